@@ -1,1 +1,84 @@
-fn main() {}
+//! `rt`, an OCI container runtime for Linux and WebAssembly workloads.
+//!
+//! Data flows one way: the command line to a [`command`], which loads a [`bundle`], chooses the [`workload`], opens the
+//! [`engine`] if it is a Wasm one, and has [`container`] make the sandbox, in which the [`executor`] starts the program.
+//! What outlives the command is in [`state`]. An error is printed here and nowhere else.
+
+mod bundle;
+mod cli;
+mod command;
+mod container;
+mod engine;
+mod exe;
+mod executor;
+mod log;
+mod signals;
+mod state;
+mod syscall;
+mod workload;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use cli::Parsed;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()) {
+        Parsed::Version => print(&command::version()),
+        Parsed::Help(text) => print(&text),
+        Parsed::Wrong(line) => fail(&line),
+        Parsed::Command(global, command) => {
+            let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
+            let protected = command::protect(&command);
+            let outcome = log::open(global.log.as_deref(), global.log_format, level)
+                .and(protected)
+                .and_then(|()| command::execute(&global, command));
+            match outcome {
+                Ok(code) => code,
+                Err(error) => fail(&describe(&error)),
+            }
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One `write(2)`: conmon reads standard error once, and takes what that read returns.
+fn fail(line: &str) -> ExitCode {
+    log::error(line);
+    // With standard error closed there is nobody left to tell.
+    let _ = std::io::stderr().write_all(format!("rt: {line}\n").as_bytes());
+    ExitCode::FAILURE
+}
+
+/// The causes of an error on one line, outermost first, without Rust's ` (os error N)`.
+fn describe(error: &anyhow::Error) -> String {
+    let mut line = format!("{error:#}").replace('\n', " ");
+    while let Some(start) = line.find(" (os error ") {
+        let Some(length) = line[start..].find(')') else { break };
+        line.replace_range(start..=start + length, "");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    #[test]
+    fn an_error_is_one_line_without_numbers() {
+        let error = Err::<(), _>(std::io::Error::from_raw_os_error(libc::ENOENT))
+            .context("read `config.json`")
+            .context("open bundle `/b`")
+            .expect_err("it is one");
+        assert_eq!(
+            super::describe(&error),
+            "open bundle `/b`: read `config.json`: No such file or directory"
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! The bundle: a directory with a `config.json` and, usually, a root filesystem (OCI runtime-spec, `bundle.md`).
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use libcontainer::oci_spec::runtime::{Linux, Process, Spec};
+
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// Absolute, without symbolic links.
+    pub(crate) path: PathBuf,
+    /// `root.path`, made absolute.
+    pub(crate) rootfs: PathBuf,
+    /// The configuration as it was read, byte for byte.
+    pub(crate) config: Vec<u8>,
+    pub(crate) spec: Spec,
+}
+
+impl Bundle {
+    /// Reads and checks the configuration: what every container must have is there afterwards.
+    pub(crate) fn load(directory: &Path, config: Option<&Path>) -> Result<Bundle> {
+        Bundle::read(directory, config)
+            .with_context(|| format!("open bundle `{}`", directory.display()))
+    }
+
+    fn read(directory: &Path, config: Option<&Path>) -> Result<Bundle> {
+        let path = directory.canonicalize()?;
+        let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
+        let name = config.unwrap_or(Path::new("config.json")).display();
+        let config = fs::read(&file).with_context(|| format!("read `{name}`"))?;
+        // serde_json says line and column.
+        let spec: Spec =
+            serde_json::from_slice(&config).with_context(|| format!("parse `{name}`"))?;
+        let rootfs = check(&spec).with_context(|| format!("check `{name}`"))?;
+        let rootfs = path.join(rootfs);
+        ensure!(
+            fs::metadata(&rootfs)
+                .with_context(|| format!("open rootfs `{}`", rootfs.display()))?
+                .is_dir(),
+            "open rootfs `{}`: Not a directory",
+            rootfs.display()
+        );
+        let rootfs =
+            rootfs.canonicalize().with_context(|| format!("open rootfs `{}`", rootfs.display()))?;
+        Ok(Bundle { path, rootfs, config, spec })
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        self.spec.process().as_ref().expect("`load` refuses a configuration without a process")
+    }
+
+    pub(crate) fn linux(&self) -> Option<&Linux> {
+        self.spec.linux().as_ref()
+    }
+
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
+        annotation(&self.spec, key)
+    }
+
+    pub(crate) fn annotations(&self) -> HashMap<String, String> {
+        self.spec.annotations().clone().unwrap_or_default()
+    }
+}
+
+pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec str> {
+    spec.annotations().as_ref()?.get(key).map(String::as_str)
+}
+
+/// The rules of `config.md` that the types cannot express; returns `root.path`.
+fn check(spec: &Spec) -> Result<&Path> {
+    let version = spec.version();
+    ensure!(!version.is_empty(), "`ociVersion` is missing");
+    // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic versioning; CRI-O 1.36
+    // writes 1.3.0).
+    ensure!(version == "1" || version.starts_with("1."), "`ociVersion` {version} is not 1.x");
+    let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
+    ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
+    let process = spec.process().as_ref().ok_or_else(|| anyhow!("`process` is missing"))?;
+    ensure!(
+        process.args().as_ref().is_some_and(|args| !args.is_empty()),
+        "`process.args` is empty"
+    );
+    ensure!(
+        process.cwd().is_absolute(),
+        "`process.cwd` `{}` is not absolute",
+        process.cwd().display()
+    );
+    let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
+    for string in strings {
+        ensure!(
+            !string.contains('\0'),
+            "a NUL byte in `process.args` or `process.env`: {string:?}"
+        );
+    }
+    for mount in spec.mounts().iter().flatten() {
+        if !mount.destination().is_absolute() {
+            bail!("the mount destination `{}` is not absolute", mount.destination().display());
+        }
+    }
+    if let Some(linux) = spec.linux() {
+        let namespaces = linux.namespaces().iter().flatten();
+        let mut seen = Vec::new();
+        for namespace in namespaces {
+            ensure!(
+                !seen.contains(&namespace.typ()),
+                "the {} namespace is listed twice",
+                namespace.typ()
+            );
+            seen.push(namespace.typ());
+        }
+    }
+    Ok(root.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(json: &str) -> String {
+        let spec = serde_json::from_str(json).expect("valid JSON");
+        super::check(&spec)
+            .map_or_else(|error| format!("{error:#}"), |path| path.display().to_string())
+    }
+
+    #[test]
+    fn names_what_is_missing() {
+        let process = r#""process":{"cwd":"/","args":["x"],"user":{"uid":0,"gid":0}}"#;
+        for (json, text) in [
+            ("{}".to_owned(), "`ociVersion` is missing"),
+            (r#"{"ociVersion":"2.0.0"}"#.to_owned(), "`ociVersion` 2.0.0 is not 1.x"),
+            (r#"{"ociVersion":"1.99.7"}"#.to_owned(), "`root` is missing"),
+            (r#"{"ociVersion":"1.0.2","root":{"path":"r"}}"#.to_owned(), "`process` is missing"),
+            (format!(r#"{{"ociVersion":"1.3.0","root":{{"path":"r"}},{process}}}"#), "r"),
+        ] {
+            assert_eq!(check(&json), text);
+        }
+    }
+}

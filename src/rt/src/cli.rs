@@ -1,0 +1,322 @@
+//! The command line: what the user typed, parsed and nothing more.
+//!
+//! The flags are crun's and runc's, and callers pass every one of them (conmon, go-runc, podman, CRI-O). Global flags
+//! stand before the subcommand. What a flag does is said at its subcommand in `command/`.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+
+use crate::log;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "rt",
+    about = "An OCI container runtime for Linux and WebAssembly workloads",
+    disable_help_subcommand = true,
+    args_override_self = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// Print the version
+    #[arg(short = 'v', long)]
+    pub(crate) version: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Where the state of containers is kept [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Append messages to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// How to write them
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) log_format: log::Format,
+    /// The least important messages to write
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    pub(crate) log_level: log::LogLevel,
+    /// The same as --log-level=debug
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Let systemd make the cgroups: the same as --cgroup-manager=systemd
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// Who makes the cgroups
+    #[arg(long, value_name = "MANAGER", value_enum)]
+    pub(crate) cgroup_manager: Option<CgroupManager>,
+    /// Accepted for runc's sake: rt finds out by itself what it may do
+    #[arg(long, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = ["true", "false", "auto"])]
+    rootless: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum CgroupManager {
+    Cgroupfs,
+    Systemd,
+    Disabled,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a container from a bundle; its program waits for `start`
+    Create(Create),
+    /// Start the program of a created container
+    Start(Id),
+    /// Print the state of a container as JSON
+    State(Id),
+    /// Send a signal to a container
+    Kill(Kill),
+    /// Remove a container that has stopped
+    Delete(Delete),
+    /// Create a container, start it, wait for it and delete it
+    Run(Run),
+    /// List the containers
+    List(List),
+    /// Write a `config.json` to begin with
+    Spec(Spec),
+    /// Print as JSON what this runtime can do
+    Features,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Id {
+    /// The container's name
+    pub(crate) id: String,
+}
+
+/// What `create` and `run` share.
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// The container's name
+    pub(crate) id: String,
+    /// The directory of the bundle
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// The configuration, if it is not the bundle's `config.json`
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Write the process id of the container's first process to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Send the master end of the container's terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Send a pidfd of the container's first process to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Change the root with chroot(2), for a host whose root is a ramdisk
+    #[arg(long)]
+    pub(crate) no_pivot: bool,
+    /// Keep the caller's session keyring
+    #[arg(long)]
+    pub(crate) no_new_keyring: bool,
+    /// Pass this many more descriptors, from 3 on, to the container
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) create: Create,
+    /// Return as soon as the program runs
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Do not delete the container when it has stopped
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Accepted for runc's sake: rt never becomes a subreaper
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Kill {
+    /// The container's name
+    pub(crate) id: String,
+    /// A signal, by name or number
+    #[arg(default_value = "TERM", allow_hyphen_values = true)]
+    pub(crate) signal: String,
+    /// Send it to every process of the container
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Delete {
+    /// The container's name
+    pub(crate) id: String,
+    /// Kill it first if it runs; a container that is not there is no error
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct List {
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: ListFormat,
+    /// Print the names only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum ListFormat {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Spec {
+    /// The directory to write `config.json` to
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// For a user who is not root
+    #[arg(long)]
+    pub(crate) rootless: bool,
+    /// For a WebAssembly module, `/app.wasm`
+    #[arg(long)]
+    pub(crate) wasm: bool,
+}
+
+/// What became of the arguments.
+pub(crate) enum Parsed {
+    Command(Box<Global>, Command),
+    Version,
+    /// Help, to be printed on standard output.
+    Help(String),
+    /// One line that says what is wrong.
+    Wrong(String),
+}
+
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
+    // go-runc writes this one flag with a single dash, which Go's own flag package takes.
+    let args = args.map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
+    match Cli::try_parse_from(args) {
+        Ok(Cli { version: true, .. }) => Parsed::Version,
+        Ok(Cli { command: Some(command), global, .. }) => Parsed::Command(Box::new(global), command),
+        Ok(Cli { command: None, .. }) => Parsed::Wrong("no command given: see `rt --help`".into()),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => Parsed::Help(error.to_string()),
+        Err(error) => Parsed::Wrong(one_line(&error)),
+    }
+}
+
+/// clap explains over several lines; callers want one.
+fn one_line(error: &clap::Error) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let arg = text(ContextKind::InvalidArg).unwrap_or_default();
+    let arg = arg.split([' ', '=']).next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument => format!("unknown flag or argument `{arg}`"),
+        ErrorKind::InvalidSubcommand => {
+            format!(
+                "unknown command `{}`",
+                text(ContextKind::InvalidSubcommand).unwrap_or_default()
+            )
+        }
+        // The words that Go's flag packages use, which callers look for.
+        ErrorKind::InvalidValue
+            if text(ContextKind::InvalidValue).is_none_or(|value| value.is_empty()) =>
+        {
+            format!("flag needs an argument: `{arg}`")
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let value = text(ContextKind::InvalidValue).unwrap_or_default();
+            let known = text(ContextKind::ValidValue)
+                .map(|known| format!(": one of {known}"))
+                .unwrap_or_default();
+            format!("wrong value `{value}` for `{arg}`{known}")
+        }
+        ErrorKind::MissingRequiredArgument => {
+            format!("missing argument {}", text(ContextKind::InvalidArg).unwrap_or_default())
+        }
+        _ => {
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default();
+            first.strip_prefix("error: ").unwrap_or(first).to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn wrong(args: &[&str]) -> String {
+        match parse(["rt"].iter().chain(args).map(OsString::from)) {
+            Parsed::Wrong(line) => line,
+            _ => panic!("{args:?} was taken"),
+        }
+    }
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn takes_a_value_after_a_space_and_after_an_equals_sign() {
+        for args in
+            [["rt", "--root", "/r", "state", "c"].as_slice(), &["rt", "--root=/r", "state", "c"]]
+        {
+            let Parsed::Command(global, Command::State(id)) =
+                parse(args.iter().map(OsString::from))
+            else {
+                panic!("{args:?} was refused");
+            };
+            assert_eq!((global.root, id.id.as_str()), (Some("/r".into()), "c"));
+        }
+    }
+
+    #[test]
+    fn takes_a_repeated_flag_and_a_single_dash_one() {
+        let args = ["rt", "--root=/a", "--root=/b", "run", "-no-subreaper", "c"];
+        let Parsed::Command(global, Command::Run(_)) = parse(args.iter().map(OsString::from))
+        else {
+            panic!("refused");
+        };
+        assert_eq!(global.root, Some("/b".into()));
+    }
+
+    #[test]
+    fn names_what_is_wrong_in_one_line() {
+        assert_eq!(
+            wrong(&["--invalidflag", "state", "c"]),
+            "unknown flag or argument `--invalidflag`"
+        );
+        assert_eq!(
+            wrong(&["state", "--invalidflag", "c"]),
+            "unknown flag or argument `--invalidflag`"
+        );
+        assert_eq!(wrong(&["frob"]), "unknown command `frob`");
+        assert_eq!(wrong(&["state"]), "missing argument <ID>");
+        assert_eq!(wrong(&["create", "c", "--bundle"]), "flag needs an argument: `--bundle`");
+        assert_eq!(
+            wrong(&["--log-format=xml", "list"]),
+            "wrong value `xml` for `--log-format`: one of text, json"
+        );
+        assert_eq!(
+            wrong(&["create", "c", "--preserve-fds=x"]),
+            "wrong value `x` for `--preserve-fds`"
+        );
+        assert_eq!(wrong(&[]), "no command given: see `rt --help`");
+    }
+}

@@ -1,0 +1,102 @@
+//! The subcommands, one file each, and what they share.
+#![forbid(unsafe_code)]
+
+mod create;
+mod delete;
+mod features;
+mod kill;
+mod list;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{CgroupManager, Command, Global};
+use crate::container::cgroups::Manager;
+use crate::exe;
+use crate::state::Root;
+use crate::syscall;
+
+/// The version of the OCI runtime specification that this runtime follows; every 1.x is accepted.
+const SPECIFICATION: &str = "1.3.0";
+
+/// The first line is what Docker and CRI-O show; no other line may hold the word "version", which Docker looks for.
+pub(crate) fn version() -> String {
+    let mut text = format!("rt version {}\n", env!("CARGO_PKG_VERSION"));
+    if let Some(commit) = option_env!("RT_COMMIT").filter(|commit| !commit.is_empty()) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "commit: {commit}");
+    }
+    text + &format!(
+        "spec: {SPECIFICATION}\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +WASM:wasmedge\n"
+    )
+}
+
+/// For a command that enters a container: closes what the caller left open, and protects the runtime's own executable.
+/// Comes before everything else, the log included, which it would close.
+pub(crate) fn protect(command: &Command) -> Result<()> {
+    let create = match command {
+        Command::Create(create) => create,
+        Command::Run(run) => &run.create,
+        _ => return Ok(()),
+    };
+    let passed = create.preserve_fds.saturating_add(listen_fds());
+    // No process has this many descriptors; rustix and the kernel count them as int.
+    anyhow::ensure!(
+        passed < 1 << 20,
+        "`--preserve-fds` {}: no process has that many",
+        create.preserve_fds
+    );
+    syscall::close_from(3 + passed).context("close the caller's descriptors")?;
+    exe::protect().context("protect the runtime's executable")
+}
+
+/// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).
+fn listen_fds() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") == Some(std::process::id()) {
+        number("LISTEN_FDS").unwrap_or(0)
+    } else {
+        0
+    }
+}
+
+pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
+    let root = Root::new(global.root.as_deref());
+    match command {
+        Command::Create(args) => create::execute(&root, manager(global), &args),
+        Command::Start(args) => start::execute(&root, &args),
+        Command::State(args) => state::execute(&root, &args),
+        Command::Kill(args) => kill::execute(&root, &args),
+        Command::Delete(args) => delete::execute(&root, &args),
+        Command::Run(args) => run::execute(&root, manager(global), &args),
+        Command::List(args) => list::execute(&root, &args),
+        Command::Spec(args) => spec::execute(&args),
+        Command::Features => features::execute(),
+    }
+}
+
+fn manager(global: &Global) -> Manager {
+    match global.cgroup_manager {
+        Some(CgroupManager::Cgroupfs) => Manager::Cgroupfs,
+        Some(CgroupManager::Systemd) => Manager::Systemd,
+        Some(CgroupManager::Disabled) => Manager::Disabled,
+        None if global.systemd_cgroup => Manager::Systemd,
+        None => Manager::Cgroupfs,
+    }
+}
+
+/// Prints on standard output, and says so when that fails: a caller would parse half an answer.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("write to standard output")
+}

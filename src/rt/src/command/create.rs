@@ -1,0 +1,73 @@
+//! `rt create`: makes a container whose program waits for `rt start`. What is said here of flags holds for `run` too.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bundle::Bundle;
+use crate::cli;
+use crate::container::cgroups::Manager;
+use crate::container::{self, Container, Options, Wait, terminal};
+use crate::engine;
+use crate::state::Root;
+use crate::workload;
+
+pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Create) -> Result<ExitCode> {
+    let create = || {
+        let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
+        let console = connect_console(&bundle, args)?;
+        container(root, manager, args, &bundle, console, Wait::ForStart)
+    };
+    create().with_context(|| format!("create `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The one to send the terminal to. The container must want a terminal if, and only if, somebody takes it.
+pub(super) fn connect_console(bundle: &Bundle, args: &cli::Create) -> Result<Option<OwnedFd>> {
+    let terminal = bundle.process().terminal() == Some(true);
+    match &args.console_socket {
+        Some(socket) => {
+            ensure!(terminal, "`--console-socket` is given, and `process.terminal` is not set");
+            terminal::connect(socket).context("open the console socket").map(Some)
+        }
+        None => {
+            ensure!(
+                !terminal,
+                "`process.terminal` is set: cannot allocate a terminal without `--console-socket`"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Makes the container.
+pub(super) fn container(
+    root: &Root,
+    manager: Manager,
+    args: &cli::Create,
+    bundle: &Bundle,
+    console: Option<OwnedFd>,
+    wait: Wait,
+) -> Result<Container> {
+    let argv0 = std::env::args_os().next().unwrap_or_default();
+    let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
+    // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only init can see.
+    let engine = asked.map(engine::open).transpose()?;
+    let options = Options {
+        id: &args.id,
+        bundle,
+        manager,
+        wait,
+        asked,
+        engine,
+        pid_file: args.pid_file.as_deref(),
+        console,
+        pidfd_socket: args.pidfd_socket.as_deref(),
+        no_pivot: args.no_pivot,
+        new_keyring: !args.no_new_keyring,
+        listen_fds: super::listen_fds(),
+    };
+    container::create(root, options)
+}

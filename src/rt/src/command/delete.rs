@@ -1,0 +1,33 @@
+//! `rt delete`: removes what is left of a container.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cli;
+use crate::container;
+use crate::state::Root;
+
+pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
+    delete(root, args).with_context(|| format!("delete `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn delete(root: &Root, args: &cli::Delete) -> Result<()> {
+    let Some(directory) = root.find(&args.id)? else {
+        // CRI-O takes any failure of a forced deletion for a container that is still there.
+        if args.force {
+            return Ok(());
+        }
+        bail!("container does not exist");
+    };
+    match directory.read()? {
+        Some(state) => container::delete(&directory, &state, args.force),
+        // Nothing was made yet when its creation was cut short.
+        None if args.force => directory.remove(),
+        None => bail!(
+            "container does not exist: its creation was cut short, `--force` removes what is left"
+        ),
+    }
+}

@@ -1,0 +1,53 @@
+//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Reads and makes nothing.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::SPECIFICATION;
+use crate::container::MOUNT_OPTIONS;
+
+pub(super) fn execute() -> Result<ExitCode> {
+    let capabilities: Vec<String> = rustix::thread::CapabilitySet::all()
+        .iter_names()
+        .map(|(name, _)| format!("CAP_{name}"))
+        .collect();
+    let features = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": SPECIFICATION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "mountOptions": MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": capabilities,
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true },
+            "seccomp": {
+                "enabled": true,
+                "actions": [
+                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD",
+                    "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                ],
+                "operators": [
+                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ",
+                    "SCMP_CMP_NE",
+                ],
+            },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "mountExtensions": { "idmap": { "enabled": false } },
+            "intelRdt": { "enabled": false },
+        },
+        "annotations": {
+            "dev.rt.version": env!("CARGO_PKG_VERSION"),
+            "dev.rt.engines": "wasmedge",
+            "org.opencontainers.runc.checkpoint.enabled": "false",
+        },
+        "potentiallyUnsafeConfigAnnotations": [
+            "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "run.oci.",
+        ],
+    });
+    super::print(&format!("{}\n", serde_json::to_string_pretty(&features)?))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,64 @@
+//! `rt list`: the containers below one root.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::state::Report;
+use crate::cli::{self, ListFormat};
+use crate::state::{Directory, Root, State};
+
+pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
+    list(root, args).context("list")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(root: &Root, args: &cli::List) -> Result<()> {
+    let containers: Vec<(Directory, State)> = root
+        .ids()?
+        .iter()
+        // One that is just being made or deleted is not there.
+        .filter_map(|id| {
+            root.load(id).inspect_err(|error| tracing::debug!("leave out `{id}`: {error:#}")).ok()
+        })
+        .collect();
+    let reports = containers
+        .iter()
+        .map(|(directory, state)| Report::new(directory, state))
+        .collect::<Result<Vec<_>>>()?;
+    if args.quiet {
+        let names: String = reports.iter().map(|report| format!("{}\n", report.id)).collect();
+        return super::print(&names);
+    }
+    match args.format {
+        ListFormat::Json => super::print(&format!("{}\n", serde_json::to_string(&reports)?)),
+        ListFormat::Table => super::print(&table(&reports)),
+    }
+}
+
+/// Columns as wide as their widest entry, three spaces apart, as runc prints them.
+fn table(reports: &[Report<'_>]) -> String {
+    let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+    let rows = reports.iter().map(|report| {
+        [
+            report.id.to_owned(),
+            report.pid.to_string(),
+            report.status.to_string(),
+            report.bundle.display().to_string(),
+            report.created.to_owned(),
+            report.owner.clone(),
+        ]
+    });
+    let rows: Vec<[String; 6]> = [head].into_iter().chain(rows).collect();
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(9) + 3
+    };
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    rows.iter()
+        .map(|row| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+            format!("{}\n", cells.collect::<String>().trim_end())
+        })
+        .collect()
+}

@@ -1,0 +1,119 @@
+//! `rt spec`: writes a `config.json` to begin with.
+#![forbid(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cli;
+
+pub(super) fn execute(args: &cli::Spec) -> Result<ExitCode> {
+    let path = args.bundle.join("config.json");
+    let write = || -> Result<()> {
+        let text = serde_json::to_string_pretty(&template(args))? + "\n";
+        // An existing configuration is somebody's work.
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        Ok(file.write_all(text.as_bytes())?)
+    };
+    write().with_context(|| format!("spec: write `{}`", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn template(args: &cli::Spec) -> Value {
+    let mut spec = linux();
+    if args.wasm {
+        wasm(&mut spec);
+    }
+    if args.rootless {
+        rootless(&mut spec);
+    }
+    spec
+}
+
+/// runc's and crun's template: a shell with three capabilities in namespaces of its own.
+fn linux() -> Value {
+    let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
+    let mount = |destination: &str, kind: &str, options: &[&str]| {
+        let source = if kind == "tmpfs" && destination == "/dev/shm" { "shm" } else { kind };
+        json!({ "destination": destination, "type": kind, "source": source, "options": options })
+    };
+    let mut proc = mount("/proc", "proc", &[]);
+    if let Some(proc) = proc.as_object_mut() {
+        proc.remove("options");
+    }
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": true,
+            "user": { "uid": 0, "gid": 0 },
+            "args": ["sh"],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+            },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024 }],
+            "noNewPrivileges": true,
+        },
+        "root": { "path": "rootfs", "readonly": true },
+        "hostname": "rt",
+        "mounts": [
+            proc,
+            mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+            mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        ],
+        "linux": {
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
+            "namespaces": [
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+                { "type": "cgroup" },
+            ],
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+                "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+/// A module at `/app.wasm`, in a rootfs that need hold nothing else.
+fn wasm(spec: &mut Value) {
+    spec["process"]["terminal"] = json!(false);
+    spec["process"]["args"] = json!(["/app.wasm"]);
+    spec["annotations"] = json!({ "run.oci.handler": "wasm" });
+}
+
+/// As runc does: the caller's ids become root's, the host's network is kept, `/sys` is the host's.
+fn rootless(spec: &mut Value) {
+    let map = |id: u32| json!([{ "containerID": 0, "hostID": id, "size": 1 }]);
+    let linux = &mut spec["linux"];
+    linux["uidMappings"] = map(rustix::process::geteuid().as_raw());
+    linux["gidMappings"] = map(rustix::process::getegid().as_raw());
+    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(json!({ "type": "user" }));
+    }
+    if let Some(linux) = linux.as_object_mut() {
+        linux.remove("resources");
+    }
+    for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys" {
+            *mount = json!({
+                "destination": "/sys", "type": "none", "source": "/sys",
+                "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+            });
+        }
+        // The group tty is not mapped.
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Containers: made, and unmade. One room per thing that the kernel or the OCI specification has a name for.
+#![forbid(unsafe_code)]
+
+mod cgroup_mount;
+pub(crate) mod cgroups;
+mod create;
+mod delete;
+mod devices;
+mod hooks;
+mod init;
+mod mounts;
+mod namespaces;
+mod process;
+mod rootfs;
+mod seccomp;
+mod start;
+mod sync;
+mod sysctl;
+pub(crate) mod terminal;
+
+pub(crate) use create::{Container, Options, Wait, create};
+pub(crate) use delete::delete;
+pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
+pub(crate) use namespaces::wait;
+pub(crate) use start::{start, started};

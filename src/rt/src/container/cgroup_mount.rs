@@ -1,0 +1,123 @@
+//! Mounts of type `cgroup`: the container's view of its own cgroup (`cgroup_namespaces(7)`). Runs in init, in its cgroup.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use libcontainer::oci_spec::runtime::Mount;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+
+use super::cgroups::{self, ROOT, Version};
+use super::mounts::{self, Options};
+use super::namespaces::Namespaces;
+use super::rootfs::Rootfs;
+use crate::syscall::{self, MountAttr};
+
+pub(super) fn mount(rootfs: &Rootfs, namespaces: &Namespaces, entry: &Mount) -> Result<()> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    // A namespace of its own makes a new mount show the container's cgroup as the root of the hierarchy.
+    let own = namespaces.makes(libc::CLONE_NEWCGROUP) || namespaces.joins(libc::CLONE_NEWCGROUP);
+    let view = View { own, attr: options.attr };
+    let destination = rootfs.make(entry.destination(), true)?;
+    match cgroups::version()? {
+        Version::V2 => {
+            let mount = view.v2(Path::new(ROOT))?;
+            mounts::attach(mount.as_fd(), destination.as_fd())
+        }
+        Version::V1 => all_v1(rootfs, entry.destination(), destination, &view),
+    }
+}
+
+struct View {
+    own: bool,
+    attr: MountAttr,
+}
+
+/// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
+fn all_v1(rootfs: &Rootfs, path: &Path, destination: OwnedFd, view: &View) -> Result<()> {
+    let options = ["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned);
+    let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?;
+    mounts::attach(tmpfs.as_fd(), destination.as_fd())?;
+    drop(destination);
+    for hierarchy in cgroups::hierarchies()? {
+        let Some(name) = hierarchy.file_name().map(|name| name.to_string_lossy().into_owned())
+        else {
+            continue;
+        };
+        let show = || format!("mount the hierarchy `{name}`");
+        let place = rootfs.make(&path.join(&name), true)?;
+        let mount =
+            if name == "unified" { view.v2(&hierarchy) } else { view.v1(&hierarchy, &name) };
+        mounts::attach(mount.with_context(show)?.as_fd(), place.as_fd()).with_context(show)?;
+        let controllers: Vec<&str> = name.split(',').collect();
+        if controllers.len() > 1 {
+            for controller in controllers {
+                match rustix::fs::symlinkat(&name, &tmpfs, controller) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error).context("make a link to a hierarchy"),
+                }
+            }
+        }
+    }
+    let attr = MountAttr { set: view.attr.set & libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    syscall::mount_setattr(tmpfs.as_fd(), attr, false)
+        .context("make the list of hierarchies read-only")
+}
+
+impl View {
+    fn v2(&self, root: &Path) -> Result<OwnedFd> {
+        if self.own {
+            // In a user namespace that does not own the cgroup namespace the kernel refuses; a bind mount shows the same.
+            match mounts::make(
+                "cgroup2",
+                Some(Path::new("cgroup")),
+                &Options { attr: self.attr, ..Options::default() },
+            ) {
+                Err(error) if error.downcast_ref() == Some(&Errno::PERM) => {}
+                result => return result,
+            }
+        }
+        self.bind(root, "")
+    }
+
+    fn v1(&self, root: &Path, name: &str) -> Result<OwnedFd> {
+        if self.own {
+            let is_named = !fs::read_to_string("/proc/cgroups").is_ok_and(|table| {
+                table
+                    .lines()
+                    .any(|line| name.split(',').any(|n| line.split('\t').next() == Some(n)))
+            });
+            let data = if is_named {
+                vec![("none".to_owned(), None), ("name".to_owned(), Some(name.to_owned()))]
+            } else {
+                name.split(',').map(|controller| (controller.to_owned(), None)).collect()
+            };
+            return mounts::make(
+                "cgroup",
+                Some(Path::new("cgroup")),
+                &Options { attr: self.attr, data, ..Options::default() },
+            );
+        }
+        self.bind(root, name)
+    }
+
+    /// The directory of init's own cgroup.
+    fn bind(&self, root: &Path, controllers: &str) -> Result<OwnedFd> {
+        let table = fs::read_to_string("/proc/self/cgroup").context("read `/proc/self/cgroup`")?;
+        let entry = table.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (names, path) = rest.split_once(':')?;
+            (names.strip_prefix("name=").unwrap_or(names) == controllers).then_some(path)
+        });
+        let path: PathBuf =
+            root.join(entry.context("init is in no cgroup")?.trim_start_matches('/'));
+        let mount = mounts::clone_tree(CWD, &path, true)
+            .with_context(|| format!("open `{}`", path.display()))?;
+        syscall::mount_setattr(mount.as_fd(), self.attr, true)
+            .context("set the attributes of the mount")?;
+        Ok(mount)
+    }
+}

@@ -1,0 +1,280 @@
+//! Control groups: where a container's are, how they are made, filled, limited and removed (`cgroups(7)`).
+//!
+//! Own code for cgroupfs, in [`v1`] and [`v2`]: libcgroups parses the mount table once per controller, moves a process into
+//! its cgroup where v2 lets it be born there, and does not remove what is below a cgroup. Its systemd manager is used as
+//! it is, in [`systemd`].
+#![forbid(unsafe_code)]
+
+mod resources;
+mod systemd;
+mod v1;
+mod v2;
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::LinuxResources;
+use rustix::fs::FsWord;
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::syscall;
+
+/// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`, `update`).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Manager {
+    Cgroupfs,
+    Systemd,
+    Disabled,
+}
+
+/// How this host mounts cgroups.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Version {
+    /// One hierarchy per controller, also when there is a second-version one beside them (hybrid).
+    V1,
+    V2,
+}
+
+/// The cgroup of one container.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Cgroup {
+    pub(crate) manager: Manager,
+    pub(crate) version: Version,
+    /// `linux.cgroupsPath`, for systemd: `slice:prefix:name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    /// The container's name: systemd's manager wants it again.
+    name: String,
+    /// Its directories: one, or one per hierarchy.
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+
+/// From `<linux/magic.h>`.
+const CGROUP2_SUPER_MAGIC: FsWord = 0x6367_7270;
+const CGROUP_SUPER_MAGIC: FsWord = 0x0027_e0eb;
+
+pub(crate) fn version() -> Result<Version> {
+    let root = rustix::fs::statfs(ROOT).with_context(|| format!("find the cgroups at `{ROOT}`"))?;
+    Ok(if root.f_type == CGROUP2_SUPER_MAGIC { Version::V2 } else { Version::V1 })
+}
+
+/// The roots of the hierarchies of a host with v1.
+pub(crate) fn hierarchies() -> Result<Vec<PathBuf>> {
+    v1::hierarchies()
+}
+
+impl Cgroup {
+    /// Decides where a container's cgroup shall be. Makes nothing yet.
+    pub(crate) fn plan(manager: Manager, path: Option<&Path>, id: &str) -> Result<Cgroup> {
+        let version = version()?;
+        let mut cgroup =
+            Cgroup { manager, version, unit: None, name: id.to_owned(), paths: Vec::new() };
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        match manager {
+            Manager::Disabled => {}
+            Manager::Systemd => {
+                let path = path.map(|path| path.to_string_lossy().into_owned());
+                cgroup.unit = Some(path.unwrap_or_else(|| format!(":rt:{id}")));
+            }
+            Manager::Cgroupfs => {
+                let path = path.map_or_else(|| PathBuf::from(format!("rt-{id}")), Path::to_owned);
+                let relative: PathBuf =
+                    path.components().filter(|part| *part != Component::RootDir).collect();
+                if relative.components().any(|part| !matches!(part, Component::Normal(_))) {
+                    bail!("the cgroup path `{}` holds `..`", path.display());
+                }
+                cgroup.paths = match version {
+                    Version::V1 => {
+                        v1::hierarchies()?.into_iter().map(|root| root.join(&relative)).collect()
+                    }
+                    Version::V2 => vec![Path::new(ROOT).join(relative)],
+                };
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// Makes the cgroup if a process can be born in it, which saves the move (v2: `CLONE_INTO_CGROUP`).
+    pub(crate) fn make_for_birth(&self) -> Result<Option<OwnedFd>> {
+        match (self.manager, self.version) {
+            (Manager::Cgroupfs, Version::V2) => v2::make(&self.paths[0]).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Sees to it that the process is in the cgroup, and that the limits are in force.
+    pub(crate) fn enter(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
+        match (self.manager, self.version) {
+            (Manager::Disabled, _) => Ok(()),
+            (Manager::Systemd, _) => self.enter_unit(pid, resources),
+            (Manager::Cgroupfs, Version::V2) => self.limit(resources),
+            (Manager::Cgroupfs, Version::V1) => {
+                for path in &self.paths {
+                    v1::make(path).with_context(|| format!("make cgroup `{}`", path.display()))?;
+                }
+                self.limit(resources)?;
+                for path in &self.paths {
+                    write(&path.join("cgroup.procs"), &pid.to_string())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
+        let unit = self.unit.clone().unwrap_or_default();
+        self.paths = systemd::enter(&unit, &self.name, pid, resources)?;
+        Ok(())
+    }
+
+    fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        let Some(resources) = resources else { return Ok(()) };
+        match self.version {
+            Version::V1 => resources::apply_v1(&self.paths, resources),
+            Version::V2 => resources::apply_v2(&self.paths[0], resources),
+        }
+    }
+
+    /// Whether the freezer has stopped it. A cgroup that is gone is not frozen.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+        match self.version {
+            Version::V2 => self
+                .paths
+                .first()
+                .is_some_and(|path| read(path.join("cgroup.freeze")).trim() == "1"),
+            Version::V1 => v1::of_controller(&self.paths, "freezer").is_some_and(|path| {
+                matches!(read(path.join("freezer.state")).trim(), "FROZEN" | "FREEZING")
+            }),
+        }
+    }
+
+    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them.
+    pub(crate) fn thaw(&self) {
+        let (path, value) = match self.version {
+            Version::V2 => (self.paths.first().map(|path| path.join("cgroup.freeze")), "0"),
+            Version::V1 => (
+                v1::of_controller(&self.paths, "freezer").map(|path| path.join("freezer.state")),
+                "THAWED",
+            ),
+        };
+        if let Some(path) = path {
+            // What cannot be thawed is noticed where the processes are waited for.
+            let _ = fs::write(path, value);
+        }
+    }
+
+    /// All processes in it and below it.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let Some(path) = self.process_path() else { return Vec::new() };
+        let mut pids = Vec::new();
+        collect_processes(path, &mut pids);
+        pids
+    }
+
+    /// The directory that lists the processes: with v1 any hierarchy will do.
+    fn process_path(&self) -> Option<&PathBuf> {
+        match self.version {
+            Version::V1 => v1::of_controller(&self.paths, "pids").or(self.paths.first()),
+            Version::V2 => self.paths.first(),
+        }
+    }
+
+    /// Sends a signal to all processes in it and below it.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL && self.version == Version::V2 {
+            // Linux 5.14; in one step, so nothing can be forked meanwhile.
+            let kill = self.paths.first().map(|path| path.join("cgroup.kill"));
+            if kill.is_some_and(|kill| fs::write(kill, "1").is_ok()) {
+                return Ok(());
+            }
+        }
+        // What is forked between two readings is caught by the next; a pass that finds nobody new is the last.
+        let mut signalled = Vec::new();
+        loop {
+            let fresh: Vec<Pid> =
+                self.processes().into_iter().filter(|pid| !signalled.contains(pid)).collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            for pid in fresh {
+                match syscall::kill(pid, signal) {
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => signalled.push(pid),
+                    Err(error) => {
+                        return Err(error)
+                            .with_context(|| format!("send signal {signal} to process {pid}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends what is left in it and removes it, and all cgroups below it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        if self.paths.iter().any(|path| path.exists()) && !self.processes().is_empty() {
+            self.thaw();
+            self.signal(libc::SIGKILL)?;
+        }
+        for path in &self.paths {
+            remove(path).with_context(|| format!("remove cgroup `{}`", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn collect_processes(path: &Path, pids: &mut Vec<Pid>) {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+    for below in directories(path) {
+        collect_processes(&below, pids);
+    }
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// A killed process is in its cgroup for a little longer: EBUSY until then, for which there is no event with v1.
+fn remove(path: &Path) -> io::Result<()> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::ResourceBusy => return Err(error),
+            Err(error) => {
+                for below in directories(path) {
+                    remove(&below)?;
+                }
+                // 200 µs, 400 µs, … 1.6 s: three seconds in all.
+                if pause > Duration::from_secs(2) {
+                    return Err(error);
+                }
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+        }
+    }
+}
+
+/// A cgroup file takes a value in one `write(2)`.
+fn write(path: &Path, value: &str) -> Result<()> {
+    let result = fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
+    result.with_context(|| format!("write `{value}` to `{}`", path.display()))
+}

@@ -1,0 +1,346 @@
+//! Limits: `linux.resources` as values for the files of a cgroup (runtime-spec, `config-linux.md`, "Control groups").
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use libcontainer::oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxNetwork,
+    LinuxResources, LinuxThrottleDevice,
+};
+
+use super::{v1, write};
+
+/// Limits for v2 files, by the conversion of the runtime-spec and of runc where the units differ.
+pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
+    let set = |file: &str, value: &str| write(&cgroup.join(file), value);
+    if let Some(memory) = resources.memory() {
+        memory_v2(memory, &set)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        cpu_v2(cpu, &set)?;
+    }
+    if let Some(pids) = resources.pids() {
+        set("pids.max", &max(pids.limit()))?;
+    }
+    if let Some(io) = resources.block_io() {
+        io_v2(io, &set)?;
+    }
+    for limit in resources.hugepage_limits().iter().flatten() {
+        set(&format!("hugetlb.{}.max", limit.page_size()), &limit.limit().to_string())?;
+    }
+    for (device, limit) in resources.rdma().iter().flatten() {
+        set("rdma.max", &rdma(device, limit.hca_handles(), limit.hca_objects()))?;
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        ensure!(!file.contains('/'), "`{file}` in `unified` is not a file name");
+        set(file, value)?;
+    }
+    Ok(())
+}
+
+/// A limit of -1 is none.
+fn max(limit: i64) -> String {
+    if limit < 0 { "max".to_owned() } else { limit.to_string() }
+}
+
+type Set<'a> = &'a dyn Fn(&str, &str) -> Result<()>;
+
+fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
+    // Swap first: the memory limit may only fit once there is less of it.
+    if let Some(swap) = memory.swap() {
+        // `swap` is memory and swap together, memory.swap.max is swap alone.
+        let value = match memory.limit() {
+            _ if swap < 0 => "max".to_owned(),
+            Some(limit) if limit > 0 => {
+                ensure!(swap >= limit, "`memory.swap` {swap} is less than `memory.limit` {limit}");
+                (swap - limit).to_string()
+            }
+            _ if swap == 0 => "0".to_owned(),
+            _ => return Err(anyhow::anyhow!("`memory.swap` needs `memory.limit`")),
+        };
+        set("memory.swap.max", &value)?;
+    }
+    if let Some(limit) = memory.limit().filter(|limit| *limit != 0) {
+        set("memory.max", &max(limit))?;
+    }
+    if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
+        set("memory.low", &max(reservation))?;
+    }
+    Ok(())
+}
+
+fn cpu_v2(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        set("cpu.weight", &weight(shares).to_string())?;
+    }
+    if cpu.quota().is_some() || cpu.period().is_some() {
+        let quota = cpu
+            .quota()
+            .filter(|quota| *quota > 0)
+            .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+        let period = cpu.period().filter(|period| *period != 0).unwrap_or(100_000);
+        set("cpu.max", &format!("{quota} {period}"))?;
+    }
+    if let Some(burst) = cpu.burst() {
+        set("cpu.max.burst", &burst.to_string())?;
+    }
+    if let Some(idle) = cpu.idle() {
+        set("cpu.idle", &idle.to_string())?;
+    }
+    if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
+        set("cpuset.cpus", cpus)?;
+    }
+    if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
+        set("cpuset.mems", mems)?;
+    }
+    Ok(())
+}
+
+/// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the quadratic fit that keeps both
+/// ends and the default, as runc and crun have it since 2025.
+fn weight(shares: u64) -> u64 {
+    if shares <= 2 {
+        return 1;
+    }
+    if shares >= 262_144 {
+        return 10_000;
+    }
+    let log = (shares as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    let weight = 10f64.powf(exponent).ceil();
+    #[expect(clippy::cast_sign_loss, reason = "a power of ten is positive")]
+    let weight = weight as u64;
+    weight.clamp(1, 10_000)
+}
+
+fn io_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to 10000.
+        if set("io.bfq.weight", &weight.to_string()).is_err() {
+            let spread = 1 + (u64::from(weight.max(10)) - 10) * 9_999 / 990;
+            set("io.weight", &spread.to_string())?;
+        }
+    }
+    for device in io.weight_device().iter().flatten() {
+        if let Some(weight) = device.weight() {
+            set("io.bfq.weight", &format!("{}:{} {weight}", device.major(), device.minor()))?;
+        }
+    }
+    let limits = [
+        ("rbps", io.throttle_read_bps_device()),
+        ("wbps", io.throttle_write_bps_device()),
+        ("riops", io.throttle_read_iops_device()),
+        ("wiops", io.throttle_write_iops_device()),
+    ];
+    for (key, devices) in limits {
+        for device in devices.iter().flatten() {
+            set(
+                "io.max",
+                &format!("{}:{} {key}={}", device.major(), device.minor(), device.rate()),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn rdma(device: &str, handles: Option<u32>, objects: Option<u32>) -> String {
+    let part = |key: &str, value: Option<u32>| {
+        value.map(|value| format!(" {key}={value}")).unwrap_or_default()
+    };
+    format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
+}
+
+/// Limits for v1 files, each in the hierarchy of its controller.
+pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
+    let set = |file: &str, value: &str| {
+        let controller = file.split('.').next().unwrap_or_default();
+        let cgroup = v1::of_controller(cgroups, controller).with_context(|| {
+            format!("set `{file}`: this host has no cgroup controller `{controller}`")
+        })?;
+        write(&cgroup.join(file), value)
+    };
+    if v1::of_controller(cgroups, "devices").is_some() {
+        for rule in device_rules(resources.devices().as_deref().unwrap_or_default()) {
+            set(if rule.allow { "devices.allow" } else { "devices.deny" }, &rule.text)?;
+        }
+    }
+    if let Some(memory) = resources.memory() {
+        memory_v1(memory, &set)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        cpu_v1(cpu, &set)?;
+    }
+    if let Some(pids) = resources.pids() {
+        set("pids.max", &max(pids.limit()))?;
+    }
+    if let Some(io) = resources.block_io() {
+        io_v1(io, &set)?;
+    }
+    for limit in resources.hugepage_limits().iter().flatten() {
+        set(&format!("hugetlb.{}.limit_in_bytes", limit.page_size()), &limit.limit().to_string())?;
+    }
+    if let Some(network) = resources.network() {
+        network_v1(network, &set)?;
+    }
+    for (device, limit) in resources.rdma().iter().flatten() {
+        set("rdma.max", &rdma(device, limit.hca_handles(), limit.hca_objects()))?;
+    }
+    Ok(())
+}
+
+fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
+    let limit = memory.limit().filter(|limit| *limit != 0);
+    let swap = memory.swap().filter(|swap| *swap != 0);
+    let set_limit =
+        || limit.map_or(Ok(()), |limit| set("memory.limit_in_bytes", &limit.to_string()));
+    let set_swap =
+        || swap.map_or(Ok(()), |swap| set("memory.memsw.limit_in_bytes", &swap.to_string()));
+    // The kernel keeps memory <= memory and swap at every moment: from the unlimited beginning, memory goes down first.
+    set_limit()?;
+    set_swap()?;
+    if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
+        set("memory.soft_limit_in_bytes", &reservation.to_string())?;
+    }
+    if let Some(kernel_tcp) = memory.kernel_tcp().filter(|limit| *limit != 0) {
+        set("memory.kmem.tcp.limit_in_bytes", &kernel_tcp.to_string())?;
+    }
+    if let Some(swappiness) = memory.swappiness() {
+        set("memory.swappiness", &swappiness.to_string())?;
+    }
+    if memory.disable_oom_killer() == Some(true) {
+        set("memory.oom_control", "1")?;
+    }
+    Ok(())
+}
+
+fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        set("cpu.shares", &shares.to_string())?;
+    }
+    if let Some(period) = cpu.period().filter(|period| *period != 0) {
+        set("cpu.cfs_period_us", &period.to_string())?;
+    }
+    if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
+        set("cpu.cfs_quota_us", &quota.to_string())?;
+    }
+    if let Some(burst) = cpu.burst() {
+        set("cpu.cfs_burst_us", &burst.to_string())?;
+    }
+    if let Some(idle) = cpu.idle() {
+        set("cpu.idle", &idle.to_string())?;
+    }
+    if let Some(period) = cpu.realtime_period().filter(|period| *period != 0) {
+        set("cpu.rt_period_us", &period.to_string())?;
+    }
+    if let Some(runtime) = cpu.realtime_runtime().filter(|runtime| *runtime != 0) {
+        set("cpu.rt_runtime_us", &runtime.to_string())?;
+    }
+    if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
+        set("cpuset.cpus", cpus)?;
+    }
+    if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
+        set("cpuset.mems", mems)?;
+    }
+    Ok(())
+}
+
+fn io_v1(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
+    if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
+        let weight = weight.to_string();
+        set("blkio.weight", &weight).or_else(|_| set("blkio.bfq.weight", &weight))?;
+    }
+    for device in io.weight_device().iter().flatten() {
+        if let Some(weight) = device.weight() {
+            let value = format!("{}:{} {weight}", device.major(), device.minor());
+            set("blkio.weight_device", &value)
+                .or_else(|_| set("blkio.bfq.weight_device", &value))?;
+        }
+    }
+    let limits: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+        ("blkio.throttle.read_bps_device", io.throttle_read_bps_device()),
+        ("blkio.throttle.write_bps_device", io.throttle_write_bps_device()),
+        ("blkio.throttle.read_iops_device", io.throttle_read_iops_device()),
+        ("blkio.throttle.write_iops_device", io.throttle_write_iops_device()),
+    ];
+    for (file, devices) in limits {
+        for device in devices.iter().flatten() {
+            set(file, &format!("{}:{} {}", device.major(), device.minor(), device.rate()))?;
+        }
+    }
+    Ok(())
+}
+
+fn network_v1(network: &LinuxNetwork, set: Set<'_>) -> Result<()> {
+    if let Some(class) = network.class_id() {
+        set("net_cls.classid", &class.to_string())?;
+    }
+    for priority in network.priorities().iter().flatten() {
+        set("net_prio.ifpriomap", &format!("{} {}", priority.name(), priority.priority()))?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, Eq, PartialEq)]
+struct DeviceRule {
+    allow: bool,
+    /// `TYPE MAJOR:MINOR ACCESS`, kernel documentation, `cgroup-v1/devices.rst`.
+    text: String,
+}
+
+/// The rules of the configuration, then those for the devices that every container has.
+fn device_rules(rules: &[LinuxDeviceCgroup]) -> Vec<DeviceRule> {
+    let listed = rules.iter().map(|rule| {
+        let number = |number: Option<i64>| {
+            number.filter(|n| *n >= 0).map_or_else(|| "*".to_owned(), |n| n.to_string())
+        };
+        let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+            LinuxDeviceType::B => "b",
+            LinuxDeviceType::C | LinuxDeviceType::U => "c",
+            LinuxDeviceType::A | LinuxDeviceType::P => "a",
+        };
+        let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
+        let text = format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()));
+        DeviceRule { allow: rule.allow(), text }
+    });
+    // Making nodes is harmless, opening them is what the rules are about; consoles, ptmx and terminals; as runc and crun.
+    const DEFAULT: [&str; 10] = [
+        "c *:* m",
+        "b *:* m",
+        "c 1:3 rwm",
+        "c 1:5 rwm",
+        "c 1:7 rwm",
+        "c 1:8 rwm",
+        "c 1:9 rwm",
+        "c 5:0 rwm",
+        "c 5:2 rwm",
+        "c 136:* rwm",
+    ];
+    let default = DEFAULT.iter().map(|text| DeviceRule { allow: true, text: (*text).to_owned() });
+    listed.chain(default).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_become_a_weight_that_keeps_the_ends_and_the_default() {
+        for (shares, expected) in
+            [(1, 1), (2, 1), (1024, 100), (262_144, 10_000), (1_000_000, 10_000)]
+        {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+    }
+
+    #[test]
+    fn a_missing_number_means_every_device() {
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]"#,
+        )
+        .expect("rules");
+        let rules = device_rules(&rules);
+        assert_eq!((rules[0].allow, rules[0].text.as_str()), (false, "a *:* rwm"));
+        assert_eq!((rules[1].allow, rules[1].text.as_str()), (true, "c 10:229 rw"));
+    }
+}

@@ -1,0 +1,66 @@
+//! cgroup v1 by cgroupfs: one hierarchy per controller, or per group of controllers (kernel documentation, `cgroup-v1/`).
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, ROOT};
+
+/// The roots of all mounted hierarchies, a named one (`systemd`) and a second-version one beside them included: a
+/// process that is in a container shall be in its cgroup everywhere.
+///
+/// They are looked for where every distribution mounts them, `/sys/fs/cgroup/CONTROLLERS`, which spares reading the mount
+/// table; what is not there is not used.
+pub(super) fn hierarchies() -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/cgroup").context("read `/proc/self/cgroup`")?;
+    let mut roots = Vec::new();
+    for line in table.lines() {
+        // ID:CONTROLLERS:PATH, `cgroups(7)`.
+        let Some(controllers) = line.split(':').nth(1) else { continue };
+        let root = Path::new(ROOT).join(match controllers {
+            "" => "unified",
+            controllers => controllers.strip_prefix("name=").unwrap_or(controllers),
+        });
+        let is_cgroup = |stat: rustix::fs::StatFs| {
+            [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&stat.f_type)
+        };
+        if rustix::fs::statfs(&root).is_ok_and(is_cgroup) {
+            roots.push(root);
+        }
+    }
+    Ok(roots)
+}
+
+/// The directory, of a container's, in the hierarchy of a controller.
+pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Option<&'a PathBuf> {
+    paths.iter().find(|path| {
+        let hierarchy = path.strip_prefix(ROOT).ok().and_then(|path| path.components().next());
+        hierarchy.is_some_and(|name| {
+            name.as_os_str().to_string_lossy().split(',').any(|name| name == controller)
+        })
+    })
+}
+
+/// Makes a cgroup and those above it.
+pub(super) fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            make(path.parent().ok_or(error)?)?;
+            return make(path);
+        }
+        Err(error) => return Err(error),
+    }
+    // A cpuset takes no process until it has processors and memory nodes (cpuset(7)).
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Some(above) = path.parent().map(|above| above.join(file)) else { continue };
+        if path.join(file).exists() && fs::read_to_string(path.join(file))?.trim().is_empty() {
+            fs::write(path.join(file), fs::read_to_string(above)?.trim())?;
+        }
+    }
+    Ok(())
+}

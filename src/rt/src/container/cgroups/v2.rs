@@ -1,0 +1,58 @@
+//! cgroup v2 by cgroupfs: one hierarchy (kernel documentation, `cgroup-v2.rst`).
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+
+use super::ROOT;
+
+/// Makes a cgroup with all controllers that the host has, and opens it.
+pub(super) fn make(path: &Path) -> Result<OwnedFd> {
+    let wanted = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))
+        .context("read `cgroup.controllers`")?;
+    let mut above: Vec<&Path> =
+        path.ancestors().skip(1).take_while(|above| above.starts_with(ROOT)).collect();
+    above.reverse();
+    for directory in above {
+        make_directory(directory)?;
+        enable(directory, &wanted);
+    }
+    make_directory(path)?;
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("open cgroup `{}`", path.display()))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("make cgroup `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Hands the controllers down. What a cgroup does not have itself, or a delegated one may not hand on, is left out here,
+/// and noticed where a limit needs it. A reading is cheap; a write takes the lock of all cgroups.
+fn enable(directory: &Path, wanted: &str) {
+    let file = directory.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    let missing: Vec<String> = wanted
+        .split_ascii_whitespace()
+        .filter(|controller| !enabled.split_ascii_whitespace().any(|name| name == *controller))
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    if missing.is_empty() || fs::write(&file, missing.join(" ")).is_ok() {
+        return;
+    }
+    // All or none: one that is refused must not keep the others out.
+    for controller in missing {
+        if let Err(error) = fs::write(&file, &controller) {
+            tracing::debug!("write `{controller}` to `{}`: {error}", file.display());
+        }
+    }
+}

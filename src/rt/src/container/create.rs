@@ -1,0 +1,261 @@
+//! Making a container, as the caller's process sees it. What init does meanwhile is in [`super::init`]; the two talk over
+//! [`super::sync`]. The whole order is told in `docs/operation.md`.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use libcontainer::oci_spec::runtime::{Hook, Hooks};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::cgroups::{Cgroup, Manager};
+use super::namespaces::{self, Namespaces, Side};
+use super::sync::{self, Message, Socket};
+use super::{hooks, init, seccomp, sysctl, terminal};
+use crate::bundle::Bundle;
+use crate::engine;
+use crate::state::{self, Directory, Root, State, Status};
+use crate::syscall;
+use crate::workload;
+
+/// How the new container's program is kept from running before its time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wait {
+    /// Until `start` writes to a fifo, whenever that is.
+    ForStart,
+    /// Until [`Container::go`], by the same process.
+    ForCaller,
+}
+
+#[derive(Debug)]
+pub(crate) struct Options<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Bundle,
+    pub(crate) manager: Manager,
+    pub(crate) wait: Wait,
+    pub(crate) asked: Option<workload::Engine>,
+    pub(crate) engine: Option<engine::Directory>,
+    pub(crate) pid_file: Option<&'a Path>,
+    /// Where to send the terminal; none for a container without one.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) pidfd_socket: Option<&'a Path>,
+    pub(crate) no_pivot: bool,
+    pub(crate) new_keyring: bool,
+    /// How many of the descriptors from 3 on are sockets for the program (`sd_listen_fds(3)`).
+    pub(crate) listen_fds: u32,
+}
+
+/// A container that is ready to start.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) state: State,
+    pub(crate) directory: Directory,
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    socket: Socket,
+}
+
+impl Container {
+    /// Lets the program run, for [`Wait::ForCaller`].
+    pub(crate) fn go(&self) -> Result<()> {
+        self.socket.send(&Message::Start)
+    }
+}
+
+/// Makes a container. When that fails, nothing of it is left.
+pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
+    let spec = &options.bundle.spec;
+    let linux = options.bundle.linux();
+    let namespaces = Namespaces::new(linux)?;
+    check(&options, &namespaces)?;
+    let cgroup = Cgroup::plan(
+        options.manager,
+        linux.and_then(|linux| linux.cgroups_path().as_deref()),
+        options.id,
+    )?;
+    let mut state = State::new(
+        options.id,
+        spec.version(),
+        &options.bundle.path,
+        &options.bundle.rootfs,
+        cgroup,
+    );
+    state.annotations = options.bundle.annotations().into_iter().collect();
+    if let Some(hooks) = spec.hooks() {
+        state.poststart = hooks.poststart().clone().unwrap_or_default();
+        state.poststop = hooks.poststop().clone().unwrap_or_default();
+    }
+    let directory = root.add(options.id)?;
+    match make(&mut options, &namespaces, &directory, &mut state) {
+        Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
+        Err(error) => {
+            if let Err(left) = undo(&directory, &state) {
+                return Err(error.context(format!("{left:#}, and before that")));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What can be found out before anything is made.
+fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
+    let Some(linux) = options.bundle.linux() else { return Ok(()) };
+    if let Some(parameters) = linux.sysctl() {
+        sysctl::check(parameters, namespaces)?;
+    }
+    if let Some(filter) = linux.seccomp() {
+        seccomp::check(filter)?;
+    }
+    if !namespaces.has_mount() {
+        let masks = [linux.masked_paths(), linux.readonly_paths()];
+        let masks = masks.into_iter().flatten().any(|paths| !paths.is_empty());
+        let mounts = options.bundle.spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty());
+        ensure!(
+            !masks && !mounts,
+            "mounts, masked and read-only paths need a mount namespace of the container's own"
+        );
+    }
+    if options.bundle.spec.hostname().is_some() {
+        let own = namespaces.makes(libc::CLONE_NEWUTS) || namespaces.joins(libc::CLONE_NEWUTS);
+        ensure!(own, "`hostname` needs a uts namespace of the container's own");
+    }
+    Ok(())
+}
+
+fn make(
+    options: &mut Options<'_>,
+    namespaces: &Namespaces,
+    directory: &Directory,
+    state: &mut State,
+) -> Result<(Pid, OwnedFd, Socket)> {
+    directory.write_config(&options.bundle.config)?;
+    // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
+    directory.write(state)?;
+    let start_fifo = match options.wait {
+        Wait::ForCaller => None,
+        Wait::ForStart => {
+            directory.make_start_fifo()?;
+            // Without O_NONBLOCK this would wait for the one who starts.
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            Some(
+                rustix::fs::open(directory.start_fifo(), flags, Mode::empty())
+                    .context("open the start fifo")?,
+            )
+        }
+    };
+    let birthplace = state.cgroup.make_for_birth()?;
+    let (caller, init) = sync::pair()?;
+    let linux = options.bundle.linux();
+    let pid = match namespaces::spawn(
+        namespaces,
+        linux,
+        birthplace.as_ref().map(AsFd::as_fd),
+        &caller,
+        &init,
+    )? {
+        Side::Caller(pid) => pid,
+        Side::Init => {
+            // Held by init too, it would never read the caller's end.
+            drop(caller);
+            init::main(&init::Plan { options, namespaces, start_fifo, socket: init, state });
+        }
+    };
+    drop(init);
+    drop(birthplace);
+    drop(start_fifo);
+    // Only init needs it, and the receiver shall see its end when init is gone.
+    options.console = None;
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
+    match serve(options, namespaces, directory, state, &caller, pid, &pidfd) {
+        Ok(()) => Ok((pid, pidfd, caller)),
+        Err(error) => {
+            // It may be in any state; its exit code is of no interest.
+            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = namespaces::wait(pid);
+            Err(error)
+        }
+    }
+}
+
+/// Does for init what it cannot do itself, until it is ready.
+fn serve(
+    options: &Options<'_>,
+    namespaces: &Namespaces,
+    directory: &Directory,
+    state: &mut State,
+    socket: &Socket,
+    pid: Pid,
+    pidfd: &OwnedFd,
+) -> Result<()> {
+    let linux = options.bundle.linux();
+    if namespaces.makes(libc::CLONE_NEWUSER) {
+        namespaces::write_id_mappings(pid, linux)?;
+        socket.send(&Message::Mapped)?;
+    }
+    state.pid = pid.as_raw_nonzero().get();
+    state.start_time = state::stat(pid).context("init is gone")?.start_time;
+    state.cgroup.enter(pid, linux.and_then(|linux| linux.resources().as_ref()))?;
+    socket.send(&Message::InCgroup)?;
+    loop {
+        match socket.receive()? {
+            Some(Message::BeforePivot) => {
+                run_create_hooks(options.bundle.spec.hooks().as_ref(), state)?;
+                socket.send(&Message::HooksDone)?;
+            }
+            Some(Message::Ready) => break,
+            Some(Message::Failed(text)) => bail!(text),
+            Some(message) => bail!("init sent {message:?}"),
+            None => return Err(how_init_died(pid, state)),
+        }
+    }
+    directory.write(state)?;
+    if let Some(path) = options.pidfd_socket {
+        let receiver = terminal::connect(path)?;
+        terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
+    }
+    // Last: whoever waits for this file finds the container complete.
+    if let Some(path) = options.pid_file {
+        // Without a newline: callers parse the whole file as a number.
+        let text = pid.to_string();
+        state::replace(path, text.as_bytes())
+            .with_context(|| format!("write pid file `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+fn run_create_hooks(hooks: Option<&Hooks>, state: &State) -> Result<()> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let json = hooks::state_json(state, Status::Creating);
+    let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
+    hooks::run("prestart", &list(hooks.prestart()), &json)?;
+    hooks::run("createRuntime", &list(hooks.create_runtime()), &json)
+}
+
+fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
+    let status = namespaces::wait(pid).ok();
+    match status.and_then(|status| status.terminating_signal()) {
+        Some(libc::SIGKILL) if state.cgroup.manager != Manager::Disabled => {
+            anyhow!("init was killed: the container's memory limit may be too low")
+        }
+        Some(signal) => anyhow!("init was killed by signal {signal}"),
+        None => anyhow!("init ended without a word"),
+    }
+}
+
+/// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.
+fn undo(directory: &Directory, state: &State) -> Result<()> {
+    let removed = state.cgroup.remove();
+    hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
+    directory.remove()?;
+    removed
+}
+
+/// Whether the host's kernel runs more formats than ELF and scripts (kernel documentation, `binfmt-misc.rst`).
+pub(super) fn has_binfmt_misc() -> bool {
+    fs::read_to_string("/proc/sys/fs/binfmt_misc/status")
+        .is_ok_and(|status| status.trim() == "enabled")
+}

@@ -1,0 +1,50 @@
+//! Unmaking a container. Runs in the caller's process. Each step can be done twice, so a deletion that was cut short is
+//! finished by the next one; the directory of the state goes last, and with it the name.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::hooks;
+use crate::state::{Directory, State, Status};
+use crate::syscall;
+
+/// How long a killed process may take to die.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Deletes a stopped or a created container; with `force`, also a running one.
+pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Result<()> {
+    match state.status(directory)? {
+        Status::Stopped => {}
+        // A container that was never started has nothing to lose; runc and crun kill it too.
+        Status::Created | Status::Creating => end(state)?,
+        Status::Running | Status::Paused if force => end(state)?,
+        status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
+    }
+    let removed = state.cgroup.remove();
+    hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
+    removed?;
+    directory.remove()
+}
+
+/// Kills the first process and waits until it is dead.
+fn end(state: &State) -> Result<()> {
+    let Some(process) = state.process()? else { return Ok(()) };
+    match syscall::pidfd_send_signal(process.as_fd(), libc::SIGKILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => return Err(error).context("kill it"),
+    }
+    state.cgroup.thaw();
+    wait_until_dead(&process)
+}
+
+fn wait_until_dead(process: &OwnedFd) -> Result<()> {
+    let limit = Timespec::try_from(PATIENCE)?;
+    let dead = rustix::event::poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))?;
+    ensure!(dead > 0, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+    Ok(())
+}

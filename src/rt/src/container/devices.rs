@@ -1,0 +1,144 @@
+//! Devices: the nodes and links that every container has in `/dev` (runtime-spec, `config-linux.md`, "Default Devices"),
+//! and those that the configuration lists. Runs in init, before the root is changed.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::mounts;
+use super::rootfs::Rootfs;
+
+/// Character devices, their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
+pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+struct Node {
+    kind: FileType,
+    major: u32,
+    minor: u32,
+    mode: Mode,
+    owner: Option<(Uid, Gid)>,
+}
+
+/// Fills `/dev`. With `bind`, where the kernel lets nobody make device nodes (a user namespace), the host's are mounted.
+pub(crate) fn make(rootfs: &Rootfs, listed: &[LinuxDevice], bind: bool) -> Result<()> {
+    let dev = rootfs.make(Path::new("/dev"), true)?;
+    for (name, major, minor) in DEFAULT {
+        let path = Path::new("/dev").join(name);
+        if listed.iter().any(|device| *device.path() == path) {
+            continue;
+        }
+        let node = Node {
+            kind: FileType::CharacterDevice,
+            major,
+            minor,
+            mode: Mode::from_raw_mode(0o666),
+            owner: None,
+        };
+        make_node(rootfs, &dev, &path, &node, bind)
+            .with_context(|| format!("make device `{}`", path.display()))?;
+    }
+    for device in listed {
+        make_listed(rootfs, device, bind)
+            .with_context(|| format!("make device `{}`", device.path().display()))?;
+    }
+    for (name, target) in LINKS {
+        match rustix::fs::symlinkat(target, &dev, name) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).with_context(|| format!("make link `/dev/{name}`")),
+        }
+    }
+    Ok(())
+}
+
+fn make_listed(rootfs: &Rootfs, device: &LinuxDevice, bind: bool) -> Result<()> {
+    let kind = match device.typ() {
+        LinuxDeviceType::B => FileType::BlockDevice,
+        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+        LinuxDeviceType::P => FileType::Fifo,
+        LinuxDeviceType::A => bail!("`a` is no type of a device node"),
+    };
+    let number = |number: i64| {
+        u32::try_from(number).with_context(|| format!("wrong device number {number}"))
+    };
+    let (major, minor) = match kind {
+        FileType::Fifo => (0, 0),
+        _ => (number(device.major())?, number(device.minor())?),
+    };
+    let node = Node {
+        kind,
+        major,
+        minor,
+        mode: Mode::from_raw_mode(device.file_mode().unwrap_or(0o666)),
+        owner: Some((
+            Uid::from_raw(device.uid().unwrap_or(0)),
+            Gid::from_raw(device.gid().unwrap_or(0)),
+        )),
+    };
+    let above = device.path().parent().context("not a path")?;
+    let directory = rootfs.make(above, true)?;
+    make_node(rootfs, &directory, device.path(), &node, bind)
+}
+
+fn make_node(
+    rootfs: &Rootfs,
+    directory: &OwnedFd,
+    path: &Path,
+    node: &Node,
+    bind: bool,
+) -> Result<()> {
+    if bind && node.kind != FileType::Fifo {
+        let host: PathBuf = Path::new("/").join(path);
+        let mount = mounts::clone_tree(CWD, &host, false)
+            .with_context(|| format!("open `{}`", host.display()))?;
+        let place = rootfs.make(path, false)?;
+        return mounts::attach(mount.as_fd(), place.as_fd());
+    }
+    let name = path.file_name().context("not a path")?;
+    let number = rustix::fs::makedev(node.major, node.minor);
+    match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => {
+            // An image may bring its own node; anything else under that name is not to be trusted.
+            let there = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(there.st_mode) == node.kind
+                && (node.kind == FileType::Fifo || there.st_rdev == number);
+            if !same {
+                bail!("another file is in its place");
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // Opened with O_PATH, a device is not touched. The umask cut the mode of mknod(2).
+    let file = rustix::fs::openat(
+        directory,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    rustix::fs::chmodat(directory, name, node.mode, AtFlags::empty())?;
+    if let Some((uid, gid)) = node.owner.filter(|(uid, gid)| !uid.is_root() || !gid.is_root()) {
+        rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
+    Ok(())
+}

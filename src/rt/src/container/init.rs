@@ -1,0 +1,330 @@
+//! What the container's first process does between its birth and its exec. Everything here runs in that process, in the
+//! container's namespaces, and the order matters: see `docs/operation.md`.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::{Hook, Linux, Mount, Process};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::create::{self, Options};
+use super::namespaces::{self, Namespaces};
+use super::rootfs::Rootfs;
+use super::sync::{Message, Socket};
+use super::{cgroup_mount, devices, hooks, mounts, process, seccomp, sysctl, terminal};
+use crate::executor::{self, Program};
+use crate::state::{State, Status};
+use crate::syscall;
+
+/// What init was born with.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) options: &'a Options<'a>,
+    pub(super) namespaces: &'a Namespaces,
+    /// Readable when the program may start; none when the caller says so over the socket.
+    pub(super) start_fifo: Option<OwnedFd>,
+    pub(super) socket: Socket,
+    pub(super) state: &'a State,
+}
+
+/// The exit codes of a shell for a program that cannot be run, and one that is not there.
+const CANNOT_RUN: i32 = 126;
+const NOT_THERE: i32 = 127;
+
+/// Runs init. Ends in the program, or in the end of the process.
+pub(super) fn main(plan: &Plan<'_>) -> ! {
+    let program = match set_up(plan) {
+        Ok(program) => program,
+        Err(error) => {
+            // The caller prints it. If it is gone, nobody is interested.
+            let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
+            syscall::exit_now(1)
+        }
+    };
+    let error = match wait_for_start(plan) {
+        Ok(()) => program.exec(),
+        Err(error) => error,
+    };
+    // The caller has gone: the one place left is the container's own standard error.
+    let code = if error.downcast_ref() == Some(&Errno::NOENT) { NOT_THERE } else { CANNOT_RUN };
+    let line = format!("rt: start `{}`: {}\n", plan.options.id, crate::describe(&error));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    syscall::exit_now(code)
+}
+
+/// Everything up to the point where only the start is missing.
+fn set_up(plan: &Plan<'_>) -> Result<Program> {
+    let options = plan.options;
+    let bundle = options.bundle;
+    let spec = &bundle.spec;
+    let default = Linux::default();
+    let linux = bundle.linux().unwrap_or(&default);
+    let process = bundle.process();
+    let namespaces = plan.namespaces;
+
+    rustix::process::setsid().context("start a session")?;
+    namespaces.join_rest()?;
+    if namespaces.makes(libc::CLONE_NEWUSER) {
+        plan.socket.expect(&Message::Mapped)?;
+        namespaces::become_root()?;
+    }
+    if options.new_keyring {
+        join_session_keyring(options.id)?;
+    }
+    if namespaces.makes(libc::CLONE_NEWNET) {
+        namespaces::bring_loopback_up()?;
+    }
+    if let Some(hostname) = spec.hostname() {
+        rustix::system::sethostname(hostname.as_bytes()).context("set the hostname")?;
+    }
+    if let Some(domainname) = spec.domainname() {
+        rustix::system::setdomainname(domainname.as_bytes()).context("set the domainname")?;
+    }
+
+    let propagation = linux.rootfs_propagation().as_deref();
+    let rootfs = if namespaces.has_mount() {
+        Rootfs::enter(&bundle.rootfs, propagation)
+    } else {
+        Rootfs::open_as_is(&bundle.rootfs)
+    }
+    .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
+    let in_cgroup = mount_all(plan, &rootfs, spec.mounts().as_deref().unwrap_or_default())?;
+    if namespaces.has_mount() {
+        // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
+        let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
+        devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), bind)?;
+    }
+    rootfs.make(process.cwd(), true).context("make the working directory")?;
+    if let Some(console) = &options.console {
+        terminal::set_up(&rootfs, process, console.as_fd()).context("set up the terminal")?;
+    }
+    if let Some(parameters) = linux.sysctl() {
+        sysctl::set(parameters)?;
+    }
+    if !in_cgroup {
+        plan.socket.expect(&Message::InCgroup)?;
+        namespaces.unshare_cgroup()?;
+    }
+    run_hooks_before_pivot(plan)?;
+
+    let mut empty = None;
+    for path in linux.masked_paths().iter().flatten() {
+        rootfs.mask(Path::new(path), &mut empty).with_context(|| format!("mask `{path}`"))?;
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        rootfs
+            .make_read_only(Path::new(path))
+            .with_context(|| format!("make `{path}` read-only"))?;
+    }
+    if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+        ensure!(
+            namespaces.has_mount(),
+            "a read-only root needs a mount namespace of the container's own"
+        );
+        rootfs.make_root_read_only()?;
+    }
+
+    // What needs the host's /proc, or privileges, before both are gone.
+    if let Some(value) = process.oom_score_adj() {
+        process::set_oom_score_adj(value)?;
+    }
+    process::set_limits(process.rlimits().as_deref().unwrap_or_default())?;
+    if let Some(personality) = linux.personality() {
+        process::set_personality(personality)?;
+    }
+    let label = security_label(process)?;
+    let home = home(&rootfs, process);
+    let binfmt = create::has_binfmt_misc();
+
+    if !namespaces.has_mount() {
+        rootfs.chroot()?;
+    } else if options.no_pivot {
+        rootfs.move_and_chroot(&bundle.rootfs, propagation)?;
+    } else {
+        rootfs.pivot(propagation)?;
+    }
+    // No descriptor of the host's is left when the working directory is entered (CVE-2024-21626).
+    drop(rootfs);
+    drop(empty);
+
+    become_unprivileged(process, linux, options)?;
+    enter_working_directory(process.cwd())?;
+    let request = executor::Request {
+        args: process.args().as_deref().unwrap_or_default(),
+        env: environment(process, home, options.listen_fds),
+        cwd: process.cwd(),
+        asked: options.asked,
+        engine: options.engine.as_ref(),
+        binfmt,
+        mounts: spec.mounts().as_deref().unwrap_or_default(),
+    };
+    let program = executor::prepare(&request)?;
+    if let Some((mut file, label)) = label {
+        file.write_all(label.as_bytes()).context("set the security label")?;
+    }
+    if process.no_new_privileges() == Some(true)
+        && let Some(filter) = linux.seccomp()
+    {
+        seccomp::load(filter)?;
+    }
+    Ok(program)
+}
+
+/// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
+/// init is in its cgroup; until then both processes work side by side. Says whether that has happened.
+fn mount_all(plan: &Plan<'_>, rootfs: &Rootfs, entries: &[Mount]) -> Result<bool> {
+    let mut in_cgroup = false;
+    for entry in entries {
+        let show = || format!("mount `{}`", entry.destination().display());
+        let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
+        if is_cgroup && !in_cgroup {
+            plan.socket.expect(&Message::InCgroup)?;
+            plan.namespaces.unshare_cgroup()?;
+            in_cgroup = true;
+        }
+        if is_cgroup {
+            cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
+        } else {
+            mounts::mount(rootfs, &plan.options.bundle.path, entry).with_context(show)?;
+        }
+    }
+    Ok(in_cgroup)
+}
+
+fn join_session_keyring(id: &str) -> Result<()> {
+    match syscall::join_session_keyring(&CString::new(format!("_ses.{id}"))?) {
+        // A kernel without keyrings, or a filter around this runtime that forbids them: there is none to share either.
+        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
+        // A user's quota of keys is small, and the caller's keyring is no secret from a user's own container.
+        Err(Errno::DQUOT) => Ok(()),
+        Err(error) => Err(error).context("make a session keyring"),
+    }
+}
+
+fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
+    let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
+    plan.socket.send(&Message::BeforePivot)?;
+    plan.socket.expect(&Message::HooksDone)?;
+    let list: &[Hook] = hooks.create_container().as_deref().unwrap_or_default();
+    hooks::run("createContainer", list, &hooks::state_json(plan.state, Status::Creating))
+}
+
+/// The file that takes the label of the next program, and what to write to it. Opened on the host's `/proc`: the
+/// container's may be missing or be something else.
+fn security_label(process: &Process) -> Result<Option<(File, String)>> {
+    let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
+    let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
+    let (paths, text): (&[&str], String) = match (selinux, apparmor) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => bail!("`selinuxLabel` and `apparmorProfile` exclude each other"),
+        (Some(label), None) => (&["/proc/thread-self/attr/exec"], label.clone()),
+        (None, Some(profile)) => {
+            // The second is where it was before Linux 5.8.
+            let paths = &["/proc/thread-self/attr/apparmor/exec", "/proc/thread-self/attr/exec"];
+            (paths, format!("exec {profile}"))
+        }
+    };
+    let open = |path: &&str| {
+        rustix::fs::openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    };
+    let file = paths.iter().map(open).find(|file| file.is_ok());
+    let file = file.with_context(|| format!("set the label `{text}`: open `{}`", paths[0]))??;
+    Ok(Some((File::from(file), text)))
+}
+
+/// The user's home in the container's own `/etc/passwd`, for an environment without HOME. The file is read, not asked for
+/// by NSS: that would run the image's libraries.
+fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
+    if process.env().iter().flatten().any(|variable| variable.starts_with("HOME=")) {
+        return None;
+    }
+    let find = || {
+        let file = rootfs.open(Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+        if rustix::fs::fstat(&file).ok()?.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return None;
+        }
+        const LONGEST: u64 = 1 << 20;
+        let mut text = String::new();
+        File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;
+        let uid = process.user().uid().to_string();
+        // NAME:PASSWORD:UID:GID:COMMENT:HOME:SHELL, passwd(5).
+        let line = text.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+        line.split(':').nth(5).filter(|home| !home.is_empty()).map(str::to_owned)
+    };
+    Some(find().unwrap_or_else(|| "/".to_owned()))
+}
+
+fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<String> {
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(home.map(|home| format!("HOME={home}")));
+    if listen_fds > 0 {
+        // The program is process 1 of its own pid namespace (sd_listen_fds(3)).
+        env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
+    }
+    env
+}
+
+/// Takes from this process what its program shall not have.
+fn become_unprivileged(process: &Process, linux: &Linux, options: &Options<'_>) -> Result<()> {
+    let user = process.user();
+    let capabilities = process.capabilities().as_ref();
+    process::set_umask(user.umask());
+    process::own_stdio(user)?;
+    process::drop_bounding(capabilities)?;
+    if process.no_new_privileges() != Some(true)
+        && let Some(filter) = linux.seccomp()
+    {
+        // Loading one takes CAP_SYS_ADMIN, unless no new privileges can be had (seccomp(2)).
+        seccomp::load(filter)?;
+    }
+    let keep =
+        options.bundle.annotation("run.oci.keep_original_groups").is_some_and(|value| value != "0");
+    process::become_user(user, keep)?;
+    process::set_capabilities(capabilities)?;
+    if process.no_new_privileges() == Some(true) {
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    }
+    Ok(())
+}
+
+fn enter_working_directory(path: &Path) -> Result<()> {
+    let show = || format!("enter the working directory `{}`", path.display());
+    rustix::process::chdir(path).with_context(show)?;
+    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.
+    let here = rustix::process::getcwd(Vec::new()).with_context(show)?;
+    ensure!(here.to_bytes().starts_with(b"/"), "{}: it is outside of the container", show());
+    Ok(())
+}
+
+/// Says that everything is ready, and waits for the start.
+fn wait_for_start(plan: &Plan<'_>) -> Result<()> {
+    plan.socket.send(&Message::Ready)?;
+    match &plan.start_fifo {
+        Some(fifo) => wait_for_byte(fifo)?,
+        None => plan.socket.expect(&Message::Start)?,
+    }
+    let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
+    let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
+    hooks::run("startContainer", list, &hooks::state_json(plan.state, Status::Created))
+}
+
+fn wait_for_byte(fifo: &OwnedFd) -> Result<()> {
+    let mut poll = [PollFd::new(fifo, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut poll, None) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the start"),
+        }
+    }
+    // Whoever starts claims the fifo, then writes: one that ended in between leaves nobody who could start this.
+    ensure!(poll[0].revents().contains(PollFlags::IN), "wait for the start: it was cut short");
+    Ok(())
+}

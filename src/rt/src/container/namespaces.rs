@@ -1,0 +1,280 @@
+//! Namespaces: which are made, which are joined, and the order of both (`namespaces(7)`, `user_namespaces(7)`).
+//!
+//! Own code, not libcontainer's: that forks twice for every container and unshares each namespace by itself, where one
+//! `clone3(2)` can make them all. A second process is needed only where the kernel asks for one, see [`spawn`].
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, WaitOptions};
+use rustix::thread::{Gid, LinkNameSpaceType, Uid};
+
+use super::sync::{Message, Socket};
+use crate::syscall;
+
+const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
+
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    /// `CLONE_NEW*` of the namespaces to make.
+    new: i32,
+    joined: Vec<Joined>,
+}
+
+#[derive(Debug)]
+struct Joined {
+    flag: i32,
+    name: &'static str,
+    kind: LinkNameSpaceType,
+    namespace: OwnedFd,
+}
+
+impl Namespaces {
+    /// Opens what is to be joined. Runs in the caller's process.
+    pub(crate) fn new(linux: Option<&Linux>) -> Result<Namespaces> {
+        let mut namespaces = Namespaces::default();
+        for namespace in linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten() {
+            let (flag, name, kind) = describe(namespace.typ());
+            let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
+            else {
+                namespaces.new |= flag;
+                continue;
+            };
+            let namespace = open(path)
+                .with_context(|| format!("open {name} namespace `{}`", path.display()))?;
+            namespaces.joined.push(Joined { flag, name, kind, namespace });
+        }
+        Ok(namespaces)
+    }
+
+    pub(crate) fn makes(&self, flag: i32) -> bool {
+        self.new & flag != 0
+    }
+
+    /// A mount namespace of the container's own, so that mounting in it does not change the host.
+    pub(crate) fn has_mount(&self) -> bool {
+        self.makes(libc::CLONE_NEWNS) || self.joins(libc::CLONE_NEWNS)
+    }
+
+    pub(crate) fn joins(&self, flag: i32) -> bool {
+        self.joined.iter().any(|joined| joined.flag == flag)
+    }
+
+    /// A process cannot change its own pid or time namespace, only that of its children; once in another user
+    /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
+    fn need_helper(&self) -> bool {
+        let others = self.joins(libc::CLONE_NEWPID)
+            || self.joins(libc::CLONE_NEWUSER)
+            || self.joins(CLONE_NEWTIME);
+        others
+            || self.makes(CLONE_NEWTIME)
+            || self.makes(libc::CLONE_NEWUSER) && !self.joined.is_empty()
+    }
+
+    /// What `clone3` makes; the cgroup namespace comes later, when init is in its cgroup.
+    fn clone_flags(&self) -> i32 {
+        self.new & !(libc::CLONE_NEWCGROUP | CLONE_NEWTIME)
+    }
+
+    /// What a helper has not joined on init's behalf already. Runs in init.
+    pub(crate) fn join_rest(&self) -> Result<()> {
+        if self.need_helper() { Ok(()) } else { self.join() }
+    }
+
+    fn join(&self) -> Result<()> {
+        let enter = |joined: &Joined| {
+            rustix::thread::move_into_link_name_space(joined.namespace.as_fd(), Some(joined.kind))
+        };
+        let (user, others): (Vec<_>, Vec<_>) =
+            self.joined.iter().partition(|j| j.flag == libc::CLONE_NEWUSER);
+        // A privileged caller may join all only before it enters the user namespace, one that is root of a user
+        // namespace some only afterwards: those are tried again.
+        let mut later = Vec::new();
+        for joined in others {
+            match enter(joined) {
+                Err(Errno::PERM) if !user.is_empty() => later.push(joined),
+                result => result.with_context(|| format!("join the {} namespace", joined.name))?,
+            }
+        }
+        for joined in user.iter().copied().chain(later) {
+            enter(joined).with_context(|| format!("join the {} namespace", joined.name))?;
+        }
+        if !user.is_empty() {
+            become_root()?;
+        }
+        Ok(())
+    }
+
+    /// The rest, once init is in its cgroup. Runs in init.
+    pub(crate) fn unshare_cgroup(&self) -> Result<()> {
+        if self.makes(libc::CLONE_NEWCGROUP) {
+            syscall::unshare(libc::CLONE_NEWCGROUP).context("make the cgroup namespace")?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) {
+    match kind {
+        LinuxNamespaceType::Mount => (libc::CLONE_NEWNS, "mount", LinkNameSpaceType::Mount),
+        LinuxNamespaceType::Cgroup => {
+            (libc::CLONE_NEWCGROUP, "cgroup", LinkNameSpaceType::ControlGroup)
+        }
+        LinuxNamespaceType::Uts => {
+            (libc::CLONE_NEWUTS, "uts", LinkNameSpaceType::HostNameAndNISDomainName)
+        }
+        LinuxNamespaceType::Ipc => {
+            (libc::CLONE_NEWIPC, "ipc", LinkNameSpaceType::InterProcessCommunication)
+        }
+        LinuxNamespaceType::User => (libc::CLONE_NEWUSER, "user", LinkNameSpaceType::User),
+        LinuxNamespaceType::Pid => (libc::CLONE_NEWPID, "pid", LinkNameSpaceType::ProcessID),
+        LinuxNamespaceType::Network => (libc::CLONE_NEWNET, "network", LinkNameSpaceType::Network),
+        LinuxNamespaceType::Time => (CLONE_NEWTIME, "time", LinkNameSpaceType::Time),
+    }
+}
+
+fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The side of `spawn` that a process is on.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// The caller's process; this is init's process id.
+    Caller(Pid),
+    Init,
+}
+
+/// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process, and without fail in init.
+///
+/// Where a helper is needed it is cloned first; it joins, and clones init with `CLONE_PARENT`, so that init is the
+/// caller's child in either case and is re-parented to the caller's own subreaper when the caller ends.
+pub(crate) fn spawn(
+    namespaces: &Namespaces,
+    linux: Option<&Linux>,
+    cgroup: Option<BorrowedFd<'_>>,
+    caller: &Socket,
+    init: &Socket,
+) -> Result<Side> {
+    let clone =
+        |flags| syscall::clone3(flags, cgroup).context("make the container's first process");
+    if !namespaces.need_helper() {
+        return Ok(clone(namespaces.clone_flags())?.map_or(Side::Init, Side::Caller));
+    }
+    if let Some(helper) = clone(0)? {
+        let message = caller.receive();
+        wait(helper)?;
+        return match message? {
+            Some(Message::Init(pid)) => {
+                Ok(Side::Caller(Pid::from_raw(pid).context("the helper sent no process id")?))
+            }
+            Some(Message::Failed(text)) => bail!(text),
+            other => bail!("the process that joins namespaces sent {other:?}"),
+        };
+    }
+    let cloned = (|| {
+        namespaces.join()?;
+        if namespaces.makes(CLONE_NEWTIME) {
+            make_time_namespace(linux)?;
+        }
+        // In its cgroup already: the helper was born in it.
+        syscall::clone3(namespaces.clone_flags() | libc::CLONE_PARENT, None)
+            .context("make the container's first process")
+    })();
+    let message = match cloned {
+        Ok(None) => return Ok(Side::Init),
+        Ok(Some(pid)) => Message::Init(pid.as_raw_nonzero().get()),
+        Err(error) => Message::Failed(format!("{error:#}")),
+    };
+    // If this fails, the caller reads the end of the stream.
+    let _ = init.send(&message);
+    syscall::exit_now(0)
+}
+
+pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(status),
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).with_context(|| format!("wait for process {pid}")),
+        }
+    }
+}
+
+/// The offsets can only be written before a process is in the namespace: init, cloned next, is the first
+/// (`time_namespaces(7)`). Runs in the helper.
+fn make_time_namespace(linux: Option<&Linux>) -> Result<()> {
+    syscall::unshare(CLONE_NEWTIME).context("make the time namespace")?;
+    let mut lines = String::new();
+    for (clock, offset) in
+        linux.and_then(|linux| linux.time_offsets().as_ref()).into_iter().flatten()
+    {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            lines,
+            "{clock} {} {}",
+            offset.secs().unwrap_or(0),
+            offset.nanosecs().unwrap_or(0)
+        );
+    }
+    if !lines.is_empty() {
+        fs::write("/proc/self/timens_offsets", lines)
+            .context("write `/proc/self/timens_offsets`")?;
+    }
+    Ok(())
+}
+
+/// Writes the id mappings of init's new user namespace. Runs in the caller's process.
+pub(crate) fn write_id_mappings(init: Pid, linux: Option<&Linux>) -> Result<()> {
+    let uids = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
+    let gids = linux.and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
+    ensure!(
+        !uids.is_empty() && !gids.is_empty(),
+        "a new user namespace needs `uidMappings` and `gidMappings`"
+    );
+    let write = |file: &str, mappings: &[LinuxIdMapping]| {
+        let path = format!("/proc/{init}/{file}");
+        let lines: String = mappings
+            .iter()
+            .map(|mapping| {
+                format!("{} {} {}\n", mapping.container_id(), mapping.host_id(), mapping.size())
+            })
+            .collect();
+        // One write(2): the kernel takes a map as a whole.
+        fs::write(&path, lines).with_context(|| format!("write `{path}`"))
+    };
+    if !rustix::process::geteuid().is_root() {
+        // Without privileges a group map is only allowed to a process that cannot drop groups any more.
+        let path = format!("/proc/{init}/setgroups");
+        fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
+    }
+    write("gid_map", gids)?;
+    write("uid_map", uids)
+}
+
+/// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing.
+pub(crate) fn become_root() -> Result<()> {
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .context("become root's group")?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("become root")
+}
+
+/// Brings up loopback in a network namespace that was just made: every program expects it. Runs in init.
+pub(crate) fn bring_loopback_up() -> Result<()> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("open a socket")?;
+    syscall::loopback_up(socket.as_fd()).context("bring up the loopback interface")
+}

@@ -1,0 +1,152 @@
+//! What a process is besides its program: user, groups, capabilities, limits (`process` in `config.json`). Runs in init.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::{
+    Capabilities, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, PosixRlimit,
+    PosixRlimitType, User,
+};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use crate::syscall;
+
+pub(crate) fn set_limits(limits: &[PosixRlimit]) -> Result<()> {
+    for limit in limits {
+        let resource = match limit.typ() {
+            PosixRlimitType::RlimitCpu => Resource::Cpu,
+            PosixRlimitType::RlimitFsize => Resource::Fsize,
+            PosixRlimitType::RlimitData => Resource::Data,
+            PosixRlimitType::RlimitStack => Resource::Stack,
+            PosixRlimitType::RlimitCore => Resource::Core,
+            PosixRlimitType::RlimitRss => Resource::Rss,
+            PosixRlimitType::RlimitNproc => Resource::Nproc,
+            PosixRlimitType::RlimitNofile => Resource::Nofile,
+            PosixRlimitType::RlimitMemlock => Resource::Memlock,
+            PosixRlimitType::RlimitAs => Resource::As,
+            PosixRlimitType::RlimitLocks => Resource::Locks,
+            PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+            PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+            PosixRlimitType::RlimitNice => Resource::Nice,
+            PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+            PosixRlimitType::RlimitRttime => Resource::Rttime,
+        };
+        // RLIM_INFINITY is the largest number, and None for rustix.
+        let number = |number| Some(number).filter(|number| *number != u64::MAX);
+        let value = Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) };
+        rustix::process::setrlimit(resource, value)
+            .with_context(|| format!("set {} to {}:{}", limit.typ(), limit.soft(), limit.hard()))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn set_oom_score_adj(value: i32) -> Result<()> {
+    fs::write("/proc/self/oom_score_adj", value.to_string())
+        .context("write `/proc/self/oom_score_adj`")
+}
+
+pub(crate) fn set_personality(personality: &LinuxPersonality) -> Result<()> {
+    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        bail!("`personality.flags` are not supported");
+    }
+    let domain = match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0x0000, // PER_LINUX, <linux/personality.h>
+        LinuxPersonalityDomain::PerLinux32 => 0x0008, // PER_LINUX32
+    };
+    syscall::personality(domain).context("set the personality")
+}
+
+pub(crate) fn set_umask(umask: Option<u32>) {
+    rustix::process::umask(Mode::from_raw_mode(umask.unwrap_or(0o022)));
+}
+
+/// A set of capabilities as the kernel has it.
+fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
+    let mut set = CapabilitySet::empty();
+    for name in names.into_iter().flatten() {
+        let name = name.to_string();
+        set |= CapabilitySet::from_name(&name)
+            .with_context(|| format!("unknown capability `CAP_{name}`"))?;
+    }
+    Ok(set)
+}
+
+/// Takes what is not in the bounding set from this process and all that it will ever start. While it is still
+/// privileged: it takes CAP_SETPCAP.
+pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
+    let keep = set(capabilities.and_then(|capabilities| capabilities.bounding().as_ref()))?;
+    for capability in CapabilitySet::all().difference(keep).iter() {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // A capability that this kernel does not have yet.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error).context("drop capabilities from the bounding set"),
+        }
+    }
+    Ok(())
+}
+
+/// Becomes the container's user, and keeps the capabilities for the moment.
+pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
+    if !keep_groups {
+        let groups: Vec<Gid> =
+            user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
+        match rustix::thread::set_thread_groups(&groups) {
+            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either.
+            Err(Errno::PERM) if groups.is_empty() => {}
+            result => result.context("set the additional groups")?,
+        }
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    rustix::thread::set_keep_capabilities(true).context("keep capabilities")?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .with_context(|| format!("become group {}", user.gid()))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .with_context(|| format!("become user {}", user.uid()))
+}
+
+/// The capabilities that the program starts with. The order is the kernel's (`capabilities(7)`): ambient ones must be
+/// permitted and inheritable first.
+pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
+    let part = |part: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        set(capabilities.and_then(|c| part(c).as_ref()))
+    };
+    let sets = CapabilitySets {
+        effective: part(LinuxCapabilities::effective)?,
+        permitted: part(LinuxCapabilities::permitted)?,
+        inheritable: part(LinuxCapabilities::inheritable)?,
+    };
+    rustix::thread::set_capabilities(None, sets).context("set the capabilities")?;
+    rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
+    for capability in part(LinuxCapabilities::ambient)?.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)
+            .with_context(|| format!("set ambient capability {capability:?}"))?;
+    }
+    Ok(())
+}
+
+/// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again
+/// would otherwise be refused. `/dev/null` belongs to everybody already.
+pub(crate) fn own_stdio(user: &User) -> Result<()> {
+    let null = rustix::fs::makedev(1, 3);
+    let streams: [BorrowedFd<'_>; 3] =
+        [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for stream in streams {
+        let Ok(there) = rustix::fs::fstat(stream) else { continue };
+        if there.st_uid == user.uid() || there.st_rdev == null {
+            continue;
+        }
+        match rustix::fs::fchown(stream.as_fd(), Some(Uid::from_raw(user.uid())), None) {
+            // Not ours to give: a file of another user, or on a read-only or foreign filesystem.
+            Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::ACCESS) => {}
+            Err(error) => {
+                return Err(error).context("give standard streams to the container's user");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! The root filesystem: entered, looked into, protected, and made the root (`pivot_root(2)`).
+//!
+//! Everything runs in init, in the container's mount namespace, while the host's files can still be seen. A path of the
+//! container is only ever looked up through [`Rootfs`], with `openat2(2)` and `RESOLVE_IN_ROOT`: a symbolic link in an image
+//! leads to where it would lead inside the container, and never out of it. What was looked up is held by descriptor.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+use super::mounts::{self, Options};
+use crate::syscall::{self, MountAttr};
+
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    /// Opened with `O_PATH`.
+    root: OwnedFd,
+}
+
+/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
+const MOST_LINKS: u32 = 40;
+
+impl Rootfs {
+    /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.
+    pub(crate) fn enter(path: &Path, propagation: Option<&str>) -> Result<Rootfs> {
+        match propagation {
+            // What is mounted in the container shall reach the host: only the mount below the rootfs is cut off.
+            Some("shared" | "rshared") => make_private(&mount_point(path)?)?,
+            _ => rustix::mount::mount_change(
+                "/",
+                MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+            )
+            .context("make the host's mounts slaves")?,
+        }
+        let tree = mounts::clone_tree(CWD, path, true).context("clone the mount of the rootfs")?;
+        let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+        syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
+        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        mounts::attach(tree.as_fd(), place.as_fd())?;
+        Ok(Rootfs { root: tree })
+    }
+
+    /// The rootfs as it is, for a container without a mount namespace of its own.
+    pub(crate) fn open_as_is(path: &Path) -> Result<Rootfs> {
+        Ok(Rootfs {
+            root: rustix::fs::open(
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?,
+        })
+    }
+
+    /// Opens what `path` is for the container.
+    pub(crate) fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::CLOEXEC;
+        loop {
+            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+            {
+                // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
+                Err(Errno::AGAIN) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not there.
+    pub(crate) fn make(&self, path: &Path, is_directory: bool) -> Result<OwnedFd> {
+        self.make_counted(path, is_directory, 0)
+            .with_context(|| format!("make `{}` in the rootfs", path.display()))
+    }
+
+    fn make_counted(&self, path: &Path, is_directory: bool, links: u32) -> Result<OwnedFd> {
+        match self.open(path, OFlags::PATH) {
+            Err(Errno::NOENT) => {}
+            result => return Ok(result?),
+        }
+        if links == MOST_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        let (Some(name), Some(above)) = (last_name(path), path.parent()) else {
+            bail!("not a path that can be made")
+        };
+        let parent = self.make_counted(above, true, links)?;
+        let made = if is_directory {
+            rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+        } else {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        };
+        match made {
+            Ok(()) => Ok(self.open(path, OFlags::PATH)?),
+            // A link to what is not there, or somebody was faster.
+            Err(Errno::EXIST) => match rustix::fs::readlinkat(&parent, name, Vec::new()) {
+                Ok(target) => {
+                    let target: &OsStr =
+                        std::os::unix::ffi::OsStrExt::from_bytes(target.to_bytes());
+                    self.make_counted(&above.join(target), is_directory, links + 1)
+                }
+                Err(_) => Ok(self.open(path, OFlags::PATH)?),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not there needs no mask.
+    pub(crate) fn mask(&self, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
+        let Some(place) = self.find(path)? else { return Ok(()) };
+        let is_directory = is_directory(place.as_fd())?;
+        let cover = match (is_directory, empty.as_ref()) {
+            (false, _) => mounts::clone_tree(CWD, Path::new("/dev/null"), false)
+                .context("open `/dev/null`")?,
+            // One empty filesystem serves all masked directories.
+            (true, Some(empty)) => mounts::clone_tree(empty.as_fd(), Path::new(""), false)?,
+            (true, None) => {
+                let options =
+                    ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
+                mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?
+            }
+        };
+        mounts::attach(cover.as_fd(), place.as_fd())?;
+        if is_directory && empty.is_none() {
+            *empty = Some(cover);
+        }
+        Ok(())
+    }
+
+    /// Makes a path, and all below it, read-only. What is not there needs no protection.
+    pub(crate) fn make_read_only(&self, path: &Path) -> Result<()> {
+        let Some(place) = self.find(path)? else { return Ok(()) };
+        let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        syscall::mount_setattr(tree.as_fd(), attr, true)?;
+        mounts::attach(tree.as_fd(), place.as_fd())
+    }
+
+    fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        match self.open(path, OFlags::PATH) {
+            Ok(place) => Ok(Some(place)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// `root.readonly`: the rootfs itself, not what is mounted in it.
+    pub(crate) fn make_root_read_only(&self) -> Result<()> {
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        syscall::mount_setattr(self.root.as_fd(), attr, false).context("make the rootfs read-only")
+    }
+
+    /// Makes it the root, and lets go of the host's files.
+    pub(crate) fn pivot(&self, propagation: Option<&str>) -> Result<()> {
+        rustix::process::fchdir(&self.root).context("enter the rootfs")?;
+        // The new root on top of the old one, in one place: no directory is needed for the old (pivot_root(2), NOTES).
+        rustix::process::pivot_root(".", ".").context("change the root")?;
+        // What is unmounted here must stay mounted on the host.
+        rustix::mount::mount_change(
+            ".",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .context("make the old root a slave")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).context("let go of the old root")?;
+        rustix::process::chdir("/").context("enter the new root")?;
+        self.propagate(propagation)
+    }
+
+    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead.
+    pub(crate) fn move_and_chroot(&self, path: &Path, propagation: Option<&str>) -> Result<()> {
+        rustix::process::fchdir(&self.root).context("enter the rootfs")?;
+        rustix::mount::mount_move(path, "/").context("move the rootfs over the root")?;
+        self.chroot()?;
+        self.propagate(propagation)
+    }
+
+    pub(crate) fn chroot(&self) -> Result<()> {
+        rustix::process::fchdir(&self.root).context("enter the rootfs")?;
+        rustix::process::chroot(".").context("change the root")?;
+        rustix::process::chdir("/").context("enter the new root")
+    }
+
+    fn propagate(&self, propagation: Option<&str>) -> Result<()> {
+        let Some(propagation) = propagation.filter(|propagation| !propagation.is_empty()) else {
+            return Ok(());
+        };
+        let options = Options::parse(&[propagation.to_owned()])?;
+        let [(kind, recursive)] = options.propagation[..] else {
+            bail!("unknown `rootfsPropagation` `{propagation}`");
+        };
+        let attr = MountAttr { propagation: kind, ..MountAttr::default() };
+        syscall::mount_setattr(self.root.as_fd(), attr, recursive)
+            .context("set `rootfsPropagation`")
+    }
+}
+
+fn last_name(path: &Path) -> Option<&OsStr> {
+    match path.components().next_back()? {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    }
+}
+
+pub(crate) fn is_directory(file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstat(file)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+fn make_private(path: &Path) -> Result<()> {
+    rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE)
+        .with_context(|| format!("make the mount `{}` private", path.display()))
+}
+
+/// Where the mount that a path is on is mounted (`proc_pid_mountinfo(5)`).
+fn mount_point(path: &Path) -> Result<PathBuf> {
+    let id =
+        rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
+    let table =
+        fs::read_to_string("/proc/self/mountinfo").context("read `/proc/self/mountinfo`")?;
+    let line = table.lines().find(|line| line.split(' ').next() == Some(&id));
+    let field =
+        line.and_then(|line| line.split(' ').nth(4)).context("the rootfs is on no mount")?;
+    Ok(unescape(field).into())
+}
+
+/// Spaces and the like are octal in that file.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(escape, character);
+    }
+    text
+}

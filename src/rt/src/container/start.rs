@@ -1,0 +1,49 @@
+//! Starting a created container. Runs in the caller's process.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::hooks;
+use crate::state::{Directory, State, Status};
+
+/// Lets the program of a created container run.
+pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
+    match state.status(directory)? {
+        Status::Created => {}
+        Status::Creating => bail!("the container is not created yet"),
+        Status::Running | Status::Paused => bail!("cannot start an already running container"),
+        Status::Stopped => bail!("cannot start a container that has stopped"),
+    }
+    let path = directory.start_fifo();
+    let fifo = match rustix::fs::open(
+        &path,
+        OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(fifo) => fifo,
+        Err(Errno::NOENT) => bail!("cannot start an already running container"),
+        // Nobody reads.
+        Err(Errno::NXIO) => bail!("cannot start a container that has stopped"),
+        Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
+    };
+    // Removing the fifo is the claim: of two who start, one wins.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("cannot start an already running container")
+        }
+        result => result.with_context(|| format!("remove `{}`", path.display()))?,
+    }
+    rustix::io::write(&fifo, b"s").context("start the program")?;
+    started(state);
+    Ok(())
+}
+
+/// What follows a start. A `poststart` hook that fails is a warning only (runtime-spec, `runtime.md`, "Lifecycle").
+pub(crate) fn started(state: &State) {
+    hooks::run_all("poststart", &state.poststart, &hooks::state_json(state, Status::Running));
+}

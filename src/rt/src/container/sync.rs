@@ -1,0 +1,136 @@
+//! The conversation between the caller's process and a container's first process while the container is made.
+//!
+//! One socket pair of type `SOCK_SEQPACKET`: a message is a tag and, for some, a text. When one side dies, the other reads
+//! the end of the stream, so neither waits for a dead peer: a runtime that is killed half-way takes its init with it.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Message {
+    /// To init: the id mappings of the new user namespace are written.
+    Mapped,
+    /// To init: it is in its cgroup, so a cgroup namespace made from now on has that as its root.
+    InCgroup,
+    /// From the process that joins namespaces on init's behalf: init's process id.
+    Init(i32),
+    /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
+    /// `createRuntime` hooks.
+    BeforePivot,
+    /// To init: those hooks have run.
+    HooksDone,
+    /// From init: all is done, it waits for the start.
+    Ready,
+    /// To init: start. Only when there is no fifo to wait on.
+    Start,
+    /// From init: why it gave up, on one line.
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Socket(OwnedFd);
+
+/// Longer error texts are cut; a single message must fit a receive buffer.
+const LONGEST: usize = 8192;
+
+pub(crate) fn pair() -> Result<(Socket, Socket)> {
+    let (one, other) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("make a socket pair")?;
+    Ok((Socket(one), Socket(other)))
+}
+
+impl Socket {
+    pub(crate) fn send(&self, message: &Message) -> Result<()> {
+        let bytes = encode(message);
+        match rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL) {
+            // The other side has died: whoever waits for its next message reads that, and why.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error).context("send to the other process"),
+        }
+    }
+
+    /// None when the other side is gone.
+    pub(crate) fn receive(&self) -> Result<Option<Message>> {
+        let mut buffer = [0; LONGEST];
+        let length = loop {
+            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
+                Ok((length, _)) => break length,
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => break 0,
+                Err(error) => return Err(error).context("receive from the other process"),
+            }
+        };
+        if length == 0 { Ok(None) } else { decode(&buffer[..length]).map(Some) }
+    }
+
+    /// In init: waits for a certain message. When the runtime is gone, there is nobody to report to.
+    pub(crate) fn expect(&self, expected: &Message) -> Result<()> {
+        match self.receive()? {
+            Some(message) if message == *expected => Ok(()),
+            other => bail!("waited for {expected:?}, got {other:?}"),
+        }
+    }
+}
+
+fn encode(message: &Message) -> Vec<u8> {
+    let (tag, text) = match message {
+        Message::Mapped => (b'M', Vec::new()),
+        Message::InCgroup => (b'G', Vec::new()),
+        Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
+        Message::BeforePivot => (b'P', Vec::new()),
+        Message::HooksDone => (b'H', Vec::new()),
+        Message::Ready => (b'R', Vec::new()),
+        Message::Start => (b'S', Vec::new()),
+        Message::Failed(text) => (b'F', text.bytes().take(LONGEST - 1).collect()),
+    };
+    [vec![tag], text].concat()
+}
+
+fn decode(bytes: &[u8]) -> Result<Message> {
+    let text = || String::from_utf8_lossy(&bytes[1..]).into_owned();
+    Ok(match bytes[0] {
+        b'M' => Message::Mapped,
+        b'G' => Message::InCgroup,
+        b'I' => Message::Init(text().parse().context("parse the process id of init")?),
+        b'P' => Message::BeforePivot,
+        b'H' => Message::HooksDone,
+        b'R' => Message::Ready,
+        b'S' => Message::Start,
+        b'F' => Message::Failed(text()),
+        tag => bail!("unknown message {tag:#x} from the other process"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_arrives_as_it_was_sent() {
+        let (one, other) = pair().expect("a pair");
+        for message in [
+            Message::Mapped,
+            Message::InCgroup,
+            Message::Init(4711),
+            Message::BeforePivot,
+            Message::HooksDone,
+            Message::Ready,
+            Message::Start,
+            Message::Failed("no such file".into()),
+        ] {
+            one.send(&message).expect("sent");
+            assert_eq!(other.receive().expect("received"), Some(message));
+        }
+        drop(one);
+        assert_eq!(other.receive().expect("received"), None);
+    }
+}

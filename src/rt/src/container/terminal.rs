@@ -1,0 +1,267 @@
+//! The container's terminal: a pseudo-terminal whose master end goes to the caller (`pty(7)`).
+#![forbid(unsafe_code)]
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::Process;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Gid, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, Termios, Winsize};
+
+use super::mounts;
+use super::rootfs::Rootfs;
+
+/// Connects to a socket of the caller's. Runs in the caller's process.
+pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let connect = || rustix::net::connect(&socket, &SocketAddrUnix::new(path)?);
+    connect().with_context(|| format!("connect to `{}`", path.display()))?;
+    Ok(socket)
+}
+
+/// Sends one descriptor, with a name for the receiver's logs.
+pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(name.as_bytes())],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .with_context(|| format!("send `{name}`"))?;
+    Ok(())
+}
+
+/// Receives one descriptor. Runs in the caller's process, for `run` in the foreground.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let mut name = [0; 64];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let buffers = &mut [std::io::IoSliceMut::new(&mut name)];
+    rustix::net::recvmsg(socket, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        .context("receive the terminal")?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
+            && let Some(descriptor) = descriptors.next()
+        {
+            return Ok(descriptor);
+        }
+    }
+    bail!("receive the terminal: the message held none")
+}
+
+/// Makes the terminal in the container's own devpts, makes it this process's standard streams and controlling terminal, and
+/// sends the master to the caller. Runs in init, as a session leader, before the root is changed.
+pub(crate) fn set_up(rootfs: &Rootfs, process: &Process, socket: BorrowedFd<'_>) -> Result<()> {
+    let master = rootfs
+        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
+        .context("open `/dev/pts/ptmx` in the rootfs: a terminal needs a devpts mount")?;
+    rustix::pty::unlockpt(&master).context("unlock the terminal")?;
+    // By descriptor: a path to the other end could be another file by now.
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).context("open the terminal")?;
+    if let Some(size) = process.console_size() {
+        let cells = |cells: u64| u16::try_from(cells).unwrap_or(u16::MAX);
+        let size = Winsize {
+            ws_row: cells(size.height()),
+            ws_col: cells(size.width()),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&slave, size).context("set the size of the terminal")?;
+    }
+    let user = process.user();
+    if user.uid() != 0 {
+        let (uid, gid) = (Uid::from_raw(user.uid()), None::<Gid>);
+        rustix::fs::fchown(&slave, Some(uid), gid)
+            .context("give the terminal to the container's user")?;
+    }
+    // `/dev/console` is the terminal, by a mount: a node of its number would be the host's console.
+    let console = rootfs.make(Path::new("/dev/console"), false)?;
+    let mount = mounts::clone_tree(slave.as_fd(), Path::new(""), false)
+        .context("clone the terminal's mount")?;
+    mounts::attach(mount.as_fd(), console.as_fd()).context("mount `/dev/console`")?;
+
+    send(socket, "/dev/ptmx", master.as_fd())?;
+    rustix::process::ioctl_tiocsctty(&slave).context("make it the controlling terminal")?;
+    rustix::stdio::dup2_stdin(&slave).context("make it standard input")?;
+    rustix::stdio::dup2_stdout(&slave).context("make it standard output")?;
+    rustix::stdio::dup2_stderr(&slave).context("make it standard error")
+}
+
+/// Passes bytes between this process's own terminal and a container's, for `run` in the foreground.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    master: OwnedFd,
+    /// How our own terminal was, if standard input is one: put back at the end.
+    saved: Option<Termios>,
+    to_container: Vec<u8>,
+    to_us: Vec<u8>,
+    stdin_open: bool,
+}
+
+impl Proxy {
+    pub(crate) fn new(master: OwnedFd) -> Result<Proxy> {
+        let stdin = rustix::stdio::stdin();
+        let saved = rustix::termios::tcgetattr(stdin).ok();
+        let proxy =
+            Proxy { master, saved, to_container: Vec::new(), to_us: Vec::new(), stdin_open: true };
+        if let Some(saved) = &proxy.saved {
+            let mut raw = saved.clone();
+            raw.make_raw();
+            rustix::termios::tcsetattr(stdin, OptionalActions::Now, &raw)
+                .context("set the terminal to raw mode")?;
+            proxy.resize();
+        }
+        Ok(proxy)
+    }
+
+    /// Until the container has ended and all that it wrote is passed on. `forward` gets each signal but SIGWINCH, which
+    /// means a new size.
+    pub(crate) fn run(
+        mut self,
+        pidfd: BorrowedFd<'_>,
+        signals: &OwnedFd,
+        mut forward: impl FnMut(i32),
+    ) -> Result<()> {
+        let mut ended = false;
+        loop {
+            let read_stdin = self.stdin_open && self.to_container.len() < BUFFER;
+            let mut master_events = PollFlags::empty();
+            master_events.set(PollFlags::IN, self.to_us.len() < BUFFER);
+            master_events.set(PollFlags::OUT, !self.to_container.is_empty());
+            let none = PollFlags::empty();
+            let mut polled = [
+                PollFd::from_borrowed_fd(
+                    rustix::stdio::stdin(),
+                    if read_stdin { PollFlags::IN } else { none },
+                ),
+                PollFd::new(&self.master, master_events),
+                PollFd::from_borrowed_fd(pidfd, if ended { none } else { PollFlags::IN }),
+                PollFd::new(signals, PollFlags::IN),
+            ];
+            // When it has ended, what is left in the terminal is passed on without waiting for more.
+            let limit = ended.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+            match rustix::event::poll(&mut polled, limit.as_ref()) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error).context("wait for the terminal"),
+            }
+            let [stdin, master, process, signal] = polled.map(|polled| polled.revents());
+            ended |= !process.is_empty();
+            if !signal.is_empty() {
+                for signal in read_signals(signals)? {
+                    if signal == libc::SIGWINCH { self.resize() } else { forward(signal) }
+                }
+            }
+            if read_stdin && !stdin.is_empty() {
+                self.stdin_open = receive_into(rustix::stdio::stdin(), &mut self.to_container);
+            }
+            if master.contains(PollFlags::OUT) {
+                send_from(self.master.as_fd(), &mut self.to_container);
+            }
+            let mut more = false;
+            if master.contains(PollFlags::IN) {
+                more = receive_into(self.master.as_fd(), &mut self.to_us);
+                while !self.to_us.is_empty() && send_from(rustix::stdio::stdout(), &mut self.to_us)
+                {
+                }
+            }
+            // A hang-up means that nobody in the container has the terminal open; it may be opened again.
+            if ended && !more {
+                return Ok(());
+            }
+            if !ended && master.contains(PollFlags::HUP) && !master.contains(PollFlags::IN) {
+                rustix::event::poll(
+                    &mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)],
+                    Some(&HUNG_UP),
+                )?;
+            }
+        }
+    }
+
+    fn resize(&self) {
+        // Not every standard input has a size.
+        if let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdin()) {
+            let _ = rustix::termios::tcsetwinsize(&self.master, size);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(saved) = &self.saved {
+            // Nothing can be done about a terminal that is gone.
+            let _ =
+                rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, saved);
+        }
+    }
+}
+
+const BUFFER: usize = 8192;
+
+/// How long to look away from a terminal that is hung up, which `poll(2)` reports at once and for ever.
+const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// False at the end of the stream; a pty says EIO for that.
+fn receive_into(from: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
+    let mut bytes = [0; BUFFER];
+    match rustix::io::read(from, &mut bytes) {
+        Ok(0) => false,
+        Ok(length) => {
+            buffer.extend_from_slice(&bytes[..length]);
+            true
+        }
+        Err(error) => matches!(error, Errno::INTR | Errno::AGAIN),
+    }
+}
+
+/// False when the other side takes nothing any more; what it did not take is dropped then.
+fn send_from(to: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
+    match rustix::io::write(to, buffer) {
+        Ok(length) => {
+            buffer.drain(..length);
+            true
+        }
+        Err(Errno::INTR | Errno::AGAIN) => true,
+        Err(_) => {
+            buffer.clear();
+            false
+        }
+    }
+}
+
+/// The signals that have arrived at a signalfd.
+pub(crate) fn read_signals(descriptor: &OwnedFd) -> Result<Vec<i32>> {
+    // `struct signalfd_siginfo`, whose first field is the signal's number (signalfd(2)).
+    const RECORD: usize = 128;
+    let mut bytes = [0; 8 * RECORD];
+    match rustix::io::read(descriptor, &mut bytes) {
+        Ok(length) => {
+            let records = bytes[..length].chunks_exact(RECORD);
+            Ok(records
+                .map(|record| i32::from_ne_bytes([record[0], record[1], record[2], record[3]]))
+                .collect())
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Ok(Vec::new()),
+        Err(error) => Err(error).context("read the signals"),
+    }
+}

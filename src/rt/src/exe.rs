@@ -1,0 +1,83 @@
+//! The runtime's own executable: where it is installed, and how it is kept out of a container's reach.
+//!
+//! An image can name `/proc/self/exe` as its program or as a script's interpreter; the kernel then runs the runtime's own
+//! file inside the container, which can open it for writing once the runtime has exited (CVE-2019-5736). So a command that
+//! enters a container first execs itself again from a detached, read-only clone of the file: a write through
+//! `/proc/self/exe` fails with EROFS whatever the capabilities. This takes one more exec; copying the file into a sealed
+//! memfd, the other known way, takes 4 ms.
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use crate::syscall::{self, MountAttr};
+
+/// Carries the directory of the engines over the exec, after which `/proc/self/exe` has no path of an installation.
+const ENGINES: &str = "_RT_ENGINES";
+
+/// Makes sure that this process runs from a file that nothing can write to, by replacing it if need be.
+/// Runs in the caller's process, before anything is opened.
+pub(crate) fn protect() -> Result<()> {
+    let exe = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .context("open `/proc/self/exe`")?;
+    let mount = rustix::fs::fstatvfs(&exe).context("statvfs `/proc/self/exe`")?;
+    if mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = match rustix::mount::open_tree(CWD, "/proc/self/exe", flags) {
+        Ok(clone) => clone,
+        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to be had, and the user
+        // could not make a container that is root to this file either: whoever can write to it now could before.
+        Err(Errno::PERM) => return Ok(()),
+        Err(error) => return Err(error).context("clone the mount of `/proc/self/exe`"),
+    };
+    let read_only = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    syscall::mount_setattr(clone.as_fd(), read_only, false)
+        .context("make the clone of `/proc/self/exe` read-only")?;
+
+    let argv = env::args_os().map(|arg| c_string(arg.into_vec())).collect::<Result<Vec<_>>>()?;
+    let mut envp = env::vars_os()
+        .filter(|(name, _)| name != ENGINES)
+        .map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
+        .collect::<Result<Vec<_>>>()?;
+    envp.push(c_string(
+        [ENGINES.as_bytes(), b"=", installed_engines()?.as_os_str().as_bytes()].concat(),
+    )?);
+    Err(syscall::fexecve(clone.as_fd(), &argv, &envp))
+        .context("exec the read-only clone of `/proc/self/exe`")
+}
+
+fn c_string(bytes: Vec<u8>) -> Result<CString> {
+    CString::new(bytes).context("a NUL byte in the arguments")
+}
+
+/// The directory that holds one engine directory per engine: `../libexec/rt` as seen from `bin/rt`, or what the process
+/// before the exec saw.
+pub(crate) fn engines() -> Result<PathBuf> {
+    let path = fs::read_link("/proc/self/exe").context("read link `/proc/self/exe`")?;
+    // A file on a detached mount has no parent directory to be seen.
+    match env::var_os(ENGINES) {
+        Some(engines) if path.parent().is_none_or(|parent| parent == Path::new("/")) => {
+            Ok(engines.into())
+        }
+        _ => installed_engines(),
+    }
+}
+
+fn installed_engines() -> Result<PathBuf> {
+    let path = fs::read_link("/proc/self/exe").context("read link `/proc/self/exe`")?;
+    let prefix = path.parent().and_then(Path::parent);
+    prefix
+        .map(|prefix| prefix.join("libexec/rt"))
+        .ok_or_else(|| anyhow!("`{}` is not in a bin folder", path.display()))
+}

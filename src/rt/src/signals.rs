@@ -1,0 +1,98 @@
+//! Signal names and numbers, as `kill` takes them: `KILL`, `SIGKILL`, `9`, `RTMIN+3` (`signal(7)`).
+#![forbid(unsafe_code)]
+
+use anyhow::{Result, anyhow};
+
+const NAMES: [(&str, i32); 33] = [
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("IOT", libc::SIGIOT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
+    ("CHLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("POLL", libc::SIGPOLL),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+
+/// The C library keeps 32 and 33 for itself, so users count the real-time signals from 34.
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
+
+/// The number of a signal given by name (with or without `SIG`, in any case) or by number, 0 included.
+pub(crate) fn parse(text: &str) -> Result<i32> {
+    let unknown = || anyhow!("unknown signal `{text}`");
+    if let Ok(number) = text.parse::<i32>() {
+        return if (0..=RTMAX).contains(&number) { Ok(number) } else { Err(unknown()) };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some((_, number)) = NAMES.iter().find(|(known, _)| *known == name) {
+        return Ok(*number);
+    }
+    let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => Some(RTMIN),
+        (_, Some("")) => Some(RTMAX),
+        (Some(offset), _) if offset.starts_with('+') => {
+            offset.parse().ok().map(|n: i32| RTMIN.saturating_add(n))
+        }
+        (_, Some(offset)) if offset.starts_with('-') => {
+            offset.parse().ok().map(|n: i32| RTMAX.saturating_add(n))
+        }
+        _ => None,
+    };
+    real_time.filter(|number| (RTMIN..=RTMAX).contains(number)).ok_or_else(unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn takes_names_and_numbers() {
+        for (text, number) in [
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("sigterm", 15),
+            ("0", 0),
+            ("64", 64),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+        ] {
+            assert_eq!(parse(text).ok(), Some(number), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        for text in ["", "SIG", "SIGNO", "65", "-1", "RTMIN-1", "RTMAX+1", "RTMIN+31", "9 "] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! What is known of a container between commands: one directory per container below the root of the state.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `state.json` | [`State`], replaced as a whole by rename, never edited |
+//! | `config.json` | the bundle's configuration as it was at `create` |
+//! | `start` | a fifo on which the container's first process waits for `start`; there as long as it waits |
+//!
+//! A state has no field for the status. That is found out each time from the process, the fifo and the freezer, so that
+//! nothing has to be written when a container starts or ends. A process is known by its pid *and* its start time, so a
+//! pid that the kernel has given to somebody else is never taken for the container's.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::Hook;
+use rustix::fs::{CWD, FileType, Mode};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::container::cgroups::Cgroup;
+
+/// The version of the format that this runtime writes. It reads all up to this one.
+const VERSION: u32 = 1;
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct State {
+    version: u32,
+    pub(crate) oci_version: String,
+    pub(crate) id: String,
+    /// 0 until the first process exists.
+    pub(crate) pid: i32,
+    /// In clock ticks since boot: field 22 of `/proc/PID/stat`.
+    pub(crate) start_time: u64,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    /// RFC 3339, in UTC.
+    pub(crate) created: String,
+    /// The user who made the container.
+    pub(crate) uid: u32,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststart: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststop: Vec<Hook>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+impl State {
+    /// The state of a container that has no process yet.
+    pub(crate) fn new(
+        id: &str,
+        oci_version: &str,
+        bundle: &Path,
+        rootfs: &Path,
+        cgroup: Cgroup,
+    ) -> State {
+        State {
+            version: VERSION,
+            oci_version: oci_version.to_owned(),
+            id: id.to_owned(),
+            pid: 0,
+            start_time: 0,
+            bundle: bundle.to_owned(),
+            rootfs: rootfs.to_owned(),
+            created: format!("{:.6}", jiff::Timestamp::now()),
+            uid: rustix::process::getuid().as_raw(),
+            cgroup,
+            annotations: BTreeMap::new(),
+            poststart: Vec::new(),
+            poststop: Vec::new(),
+        }
+    }
+
+    /// The first process, if it is alive, as a descriptor that cannot come to mean another process.
+    pub(crate) fn process(&self) -> Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
+        };
+        // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
+        let alive = stat(pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.dead);
+        Ok(alive.then_some(pidfd))
+    }
+
+    pub(crate) fn status(&self, directory: &Directory) -> Result<Status> {
+        if self.pid == 0 {
+            return Ok(Status::Creating);
+        }
+        if self.process()?.is_none() {
+            return Ok(Status::Stopped);
+        }
+        if directory.start_fifo().exists() {
+            return Ok(Status::Created);
+        }
+        Ok(if self.cgroup.is_frozen() { Status::Paused } else { Status::Running })
+    }
+}
+
+/// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Stat {
+    /// It has ended, and is there only until its parent has read how.
+    dead: bool,
+    pub(crate) start_time: u64,
+}
+
+/// None when there is no such process.
+pub(crate) fn stat(pid: Pid) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The program's name, in parentheses, can hold anything, parentheses and spaces included.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let dead = matches!(fields.next()?, "Z" | "X" | "x");
+    Some(Stat { dead, start_time: fields.nth(18)?.parse().ok()? })
+}
+
+/// The root of the state: the directory that holds one directory per container.
+#[derive(Debug)]
+pub(crate) struct Root {
+    path: PathBuf,
+}
+
+/// The directory of one container.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+}
+
+impl Root {
+    /// `--root`, or else the default: `/run/rt` for root of the initial user namespace, `$XDG_RUNTIME_DIR/rt` for others.
+    pub(crate) fn new(path: Option<&Path>) -> Root {
+        let path = path.map(Path::to_owned).unwrap_or_else(|| {
+            let own = std::env::var_os("XDG_RUNTIME_DIR")
+                .filter(|dir| !dir.is_empty() && !is_host_root());
+            own.map_or_else(|| "/run/rt".into(), |dir| Path::new(&dir).join("rt"))
+        });
+        Root { path }
+    }
+
+    /// Makes the directory of a new container; it is the claim on the name, so that of two callers one wins.
+    pub(crate) fn add(&self, id: &str) -> Result<Directory> {
+        check_id(id)?;
+        let show = |path: &Path| format!("make state directory `{}`", path.display());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&self.path)
+            .with_context(|| show(&self.path))?;
+        let path = self.path.join(id);
+        match DirBuilder::new().mode(0o711).create(&path) {
+            Ok(()) => Ok(Directory { path }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                bail!("container with given ID already exists")
+            }
+            Err(error) => Err(error).with_context(|| show(&path)),
+        }
+    }
+
+    /// The directory of a container, or None when there is no such container.
+    pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
+        check_id(id)?;
+        let path = self.path.join(id);
+        Ok(path.is_dir().then_some(Directory { path }))
+    }
+
+    /// The directory and the state of a container that must be there.
+    pub(crate) fn load(&self, id: &str) -> Result<(Directory, State)> {
+        match self.find(id)? {
+            Some(directory) => match directory.read()? {
+                Some(state) => Ok((directory, state)),
+                None => bail!("container does not exist: its creation was cut short"),
+            },
+            None => bail!("container does not exist"),
+        }
+    }
+
+    /// The names of all containers, sorted.
+    pub(crate) fn ids(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("read `{}`", self.path.display()));
+            }
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut ids: Vec<String> = names.filter(|name| check_id(name).is_ok()).collect();
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+impl Directory {
+    /// None when the creation of the container was cut short.
+    pub(crate) fn read(&self) -> Result<Option<State>> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let path = self.path.join("state.json");
+        let read = || -> Result<Option<State>> {
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            // The version first: a later format may not parse as this one.
+            let version = serde_json::from_slice::<Version>(&text)?.version;
+            ensure!(
+                version <= VERSION,
+                "format {version} was written by a newer rt; this one knows up to {VERSION}"
+            );
+            Ok(Some(serde_json::from_slice(&text)?))
+        };
+        read().with_context(|| format!("read `{}`", path.display()))
+    }
+
+    pub(crate) fn write(&self, state: &State) -> Result<()> {
+        let text = serde_json::to_vec(state).context("write `state.json`")?;
+        self.replace("state.json", &text)
+    }
+
+    pub(crate) fn write_config(&self, config: &[u8]) -> Result<()> {
+        self.replace("config.json", config)
+    }
+
+    fn replace(&self, name: &str, text: &[u8]) -> Result<()> {
+        replace(&self.path.join(name), text)
+            .with_context(|| format!("write `{}`", self.path.join(name).display()))
+    }
+
+    pub(crate) fn start_fifo(&self) -> PathBuf {
+        self.path.join("start")
+    }
+
+    pub(crate) fn make_start_fifo(&self) -> Result<()> {
+        rustix::fs::mknodat(CWD, self.start_fifo(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .with_context(|| format!("make fifo `{}`", self.start_fifo().display()))
+    }
+
+    /// Last of all that a deletion does: until then, the name is taken.
+    pub(crate) fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove `{}`", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes a file whole or not at all: whoever opens `path` sees the old text or the new, never a part.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
+    let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    fs::write(&draft, text).and_then(|()| fs::rename(&draft, path)).inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&draft);
+    })
+}
+
+/// Whether this process is root, and not only of a user namespace of its own.
+pub(crate) fn is_host_root() -> bool {
+    // The initial user namespace maps every id to itself (`user_namespaces(7)`).
+    let initial = |map: &str| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root()
+        && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| initial(&map))
+}
+
+/// runc's rule for names.
+fn check_id(id: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
+    // A name becomes a file name, of 255 bytes at the most.
+    let good =
+        !id.is_empty() && id.len() <= 255 && id.chars().all(allowed) && !matches!(id, "." | "..");
+    ensure!(
+        good,
+        "invalid container ID format: 1 to 255 letters, digits and `_+-.`, not `.` or `..`"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_file_name() {
+        for id in ["c", "a-b_c+d.e", ".x", "0", &"x".repeat(255)] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "/", "a/b", "a b", "a\n", "ä", &"x".repeat(256)] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn the_start_time_is_found_behind_any_program_name() {
+        let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
+        for (text, dead) in [("7 (sh) S ", false), ("7 (a) b) S (c) R ", false), ("7 (x) Z ", true)]
+        {
+            assert_eq!(
+                parse_stat(&format!("{text}{rest}")),
+                Some(Stat { dead, start_time: 4711 }),
+                "{text}"
+            );
+        }
+        assert_eq!(parse_stat("7 (sh) S 1"), None);
+    }
+}

@@ -1,0 +1,247 @@
+//! The one door to `unsafe`: system calls that rustix does not wrap, or wraps as `unsafe`.
+//!
+//! Every function is named after its manual page and takes and returns safe types only. All of `rt` is
+//! single-threaded (nothing here or elsewhere starts a thread), which several proofs below stand on.
+#![allow(unsafe_code, reason = "system calls without a safe wrapper; nothing else may use unsafe")]
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use rustix::io::{Errno, Result};
+use rustix::process::Pid;
+
+/// The errno of the last libc call, for a negative return value.
+fn check(returned: libc::c_long) -> Result<libc::c_long> {
+    if returned < 0 { Err(last_errno()) } else { Ok(returned) }
+}
+
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// `clone3(2)` with the semantics of `fork(2)`: the child gets a copy of everything. `flags` are `CLONE_NEW*` and
+/// `CLONE_PARENT` only; with `cgroup` the child is born in that cgroup (`CLONE_INTO_CGROUP`, Linux 5.7).
+/// Returns `None` in the child.
+pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
+    let allowed = libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_PARENT;
+    if flags & !allowed != 0 {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: `clone_args` is plain integers; all zeroes is the documented default.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(flags.unsigned_abs());
+    // With CLONE_PARENT the kernel takes the parent's exit signal and wants 0 here.
+    if flags & libc::CLONE_PARENT == 0 {
+        args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    }
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: no CLONE_VM, CLONE_VFORK, CLONE_FILES or CLONE_SETTLS can be among the flags (checked above), so the child
+    // runs on its own copy of memory and stack, as after fork(2). The process has one thread, so no lock of the C
+    // library is held by a thread that the child lacks. `args` lives across the call and its size is passed.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    let pid = check(pid)?;
+    Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
+}
+
+/// From `<linux/sched.h>`; the libc crate has it as a `c_int`, which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct mount_attr` of `mount_setattr(2)`: `MOUNT_ATTR_*` bits to set and clear, and `MS_SHARED`, `MS_SLAVE`,
+/// `MS_PRIVATE`, `MS_UNBINDABLE` or 0 for the propagation.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct MountAttr {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+    pub(crate) propagation: u64,
+}
+
+/// `mount_setattr(2)` on the mount that `mount` is the root of (Linux 5.12), with everything below it when `recursive`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: attr.set,
+        attr_clr: attr.clear,
+        propagation: attr.propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr` lives across the call
+    // and its own size is passed; the kernel only reads it.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this process inherited;
+/// it must be called before anything of the same numbers is opened.
+pub(crate) fn close_from(first: u32) -> Result<()> {
+    // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any number from `first` on
+    // (see the contract above), so no owned descriptor is closed behind its owner's back.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// `unshare(2)`, for namespaces only.
+pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
+    const NAMESPACES: c_int = libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP
+        | 0x80; // CLONE_NEWTIME, <linux/sched.h>
+    if namespaces & !NAMESPACES != 0 {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: CLONE_FILES, the one flag that rustix holds to be unsafe, is excluded above.
+    check(unsafe { libc::unshare(namespaces) }.into()).map(drop)
+}
+
+/// `execve(2)`. Returns only when it failed.
+pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> Errno {
+    fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    }
+    let (argv, envp) = (pointers(argv), pointers(envp));
+    // SAFETY: all three are NUL-terminated, as are the strings that the arrays point to, and all outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    last_errno()
+}
+
+/// `execveat(2)` of the file that `program` is. Returns only when it failed.
+pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Errno {
+    fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    }
+    let (argv, envp) = (pointers(argv), pointers(envp));
+    // SAFETY: as in `execve`; the descriptor is borrowed and open.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    last_errno()
+}
+
+/// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's runtime (SIGPIPE) and
+/// callers such as `nohup` leave some.
+pub(crate) fn default_signal_actions() {
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL runs no code of this process. A number that the C library keeps for itself is refused with
+        // EINVAL, which is fine: nobody can have changed it.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+fn signal_set(signals: &[c_int]) -> libc::sigset_t {
+    // SAFETY: sigset_t is plain integers; sigemptyset makes it valid whatever was in it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid place to write to.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for &signal in signals {
+        // SAFETY: `set` is initialised; a bad number is refused with EINVAL.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    set
+}
+
+/// Blocks exactly these signals, and no other (`sigprocmask(2)`, `SIG_SETMASK`).
+pub(crate) fn block_only(signals: &[c_int]) {
+    let set = signal_set(signals);
+    // SAFETY: `set` is initialised and read only; blocking runs no code. It cannot fail with a valid `how`.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) };
+}
+
+/// A descriptor that reads `signalfd_siginfo` records for these signals, which must be blocked.
+pub(crate) fn signalfd(signals: &[c_int]) -> Result<OwnedFd> {
+    let set = signal_set(signals);
+    // SAFETY: `set` is initialised and read only.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    check(fd.into())?;
+    // SAFETY: the call just returned this descriptor and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `pidfd_send_signal(2)`; any signal number, also 0 (a test) and the real-time ones.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
+    // SAFETY: the descriptor is borrowed and open; a null siginfo stands for what kill(2) sends.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// `kill(2)` of one process, by any signal number.
+pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
+    // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.
+    check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into()).map(drop)
+}
+
+/// A new, empty session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).
+pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1; // <linux/keyctl.h>
+    // SAFETY: the name is NUL-terminated and only read.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    check(returned).map(drop)
+}
+
+/// Brings the loopback interface of this network namespace up (`netdevice(7)`, `SIOCSIFFLAGS`).
+pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: `ifreq` is plain integers and bytes; zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo\0") {
+        *to = from.cast_signed();
+    }
+    let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: the descriptor is borrowed and open, `request` is a valid ifreq that the kernel only reads for SIOCSIFFLAGS.
+    let returned =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(returned.into()).map(drop)
+}
+
+/// `personality(2)`.
+pub(crate) fn personality(persona: libc::c_ulong) -> Result<()> {
+    // SAFETY: takes an integer, touches no memory of this process.
+    check(unsafe { libc::personality(persona) }.into()).map(drop)
+}
+
+/// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares its parent's buffers.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: ends the process; nothing runs after it.
+    unsafe { libc::_exit(status) }
+}

@@ -1,0 +1,228 @@
+//! Which workload a container is: a Linux program, or a WebAssembly module for an engine.
+//!
+//! A function of three things only: the configuration, the name that the runtime was called by, and the first bytes of
+//! the program as the container sees it. The rules, with their origin, are in `docs/workload.md`.
+#![forbid(unsafe_code)]
+
+use anyhow::{Result, bail};
+use libcontainer::oci_spec::runtime::Spec;
+
+use crate::bundle::annotation;
+
+/// How much of the program decides.
+pub(crate) const HEAD: usize = 8;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Workload {
+    Linux,
+    Wasm(Engine),
+}
+
+/// An engine that runs Wasm modules, by the name of its directory. A further engine is a further line here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Engine {
+    WasmEdge,
+}
+
+impl Engine {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Engine::WasmEdge => "wasmedge",
+        }
+    }
+}
+
+/// What the values of `run.oci.handler` ask for; `-smart` means the same, since the program's head decides anyway.
+const HANDLERS: [(&str, Engine); 3] =
+    [("wasm", Engine::WasmEdge), ("wasm-smart", Engine::WasmEdge), ("wasmedge", Engine::WasmEdge)];
+
+/// The values of `module.wasm.image/variant`.
+const VARIANTS: [&str; 2] = ["compat", "compat-smart"];
+
+/// The keys by which containerd's and CRI-O's CRI servers mark a pod's pause container.
+const SANDBOX_MARKS: [&str; 2] =
+    ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+
+/// The engine that the configuration, or else the runtime's name, asks for. Known before the program can be looked at.
+pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Engine>> {
+    if SANDBOX_MARKS.iter().any(|key| annotation(spec, key) == Some("sandbox")) {
+        return Ok(None);
+    }
+    if let Some(handler) = annotation(spec, "run.oci.handler") {
+        let Some((_, engine)) = HANDLERS.iter().find(|(name, _)| *name == handler) else {
+            let known = HANDLERS.map(|(name, _)| format!("`{name}`")).join(", ");
+            bail!(
+                "unknown handler `{handler}` in the annotation `run.oci.handler`: rt knows {known}"
+            );
+        };
+        return Ok(Some(*engine));
+    }
+    if let Some(variant) = annotation(spec, "module.wasm.image/variant") {
+        if VARIANTS.contains(&variant) {
+            return Ok(Some(Engine::WasmEdge));
+        }
+        let known = VARIANTS.map(|name| format!("`{name}`")).join(", ");
+        bail!(
+            "unknown variant `{variant}` in the annotation `module.wasm.image/variant`: rt knows {known}"
+        );
+    }
+    let name = argv0.rsplit('/').next().unwrap_or(argv0);
+    Ok(name.ends_with("-wasm").then_some(Engine::WasmEdge))
+}
+
+/// What kind of file the program is, by its first bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Format {
+    Elf,
+    Script,
+    /// A core module: magic number and version 1 (WebAssembly core specification 5.5.16).
+    Module,
+    /// A component: the same magic number, layer 1 (component-model, `Binary.md`).
+    Component,
+    Unknown,
+}
+
+impl Format {
+    pub(crate) fn of(head: &[u8]) -> Format {
+        match head {
+            [0x7f, b'E', b'L', b'F', ..] => Format::Elf,
+            [b'#', b'!', ..] => Format::Script,
+            [0, b'a', b's', b'm', _, _, 1, 0, ..] => Format::Component,
+            [0, b'a', b's', b'm', ..] => Format::Module,
+            _ => Format::Unknown,
+        }
+    }
+}
+
+/// Decides, or says why it cannot run. `binfmt` tells whether the host's kernel runs further formats natively
+/// (`binfmt_misc`).
+pub(crate) fn choose(asked: Option<Engine>, head: &[u8], binfmt: bool) -> Result<Workload> {
+    match (Format::of(head), asked) {
+        (Format::Elf | Format::Script, _) => Ok(Workload::Linux),
+        (Format::Module, Some(engine)) => Ok(Workload::Wasm(engine)),
+        (Format::Component, Some(Engine::WasmEdge)) => {
+            bail!(
+                "a WebAssembly component, which the engine `wasmedge` cannot run: it takes a core module (WASI preview1); a component would need the engine `wasmtime`, which this version of rt does not have"
+            )
+        }
+        (_, None) if binfmt => Ok(Workload::Linux),
+        (Format::Module | Format::Component, None) => {
+            bail!(
+                "a WebAssembly module, and nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
+            )
+        }
+        (Format::Unknown, Some(_)) => bail!("neither a WebAssembly module nor a native program"),
+        (Format::Unknown, None) => {
+            bail!("exec format error: neither an ELF program nor a `#!` script")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ELF: &[u8] = b"\x7fELF\x02\x01\x01\x00";
+    const SCRIPT: &[u8] = b"#!/bin/s";
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+    const TEXT: &[u8] = b"hello wo";
+
+    /// The workload for annotations (`key=value` each), the runtime's name and the program's head.
+    fn workload(annotations: &[&str], argv0: &str, head: &[u8]) -> Result<Workload> {
+        let mut spec = Spec::default();
+        let pairs = annotations.iter().filter_map(|pair| pair.split_once('='));
+        spec.set_annotations(Some(
+            pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        ));
+        choose(asked(&spec, argv0)?, head, false)
+    }
+
+    #[test]
+    fn is_chosen_by_this_table() {
+        const WASM: Option<Workload> = Some(Workload::Wasm(Engine::WasmEdge));
+        const LINUX: Option<Workload> = Some(Workload::Linux);
+        const REFUSED: Option<Workload> = None;
+        type Row = (&'static [&'static str], &'static str, &'static [u8], Option<Workload>);
+        let table: &[Row] = &[
+            (&[], "rt", ELF, LINUX),
+            (&[], "rt", SCRIPT, LINUX),
+            (&[], "rt", MODULE, REFUSED),
+            (&[], "rt", COMPONENT, REFUSED),
+            (&[], "rt", TEXT, REFUSED),
+            (&[], "rt", b"", REFUSED),
+            (&["run.oci.handler=wasm"], "rt", MODULE, WASM),
+            (&["run.oci.handler=wasm-smart"], "rt", MODULE, WASM),
+            (&["run.oci.handler=wasmedge"], "rt", MODULE, WASM),
+            (&["run.oci.handler=wasm"], "rt", ELF, LINUX),
+            (&["run.oci.handler=wasm"], "rt", SCRIPT, LINUX),
+            (&["run.oci.handler=wasm"], "rt", TEXT, REFUSED),
+            (&["run.oci.handler=wasm"], "rt", COMPONENT, REFUSED),
+            (&["run.oci.handler=wasm"], "rt", b"\0as", REFUSED),
+            (&["run.oci.handler=krun"], "rt", ELF, REFUSED),
+            (&["run.oci.handler="], "rt", MODULE, REFUSED),
+            (&["module.wasm.image/variant=compat"], "rt", MODULE, WASM),
+            (&["module.wasm.image/variant=compat-smart"], "rt", MODULE, WASM),
+            (&["module.wasm.image/variant=compat"], "rt", ELF, LINUX),
+            (&["module.wasm.image/variant=other"], "rt", MODULE, REFUSED),
+            // The handler comes before the variant, and both before the name.
+            (&["run.oci.handler=wasm", "module.wasm.image/variant=other"], "rt", MODULE, WASM),
+            (&["run.oci.handler=other", "module.wasm.image/variant=compat"], "rt", MODULE, REFUSED),
+            (&["run.oci.handler=other"], "rt-wasm", MODULE, REFUSED),
+            (&[], "rt-wasm", MODULE, WASM),
+            (&[], "/usr/bin/rt-wasm", MODULE, WASM),
+            (&[], "crun-wasm", MODULE, WASM),
+            (&[], "rt-wasm", ELF, LINUX),
+            (&[], "/usr/lib-wasm/rt", MODULE, REFUSED),
+            // A pause container stays Linux, whatever the pod's annotations say.
+            (
+                &["run.oci.handler=wasm", "io.kubernetes.cri.container-type=sandbox"],
+                "rt",
+                ELF,
+                LINUX,
+            ),
+            (
+                &["run.oci.handler=wasm", "io.kubernetes.cri-o.ContainerType=sandbox"],
+                "rt",
+                MODULE,
+                REFUSED,
+            ),
+            (
+                &["run.oci.handler=other", "io.kubernetes.cri-o.ContainerType=sandbox"],
+                "rt",
+                ELF,
+                LINUX,
+            ),
+            (&["io.kubernetes.cri-o.ContainerType=sandbox"], "rt-wasm", ELF, LINUX),
+            (
+                &["run.oci.handler=wasm", "io.kubernetes.cri-o.ContainerType=container"],
+                "rt",
+                MODULE,
+                WASM,
+            ),
+        ];
+        for (annotations, argv0, head, expected) in table {
+            let chosen = workload(annotations, argv0, head);
+            assert_eq!(
+                chosen.as_ref().ok(),
+                expected.as_ref(),
+                "{annotations:?} {argv0} {head:?}: {chosen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_handler_is_told_the_known_ones() {
+        let error =
+            workload(&["run.oci.handler=krun"], "rt", ELF).expect_err("unknown").to_string();
+        assert!(
+            error.contains("`krun`") && error.contains("`wasm`, `wasm-smart`, `wasmedge`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_format_is_left_to_the_kernel_where_it_may_know_it() {
+        assert_eq!(choose(None, TEXT, true).ok(), Some(Workload::Linux));
+    }
+}
