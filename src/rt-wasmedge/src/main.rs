@@ -1,1 +1,77 @@
-fn main() {}
+//! `rt-wasmedge`: the engine program that runs a WebAssembly module with WasmEdge, as the first process of a container
+//! that `rt` has made. The steps are those of `docs/engine.md`.
+
+mod contract;
+mod os;
+mod wasi;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::process::ExitCode;
+
+use contract::Contract;
+
+/// The module never started.
+const NOT_STARTED: u8 = 126;
+/// A trap: 128 + SIGABRT.
+const TRAPPED: u8 = 134;
+
+/// How a run ended, when not by an error of the engine.
+enum End {
+    /// The guest's own exit code.
+    Exited(u8),
+    /// The kind of trap, in WasmEdge's words.
+    Trapped(String),
+}
+
+fn main() -> ExitCode {
+    // Before anything else: a signal that arrives from now on ends the process.
+    os::end_on_signals();
+    std::panic::set_hook(Box::new(|panic| {
+        // Through the same line as any other error; the default would print several.
+        say(&format!("internal error: {}", panic.to_string().replace('\n', " ")));
+        os::exit_now(i32::from(NOT_STARTED));
+    }));
+    let code = match run(std::env::args_os()) {
+        Ok(End::Exited(code)) => code,
+        Ok(End::Trapped(kind)) => {
+            say(&format!("trap: {kind}"));
+            TRAPPED
+        }
+        Err(message) => {
+            say(&message);
+            NOT_STARTED
+        }
+    };
+    // Nothing is left to be torn down that the end of the process does not tear down faster.
+    os::exit_now(i32::from(code))
+}
+
+fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
+    let contract = Contract::parse(args)?;
+    let module = read(contract.module, "read the module")?;
+    let environment = read(contract.environment, "read the environment")?;
+    os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
+    os::close_all_but(contract.engine_dir)?;
+    os::fix_name_lookups();
+    wasi::run(&module, &contract, &environment)
+}
+
+fn read(descriptor: i32, intent: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut read = || -> std::io::Result<()> {
+        let mut file = File::from(os::own(descriptor)?);
+        file.rewind()?;
+        bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+        file.read_to_end(&mut bytes).map(drop)
+    };
+    read().map_err(|error| format!("{intent}: {error}"))?;
+    Ok(bytes)
+}
+
+/// One line on standard error.
+fn say(message: &str) {
+    // With standard error closed there is nobody to tell.
+    let _ = std::io::stderr().write_all(format!("rt-wasmedge: {message}\n").as_bytes());
+}

@@ -1,0 +1,76 @@
+# rt: build, demo, test, install. `make help` lists the targets.
+#
+# What is missing on the machine is installed by the targets that need it, with apt, as root or through sudo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ARCH     := $(shell uname -m)
+TARGET   := $(ARCH)-unknown-linux-gnu
+MULTIARCH = $(shell gcc -print-multiarch)
+DIST     := target/dist
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+# The commit that `rt --version` shows.
+export RT_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+
+# One static executable. Only for rt itself: the engine is a dynamic program, and a build script need not be static.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: demo
+demo: build guests ## build all, then run a Wasm HTTP service and a Linux process in containers
+	packaging/demo $(DIST)
+
+.PHONY: build
+build: rt engines ## a runnable tree in target/dist: bin/rt and its engines
+
+.PHONY: rt
+rt: build-deps
+	@echo "== building rt"
+	$(STATIC) cargo build --locked --release -p rt --target $(TARGET)
+	install -D target/$(TARGET)/release/rt $(DIST)/bin/rt
+
+# Exit status 3: the archive has another WasmEdge than this one was written for. Linux containers need none.
+.PHONY: engines
+engines: build-deps
+	@echo "== building the engine wasmedge"
+	packaging/wasmedge/build $(DIST)/libexec/rt/wasmedge || { \
+	  [ $$? -eq 3 ] && echo "== going on without the engine wasmedge: Linux containers only"; }
+
+.PHONY: guests
+guests: build-deps
+	@echo "== building the Wasm guests"
+	runtime-tests/guests/build target/guests
+
+.PHONY: test
+test: build guests test-deps ## everything that must hold before a change is merged
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	packaging/test $(DIST)
+
+.PHONY: bench
+bench: build guests test-deps ## measure rt beside crun, runc and the floor
+	runtime-tests/bench/run $(DIST)/bin/rt
+
+.PHONY: install
+install: ## copy target/dist to $(DESTDIR)$(PREFIX)
+	@[ -x $(DIST)/bin/rt ] || { echo "nothing to install: run \`make build\` first" >&2; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/rt
+	install $(DIST)/bin/rt $(DESTDIR)$(PREFIX)/bin/rt
+	if [ -d $(DIST)/libexec/rt ]; then cp -a --no-preserve=ownership $(DIST)/libexec/rt/. $(DESTDIR)$(PREFIX)/libexec/rt/; fi
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf target
+
+.PHONY: build-deps test-deps
+build-deps:
+	@packaging/dependencies build
+test-deps:
+	@packaging/dependencies test

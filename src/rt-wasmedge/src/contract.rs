@@ -1,0 +1,102 @@
+//! The command line that `rt` starts an engine with (`docs/engine.md`, "How it is started").
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+
+/// The version of the contract that this engine speaks.
+const VERSION: &str = "1";
+
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Contract {
+    pub(crate) engine_dir: i32,
+    pub(crate) module: i32,
+    pub(crate) environment: i32,
+    pub(crate) directories: Vec<Directory>,
+    /// The guest's.
+    pub(crate) arguments: Vec<String>,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Directory {
+    pub(crate) path: String,
+    pub(crate) read_only: bool,
+}
+
+impl Contract {
+    pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Contract, String> {
+        let mut args = args.skip(1);
+        let first = text(args.next().unwrap_or_default())?;
+        if first != format!("--contract={VERSION}") {
+            return Err(format!("`{first}`: this engine speaks version {VERSION} of the engine contract, and is started by rt"));
+        }
+        let mut contract = Contract { engine_dir: -1, module: -1, environment: -1, ..Contract::default() };
+        for arg in args.by_ref() {
+            let arg = text(arg)?;
+            if arg == "--" {
+                break;
+            }
+            let wrong = || format!("unknown option `{arg}`");
+            let (name, value) = arg.split_once('=').ok_or_else(wrong)?;
+            let descriptor = || value.parse().ok().filter(|fd| *fd > 2).ok_or_else(|| format!("`{arg}`: not a descriptor"));
+            match name {
+                "--engine-dir" => contract.engine_dir = descriptor()?,
+                "--module" => contract.module = descriptor()?,
+                "--env" => contract.environment = descriptor()?,
+                "--dir" => contract.directories.push(directory(value).ok_or_else(wrong)?),
+                _ => return Err(wrong()),
+            }
+        }
+        contract.arguments = args.map(text).collect::<Result<_, _>>()?;
+        if contract.engine_dir < 0 || contract.module < 0 || contract.environment < 0 {
+            return Err("`--engine-dir`, `--module` and `--env` must be given".into());
+        }
+        Ok(contract)
+    }
+}
+
+fn directory(value: &str) -> Option<Directory> {
+    let (right, path) = value.split_once(':')?;
+    let read_only = match right {
+        "ro" => true,
+        "rw" => false,
+        _ => return None,
+    };
+    path.starts_with('/').then(|| Directory { path: path.to_owned(), read_only })
+}
+
+/// `config.json` is JSON, so all its strings are UTF-8.
+fn text(arg: OsString) -> Result<String, String> {
+    arg.into_string().map_err(|arg| format!("the argument {arg:?} is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Contract, String> {
+        Contract::parse(["rt-wasmedge"].iter().chain(args).map(OsString::from))
+    }
+
+    const FDS: [&str; 4] = ["--contract=1", "--engine-dir=3", "--module=4", "--env=5"];
+
+    #[test]
+    fn takes_what_rt_gives() {
+        let args = [&FDS[..], &["--dir=ro:/", "--dir=rw:/a:b", "--", "/app.wasm", "--dir=x", "--"]].concat();
+        let contract = parse(&args).expect("taken");
+        assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
+        let directories: Vec<_> = contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
+        assert_eq!(directories, [("/", true), ("/a:b", false)]);
+        assert_eq!(contract.arguments, ["/app.wasm", "--dir=x", "--"]);
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        assert!(parse(&[]).is_err_and(|error| error.contains("contract")));
+        assert!(parse(&["--contract=2"]).is_err_and(|error| error.contains("`--contract=2`")));
+        assert!(parse(&FDS[..3]).is_err());
+        for bad in ["--frob=1", "--dir=/x", "--dir=ro:x", "--module=2", "--module=x", "x"] {
+            let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The one door to `unsafe`: the process itself, and the two calls of WasmEdge's C API that its Rust API lacks.
+#![allow(unsafe_code, reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe")]
+
+use std::ffi::{CString, c_char, c_int};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Mutex;
+
+use wasmedge_sys::ffi;
+
+unsafe extern "C" {
+    /// glibc, `<nss.h>`.
+    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+}
+
+/// The signals that end a container.
+const ENDING: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
+extern "C" fn end(signal: c_int) {
+    // SAFETY: _exit(2) is async-signal-safe (signal-safety(7)) and ends the process.
+    unsafe { libc::_exit(128 + signal) }
+}
+
+/// Ends the process at once with 128+n on the signals that ask for an end, then lets those through that are waiting. The
+/// first process of a pid namespace gets only signals that it handles (`pid_namespaces(7)`).
+pub(crate) fn end_on_signals() {
+    // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid whatever was in it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid place to write to.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in ENDING {
+        let handler = end as extern "C" fn(c_int);
+        // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe function.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        // SAFETY: `set` is initialised, and the number is a signal's.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // Rust's runtime ignores it; a guest that writes to a closed pipe shall end as a C program does.
+    // SAFETY: SIG_DFL runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: `set` is initialised and only read.
+    unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+}
+
+/// Ends the process without running destructors or exit handlers: those of WasmEdge would only free memory.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status) }
+}
+
+/// Takes over a descriptor that `rt` named on the command line.
+pub(crate) fn own(descriptor: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(2) with F_GETFD reads nothing of this process's memory; it fails for a number that is not open.
+    if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for this program to own; each
+    // number is taken over once.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Closes every descriptor from 3 on but one, which no program that this one might start would inherit.
+pub(crate) fn close_all_but(kept: i32) -> Result<(), String> {
+    let kept = u32::try_from(kept).map_err(|_| "not a descriptor".to_owned())?;
+    let failed = || format!("close what is not needed: {}", io::Error::last_os_error());
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
+        if first > last {
+            continue;
+        }
+        // SAFETY: what was read through descriptors is in memory, and their owners are gone; no other code of this
+        // process holds one yet.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(failed());
+        }
+    }
+    // SAFETY: fcntl(2) with F_SETFD touches no memory.
+    if unsafe { libc::syscall(libc::SYS_fcntl, kept, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(failed());
+    }
+    Ok(())
+}
+
+/// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf` says: it could name a
+/// library of the image's, which would be loaded here. Both are part of the C library itself (glibc 2.34).
+pub(crate) fn fix_name_lookups() {
+    for (database, services) in [(c"hosts", c"files dns"), (c"services", c"files"), (c"passwd", c"files"), (c"group", c"files")] {
+        // SAFETY: both strings are NUL-terminated literals that live for ever.
+        unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) };
+    }
+}
+
+/// Names the process after the guest's program, for ps(1): the kernel cuts it to 15 bytes.
+pub(crate) fn name_process(program: &str) {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    if let Ok(name) = CString::new(name) {
+        // SAFETY: the name is NUL-terminated and only read.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    }
+}
+
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+unsafe extern "C" fn keep(message: *const ffi::WasmEdge_LogMessage) {
+    // SAFETY: WasmEdge passes a valid message for the time of the call (its `basic.h`).
+    let Some(message) = (unsafe { message.as_ref() }) else { return };
+    let text = message.Message;
+    if text.Buf.is_null() {
+        return;
+    }
+    // SAFETY: a WasmEdge_String is `Length` bytes at `Buf`, which is not null here.
+    let bytes = unsafe { std::slice::from_raw_parts(text.Buf.cast::<u8>(), text.Length as usize) };
+    if let Ok(mut log) = LOG.lock() {
+        log.push(String::from_utf8_lossy(bytes).into_owned());
+    }
+}
+
+/// Keeps WasmEdge's own log for [`take_log`]: it would go to standard output, which is the guest's.
+pub(crate) fn keep_log() {
+    // SAFETY: sets a level; takes no pointer.
+    unsafe { ffi::WasmEdge_LogSetErrorLevel() };
+    // SAFETY: the callback has the type that WasmEdge wants and lives as long as the program.
+    unsafe { ffi::WasmEdge_LogSetCallback(Some(keep)) };
+}
+
+/// What WasmEdge has logged so far.
+pub(crate) fn take_log() -> Vec<String> {
+    LOG.lock().map(|mut log| std::mem::take(&mut *log)).unwrap_or_default()
+}

@@ -1,0 +1,91 @@
+//! The module and its world: loading, WASI preview1, and the run.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder};
+use wasmedge_sdk::wasi::WasiModule;
+use wasmedge_sdk::vm::SyncInst;
+use wasmedge_sdk::{AsInstance, Module, RunMode, Store, Vm};
+
+use crate::End;
+use crate::contract::Contract;
+use crate::os;
+
+const WASI: &str = "wasi_snapshot_preview1";
+
+pub(crate) fn run(bytes: &[u8], contract: &Contract, environment: &[u8]) -> Result<End, String> {
+    os::keep_log();
+    let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
+    let refused = |why: String| format!("start `{program}`: {why}");
+    // The interpreter: native code inside of a module is not looked at.
+    let config = ConfigBuilder::new(CommonConfigOptions::default().run_mode(RunMode::Interpreter))
+        .build()
+        .map_err(|error| refused(explain(&error)))?;
+    check_head(bytes).map_err(refused)?;
+    let module = Module::from_bytes(Some(&config), bytes).map_err(|error| refused(explain(&error)))?;
+    if module.get_export("_start").is_none() {
+        return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
+    }
+    let environment = variables(environment)?;
+    let mut wasi = world(contract, &environment)?;
+    for import in module.imports() {
+        let (from, name) = (import.module_name(), import.name());
+        if from != WASI || wasi.as_mut().get_func(name.as_ref()).is_err() {
+            return Err(refused(format!("unknown import `{name}` from `{from}`")));
+        }
+    }
+    let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
+    instances.insert(WASI.to_owned(), wasi.as_mut());
+    let store = Store::new(Some(&config), instances).map_err(|error| refused(explain(&error)))?;
+    let mut vm = Vm::new(store);
+    vm.register_module(None, module).map_err(|error| refused(explain(&error)))?;
+    os::take_log();
+    let result = vm.run_func(None, "_start", []);
+    drop(vm);
+    match result {
+        // `proc_exit` ends the run with success, and its code is kept aside; exit(3) keeps the lowest eight bits.
+        Ok(_) => Ok(End::Exited((wasi.exit_code() & 0xff) as u8)),
+        Err(error) => Ok(End::Trapped(explain(&error))),
+    }
+}
+
+/// What can be said of the bytes better than the parser says it.
+fn check_head(bytes: &[u8]) -> Result<(), String> {
+    match bytes {
+        [0, b'a', b's', b'm', _, _, 1, 0, ..] => Err("a component: WasmEdge runs core modules (WASI preview1)".into()),
+        [0, b'a', b's', b'm', ..] => Ok(()),
+        _ => Err("not a WebAssembly module".into()),
+    }
+}
+
+/// The entries of the environment file. A name alone is no variable.
+fn variables(environment: &[u8]) -> Result<Vec<&str>, String> {
+    let text = std::str::from_utf8(environment).map_err(|_| "the environment is not UTF-8".to_owned())?;
+    Ok(text.split_terminator('\0').filter(|variable| variable.contains('=')).collect())
+}
+
+/// WASI preview1 with what the contract gives the guest. Strings from the command line and a NUL-separated file hold no NUL,
+/// which the Rust API would panic on.
+fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String> {
+    let mut preopens = Vec::new();
+    for directory in &contract.directories {
+        // WasmEdge's syntax is GUEST:HOST[:readonly], without a way to write a colon in a path.
+        if directory.path.contains(':') {
+            return Err(format!("preopen `{}`: WasmEdge cannot name a directory with a colon", directory.path));
+        }
+        let right = if directory.read_only { ":readonly" } else { "" };
+        preopens.push(format!("{0}:{0}{right}", directory.path));
+    }
+    let arguments = contract.arguments.iter().map(String::as_str).collect();
+    let preopens = preopens.iter().map(String::as_str).collect();
+    WasiModule::create(Some(arguments), Some(environment.to_vec()), Some(preopens))
+        .map_err(|error| format!("make the WASI module: {error}"))
+}
+
+/// An error on one line: what the API says of it, and what WasmEdge's log says about where.
+fn explain(error: &dyn std::error::Error) -> String {
+    let log = os::take_log().iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    let error = error.to_string();
+    if log.is_empty() { error } else { format!("{error} ({})", log.join("; ")) }
+}
