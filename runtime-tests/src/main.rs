@@ -1,1 +1,69 @@
-fn main() {}
+//! Black-box tests for OCI container runtimes: they drive a runtime's command line, and read what it did from inside of the
+//! containers that it made. `docs/testing.md` tells how to run and to extend them.
+//!
+//! `runtime-tests [FILTER]` tests on the host as it is; `runtime-tests --lanes hybrid,v1,v2 [FILTER]` in each of these ways to
+//! mount cgroups; `runtime-tests bench` measures.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "a test reads better when a helper takes what it is given"
+)]
+
+mod bench;
+mod harness;
+mod lanes;
+mod topics;
+
+use std::process::ExitCode;
+
+use harness::{Host, Stop, Test};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+fn main() -> ExitCode {
+    let mut args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("bench") => return bench::run(&args[2..]),
+        Some("--lanes") => {
+            let Some(lanes) = args.get(2) else {
+                eprintln!("--lanes needs a list of lanes");
+                return ExitCode::from(2);
+            };
+            return lanes::run(&lanes.split(',').collect::<Vec<_>>(), &args[3..]);
+        }
+        _ => {}
+    }
+    // From `lanes`: where to leave the counts.
+    let counts = match args.iter().position(|arg| arg == "--counts") {
+        Some(at) => {
+            args.remove(at);
+            Some(args.remove(at))
+        }
+        None => None,
+    };
+    let host: &'static Host = match Host::find() {
+        Ok(host) => Box::leak(Box::new(host)),
+        Err(error) => {
+            eprintln!("prepare the tests: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let arguments = Arguments::from_iter(args);
+    let trials = topics::all().into_iter().map(|(name, test)| {
+        Trial::ignorable_test(name, move || match Test::run(host, test) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Stop::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+            Err(Stop::Failed(message)) => Err(Failed::from(message)),
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    host.remove();
+    if let Some(path) = counts {
+        let counts = [conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored]
+            .map(|n| n.to_string());
+        if let Err(error) = std::fs::write(&path, counts.join(" ")) {
+            eprintln!("write `{path}`: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    conclusion.exit_code()
+}

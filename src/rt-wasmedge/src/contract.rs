@@ -27,9 +27,12 @@ impl Contract {
         let mut args = args.skip(1);
         let first = text(args.next().unwrap_or_default())?;
         if first != format!("--contract={VERSION}") {
-            return Err(format!("`{first}`: this engine speaks version {VERSION} of the engine contract, and is started by rt"));
+            return Err(format!(
+                "`{first}`: this engine speaks version {VERSION} of the engine contract, and is started by rt"
+            ));
         }
-        let mut contract = Contract { engine_dir: -1, module: -1, environment: -1, ..Contract::default() };
+        let mut contract =
+            Contract { engine_dir: -1, module: -1, environment: -1, ..Contract::default() };
         for arg in args.by_ref() {
             let arg = text(arg)?;
             if arg == "--" {
@@ -37,7 +40,13 @@ impl Contract {
             }
             let wrong = || format!("unknown option `{arg}`");
             let (name, value) = arg.split_once('=').ok_or_else(wrong)?;
-            let descriptor = || value.parse().ok().filter(|fd| *fd > 2).ok_or_else(|| format!("`{arg}`: not a descriptor"));
+            let descriptor = || {
+                value
+                    .parse()
+                    .ok()
+                    .filter(|fd| *fd > 2)
+                    .ok_or_else(|| format!("`{arg}`: not a descriptor"))
+            };
             match name {
                 "--engine-dir" => contract.engine_dir = descriptor()?,
                 "--module" => contract.module = descriptor()?,
@@ -81,10 +90,12 @@ mod tests {
 
     #[test]
     fn takes_what_rt_gives() {
-        let args = [&FDS[..], &["--dir=ro:/", "--dir=rw:/a:b", "--", "/app.wasm", "--dir=x", "--"]].concat();
+        let args = [&FDS[..], &["--dir=ro:/", "--dir=rw:/a:b", "--", "/app.wasm", "--dir=x", "--"]]
+            .concat();
         let contract = parse(&args).expect("taken");
         assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
-        let directories: Vec<_> = contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
+        let directories: Vec<_> =
+            contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
         assert_eq!(directories, [("/", true), ("/a:b", false)]);
         assert_eq!(contract.arguments, ["/app.wasm", "--dir=x", "--"]);
     }

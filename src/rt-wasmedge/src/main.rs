@@ -55,7 +55,7 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
     os::close_all_but(contract.engine_dir)?;
     os::fix_name_lookups();
-    wasi::run(&module, &contract, &environment)
+    wasi::run(module, &contract, &environment)
 }
 
 fn read(descriptor: i32, intent: &str) -> Result<Vec<u8>, String> {

@@ -1,5 +1,8 @@
 //! The one door to `unsafe`: the process itself, and the two calls of WasmEdge's C API that its Rust API lacks.
-#![allow(unsafe_code, reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe")]
+#![allow(
+    unsafe_code,
+    reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe"
+)]
 
 use std::ffi::{CString, c_char, c_int};
 use std::io;
@@ -83,7 +86,12 @@ pub(crate) fn close_all_but(kept: i32) -> Result<(), String> {
 /// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf` says: it could name a
 /// library of the image's, which would be loaded here. Both are part of the C library itself (glibc 2.34).
 pub(crate) fn fix_name_lookups() {
-    for (database, services) in [(c"hosts", c"files dns"), (c"services", c"files"), (c"passwd", c"files"), (c"group", c"files")] {
+    for (database, services) in [
+        (c"hosts", c"files dns"),
+        (c"services", c"files"),
+        (c"passwd", c"files"),
+        (c"group", c"files"),
+    ] {
         // SAFETY: both strings are NUL-terminated literals that live for ever.
         unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) };
     }
@@ -96,6 +104,12 @@ pub(crate) fn name_process(program: &str) {
         // SAFETY: the name is NUL-terminated and only read.
         unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     }
+}
+
+/// Gives memory that is free back to the kernel (`malloc_trim(3)`).
+pub(crate) fn trim_memory() {
+    // SAFETY: works on the allocator's own free memory; the process has one thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());

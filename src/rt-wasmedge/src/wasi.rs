@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder};
-use wasmedge_sdk::wasi::WasiModule;
 use wasmedge_sdk::vm::SyncInst;
+use wasmedge_sdk::wasi::WasiModule;
 use wasmedge_sdk::{AsInstance, Module, RunMode, Store, Vm};
 
 use crate::End;
@@ -14,7 +14,7 @@ use crate::os;
 
 const WASI: &str = "wasi_snapshot_preview1";
 
-pub(crate) fn run(bytes: &[u8], contract: &Contract, environment: &[u8]) -> Result<End, String> {
+pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Result<End, String> {
     os::keep_log();
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
@@ -22,8 +22,10 @@ pub(crate) fn run(bytes: &[u8], contract: &Contract, environment: &[u8]) -> Resu
     let config = ConfigBuilder::new(CommonConfigOptions::default().run_mode(RunMode::Interpreter))
         .build()
         .map_err(|error| refused(explain(&error)))?;
-    check_head(bytes).map_err(refused)?;
-    let module = Module::from_bytes(Some(&config), bytes).map_err(|error| refused(explain(&error)))?;
+    check_head(&bytes).map_err(refused)?;
+    let module =
+        Module::from_bytes(Some(&config), &bytes).map_err(|error| refused(explain(&error)))?;
+    drop(bytes);
     if module.get_export("_start").is_none() {
         return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
     }
@@ -41,6 +43,8 @@ pub(crate) fn run(bytes: &[u8], contract: &Contract, environment: &[u8]) -> Resu
     let mut vm = Vm::new(store);
     vm.register_module(None, module).map_err(|error| refused(explain(&error)))?;
     os::take_log();
+    // What loading has left behind is of no use to the guest, which may run for months.
+    os::trim_memory();
     let result = vm.run_func(None, "_start", []);
     drop(vm);
     match result {
@@ -53,7 +57,9 @@ pub(crate) fn run(bytes: &[u8], contract: &Contract, environment: &[u8]) -> Resu
 /// What can be said of the bytes better than the parser says it.
 fn check_head(bytes: &[u8]) -> Result<(), String> {
     match bytes {
-        [0, b'a', b's', b'm', _, _, 1, 0, ..] => Err("a component: WasmEdge runs core modules (WASI preview1)".into()),
+        [0, b'a', b's', b'm', _, _, 1, 0, ..] => {
+            Err("a component: WasmEdge runs core modules (WASI preview1)".into())
+        }
         [0, b'a', b's', b'm', ..] => Ok(()),
         _ => Err("not a WebAssembly module".into()),
     }
@@ -61,7 +67,8 @@ fn check_head(bytes: &[u8]) -> Result<(), String> {
 
 /// The entries of the environment file. A name alone is no variable.
 fn variables(environment: &[u8]) -> Result<Vec<&str>, String> {
-    let text = std::str::from_utf8(environment).map_err(|_| "the environment is not UTF-8".to_owned())?;
+    let text =
+        std::str::from_utf8(environment).map_err(|_| "the environment is not UTF-8".to_owned())?;
     Ok(text.split_terminator('\0').filter(|variable| variable.contains('=')).collect())
 }
 
@@ -72,7 +79,10 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
     for directory in &contract.directories {
         // WasmEdge's syntax is GUEST:HOST[:readonly], without a way to write a colon in a path.
         if directory.path.contains(':') {
-            return Err(format!("preopen `{}`: WasmEdge cannot name a directory with a colon", directory.path));
+            return Err(format!(
+                "preopen `{}`: WasmEdge cannot name a directory with a colon",
+                directory.path
+            ));
         }
         let right = if directory.read_only { ":readonly" } else { "" };
         preopens.push(format!("{0}:{0}{right}", directory.path));
@@ -85,7 +95,20 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
 
 /// An error on one line: what the API says of it, and what WasmEdge's log says about where.
 fn explain(error: &dyn std::error::Error) -> String {
-    let log = os::take_log().iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    let lines = os::take_log();
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|line| shorten(&line.split_whitespace().collect::<Vec<_>>().join(" ")))
+        .collect();
     let error = error.to_string();
-    if log.is_empty() { error } else { format!("{error} ({})", log.join("; ")) }
+    if lines.is_empty() { error } else { format!("{error} ({})", lines.join("; ")) }
+}
+
+/// A stack overflow lists its whole stack.
+fn shorten(line: &str) -> String {
+    const LONGEST: usize = 400;
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
 }

@@ -206,7 +206,9 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
     let args = args.map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
     match Cli::try_parse_from(args) {
         Ok(Cli { version: true, .. }) => Parsed::Version,
-        Ok(Cli { command: Some(command), global, .. }) => Parsed::Command(Box::new(global), command),
+        Ok(Cli { command: Some(command), global, .. }) => {
+            Parsed::Command(Box::new(global), command)
+        }
         Ok(Cli { command: None, .. }) => Parsed::Wrong("no command given: see `rt --help`".into()),
         Err(error) if error.kind() == ErrorKind::DisplayHelp => Parsed::Help(error.to_string()),
         Err(error) => Parsed::Wrong(one_line(&error)),

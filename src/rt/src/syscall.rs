@@ -150,13 +150,21 @@ pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString
 /// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's runtime (SIGPIPE) and
 /// callers such as `nohup` leave some.
 pub(crate) fn default_signal_actions() {
+    // The kernel's `struct sigaction`: a handler (0 is SIG_DFL), flags, a restorer and 8 bytes of mask. All zeroes.
+    const DEFAULT: [u64; 4] = [0; 4];
     for signal in 1..=64 {
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
-            continue;
+        // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as the kernel's, and is
+        // only read. The system call and not the C library's function, which refuses the two signals that it keeps for
+        // itself, and which a caller may have left ignored all the same. SIGKILL and SIGSTOP are refused with EINVAL.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                ptr::null_mut::<u64>(),
+                8,
+            );
         }
-        // SAFETY: SIG_DFL runs no code of this process. A number that the C library keeps for itself is refused with
-        // EINVAL, which is fine: nobody can have changed it.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 

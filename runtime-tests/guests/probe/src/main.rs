@@ -64,7 +64,7 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
         }
         ["resolve", host] => {
             use wasmedge_wasi_socket::nslookup;
-            for address in nslookup(host, "http")? {
+            for address in nslookup(host, "80")? {
                 println!("{address}");
             }
         }

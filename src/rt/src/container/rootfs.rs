@@ -157,15 +157,17 @@ impl Rootfs {
 
     /// Makes it the root, and lets go of the host's files.
     pub(crate) fn pivot(&self, propagation: Option<&str>) -> Result<()> {
+        let old = rustix::fs::open(
+            "/",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         rustix::process::fchdir(&self.root).context("enter the rootfs")?;
         // The new root on top of the old one, in one place: no directory is needed for the old (pivot_root(2), NOTES).
         rustix::process::pivot_root(".", ".").context("change the root")?;
         // What is unmounted here must stay mounted on the host.
-        rustix::mount::mount_change(
-            ".",
-            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        )
-        .context("make the old root a slave")?;
+        let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
+        syscall::mount_setattr(old.as_fd(), slave, true).context("make the old root a slave")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).context("let go of the old root")?;
         rustix::process::chdir("/").context("enter the new root")?;
         self.propagate(propagation)

@@ -64,8 +64,8 @@ impl Socket {
         let length = loop {
             match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
                 Ok((length, _)) => break length,
-                Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) => break 0,
+                // Reset is said once, before what the other side sent last, when it died with something unread.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         };

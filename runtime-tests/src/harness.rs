@@ -1,0 +1,273 @@
+//! What the tests are written with: a host that has a runtime, a test with its own folder, bundles and containers.
+
+mod bundle;
+mod container;
+
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub(crate) use bundle::Bundle;
+pub(crate) use container::{Container, Output};
+
+/// Why a test did not pass.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It cannot run here.
+    Skipped(String),
+    Failed(String),
+}
+
+pub(crate) type Outcome<T = ()> = Result<T, Stop>;
+
+impl<E: Display> From<E> for Stop {
+    fn from(error: E) -> Stop {
+        Stop::Failed(error.to_string())
+    }
+}
+
+/// Fails unless the condition holds.
+pub(crate) fn ensure(condition: bool, message: impl Display) -> Outcome {
+    if condition { Ok(()) } else { Err(Stop::Failed(message.to_string())) }
+}
+
+pub(crate) fn ensure_eq<T: PartialEq + std::fmt::Debug>(left: T, right: T) -> Outcome {
+    ensure(left == right, format!("\n     got: {left:?}\nexpected: {right:?}"))
+}
+
+pub(crate) fn skip<T>(reason: impl Display) -> Outcome<T> {
+    Err(Stop::Skipped(reason.to_string()))
+}
+
+/// Whether a process's executable is on a read-only mount. Writing to it cannot tell: that is refused as busy as long as any
+/// container runs the same file.
+pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool> {
+    use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+    let exe = rustix::fs::open(format!("/proc/{}/exe", container.pid()?), OFlags::PATH, Mode::empty())?;
+    Ok(rustix::fs::fstatvfs(exe)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// Waits until something holds, for ten seconds at the most.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Outcome {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        ensure(Instant::now() < end, format!("waited 10 s in vain until {what}"))?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The machine, and the runtime that is tested.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) runtime: PathBuf,
+    /// Whether it is `rt`: some tests are of what only that does.
+    pub(crate) is_rt: bool,
+    /// `hybrid`, `v1` or `v2`.
+    pub(crate) lane: String,
+    /// The folder of this run.
+    pub(crate) folder: PathBuf,
+    /// Where the compiled guests are.
+    guests: PathBuf,
+}
+
+/// What the busybox of a rootfs answers to.
+const APPLETS: [&str; 30] = [
+    "sh", "ash", "cat", "chmod", "cp", "cut", "dd", "echo", "env", "false", "grep", "head",
+    "hostname", "id", "ip", "kill", "ls", "mkdir", "mknod", "mount", "printf", "ps", "pwd",
+    "readlink", "sleep", "stat", "test", "touch", "true", "wc",
+];
+
+impl Host {
+    pub(crate) fn find() -> Result<Host, String> {
+        let workspace =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?.to_owned();
+        let default = workspace.join("target/dist/bin/rt");
+        let runtime = std::env::var_os("OCI_RUNTIME").map_or(default, PathBuf::from);
+        let runtime =
+            find_program(&runtime).ok_or_else(|| format!("no runtime `{}`", runtime.display()))?;
+        let version =
+            Command::new(&runtime).arg("--version").output().map_err(|error| error.to_string())?;
+        let is_rt = version.stdout.starts_with(b"rt ");
+        // Short: podman wants its folders below 50 characters, and a socket's path has 108.
+        let folder = std::env::temp_dir().join(format!("rt-tests-{}", std::process::id()));
+        let guests = workspace.join("target/guests");
+        let lane = std::env::var("RT_TESTS_LANE").unwrap_or_else(|_| "hybrid".into());
+        let host = Host { runtime, is_rt, lane, folder, guests };
+        host.make_rootfs().map_err(|error| format!("make `{}`: {error}", host.folder.display()))?;
+        Ok(host)
+    }
+
+    /// One tree that all bundles' trees are hard links of.
+    fn make_rootfs(&self) -> std::io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        fs::copy("/bin/busybox", self.folder.join("busybox"))?;
+        Ok(())
+    }
+
+    /// A Linux rootfs with a busybox in it.
+    pub(crate) fn fill_rootfs(&self, rootfs: &Path) -> Outcome {
+        for folder in ["bin", "etc", "proc", "dev", "sys", "tmp"] {
+            fs::create_dir_all(rootfs.join(folder))?;
+        }
+        fs::hard_link(self.folder.join("busybox"), rootfs.join("bin/busybox"))?;
+        for applet in APPLETS {
+            symlink("busybox", rootfs.join("bin").join(applet))?;
+        }
+        fs::write(
+            rootfs.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+        )?;
+        Ok(())
+    }
+
+    /// The module of a guest; a test that needs one is skipped where they were not built.
+    pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
+        let module = self.guests.join(format!("{name}.wasm"));
+        if module.exists() {
+            Ok(module)
+        } else {
+            skip("the Wasm guests are not built: run `make guests`")
+        }
+    }
+
+    pub(crate) fn remove(&self) {
+        // A leftover in the temporary folder fails no test; what matters is checked after each one.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn find_program(path: &Path) -> Option<PathBuf> {
+    if path.components().count() > 1 {
+        return path.canonicalize().ok();
+    }
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(path))
+        .find(|candidate| candidate.is_file())
+}
+
+/// One test: its folder, and the root of the runtime's state in it.
+#[derive(Debug)]
+pub(crate) struct Test {
+    pub(crate) host: &'static Host,
+    pub(crate) folder: PathBuf,
+    /// A prefix of all container names of this test.
+    prefix: String,
+    count: AtomicU32,
+}
+
+impl Test {
+    /// Runs a test, and checks that it has left nothing behind.
+    pub(crate) fn run(host: &'static Host, test: fn(&Test) -> Outcome) -> Outcome {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = host.folder.join(number.to_string());
+        fs::create_dir_all(&folder)?;
+        let prefix = format!("t{}-{number}-", std::process::id());
+        let this = Test { host, folder, prefix, count: AtomicU32::new(0) };
+        let outcome = test(&this);
+        let left = this.clean();
+        outcome?;
+        left
+    }
+
+    /// A name that no other container has.
+    pub(crate) fn id(&self) -> String {
+        format!("{}{}", self.prefix, self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn only_rt(&self) -> Outcome {
+        if self.host.is_rt { Ok(()) } else { skip("a test of what only rt does") }
+    }
+
+    pub(crate) fn state_root(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// The runtime with these arguments, after its `--root`.
+    pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new(&self.host.runtime);
+        command.arg("--root").arg(self.state_root()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn rt<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+    ) -> Outcome<Output> {
+        Output::of(self.command(args))
+    }
+
+    /// A bundle with a Linux rootfs, that runs a shell script.
+    pub(crate) fn sh(&self, script: &str) -> Outcome<Bundle<'_>> {
+        self.linux(&["/bin/sh", "-c", script])
+    }
+
+    pub(crate) fn linux(&self, args: &[&str]) -> Outcome<Bundle<'_>> {
+        let bundle = Bundle::new(self, args)?;
+        self.host.fill_rootfs(&bundle.rootfs())?;
+        Ok(bundle)
+    }
+
+    /// A bundle whose rootfs holds nothing but a Wasm guest, which it runs with these arguments.
+    pub(crate) fn wasm(&self, guest: &str, args: &[&str]) -> Outcome<Bundle<'_>> {
+        self.only_rt()?;
+        let program = format!("/{guest}.wasm");
+        let bundle = Bundle::new(self, &[&[program.as_str()], args].concat())?;
+        fs::copy(self.host.guest(guest)?, bundle.rootfs().join(format!("{guest}.wasm")))?;
+        Ok(bundle.annotation("run.oci.handler", "wasm"))
+    }
+
+    /// A bundle that runs a module given as bytes.
+    pub(crate) fn module(&self, bytes: &[u8]) -> Outcome<Bundle<'_>> {
+        self.only_rt()?;
+        let bundle = Bundle::new(self, &["/module.wasm"])?;
+        fs::write(bundle.rootfs().join("module.wasm"), bytes)?;
+        Ok(bundle.annotation("run.oci.handler", "wasm"))
+    }
+
+    /// Deletes what the test made, then looks for what should be gone.
+    fn clean(&self) -> Outcome {
+        for entry in fs::read_dir(self.state_root()).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            self.rt(["delete", "--force", &id])?.success()?;
+        }
+        let folder = self.folder.display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        ensure(!mounts.contains(&folder), format!("a mount below {folder} is left"))?;
+        let mut left = Vec::new();
+        find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut left);
+        ensure(left.is_empty(), format!("cgroups are left: {left:?}"))?;
+        // podman's conmon takes a moment to clean up after itself.
+        wait_until("no process is left", || !has_process(&folder))?;
+        fs::remove_dir_all(&self.folder)?;
+        Ok(())
+    }
+}
+
+fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name().to_string_lossy().contains(prefix) {
+                found.push(entry.path());
+            }
+            find_cgroups(&entry.path(), prefix, found);
+        }
+    }
+}
+
+/// Whether a process was started with this text among its arguments.
+fn has_process(text: &str) -> bool {
+    fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(text)
+    })
+}

@@ -1,0 +1,145 @@
+//! Containers, and what commands print.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::{Outcome, Test, ensure, ensure_eq, wait_until};
+
+/// What a command left when it ended.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) code: Option<i32>,
+}
+
+impl Output {
+    pub(crate) fn of(command: Command) -> Outcome<Output> {
+        Output::with_input(command, "")
+    }
+
+    /// The streams are files: a created container inherits them, and would hold a pipe open.
+    pub(crate) fn with_input(mut command: Command, input: &str) -> Outcome<Output> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let base = std::env::temp_dir().join(format!("rt-tests-{}-{number}", std::process::id()));
+        let [out, err] = ["out", "err"].map(|end| base.with_extension(end));
+        command.stdout(File::create(&out)?).stderr(File::create(&err)?);
+        if !input.is_empty() {
+            command.stdin(Stdio::piped());
+        }
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        let status = child.wait()?;
+        let read = |path: &PathBuf| {
+            fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let output = Output { stdout: read(&out)?, stderr: read(&err)?, code: status.code() };
+        fs::remove_file(out)?;
+        fs::remove_file(err)?;
+        Ok(output)
+    }
+
+    pub(crate) fn success(self) -> Outcome<Output> {
+        self.code(0)
+    }
+
+    pub(crate) fn code(self, code: i32) -> Outcome<Output> {
+        ensure(
+            self.code == Some(code),
+            format!("exit status {:?}, not {code}: {}{}", self.code, self.stderr, self.stdout),
+        )?;
+        Ok(self)
+    }
+
+    pub(crate) fn stdout(self, expected: &str) -> Outcome<Output> {
+        ensure(
+            self.stdout == expected,
+            format!("stdout: {:?}, not {expected:?}; stderr: {}", self.stdout, self.stderr),
+        )?;
+        Ok(self)
+    }
+
+    /// A failure, with one line on standard error that holds these words.
+    pub(crate) fn fails_with(self, words: &str) -> Outcome<Output> {
+        ensure(self.code.is_some_and(|code| code != 0), format!("it succeeded: {}", self.stdout))?;
+        ensure(self.stderr.contains(words), format!("no {words:?} in: {}", self.stderr))?;
+        ensure_eq(self.stderr.matches('\n').count(), 1)?;
+        Ok(self)
+    }
+}
+
+/// A container that was created. It is deleted with its test.
+#[derive(Debug)]
+pub(crate) struct Container<'a> {
+    test: &'a Test,
+    pub(crate) id: String,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl<'a> Container<'a> {
+    pub(super) fn create(test: &'a Test, id: &str, mut command: Command) -> Outcome<Container<'a>> {
+        let [out, err] = ["out", "err"].map(|end| test.folder.join(format!("{id}.{end}")));
+        let status = command.stdout(File::create(&out)?).stderr(File::create(&err)?).status()?;
+        let container = Container { test, id: id.to_owned(), out, err };
+        ensure(status.success(), format!("create: {}", container.stderr()?))?;
+        Ok(container)
+    }
+
+    pub(crate) fn rt(&self, args: &[&str]) -> Outcome<Output> {
+        self.test.rt(args.iter().copied().chain([self.id.as_str()]))
+    }
+
+    pub(crate) fn start(&self) -> Outcome {
+        self.rt(&["start"])?.success().map(drop)
+    }
+
+    pub(crate) fn kill(&self, signal: &str) -> Outcome {
+        self.test.rt(["kill", &self.id, signal])?.success().map(drop)
+    }
+
+    pub(crate) fn delete(&self) -> Outcome {
+        self.rt(&["delete"])?.success().map(drop)
+    }
+
+    pub(crate) fn state(&self) -> Outcome<Value> {
+        let output = self.rt(&["state"])?.success()?;
+        Ok(serde_json::from_str(&output.stdout)?)
+    }
+
+    pub(crate) fn status(&self) -> Outcome<String> {
+        Ok(self.state()?["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub(crate) fn pid(&self) -> Outcome<i32> {
+        Ok(i32::try_from(self.state()?["pid"].as_i64().unwrap_or_default())?)
+    }
+
+    /// Until its first process has ended.
+    pub(crate) fn wait(&self) -> Outcome {
+        wait_until("the container has stopped", || {
+            self.status().is_ok_and(|status| status == "stopped")
+        })
+    }
+
+    pub(crate) fn wait_for_output(&self, text: &str) -> Outcome {
+        wait_until(&format!("{text:?} is printed"), || {
+            self.stdout().is_ok_and(|out| out.contains(text))
+        })
+    }
+
+    pub(crate) fn stdout(&self) -> Outcome<String> {
+        Ok(fs::read_to_string(&self.out)?)
+    }
+
+    pub(crate) fn stderr(&self) -> Outcome<String> {
+        Ok(fs::read_to_string(&self.err)?)
+    }
+}

@@ -1,0 +1,50 @@
+//! The tests, a file per topic. A test's name says what holds.
+
+mod bad_input;
+mod cgroups;
+mod command_line;
+mod devices;
+mod executable;
+mod hooks;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+mod podman;
+mod process;
+mod seccomp;
+mod terminal;
+mod wasm;
+mod workload;
+
+use crate::harness::{Outcome, Test};
+
+pub(crate) type Entry = (&'static str, fn(&Test) -> Outcome);
+
+/// Lists tests by name, `topic::test`.
+macro_rules! tests {
+    ($topic:literal: $($test:ident),* $(,)?) => {
+        pub(super) const TESTS: &[$crate::topics::Entry] = &[$((concat!($topic, "::", stringify!($test)), $test)),*];
+    };
+}
+pub(crate) use tests;
+
+pub(crate) fn all() -> Vec<Entry> {
+    [
+        bad_input::TESTS,
+        cgroups::TESTS,
+        command_line::TESTS,
+        devices::TESTS,
+        executable::TESTS,
+        hooks::TESTS,
+        lifecycle::TESTS,
+        mounts::TESTS,
+        namespaces::TESTS,
+        podman::TESTS,
+        process::TESTS,
+        seccomp::TESTS,
+        terminal::TESTS,
+        wasm::TESTS,
+        workload::TESTS,
+    ]
+    .concat()
+}

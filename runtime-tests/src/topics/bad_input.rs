@@ -1,0 +1,327 @@
+//! What must fail: in one line, with nothing left behind, and without harm to what is there. That nothing is left is checked
+//! after every test.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+
+super::tests! { "bad_input":
+    a_bundle_that_is_not_there, a_bundle_without_a_configuration, broken_json_is_told_with_line_and_column,
+    what_must_be_configured_is_named, every_1_x_is_accepted_and_nothing_else, a_rootfs_that_is_not_there,
+    a_program_that_is_not_there, a_program_that_is_not_in_path, a_program_that_may_not_be_run, a_directory_as_program,
+    a_program_in_no_format, a_bad_name, a_name_that_is_taken, an_unknown_name, starting_twice, killing_what_has_ended,
+    an_unknown_signal, a_console_socket_nobody_listens_on, a_terminal_that_nobody_takes, a_console_nobody_asked_for,
+    a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
+    the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
+    a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, an_existing_container_is_not_harmed,
+    a_bad_cgroup_path,
+}
+
+/// Creating it fails with these words, leaves no state, and says nothing else.
+fn create_fails(bundle: &Bundle<'_>, words: &str) -> Outcome {
+    let id = bundle.test.id();
+    let output = bundle.try_create(&id)?;
+    if !bundle.test.host.is_rt {
+        return ensure(output.code != Some(0), "it was created");
+    }
+    let output = output.fails_with(words)?;
+    ensure(output.stderr.starts_with(&format!("rt: create `{id}`: ")), &output.stderr)?;
+    ensure_eq(output.stdout.as_str(), "")?;
+    let states = fs::read_dir(bundle.test.state_root()).into_iter().flatten().count();
+    ensure_eq(states, 0)
+}
+
+fn a_bundle_that_is_not_there(test: &Test) -> Outcome {
+    test.only_rt()?;
+    test.rt(["create", "--bundle", "/not/there", "c"])?
+        .fails_with("rt: create `c`: open bundle `/not/there`: No such file or directory")
+        .map(drop)
+}
+
+fn a_bundle_without_a_configuration(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.display().to_string();
+    test.rt(["create", "--bundle", &folder, "c"])?
+        .fails_with(&format!(
+            "rt: create `c`: open bundle `{folder}`: read `config.json`: No such file or directory"
+        ))
+        .map(drop)
+}
+
+fn broken_json_is_told_with_line_and_column(test: &Test) -> Outcome {
+    test.only_rt()?;
+    fs::write(test.folder.join("config.json"), "{\n  \"ociVersion\": \"1.0.2\",\n}")?;
+    let folder = test.folder.display().to_string();
+    test.rt(["create", "--bundle", &folder, "c"])?.fails_with("at line 3 column 1").map(drop)
+}
+
+fn what_must_be_configured_is_named(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (key, words) in [
+        ("ociVersion", "`ociVersion` is missing"),
+        ("root", "`root` is missing"),
+        ("process", "`process` is missing"),
+    ] {
+        let bundle = test.sh("true")?.edit(|config| {
+            if let Some(config) = config.as_object_mut() {
+                config.remove(key);
+            }
+        });
+        create_fails(&bundle, words)?;
+    }
+    create_fails(&test.linux(&[])?, "`process.args` is empty")?;
+    let bundle = test.sh("true")?.edit(|config| config["process"]["cwd"] = json!("relative"));
+    create_fails(&bundle, "is not absolute")
+}
+
+fn every_1_x_is_accepted_and_nothing_else(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for version in ["1.0.0", "1.2.1", "1.3.0", "1.99.0-dev"] {
+        test.sh("true")?.edit(|config| config["ociVersion"] = json!(version)).run()?.success()?;
+    }
+    for version in ["0.5.0", "2.0.0", "10.0", "x"] {
+        create_fails(
+            &test.sh("true")?.edit(|config| config["ociVersion"] = json!(version)),
+            "is not 1.x",
+        )?;
+    }
+    Ok(())
+}
+
+fn a_rootfs_that_is_not_there(test: &Test) -> Outcome {
+    create_fails(
+        &test.sh("true")?.edit(|config| config["root"]["path"] = json!("elsewhere")),
+        "No such file or directory",
+    )
+}
+
+fn a_program_that_is_not_there(test: &Test) -> Outcome {
+    create_fails(
+        &test.linux(&["/no/such/program"])?,
+        "`/no/such/program`: no such file or directory",
+    )
+}
+
+fn a_program_that_is_not_in_path(test: &Test) -> Outcome {
+    create_fails(
+        &test.linux(&["no-such-program"])?,
+        "`no-such-program`: executable file not found in $PATH",
+    )
+}
+
+fn a_program_that_may_not_be_run(test: &Test) -> Outcome {
+    create_fails(
+        &test.linux(&["/data"])?.file("/data", "#!/bin/sh\n")?,
+        "`/data`: permission denied",
+    )
+}
+
+fn a_directory_as_program(test: &Test) -> Outcome {
+    create_fails(&test.linux(&["/bin"])?, "is a directory: permission denied")
+}
+
+fn a_program_in_no_format(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if Path::new("/proc/sys/fs/binfmt_misc/status").exists() {
+        return skip("binfmt_misc may know every format here");
+    }
+    let bundle = test.linux(&["/data"])?.file("/data", "just a text")?;
+    fs::set_permissions(
+        bundle.rootfs().join("data"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    create_fails(&bundle, "neither an ELF program nor a `#!` script")
+}
+
+fn a_bad_name(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?;
+    let long = "x".repeat(256);
+    for id in ["", "..", ".", "/", "a/b", "a b", &long] {
+        let output = bundle.try_create(id)?;
+        ensure(output.code != Some(0), format!("{id:?} was taken"))?;
+        ensure(
+            !test.host.is_rt || output.stderr.contains("invalid container ID format"),
+            output.stderr,
+        )?;
+    }
+    Ok(())
+}
+
+fn a_name_that_is_taken(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    bundle.try_create(&container.id)?.fails_with("already exists")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn an_unknown_name(test: &Test) -> Outcome {
+    for command in ["state", "start", "delete", "kill"] {
+        test.rt([command, "nobody"])?.fails_with("does not exist")?;
+    }
+    Ok(())
+}
+
+fn starting_twice(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    let again = container.rt(&["start"])?;
+    if test.host.is_rt {
+        again.fails_with("cannot start an already running container").map(drop)
+    } else {
+        ensure(again.code != Some(0), "started")
+    }
+}
+
+fn killing_what_has_ended(test: &Test) -> Outcome {
+    let container = test.sh("true")?.start()?;
+    container.wait()?;
+    container.rt(&["kill"])?.fails_with("container not running").map(drop)
+}
+
+fn an_unknown_signal(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    for signal in ["NOSUCH", "65", "-1"] {
+        ensure(test.rt(["kill", &container.id, signal])?.code != Some(0), signal)?;
+    }
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn a_console_socket_nobody_listens_on(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?.edit(|config| config["process"]["terminal"] = json!(true));
+    create_fails(
+        &bundle.flag("--console-socket=/no/such/socket"),
+        "open the console socket: connect to `/no/such/socket`",
+    )
+}
+
+fn a_terminal_that_nobody_takes(test: &Test) -> Outcome {
+    create_fails(
+        &test.sh("true")?.edit(|config| config["process"]["terminal"] = json!(true)),
+        "console-socket",
+    )
+}
+
+fn a_console_nobody_asked_for(test: &Test) -> Outcome {
+    create_fails(
+        &test.sh("true")?.flag("--console-socket=/no/such/socket"),
+        "`process.terminal` is not set",
+    )
+}
+
+fn a_pid_file_in_no_folder(test: &Test) -> Outcome {
+    create_fails(
+        &test.sh("true")?.flag("--pid-file=/no/such/folder/pid"),
+        "write pid file `/no/such/folder/pid`: No such file or directory",
+    )
+}
+
+fn a_million_descriptors(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("true")?.flag("--preserve-fds=100000000");
+    bundle.try_create("c")?.fails_with("`--preserve-fds` 100000000").map(drop)
+}
+
+fn a_log_that_cannot_be_written(test: &Test) -> Outcome {
+    test.rt(["--log", "/no/such/folder/log", "state", "c"])?
+        .fails_with("/no/such/folder/log")
+        .map(drop)
+}
+
+/// What a failing command leaves in its log.
+fn log_of_failure(test: &Test, format: &str) -> Outcome<String> {
+    let log = test.folder.join("log");
+    let log_flag = format!("--log={}", log.display());
+    test.rt([&log_flag, format, "state", "nobody"])?.fails_with("does not exist")?;
+    Ok(fs::read_to_string(log)?)
+}
+
+fn the_log_gets_the_error_as_json(test: &Test) -> Outcome {
+    let log = log_of_failure(test, "--log-format=json")?;
+    // podman parses the whole file as one object.
+    let entry: Value = serde_json::from_str(&log)?;
+    ensure_eq(entry["level"].as_str(), Some("error"))?;
+    ensure(entry["msg"].as_str().is_some_and(|message| message.contains("does not exist")), &log)?;
+    ensure(entry["time"].as_str().is_some_and(|time| time.contains('T')), log)
+}
+
+fn the_log_gets_the_error_as_text(test: &Test) -> Outcome {
+    let log = log_of_failure(test, "--log-format=text")?;
+    ensure(log.contains("does not exist") && log.lines().count() == 1, log)
+}
+
+fn a_mount_that_fails_undoes_the_container(test: &Test) -> Outcome {
+    let bundle =
+        test.sh("true")?.mount(json!({ "destination": "/x", "type": "nosuchfs", "source": "x" }));
+    create_fails(&bundle, "mount `/x`: open filesystem type `nosuchfs`: No such device")?;
+    let bundle = test.sh("true")?.mount(
+        json!({ "destination": "/x", "type": "tmpfs", "source": "x", "options": ["size=many"] }),
+    );
+    create_fails(&bundle, "mount `/x`: set option `size`")?;
+    let bundle = test
+        .sh("true")?
+        .mount(json!({ "destination": "/x", "source": "/no/such", "options": ["bind"] }));
+    create_fails(&bundle, "open source `/no/such`: No such file or directory")
+}
+
+fn a_namespace_that_is_not_there(test: &Test) -> Outcome {
+    create_fails(
+        &test.sh("true")?.namespace(json!({ "type": "network", "path": "/no/such/namespace" })),
+        "open network namespace `/no/such/namespace`: No such file or directory",
+    )?;
+    // A namespace, but of another kind.
+    create_fails(
+        &test.sh("true")?.namespace(json!({ "type": "network", "path": "/proc/self/ns/uts" })),
+        "join the network namespace",
+    )
+}
+
+fn a_sysctl_of_the_hosts(test: &Test) -> Outcome {
+    for name in ["kernel.panic", "vm.swappiness", "net/../kernel/panic"] {
+        create_fails(
+            &test.sh("true")?.edit(|config| config["linux"]["sysctl"] = json!({ name: "1" })),
+            "sysctl",
+        )?;
+    }
+    Ok(())
+}
+
+fn an_unknown_capability(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test
+        .sh("true")?
+        .edit(|config| config["process"]["capabilities"]["bounding"] = json!(["CAP_NO_SUCH"]));
+    create_fails(&bundle, "CAP_NO_SUCH")
+}
+
+fn a_newer_state_is_left_alone(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let file = test.state_root().join(&container.id).join("state.json");
+    let before = fs::read_to_string(&file)?;
+    let mut state: Value = serde_json::from_str(&before)?;
+    state["version"] = json!(1000);
+    fs::write(&file, state.to_string())?;
+    container.rt(&["delete", "--force"])?.fails_with("written by a newer rt")?;
+    fs::write(&file, before)?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn an_existing_container_is_not_harmed(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let failing = test.linux(&["/no/such/program"])?;
+    let output: Output = failing.try_create(&test.id())?;
+    ensure(output.code != Some(0), "it was created")?;
+    ensure(failing.try_create(&container.id)?.code != Some(0), "it was created")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn a_bad_cgroup_path(test: &Test) -> Outcome {
+    test.only_rt()?;
+    create_fails(
+        &test.sh("true")?.edit(|config| config["linux"]["cgroupsPath"] = json!("/../../outside")),
+        "`..`",
+    )
+}

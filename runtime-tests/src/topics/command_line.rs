@@ -1,0 +1,156 @@
+//! Flags, and the outputs that callers parse.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq};
+
+super::tests! { "command_line":
+    a_flag_takes_its_value_in_either_way, an_unknown_flag_is_named, version_is_what_docker_parses,
+    features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
+    spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
+    the_default_root_depends_on_the_user, checkpointing_is_refused, another_configuration_file_can_be_given,
+}
+
+fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    let (folder, root) =
+        (bundle.folder.display().to_string(), test.state_root().display().to_string());
+    for args in [
+        vec!["--root", &root, "run", "--bundle", &folder, "c1"],
+        vec![&format!("--root={root}"), "run", &format!("--bundle={folder}"), "c2"],
+        vec![&format!("--root={root}"), "--root", &root, "run", "-b", &folder, "c3"],
+    ] {
+        let mut command = Command::new(&test.host.runtime);
+        command.args(args);
+        Output::of(command)?.success()?;
+    }
+    Ok(())
+}
+
+fn an_unknown_flag_is_named(test: &Test) -> Outcome {
+    for args in [["--invalidflag", "list"], ["list", "--invalidflag"]] {
+        let output = test.rt(args)?;
+        ensure(
+            output.code != Some(0) && (output.stderr + &output.stdout).contains("invalidflag"),
+            "not named",
+        )?;
+    }
+    Ok(())
+}
+
+fn version_is_what_docker_parses(test: &Test) -> Outcome {
+    let output = test.rt(["--version"])?.success()?.stdout;
+    let with_version: Vec<_> = output.lines().filter(|line| line.contains("version")).collect();
+    ensure_eq(with_version.len(), 1)?;
+    ensure_eq(output.lines().next(), with_version.first().copied())?;
+    ensure(output.lines().any(|line| line.starts_with("spec: 1.")), output)
+}
+
+fn features_are_json_without_privileges_or_a_root(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin");
+    command.arg(&test.host.runtime).arg("features");
+    let output = Output::of(command)?.success()?;
+    ensure_eq(output.stderr.as_str(), "")?;
+    let features: Value = serde_json::from_str(&output.stdout)?;
+    ensure_eq(features["ociVersionMin"].as_str(), Some("1.0.0"))?;
+    ensure(
+        features["ociVersionMax"].as_str().is_some_and(|version| version.starts_with("1.")),
+        "ociVersionMax",
+    )?;
+    let has = |list: &Value, name: &str| {
+        list.as_array().is_some_and(|list| list.iter().any(|entry| entry == name))
+    };
+    ensure(has(&features["mountOptions"], "rro"), "mountOptions")?;
+    ensure(has(&features["linux"]["namespaces"], "user"), "namespaces")?;
+    ensure(features["linux"]["mountExtensions"]["idmap"]["enabled"].is_boolean(), "idmap")
+}
+
+fn spec_makes_a_configuration_that_runs(test: &Test) -> Outcome {
+    let bundle = test.linux(&[])?;
+    test.rt(["spec", "--bundle", &bundle.folder.display().to_string()])?.success()?.stdout("")?;
+    let mut bundle = bundle;
+    bundle.config = serde_json::from_str(&fs::read_to_string(bundle.folder.join("config.json"))?)?;
+    let bundle = bundle
+        .args(&["/bin/echo", "hello"])
+        .edit(|config| config["process"]["terminal"] = false.into());
+    bundle.run()?.success()?.stdout("hello\n").map(drop)
+}
+
+fn spec_makes_a_configuration_for_wasm(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = crate::harness::Bundle::new(test, &[])?;
+    let folder = bundle.folder.display().to_string();
+    test.rt(["spec", "--wasm", "--bundle", &folder])?.success()?;
+    fs::copy(test.host.guest("hello")?, bundle.rootfs().join("app.wasm"))?;
+    test.rt(["run", "--bundle", &folder, &test.id()])?
+        .success()?
+        .stdout("Hello from Wasm!\n")
+        .map(drop)
+}
+
+fn spec_does_not_overwrite(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    let before = fs::read(bundle.folder.join("config.json"))?;
+    ensure(
+        test.rt(["spec", "--bundle", &bundle.folder.display().to_string()])?.code != Some(0),
+        "it succeeded",
+    )?;
+    ensure_eq(fs::read(bundle.folder.join("config.json"))?, before)
+}
+
+fn nothing_is_printed_on_success(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let id = test.id();
+    let silent = |output: Output| ensure_eq(output.success()?.stderr.as_str(), "");
+    silent(bundle.try_create(&id)?)?;
+    for args in [["start", &id].as_slice(), &["kill", &id, "KILL"], &["delete", "--force", &id]] {
+        silent(test.rt(args)?.stdout("")?)?;
+    }
+    Ok(())
+}
+
+fn the_default_root_depends_on_the_user(test: &Test) -> Outcome {
+    test.only_rt()?;
+    // A user of this number need not exist; a runtime folder of theirs does.
+    let own = test.folder.join("runtime-dir");
+    fs::create_dir_all(own.join("rt/left-over"))?;
+    let list = |uid: &str| {
+        let mut command = Command::new("setpriv");
+        command
+            .args([&format!("--reuid={uid}"), "--clear-groups"])
+            .arg(&test.host.runtime)
+            .args(["--debug", "list"]);
+        command.env("XDG_RUNTIME_DIR", &own);
+        Output::of(command)
+    };
+    let mention = "leave out `left-over`";
+    std::os::unix::fs::chown(&own, Some(65534), Some(65534))?;
+    ensure(list("65534")?.success()?.stderr.contains(mention), "the user's own root was not read")?;
+    ensure(!list("0")?.success()?.stderr.contains(mention), "root's root is not the user's")
+}
+
+fn checkpointing_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    // CRI-O asks for its help to find out whether it is there.
+    test.rt(["checkpoint", "--help"])?.fails_with("checkpoint").map(drop)
+}
+
+fn another_configuration_file_can_be_given(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("echo other")?;
+    bundle.write()?;
+    fs::rename(bundle.folder.join("config.json"), test.folder.join("other.json"))?;
+    let (folder, file) =
+        (bundle.folder.display().to_string(), test.folder.join("other.json").display().to_string());
+    test.rt(["run", "-b", &folder, "-f", &file, &test.id()])?.success()?.stdout("other\n").map(drop)
+}

@@ -1,0 +1,50 @@
+//! The runtime's own executable is out of a container's reach.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use serde_json::json;
+
+use crate::harness::{Outcome, Test, ensure, executable_is_read_only};
+
+super::tests! { "executable": cannot_be_written_to_through_proc, cannot_be_reached_by_a_scripts_interpreter, a_working_directory_cannot_be_the_hosts }
+
+/// CVE-2019-5736: before its exec, the container's first process *is* the runtime.
+fn cannot_be_written_to_through_proc(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.create()?;
+    ensure(executable_is_read_only(&container)?, "it can be written to")
+}
+
+fn cannot_be_reached_by_a_scripts_interpreter(test: &Test) -> Outcome {
+    let before = fs::read(&test.host.runtime)?;
+    for (program, text) in [("/run", "#!/proc/self/exe --version\n"), ("/link", "")] {
+        let bundle = test.linux(&[program])?;
+        if text.is_empty() {
+            symlink("/proc/self/exe", bundle.rootfs().join("link"))?;
+        } else {
+            fs::write(bundle.rootfs().join("run"), text)?;
+            fs::set_permissions(bundle.rootfs().join("run"), fs::Permissions::from_mode(0o755))?;
+        }
+        // Whatever it does, it does it to a read-only clone.
+        bundle.run()?;
+        ensure(fs::read(&test.host.runtime)? == before, "the runtime was changed")?;
+    }
+    Ok(())
+}
+
+/// CVE-2024-21626: a working directory by way of a descriptor that the runtime left open.
+fn a_working_directory_cannot_be_the_hosts(test: &Test) -> Outcome {
+    for number in 3..16 {
+        let bundle = test.sh("ls ../../../../etc/shadow 2>/dev/null && echo escaped; true")?;
+        let bundle = bundle
+            .edit(|config| config["process"]["cwd"] = json!(format!("/proc/self/fd/{number}")));
+        let id = test.id();
+        let output = bundle.try_create(&id)?;
+        if output.code == Some(0) {
+            test.rt(["start", &id])?;
+            let output = bundle.run()?;
+            ensure(!output.stdout.contains("escaped"), format!("descriptor {number}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Hooks: when they run, and what happens when they fail.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, get_their_arguments_and_environment_only }
+
+fn hook(script: &str) -> Value {
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
+}
+
+fn with_hooks<'a>(bundle: Bundle<'a>, hooks: Value) -> Bundle<'a> {
+    bundle.edit(|config| config["hooks"] = hooks)
+}
+
+fn run_in_order(test: &Test) -> Outcome {
+    let log = test.folder.join("order");
+    let inside = test.folder.join("volume");
+    fs::create_dir(&inside)?;
+    let note = |name: &str| json!([hook(&format!("echo {name} >> {}", log.display()))]);
+    // These two run in the container's mount namespace; the second one in its root.
+    let create_container = json!([hook(&format!("echo createContainer >> {}", log.display()))]);
+    let start_container = json!([hook("echo startContainer >> /v/order")]);
+    let bundle = with_hooks(
+        test.sh("echo program >> /v/order")?,
+        json!({
+            "prestart": note("prestart"), "createRuntime": note("createRuntime"), "createContainer": create_container,
+            "startContainer": start_container, "poststart": note("poststart"), "poststop": note("poststop"),
+        }),
+    );
+    let bundle =
+        bundle.mount(json!({ "destination": "/v", "source": inside, "options": ["bind"] }));
+    let container = bundle.create()?;
+    ensure_eq(fs::read_to_string(&log)?.as_str(), "prestart\ncreateRuntime\ncreateContainer\n")?;
+    container.start()?;
+    container.wait()?;
+    ensure_eq(fs::read_to_string(inside.join("order"))?.as_str(), "startContainer\nprogram\n")?;
+    ensure(fs::read_to_string(&log)?.ends_with("poststart\n"), "poststart")?;
+    container.delete()?;
+    ensure(fs::read_to_string(&log)?.ends_with("poststart\npoststop\n"), "poststop")
+}
+
+fn get_the_state(test: &Test) -> Outcome {
+    let file = test.folder.join("state.json");
+    let bundle = with_hooks(
+        test.sh("exec sleep 60")?,
+        json!({ "createRuntime": [hook(&format!("cat > {}", file.display()))] }),
+    );
+    let container = bundle.annotation("org.example.key", "value").create()?;
+    let state: Value = serde_json::from_str(&fs::read_to_string(file)?)?;
+    ensure_eq(state["id"].as_str(), Some(container.id.as_str()))?;
+    ensure_eq(state["pid"].as_i64(), Some(container.pid()?.into()))?;
+    ensure_eq(state["bundle"].as_str(), bundle_path(&bundle_folder(test, &container.id)))?;
+    ensure_eq(state["annotations"]["org.example.key"].as_str(), Some("value"))?;
+    ensure(state["status"].as_str().is_some_and(|status| status.starts_with("creat")), state)
+}
+
+fn bundle_folder(test: &Test, id: &str) -> String {
+    let state = test
+        .rt(["state", id])
+        .ok()
+        .and_then(|output| serde_json::from_str::<Value>(&output.stdout).ok());
+    state.and_then(|state| state["bundle"].as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn bundle_path(path: &str) -> Option<&str> {
+    Some(path)
+}
+
+fn a_failing_hook_undoes_the_container(test: &Test) -> Outcome {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let bundle = with_hooks(test.sh("true")?, json!({ kind: [hook("exit 3")] }));
+        let id = test.id();
+        let output = bundle.try_create(&id)?;
+        ensure(output.code != Some(0), format!("{kind}: it was created"))?;
+        ensure(
+            !test.host.is_rt
+                || output.stderr.contains(&format!("run {kind} hook `/bin/sh`: exit status 3")),
+            output.stderr,
+        )?;
+        ensure(test.rt(["state", &id])?.code != Some(0), "it is there")?;
+    }
+    Ok(())
+}
+
+fn a_hook_that_takes_too_long_is_ended(test: &Test) -> Outcome {
+    let mut slow = hook("exec sleep 1000");
+    slow["timeout"] = json!(1);
+    let bundle = with_hooks(test.sh("true")?, json!({ "createRuntime": [slow] }));
+    let output = bundle.try_create(&test.id())?;
+    ensure(output.code != Some(0), "it was created")?;
+    ensure(!test.host.is_rt || output.stderr.contains("it took longer than 1 s"), output.stderr)
+}
+
+fn get_their_arguments_and_environment_only(test: &Test) -> Outcome {
+    let file = test.folder.join("seen");
+    let script = format!(
+        "echo \"$0 $1\" > {0}; env | grep -vE '^(PWD|SHLVL|_|OLDPWD)=' | sort >> {0}",
+        file.display()
+    );
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script, "zero", "one"], "env": ["A=1", "PATH=/usr/bin:/bin"] });
+    with_hooks(test.sh("true")?, json!({ "createRuntime": [hook] })).run()?.success()?;
+    ensure_eq(fs::read_to_string(file)?.as_str(), "zero one\nA=1\nPATH=/usr/bin:/bin\n")
+}

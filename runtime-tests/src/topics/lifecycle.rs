@@ -1,0 +1,261 @@
+//! From `create` to `delete`.
+
+use std::fs;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+
+super::tests! { "lifecycle":
+    goes_through_created_running_and_stopped, program_waits_for_start, state_has_what_callers_read,
+    state_of_a_stopped_container_has_no_pid, pid_file_is_a_number_and_nothing_else, pid_file_that_is_there_is_replaced,
+    run_passes_on_the_exit_code, run_tells_of_a_signal_as_a_shell_does, run_leaves_nothing, run_can_keep_the_container,
+    run_can_detach, kill_takes_names_and_numbers, kill_sends_term_unless_told_otherwise, kill_all_reaches_every_process,
+    kill_all_of_a_stopped_container_is_no_error, delete_of_a_created_container_kills_it,
+    delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
+    of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
+    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_signal_to_run_reaches_the_program,
+}
+
+fn goes_through_created_running_and_stopped(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.create()?;
+    ensure_eq(container.status()?.as_str(), "created")?;
+    container.start()?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.kill("KILL")?;
+    container.wait()?;
+    container.delete()?;
+    container.rt(&["state"])?.fails_with("does not exist").map(drop)
+}
+
+fn program_waits_for_start(test: &Test) -> Outcome {
+    let container = test.sh("echo started")?.create()?;
+    thread::sleep(std::time::Duration::from_millis(50));
+    ensure_eq(container.stdout()?.as_str(), "")?;
+    container.start()?;
+    container.wait()?;
+    ensure_eq(container.stdout()?.as_str(), "started\n")
+}
+
+fn state_has_what_callers_read(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?.annotation("org.example.key", "value");
+    let container = bundle.create()?;
+    let state = container.state()?;
+    ensure_eq(state["id"].as_str(), Some(container.id.as_str()))?;
+    ensure_eq(state["bundle"].as_str(), bundle.folder.to_str())?;
+    ensure_eq(state["rootfs"].as_str(), bundle.rootfs().to_str())?;
+    ensure_eq(state["annotations"]["org.example.key"].as_str(), Some("value"))?;
+    ensure_eq(state["owner"].as_str(), Some("root"))?;
+    let pid = state["pid"].as_i64().unwrap_or_default();
+    ensure(fs::exists(format!("/proc/{pid}/stat"))?, format!("no process {pid}"))?;
+    // RFC 3339, which Go parses: 2026-01-02T03:04:05.678Z.
+    let created = state["created"].as_str().unwrap_or_default();
+    let shape: String = created.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    ensure(shape.starts_with("0000-00-00T00:00:00.0") && shape.ends_with('Z'), created)
+}
+
+fn state_of_a_stopped_container_has_no_pid(test: &Test) -> Outcome {
+    let container = test.sh("true")?.start()?;
+    container.wait()?;
+    ensure_eq(container.state()?["pid"].as_i64(), Some(0))
+}
+
+fn pid_file_is_a_number_and_nothing_else(test: &Test) -> Outcome {
+    let file = test.folder.join("pid");
+    let container =
+        test.sh("exec sleep 60")?.flag(format!("--pid-file={}", file.display())).create()?;
+    ensure_eq(fs::read_to_string(file)?, container.pid()?.to_string())
+}
+
+fn pid_file_that_is_there_is_replaced(test: &Test) -> Outcome {
+    let file = test.folder.join("pid");
+    fs::write(&file, "something else that is longer")?;
+    let container =
+        test.sh("exec sleep 60")?.flag(format!("--pid-file={}", file.display())).create()?;
+    ensure_eq(fs::read_to_string(file)?, container.pid()?.to_string())
+}
+
+fn run_passes_on_the_exit_code(test: &Test) -> Outcome {
+    for code in [0, 1, 7, 128, 255] {
+        test.sh(&format!("exit {code}"))?.run()?.code(code)?;
+    }
+    Ok(())
+}
+
+fn run_tells_of_a_signal_as_a_shell_does(test: &Test) -> Outcome {
+    // The first process of a pid namespace is immune to its own signals, so a child of the shell's dies here.
+    test.sh("sh -c 'kill -9 $$'; exit $?")?.run()?.code(137)?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    container.kill("KILL")?;
+    container.wait()
+}
+
+fn run_leaves_nothing(test: &Test) -> Outcome {
+    test.sh("true")?.run()?.success()?;
+    ensure_eq(fs::read_dir(test.state_root())?.count(), 0)
+}
+
+fn run_can_keep_the_container(test: &Test) -> Outcome {
+    test.sh("true")?.flag("--keep").run()?.success()?;
+    let list = test.rt(["list", "--format", "json"])?.success()?.stdout;
+    ensure_eq(serde_json::from_str::<Value>(&list)?[0]["status"].as_str(), Some("stopped"))
+}
+
+fn run_can_detach(test: &Test) -> Outcome {
+    test.sh("exec sleep 60")?.flag("--detach").run()?.success()?;
+    let list = test.rt(["list", "--format", "json"])?.success()?.stdout;
+    ensure_eq(serde_json::from_str::<Value>(&list)?[0]["status"].as_str(), Some("running"))
+}
+
+fn kill_takes_names_and_numbers(test: &Test) -> Outcome {
+    let script = "trap 'echo usr1' USR1; trap 'echo usr2' USR2; trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    let container = test.sh(script)?.start()?;
+    container.wait_for_output("ready")?;
+    for (signal, output) in
+        [("USR1", "usr1\n"), ("SIGUSR2", "usr2\n"), ("10", "usr1\n"), ("usr2", "usr2\n")]
+    {
+        let before = container.stdout()?.matches(output).count();
+        container.kill(signal)?;
+        wait_until("the signal has arrived", || {
+            container.stdout().is_ok_and(|out| out.matches(output).count() > before)
+        })?;
+    }
+    Ok(())
+}
+
+fn kill_sends_term_unless_told_otherwise(test: &Test) -> Outcome {
+    let container = test
+        .sh("trap 'echo term; exit 0' TERM; echo ready; while :; do sleep 0.05; done")?
+        .start()?;
+    container.wait_for_output("ready")?;
+    container.rt(&["kill"])?.success()?;
+    container.wait()?;
+    ensure_eq(container.stdout()?.as_str(), "ready\nterm\n")
+}
+
+fn kill_all_reaches_every_process(test: &Test) -> Outcome {
+    // In the host's pid namespace the children outlive the first process.
+    let bundle = test.sh("sleep 1000 & sleep 1000 & echo ready; wait")?;
+    let bundle = bundle.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    let container = bundle.start()?;
+    container.wait_for_output("ready")?;
+    let pid = container.pid()?;
+    let children =
+        || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children: Vec<String> = children().split_whitespace().map(str::to_owned).collect();
+    ensure_eq(children.len(), 2)?;
+    test.rt(["kill", "--all", &container.id, "KILL"])?.success()?;
+    let dead = |pid: &String| {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    };
+    wait_until("the children are dead", || children.iter().all(dead))
+}
+
+fn kill_all_of_a_stopped_container_is_no_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("true")?.start()?;
+    container.wait()?;
+    test.rt(["kill", "--all", &container.id, "9"])?.success().map(drop)
+}
+
+fn delete_of_a_created_container_kills_it(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.create()?;
+    let pid = container.pid()?;
+    container.delete()?;
+    let gone = || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    };
+    wait_until("the process is gone", gone)
+}
+
+fn delete_of_a_running_container_is_refused(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    ensure(container.rt(&["delete"])?.code != Some(0), "it was deleted")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn delete_by_force_kills(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    container.rt(&["delete", "--force"])?.success()?;
+    ensure(container.rt(&["state"])?.code != Some(0), "it is still there")
+}
+
+fn delete_by_force_of_nothing_is_no_error(test: &Test) -> Outcome {
+    test.rt(["delete", "--force", "nothing"])?.success()?.stdout("").map(drop)
+}
+
+fn of_two_creations_with_one_name_one_wins(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let id = test.id();
+    let winners = thread::scope(|scope| {
+        let tries: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| bundle.try_create(&id).is_ok_and(|out| out.code == Some(0))))
+            .collect();
+        tries.into_iter().filter_map(|one| one.join().ok()).filter(|won| *won).count()
+    });
+    ensure_eq(winners, 1)?;
+    test.rt(["start", &id])?.success().map(drop)
+}
+
+fn of_two_starts_one_wins(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.create()?;
+    let winners = thread::scope(|scope| {
+        let tries: Vec<_> = (0..4).map(|_| scope.spawn(|| container.start().is_ok())).collect();
+        tries.into_iter().filter_map(|one| one.join().ok()).filter(|won| *won).count()
+    });
+    ensure_eq(winners, 1)
+}
+
+fn list_shows_every_container(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let (one, two) = (bundle.create()?, bundle.start()?);
+    let list = test.rt(["list", "--format=json"])?.success()?.stdout;
+    let list: Value = serde_json::from_str(&list)?;
+    let seen: Vec<_> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| (c["id"].as_str(), c["status"].as_str()))
+        .collect();
+    ensure_eq(
+        seen,
+        vec![(Some(one.id.as_str()), Some("created")), (Some(two.id.as_str()), Some("running"))],
+    )?;
+    test.rt(["list", "-q"])?.stdout(&format!("{}\n{}\n", one.id, two.id))?;
+    let table = test.rt(["list"])?.success()?.stdout;
+    ensure(
+        table.lines().count() == 3 && table.contains("STATUS") && table.contains("created"),
+        table,
+    )
+}
+
+fn list_of_nothing_is_a_head_or_an_empty_array(test: &Test) -> Outcome {
+    test.only_rt()?;
+    test.rt(["list", "--format=json"])?.success()?.stdout("[]\n")?;
+    test.rt(["list", "--quiet"])?.success()?.stdout("").map(drop)
+}
+
+fn an_early_death_is_seen(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.create()?;
+    container.kill("KILL")?;
+    container.wait()?;
+    container.rt(&["start"])?.fails_with("cannot start").map(drop)
+}
+
+fn a_signal_to_run_reaches_the_program(test: &Test) -> Outcome {
+    let bundle = test.sh("trap 'exit 9' TERM; touch /tmp/ready; while :; do sleep 0.05; done")?;
+    bundle.write()?;
+    let mut run = test
+        .command(["run", "--bundle", &bundle.folder.display().to_string(), &test.id()])
+        .spawn()?;
+    let ready = bundle.rootfs().join("tmp/ready");
+    wait_until("the program runs", || ready.exists())?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(run.id())?).ok_or("no process")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    ensure_eq(run.wait()?.code(), Some(9))
+}

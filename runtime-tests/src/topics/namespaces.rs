@@ -1,0 +1,167 @@
+//! New namespaces, and those of others.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::harness::{Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "namespaces":
+    are_all_new, are_the_hosts_when_not_asked_for, can_be_joined_by_path, a_pid_namespace_can_be_joined,
+    have_their_host_name, have_loopback_up, take_sysctls, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
+    a_time_namespace_has_its_offsets,
+}
+
+/// The namespaces of the container's first process and of the tests.
+fn differ(test: &Test, kinds: &[(&str, &str)], expected: bool) -> Outcome {
+    let mut bundle = test.sh("exec sleep 60")?;
+    for (kind, _) in kinds {
+        bundle = bundle.namespace(json!({ "type": kind }));
+    }
+    if !expected {
+        bundle = bundle.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] == "mount");
+            }
+        });
+    }
+    let pid = bundle.start()?.pid()?;
+    for (kind, link) in kinds {
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/{link}"))?;
+        let ours = fs::read_link(format!("/proc/self/ns/{link}"))?;
+        ensure(
+            (theirs != ours) == expected,
+            format!("{kind}: {} and {}", theirs.display(), ours.display()),
+        )?;
+    }
+    Ok(())
+}
+
+fn are_all_new(test: &Test) -> Outcome {
+    let kinds = [
+        ("pid", "pid"),
+        ("network", "net"),
+        ("ipc", "ipc"),
+        ("uts", "uts"),
+        ("mount", "mnt"),
+        ("cgroup", "cgroup"),
+    ];
+    differ(test, &kinds, true)
+}
+
+fn are_the_hosts_when_not_asked_for(test: &Test) -> Outcome {
+    differ(test, &[("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts")], false)
+}
+
+fn can_be_joined_by_path(test: &Test) -> Outcome {
+    let first =
+        test.sh("exec sleep 60")?.edit(|config| config["hostname"] = json!("first")).start()?;
+    let pid = first.pid()?;
+    let mut bundle = test.sh("exec sleep 60")?;
+    for (kind, link) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+        bundle =
+            bundle.namespace(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{link}") }));
+    }
+    let second = bundle.start()?.pid()?;
+    for link in ["net", "ipc", "uts"] {
+        ensure_eq(
+            fs::read_link(format!("/proc/{second}/ns/{link}"))?,
+            fs::read_link(format!("/proc/{pid}/ns/{link}"))?,
+        )?;
+    }
+    ensure(
+        fs::read_link(format!("/proc/{second}/ns/pid"))?
+            != fs::read_link(format!("/proc/{pid}/ns/pid"))?,
+        "pid",
+    )
+}
+
+fn a_pid_namespace_can_be_joined(test: &Test) -> Outcome {
+    let first = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/pid", first.pid()?);
+    let bundle = test
+        .sh("[ $$ -gt 1 ] && ps | grep -c 'sleep 60'")?
+        .namespace(json!({ "type": "pid", "path": path }));
+    let output = bundle.run()?.success()?;
+    ensure(output.stdout.trim() != "0", output.stdout)
+}
+
+fn have_their_host_name(test: &Test) -> Outcome {
+    let bundle = test.sh("hostname; cat /proc/sys/kernel/domainname")?;
+    bundle
+        .edit(|config| {
+            config["hostname"] = json!("this-one");
+            if test.host.is_rt {
+                config["domainname"] = json!("example.org");
+            }
+        })
+        .run()?
+        .success()
+        .and_then(|output| ensure(output.stdout.starts_with("this-one\n"), output.stdout))
+}
+
+fn have_loopback_up(test: &Test) -> Outcome {
+    let output = test.sh("ip address show lo")?.run()?.success()?;
+    ensure(output.stdout.contains("127.0.0.1") && output.stdout.contains("LOWER_UP"), output.stdout)
+}
+
+fn take_sysctls(test: &Test) -> Outcome {
+    let bundle = test.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shm_rmid_forced")?;
+    let sysctl = json!({ "net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1" });
+    bundle.edit(|config| config["linux"]["sysctl"] = sysctl).run()?.success()?.stdout("1\n1\n")?;
+    ensure(
+        fs::read_to_string("/proc/sys/kernel/shm_rmid_forced")?.trim() == "0",
+        "the host was changed",
+    )
+}
+
+/// Root of a user namespace is somebody else on the host.
+fn in_user_namespace<'a>(
+    bundle: crate::harness::Bundle<'a>,
+) -> Outcome<crate::harness::Bundle<'a>> {
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    for path in ["", "proc", "dev", "sys", "tmp"] {
+        std::os::unix::fs::chown(bundle.rootfs().join(path), Some(100_000), Some(100_000))?;
+    }
+    Ok(bundle.namespace(json!({ "type": "user" })).edit(|config| {
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    }))
+}
+
+fn a_user_namespace_maps_root(test: &Test) -> Outcome {
+    let bundle = in_user_namespace(
+        test.sh("id -u; touch /tmp/new; echo x > /dev/null; head -c 1 /dev/zero | wc -c")?,
+    )?;
+    bundle.run()?.success()?.stdout("0\n1\n")?;
+    let made = fs::metadata(bundle.rootfs().join("tmp/new"))?;
+    ensure_eq(std::os::unix::fs::MetadataExt::uid(&made), 100_000)
+}
+
+fn a_user_namespace_can_join_a_network(test: &Test) -> Outcome {
+    let first = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/net", first.pid()?);
+    // Without sysfs, which only the owner of the network namespace may mount.
+    let bundle = in_user_namespace(test.sh("readlink /proc/self/ns/net")?)?.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["type"] != "sysfs");
+        }
+    });
+    let expected = fs::read_link(&path)?;
+    let output = bundle.namespace(json!({ "type": "network", "path": path })).run()?.success()?;
+    output.stdout(&format!("{}\n", expected.display())).map(drop)
+}
+
+fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("cat /proc/uptime")?.namespace(json!({ "type": "time" }));
+    let output = bundle
+        .edit(|config| {
+            config["linux"]["timeOffsets"] =
+                json!({ "boottime": { "secs": 1_000_000_000, "nanosecs": 0 } })
+        })
+        .run()?
+        .success()?;
+    let uptime: f64 = output.stdout.split(' ').next().unwrap_or_default().parse()?;
+    ensure(uptime > 1e9, output.stdout)
+}

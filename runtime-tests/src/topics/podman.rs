@@ -1,0 +1,185 @@
+//! podman, with the runtime in place of its own.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
+
+super::tests! { "podman":
+    runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
+    starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, keeps_the_root_read_only,
+}
+
+struct Podman<'a> {
+    test: &'a Test,
+}
+
+impl Podman<'_> {
+    /// With storage of its own and an image made of a folder.
+    fn new<'a>(test: &'a Test, wasm: bool) -> Outcome<Podman<'a>> {
+        if Command::new("podman").arg("--version").output().is_err() {
+            return skip("podman is not installed");
+        }
+        if test.host.lane == "v2" {
+            return skip(
+                "podman needs controllers that a hybrid host's second-version hierarchy does not have",
+            );
+        }
+        let rootfs = test.folder.join("image");
+        fs::create_dir(&rootfs)?;
+        if wasm {
+            test.only_rt()?;
+            for guest in ["hello", "probe"] {
+                fs::copy(test.host.guest(guest)?, rootfs.join(format!("{guest}.wasm")))?;
+            }
+        } else {
+            test.host.fill_rootfs(&rootfs)?;
+            fs::write(rootfs.join("data"), "#!/bin/sh\n")?;
+        }
+        let tar = test.folder.join("image.tar");
+        let made =
+            Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&tar).arg(".").status()?;
+        ensure(made.success(), "tar")?;
+        let podman = Podman { test };
+        podman.podman(&["import", &tar.display().to_string(), "image"])?.success()?;
+        Ok(podman)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let folder = |name: &str| self.test.folder.join(name).display().to_string();
+        let mut command = Command::new("podman");
+        command.args([
+            "--root",
+            &folder("storage"),
+            "--runroot",
+            &folder("run"),
+            "--tmpdir",
+            &folder("tmp"),
+        ]);
+        command.args([
+            "--storage-driver",
+            "vfs",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "none",
+        ]);
+        command.arg("--runtime").arg(&self.test.host.runtime).args(args);
+        command
+    }
+
+    fn podman(&self, args: &[&str]) -> Outcome<Output> {
+        Output::of(self.command(args))
+    }
+
+    /// `podman run` with these arguments; the limits are what a machine without CAP_SYS_RESOURCE allows.
+    fn run(&self, args: &[&str]) -> Outcome<Output> {
+        let common = [
+            "run",
+            "--network",
+            "none",
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1000:1000",
+        ];
+        self.podman(&[&common, args].concat())
+    }
+
+    fn logs(&self) -> String {
+        self.podman(&["logs", "c"]).map(|output| output.stdout).unwrap_or_default()
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // Whatever is left fails the test where that is checked.
+        let _ = self.podman(&["rm", "--force", "--all", "--time", "0"]);
+        let _ = Command::new("umount")
+            .arg("--quiet")
+            .arg(self.test.folder.join("storage/vfs"))
+            .status();
+    }
+}
+
+const WASM: [&str; 2] = ["--annotation", "run.oci.handler=wasm"];
+
+fn runs_a_linux_container(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman
+        .run(&["--rm", "image", "/bin/sh", "-c", "echo hello; exit 7"])?
+        .code(7)?
+        .stdout("hello\n")
+        .map(drop)
+}
+
+fn runs_a_wasm_container(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    podman
+        .run(&[&["--rm"], &WASM[..], &["image", "/hello.wasm"]].concat())?
+        .success()?
+        .stdout("Hello from Wasm!\n")?;
+    podman
+        .run(&[&["--rm"], &WASM[..], &["image", "/probe.wasm", "exit", "7"]].concat())?
+        .code(7)?;
+    let env = podman
+        .run(
+            &[&["--rm", "--env", "KEY=value"], &WASM[..], &["image", "/probe.wasm", "env"]]
+                .concat(),
+        )?
+        .success()?;
+    ensure(env.stdout.contains("KEY=value\n"), env.stdout)
+}
+
+fn tells_a_missing_program_from_one_that_may_not_run(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman.run(&["--rm", "image", "/no/such/program"])?.code(127)?;
+    podman.run(&["--rm", "image", "no-such-program"])?.code(127)?;
+    podman.run(&["--rm", "image", "/data"])?.code(126)?;
+    podman.run(&["--rm", "image", "/bin"])?.code(126).map(drop)
+}
+
+fn stops(test: &Test, podman: &Podman<'_>, args: &[&str], code: &str) -> Outcome {
+    let _ = test;
+    podman.run(&[&["--detach", "--name", "c"], args].concat())?.success()?;
+    wait_until("it is ready", || podman.logs().contains("ready"))?;
+    let start = Instant::now();
+    podman.podman(&["stop", "--time", "30", "c"])?.success()?;
+    ensure(start.elapsed() < Duration::from_secs(20), "SIGTERM did not end it")?;
+    let inspected = podman
+        .podman(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "c"])?
+        .success()?;
+    ensure_eq(inspected.stdout.trim(), code)?;
+    podman.podman(&["rm", "c"])?.success().map(drop)
+}
+
+fn starts_stops_and_removes_a_linux_container(test: &Test) -> Outcome {
+    let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    stops(test, &Podman::new(test, false)?, &["image", "/bin/sh", "-c", script], "exited 3")
+}
+
+fn starts_stops_and_removes_a_wasm_container(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    stops(test, &podman, &[&WASM[..], &["image", "/probe.wasm", "sleep"]].concat(), "exited 143")
+}
+
+fn limits_memory(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let file = "/sys/fs/cgroup/memory/memory.limit_in_bytes";
+    podman
+        .run(&["--rm", "--memory", "64m", "image", "/bin/cat", file])?
+        .success()?
+        .stdout("67108864\n")
+        .map(drop)
+}
+
+fn keeps_the_root_read_only(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let script = "touch /new 2>/dev/null || echo refused; echo x > /tmp/new && cat /tmp/new";
+    podman
+        .run(&["--rm", "--read-only", "image", "/bin/sh", "-c", script])?
+        .success()?
+        .stdout("refused\nx\n")
+        .map(drop)
+}

@@ -1,0 +1,232 @@
+//! The first process, as it sees itself.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+
+use serde_json::json;
+
+use crate::harness::{Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "process":
+    is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
+    a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
+    has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
+    inherits_no_descriptors, inherits_preserved_descriptors, has_no_ignored_or_blocked_signals, can_reopen_its_output,
+    has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
+}
+
+fn is_the_first_of_its_pid_namespace(test: &Test) -> Outcome {
+    test.sh("echo $$")?.run()?.success()?.stdout("1\n").map(drop)
+}
+
+fn has_its_environment_in_order(test: &Test) -> Outcome {
+    let bundle = test.linux(&["/bin/cat", "/proc/self/environ"])?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["env"] = json!(["B=2", "A=1", "A=again", "HOME=/x", "E="])
+    });
+    let output = bundle.run()?.success()?;
+    let variables: Vec<&str> = output.stdout.split_terminator('\0').collect();
+    // crun and runc tell a duplicate's last value once.
+    if !test.host.is_rt {
+        return ensure(variables.contains(&"B=2"), format!("{variables:?}"));
+    }
+    ensure_eq(variables, vec!["B=2", "A=1", "A=again", "HOME=/x", "E="])
+}
+
+fn has_home_from_passwd(test: &Test) -> Outcome {
+    let bundle = test
+        .sh("echo $HOME")?
+        .edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    bundle.run()?.success()?.stdout("/home/user\n")?;
+    let bundle = test
+        .sh("echo $HOME")?
+        .edit(|config| config["process"]["user"] = json!({ "uid": 4711, "gid": 1000 }));
+    bundle.run()?.success()?.stdout("/\n").map(drop)
+}
+
+fn has_its_working_directory(test: &Test) -> Outcome {
+    test.sh("pwd")?
+        .edit(|config| config["process"]["cwd"] = json!("/tmp"))
+        .run()?
+        .success()?
+        .stdout("/tmp\n")
+        .map(drop)
+}
+
+fn a_missing_working_directory_is_made(test: &Test) -> Outcome {
+    let bundle = test.sh("pwd")?.edit(|config| config["process"]["cwd"] = json!("/new/folder"));
+    bundle.run()?.success()?.stdout("/new/folder\n").map(drop)
+}
+
+fn has_its_user_and_groups(test: &Test) -> Outcome {
+    let user = json!({ "uid": 1000, "gid": 1001, "additionalGids": [5, 6] });
+    let bundle = test.sh("id -u; id -g; id -G")?.edit(|config| config["process"]["user"] = user);
+    bundle.run()?.success()?.stdout("1000\n1001\n1001 5 6\n")?;
+    test.sh("id -G")?.run()?.success()?.stdout("0\n").map(drop)
+}
+
+fn has_its_umask(test: &Test) -> Outcome {
+    let bundle = test.sh("umask")?.edit(|config| config["process"]["user"]["umask"] = json!(0o027));
+    bundle.run()?.success()?.stdout("0027\n")?;
+    test.sh("umask")?.run()?.success()?.stdout("0022\n").map(drop)
+}
+
+fn status_field(test: &Test, bundle: crate::harness::Bundle<'_>, field: &str) -> Outcome<String> {
+    let _ = test;
+    let output =
+        bundle.args(&["/bin/grep", &format!("^{field}:"), "/proc/self/status"]).run()?.success()?;
+    Ok(output.stdout.split_whitespace().nth(1).unwrap_or_default().to_owned())
+}
+
+fn has_its_capabilities(test: &Test) -> Outcome {
+    // CAP_KILL is 5, CAP_NET_BIND_SERVICE is 10.
+    for (field, expected) in [
+        ("CapBnd", "0000000000000420"),
+        ("CapEff", "0000000000000420"),
+        ("CapPrm", "0000000000000420"),
+    ] {
+        ensure_eq(status_field(test, test.linux(&[])?, field)?.as_str(), expected)?;
+    }
+    let bundle = test.linux(&[])?.edit(|config| config["process"]["capabilities"] = json!({}));
+    ensure_eq(status_field(test, bundle, "CapBnd")?.as_str(), "0000000000000000")
+}
+
+fn has_ambient_capabilities(test: &Test) -> Outcome {
+    let set = json!(["CAP_NET_BIND_SERVICE"]);
+    let all = json!({ "bounding": set, "effective": set, "permitted": set, "inheritable": set, "ambient": set });
+    let edit = |config: &mut serde_json::Value| {
+        config["process"]["capabilities"] = all.clone();
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    };
+    for field in ["CapAmb", "CapEff"] {
+        ensure_eq(
+            status_field(test, test.linux(&[])?.edit(edit), field)?.as_str(),
+            "0000000000000400",
+        )?;
+    }
+    Ok(())
+}
+
+fn has_its_limits(test: &Test) -> Outcome {
+    let bundle = test.sh("ulimit -n; ulimit -c")?;
+    let limits = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }, { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 }]);
+    bundle
+        .edit(|config| config["process"]["rlimits"] = limits)
+        .run()?
+        .success()?
+        .stdout("100\n0\n")
+        .map(drop)
+}
+
+fn has_no_new_privileges(test: &Test) -> Outcome {
+    ensure_eq(status_field(test, test.linux(&[])?, "NoNewPrivs")?.as_str(), "1")?;
+    for value in [json!(false), json!(null)] {
+        let bundle = test.linux(&[])?.edit(|config| {
+            config["process"]["noNewPrivileges"] = value.clone();
+            if value.is_null() {
+                config["process"].as_object_mut().map(|process| process.remove("noNewPrivileges"));
+            }
+        });
+        ensure_eq(status_field(test, bundle, "NoNewPrivs")?.as_str(), "0")?;
+    }
+    Ok(())
+}
+
+fn has_its_oom_score(test: &Test) -> Outcome {
+    let bundle = test.linux(&["/bin/cat", "/proc/self/oom_score_adj"])?;
+    bundle
+        .edit(|config| config["process"]["oomScoreAdj"] = json!(555))
+        .run()?
+        .success()?
+        .stdout("555\n")
+        .map(drop)
+}
+
+fn leads_a_session(test: &Test) -> Outcome {
+    let output = test.sh("cut -d' ' -f6 /proc/1/stat")?.run()?.success()?;
+    output.stdout("1\n").map(drop)
+}
+
+fn inherits_no_descriptors(test: &Test) -> Outcome {
+    let bundle = test.sh("ls /proc/1/fd | wc -l")?;
+    bundle.write()?;
+    // A shell that leaves descriptor 7 open for the runtime.
+    let script = format!(
+        "exec 7</etc/passwd; exec {} --root {} run -b {} {}",
+        test.host.runtime.display(),
+        test.state_root().display(),
+        bundle.folder.display(),
+        test.id()
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]);
+    crate::harness::Output::of(command)?.success()?.stdout("3\n").map(drop)
+}
+
+fn inherits_preserved_descriptors(test: &Test) -> Outcome {
+    let bundle = test.sh("cat <&3; cat <&4")?;
+    bundle.write()?;
+    let (one, two) = (test.folder.join("one"), test.folder.join("two"));
+    fs::write(&one, "one\n")?;
+    fs::write(&two, "two\n")?;
+    let script = format!(
+        "exec 3<{}; exec 4<{}; exec 5</etc/passwd; exec {} --root {} run --preserve-fds 2 -b {} {}",
+        one.display(),
+        two.display(),
+        test.host.runtime.display(),
+        test.state_root().display(),
+        bundle.folder.display(),
+        test.id()
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]);
+    crate::harness::Output::of(command)?.success()?.stdout("one\ntwo\n").map(drop)
+}
+
+fn has_no_ignored_or_blocked_signals(test: &Test) -> Outcome {
+    let bundle = test.linux(&["/bin/grep", "-E", "^(SigBlk|SigIgn)", "/proc/self/status"])?;
+    bundle.write()?;
+    let mut command = std::process::Command::new("nohup");
+    command.arg0("nohup").arg(&test.host.runtime).arg("--root").arg(test.state_root());
+    command.args(["run", "-b"]).arg(&bundle.folder).arg(test.id());
+    let output = crate::harness::Output::of(command)?.success()?;
+    if !test.host.is_rt {
+        return Ok(());
+    }
+    output.stdout("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n").map(drop)
+}
+
+fn can_reopen_its_output(test: &Test) -> Outcome {
+    let bundle = test.sh("echo again > /dev/stdout")?;
+    bundle
+        .edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }))
+        .run()?
+        .success()?;
+    Ok(())
+}
+
+fn has_a_session_keyring(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !std::path::Path::new("/proc/keys").exists() {
+        return crate::harness::skip("this kernel has no keyrings");
+    }
+    let container = test.linux(&["/bin/cat", "/proc/keys"])?.start()?;
+    container.wait()?;
+    ensure(container.stdout()?.contains(&format!("_ses.{}", container.id)), container.stdout()?)
+}
+
+fn a_relative_program_is_found_in_path(test: &Test) -> Outcome {
+    test.linux(&["echo", "found"])?.run()?.success()?.stdout("found\n").map(drop)
+}
+
+fn an_exec_only_program_runs(test: &Test) -> Outcome {
+    let bundle = test.linux(&["/busybox", "echo", "ran"])?;
+    fs::copy("/bin/busybox", bundle.rootfs().join("busybox"))?;
+    fs::set_permissions(
+        bundle.rootfs().join("busybox"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o711),
+    )?;
+    let bundle =
+        bundle.edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    bundle.run()?.success()?.stdout("ran\n").map(drop)
+}

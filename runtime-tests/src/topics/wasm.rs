@@ -1,0 +1,353 @@
+//! A Wasm module is a process like any other.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::{
+    Container, Outcome, Test, ensure, ensure_eq, executable_is_read_only, skip, wait_until,
+};
+
+super::tests! { "wasm":
+    prints_to_standard_output, gets_its_arguments, gets_its_environment_in_order, gets_none_of_the_callers_environment,
+    gets_its_working_directory_as_pwd, reads_standard_input, passes_on_its_exit_code, a_trap_is_134_with_its_text,
+    a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it,
+    an_unknown_import_is_named, a_module_without_start_is_refused, reads_and_writes_its_rootfs,
+    a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
+    cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
+    serves_http, resolves_names_from_etc_hosts, runs_without_any_capability, leaves_descriptors_behind,
+    prints_nothing_of_its_own, native_sections_are_not_executed,
+}
+
+fn prints_to_standard_output(test: &Test) -> Outcome {
+    test.wasm("hello", &[])?.run()?.success()?.stdout("Hello from Wasm!\n").map(drop)
+}
+
+fn gets_its_arguments(test: &Test) -> Outcome {
+    let output =
+        test.wasm("probe", &["args", "a b", "", "ä", "--dir=x", "--"])?.run()?.success()?;
+    output.stdout("/probe.wasm\nargs\na b\n\nä\n--dir=x\n--\n").map(drop)
+}
+
+fn gets_its_environment_in_order(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["env"])?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["env"] = json!(["B=2", "A=1=1", "EMPTY=", "HOME=/h", "ä=ö"])
+    });
+    bundle.run()?.success()?.stdout("B=2\nA=1=1\nEMPTY=\nHOME=/h\nä=ö\nPWD=/\n").map(drop)
+}
+
+fn gets_none_of_the_callers_environment(test: &Test) -> Outcome {
+    let output = test.wasm("probe", &["env"])?.run()?.success()?;
+    ensure(!output.stdout.contains("CARGO") && !output.stdout.contains("RT_"), output.stdout)
+}
+
+fn gets_its_working_directory_as_pwd(test: &Test) -> Outcome {
+    let output = test
+        .wasm("probe", &["env"])?
+        .edit(|config| config["process"]["cwd"] = json!("/new/folder"))
+        .run()?
+        .success()?;
+    ensure(output.stdout.contains("\nPWD=/new/folder\n"), output.stdout)
+}
+
+fn reads_standard_input(test: &Test) -> Outcome {
+    test.wasm("probe", &["cat"])?.run_with("some\ntext")?.success()?.stdout("some\ntext").map(drop)
+}
+
+fn passes_on_its_exit_code(test: &Test) -> Outcome {
+    for code in [0, 1, 7, 134, 255] {
+        test.wasm("probe", &["exit", &code.to_string()])?.run()?.code(code)?;
+    }
+    test.wasm("probe", &["exit", "256"])?.run()?.code(0).map(drop)
+}
+
+fn a_trap_is_134_with_its_text(test: &Test) -> Outcome {
+    for (trap, text) in
+        [("unreachable", "unreachable"), ("out-of-bounds", "out of bounds memory access")]
+    {
+        let output = test.wasm("probe", &[trap])?.run()?.code(134)?.stdout("")?;
+        ensure(output.stderr.contains(&format!("trap: {text}")), output.stderr)?;
+    }
+    Ok(())
+}
+
+fn a_deep_recursion_is_a_trap(test: &Test) -> Outcome {
+    let output = test.wasm("probe", &["overflow", "100000000"])?.run()?.code(134)?;
+    ensure(output.stderr.contains("trap: ") && output.stderr.len() < 2000, output.stderr)
+}
+
+/// Sends a signal to a guest that is busy, asleep or waiting for a connection; it must end at once, with 128 and the signal.
+fn ends_by(test: &Test, signal: &str, code: i32) -> Outcome {
+    for waiting in [&["busy"][..], &["sleep"], &["accept", "8080"]] {
+        let bundle = test.wasm("probe", waiting)?;
+        bundle.write()?;
+        let folder = bundle.folder.display().to_string();
+        let id = test.id();
+        // `run` in the foreground tells the exit code.
+        let mut run = test
+            .command(["run", "--bundle", &folder, &id])
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let mut ready = [0; 6];
+        run.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut ready)?;
+        ensure_eq(&ready, b"ready\n")?;
+        let start = Instant::now();
+        test.rt(["kill", &id, signal])?.success()?;
+        ensure_eq(run.wait()?.code(), Some(code))?;
+        ensure(
+            start.elapsed() < Duration::from_secs(5),
+            format!("{waiting:?} took {:?}", start.elapsed()),
+        )?;
+    }
+    Ok(())
+}
+
+fn sigterm_ends_it_at_once(test: &Test) -> Outcome {
+    ends_by(test, "TERM", 143)
+}
+
+fn sigint_ends_it_at_once(test: &Test) -> Outcome {
+    ends_by(test, "INT", 130)
+}
+
+fn sigkill_ends_it(test: &Test) -> Outcome {
+    ends_by(test, "KILL", 137)
+}
+
+/// `(module (import "env" "missing" (func)) (func (export "_start")))`
+const UNKNOWN_IMPORT: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02\x0f\x01\x03env\x07missing\0\0\x03\x02\x01\0\x07\x0a\x01\x06_start\0\x01\x0a\x04\x01\x02\0\x0b";
+/// `(module)`
+const EMPTY: &[u8] = b"\0asm\x01\0\0\0";
+
+fn an_unknown_import_is_named(test: &Test) -> Outcome {
+    let output = test.module(UNKNOWN_IMPORT)?.run()?.code(126)?;
+    output.fails_with("unknown import `missing` from `env`").map(drop)
+}
+
+fn a_module_without_start_is_refused(test: &Test) -> Outcome {
+    test.module(EMPTY)?.run()?.code(126)?.fails_with("`_start`").map(drop)
+}
+
+fn reads_and_writes_its_rootfs(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["read", "/text"])?.file("/text", "hello")?;
+    bundle.run()?.success()?.stdout("hello")?;
+    let bundle = test.wasm("probe", &["write", "/new", "written"])?;
+    bundle.run()?.success()?;
+    ensure_eq(fs::read_to_string(bundle.rootfs().join("new"))?.as_str(), "written")
+}
+
+const CHANGES: [&[&str]; 5] = [
+    &["write", "FOLDER/new", "x"],
+    &["append", "FOLDER/old", "x"],
+    &["remove", "FOLDER/old"],
+    &["rename", "FOLDER/old", "FOLDER/new"],
+    &["mkdir", "FOLDER/new"],
+];
+
+/// Every change below a folder of the container's is refused.
+fn refuses_changes(
+    test: &Test,
+    folder: &str,
+    prepare: impl Fn(crate::harness::Bundle<'_>) -> Outcome<crate::harness::Bundle<'_>>,
+) -> Outcome {
+    for change in CHANGES {
+        let words: Vec<String> = change.iter().map(|word| word.replace("FOLDER", folder)).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = prepare(test.wasm("probe", &words)?)?.run()?;
+        ensure(
+            output.code == Some(1) && output.stdout.starts_with("error: "),
+            format!("{change:?}: {output:?}"),
+        )?;
+    }
+    let folder = format!("{folder}/old");
+    prepare(test.wasm("probe", &["read", &folder])?)?.run()?.success()?.stdout("old").map(drop)
+}
+
+fn a_read_only_root_is_read_only(test: &Test) -> Outcome {
+    refuses_changes(test, "", |bundle| {
+        Ok(bundle.edit(|config| config["root"]["readonly"] = json!(true)).file("/old", "old")?)
+    })
+}
+
+fn a_read_only_mount_is_read_only(test: &Test) -> Outcome {
+    let host = test.folder.join("volume");
+    fs::create_dir(&host)?;
+    fs::write(host.join("old"), "old")?;
+    refuses_changes(test, "/volume", |bundle| {
+        Ok(bundle
+            .mount(json!({ "destination": "/volume", "source": host, "options": ["bind", "ro"] })))
+    })?;
+    ensure_eq(fs::read_dir(host)?.count(), 1)
+}
+
+fn a_writable_mount_in_a_read_only_root_is_writable(test: &Test) -> Outcome {
+    let host = test.folder.join("volume");
+    fs::create_dir(&host)?;
+    let bundle = test.wasm("probe", &["write", "/volume/new", "x"])?;
+    let bundle = bundle.edit(|config| config["root"]["readonly"] = json!(true));
+    fs::create_dir(bundle.rootfs().join("volume"))?;
+    bundle
+        .mount(json!({ "destination": "/volume", "source": host, "options": ["bind"] }))
+        .run()?
+        .success()?;
+    ensure(host.join("new").exists(), "not written")
+}
+
+fn cannot_leave_its_rootfs(test: &Test) -> Outcome {
+    fs::write(test.folder.join("secret"), "secret")?;
+    let outside = test.folder.join("secret");
+    for path in ["/../../secret", "/link"] {
+        let bundle = test.wasm("probe", &["read", path])?;
+        std::os::unix::fs::symlink(&outside, bundle.rootfs().join("link"))?;
+        let output = bundle.run()?;
+        ensure(
+            output.code == Some(1) && !output.stdout.contains("secret\n"),
+            format!("{path}: {output:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn runs_as_its_user(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["write", "/tmp/new", "x"])?;
+    fs::create_dir(bundle.rootfs().join("tmp"))?;
+    std::os::unix::fs::chown(bundle.rootfs().join("tmp"), Some(1000), Some(1000))?;
+    let bundle =
+        bundle.edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    bundle.run()?.success()?;
+    let made = fs::metadata(bundle.rootfs().join("tmp/new"))?;
+    ensure_eq(std::os::unix::fs::MetadataExt::uid(&made), 1000)?;
+    // What the user may not read, the engine does not run.
+    let bundle = test
+        .wasm("hello", &[])?
+        .edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    fs::set_permissions(
+        bundle.rootfs().join("hello.wasm"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )?;
+    bundle.try_create(&test.id())?.fails_with("permission denied").map(drop)
+}
+
+/// Everything by which the C library of a dynamic program would load code, placed in the image: none of it is looked at.
+fn an_image_cannot_inject_libraries(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["resolve", "name.example"])?;
+    let evil = "not a library: loading it would be an error on standard error";
+    let bundle = bundle
+        .file("/etc/ld.so.preload", "/evil.so\n")?
+        .file("/evil.so", evil)?
+        .file("/etc/nsswitch.conf", "hosts: evil files\n")?
+        .file("/lib/x86_64-linux-gnu/libnss_evil.so.2", evil)?
+        .file("/lib/x86_64-linux-gnu/libc.so.6", evil)?
+        .file("/lib/libgcc_s.so.1", evil)?
+        .file("/usr/lib/wasmedge/libwasmedgePluginEvil.so", evil)?
+        .file("/.wasmedge/plugin/libwasmedgePluginEvil.so", evil)?
+        .file("/etc/hosts", "10.1.2.3 name.example\n")?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["env"] = json!([
+            "LD_PRELOAD=/evil.so",
+            "LD_LIBRARY_PATH=/lib",
+            "LD_AUDIT=/evil.so",
+            "GCONV_PATH=/",
+            "LOCPATH=/",
+            "HOME=/",
+            "WASMEDGE_PLUGIN_PATH=/.wasmedge/plugin",
+        ]);
+    });
+    let output = bundle.run()?.success()?;
+    ensure_eq(output.stderr.as_str(), "")?;
+    ensure(output.stdout.contains("10.1.2.3"), output.stdout)
+}
+
+fn the_engine_cannot_be_written_to(test: &Test) -> Outcome {
+    let container = waiting(test)?;
+    let engine = fs::read_link(format!("/proc/{}/exe", container.pid()?))?;
+    ensure_eq(engine.display().to_string().as_str(), "/ld.so")?;
+    ensure(executable_is_read_only(&container)?, "it can be written to")
+}
+
+fn waiting(test: &Test) -> Outcome<Container<'_>> {
+    let container = test.wasm("probe", &["sleep"])?.start()?;
+    container.wait_for_output("ready")?;
+    Ok(container)
+}
+
+fn serves_http(test: &Test) -> Outcome {
+    let container = test.wasm("http-server", &[])?.edit(|config| {
+        // The test's own network namespace is that of the tests: loopback is shared with the host.
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
+    });
+    if TcpStream::connect("127.0.0.1:8080").is_ok() {
+        return skip("port 8080 of this host is taken");
+    }
+    let container = container.start()?;
+    wait_until("it listens", || {
+        container.stderr().is_ok_and(|err| err.contains("listening on 0.0.0.0:8080"))
+    })?;
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect("127.0.0.1:8080")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure(
+            answer.starts_with("HTTP/1.1 200 OK\r\n")
+                && answer.ends_with("\r\n\r\nHello from Wasm!"),
+            answer,
+        )?;
+    }
+    container.kill("TERM")?;
+    container.wait()
+}
+
+fn resolves_names_from_etc_hosts(test: &Test) -> Outcome {
+    let output = test
+        .wasm("probe", &["resolve", "db.example"])?
+        .file("/etc/hosts", "10.9.8.7 db.example\n")?
+        .run()?
+        .success()?;
+    ensure(output.stdout.contains("10.9.8.7"), output.stdout)
+}
+
+fn runs_without_any_capability(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.edit(|config| {
+        config["process"]["capabilities"] = json!({});
+        config["process"]["user"] = json!({ "uid": 65534, "gid": 65534 });
+    });
+    bundle.run()?.success()?.stdout("Hello from Wasm!\n").map(drop)
+}
+
+fn leaves_descriptors_behind(test: &Test) -> Outcome {
+    let container = waiting(test)?;
+    let mut open: Vec<String> = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{}/fd", container.pid()?))? {
+        let entry = entry?;
+        let number: u32 = entry.file_name().to_string_lossy().parse()?;
+        if number > 2 {
+            open.push(fs::read_link(entry.path())?.display().to_string());
+        }
+    }
+    // Its directory, the preopened root, and what WasmEdge polls with.
+    let expected = |link: &String| link == "/" || link.starts_with("anon_inode:[");
+    ensure(open.iter().all(expected), format!("{open:?}"))
+}
+
+fn prints_nothing_of_its_own(test: &Test) -> Outcome {
+    let output = test.wasm("probe", &["exit", "0"])?.run()?.success()?;
+    ensure_eq((output.stdout.as_str(), output.stderr.as_str()), ("", ""))
+}
+
+/// A custom section `wasmedge` is where WasmEdge's compiler puts native code: one of an image's is ignored.
+fn native_sections_are_not_executed(test: &Test) -> Outcome {
+    let mut module = fs::read(test.host.guest("hello")?)?;
+    let payload = b"\x08wasmedge\x03\0\0\0garbage that is no native code";
+    module.push(0);
+    module.push(u8::try_from(payload.len())?);
+    module.extend(payload);
+    test.module(&module)?.run()?.success()?.stdout("Hello from Wasm!\n").map(drop)
+}

@@ -1,0 +1,245 @@
+//! Which workload a container is. The whole table is a unit test of rt; these show that the choice takes effect.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+
+use crate::harness::{Bundle, Outcome, Output, Test, ensure};
+
+super::tests! { "workload":
+    every_handler_runs_a_module, every_variant_runs_a_module, a_runtime_called_wasm_runs_a_module,
+    a_native_program_runs_under_every_handler, a_script_runs_under_a_handler, a_sandbox_stays_linux,
+    a_module_nobody_asked_for_is_explained, an_unknown_handler_is_told_the_known_ones, an_unknown_variant_is_told_the_known_ones,
+    a_file_that_is_neither_is_refused, an_elf_file_named_wasm_runs_as_what_it_is, a_component_is_told_its_engine,
+    a_truncated_module_ends_with_126, a_module_needs_no_execute_bit, a_module_is_found_in_path_or_cwd,
+    a_missing_engine_is_an_error, an_engine_of_another_contract_is_an_error, a_container_without_proc_is_an_error,
+    a_proc_of_the_images_is_an_error,
+}
+
+const HELLO: &str = "Hello from Wasm!\n";
+
+fn unannotated<'a>(test: &'a Test, guest: &str) -> Outcome<Bundle<'a>> {
+    Ok(test.wasm(guest, &[])?.edit(|config| {
+        config.as_object_mut().map(|config| config.remove("annotations"));
+    }))
+}
+
+fn every_handler_runs_a_module(test: &Test) -> Outcome {
+    for handler in ["wasm", "wasm-smart", "wasmedge"] {
+        unannotated(test, "hello")?
+            .annotation("run.oci.handler", handler)
+            .run()?
+            .success()?
+            .stdout(HELLO)?;
+    }
+    Ok(())
+}
+
+fn every_variant_runs_a_module(test: &Test) -> Outcome {
+    for variant in ["compat", "compat-smart"] {
+        unannotated(test, "hello")?
+            .annotation("module.wasm.image/variant", variant)
+            .run()?
+            .success()?
+            .stdout(HELLO)?;
+    }
+    Ok(())
+}
+
+fn a_runtime_called_wasm_runs_a_module(test: &Test) -> Outcome {
+    let bundle = unannotated(test, "hello")?;
+    bundle.write()?;
+    let link = test.folder.join("rt-wasm");
+    symlink(&test.host.runtime, &link)?;
+    let mut command = Command::new(link);
+    command
+        .arg("--root")
+        .arg(test.state_root())
+        .args(["run", "--bundle"])
+        .arg(&bundle.folder)
+        .arg(test.id());
+    Output::of(command)?.success()?.stdout(HELLO).map(drop)
+}
+
+fn a_native_program_runs_under_every_handler(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for handler in ["wasm", "wasm-smart", "wasmedge"] {
+        test.sh("echo native")?
+            .annotation("run.oci.handler", handler)
+            .run()?
+            .success()?
+            .stdout("native\n")?;
+    }
+    Ok(())
+}
+
+fn a_script_runs_under_a_handler(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.linux(&["/run.sh"])?.file("/run.sh", "#!/bin/sh\necho script\n")?;
+    fs::set_permissions(bundle.rootfs().join("run.sh"), fs::Permissions::from_mode(0o755))?;
+    bundle.annotation("run.oci.handler", "wasm").run()?.success()?.stdout("script\n").map(drop)
+}
+
+fn a_sandbox_stays_linux(test: &Test) -> Outcome {
+    for key in ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"] {
+        let bundle = test.wasm("hello", &[])?.annotation(key, "sandbox");
+        bundle.try_create(&test.id())?.fails_with("nothing asks for an engine")?;
+        test.sh("echo pause")?
+            .annotation(key, "sandbox")
+            .annotation("run.oci.handler", "nonsense")
+            .run()?
+            .stdout("pause\n")?;
+    }
+    Ok(())
+}
+
+fn a_module_nobody_asked_for_is_explained(test: &Test) -> Outcome {
+    let bundle = unannotated(test, "hello")?;
+    bundle
+        .try_create(&test.id())?
+        .fails_with("set the annotation `run.oci.handler` to `wasm`")
+        .map(drop)
+}
+
+fn an_unknown_handler_is_told_the_known_ones(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.annotation("run.oci.handler", "krun");
+    bundle.try_create(&test.id())?.fails_with("unknown handler `krun`").and_then(|output| {
+        ensure(output.stderr.contains("`wasm`, `wasm-smart`, `wasmedge`"), output.stderr)
+    })
+}
+
+fn an_unknown_variant_is_told_the_known_ones(test: &Test) -> Outcome {
+    let bundle = unannotated(test, "hello")?.annotation("module.wasm.image/variant", "fast");
+    bundle.try_create(&test.id())?.fails_with("`compat`, `compat-smart`").map(drop)
+}
+
+fn a_file_that_is_neither_is_refused(test: &Test) -> Outcome {
+    for bytes in [b"just a text".as_slice(), b"", b"\0as"] {
+        test.module(bytes)?
+            .try_create(&test.id())?
+            .fails_with("neither a WebAssembly module nor a native program")?;
+    }
+    Ok(())
+}
+
+/// It runs as the native program that it is, in the sandbox, and never within an engine.
+fn an_elf_file_named_wasm_runs_as_what_it_is(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.linux(&["/echo.wasm", "native"])?.annotation("run.oci.handler", "wasm");
+    fs::hard_link(test.host.folder.join("busybox"), bundle.rootfs().join("echo"))?;
+    fs::copy("/bin/busybox", bundle.rootfs().join("echo.wasm"))?;
+    // Without an execute bit it cannot be that either, and is refused.
+    fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o644))?;
+    bundle.try_create(&test.id())?.fails_with("permission denied")?;
+    fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o755))?;
+    // busybox goes by its name, and there is no applet of this one: its own words show that it ran natively.
+    let output = bundle.run()?;
+    ensure(output.stderr.contains("applet not found"), output.stderr)
+}
+
+fn a_component_is_told_its_engine(test: &Test) -> Outcome {
+    let bundle = test.module(b"\0asm\x0d\0\x01\0")?;
+    bundle.try_create(&test.id())?.fails_with("would need the engine `wasmtime`").map(drop)
+}
+
+fn a_truncated_module_ends_with_126(test: &Test) -> Outcome {
+    let module = fs::read(test.host.guest("hello")?)?;
+    for length in [8, 9, 100, module.len() / 2, module.len() - 1] {
+        let container = test.module(&module[..length])?.create()?;
+        container.start()?;
+        container.wait()?;
+        let stderr = container.stderr()?;
+        ensure(
+            stderr.starts_with("rt-wasmedge: ") && stderr.matches('\n').count() == 1,
+            format!("{length}: {stderr}"),
+        )?;
+        test.module(&module[..length])?.run()?.code(126)?.stdout("")?;
+    }
+    Ok(())
+}
+
+fn a_module_needs_no_execute_bit(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?;
+    fs::set_permissions(bundle.rootfs().join("hello.wasm"), fs::Permissions::from_mode(0o444))?;
+    bundle.run()?.success()?.stdout(HELLO).map(drop)
+}
+
+fn a_module_is_found_in_path_or_cwd(test: &Test) -> Outcome {
+    test.wasm("hello", &[])?.args(&["hello.wasm"]).run()?.success()?.stdout(HELLO)?;
+    let bundle = test.wasm("hello", &[])?.args(&["app.wasm"]);
+    fs::create_dir(bundle.rootfs().join("bin"))?;
+    fs::rename(bundle.rootfs().join("hello.wasm"), bundle.rootfs().join("bin/app.wasm"))?;
+    bundle.run()?.success()?.stdout(HELLO)?;
+    test.wasm("hello", &[])?
+        .args(&["other.wasm"])
+        .try_create(&test.id())?
+        .fails_with("executable file not found in $PATH")?;
+    Ok(())
+}
+
+/// A copy of the installation, to take things away from.
+fn installation(test: &Test) -> Outcome<std::path::PathBuf> {
+    let runtime = test.host.runtime.canonicalize()?;
+    let prefix = runtime.parent().and_then(|bin| bin.parent()).ok_or("not in a bin folder")?;
+    let copy = test.folder.join("prefix");
+    fs::create_dir_all(copy.join("bin"))?;
+    fs::copy(&runtime, copy.join("bin/rt"))?;
+    if prefix.join("libexec/rt/wasmedge/engine.json").exists() {
+        fs::create_dir_all(copy.join("libexec/rt/wasmedge"))?;
+        fs::copy(
+            prefix.join("libexec/rt/wasmedge/engine.json"),
+            copy.join("libexec/rt/wasmedge/engine.json"),
+        )?;
+    }
+    Ok(copy)
+}
+
+fn run_installed(test: &Test, prefix: &std::path::Path, bundle: &Bundle<'_>) -> Outcome<Output> {
+    bundle.write()?;
+    let mut command = Command::new(prefix.join("bin/rt"));
+    command
+        .arg("--root")
+        .arg(test.state_root())
+        .args(["run", "--bundle"])
+        .arg(&bundle.folder)
+        .arg(test.id());
+    Output::of(command)
+}
+
+fn a_missing_engine_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?;
+    let prefix = installation(test)?;
+    fs::remove_dir_all(prefix.join("libexec"))?;
+    run_installed(test, &prefix, &bundle)?.fails_with("open engine `wasmedge` in `")?;
+    // Linux containers need none.
+    run_installed(test, &prefix, &test.sh("echo linux")?)?.success()?.stdout("linux\n").map(drop)
+}
+
+fn an_engine_of_another_contract_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?;
+    let prefix = installation(test)?;
+    let file = prefix.join("libexec/rt/wasmedge/engine.json");
+    fs::write(&file, fs::read_to_string(&file)?.replace("\"contract\": 1", "\"contract\": 2"))?;
+    run_installed(test, &prefix, &bundle)?.fails_with("version 2 of the engine contract")?;
+    fs::write(&file, r#"{"contract":1,"name":"x","version":"1","program":"../../bin/sh"}"#)?;
+    run_installed(test, &prefix, &bundle)?.fails_with("leads out of the directory").map(drop)
+}
+
+fn a_container_without_proc_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["destination"] != "/proc");
+        }
+    });
+    bundle.try_create(&test.id())?.fails_with("an engine is started through `/proc`").map(drop)
+}
+
+fn a_proc_of_the_images_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["destination"] != "/proc");
+        }
+    });
+    let bundle = bundle.file("/proc/self/fd/3/ld.so", "#!/bin/evil")?;
+    bundle.try_create(&test.id())?.fails_with("`/proc` is not procfs").map(drop)
+}
