@@ -17,7 +17,7 @@ DESTDIR  ?=
 export RT_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 # One static executable. Only for rt itself: the engine is a dynamic program, and a build script need not be static.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
+STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
 
 .PHONY: help
 help: ## list the targets

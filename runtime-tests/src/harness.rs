@@ -47,7 +47,8 @@ pub(crate) fn skip<T>(reason: impl Display) -> Outcome<T> {
 /// container runs the same file.
 pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool> {
     use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
-    let exe = rustix::fs::open(format!("/proc/{}/exe", container.pid()?), OFlags::PATH, Mode::empty())?;
+    let exe =
+        rustix::fs::open(format!("/proc/{}/exe", container.pid()?), OFlags::PATH, Mode::empty())?;
     Ok(rustix::fs::fstatvfs(exe)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
@@ -256,7 +257,9 @@ impl Test {
 fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if entry.file_name().to_string_lossy().contains(prefix) {
+            // Where nothing is mounted, a directory is no cgroup.
+            let is_cgroup = entry.path().join("cgroup.procs").exists();
+            if is_cgroup && entry.file_name().to_string_lossy().contains(prefix) {
                 found.push(entry.path());
             }
             find_cgroups(&entry.path(), prefix, found);
