@@ -1,7 +1,352 @@
-//! The benchmark (`docs/testing.md`).
+//! The benchmark (`docs/testing.md`): runtimes side by side, in one interleaved run, so that whatever else the machine does
+//! hits all of them alike. Medians, and ratios to crun.
 
-use std::process::ExitCode;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
-pub(crate) fn run(_: &[String]) -> ExitCode {
-    ExitCode::SUCCESS
+use serde_json::{Value, json};
+
+use crate::harness::{Host, Outcome, Stop};
+
+const ROUNDS: usize = 60;
+const WARM_UP: usize = 5;
+
+pub(crate) fn run(args: &[String]) -> ExitCode {
+    let out = args.first().map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
+    match measure(&out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Failed(message) | Stop::Skipped(message)) => {
+            eprintln!("bench: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thing that is timed: a name for the table, and how to do it once.
+struct Contestant {
+    name: String,
+    once: Box<dyn Fn(usize) -> Outcome<f64>>,
+}
+
+/// Milliseconds by row, then by contestant.
+type Times = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
+
+fn measure(out: &Path) -> Outcome {
+    let host = Host::find()?;
+    let bundles = Bundles::make(&host)?;
+    let mut times = Times::new();
+    let mut runtimes = vec![("rt".to_owned(), host.runtime.clone())];
+    for (name, path) in [
+        ("crun", std::env::var_os("CRUN").map(PathBuf::from)),
+        ("runc", Some("/usr/sbin/runc".into())),
+    ] {
+        // Not installed, or not for this way to mount cgroups: crun needs a v2 without v1 beside it.
+        match path.filter(|path| path.is_file()) {
+            Some(path) if works(&path, &bundles.linux, &host) => {
+                runtimes.push((name.to_owned(), path));
+            }
+            _ => println!("({name} is left out: it is not there, or cannot run here)"),
+        }
+    }
+    println!("\n== lane {}: medians of {ROUNDS}, in milliseconds", host.lane);
+
+    let mut contestants: Vec<Contestant> =
+        runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, &host)).collect();
+    contestants.push(floor(&host, &bundles, out));
+    round_robin("run /bin/true", &contestants, &mut times)?;
+
+    let version = |(name, path): &(String, PathBuf)| {
+        let path = path.clone();
+        Contestant {
+            name: name.clone(),
+            once: Box::new(move |_| timed(Command::new(&path).arg("--version"))),
+        }
+    };
+    round_robin("--version", &runtimes.iter().map(version).collect::<Vec<_>>(), &mut times)?;
+
+    for round in 0..ROUNDS + WARM_UP {
+        for (name, path) in &runtimes {
+            let steps = life(path, &bundles.linux, &host, round)?;
+            for (step, milliseconds) in steps {
+                if round >= WARM_UP {
+                    times
+                        .entry(step.to_owned())
+                        .or_default()
+                        .entry(name.clone())
+                        .or_default()
+                        .push(milliseconds);
+                }
+            }
+        }
+    }
+    if let Some(wasm) = &bundles.wasm {
+        let rt = &runtimes[..1];
+        round_robin(
+            "run hello.wasm",
+            &rt.iter().map(|(n, p)| run_of(n, p, wasm, &host)).collect::<Vec<_>>(),
+            &mut times,
+        )?;
+    }
+    print(&times);
+    if let Some(sleeping) = &bundles.sleeping {
+        println!("one of ten sleeping Wasm containers: {} kB (PSS)", memory(&host, sleeping)?);
+    }
+    let file = out.join(format!("{}.json", host.lane));
+    fs::write(
+        &file,
+        serde_json::to_string_pretty(&json!({ "lane": host.lane, "milliseconds": times }))?,
+    )?;
+    println!("raw numbers: {}", file.display());
+    host.remove();
+    Ok(())
+}
+
+fn round_robin(row: &str, contestants: &[Contestant], times: &mut Times) -> Outcome {
+    for round in 0..ROUNDS + WARM_UP {
+        for contestant in contestants {
+            let milliseconds = (contestant.once)(round)?;
+            if round >= WARM_UP {
+                times
+                    .entry(row.to_owned())
+                    .or_default()
+                    .entry(contestant.name.clone())
+                    .or_default()
+                    .push(milliseconds);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn timed(command: &mut Command) -> Outcome<f64> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let start = Instant::now();
+    let status = command.status()?;
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    if status.success() {
+        Ok(milliseconds)
+    } else {
+        Err(Stop::Failed(format!("{command:?}: {status}")))
+    }
+}
+
+fn state_of(path: &Path, host: &Host) -> PathBuf {
+    host.folder.join("state").join(path.file_name().unwrap_or_default())
+}
+
+fn runtime(path: &Path, host: &Host) -> Command {
+    let mut command = Command::new(path);
+    command.arg("--root").arg(state_of(path, host));
+    command
+}
+
+fn works(path: &Path, bundle: &Path, host: &Host) -> bool {
+    timed(runtime(path, host).args(["run", "--bundle"]).arg(bundle).arg("probe")).is_ok()
+}
+
+fn run_of(name: &str, path: &Path, bundle: &Path, host: &Host) -> Contestant {
+    let (state, path, bundle) = (state_of(path, host), path.to_owned(), bundle.to_owned());
+    let once = move |round| {
+        let mut command = Command::new(&path);
+        timed(
+            command
+                .arg("--root")
+                .arg(&state)
+                .args(["run", "--bundle"])
+                .arg(&bundle)
+                .arg(format!("bench-{round}")),
+        )
+    };
+    Contestant { name: name.to_owned(), once: Box::new(once) }
+}
+
+fn floor(host: &Host, bundles: &Bundles, out: &Path) -> Contestant {
+    let (program, rootfs) = (out.join("floor"), bundles.linux.join("rootfs"));
+    let roots: Vec<PathBuf> = match host.lane.as_str() {
+        "v2" => vec!["/sys/fs/cgroup".into()],
+        _ => fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect(),
+    };
+    let roots: Vec<String> = roots
+        .iter()
+        .filter(|root| root.join("cgroup.procs").exists() && !root.is_symlink())
+        .map(|root| root.display().to_string())
+        .collect();
+    let once = move |_| {
+        timed(
+            Command::new(&program)
+                .arg(&rootfs)
+                .arg("/bin/true")
+                .env("FLOOR_CGROUPS", roots.join(":")),
+        )
+    };
+    Contestant { name: "floor".to_owned(), once: Box::new(once) }
+}
+
+/// The commands of one container's life, each timed.
+fn life(
+    path: &Path,
+    bundle: &Path,
+    host: &Host,
+    round: usize,
+) -> Outcome<Vec<(&'static str, f64)>> {
+    let id = format!("life-{round}");
+    let step = |args: &[&str]| timed(runtime(path, host).args(args).arg(&id));
+    let folder = bundle.with_file_name("sleep").display().to_string();
+    Ok(vec![
+        ("create", step(&["create", "--bundle", &folder])?),
+        ("state", step(&["state"])?),
+        ("start", step(&["start"])?),
+        ("kill", timed(runtime(path, host).args(["kill", &id, "KILL"]))?),
+        ("delete", {
+            wait_until_stopped(path, host, &id)?;
+            step(&["delete"])?
+        }),
+    ])
+}
+
+fn wait_until_stopped(path: &Path, host: &Host, id: &str) -> Outcome {
+    crate::harness::wait_until("it has stopped", || {
+        let state = runtime(path, host).args(["state", id]).output();
+        state.is_ok_and(|state| String::from_utf8_lossy(&state.stdout).contains("\"stopped\""))
+    })
+}
+
+/// What one of ten waiting engines has for itself, with a fair share of what they share.
+fn memory(host: &Host, bundle: &Path) -> Outcome<u64> {
+    let ids: Vec<String> = (0..10).map(|number| format!("memory-{number}")).collect();
+    let mut total = 0;
+    for id in &ids {
+        timed(
+            runtime(&host.runtime, host).args(["run", "--detach", "--bundle"]).arg(bundle).arg(id),
+        )?;
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    for id in &ids {
+        let state = runtime(&host.runtime, host).args(["state", id]).output()?;
+        let pid =
+            serde_json::from_slice::<Value>(&state.stdout)?["pid"].as_i64().unwrap_or_default();
+        let mut text = String::new();
+        File::open(format!("/proc/{pid}/smaps_rollup"))?.read_to_string(&mut text)?;
+        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss")?;
+        total += pss.trim().trim_end_matches(" kB").parse::<u64>()?;
+    }
+    for id in &ids {
+        timed(runtime(&host.runtime, host).args(["delete", "--force", id]))?;
+    }
+    Ok(total / 10)
+}
+
+fn print(times: &Times) {
+    const NAMES: [&str; 4] = ["rt", "crun", "runc", "floor"];
+    println!(
+        "{:16}{}",
+        "",
+        NAMES.map(|name| format!("{name:>9}")).concat() + "   rt/crun  rt/floor"
+    );
+    let rows = [
+        "run /bin/true",
+        "create",
+        "state",
+        "start",
+        "kill",
+        "delete",
+        "--version",
+        "run hello.wasm",
+    ];
+    for row in rows.iter().filter_map(|row| Some((row, times.get(*row)?))) {
+        let (name, contestants) = row;
+        let medians = NAMES.map(|name| contestants.get(name).map(|all| median(all)));
+        let cells = medians.map(|median| {
+            median.map_or_else(|| format!("{:>9}", "-"), |median| format!("{median:>9.2}"))
+        });
+        let ratio = |other: Option<f64>| match (medians[0], other) {
+            (Some(rt), Some(other)) => format!("{:>10.2}", rt / other),
+            _ => format!("{:>10}", "-"),
+        };
+        println!("{name:16}{}{}{}", cells.concat(), ratio(medians[1]), ratio(medians[3]));
+    }
+}
+
+fn median(all: &[f64]) -> f64 {
+    let mut all = all.to_vec();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// The bundles that are run, on disk.
+struct Bundles {
+    linux: PathBuf,
+    wasm: Option<PathBuf>,
+    sleeping: Option<PathBuf>,
+}
+
+/// The smallest module that sleeps, for a million seconds.
+const SLEEP: &str = r#"(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store (i32.const 16) (i32.const 1)) ;; a clock's subscription: the monotonic clock,
+    (i64.store (i32.const 24) (i64.const 1000000000000000)) ;; in so many nanoseconds
+    (drop (call $poll_oneoff (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
+
+impl Bundles {
+    fn make(host: &Host) -> Outcome<Bundles> {
+        let bundle = |name: &str,
+                      rootfs: &dyn Fn(&Path) -> Outcome,
+                      change: &dyn Fn(&mut Value)|
+         -> Outcome<PathBuf> {
+            let folder = host.folder.join("bench").join(name);
+            fs::create_dir_all(folder.join("rootfs"))?;
+            rootfs(&folder.join("rootfs"))?;
+            // rt's template is runc's and crun's.
+            let made =
+                Command::new(&host.runtime).args(["spec", "--bundle"]).arg(&folder).status()?;
+            crate::harness::ensure(made.success(), "spec")?;
+            let file = folder.join("config.json");
+            let mut config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+            config["process"]["terminal"] = json!(false);
+            change(&mut config);
+            fs::write(file, config.to_string())?;
+            Ok(folder)
+        };
+        let linux = |args: &'static [&'static str]| {
+            move |config: &mut Value| config["process"]["args"] = json!(args)
+        };
+        let fill = |rootfs: &Path| host.fill_rootfs(rootfs);
+        let linux_bundle = bundle("true", &fill, &linux(&["/bin/true"]))?;
+        bundle("sleep", &fill, &linux(&["/bin/sleep", "1000"]))?;
+        let module = |config: &mut Value| {
+            config["process"]["args"] = json!(["/app.wasm"]);
+            config["annotations"] = json!({ "run.oci.handler": "wasm" });
+        };
+        let hello = host.guest("hello").ok();
+        let wasm = hello.as_ref().map(|hello| {
+            bundle(
+                "hello",
+                &|rootfs| Ok(fs::copy(hello, rootfs.join("app.wasm")).map(drop)?),
+                &module,
+            )
+        });
+        let sleeping = hello.as_ref().map(|_| {
+            bundle(
+                "sleeping",
+                &|rootfs| Ok(fs::write(rootfs.join("app.wasm"), wat::parse_str(SLEEP)?)?),
+                &module,
+            )
+        });
+        Ok(Bundles {
+            linux: linux_bundle,
+            wasm: wasm.transpose()?,
+            sleeping: sleeping.transpose()?,
+        })
+    }
 }

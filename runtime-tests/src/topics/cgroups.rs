@@ -99,7 +99,7 @@ fn memory_is_limited(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let bundle = test.sh("exec sleep 60")?.edit(|config| {
         config["linux"]["resources"]["memory"] =
-            json!({ "limit": 67_108_864, "reservation": 33_554_432 })
+            json!({ "limit": 67_108_864, "reservation": 33_554_432 });
     });
     let container = bundle.create()?;
     let path = cgroup(test, &container, "memory")?;
@@ -122,7 +122,7 @@ fn processors_are_limited(test: &Test) -> Outcome {
     needs(test, "cpu")?;
     let bundle = test.sh("exec sleep 60")?.edit(|config| {
         config["linux"]["resources"]["cpu"] =
-            json!({ "shares": 512, "quota": 50000, "period": 100_000 })
+            json!({ "shares": 512, "quota": 50000, "period": 100_000 });
     });
     let container = bundle.create()?;
     let path = cgroup(test, &container, "cpu")?;
@@ -193,7 +193,7 @@ fn unified_values_are_written(test: &Test) -> Outcome {
         return skip("`unified` is for cgroup v2");
     }
     let bundle = test.sh("exec sleep 60")?.edit(|config| {
-        config["linux"]["resources"]["unified"] = json!({ "cgroup.max.depth": "7" })
+        config["linux"]["resources"]["unified"] = json!({ "cgroup.max.depth": "7" });
     });
     let container = bundle.create()?;
     ensure_eq(
@@ -205,7 +205,7 @@ fn unified_values_are_written(test: &Test) -> Outcome {
 fn what_cannot_be_limited_is_an_error(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("true")?.edit(|config| {
-        config["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": "3MB", "limit": 1 }])
+        config["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": "3MB", "limit": 1 }]);
     });
     bundle.try_create(&test.id())?.fails_with("hugetlb.3MB").map(drop)
 }

@@ -118,7 +118,7 @@ fn masked_paths_are_empty(test: &Test) -> Outcome {
         .file("/folder/secret", "secret")?
         .file("/other/secret", "secret")?;
     let bundle = bundle.edit(|config| {
-        config["linux"]["maskedPaths"] = json!(["/etc/secret", "/folder", "/other"])
+        config["linux"]["maskedPaths"] = json!(["/etc/secret", "/folder", "/other"]);
     });
     bundle.run()?.success()?.stdout("0\n0\nrefused\n").map(drop)
 }

@@ -158,7 +158,7 @@ fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
     let output = bundle
         .edit(|config| {
             config["linux"]["timeOffsets"] =
-                json!({ "boottime": { "secs": 1_000_000_000, "nanosecs": 0 } })
+                json!({ "boottime": { "secs": 1_000_000_000, "nanosecs": 0 } });
         })
         .run()?
         .success()?;

@@ -22,7 +22,7 @@ fn is_the_first_of_its_pid_namespace(test: &Test) -> Outcome {
 fn has_its_environment_in_order(test: &Test) -> Outcome {
     let bundle = test.linux(&["/bin/cat", "/proc/self/environ"])?;
     let bundle = bundle.edit(|config| {
-        config["process"]["env"] = json!(["B=2", "A=1", "A=again", "HOME=/x", "E="])
+        config["process"]["env"] = json!(["B=2", "A=1", "A=again", "HOME=/x", "E="]);
     });
     let output = bundle.run()?.success()?;
     let variables: Vec<&str> = output.stdout.split_terminator('\0').collect();

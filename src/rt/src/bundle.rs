@@ -117,8 +117,6 @@ fn check(spec: &Spec) -> Result<&Path> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     fn check(json: &str) -> String {
         let spec = serde_json::from_str(json).expect("valid JSON");
         super::check(&spec)
