@@ -42,11 +42,11 @@ static void enter_cgroup(const char *leaf, const char *above, pid_t pid) {
   /* A v1 cpuset takes no process before it has both. */
   const char *files[] = {"cpuset.cpus", "cpuset.mems"};
   for (int i = 0; i < 2 && strstr(above, "cpuset"); i++) {
-    snprintf(from, sizeof from, "%s/%s", above, files[i]);
-    snprintf(to, sizeof to, "%s/%s", leaf, files[i]);
+    snprintf(from, sizeof from, "%.400s/%s", above, files[i]);
+    snprintf(to, sizeof to, "%.400s/%s", leaf, files[i]);
     copy_file(from, to);
   }
-  snprintf(to, sizeof to, "%s/cgroup.procs", leaf);
+  snprintf(to, sizeof to, "%.400s/cgroup.procs", leaf);
   int file = open(to, O_WRONLY);
   must(file, to);
   int length = snprintf(number, sizeof number, "%d", pid);
@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
   int count = 0;
   char *list = getenv("FLOOR_CGROUPS");
   for (char *above = list ? strtok(list, ":") : NULL; above && count < MOST; above = strtok(NULL, ":")) {
-    snprintf(leaves[count], sizeof leaves[count], "%s/floor-%d", above, getpid());
+    snprintf(leaves[count], sizeof leaves[count], "%.400s/floor-%d", above, getpid());
     enter_cgroup(leaves[count++], above, pid);
   }
   must((int)write(go[1], &byte, 1), "pipe");

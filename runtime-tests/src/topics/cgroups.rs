@@ -10,7 +10,7 @@ use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, skip};
 super::tests! { "cgroups":
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
-    without_a_manager_there_is_none, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
+    without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
 }
 
 /// The directory of a container's cgroup in the hierarchy of a controller, or in the only one.
@@ -173,6 +173,22 @@ fn without_a_manager_there_is_none(test: &Test) -> Outcome {
         .rt(["--cgroup-manager=disabled", "run", "--bundle", &folder, &test.id()])?
         .success()?;
     ensure_eq(output.stdout, fs::read_to_string("/proc/self/cgroup")?)
+}
+
+fn without_systemd_its_manager_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if Path::new("/run/systemd/system").exists() && test.host.lane == "v2" {
+        return skip("systemd runs here");
+    }
+    let bundle =
+        test.sh("true")?.edit(|config| config["linux"]["cgroupsPath"] = json!("a.slice:b:c"));
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    for flag in ["--systemd-cgroup", "--cgroup-manager=systemd"] {
+        test.rt([flag, "create", "--bundle", &folder, &test.id()])?
+            .fails_with("a running systemd and cgroup v2")?;
+    }
+    Ok(())
 }
 
 fn devices_are_denied(test: &Test) -> Outcome {

@@ -202,8 +202,17 @@ pub(crate) enum Parsed {
 }
 
 pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
+    let args: Vec<OsString> = args.collect();
+    // Callers ask for it at every start of theirs; clap need not be set up for that, which is most of what it would take.
+    if let [_, only] = &args[..]
+        && (only == "--version" || only == "-v")
+    {
+        return Parsed::Version;
+    }
     // go-runc writes this one flag with a single dash, which Go's own flag package takes.
-    let args = args.map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
+    let args = args
+        .into_iter()
+        .map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
     match Cli::try_parse_from(args) {
         Ok(Cli { version: true, .. }) => Parsed::Version,
         Ok(Cli { command: Some(command), global, .. }) => {

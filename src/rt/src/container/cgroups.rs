@@ -82,6 +82,11 @@ impl Cgroup {
         match manager {
             Manager::Disabled => {}
             Manager::Systemd => {
+                if version != Version::V2 || !Path::new("/run/systemd/system").is_dir() {
+                    bail!(
+                        "cgroups by systemd need a running systemd and cgroup v2: leave `--systemd-cgroup` away"
+                    );
+                }
                 let path = path.map(|path| path.to_string_lossy().into_owned());
                 cgroup.unit = Some(path.unwrap_or_else(|| format!(":rt:{id}")));
             }
