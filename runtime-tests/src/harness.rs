@@ -237,6 +237,17 @@ impl Test {
 
     /// Deletes what the test made, then looks for what should be gone.
     fn clean(&self) -> Outcome {
+        // What belongs to no container that is still there is left over, and must not be tidied up by this.
+        let ids: Vec<String> = fs::read_dir(self.state_root())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        let mut early = Vec::new();
+        find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut early);
+        early.retain(|path| !ids.iter().any(|id| path.to_string_lossy().contains(id.as_str())));
+        ensure(early.is_empty(), format!("cgroups are left: {early:?}"))?;
         for entry in fs::read_dir(self.state_root()).into_iter().flatten().flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
             self.rt(["delete", "--force", &id])?.success()?;

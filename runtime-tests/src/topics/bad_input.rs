@@ -17,7 +17,8 @@ super::tests! { "bad_input":
     a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
     the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
     a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, an_existing_container_is_not_harmed,
-    a_bad_cgroup_path,
+    a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
+    what_is_not_supported_is_named, deleting_what_is_being_created, an_engine_without_its_program,
 }
 
 /// Creating it fails with these words, leaves no state, and says nothing else.
@@ -323,5 +324,126 @@ fn a_bad_cgroup_path(test: &Test) -> Outcome {
     create_fails(
         &test.sh("true")?.edit(|config| config["linux"]["cgroupsPath"] = json!("/../../outside")),
         "`..`",
+    )?;
+    for root in ["/", "//", ".", "/."] {
+        let bundle = test.sh("true")?.edit(|config| config["linux"]["cgroupsPath"] = json!(root));
+        create_fails(&bundle, "is the root")?;
+    }
+    Ok(())
+}
+
+/// Whatever becomes of the second container must not touch the first one's processes.
+fn a_cgroup_in_use(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    let shared = |config: &mut Value| config["linux"]["cgroupsPath"] = json!(format!("/{name}"));
+    let container = test.sh("exec sleep 60")?.edit(shared).start()?;
+    let second = test.linux(&["/no/such/program"])?.edit(shared);
+    second.try_create(&test.id())?.fails_with("is not empty")?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// Nothing is configured then, and nothing of the host's may be changed: no namespace is the container's own.
+fn a_configuration_without_linux(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("true")?.edit(|config| {
+        config.as_object_mut().map(|config| config.remove("linux"));
+    });
+    create_fails(&bundle, "need a mount namespace of the container's own")?;
+    let bundle = bundle.edit(|config| {
+        config.as_object_mut().map(|config| config.remove("mounts"));
+    });
+    create_fails(
+        &bundle.edit(|config| config["hostname"] = json!("changed")),
+        "`hostname` needs a uts namespace",
     )
+}
+
+fn names_without_a_namespace(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for name in ["hostname", "domainname"] {
+        let bundle = test.sh("true")?.edit(|config| {
+            config[name] = json!("changed");
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "uts");
+            }
+        });
+        create_fails(&bundle, &format!("`{name}` needs a uts namespace"))?;
+    }
+    ensure(
+        !fs::read_to_string("/proc/sys/kernel/hostname")?.contains("changed"),
+        "the host was renamed",
+    )
+}
+
+/// To the kernel it is -1: no change, so the process would stay root.
+fn an_id_that_is_none(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for user in [
+        json!({ "uid": u32::MAX, "gid": 0 }),
+        json!({ "uid": 0, "gid": u32::MAX }),
+        json!({ "uid": 0, "gid": 0, "additionalGids": [u32::MAX] }),
+    ] {
+        create_fails(
+            &test.sh("true")?.edit(|config| config["process"]["user"] = user),
+            "which is no id",
+        )?;
+    }
+    Ok(())
+}
+
+fn what_is_not_supported_is_named(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
+    let mount = json!({ "destination": "/x", "source": "/tmp", "options": ["bind"], "uidMappings": map, "gidMappings": map });
+    create_fails(&test.sh("true")?.mount(mount), "`mounts[].uidMappings` is not supported yet")?;
+    let scheduler = json!({ "policy": "SCHED_BATCH" });
+    let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
+    create_fails(&bundle, "`process.scheduler` is not supported yet")?;
+    let bundle =
+        test.sh("true")?.edit(|config| config["linux"]["intelRdt"] = json!({ "closID": "x" }));
+    create_fails(&bundle, "`linux.intelRdt` is not supported yet")
+}
+
+fn deleting_what_is_being_created(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let started = test.folder.join("started");
+    let script = format!("touch {}; sleep 1", started.display());
+    let hook =
+        json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] });
+    let bundle = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["hooks"] = json!({ "createRuntime": [hook] }));
+    let id = test.id();
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| bundle.try_create(&id));
+        crate::harness::wait_until("the hook runs", || started.exists())?;
+        test.rt(["delete", &id])?.fails_with("another process is creating or deleting it")?;
+        creation.join().map_err(|_| "a panic")??.success()?;
+        test.rt(["state", &id])?.success().map(drop)
+    })
+}
+
+fn an_engine_without_its_program(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let prefix = test.folder.join("prefix");
+    let engine = prefix.join("libexec/rt/wasmedge");
+    fs::create_dir_all(prefix.join("bin"))?;
+    fs::create_dir_all(&engine)?;
+    fs::copy(&test.host.runtime, prefix.join("bin/rt"))?;
+    fs::write(
+        engine.join("engine.json"),
+        r#"{"contract":1,"name":"wasmedge","version":"1","program":"not-there"}"#,
+    )?;
+    let bundle = test.wasm("hello", &[])?;
+    bundle.write()?;
+    let mut command = std::process::Command::new(prefix.join("bin/rt"));
+    command
+        .arg("--root")
+        .arg(test.state_root())
+        .args(["create", "--bundle"])
+        .arg(&bundle.folder)
+        .arg(test.id());
+    Output::of(command)?.fails_with("find `not-there`: No such file or directory").map(drop)
 }

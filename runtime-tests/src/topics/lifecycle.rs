@@ -15,7 +15,7 @@ super::tests! { "lifecycle":
     kill_all_of_a_stopped_container_is_no_error, delete_of_a_created_container_kills_it,
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
-    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_signal_to_run_reaches_the_program,
+    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program,
 }
 
 fn goes_through_created_running_and_stopped(test: &Test) -> Outcome {
@@ -245,6 +245,27 @@ fn an_early_death_is_seen(test: &Test) -> Outcome {
     container.kill("KILL")?;
     container.wait()?;
     container.rt(&["start"])?.fails_with("cannot start").map(drop)
+}
+
+/// The runtime is killed in the middle of `create`, by a hook that it has started.
+fn a_creation_that_was_cut_short_can_be_deleted(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let hook =
+        serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID; sleep 1000"] });
+    let cut = |config: &mut Value| config["hooks"] = serde_json::json!({ "createRuntime": [hook] });
+    for manager in ["cgroupfs", "disabled"] {
+        let bundle = test.sh("exec sleep 60")?.edit(cut);
+        bundle.write()?;
+        let (id, folder) = (test.id(), bundle.folder.display().to_string());
+        let manager = format!("--cgroup-manager={manager}");
+        let output = test.rt([&manager, "create", "--bundle", &folder, &id])?;
+        ensure(output.code != Some(0), "it was created")?;
+        test.rt(["delete", "--force", &id])?.success()?;
+        test.rt(["state", &id])?.fails_with("does not exist")?;
+        test.sh("true")?.try_create(&id)?.success()?;
+        test.rt(["delete", "--force", &id])?.success()?;
+    }
+    Ok(())
 }
 
 fn a_signal_to_run_reaches_the_program(test: &Test) -> Outcome {

@@ -11,7 +11,7 @@ super::tests! { "process":
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
     a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
     has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
-    inherits_no_descriptors, inherits_preserved_descriptors, has_no_ignored_or_blocked_signals, can_reopen_its_output,
+    inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
 }
 
@@ -148,7 +148,9 @@ fn leads_a_session(test: &Test) -> Outcome {
 }
 
 fn inherits_no_descriptors(test: &Test) -> Outcome {
-    let bundle = test.sh("ls /proc/1/fd | wc -l")?;
+    // By the shell itself: a pipe or a directory to read would be a descriptor more.
+    let script = "for n in 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -L /proc/1/fd/$n ] && echo $n; done; echo end";
+    let bundle = test.sh(script)?;
     bundle.write()?;
     // A shell that leaves descriptor 7 open for the runtime.
     let script = format!(
@@ -160,7 +162,18 @@ fn inherits_no_descriptors(test: &Test) -> Outcome {
     );
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]);
-    crate::harness::Output::of(command)?.success()?.stdout("3\n").map(drop)
+    crate::harness::Output::of(command)?.success()?.stdout("end\n").map(drop)
+}
+
+/// In one pid namespace, another container of the same user must not get at init's descriptors: it could start it.
+fn cannot_be_reached_by_a_neighbour_before_its_start(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("echo started")?.create()?;
+    let path = format!("/proc/{}/ns/pid", container.pid()?);
+    let script = "for n in 3 4 5 6 7 8 9; do echo s > /proc/1/fd/$n; done 2>/dev/null; true";
+    test.sh(script)?.namespace(json!({ "type": "pid", "path": path })).run()?.success()?;
+    ensure_eq(container.status()?.as_str(), "created")?;
+    ensure_eq(container.stdout()?.as_str(), "")
 }
 
 fn inherits_preserved_descriptors(test: &Test) -> Outcome {
@@ -181,6 +194,25 @@ fn inherits_preserved_descriptors(test: &Test) -> Outcome {
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]);
     crate::harness::Output::of(command)?.success()?.stdout("one\ntwo\n").map(drop)
+}
+
+fn inherits_listening_sockets(test: &Test) -> Outcome {
+    let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
+    bundle.write()?;
+    let file = test.folder.join("file");
+    fs::write(&file, "content\n")?;
+    // As systemd does it: the descriptors start at 3, and the process id is that of whoever they are for.
+    let script = format!(
+        "exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$ exec {} --root {} run -b {} {}",
+        file.display(),
+        test.host.runtime.display(),
+        test.state_root().display(),
+        bundle.folder.display(),
+        test.id()
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]);
+    crate::harness::Output::of(command)?.success()?.stdout("1 1\ncontent\n").map(drop)
 }
 
 fn has_no_ignored_or_blocked_signals(test: &Test) -> Outcome {

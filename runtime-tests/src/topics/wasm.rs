@@ -14,7 +14,7 @@ use crate::harness::{
 super::tests! { "wasm":
     prints_to_standard_output, gets_its_arguments, gets_its_environment_in_order, gets_none_of_the_callers_environment,
     gets_its_working_directory_as_pwd, reads_standard_input, passes_on_its_exit_code, a_trap_is_134_with_its_text,
-    a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it,
+    a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it, a_signal_before_the_start_is_not_lost, a_signal_right_after_the_start_is_not_lost,
     an_unknown_import_is_named, a_module_without_start_is_refused, reads_and_writes_its_rootfs,
     a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
@@ -116,6 +116,24 @@ fn sigint_ends_it_at_once(test: &Test) -> Outcome {
 
 fn sigkill_ends_it(test: &Test) -> Outcome {
     ends_by(test, "KILL", 137)
+}
+
+fn a_signal_before_the_start_is_not_lost(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep"])?.create()?;
+    container.kill("TERM")?;
+    ensure_eq(container.status()?.as_str(), "created")?;
+    container.start()?;
+    container.wait()
+}
+
+fn a_signal_right_after_the_start_is_not_lost(test: &Test) -> Outcome {
+    for _ in 0..20 {
+        let container = test.wasm("probe", &["sleep"])?.start()?;
+        container.kill("TERM")?;
+        container.wait()?;
+        container.delete()?;
+    }
+    Ok(())
 }
 
 fn an_unknown_import_is_named(test: &Test) -> Outcome {

@@ -59,6 +59,13 @@ impl Contract {
         if contract.engine_dir < 0 || contract.module < 0 || contract.environment < 0 {
             return Err("`--engine-dir`, `--module` and `--env` must be given".into());
         }
+        let descriptors = [contract.engine_dir, contract.module, contract.environment];
+        if descriptors[0] == descriptors[1]
+            || descriptors[1] == descriptors[2]
+            || descriptors[0] == descriptors[2]
+        {
+            return Err("`--engine-dir`, `--module` and `--env` must differ".into());
+        }
         Ok(contract)
     }
 }
@@ -105,6 +112,7 @@ mod tests {
         assert!(parse(&[]).is_err_and(|error| error.contains("contract")));
         assert!(parse(&["--contract=2"]).is_err_and(|error| error.contains("`--contract=2`")));
         assert!(parse(&FDS[..3]).is_err());
+        assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
         for bad in ["--frob=1", "--dir=/x", "--dir=ro:x", "--module=2", "--module=x", "x"] {
             let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);
             assert!(error.contains(bad), "{error}");

@@ -57,8 +57,8 @@ pub(crate) fn own(descriptor: i32) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for this program to own; each
-    // number is taken over once.
+    // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for this program to own; the contract's
+    // parser refuses one number in two places, and each of its numbers is taken over once.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

@@ -32,8 +32,12 @@ impl Bundle {
         let name = config.unwrap_or(Path::new("config.json")).display();
         let config = fs::read(&file).with_context(|| format!("read `{name}`"))?;
         // serde_json says line and column.
-        let spec: Spec =
+        let mut spec: Spec =
             serde_json::from_slice(&config).with_context(|| format!("parse `{name}`"))?;
+        if spec.linux().is_none() {
+            // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
+            spec.set_linux(Some(serde_json::from_str("{}")?));
+        }
         let rootfs = check(&spec).with_context(|| format!("check `{name}`"))?;
         let rootfs = path.join(rootfs);
         ensure!(
@@ -52,8 +56,8 @@ impl Bundle {
         self.spec.process().as_ref().expect("`load` refuses a configuration without a process")
     }
 
-    pub(crate) fn linux(&self) -> Option<&Linux> {
-        self.spec.linux().as_ref()
+    pub(crate) fn linux(&self) -> &Linux {
+        self.spec.linux().as_ref().expect("`load` puts an empty one where there is none")
     }
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
@@ -75,7 +79,11 @@ fn check(spec: &Spec) -> Result<&Path> {
     ensure!(!version.is_empty(), "`ociVersion` is missing");
     // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic versioning; CRI-O 1.36
     // writes 1.3.0).
-    ensure!(version == "1" || version.starts_with("1."), "`ociVersion` {version} is not 1.x");
+    let minor = version.strip_prefix("1.").and_then(|rest| rest.split(['.', '-', '+']).next());
+    let known = minor.is_some_and(|minor| {
+        !minor.is_empty() && minor.bytes().all(|digit| digit.is_ascii_digit())
+    });
+    ensure!(known, "`ociVersion` {version} is not 1.x");
     let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
     ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
     let process = spec.process().as_ref().ok_or_else(|| anyhow!("`process` is missing"))?;
@@ -93,6 +101,32 @@ fn check(spec: &Spec) -> Result<&Path> {
         ensure!(
             !string.contains('\0'),
             "a NUL byte in `process.args` or `process.env`: {string:?}"
+        );
+    }
+    let user = process.user();
+    let ids = [user.uid(), user.gid()]
+        .into_iter()
+        .chain(user.additional_gids().iter().flatten().copied());
+    for id in ids {
+        // To the kernel this is -1, "no change": the process would stay root (setresuid(2)).
+        ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
+    }
+    let hooks = spec.hooks().iter().flat_map(|hooks| {
+        let kinds = [
+            hooks.prestart(),
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ];
+        kinds.into_iter().flatten().flatten()
+    });
+    for hook in hooks {
+        ensure!(
+            hook.path().is_absolute(),
+            "the hook path `{}` is not absolute",
+            hook.path().display()
         );
     }
     for mount in spec.mounts().iter().flatten() {

@@ -46,6 +46,11 @@ pub(crate) fn open(engine: workload::Engine) -> Result<Directory> {
 fn open_directory(path: &Path) -> Result<Directory> {
     let description = describe(path)?;
     // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
+    let files =
+        [Some(&description.program), description.loader.as_ref(), description.libraries.as_ref()];
+    for file in files.into_iter().flatten() {
+        fs::metadata(path.join(file)).with_context(|| format!("find `{}`", file.display()))?;
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, path, flags).context("clone its mount")?;
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;

@@ -279,6 +279,11 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
 }
 
 impl Program {
+    /// Blocks what the program wants to find blocked, and nothing else. A signal that is sent before the start waits then.
+    pub(crate) fn block_signals(&self) {
+        syscall::block_only(&self.blocked);
+    }
+
     /// Becomes the program. Returns only when that failed.
     pub(crate) fn exec(&self) -> Error {
         for descriptor in &self._descriptors {
@@ -287,7 +292,7 @@ impl Program {
             }
         }
         syscall::default_signal_actions();
-        syscall::block_only(&self.blocked);
+        self.block_signals();
         let error = syscall::execve(&self.path, &self.argv, &self.envp);
         Error::from(error).context(format!("exec `{}`", self.path.to_string_lossy()))
     }

@@ -56,6 +56,12 @@ fn fail(line: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// What went wrong without being the command's failure.
+fn warn(line: &str) {
+    // As for an error.
+    let _ = std::io::stderr().write_all(format!("rt: warning: {line}\n").as_bytes());
+}
+
 /// The causes of an error on one line, outermost first, without Rust's ` (os error N)`.
 fn describe(error: &anyhow::Error) -> String {
     let mut line = format!("{error:#}").replace('\n', " ");

@@ -17,10 +17,11 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Hook;
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -174,7 +175,8 @@ impl Root {
     }
 
     /// Makes the directory of a new container; it is the claim on the name, so that of two callers one wins.
-    pub(crate) fn add(&self, id: &str) -> Result<Directory> {
+    /// Returns the lock too, which its maker holds as long as it is being made.
+    pub(crate) fn add(&self, id: &str) -> Result<(Directory, OwnedFd)> {
         check_id(id)?;
         let show = |path: &Path| format!("make state directory `{}`", path.display());
         DirBuilder::new()
@@ -184,7 +186,13 @@ impl Root {
             .with_context(|| show(&self.path))?;
         let path = self.path.join(id);
         match DirBuilder::new().mode(0o711).create(&path) {
-            Ok(()) => Ok(Directory { path }),
+            Ok(()) => {
+                let directory = Directory { path };
+                let lock = directory.open()?;
+                rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+                    .context("lock the state directory")?;
+                Ok((directory, lock))
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 bail!("container with given ID already exists")
             }
@@ -227,6 +235,28 @@ impl Root {
 }
 
 impl Directory {
+    fn open(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&self.path, flags, Mode::empty())
+            .with_context(|| format!("open `{}`", self.path.display()))
+    }
+
+    /// Waits until nobody is making or deleting the container any more; None when that takes longer than the patience.
+    pub(crate) fn lock(&self, patience: Duration) -> Result<Option<OwnedFd>> {
+        let lock = self.open()?;
+        let end = Instant::now() + patience;
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(lock)),
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(error).context("lock the state directory"),
+            }
+        }
+    }
+
     /// None when the creation of the container was cut short.
     pub(crate) fn read(&self) -> Result<Option<State>> {
         #[derive(Deserialize)]

@@ -212,6 +212,19 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<
     check(returned).map(drop)
 }
 
+/// Has the program that a command will start end when this process does (`PR_SET_PDEATHSIG(2const)`).
+pub(crate) fn end_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            Ok(rustix::process::set_parent_process_death_signal(Some(
+                rustix::process::Signal::KILL,
+            ))?)
+        });
+    }
+}
+
 /// `kill(2)` of one process, by any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.

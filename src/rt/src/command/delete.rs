@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -21,6 +22,11 @@ fn delete(root: &Root, args: &cli::Delete) -> Result<()> {
             return Ok(());
         }
         bail!("container does not exist");
+    };
+    // Whoever makes it holds the lock; to a forced deletion that is worth some waiting.
+    let patience = Duration::from_secs(if args.force { 10 } else { 0 });
+    let Some(_lock) = directory.lock(patience)? else {
+        bail!("another process is creating or deleting it")
     };
     match directory.read()? {
         Some(state) => container::delete(&directory, &state, args.force),

@@ -54,6 +54,9 @@ pub(crate) struct Cgroup {
     name: String,
     /// Its directories: one, or one per hierarchy.
     pub(crate) paths: Vec<PathBuf>,
+    /// The directories that this process has made for it, those above its own included: what a failed creation undoes.
+    #[serde(skip)]
+    made: Vec<PathBuf>,
 }
 
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -76,8 +79,14 @@ impl Cgroup {
     /// Decides where a container's cgroup shall be. Makes nothing yet.
     pub(crate) fn plan(manager: Manager, path: Option<&Path>, id: &str) -> Result<Cgroup> {
         let version = version()?;
-        let mut cgroup =
-            Cgroup { manager, version, unit: None, name: id.to_owned(), paths: Vec::new() };
+        let mut cgroup = Cgroup {
+            manager,
+            version,
+            unit: None,
+            name: id.to_owned(),
+            paths: Vec::new(),
+            made: Vec::new(),
+        };
         let path = path.filter(|path| !path.as_os_str().is_empty());
         match manager {
             Manager::Disabled => {}
@@ -92,10 +101,17 @@ impl Cgroup {
             }
             Manager::Cgroupfs => {
                 let path = path.map_or_else(|| PathBuf::from(format!("rt-{id}")), Path::to_owned);
-                let relative: PathBuf =
-                    path.components().filter(|part| *part != Component::RootDir).collect();
+                let root =
+                    |part: &Component<'_>| matches!(part, Component::RootDir | Component::CurDir);
+                let relative: PathBuf = path.components().filter(|part| !root(part)).collect();
                 if relative.components().any(|part| !matches!(part, Component::Normal(_))) {
                     bail!("the cgroup path `{}` holds `..`", path.display());
+                }
+                if relative.as_os_str().is_empty() {
+                    bail!(
+                        "the cgroup path `{}` is the root, which is no container's own",
+                        path.display()
+                    );
                 }
                 cgroup.paths = match version {
                     Version::V1 => {
@@ -108,10 +124,26 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// A cgroup with processes in it is somebody else's, who would be killed with this container. Nothing is made yet.
+    pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
+        for path in &self.paths {
+            let mut processes = Vec::new();
+            collect_processes(path, &mut processes);
+            if !processes.is_empty() {
+                bail!(
+                    "the cgroup `{}` is not empty: {} processes are in it",
+                    path.display(),
+                    processes.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the cgroup if a process can be born in it, which saves the move (v2: `CLONE_INTO_CGROUP`).
-    pub(crate) fn make_for_birth(&self) -> Result<Option<OwnedFd>> {
+    pub(crate) fn make_for_birth(&mut self) -> Result<Option<OwnedFd>> {
         match (self.manager, self.version) {
-            (Manager::Cgroupfs, Version::V2) => v2::make(&self.paths[0]).map(Some),
+            (Manager::Cgroupfs, Version::V2) => v2::make(&self.paths[0], &mut self.made).map(Some),
             _ => Ok(None),
         }
     }
@@ -124,7 +156,8 @@ impl Cgroup {
             (Manager::Cgroupfs, Version::V2) => self.limit(resources),
             (Manager::Cgroupfs, Version::V1) => {
                 for path in &self.paths {
-                    v1::make(path).with_context(|| format!("make cgroup `{}`", path.display()))?;
+                    v1::make(path, &mut self.made)
+                        .with_context(|| format!("make cgroup `{}`", path.display()))?;
                 }
                 self.limit(resources)?;
                 for path in &self.paths {
@@ -223,8 +256,31 @@ impl Cgroup {
         }
     }
 
+    /// Removes what this process has made for a container that did not come to be. What was there before stays.
+    pub(crate) fn undo(&self) -> Result<()> {
+        if self.manager == Manager::Systemd {
+            return self.remove();
+        }
+        let own = |path: &&PathBuf| self.made.contains(path);
+        let paths: Vec<PathBuf> = self.paths.iter().filter(own).cloned().collect();
+        Cgroup { paths, ..self.clone() }.remove()?;
+        for above in self.made.iter().rev() {
+            // Another container may have come to use it.
+            let _ = fs::remove_dir(above);
+        }
+        Ok(())
+    }
+
     /// Ends what is left in it and removes it, and all cgroups below it.
     pub(crate) fn remove(&self) -> Result<()> {
+        for path in &self.paths {
+            // A state file is only a file: whatever it says, this is never a container's.
+            let depth = path.strip_prefix(ROOT).map_or(0, |path| path.components().count());
+            let shallowest = if self.version == Version::V2 { 1 } else { 2 };
+            if depth < shallowest {
+                bail!("`{}` is not a container's cgroup", path.display());
+            }
+        }
         if self.paths.iter().any(|path| path.exists()) && !self.processes().is_empty() {
             self.thaw();
             self.signal(libc::SIGKILL)?;

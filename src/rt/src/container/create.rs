@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Hooks};
+use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -71,11 +71,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
     check(&options, &namespaces)?;
-    let cgroup = Cgroup::plan(
-        options.manager,
-        linux.and_then(|linux| linux.cgroups_path().as_deref()),
-        options.id,
-    )?;
+    let cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
     let mut state = State::new(
         options.id,
         spec.version(),
@@ -88,8 +84,9 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         state.poststart = hooks.poststart().clone().unwrap_or_default();
         state.poststop = hooks.poststop().clone().unwrap_or_default();
     }
-    let directory = root.add(options.id)?;
-    match make(&mut options, &namespaces, &directory, &mut state) {
+    let (directory, lock) = root.add(options.id)?;
+    let mut lock = Some(lock);
+    match make(&mut options, &namespaces, &directory, &mut lock, &mut state) {
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
             if let Err(left) = undo(&directory, &state) {
@@ -102,7 +99,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
 
 /// What can be found out before anything is made.
 fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
-    let Some(linux) = options.bundle.linux() else { return Ok(()) };
+    let linux = options.bundle.linux();
+    refuse_unsupported(options.bundle)?;
     if let Some(parameters) = linux.sysctl() {
         sysctl::check(parameters, namespaces)?;
     }
@@ -118,9 +116,36 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
             "mounts, masked and read-only paths need a mount namespace of the container's own"
         );
     }
-    if options.bundle.spec.hostname().is_some() {
-        let own = namespaces.makes(libc::CLONE_NEWUTS) || namespaces.joins(libc::CLONE_NEWUTS);
-        ensure!(own, "`hostname` needs a uts namespace of the container's own");
+    let own_names = namespaces.makes(libc::CLONE_NEWUTS) || namespaces.joins(libc::CLONE_NEWUTS);
+    for (name, value) in [
+        ("hostname", options.bundle.spec.hostname()),
+        ("domainname", options.bundle.spec.domainname()),
+    ] {
+        ensure!(
+            value.is_none() || own_names,
+            "`{name}` needs a uts namespace of the container's own"
+        );
+    }
+    Ok(())
+}
+
+/// What is asked for and not there yet is an error: a container that runs without it would not be what was asked for.
+fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
+    let (linux, process) = (bundle.linux(), bundle.process());
+    let mapped = |mount: &Mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
+    let unsupported = [
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        (
+            "linux.netDevices",
+            linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
+        ),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("mounts[].uidMappings", bundle.spec.mounts().iter().flatten().any(mapped)),
+    ];
+    for (name, asked) in unsupported {
+        ensure!(!asked, "`{name}` is not supported yet");
     }
     Ok(())
 }
@@ -129,8 +154,11 @@ fn make(
     options: &mut Options<'_>,
     namespaces: &Namespaces,
     directory: &Directory,
+    lock: &mut Option<OwnedFd>,
     state: &mut State,
 ) -> Result<(Pid, OwnedFd, Socket)> {
+    // Before anything is recorded: what is deleted later is only what is this container's own.
+    state.cgroup.refuse_if_in_use()?;
     directory.write_config(&options.bundle.config)?;
     // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
     directory.write(state)?;
@@ -158,8 +186,9 @@ fn make(
     )? {
         Side::Caller(pid) => pid,
         Side::Init => {
-            // Held by init too, it would never read the caller's end.
+            // Held by init too, it would never read the caller's end; and the container would be locked until its exec.
             drop(caller);
+            *lock = None;
             init::main(&init::Plan { options, namespaces, start_fifo, socket: init, state });
         }
     };
@@ -198,7 +227,7 @@ fn serve(
     }
     state.pid = pid.as_raw_nonzero().get();
     state.start_time = state::stat(pid).context("init is gone")?.start_time;
-    state.cgroup.enter(pid, linux.and_then(|linux| linux.resources().as_ref()))?;
+    state.cgroup.enter(pid, linux.resources().as_ref())?;
     socket.send(&Message::InCgroup)?;
     loop {
         match socket.receive()? {
@@ -213,6 +242,7 @@ fn serve(
         }
     }
     directory.write(state)?;
+    socket.send(&Message::Recorded)?;
     if let Some(path) = options.pidfd_socket {
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
@@ -248,7 +278,7 @@ fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
 
 /// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.
 fn undo(directory: &Directory, state: &State) -> Result<()> {
-    let removed = state.cgroup.remove();
+    let removed = state.cgroup.undo();
     hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
     directory.remove()?;
     removed

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::state::{State, Status};
+use crate::syscall;
 
 /// The state of the container as a hook reads it from its standard input (runtime-spec, `runtime.md`, "State").
 pub(crate) fn state_json(state: &State, status: Status) -> String {
@@ -41,7 +42,11 @@ pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str) -> Result<()> {
 pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &str) {
     for hook in hooks {
         if let Err(error) = run_one(hook, state) {
-            tracing::warn!("run {kind} hook `{}`: {error:#}", hook.path().display());
+            crate::warn(&format!(
+                "run {kind} hook `{}`: {}",
+                hook.path().display(),
+                crate::describe(&error)
+            ));
         }
     }
 }
@@ -53,6 +58,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     }
     let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
     command.env_clear().envs(variables).stdin(Stdio::piped()).stdout(Stdio::null());
+    syscall::end_with_parent(&mut command);
     let mut child = command.spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // A hook need not read it.

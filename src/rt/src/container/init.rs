@@ -13,6 +13,7 @@ use libcontainer::oci_spec::runtime::{Hook, Linux, Mount, Process};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Signal};
 
 use super::create::{self, Options};
 use super::namespaces::{self, Namespaces};
@@ -48,6 +49,8 @@ pub(super) fn main(plan: &Plan<'_>) -> ! {
             syscall::exit_now(1)
         }
     };
+    // From now on the container can be signalled.
+    program.block_signals();
     let error = match wait_for_start(plan) {
         Ok(()) => program.exec(),
         Err(error) => error,
@@ -64,11 +67,14 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
-    let default = Linux::default();
-    let linux = bundle.linux().unwrap_or(&default);
+    let linux = bundle.linux();
     let process = bundle.process();
     let namespaces = plan.namespaces;
 
+    // Until the caller has recorded it. What changes the user ends this too; from then on init notices by itself, since it
+    // waits for the caller's word.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
     namespaces.join_rest()?;
     if namespaces.makes(libc::CLONE_NEWUSER) {
@@ -155,6 +161,10 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     drop(empty);
 
     become_unprivileged(process, linux, options)?;
+    // Of the same user and in the same pid namespace, another container could reach this process's descriptors, and start it
+    // or hold its engine's directory. The exec ends this.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("keep others out of init")?;
     enter_working_directory(process.cwd())?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
@@ -192,7 +202,7 @@ fn mount_all(plan: &Plan<'_>, rootfs: &Rootfs, entries: &[Mount]) -> Result<bool
         if is_cgroup {
             cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
         } else {
-            mounts::mount(rootfs, &plan.options.bundle.path, entry).with_context(show)?;
+            mounts::mount(rootfs, plan.options.bundle, entry).with_context(show)?;
         }
     }
     Ok(in_cgroup)
@@ -275,6 +285,8 @@ fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<
 fn become_unprivileged(process: &Process, linux: &Linux, options: &Options<'_>) -> Result<()> {
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("keep others out of init")?;
     process::set_umask(user.umask());
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
@@ -305,7 +317,10 @@ fn enter_working_directory(path: &Path) -> Result<()> {
 
 /// Says that everything is ready, and waits for the start.
 fn wait_for_start(plan: &Plan<'_>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
+    // Without a record of it, an init that outlives its caller could not be found to be ended.
+    plan.socket.expect(&Message::Recorded)?;
     match &plan.start_fifo {
         Some(fifo) => wait_for_byte(fifo)?,
         None => plan.socket.expect(&Message::Start)?,

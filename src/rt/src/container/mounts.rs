@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::rootfs::Rootfs;
+use crate::bundle::Bundle;
 use crate::syscall::{self, MountAttr};
 
 /// The options of one mount, taken apart.
@@ -210,13 +211,19 @@ impl Options {
     }
 }
 
-/// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source is relative to `bundle`.
-pub(crate) fn mount(rootfs: &Rootfs, bundle: &Path, entry: &Mount) -> Result<()> {
-    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+/// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source is relative to the bundle.
+pub(crate) fn mount(rootfs: &Rootfs, bundle: &Bundle, entry: &Mount) -> Result<()> {
+    let mut options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let kind = entry.typ().as_deref().unwrap_or("none");
     let bind = options.bind.is_some() || kind == "bind";
+    if let Some(label) = bundle.linux().mount_label().as_ref().filter(|label| !label.is_empty())
+        && !bind
+        && !matches!(kind, "proc" | "sysfs")
+    {
+        options.data.push(("context".to_owned(), Some(label.clone())));
+    }
     let mount = if bind {
-        clone(bundle, entry, &options)?
+        clone(&bundle.path, entry, &options)?
     } else {
         make(kind, entry.source().as_deref(), &options)?
     };

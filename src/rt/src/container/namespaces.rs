@@ -39,9 +39,9 @@ struct Joined {
 
 impl Namespaces {
     /// Opens what is to be joined. Runs in the caller's process.
-    pub(crate) fn new(linux: Option<&Linux>) -> Result<Namespaces> {
+    pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
-        for namespace in linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten() {
+        for namespace in linux.namespaces().iter().flatten() {
             let (flag, name, kind) = describe(namespace.typ());
             let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
             else {
@@ -159,7 +159,7 @@ pub(crate) enum Side {
 /// caller's child in either case and is re-parented to the caller's own subreaper when the caller ends.
 pub(crate) fn spawn(
     namespaces: &Namespaces,
-    linux: Option<&Linux>,
+    linux: &Linux,
     cgroup: Option<BorrowedFd<'_>>,
     caller: &Socket,
     init: &Socket,
@@ -211,12 +211,10 @@ pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
 
 /// The offsets can only be written before a process is in the namespace: init, cloned next, is the first
 /// (`time_namespaces(7)`). Runs in the helper.
-fn make_time_namespace(linux: Option<&Linux>) -> Result<()> {
+fn make_time_namespace(linux: &Linux) -> Result<()> {
     syscall::unshare(CLONE_NEWTIME).context("make the time namespace")?;
     let mut lines = String::new();
-    for (clock, offset) in
-        linux.and_then(|linux| linux.time_offsets().as_ref()).into_iter().flatten()
-    {
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
         // Writing to a String cannot fail.
         let _ = writeln!(
             lines,
@@ -233,9 +231,9 @@ fn make_time_namespace(linux: Option<&Linux>) -> Result<()> {
 }
 
 /// Writes the id mappings of init's new user namespace. Runs in the caller's process.
-pub(crate) fn write_id_mappings(init: Pid, linux: Option<&Linux>) -> Result<()> {
-    let uids = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
-    let gids = linux.and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
+pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
+    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
     ensure!(
         !uids.is_empty() && !gids.is_empty(),
         "a new user namespace needs `uidMappings` and `gidMappings`"

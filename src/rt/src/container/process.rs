@@ -130,14 +130,14 @@ pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Resu
 }
 
 /// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again
-/// would otherwise be refused. `/dev/null` belongs to everybody already.
+/// would otherwise be refused. A device such as `/dev/null` is the host's, and belongs to everybody already.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
-    let null = rustix::fs::makedev(1, 3);
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     for stream in streams {
         let Ok(there) = rustix::fs::fstat(stream) else { continue };
-        if there.st_uid == user.uid() || there.st_rdev == null {
+        let device = there.st_mode & libc::S_IFMT == libc::S_IFCHR;
+        if there.st_uid == user.uid() || device && !rustix::termios::isatty(stream) {
             continue;
         }
         match rustix::fs::fchown(stream.as_fd(), Some(Uid::from_raw(user.uid())), None) {

@@ -8,6 +8,7 @@ use libcontainer::seccomp::{initialize_seccomp, is_notify};
 /// Refuses what is not supported, before anything is made. Runs in the caller's process.
 pub(crate) fn check(seccomp: &LinuxSeccomp) -> Result<()> {
     ensure!(!is_notify(seccomp), "the seccomp action SCMP_ACT_NOTIFY is not supported yet");
+    ensure!(seccomp.listener_path().is_none(), "`seccomp.listenerPath` is not supported yet");
     Ok(())
 }
 

@@ -25,6 +25,8 @@ pub(crate) enum Message {
     HooksDone,
     /// From init: all is done, it waits for the start.
     Ready,
+    /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
+    Recorded,
     /// To init: start. Only when there is no fifo to wait on.
     Start,
     /// From init: why it gave up, on one line.
@@ -89,6 +91,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Ready => (b'R', Vec::new()),
+        Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
         Message::Failed(text) => (b'F', text.bytes().take(LONGEST - 1).collect()),
     };
@@ -104,6 +107,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'R' => Message::Ready,
+        b'W' => Message::Recorded,
         b'S' => Message::Start,
         b'F' => Message::Failed(text()),
         tag => bail!("unknown message {tag:#x} from the other process"),
@@ -124,6 +128,7 @@ mod tests {
             Message::BeforePivot,
             Message::HooksDone,
             Message::Ready,
+            Message::Recorded,
             Message::Start,
             Message::Failed("no such file".into()),
         ] {

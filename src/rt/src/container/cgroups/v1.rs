@@ -45,13 +45,13 @@ pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Optio
 }
 
 /// Makes a cgroup and those above it.
-pub(super) fn make(path: &Path) -> io::Result<()> {
+pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     match fs::create_dir(path) {
-        Ok(()) => {}
+        Ok(()) => made.push(path.to_owned()),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            make(path.parent().ok_or(error)?)?;
-            return make(path);
+            make(path.parent().ok_or(error)?, made)?;
+            return make(path, made);
         }
         Err(error) => return Err(error),
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
@@ -12,23 +12,27 @@ use rustix::fs::{Mode, OFlags};
 use super::ROOT;
 
 /// Makes a cgroup with all controllers that the host has, and opens it.
-pub(super) fn make(path: &Path) -> Result<OwnedFd> {
+pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<OwnedFd> {
     let wanted = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))
         .context("read `cgroup.controllers`")?;
     let mut above: Vec<&Path> =
         path.ancestors().skip(1).take_while(|above| above.starts_with(ROOT)).collect();
     above.reverse();
     for directory in above {
-        make_directory(directory)?;
+        make_directory(directory, made)?;
         enable(directory, &wanted);
     }
-    make_directory(path)?;
+    make_directory(path, made)?;
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open cgroup `{}`", path.display()))
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     match fs::create_dir(path) {
+        Ok(()) => {
+            made.push(path.to_owned());
+            Ok(())
+        }
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("make cgroup `{}`", path.display()))
         }
