@@ -192,9 +192,6 @@ fn without_systemd_its_manager_is_refused(test: &Test) -> Outcome {
 }
 
 fn devices_are_denied(test: &Test) -> Outcome {
-    if test.host.lane == "v2" {
-        needs(test, "devices")?;
-    }
     let mknod = json!(["CAP_MKNOD", "CAP_KILL"]);
     let bundle = test.sh("mknod /kmsg c 1 11; head -c 1 /kmsg >/dev/null 2>&1 || echo refused; head -c 1 /dev/zero | wc -c")?;
     let bundle = bundle.edit(|config| {

@@ -225,6 +225,61 @@ pub(crate) fn end_with_parent(command: &mut std::process::Command) {
     }
 }
 
+// `bpf(2)`, the two commands that a device filter takes; numbers from `<linux/bpf.h>`.
+const BPF_PROG_LOAD: c_int = 5;
+const BPF_PROG_ATTACH: c_int = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// Loads a program that decides on devices; the kernel verifies it.
+pub(crate) fn load_device_program(program: &[u64]) -> Result<OwnedFd> {
+    /// The first members of `union bpf_attr` for this command; the kernel takes those that are not there as zero.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    let attributes = Load {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?,
+        insns: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    // SAFETY: the attributes, the instructions that they point to and the NUL-terminated licence outlive the call and are only
+    // read; the counts are those of what is passed.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Load>())
+    };
+    let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
+    // SAFETY: the call just returned this descriptor (close-on-exec, as all of bpf(2)) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a device program to a cgroup. A device is allowed when all programs of it and of those above it say so.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    #[repr(C)]
+    struct Attach {
+        target_fd: u32,
+        attach_bpf_fd: u32,
+        attach_type: u32,
+        attach_flags: u32,
+    }
+    let attributes = Attach {
+        target_fd: cgroup.as_raw_fd().unsigned_abs(),
+        attach_bpf_fd: program.as_raw_fd().unsigned_abs(),
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+    };
+    // SAFETY: both descriptors are borrowed and open; the attributes outlive the call, are only read, and their size is passed.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>())
+    };
+    check(returned).map(drop)
+}
+
 /// `kill(2)` of one process, by any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.

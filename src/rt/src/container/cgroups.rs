@@ -5,6 +5,7 @@
 //! it is, in [`systemd`].
 #![forbid(unsafe_code)]
 
+mod devices;
 mod resources;
 mod systemd;
 mod v1;
@@ -12,13 +13,13 @@ mod v2;
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::LinuxResources;
-use rustix::fs::FsWord;
+use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -171,15 +172,26 @@ impl Cgroup {
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
         let unit = self.unit.clone().unwrap_or_default();
         self.paths = systemd::enter(&unit, &self.name, pid, resources)?;
-        Ok(())
+        // libcgroups tells systemd of no devices.
+        resources.map_or(Ok(()), |resources| self.filter_devices(resources))
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let Some(resources) = resources else { return Ok(()) };
         match self.version {
             Version::V1 => resources::apply_v1(&self.paths, resources),
-            Version::V2 => resources::apply_v2(&self.paths[0], resources),
+            Version::V2 => {
+                resources::apply_v2(&self.paths[0], resources)?;
+                self.filter_devices(resources)
+            }
         }
+    }
+
+    fn filter_devices(&self, resources: &LinuxResources) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cgroup = rustix::fs::open(&self.paths[0], flags, Mode::empty())?;
+        let rules = devices::rules(resources.devices().as_deref().unwrap_or_default())?;
+        devices::attach(cgroup.as_fd(), &rules)
     }
 
     /// Whether the freezer has stopped it. A cgroup that is gone is not frozen.

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxNetwork,
-    LinuxResources, LinuxThrottleDevice,
+    LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
 
-use super::{v1, write};
+use super::{devices, v1, write};
 
 /// Limits for v2 files, by the conversion of the runtime-spec and of runc where the units differ.
 pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
@@ -161,8 +160,8 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
         write(&cgroup.join(file), value)
     };
     if v1::of_controller(cgroups, "devices").is_some() {
-        for rule in device_rules(resources.devices().as_deref().unwrap_or_default()) {
-            set(if rule.allow { "devices.allow" } else { "devices.deny" }, &rule.text)?;
+        for rule in devices::rules(resources.devices().as_deref().unwrap_or_default())? {
+            set(if rule.is_allowing() { "devices.allow" } else { "devices.deny" }, &rule.line())?;
         }
     }
     if let Some(memory) = resources.memory() {
@@ -281,45 +280,6 @@ fn network_v1(network: &LinuxNetwork, set: Set<'_>) -> Result<()> {
     Ok(())
 }
 
-#[derive(Debug, Eq, PartialEq)]
-struct DeviceRule {
-    allow: bool,
-    /// `TYPE MAJOR:MINOR ACCESS`, kernel documentation, `cgroup-v1/devices.rst`.
-    text: String,
-}
-
-/// The rules of the configuration, then those for the devices that every container has.
-fn device_rules(rules: &[LinuxDeviceCgroup]) -> Vec<DeviceRule> {
-    let listed = rules.iter().map(|rule| {
-        let number = |number: Option<i64>| {
-            number.filter(|n| *n >= 0).map_or_else(|| "*".to_owned(), |n| n.to_string())
-        };
-        let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
-            LinuxDeviceType::B => "b",
-            LinuxDeviceType::C | LinuxDeviceType::U => "c",
-            LinuxDeviceType::A | LinuxDeviceType::P => "a",
-        };
-        let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-        let text = format!("{kind} {}:{} {access}", number(rule.major()), number(rule.minor()));
-        DeviceRule { allow: rule.allow(), text }
-    });
-    // Making nodes is harmless, opening them is what the rules are about; consoles, ptmx and terminals; as runc and crun.
-    const DEFAULT: [&str; 10] = [
-        "c *:* m",
-        "b *:* m",
-        "c 1:3 rwm",
-        "c 1:5 rwm",
-        "c 1:7 rwm",
-        "c 1:8 rwm",
-        "c 1:9 rwm",
-        "c 5:0 rwm",
-        "c 5:2 rwm",
-        "c 136:* rwm",
-    ];
-    let default = DEFAULT.iter().map(|text| DeviceRule { allow: true, text: (*text).to_owned() });
-    listed.chain(default).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,16 +291,5 @@ mod tests {
         {
             assert_eq!(weight(shares), expected, "{shares}");
         }
-    }
-
-    #[test]
-    fn a_missing_number_means_every_device() {
-        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(
-            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]"#,
-        )
-        .expect("rules");
-        let rules = device_rules(&rules);
-        assert_eq!((rules[0].allow, rules[0].text.as_str()), (false, "a *:* rwm"));
-        assert_eq!((rules[1].allow, rules[1].text.as_str()), (true, "c 10:229 rw"));
     }
 }

@@ -1,0 +1,269 @@
+//! Which devices a container may use: a list of rules, for the files of cgroup v1 or as a program for v2.
+//!
+//! With v2 there are no files for it: the kernel asks a BPF program, attached to the cgroup, before a device is opened or made
+//! (kernel documentation, `cgroup-v2.rst`, "Device controller"). The program is written here, rule by rule, in the instruction set
+//! of `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has one too, by way of libbpf, a C library with two
+//! more behind it.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use rustix::io::Errno;
+
+use crate::syscall;
+
+/// A rule matches every type or number that it does not name. Of several that match, the last counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Rule {
+    allow: bool,
+    /// `BPF_DEVCG_DEV_BLOCK` or `BPF_DEVCG_DEV_CHAR`, `<linux/bpf.h>`.
+    kind: Option<i32>,
+    major: Option<i32>,
+    minor: Option<i32>,
+    /// `BPF_DEVCG_ACC_*` bits.
+    access: i32,
+}
+
+const BLOCK: i32 = 1;
+const CHAR: i32 = 2;
+const MAKE: i32 = 1;
+const READ: i32 = 2;
+const WRITE: i32 = 4;
+const ALL: i32 = MAKE | READ | WRITE;
+
+/// The rules of the configuration, then those for what every container has: making nodes, which is harmless, since opening them is
+/// what is controlled; the default devices; consoles and terminals. As runc and crun have them.
+pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+    let mut rules = configured.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    let allow =
+        |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
+    rules.extend([allow(CHAR, None, None, MAKE), allow(BLOCK, None, None, MAKE)]);
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+        rules.push(allow(CHAR, Some(major), Some(minor), ALL));
+    }
+    rules.push(allow(CHAR, Some(136), None, ALL));
+    Ok(rules)
+}
+
+fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
+    let number = |number: Option<i64>| match number {
+        Some(number) if number >= 0 => {
+            i32::try_from(number).map(Some).with_context(|| format!("device number {number}"))
+        }
+        _ => Ok(None),
+    };
+    let access = match rule.access().as_deref().unwrap_or_default() {
+        "" => ALL,
+        letters => letters.chars().try_fold(0, |access, letter| match letter {
+            'r' => Ok(access | READ),
+            'w' => Ok(access | WRITE),
+            'm' => Ok(access | MAKE),
+            _ => Err(anyhow::anyhow!("unknown device access `{letter}`")),
+        })?,
+    };
+    let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+        LinuxDeviceType::B => Some(BLOCK),
+        LinuxDeviceType::C | LinuxDeviceType::U => Some(CHAR),
+        LinuxDeviceType::A | LinuxDeviceType::P => None,
+    };
+    Ok(Rule {
+        allow: rule.allow(),
+        kind,
+        major: number(rule.major())?,
+        minor: number(rule.minor())?,
+        access,
+    })
+}
+
+impl Rule {
+    pub(super) fn is_allowing(&self) -> bool {
+        self.allow
+    }
+
+    /// A line for `devices.allow` or `devices.deny`: `TYPE MAJOR:MINOR ACCESS` (kernel documentation, `cgroup-v1/devices.rst`).
+    pub(super) fn line(&self) -> String {
+        let kind = match self.kind {
+            Some(BLOCK) => 'b',
+            Some(_) => 'c',
+            None => 'a',
+        };
+        let number = |number: Option<i32>| {
+            number.map_or_else(|| "*".to_owned(), |number| number.to_string())
+        };
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')];
+        let access: String = letters
+            .iter()
+            .filter(|(bit, _)| self.access & bit != 0)
+            .map(|(_, letter)| letter)
+            .collect();
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
+}
+
+/// Attaches the rules to a v2 cgroup.
+pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
+    let program = match syscall::load_device_program(&program(rules)) {
+        Ok(program) => program,
+        // In a user namespace nobody may, and the kernel lets nobody there make a device node either.
+        Err(Errno::PERM) if !crate::state::is_host_root() => return Ok(()),
+        Err(error) => return Err(error).context("load the device program"),
+    };
+    syscall::attach_device_program(cgroup, program.as_fd()).context("attach the device program")
+}
+
+/// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of immediate value.
+fn instruction(operation: u8, destination: u8, source: u8, offset: i16, value: i32) -> u64 {
+    u64::from_le_bytes({
+        let ([o0, o1], [v0, v1, v2, v3]) = (offset.to_le_bytes(), value.to_le_bytes());
+        [operation, destination | source << 4, o0, o1, v0, v1, v2, v3]
+    })
+}
+
+// Operations: class, source and code or size, from `<linux/bpf_common.h>` and `<linux/bpf.h>`.
+const LOAD_WORD: u8 = 0x61;
+const AND: u8 = 0x54;
+const SHIFT_RIGHT: u8 = 0x74;
+const MOVE: u8 = 0xb4;
+const MOVE_REGISTER: u8 = 0xbc;
+const JUMP_IF_NOT: u8 = 0x55;
+const JUMP_IF_NOT_REGISTER: u8 = 0x5d;
+const JUMP_IF: u8 = 0x15;
+const EXIT: u8 = 0x95;
+
+/// Tries the rules from the last to the first; the first that matches decides, and without one it is no.
+fn program(rules: &[Rule]) -> Vec<u64> {
+    // `struct bpf_cgroup_dev_ctx` is at register 1: access in the high and type in the low half of a word, then two numbers.
+    let mut program = vec![
+        instruction(LOAD_WORD, 2, 1, 0, 0),
+        instruction(AND, 2, 0, 0, 0xffff),
+        instruction(LOAD_WORD, 3, 1, 0, 0),
+        instruction(SHIFT_RIGHT, 3, 0, 0, 16),
+        instruction(LOAD_WORD, 4, 1, 4, 0),
+        instruction(LOAD_WORD, 5, 1, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        let numbers = [(2, rule.kind), (4, rule.major), (5, rule.minor)];
+        let mut tests: Vec<(u8, u8, u8, i32)> = numbers
+            .iter()
+            .filter_map(|(register, number)| {
+                number.map(|number| (JUMP_IF_NOT, *register, 0, number))
+            })
+            .collect();
+        let mut block = Vec::new();
+        if rule.access != ALL {
+            block.push(instruction(MOVE_REGISTER, 1, 3, 0, 0));
+            block.push(instruction(AND, 1, 0, 0, rule.access));
+            // Allowing takes all that is asked for, denying any of it.
+            tests.push(if rule.allow {
+                (JUMP_IF_NOT_REGISTER, 1, 3, 0)
+            } else {
+                (JUMP_IF, 1, 0, 0)
+            });
+        }
+        let tests_left = i16::try_from(tests.len()).unwrap_or(0);
+        for (passed, (operation, register, source, value)) in (1..).zip(tests) {
+            // Over the tests that are left and the two instructions of the answer.
+            block.push(instruction(operation, register, source, tests_left - passed + 2, value));
+        }
+        block.push(instruction(MOVE, 0, 0, 0, i32::from(rule.allow)));
+        block.push(instruction(EXIT, 0, 0, 0, 0));
+        program.append(&mut block);
+        if tests_left == 0 {
+            // It matches everything; what comes before it never counts, and the kernel refuses what is never reached.
+            return program;
+        }
+    }
+    program.extend([instruction(MOVE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_number_means_every_device() {
+        let configured: Vec<LinuxDeviceCgroup> = serde_json::from_str(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]"#,
+        )
+        .expect("rules");
+        let rules = rules(&configured).expect("rules");
+        assert_eq!((rules[0].is_allowing(), rules[0].line().as_str()), (false, "a *:* rwm"));
+        assert_eq!((rules[1].is_allowing(), rules[1].line().as_str()), (true, "c 10:229 rw"));
+    }
+
+    /// What the program answers, by an interpreter of the few instructions that it uses.
+    fn ask(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
+        let program = program(rules);
+        let context = [kind | access << 16, major, minor];
+        let (mut registers, mut at) = ([0_i32; 11], 0_usize);
+        loop {
+            let [operation, both, o0, o1, v0, v1, v2, v3] = program[at].to_le_bytes();
+            let (destination, source) = (usize::from(both & 15), usize::from(both >> 4));
+            let (offset, value) =
+                (i16::from_le_bytes([o0, o1]), i32::from_le_bytes([v0, v1, v2, v3]));
+            at += 1;
+            let jump = match operation {
+                LOAD_WORD => {
+                    registers[destination] =
+                        context[usize::try_from(offset / 4).expect("forwards")];
+                    false
+                }
+                AND => {
+                    registers[destination] &= value;
+                    false
+                }
+                SHIFT_RIGHT => {
+                    registers[destination] >>= value;
+                    false
+                }
+                MOVE => {
+                    registers[destination] = value;
+                    false
+                }
+                MOVE_REGISTER => {
+                    registers[destination] = registers[source];
+                    false
+                }
+                JUMP_IF_NOT => registers[destination] != value,
+                JUMP_IF_NOT_REGISTER => registers[destination] != registers[source],
+                JUMP_IF => registers[destination] == value,
+                EXIT => return registers[0] == 1,
+                operation => panic!("unknown operation {operation:#x}"),
+            };
+            if jump {
+                at += usize::try_from(offset).expect("forwards");
+            }
+        }
+    }
+
+    #[test]
+    fn the_program_answers_by_the_last_rule_that_matches() {
+        let configured: Vec<LinuxDeviceCgroup> = serde_json::from_str(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"b","major":8,"access":"r"},
+                {"allow":true,"type":"c","major":10,"minor":200,"access":"rwm"},{"allow":false,"type":"b","major":8,"minor":1,"access":"r"}]"#,
+        )
+        .expect("rules");
+        let rules = rules(&configured).expect("rules");
+        for (kind, major, minor, access, allowed) in [
+            (CHAR, 1, 3, READ | WRITE, true),
+            (CHAR, 136, 77, READ, true),
+            (CHAR, 1, 11, READ, false),
+            (CHAR, 1, 11, MAKE, true),
+            (CHAR, 10, 200, ALL, true),
+            (CHAR, 10, 201, READ, false),
+            (BLOCK, 8, 0, READ, true),
+            (BLOCK, 8, 0, READ | WRITE, false),
+            (BLOCK, 8, 1, READ, false),
+            (BLOCK, 9, 0, READ, false),
+        ] {
+            assert_eq!(
+                ask(&rules, kind, major, minor, access),
+                allowed,
+                "{kind} {major}:{minor} {access}"
+            );
+        }
+    }
+}
