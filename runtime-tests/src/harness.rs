@@ -268,8 +268,9 @@ impl Test {
 fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // Where nothing is mounted, a directory is no cgroup.
-            let is_cgroup = entry.path().join("cgroup.procs").exists();
+            // Where nothing is mounted, a directory is no cgroup, although crun makes some there. `<linux/magic.h>`.
+            let is_cgroup = rustix::fs::statfs(entry.path())
+                .is_ok_and(|there| matches!(there.f_type, 0x6367_7270 | 0x0027_e0eb));
             if is_cgroup && entry.file_name().to_string_lossy().contains(prefix) {
                 found.push(entry.path());
             }

@@ -126,8 +126,8 @@ fn a_directory_as_program(test: &Test) -> Outcome {
 
 fn a_program_in_no_format(test: &Test) -> Outcome {
     test.only_rt()?;
-    if Path::new("/proc/sys/fs/binfmt_misc/status").exists() {
-        return skip("binfmt_misc may know every format here");
+    if fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|entries| entries.count() > 2) {
+        return skip("formats are registered with binfmt_misc here");
     }
     let bundle = test.linux(&["/data"])?.file("/data", "just a text")?;
     fs::set_permissions(

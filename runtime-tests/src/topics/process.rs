@@ -147,22 +147,26 @@ fn leads_a_session(test: &Test) -> Outcome {
     output.stdout("1\n").map(drop)
 }
 
+/// Runs a bundle from a shell that opens descriptors for it first, and leaves them to the runtime.
+fn run_from_shell(
+    bundle: &crate::harness::Bundle<'_>,
+    open: &str,
+    flags: &str,
+) -> Outcome<crate::harness::Output> {
+    bundle.write()?;
+    let test = bundle.test;
+    let (runtime, root) = (test.host.runtime.display(), test.state_root());
+    let (root, folder, id) = (root.display(), bundle.folder.display(), test.id());
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", &format!("{open} exec {runtime} --root {root} run {flags} -b {folder} {id}")]);
+    crate::harness::Output::of(command)?.success()
+}
+
 fn inherits_no_descriptors(test: &Test) -> Outcome {
     // By the shell itself: a pipe or a directory to read would be a descriptor more.
     let script = "for n in 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -L /proc/1/fd/$n ] && echo $n; done; echo end";
-    let bundle = test.sh(script)?;
-    bundle.write()?;
-    // A shell that leaves descriptor 7 open for the runtime.
-    let script = format!(
-        "exec 7</etc/passwd; exec {} --root {} run -b {} {}",
-        test.host.runtime.display(),
-        test.state_root().display(),
-        bundle.folder.display(),
-        test.id()
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    crate::harness::Output::of(command)?.success()?.stdout("end\n").map(drop)
+    run_from_shell(&test.sh(script)?, "exec 7</etc/passwd;", "")?.stdout("end\n").map(drop)
 }
 
 /// In one pid namespace, another container of the same user must not get at init's descriptors: it could start it.
@@ -177,42 +181,21 @@ fn cannot_be_reached_by_a_neighbour_before_its_start(test: &Test) -> Outcome {
 }
 
 fn inherits_preserved_descriptors(test: &Test) -> Outcome {
-    let bundle = test.sh("cat <&3; cat <&4")?;
-    bundle.write()?;
     let (one, two) = (test.folder.join("one"), test.folder.join("two"));
     fs::write(&one, "one\n")?;
     fs::write(&two, "two\n")?;
-    let script = format!(
-        "exec 3<{}; exec 4<{}; exec 5</etc/passwd; exec {} --root {} run --preserve-fds 2 -b {} {}",
-        one.display(),
-        two.display(),
-        test.host.runtime.display(),
-        test.state_root().display(),
-        bundle.folder.display(),
-        test.id()
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    crate::harness::Output::of(command)?.success()?.stdout("one\ntwo\n").map(drop)
+    let open = format!("exec 3<{}; exec 4<{}; exec 5</etc/passwd;", one.display(), two.display());
+    let script = "cat <&3; cat <&4; [ -L /proc/1/fd/5 ] && echo five; true";
+    run_from_shell(&test.sh(script)?, &open, "--preserve-fds 2")?.stdout("one\ntwo\n").map(drop)
 }
 
 fn inherits_listening_sockets(test: &Test) -> Outcome {
-    let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
-    bundle.write()?;
     let file = test.folder.join("file");
     fs::write(&file, "content\n")?;
     // As systemd does it: the descriptors start at 3, and the process id is that of whoever they are for.
-    let script = format!(
-        "exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$ exec {} --root {} run -b {} {}",
-        file.display(),
-        test.host.runtime.display(),
-        test.state_root().display(),
-        bundle.folder.display(),
-        test.id()
-    );
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &script]);
-    crate::harness::Output::of(command)?.success()?.stdout("1 1\ncontent\n").map(drop)
+    let open = format!("exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$", file.display());
+    let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
+    run_from_shell(&bundle, &open, "")?.stdout("1 1\ncontent\n").map(drop)
 }
 
 fn has_no_ignored_or_blocked_signals(test: &Test) -> Outcome {

@@ -28,7 +28,7 @@ pub(crate) struct Request<'a> {
     pub(crate) cwd: &'a Path,
     pub(crate) asked: Option<workload::Engine>,
     pub(crate) engine: Option<&'a engine::Directory>,
-    pub(crate) binfmt: bool,
+    pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
     let chosen = match &head {
         // A program that its user may run but not read (mode 0711) is a native one: no engine could read it either.
         None => Workload::Linux,
-        Some((_, head)) => workload::choose(request.asked, head, request.binfmt)
+        Some((_, head)) => workload::choose(request.asked, head, request.registered)
             .with_context(|| format!("exec: `{}`", found.display()))?,
     };
     match (chosen, head) {

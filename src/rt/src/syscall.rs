@@ -116,11 +116,13 @@ pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
     check(unsafe { libc::unshare(namespaces) }.into()).map(drop)
 }
 
+/// The array of pointers, with a null at its end, that `execve(2)` takes. They are good as long as the strings live.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
 /// `execve(2)`. Returns only when it failed.
 pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> Errno {
-    fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
-    }
     let (argv, envp) = (pointers(argv), pointers(envp));
     // SAFETY: all three are NUL-terminated, as are the strings that the arrays point to, and all outlive the call.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
@@ -129,9 +131,6 @@ pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> Errno {
 
 /// `execveat(2)` of the file that `program` is. Returns only when it failed.
 pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Errno {
-    fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
-    }
     let (argv, envp) = (pointers(argv), pointers(envp));
     // SAFETY: as in `execve`; the descriptor is borrowed and open.
     unsafe {

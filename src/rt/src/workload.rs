@@ -94,9 +94,20 @@ impl Format {
     }
 }
 
-/// Decides, or says why it cannot run. `binfmt` tells whether the host's kernel runs further formats natively
-/// (`binfmt_misc`).
-pub(crate) fn choose(asked: Option<Engine>, head: &[u8], binfmt: bool) -> Result<Workload> {
+/// What the host's kernel runs natively besides ELF and scripts, as it was told to (`binfmt_misc`).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Registered {
+    pub(crate) any: bool,
+    /// Something whose name has `wasm` in it.
+    pub(crate) wasm: bool,
+}
+
+/// Decides, or says why it cannot run.
+pub(crate) fn choose(
+    asked: Option<Engine>,
+    head: &[u8],
+    registered: Registered,
+) -> Result<Workload> {
     match (Format::of(head), asked) {
         (Format::Elf | Format::Script, _) => Ok(Workload::Linux),
         (Format::Module, Some(engine)) => Ok(Workload::Wasm(engine)),
@@ -105,7 +116,8 @@ pub(crate) fn choose(asked: Option<Engine>, head: &[u8], binfmt: bool) -> Result
                 "a WebAssembly component, which the engine `wasmedge` cannot run: it takes a core module (WASI preview1); a component would need the engine `wasmtime`, which this version of rt does not have"
             )
         }
-        (_, None) if binfmt => Ok(Workload::Linux),
+        (Format::Module | Format::Component, None) if registered.wasm => Ok(Workload::Linux),
+        (Format::Unknown, None) if registered.any => Ok(Workload::Linux),
         (Format::Module | Format::Component, None) => {
             bail!(
                 "a WebAssembly module, and nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
@@ -135,7 +147,7 @@ mod tests {
         spec.set_annotations(Some(
             pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         ));
-        choose(asked(&spec, argv0)?, head, false)
+        choose(asked(&spec, argv0)?, head, Registered::default())
     }
 
     #[test]
@@ -223,6 +235,10 @@ mod tests {
 
     #[test]
     fn an_unknown_format_is_left_to_the_kernel_where_it_may_know_it() {
-        assert_eq!(choose(None, TEXT, true).ok(), Some(Workload::Linux));
+        let other = Registered { any: true, wasm: false };
+        assert_eq!(choose(None, TEXT, other).ok(), Some(Workload::Linux));
+        assert!(choose(None, MODULE, other).is_err());
+        let wasm = Registered { any: true, wasm: true };
+        assert_eq!(choose(None, MODULE, wasm).ok(), Some(Workload::Linux));
     }
 }

@@ -284,8 +284,14 @@ fn undo(directory: &Directory, state: &State) -> Result<()> {
     removed
 }
 
-/// Whether the host's kernel runs more formats than ELF and scripts (kernel documentation, `binfmt-misc.rst`).
-pub(super) fn has_binfmt_misc() -> bool {
-    fs::read_to_string("/proc/sys/fs/binfmt_misc/status")
-        .is_ok_and(|status| status.trim() == "enabled")
+/// Which formats the host's kernel runs besides ELF and scripts: one file each, beside two of the filesystem's own (kernel
+/// documentation, `binfmt-misc.rst`).
+pub(super) fn registered_formats() -> workload::Registered {
+    let entries = fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names: Vec<String> = names.filter(|name| name != "register" && name != "status").collect();
+    workload::Registered {
+        any: !names.is_empty(),
+        wasm: names.iter().any(|name| name.contains("wasm")),
+    }
 }

@@ -147,7 +147,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     }
     let label = security_label(process)?;
     let home = home(&rootfs, process);
-    let binfmt = create::has_binfmt_misc();
+    let registered = create::registered_formats();
 
     if !namespaces.has_mount() {
         rootfs.chroot()?;
@@ -172,7 +172,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
         cwd: process.cwd(),
         asked: options.asked,
         engine: options.engine.as_ref(),
-        binfmt,
+        registered,
         mounts: spec.mounts().as_deref().unwrap_or_default(),
     };
     let program = executor::prepare(&request)?;
