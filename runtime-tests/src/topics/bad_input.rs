@@ -2,7 +2,6 @@
 //! after every test.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
