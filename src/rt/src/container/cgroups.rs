@@ -172,22 +172,24 @@ impl Cgroup {
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
         let unit = self.unit.clone().unwrap_or_default();
         self.paths = systemd::enter(&unit, &self.name, pid, resources)?;
-        // libcgroups tells systemd of no devices.
-        resources.map_or(Ok(()), |resources| self.filter_devices(resources))
+        Ok(())
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let Some(resources) = resources else { return Ok(()) };
         match self.version {
             Version::V1 => resources::apply_v1(&self.paths, resources),
-            Version::V2 => {
-                resources::apply_v2(&self.paths[0], resources)?;
-                self.filter_devices(resources)
-            }
+            Version::V2 => resources::apply_v2(&self.paths[0], resources),
         }
     }
 
-    fn filter_devices(&self, resources: &LinuxResources) -> Result<()> {
+    /// Attaches the device rules, which with v1 are among the limits. libcgroups tells systemd of none. Apart from the limits,
+    /// since init can go on meanwhile: it makes device nodes, and uses none.
+    pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        let (Some(resources), Version::V2) = (resources, self.version) else { return Ok(()) };
+        if self.manager == Manager::Disabled {
+            return Ok(());
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let cgroup = rustix::fs::open(&self.paths[0], flags, Mode::empty())?;
         let rules = devices::rules(resources.devices().as_deref().unwrap_or_default())?;

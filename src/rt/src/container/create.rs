@@ -229,6 +229,7 @@ fn serve(
     state.start_time = state::stat(pid).context("init is gone")?.start_time;
     state.cgroup.enter(pid, linux.resources().as_ref())?;
     socket.send(&Message::InCgroup)?;
+    state.cgroup.filter_devices(linux.resources().as_ref())?;
     loop {
         match socket.receive()? {
             Some(Message::BeforePivot) => {
