@@ -49,25 +49,14 @@ fn get_the_state(test: &Test) -> Outcome {
         test.sh("exec sleep 60")?,
         json!({ "createRuntime": [hook(&format!("cat > {}", file.display()))] }),
     );
-    let container = bundle.annotation("org.example.key", "value").create()?;
+    let bundle = bundle.annotation("org.example.key", "value");
+    let container = bundle.create()?;
     let state: Value = serde_json::from_str(&fs::read_to_string(file)?)?;
     ensure_eq(state["id"].as_str(), Some(container.id.as_str()))?;
     ensure_eq(state["pid"].as_i64(), Some(container.pid()?.into()))?;
-    ensure_eq(state["bundle"].as_str(), bundle_path(&bundle_folder(test, &container.id)))?;
+    ensure_eq(state["bundle"].as_str(), bundle.folder.to_str())?;
     ensure_eq(state["annotations"]["org.example.key"].as_str(), Some("value"))?;
     ensure(state["status"].as_str().is_some_and(|status| status.starts_with("creat")), state)
-}
-
-fn bundle_folder(test: &Test, id: &str) -> String {
-    let state = test
-        .rt(["state", id])
-        .ok()
-        .and_then(|output| serde_json::from_str::<Value>(&output.stdout).ok());
-    state.and_then(|state| state["bundle"].as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-fn bundle_path(path: &str) -> Option<&str> {
-    Some(path)
 }
 
 fn a_failing_hook_undoes_the_container(test: &Test) -> Outcome {

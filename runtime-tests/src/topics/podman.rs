@@ -143,8 +143,7 @@ fn tells_a_missing_program_from_one_that_may_not_run(test: &Test) -> Outcome {
     podman.run(&["--rm", "image", "/bin"])?.code(126).map(drop)
 }
 
-fn stops(test: &Test, podman: &Podman<'_>, args: &[&str], code: &str) -> Outcome {
-    let _ = test;
+fn stops(podman: &Podman<'_>, args: &[&str], code: &str) -> Outcome {
     podman.run(&[&["--detach", "--name", "c"], args].concat())?.success()?;
     wait_until("it is ready", || podman.logs().contains("ready"))?;
     let start = Instant::now();
@@ -159,12 +158,12 @@ fn stops(test: &Test, podman: &Podman<'_>, args: &[&str], code: &str) -> Outcome
 
 fn starts_stops_and_removes_a_linux_container(test: &Test) -> Outcome {
     let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done";
-    stops(test, &Podman::new(test, false)?, &["image", "/bin/sh", "-c", script], "exited 3")
+    stops(&Podman::new(test, false)?, &["image", "/bin/sh", "-c", script], "exited 3")
 }
 
 fn starts_stops_and_removes_a_wasm_container(test: &Test) -> Outcome {
     let podman = Podman::new(test, true)?;
-    stops(test, &podman, &[&WASM[..], &["image", "/probe.wasm", "sleep"]].concat(), "exited 143")
+    stops(&podman, &[&WASM[..], &["image", "/probe.wasm", "sleep"]].concat(), "exited 143")
 }
 
 fn limits_memory(test: &Test) -> Outcome {

@@ -71,8 +71,7 @@ fn has_its_umask(test: &Test) -> Outcome {
     test.sh("umask")?.run()?.success()?.stdout("0022\n").map(drop)
 }
 
-fn status_field(test: &Test, bundle: crate::harness::Bundle<'_>, field: &str) -> Outcome<String> {
-    let _ = test;
+fn status_field(bundle: crate::harness::Bundle<'_>, field: &str) -> Outcome<String> {
     let output =
         bundle.args(&["/bin/grep", &format!("^{field}:"), "/proc/self/status"]).run()?.success()?;
     Ok(output.stdout.split_whitespace().nth(1).unwrap_or_default().to_owned())
@@ -85,10 +84,10 @@ fn has_its_capabilities(test: &Test) -> Outcome {
         ("CapEff", "0000000000000420"),
         ("CapPrm", "0000000000000420"),
     ] {
-        ensure_eq(status_field(test, test.linux(&[])?, field)?.as_str(), expected)?;
+        ensure_eq(status_field(test.linux(&[])?, field)?.as_str(), expected)?;
     }
     let bundle = test.linux(&[])?.edit(|config| config["process"]["capabilities"] = json!({}));
-    ensure_eq(status_field(test, bundle, "CapBnd")?.as_str(), "0000000000000000")
+    ensure_eq(status_field(bundle, "CapBnd")?.as_str(), "0000000000000000")
 }
 
 fn has_ambient_capabilities(test: &Test) -> Outcome {
@@ -99,10 +98,7 @@ fn has_ambient_capabilities(test: &Test) -> Outcome {
         config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
     };
     for field in ["CapAmb", "CapEff"] {
-        ensure_eq(
-            status_field(test, test.linux(&[])?.edit(edit), field)?.as_str(),
-            "0000000000000400",
-        )?;
+        ensure_eq(status_field(test.linux(&[])?.edit(edit), field)?.as_str(), "0000000000000400")?;
     }
     Ok(())
 }
@@ -119,7 +115,7 @@ fn has_its_limits(test: &Test) -> Outcome {
 }
 
 fn has_no_new_privileges(test: &Test) -> Outcome {
-    ensure_eq(status_field(test, test.linux(&[])?, "NoNewPrivs")?.as_str(), "1")?;
+    ensure_eq(status_field(test.linux(&[])?, "NoNewPrivs")?.as_str(), "1")?;
     for value in [json!(false), json!(null)] {
         let bundle = test.linux(&[])?.edit(|config| {
             config["process"]["noNewPrivileges"] = value.clone();
@@ -127,7 +123,7 @@ fn has_no_new_privileges(test: &Test) -> Outcome {
                 config["process"].as_object_mut().map(|process| process.remove("noNewPrivileges"));
             }
         });
-        ensure_eq(status_field(test, bundle, "NoNewPrivs")?.as_str(), "0")?;
+        ensure_eq(status_field(bundle, "NoNewPrivs")?.as_str(), "0")?;
     }
     Ok(())
 }

@@ -24,15 +24,7 @@ fn last_errno() -> Errno {
 /// `CLONE_PARENT` only; with `cgroup` the child is born in that cgroup (`CLONE_INTO_CGROUP`, Linux 5.7).
 /// Returns `None` in the child.
 pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
-    let allowed = libc::CLONE_NEWNS
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_PARENT;
-    if flags & !allowed != 0 {
+    if flags & !(NAMESPACES | libc::CLONE_PARENT) != 0 {
         return Err(Errno::INVAL);
     }
     // SAFETY: `clone_args` is plain integers; all zeroes is the documented default.
@@ -54,6 +46,16 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Opt
     let pid = check(pid)?;
     Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
 }
+
+/// All that makes a namespace.
+const NAMESPACES: c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP
+    | 0x80; // CLONE_NEWTIME, <linux/sched.h>
 
 /// From `<linux/sched.h>`; the libc crate has it as a `c_int`, which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -101,14 +103,6 @@ pub(crate) fn close_from(first: u32) -> Result<()> {
 
 /// `unshare(2)`, for namespaces only.
 pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
-    const NAMESPACES: c_int = libc::CLONE_NEWNS
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWCGROUP
-        | 0x80; // CLONE_NEWTIME, <linux/sched.h>
     if namespaces & !NAMESPACES != 0 {
         return Err(Errno::INVAL);
     }

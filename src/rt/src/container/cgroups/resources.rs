@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
@@ -159,6 +159,9 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
         })?;
         write(&cgroup.join(file), value)
     };
+    if let Some(file) = resources.unified().iter().flatten().map(|(file, _)| file).next() {
+        bail!("set `{file}`: `resources.unified` is for cgroup v2, and this host has v1");
+    }
     if v1::of_controller(cgroups, "devices").is_some() {
         for rule in devices::rules(resources.devices().as_deref().unwrap_or_default())? {
             set(if rule.is_allowing() { "devices.allow" } else { "devices.deny" }, &rule.line())?;
