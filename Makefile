@@ -7,19 +7,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-ARCH     := $(shell uname -m)
-TARGET   := $(ARCH)-unknown-linux-gnu
-MULTIARCH = $(shell gcc -print-multiarch)
 DIST     := target/dist
 PREFIX   ?= /usr/local
 DESTDIR  ?=
 # The commit that `rt --version` shows.
 export RT_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-# Position-dependent code starts faster (docs/architecture.md); `make build RELOCATION=pie` has it otherwise.
-RELOCATION ?= static
-# One static executable. Only for rt itself: the engine is a dynamic program, and a build script need not be static.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=$(RELOCATION)" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(MULTIARCH)
+# How rt is built (packaging/build-rt): LIBC=gnu for glibc, RELOCATION=pie for a position-independent executable.
+export LIBC RELOCATION
 
 .PHONY: help
 help: ## list the targets
@@ -35,8 +30,7 @@ build: rt engines ## a runnable tree in target/dist: bin/rt and its engines
 .PHONY: rt
 rt: build-deps
 	@echo "== building rt"
-	$(STATIC) cargo build --locked --release -p rt --target $(TARGET)
-	install -D target/$(TARGET)/release/rt $(DIST)/bin/rt
+	packaging/build-rt $(DIST)/bin/rt
 
 # Exit status 3: the archive has another WasmEdge than this one was written for. Linux containers need none.
 .PHONY: engines

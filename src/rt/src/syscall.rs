@@ -298,8 +298,9 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;
     // SAFETY: the descriptor is borrowed and open, `request` is a valid ifreq that the kernel only reads for SIOCSIFFLAGS.
-    let returned =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let returned = unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request)
+    };
     check(returned.into()).map(drop)
 }
 
