@@ -22,6 +22,10 @@ use std::process::ExitCode;
 
 use cli::Parsed;
 
+/// musl maps and unmaps pages for many an allocation; this keeps what it has.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Parsed::Version => print(&command::version()),

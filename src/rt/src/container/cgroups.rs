@@ -141,32 +141,42 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Makes the cgroup if a process can be born in it, which saves the move (v2: `CLONE_INTO_CGROUP`).
+    /// Makes the second-version cgroup: a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`). On a hybrid
+    /// host that is one of several.
     pub(crate) fn make_for_birth(&mut self) -> Result<Option<OwnedFd>> {
         match (self.manager, self.version) {
             (Manager::Cgroupfs, Version::V2) => v2::make(&self.paths[0], &mut self.made).map(Some),
+            (Manager::Cgroupfs, Version::V1) => {
+                let Some(path) = v1::unified(&self.paths) else { return Ok(None) };
+                let show = || format!("make cgroup `{}`", path.display());
+                v1::make(path, &mut self.made).with_context(show)?;
+                open_directory(path).with_context(show).map(Some)
+            }
             _ => Ok(None),
         }
     }
 
-    /// Sees to it that the process is in the cgroup, and that the limits are in force.
-    pub(crate) fn enter(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
+    /// Makes what is missing of the cgroup and sets its limits. With systemd, the process is in it then; otherwise it was born
+    /// in it, or has to [`enter`] by the files that are returned.
+    pub(crate) fn prepare(
+        &mut self,
+        pid: Pid,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Vec<OwnedFd>> {
         match (self.manager, self.version) {
-            (Manager::Disabled, _) => Ok(()),
-            (Manager::Systemd, _) => self.enter_unit(pid, resources),
-            (Manager::Cgroupfs, Version::V2) => self.limit(resources),
+            (Manager::Disabled, _) => {}
+            (Manager::Systemd, _) => self.enter_unit(pid, resources)?,
+            (Manager::Cgroupfs, Version::V2) => self.limit(resources)?,
             (Manager::Cgroupfs, Version::V1) => {
                 for path in &self.paths {
                     v1::make(path, &mut self.made)
                         .with_context(|| format!("make cgroup `{}`", path.display()))?;
                 }
                 self.limit(resources)?;
-                for path in &self.paths {
-                    write(&path.join("cgroup.procs"), &pid.to_string())?;
-                }
-                Ok(())
+                return v1::tasks(&self.paths);
             }
         }
+        Ok(Vec::new())
     }
 
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
@@ -190,8 +200,7 @@ impl Cgroup {
         if self.manager == Manager::Disabled {
             return Ok(());
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let cgroup = rustix::fs::open(&self.paths[0], flags, Mode::empty())?;
+        let cgroup = open_directory(&self.paths[0])?;
         let rules = devices::rules(resources.devices().as_deref().unwrap_or_default())?;
         devices::attach(cgroup.as_fd(), &rules)
     }
@@ -304,6 +313,19 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is. Runs in init.
+///
+/// Written to `tasks`, 0 means the thread that writes, and the kernel moves it without taking the lock that keeps a process's
+/// threads from changing. That lock waits for an RCU grace period, 10 ms and more (`cgroup_procs_write_start`, Linux 5.4).
+pub(crate) fn enter(tasks: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::io::write(tasks, b"0").map(drop)
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 fn collect_processes(path: &Path, pids: &mut Vec<Pid>) {

@@ -227,8 +227,9 @@ fn serve(
     }
     state.pid = pid.as_raw_nonzero().get();
     state.start_time = state::stat(pid).context("init is gone")?.start_time;
-    state.cgroup.enter(pid, linux.resources().as_ref())?;
-    socket.send(&Message::InCgroup)?;
+    let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
+    socket.send_with(&Message::Cgroup, &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(tasks);
     state.cgroup.filter_devices(linux.resources().as_ref())?;
     loop {
         match socket.receive()? {

@@ -19,7 +19,7 @@ use super::create::{self, Options};
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{cgroup_mount, devices, hooks, mounts, process, seccomp, sysctl, terminal};
+use super::{cgroup_mount, cgroups, devices, hooks, mounts, process, seccomp, sysctl, terminal};
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
@@ -115,8 +115,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
         sysctl::set(parameters)?;
     }
     if !in_cgroup {
-        plan.socket.expect(&Message::InCgroup)?;
-        namespaces.unshare_cgroup()?;
+        enter_cgroup(plan)?;
     }
     run_hooks_before_pivot(plan)?;
 
@@ -195,8 +194,7 @@ fn mount_all(plan: &Plan<'_>, rootfs: &Rootfs, entries: &[Mount]) -> Result<bool
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
         if is_cgroup && !in_cgroup {
-            plan.socket.expect(&Message::InCgroup)?;
-            plan.namespaces.unshare_cgroup()?;
+            enter_cgroup(plan)?;
             in_cgroup = true;
         }
         if is_cgroup {
@@ -206,6 +204,14 @@ fn mount_all(plan: &Plan<'_>, rootfs: &Rootfs, entries: &[Mount]) -> Result<bool
         }
     }
     Ok(in_cgroup)
+}
+
+/// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
+fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
+    for tasks in plan.socket.expect_with(&Message::Cgroup)? {
+        cgroups::enter(&tasks).context("enter the cgroup")?;
+    }
+    plan.namespaces.unshare_cgroup()
 }
 
 fn join_session_keyring(id: &str) -> Result<()> {

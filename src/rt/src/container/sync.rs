@@ -4,18 +4,24 @@
 //! the end of the stream, so neither waits for a dead peer: a runtime that is killed half-way takes its init with it.
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
-    /// To init: it is in its cgroup, so a cgroup namespace made from now on has that as its root.
-    InCgroup,
+    /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
+    /// enter it; none if it is in it already.
+    Cgroup,
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
@@ -39,6 +45,9 @@ pub(crate) struct Socket(OwnedFd);
 /// Longer error texts are cut; a single message must fit a receive buffer.
 const LONGEST: usize = 8192;
 
+/// `SCM_MAX_FD`: more descriptors no message can hold (unix(7)).
+const MOST_FILES: usize = 253;
+
 pub(crate) fn pair() -> Result<(Socket, Socket)> {
     let (one, other) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -52,8 +61,19 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
 
 impl Socket {
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
+        self.send_with(message, &[])
+    }
+
+    /// Sends open files along with the message.
+    pub(crate) fn send_with(&self, message: &Message, files: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = encode(message);
-        match rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+            bail!("send {} files at once", files.len());
+        }
+        let bytes = [IoSlice::new(&bytes)];
+        match rustix::net::sendmsg(&self.0, &bytes, &mut ancillary, SendFlags::NOSIGNAL) {
             // The other side has died: whoever waits for its next message reads that, and why.
             Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(error) => Err(error).context("send to the other process"),
@@ -62,23 +82,40 @@ impl Socket {
 
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
+        Ok(self.receive_with()?.0)
+    }
+
+    fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
         let mut buffer = [0; LONGEST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let length = loop {
-            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
-                Ok((length, _)) => break length,
+            let buffers = &mut [IoSliceMut::new(&mut buffer)];
+            match rustix::net::recvmsg(&self.0, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) => break received.bytes,
                 // Reset is said once, before what the other side sent last, when it died with something unread.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         };
-        if length == 0 { Ok(None) } else { decode(&buffer[..length]).map(Some) }
+        let files = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => files.collect(),
+            _ => Vec::new(),
+        });
+        let files = files.collect();
+        Ok((if length == 0 { None } else { Some(decode(&buffer[..length])?) }, files))
     }
 
     /// In init: waits for a certain message. When the runtime is gone, there is nobody to report to.
     pub(crate) fn expect(&self, expected: &Message) -> Result<()> {
-        match self.receive()? {
-            Some(message) if message == *expected => Ok(()),
-            other => bail!("waited for {expected:?}, got {other:?}"),
+        self.expect_with(expected).map(drop)
+    }
+
+    /// In init: waits for a certain message and takes the files that come with it.
+    pub(crate) fn expect_with(&self, expected: &Message) -> Result<Vec<OwnedFd>> {
+        match self.receive_with()? {
+            (Some(message), files) if message == *expected => Ok(files),
+            (other, _) => bail!("waited for {expected:?}, got {other:?}"),
         }
     }
 }
@@ -86,7 +123,7 @@ impl Socket {
 fn encode(message: &Message) -> Vec<u8> {
     let (tag, text) = match message {
         Message::Mapped => (b'M', Vec::new()),
-        Message::InCgroup => (b'G', Vec::new()),
+        Message::Cgroup => (b'G', Vec::new()),
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
@@ -102,7 +139,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     let text = || String::from_utf8_lossy(&bytes[1..]).into_owned();
     Ok(match bytes[0] {
         b'M' => Message::Mapped,
-        b'G' => Message::InCgroup,
+        b'G' => Message::Cgroup,
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
@@ -123,7 +160,7 @@ mod tests {
         let (one, other) = pair().expect("a pair");
         for message in [
             Message::Mapped,
-            Message::InCgroup,
+            Message::Cgroup,
             Message::Init(4711),
             Message::BeforePivot,
             Message::HooksDone,

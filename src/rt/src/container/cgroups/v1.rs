@@ -3,11 +3,16 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 
 use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, ROOT};
+
+/// Where systemd mounts the second version beside the first.
+const UNIFIED: &str = "unified";
 
 /// The roots of all mounted hierarchies, a named one (`systemd`) and a second-version one beside them included: a
 /// process that is in a container shall be in its cgroup everywhere.
@@ -21,7 +26,7 @@ pub(super) fn hierarchies() -> Result<Vec<PathBuf>> {
         // ID:CONTROLLERS:PATH, `cgroups(7)`.
         let Some(controllers) = line.split(':').nth(1) else { continue };
         let root = Path::new(ROOT).join(match controllers {
-            "" => "unified",
+            "" => UNIFIED,
             controllers => controllers.strip_prefix("name=").unwrap_or(controllers),
         });
         let is_cgroup = |stat: rustix::fs::StatFs| {
@@ -42,6 +47,22 @@ pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Optio
             name.as_os_str().to_string_lossy().split(',').any(|name| name == controller)
         })
     })
+}
+
+/// The container's directory in the second-version hierarchy of a hybrid host.
+pub(super) fn unified(paths: &[PathBuf]) -> Option<&PathBuf> {
+    paths.iter().find(|path| path.starts_with(Path::new(ROOT).join(UNIFIED)))
+}
+
+/// The files by which a process that has been born into [`unified`] gets into all others.
+pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
+    let open = |path: &PathBuf| {
+        let path = path.join("tasks");
+        rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open `{}`", path.display()))
+    };
+    let unified = unified(paths);
+    paths.iter().filter(|path| Some(*path) != unified).map(open).collect()
 }
 
 /// Makes a cgroup and those above it.
