@@ -2,10 +2,11 @@
 //! after every test.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "bad_input":
     a_bundle_that_is_not_there, a_bundle_without_a_configuration, broken_json_is_told_with_line_and_column,
@@ -15,7 +16,7 @@ super::tests! { "bad_input":
     an_unknown_signal, a_console_socket_nobody_listens_on, a_terminal_that_nobody_takes, a_console_nobody_asked_for,
     a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
     the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
-    a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, an_existing_container_is_not_harmed,
+    a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
     what_is_not_supported_is_named, deleting_what_is_being_created, an_engine_without_its_program,
 }
@@ -308,6 +309,32 @@ fn a_newer_state_is_left_alone(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
+fn a_damaged_state_can_be_removed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for damage in ["", "{", "{}", "\0\0\0", r#"{"version":1,"pid":"x"}"#] {
+        let container = test.sh("exec sleep 60")?.start()?;
+        let process = format!("/proc/{}", container.pid()?);
+        let file = test.state_root().join(&container.id).join("state.json");
+        fs::write(&file, damage)?;
+        container.rt(&["state"])?.fails_with("state.json")?;
+        container.rt(&["delete"])?.fails_with("state.json")?;
+        ensure(Path::new(&process).exists(), "it was killed without --force")?;
+        container.rt(&["delete", "--force"])?.success()?;
+        wait_until("its process has ended", || !Path::new(&process).exists())?;
+    }
+    Ok(())
+}
+
+fn the_log_gets_what_is_wrong_with_a_flag(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let log = test.folder.join("log");
+    let log_flag = format!("--log={}", log.display());
+    test.rt([&log_flag, "--log-format=json", "list", "--no-such-flag"])?
+        .fails_with("no-such-flag")?;
+    let entry: Value = serde_json::from_str(&fs::read_to_string(log)?)?;
+    ensure(entry["msg"].as_str().is_some_and(|message| message.contains("no-such-flag")), entry)
+}
+
 fn an_existing_container_is_not_harmed(test: &Test) -> Outcome {
     let bundle = test.sh("exec sleep 60")?;
     let container = bundle.start()?;
@@ -417,7 +444,7 @@ fn deleting_what_is_being_created(test: &Test) -> Outcome {
     let id = test.id();
     std::thread::scope(|scope| {
         let creation = scope.spawn(|| bundle.try_create(&id));
-        crate::harness::wait_until("the hook runs", || started.exists())?;
+        wait_until("the hook runs", || started.exists())?;
         test.rt(["delete", &id])?.fails_with("another process is creating or deleting it")?;
         creation.join().map_err(|_| "a panic")??.success()?;
         test.rt(["state", &id])?.success().map(drop)

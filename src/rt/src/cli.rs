@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -197,18 +198,28 @@ pub(crate) enum Parsed {
     Version,
     /// Help, to be printed on standard output.
     Help(String),
-    /// One line that says what is wrong.
-    Wrong(String),
+    /// One line that says what is wrong, and where callers look for it.
+    Wrong {
+        line: String,
+        log: Option<PathBuf>,
+        log_format: log::Format,
+    },
 }
 
-pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
-    let args: Vec<OsString> = args.collect();
+pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     // Callers ask for it at every start of theirs; clap need not be set up for that, which is most of what it would take.
     if let [_, only] = &args[..]
         && (only == "--version" || only == "-v")
     {
         return Parsed::Version;
     }
+    let wrong = {
+        let value = |flag: &str| last_value(&args, flag);
+        let (log, format) = (value("--log"), value("--log-format"));
+        let json = format.is_some_and(|format| format == "json");
+        let log_format = if json { log::Format::Json } else { log::Format::Text };
+        move |line| Parsed::Wrong { line, log: log.map(PathBuf::from), log_format }
+    };
     // go-runc writes this one flag with a single dash, which Go's own flag package takes.
     let args = args
         .into_iter()
@@ -218,10 +229,25 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Parsed {
         Ok(Cli { command: Some(command), global, .. }) => {
             Parsed::Command(Box::new(global), command)
         }
-        Ok(Cli { command: None, .. }) => Parsed::Wrong("no command given: see `rt --help`".into()),
+        Ok(Cli { command: None, .. }) => wrong("no command given: see `rt --help`".into()),
         Err(error) if error.kind() == ErrorKind::DisplayHelp => Parsed::Help(error.to_string()),
-        Err(error) => Parsed::Wrong(one_line(&error)),
+        Err(error) => wrong(one_line(&error)),
     }
+}
+
+/// The value of a flag, in a command line that clap may not take as a whole.
+fn last_value(args: &[OsString], flag: &str) -> Option<OsString> {
+    let mut found = None;
+    for (at, arg) in args.iter().enumerate() {
+        if arg == flag {
+            found = args.get(at + 1).cloned();
+        } else if let Some(rest) = arg.as_bytes().strip_prefix(flag.as_bytes())
+            && let Some(value) = rest.strip_prefix(b"=")
+        {
+            found = Some(OsString::from_vec(value.to_owned()));
+        }
+    }
+    found
 }
 
 /// clap explains over several lines; callers want one.
@@ -272,8 +298,8 @@ mod tests {
     use super::*;
 
     fn wrong(args: &[&str]) -> String {
-        match parse(["rt"].iter().chain(args).map(OsString::from)) {
-            Parsed::Wrong(line) => line,
+        match parse(["rt"].iter().chain(args).map(OsString::from).collect()) {
+            Parsed::Wrong { line, .. } => line,
             _ => panic!("{args:?} was taken"),
         }
     }
@@ -289,7 +315,7 @@ mod tests {
             [["rt", "--root", "/r", "state", "c"].as_slice(), &["rt", "--root=/r", "state", "c"]]
         {
             let Parsed::Command(global, Command::State(id)) =
-                parse(args.iter().map(OsString::from))
+                parse(args.iter().map(OsString::from).collect())
             else {
                 panic!("{args:?} was refused");
             };
@@ -300,7 +326,8 @@ mod tests {
     #[test]
     fn takes_a_repeated_flag_and_a_single_dash_one() {
         let args = ["rt", "--root=/a", "--root=/b", "run", "-no-subreaper", "c"];
-        let Parsed::Command(global, Command::Run(_)) = parse(args.iter().map(OsString::from))
+        let Parsed::Command(global, Command::Run(_)) =
+            parse(args.iter().map(OsString::from).collect())
         else {
             panic!("refused");
         };
@@ -328,6 +355,11 @@ mod tests {
             wrong(&["create", "c", "--preserve-fds=x"]),
             "wrong value `x` for `--preserve-fds`"
         );
+        let args = ["rt", "--log", "/l", "--log-format=json", "frob"].map(OsString::from);
+        let Parsed::Wrong { log, log_format, .. } = parse(args.to_vec()) else {
+            panic!("`frob` was taken");
+        };
+        assert_eq!((log, log_format), (Some("/l".into()), log::Format::Json));
         assert_eq!(wrong(&[]), "no command given: see `rt --help`");
     }
 }

@@ -11,6 +11,7 @@ mod spec;
 mod start;
 mod state;
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -18,7 +19,6 @@ use anyhow::{Context, Result};
 
 use crate::cli::{CgroupManager, Command, Global};
 use crate::container::cgroups::Manager;
-use crate::exe;
 use crate::state::Root;
 use crate::syscall;
 
@@ -37,9 +37,15 @@ pub(crate) fn version() -> String {
     )
 }
 
-/// For a command that enters a container: closes what the caller left open, and protects the runtime's own executable.
-/// Comes before everything else, the log included, which it would close.
-pub(crate) fn protect(command: &Command) -> Result<()> {
+/// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
+/// parsed yet, since the read-only clone of the executable would parse them again. One too many costs an exec.
+pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
+    args.iter().skip(1).any(|arg| arg == "create" || arg == "run")
+}
+
+/// For a command that enters a container: closes what the caller left open. Comes before everything else, the log included,
+/// which it would close.
+pub(crate) fn close_inherited(command: &Command) -> Result<()> {
     let create = match command {
         Command::Create(create) => create,
         Command::Run(run) => &run.create,
@@ -52,8 +58,7 @@ pub(crate) fn protect(command: &Command) -> Result<()> {
         "`--preserve-fds` {}: no process has that many",
         create.preserve_fds
     );
-    syscall::close_from(3 + passed).context("close the caller's descriptors")?;
-    exe::protect().context("protect the runtime's executable")
+    syscall::close_from(3 + passed).context("close the caller's descriptors")
 }
 
 /// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).

@@ -19,7 +19,7 @@ mod sysctl;
 pub(crate) mod terminal;
 
 pub(crate) use create::{Container, Options, Wait, create};
-pub(crate) use delete::delete;
+pub(crate) use delete::{delete, delete_unreadable};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
 pub(crate) use namespaces::wait;
 pub(crate) use start::{start, started};

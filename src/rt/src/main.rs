@@ -17,9 +17,11 @@ mod state;
 mod syscall;
 mod workload;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use cli::Parsed;
 
 /// musl maps and unmaps pages for many an allocation; this keeps what it has.
@@ -27,15 +29,27 @@ use cli::Parsed;
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Before anything else, since what was done would be done again by the executable's read-only clone.
+    let protected = if command::may_enter_container(&args) {
+        exe::protect().context("protect the runtime's executable")
+    } else {
+        Ok(())
+    };
+    match cli::parse(args) {
         Parsed::Version => print(&command::version()),
         Parsed::Help(text) => print(&text),
-        Parsed::Wrong(line) => fail(&line),
+        Parsed::Wrong { line, log, log_format } => {
+            // The line says what is wrong; a log that cannot be opened would be a second thing.
+            let _ = log::open(log.as_deref(), log_format, log::LogLevel::Error);
+            fail(&line)
+        }
         Parsed::Command(global, command) => {
             let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
-            let protected = command::protect(&command);
+            let closed = command::close_inherited(&command);
             let outcome = log::open(global.log.as_deref(), global.log_format, level)
                 .and(protected)
+                .and(closed)
                 .and_then(|()| command::execute(&global, command));
             match outcome {
                 Ok(code) => code,
@@ -78,7 +92,7 @@ fn describe(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context;
+    use super::*;
 
     #[test]
     fn an_error_is_one_line_without_numbers() {
@@ -87,7 +101,7 @@ mod tests {
             .context("open bundle `/b`")
             .expect_err("it is one");
         assert_eq!(
-            super::describe(&error),
+            describe(&error),
             "open bundle `/b`: read `config.json`: No such file or directory"
         );
     }

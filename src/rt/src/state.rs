@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Hook;
+use libcontainer::oci_spec::runtime::{Hook, Spec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -234,7 +234,23 @@ impl Root {
     }
 }
 
+/// The state is in a format that this runtime does not know yet: nothing may be done to the container.
+#[derive(Debug)]
+pub(crate) struct Newer(u32);
+
+impl std::fmt::Display for Newer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "format {} was written by a newer rt; this one knows up to {VERSION}", self.0)
+    }
+}
+
+impl std::error::Error for Newer {}
+
 impl Directory {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.path, flags, Mode::empty())
@@ -272,27 +288,37 @@ impl Directory {
             };
             // The version first: a later format may not parse as this one.
             let version = serde_json::from_slice::<Version>(&text)?.version;
-            ensure!(
-                version <= VERSION,
-                "format {version} was written by a newer rt; this one knows up to {VERSION}"
-            );
+            if version > VERSION {
+                return Err(Newer(version).into());
+            }
             Ok(Some(serde_json::from_slice(&text)?))
         };
         read().with_context(|| format!("read `{}`", path.display()))
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {
+        self.draft(state)?.publish()
+    }
+
+    /// Writes a state that nobody sees until it is published.
+    pub(crate) fn draft(&self, state: &State) -> Result<Draft> {
         let text = serde_json::to_vec(state).context("write `state.json`")?;
-        self.replace("state.json", &text)
+        self.draft_file("state.json", &text)
     }
 
     pub(crate) fn write_config(&self, config: &[u8]) -> Result<()> {
-        self.replace("config.json", config)
+        self.draft_file("config.json", config)?.publish()
     }
 
-    fn replace(&self, name: &str, text: &[u8]) -> Result<()> {
-        replace(&self.path.join(name), text)
-            .with_context(|| format!("write `{}`", self.path.join(name).display()))
+    /// The configuration as it was at `create`. None when it is not there or cannot be understood.
+    pub(crate) fn config(&self) -> Option<Spec> {
+        serde_json::from_slice(&fs::read(self.path.join("config.json")).ok()?).ok()
+    }
+
+    fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {
+        let path = self.path.join(name);
+        let show = format!("write `{}`", path.display());
+        Draft::write(path, text).context(show)
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {
@@ -315,14 +341,31 @@ impl Directory {
     }
 }
 
-/// Writes a file whole or not at all: whoever opens `path` sees the old text or the new, never a part.
-pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
-    let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    fs::write(&draft, text).and_then(|()| fs::rename(&draft, path)).inspect_err(|_| {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&draft);
-    })
+/// A file that is written whole or not at all: whoever opens `path` sees the old text or the new, never a part.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    path: PathBuf,
+    draft: PathBuf,
+}
+
+impl Draft {
+    pub(crate) fn write(path: PathBuf, text: &[u8]) -> io::Result<Draft> {
+        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
+        let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
+        fs::write(&draft, text).inspect_err(|_| discard(&draft))?;
+        Ok(Draft { path, draft })
+    }
+
+    pub(crate) fn publish(self) -> Result<()> {
+        fs::rename(&self.draft, &self.path)
+            .inspect_err(|_| discard(&self.draft))
+            .with_context(|| format!("write `{}`", self.path.display()))
+    }
+}
+
+fn discard(draft: &Path) {
+    // The first error is the one to tell.
+    let _ = fs::remove_file(draft);
 }
 
 /// Whether this process is root, and not only of a user namespace of its own.

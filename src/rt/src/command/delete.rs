@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli;
 use crate::container;
-use crate::state::Root;
+use crate::state::{Newer, Root};
 
 pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
     delete(root, args).with_context(|| format!("delete `{}`", args.id))?;
@@ -28,11 +28,16 @@ fn delete(root: &Root, args: &cli::Delete) -> Result<()> {
     let Some(_lock) = directory.lock(patience)? else {
         bail!("another process is creating or deleting it")
     };
-    match directory.read()? {
-        Some(state) => container::delete(&directory, &state, args.force),
+    match directory.read() {
+        Ok(Some(state)) => container::delete(&directory, &state, args.force),
         // Nothing was made yet when its creation was cut short.
-        None if args.force => directory.remove(),
-        None => bail!(
+        Ok(None) if args.force => directory.remove(),
+        Err(error) if args.force && !error.is::<Newer>() => {
+            crate::warn(&format!("delete `{}` without its state: {error:#}", args.id));
+            container::delete_unreadable(&directory, &args.id)
+        }
+        Err(error) => Err(error),
+        Ok(None) => bail!(
             "container does not exist: its creation was cut short, `--force` removes what is left"
         ),
     }

@@ -17,7 +17,7 @@ use super::sync::{self, Message, Socket};
 use super::{hooks, init, seccomp, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine;
-use crate::state::{self, Directory, Root, State, Status};
+use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::syscall;
 use crate::workload;
 
@@ -230,6 +230,8 @@ fn serve(
     let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
     socket.send_with(&Message::Cgroup, &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(tasks);
+    // While init is at work.
+    let record = directory.draft(state)?;
     state.cgroup.filter_devices(linux.resources().as_ref())?;
     loop {
         match socket.receive()? {
@@ -243,8 +245,10 @@ fn serve(
             None => return Err(how_init_died(pid, state)),
         }
     }
-    directory.write(state)?;
-    socket.send(&Message::Recorded)?;
+    record.publish()?;
+    if options.wait == Wait::ForStart {
+        socket.send(&Message::Recorded)?;
+    }
     if let Some(path) = options.pidfd_socket {
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
@@ -253,8 +257,9 @@ fn serve(
     if let Some(path) = options.pid_file {
         // Without a newline: callers parse the whole file as a number.
         let text = pid.to_string();
-        state::replace(path, text.as_bytes())
-            .with_context(|| format!("write pid file `{}`", path.display()))?;
+        Draft::write(path.to_owned(), text.as_bytes())
+            .with_context(|| format!("write pid file `{}`", path.display()))?
+            .publish()?;
     }
     Ok(())
 }

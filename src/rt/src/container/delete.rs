@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use super::cgroups::{Cgroup, Manager};
 use super::hooks;
 use crate::state::{Directory, State, Status};
 use crate::syscall;
@@ -28,6 +29,24 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     let removed = state.cgroup.remove();
     hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
     removed?;
+    directory.remove()
+}
+
+/// Deletes a container whose state is damaged: its cgroup follows from its name and from the configuration that was kept, and
+/// what is in the cgroup is the container. Its `poststop` hooks are not run.
+pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
+    let config = directory.config();
+    let linux = config.as_ref().and_then(|config| config.linux().as_ref());
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    // SLICE:PREFIX:NAME is what only systemd's manager takes.
+    if let Some(unit) = path.filter(|path| path.to_string_lossy().matches(':').count() == 2) {
+        bail!(
+            "its cgroup `{}` is systemd's: stop that scope with systemctl, then remove `{}`",
+            unit.display(),
+            directory.path().display()
+        );
+    }
+    Cgroup::plan(Manager::Cgroupfs, path, id)?.remove()?;
     directory.remove()
 }
 

@@ -325,10 +325,12 @@ fn enter_working_directory(path: &Path) -> Result<()> {
 fn wait_for_start(plan: &Plan<'_>) -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
-    // Without a record of it, an init that outlives its caller could not be found to be ended.
-    plan.socket.expect(&Message::Recorded)?;
     match &plan.start_fifo {
-        Some(fifo) => wait_for_byte(fifo)?,
+        Some(fifo) => {
+            // Without a record of it, an init that outlives its caller could not be found to be ended.
+            plan.socket.expect(&Message::Recorded)?;
+            wait_for_byte(fifo)?;
+        }
         None => plan.socket.expect(&Message::Start)?,
     }
     let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };

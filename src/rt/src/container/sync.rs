@@ -33,7 +33,7 @@ pub(crate) enum Message {
     Ready,
     /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
     Recorded,
-    /// To init: start. Only when there is no fifo to wait on.
+    /// To init: start; the state is written. Only when there is no fifo to wait on.
     Start,
     /// From init: why it gave up, on one line.
     Failed(String),
