@@ -4,6 +4,7 @@ mod bad_input;
 mod cgroups;
 mod command_line;
 mod devices;
+mod exec;
 mod executable;
 mod hooks;
 mod lifecycle;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Entry> {
         cgroups::TESTS,
         command_line::TESTS,
         devices::TESTS,
+        exec::TESTS,
         executable::TESTS,
         hooks::TESTS,
         lifecycle::TESTS,

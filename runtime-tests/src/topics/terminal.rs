@@ -22,7 +22,7 @@ fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<std::fs::File> {
     Ok(receive(&listener)?.into())
 }
 
-fn receive(listener: &UnixListener) -> Outcome<OwnedFd> {
+pub(super) fn receive(listener: &UnixListener) -> Outcome<OwnedFd> {
     let (stream, _) = listener.accept()?;
     let mut name = [0; 100];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -42,7 +42,7 @@ fn receive(listener: &UnixListener) -> Outcome<OwnedFd> {
 }
 
 /// All that is written to a terminal until the other end is closed, for which a pty says EIO.
-fn read_all(mut master: std::fs::File) -> String {
+pub(super) fn read_all(mut master: std::fs::File) -> String {
     let (mut text, mut bytes) = (Vec::new(), [0; 1000]);
     while let Ok(length @ 1..) = master.read(&mut bytes) {
         text.extend_from_slice(&bytes[..length]);

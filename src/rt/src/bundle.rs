@@ -87,30 +87,7 @@ fn check(spec: &Spec) -> Result<&Path> {
     let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
     ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
     let process = spec.process().as_ref().ok_or_else(|| anyhow!("`process` is missing"))?;
-    ensure!(
-        process.args().as_ref().is_some_and(|args| !args.is_empty()),
-        "`process.args` is empty"
-    );
-    ensure!(
-        process.cwd().is_absolute(),
-        "`process.cwd` `{}` is not absolute",
-        process.cwd().display()
-    );
-    let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
-    for string in strings {
-        ensure!(
-            !string.contains('\0'),
-            "a NUL byte in `process.args` or `process.env`: {string:?}"
-        );
-    }
-    let user = process.user();
-    let ids = [user.uid(), user.gid()]
-        .into_iter()
-        .chain(user.additional_gids().iter().flatten().copied());
-    for id in ids {
-        // To the kernel this is -1, "no change": the process would stay root (setresuid(2)).
-        ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
-    }
+    check_process(process)?;
     let hooks = spec.hooks().iter().flat_map(|hooks| {
         let kinds = [
             hooks.prestart(),
@@ -147,6 +124,35 @@ fn check(spec: &Spec) -> Result<&Path> {
         }
     }
     Ok(root.path())
+}
+
+/// The same for a `process`, also one that `exec` is given.
+pub(crate) fn check_process(process: &Process) -> Result<()> {
+    ensure!(
+        process.args().as_ref().is_some_and(|args| !args.is_empty()),
+        "`process.args` is empty"
+    );
+    ensure!(
+        process.cwd().is_absolute(),
+        "`process.cwd` `{}` is not absolute",
+        process.cwd().display()
+    );
+    let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
+    for string in strings {
+        ensure!(
+            !string.contains('\0'),
+            "a NUL byte in `process.args` or `process.env`: {string:?}"
+        );
+    }
+    let user = process.user();
+    let ids = [user.uid(), user.gid()]
+        .into_iter()
+        .chain(user.additional_gids().iter().flatten().copied());
+    for id in ids {
+        // To the kernel this is -1, "no change": the process would stay root (setresuid(2)).
+        ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Start(Id),
     /// Print the state of a container as JSON
     State(Id),
+    /// Run another program in a container
+    Exec(Box<Exec>),
     /// Send a signal to a container
     Kill(Kill),
     /// Remove a container that has stopped
@@ -136,6 +138,69 @@ pub(crate) struct Run {
     /// Do not delete the container when it has stopped
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Accepted for runc's sake: rt never becomes a subreaper
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Exec {
+    /// The container's name
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+    /// Take everything from this file, a `process` as in `config.json`
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Return as soon as the program runs
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Write its process id to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Send the master end of its terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Send a pidfd of it to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Pass this many more descriptors, from 3 on, to it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Start it in this cgroup below the container's
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Its working directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Set a variable of its environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Its user
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+    /// Add a group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAP")]
+    pub(crate) cap: Vec<String>,
+    /// It and what it starts can gain no privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Its SELinux label
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+    /// Its AppArmor profile
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+    /// Also when the container is paused
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
     /// Accepted for runc's sake: rt never becomes a subreaper
     #[arg(long)]
     no_subreaper: bool,

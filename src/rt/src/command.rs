@@ -3,7 +3,9 @@
 
 mod create;
 mod delete;
+mod exec;
 mod features;
+mod foreground;
 mod kill;
 mod list;
 mod run;
@@ -40,24 +42,22 @@ pub(crate) fn version() -> String {
 /// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
 /// parsed yet, since the read-only clone of the executable would parse them again. One too many costs an exec.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
-    args.iter().skip(1).any(|arg| arg == "create" || arg == "run")
+    args.iter().skip(1).any(|arg| arg == "create" || arg == "run" || arg == "exec")
 }
 
 /// For a command that enters a container: closes what the caller left open. Comes before everything else, the log included,
 /// which it would close.
 pub(crate) fn close_inherited(command: &Command) -> Result<()> {
-    let create = match command {
-        Command::Create(create) => create,
-        Command::Run(run) => &run.create,
+    let (preserve_fds, listen_fds) = match command {
+        Command::Create(create) => (create.preserve_fds, listen_fds()),
+        Command::Run(run) => (run.create.preserve_fds, listen_fds()),
+        // Sockets are for the container's first process.
+        Command::Exec(exec) => (exec.preserve_fds, 0),
         _ => return Ok(()),
     };
-    let passed = create.preserve_fds.saturating_add(listen_fds());
+    let passed = preserve_fds.saturating_add(listen_fds);
     // No process has this many descriptors; rustix and the kernel count them as int.
-    anyhow::ensure!(
-        passed < 1 << 20,
-        "`--preserve-fds` {}: no process has that many",
-        create.preserve_fds
-    );
+    anyhow::ensure!(passed < 1 << 20, "`--preserve-fds` {preserve_fds}: no process has that many");
     syscall::close_from(3 + passed).context("close the caller's descriptors")
 }
 
@@ -77,6 +77,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Create(args) => create::execute(&root, manager(global), &args),
         Command::Start(args) => start::execute(&root, &args),
         Command::State(args) => state::execute(&root, &args),
+        Command::Exec(args) => exec::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
         Command::Delete(args) => delete::execute(&root, &args),
         Command::Run(args) => run::execute(&root, manager(global), &args),

@@ -6,6 +6,7 @@ pub(crate) mod cgroups;
 mod create;
 mod delete;
 mod devices;
+mod exec;
 mod hooks;
 mod init;
 mod mounts;
@@ -20,6 +21,7 @@ pub(crate) mod terminal;
 
 pub(crate) use create::{Container, Options, Wait, create};
 pub(crate) use delete::{delete, delete_unreadable};
+pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
 pub(crate) use namespaces::wait;
 pub(crate) use start::{start, started};

@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::container::cgroups::Cgroup;
+use crate::workload;
 
 /// The version of the format that this runtime writes. It reads all up to this one.
 const VERSION: u32 = 1;
@@ -48,6 +49,9 @@ pub(crate) struct State {
     /// The user who made the container.
     pub(crate) uid: u32,
     pub(crate) cgroup: Cgroup,
+    /// The engine that was asked for; programs that `exec` starts are for it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<workload::Engine>,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
@@ -97,6 +101,7 @@ impl State {
             created: format!("{:.6}", jiff::Timestamp::now()),
             uid: rustix::process::getuid().as_raw(),
             cgroup,
+            engine: None,
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),

@@ -7,6 +7,8 @@
 use anyhow::{Result, bail};
 use libcontainer::oci_spec::runtime::Spec;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bundle::annotation;
 
 /// How much of the program decides.
@@ -19,7 +21,8 @@ pub(crate) enum Workload {
 }
 
 /// An engine that runs Wasm modules, by the name of its directory. A further engine is a further line here.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
     WasmEdge,
 }

@@ -315,6 +315,48 @@ impl Cgroup {
     }
 }
 
+/// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s by.
+#[derive(Debug, Default)]
+pub(crate) struct Doors {
+    pub(crate) birthplace: Option<OwnedFd>,
+    pub(crate) tasks: Vec<OwnedFd>,
+}
+
+impl Cgroup {
+    /// The ways into it, or into a cgroup below it, for a process that joins the container.
+    pub(crate) fn doors(&self, below: Option<&Path>) -> Result<Doors> {
+        let below = below.unwrap_or(Path::new(""));
+        let below = below.strip_prefix("/").unwrap_or(below);
+        if below.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
+        {
+            bail!("the cgroup path `{}` leads out of the container's cgroup", below.display());
+        }
+        let paths: Vec<PathBuf> = self.paths.iter().map(|path| path.join(below)).collect();
+        self.open_doors(&paths)
+    }
+
+    /// The ways into the cgroup that a process is in now.
+    pub(crate) fn doors_of(&self, pid: i32) -> Result<Doors> {
+        let file = format!("/proc/{pid}/cgroup");
+        let table = fs::read_to_string(&file).with_context(|| format!("read `{file}`"))?;
+        let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = path.with_context(|| format!("`{file}` names no second-version cgroup"))?;
+        self.open_doors(&[Path::new(ROOT).join(path)])
+    }
+
+    fn open_doors(&self, paths: &[PathBuf]) -> Result<Doors> {
+        let (birthplace, tasks) = match (self.manager, self.version) {
+            (Manager::Disabled, _) => (None, Vec::new()),
+            (_, Version::V2) => (paths.first(), Vec::new()),
+            (_, Version::V1) => (v1::unified(paths), v1::tasks(paths)?),
+        };
+        let open = |path: &PathBuf| {
+            open_directory(path).with_context(|| format!("open cgroup `{}`", path.display()))
+        };
+        Ok(Doors { birthplace: birthplace.map(open).transpose()?, tasks })
+    }
+}
+
 /// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is. Runs in init.
 ///
 /// Written to `tasks`, 0 means the thread that writes, and the kernel moves it without taking the lock that keeps a process's

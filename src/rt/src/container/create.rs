@@ -79,6 +79,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         &options.bundle.rootfs,
         cgroup,
     );
+    state.engine = options.asked;
     state.annotations = options.bundle.annotations().into_iter().collect();
     if let Some(hooks) = spec.hooks() {
         state.poststart = hooks.poststart().clone().unwrap_or_default();

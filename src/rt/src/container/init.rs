@@ -5,13 +5,13 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Linux, Mount, Process};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal};
 
@@ -34,6 +34,9 @@ pub(super) struct Plan<'a> {
     pub(super) socket: Socket,
     pub(super) state: &'a State,
 }
+
+/// The annotation that keeps the caller's additional groups.
+pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// The exit codes of a shell for a program that cannot be run, and one that is not there.
 const CANNOT_RUN: i32 = 126;
@@ -109,7 +112,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;
     if let Some(console) = &options.console {
-        terminal::set_up(&rootfs, process, console.as_fd()).context("set up the terminal")?;
+        terminal::set_up(&rootfs, process, console.as_fd(), true).context("set up the terminal")?;
     }
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
@@ -138,13 +141,16 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
 
     // What needs the host's /proc, or privileges, before both are gone.
     if let Some(value) = process.oom_score_adj() {
-        process::set_oom_score_adj(value)?;
+        process::set_oom_score_adj(None, value)?;
     }
-    process::set_limits(process.rlimits().as_deref().unwrap_or_default())?;
+    process::set_limits(None, process.rlimits().as_deref().unwrap_or_default())?;
     if let Some(personality) = linux.personality() {
         process::set_personality(personality)?;
     }
-    let label = security_label(process)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
+    let label = security_label(proc.as_fd(), process)?;
+    drop(proc);
     let home = home(&rootfs, process);
     let registered = create::registered_formats();
 
@@ -159,7 +165,8 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     drop(rootfs);
     drop(empty);
 
-    become_unprivileged(process, linux, options)?;
+    let keep = options.bundle.annotation(KEEP_GROUPS).is_some_and(|value| value != "0");
+    become_unprivileged(process, linux, keep)?;
     // Of the same user and in the same pid namespace, another container could reach this process's descriptors, and start it
     // or hold its engine's directory. The exec ends this.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -175,9 +182,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
         mounts: spec.mounts().as_deref().unwrap_or_default(),
     };
     let program = executor::prepare(&request)?;
-    if let Some((mut file, label)) = label {
-        file.write_all(label.as_bytes()).context("set the security label")?;
-    }
+    set_label(label)?;
     if process.no_new_privileges() == Some(true)
         && let Some(filter) = linux.seccomp()
     {
@@ -214,7 +219,7 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
     plan.namespaces.unshare_cgroup()
 }
 
-fn join_session_keyring(id: &str) -> Result<()> {
+pub(super) fn join_session_keyring(id: &str) -> Result<()> {
     match syscall::join_session_keyring(&CString::new(format!("_ses.{id}"))?) {
         // A kernel without keyrings, or a filter around this runtime that forbids them: there is none to share either.
         Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
@@ -234,30 +239,44 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
 
 /// The file that takes the label of the next program, and what to write to it. Opened on the host's `/proc`: the
 /// container's may be missing or be something else.
-fn security_label(process: &Process) -> Result<Option<(File, String)>> {
+pub(super) fn security_label(
+    proc: BorrowedFd<'_>,
+    process: &Process,
+) -> Result<Option<(File, String)>> {
     let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
     let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
     let (paths, text): (&[&str], String) = match (selinux, apparmor) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => bail!("`selinuxLabel` and `apparmorProfile` exclude each other"),
-        (Some(label), None) => (&["/proc/thread-self/attr/exec"], label.clone()),
+        (Some(label), None) => (&["thread-self/attr/exec"], label.clone()),
         (None, Some(profile)) => {
             // The second is where it was before Linux 5.8.
-            let paths = &["/proc/thread-self/attr/apparmor/exec", "/proc/thread-self/attr/exec"];
+            let paths = &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"];
             (paths, format!("exec {profile}"))
         }
     };
     let open = |path: &&str| {
-        rustix::fs::openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     };
     let file = paths.iter().map(open).find(|file| file.is_ok());
-    let file = file.with_context(|| format!("set the label `{text}`: open `{}`", paths[0]))??;
+    let file =
+        file.with_context(|| format!("set the label `{text}`: open `/proc/{}`", paths[0]))??;
     Ok(Some((File::from(file), text)))
+}
+
+/// For the next program that this process starts.
+pub(super) fn set_label(label: Option<(File, String)>) -> Result<()> {
+    match label {
+        Some((mut file, label)) => {
+            file.write_all(label.as_bytes()).context("set the security label")
+        }
+        None => Ok(()),
+    }
 }
 
 /// The user's home in the container's own `/etc/passwd`, for an environment without HOME. The file is read, not asked for
 /// by NSS: that would run the image's libraries.
-fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
+pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     if process.env().iter().flatten().any(|variable| variable.starts_with("HOME=")) {
         return None;
     }
@@ -277,7 +296,7 @@ fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     Some(find().unwrap_or_else(|| "/".to_owned()))
 }
 
-fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<String> {
+pub(super) fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<String> {
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(home.map(|home| format!("HOME={home}")));
     if listen_fds > 0 {
@@ -288,7 +307,11 @@ fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<
 }
 
 /// Takes from this process what its program shall not have.
-fn become_unprivileged(process: &Process, linux: &Linux, options: &Options<'_>) -> Result<()> {
+pub(super) fn become_unprivileged(
+    process: &Process,
+    linux: &Linux,
+    keep_groups: bool,
+) -> Result<()> {
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -302,9 +325,7 @@ fn become_unprivileged(process: &Process, linux: &Linux, options: &Options<'_>) 
         // Loading one takes CAP_SYS_ADMIN, unless no new privileges can be had (seccomp(2)).
         seccomp::load(filter)?;
     }
-    let keep =
-        options.bundle.annotation("run.oci.keep_original_groups").is_some_and(|value| value != "0");
-    process::become_user(user, keep)?;
+    process::become_user(user, keep_groups)?;
     process::set_capabilities(capabilities)?;
     if process.no_new_privileges() == Some(true) {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
@@ -312,7 +333,7 @@ fn become_unprivileged(process: &Process, linux: &Linux, options: &Options<'_>) 
     Ok(())
 }
 
-fn enter_working_directory(path: &Path) -> Result<()> {
+pub(super) fn enter_working_directory(path: &Path) -> Result<()> {
     let show = || format!("enter the working directory `{}`", path.display());
     rustix::process::chdir(path).with_context(show)?;
     // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.

@@ -55,6 +55,39 @@ impl Namespaces {
         Ok(namespaces)
     }
 
+    /// Those of a running process that this one is not in already. Runs in the caller's process.
+    pub(crate) fn of(pid: i32) -> Result<Namespaces> {
+        const ALL: [(&str, LinuxNamespaceType); 8] = [
+            ("mnt", LinuxNamespaceType::Mount),
+            ("cgroup", LinuxNamespaceType::Cgroup),
+            ("uts", LinuxNamespaceType::Uts),
+            ("ipc", LinuxNamespaceType::Ipc),
+            ("user", LinuxNamespaceType::User),
+            ("pid", LinuxNamespaceType::Pid),
+            ("net", LinuxNamespaceType::Network),
+            ("time", LinuxNamespaceType::Time),
+        ];
+        let mut namespaces = Namespaces::default();
+        for (file, kind) in ALL {
+            let path = format!("/proc/{pid}/ns/{file}");
+            let show = || format!("open namespace `{path}`");
+            let namespace = match open(Path::new(&path)) {
+                Ok(namespace) => namespace,
+                // A kernel that has no namespaces of this kind.
+                Err(Errno::NOENT) if Path::new(&format!("/proc/{pid}/ns")).exists() => continue,
+                Err(error) => return Err(error).with_context(show),
+            };
+            let theirs = rustix::fs::fstat(&namespace).with_context(show)?;
+            let ours = rustix::fs::stat(format!("/proc/self/ns/{file}")).with_context(show)?;
+            // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
+            if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+                let (flag, name, kind) = describe(kind);
+                namespaces.joined.push(Joined { flag, name, kind, namespace });
+            }
+        }
+        Ok(namespaces)
+    }
+
     pub(crate) fn makes(&self, flag: i32) -> bool {
         self.new & flag != 0
     }

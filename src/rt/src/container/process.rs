@@ -4,19 +4,20 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, PosixRlimit,
     PosixRlimitType, User,
 };
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+use rustix::process::{Pid, Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
 use crate::syscall;
 
-pub(crate) fn set_limits(limits: &[PosixRlimit]) -> Result<()> {
+/// Of this process, or of another one that its caller sets them for.
+pub(crate) fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()> {
     for limit in limits {
         let resource = match limit.typ() {
             PosixRlimitType::RlimitCpu => Resource::Cpu,
@@ -39,15 +40,42 @@ pub(crate) fn set_limits(limits: &[PosixRlimit]) -> Result<()> {
         // RLIM_INFINITY is the largest number, and None for rustix.
         let number = |number| Some(number).filter(|number| *number != u64::MAX);
         let value = Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) };
-        rustix::process::setrlimit(resource, value)
+        rustix::process::prlimit(pid, resource, value)
+            .map(drop)
             .with_context(|| format!("set {} to {}:{}", limit.typ(), limit.soft(), limit.hard()))?;
     }
     Ok(())
 }
 
-pub(crate) fn set_oom_score_adj(value: i32) -> Result<()> {
-    fs::write("/proc/self/oom_score_adj", value.to_string())
-        .context("write `/proc/self/oom_score_adj`")
+pub(crate) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
+    let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+    let path = format!("/proc/{pid}/oom_score_adj");
+    fs::write(&path, value.to_string()).with_context(|| format!("write `{path}`"))
+}
+
+/// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`, `sched_setaffinity(2)`).
+pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
+    if list.is_empty() {
+        return Ok(());
+    }
+    rustix::thread::sched_setaffinity(pid, &processors(list)?)
+        .with_context(|| format!("run on the processors `{list}`"))
+}
+
+fn processors(list: &str) -> Result<CpuSet> {
+    let mut set = CpuSet::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| -> Result<usize> {
+            let number = text.trim().parse().with_context(|| format!("`{list}` is no list"))?;
+            ensure!(number < CpuSet::MAX_CPU, "`{list}`: there is no processor {number}");
+            Ok(number)
+        };
+        for processor in number(first)?..=number(last)? {
+            set.set(processor);
+        }
+    }
+    Ok(set)
 }
 
 pub(crate) fn set_personality(personality: &LinuxPersonality) -> Result<()> {
@@ -149,4 +177,19 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::processors;
+
+    #[test]
+    fn processors_are_numbers_and_ranges() {
+        let set = processors("0-2,5").expect("a list");
+        let listed: Vec<usize> = (0..8).filter(|processor| set.is_set(*processor)).collect();
+        assert_eq!(listed, [0, 1, 2, 5]);
+        for wrong in ["", "x", "1-", "99999", "1,,2"] {
+            assert!(processors(wrong).is_err(), "{wrong}");
+        }
+    }
 }

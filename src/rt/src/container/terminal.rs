@@ -69,8 +69,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// Makes the terminal in the container's own devpts, makes it this process's standard streams and controlling terminal, and
-/// sends the master to the caller. Runs in init, as a session leader, before the root is changed.
-pub(crate) fn set_up(rootfs: &Rootfs, process: &Process, socket: BorrowedFd<'_>) -> Result<()> {
+/// sends the master to the caller. It is the container's `/dev/console` too if it is the first process's. Runs in init, as a
+/// session leader, before the root is changed, and in a process that `exec` starts.
+pub(crate) fn set_up(
+    rootfs: &Rootfs,
+    process: &Process,
+    socket: BorrowedFd<'_>,
+    is_console: bool,
+) -> Result<()> {
     let master = rootfs
         .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
         .context("open `/dev/pts/ptmx` in the rootfs: a terminal needs a devpts mount")?;
@@ -94,11 +100,13 @@ pub(crate) fn set_up(rootfs: &Rootfs, process: &Process, socket: BorrowedFd<'_>)
         rustix::fs::fchown(&slave, Some(uid), gid)
             .context("give the terminal to the container's user")?;
     }
-    // `/dev/console` is the terminal, by a mount: a node of its number would be the host's console.
-    let console = rootfs.make(Path::new("/dev/console"), false)?;
-    let mount = mounts::clone_tree(slave.as_fd(), Path::new(""), false)
-        .context("clone the terminal's mount")?;
-    mounts::attach(mount.as_fd(), console.as_fd()).context("mount `/dev/console`")?;
+    if is_console {
+        // By a mount: a node of its number would be the host's console.
+        let console = rootfs.make(Path::new("/dev/console"), false)?;
+        let mount = mounts::clone_tree(slave.as_fd(), Path::new(""), false)
+            .context("clone the terminal's mount")?;
+        mounts::attach(mount.as_fd(), console.as_fd()).context("mount `/dev/console`")?;
+    }
 
     send(socket, "/dev/ptmx", master.as_fd())?;
     rustix::process::ioctl_tiocsctty(&slave).context("make it the controlling terminal")?;

@@ -1,0 +1,495 @@
+//! Other programs in a container that runs.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::terminal::{read_all, receive};
+use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, wait_until};
+
+super::tests! { "exec":
+    runs_in_the_same_namespaces, joins_a_user_namespace, its_exit_code_is_passed_on, it_reads_and_writes_the_callers_streams,
+    is_in_the_containers_cgroup, is_in_a_cgroup_below_it, goes_where_init_is_when_the_cgroup_takes_no_process, obeys_the_seccomp_filter,
+    has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, detached_it_lives_on,
+    a_pid_file_is_written_only_if_it_runs, a_program_that_is_missing, a_terminal_in_the_foreground, a_terminal_by_its_socket,
+    only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
+    not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
+    a_native_program_beside_a_module, processors_before_and_after, in_a_created_container, a_signal_ends_it_by_128_and_more,
+    it_ends_with_the_container, without_a_mount_namespace, its_executable_is_protected,
+}
+
+/// Runs `exec` with flags, in the container, of a shell script.
+fn sh(test: &Test, container: &Container<'_>, flags: &[&str], script: &str) -> Outcome<Output> {
+    let args = [&["exec"], flags, &[&container.id, "/bin/sh", "-c", script]].concat();
+    test.rt(args)
+}
+
+fn sleeping(test: &Test) -> Outcome<Container<'_>> {
+    test.sh("exec sleep 60")?.start()
+}
+
+/// A process file for a shell script: the container's own process, changed.
+fn file(test: &Test, bundle: &Bundle<'_>, change: impl FnOnce(&mut Value)) -> Outcome<String> {
+    let config: Value = serde_json::from_slice(&fs::read(bundle.folder.join("config.json"))?)?;
+    let mut process = config["process"].clone();
+    change(&mut process);
+    let path = test.folder.join("process.json");
+    fs::write(&path, process.to_string())?;
+    Ok(path.display().to_string())
+}
+
+fn runs_in_the_same_namespaces(test: &Test) -> Outcome {
+    let bundle = test.sh("for n in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$n; done; echo done; exec sleep 60")?;
+    let container = bundle.namespace(json!({ "type": "cgroup" })).start()?;
+    container.wait_for_output("done")?;
+    let script =
+        "for n in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$n; done; echo done";
+    sh(test, &container, &[], script)?.success()?.stdout(&container.stdout()?).map(drop)
+}
+
+fn joins_a_user_namespace(test: &Test) -> Outcome {
+    let bundle = test
+        .sh("readlink /proc/self/ns/user; cat /proc/self/uid_map; exec sleep 60")?
+        .namespace(json!({ "type": "user" }))
+        .edit(|config| {
+            for mappings in ["uidMappings", "gidMappings"] {
+                config["linux"][mappings] =
+                    json!([{ "containerID": 0, "hostID": 0, "size": 70000 }]);
+            }
+        });
+    let container = bundle.start()?;
+    container.wait_for_output("70000")?;
+    let script = "readlink /proc/self/ns/user; cat /proc/self/uid_map";
+    sh(test, &container, &[], script)?.success()?.stdout(&container.stdout()?)?;
+    sh(test, &container, &[], "id -u; cat /proc/1/comm")?.success()?.stdout("0\nsleep\n").map(drop)
+}
+
+fn its_exit_code_is_passed_on(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    for code in [0, 1, 7, 255] {
+        sh(test, &container, &[], &format!("exit {code}"))?.code(code)?;
+    }
+    Ok(())
+}
+
+fn it_reads_and_writes_the_callers_streams(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let script = "read line; echo got $line; echo wrong >&2";
+    let command = test.command(["exec", &container.id, "/bin/sh", "-c", script]);
+    let output = Output::with_input(command, "a line\n")?.success()?;
+    ensure_eq((output.stdout.as_str(), output.stderr.as_str()), ("got a line\n", "wrong\n"))
+}
+
+fn cgroups_of(pid: i32) -> Outcome<String> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+}
+
+/// Starts a detached `sleep` with these flags; returns its process id.
+fn detached(test: &Test, container: &Container<'_>, flags: &[&str]) -> Outcome<i32> {
+    let path = test.folder.join("exec.pid");
+    let flag = format!("--pid-file={}", path.display());
+    let args = [&["exec", "--detach", &flag], flags, &[&container.id, "/bin/sleep", "60"]].concat();
+    test.rt(args)?.success()?;
+    Ok(fs::read_to_string(path)?.parse()?)
+}
+
+fn is_in_the_containers_cgroup(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let pid = detached(test, &container, &[])?;
+    ensure_eq(cgroups_of(pid)?, cgroups_of(container.pid()?)?)
+}
+
+fn is_in_a_cgroup_below_it(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    let own = cgroups_of(container.pid()?)?;
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let roots = match (test.host.lane.as_str(), name) {
+            ("v2", _) => "/sys/fs/cgroup".to_owned(),
+            (_, "") => "/sys/fs/cgroup/unified".to_owned(),
+            (_, name) => format!("/sys/fs/cgroup/{name}"),
+        };
+        if path.contains(&container.id) && Path::new(&roots).join("cgroup.procs").exists() {
+            let below = format!("{roots}{path}/below");
+            fs::create_dir(&below)?;
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(above) = fs::read_to_string(format!("{roots}{path}/{file}"))
+                    && test.host.lane != "v2"
+                {
+                    fs::write(format!("{below}/{file}"), above)?;
+                }
+            }
+        }
+    }
+    let pid = detached(test, &container, &["--cgroup", "below"])?;
+    let inside = cgroups_of(pid)?;
+    ensure(inside.contains(&format!("{}/below", container.id)), &inside)?;
+    sh(test, &container, &["--cgroup", "../.."], "true")?.fails_with("leads out of")?;
+    sh(test, &container, &["--cgroup", "nowhere"], "true")?.fails_with("nowhere").map(drop)
+}
+
+fn goes_where_init_is_when_the_cgroup_takes_no_process(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return crate::harness::skip("a rule of cgroup v2");
+    }
+    let container = sleeping(test)?;
+    let pid = container.pid()?;
+    let path_of = |pid| -> Outcome<String> {
+        let table = cgroups_of(pid)?;
+        let path = table.lines().find_map(|line| line.strip_prefix("0::"));
+        Ok(path.ok_or("no second-version cgroup")?.to_owned())
+    };
+    let own = path_of(pid)?;
+    let path = format!("/sys/fs/cgroup{own}");
+    let available = fs::read_to_string(format!("{path}/cgroup.controllers"))?;
+    // A threaded controller does not bring the rule about.
+    let domain = ["memory", "hugetlb", "io", "rdma", "misc"];
+    let Some(controller) = available.split_whitespace().find(|name| domain.contains(name)) else {
+        return crate::harness::skip("no domain controller is left to cgroup v2 here");
+    };
+    fs::create_dir(format!("{path}/init"))?;
+    fs::write(format!("{path}/init/cgroup.procs"), pid.to_string())?;
+    fs::write(format!("{path}/cgroup.subtree_control"), format!("+{controller}"))?;
+    let pid = detached(test, &container, &[])?;
+    ensure_eq(path_of(pid)?, format!("{own}/init"))
+}
+
+fn obeys_the_seccomp_filter(test: &Test) -> Outcome {
+    for no_new_privileges in [true, false] {
+        let bundle = test.sh("exec sleep 60")?.edit(|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28 }]
+            });
+        });
+        let container = bundle.start()?;
+        let output = sh(test, &container, &[], "mkdir /tmp/new")?;
+        ensure(output.stderr.contains("No space left on device"), output.stderr)?;
+    }
+    Ok(())
+}
+
+const STATUS: &str =
+    "id -u; id -g; umask; pwd; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status";
+
+fn has_the_containers_process_settings(test: &Test) -> Outcome {
+    let script = format!("{STATUS}; echo done; exec sleep 60");
+    let bundle = test.sh(&script)?.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1001, "umask": 0o27 });
+        config["process"]["cwd"] = json!("/tmp");
+        config["process"]["noNewPrivileges"] = json!(true);
+    });
+    let container = bundle.start()?;
+    container.wait_for_output("done")?;
+    let expected = container.stdout()?.replace("done\n", "");
+    sh(test, &container, &[], STATUS)?.success()?.stdout(&expected).map(drop)
+}
+
+fn flags_change_them(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let flags = ["--user", "33:34", "--cwd", "/tmp", "--env", "ONE=1", "-e", "TWO=2=2"];
+    let script = "id -u; id -g; pwd; echo $ONE $TWO";
+    sh(test, &container, &flags, script)?.success()?.stdout("33\n34\n/tmp\n1 2=2\n")?;
+    let flags = ["--user=33", "--additional-gids=7", "--additional-gids=8"];
+    let groups = sh(test, &container, &flags, "grep ^Groups: /proc/self/status")?.success()?.stdout;
+    ensure_eq(groups.split_whitespace().collect(), vec!["Groups:", "7", "8"])?;
+    // Bit 12, CAP_NET_ADMIN.
+    let script = "grep CapEff /proc/self/status";
+    let capability = |flags: &[&str]| -> Outcome<bool> {
+        let output = sh(test, &container, flags, script)?.success()?.stdout;
+        let set = output.split_whitespace().last().unwrap_or_default();
+        Ok(u64::from_str_radix(set, 16)? & (1 << 12) != 0)
+    };
+    ensure(!capability(&[])? && capability(&["--cap", "CAP_NET_ADMIN"])?, "not added")?;
+    let flags = ["--no-new-privs"];
+    let script = "grep NoNewPrivs /proc/self/status";
+    sh(test, &container, &flags, script)?.success()?.stdout("NoNewPrivs:\t1\n").map(drop)
+}
+
+fn a_process_file_replaces_them(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let file = file(test, &bundle, |process| {
+        process["args"] = json!(["/bin/sh", "-c", "id -u; umask; echo $HOW; pwd"]);
+        process["env"] = json!(["PATH=/bin", "HOW=by file"]);
+        process["user"] = json!({ "uid": 5, "gid": 6, "umask": 0o77 });
+        process["cwd"] = json!("/etc");
+    })?;
+    container.rt(&["exec", "--process", &file])?.success()?.stdout("5\n0077\nby file\n/etc\n")?;
+    test.rt(["exec", "--process", &file, &container.id, "/bin/true"])?
+        .fails_with("exclude each other")
+        .map(drop)
+}
+
+fn detached_it_lives_on(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let pid = detached(test, &container, &[])?;
+    ensure_eq(fs::read_to_string(format!("/proc/{pid}/comm"))?.as_str(), "sleep\n")
+}
+
+fn a_pid_file_is_written_only_if_it_runs(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let path = test.folder.join("exec.pid");
+    // CRI-O makes an empty one beforehand.
+    fs::write(&path, "")?;
+    let flag = format!("--pid-file={}", path.display());
+    let output = test.rt(["exec", "--detach", &flag, &container.id, "/no/such"])?;
+    ensure(output.code != Some(0), "it was started")?;
+    ensure(fs::read_to_string(path).unwrap_or_default().is_empty(), "a pid was written")
+}
+
+fn a_program_that_is_missing(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    for (program, words) in [
+        ("no-such-program", "executable file not found in $PATH"),
+        ("/no/such/program", "no such file or directory"),
+        ("/etc", "permission denied"),
+    ] {
+        let output = test.rt(["exec", &container.id, program])?;
+        ensure(
+            output.code != Some(0) && output.stderr.to_lowercase().contains(&words.to_lowercase()),
+            &output.stderr,
+        )?;
+        ensure_eq(output.stderr.lines().count(), 1)?;
+    }
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn a_terminal_in_the_foreground(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let script = "test -t 0 && test -t 1 && tty; read line; echo got $line; exit 5";
+    let mut exec = test.command(["exec", "--tty", &container.id, "/bin/sh", "-c", script]);
+    let mut exec = exec.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    exec.stdin.as_mut().ok_or("no stdin")?.write_all(b"words\n")?;
+    let output = exec.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    ensure_eq(output.status.code(), Some(5))?;
+    ensure(text.contains("/dev/pts/") && text.contains("got words"), text)
+}
+
+fn a_terminal_by_its_socket(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let path = test.folder.join("console");
+    let listener = UnixListener::bind(&path)?;
+    let file = file(test, &bundle, |process| {
+        process["args"] = json!(["/bin/sh", "-c", "stty size; test -t 0 && echo terminal"]);
+        process["terminal"] = json!(true);
+        process["consoleSize"] = json!({ "height": 20, "width": 70 });
+    })?;
+    let socket = format!("--console-socket={}", path.display());
+    container.rt(&["exec", "--detach", "--process", &file, &socket])?.success()?;
+    ensure_eq(read_all(receive(&listener)?.into()).as_str(), "20 70\nterminal\n")
+}
+
+fn only_asked_for_descriptors_are_passed(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    // The shell hands rt three and four; ls opens one itself.
+    for (flag, expected) in [("--preserve-fds=0", "0 1 2 3"), ("--preserve-fds=1", "0 1 2 3 4")] {
+        let script = format!(
+            "exec 3</dev/null 4</dev/null 9</dev/null; exec {} --root {} exec {flag} {} /bin/ls /proc/self/fd",
+            test.host.runtime.display(),
+            test.state_root().display(),
+            container.id
+        );
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", &script]);
+        let output = Output::of(command)?.success()?;
+        ensure_eq(
+            output.stdout.split_whitespace().collect::<Vec<_>>().join(" ").as_str(),
+            expected,
+        )?;
+    }
+    Ok(())
+}
+
+fn is_a_session_leader(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let pid = detached(test, &container, &[])?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
+    // Process group and session, proc_pid_stat(5).
+    ensure_eq((fields[2], fields[3]), (pid.to_string().as_str(), pid.to_string().as_str()))
+}
+
+fn neighbours_cannot_reach_it_before_its_exec(test: &Test) -> Outcome {
+    // For as long as the script runs, look at every new process's descriptors.
+    let script = "trap 'exit 0' TERM; while :; do for p in /proc/[0-9]*; do \
+        if [ $p != /proc/1 ] && ls -l $p/fd 2>/dev/null | grep -qE 'socket:|/proc$|net:|mnt:'; then echo reached; fi; done; done";
+    let bundle = test.sh(script)?.edit(|config| {
+        config["process"]["capabilities"] = json!({
+            "bounding": ["CAP_SYS_PTRACE", "CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]
+        });
+    });
+    let container = bundle.start()?;
+    for _ in 0..20 {
+        test.rt(["exec", &container.id, "/bin/true"])?.success()?;
+    }
+    container.kill("TERM")?;
+    ensure_eq(container.stdout()?.as_str(), "")
+}
+
+fn not_in_a_stopped_container(test: &Test) -> Outcome {
+    let container = test.sh("exit 0")?.start()?;
+    container.wait()?;
+    let output = test.rt(["exec", &container.id, "/bin/true"])?;
+    ensure(output.code != Some(0) && !output.stderr.is_empty(), "it ran")
+}
+
+fn not_in_an_unknown_container(test: &Test) -> Outcome {
+    let output = test.rt(["exec", "nobody", "/bin/true"])?;
+    ensure(output.code != Some(0) && output.stderr.contains("does not exist"), output.stderr)
+}
+
+fn a_broken_process_file(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    let path = test.folder.join("process.json");
+    for (text, words) in [
+        ("{\n\"args\": [}", "line 2"),
+        (r#"{"args":[],"cwd":"/","user":{"uid":0,"gid":0}}"#, "`process.args` is empty"),
+        (r#"{"args":["true"],"cwd":"not/absolute","user":{"uid":0,"gid":0}}"#, "is not absolute"),
+        (r#"{"args":["true"],"cwd":"/","user":{"uid":4294967295,"gid":0}}"#, "is no id"),
+    ] {
+        fs::write(&path, text)?;
+        container.rt(&["exec", "--process", &path.display().to_string()])?.fails_with(words)?;
+    }
+    container.rt(&["exec", "--process", "/no/such/file"])?.fails_with("/no/such/file")?;
+    sh(test, &container, &["--user", "root"], "true")?.fails_with("--user")?;
+    sh(test, &container, &["--env", "novalue"], "true")?.fails_with("--env")?;
+    sh(test, &container, &["--cap", "CAP_NONE"], "true")?.fails_with("--cap")?;
+    sh(test, &container, &["--cwd", "/no/such"], "true")?.fails_with("/no/such")?;
+    sh(test, &container, &["--tty", "--detach"], "true")?.fails_with("--console-socket")?;
+    container.rt(&["exec"])?.fails_with("no program given")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn a_console_socket_nobody_listens_on(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    sh(test, &container, &["--tty", "--console-socket=/no/such/socket"], "true")?
+        .fails_with("/no/such/socket")
+        .map(drop)
+}
+
+fn limits_and_oom_score(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let file = file(test, &bundle, |process| {
+        process["args"] = json!(["/bin/sh", "-c", "ulimit -n; cat /proc/self/oom_score_adj"]);
+        process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 99, "hard": 100 }]);
+        process["oomScoreAdj"] = json!(321);
+    })?;
+    container.rt(&["exec", "--process", &file])?.success()?.stdout("99\n321\n").map(drop)
+}
+
+fn a_module_in_the_engine(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.wasm("probe", &["sleep"])?;
+    let bundle = bundle.file("hello.wasm", fs::read(test.host.guest("hello")?)?)?;
+    let container = bundle.start()?;
+    let output = test.rt(["exec", &container.id, "/hello.wasm"])?.success()?;
+    ensure(output.stdout.contains("Hello"), output.stdout)
+}
+
+fn a_native_program_beside_a_module(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.wasm("probe", &["sleep"])?;
+    let bundle = bundle.file("bin/sh", fs::read("/bin/busybox")?)?;
+    let sh = bundle.rootfs().join("bin/sh");
+    fs::set_permissions(sh, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let container = bundle.start()?;
+    test.rt(["exec", &container.id, "/bin/sh", "-c", "echo native; exit 3"])?
+        .code(3)?
+        .stdout("native\n")
+        .map(drop)
+}
+
+fn processors_before_and_after(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    for affinity in [json!({ "final": "0" }), json!({ "initial": "0" })] {
+        let file = file(test, &bundle, |process| {
+            process["args"] = json!(["/bin/grep", "Cpus_allowed_list", "/proc/self/status"]);
+            process["execCPUAffinity"] = affinity;
+        })?;
+        let output = container.rt(&["exec", "--process", &file])?.success()?;
+        output.stdout("Cpus_allowed_list:\t0\n")?;
+    }
+    Ok(())
+}
+
+fn in_a_created_container(test: &Test) -> Outcome {
+    let container = test.sh("echo started")?.create()?;
+    sh(test, &container, &[], "echo before")?.success()?.stdout("before\n")?;
+    ensure_eq(container.status()?.as_str(), "created")
+}
+
+fn a_signal_ends_it_by_128_and_more(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    sh(test, &container, &[], "kill -KILL $$")?.code(137)?;
+    let mut exec = test.command(["exec", &container.id, "/bin/sleep", "60"]).spawn()?;
+    let pid = rustix::process::Pid::from_child(&exec);
+    wait_until("it runs", || {
+        sh(test, &container, &[], "ps | grep -c '[s]leep 60'")
+            .is_ok_and(|output| output.stdout.trim() == "2")
+    })?;
+    // Passed on by the exec in the foreground.
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    ensure_eq(exec.wait()?.code(), Some(143))
+}
+
+fn it_ends_with_the_container(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let pid = detached(test, &container, &[])?;
+    container.kill("KILL")?;
+    container.wait()?;
+    let gone = || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z"))
+    };
+    wait_until("it has ended too", gone)
+}
+
+fn without_a_mount_namespace(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "mount");
+        }
+        config["mounts"] = json!([]);
+        config["linux"]["maskedPaths"] = json!([]);
+        config["linux"]["readonlyPaths"] = json!([]);
+        config["root"]["readonly"] = json!(false);
+    });
+    let container = bundle.file("mark", "the container's")?.start()?;
+    sh(test, &container, &[], "cat /mark")?.success()?.stdout("the container's").map(drop)
+}
+
+fn its_executable_is_protected(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.file("self", "#!/proc/self/exe\n")?;
+    let path = container.rootfs().join("self");
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let container = container.start()?;
+    // What the script's interpreter is, the runtime itself, must refuse to be written to (CVE-2019-5736).
+    let output = test.rt(["exec", &container.id, "/self", "--version"])?;
+    ensure(output.stdout.is_empty() || output.stdout.contains("rt version"), output.stdout)?;
+    let mut command = test.command(["exec", &container.id, "/bin/sleep", "1"]);
+    let mut exec = command.spawn()?;
+    let exe = format!("/proc/{}/exe", exec.id());
+    wait_until("it runs from a read-only file", || {
+        rustix::fs::statvfs(exe.as_str())
+            .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    })?;
+    exec.wait()?;
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! `rt exec`: another program in a container that is there. With `--process` it is described as in `config.json`, otherwise
+//! it is the container's own process with other arguments and what the flags change.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use libcontainer::oci_spec::runtime::{Capabilities, Process, Spec};
+
+use super::foreground::{self, Signals};
+use crate::bundle;
+use crate::cli;
+use crate::container::{self, ExecOptions, terminal};
+use crate::engine;
+use crate::state::{Draft, Root, Status};
+
+pub(super) fn execute(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
+    exec(root, args).with_context(|| format!("exec in `{}`", args.id))
+}
+
+fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
+    let (directory, state) = root.load(&args.id)?;
+    // The words are runc's, which callers show.
+    match state.status(&directory)? {
+        Status::Created | Status::Running => {}
+        Status::Paused if args.ignore_paused => {}
+        Status::Paused => {
+            bail!("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        Status::Creating => bail!("the container is not created yet"),
+        Status::Stopped => bail!("cannot exec in a stopped container"),
+    }
+    let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
+    let process = process(&spec, args)?;
+    // CRI-O makes an empty one beforehand, and conmon takes a missing one for a program that did not start.
+    if let Some(path) = &args.pid_file
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("remove pid file `{}`", path.display()));
+    }
+    let wants_terminal = process.terminal() == Some(true);
+    let (console, ours) = match &args.console_socket {
+        Some(socket) => {
+            ensure!(wants_terminal, "`--console-socket` is given, and no terminal is asked for");
+            (Some(terminal::connect(socket).context("open the console socket")?), None)
+        }
+        None if wants_terminal && args.detach => {
+            bail!("cannot allocate a terminal without `--console-socket` when detached")
+        }
+        None if wants_terminal => {
+            let (ours, theirs) = foreground::console_pair()?;
+            (Some(theirs), Some(ours))
+        }
+        None => (None, None),
+    };
+    // As it was decided at `create`, whatever this runtime is called.
+    let asked = state.engine;
+    let signals = if args.detach { None } else { Some(Signals::take()?) };
+    let options = ExecOptions {
+        state: &state,
+        spec: &spec,
+        process: &process,
+        asked,
+        engine: asked.map(engine::open).transpose()?,
+        console,
+        pidfd_socket: args.pidfd_socket.as_deref(),
+        cgroup: args.cgroup.as_deref(),
+    };
+    let (pid, pidfd) = container::exec(options)?;
+    if let Some(path) = &args.pid_file {
+        Draft::write(path.clone(), pid.to_string().as_bytes())
+            .with_context(|| format!("write pid file `{}`", path.display()))?
+            .publish()?;
+    }
+    let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
+    let master = ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
+    foreground::follow(pid, pidfd.as_fd(), &signals, master)
+}
+
+/// What shall be started.
+fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
+    let mut process = match &args.process {
+        Some(file) => {
+            ensure!(args.args.is_empty(), "a program and `--process` exclude each other");
+            read(file)?
+        }
+        None => {
+            ensure!(!args.args.is_empty(), "no program given: name one, or use `--process`");
+            let mut process = spec.process().clone().context("the container has no process")?;
+            process.set_args(Some(args.args.clone()));
+            process.set_terminal(Some(false));
+            process
+        }
+    };
+    if args.tty {
+        process.set_terminal(Some(true));
+    }
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    for variable in &args.env {
+        let (name, _) = variable
+            .split_once('=')
+            .ok_or_else(|| anyhow!("wrong value `{variable}` for `--env`: NAME=VALUE"))?;
+        env.retain(|there| there.split('=').next() != Some(name));
+        env.push(variable.clone());
+    }
+    process.set_env(Some(env));
+    let mut user = process.user().clone();
+    if let Some(text) = &args.user {
+        let wrong = || format!("wrong value `{text}` for `--user`: UID or UID:GID, as numbers");
+        let (uid, gid) = text.split_once(':').unwrap_or((text, ""));
+        user.set_uid(uid.parse().with_context(wrong)?);
+        if !gid.is_empty() {
+            user.set_gid(gid.parse().with_context(wrong)?);
+        }
+    }
+    if !args.additional_gids.is_empty() {
+        let gids = user.additional_gids().iter().flatten().chain(&args.additional_gids);
+        let gids = gids.copied().collect();
+        user.set_additional_gids(Some(gids));
+    }
+    process.set_user(user);
+    add_capabilities(&mut process, &args.cap)?;
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if let Some(label) = &args.process_label {
+        process.set_selinux_label(Some(label.clone()));
+    }
+    if let Some(profile) = &args.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    bundle::check_process(&process)?;
+    Ok(process)
+}
+
+fn read(file: &Path) -> Result<Process> {
+    let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
+    // serde_json says line and column.
+    serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))
+}
+
+/// To the bounding, permitted and effective sets, as runc does; an inheritable one would outlive a change of the user
+/// (CVE-2022-29162).
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut added = Capabilities::new();
+    for name in names {
+        let quoted = serde_json::Value::String(name.to_uppercase());
+        added.insert(
+            serde_json::from_value(quoted)
+                .with_context(|| format!("wrong value `{name}` for `--cap`"))?,
+        );
+    }
+    let mut sets = process.capabilities().clone().unwrap_or_default();
+    let with = |set: &Option<Capabilities>| {
+        Some(set.iter().flatten().chain(&added).copied().collect::<Capabilities>())
+    };
+    sets.set_bounding(with(sets.bounding()));
+    sets.set_permitted(with(sets.permitted()));
+    sets.set_effective(with(sets.effective()));
+    process.set_capabilities(Some(sets));
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! What `run` and `exec` do in the foreground: wait for the program, pass on signals and, with a terminal, what is typed and
+//! printed, and end with the program's exit code.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Pid;
+
+use crate::container::{self, terminal};
+use crate::syscall;
+
+/// The signals that are passed on: all that a process can be asked to end or change by.
+pub(super) struct Signals {
+    descriptor: OwnedFd,
+}
+
+impl Signals {
+    /// From now on, what is sent to this process is for the program. Init and hooks start with nothing blocked.
+    pub(super) fn take() -> Result<Signals> {
+        // Not those that tell of this process's own faults and children.
+        let own = [
+            libc::SIGKILL,
+            libc::SIGSTOP,
+            libc::SIGCHLD,
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGABRT,
+            libc::SIGTRAP,
+            libc::SIGSYS,
+            libc::SIGPIPE,
+        ];
+        let passed: Vec<i32> = (1..=64)
+            .filter(|signal| !own.contains(signal) && *signal != 32 && *signal != 33)
+            .collect();
+        syscall::block_only(&passed);
+        Ok(Signals { descriptor: syscall::signalfd(&passed).context("open a signalfd")? })
+    }
+}
+
+/// The two ends over which the terminal comes from init: ours, and the one for init.
+pub(super) fn console_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .context("make a socket pair")
+}
+
+/// Waits for the end of a program that is this process's child, and returns its exit code.
+pub(super) fn follow(
+    pid: Pid,
+    pidfd: BorrowedFd<'_>,
+    signals: &Signals,
+    master: Option<OwnedFd>,
+) -> Result<ExitCode> {
+    match master {
+        Some(master) => {
+            let proxy = terminal::Proxy::new(master)?;
+            proxy.run(pidfd, &signals.descriptor, |signal| forward(pidfd, signal))?;
+        }
+        None => wait(pidfd, signals)?,
+    }
+    let status = container::wait(pid)?;
+    // A shell's convention for a program that a signal ended.
+    let code =
+        status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+    let code = u8::try_from(code.context("it ended in no known way")?)
+        .context("an exit code above 255")?;
+    Ok(ExitCode::from(code))
+}
+
+fn wait(pidfd: BorrowedFd<'_>, signals: &Signals) -> Result<()> {
+    loop {
+        let mut polled = [
+            PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
+            PollFd::new(&signals.descriptor, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the container"),
+        }
+        let [ended, signalled] = polled.map(|polled| !polled.revents().is_empty());
+        if signalled {
+            for signal in terminal::read_signals(&signals.descriptor)? {
+                forward(pidfd, signal);
+            }
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+fn forward(pidfd: BorrowedFd<'_>, signal: i32) {
+    if let Err(error) = syscall::pidfd_send_signal(pidfd.as_fd(), signal) {
+        tracing::debug!("pass on signal {signal}: {error}");
+    }
+}

@@ -1,0 +1,252 @@
+//! Another program in a container that is there.
+//!
+//! Own code: libcontainer's tenant builder runs its programs without the container's seccomp filter and outside of its user
+//! namespace's order of joins, and finds the cgroup by its configuration only.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use libcontainer::oci_spec::runtime::{Process, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
+
+use super::cgroups::{self, Doors};
+use super::init;
+use super::namespaces::{self, Namespaces, Side};
+use super::rootfs::Rootfs;
+use super::sync::{self, Message, Socket};
+use super::{create, process, seccomp, terminal};
+use crate::engine;
+use crate::executor::{self, Program};
+use crate::state::State;
+use crate::syscall;
+use crate::workload;
+
+#[derive(Debug)]
+pub(crate) struct ExecOptions<'a> {
+    pub(crate) state: &'a State,
+    /// The container's configuration, as it was at `create`.
+    pub(crate) spec: &'a Spec,
+    pub(crate) process: &'a Process,
+    pub(crate) asked: Option<workload::Engine>,
+    pub(crate) engine: Option<engine::Directory>,
+    /// Where to send the terminal; none for a program without one.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) pidfd_socket: Option<&'a Path>,
+    /// Below the container's cgroup.
+    pub(crate) cgroup: Option<&'a Path>,
+}
+
+/// What the new process takes with it into the container.
+#[derive(Debug)]
+struct Plan<'a> {
+    options: &'a ExecOptions<'a>,
+    namespaces: &'a Namespaces,
+    /// The host's `/proc`.
+    proc: BorrowedFd<'a>,
+    /// The container's root, for a container that has no mount namespace of its own.
+    root: Option<OwnedFd>,
+    registered: workload::Registered,
+    socket: Socket,
+}
+
+/// Starts a program in a container. It runs when this returns. Runs in the caller's process.
+pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
+    // In the container's pid namespace its processes could reach ours, and what it has open, until the exec
+    // (CVE-2016-9962); children have this from their parent.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("keep the container out")?;
+    let stopped = || anyhow!("cannot exec in a stopped container");
+    let init = options.state.process()?.ok_or_else(stopped)?;
+    let namespaces = Namespaces::of(options.state.pid)?;
+    let root = if namespaces.has_mount() {
+        None
+    } else {
+        let path = format!("/proc/{}/root", options.state.pid);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Some(
+            rustix::fs::open(&path, flags, Mode::empty())
+                .with_context(|| format!("open `{path}`"))?,
+        )
+    };
+    // If it lives still, its pid was nobody else's when they were opened.
+    syscall::pidfd_send_signal(init.as_fd(), 0).map_err(|_| stopped())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
+    let affinity = options.process.exec_cpu_affinity().clone();
+    let affinity = affinity.as_ref();
+    if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
+        process::set_affinity(None, processors).context("set `execCPUAffinity.initial`")?;
+    }
+
+    let doors = options.state.cgroup.doors(options.cgroup)?;
+    let (caller, socket) = sync::pair()?;
+    let spawn = |doors: &Doors| {
+        let linux = options.spec.linux().clone().unwrap_or_default();
+        let birthplace = doors.birthplace.as_ref().map(AsFd::as_fd);
+        namespaces::spawn(&namespaces, &linux, birthplace, &caller, &socket)
+    };
+    let side = match spawn(&doors) {
+        // What runs in the container has made cgroups with controllers of their own below its cgroup, which then takes no
+        // processes itself (cgroup-v2.rst, "No Internal Process Constraint"): go where init went.
+        Err(error) if options.cgroup.is_none() && is_busy(&error) => {
+            spawn(&options.state.cgroup.doors_of(options.state.pid)?)
+        }
+        side => side,
+    };
+    let pid = match side? {
+        Side::Caller(pid) => pid,
+        Side::Init => {
+            // Held here too, its end would never be read.
+            drop(caller);
+            let registered = create::registered_formats();
+            main(&Plan {
+                options: &options,
+                namespaces: &namespaces,
+                proc: proc.as_fd(),
+                root,
+                registered,
+                socket,
+            });
+        }
+    };
+    drop(socket);
+    options.console = None;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .context("open a pidfd of the new process")?;
+    match serve(&options, doors, &caller, pid, &pidfd) {
+        Ok(()) => Ok((pid, pidfd)),
+        Err(error) => {
+            // It may be in any state; its exit code is of no interest.
+            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = namespaces::wait(pid);
+            Err(error)
+        }
+    }
+}
+
+/// Does for the new process what takes the host's rights, until its program runs. Runs in the caller's process.
+fn serve(
+    options: &ExecOptions<'_>,
+    doors: Doors,
+    socket: &Socket,
+    pid: Pid,
+    pidfd: &OwnedFd,
+) -> Result<()> {
+    if let Some(value) = options.process.oom_score_adj() {
+        process::set_oom_score_adj(Some(pid), value)?;
+    }
+    process::set_limits(Some(pid), options.process.rlimits().as_deref().unwrap_or_default())?;
+    let affinity = options.process.exec_cpu_affinity().as_ref();
+    let tasks: Vec<BorrowedFd<'_>> = doors.tasks.iter().map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup, &tasks)?;
+    drop(doors);
+    expect_from(socket, &Message::Ready, pid)?;
+    if let Some(processors) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref())
+    {
+        process::set_affinity(Some(pid), processors).context("set `execCPUAffinity.final`")?;
+    }
+    if let Some(path) = options.pidfd_socket {
+        let receiver = terminal::connect(path)?;
+        terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
+    }
+    socket.send(&Message::Start)?;
+    // The exec closes its end.
+    match socket.receive()? {
+        None => Ok(()),
+        Some(Message::Failed(text)) => bail!(text),
+        Some(message) => bail!("the new process sent {message:?}"),
+    }
+}
+
+fn expect_from(socket: &Socket, expected: &Message, pid: Pid) -> Result<()> {
+    match socket.receive()? {
+        Some(message) if message == *expected => Ok(()),
+        Some(Message::Failed(text)) => bail!(text),
+        Some(message) => bail!("the new process sent {message:?}"),
+        None => {
+            let status = namespaces::wait(pid).ok();
+            match status.and_then(|status| status.terminating_signal()) {
+                Some(libc::SIGKILL) => {
+                    bail!("the new process was killed: the container ended or is out of memory")
+                }
+                Some(signal) => bail!("the new process was killed by signal {signal}"),
+                None => bail!("the new process ended without a word"),
+            }
+        }
+    }
+}
+
+/// Runs the new process. Ends in the program, or in the end of the process.
+fn main(plan: &Plan<'_>) -> ! {
+    let error = match set_up(plan).and_then(|program| {
+        program.block_signals();
+        plan.socket.send(&Message::Ready)?;
+        plan.socket.expect(&Message::Start)?;
+        rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
+        Ok(program)
+    }) {
+        Ok(program) => program.exec(),
+        Err(error) => error,
+    };
+    // The caller prints it. If it is gone, nobody is interested.
+    let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
+    syscall::exit_now(1)
+}
+
+/// Everything but the exec. The order is that of [`init`], for the same reasons.
+fn set_up(plan: &Plan<'_>) -> Result<Program> {
+    let (options, process) = (plan.options, plan.options.process);
+    let linux = options.spec.linux().clone().unwrap_or_default();
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("end with the caller")?;
+    rustix::process::setsid().context("start a session")?;
+    for tasks in plan.socket.expect_with(&Message::Cgroup)? {
+        cgroups::enter(&tasks).context("enter the cgroup")?;
+    }
+    plan.namespaces.join_rest()?;
+    if let Some(root) = &plan.root {
+        rustix::process::fchdir(root).context("enter the container's root")?;
+        rustix::process::chroot(".").context("make it the root")?;
+    }
+    init::join_session_keyring(&options.state.id)?;
+    let rootfs = Rootfs::open_as_is(Path::new("/")).context("open the container's root")?;
+    if let Some(console) = &options.console {
+        terminal::set_up(&rootfs, process, console.as_fd(), false)
+            .context("set up the terminal")?;
+    }
+    if let Some(personality) = linux.personality() {
+        process::set_personality(personality)?;
+    }
+    let label = init::security_label(plan.proc, process)?;
+    let home = init::home(&rootfs, process);
+    drop(rootfs);
+
+    let keep = options.spec.annotations().as_ref().and_then(|all| all.get(init::KEEP_GROUPS));
+    init::become_unprivileged(process, &linux, keep.is_some_and(|value| value != "0"))?;
+    init::enter_working_directory(process.cwd())?;
+    let request = executor::Request {
+        args: process.args().as_deref().unwrap_or_default(),
+        env: init::environment(process, home, 0),
+        cwd: process.cwd(),
+        asked: options.asked,
+        engine: options.engine.as_ref(),
+        registered: plan.registered,
+        mounts: options.spec.mounts().as_deref().unwrap_or_default(),
+    };
+    let program = executor::prepare(&request)?;
+    init::set_label(label)?;
+    if process.no_new_privileges() == Some(true)
+        && let Some(filter) = linux.seccomp()
+    {
+        seccomp::load(filter)?;
+    }
+    Ok(program)
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref() == Some(&Errno::BUSY))
+}
