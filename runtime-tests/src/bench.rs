@@ -227,6 +227,7 @@ fn life(
         ("create", step(&["create", "--bundle", &folder])?),
         ("state", step(&["state"])?),
         ("start", step(&["start"])?),
+        ("exec /bin/true", timed(runtime(path, host).args(["exec", &id, "/bin/true"]))?),
         ("kill", timed(runtime(path, host).args(["kill", &id, "KILL"]))?),
         ("delete", {
             wait_until_stopped(path, host, &id)?;

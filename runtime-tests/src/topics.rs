@@ -6,6 +6,7 @@ mod command_line;
 mod devices;
 mod exec;
 mod executable;
+mod freezer;
 mod hooks;
 mod lifecycle;
 mod mounts;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Entry> {
         command_line::TESTS,
         devices::TESTS,
         exec::TESTS,
+        freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
         lifecycle::TESTS,

@@ -19,7 +19,7 @@ super::tests! { "exec":
     only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
     a_native_program_beside_a_module, processors_before_and_after, in_a_created_container, a_signal_ends_it_by_128_and_more,
-    it_ends_with_the_container, without_a_mount_namespace, its_executable_is_protected,
+    it_ends_with_the_container, without_a_mount_namespace, its_executable_is_protected, not_in_a_paused_container,
 }
 
 /// Runs `exec` with flags, in the container, of a shell script.
@@ -342,6 +342,15 @@ fn not_in_a_stopped_container(test: &Test) -> Outcome {
     container.wait()?;
     let output = test.rt(["exec", &container.id, "/bin/true"])?;
     ensure(output.code != Some(0) && !output.stderr.is_empty(), "it ran")
+}
+
+fn not_in_a_paused_container(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    container.rt(&["pause"])?.success()?;
+    let output = test.rt(["exec", &container.id, "/bin/true"])?;
+    ensure(output.code != Some(0) && output.stderr.contains("paused"), output.stderr)?;
+    container.rt(&["resume"])?.success()?;
+    test.rt(["exec", &container.id, "/bin/true"])?.success().map(drop)
 }
 
 fn not_in_an_unknown_container(test: &Test) -> Outcome {

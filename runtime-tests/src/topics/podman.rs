@@ -8,7 +8,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until}
 
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
-    starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, keeps_the_root_read_only,
+    starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, keeps_the_root_read_only,
 }
 
 struct Podman<'a> {
@@ -104,6 +104,48 @@ impl Drop for Podman<'_> {
             .arg(self.test.folder.join("storage/vfs"))
             .status();
     }
+}
+
+fn execs_in_a_container(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman.run(&["--detach", "--name", "c", "image", "/bin/sleep", "60"])?.success()?;
+    podman.podman(&["exec", "c", "/bin/sh", "-c", "echo in; exit 7"])?.code(7)?.stdout("in\n")?;
+    podman
+        .podman(&[
+            "exec",
+            "--user",
+            "5:6",
+            "--workdir",
+            "/tmp",
+            "--env",
+            "A=b",
+            "c",
+            "/bin/sh",
+            "-c",
+            "id -u; pwd; echo $A",
+        ])?
+        .success()?
+        .stdout("5\n/tmp\nb\n")?;
+    let tty =
+        podman.podman(&["exec", "--tty", "c", "/bin/sh", "-c", "test -t 1 && echo terminal"])?;
+    ensure(tty.success()?.stdout.contains("terminal"), "no terminal")?;
+    podman.podman(&["exec", "c", "no-such-program"])?.code(127)?;
+    podman.podman(&["exec", "c", "/etc"])?.code(126)?;
+    podman.podman(&["exec", "--detach", "c", "/bin/sleep", "61"])?.success()?;
+    let listed = podman.podman(&["exec", "c", "ps"])?.success()?.stdout;
+    ensure(listed.contains("sleep 61"), listed)
+}
+
+fn pauses_a_container(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman.run(&["--detach", "--name", "c", "image", "/bin/sleep", "60"])?.success()?;
+    podman.podman(&["pause", "c"])?.success()?;
+    podman
+        .podman(&["inspect", "--format", "{{.State.Status}}", "c"])?
+        .success()?
+        .stdout("paused\n")?;
+    podman.podman(&["unpause", "c"])?.success()?;
+    podman.podman(&["exec", "c", "/bin/true"])?.success().map(drop)
 }
 
 const WASM: [&str; 2] = ["--annotation", "run.oci.handler=wasm"];

@@ -83,6 +83,12 @@ pub(crate) enum Command {
     Delete(Delete),
     /// Create a container, start it, wait for it and delete it
     Run(Run),
+    /// Stop all processes of a container where they are
+    Pause(Id),
+    /// Let the processes of a paused container go on
+    Resume(Id),
+    /// Show the processes of a container
+    Ps(Ps),
     /// List the containers
     List(List),
     /// Write a `config.json` to begin with
@@ -225,6 +231,18 @@ pub(crate) struct Delete {
     /// Kill it first if it runs; a container that is not there is no error
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Ps {
+    /// The container's name
+    pub(crate) id: String,
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: ListFormat,
+    /// Arguments of ps(1), for the table [default: -ef]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
 }
 
 #[derive(Args, Debug)]

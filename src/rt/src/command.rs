@@ -8,6 +8,8 @@ mod features;
 mod foreground;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod run;
 mod spec;
 mod start;
@@ -78,6 +80,9 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Start(args) => start::execute(&root, &args),
         Command::State(args) => state::execute(&root, &args),
         Command::Exec(args) => exec::execute(&root, &args),
+        Command::Pause(args) => pause::pause(&root, &args),
+        Command::Resume(args) => pause::resume(&root, &args),
+        Command::Ps(args) => ps::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
         Command::Delete(args) => delete::execute(&root, &args),
         Command::Run(args) => run::execute(&root, manager(global), &args),

@@ -219,6 +219,31 @@ impl Cgroup {
         }
     }
 
+    /// Stops all processes where they are, and waits until the kernel has done so.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        if self.manager == Manager::Disabled {
+            bail!("the container has no cgroup of its own");
+        }
+        let frozen = match self.version {
+            Version::V2 => v2::freeze(&self.paths[0], true),
+            Version::V1 => v1::freeze(self.freezer()?),
+        };
+        // Half frozen is what nobody asked for.
+        frozen.inspect_err(|_| self.thaw())
+    }
+
+    pub(crate) fn unfreeze(&self) -> Result<()> {
+        match self.version {
+            Version::V2 => v2::freeze(&self.paths[0], false),
+            Version::V1 => write(&self.freezer()?.join("freezer.state"), "THAWED"),
+        }
+    }
+
+    fn freezer(&self) -> Result<&PathBuf> {
+        v1::of_controller(&self.paths, "freezer")
+            .context("this host has no cgroup controller `freezer`")
+    }
+
     /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them.
     pub(crate) fn thaw(&self) {
         let (path, value) = match self.version {
@@ -369,6 +394,9 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
 }
+
+/// How long the freezer may take.
+const FREEZING: Duration = Duration::from_secs(2);
 
 fn collect_processes(path: &Path, pids: &mut Vec<Pid>) {
     let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();

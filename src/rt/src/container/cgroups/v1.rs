@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 
-use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, ROOT};
+use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FREEZING, ROOT};
 
 /// Where systemd mounts the second version beside the first.
 const UNIFIED: &str = "unified";
@@ -63,6 +64,23 @@ pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     };
     let unified = unified(paths);
     paths.iter().filter(|path| Some(*path) != unified).map(open).collect()
+}
+
+/// Freezes a cgroup. There is no event to wait for, and processes that fork meanwhile can keep it at `FREEZING` until it is asked
+/// again (kernel documentation, `freezer-subsystem.rst`).
+pub(super) fn freeze(path: &Path) -> Result<()> {
+    let file = path.join("freezer.state");
+    let end = Instant::now() + FREEZING;
+    while Instant::now() < end {
+        super::write(&file, "FROZEN")?;
+        let state =
+            fs::read_to_string(&file).with_context(|| format!("read `{}`", file.display()))?;
+        if state.trim() == "FROZEN" {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    bail!("`{}` is not `FROZEN` after {} s", file.display(), FREEZING.as_secs())
 }
 
 /// Makes a cgroup and those above it.

@@ -1,15 +1,18 @@
 //! cgroup v2 by cgroupfs: one hierarchy (kernel documentation, `cgroup-v2.rst`).
 #![forbid(unsafe_code)]
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
-use super::ROOT;
+use super::{FREEZING, ROOT};
 
 /// Makes a cgroup with all controllers that the host has, and opens it.
 pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<OwnedFd> {
@@ -25,6 +28,31 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<OwnedFd> {
     make_directory(path, made)?;
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open cgroup `{}`", path.display()))
+}
+
+/// Freezes a cgroup or lets it go on, and waits until `cgroup.events` says so.
+pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
+    super::write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+    let file = path.join("cgroup.events");
+    let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+    let end = Instant::now() + FREEZING;
+    // The kernel tells of a change by POLLPRI (cgroup-v2.rst, "cgroup.events"), on a file that was read before.
+    let mut events = File::open(&file).with_context(|| format!("open `{}`", file.display()))?;
+    loop {
+        let mut text = String::new();
+        events.rewind().and_then(|()| events.read_to_string(&mut text))?;
+        if text.lines().any(|line| line == wanted) {
+            return Ok(());
+        }
+        let Some(left) = end.checked_duration_since(Instant::now()) else {
+            bail!("`{}` does not say `{wanted}` after {} s", file.display(), FREEZING.as_secs());
+        };
+        let mut polled = [PollFd::new(&events, PollFlags::PRI)];
+        match rustix::event::poll(&mut polled, Some(&Timespec::try_from(left)?)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the freezer"),
+        }
+    }
 }
 
 fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {

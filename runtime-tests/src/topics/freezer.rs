@@ -1,0 +1,117 @@
+//! `pause`, `resume`, and `ps`.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, wait_until};
+
+super::tests! { "freezer":
+    a_paused_container_stands_still, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force, pausing_twice,
+    resuming_what_is_not_paused, pausing_what_has_ended, ps_lists_the_processes, ps_passes_its_arguments_on, ps_without_a_cgroup,
+}
+
+/// Counts as fast as it can.
+fn counting(test: &Test) -> Outcome<Container<'_>> {
+    let container = test.sh("i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")?.start()?;
+    container.wait_for_output("3\n")?;
+    Ok(container)
+}
+
+fn a_paused_container_stands_still(test: &Test) -> Outcome {
+    let container = counting(test)?;
+    container.rt(&["pause"])?.success()?;
+    ensure_eq(container.status()?.as_str(), "paused")?;
+    let before = container.stdout()?;
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    ensure_eq(container.stdout()?, before.clone())?;
+    container.rt(&["resume"])?.success()?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    wait_until("it counts on", || container.stdout().is_ok_and(|out| out.len() > before.len()))
+}
+
+fn a_paused_container_can_be_killed(test: &Test) -> Outcome {
+    let container = counting(test)?;
+    container.rt(&["pause"])?.success()?;
+    container.kill("KILL")?;
+    container.wait()
+}
+
+fn a_paused_container_can_be_deleted_by_force(test: &Test) -> Outcome {
+    let container = counting(test)?;
+    container.rt(&["pause"])?.success()?;
+    ensure(container.rt(&["delete"])?.code != Some(0), "deleted without --force")?;
+    container.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+fn pausing_twice(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = counting(test)?;
+    container.rt(&["pause"])?.success()?;
+    container.rt(&["pause"])?.success()?;
+    container.rt(&["resume"])?.success()?;
+    container.rt(&["resume"])?.fails_with("container not paused").map(drop)
+}
+
+fn resuming_what_is_not_paused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = counting(test)?;
+    container.rt(&["resume"])?.fails_with("container not paused")?;
+    container.kill("KILL")?;
+    container.wait()?;
+    container.rt(&["resume"])?.fails_with("container not paused").map(drop)
+}
+
+fn pausing_what_has_ended(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exit 0")?.start()?;
+    container.wait()?;
+    container.rt(&["pause"])?.fails_with("container not running")?;
+    test.rt(["pause", "nobody"])?.fails_with("does not exist").map(drop)
+}
+
+fn ps_lists_the_processes(test: &Test) -> Outcome {
+    let container = test.sh("sleep 61 & sleep 62 & echo done; wait")?.start()?;
+    container.wait_for_output("done")?;
+    let json = container.rt(&["ps", "--format", "json"])?.success()?.stdout;
+    let pids: Vec<i64> = serde_json::from_str::<Value>(&json)?
+        .as_array()
+        .ok_or("no array")?
+        .iter()
+        .filter_map(Value::as_i64)
+        .collect();
+    ensure(pids.len() == 3 && pids.contains(&container.pid()?.into()), &json)?;
+    let table = container.rt(&["ps"])?.success()?.stdout;
+    let lines: Vec<&str> = table.lines().collect();
+    ensure(lines.len() == 4 && lines[0].contains("PID") && table.contains("sleep 62"), table)
+}
+
+fn ps_passes_its_arguments_on(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    let pid = container.pid()?;
+    let table = test.rt(["ps", &container.id, "-e", "-o", "pid,comm"])?.success()?.stdout;
+    let rows: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    ensure_eq(rows, vec![vec!["PID", "COMMAND"], vec![&pid.to_string(), "sleep"]])?;
+    test.only_rt()?;
+    test.rt(["ps", &container.id, "-e", "-o", "comm"])?.fails_with("no column PID")?;
+    test.rt(["ps", &container.id, "--no-such-flag"])?.fails_with("`ps --no-such-flag`").map(drop)
+}
+
+fn ps_without_a_cgroup(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["cgroupsPath"] = json!("");
+    });
+    bundle.write()?;
+    let id = test.id();
+    let folder = bundle.folder.display().to_string();
+    let flag = "--cgroup-manager=disabled";
+    test.rt([flag, "run", "--detach", "--bundle", &folder, &id])?.success()?;
+    let state: Value = serde_json::from_str(&test.rt(["state", &id])?.success()?.stdout)?;
+    let pid = state["pid"].to_string();
+    test.rt(["ps", "-f", "json", &id])?.success()?.stdout(&format!("[{pid}]\n"))?;
+    test.rt(["pause", &id])?.fails_with("no cgroup")?;
+    ensure(fs::metadata(format!("/proc/{pid}")).is_ok(), "it has ended")?;
+    test.rt(["delete", "--force", &id])?.success().map(drop)
+}

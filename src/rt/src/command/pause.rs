@@ -1,0 +1,35 @@
+//! `rt pause` and `rt resume`: stop all processes of a container where they are, and let them go on.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cli;
+use crate::state::{Root, Status};
+
+pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {
+    let pause = || {
+        let (directory, state) = root.load(&args.id)?;
+        match state.status(&directory)? {
+            Status::Created | Status::Running | Status::Paused => state.cgroup.freeze(),
+            // The words are runc's, which callers look for.
+            Status::Creating | Status::Stopped => bail!("container not running"),
+        }
+    };
+    pause().with_context(|| format!("pause `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn resume(root: &Root, args: &cli::Id) -> Result<ExitCode> {
+    let resume = || {
+        let (_, state) = root.load(&args.id)?;
+        // A container that is created can be frozen too, which its status does not show.
+        if !state.cgroup.is_frozen() {
+            bail!("container not paused");
+        }
+        state.cgroup.unfreeze()
+    };
+    resume().with_context(|| format!("resume `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
