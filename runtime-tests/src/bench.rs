@@ -280,6 +280,7 @@ fn print(times: &Times) {
         "create",
         "state",
         "start",
+        "exec /bin/true",
         "kill",
         "delete",
         "--version",
