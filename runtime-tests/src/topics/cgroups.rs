@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "cgroups":
+    update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
@@ -40,6 +41,105 @@ fn needs(test: &Test, controller: &str) -> Outcome {
         _ => Path::new("/sys/fs/cgroup").join(controller).exists(),
     };
     if there { Ok(()) } else { skip(format!("no cgroup controller `{controller}` in this lane")) }
+}
+
+/// The first line of a container's cgroup file, which has one name with v1 and another with v2.
+fn value(test: &Test, container: &Container<'_>, v1: &str, v2: &str) -> Outcome<String> {
+    let file = if test.host.lane == "v2" { v2 } else { v1 };
+    let controller = v1.split('.').next().unwrap_or_default();
+    let path = cgroup(test, container, controller)?.join(file);
+    Ok(fs::read_to_string(path)?.lines().next().unwrap_or_default().to_owned())
+}
+
+fn pids_limit(test: &Test, container: &Container<'_>) -> Outcome<String> {
+    value(test, container, "pids.max", "pids.max")
+}
+
+fn update_by_flags(test: &Test) -> Outcome {
+    for controller in ["pids", "memory", "cpu"] {
+        needs(test, controller)?;
+    }
+    let container = test.sh("exec sleep 60")?.start()?;
+    let flags = ["--pids-limit=20", "--memory", "67108864", "--cpu-quota=50000", "--cpu-share=512"];
+    container.rt(&[&["update"], &flags[..]].concat())?.success()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "20")?;
+    let memory = value(test, &container, "memory.limit_in_bytes", "memory.max")?;
+    ensure_eq(memory.as_str(), "67108864")?;
+    let quota = value(test, &container, "cpu.cfs_quota_us", "cpu.max")?;
+    ensure_eq(quota.trim_end_matches(" 100000"), "50000")?;
+    container.rt(&["update", "--pids-limit", "-1"])?.success()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "max")?;
+    // Up again, with swap above it.
+    let flags = ["--memory=134217728", "--memory-swap=268435456"];
+    container.rt(&[&["update"], &flags[..]].concat())?.success()?;
+    let memory = value(test, &container, "memory.limit_in_bytes", "memory.max")?;
+    ensure_eq(memory.as_str(), "134217728")
+}
+
+fn update_by_json(test: &Test) -> Outcome {
+    needs(test, "pids")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let command = test.command(["update", "--resources", "-", &container.id]);
+    Output::with_input(command, r#"{"pids":{"limit":33}}"#)?.success()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "33")?;
+    let file = test.folder.join("resources.json");
+    fs::write(&file, r#"{"pids":{"limit":34},"devices":[{"allow":true,"access":"rwm"}]}"#)?;
+    container.rt(&["update", &format!("--resources={}", file.display())])?.success()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "34")?;
+    // Device rules are what they were.
+    test.only_rt()?;
+    let script = "mknod /dev/x b 7 0 && cat /dev/x";
+    let cap = "--cap=CAP_MKNOD";
+    let output = test.rt(["exec", cap, &container.id, "/bin/sh", "-c", script])?;
+    ensure(output.stderr.contains("not permitted"), output.stderr)
+}
+
+fn update_changes_only_what_is_given(test: &Test) -> Outcome {
+    needs(test, "cpu")?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["cpu"] = json!({ "quota": 30000, "period": 60000 });
+    });
+    let container = bundle.start()?;
+    let now = || -> Outcome<(String, String)> {
+        if test.host.lane == "v2" {
+            let text = value(test, &container, "cpu.max", "cpu.max")?;
+            let (quota, period) = text.split_once(' ').ok_or("no period")?;
+            return Ok((quota.to_owned(), period.to_owned()));
+        }
+        let value = |file| value(test, &container, file, file);
+        Ok((value("cpu.cfs_quota_us")?, value("cpu.cfs_period_us")?))
+    };
+    let is = |quota: &str, period: &str| ensure_eq(now()?, (quota.to_owned(), period.to_owned()));
+    is("30000", "60000")?;
+    container.rt(&["update", "--cpu-period=50000"])?.success()?;
+    is("30000", "50000")?;
+    container.rt(&["update", "--cpu-quota=20000"])?.success()?;
+    is("20000", "50000")
+}
+
+fn update_with_wrong_values(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let json = |text: &str, words: &str| {
+        let command = test.command(["update", "--resources=-", &container.id]);
+        Output::with_input(command, text)?.fails_with(words).map(drop)
+    };
+    json("{\n\"pids\":", "line 2")?;
+    json(r#"{"pids":{"limit":"many"}}"#, "many")?;
+    container.rt(&["update", "--resources=/no/such/file"])?.fails_with("/no/such/file")?;
+    container.rt(&["update", "--memory=much"])?.fails_with("--memory")?;
+    container.rt(&["update", "--pids-limit=x"])?.fails_with("--pids-limit")?;
+    container
+        .rt(&["update", "--resources=-", "--pids-limit=1"])?
+        .fails_with("exclude each other")?;
+    test.rt(["update", "--pids-limit=1", "nobody"])?.fails_with("does not exist")?;
+    if needs(test, "memory").is_ok() {
+        json(r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#, "more than the limit")?;
+    }
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.kill("KILL")?;
+    container.wait()?;
+    container.rt(&["update", "--pids-limit=1"])?.fails_with("container not running").map(drop)
 }
 
 fn a_created_container_is_in_its_cgroup(test: &Test) -> Outcome {

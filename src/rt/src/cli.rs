@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Pause(Id),
     /// Let the processes of a paused container go on
     Resume(Id),
+    /// Change the limits of a container
+    Update(Box<Update>),
     /// Show the processes of a container
     Ps(Ps),
     /// List the containers
@@ -231,6 +233,64 @@ pub(crate) struct Delete {
     /// Kill it first if it runs; a container that is not there is no error
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+/// Sizes are in bytes, or with a unit: k, m, g. -1 is no limit.
+#[derive(Args, Debug)]
+pub(crate) struct Update {
+    /// The container's name
+    pub(crate) id: String,
+    /// Take the limits from this file, a `linux.resources` as in `config.json`; `-` is standard input
+    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(crate) resources: Option<PathBuf>,
+    /// Memory
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// Memory and swap together
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// Memory that is not taken away easily
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<String>,
+    /// Kernels no longer have this limit; a value is ignored
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) kernel_memory: Option<String>,
+    /// Memory of TCP buffers, cgroup v1
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) kernel_memory_tcp: Option<String>,
+    /// Share of the processors, 2 to 262144; 1024 is the default
+    #[arg(long, visible_alias = "cpu-shares", value_name = "N")]
+    pub(crate) cpu_share: Option<u64>,
+    /// Microseconds of processor time in each period
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// Length of a period
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_period: Option<u64>,
+    /// How much unused quota can be saved up
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_burst: Option<u64>,
+    /// 1: run only when nobody else wants to
+    #[arg(long, value_name = "0|1")]
+    pub(crate) cpu_idle: Option<i64>,
+    /// Length of a period of realtime scheduling, cgroup v1
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_rt_period: Option<u64>,
+    /// Realtime processor time in each period, cgroup v1
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    pub(crate) cpu_rt_runtime: Option<i64>,
+    /// The processors to run on, as 0-3,7
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// The memory nodes to use
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// How many processes and threads
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// Share of the disks, 10 to 1000
+    #[arg(long, value_name = "N")]
+    pub(crate) blkio_weight: Option<u16>,
 }
 
 #[derive(Args, Debug)]

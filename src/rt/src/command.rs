@@ -14,6 +14,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -83,6 +84,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Pause(args) => pause::pause(&root, &args),
         Command::Resume(args) => pause::resume(&root, &args),
         Command::Ps(args) => ps::execute(&root, &args),
+        Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
         Command::Delete(args) => delete::execute(&root, &args),
         Command::Run(args) => run::execute(&root, manager(global), &args),

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::process::Pid;
@@ -187,10 +187,53 @@ impl Cgroup {
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let Some(resources) = resources else { return Ok(()) };
+        if self.version == Version::V1 {
+            resources::apply_devices_v1(&self.paths, resources)?;
+        }
+        self.apply(resources)
+    }
+
+    fn apply(&self, resources: &LinuxResources) -> Result<()> {
         match self.version {
             Version::V1 => resources::apply_v1(&self.paths, resources),
             Version::V2 => resources::apply_v2(&self.paths[0], resources),
         }
+    }
+
+    /// Changes limits; what is not among these stays. Device rules are left alone: callers pass the ones that are in force.
+    pub(crate) fn update(&self, mut resources: LinuxResources) -> Result<()> {
+        resources.set_devices(None);
+        self.refuse_what_is_in_use(&resources)?;
+        match self.manager {
+            Manager::Disabled => bail!("the container has no cgroup of its own"),
+            Manager::Cgroupfs => self.apply(&resources),
+            Manager::Systemd => {
+                let unit = self.unit.clone().unwrap_or_default();
+                systemd::limit(&unit, &self.name, &resources)
+            }
+        }
+    }
+
+    /// With `memory.checkBeforeUpdate`: a limit below what is used would have the container killed.
+    fn refuse_what_is_in_use(&self, resources: &LinuxResources) -> Result<()> {
+        let Some(memory) = resources.memory() else { return Ok(()) };
+        let (Some(true), Some(limit @ 1..)) = (memory.check_before_update(), memory.limit()) else {
+            return Ok(());
+        };
+        let file = match self.version {
+            Version::V2 => self.paths.first().map(|path| path.join("memory.current")),
+            Version::V1 => v1::of_controller(&self.paths, "memory")
+                .map(|path| path.join("memory.usage_in_bytes")),
+        };
+        let file = file.context("the container has no memory cgroup")?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("read `{}`", file.display()))?;
+        let used: i64 = text.trim().parse().context("parse the memory in use")?;
+        ensure!(
+            used <= limit,
+            "the container uses {used} bytes of memory, more than the limit {limit}"
+        );
+        Ok(())
     }
 
     /// Attaches the device rules, which with v1 are among the limits. libcgroups tells systemd of none. Apart from the limits,

@@ -17,7 +17,7 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         memory_v2(memory, &set)?;
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_v2(cpu, &set)?;
+        cpu_v2(cgroup, cpu, &set)?;
     }
     if let Some(pids) = resources.pids() {
         set("pids.max", &max(pids.limit()))?;
@@ -69,17 +69,26 @@ fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     Ok(())
 }
 
-fn cpu_v2(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
+fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         set("cpu.weight", &weight(shares).to_string())?;
     }
-    if cpu.quota().is_some() || cpu.period().is_some() {
-        let quota = cpu
-            .quota()
-            .filter(|quota| *quota > 0)
-            .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        let period = cpu.period().filter(|period| *period != 0).unwrap_or(100_000);
-        set("cpu.max", &format!("{quota} {period}"))?;
+    let period = cpu.period().filter(|period| *period != 0);
+    let quota = match cpu.quota() {
+        Some(quota) if quota > 0 => Some(quota.to_string()),
+        Some(_) => Some("max".to_owned()),
+        None => None,
+    };
+    match (quota, period) {
+        (None, None) => {}
+        (Some(quota), Some(period)) => set("cpu.max", &format!("{quota} {period}"))?,
+        // The kernel keeps the period, and wants the quota again.
+        (Some(quota), None) => set("cpu.max", &quota)?,
+        (None, Some(period)) => {
+            let now = std::fs::read_to_string(cgroup.join("cpu.max")).context("read `cpu.max`")?;
+            let quota = now.split_whitespace().next().unwrap_or("max");
+            set("cpu.max", &format!("{quota} {period}"))?;
+        }
     }
     if let Some(burst) = cpu.burst() {
         set("cpu.max.burst", &burst.to_string())?;
@@ -150,22 +159,30 @@ fn rdma(device: &str, handles: Option<u32>, objects: Option<u32>) -> String {
     format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
 }
 
-/// Limits for v1 files, each in the hierarchy of its controller.
-pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
-    let set = |file: &str, value: &str| {
-        let controller = file.split('.').next().unwrap_or_default();
-        let cgroup = v1::of_controller(cgroups, controller).with_context(|| {
-            format!("set `{file}`: this host has no cgroup controller `{controller}`")
-        })?;
-        write(&cgroup.join(file), value)
-    };
-    if let Some(file) = resources.unified().iter().flatten().map(|(file, _)| file).next() {
-        bail!("set `{file}`: `resources.unified` is for cgroup v2, and this host has v1");
-    }
+fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<()> {
+    let controller = file.split('.').next().unwrap_or_default();
+    let cgroup = v1::of_controller(cgroups, controller).with_context(|| {
+        format!("set `{file}`: this host has no cgroup controller `{controller}`")
+    })?;
+    write(&cgroup.join(file), value)
+}
+
+/// The device rules, for v1 files.
+pub(super) fn apply_devices_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
     if v1::of_controller(cgroups, "devices").is_some() {
         for rule in devices::rules(resources.devices().as_deref().unwrap_or_default())? {
-            set(if rule.is_allowing() { "devices.allow" } else { "devices.deny" }, &rule.line())?;
+            let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
+            set_v1(cgroups, file, &rule.line())?;
         }
+    }
+    Ok(())
+}
+
+/// Limits for v1 files, each in the hierarchy of its controller.
+pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
+    let set = |file: &str, value: &str| set_v1(cgroups, file, value);
+    if let Some(file) = resources.unified().iter().flatten().map(|(file, _)| file).next() {
+        bail!("set `{file}`: `resources.unified` is for cgroup v2, and this host has v1");
     }
     if let Some(memory) = resources.memory() {
         memory_v1(memory, &set)?;
@@ -198,8 +215,11 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
         || limit.map_or(Ok(()), |limit| set("memory.limit_in_bytes", &limit.to_string()));
     let set_swap =
         || swap.map_or(Ok(()), |swap| set("memory.memsw.limit_in_bytes", &swap.to_string()));
-    // The kernel keeps memory <= memory and swap at every moment: from the unlimited beginning, memory goes down first.
-    set_limit()?;
+    // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up last.
+    if set_limit().is_err() {
+        set_swap()?;
+        set_limit()?;
+    }
     set_swap()?;
     if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
         set("memory.soft_limit_in_bytes", &reservation.to_string())?;
@@ -220,12 +240,17 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         set("cpu.shares", &shares.to_string())?;
     }
-    if let Some(period) = cpu.period().filter(|period| *period != 0) {
-        set("cpu.cfs_period_us", &period.to_string())?;
+    let period = cpu.period().filter(|period| *period != 0);
+    let quota = cpu.quota().filter(|quota| *quota != 0);
+    let set_period =
+        || period.map_or(Ok(()), |period| set("cpu.cfs_period_us", &period.to_string()));
+    let set_quota = || quota.map_or(Ok(()), |quota| set("cpu.cfs_quota_us", &quota.to_string()));
+    // Their ratio must fit those above and below at every moment.
+    if set_period().is_err() {
+        set_quota()?;
+        set_period()?;
     }
-    if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
-        set("cpu.cfs_quota_us", &quota.to_string())?;
-    }
+    set_quota()?;
     if let Some(burst) = cpu.burst() {
         set("cpu.cfs_burst_us", &burst.to_string())?;
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt};
+use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
@@ -18,27 +18,13 @@ pub(super) fn enter(
     pid: Pid,
     resources: Option<&LinuxResources>,
 ) -> Result<Vec<PathBuf>> {
-    let config = CgroupConfig {
-        cgroup_path: unit.into(),
-        systemd_cgroup: true,
-        container_name: id.to_owned(),
-    };
-    let manager = libcgroups::common::create_cgroup_manager(config)
-        .map_err(|error| anyhow!("use systemd: {error}"))?;
+    let manager = manager(unit, id)?;
     let task = nix_pid(pid);
     manager
         .add_task(task)
         .map_err(|error| anyhow!("make a systemd scope for `{unit}`: {error}"))?;
     if let Some(resources) = resources {
-        let options = ControllerOpt {
-            resources,
-            disable_oom_killer: false,
-            oom_score_adj: None,
-            freezer_state: None,
-        };
-        manager
-            .apply(&options)
-            .map_err(|error| anyhow!("limit the systemd scope for `{unit}`: {error}"))?;
+        limit(unit, id, resources)?;
     }
     // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn it.
     let table =
@@ -46,6 +32,29 @@ pub(super) fn enter(
     let path =
         table.lines().find_map(|line| line.strip_prefix("0::/")).context("init is in no cgroup")?;
     Ok(vec![Path::new(ROOT).join(path)])
+}
+
+fn manager(unit: &str, id: &str) -> Result<AnyCgroupManager> {
+    let config = CgroupConfig {
+        cgroup_path: unit.into(),
+        systemd_cgroup: true,
+        container_name: id.to_owned(),
+    };
+    libcgroups::common::create_cgroup_manager(config)
+        .map_err(|error| anyhow!("use systemd: {error}"))
+}
+
+/// Has systemd limit the scope, which keeps the limits over a reload of its configuration.
+pub(super) fn limit(unit: &str, id: &str, resources: &LinuxResources) -> Result<()> {
+    let options = ControllerOpt {
+        resources,
+        disable_oom_killer: false,
+        oom_score_adj: None,
+        freezer_state: None,
+    };
+    manager(unit, id)?
+        .apply(&options)
+        .map_err(|error| anyhow!("limit the systemd scope for `{unit}`: {error}"))
 }
 
 fn nix_pid(pid: Pid) -> nix::unistd::Pid {

@@ -1,0 +1,109 @@
+//! `rt update`: other limits for a container that is there, from `linux.resources` as JSON or from flags. What is not given
+//! stays as it is; device rules cannot be updated.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::Read;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::LinuxResources;
+use serde_json::{Value, json};
+
+use crate::cli;
+use crate::state::{Root, Status};
+
+pub(super) fn execute(root: &Root, args: &cli::Update) -> Result<ExitCode> {
+    let update = || {
+        let (directory, state) = root.load(&args.id)?;
+        match state.status(&directory)? {
+            Status::Created | Status::Running | Status::Paused => {}
+            // The words are runc's, which callers look for.
+            Status::Creating | Status::Stopped => bail!("container not running"),
+        }
+        state.cgroup.update(resources(args)?)
+    };
+    update().with_context(|| format!("update `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn resources(args: &cli::Update) -> Result<LinuxResources> {
+    let flags = from_flags(args)?;
+    let Some(file) = &args.resources else {
+        return serde_json::from_value(flags).context("take the limits from the flags");
+    };
+    ensure!(
+        flags.as_object().is_none_or(serde_json::Map::is_empty),
+        "`--resources` and flags for single limits exclude each other"
+    );
+    let mut text = String::new();
+    if file.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).context("read standard input")?;
+    } else {
+        text = fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
+    }
+    // serde_json says line and column.
+    serde_json::from_str(&text).with_context(|| format!("parse `{}`", file.display()))
+}
+
+/// The limits of the flags, as they would be in `linux.resources`.
+fn from_flags(args: &cli::Update) -> Result<Value> {
+    let mut resources = json!({});
+    let mut put = |part: &str, name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            resources[part][name] = value;
+        }
+    };
+    let size = |flag: &str, text: &Option<String>| -> Result<Option<Value>> {
+        let wrong = || format!("wrong value `{}` for `{flag}`", text.clone().unwrap_or_default());
+        text.as_deref().map(|text| bytes(text).with_context(wrong).map(Value::from)).transpose()
+    };
+    put("memory", "limit", size("--memory", &args.memory)?);
+    put("memory", "swap", size("--memory-swap", &args.memory_swap)?);
+    put("memory", "reservation", size("--memory-reservation", &args.memory_reservation)?);
+    put("memory", "kernel", size("--kernel-memory", &args.kernel_memory)?);
+    put("memory", "kernelTCP", size("--kernel-memory-tcp", &args.kernel_memory_tcp)?);
+    put("cpu", "shares", args.cpu_share.map(Value::from));
+    put("cpu", "quota", args.cpu_quota.map(Value::from));
+    put("cpu", "period", args.cpu_period.map(Value::from));
+    put("cpu", "burst", args.cpu_burst.map(Value::from));
+    put("cpu", "idle", args.cpu_idle.map(Value::from));
+    put("cpu", "realtimePeriod", args.cpu_rt_period.map(Value::from));
+    put("cpu", "realtimeRuntime", args.cpu_rt_runtime.map(Value::from));
+    put("cpu", "cpus", args.cpuset_cpus.clone().map(Value::from));
+    put("cpu", "mems", args.cpuset_mems.clone().map(Value::from));
+    put("pids", "limit", args.pids_limit.map(Value::from));
+    put("blockIO", "weight", args.blkio_weight.map(Value::from));
+    Ok(resources)
+}
+
+/// A number of bytes, or of kibi-, mebi- or gibibytes after which stands `k`, `m` or `g`; -1 for no limit.
+fn bytes(text: &str) -> Result<i64> {
+    let lower = text.to_ascii_lowercase();
+    let (number, shift) = match lower.strip_suffix('b').unwrap_or(&lower) {
+        number if number.ends_with('k') => (&number[..number.len() - 1], 10),
+        number if number.ends_with('m') => (&number[..number.len() - 1], 20),
+        number if number.ends_with('g') => (&number[..number.len() - 1], 30),
+        number => (number, 0),
+    };
+    let number: i64 = number.parse()?;
+    ensure!(number >= -1, "less than -1");
+    number.checked_mul(1 << shift).context("too large")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn a_size_has_a_unit_or_none() {
+        for (text, expected) in
+            [("-1", -1), ("0", 0), ("4096", 4096), ("2k", 2048), ("3M", 3 << 20), ("1gb", 1 << 30)]
+        {
+            assert_eq!(bytes(text).expect(text), expected, "{text}");
+        }
+        for wrong in ["", "k", "x", "1x", "-2", "9999999999g"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}
