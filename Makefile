@@ -50,6 +50,12 @@ test: build guests test-deps ## everything that must hold before a change is mer
 	cargo clippy --locked --all-targets -- -D warnings
 	packaging/test $(DIST)
 
+# As root: a root filesystem has files of root's.
+.PHONY: test-vm
+test-vm: build guests vm-deps ## the black-box tests in an emulated machine with systemd and cgroup v2
+	cargo build --locked -p runtime-tests
+	runtime-tests/vm/run $(DIST)
+
 .PHONY: bench
 bench: build guests test-deps ## measure rt beside crun, runc and the floor
 	runtime-tests/bench/run $(DIST)/bin/rt
@@ -65,8 +71,10 @@ install: ## copy target/dist to $(DESTDIR)$(PREFIX)
 clean: ## remove everything that was built
 	rm -rf target
 
-.PHONY: build-deps test-deps
+.PHONY: build-deps test-deps vm-deps
 build-deps:
 	@packaging/dependencies build
 test-deps:
 	@packaging/dependencies test
+vm-deps:
+	@packaging/dependencies vm

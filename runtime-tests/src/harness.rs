@@ -70,6 +70,8 @@ pub(crate) struct Host {
     pub(crate) is_rt: bool,
     /// `hybrid`, `v1` or `v2`.
     pub(crate) lane: String,
+    /// Whether systemd makes the cgroups (`RT_TESTS_MANAGER`), which it does where it is process 1.
+    pub(crate) by_systemd: bool,
     /// The folder of this run.
     pub(crate) folder: PathBuf,
     /// Where the compiled guests are.
@@ -98,7 +100,9 @@ impl Host {
         let folder = std::env::temp_dir().join(format!("rt-tests-{}", std::process::id()));
         let guests = workspace.join("target/guests");
         let lane = std::env::var("RT_TESTS_LANE").unwrap_or_else(|_| "hybrid".into());
-        let host = Host { runtime, is_rt, lane, folder, guests };
+        let by_systemd =
+            std::env::var("RT_TESTS_MANAGER").is_ok_and(|manager| manager == "systemd");
+        let host = Host { runtime, is_rt, lane, by_systemd, folder, guests };
         host.make_rootfs().map_err(|error| format!("make `{}`: {error}", host.folder.display()))?;
         Ok(host)
     }
@@ -196,7 +200,11 @@ impl Test {
         args: impl IntoIterator<Item = S>,
     ) -> Command {
         let mut command = Command::new(&self.host.runtime);
-        command.arg("--root").arg(self.state_root()).args(args).stdin(Stdio::null());
+        command.arg("--root").arg(self.state_root());
+        if self.host.by_systemd {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(args).stdin(Stdio::null());
         command
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Container, Outcome, Output, Test};
+use super::{Container, Outcome, Output, Test, skip};
 
 #[derive(Debug)]
 pub(crate) struct Bundle<'a> {
@@ -105,6 +105,9 @@ impl<'a> Bundle<'a> {
     }
 
     pub(crate) fn write(&self) -> Outcome {
+        if self.test.host.by_systemd && self.config["linux"]["cgroupsPath"].is_string() {
+            return skip("a path of cgroupfs, which systemd does not take");
+        }
         fs::write(self.folder.join("config.json"), serde_json::to_string_pretty(&self.config)?)?;
         Ok(())
     }

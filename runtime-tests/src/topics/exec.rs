@@ -130,7 +130,10 @@ fn is_in_a_cgroup_below_it(test: &Test) -> Outcome {
     }
     let pid = detached(test, &container, &["--cgroup", "below"])?;
     let inside = cgroups_of(pid)?;
-    ensure(inside.contains(&format!("{}/below", container.id)), &inside)?;
+    ensure(
+        inside.lines().any(|line| line.contains(&container.id) && line.ends_with("/below")),
+        &inside,
+    )?;
     sh(test, &container, &["--cgroup", "../.."], "true")?.fails_with("leads out of")?;
     sh(test, &container, &["--cgroup", "nowhere"], "true")?.fails_with("nowhere").map(drop)
 }
@@ -426,7 +429,12 @@ fn processors_before_and_after(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
     let container = bundle.start()?;
-    for affinity in [json!({ "final": "0" }), json!({ "initial": "0" })] {
+    let mut affinities = vec![json!({ "final": "0" })];
+    if test.host.lane != "v2" {
+        // Entering a cgroup with cpuset undoes the first one, as the specification says.
+        affinities.push(json!({ "initial": "0" }));
+    }
+    for affinity in affinities {
         let file = file(test, &bundle, |process| {
             process["args"] = json!(["/bin/grep", "Cpus_allowed_list", "/proc/self/status"]);
             process["execCPUAffinity"] = affinity;

@@ -125,6 +125,19 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// The cgroup that a container of this name and configuration must have had, whoever made it: for one whose state is
+    /// damaged.
+    pub(crate) fn guess(path: Option<&Path>, id: &str) -> Result<Cgroup> {
+        let unit = path.map_or_else(|| format!(":rt:{id}"), |path| path.display().to_string());
+        if let Some(path) = systemd::path(&unit).filter(|path| path.is_dir()) {
+            let mut cgroup = Cgroup::plan(Manager::Disabled, None, id)?;
+            cgroup.manager = Manager::Systemd;
+            cgroup.paths = vec![path];
+            return Ok(cgroup);
+        }
+        Cgroup::plan(Manager::Cgroupfs, path.filter(|_| !unit.contains(':')), id)
+    }
+
     /// A cgroup with processes in it is somebody else's, who would be killed with this container. Nothing is made yet.
     pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
         for path in &self.paths {
@@ -181,8 +194,8 @@ impl Cgroup {
 
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
         let unit = self.unit.clone().unwrap_or_default();
-        self.paths = systemd::enter(&unit, &self.name, pid, resources)?;
-        Ok(())
+        self.paths = systemd::enter(&unit, &self.name, pid)?;
+        resources.map_or(Ok(()), |resources| self.limit_unit(resources))
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
@@ -208,10 +221,17 @@ impl Cgroup {
             Manager::Disabled => bail!("the container has no cgroup of its own"),
             Manager::Cgroupfs => self.apply(&resources),
             Manager::Systemd => {
-                let unit = self.unit.clone().unwrap_or_default();
-                systemd::limit(&unit, &self.name, &resources)
+                resources::complete_v2(&self.paths[0], &mut resources)?;
+                self.limit_unit(&resources)
             }
         }
+    }
+
+    /// systemd keeps its own idea of the limits, and puts it in force again when it reloads its configuration; so it is told
+    /// first. What it has no words for, or libcgroups does not pass on, is written then.
+    fn limit_unit(&self, resources: &LinuxResources) -> Result<()> {
+        systemd::limit(&self.unit.clone().unwrap_or_default(), &self.name, resources)?;
+        self.apply(resources)
     }
 
     /// With `memory.checkBeforeUpdate`: a limit below what is used would have the container killed.
@@ -236,8 +256,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Attaches the device rules, which with v1 are among the limits. libcgroups tells systemd of none. Apart from the limits,
-    /// since init can go on meanwhile: it makes device nodes, and uses none.
+    /// Attaches the device rules, which with v1 are among the limits. libcgroups tells systemd of none.
     pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let (Some(resources), Version::V2) = (resources, self.version) else { return Ok(()) };
         if self.manager == Manager::Disabled {

@@ -229,11 +229,19 @@ fn serve(
     state.pid = pid.as_raw_nonzero().get();
     state.start_time = state::stat(pid).context("init is gone")?.start_time;
     let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
+    // systemd removes a cgroup with its last process: before init can fail. Otherwise while init goes on: it makes device nodes,
+    // and uses none.
+    let systemd = state.cgroup.manager == Manager::Systemd;
+    if systemd {
+        state.cgroup.filter_devices(linux.resources().as_ref())?;
+    }
     socket.send_with(&Message::Cgroup, &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(tasks);
     // While init is at work.
     let record = directory.draft(state)?;
-    state.cgroup.filter_devices(linux.resources().as_ref())?;
+    if !systemd {
+        state.cgroup.filter_devices(linux.resources().as_ref())?;
+    }
     loop {
         match socket.receive()? {
             Some(Message::BeforePivot) => {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::cgroups::{Cgroup, Manager};
+use super::cgroups::Cgroup;
 use super::hooks;
 use crate::state::{Directory, State, Status};
 use crate::syscall;
@@ -38,15 +38,7 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let config = directory.config();
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    // SLICE:PREFIX:NAME is what only systemd's manager takes.
-    if let Some(unit) = path.filter(|path| path.to_string_lossy().matches(':').count() == 2) {
-        bail!(
-            "its cgroup `{}` is systemd's: stop that scope with systemctl, then remove `{}`",
-            unit.display(),
-            directory.path().display()
-        );
-    }
-    Cgroup::plan(Manager::Cgroupfs, path, id)?.remove()?;
+    Cgroup::guess(path, id)?.remove()?;
     directory.remove()
 }
 

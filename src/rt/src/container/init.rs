@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal};
 
+use super::cgroups::Manager;
 use super::create::{self, Options};
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
@@ -79,11 +80,16 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
-    namespaces.join_rest()?;
     if namespaces.makes(libc::CLONE_NEWUSER) {
         plan.socket.expect(&Message::Mapped)?;
         namespaces::become_root()?;
     }
+    // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that nobody knows.
+    let first = options.manager == Manager::Systemd;
+    if first {
+        enter_cgroup(plan)?;
+    }
+    namespaces.join_rest()?;
     if options.new_keyring {
         join_session_keyring(options.id)?;
     }
@@ -104,7 +110,8 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
         Rootfs::open_as_is(&bundle.rootfs)
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
-    let in_cgroup = mount_all(plan, &rootfs, spec.mounts().as_deref().unwrap_or_default())?;
+    let entries = spec.mounts().as_deref().unwrap_or_default();
+    let in_cgroup = mount_all(plan, &rootfs, entries, first)?;
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
@@ -193,8 +200,12 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
 /// init is in its cgroup; until then both processes work side by side. Says whether that has happened.
-fn mount_all(plan: &Plan<'_>, rootfs: &Rootfs, entries: &[Mount]) -> Result<bool> {
-    let mut in_cgroup = false;
+fn mount_all(
+    plan: &Plan<'_>,
+    rootfs: &Rootfs,
+    entries: &[Mount],
+    mut in_cgroup: bool,
+) -> Result<bool> {
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));

@@ -38,6 +38,27 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     Ok(())
 }
 
+/// Adds what has to be said together: to systemd, a period without a quota is one without a limit.
+pub(super) fn complete_v2(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
+    let Some(mut cpu) = resources.cpu().clone() else { return Ok(()) };
+    if cpu.quota().is_none() && cpu.period().is_none() {
+        return Ok(());
+    }
+    let file = cgroup.join("cpu.max");
+    let now =
+        std::fs::read_to_string(&file).with_context(|| format!("read `{}`", file.display()))?;
+    let mut now = now.split_whitespace();
+    let (quota, period) = (now.next().unwrap_or("max"), now.next().unwrap_or("100000"));
+    if cpu.quota().is_none() {
+        cpu.set_quota(Some(quota.parse().unwrap_or(-1)));
+    }
+    if cpu.period().is_none() {
+        cpu.set_period(Some(period.parse().context("parse `cpu.max`")?));
+    }
+    resources.set_cpu(Some(cpu));
+    Ok(())
+}
+
 /// A limit of -1 is none.
 fn max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
