@@ -424,9 +424,12 @@ fn what_is_not_supported_is_named(test: &Test) -> Outcome {
     let map = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
     let mount = json!({ "destination": "/x", "source": "/tmp", "options": ["bind"], "uidMappings": map, "gidMappings": map });
     create_fails(&test.sh("true")?.mount(mount), "`mounts[].uidMappings` is not supported yet")?;
-    let scheduler = json!({ "policy": "SCHED_BATCH" });
+    let scheduler = json!({ "policy": "SCHED_BATCH", "priority": -1 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
-    create_fails(&bundle, "`process.scheduler` is not supported yet")?;
+    create_fails(&bundle, "`scheduler.priority` -1 is less than 0")?;
+    let priority = json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 });
+    let bundle = test.sh("true")?.edit(|config| config["process"]["ioPriority"] = priority);
+    create_fails(&bundle, "`ioPriority.priority` 8 is not 0 to 7")?;
     let bundle =
         test.sh("true")?.edit(|config| config["linux"]["intelRdt"] = json!({ "closID": "x" }));
     create_fails(&bundle, "`linux.intelRdt` is not supported yet")

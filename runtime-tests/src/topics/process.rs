@@ -2,17 +2,47 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq};
 
 super::tests! { "process":
+    has_its_scheduler, has_its_io_priority,
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
     a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
     has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
+}
+
+/// What a tool of the host's says of a container's first process.
+fn asked(container: &Container<'_>, tool: &str) -> Outcome<String> {
+    let mut command = Command::new(tool);
+    command.arg("-p").arg(container.pid()?.to_string());
+    Ok(Output::of(command)?.success()?.stdout)
+}
+
+fn has_its_scheduler(test: &Test) -> Outcome {
+    let scheduler = json!({ "policy": "SCHED_BATCH", "nice": 5, "flags": ["SCHED_RESET_ON_FORK"] });
+    let bundle =
+        test.sh("exec sleep 60")?.edit(|config| config["process"]["scheduler"] = scheduler);
+    let container = bundle.create()?;
+    let policy = asked(&container, "chrt")?;
+    ensure(policy.contains("SCHED_BATCH") && policy.contains("SCHED_RESET_ON_FORK"), policy)?;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", container.pid()?))?;
+    // The nice value, proc_pid_stat(5).
+    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
+    ensure_eq(fields[16], "5")
+}
+
+fn has_its_io_priority(test: &Test) -> Outcome {
+    let priority = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 });
+    let bundle =
+        test.sh("exec sleep 60")?.edit(|config| config["process"]["ioPriority"] = priority);
+    let container = bundle.create()?;
+    ensure_eq(asked(&container, "ionice")?.as_str(), "best-effort: prio 6\n")
 }
 
 fn is_the_first_of_its_pid_namespace(test: &Test) -> Outcome {
@@ -144,19 +174,15 @@ fn leads_a_session(test: &Test) -> Outcome {
 }
 
 /// Runs a bundle from a shell that opens descriptors for it first, and leaves them to the runtime.
-fn run_from_shell(
-    bundle: &crate::harness::Bundle<'_>,
-    open: &str,
-    flags: &str,
-) -> Outcome<crate::harness::Output> {
+fn run_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) -> Outcome<Output> {
     bundle.write()?;
     let test = bundle.test;
     let (runtime, root) = (test.host.runtime.display(), test.state_root());
     let (root, folder, id) = (root.display(), bundle.folder.display(), test.id());
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     command
         .args(["-c", &format!("{open} exec {runtime} --root {root} run {flags} -b {folder} {id}")]);
-    crate::harness::Output::of(command)?.success()
+    Output::of(command)?.success()
 }
 
 fn inherits_no_descriptors(test: &Test) -> Outcome {
@@ -197,10 +223,10 @@ fn inherits_listening_sockets(test: &Test) -> Outcome {
 fn has_no_ignored_or_blocked_signals(test: &Test) -> Outcome {
     let bundle = test.linux(&["/bin/grep", "-E", "^(SigBlk|SigIgn)", "/proc/self/status"])?;
     bundle.write()?;
-    let mut command = std::process::Command::new("nohup");
+    let mut command = Command::new("nohup");
     command.arg0("nohup").arg(&test.host.runtime).arg("--root").arg(test.state_root());
     command.args(["run", "-b"]).arg(&bundle.folder).arg(test.id());
-    let output = crate::harness::Output::of(command)?.success()?;
+    let output = Output::of(command)?.success()?;
     if !test.host.is_rt {
         return Ok(());
     }

@@ -273,6 +273,61 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<
     check(returned).map(drop)
 }
 
+/// What `sched_setattr(2)` sets: `SCHED_*`, `SCHED_FLAG_*`, and times in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct SchedAttr {
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// `sched_setattr(2)`.
+pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
+    /// `struct sched_attr` as of Linux 3.14, without what came later.
+    #[repr(C)]
+    struct Attr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let SchedAttr { policy, flags, nice, priority, runtime, deadline, period } = attr;
+    // Its own size is 48, SCHED_ATTR_SIZE_VER0.
+    let mut attr = Attr { size: 48, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: the structure has the size that it says (checked below), outlives the call, and is only read, but for its
+    // size, which the kernel may write to when it refuses it.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_sched_setattr, pid.as_raw_nonzero().get(), &raw mut attr, 0)
+    };
+    const { assert!(size_of::<Attr>() == 48) };
+    check(returned).map(drop)
+}
+
+/// `ioprio_set(2)` of one process; the class is `IOPRIO_CLASS_*`.
+pub(crate) fn ioprio_set(pid: Pid, class: c_int, level: c_int) -> Result<()> {
+    // From `<linux/ioprio.h>`.
+    const IOPRIO_WHO_PROCESS: c_int = 1;
+    const IOPRIO_CLASS_SHIFT: c_int = 13;
+    // SAFETY: takes integers, touches no memory of this process.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            pid.as_raw_nonzero().get(),
+            class << IOPRIO_CLASS_SHIFT | level,
+        )
+    };
+    check(returned).map(drop)
+}
+
 /// `kill(2)` of one process, by any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.

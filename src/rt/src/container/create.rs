@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags};
 use super::cgroups::{Cgroup, Manager};
 use super::namespaces::{self, Namespaces, Side};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, seccomp, sysctl, terminal};
+use super::{hooks, init, process, seccomp, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine;
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -132,11 +132,9 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
 
 /// What is asked for and not there yet is an error: a container that runs without it would not be what was asked for.
 fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
-    let (linux, process) = (bundle.linux(), bundle.process());
+    let linux = bundle.linux();
     let mapped = |mount: &Mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
     let unsupported = [
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         (
             "linux.netDevices",
@@ -254,6 +252,7 @@ fn serve(
             None => return Err(how_init_died(pid, state)),
         }
     }
+    process::set_priorities(pid, options.bundle.process())?;
     record.publish()?;
     if options.wait == Wait::ForStart {
         socket.send(&Message::Recorded)?;

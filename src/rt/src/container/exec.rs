@@ -145,6 +145,7 @@ fn serve(
     socket.send_with(&Message::Cgroup, &tasks)?;
     drop(doors);
     expect_from(socket, &Message::Ready, pid)?;
+    process::set_priorities(pid, options.process)?;
     if let Some(processors) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref())
     {
         process::set_affinity(Some(pid), processors).context("set `execCPUAffinity.final`")?;

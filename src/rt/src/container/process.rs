@@ -6,15 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, PosixRlimit,
-    PosixRlimitType, User,
+    Capabilities, IOPriorityClass, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+    User,
 };
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
-use crate::syscall;
+use crate::syscall::{self, SchedAttr};
 
 /// Of this process, or of another one that its caller sets them for.
 pub(crate) fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()> {
@@ -60,6 +61,65 @@ pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
     }
     rustix::thread::sched_setaffinity(pid, &processors(list)?)
         .with_context(|| format!("run on the processors `{list}`"))
+}
+
+/// How the processors and disks are shared with others (`process.scheduler`, `process.ioPriority`). Runs in the caller's process,
+/// which may do what root of a user namespace may not.
+pub(crate) fn set_priorities(pid: Pid, process: &Process) -> Result<()> {
+    if let Some(scheduler) = process.scheduler() {
+        let name = scheduler.policy();
+        let attr = scheduling(scheduler)?;
+        syscall::sched_setattr(pid, attr)
+            .with_context(|| format!("set the scheduler to {name}"))?;
+    }
+    if let Some(priority) = process.io_priority() {
+        let class = match priority.class() {
+            IOPriorityClass::IoprioClassRt => 1,
+            IOPriorityClass::IoprioClassBe => 2,
+            IOPriorityClass::IoprioClassIdle => 3,
+        };
+        let level = priority.priority();
+        let wrong = || format!("`ioPriority.priority` {level} is not 0 to 7");
+        let level = i32::try_from(level).ok().filter(|level| (0..=7).contains(level));
+        let level = level.with_context(wrong)?;
+        syscall::ioprio_set(pid, class, level)
+            .with_context(|| format!("set the i/o priority to {} {level}", priority.class()))?;
+    }
+    Ok(())
+}
+
+fn scheduling(scheduler: &Scheduler) -> Result<SchedAttr> {
+    use LinuxSchedulerFlag as Flag;
+    // Numbers from <linux/sched.h>.
+    let policy = match scheduler.policy() {
+        LinuxSchedulerPolicy::SchedOther => 0,
+        LinuxSchedulerPolicy::SchedFifo => 1,
+        LinuxSchedulerPolicy::SchedRr => 2,
+        LinuxSchedulerPolicy::SchedBatch => 3,
+        LinuxSchedulerPolicy::SchedIso => 4,
+        LinuxSchedulerPolicy::SchedIdle => 5,
+        LinuxSchedulerPolicy::SchedDeadline => 6,
+    };
+    let flag = |flag: &Flag| match flag {
+        Flag::SchedResetOnFork => 0x01,
+        Flag::SchedFlagReclaim => 0x02,
+        Flag::SchedFlagDLOverrun => 0x04,
+        Flag::SchedFlagKeepPolicy => 0x08,
+        Flag::SchedFlagKeepParams => 0x10,
+        Flag::SchedFlagUtilClampMin => 0x20,
+        Flag::SchedFlagUtilClampMax => 0x40,
+    };
+    let priority = scheduler.priority().unwrap_or(0);
+    Ok(SchedAttr {
+        policy,
+        flags: scheduler.flags().iter().flatten().map(flag).sum(),
+        nice: scheduler.nice().unwrap_or(0),
+        priority: u32::try_from(priority)
+            .with_context(|| format!("`scheduler.priority` {priority} is less than 0"))?,
+        runtime: scheduler.runtime().unwrap_or(0),
+        deadline: scheduler.deadline().unwrap_or(0),
+        period: scheduler.period().unwrap_or(0),
+    })
 }
 
 fn processors(list: &str) -> Result<CpuSet> {
