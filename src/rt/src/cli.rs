@@ -105,6 +105,23 @@ pub(crate) struct Id {
     pub(crate) id: String,
 }
 
+/// What the caller gets of a new process, and what it passes on to it.
+#[derive(Args, Debug)]
+pub(crate) struct Handover {
+    /// Write the new process's id to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Send the master end of its terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Send a pidfd of it to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Pass this many more descriptors, from 3 on, to it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
 /// What `create` and `run` share.
 #[derive(Args, Debug)]
 pub(crate) struct Create {
@@ -116,24 +133,14 @@ pub(crate) struct Create {
     /// The configuration, if it is not the bundle's `config.json`
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Write the process id of the container's first process to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Send the master end of the container's terminal to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-    /// Send a pidfd of the container's first process to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) pidfd_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) handover: Handover,
     /// Change the root with chroot(2), for a host whose root is a ramdisk
     #[arg(long)]
     pub(crate) no_pivot: bool,
     /// Keep the caller's session keyring
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
-    /// Pass this many more descriptors, from 3 on, to the container
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) preserve_fds: u32,
 }
 
 #[derive(Args, Debug)]
@@ -167,18 +174,8 @@ pub(crate) struct Exec {
     /// Give it a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Write its process id to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Send the master end of its terminal to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-    /// Send a pidfd of it to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) pidfd_socket: Option<PathBuf>,
-    /// Pass this many more descriptors, from 3 on, to it
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) preserve_fds: u32,
+    #[command(flatten)]
+    pub(crate) handover: Handover,
     /// Start it in this cgroup below the container's
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Option<PathBuf>,

@@ -52,10 +52,10 @@ pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
 /// which it would close.
 pub(crate) fn close_inherited(command: &Command) -> Result<()> {
     let (preserve_fds, listen_fds) = match command {
-        Command::Create(create) => (create.preserve_fds, listen_fds()),
-        Command::Run(run) => (run.create.preserve_fds, listen_fds()),
+        Command::Create(create) => (create.handover.preserve_fds, listen_fds()),
+        Command::Run(run) => (run.create.handover.preserve_fds, listen_fds()),
         // Sockets are for the container's first process.
-        Command::Exec(exec) => (exec.preserve_fds, 0),
+        Command::Exec(exec) => (exec.handover.preserve_fds, 0),
         _ => return Ok(()),
     };
     let passed = preserve_fds.saturating_add(listen_fds);

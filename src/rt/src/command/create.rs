@@ -27,7 +27,7 @@ pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Create) -> Resu
 /// The one to send the terminal to. The container must want a terminal if, and only if, somebody takes it.
 pub(super) fn connect_console(bundle: &Bundle, args: &cli::Create) -> Result<Option<OwnedFd>> {
     let terminal = bundle.process().terminal() == Some(true);
-    match &args.console_socket {
+    match &args.handover.console_socket {
         Some(socket) => {
             ensure!(terminal, "`--console-socket` is given, and `process.terminal` is not set");
             terminal::connect(socket).context("open the console socket").map(Some)
@@ -62,9 +62,9 @@ pub(super) fn container(
         wait,
         asked,
         engine,
-        pid_file: args.pid_file.as_deref(),
+        pid_file: args.handover.pid_file.as_deref(),
         console,
-        pidfd_socket: args.pidfd_socket.as_deref(),
+        pidfd_socket: args.handover.pidfd_socket.as_deref(),
         no_pivot: args.no_pivot,
         new_keyring: !args.no_new_keyring,
         listen_fds: super::listen_fds(),

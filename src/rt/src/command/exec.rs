@@ -36,14 +36,14 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
     let process = process(&spec, args)?;
     // CRI-O makes an empty one beforehand, and conmon takes a missing one for a program that did not start.
-    if let Some(path) = &args.pid_file
+    if let Some(path) = &args.handover.pid_file
         && let Err(error) = fs::remove_file(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         return Err(error).with_context(|| format!("remove pid file `{}`", path.display()));
     }
     let wants_terminal = process.terminal() == Some(true);
-    let (console, ours) = match &args.console_socket {
+    let (console, ours) = match &args.handover.console_socket {
         Some(socket) => {
             ensure!(wants_terminal, "`--console-socket` is given, and no terminal is asked for");
             (Some(terminal::connect(socket).context("open the console socket")?), None)
@@ -67,11 +67,11 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
         asked,
         engine: asked.map(engine::open).transpose()?,
         console,
-        pidfd_socket: args.pidfd_socket.as_deref(),
+        pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
     };
     let (pid, pidfd) = container::exec(options)?;
-    if let Some(path) = &args.pid_file {
+    if let Some(path) = &args.handover.pid_file {
         Draft::write(path.clone(), pid.to_string().as_bytes())
             .with_context(|| format!("write pid file `{}`", path.display()))?
             .publish()?;

@@ -21,7 +21,7 @@ pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Run) -> Result<
 fn run(root: &Root, manager: Manager, args: &cli::Run) -> Result<ExitCode> {
     let bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
     let foreground_terminal = !args.detach
-        && args.create.console_socket.is_none()
+        && args.create.handover.console_socket.is_none()
         && bundle.process().terminal() == Some(true);
     let (console, terminal) = if foreground_terminal {
         let (ours, theirs) = foreground::console_pair()?;
