@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::log;
 
@@ -364,6 +364,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     let args = args
         .into_iter()
         .map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
+    let args: Vec<OsString> = args.collect();
+    if let Some((global, command)) = parse_one(&args) {
+        return Parsed::Command(Box::new(global), command);
+    }
     match Cli::try_parse_from(args) {
         Ok(Cli { version: true, .. }) => Parsed::Version,
         Ok(Cli { command: Some(command), global, .. }) => {
@@ -372,6 +376,48 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
         Ok(Cli { command: None, .. }) => wrong("no command given: see `rt --help`".into()),
         Err(error) if error.kind() == ErrorKind::DisplayHelp => Parsed::Help(error.to_string()),
         Err(error) => wrong(one_line(&error)),
+    }
+}
+
+/// Parses with the one subcommand that the words name: clap makes all flags of all subcommands otherwise, which takes longer
+/// than what most commands do. None when that is not the whole truth (a mistake, help, a value that is the name of a command):
+/// then all of them are needed, if only to say what is wrong.
+fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
+    macro_rules! one {
+        ($($name:literal => $variant:ident($args:ty),)*) => {{
+            let known = [$($name),*];
+            let name = args.iter().skip(1).find_map(|arg| known.into_iter().find(|name| arg == name))?;
+            let subcommand = clap::Command::new(name);
+            let subcommand = match name {
+                $($name => <$args>::augment_args(subcommand),)*
+                _ => return None,
+            };
+            let whole = Global::augment_args(clap::Command::new("rt"))
+                .args_override_self(true)
+                .subcommand(subcommand);
+            let matches = whole.try_get_matches_from(args).ok()?;
+            let global = Global::from_arg_matches(&matches).ok()?;
+            let (_, own) = matches.subcommand()?;
+            let command = match name {
+                $($name => Command::$variant(<$args>::from_arg_matches(own).ok()?.into()),)*
+                _ => return None,
+            };
+            Some((global, command))
+        }};
+    }
+    one! {
+        "create" => Create(Create),
+        "start" => Start(Id),
+        "state" => State(Id),
+        "exec" => Exec(Exec),
+        "kill" => Kill(Kill),
+        "delete" => Delete(Delete),
+        "run" => Run(Run),
+        "list" => List(List),
+        "ps" => Ps(Ps),
+        "update" => Update(Update),
+        "pause" => Pause(Id),
+        "resume" => Resume(Id),
     }
 }
 
@@ -461,6 +507,14 @@ mod tests {
             };
             assert_eq!((global.root, id.id.as_str()), (Some("/r".into()), "c"));
         }
+    }
+
+    #[test]
+    fn a_value_that_is_the_name_of_a_command_is_a_value() {
+        let args = ["rt", "--root", "run", "state", "create"].map(OsString::from).to_vec();
+        assert!(parse_one(&args).is_none(), "not by the one subcommand that is named first");
+        let Parsed::Command(global, Command::State(id)) = parse(args) else { panic!("refused") };
+        assert_eq!((global.root, id.id.as_str()), (Some("run".into()), "create"));
     }
 
     #[test]
