@@ -1,10 +1,41 @@
 //! System call filters.
 
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+
+use base64::Engine;
+use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Test, ensure};
+use super::terminal::receive_with_text;
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip};
 
-super::tests! { "seccomp": a_call_is_refused, a_call_is_refused_with_its_errno, works_without_no_new_privileges, a_filter_is_loaded, an_unknown_call_is_no_error }
+super::tests! { "seccomp":
+    a_call_is_refused,
+    a_call_is_refused_with_its_errno,
+    a_masked_argument_decides,
+    several_comparisons_of_one_argument_mean_any_of_them,
+    a_call_that_is_newer_than_the_filter_is_not_implemented,
+    every_flag_is_taken,
+    works_without_no_new_privileges,
+    a_filter_is_loaded,
+    an_unknown_call_is_no_error,
+    an_unknown_call_is_an_error_if_asked_for,
+    an_agent_decides,
+    an_agent_decides_without_no_new_privileges,
+    an_agent_decides_for_exec_too,
+    an_agent_is_found_by_annotation,
+    an_agent_that_is_not_there_is_an_error,
+    nobody_to_notify_is_an_error,
+    a_filter_can_be_given_as_it_is_loaded,
+    a_broken_filter_is_an_error,
+    a_compiled_filter_is_kept,
+    a_damaged_filter_is_not_used,
+    a_filter_that_others_could_write_is_not_used,
+}
 
 fn deny(action: Value) -> Value {
     let mut rule = json!({ "names": ["mkdir", "mkdirat", "no_such_system_call"] });
@@ -14,37 +45,154 @@ fn deny(action: Value) -> Value {
     json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [rule] })
 }
 
+const ERRNO: &str = "SCMP_ACT_ERRNO";
+
+fn filtered<'a>(test: &'a Test, filter: Value, script: &str) -> Outcome<Bundle<'a>> {
+    Ok(test.sh(script)?.edit(|config| config["linux"]["seccomp"] = filter))
+}
+
+const MKDIR: &str = "mkdir /tmp/new || exit 0; echo made; exit 1";
+
 fn says(test: &Test, filter: Value, no_new_privileges: bool, words: &str) -> Outcome {
-    let bundle = test.sh("mkdir /tmp/new || exit 0; echo made; exit 1")?.edit(|config| {
-        config["linux"]["seccomp"] = filter;
-        config["process"]["noNewPrivileges"] = json!(no_new_privileges);
-    });
+    let bundle = filtered(test, filter, MKDIR)?
+        .edit(|config| config["process"]["noNewPrivileges"] = json!(no_new_privileges));
     let output = bundle.run()?.success()?;
     ensure(output.stderr.contains(words), output.stderr)
 }
 
 fn a_call_is_refused(test: &Test) -> Outcome {
-    says(test, deny(json!({ "action": "SCMP_ACT_ERRNO" })), true, "Operation not permitted")
+    says(test, deny(json!({ "action": ERRNO })), true, "Operation not permitted")
 }
 
 fn a_call_is_refused_with_its_errno(test: &Test) -> Outcome {
     // 28 is ENOSPC.
-    says(
-        test,
-        deny(json!({ "action": "SCMP_ACT_ERRNO", "errnoRet": 28 })),
-        true,
-        "No space left on device",
-    )
+    says(test, deny(json!({ "action": ERRNO, "errnoRet": 28 })), true, "No space left on device")
+}
+
+/// Docker's default filter allows clone(2) like this.
+fn a_masked_argument_decides(test: &Test) -> Outcome {
+    let rule = |name: &str, index: u32| {
+        // The set-user-id bit among the mode's special ones, 07000.
+        json!({ "names": [name], "action": ERRNO,
+            "args": [{ "index": index, "op": "SCMP_CMP_MASKED_EQ", "value": 0o7000, "valueTwo": 0o4000 }] })
+    };
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [rule("chmod", 1), rule("fchmodat", 2), rule("fchmodat2", 2)] });
+    let script = "touch /tmp/f; chmod 0755 /tmp/f && echo plain; chmod 2755 /tmp/f && echo group; chmod 4755 /tmp/f || echo refused";
+    filtered(test, filter, script)?.run()?.success()?.stdout("plain\ngroup\nrefused\n").map(drop)
+}
+
+fn several_comparisons_of_one_argument_mean_any_of_them(test: &Test) -> Outcome {
+    let equal = |value: u32| json!({ "index": 0, "op": "SCMP_CMP_EQ", "value": value });
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["personality"], "action": ERRNO, "args": [equal(7), equal(8)] }] });
+    // 135 is personality(2).
+    let script = r#"print syscall(135, $_) < 0 ? "no " : "yes " for (0, 7, 8)"#;
+    let bundle = test.perl(script)?.edit(|config| config["linux"]["seccomp"] = filter);
+    bundle.run()?.success()?.stdout("yes no no ").map(drop)
+}
+
+fn a_call_that_is_newer_than_the_filter_is_not_implemented(test: &Test) -> Outcome {
+    // crun answers EPERM.
+    test.only_rt()?;
+    let allowed = [
+        "access",
+        "arch_prctl",
+        "brk",
+        "capget",
+        "capset",
+        "chdir",
+        "clone",
+        "close",
+        "dup2",
+        "epoll_wait",
+        "execve",
+        "exit",
+        "exit_group",
+        "fcntl",
+        "fstat",
+        "futex",
+        "getcwd",
+        "getdents64",
+        "getegid",
+        "geteuid",
+        "getgid",
+        "getpid",
+        "getppid",
+        "getrandom",
+        "gettid",
+        "gettimeofday",
+        "getuid",
+        "ioctl",
+        "lseek",
+        "lstat",
+        "mmap",
+        "mprotect",
+        "mremap",
+        "munmap",
+        "newfstatat",
+        "open",
+        "openat",
+        "pipe2",
+        "poll",
+        "ppoll",
+        "prctl",
+        "pread64",
+        "prlimit64",
+        "pwrite64",
+        "read",
+        "readlink",
+        "readv",
+        "recvmsg",
+        "rseq",
+        "rt_sigaction",
+        "rt_sigprocmask",
+        "rt_sigreturn",
+        "sendmsg",
+        "set_robust_list",
+        "set_tid_address",
+        "setgid",
+        "setgroups",
+        "setresgid",
+        "setresuid",
+        "setuid",
+        "sigaltstack",
+        "stat",
+        "statfs",
+        "umask",
+        "uname",
+        "wait4",
+        "write",
+        "writev",
+    ];
+    let filter = json!({ "defaultAction": ERRNO, "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{ "names": allowed.to_vec(), "action": "SCMP_ACT_ALLOW" }] });
+    // 83 is mkdir(2), older than rseq(2) (334), which 400 and 1000 are not.
+    let script = r#"for (83, 400, 1000) { syscall($_, 0, 0) == -1 or die; print $! + 0, " " }"#;
+    let bundle = test.perl(script)?.edit(|config| config["linux"]["seccomp"] = filter);
+    // EPERM, ENOSYS.
+    bundle.run()?.success()?.stdout("1 38 38 ").map(drop)
+}
+
+fn every_flag_is_taken(test: &Test) -> Outcome {
+    let mut filter = deny(json!({ "action": ERRNO }));
+    filter["flags"] = json!([
+        "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+    ]);
+    says(test, filter, true, "Operation not permitted")
 }
 
 fn works_without_no_new_privileges(test: &Test) -> Outcome {
-    says(test, deny(json!({ "action": "SCMP_ACT_ERRNO" })), false, "Operation not permitted")
+    says(test, deny(json!({ "action": ERRNO })), false, "Operation not permitted")
 }
 
 fn a_filter_is_loaded(test: &Test) -> Outcome {
     let bundle = test.linux(&["/bin/grep", "^Seccomp:", "/proc/self/status"])?;
     bundle
-        .edit(|config| config["linux"]["seccomp"] = deny(json!({ "action": "SCMP_ACT_ERRNO" })))
+        .edit(|config| config["linux"]["seccomp"] = deny(json!({ "action": ERRNO })))
         .run()?
         .success()?
         .stdout("Seccomp:\t2\n")?;
@@ -55,12 +203,186 @@ fn a_filter_is_loaded(test: &Test) -> Outcome {
         .map(drop)
 }
 
+fn unknown() -> Value {
+    json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["no_such_system_call"], "action": ERRNO }] })
+}
+
 fn an_unknown_call_is_no_error(test: &Test) -> Outcome {
-    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["no_such_system_call"], "action": "SCMP_ACT_ERRNO" }] });
-    test.sh("echo ran")?
-        .edit(|config| config["linux"]["seccomp"] = filter)
+    filtered(test, unknown(), "echo ran")?.run()?.success()?.stdout("ran\n").map(drop)
+}
+
+fn an_unknown_call_is_an_error_if_asked_for(test: &Test) -> Outcome {
+    let bundle = filtered(test, unknown(), "echo ran")?
+        .annotation("run.oci.seccomp_fail_unknown_syscall", "1");
+    bundle.run()?.fails_with("no_such_system_call").map(drop)
+}
+
+/// Waits for a listener, and answers one call with an errno. Returns what came with it.
+fn agent(path: PathBuf, errno: i32) -> Outcome<JoinHandle<Result<Value, String>>> {
+    let listener = UnixListener::bind(path)?;
+    let answer = move || -> Result<Value, String> {
+        let (text, descriptor) =
+            receive_with_text(&listener).map_err(|stop| format!("{stop:?}"))?;
+        let fd = descriptor.as_raw_fd();
+        let call = ScmpNotifReq::receive(fd).map_err(|error| error.to_string())?;
+        ScmpNotifResp::new_error(call.id, -errno, ScmpNotifRespFlags::empty())
+            .respond(fd)
+            .map_err(|error| error.to_string())?;
+        serde_json::from_str(&text).map_err(|error| error.to_string())
+    };
+    Ok(thread::spawn(answer))
+}
+
+fn joined(agent: JoinHandle<Result<Value, String>>) -> Outcome<Value> {
+    Ok(agent.join().map_err(|_| "the agent died")??)
+}
+
+fn notify(test: &Test) -> (PathBuf, Value) {
+    let socket = test.folder.join("agent");
+    let mut filter = deny(json!({ "action": "SCMP_ACT_NOTIFY" }));
+    filter["listenerPath"] = json!(socket);
+    filter["listenerMetadata"] = json!("a word");
+    (socket, filter)
+}
+
+fn an_agent_decides(test: &Test) -> Outcome {
+    let (socket, mut filter) = notify(test);
+    filter["flags"] = json!(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]);
+    let agent = agent(socket, 28)?;
+    says(test, filter, true, "No space left on device")?;
+    let text = joined(agent)?;
+    ensure_eq(&text["fds"], &json!(["seccompFd"]))?;
+    ensure_eq(&text["metadata"], &json!("a word"))?;
+    ensure_eq(&text["state"]["status"], &json!("creating"))?;
+    ensure_eq(&text["pid"], &text["state"]["pid"])
+}
+
+fn an_agent_decides_without_no_new_privileges(test: &Test) -> Outcome {
+    let (socket, filter) = notify(test);
+    let agent = agent(socket, 28)?;
+    says(test, filter, false, "No space left on device")?;
+    joined(agent).map(drop)
+}
+
+fn an_agent_decides_for_exec_too(test: &Test) -> Outcome {
+    let (socket, filter) = notify(test);
+    let first = UnixListener::bind(&socket)?;
+    let container = filtered(test, filter, "sleep 100")?.start()?;
+    drop(first);
+    fs::remove_file(&socket)?;
+    let agent = agent(socket, 28)?;
+    let output = test.rt(["exec", &container.id, "mkdir", "/tmp/new"])?.code(1)?;
+    ensure(output.stderr.contains("No space left on device"), output.stderr)?;
+    let text = joined(agent)?;
+    ensure_eq(&text["state"]["pid"], &json!(container.pid()?))?;
+    ensure(text["pid"] != text["state"]["pid"], "the pid is that of the container")
+}
+
+fn an_agent_is_found_by_annotation(test: &Test) -> Outcome {
+    let socket = test.folder.join("agent");
+    let agent = agent(socket.clone(), 28)?;
+    let bundle = filtered(test, deny(json!({ "action": "SCMP_ACT_NOTIFY" })), MKDIR)?
+        .annotation("run.oci.seccomp.receiver", &socket.display().to_string());
+    let output = bundle.run()?.success()?;
+    ensure(output.stderr.contains("No space left on device"), output.stderr)?;
+    joined(agent).map(drop)
+}
+
+fn an_agent_that_is_not_there_is_an_error(test: &Test) -> Outcome {
+    let (_, filter) = notify(test);
+    filtered(test, filter, "true")?.run()?.fails_with("agent").map(drop)
+}
+
+fn nobody_to_notify_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let filter = deny(json!({ "action": "SCMP_ACT_NOTIFY" }));
+    filtered(test, filter, "true")?
         .run()?
-        .success()?
-        .stdout("ran\n")
+        .fails_with("there is no `linux.seccomp.listenerPath`")
         .map(drop)
+}
+
+/// A filter that answers mkdir(2) with an errno, in the kernel's format.
+fn raw(errno: u32) -> Vec<u8> {
+    let instruction = |code: u16, jt: u8, jf: u8, k: u32| {
+        [&code.to_ne_bytes()[..], &[jt, jf], &k.to_ne_bytes()].concat()
+    };
+    // ld [nr]; jeq mkdir; ret ERRNO; ret ALLOW.
+    [
+        instruction(0x20, 0, 0, 0),
+        instruction(0x15, 0, 1, 83),
+        instruction(0x06, 0, 0, 0x0005_0000 | errno),
+        instruction(0x06, 0, 0, 0x7fff_0000),
+    ]
+    .concat()
+}
+
+fn encoded(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+fn a_filter_can_be_given_as_it_is_loaded(test: &Test) -> Outcome {
+    if !cfg!(target_arch = "x86_64") {
+        return skip("its numbers are those of x86-64");
+    }
+    let bundle = filtered(test, deny(json!({ "action": ERRNO })), MKDIR)?
+        .annotation("run.oci.seccomp_bpf_data", &encoded(&raw(28)));
+    let output = bundle.run()?.success()?;
+    ensure(output.stderr.contains("No space left on device"), output.stderr)
+}
+
+fn a_broken_filter_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (text, words) in [("%", "Invalid"), ("AAAA", "8 bytes"), ("", "8 bytes")] {
+        let bundle = test.sh("true")?.annotation("run.oci.seccomp_bpf_data", text);
+        bundle.run()?.fails_with(words)?;
+    }
+    // Right in form, and refused by the kernel: an instruction that is none.
+    let bundle = test.sh("true")?.annotation("run.oci.seccomp_bpf_data", &encoded(&[0xff; 8]));
+    bundle.run()?.fails_with("load the seccomp filter").map(drop)
+}
+
+/// The one compiled filter that is kept.
+fn kept(test: &Test) -> Outcome<PathBuf> {
+    let files: Vec<PathBuf> = fs::read_dir(test.state_root().join("@seccomp"))?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    ensure_eq(files.len(), 1)?;
+    Ok(files[0].clone())
+}
+
+fn a_compiled_filter_is_kept(test: &Test) -> Outcome {
+    test.only_rt()?;
+    a_call_is_refused(test)?;
+    let file = kept(test)?;
+    let first = fs::metadata(&file)?.modified()?;
+    a_call_is_refused(test)?;
+    ensure_eq(fs::metadata(kept(test)?)?.modified()?, first)
+}
+
+fn a_damaged_filter_is_not_used(test: &Test) -> Outcome {
+    test.only_rt()?;
+    a_call_is_refused(test)?;
+    let file = kept(test)?;
+    let good = fs::read(&file)?;
+    // Of the right form, with another program behind the old digest; cut short; empty.
+    for damaged in [[&good[..32], &raw(28)].concat(), good[..40].to_vec(), Vec::new()] {
+        fs::write(&file, damaged)?;
+        a_call_is_refused(test)?;
+        ensure_eq(&fs::read(&file)?, &good)?;
+    }
+    Ok(())
+}
+
+fn a_filter_that_others_could_write_is_not_used(test: &Test) -> Outcome {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    test.only_rt()?;
+    a_call_is_refused(test)?;
+    let file = kept(test)?;
+    chown(&file, Some(1000), None)?;
+    a_call_is_refused(test)?;
+    ensure_eq(fs::metadata(&file)?.uid(), 0)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
+    a_call_is_refused(test)?;
+    ensure_eq(fs::metadata(&file)?.mode() & 0o22, 0)
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says }
 
 /// Creates and starts a bundle with a terminal; returns its master.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<std::fs::File> {
@@ -23,19 +23,25 @@ fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<std::fs::File> {
 }
 
 pub(super) fn receive(listener: &UnixListener) -> Outcome<OwnedFd> {
+    Ok(receive_with_text(listener)?.1)
+}
+
+/// A descriptor, and the text that came with it.
+pub(super) fn receive_with_text(listener: &UnixListener) -> Outcome<(String, OwnedFd)> {
     let (stream, _) = listener.accept()?;
-    let mut name = [0; 100];
+    let mut text = vec![0; 8192];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(
+    let received = rustix::net::recvmsg(
         stream.as_fd(),
-        &mut [IoSliceMut::new(&mut name)],
+        &mut [IoSliceMut::new(&mut text)],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-            return Ok(descriptors.next().ok_or("no descriptor")?);
+            text.truncate(received.bytes);
+            return Ok((String::from_utf8(text)?, descriptors.next().ok_or("no descriptor")?));
         }
     }
     Err("no descriptor was sent".into())
@@ -87,16 +93,27 @@ fn run_in_the_foreground_passes_on_both_ways(test: &Test) -> Outcome {
     ensure(text.contains("terminal") && text.contains("got some words"), text)
 }
 
-fn a_pidfd_is_sent_to_its_socket(test: &Test) -> Outcome {
-    test.only_rt()?;
-    let path = test.folder.join("pidfd");
-    let listener = UnixListener::bind(&path)?;
-    let container =
-        test.sh("exec sleep 60")?.flag(format!("--pidfd-socket={}", path.display())).create()?;
-    let pidfd = receive(&listener)?;
+/// Creates a container, and returns what the receiver got.
+fn pidfd_of(listener: &UnixListener, bundle: &Bundle<'_>) -> Outcome {
+    let container = bundle.create()?;
+    let pidfd = receive(listener)?;
     let info = std::fs::read_to_string(format!(
         "/proc/self/fdinfo/{}",
         std::os::fd::AsRawFd::as_raw_fd(&pidfd)
     ))?;
     ensure(info.contains(&format!("Pid:\t{}\n", container.pid()?)), info)
+}
+
+fn a_pidfd_is_sent_to_its_socket(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let path = test.folder.join("pidfd");
+    let listener = UnixListener::bind(&path)?;
+    pidfd_of(&listener, &test.sh("sleep 60")?.flag(format!("--pidfd-socket={}", path.display())))
+}
+
+fn a_pidfd_is_sent_to_where_an_annotation_says(test: &Test) -> Outcome {
+    let path = test.folder.join("pidfd");
+    let listener = UnixListener::bind(&path)?;
+    let path = path.display().to_string();
+    pidfd_of(&listener, &test.sh("sleep 60")?.annotation("run.oci.pidfd_receiver", &path))
 }

@@ -13,7 +13,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
-mod seccomp;
+pub(crate) mod seccomp;
 mod start;
 mod sync;
 mod sysctl;

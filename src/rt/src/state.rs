@@ -205,6 +205,11 @@ impl Root {
         }
     }
 
+    /// Where compiled seccomp filters are kept. No container has this name ([`check_id`]).
+    pub(crate) fn filters(&self) -> PathBuf {
+        self.path.join("@seccomp")
+    }
+
     /// The directory of a container, or None when there is no such container.
     pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
         check_id(id)?;

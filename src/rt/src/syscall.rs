@@ -328,6 +328,30 @@ pub(crate) fn ioprio_set(pid: Pid, class: c_int, level: c_int) -> Result<()> {
     check(returned).map(drop)
 }
 
+/// `seccomp(2)`, `SECCOMP_SET_MODE_FILTER`: loads a filter into this process. Returns the listener when the flags have
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`; it is closed by an exec.
+pub(crate) fn seccomp_set_mode_filter(
+    flags: u64,
+    program: &[libc::sock_filter],
+) -> Result<Option<OwnedFd>> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::TOOBIG)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the instructions and the structure that points to them outlive the call, are only read, and are as many as it
+    // says; the kernel checks the program. A filter can refuse system calls, but changes no memory of this process.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    };
+    let returned = check(returned)?;
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let fd = c_int::try_from(returned).map_err(|_| Errno::RANGE)?;
+    // SAFETY: with this flag the call returns a new descriptor, which nothing else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
 /// `kill(2)` of one process, by any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.

@@ -13,7 +13,7 @@ use libcontainer::oci_spec::runtime::{Capabilities, Process, Spec};
 use super::foreground::{self, Signals};
 use crate::bundle;
 use crate::cli;
-use crate::container::{self, ExecOptions, terminal};
+use crate::container::{self, ExecOptions, seccomp, terminal};
 use crate::engine;
 use crate::state::{Draft, Root, Status};
 
@@ -60,6 +60,8 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     // As it was decided at `create`, whatever this runtime is called.
     let asked = state.engine;
     let signals = if args.detach { None } else { Some(Signals::take()?) };
+    let filter = seccomp::prepare(&spec, &root.filters())?;
+    let agent = seccomp::receiver(&spec, filter.as_ref())?;
     let options = ExecOptions {
         state: &state,
         spec: &spec,
@@ -69,6 +71,8 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
         console,
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
+        filter,
+        agent,
     };
     let (pid, pidfd) = container::exec(options)?;
     if let Some(path) = &args.handover.pid_file {

@@ -13,13 +13,17 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
 use super::namespaces::{self, Namespaces, Side};
+use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, process, seccomp, sysctl, terminal};
+use super::{hooks, init, process, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine;
 use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::syscall;
 use crate::workload;
+
+/// crun's name for `--pidfd-socket`.
+const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
 
 /// How the new container's program is kept from running before its time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,12 +69,24 @@ impl Container {
     }
 }
 
+/// What is known before anything is made.
+#[derive(Debug)]
+struct Prepared {
+    namespaces: Namespaces,
+    filter: Option<Filter>,
+    /// Who takes the filter's listener.
+    agent: Option<Receiver>,
+}
+
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
     check(&options, &namespaces)?;
+    let filter = seccomp::prepare(spec, &root.filters())?;
+    let agent = seccomp::receiver(spec, filter.as_ref())?;
+    let mut prepared = Prepared { namespaces, filter, agent };
     let cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
     let mut state = State::new(
         options.id,
@@ -87,7 +103,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     }
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
-    match make(&mut options, &namespaces, &directory, &mut lock, &mut state) {
+    match make(&mut options, &mut prepared, &directory, &mut lock, &mut state) {
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
             if let Err(left) = undo(&directory, &state) {
@@ -104,9 +120,6 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
     refuse_unsupported(options.bundle)?;
     if let Some(parameters) = linux.sysctl() {
         sysctl::check(parameters, namespaces)?;
-    }
-    if let Some(filter) = linux.seccomp() {
-        seccomp::check(filter)?;
     }
     if !namespaces.has_mount() {
         let masks = [linux.masked_paths(), linux.readonly_paths()];
@@ -151,7 +164,7 @@ fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
 
 fn make(
     options: &mut Options<'_>,
-    namespaces: &Namespaces,
+    prepared: &mut Prepared,
     directory: &Directory,
     lock: &mut Option<OwnedFd>,
     state: &mut State,
@@ -177,7 +190,7 @@ fn make(
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
     let pid = match namespaces::spawn(
-        namespaces,
+        &prepared.namespaces,
         linux,
         birthplace.as_ref().map(AsFd::as_fd),
         &caller,
@@ -188,7 +201,18 @@ fn make(
             // Held by init too, it would never read the caller's end; and the container would be locked until its exec.
             drop(caller);
             *lock = None;
-            init::main(&init::Plan { options, namespaces, start_fifo, socket: init, state });
+            // The agent shall see the end of the stream when the caller has ended.
+            prepared.agent = None;
+            let Prepared { namespaces, filter, .. } = prepared;
+            let filter = filter.as_ref();
+            init::main(&init::Plan {
+                options,
+                namespaces,
+                filter,
+                start_fifo,
+                socket: init,
+                state,
+            });
         }
     };
     drop(init);
@@ -198,7 +222,7 @@ fn make(
     options.console = None;
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
-    match serve(options, namespaces, directory, state, &caller, pid, &pidfd) {
+    match serve(options, prepared, directory, state, &caller, pid, &pidfd) {
         Ok(()) => Ok((pid, pidfd, caller)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
@@ -212,7 +236,7 @@ fn make(
 /// Does for init what it cannot do itself, until it is ready.
 fn serve(
     options: &Options<'_>,
-    namespaces: &Namespaces,
+    prepared: &Prepared,
     directory: &Directory,
     state: &mut State,
     socket: &Socket,
@@ -220,7 +244,7 @@ fn serve(
     pidfd: &OwnedFd,
 ) -> Result<()> {
     let linux = options.bundle.linux();
-    if namespaces.makes(libc::CLONE_NEWUSER) {
+    if prepared.namespaces.makes(libc::CLONE_NEWUSER) {
         namespaces::write_id_mappings(pid, linux)?;
         socket.send(&Message::Mapped)?;
     }
@@ -246,6 +270,12 @@ fn serve(
                 run_create_hooks(options.bundle.spec.hooks().as_ref(), state)?;
                 socket.send(&Message::HooksDone)?;
             }
+            Some(Message::Listener(number)) => {
+                let listener = seccomp::take_listener(pidfd, number)?;
+                if let (Some(listener), Some(agent)) = (listener, &prepared.agent) {
+                    agent.serve(listener.as_fd(), pid, state, Status::Creating)?;
+                }
+            }
             Some(Message::Ready) => break,
             Some(Message::Failed(text)) => bail!(text),
             Some(message) => bail!("init sent {message:?}"),
@@ -257,7 +287,8 @@ fn serve(
     if options.wait == Wait::ForStart {
         socket.send(&Message::Recorded)?;
     }
-    if let Some(path) = options.pidfd_socket {
+    let receiver = options.bundle.annotation(PIDFD_RECEIVER).map(Path::new);
+    for path in options.pidfd_socket.into_iter().chain(receiver) {
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }

@@ -17,11 +17,12 @@ use super::cgroups::{self, Doors};
 use super::init;
 use super::namespaces::{self, Namespaces, Side};
 use super::rootfs::Rootfs;
+use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{create, process, seccomp, terminal};
+use super::{create, process, terminal};
 use crate::engine;
 use crate::executor::{self, Program};
-use crate::state::State;
+use crate::state::{State, Status};
 use crate::syscall;
 use crate::workload;
 
@@ -38,6 +39,9 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup.
     pub(crate) cgroup: Option<&'a Path>,
+    pub(crate) filter: Option<Filter>,
+    /// Who takes the filter's listener.
+    pub(crate) agent: Option<Receiver>,
 }
 
 /// What the new process takes with it into the container.
@@ -102,6 +106,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         Side::Init => {
             // Held here too, its end would never be read.
             drop(caller);
+            options.agent = None;
             let registered = create::registered_formats();
             main(&Plan {
                 options: &options,
@@ -144,7 +149,20 @@ fn serve(
     let tasks: Vec<BorrowedFd<'_>> = doors.tasks.iter().map(AsFd::as_fd).collect();
     socket.send_with(&Message::Cgroup, &tasks)?;
     drop(doors);
-    expect_from(socket, &Message::Ready, pid)?;
+    loop {
+        match socket.receive()? {
+            Some(Message::Ready) => break,
+            Some(Message::Listener(number)) => {
+                let listener = seccomp::take_listener(pidfd, number)?;
+                if let (Some(listener), Some(agent)) = (listener, &options.agent) {
+                    agent.serve(listener.as_fd(), pid, options.state, Status::Running)?;
+                }
+            }
+            Some(Message::Failed(text)) => bail!(text),
+            Some(message) => bail!("the new process sent {message:?}"),
+            None => return Err(how_it_died(pid)),
+        }
+    }
     process::set_priorities(pid, options.process)?;
     if let Some(processors) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref())
     {
@@ -163,30 +181,24 @@ fn serve(
     }
 }
 
-fn expect_from(socket: &Socket, expected: &Message, pid: Pid) -> Result<()> {
-    match socket.receive()? {
-        Some(message) if message == *expected => Ok(()),
-        Some(Message::Failed(text)) => bail!(text),
-        Some(message) => bail!("the new process sent {message:?}"),
-        None => {
-            let status = namespaces::wait(pid).ok();
-            match status.and_then(|status| status.terminating_signal()) {
-                Some(libc::SIGKILL) => {
-                    bail!("the new process was killed: the container ended or is out of memory")
-                }
-                Some(signal) => bail!("the new process was killed by signal {signal}"),
-                None => bail!("the new process ended without a word"),
-            }
+fn how_it_died(pid: Pid) -> anyhow::Error {
+    let status = namespaces::wait(pid).ok();
+    match status.and_then(|status| status.terminating_signal()) {
+        Some(libc::SIGKILL) => {
+            anyhow!("the new process was killed: the container ended or is out of memory")
         }
+        Some(signal) => anyhow!("the new process was killed by signal {signal}"),
+        None => anyhow!("the new process ended without a word"),
     }
 }
 
 /// Runs the new process. Ends in the program, or in the end of the process.
 fn main(plan: &Plan<'_>) -> ! {
-    let error = match set_up(plan).and_then(|program| {
+    let error = match set_up(plan).and_then(|(program, listener)| {
         program.block_signals();
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
+        drop(listener);
         rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
         Ok(program)
     }) {
@@ -199,9 +211,8 @@ fn main(plan: &Plan<'_>) -> ! {
 }
 
 /// Everything but the exec. The order is that of [`init`], for the same reasons.
-fn set_up(plan: &Plan<'_>) -> Result<Program> {
+fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     let (options, process) = (plan.options, plan.options.process);
-    let linux = options.spec.linux().clone().unwrap_or_default();
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
@@ -219,7 +230,8 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
         terminal::set_up(&rootfs, process, console.as_fd(), false)
             .context("set up the terminal")?;
     }
-    if let Some(personality) = linux.personality() {
+    let linux = options.spec.linux().as_ref();
+    if let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) {
         process::set_personality(personality)?;
     }
     let label = init::security_label(plan.proc, process)?;
@@ -227,7 +239,9 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     drop(rootfs);
 
     let keep = options.spec.annotations().as_ref().and_then(|all| all.get(init::KEEP_GROUPS));
-    init::become_unprivileged(process, &linux, keep.is_some_and(|value| value != "0"))?;
+    let keep = keep.is_some_and(|value| value != "0");
+    let filter = options.filter.as_ref();
+    let mut listener = init::become_unprivileged(process, filter, &plan.socket, keep)?;
     init::enter_working_directory(process.cwd())?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
@@ -241,11 +255,11 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     let program = executor::prepare(&request)?;
     init::set_label(label)?;
     if process.no_new_privileges() == Some(true)
-        && let Some(filter) = linux.seccomp()
+        && let Some(filter) = filter
     {
-        seccomp::load(filter)?;
+        listener = filter.load(&plan.socket)?;
     }
-    Ok(program)
+    Ok((program, listener))
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Linux, Mount, Process};
+use libcontainer::oci_spec::runtime::{Hook, Mount, Process};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -19,8 +19,9 @@ use super::cgroups::Manager;
 use super::create::{self, Options};
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
+use super::seccomp::Filter;
 use super::sync::{Message, Socket};
-use super::{cgroup_mount, cgroups, devices, hooks, mounts, process, seccomp, sysctl, terminal};
+use super::{cgroup_mount, cgroups, devices, hooks, mounts, process, sysctl, terminal};
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
@@ -30,6 +31,7 @@ use crate::syscall;
 pub(super) struct Plan<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) namespaces: &'a Namespaces,
+    pub(super) filter: Option<&'a Filter>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
@@ -45,8 +47,8 @@ const NOT_THERE: i32 = 127;
 
 /// Runs init. Ends in the program, or in the end of the process.
 pub(super) fn main(plan: &Plan<'_>) -> ! {
-    let program = match set_up(plan) {
-        Ok(program) => program,
+    let (program, listener) = match set_up(plan) {
+        Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
             let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
@@ -55,7 +57,7 @@ pub(super) fn main(plan: &Plan<'_>) -> ! {
     };
     // From now on the container can be signalled.
     program.block_signals();
-    let error = match wait_for_start(plan) {
+    let error = match wait_for_start(plan, listener) {
         Ok(()) => program.exec(),
         Err(error) => error,
     };
@@ -66,8 +68,8 @@ pub(super) fn main(plan: &Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// Everything up to the point where only the start is missing.
-fn set_up(plan: &Plan<'_>) -> Result<Program> {
+/// Everything up to the point where only the start is missing. With the program comes the listener of a filter that notifies.
+fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -173,7 +175,7 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     drop(empty);
 
     let keep = options.bundle.annotation(KEEP_GROUPS).is_some_and(|value| value != "0");
-    become_unprivileged(process, linux, keep)?;
+    let mut listener = become_unprivileged(process, plan.filter, &plan.socket, keep)?;
     // Of the same user and in the same pid namespace, another container could reach this process's descriptors, and start it
     // or hold its engine's directory. The exec ends this.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -191,11 +193,11 @@ fn set_up(plan: &Plan<'_>) -> Result<Program> {
     let program = executor::prepare(&request)?;
     set_label(label)?;
     if process.no_new_privileges() == Some(true)
-        && let Some(filter) = linux.seccomp()
+        && let Some(filter) = plan.filter
     {
-        seccomp::load(filter)?;
+        listener = filter.load(&plan.socket)?;
     }
-    Ok(program)
+    Ok((program, listener))
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
@@ -317,12 +319,15 @@ pub(super) fn environment(process: &Process, home: Option<String>, listen_fds: u
     env
 }
 
-/// Takes from this process what its program shall not have.
+/// Takes from this process what its program shall not have. Returns the listener of a filter that notifies, if it is loaded
+/// already.
 pub(super) fn become_unprivileged(
     process: &Process,
-    linux: &Linux,
+    filter: Option<&Filter>,
+    socket: &Socket,
     keep_groups: bool,
-) -> Result<()> {
+) -> Result<Option<OwnedFd>> {
+    let mut listener = None;
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -331,17 +336,17 @@ pub(super) fn become_unprivileged(
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
     if process.no_new_privileges() != Some(true)
-        && let Some(filter) = linux.seccomp()
+        && let Some(filter) = filter
     {
         // Loading one takes CAP_SYS_ADMIN, unless no new privileges can be had (seccomp(2)).
-        seccomp::load(filter)?;
+        listener = filter.load(socket)?;
     }
     process::become_user(user, keep_groups)?;
     process::set_capabilities(capabilities)?;
     if process.no_new_privileges() == Some(true) {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
-    Ok(())
+    Ok(listener)
 }
 
 pub(super) fn enter_working_directory(path: &Path) -> Result<()> {
@@ -353,14 +358,16 @@ pub(super) fn enter_working_directory(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Says that everything is ready, and waits for the start.
-fn wait_for_start(plan: &Plan<'_>) -> Result<()> {
+/// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
+/// would hide from the kernel that the agent is gone.
+fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
             // Without a record of it, an init that outlives its caller could not be found to be ended.
             plan.socket.expect(&Message::Recorded)?;
+            drop(listener);
             wait_for_byte(fifo)?;
         }
         None => plan.socket.expect(&Message::Start)?,

@@ -6,7 +6,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
@@ -35,6 +35,8 @@ pub(crate) enum Message {
     Recorded,
     /// To init: start; the state is written. Only when there is no fifo to wait on.
     Start,
+    /// From init: it loads a seccomp filter now, whose listener will have this number.
+    Listener(i32),
     /// From init: why it gave up, on one line.
     Failed(String),
 }
@@ -78,6 +80,11 @@ impl Socket {
             Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(error) => Err(error).context("send to the other process"),
         }
+    }
+
+    /// The number that the next descriptor that this process opens will have.
+    pub(crate) fn next_descriptor(&self) -> Result<i32> {
+        Ok(self.0.try_clone()?.as_raw_fd())
     }
 
     /// None when the other side is gone.
@@ -125,6 +132,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Mapped => (b'M', Vec::new()),
         Message::Cgroup => (b'G', Vec::new()),
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
+        Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Ready => (b'R', Vec::new()),
@@ -141,6 +149,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'M' => Message::Mapped,
         b'G' => Message::Cgroup,
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
+        b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'R' => Message::Ready,
@@ -162,6 +171,7 @@ mod tests {
             Message::Mapped,
             Message::Cgroup,
             Message::Init(4711),
+            Message::Listener(7),
             Message::BeforePivot,
             Message::HooksDone,
             Message::Ready,
