@@ -421,9 +421,6 @@ fn an_id_that_is_none(test: &Test) -> Outcome {
 
 fn what_is_not_supported_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
-    let map = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
-    let mount = json!({ "destination": "/x", "source": "/tmp", "options": ["bind"], "uidMappings": map, "gidMappings": map });
-    create_fails(&test.sh("true")?.mount(mount), "`mounts[].uidMappings` is not supported yet")?;
     let scheduler = json!({ "policy": "SCHED_BATCH", "priority": -1 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
     create_fails(&bundle, "`scheduler.priority` -1 is less than 0")?;

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
+use super::namespaces::in_user_namespace;
 use crate::harness::{Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "mounts":
@@ -14,6 +15,11 @@ super::tests! { "mounts":
     a_link_in_the_image_does_not_lead_out, a_dangling_link_in_the_image_does_not_lead_out, nothing_of_the_host_is_left,
     propagation_is_what_was_asked_for, a_later_mount_covers_an_earlier_one, the_root_can_be_changed_without_pivot,
     mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, a_relative_source_is_in_the_bundle,
+    ids_are_mapped_as_the_mount_says, ids_are_mapped_as_an_option_says, ids_are_mapped_as_the_user_namespace_does,
+    ids_are_mapped_below_if_asked_for, a_new_filesystem_can_be_mapped, an_id_mapping_without_ids_is_an_error,
+    a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
+    a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
+    the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
 }
 
 fn volume(test: &Test) -> Outcome<std::path::PathBuf> {
@@ -240,4 +246,177 @@ fn a_relative_source_is_in_the_bundle(test: &Test) -> Outcome {
         .success()?
         .stdout("relative\n")
         .map(drop)
+}
+
+const OWNER: &str = "stat -c %u:%g /v/file; touch /v/new";
+
+/// As root, `file` and what the container makes anew belong to these.
+fn owners(test: &Test, options: serde_json::Value, mappings: bool) -> Outcome<(String, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let volume = volume(test)?;
+    let mut mount =
+        json!({ "destination": "/v", "source": volume, "type": "bind", "options": options });
+    if mappings {
+        mount["uidMappings"] = json!([{ "containerID": 0, "hostID": 0, "size": 1 }, { "containerID": 1000, "hostID": 7, "size": 1 }]);
+        mount["gidMappings"] = json!([{ "containerID": 0, "hostID": 8, "size": 1 }]);
+    }
+    std::os::unix::fs::chown(volume.join("file"), Some(1000), Some(0))?;
+    let output = test.sh(OWNER)?.mount(mount).run()?.stdout;
+    Ok((output, fs::metadata(volume.join("file"))?.uid()))
+}
+
+fn ids_are_mapped_as_the_mount_says(test: &Test) -> Outcome {
+    let (seen, there) = owners(test, json!(["bind"]), true)?;
+    ensure_eq(seen.as_str(), "7:8\n")?;
+    ensure_eq(there, 1000)
+}
+
+fn ids_are_mapped_as_an_option_says(test: &Test) -> Outcome {
+    let option = "idmap=uids=0-0-1#1000-9-1;gids=0-10-1";
+    ensure_eq(owners(test, json!(["bind", option]), false)?.0.as_str(), "9:10\n")
+}
+
+/// Files of the host's root belong to the container's, and what it makes belongs to the host's root.
+fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
+    use std::os::unix::fs::MetadataExt;
+    let volume = volume(test)?;
+    let bundle = in_user_namespace(test.sh(OWNER)?)?
+        .mount(json!({ "destination": "/v", "source": volume, "options": ["bind", "idmap"] }));
+    bundle.run()?.success()?.stdout("0:0\n")?;
+    ensure_eq(fs::metadata(volume.join("new"))?.uid(), 0)
+}
+
+fn ids_are_mapped_below_if_asked_for(test: &Test) -> Outcome {
+    let source = volume(test)?;
+    fs::create_dir(source.join("below"))?;
+    for (option, expected) in [("idmap", "0\n"), ("ridmap", "5\n")] {
+        let bundle = test.sh("stat -c %u /v/below/file")?;
+        let option = format!("{option}=uids=0-5-1;gids=0-5-1");
+        let bundle = bundle
+            .mount(json!({ "destination": "/v", "source": source, "options": ["rbind", option] }));
+        bundle.write()?;
+        let mut command = std::process::Command::new("unshare");
+        let script = "mount -t tmpfs below \"$0/below\"; touch \"$0/below/file\"; exec \"$@\"";
+        command.args(["--mount", "sh", "-ec", script]);
+        command.arg(&source).arg(&test.host.runtime).arg("--root").arg(test.state_root());
+        command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
+        crate::harness::Output::of(command)?.success()?.stdout(expected)?;
+    }
+    Ok(())
+}
+
+fn a_new_filesystem_can_be_mapped(test: &Test) -> Outcome {
+    let ids = json!([{ "containerID": 0, "hostID": 5, "size": 1 }]);
+    let mount = json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "uidMappings": ids, "gidMappings": ids });
+    test.sh("stat -c %u:%g /v")?.mount(mount).run()?.success()?.stdout("5:5\n").map(drop)
+}
+
+fn an_id_mapping_without_ids_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let ids = json!([{ "containerID": 0, "hostID": 5, "size": 1 }]);
+    for (options, uids, words) in [
+        (json!(["bind", "idmap"]), json!(null), "needs a user namespace"),
+        (json!(["bind", "idmap=uids=0-1"]), json!(null), "`0-1` is not three numbers"),
+        (json!(["bind"]), ids, "`uidMappings` and `gidMappings` of a mount need each other"),
+    ] {
+        let mut mount = json!({ "destination": "/v", "source": volume(test)?, "options": options });
+        mount["uidMappings"] = uids;
+        test.sh("true")?.mount(mount).run()?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+fn a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace(test: &Test) -> Outcome {
+    use std::os::unix::fs::PermissionsExt;
+    let closed = test.folder.join("closed");
+    fs::create_dir_all(closed.join("volume"))?;
+    fs::write(closed.join("volume/file"), "content\n")?;
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700))?;
+    let bundle = in_user_namespace(test.sh("cat /v/file")?)?;
+    let mount = json!({ "destination": "/v", "source": closed.join("volume"), "options": ["rbind", "ro", "nosuid"] });
+    bundle.mount(mount).run()?.success()?.stdout("content\n").map(drop)
+}
+
+fn linked(test: &Test) -> Outcome<std::path::PathBuf> {
+    let link = volume(test)?.join("link");
+    symlink("file", &link)?;
+    Ok(link)
+}
+
+fn a_link_can_be_copied(test: &Test) -> Outcome {
+    let mount = json!({ "destination": "/a/link", "source": linked(test)?, "options": ["bind", "copy-symlink"] });
+    let bundle = test.sh("readlink /a/link; grep -c /a/link /proc/self/mountinfo")?;
+    let bundle = bundle.mount(mount);
+    bundle.run()?.code(1)?.stdout("file\n0\n")?;
+    // It is there now, and may stay; something else may not.
+    bundle.run()?.code(1)?.stdout("file\n0\n")?;
+    fs::remove_file(bundle.rootfs().join("a/link"))?;
+    fs::write(bundle.rootfs().join("a/link"), "")?;
+    ensure(bundle.run()?.code == Some(1), "the file was taken for the link")
+}
+
+fn a_link_can_be_mounted(test: &Test) -> Outcome {
+    let options = ["bind", "src-nofollow", "dest-nofollow"];
+    let mount = json!({ "destination": "/etc/link", "source": linked(test)?, "options": options });
+    test.sh("readlink /etc/link")?.mount(mount).run()?.success()?.stdout("file\n").map(drop)
+}
+
+fn a_link_can_be_mounted_on(test: &Test) -> Outcome {
+    let bundle = test.sh("cat /etc/link /etc/target")?.file("/etc/target", "target\n")?;
+    symlink("target", bundle.rootfs().join("etc/link"))?;
+    let source = volume(test)?.join("file");
+    let mount =
+        |options| json!({ "destination": "/etc/link", "source": source, "options": options });
+    // The link is no more to be seen, and what it led to is as it was.
+    bundle
+        .mount(mount(json!(["bind", "dest-nofollow"])))
+        .run()?
+        .success()?
+        .stdout("content\ntarget\n")
+        .map(drop)
+}
+
+fn a_mount_can_be_changed(test: &Test) -> Outcome {
+    let bundle =
+        test.sh("touch /v/new || echo refused; grep ' /v ' /proc/self/mountinfo | grep -c noexec")?;
+    let bundle = bundle
+        .mount(json!({ "destination": "/v", "source": volume(test)?, "options": ["bind"] }))
+        .mount(json!({ "destination": "/v", "options": ["bind", "remount", "ro", "noexec"] }));
+    bundle.run()?.success()?.stdout("refused\n1\n").map(drop)
+}
+
+fn a_filesystem_can_be_changed(test: &Test) -> Outcome {
+    let script = "cat /v/file 2>/dev/null; stat -f -c %b:%S /v";
+    let bundle = test.sh(script)?
+        .mount(json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"] }))
+        .mount(json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "size=128k"] }));
+    bundle.run()?.success()?.stdout("32:4096\n").map(drop)
+}
+
+fn a_copied_up_tmpfs_can_be_read_only(test: &Test) -> Outcome {
+    let bundle = test
+        .sh("cat /v/there; touch /v/new 2>/dev/null || echo refused")?
+        .file("/v/there", "there\n")?;
+    let mount = json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "ro"] });
+    bundle.mount(mount).run()?.success()?.stdout("there\nrefused\n").map(drop)
+}
+
+/// A sysfs shows a network namespace, and only its owner may make one.
+fn the_host_sysfs_is_shown_where_none_can_be_made(test: &Test) -> Outcome {
+    let bundle = in_user_namespace(
+        test.sh("test -d /sys/kernel && echo there; touch /sys/x 2>/dev/null || echo refused")?,
+    )?
+    .edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
+    });
+    bundle.run()?.success()?.stdout("there\nrefused\n").map(drop)
+}
+
+fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?.annotation("run.oci.mount_context_type", "size").edit(|config| {
+        config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+    });
+    bundle.run()?.fails_with("size").map(drop)
 }

@@ -116,7 +116,7 @@ fn take_sysctls(test: &Test) -> Outcome {
 }
 
 /// Root of a user namespace is somebody else on the host.
-fn in_user_namespace<'a>(
+pub(super) fn in_user_namespace<'a>(
     bundle: crate::harness::Bundle<'a>,
 ) -> Outcome<crate::harness::Bundle<'a>> {
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);

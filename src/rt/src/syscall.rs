@@ -93,6 +93,33 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: b
     check(returned).map(drop)
 }
 
+/// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: maps the owners of a mount's files as a user namespace does.
+pub(crate) fn mount_idmap(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(namespace.as_raw_fd().unsigned_abs()),
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: as in `mount_setattr`; the namespace's descriptor is borrowed and open too.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(returned).map(drop)
+}
+
 /// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this process inherited;
 /// it must be called before anything of the same numbers is opened.
 pub(crate) fn close_from(first: u32) -> Result<()> {

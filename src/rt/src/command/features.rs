@@ -53,7 +53,7 @@ pub(super) fn execute() -> Result<ExitCode> {
             },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "intelRdt": { "enabled": false },
         },
         "annotations": {

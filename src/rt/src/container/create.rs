@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
+use libcontainer::oci_spec::runtime::{Hook, Hooks};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
+use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
@@ -76,6 +77,8 @@ struct Prepared {
     filter: Option<Filter>,
     /// Who takes the filter's listener.
     agent: Option<Receiver>,
+    /// One for each entry of `mounts`; only init uses them.
+    mounts: Vec<Option<Detached>>,
 }
 
 /// Makes a container. When that fails, nothing of it is left.
@@ -86,7 +89,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     check(&options, &namespaces)?;
     let filter = seccomp::prepare(spec, &root.filters())?;
     let agent = seccomp::receiver(spec, filter.as_ref())?;
-    let mut prepared = Prepared { namespaces, filter, agent };
+    let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
+    let mut prepared = Prepared { namespaces, filter, agent, mounts };
     let cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
     let mut state = State::new(
         options.id,
@@ -146,7 +150,6 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
 /// What is asked for and not there yet is an error: a container that runs without it would not be what was asked for.
 fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
     let linux = bundle.linux();
-    let mapped = |mount: &Mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
     let unsupported = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         (
@@ -154,7 +157,6 @@ fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
             linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
         ),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("mounts[].uidMappings", bundle.spec.mounts().iter().flatten().any(mapped)),
     ];
     for (name, asked) in unsupported {
         ensure!(!asked, "`{name}` is not supported yet");
@@ -203,12 +205,13 @@ fn make(
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
-            let Prepared { namespaces, filter, .. } = prepared;
-            let filter = filter.as_ref();
-            init::main(&init::Plan {
+            let Prepared { namespaces, filter, mounts, .. } = prepared;
+            let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
+            init::main(init::Plan {
                 options,
                 namespaces,
                 filter,
+                mounts,
                 start_fifo,
                 socket: init,
                 state,
@@ -218,6 +221,7 @@ fn make(
     drop(init);
     drop(birthplace);
     drop(start_fifo);
+    prepared.mounts.clear();
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;
     let pidfd =

@@ -17,6 +17,7 @@ use rustix::process::{DumpableBehavior, Signal};
 
 use super::cgroups::Manager;
 use super::create::{self, Options};
+use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::seccomp::Filter;
@@ -32,6 +33,8 @@ pub(super) struct Plan<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) namespaces: &'a Namespaces,
     pub(super) filter: Option<&'a Filter>,
+    /// What the caller's process has opened for `mounts`.
+    pub(super) mounts: Vec<Option<Detached>>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
@@ -46,8 +49,10 @@ const CANNOT_RUN: i32 = 126;
 const NOT_THERE: i32 = 127;
 
 /// Runs init. Ends in the program, or in the end of the process.
-pub(super) fn main(plan: &Plan<'_>) -> ! {
-    let (program, listener) = match set_up(plan) {
+pub(super) fn main(mut plan: Plan<'_>) -> ! {
+    let opened = std::mem::take(&mut plan.mounts);
+    let plan = &plan;
+    let (program, listener) = match set_up(plan, opened) {
         Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -69,7 +74,7 @@ pub(super) fn main(plan: &Plan<'_>) -> ! {
 }
 
 /// Everything up to the point where only the start is missing. With the program comes the listener of a filter that notifies.
-fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
+fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Option<OwnedFd>)> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -113,7 +118,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
     let entries = spec.mounts().as_deref().unwrap_or_default();
-    let in_cgroup = mount_all(plan, &rootfs, entries, first)?;
+    let in_cgroup = mount_all(plan, &rootfs, entries, opened, first)?;
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
@@ -206,9 +211,10 @@ fn mount_all(
     plan: &Plan<'_>,
     rootfs: &Rootfs,
     entries: &[Mount],
+    opened: Vec<Option<Detached>>,
     mut in_cgroup: bool,
 ) -> Result<bool> {
-    for entry in entries {
+    for (entry, opened) in entries.iter().zip(opened) {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
         if is_cgroup && !in_cgroup {
@@ -218,7 +224,8 @@ fn mount_all(
         if is_cgroup {
             cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
         } else {
-            mounts::mount(rootfs, plan.options.bundle, entry).with_context(show)?;
+            let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
+            mounts::mount(rootfs, bundle, namespaces, entry, opened).with_context(show)?;
         }
     }
     Ok(in_cgroup)

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
-use super::sync::{Message, Socket};
+use super::sync::{self, Message, Socket};
 use crate::syscall;
 
 const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
@@ -271,8 +271,32 @@ pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
         !uids.is_empty() && !gids.is_empty(),
         "a new user namespace needs `uidMappings` and `gidMappings`"
     );
+    write_maps(init, uids, gids)
+}
+
+/// A user namespace with these mappings, in which no process is. Runs in the caller's process.
+pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(libc::CLONE_NEWUSER, None).context("make a process in it")?
+    else {
+        drop(ours);
+        // Until this process has what it needs, or is gone.
+        let _ = theirs.receive();
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let namespace = write_maps(pid, uids, gids).and_then(|()| {
+        let path = format!("/proc/{pid}/ns/user");
+        open(Path::new(&path)).with_context(|| format!("open `{path}`"))
+    });
+    drop(ours);
+    wait(pid)?;
+    namespace
+}
+
+fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
     let write = |file: &str, mappings: &[LinuxIdMapping]| {
-        let path = format!("/proc/{init}/{file}");
+        let path = format!("/proc/{pid}/{file}");
         let lines: String = mappings
             .iter()
             .map(|mapping| {
@@ -284,7 +308,7 @@ pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     };
     if !rustix::process::geteuid().is_root() {
         // Without privileges a group map is only allowed to a process that cannot drop groups any more.
-        let path = format!("/proc/{init}/setgroups");
+        let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
     }
     write("gid_map", gids)?;

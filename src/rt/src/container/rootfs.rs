@@ -77,6 +77,28 @@ impl Rootfs {
             .with_context(|| format!("make `{}` in the rootfs", path.display()))
     }
 
+    /// The directory that `path` is in, made if it is not there, and the last part of the path.
+    pub(crate) fn make_parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
+        let (Some(name), Some(above)) = (last_name(path), path.parent()) else {
+            bail!("`{}` is not a path that can be made", path.display())
+        };
+        Ok((self.make(above, true)?, name))
+    }
+
+    /// As [`Rootfs::make`], but a symbolic link at the end of the path is the place itself.
+    pub(crate) fn make_without_following(
+        &self,
+        path: &Path,
+        is_directory: bool,
+    ) -> Result<OwnedFd> {
+        let (above, name) = self.make_parent(path)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&above, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => self.make(path, is_directory),
+            place => place.with_context(|| format!("open `{}`", path.display())),
+        }
+    }
+
     fn make_counted(&self, path: &Path, is_directory: bool, links: u32) -> Result<OwnedFd> {
         match self.open(path, OFlags::PATH) {
             Err(Errno::NOENT) => {}
@@ -141,7 +163,8 @@ impl Rootfs {
         mounts::attach(tree.as_fd(), place.as_fd())
     }
 
-    fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
+    /// None when it is not there.
+    pub(super) fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
         match self.open(path, OFlags::PATH) {
             Ok(place) => Ok(Some(place)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),

@@ -1,0 +1,265 @@
+//! The options of a mount in `config.json`: those of `mount(8)`, of the runtime specification (`config.md`, "Linux mount
+//! options"), and crun's.
+#![forbid(unsafe_code)]
+
+use anyhow::{Result, bail};
+
+use crate::syscall::MountAttr;
+
+/// The options of one mount, taken apart.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Options {
+    /// `Some(true)`: `rbind`.
+    pub(crate) bind: Option<bool>,
+    /// For the mount itself.
+    pub(crate) attr: MountAttr,
+    /// For it and everything below it: the `r…` options.
+    pub(crate) recursive: MountAttr,
+    /// `MS_SHARED` and so on, and whether everything below is meant too. Kept apart, since each has to be set alone.
+    pub(crate) propagation: Vec<(u64, bool)>,
+    /// What the filesystem as a whole is told: `sync`, `dirsync`, `lazytime`.
+    pub(crate) superblock: Vec<&'static str>,
+    /// Everything else: the filesystem's own options.
+    pub(crate) data: Vec<(String, Option<String>)>,
+    /// Fill a new tmpfs with what the rootfs has in its place.
+    pub(crate) copy_up: bool,
+    /// `idmap`, or `ridmap` for the mounts below too, with the mappings that may follow.
+    pub(crate) idmap: Option<IdMap>,
+    /// Change the mount that is there.
+    pub(crate) remount: bool,
+    /// A source that is a symbolic link is made again at the destination, and not mounted.
+    pub(crate) copy_symlink: bool,
+    /// A source that is a symbolic link is mounted itself.
+    pub(crate) source_no_follow: bool,
+    /// A destination that is a symbolic link is mounted on itself.
+    pub(crate) destination_no_follow: bool,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct IdMap {
+    pub(crate) recursive: bool,
+    /// crun's `uids=A-B-N#…;gids=…`.
+    pub(crate) mappings: Option<String>,
+}
+
+/// Every option that is not the filesystem's own, for `features`.
+pub(crate) const NAMES: &[&str] = &[
+    "async",
+    "atime",
+    "bind",
+    "copy-symlink",
+    "defaults",
+    "dest-nofollow",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "idmap",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "noiversion",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "remount",
+    "rexec",
+    "ridmap",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
+    "runbindable",
+    "rw",
+    "shared",
+    "silent",
+    "slave",
+    "src-nofollow",
+    "strictatime",
+    "suid",
+    "symfollow",
+    "sync",
+    "tmpcopyup",
+    "unbindable",
+];
+
+/// `MOUNT_ATTR_NOSYMFOLLOW`, Linux 5.14, `<linux/mount.h>`.
+const NOSYMFOLLOW: u64 = 0x0020_0000;
+
+impl Options {
+    pub(crate) fn parse(options: &[String]) -> Result<Options> {
+        let mut parsed = Options::default();
+        for option in options {
+            parsed.add(option)?;
+        }
+        Ok(parsed)
+    }
+
+    fn add(&mut self, option: &str) -> Result<()> {
+        if let Some(set) = attribute(option) {
+            apply(&mut self.attr, set);
+            return Ok(());
+        }
+        if let Some(set) = option.strip_prefix('r').and_then(attribute) {
+            apply(&mut self.recursive, set);
+            return Ok(());
+        }
+        match option {
+            // Defaults, and flags that no kernel still has a use for.
+            "defaults" | "async" | "loud" | "silent" | "mand" | "nomand" | "iversion"
+            | "noiversion" | "rasync" | "rmand" | "rnomand" | "" => {}
+            "bind" => self.bind = Some(self.bind.unwrap_or(false)),
+            "rbind" => self.bind = Some(true),
+            "shared" => self.propagation.push((libc::MS_SHARED, false)),
+            "rshared" => self.propagation.push((libc::MS_SHARED, true)),
+            "slave" => self.propagation.push((libc::MS_SLAVE, false)),
+            "rslave" => self.propagation.push((libc::MS_SLAVE, true)),
+            "private" => self.propagation.push((libc::MS_PRIVATE, false)),
+            "rprivate" => self.propagation.push((libc::MS_PRIVATE, true)),
+            "unbindable" => self.propagation.push((libc::MS_UNBINDABLE, false)),
+            "runbindable" => self.propagation.push((libc::MS_UNBINDABLE, true)),
+            "sync" => self.superblock.push("sync"),
+            "dirsync" => self.superblock.push("dirsync"),
+            "lazytime" => self.superblock.push("lazytime"),
+            "tmpcopyup" => self.copy_up = true,
+            "remount" => self.remount = true,
+            "copy-symlink" => self.copy_symlink = true,
+            "src-nofollow" => self.source_no_follow = true,
+            "dest-nofollow" => self.destination_no_follow = true,
+            "rsync" | "rdirsync" => {
+                bail!(
+                    "the option `{option}`: a filesystem is mounted so as a whole, at no mount of it"
+                )
+            }
+            _ if self.add_idmap(option) => {}
+            _ => self.data.push(match option.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (option.to_owned(), None),
+            }),
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    fn add_idmap(&mut self, option: &str) -> bool {
+        let (name, mappings) = match option.split_once('=') {
+            Some((name, mappings)) => (name, Some(mappings.to_owned())),
+            None => (option, None),
+        };
+        let recursive = name == "ridmap";
+        let is_idmap = recursive || name == "idmap";
+        if is_idmap {
+            self.idmap = Some(IdMap { recursive, mappings });
+        }
+        is_idmap
+    }
+}
+
+/// Bits to set and to clear.
+type Change = (u64, u64);
+
+fn attribute(option: &str) -> Option<Change> {
+    use libc::{
+        MOUNT_ATTR__ATIME as ATIME, MOUNT_ATTR_NOATIME as NOATIME, MOUNT_ATTR_NODEV as NODEV,
+        MOUNT_ATTR_NODIRATIME as NODIRATIME, MOUNT_ATTR_NOEXEC as NOEXEC,
+        MOUNT_ATTR_NOSUID as NOSUID, MOUNT_ATTR_RDONLY as RDONLY, MOUNT_ATTR_RELATIME as RELATIME,
+        MOUNT_ATTR_STRICTATIME as STRICTATIME,
+    };
+    Some(match option {
+        "ro" => (RDONLY, 0),
+        "rw" => (0, RDONLY),
+        "nosuid" => (NOSUID, 0),
+        "suid" => (0, NOSUID),
+        "nodev" => (NODEV, 0),
+        "dev" => (0, NODEV),
+        "noexec" => (NOEXEC, 0),
+        "exec" => (0, NOEXEC),
+        "nodiratime" => (NODIRATIME, 0),
+        "diratime" => (0, NODIRATIME),
+        "nosymfollow" => (NOSYMFOLLOW, 0),
+        "symfollow" => (0, NOSYMFOLLOW),
+        // The three ways to keep access times are one field, which mount_setattr wants cleared to change it.
+        "noatime" => (NOATIME, ATIME),
+        "atime" | "relatime" | "nostrictatime" => (RELATIME, ATIME),
+        "strictatime" | "norelatime" => (STRICTATIME, ATIME),
+        _ => return None,
+    })
+}
+
+/// The last option wins, as in mount(8).
+fn apply(attr: &mut MountAttr, (set, clear): Change) {
+    attr.set = attr.set & !clear | set;
+    attr.clear = attr.clear & !set | clear;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> Options {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        Options::parse(&options).expect("known options")
+    }
+
+    #[test]
+    fn the_last_of_two_opposite_options_wins() {
+        assert_eq!(parse(&["ro", "rw"]).attr, parse(&["rw"]).attr);
+        assert_eq!(parse(&["noexec", "exec", "noexec"]).attr, parse(&["noexec"]).attr);
+        let attr = parse(&["noatime", "relatime"]).attr;
+        assert_eq!((attr.set, attr.clear), (0, libc::MOUNT_ATTR__ATIME));
+    }
+
+    #[test]
+    fn recursive_options_are_kept_apart() {
+        let options = parse(&["rbind", "rro", "nosuid", "rslave"]);
+        assert_eq!(options.bind, Some(true));
+        assert_eq!(options.recursive.set, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(options.attr.set, libc::MOUNT_ATTR_NOSUID);
+        assert_eq!(options.propagation, [(libc::MS_SLAVE, true)]);
+    }
+
+    #[test]
+    fn an_id_mapping_can_follow() {
+        let options = parse(&["ridmap=uids=0-1-10#10-11-10;gids=@0-100-10"]);
+        let mappings = Some("uids=0-1-10#10-11-10;gids=@0-100-10".to_owned());
+        assert_eq!(options.idmap, Some(IdMap { recursive: true, mappings }));
+        assert_eq!(parse(&["idmap"]).idmap, Some(IdMap { recursive: false, mappings: None }));
+        assert_eq!(parse(&["idmapped"]).data.len(), 1);
+    }
+
+    #[test]
+    fn what_is_left_is_the_filesystems() {
+        let options = parse(&["mode=755", "size=64k", "newinstance"]);
+        let data: Vec<_> =
+            options.data.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+        assert_eq!(data, [("mode", Some("755")), ("size", Some("64k")), ("newinstance", None)]);
+    }
+}
