@@ -18,7 +18,7 @@ super::tests! { "bad_input":
     the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
     a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
-    what_is_not_supported_is_named, deleting_what_is_being_created, an_engine_without_its_program,
+    what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
 }
 
 /// Creating it fails with these words, leaves no state, and says nothing else.
@@ -419,7 +419,7 @@ fn an_id_that_is_none(test: &Test) -> Outcome {
     Ok(())
 }
 
-fn what_is_not_supported_is_named(test: &Test) -> Outcome {
+fn what_cannot_be_set_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let scheduler = json!({ "policy": "SCHED_BATCH", "priority": -1 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
@@ -427,9 +427,21 @@ fn what_is_not_supported_is_named(test: &Test) -> Outcome {
     let priority = json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["ioPriority"] = priority);
     create_fails(&bundle, "`ioPriority.priority` 8 is not 0 to 7")?;
+    let policy = json!({ "mode": "MPOL_BIND", "nodes": "" });
+    let bundle = test.sh("true")?.edit(|config| config["linux"]["memoryPolicy"] = policy);
+    create_fails(&bundle, "set `linux.memoryPolicy`: ")?;
+    let devices = json!({ "no-such-device": {} });
+    let bundle = test.sh("true")?.edit(|config| config["linux"]["netDevices"] = devices);
+    create_fails(&bundle, "move network device `no-such-device`: No such device")?;
+    let devices = json!({ "lo": { "name": "a/b" } });
+    let bundle = test.sh("true")?.edit(|config| config["linux"]["netDevices"] = devices);
+    create_fails(&bundle, "`a/b` is no name of a network device")?;
+    if fs::read_to_string("/proc/self/mountinfo")?.contains(" - resctrl ") {
+        return Ok(());
+    }
     let bundle =
         test.sh("true")?.edit(|config| config["linux"]["intelRdt"] = json!({ "closID": "x" }));
-    create_fails(&bundle, "`linux.intelRdt` is not supported yet")
+    create_fails(&bundle, "needs the resctrl filesystem, which is not mounted")
 }
 
 fn deleting_what_is_being_created(test: &Test) -> Outcome {

@@ -4,12 +4,13 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "namespaces":
     are_all_new, are_the_hosts_when_not_asked_for, can_be_joined_by_path, a_pid_namespace_can_be_joined,
     have_their_host_name, have_loopback_up, take_sysctls, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
     a_time_namespace_has_its_offsets,
+    a_network_device_moves_in, a_network_device_moves_into_a_namespace_that_is_joined,
 }
 
 /// The namespaces of the container's first process and of the tests.
@@ -164,4 +165,45 @@ fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
         .success()?;
     let uptime: f64 = output.stdout.split(' ').next().unwrap_or_default().parse()?;
     ensure(uptime > 1e9, output.stdout)
+}
+
+/// Runs a bundle in a network namespace that has one end of a cable, `v0`, with an address.
+fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<crate::harness::Output> {
+    if !std::path::Path::new("/usr/sbin/ip").exists() {
+        return skip("the host has no iproute2");
+    }
+    bundle.write()?;
+    let mut command = std::process::Command::new("unshare");
+    let script = format!(
+        "/usr/sbin/ip link add v0 type veth peer v1; /usr/sbin/ip addr add 10.9.8.7/24 dev v0; \"$@\"; /usr/sbin/ip -o link > {}/left",
+        test.folder.display()
+    );
+    command.args(["--net", "sh", "-ec", &script, "sh"]).arg(&test.host.runtime);
+    command.arg("--root").arg(test.state_root());
+    if test.host.by_systemd {
+        command.arg("--systemd-cgroup");
+    }
+    command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
+    crate::harness::Output::of(command)
+}
+
+fn a_network_device_moves_in(test: &Test) -> Outcome {
+    let bundle = test.sh(
+        "ip -o addr show dev eth7 | grep -o 10.9.8.7/24; ip -o link show dev eth7 | grep -o ,UP",
+    )?;
+    let bundle =
+        bundle.edit(|config| config["linux"]["netDevices"] = json!({ "v0": { "name": "eth7" } }));
+    with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n,UP\n")?;
+    let left = fs::read_to_string(test.folder.join("left"))?;
+    ensure(!left.contains("v0"), left)
+}
+
+fn a_network_device_moves_into_a_namespace_that_is_joined(test: &Test) -> Outcome {
+    let other = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/net", other.pid()?);
+    let bundle = test
+        .sh("ip -o addr show dev v0 | grep -o 10.9.8.7/24")?
+        .namespace(json!({ "type": "network", "path": path }))
+        .edit(|config| config["linux"]["netDevices"] = json!({ "v0": {} }));
+    with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n").map(drop)
 }

@@ -288,6 +288,12 @@ pub(crate) struct Update {
     /// Share of the disks, 10 to 1000
     #[arg(long, value_name = "N")]
     pub(crate) blkio_weight: Option<u16>,
+    /// Share of the third-level cache (Intel RDT), as a line of `schemata`
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) l3_cache_schema: Option<String>,
+    /// Share of the memory bandwidth (Intel RDT), as a line of `schemata`
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) mem_bw_schema: Option<String>,
 }
 
 #[derive(Args, Debug)]

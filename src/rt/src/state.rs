@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::container::cgroups::Cgroup;
+use crate::container::intel_rdt::Groups;
 use crate::workload;
 
 /// The version of the format that this runtime writes. It reads all up to this one.
@@ -52,6 +53,8 @@ pub(crate) struct State {
     /// The engine that was asked for; programs that `exec` starts are for it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<workload::Engine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rdt: Option<Groups>,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
@@ -102,6 +105,7 @@ impl State {
             uid: rustix::process::getuid().as_raw(),
             cgroup,
             engine: None,
+            rdt: None,
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),

@@ -54,7 +54,15 @@ pub(super) fn execute() -> Result<ExitCode> {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
+            "netDevices": { "enabled": true },
+            "memoryPolicy": {
+                "modes": [
+                    "MPOL_BIND", "MPOL_DEFAULT", "MPOL_INTERLEAVE", "MPOL_LOCAL", "MPOL_PREFERRED", "MPOL_PREFERRED_MANY",
+                    "MPOL_WEIGHTED_INTERLEAVE",
+                ],
+                "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+            },
         },
         "annotations": {
             "dev.rt.version": env!("CARGO_PKG_VERSION"),

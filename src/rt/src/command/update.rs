@@ -21,6 +21,11 @@ pub(super) fn execute(root: &Root, args: &cli::Update) -> Result<ExitCode> {
             // The words are runc's, which callers look for.
             Status::Creating | Status::Stopped => bail!("container not running"),
         }
+        let (cache, bandwidth) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
+        if cache.is_some() || bandwidth.is_some() {
+            let groups = state.rdt.as_ref().context("the container has no `linux.intelRdt`")?;
+            groups.update(cache, bandwidth)?;
+        }
         state.cgroup.update(resources(args)?)
     };
     update().with_context(|| format!("update `{}`", args.id))?;

@@ -12,11 +12,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
+use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, process, sysctl, terminal};
+use super::{hooks, init, net_devices, process, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine;
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -100,6 +101,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         cgroup,
     );
     state.engine = options.asked;
+    let rdt = linux.intel_rdt().as_ref();
+    state.rdt = rdt.map(|rdt| Groups::plan(rdt, options.id)).transpose()?;
     state.annotations = options.bundle.annotations().into_iter().collect();
     if let Some(hooks) = spec.hooks() {
         state.poststart = hooks.poststart().clone().unwrap_or_default();
@@ -121,7 +124,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
 /// What can be found out before anything is made.
 fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
     let linux = options.bundle.linux();
-    refuse_unsupported(options.bundle)?;
+    net_devices::check(linux, namespaces)?;
     if let Some(parameters) = linux.sysctl() {
         sysctl::check(parameters, namespaces)?;
     }
@@ -143,23 +146,6 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
             value.is_none() || own_names,
             "`{name}` needs a uts namespace of the container's own"
         );
-    }
-    Ok(())
-}
-
-/// What is asked for and not there yet is an error: a container that runs without it would not be what was asked for.
-fn refuse_unsupported(bundle: &Bundle) -> Result<()> {
-    let linux = bundle.linux();
-    let unsupported = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        (
-            "linux.netDevices",
-            linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
-        ),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-    ];
-    for (name, asked) in unsupported {
-        ensure!(!asked, "`{name}` is not supported yet");
     }
     Ok(())
 }
@@ -254,6 +240,12 @@ fn serve(
     }
     state.pid = pid.as_raw_nonzero().get();
     state.start_time = state::stat(pid).context("init is gone")?.start_time;
+    if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
+        groups.make(rdt, pid)?;
+    }
+    if let Some(devices) = linux.net_devices() {
+        net_devices::move_to(pid, &prepared.namespaces, devices)?;
+    }
     let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
     // systemd removes a cgroup with its last process: before init can fail. Otherwise while init goes on: it makes device nodes,
     // and uses none.
@@ -330,6 +322,9 @@ fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
 fn undo(directory: &Directory, state: &State) -> Result<()> {
     let removed = state.cgroup.undo();
     hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
+    if let Some(groups) = &state.rdt {
+        groups.remove()?;
+    }
     directory.remove()?;
     removed
 }

@@ -29,6 +29,9 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     let removed = state.cgroup.remove();
     hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
     removed?;
+    if let Some(groups) = &state.rdt {
+        groups.remove()?;
+    }
     directory.remove()
 }
 

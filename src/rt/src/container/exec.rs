@@ -145,6 +145,9 @@ fn serve(
         process::set_oom_score_adj(Some(pid), value)?;
     }
     process::set_limits(Some(pid), options.process.rlimits().as_deref().unwrap_or_default())?;
+    if let Some(groups) = &options.state.rdt {
+        groups.enter(pid)?;
+    }
     let affinity = options.process.exec_cpu_affinity().as_ref();
     let tasks: Vec<BorrowedFd<'_>> = doors.tasks.iter().map(AsFd::as_fd).collect();
     socket.send_with(&Message::Cgroup, &tasks)?;
@@ -234,6 +237,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     if let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) {
         process::set_personality(personality)?;
     }
+    process::set_memory_policy(linux.and_then(|linux| linux.memory_policy().as_ref()))?;
     let label = init::security_label(plan.proc, process)?;
     let home = init::home(&rootfs, process);
     drop(rootfs);

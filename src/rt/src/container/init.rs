@@ -161,6 +161,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     if let Some(personality) = linux.personality() {
         process::set_personality(personality)?;
     }
+    process::set_memory_policy(linux.memory_policy().as_ref())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     let label = security_label(proc.as_fd(), process)?;

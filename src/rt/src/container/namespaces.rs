@@ -98,7 +98,13 @@ impl Namespaces {
     }
 
     pub(crate) fn joins(&self, flag: i32) -> bool {
-        self.joined.iter().any(|joined| joined.flag == flag)
+        self.joined(flag).is_some()
+    }
+
+    /// The one of this kind that is joined.
+    pub(crate) fn joined(&self, flag: i32) -> Option<BorrowedFd<'_>> {
+        let joined = self.joined.iter().find(|joined| joined.flag == flag);
+        joined.map(|joined| joined.namespace.as_fd())
     }
 
     /// A process cannot change its own pid or time namespace, only that of its children; once in another user
