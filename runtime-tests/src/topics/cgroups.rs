@@ -12,6 +12,9 @@ super::tests! { "cgroups":
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
+    a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
+    systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
+    the_name_of_a_scope_is_free_after_a_deletion, a_users_cgroup_is_its_own_where_it_may_write,
 }
 
 /// The directory of a container's cgroup in the hierarchy of a controller, or in the only one.
@@ -325,4 +328,167 @@ fn what_cannot_be_limited_is_an_error(test: &Test) -> Outcome {
         config["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": "3MB", "limit": 1 }]);
     });
     bundle.try_create(&test.id())?.fails_with("hugetlb.3MB").map(drop)
+}
+
+fn systemctl(unit: &str, property: &str) -> Outcome<String> {
+    let mut command = std::process::Command::new("systemctl");
+    command.args(["show", "--value", "--property", property, unit]);
+    Ok(Output::of(command)?.success()?.stdout.trim().to_owned())
+}
+
+fn by_systemd(test: &Test) -> Outcome {
+    if test.host.by_systemd {
+        Ok(())
+    } else {
+        skip("systemd does not make the cgroups in this lane")
+    }
+}
+
+/// The scope of a container without a `cgroupsPath`.
+fn scope(test: &Test, container: &Container<'_>) -> Outcome<String> {
+    let path = cgroup(test, container, "memory")?;
+    let mut parts = path.iter().map(|part| part.to_string_lossy().into_owned());
+    Ok(parts.find(|part| part.ends_with(".scope")).ok_or("in no scope")?)
+}
+
+fn systemd_knows_the_limits(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["memory"] =
+            json!({ "limit": 100 << 20, "swap": 150 << 20, "reservation": 50 << 20 });
+        config["linux"]["resources"]["cpu"] =
+            json!({ "shares": 1024, "quota": 50_000, "period": 100_000, "cpus": "0-1" });
+        config["linux"]["resources"]["pids"] = json!({ "limit": 77 });
+        config["linux"]["resources"]["unified"] = json!({ "memory.high": "90000000" });
+    });
+    let container = bundle.start()?;
+    let scope = scope(test, &container)?;
+    for (property, expected) in [
+        ("MemoryMax", "104857600"),
+        ("MemorySwapMax", "52428800"),
+        ("MemoryLow", "52428800"),
+        ("MemoryHigh", "90000000"),
+        ("CPUWeight", "100"),
+        ("CPUQuotaPerSecUSec", "500ms"),
+        ("AllowedCPUs", "0-1"),
+        ("TasksMax", "77"),
+        ("DevicePolicy", "strict"),
+        ("Delegate", "yes"),
+    ] {
+        ensure_eq((property, systemctl(&scope, property)?.as_str()), (property, expected))?;
+    }
+    let devices = systemctl(&scope, "DeviceAllow")?;
+    ensure(devices.contains("/dev/char/1:3 rwm") && devices.contains("char-pts rwm"), devices)?;
+    // After a reload systemd puts its own idea in force.
+    let mut reload = std::process::Command::new("systemctl");
+    reload.arg("daemon-reload");
+    Output::of(reload)?.success()?;
+    ensure_eq(value(test, &container, "memory.max", "memory.max")?.as_str(), "104857600")?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "77")
+}
+
+fn systemd_knows_updated_limits(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    test.rt(["update", "--pids-limit", "55", "--memory", "64m", &container.id])?.success()?;
+    let scope = scope(test, &container)?;
+    ensure_eq(systemctl(&scope, "TasksMax")?.as_str(), "55")?;
+    ensure_eq(systemctl(&scope, "MemoryMax")?.as_str(), "67108864")
+}
+
+fn systemd_gets_properties_by_annotation(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let bundle = test
+        .sh("exec sleep 60")?
+        .annotation("org.systemd.property.TimeoutStopSec", "uint64 7")
+        .annotation("org.systemd.property.Description", "'a word'")
+        .annotation("org.systemd.property.After", "['basic.target']");
+    let container = bundle.start()?;
+    let scope = scope(test, &container)?;
+    ensure_eq(systemctl(&scope, "TimeoutStopUSec")?.as_str(), "7s")?;
+    ensure_eq(systemctl(&scope, "Description")?.as_str(), "a word")?;
+    let after = systemctl(&scope, "After")?;
+    ensure(after.split(' ').any(|unit| unit == "basic.target"), after)
+}
+
+fn a_property_that_systemd_does_not_know_is_an_error(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    for (key, text, words) in [
+        ("NoSuchProperty", "true", "NoSuchProperty"),
+        ("TasksMax", "uint64 x", "`uint64` needs a number"),
+        ("Description", "'", "`'` is missing"),
+        ("a/b", "true", "`a/b` is no name of a property"),
+    ] {
+        let key = format!("org.systemd.property.{key}");
+        let id = test.id();
+        test.sh("true")?.annotation(&key, text).try_create(&id)?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+fn a_subgroup_is_made_in_the_scope(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let bundle = test.sh("exec sleep 60")?.annotation("run.oci.systemd.subgroup", "inner");
+    let container = bundle.start()?;
+    let path = cgroup(test, &container, "memory")?;
+    ensure(path.ends_with(format!("rt-{}.scope/inner", container.id)), path.display())?;
+    let output = test.rt(["exec", &container.id, "cat", "/proc/self/cgroup"])?.success()?;
+    ensure(output.stdout.trim().ends_with("/inner"), output.stdout)?;
+    test.rt(["delete", "--force", &container.id])?.success()?;
+    ensure(!path.exists(), "it is still there")
+}
+
+fn the_name_of_a_scope_is_free_after_a_deletion(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let bundle = test.sh("exit 3")?.edit(|config| {
+        config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{}", test.id()));
+    });
+    // `write` would skip a test that has a path.
+    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
+    for _ in 0..5 {
+        let folder = bundle.folder.display().to_string();
+        test.rt(["run", "--bundle", &folder, &test.id()])?.code(3)?;
+    }
+    Ok(())
+}
+
+fn a_delegated_cgroup_is_the_containers_own(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return skip("handing on cgroups of v1 is not safe");
+    }
+    needs(test, "pids")?;
+    let script = "cat /proc/self/cgroup; mkdir /sys/fs/cgroup/own/below && cat /sys/fs/cgroup/own/below/cgroup.controllers; exec sleep 60";
+    let bundle = test
+        .sh(script)?
+        .annotation("run.oci.systemd.subgroup", "inner")
+        .annotation("run.oci.delegate-cgroup", "own")
+        .namespace(json!({ "type": "cgroup" }))
+        .mount(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"] }));
+    let container = bundle.start()?;
+    container.wait_for_output("0::/own\n")?;
+    ensure(cgroup(test, &container, "pids")?.ends_with("own"), "not in its own")?;
+    // It may hand on what it has.
+    let path = cgroup(test, &container, "pids")?;
+    wait_for(&path.join("cgroup.controllers"), "pids")
+}
+
+fn wait_for(file: &Path, word: &str) -> Outcome {
+    crate::harness::wait_until(&format!("{} holds {word}", file.display()), || {
+        fs::read_to_string(file).is_ok_and(|text| text.split_whitespace().any(|name| name == word))
+    })
+}
+
+/// What a systemd in a container with a user namespace needs.
+fn a_users_cgroup_is_its_own_where_it_may_write(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return skip("handing on cgroups of v1 is not safe");
+    }
+    for (option, expected) in [("rw", "made\n"), ("ro", "refused\n")] {
+        let script = "mkdir /sys/fs/cgroup/below 2>/dev/null && echo made || echo refused; rmdir /sys/fs/cgroup/below 2>/dev/null";
+        let bundle = super::namespaces::in_user_namespace(test.sh(&format!("{script}; true"))?)?
+            .namespace(json!({ "type": "cgroup" }))
+            .mount(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [option] }));
+        bundle.run()?.success()?.stdout(expected)?;
+    }
+    Ok(())
 }

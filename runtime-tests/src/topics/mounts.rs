@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::namespaces::in_user_namespace;
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "mounts":
     a_bind_mount_shows_the_host, a_bind_mount_can_be_read_only, a_file_can_be_mounted, a_missing_place_is_made,
@@ -286,7 +286,16 @@ fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
     ensure_eq(fs::metadata(volume.join("new"))?.uid(), 0)
 }
 
+/// Whether a tmpfs can be mapped: since Linux 6.3.
+fn needs_a_mappable_tmpfs() -> Outcome {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (6, 3) { Ok(()) } else { skip("this kernel's tmpfs cannot be mapped: Linux 6.3") }
+}
+
 fn ids_are_mapped_below_if_asked_for(test: &Test) -> Outcome {
+    needs_a_mappable_tmpfs()?;
     let source = volume(test)?;
     fs::create_dir(source.join("below"))?;
     for (option, expected) in [("idmap", "0\n"), ("ridmap", "5\n")] {
@@ -306,6 +315,7 @@ fn ids_are_mapped_below_if_asked_for(test: &Test) -> Outcome {
 }
 
 fn a_new_filesystem_can_be_mapped(test: &Test) -> Outcome {
+    needs_a_mappable_tmpfs()?;
     let ids = json!([{ "containerID": 0, "hostID": 5, "size": 1 }]);
     let mount = json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "uidMappings": ids, "gidMappings": ids });
     test.sh("stat -c %u:%g /v")?.mount(mount).run()?.success()?.stdout("5:5\n").map(drop)

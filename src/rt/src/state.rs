@@ -387,7 +387,7 @@ pub(crate) fn is_host_root() -> bool {
 }
 
 /// runc's rule for names.
-fn check_id(id: &str) -> Result<()> {
+pub(crate) fn check_id(id: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
     // A name becomes a file name, of 255 bytes at the most.
     let good =

@@ -1,16 +1,17 @@
 //! Control groups: where a container's are, how they are made, filled, limited and removed (`cgroups(7)`).
 //!
-//! Own code for cgroupfs, in [`v1`] and [`v2`]: libcgroups parses the mount table once per controller, moves a process into
-//! its cgroup where v2 lets it be born there, and does not remove what is below a cgroup. Its systemd manager is used as
-//! it is, in [`systemd`].
+//! Own code: libcgroups parses the mount table once per controller, moves a process into its cgroup where v2 lets it be born
+//! there, and does not remove what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
 #![forbid(unsafe_code)]
 
+mod delegation;
 mod devices;
 mod resources;
 mod systemd;
 mod v1;
 mod v2;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::process::Pid;
+use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::syscall;
@@ -33,6 +35,20 @@ pub(crate) enum Manager {
     Systemd,
     Disabled,
 }
+
+/// What a container's annotations ask of its cgroup.
+#[derive(Clone, Debug, Default)]
+struct Wishes {
+    /// `org.systemd.property.*`.
+    properties: Vec<systemd::Property>,
+    /// `run.oci.systemd.subgroup`.
+    subgroup: Option<String>,
+    /// `run.oci.delegate-cgroup`.
+    delegate: Option<String>,
+}
+
+pub(crate) const SUBGROUP: &str = "run.oci.systemd.subgroup";
+pub(crate) const DELEGATE: &str = "run.oci.delegate-cgroup";
 
 /// How this host mounts cgroups.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -51,10 +67,14 @@ pub(crate) struct Cgroup {
     /// `linux.cgroupsPath`, for systemd: `slice:prefix:name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
-    /// The container's name: systemd's manager wants it again.
-    name: String,
     /// Its directories: one, or one per hierarchy.
     pub(crate) paths: Vec<PathBuf>,
+    /// Where its processes are, if that is a cgroup below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inner: Option<PathBuf>,
+    /// What the annotations ask for.
+    #[serde(skip)]
+    wishes: Wishes,
     /// The directories that this process has made for it, those above its own included: what a failed creation undoes.
     #[serde(skip)]
     made: Vec<PathBuf>,
@@ -84,8 +104,9 @@ impl Cgroup {
             manager,
             version,
             unit: None,
-            name: id.to_owned(),
             paths: Vec::new(),
+            inner: None,
+            wishes: Wishes::default(),
             made: Vec::new(),
         };
         let path = path.filter(|path| !path.as_os_str().is_empty());
@@ -98,7 +119,9 @@ impl Cgroup {
                     );
                 }
                 let path = path.map(|path| path.to_string_lossy().into_owned());
-                cgroup.unit = Some(path.unwrap_or_else(|| format!(":rt:{id}")));
+                let unit = path.unwrap_or_else(|| format!(":rt:{id}"));
+                systemd::check(&unit)?;
+                cgroup.unit = Some(unit);
             }
             Manager::Cgroupfs => {
                 let path = path.map_or_else(|| PathBuf::from(format!("rt-{id}")), Path::to_owned);
@@ -123,6 +146,31 @@ impl Cgroup {
             }
         }
         Ok(cgroup)
+    }
+
+    /// Takes what the annotations ask for. Makes nothing yet.
+    pub(crate) fn wish(&mut self, annotations: &BTreeMap<String, String>) -> Result<()> {
+        let name = |key: &str| -> Result<Option<String>> {
+            let Some(name) = annotations.get(key).filter(|name| !name.is_empty()) else {
+                return Ok(None);
+            };
+            ensure!(
+                !name.contains('/') && !matches!(name.as_str(), "." | ".."),
+                "the annotation `{key}`: `{name}` is no name of a cgroup"
+            );
+            Ok(Some(name.clone()))
+        };
+        let delegate = name(DELEGATE)?;
+        ensure!(
+            delegate.is_none() || self.version == Version::V2 && self.manager != Manager::Disabled,
+            "the annotation `{DELEGATE}` is for cgroup v2: handing on cgroups of v1 is not safe"
+        );
+        let by_systemd = self.manager == Manager::Systemd;
+        let properties =
+            if by_systemd { systemd::of_annotations(annotations)? } else { Vec::new() };
+        let subgroup = name(SUBGROUP)?.filter(|_| by_systemd);
+        self.wishes = Wishes { properties, subgroup, delegate };
+        Ok(())
     }
 
     /// The cgroup that a container of this name and configuration must have had, whoever made it: for one whose state is
@@ -194,8 +242,51 @@ impl Cgroup {
 
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
         let unit = self.unit.clone().unwrap_or_default();
-        self.paths = systemd::enter(&unit, &self.name, pid)?;
-        resources.map_or(Ok(()), |resources| self.limit_unit(resources))
+        let rules = resources.map(device_rules).transpose()?;
+        let wishes = &self.wishes.properties;
+        let scope = systemd::start(&unit, pid, resources, rules.as_deref(), wishes)?;
+        self.paths = vec![scope];
+        // What systemd has no words for; and it rounds a quota.
+        self.limit(resources)?;
+        if let Some(name) = &self.wishes.subgroup {
+            let inner = self.paths[0].join(name);
+            delegation::make(&inner)?;
+            write(&inner.join("cgroup.procs"), &pid.to_string())?;
+            v2::hand_down(&self.paths[0]);
+            self.inner = Some(inner);
+        }
+        Ok(())
+    }
+
+    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the file by which init enters it,
+    /// when its cgroup namespace is there.
+    pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
+        let Some(name) = &self.wishes.delegate else { return Ok(None) };
+        let inner = self.inner.as_ref().unwrap_or(&self.paths[0]).join(name);
+        delegation::make(&inner)?;
+        delegation::give(&inner, owner)?;
+        let file = inner.join("cgroup.procs");
+        let entrance = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open `{}`", file.display()))?;
+        self.inner = Some(inner);
+        Ok(Some(entrance))
+    }
+
+    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left above it.
+    pub(crate) fn hand_down(&self) {
+        if let (Some(_), Some(inner)) = (&self.wishes.delegate, &self.inner)
+            && let Some(above) = inner.parent()
+        {
+            v2::hand_down(above);
+        }
+    }
+
+    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make its own.
+    pub(crate) fn give(&self, owner: (Uid, Gid)) -> Result<()> {
+        match (self.manager, self.version) {
+            (Manager::Disabled, _) | (_, Version::V1) => Ok(()),
+            (_, Version::V2) => delegation::give(&self.paths[0], owner),
+        }
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
@@ -228,9 +319,9 @@ impl Cgroup {
     }
 
     /// systemd keeps its own idea of the limits, and puts it in force again when it reloads its configuration; so it is told
-    /// first. What it has no words for, or libcgroups does not pass on, is written then.
+    /// first. What it has no words for is written then.
     fn limit_unit(&self, resources: &LinuxResources) -> Result<()> {
-        systemd::limit(&self.unit.clone().unwrap_or_default(), &self.name, resources)?;
+        systemd::limit(self.unit.as_deref().unwrap_or_default(), resources)?;
         self.apply(resources)
     }
 
@@ -256,15 +347,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Attaches the device rules, which with v1 are among the limits. libcgroups tells systemd of none.
+    /// Attaches the device rules, which with v1 are among the limits.
     pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let (Some(resources), Version::V2) = (resources, self.version) else { return Ok(()) };
         if self.manager == Manager::Disabled {
             return Ok(());
         }
         let cgroup = open_directory(&self.paths[0])?;
-        let rules = devices::rules(resources.devices().as_deref().unwrap_or_default())?;
-        devices::attach(cgroup.as_fd(), &rules)
+        devices::attach(cgroup.as_fd(), &device_rules(resources)?)
     }
 
     /// Whether the freezer has stopped it. A cgroup that is gone is not frozen.
@@ -395,11 +485,18 @@ impl Cgroup {
             self.thaw();
             self.signal(libc::SIGKILL)?;
         }
+        if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
+            systemd::stop(unit);
+        }
         for path in &self.paths {
             remove(path).with_context(|| format!("remove cgroup `{}`", path.display()))?;
         }
         Ok(())
     }
+}
+
+fn device_rules(resources: &LinuxResources) -> Result<Vec<devices::Rule>> {
+    devices::rules(resources.devices().as_deref().unwrap_or_default())
 }
 
 /// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s by.
@@ -412,6 +509,9 @@ pub(crate) struct Doors {
 impl Cgroup {
     /// The ways into it, or into a cgroup below it, for a process that joins the container.
     pub(crate) fn doors(&self, below: Option<&Path>) -> Result<Doors> {
+        if let (None, Some(inner)) = (below, &self.inner) {
+            return self.open_doors(std::slice::from_ref(inner));
+        }
         let below = below.unwrap_or(Path::new(""));
         let below = below.strip_prefix("/").unwrap_or(below);
         if below.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))

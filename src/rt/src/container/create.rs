@@ -2,12 +2,13 @@
 //! [`super::sync`]. The whole order is told in `docs/operation.md`.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Hooks};
+use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -84,6 +85,7 @@ struct Prepared {
 
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
+    state::check_id(options.id)?;
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
@@ -92,7 +94,9 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let agent = seccomp::receiver(spec, filter.as_ref())?;
     let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
     let mut prepared = Prepared { namespaces, filter, agent, mounts };
-    let cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
+    let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
+    let mut cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
+    cgroup.wish(&annotations)?;
     let mut state = State::new(
         options.id,
         spec.version(),
@@ -103,7 +107,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     state.engine = options.asked;
     let rdt = linux.intel_rdt().as_ref();
     state.rdt = rdt.map(|rdt| Groups::plan(rdt, options.id)).transpose()?;
-    state.annotations = options.bundle.annotations().into_iter().collect();
+    state.annotations = annotations;
     if let Some(hooks) = spec.hooks() {
         state.poststart = hooks.poststart().clone().unwrap_or_default();
         state.poststop = hooks.poststop().clone().unwrap_or_default();
@@ -246,7 +250,13 @@ fn serve(
     if let Some(devices) = linux.net_devices() {
         net_devices::move_to(pid, &prepared.namespaces, devices)?;
     }
-    let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
+    let mut tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
+    let root = namespaces::root_on_the_host(linux);
+    if wants_its_cgroup(options.bundle, &prepared.namespaces) {
+        state.cgroup.give(root)?;
+    }
+    // The last, if there is one: init enters it by itself.
+    tasks.extend(state.cgroup.delegate(root)?);
     // systemd removes a cgroup with its last process: before init can fail. Otherwise while init goes on: it makes device nodes,
     // and uses none.
     let systemd = state.cgroup.manager == Manager::Systemd;
@@ -279,6 +289,7 @@ fn serve(
         }
     }
     process::set_priorities(pid, options.bundle.process())?;
+    state.cgroup.hand_down();
     record.publish()?;
     if options.wait == Wait::ForStart {
         socket.send(&Message::Recorded)?;
@@ -297,6 +308,17 @@ fn serve(
             .publish()?;
     }
     Ok(())
+}
+
+/// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs: as runc decides it.
+fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
+    let writable = |mount: &Mount| {
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && !mount.options().iter().flatten().any(|option| option == "ro")
+    };
+    namespaces.makes(libc::CLONE_NEWUSER)
+        && namespaces.makes(libc::CLONE_NEWCGROUP)
+        && bundle.spec.mounts().iter().flatten().any(writable)
 }
 
 fn run_create_hooks(hooks: Option<&Hooks>, state: &State) -> Result<()> {

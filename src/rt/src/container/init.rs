@@ -234,10 +234,16 @@ fn mount_all(
 
 /// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
 fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
-    for tasks in plan.socket.expect_with(&Message::Cgroup)? {
+    let mut files = plan.socket.expect_with(&Message::Cgroup)?;
+    let delegate = plan.options.bundle.annotation(cgroups::DELEGATE);
+    let delegated = delegate.filter(|name| !name.is_empty()).and_then(|_| files.pop());
+    for tasks in files {
         cgroups::enter(&tasks).context("enter the cgroup")?;
     }
-    plan.namespaces.unshare_cgroup()
+    plan.namespaces.unshare_cgroup()?;
+    // The namespace shows what is above it as its root, where the limits are.
+    delegated
+        .map_or(Ok(()), |entrance| cgroups::enter(&entrance).context("enter the delegated cgroup"))
 }
 
 pub(super) fn join_session_keyring(id: &str) -> Result<()> {

@@ -280,6 +280,15 @@ pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     write_maps(init, uids, gids)
 }
 
+/// Who root of the container is, seen from outside.
+pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
+    let root = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let mut mappings = mappings.iter().flatten();
+        mappings.find(|mapping| mapping.container_id() == 0).map_or(0, LinuxIdMapping::host_id)
+    };
+    (Uid::from_raw(root(linux.uid_mappings())), Gid::from_raw(root(linux.gid_mappings())))
+}
+
 /// A user namespace with these mappings, in which no process is. Runs in the caller's process.
 pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
     let (ours, theirs) = sync::pair()?;

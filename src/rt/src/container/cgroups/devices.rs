@@ -92,14 +92,74 @@ impl Rule {
         let number = |number: Option<i32>| {
             number.map_or_else(|| "*".to_owned(), |number| number.to_string())
         };
-        let letters = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')];
-        let access: String = letters
-            .iter()
-            .filter(|(bit, _)| self.access & bit != 0)
-            .map(|(_, letter)| letter)
-            .collect();
-        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+        format!("{kind} {}:{} {}", number(self.major), number(self.minor), self.letters())
     }
+
+    fn letters(&self) -> String {
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')];
+        let asked = letters.iter().filter(|(bit, _)| self.access & bit != 0);
+        asked.map(|(_, letter)| letter).collect()
+    }
+
+    /// Whether there is a device and an access that both are about.
+    fn overlaps(&self, other: &Rule) -> bool {
+        let both =
+            |one: Option<i32>, other: Option<i32>| one.is_none() || other.is_none() || one == other;
+        both(self.kind, other.kind)
+            && both(self.major, other.major)
+            && both(self.minor, other.minor)
+            && self.access & other.access != 0
+    }
+}
+
+/// What the rules allow, as systemd has it: a device and letters for the access (`systemd.resource-control(5)`, "DeviceAllow=").
+/// None when they allow everything, or forbid some of what they allow elsewhere, for which systemd has no words.
+pub(super) fn allowed(rules: &[Rule]) -> Option<Vec<(String, String)>> {
+    let mut everything = false;
+    let mut list: Vec<Rule> = Vec::new();
+    for rule in rules {
+        if rule.kind.is_none() && rule.major.is_none() && rule.minor.is_none() {
+            if rule.access != ALL {
+                return None;
+            }
+            everything = rule.allow;
+            list.clear();
+        } else if rule.allow {
+            list.push(*rule);
+        } else if everything || list.iter().any(|other| rule.overlaps(other)) {
+            return None;
+        }
+    }
+    if everything {
+        return None;
+    }
+    let groups = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let mut entries = Vec::new();
+    for rule in list {
+        let kinds: &[i32] = if rule.kind.is_none() { &[CHAR, BLOCK] } else { &[rule.kind?] };
+        for &kind in kinds {
+            let (word, heading) =
+                if kind == CHAR { ("char", "Character") } else { ("block", "Block") };
+            let device = match (rule.major, rule.minor) {
+                (Some(major), Some(minor)) => format!("/dev/{word}/{major}:{minor}"),
+                (Some(major), None) => format!("{word}-{}", group(&groups, heading, major)?),
+                (None, None) => format!("{word}-*"),
+                (None, Some(_)) => return None,
+            };
+            entries.push((device, rule.letters()));
+        }
+    }
+    Some(entries)
+}
+
+/// The name of the driver that has a major number (`proc_devices(5)`).
+fn group<'a>(table: &'a str, heading: &str, major: i32) -> Option<&'a str> {
+    let lines = table.lines().skip_while(|line| !line.starts_with(heading)).skip(1);
+    let mut lines = lines.take_while(|line| !line.is_empty());
+    let major = major.to_string();
+    lines
+        .find_map(|line| line.trim().split_once(' ').filter(|(number, _)| *number == major))
+        .map(|(_, name)| name.trim())
 }
 
 /// Attaches the rules to a v2 cgroup.
@@ -182,6 +242,28 @@ fn program(rules: &[Rule]) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_systemd_can_say_is_said() {
+        let rule = |allow, kind, major, minor, access| Rule { allow, kind, major, minor, access };
+        let nothing = rule(false, None, None, None, ALL);
+        let null = rule(true, Some(CHAR), Some(1), Some(3), READ | WRITE);
+        let entry = |device: &str, access: &str| (device.to_owned(), access.to_owned());
+        assert_eq!(allowed(&[nothing, null]), Some(vec![entry("/dev/char/1:3", "rw")]));
+        let make = rule(true, Some(BLOCK), None, None, MAKE);
+        assert_eq!(allowed(&[nothing, make]), Some(vec![entry("block-*", "m")]));
+        // Everything; and something that is taken away again.
+        assert_eq!(allowed(&[rule(true, None, None, None, ALL), null]), None);
+        assert_eq!(allowed(&[nothing, null, rule(false, Some(CHAR), Some(1), None, READ)]), None);
+    }
+
+    #[test]
+    fn a_driver_is_found_by_its_number() {
+        let table = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  8 sd\n";
+        assert_eq!(group(table, "Character", 136), Some("pts"));
+        assert_eq!(group(table, "Block", 8), Some("sd"));
+        assert_eq!(group(table, "Block", 136), None);
+    }
 
     #[test]
     fn a_missing_number_means_every_device() {

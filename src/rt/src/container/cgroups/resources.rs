@@ -128,7 +128,7 @@ fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
 
 /// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the quadratic fit that keeps both
 /// ends and the default, as runc and crun have it since 2025.
-fn weight(shares: u64) -> u64 {
+pub(super) fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }
@@ -143,12 +143,16 @@ fn weight(shares: u64) -> u64 {
     weight.clamp(1, 10_000)
 }
 
+/// A weight of 10 to 1000 as one of 1 to 10000.
+pub(super) fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight.max(10)) - 10) * 9_999 / 990
+}
+
 fn io_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to 10000.
         if set("io.bfq.weight", &weight.to_string()).is_err() {
-            let spread = 1 + (u64::from(weight.max(10)) - 10) * 9_999 / 990;
-            set("io.weight", &spread.to_string())?;
+            set("io.weight", &io_weight(weight).to_string())?;
         }
     }
     for device in io.weight_device().iter().flatten() {

@@ -1,78 +1,308 @@
-//! cgroups by systemd: a transient scope, made over D-Bus by libcgroups' manager (cgroup v2 only).
+//! cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2 only).
+//!
+//! Own code, not libcgroups', which learns that the process was moved by asking again every 20 ms, tells systemd of a part of
+//! the limits only, and of no properties that the caller asks for.
 #![forbid(unsafe_code)]
+
+mod dbus;
+mod properties;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
 use super::ROOT;
+use super::devices::Rule;
+use dbus::{Call, Connection, Refusal, Value};
+pub(crate) use properties::{Property, of_annotations};
 
-/// Where the scope of `SLICE:PREFIX:NAME` is, `system.slice` being the default; None for a text of another form. A slice `a-b.slice`
-/// is in `a.slice` (systemd.slice(5)).
+/// How long systemd may take for all that one command asks of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const OBJECT: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const DAEMON: &str = "org.freedesktop.DBus";
+
+/// `SLICE:PREFIX:NAME`, taken apart.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Unit {
+    slice: String,
+    scope: String,
+}
+
+impl Unit {
+    /// None for a text of another form.
+    fn parse(unit: &str) -> Option<Unit> {
+        let parts: Vec<&str> = unit.split(':').collect();
+        let [slice, prefix, name] = parts[..] else { return None };
+        let default = if crate::state::is_host_root() { "system.slice" } else { "user.slice" };
+        let slice = if slice.is_empty() { default } else { slice };
+        let scope = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}") };
+        slice.strip_suffix(".slice")?;
+        let good = ![slice, &scope].iter().any(|part| part.contains('/') || part.is_empty());
+        good.then(|| Unit { slice: slice.to_owned(), scope: format!("{scope}.scope") })
+    }
+}
+
+/// Where the scope is when the slices are the system's own; None for a text of another form. A slice `a-b.slice` is in `a.slice`
+/// (systemd.slice(5)).
 pub(super) fn path(unit: &str) -> Option<PathBuf> {
-    let parts: Vec<&str> = unit.split(':').collect();
-    let [slice, prefix, name] = parts[..] else { return None };
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let Unit { slice, scope } = Unit::parse(unit)?;
     let mut path = PathBuf::from(ROOT);
     let stem = slice.strip_suffix(".slice")?;
     let dashes = stem.match_indices('-').map(|(at, _)| at).filter(|at| *at > 0);
     for end in dashes.chain([stem.len()]).filter(|_| stem != "-") {
         path.push(format!("{}.slice", &stem[..end]));
     }
-    let scope = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}") };
-    path.push(format!("{scope}.scope"));
+    path.push(scope);
     path.components().all(|part| part != std::path::Component::ParentDir).then_some(path)
 }
 
-/// Has systemd move the process into a new scope; returns the scope's cgroup.
-pub(super) fn enter(unit: &str, id: &str, pid: Pid) -> Result<Vec<PathBuf>> {
-    let manager = manager(unit, id)?;
-    let task = nix_pid(pid);
-    manager
-        .add_task(task)
-        .map_err(|error| anyhow!("make a systemd scope for `{unit}`: {error}"))?;
+/// Whether a text is one that [`start`] takes.
+pub(super) fn check(unit: &str) -> Result<()> {
+    Unit::parse(unit).map(drop).with_context(|| {
+        format!("the cgroup path `{unit}` is not SLICE.slice:PREFIX:NAME, as systemd's are")
+    })
+}
+
+/// Has systemd make a scope around a process, with its limits and device rules; returns the scope's cgroup.
+pub(super) fn start(
+    unit: &str,
+    pid: Pid,
+    resources: Option<&LinuxResources>,
+    rules: Option<&[Rule]>,
+    asked: &[Property],
+) -> Result<PathBuf> {
+    let name = unit;
+    let unit = Unit::parse(unit).context("not a unit of systemd's")?;
+    let show = || format!("make the systemd scope `{}`", unit.scope);
+    let mut own = vec![
+        ("Description".to_owned(), Value::Text(format!("rt container {name}"))),
+        ("Slice".to_owned(), Value::text(&unit.slice)),
+        (
+            "PIDs".to_owned(),
+            Value::Array(
+                "u".into(),
+                vec![Value::Uint32(pid.as_raw_nonzero().get().unsigned_abs())],
+            ),
+        ),
+        ("Delegate".to_owned(), Value::Bool(true)),
+        ("DefaultDependencies".to_owned(), Value::Bool(false)),
+        // What ended badly is not kept for somebody to look at: the caller knows, and may want the name again.
+        ("CollectMode".to_owned(), Value::text("inactive-or-failed")),
+    ];
+    for what in ["CPU", "IO", "Memory", "Tasks"] {
+        own.push((format!("{what}Accounting"), Value::Bool(true)));
+    }
+    own.extend(resources.map(properties::of_resources).unwrap_or_default());
+    own.extend(rules.map(properties::of_devices).unwrap_or_default());
+    own.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
+    let mut manager = Manager::connect().with_context(show)?;
+    // An older systemd does not know them all: what it refuses is left out, since it is written to the cgroup's files too.
+    loop {
+        let properties: Vec<Property> = own.iter().chain(asked).cloned().collect();
+        match manager.start(&unit.scope, &properties) {
+            Err(error) if own.len() > 4 && drop_unknown(&mut own, &error) => {}
+            Err(error) if is_taken(&error) && manager.forget(&unit.scope) => {}
+            result => break result.with_context(show)?,
+        }
+    }
     // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn it.
     let table =
         fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the cgroup of init")?;
     let path =
         table.lines().find_map(|line| line.strip_prefix("0::/")).context("init is in no cgroup")?;
-    Ok(vec![Path::new(ROOT).join(path)])
+    ensure!(
+        path.split('/').any(|part| part == unit.scope),
+        "{}: init is in the cgroup `/{path}`",
+        show()
+    );
+    Ok(Path::new(ROOT).join(path))
 }
 
-fn manager(unit: &str, id: &str) -> Result<AnyCgroupManager> {
-    let config = CgroupConfig {
-        cgroup_path: unit.into(),
-        systemd_cgroup: true,
-        container_name: id.to_owned(),
+/// Has systemd limit a scope that is there, which keeps the limits over a reload of its configuration.
+pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
+    let unit = Unit::parse(unit).context("not a unit of systemd's")?;
+    let show = || format!("limit the systemd scope `{}`", unit.scope);
+    let mut properties = properties::of_resources(resources);
+    if properties.is_empty() {
+        return Ok(());
+    }
+    let mut manager = Manager::connect().with_context(show)?;
+    loop {
+        match manager.set(&unit.scope, &properties) {
+            Err(error) if drop_unknown(&mut properties, &error) => {}
+            result => return result.with_context(show),
+        }
+    }
+}
+
+/// Has systemd let go of a scope whose processes have ended, and waits until it has: the name may be wanted again at once. One
+/// that it does not know any more is gone already.
+pub(super) fn stop(unit: &str) {
+    let Some(unit) = Unit::parse(unit) else { return };
+    if let Err(error) = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope)) {
+        tracing::debug!("stop the systemd scope `{}`: {error:#}", unit.scope);
+    }
+}
+
+/// Takes out the property that an error complains about.
+fn drop_unknown(properties: &mut Vec<Property>, error: &anyhow::Error) -> bool {
+    let Some(refusal) = error.downcast_ref::<Refusal>() else { return false };
+    // "Cannot set property NAME, or unknown property."
+    let unknown = refusal.text.contains("unknown property")
+        || refusal.name == "org.freedesktop.DBus.Error.PropertyReadOnly"
+        || refusal.name == "org.freedesktop.DBus.Error.UnknownProperty";
+    let named = |(name, _): &Property| {
+        refusal.text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name)
     };
-    libcgroups::common::create_cgroup_manager(config)
-        .map_err(|error| anyhow!("use systemd: {error}"))
+    let Some(at) = properties.iter().position(named).filter(|_| unknown) else { return false };
+    let (name, _) = properties.remove(at);
+    tracing::debug!("systemd does not know the property `{name}`");
+    true
 }
 
-/// Has systemd limit the scope, which keeps the limits over a reload of its configuration.
-pub(super) fn limit(unit: &str, id: &str, resources: &LinuxResources) -> Result<()> {
-    let options = ControllerOpt {
-        resources,
-        disable_oom_killer: false,
-        oom_score_adj: None,
-        freezer_state: None,
+fn is_taken(error: &anyhow::Error) -> bool {
+    let refusal = error.downcast_ref::<Refusal>();
+    refusal.is_some_and(|refusal| refusal.name == "org.freedesktop.systemd1.UnitExists")
+}
+
+/// systemd's manager: the system's, or the user's own.
+struct Manager {
+    connection: Connection,
+    /// Over the bus's daemon, which passes on only the signals that were asked for.
+    by_daemon: bool,
+    forgotten: bool,
+}
+
+impl Manager {
+    fn connect() -> Result<Manager> {
+        let (bus, private) = sockets()?;
+        // Without a daemon for the bus systemd can be reached all the same, as its own tools do.
+        let (mut connection, by_daemon) = match Connection::open(&bus, PATIENCE) {
+            Ok(connection) => (connection, true),
+            Err(error) => match Connection::open(&private, PATIENCE) {
+                Ok(connection) => (connection, false),
+                Err(_) => return Err(error),
+            },
+        };
+        if by_daemon {
+            connection.call(&call_daemon("Hello", Vec::new()))?;
+        }
+        Ok(Manager { connection, by_daemon, forgotten: false })
+    }
+
+    fn call(&mut self, member: &str, body: Vec<Value>) -> Result<Vec<Value>> {
+        self.connection.call(&call_manager(member, body))
+    }
+
+    fn start(&mut self, scope: &str, properties: &[Property]) -> Result<()> {
+        let start = vec![
+            Value::text(scope),
+            Value::text("replace"),
+            list(properties),
+            Value::Array("(sa(sv))".to_owned(), Vec::new()),
+        ];
+        self.run_job(scope, "StartTransientUnit", start)
+    }
+
+    fn stop(&mut self, scope: &str) -> Result<()> {
+        let stop = vec![Value::text(scope), Value::text("replace")];
+        self.run_job(scope, "StopUnit", stop)
+    }
+
+    /// Calls a method that makes a job, and waits until systemd has done it.
+    fn run_job(&mut self, scope: &str, member: &str, body: Vec<Value>) -> Result<()> {
+        let rule = format!(
+            "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
+        );
+        let mut calls = vec![call_manager("Subscribe", Vec::new()), call_manager(member, body)];
+        if self.by_daemon {
+            calls.insert(0, call_daemon("AddMatch", vec![Value::Text(rule)]));
+        }
+        let serials = self.connection.call_all(&calls)?;
+        let Some((last, first)) = serials.split_last() else { bail!("nothing was called") };
+        for serial in first {
+            // It may be subscribed already.
+            if let Err(error) = self.connection.answer(*serial)
+                && error.downcast_ref::<Refusal>().is_none()
+            {
+                return Err(error);
+            }
+        }
+        let answer = self.connection.answer(*last)?;
+        let job = answer.first().and_then(Value::as_text).context("systemd named no job")?;
+        let done = self.connection.wait(|message| {
+            message.kind == dbus::SIGNAL
+                && message.member == "JobRemoved"
+                && message.body.get(1).and_then(Value::as_text) == Some(job)
+        })?;
+        match done.body.get(3).and_then(Value::as_text) {
+            Some("done") => Ok(()),
+            result => bail!("its job ended with `{}`", result.unwrap_or("nothing")),
+        }
+    }
+
+    fn set(&mut self, scope: &str, properties: &[Property]) -> Result<()> {
+        let body = vec![Value::text(scope), Value::Bool(true), list(properties)];
+        self.call("SetUnitProperties", body).map(drop)
+    }
+
+    /// Has systemd forget a unit that has failed and stands in the way. Says whether it is worth another try.
+    fn forget(&mut self, scope: &str) -> bool {
+        !std::mem::replace(&mut self.forgotten, true)
+            && self.call("ResetFailedUnit", vec![Value::text(scope)]).is_ok()
+    }
+}
+
+fn call_manager(member: &str, body: Vec<Value>) -> Call<'_> {
+    Call { destination: SYSTEMD, path: OBJECT, interface: MANAGER, member, body }
+}
+
+fn call_daemon(member: &str, body: Vec<Value>) -> Call<'_> {
+    Call { destination: DAEMON, path: "/org/freedesktop/DBus", interface: DAEMON, member, body }
+}
+
+fn list(properties: &[Property]) -> Value {
+    let entry = |(name, value): &Property| {
+        Value::Struct(vec![Value::text(name), Value::Variant(Box::new(value.clone()))])
     };
-    manager(unit, id)?
-        .apply(&options)
-        .map_err(|error| anyhow!("limit the systemd scope for `{unit}`: {error}"))
+    Value::Array("(sv)".to_owned(), properties.iter().map(entry).collect())
 }
 
-fn nix_pid(pid: Pid) -> nix::unistd::Pid {
-    nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get())
+/// The sockets of the bus, and of systemd itself.
+fn sockets() -> Result<(PathBuf, PathBuf)> {
+    let of = |variable: &str| std::env::var(variable).ok().and_then(|address| socket_of(&address));
+    if crate::state::is_host_root() {
+        let bus = of("DBUS_SYSTEM_BUS_ADDRESS");
+        let bus = bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".into());
+        return Ok((bus, "/run/systemd/private".into()));
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
+    let runtime = PathBuf::from(runtime.context("the user's systemd: XDG_RUNTIME_DIR is not set")?);
+    let bus = of("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| runtime.join("bus"));
+    Ok((bus, runtime.join("systemd/private")))
+}
+
+/// The path in the first address of a list that has one (D-Bus Specification, "Server Addresses").
+fn socket_of(addresses: &str) -> Option<PathBuf> {
+    addresses.split(';').find_map(|address| {
+        let path = address
+            .strip_prefix("unix:")?
+            .split(',')
+            .find_map(|part| part.strip_prefix("path="))?;
+        Some(PathBuf::from(path))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::path;
+    use super::{path, socket_of};
 
     #[test]
     fn a_slice_is_in_those_that_its_name_begins_with() {
@@ -83,8 +313,20 @@ mod tests {
             ("-.slice::c", Some("/sys/fs/cgroup/c.scope")),
             ("/a/b", None),
             ("a:b", None),
+            ("a.slice:x:../c", None),
         ] {
             assert_eq!(show(unit).as_deref(), expected, "{unit}");
         }
+    }
+
+    #[test]
+    fn a_socket_is_found_in_an_address() {
+        let path = |address| socket_of(address).map(|path| path.display().to_string());
+        assert_eq!(
+            path("unix:path=/run/user/1000/bus,guid=1").as_deref(),
+            Some("/run/user/1000/bus")
+        );
+        assert_eq!(path("tcp:host=x;unix:path=/b").as_deref(), Some("/b"));
+        assert_eq!(path("unix:abstract=x"), None);
     }
 }

@@ -68,6 +68,13 @@ fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     }
 }
 
+/// Hands all controllers that a cgroup has down to those below.
+pub(super) fn hand_down(directory: &Path) {
+    if let Ok(own) = fs::read_to_string(directory.join("cgroup.controllers")) {
+        enable(directory, &own);
+    }
+}
+
 /// Hands the controllers down. What a cgroup does not have itself, or a delegated one may not hand on, is left out here,
 /// and noticed where a limit needs it. A reading is cheap; a write takes the lock of all cgroups.
 fn enable(directory: &Path, wanted: &str) {
