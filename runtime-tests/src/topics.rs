@@ -13,6 +13,7 @@ mod mounts;
 mod namespaces;
 mod podman;
 mod process;
+mod sd_notify;
 mod seccomp;
 mod terminal;
 mod wasm;
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<Entry> {
         namespaces::TESTS,
         podman::TESTS,
         process::TESTS,
+        sd_notify::TESTS,
         seccomp::TESTS,
         terminal::TESTS,
         wasm::TESTS,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
-super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, get_their_arguments_and_environment_only }
+super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error }
 
 fn hook(script: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
@@ -93,4 +93,40 @@ fn get_their_arguments_and_environment_only(test: &Test) -> Outcome {
     let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script, "zero", "one"], "env": ["A=1", "PATH=/usr/bin:/bin"] });
     with_hooks(test.sh("true")?, json!({ "createRuntime": [hook] })).run()?.success()?;
     ensure_eq(fs::read_to_string(file)?.as_str(), "zero one\nA=1\nPATH=/usr/bin:/bin\n")
+}
+
+fn print_to_where_annotations_say(test: &Test) -> Outcome {
+    let [out, err] = ["out", "err"].map(|name| test.folder.join(name));
+    fs::write(&out, "before\n")?;
+    let say = |name: &str| json!([hook(&format!("echo {name}; echo {name} >&2"))]);
+    let hooks = json!({ "createRuntime": say("createRuntime"), "createContainer": say("createContainer"),
+        "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", "echo startContainer; echo startContainer >&2"] }],
+        "poststart": say("poststart"), "poststop": say("poststop") });
+    let bundle = with_hooks(test.sh("true")?, hooks)
+        .annotation("run.oci.hooks.stdout", &out.display().to_string())
+        .annotation("run.oci.hooks.stderr", &err.display().to_string());
+    let container = bundle.start()?;
+    container.wait()?;
+    container.delete()?;
+    let mut expected: Vec<&str> =
+        vec!["createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    expected.sort_unstable();
+    ensure_eq(
+        sorted(fs::read_to_string(err)?),
+        expected.iter().map(|&name| name.to_owned()).collect(),
+    )?;
+    let text = fs::read_to_string(out)?;
+    let rest = text.strip_prefix("before\n").ok_or("what was there is gone")?;
+    ensure_eq(sorted(rest.to_owned()), expected.iter().map(|&name| name.to_owned()).collect())
+}
+
+fn streams_that_cannot_be_opened_are_an_error(test: &Test) -> Outcome {
+    let bundle = with_hooks(test.sh("true")?, json!({ "createRuntime": [hook("true")] }));
+    let bundle = bundle.annotation("run.oci.hooks.stdout", "/no/such/folder/file");
+    bundle.try_create(&test.id())?.fails_with("/no/such/folder/file").map(drop)
 }

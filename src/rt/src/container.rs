@@ -14,6 +14,7 @@ mod mounts;
 mod namespaces;
 mod net_devices;
 mod netlink;
+pub(crate) mod notify_socket;
 mod process;
 mod rootfs;
 pub(crate) mod seccomp;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state.json` | [`State`], replaced as a whole by rename, never edited |
 //! | `config.json` | the bundle's configuration as it was at `create` |
+//! | `notify` | the folder of a socket for `sd_notify(3)`, if the caller's service manager wants to hear of it |
 //! | `start` | a fifo on which the container's first process waits for `start`; there as long as it waits |
 //!
 //! A state has no field for the status. That is found out each time from the process, the fifo and the freezer, so that
@@ -333,6 +334,11 @@ impl Directory {
 
     pub(crate) fn start_fifo(&self) -> PathBuf {
         self.path.join("start")
+    }
+
+    /// What the container sees of it is the socket by which it says that it is ready.
+    pub(crate) fn notify_folder(&self) -> PathBuf {
+        self.path.join("notify")
     }
 
     pub(crate) fn make_start_fifo(&self) -> Result<()> {

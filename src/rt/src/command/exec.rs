@@ -82,7 +82,7 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     }
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     let master = ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
-    foreground::follow(pid, pidfd.as_fd(), &signals, master)
+    foreground::follow(pid, pidfd.as_fd(), &signals, master, None)
 }
 
 /// What shall be started.

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
+use crate::container::notify_socket::Relay;
 use crate::container::{self, terminal};
 use crate::syscall;
 
@@ -57,13 +58,14 @@ pub(super) fn follow(
     pidfd: BorrowedFd<'_>,
     signals: &Signals,
     master: Option<OwnedFd>,
+    relay: Option<&Relay>,
 ) -> Result<ExitCode> {
     match master {
         Some(master) => {
             let proxy = terminal::Proxy::new(master)?;
-            proxy.run(pidfd, &signals.descriptor, |signal| forward(pidfd, signal))?;
+            proxy.run(pidfd, &signals.descriptor, relay, |signal| forward(pidfd, signal))?;
         }
-        None => wait(pidfd, signals)?,
+        None => wait(pidfd, signals, relay)?,
     }
     let status = container::wait(pid)?;
     // A shell's convention for a program that a signal ended.
@@ -74,17 +76,21 @@ pub(super) fn follow(
     Ok(ExitCode::from(code))
 }
 
-fn wait(pidfd: BorrowedFd<'_>, signals: &Signals) -> Result<()> {
+fn wait(pidfd: BorrowedFd<'_>, signals: &Signals, relay: Option<&Relay>) -> Result<()> {
     loop {
         let mut polled = [
             PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
             PollFd::new(&signals.descriptor, PollFlags::IN),
+            Relay::polled(relay, &signals.descriptor),
         ];
         match rustix::event::poll(&mut polled, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the container"),
         }
-        let [ended, signalled] = polled.map(|polled| !polled.revents().is_empty());
+        let [ended, signalled, said] = polled.map(|polled| !polled.revents().is_empty());
+        if let (true, Some(relay)) = (said, relay) {
+            relay.pass()?;
+        }
         if signalled {
             for signal in terminal::read_signals(&signals.descriptor)? {
                 forward(pidfd, signal);

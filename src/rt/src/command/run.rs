@@ -11,6 +11,7 @@ use super::foreground::{self, Signals};
 use crate::bundle::Bundle;
 use crate::cli;
 use crate::container::cgroups::Manager;
+use crate::container::notify_socket::Relay;
 use crate::container::{self, Container, Wait, terminal};
 use crate::state::Root;
 
@@ -46,8 +47,15 @@ fn start_and_wait(
     terminal: Option<OwnedFd>,
 ) -> Result<ExitCode> {
     let master = terminal.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
+    let relay = Relay::open(&container.directory.notify_folder())?;
     container.go()?;
     container::started(&container.state);
-    let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
-    foreground::follow(container.pid, container.pidfd.as_fd(), signals, master)
+    let pidfd = container.pidfd.as_fd();
+    let Some(signals) = signals else {
+        if let Some(relay) = relay {
+            relay.wait_until_ready(container.pid, pidfd)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    foreground::follow(container.pid, pidfd, signals, master, relay.as_ref())
 }

@@ -13,12 +13,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
+use super::hooks::Streams;
 use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, net_devices, process, sysctl, terminal};
+use super::{hooks, init, net_devices, notify_socket, process, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine;
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -81,6 +82,8 @@ struct Prepared {
     agent: Option<Receiver>,
     /// One for each entry of `mounts`; only init uses them.
     mounts: Vec<Option<Detached>>,
+    /// Where hooks print to.
+    streams: Streams,
 }
 
 /// Makes a container. When that fails, nothing of it is left.
@@ -90,11 +93,15 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
     check(&options, &namespaces)?;
+    let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
     let filter = seccomp::prepare(spec, &root.filters())?;
     let agent = seccomp::receiver(spec, filter.as_ref())?;
     let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
-    let mut prepared = Prepared { namespaces, filter, agent, mounts };
-    let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
+    let streams = match spec.hooks() {
+        Some(_) => Streams::open(&annotations)?,
+        None => Streams::default(),
+    };
+    let mut prepared = Prepared { namespaces, filter, agent, mounts, streams };
     let mut cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
     cgroup.wish(&annotations)?;
     let mut state = State::new(
@@ -178,6 +185,8 @@ fn make(
             )
         }
     };
+    let notify = directory.notify_folder();
+    let notify = notify_socket::prepare(&notify)?;
     let birthplace = state.cgroup.make_for_birth()?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
@@ -195,13 +204,15 @@ fn make(
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
-            let Prepared { namespaces, filter, mounts, .. } = prepared;
+            let Prepared { namespaces, filter, mounts, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
             init::main(init::Plan {
                 options,
                 namespaces,
                 filter,
                 mounts,
+                streams,
+                notify,
                 start_fifo,
                 socket: init,
                 state,
@@ -273,7 +284,7 @@ fn serve(
     loop {
         match socket.receive()? {
             Some(Message::BeforePivot) => {
-                run_create_hooks(options.bundle.spec.hooks().as_ref(), state)?;
+                run_create_hooks(options.bundle.spec.hooks().as_ref(), state, &prepared.streams)?;
                 socket.send(&Message::HooksDone)?;
             }
             Some(Message::Listener(number)) => {
@@ -321,12 +332,12 @@ fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
         && bundle.spec.mounts().iter().flatten().any(writable)
 }
 
-fn run_create_hooks(hooks: Option<&Hooks>, state: &State) -> Result<()> {
+fn run_create_hooks(hooks: Option<&Hooks>, state: &State, streams: &Streams) -> Result<()> {
     let Some(hooks) = hooks else { return Ok(()) };
     let json = hooks::state_json(state, Status::Creating);
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
-    hooks::run("prestart", &list(hooks.prestart()), &json)?;
-    hooks::run("createRuntime", &list(hooks.create_runtime()), &json)
+    hooks::run("prestart", &list(hooks.prestart()), &json, streams)?;
+    hooks::run("createRuntime", &list(hooks.create_runtime()), &json, streams)
 }
 
 fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
@@ -343,7 +354,7 @@ fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
 /// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.
 fn undo(directory: &Directory, state: &State) -> Result<()> {
     let removed = state.cgroup.undo();
-    hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
+    hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     if let Some(groups) = &state.rdt {
         groups.remove()?;
     }

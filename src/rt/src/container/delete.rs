@@ -27,7 +27,7 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
     }
     let removed = state.cgroup.remove();
-    hooks::run_all("poststop", &state.poststop, &hooks::state_json(state, Status::Stopped));
+    hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;
     if let Some(groups) = &state.rdt {
         groups.remove()?;

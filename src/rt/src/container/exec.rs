@@ -249,7 +249,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     init::enter_working_directory(process.cwd())?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
-        env: init::environment(process, home, 0),
+        env: init::environment(process, home, 0, false),
         cwd: process.cwd(),
         asked: options.asked,
         engine: options.engine.as_ref(),

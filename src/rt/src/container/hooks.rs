@@ -3,7 +3,10 @@
 //! Own code, not libcontainer's, which starts a thread for a timeout: `rt` has one thread.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -29,19 +32,51 @@ pub(crate) fn state_json(state: &State, status: Status) -> String {
     .to_string()
 }
 
+/// Where hooks print to: files that annotations name, or nowhere and `rt`'s own standard error.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    stdout: Option<File>,
+    stderr: Option<File>,
+}
+
+const STDOUT: &str = "run.oci.hooks.stdout";
+const STDERR: &str = "run.oci.hooks.stderr";
+
+impl Streams {
+    /// Opens the files, or makes them. Runs in the caller's process, where they can be reached.
+    pub(crate) fn open(annotations: &BTreeMap<String, String>) -> Result<Streams> {
+        let open = |key: &str| -> Result<Option<File>> {
+            let Some(path) = annotations.get(key) else { return Ok(None) };
+            let file = OpenOptions::new().append(true).create(true).mode(0o700).open(path);
+            let show = || format!("open `{path}`, the annotation `{key}`");
+            file.with_context(show).map(Some)
+        };
+        Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
+    }
+}
+
 /// Runs hooks one after the other; the first that fails is the end.
-pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str) -> Result<()> {
+pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str, streams: &Streams) -> Result<()> {
     for hook in hooks {
-        run_one(hook, state)
+        run_one(hook, state, streams)
             .with_context(|| format!("run {kind} hook `{}`", hook.path().display()))?;
     }
     Ok(())
 }
 
 /// Runs all, whatever becomes of any: for the hooks after which there is no way back.
-pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &str) {
+pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status) {
+    if hooks.is_empty() {
+        return;
+    }
+    let json = state_json(state, status);
+    // A file that cannot be opened any more is no reason not to run them.
+    let streams = Streams::open(&state.annotations).unwrap_or_else(|error| {
+        crate::warn(&format!("run {kind} hooks: {error:#}"));
+        Streams::default()
+    });
     for hook in hooks {
-        if let Err(error) = run_one(hook, state) {
+        if let Err(error) = run_one(hook, &json, &streams) {
             crate::warn(&format!(
                 "run {kind} hook `{}`: {}",
                 hook.path().display(),
@@ -51,13 +86,18 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &str) {
     }
 }
 
-fn run_one(hook: &Hook, state: &str) -> Result<()> {
+fn run_one(hook: &Hook, state: &str, streams: &Streams) -> Result<()> {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
     }
     let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
-    command.env_clear().envs(variables).stdin(Stdio::piped()).stdout(Stdio::null());
+    command.env_clear().envs(variables).stdin(Stdio::piped());
+    let stream = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
+    command.stdout(stream(&streams.stdout)?.map_or_else(Stdio::null, Stdio::from));
+    if let Some(file) = stream(&streams.stderr)? {
+        command.stderr(file);
+    }
     syscall::end_with_parent(&mut command);
     let mut child = command.spawn()?;
     if let Some(mut stdin) = child.stdin.take() {

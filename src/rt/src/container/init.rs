@@ -17,12 +17,15 @@ use rustix::process::{DumpableBehavior, Signal};
 
 use super::cgroups::Manager;
 use super::create::{self, Options};
+use super::hooks::Streams;
 use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::seccomp::Filter;
 use super::sync::{Message, Socket};
-use super::{cgroup_mount, cgroups, devices, hooks, mounts, process, sysctl, terminal};
+use super::{
+    cgroup_mount, cgroups, devices, hooks, mounts, notify_socket, process, sysctl, terminal,
+};
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
@@ -35,6 +38,10 @@ pub(super) struct Plan<'a> {
     pub(super) filter: Option<&'a Filter>,
     /// What the caller's process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Detached>>,
+    /// Where hooks print to.
+    pub(super) streams: &'a Streams,
+    /// What holds the container's socket for `sd_notify(3)`.
+    pub(super) notify: Option<&'a Path>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
@@ -123,6 +130,9 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
         devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), bind)?;
+        if let Some(folder) = plan.notify {
+            notify_socket::mount(&rootfs, folder)?;
+        }
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;
     if let Some(console) = &options.console {
@@ -189,7 +199,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     enter_working_directory(process.cwd())?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
-        env: environment(process, home, options.listen_fds),
+        env: environment(process, home, options.listen_fds, plan.notify.is_some()),
         cwd: process.cwd(),
         asked: options.asked,
         engine: options.engine.as_ref(),
@@ -261,7 +271,12 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
     plan.socket.send(&Message::BeforePivot)?;
     plan.socket.expect(&Message::HooksDone)?;
     let list: &[Hook] = hooks.create_container().as_deref().unwrap_or_default();
-    hooks::run("createContainer", list, &hooks::state_json(plan.state, Status::Creating))
+    hooks::run(
+        "createContainer",
+        list,
+        &hooks::state_json(plan.state, Status::Creating),
+        plan.streams,
+    )
 }
 
 /// The file that takes the label of the next program, and what to write to it. Opened on the host's `/proc`: the
@@ -323,9 +338,18 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     Some(find().unwrap_or_else(|| "/".to_owned()))
 }
 
-pub(super) fn environment(process: &Process, home: Option<String>, listen_fds: u32) -> Vec<String> {
+pub(super) fn environment(
+    process: &Process,
+    home: Option<String>,
+    listen_fds: u32,
+    notify: bool,
+) -> Vec<String> {
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(home.map(|home| format!("HOME={home}")));
+    if notify {
+        env.retain(|variable| !variable.starts_with("NOTIFY_SOCKET="));
+        env.push(notify_socket::variable());
+    }
     if listen_fds > 0 {
         // The program is process 1 of its own pid namespace (sd_listen_fds(3)).
         env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
@@ -388,7 +412,12 @@ fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
     }
     let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
     let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
-    hooks::run("startContainer", list, &hooks::state_json(plan.state, Status::Created))
+    hooks::run(
+        "startContainer",
+        list,
+        &hooks::state_json(plan.state, Status::Created),
+        plan.streams,
+    )
 }
 
 fn wait_for_byte(fifo: &OwnedFd) -> Result<()> {

@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::hooks;
+use super::notify_socket::Relay;
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.
@@ -38,12 +41,17 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
         }
         result => result.with_context(|| format!("remove `{}`", path.display()))?,
     }
+    let relay = Relay::open(&directory.notify_folder())?;
+    let process = state.process()?;
     rustix::io::write(&fifo, b"s").context("start the program")?;
     started(state);
-    Ok(())
+    match (relay, process, Pid::from_raw(state.pid)) {
+        (Some(relay), Some(process), Some(pid)) => relay.wait_until_ready(pid, process.as_fd()),
+        _ => Ok(()),
+    }
 }
 
 /// What follows a start. A `poststart` hook that fails is a warning only (runtime-spec, `runtime.md`, "Lifecycle").
 pub(crate) fn started(state: &State) {
-    hooks::run_all("poststart", &state.poststart, &hooks::state_json(state, Status::Running));
+    hooks::run_all("poststart", &state.poststart, state, Status::Running);
 }

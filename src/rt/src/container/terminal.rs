@@ -19,6 +19,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios, Winsize};
 
 use super::mounts;
+use super::notify_socket::Relay;
 use super::rootfs::Rootfs;
 
 /// Connects to a socket of the caller's. Runs in the caller's process.
@@ -148,6 +149,7 @@ impl Proxy {
         mut self,
         pidfd: BorrowedFd<'_>,
         signals: &OwnedFd,
+        relay: Option<&Relay>,
         mut forward: impl FnMut(i32),
     ) -> Result<()> {
         let mut ended = false;
@@ -165,6 +167,7 @@ impl Proxy {
                 PollFd::new(&self.master, master_events),
                 PollFd::from_borrowed_fd(pidfd, if ended { none } else { PollFlags::IN }),
                 PollFd::new(signals, PollFlags::IN),
+                Relay::polled(relay, signals),
             ];
             // When it has ended, what is left in the terminal is passed on without waiting for more.
             let limit = ended.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
@@ -173,8 +176,11 @@ impl Proxy {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error).context("wait for the terminal"),
             }
-            let [stdin, master, process, signal] = polled.map(|polled| polled.revents());
+            let [stdin, master, process, signal, said] = polled.map(|polled| polled.revents());
             ended |= !process.is_empty();
+            if let (true, Some(relay)) = (said.contains(PollFlags::IN), relay) {
+                relay.pass()?;
+            }
             if !signal.is_empty() {
                 for signal in read_signals(signals)? {
                     if signal == libc::SIGWINCH { self.resize() } else { forward(signal) }

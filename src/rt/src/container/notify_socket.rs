@@ -1,0 +1,192 @@
+//! Programs that say when they are ready (`sd_notify(3)`). When `rt` itself was started by a service manager that wants to hear
+//! it, the container gets a socket of its own, and what is said there is passed on: the manager's is none of the container's
+//! business, and takes nothing from processes that it does not know. Runs in the caller's process, but for [`mount`].
+#![forbid(unsafe_code)]
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+use rustix::process::Pid;
+
+use super::mounts;
+use super::rootfs::Rootfs;
+use crate::syscall::{self, MountAttr};
+
+/// Where the socket is in the container, and what it is called there. As with runc.
+const FOLDER: &str = "/run/notify";
+const NAME: &str = "notify.sock";
+
+/// How long the manager may take to have understood.
+const BARRIER: Duration = Duration::from_secs(30);
+
+/// What a container may say about itself; which process it is and what it leaves with the manager are not among it.
+const PASSED: [&str; 8] = [
+    "READY=",
+    "RELOADING=",
+    "STOPPING=",
+    "STATUS=",
+    "ERRNO=",
+    "MONOTONIC_USEC=",
+    "WATCHDOG=",
+    "EXTEND_TIMEOUT_USEC=",
+];
+
+/// The manager's socket, if it wants to hear something.
+fn manager() -> Option<PathBuf> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The variable for the container's environment.
+pub(super) fn variable() -> String {
+    format!("NOTIFY_SOCKET={FOLDER}/{NAME}")
+}
+
+/// Makes the folder that the container will see, if its manager wants to hear something. The socket is made when it starts.
+pub(super) fn prepare(folder: &Path) -> Result<Option<&Path>> {
+    if manager().is_none() {
+        return Ok(None);
+    }
+    rustix::fs::mkdir(folder, Mode::from_raw_mode(0o755))
+        .with_context(|| format!("make `{}`", folder.display()))?;
+    Ok(Some(folder))
+}
+
+/// Shows the folder to the container. Runs in init, before the root is changed.
+pub(super) fn mount(rootfs: &Rootfs, folder: &Path) -> Result<()> {
+    let mount = mounts::clone_tree(CWD, folder, false)
+        .with_context(|| format!("open `{}`", folder.display()))?;
+    let set = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    syscall::mount_setattr(mount.as_fd(), MountAttr { set, ..MountAttr::default() }, false)
+        .context("set the attributes of the mount")?;
+    let place = rootfs.make(Path::new(FOLDER), true)?;
+    mounts::attach(mount.as_fd(), place.as_fd()).with_context(|| format!("mount `{FOLDER}`"))
+}
+
+/// The container's socket, and the way to the manager.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    ours: OwnedFd,
+    manager: OwnedFd,
+}
+
+impl Relay {
+    /// None when nobody wants to hear, or the container was made without a socket.
+    pub(crate) fn open(folder: &Path) -> Result<Option<Relay>> {
+        let Some(path) = manager().filter(|_| folder.is_dir()) else { return Ok(None) };
+        let manager = socket()?;
+        let address = match path.as_os_str().as_bytes() {
+            // In the abstract namespace (unix(7)).
+            [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+            path => SocketAddrUnix::new(path),
+        };
+        let show = || format!("connect to NOTIFY_SOCKET `{}`", path.display());
+        rustix::net::connect(&manager, &address.with_context(show)?).with_context(show)?;
+        let ours = socket()?;
+        // The state's path may be longer than an address.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(folder, flags, Mode::empty())
+            .with_context(|| format!("open `{}`", folder.display()))?;
+        let path = format!("/proc/self/fd/{}/{NAME}", opened.as_raw_fd());
+        let bind = || {
+            rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?)?;
+            // Whoever the container's user is.
+            rustix::fs::chmod(&path, Mode::from_raw_mode(0o777))
+        };
+        bind().with_context(|| format!("make the socket `{}`", folder.join(NAME).display()))?;
+        Ok(Some(Relay { ours, manager }))
+    }
+
+    /// For a list of what to wait for: readable when the container says something, never if there is no relay.
+    /// Then `other` stands in for it, which must be in the list already.
+    pub(crate) fn polled<'a>(relay: Option<&'a Relay>, other: &'a OwnedFd) -> PollFd<'a> {
+        match relay {
+            Some(relay) => PollFd::new(&relay.ours, PollFlags::IN),
+            None => PollFd::new(other, PollFlags::empty()),
+        }
+    }
+
+    /// Passes on one message; says whether the container is ready with it.
+    pub(crate) fn pass(&self) -> Result<bool> {
+        let mut bytes = [0; 4096];
+        let length = match rustix::net::recv(&self.ours, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((_, length)) => length.min(bytes.len()),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(error) => return Err(error).context("hear what the container says"),
+        };
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        let passed = |line: &&str| PASSED.iter().any(|prefix| line.starts_with(prefix));
+        let lines: Vec<&str> = text.lines().filter(passed).collect();
+        if !lines.is_empty() {
+            self.say(&lines.join("\n"), &[])?;
+        }
+        Ok(lines.contains(&"READY=1"))
+    }
+
+    /// Waits until the container is ready or has ended. Then its first process is the service, since this one ends.
+    pub(crate) fn wait_until_ready(&self, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<()> {
+        loop {
+            let mut polled = [
+                PollFd::new(&self.ours, PollFlags::IN),
+                PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error).context("wait until the container is ready"),
+            }
+            let [said, ended] = polled.map(|polled| !polled.revents().is_empty());
+            if said && self.pass()? {
+                self.say(&format!("MAINPID={pid}"), &[])?;
+                return self.wait_for_the_manager();
+            }
+            if ended && !said {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until the manager has read all of it: it looks at who has sent a message, and this process is about to end
+    /// (`sd_notify_barrier(3)`).
+    fn wait_for_the_manager(&self) -> Result<()> {
+        let (reader, writer) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+        self.say("BARRIER=1", &[writer.as_fd()])?;
+        drop(writer);
+        let limit = Timespec::try_from(BARRIER)?;
+        rustix::event::poll(&mut [PollFd::new(&reader, PollFlags::empty())], Some(&limit))
+            .map(drop)
+            .context("wait for the service manager")
+    }
+
+    fn say(&self, text: &str, files: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(files));
+        }
+        let text = [IoSlice::new(text.as_bytes())];
+        rustix::net::sendmsg(&self.manager, &text, &mut ancillary, SendFlags::NOSIGNAL)
+            .map(drop)
+            .context("tell the service manager")
+    }
+}
+
+fn socket() -> Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .context("open a socket")
+}
