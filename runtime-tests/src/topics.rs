@@ -13,6 +13,7 @@ mod mounts;
 mod namespaces;
 mod podman;
 mod process;
+mod rootless;
 mod sd_notify;
 mod seccomp;
 mod terminal;
@@ -46,6 +47,7 @@ pub(crate) fn all() -> Vec<Entry> {
         namespaces::TESTS,
         podman::TESTS,
         process::TESTS,
+        rootless::TESTS,
         sd_notify::TESTS,
         seccomp::TESTS,
         terminal::TESTS,

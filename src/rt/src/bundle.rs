@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Linux, Process, Spec};
 
+use crate::container::rootless;
+
 #[derive(Debug)]
 pub(crate) struct Bundle {
     /// Absolute, without symbolic links.
@@ -38,6 +40,7 @@ impl Bundle {
             // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
             spec.set_linux(Some(serde_json::from_str("{}")?));
         }
+        rootless::complete(&mut spec)?;
         let rootfs = check(&spec).with_context(|| format!("check `{name}`"))?;
         let rootfs = path.join(rootfs);
         ensure!(

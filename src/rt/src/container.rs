@@ -17,6 +17,7 @@ mod netlink;
 pub(crate) mod notify_socket;
 mod process;
 mod rootfs;
+pub(crate) mod rootless;
 pub(crate) mod seccomp;
 mod start;
 mod sync;

@@ -4,18 +4,20 @@
 //! file inside the container, which can open it for writing once the runtime has exited (CVE-2019-5736). So a command that
 //! enters a container first execs itself again from a detached, read-only clone of the file: a write through
 //! `/proc/self/exe` fails with EROFS whatever the capabilities. This takes one more exec; copying the file into a sealed
-//! memfd, the other known way, takes 4 ms.
+//! memfd, the other known way, takes 4 ms, and is what ordinary users get whose own the file is.
 #![forbid(unsafe_code)]
 
 use std::env;
 use std::ffi::CString;
-use std::fs;
-use std::os::fd::AsFd;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{Access, CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
@@ -36,15 +38,51 @@ pub(crate) fn protect() -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clone = match rustix::mount::open_tree(CWD, "/proc/self/exe", flags) {
         Ok(clone) => clone,
-        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to be had, and the user
-        // could not make a container that is root to this file either: whoever can write to it now could before.
-        Err(Errno::PERM) => return Ok(()),
+        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to be had.
+        Err(Errno::PERM) => match copy_if_writable()? {
+            Some(copy) => return exec(copy.as_fd()),
+            None => return Ok(()),
+        },
         Err(error) => return Err(error).context("clone the mount of `/proc/self/exe`"),
     };
     let read_only = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
     syscall::mount_setattr(clone.as_fd(), read_only, false)
         .context("make the clone of `/proc/self/exe` read-only")?;
+    exec(clone.as_fd())
+}
 
+/// A sealed copy of a file that this user, and so root of a container of its own, could change. None if that is not so, or
+/// this process runs from such a copy already.
+fn copy_if_writable() -> Result<Option<OwnedFd>> {
+    let mut exe = File::open("/proc/self/exe").context("open `/proc/self/exe`")?;
+    if rustix::fs::fcntl_get_seals(&exe).is_ok_and(|seals| seals.contains(SealFlags::WRITE)) {
+        return Ok(None);
+    }
+    let owner = exe.metadata().context("stat `/proc/self/exe`")?.uid();
+    let own = owner == rustix::process::geteuid().as_raw();
+    if !own && rustix::fs::access("/proc/self/exe", Access::WRITE_OK).is_err() {
+        return Ok(None);
+    }
+    let mut copy = || -> io::Result<OwnedFd> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Linux 6.3 wants to be told that it will be executed; older kernels do not know that.
+        let memory = rustix::fs::memfd_create("rt", flags | MemfdFlags::EXEC)
+            .or_else(|_| rustix::fs::memfd_create("rt", flags))?;
+        let mut memory = File::from(memory);
+        io::copy(&mut exe, &mut memory)?;
+        rustix::fs::fcntl_add_seals(
+            &memory,
+            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+        )?;
+        // A file that is open for writing cannot be executed.
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        Ok(File::open(path)?.into())
+    };
+    copy().context("copy `/proc/self/exe`").map(Some)
+}
+
+/// Runs another file in place of this one, which is the same program.
+fn exec(program: BorrowedFd<'_>) -> Result<()> {
     let argv = env::args_os().map(|arg| c_string(arg.into_vec())).collect::<Result<Vec<_>>>()?;
     let mut envp = env::vars_os()
         .filter(|(name, _)| name != ENGINES)
@@ -53,8 +91,8 @@ pub(crate) fn protect() -> Result<()> {
     envp.push(c_string(
         [ENGINES.as_bytes(), b"=", installed_engines()?.as_os_str().as_bytes()].concat(),
     )?);
-    Err(syscall::fexecve(clone.as_fd(), &argv, &envp))
-        .context("exec the read-only clone of `/proc/self/exe`")
+    Err(syscall::fexecve(program, &argv, &envp))
+        .context("exec the protected copy of `/proc/self/exe`")
 }
 
 fn c_string(bytes: Vec<u8>) -> Result<CString> {

@@ -186,6 +186,33 @@ impl Cgroup {
         Cgroup::plan(Manager::Cgroupfs, path.filter(|_| !unit.contains(':')), id)
     }
 
+    /// Goes without where an ordinary user may make no cgroup, unless there are limits, which would not be kept.
+    pub(crate) fn go_without_if_forbidden(
+        &mut self,
+        limits: Option<&LinuxResources>,
+    ) -> Result<()> {
+        if self.manager != Manager::Cgroupfs || crate::state::is_host_root() {
+            return Ok(());
+        }
+        let writable = |path: &PathBuf| {
+            let there = path.ancestors().find(|above| above.exists()).unwrap_or(path);
+            rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok()
+        };
+        let Some(path) = self.paths.iter().find(|path| !writable(path)) else { return Ok(()) };
+        let mut limits = limits.cloned();
+        if let Some(limits) = &mut limits {
+            limits.set_devices(None);
+        }
+        ensure!(
+            limits.is_none_or(|limits| serde_json::to_value(limits)
+                .is_ok_and(|json| json == serde_json::json!({}))),
+            "limits need a cgroup, and this user may not make `{}`: use `--systemd-cgroup`",
+            path.display()
+        );
+        *self = Cgroup { manager: Manager::Disabled, paths: Vec::new(), ..self.clone() };
+        Ok(())
+    }
+
     /// A cgroup with processes in it is somebody else's, who would be killed with this container. Nothing is made yet.
     pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
         for path in &self.paths {

@@ -104,6 +104,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let mut prepared = Prepared { namespaces, filter, agent, mounts, streams };
     let mut cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
     cgroup.wish(&annotations)?;
+    cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
     let mut state = State::new(
         options.id,
         spec.version(),

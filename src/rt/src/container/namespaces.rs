@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
+use super::rootless;
 use super::sync::{self, Message, Socket};
 use crate::syscall;
 
@@ -321,13 +322,23 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
         // One write(2): the kernel takes a map as a whole.
         fs::write(&path, lines).with_context(|| format!("write `{path}`"))
     };
-    if !rustix::process::geteuid().is_root() {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        write("gid_map", gids)?;
+        return write("uid_map", uids);
+    }
+    if rootless::is_own_only(gids, gid.as_raw()) {
         // Without privileges a group map is only allowed to a process that cannot drop groups any more.
         let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
+        write("gid_map", gids)?;
+    } else {
+        rootless::map("newgidmap", pid, gids)?;
     }
-    write("gid_map", gids)?;
-    write("uid_map", uids)
+    if rootless::is_own_only(uids, uid.as_raw()) {
+        return write("uid_map", uids);
+    }
+    rootless::map("newuidmap", pid, uids)
 }
 
 /// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing.

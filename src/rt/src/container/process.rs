@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
+use crate::state::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
 /// Of this process, or of another one that its caller sets them for.
@@ -53,7 +55,11 @@ pub(crate) fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()>
 pub(crate) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let path = format!("/proc/{pid}/oom_score_adj");
-    fs::write(&path, value.to_string()).with_context(|| format!("write `{path}`"))
+    match fs::write(&path, value.to_string()) {
+        // An ordinary user may only make itself more likely to be killed.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_host_root() => Ok(()),
+        result => result.with_context(|| format!("write `{path}`")),
+    }
 }
 
 /// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`, `sched_setaffinity(2)`).

@@ -1,0 +1,193 @@
+//! Containers of ordinary users, and of root of a user namespace.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+
+super::tests! { "rootless":
+    an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
+    a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
+    limits_that_cannot_be_kept_are_refused, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
+    the_network_of_the_host_can_be_shared,
+}
+
+const UID: u32 = 1000;
+
+/// A bundle whose files are the user's, and a runtime that the user can reach.
+fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
+    let runtime = test.folder.join("rt");
+    if !runtime.exists() {
+        fs::copy(&test.host.runtime, &runtime)?;
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    }
+    fs::create_dir_all(test.state_root())?;
+    chown(test.state_root(), Some(UID), Some(UID))?;
+    own(&bundle.folder)?;
+    // An ordinary user may map no group 5, and make no cgroup.
+    let bundle = bundle.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["type"] != "devpts");
+        }
+        config["linux"]["resources"] = json!({});
+    });
+    bundle.write()?;
+    Ok(bundle)
+}
+
+fn own(path: &Path) -> Outcome {
+    std::os::unix::fs::lchown(path, Some(UID), Some(UID))?;
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path)? {
+            own(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The runtime, as an ordinary user for whom the system has these further ids.
+fn as_user(test: &Test, subids: &str, before: &[&str], args: &[&str]) -> Outcome<Command> {
+    if !Path::new("/usr/bin/newuidmap").exists() {
+        return skip("the host has no newuidmap");
+    }
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let others = passwd.lines().filter(|line| line.split(':').nth(2) != Some("1000"));
+    let passwd: String = others.map(|line| format!("{line}\n")).collect();
+    fs::write(test.folder.join("passwd"), format!("{passwd}tester:x:1000:1000::/:/bin/sh\n"))?;
+    fs::write(test.folder.join("subids"), subids)?;
+    // Seen by the runtime and by newuidmap only.
+    let script = "mount --bind passwd /etc/passwd; for f in /etc/subuid /etc/subgid; do mount --bind subids $f; done; \
+        exec setpriv --reuid 1000 --regid 1000 --clear-groups env --unset=XDG_RUNTIME_DIR \"$@\"";
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        if !Path::new(file).exists() {
+            return skip(format!("the host has no {file}"));
+        }
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", script, "sh"]).args(before).arg(test.folder.join("rt"));
+    command.arg("--root").arg(test.state_root()).args(args).current_dir(&test.folder);
+    Ok(command)
+}
+
+const SUBIDS: &str = "tester:100000:65536\n";
+
+fn run(test: &Test, bundle: &Bundle<'_>, subids: &str) -> Outcome<Output> {
+    let folder = bundle.folder.display().to_string();
+    Output::of(as_user(test, subids, &[], &["run", "--bundle", &folder, &test.id()])?)
+}
+
+/// As the kernel prints it.
+fn squeezed(output: &Output) -> String {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    output.stdout.lines().map(|line| words(line) + "\n").collect()
+}
+
+fn an_ordinary_user_is_root_in_its_container(test: &Test) -> Outcome {
+    let script = "id -u; cat /proc/self/uid_map; touch /tmp/new; echo x > /dev/null";
+    let bundle = owned(test, test.sh(script)?)?;
+    let output = run(test, &bundle, "")?.success()?;
+    ensure_eq(squeezed(&output).as_str(), "0\n0 1000 1\n")?;
+    let made = fs::metadata(bundle.rootfs().join("tmp/new"))?;
+    ensure_eq(std::os::unix::fs::MetadataExt::uid(&made), UID)
+}
+
+fn further_ids_are_those_that_the_system_has_for_the_user(test: &Test) -> Outcome {
+    let bundle = owned(
+        test,
+        test.sh(
+            "cat /proc/self/uid_map; cat /proc/self/gid_map; chown 7:8 /tmp; stat -c %u:%g /tmp",
+        )?,
+    )?;
+    let bundle = bundle.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(["CAP_CHOWN", "CAP_FOWNER"]);
+        }
+    });
+    bundle.write()?;
+    let output = run(test, &bundle, SUBIDS)?;
+    ensure(output.stdout.contains("65536"), format!("{}{}", output.stdout, output.stderr))?;
+    let map = "0 1000 1\n1 100000 65536\n";
+    ensure(squeezed(&output).starts_with(&format!("{map}{map}")), output.stdout)
+}
+
+fn mapped<'a>(test: &'a Test, first: u32) -> Outcome<Bundle<'a>> {
+    let bundle = test.sh("cat /proc/self/uid_map")?.namespace(json!({ "type": "user" }));
+    let bundle = bundle.edit(|config| {
+        let map = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }, { "containerID": 5, "hostID": first, "size": 10 }]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    });
+    owned(test, bundle)
+}
+
+fn a_configured_mapping_is_taken(test: &Test) -> Outcome {
+    let output = run(test, &mapped(test, 100_007)?, SUBIDS)?.success()?;
+    ensure_eq(squeezed(&output).as_str(), "0 1000 1\n5 100007 10\n")
+}
+
+fn ids_that_the_user_does_not_have_are_refused(test: &Test) -> Outcome {
+    run(test, &mapped(test, 5)?, SUBIDS)?.fails_with("newgidmap").map(drop)
+}
+
+fn a_container_goes_through_its_life(test: &Test) -> Outcome {
+    let bundle = owned(test, test.sh("exec sleep 60")?)?;
+    let (folder, id) = (bundle.folder.display().to_string(), test.id());
+    let rt = |args: &[&str]| Output::of(as_user(test, SUBIDS, &[], args)?);
+    rt(&["create", "--bundle", &folder, &id])?.success()?;
+    rt(&["start", &id])?.success()?;
+    rt(&["exec", &id, "id", "-u"])?.success()?.stdout("0\n")?;
+    let state: serde_json::Value = serde_json::from_str(&rt(&["state", &id])?.success()?.stdout)?;
+    ensure_eq(state["status"].as_str(), Some("running"))?;
+    rt(&["kill", &id, "KILL"])?.success()?;
+    crate::harness::wait_until("it is dead", || {
+        rt(&["state", &id]).is_ok_and(|output| output.stdout.contains("stopped"))
+    })?;
+    rt(&["delete", &id])?.success()?;
+    rt(&["state", &id])?.fails_with("does not exist").map(drop)
+}
+
+fn limits_that_cannot_be_kept_are_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = owned(test, test.sh("true")?)?
+        .edit(|config| config["linux"]["resources"] = json!({ "pids": { "limit": 9 } }));
+    bundle.write()?;
+    run(test, &bundle, SUBIDS)?.fails_with("limits need a cgroup").map(drop)
+}
+
+/// podman runs its runtime like this.
+fn root_of_a_user_namespace_needs_no_help(test: &Test) -> Outcome {
+    let bundle = owned(test, test.sh("id -u; cat /proc/self/uid_map; echo x > /dev/null")?)?;
+    let (folder, id) = (bundle.folder.display().to_string(), test.id());
+    let before = ["unshare", "--user", "--map-root-user", "--mount"];
+    let command = as_user(test, "", &before, &["run", "--bundle", &folder, &id])?;
+    let output = Output::of(command)?.success()?;
+    ensure_eq(squeezed(&output).as_str(), "0\n0 1000 1\n")
+}
+
+/// Otherwise root of the container could change it, by way of `/proc/self/exe` (CVE-2019-5736).
+fn a_users_own_runtime_is_copied_before_it_enters(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = owned(test, test.sh("true")?)?;
+    chown(test.folder.join("rt"), Some(UID), Some(UID))?;
+    let (folder, id) = (bundle.folder.display().to_string(), test.id());
+    let pid_file = test.state_root().join("pid");
+    let pid_option = format!("--pid-file={}", pid_file.display());
+    let create = as_user(test, "", &[], &["create", "--bundle", &folder, &pid_option, &id])?;
+    Output::of(create)?.success()?;
+    let exe = fs::read_link(format!("/proc/{}/exe", fs::read_to_string(&pid_file)?))?;
+    fs::remove_file(pid_file)?;
+    ensure(exe.starts_with("/memfd:rt (deleted)"), exe.display())
+}
+
+fn the_network_of_the_host_can_be_shared(test: &Test) -> Outcome {
+    let bundle = test.sh("test -d /sys/class/net/lo && echo there")?.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
+    });
+    run(test, &owned(test, bundle)?, "")?.success()?.stdout("there\n").map(drop)
+}

@@ -1,0 +1,112 @@
+//! Containers of ordinary users (`user_namespaces(7)`): what the configuration leaves open, and the programs that map more ids
+//! than a user's own. Runs in the caller's process.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::{
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Spec,
+};
+use rustix::process::Pid;
+
+/// Adds a user namespace where there is none, since without one an ordinary user may make none of the others, and the mappings
+/// that are missing: root is the user, and the ids that the system has for the user's containers follow (`subuid(5)`). As crun
+/// does.
+pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let Some(linux) = spec.linux_mut().as_mut().filter(|_| !uid.is_root()) else { return Ok(()) };
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    let user = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    match user {
+        Some(user) if user.path().is_some() => return Ok(()),
+        Some(_) => {}
+        None => {
+            let user = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::User).build()?;
+            namespaces.push(user);
+            linux.set_namespaces(Some(namespaces));
+        }
+    }
+    let missing =
+        |mappings: &Option<Vec<LinuxIdMapping>>| mappings.as_ref().is_none_or(Vec::is_empty);
+    if missing(linux.uid_mappings()) && missing(linux.gid_mappings()) {
+        linux.set_uid_mappings(Some(all_of_the_user("/etc/subuid", uid.as_raw(), uid.as_raw())?));
+        linux.set_gid_mappings(Some(all_of_the_user("/etc/subgid", uid.as_raw(), gid.as_raw())?));
+    }
+    Ok(())
+}
+
+fn all_of_the_user(file: &str, uid: u32, own: u32) -> Result<Vec<LinuxIdMapping>> {
+    let mapping = |container: u32, host: u32, size: u32| {
+        LinuxIdMappingBuilder::default().container_id(container).host_id(host).size(size).build()
+    };
+    let mut mappings = vec![mapping(0, own, 1)?];
+    let table = fs::read_to_string(file).unwrap_or_default();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut next = 1;
+    for (first, size) in ranges(&table, uid, name(&passwd, uid)) {
+        mappings.push(mapping(next, first, size)?);
+        next += size;
+    }
+    Ok(mappings)
+}
+
+/// Of the user's entries, `NAME:FIRST:COUNT` or `UID:FIRST:COUNT` (`subuid(5)`).
+fn ranges(table: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
+    let uid = uid.to_string();
+    let lines = table.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next().filter(|owner| *owner == uid || Some(*owner) == name)?;
+        let range = (fields.next()?.trim().parse().ok()?, fields.next()?.trim().parse().ok()?);
+        Some((owner, range)).filter(|(_, (_, size))| *size > 0)
+    });
+    lines.map(|(_, range)| range).collect()
+}
+
+/// `NAME:PASSWORD:UID:…` (`passwd(5)`).
+fn name(passwd: &str, uid: u32) -> Option<&str> {
+    let uid = uid.to_string();
+    let line = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    line.split(':').next()
+}
+
+/// Whether an ordinary user may write these mappings without help: its own id, and no more.
+pub(super) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
+    matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
+}
+
+/// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user may use.
+pub(super) fn map(program: &str, pid: Pid, mappings: &[LinuxIdMapping]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string());
+    for mapping in mappings {
+        for number in [mapping.container_id(), mapping.host_id(), mapping.size()] {
+            command.arg(number.to_string());
+        }
+    }
+    if std::env::var_os("PATH").is_none() {
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    }
+    let output = command.output().with_context(|| {
+        format!("run `{program}`, which maps more than the user's own id (package uidmap)")
+    })?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("`{program}`: {}", text.trim().lines().next().unwrap_or("it failed"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ranges_of_a_user_go_by_name_or_number() {
+        let table = "root:1:2\nuser:100000:65536\n1000:300000:10\nother:5:5\nuser:x:1\nuser:7:0\n";
+        assert_eq!(ranges(table, 1000, Some("user")), [(100_000, 65_536), (300_000, 10)]);
+        assert_eq!(ranges(table, 1000, None), [(300_000, 10)]);
+        assert_eq!(name("root:x:0:0::/:\nuser:x:1000:1000::/:\n", 1000), Some("user"));
+    }
+}
