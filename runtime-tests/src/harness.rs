@@ -288,6 +288,13 @@ impl Test {
     }
 }
 
+/// The cgroups, in any hierarchy, that have this in their names.
+pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    find_cgroups(Path::new("/sys/fs/cgroup"), id, &mut found);
+    found
+}
+
 fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -303,7 +310,7 @@ fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
 }
 
 /// Whether a process was started with this text among its arguments.
-fn has_process(text: &str) -> bool {
+pub(crate) fn has_process(text: &str) -> bool {
     fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&command).contains(text)

@@ -1,5 +1,6 @@
 //! The tests, a file per topic. A test's name says what holds.
 
+mod attacks;
 mod bad_input;
 mod cgroups;
 mod command_line;
@@ -13,6 +14,7 @@ mod mounts;
 mod namespaces;
 mod podman;
 mod process;
+mod robustness;
 mod rootless;
 mod sd_notify;
 mod seccomp;
@@ -34,6 +36,7 @@ pub(crate) use tests;
 
 pub(crate) fn all() -> Vec<Entry> {
     [
+        attacks::TESTS,
         bad_input::TESTS,
         cgroups::TESTS,
         command_line::TESTS,
@@ -47,6 +50,7 @@ pub(crate) fn all() -> Vec<Entry> {
         namespaces::TESTS,
         podman::TESTS,
         process::TESTS,
+        robustness::TESTS,
         rootless::TESTS,
         sd_notify::TESTS,
         seccomp::TESTS,

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Linux, Process, Spec};
+use libcontainer::oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use crate::container::rootless;
 
@@ -33,15 +33,12 @@ impl Bundle {
         let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
         let name = config.unwrap_or(Path::new("config.json")).display();
         let config = fs::read(&file).with_context(|| format!("read `{name}`"))?;
-        // serde_json says line and column.
-        let mut spec: Spec =
-            serde_json::from_slice(&config).with_context(|| format!("parse `{name}`"))?;
-        if spec.linux().is_none() {
-            // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
-            spec.set_linux(Some(serde_json::from_str("{}")?));
-        }
-        rootless::complete(&mut spec)?;
-        let rootfs = check(&spec).with_context(|| format!("check `{name}`"))?;
+        let spec =
+            parse(&config).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
+                Some(_) => error.context(format!("parse `{name}`")),
+                None => error.context(format!("check `{name}`")),
+            })?;
+        let rootfs = spec.root().as_ref().map(Root::path).context("`root` is missing")?;
         let rootfs = path.join(rootfs);
         ensure!(
             fs::metadata(&rootfs)
@@ -76,7 +73,20 @@ pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec s
     spec.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
-/// The rules of `config.md` that the types cannot express; returns `root.path`.
+/// A configuration that follows the rules of `config.md`, with a `linux`.
+pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
+    // serde_json says line and column.
+    let mut spec: Spec = serde_json::from_slice(config)?;
+    if spec.linux().is_none() {
+        // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
+        spec.set_linux(Some(serde_json::from_str("{}")?));
+    }
+    rootless::complete(&mut spec)?;
+    check(&spec)?;
+    Ok(spec)
+}
+
+/// The rules that the types cannot express; returns `root.path`.
 fn check(spec: &Spec) -> Result<&Path> {
     let version = spec.version();
     ensure!(!version.is_empty(), "`ociVersion` is missing");

@@ -24,6 +24,39 @@ mod sync;
 mod sysctl;
 pub(crate) mod terminal;
 
+/// What reads things from outside, for tests that make them up.
+#[cfg(test)]
+pub(crate) mod fuzzed {
+    use anyhow::Result;
+    use libcontainer::oci_spec::runtime::{Linux, LinuxSeccomp, Mount, Spec};
+
+    use super::{mounts, namespaces, net_devices, netlink, process, seccomp, sysctl};
+
+    pub(crate) use super::cgroups::fuzzed::{cgroup, message};
+
+    pub(crate) fn mount(entry: &Mount, linux: &Linux) -> Result<()> {
+        mounts::understand(entry, linux)
+    }
+
+    pub(crate) fn seccomp(filter: &LinuxSeccomp) -> Result<()> {
+        seccomp::understand(filter)
+    }
+
+    pub(crate) fn process(spec: &Spec, linux: &Linux) -> Result<()> {
+        let namespaces = namespaces::Namespaces::default();
+        if let Some(parameters) = linux.sysctl() {
+            let _ = sysctl::check(parameters, &namespaces);
+        }
+        let _ = net_devices::check(linux, &namespaces);
+        spec.process().as_ref().map_or(Ok(()), process::understand)
+    }
+
+    pub(crate) fn hear(message: &[u8]) {
+        super::cgroups::fuzzed::hear(message);
+        netlink::understand(message);
+    }
+}
+
 pub(crate) use create::{Container, Options, Wait, create};
 pub(crate) use delete::{delete, delete_unreadable};
 pub(crate) use exec::{ExecOptions, exec};

@@ -11,6 +11,8 @@ mod container;
 mod engine;
 mod exe;
 mod executor;
+#[cfg(test)]
+mod fuzz;
 mod log;
 mod signals;
 mod state;

@@ -286,10 +286,6 @@ impl Directory {
 
     /// None when the creation of the container was cut short.
     pub(crate) fn read(&self) -> Result<Option<State>> {
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
         let path = self.path.join("state.json");
         let read = || -> Result<Option<State>> {
             let text = match fs::read(&path) {
@@ -297,12 +293,7 @@ impl Directory {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            // The version first: a later format may not parse as this one.
-            let version = serde_json::from_slice::<Version>(&text)?.version;
-            if version > VERSION {
-                return Err(Newer(version).into());
-            }
-            Ok(Some(serde_json::from_slice(&text)?))
+            parse(&text).map(Some)
         };
         read().with_context(|| format!("read `{}`", path.display()))
     }
@@ -355,6 +346,28 @@ impl Directory {
             _ => Ok(()),
         }
     }
+}
+
+pub(crate) fn parse(text: &[u8]) -> Result<State> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    // The version first: a later format may not parse as this one.
+    let version = serde_json::from_slice::<Version>(text)?.version;
+    if version > VERSION {
+        return Err(Newer(version).into());
+    }
+    Ok(serde_json::from_slice(text)?)
+}
+
+/// A state as it is stored, for tests of what reads one.
+#[cfg(test)]
+pub(crate) fn sample() -> Vec<u8> {
+    let cgroup = serde_json::json!({ "manager": "cgroupfs", "version": "v2", "paths": ["/sys/fs/cgroup/x"] });
+    let cgroup = serde_json::from_value(cgroup).expect("a cgroup");
+    let state = State::new("c", "1.0.2", Path::new("/b"), Path::new("/b/rootfs"), cgroup);
+    serde_json::to_vec(&state).expect("a state")
 }
 
 /// A file that is written whole or not at all: whoever opens `path` sees the old text or the new, never a part.

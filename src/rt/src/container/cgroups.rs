@@ -634,3 +634,30 @@ fn write(path: &Path, value: &str) -> Result<()> {
         .and_then(|mut file| file.write_all(value.as_bytes()));
     result.with_context(|| format!("write `{value}` to `{}`", path.display()))
 }
+
+#[cfg(test)]
+pub(crate) mod fuzzed {
+    use super::*;
+
+    pub(crate) use systemd::fuzzed::{hear, message};
+
+    pub(crate) fn cgroup(
+        path: Option<&Path>,
+        resources: Option<&LinuxResources>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        for manager in [Manager::Cgroupfs, Manager::Systemd] {
+            let mut cgroup = Cgroup::plan(Manager::Disabled, None, "c")?;
+            cgroup.manager = manager;
+            cgroup.version = Version::V2;
+            let _ = cgroup.wish(annotations);
+        }
+        let _ = Cgroup::plan(Manager::Cgroupfs, path, "c");
+        let _ = Cgroup::guess(path, "c");
+        let Some(resources) = resources else { return Ok(()) };
+        let rules = device_rules(resources)?;
+        let _ = devices::understand(&rules);
+        systemd::fuzzed::limits(resources, &rules);
+        resources::understand(resources)
+    }
+}

@@ -345,3 +345,12 @@ impl Options {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(crate) fn understand(
+    entry: &Mount,
+    linux: &libcontainer::oci_spec::runtime::Linux,
+) -> Result<()> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    idmap::wanted(entry, &options, linux).map(drop)
+}

@@ -207,6 +207,15 @@ fn lasting(body: &[u8], index: u32) -> Option<Address> {
 }
 
 #[cfg(test)]
+pub(super) fn understand(mut bytes: &[u8]) {
+    while let Some((answer, rest)) = split(bytes) {
+        let _ = lasting(&answer.body, 1);
+        assert!(rest.len() < bytes.len(), "no step forward");
+        bytes = rest;
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

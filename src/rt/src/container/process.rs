@@ -258,6 +258,19 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
 }
 
 #[cfg(test)]
+pub(crate) fn understand(process: &Process) -> Result<()> {
+    if let Some(scheduler) = process.scheduler() {
+        let _ = scheduling(scheduler);
+    }
+    for list in
+        process.exec_cpu_affinity().iter().flat_map(|a| [a.initial(), a.cpu_affinity_final()])
+    {
+        let _ = list.as_deref().map(processors);
+    }
+    set(process.capabilities().as_ref().and_then(|sets| sets.bounding().as_ref())).map(drop)
+}
+
+#[cfg(test)]
 mod tests {
     use super::processors;
 

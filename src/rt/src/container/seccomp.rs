@@ -156,6 +156,12 @@ pub(crate) fn receiver(spec: &Spec, filter: Option<&Filter>) -> Result<Option<Re
 }
 
 #[cfg(test)]
+pub(crate) fn understand(seccomp: &LinuxSeccomp) -> Result<()> {
+    cache::key(seccomp, false)?;
+    compile::compile(seccomp, false).map(drop)
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

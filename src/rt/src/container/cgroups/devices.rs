@@ -240,6 +240,11 @@ fn program(rules: &[Rule]) -> Vec<u64> {
 }
 
 #[cfg(test)]
+pub(super) fn understand(rules: &[Rule]) -> usize {
+    program(rules).len() + rules.iter().map(|rule| rule.line().len()).sum::<usize>()
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

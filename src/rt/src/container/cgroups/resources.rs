@@ -334,6 +334,24 @@ fn network_v1(network: &LinuxNetwork, set: Set<'_>) -> Result<()> {
 }
 
 #[cfg(test)]
+pub(super) fn understand(resources: &LinuxResources) -> Result<()> {
+    let set = |_: &str, _: &str| Ok(());
+    if let Some(memory) = resources.memory() {
+        let _ = memory_v1(memory, &set);
+        memory_v2(memory, &set)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        let _ = cpu_v1(cpu, &set);
+        let _ = cpu_v2(Path::new("/nonexistent"), cpu, &set);
+    }
+    if let Some(io) = resources.block_io() {
+        let _ = io_v1(io, &set);
+        io_v2(io, &set)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

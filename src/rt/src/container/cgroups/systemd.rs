@@ -301,6 +301,30 @@ fn socket_of(addresses: &str) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
+pub(super) mod fuzzed {
+    use super::*;
+
+    pub(crate) fn limits(resources: &LinuxResources, rules: &[Rule]) {
+        let mut properties = properties::of_resources(resources);
+        properties.extend(properties::of_devices(rules));
+        let body = vec![list(&properties)];
+        let bytes = dbus::encode(&call_manager("SetUnitProperties", body.clone()));
+        assert_eq!(dbus::body(&bytes).expect("a message"), body);
+    }
+
+    pub(crate) fn message() -> Vec<u8> {
+        let pids = Value::Array("u".into(), vec![Value::Uint32(7), Value::Uint32(8)]);
+        let properties = vec![("PIDs".to_owned(), pids), ("A".to_owned(), Value::text("b"))];
+        dbus::encode(&call_manager("StartTransientUnit", vec![Value::text("x"), list(&properties)]))
+    }
+
+    pub(crate) fn hear(message: &[u8]) {
+        let _ = dbus::body(message);
+        let _ = socket_of(&String::from_utf8_lossy(message));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::{path, socket_of};
 

@@ -480,6 +480,17 @@ impl Connection {
 }
 
 #[cfg(test)]
+pub(super) fn encode(call: &Call<'_>) -> Vec<u8> {
+    call.encode(1)
+}
+
+#[cfg(test)]
+pub(super) fn body(message: &[u8]) -> Result<Vec<Value>> {
+    ensure!(message.len() >= FIXED, "too short");
+    decode(message).map(|message| message.body)
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

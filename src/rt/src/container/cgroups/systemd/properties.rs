@@ -92,7 +92,8 @@ fn of_cpu(cpu: &LinuxCpu, set: Set<'_>) {
 
 /// systemd keeps hundredths of a percent: rounded up to the next 10 ms in a second, as runc does.
 fn quota_per_second(quota: u64, period: u64) -> u64 {
-    (quota.saturating_mul(1_000_000) / period).next_multiple_of(10_000)
+    let quota = quota.saturating_mul(1_000_000) / period.max(1);
+    quota.checked_next_multiple_of(10_000).unwrap_or(INFINITY)
 }
 
 /// A list like `0-3,7` as the set of bits that systemd takes; None for an empty or a wrong one, which the file refuses.
@@ -402,5 +403,6 @@ mod tests {
     fn a_quota_is_per_second() {
         assert_eq!(quota_per_second(50_000, 100_000), 500_000);
         assert_eq!(quota_per_second(33_333, 100_000), 340_000);
+        assert_eq!(quota_per_second(u64::MAX, 1), INFINITY);
     }
 }

@@ -1,0 +1,295 @@
+//! What is left when something goes wrong at any point: nothing.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
+};
+
+super::tests! { "robustness":
+    create_can_be_killed_at_every_system_call, run_can_be_killed_at_every_system_call, start_can_be_killed_at_every_system_call,
+    exec_can_be_killed_at_every_system_call, delete_can_be_killed_at_every_system_call,
+    create_on_a_full_disk_leaves_nothing, a_state_root_that_is_read_only_is_an_error, create_without_descriptors_leaves_nothing,
+    create_without_memory_leaves_nothing, a_container_that_is_killed_while_it_is_made_leaves_nothing,
+    another_process_with_the_same_number_is_left_alone, a_state_that_is_cut_short_can_be_deleted,
+}
+
+/// A system call of a command: its name, and which of those of this name it is, from 1 on.
+type Call = (String, usize);
+
+fn strace(test: &Test, option: &str, command: &Command) -> Outcome<std::process::ExitStatus> {
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    // Not `-f`: that would wait for the container.
+    let mut strace = Command::new("timeout");
+    strace.args(["--signal=KILL", "60", "strace", "--trace=all", option, "--output"]);
+    strace.arg(test.folder.join("calls")).arg(command.get_program()).args(command.get_args());
+    strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(strace.status()?)
+}
+
+/// The system calls of a command, in order: all of them in one lane, some in the others.
+fn calls(test: &Test, command: &Command) -> Outcome<Vec<Call>> {
+    let status = strace(test, "--string-limit=1", command)?;
+    ensure(status.success(), format!("{status}"))?;
+    let mut calls: Vec<Call> = Vec::new();
+    for line in fs::read_to_string(test.folder.join("calls"))?.lines() {
+        if let Some((name, _)) = line.split_once('(').filter(|(name, _)| !name.contains(' ')) {
+            let before = calls.iter().filter(|(other, _)| other == name).count();
+            calls.push((name.to_owned(), before + 1));
+        }
+    }
+    ensure(calls.len() > 40, format!("so few system calls? {calls:?}"))?;
+    let emulated = std::env::var_os("RT_TESTS_MANAGER").is_some();
+    let step = match test.host.lane.as_str() {
+        _ if emulated => 9,
+        "v2" => 1,
+        // Where a cgroup is twelve directories, with little that is new in them.
+        _ => 4,
+    };
+    Ok(calls.into_iter().step_by(step).collect())
+}
+
+/// Runs a command that is killed at one of its system calls. It may not come to that: two runs are not always the same.
+fn kill_at(test: &Test, (name, number): &Call, command: &Command) -> Outcome<bool> {
+    let option = format!("--inject={name}:signal=SIGKILL:when={number}");
+    let status = strace(test, &option, command)?;
+    // timeout tells of a signal as a shell does, or dies of it itself.
+    let killed = status.signal() == Some(9) || status.code() == Some(137);
+    ensure(killed || status.success(), format!("at {name} {number}: {status}"))?;
+    Ok(killed)
+}
+
+/// After a deletion by force nothing of the container is there.
+fn nothing_is_left(test: &Test, id: &str, (name, number): &Call) -> Outcome {
+    let at = |what: &str| format!("killed at {name} {number}: {what}");
+    let output = test.rt(["delete", "--force", id])?;
+    ensure(output.code == Some(0), at(&output.stderr))?;
+    ensure(!test.state_root().join(id).exists(), at("the state is left"))?;
+    let cgroups = cgroups_of(id);
+    ensure(cgroups.is_empty(), at(&format!("{cgroups:?} is left")))?;
+    // Before its exec, init has the command line of its caller.
+    wait_until(&at("no process is left"), || !has_process(id))
+}
+
+/// Kills a command at each of its system calls in turn. `prepare` says what the command is, for a name.
+fn kill_at_every_call(test: &Test, prepare: impl Fn(&str) -> Outcome<Command>) -> Outcome {
+    test.only_rt()?;
+    let id = test.id();
+    let calls = calls(test, &prepare(&id)?)?;
+    test.rt(["delete", "--force", &id])?.success()?;
+    let mut killed = 0;
+    for call in &calls {
+        let id = test.id();
+        killed += usize::from(kill_at(test, call, &prepare(&id)?)?);
+        nothing_is_left(test, &id, call)?;
+    }
+    ensure(killed * 10 > calls.len() * 9, format!("{killed} of {} were killed", calls.len()))
+}
+
+fn create_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    kill_at_every_call(test, |id| Ok(test.command(["create", "--bundle", &folder, id])))
+}
+
+fn run_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
+    let bundle = test.sh("exit 0")?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    kill_at_every_call(test, |id| Ok(test.command(["run", "--bundle", &folder, id])))
+}
+
+/// The same for a command about a container.
+fn with_a_container(test: &Test, started: bool, before: &[&str], after: &[&str]) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    kill_at_every_call(test, |id| {
+        test.rt(["create", "--bundle", &folder, id])?.success()?;
+        if started {
+            test.rt(["start", id])?.success()?;
+        }
+        Ok(test.command([before, &[id], after].concat()))
+    })
+}
+
+fn start_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
+    with_a_container(test, false, &["start"], &[])
+}
+
+fn exec_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
+    with_a_container(test, true, &["exec"], &["true"])
+}
+
+fn delete_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
+    with_a_container(test, true, &["delete", "--force"], &[])
+}
+
+/// Runs a script in which `"$@"` creates a container, in a mount namespace of its own; `$STATE` is where its state goes.
+fn in_a_shell(test: &Test, script: &str) -> Outcome<Output> {
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    fs::create_dir_all(test.state_root())?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&test.host.runtime);
+    command.env("STATE", test.state_root()).env("RT", &test.host.runtime);
+    if test.host.by_systemd {
+        command.arg("--systemd-cgroup");
+    }
+    let id = test.id();
+    command.env("ID", &id);
+    command.arg("--root").arg(test.state_root()).args(["create", "--bundle"]).arg(&bundle.folder);
+    command.arg(&id);
+    let output = Output::of(command)?;
+    let cgroups = cgroups_of(&id);
+    ensure(cgroups.is_empty(), format!("{cgroups:?} is left: {}", output.stderr))?;
+    wait_until("no process is left", || !has_process(&id))?;
+    Ok(output)
+}
+
+fn create_on_a_full_disk_leaves_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut seen = Vec::new();
+    let sizes = [
+        "size=4k",
+        "size=8k",
+        "nr_inodes=1",
+        "nr_inodes=2",
+        "nr_inodes=3",
+        "nr_inodes=4",
+        "nr_inodes=5",
+        "size=1m",
+    ];
+    for option in sizes {
+        let script = format!(
+            "mount -t tmpfs -o {option} state $STATE; \"$@\" && echo made || echo failed; ls $STATE/$ID 2>/dev/null | wc -l; $RT --root $STATE delete --force $ID; ls $STATE"
+        );
+        let output = in_a_shell(test, &script)?;
+        let mut lines = output.stdout.lines();
+        let (made, files) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        ensure(
+            made == "made" || files == "0",
+            format!("{option}: {}{}", output.stdout, output.stderr),
+        )?;
+        ensure(
+            made == "made" || output.stderr.contains("No space left on device"),
+            &output.stderr,
+        )?;
+        ensure_eq(lines.next(), None)?;
+        seen.push(made == "made");
+    }
+    ensure(seen.contains(&false) && seen.last() == Some(&true), format!("{seen:?}"))
+}
+
+fn a_state_root_that_is_read_only_is_an_error(test: &Test) -> Outcome {
+    let output = in_a_shell(test, "mount -t tmpfs -o ro state $STATE; \"$@\"")?;
+    output.fails_with("Read-only file system").map(drop)
+}
+
+fn create_without_descriptors_leaves_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut made = 0;
+    for number in 3..40 {
+        let script = format!(
+            "(ulimit -S -n {number}; \"$@\") && echo made; $RT --root $STATE delete --force $ID; ls $STATE"
+        );
+        let output = in_a_shell(test, &script)?;
+        let is_made = output.stdout.contains("made");
+        ensure(
+            is_made || output.stderr.lines().count() == 1 && output.stderr.starts_with("rt: "),
+            format!("with {number} descriptors: {}{}", output.stdout, output.stderr),
+        )?;
+        ensure(
+            output.stdout.trim_start_matches("made").trim().is_empty(),
+            format!("with {number} descriptors something is left: {}", output.stdout),
+        )?;
+        made += u32::from(is_made);
+    }
+    ensure(made > 0, "it was never made")
+}
+
+fn create_without_memory_leaves_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut made = Vec::new();
+    // Address space in KiB.
+    for size in [512, 1024, 2048, 3072, 4096, 5120, 6144, 8192, 16384, 65536] {
+        let script = format!(
+            "(ulimit -S -v {size}; \"$@\") && echo made; $RT --root $STATE delete --force $ID; ls $STATE"
+        );
+        let output = in_a_shell(test, &script)?;
+        ensure(
+            output.stdout.trim_start_matches("made").trim().is_empty(),
+            format!("with {size} KiB something is left: {}", output.stdout),
+        )?;
+        made.push(output.stdout.contains("made"));
+    }
+    ensure(made.last() == Some(&true), format!("{made:?}"))
+}
+
+/// As the kernel does when the memory of the container is too small for init.
+fn a_container_that_is_killed_while_it_is_made_leaves_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "kill -KILL $(grep -o '\"pid\":[0-9]*' | cut -d: -f2)";
+    let hook =
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+    let bundle = test.sh("true")?.edit(|config| config["hooks"] = json!({ "createRuntime": hook }));
+    let id = test.id();
+    bundle.try_create(&id)?.fails_with("init was killed")?;
+    ensure(!test.state_root().join(&id).exists(), "the state is left")?;
+    ensure_eq(cgroups_of(&id), Vec::new())
+}
+
+/// The kernel gives numbers of processes away again.
+fn another_process_with_the_same_number_is_left_alone(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    // The kernel counts the time of a start in hundredths of a second.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let mut other = Command::new("sleep").arg("60").spawn()?;
+    let file = test.state_root().join(&container.id).join("state.json");
+    let good = fs::read_to_string(&file)?;
+    let mut state: Value = serde_json::from_str(&good)?;
+    state["pid"] = json!(other.id());
+    fs::write(&file, state.to_string())?;
+    let check = || -> Outcome {
+        ensure_eq(container.status()?.as_str(), "stopped")?;
+        test.rt(["kill", &container.id, "KILL"])?.fails_with("container not running")?;
+        test.rt(["exec", &container.id, "true"])?.fails_with("stopped container").map(drop)
+    };
+    let outcome = check();
+    fs::write(&file, good)?;
+    let spared = other.try_wait()?.is_none();
+    other.kill()?;
+    other.wait()?;
+    outcome?;
+    ensure(spared, "the other process was killed")
+}
+
+fn a_state_that_is_cut_short_can_be_deleted(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let length = {
+        let container = test.sh("exec sleep 60")?.create()?;
+        fs::metadata(test.state_root().join(&container.id).join("state.json"))?.len()
+    };
+    for keep in (0..length).step_by(usize::try_from(length / 7)?) {
+        let container = test.sh("exec sleep 60")?.start()?;
+        let file = test.state_root().join(&container.id).join("state.json");
+        fs::OpenOptions::new().write(true).open(&file)?.set_len(keep)?;
+        for command in [&["state"][..], &["start"], &["delete"]] {
+            let output = test.rt(command.iter().chain([&container.id.as_str()]))?;
+            ensure(output.code == Some(1) && output.stderr.lines().count() == 1, output.stderr)?;
+        }
+        let output = test.rt(["delete", "--force", &container.id])?;
+        ensure(output.code == Some(0), output.stderr)?;
+        ensure_eq(cgroups_of(&container.id), Vec::new())?;
+    }
+    Ok(())
+}
