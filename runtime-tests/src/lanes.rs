@@ -1,7 +1,9 @@
 //! Runs the tests in several lanes, one after the other, and adds up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+
+use crate::rows::{self, Results};
 
 pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lane");
@@ -9,39 +11,64 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
         eprintln!("find the test program itself");
         return ExitCode::FAILURE;
     };
-    let mut table = Vec::new();
-    let mut total = [0_u64; 3];
+    let mut all: Vec<(String, Results)> = Vec::new();
     let mut good = true;
     for lane in lanes {
         println!("\n== lane {lane}");
-        let counts =
-            std::env::temp_dir().join(format!("rt-tests-counts-{}-{lane}", std::process::id()));
+        let file =
+            std::env::temp_dir().join(format!("rt-tests-results-{}-{lane}", std::process::id()));
         let status = Command::new(&script)
             .arg(lane)
             .arg(&program)
             .args(args)
-            .arg("--counts")
-            .arg(&counts)
+            .arg("--results")
+            .arg(&file)
             .env("RT_TESTS_LANE", lane)
             .status();
         good &= status.is_ok_and(|status| status.success());
-        let text = std::fs::read_to_string(&counts).unwrap_or_default();
-        // The counts are read; a file that is left in /tmp does no harm.
-        let _ = std::fs::remove_file(&counts);
-        let numbers: Vec<u64> = text.split(' ').filter_map(|number| number.parse().ok()).collect();
-        let Ok(numbers) = <[u64; 3]>::try_from(numbers) else {
+        if !file.exists() {
             println!("lane {lane} ended before its tests did");
             good = false;
-            total[1] += 1;
-            continue;
-        };
-        for (sum, number) in total.iter_mut().zip(numbers) {
+        }
+        all.push(((*lane).to_owned(), rows::read(&file)));
+        // They are read; a file that is left in /tmp does no harm.
+        let _ = std::fs::remove_file(&file);
+    }
+    // With a filter, most rows have no test to show them.
+    if args.is_empty() {
+        let missing = rows::print(&all, false);
+        for row in &missing {
+            println!("no lane has shown the row `{row}`");
+        }
+        good &= missing.is_empty();
+    }
+    println!("\nlane      passed  failed skipped");
+    let mut total = [0; 3];
+    for (lane, results) in &all {
+        let count = |end: &str| results.values().filter(|other| *other == end).count();
+        let counts = [count("passed"), count("failed"), count("skipped")];
+        println!("{lane:8}{:>8}{:>8}{:>8}", counts[0], counts[1], counts[2]);
+        for (sum, number) in total.iter_mut().zip(counts) {
             *sum += number;
         }
-        table.push(format!("{lane:8}{:>8}{:>8}{:>8}", numbers[0], numbers[1], numbers[2]));
     }
-    println!("\nlane      passed  failed skipped\n{}\n", table.join("\n"));
-    let [passed, failed, skipped] = total;
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    let [passed, mut failed, skipped] = total;
+    // What ended before it could be counted has failed as well.
+    failed += usize::from(failed == 0 && !good);
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `rows NAME=FILE…`: prints the rows for results that were left by `--results`, of the virtual machine.
+pub(crate) fn rows(files: &[String]) -> ExitCode {
+    let read = |argument: &String| {
+        let (name, file) = argument.split_once('=').unwrap_or(("", argument));
+        (name.to_owned(), rows::read(&PathBuf::from(file)))
+    };
+    let lanes: Vec<(String, Results)> = files.iter().map(read).collect();
+    let missing = rows::print(&lanes, true);
+    for row in &missing {
+        println!("the machine has not shown the row `{row}`");
+    }
+    if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -12,17 +12,23 @@
 mod bench;
 mod harness;
 mod lanes;
+mod rows;
 mod topics;
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use harness::{Host, Stop, Test};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// What became of each test that has ended.
+static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("bench") => return bench::run(&args[2..]),
+        Some("rows") => return lanes::rows(&args[2..]),
         Some("--lanes") => {
             let Some(lanes) = args.get(2) else {
                 eprintln!("--lanes needs a list of lanes");
@@ -32,13 +38,13 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    // From `lanes`: where to leave the counts.
-    let counts = match args.iter().position(|arg| arg == "--counts") {
-        Some(at) => {
+    // From `lanes`: where to leave what became of each test.
+    let results = match args.iter().position(|arg| arg == "--results") {
+        Some(at) if at + 1 < args.len() => {
             args.remove(at);
             Some(args.remove(at))
         }
-        None => None,
+        _ => None,
     };
     let host: &'static Host = match Host::find() {
         Ok(host) => Box::leak(Box::new(host)),
@@ -49,21 +55,30 @@ fn main() -> ExitCode {
     };
     let arguments = Arguments::from_iter(args);
     let trials = topics::all().into_iter().map(|(name, test)| {
-        Trial::ignorable_test(name, move || match Test::run(host, test) {
-            Ok(()) => Ok(Completion::Completed),
-            Err(Stop::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
-            Err(Stop::Failed(message)) => Err(Failed::from(message)),
+        Trial::ignorable_test(name, move || {
+            let outcome = Test::run(host, test);
+            let end = match &outcome {
+                Ok(()) => "passed",
+                Err(Stop::Skipped(_)) => "skipped",
+                Err(Stop::Failed(_)) => "failed",
+            };
+            if let Ok(mut ends) = ENDS.lock() {
+                ends.insert(name.to_owned(), end.to_owned());
+            }
+            match outcome {
+                Ok(()) => Ok(Completion::Completed),
+                Err(Stop::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+                Err(Stop::Failed(message)) => Err(Failed::from(message)),
+            }
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     host.remove();
-    if let Some(path) = counts {
-        let counts = [conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored]
-            .map(|n| n.to_string());
-        if let Err(error) = std::fs::write(&path, counts.join(" ")) {
-            eprintln!("write `{path}`: {error}");
-            return ExitCode::FAILURE;
-        }
+    if let (Some(path), Ok(ends)) = (results, ENDS.lock())
+        && let Err(error) = rows::write(&path, &ends)
+    {
+        eprintln!("write `{path}`: {error}");
+        return ExitCode::FAILURE;
     }
     conclusion.exit_code()
 }

@@ -12,7 +12,8 @@ super::tests! { "cgroups":
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
-    a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
+    swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
+    rdma_is_limited, networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
     the_name_of_a_scope_is_free_after_a_deletion, a_users_cgroup_is_its_own_where_it_may_write,
 }
@@ -491,4 +492,112 @@ fn a_users_cgroup_is_its_own_where_it_may_write(test: &Test) -> Outcome {
         bundle.run()?.success()?.stdout(expected)?;
     }
     Ok(())
+}
+
+/// Sets a part of `resources`, then reads files: those of v1 or those of v2.
+fn written(
+    test: &Test,
+    controller: &str,
+    (part, value): (&str, serde_json::Value),
+    v1: &[(&str, &str)],
+    v2: &[(&str, &str)],
+) -> Outcome {
+    needs(test, controller)?;
+    let files = if test.host.lane == "v2" { v2 } else { v1 };
+    if files.is_empty() {
+        return skip("only the other version of cgroups has this");
+    }
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.edit(|config| config["linux"]["resources"][part] = value).create()?;
+    let path = cgroup(test, &container, controller)?;
+    for (file, expected) in files {
+        let text = fs::read_to_string(path.join(file))
+            .map_err(|error| format!("{}: {error}", path.join(file).display()))?;
+        let there = text.lines().any(|line| line.trim() == *expected);
+        ensure(there, format!("{file}: {text:?}, not {expected:?}"))?;
+    }
+    Ok(())
+}
+
+/// Skips where the kernel has a controller without one of its files.
+fn needs_file(test: &Test, controller: &str, v1: &str, v2: &str) -> Outcome {
+    needs(test, controller)?;
+    let container = test.sh("exec sleep 60")?.create()?;
+    let file = if test.host.lane == "v2" { v2 } else { v1 };
+    if cgroup(test, &container, controller)?.join(file).exists() {
+        Ok(())
+    } else {
+        skip(format!("this kernel has no `{file}`"))
+    }
+}
+
+fn swap_is_limited(test: &Test) -> Outcome {
+    needs_file(test, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")?;
+    let memory = json!({ "limit": 64 << 20, "swap": 80 << 20 });
+    let v1 = [("memory.limit_in_bytes", "67108864"), ("memory.memsw.limit_in_bytes", "83886080")];
+    written(test, "memory", ("memory", memory), &v1, &[("memory.swap.max", "16777216")])
+}
+
+fn bursts_and_idleness_are_set(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")?;
+    let cpu = json!({ "quota": 50_000, "period": 100_000, "burst": 20_000 });
+    let v1 = [("cpu.cfs_burst_us", "20000")];
+    written(test, "cpu", ("cpu", cpu), &v1, &[("cpu.max.burst", "20000")])?;
+    let idle = json!({ "idle": 1 });
+    written(test, "cpu", ("cpu", idle), &[("cpu.idle", "1")], &[("cpu.idle", "1")])
+}
+
+fn realtime_is_limited(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.rt_runtime_us", "cpu.rt_runtime_us")?;
+    let cpu = json!({ "realtimePeriod": 500_000 });
+    written(test, "cpu", ("cpu", cpu), &[("cpu.rt_period_us", "500000")], &[])
+}
+
+fn processors_and_nodes_are_chosen(test: &Test) -> Outcome {
+    let cpu = json!({ "cpus": "0", "mems": "0" });
+    let files = [("cpuset.cpus", "0"), ("cpuset.mems", "0")];
+    written(test, "cpuset", ("cpu", cpu), &files, &files)
+}
+
+fn disks_are_shared(test: &Test) -> Outcome {
+    let controller = if test.host.lane == "v2" { "io" } else { "blkio" };
+    needs_file(test, controller, "blkio.throttle.read_bps_device", "io.max")?;
+    // A disk, and not a part of one.
+    let disk = fs::read_dir("/sys/block")?
+        .flatten()
+        .find(|disk| disk.file_name().to_string_lossy().starts_with(['v', 's', 'n']));
+    let Some(disk) = disk else { return skip("no disk here") };
+    let number = fs::read_to_string(disk.path().join("dev"))?;
+    let (major, minor) = number.trim().split_once(':').ok_or("no number")?;
+    let (major, minor): (u32, u32) = (major.parse()?, minor.parse()?);
+    let io =
+        json!({ "throttleReadBpsDevice": [{ "major": major, "minor": minor, "rate": 1_048_576 }] });
+    let v1 = format!("{major}:{minor} 1048576");
+    let v2 = format!("{major}:{minor} rbps=1048576 wbps=max riops=max wiops=max");
+    written(
+        test,
+        controller,
+        ("blockIO", io),
+        &[("blkio.throttle.read_bps_device", &v1)],
+        &[("io.max", &v2)],
+    )
+}
+
+fn huge_pages_are_limited(test: &Test) -> Outcome {
+    needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
+    let limits = json!([{ "pageSize": "2MB", "limit": 4_194_304 }]);
+    let v1 = [("hugetlb.2MB.limit_in_bytes", "4194304")];
+    written(test, "hugetlb", ("hugepageLimits", limits), &v1, &[("hugetlb.2MB.max", "4194304")])
+}
+
+fn rdma_is_limited(test: &Test) -> Outcome {
+    if !fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some()) {
+        return skip("no RDMA device here");
+    }
+    needs(test, "rdma")
+}
+
+fn networks_have_a_class(test: &Test) -> Outcome {
+    let network = json!({ "classID": 1_048_577 });
+    written(test, "net_cls", ("network", network), &[("net_cls.classid", "1048577")], &[])
 }

@@ -20,6 +20,7 @@ super::tests! { "mounts":
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
     the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
+    works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off,
 }
 
 fn volume(test: &Test) -> Outcome<std::path::PathBuf> {
@@ -429,4 +430,67 @@ fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
         config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
     });
     bundle.run()?.fails_with("size").map(drop)
+}
+
+/// In a sandbox with an older filter, such as that of a container that makes containers.
+fn works_where_openat2_is_forbidden(test: &Test) -> Outcome {
+    if !std::path::Path::new("/usr/bin/perl").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("it takes perl, and the numbers of x86-64");
+    }
+    let bundle = test.sh("cat /a/b/file /v/file; readlink /proc/self/ns/mnt | wc -l")?;
+    symlink("/a/b", bundle.rootfs().join("v"))?;
+    let bundle = bundle
+        .mount(json!({ "destination": "/v", "source": volume(test)?, "options": ["bind"] }))
+        .edit(|config| config["linux"]["maskedPaths"] = json!(["/proc/version", "/v/none"]));
+    bundle.write()?;
+    // prctl(PR_SET_NO_NEW_PRIVS), prctl(PR_SET_SECCOMP): EPERM for openat2(2), 437.
+    let script = r#"
+        $filter = pack("SCCL" x 4, 0x20,0,0,0, 0x15,0,1,437, 0x06,0,0,0x50001, 0x06,0,0,0x7fff0000);
+        syscall(157, 38, 1, 0, 0, 0) == 0 or die; syscall(157, 22, 2, pack("S x6 P", 4, $filter)) == 0 or die;
+        exec @ARGV"#;
+    let mut command = std::process::Command::new("/usr/bin/perl");
+    command.args(["-e", script]).arg(&test.host.runtime).arg("--root").arg(test.state_root());
+    if test.host.by_systemd {
+        command.arg("--systemd-cgroup");
+    }
+    command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
+    let output = crate::harness::Output::of(command)?.success()?;
+    output.stdout("content\ncontent\n1\n").map(drop)
+}
+
+fn the_root_has_its_propagation(test: &Test) -> Outcome {
+    for (propagation, expected) in
+        [("private", ""), ("rslave", "master:"), ("unbindable", "unbindable")]
+    {
+        let bundle = test.sh("grep ' / / ' /proc/self/mountinfo || cat /proc/self/mountinfo")?;
+        let bundle =
+            bundle.edit(|config| config["linux"]["rootfsPropagation"] = json!(propagation));
+        let output = bundle.run()?.success()?.stdout;
+        let root =
+            output.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
+        let fields = root.split(" - ").next().unwrap_or_default();
+        ensure(!fields.contains("shared:"), format!("{propagation}: {fields}"))?;
+        // A slave of nobody is private: that depends on the host's mount.
+        ensure(
+            expected != "unbindable" || fields.contains(expected),
+            format!("{propagation}: {fields}"),
+        )?;
+    }
+    let bundle = test.sh("true")?;
+    bundle
+        .edit(|config| config["linux"]["rootfsPropagation"] = json!("sideways"))
+        .run()?
+        .fails_with("sideways")
+        .map(drop)
+}
+
+fn links_can_be_switched_off(test: &Test) -> Outcome {
+    let source = volume(test)?;
+    symlink("file", source.join("link"))?;
+    for (option, expected) in [("nosymfollow", "refused\n"), ("symfollow", "content\n")] {
+        let bundle = test.sh("cat /v/link 2>/dev/null || echo refused")?;
+        let mount = json!({ "destination": "/v", "source": source, "options": ["bind", option] });
+        bundle.mount(mount).run()?.success()?.stdout(expected)?;
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq};
 
 super::tests! { "process":
-    has_its_scheduler, has_its_io_priority, has_its_memory_policy,
+    has_its_scheduler, has_its_io_priority, has_its_memory_policy, has_its_personality,
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
     a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
     has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
@@ -35,6 +35,15 @@ fn has_its_scheduler(test: &Test) -> Outcome {
     // The nice value, proc_pid_stat(5).
     let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
     ensure_eq(fields[16], "5")
+}
+
+fn has_its_personality(test: &Test) -> Outcome {
+    let bundle = test.linux(&["/bin/busybox", "uname", "-m"])?;
+    let machine = bundle.run()?.success()?.stdout;
+    let bundle =
+        bundle.edit(|config| config["linux"]["personality"] = json!({ "domain": "LINUX32" }));
+    let other = bundle.run()?.success()?.stdout;
+    ensure(machine != other || machine.trim().len() < 5, format!("{machine} is still {other}"))
 }
 
 fn has_its_memory_policy(test: &Test) -> Outcome {

@@ -24,6 +24,13 @@ mod sync;
 mod sysctl;
 pub(crate) mod terminal;
 
+pub(crate) use create::{Container, Options, Wait, create};
+pub(crate) use delete::{delete, delete_unreadable};
+pub(crate) use exec::{ExecOptions, exec};
+pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
+pub(crate) use namespaces::wait;
+pub(crate) use start::{start, started};
+
 /// What reads things from outside, for tests that make them up.
 #[cfg(test)]
 pub(crate) mod fuzzed {
@@ -56,10 +63,3 @@ pub(crate) mod fuzzed {
         netlink::understand(message);
     }
 }
-
-pub(crate) use create::{Container, Options, Wait, create};
-pub(crate) use delete::{delete, delete_unreadable};
-pub(crate) use exec::{ExecOptions, exec};
-pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
-pub(crate) use namespaces::wait;
-pub(crate) use start::{start, started};

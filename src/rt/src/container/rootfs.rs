@@ -5,6 +5,8 @@
 //! leads to where it would lead inside the container, and never out of it. What was looked up is held by descriptor.
 #![forbid(unsafe_code)]
 
+mod walk;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -66,6 +68,9 @@ impl Rootfs {
             {
                 // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
                 Err(Errno::AGAIN) => {}
+                Err(Errno::NOSYS | Errno::PERM) => {
+                    return walk::open(self.root.as_fd(), path, flags);
+                }
                 result => return result,
             }
         }
