@@ -179,7 +179,8 @@ fn a_false_null_device_masks_nothing(test: &Test) -> Outcome {
 
 /// CVE-2025-52565: the console was mounted from, or on, what a link led to.
 fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
-    let script = "test -t 0 && echo terminal; cat /etc/target; test -c /proc/sysrq-trigger && echo mounted; true";
+    let script =
+        "test -t 0 && echo terminal; cat /etc/target; test -c /proc/version && echo mounted; true";
     let bundle = test.sh(script)?.file("/etc/target", "target\n")?.edit(|config| {
         config["process"]["terminal"] = json!(true);
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -187,7 +188,7 @@ fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
         }
         config["linux"]["readonlyPaths"] = json!(["/proc/sysrq-trigger"]);
     });
-    symlink("/proc/sysrq-trigger", bundle.rootfs().join("dev/console"))?;
+    symlink("/proc/version", bundle.rootfs().join("dev/console"))?;
     let socket = test.folder.join("console");
     let listener = std::os::unix::net::UnixListener::bind(&socket)?;
     let id = test.id();

@@ -47,6 +47,15 @@ pub(super) fn receive_with_text(listener: &UnixListener) -> Outcome<(String, Own
     Err("no descriptor was sent".into())
 }
 
+fn read_until(master: &mut std::fs::File, words: &str) -> Outcome<String> {
+    let (mut text, mut bytes) = (String::new(), [0; 1000]);
+    while !text.contains(words) {
+        let length = master.read(&mut bytes)?;
+        text += &String::from_utf8_lossy(&bytes[..length]).replace('\r', "");
+    }
+    Ok(text)
+}
+
 /// All that is written to a terminal until the other end is closed, for which a pty says EIO.
 pub(super) fn read_all(mut master: std::fs::File) -> String {
     let (mut text, mut bytes) = (Vec::new(), [0; 1000]);
@@ -59,8 +68,10 @@ pub(super) fn read_all(mut master: std::fs::File) -> String {
 fn is_sent_to_the_console_socket(test: &Test) -> Outcome {
     let script = "test -t 0 && test -t 1 && test -t 2 && echo terminal; readlink /proc/self/fd/0; stat -c %F /dev/console; read line; echo got $line";
     let mut master = start(test, test.sh(script)?)?;
+    // What is typed is shown at once, wherever the output has come to.
+    let mut text = read_until(&mut master, "special file")?;
     master.write_all(b"some words\n")?;
-    let text = read_all(master);
+    text += &read_all(master);
     let lines: Vec<&str> = text.lines().filter(|line| *line != "some words").collect();
     ensure_eq(lines, vec!["terminal", "/dev/pts/0", "character special file", "got some words"])
 }
