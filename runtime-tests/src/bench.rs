@@ -1,6 +1,9 @@
 //! The benchmark (`docs/testing.md`): runtimes side by side, in one interleaved run, so that whatever else the machine does
 //! hits all of them alike. Medians, and ratios to crun.
 
+mod chart;
+mod crowd;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
@@ -31,6 +34,41 @@ struct Contestant {
     name: String,
     once: Box<dyn Fn(usize) -> Outcome<f64>>,
 }
+
+/// Names and programs.
+type Runtimes = Vec<(String, PathBuf)>;
+
+/// In the order of the columns.
+const NAMES: [&str; 4] = ["rt", "crun", "runc", "floor"];
+
+/// In the order of the table.
+const ROWS: [&str; 25] = [
+    "run /bin/true",
+    "run, as Docker's",
+    "create",
+    "state",
+    "start",
+    "exec /bin/true",
+    "kill",
+    "delete",
+    "--version",
+    "run hello.wasm",
+    "run, 10 mounts",
+    "run, 100 mounts",
+    "run, 500 mounts",
+    "create beside 10",
+    "create beside 100",
+    "create beside 1000",
+    "state beside 10",
+    "state beside 100",
+    "state beside 1000",
+    "delete beside 10",
+    "delete beside 100",
+    "delete beside 1000",
+    "list of 10",
+    "list of 100",
+    "list of 1000",
+];
 
 /// Milliseconds by row, then by contestant.
 type Times = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
@@ -84,6 +122,14 @@ fn measure(out: &Path) -> Outcome {
             }
         }
     }
+    let pair: Runtimes = runtimes.iter().filter(|(name, _)| name != "runc").cloned().collect();
+    let runs = |bundle: &Path| -> Vec<Contestant> {
+        pair.iter().map(|(name, path)| run_of(name, path, bundle, &host)).collect()
+    };
+    round_robin("run, as Docker's", &runs(&bundles.docker), &mut times)?;
+    for (number, bundle) in &bundles.mounts {
+        round_robin(&format!("run, {number} mounts"), &runs(bundle), &mut times)?;
+    }
     if let Some(wasm) = &bundles.wasm {
         let rt = &runtimes[..1];
         round_robin(
@@ -92,7 +138,15 @@ fn measure(out: &Path) -> Outcome {
             &mut times,
         )?;
     }
+    let sleep = bundles.linux.with_file_name("sleep");
+    times.extend(crowd::growth(&runtimes, &sleep, &host)?);
     print(&times);
+    for (name, rate) in crowd::throughput(&runtimes, &sleep, &host)? {
+        println!("{name}: {rate:.0} containers/s, 200 created by 4 callers at once, then deleted");
+    }
+    for (name, path) in &runtimes {
+        println!("{name}: {:.0} kB at most in `create`", crowd::peak(path, &sleep, &host)?);
+    }
     if let Some(sleeping) = &bundles.sleeping {
         println!("one of ten sleeping Wasm containers: {} kB (PSS)", memory(&host, sleeping)?);
     }
@@ -102,6 +156,10 @@ fn measure(out: &Path) -> Outcome {
         serde_json::to_string_pretty(&json!({ "lane": host.lane, "milliseconds": times }))?,
     )?;
     println!("raw numbers: {}", file.display());
+    let title = format!("Milliseconds, medians of {ROUNDS}, cgroups: {}", host.lane);
+    let picture = out.join(format!("{}.svg", host.lane));
+    fs::write(&picture, chart::draw(&title, &ROWS, &times))?;
+    println!("chart: {}", picture.display());
     drop(state);
     host.remove();
     Ok(())
@@ -269,24 +327,12 @@ fn memory(host: &Host, bundle: &Path) -> Outcome<u64> {
 }
 
 fn print(times: &Times) {
-    const NAMES: [&str; 4] = ["rt", "crun", "runc", "floor"];
     println!(
-        "{:16}{}",
+        "{:20}{}",
         "",
         NAMES.map(|name| format!("{name:>9}")).concat() + "   rt/crun  rt/floor"
     );
-    let rows = [
-        "run /bin/true",
-        "create",
-        "state",
-        "start",
-        "exec /bin/true",
-        "kill",
-        "delete",
-        "--version",
-        "run hello.wasm",
-    ];
-    for row in rows.iter().filter_map(|row| Some((row, times.get(*row)?))) {
+    for row in ROWS.iter().filter_map(|row| Some((row, times.get(*row)?))) {
         let (name, contestants) = row;
         let medians = NAMES.map(|name| contestants.get(name).map(|all| median(all)));
         let cells = medians.map(|median| {
@@ -296,7 +342,7 @@ fn print(times: &Times) {
             (Some(rt), Some(other)) => format!("{:>10.2}", rt / other),
             _ => format!("{:>10}", "-"),
         };
-        println!("{name:16}{}{}{}", cells.concat(), ratio(medians[1]), ratio(medians[3]));
+        println!("{name:20}{}{}{}", cells.concat(), ratio(medians[1]), ratio(medians[3]));
     }
 }
 
@@ -309,6 +355,9 @@ fn median(all: &[f64]) -> f64 {
 /// The bundles that are run, on disk.
 struct Bundles {
     linux: PathBuf,
+    /// With a seccomp filter, mounts and masked paths as Docker has them.
+    docker: PathBuf,
+    mounts: Vec<(usize, PathBuf)>,
     wasm: Option<PathBuf>,
     sleeping: Option<PathBuf>,
 }
@@ -348,6 +397,31 @@ impl Bundles {
         let fill = |rootfs: &Path| host.fill_rootfs(rootfs);
         let linux_bundle = bundle("true", &fill, &linux(&["/bin/true"]))?;
         bundle("sleep", &fill, &linux(&["/bin/sleep", "1000"]))?;
+        let docker = bundle("docker", &fill, &|config| {
+            config["process"]["args"] = json!(["/bin/true"]);
+            config["linux"]["seccomp"] = filter();
+            config["linux"]["maskedPaths"] = json!([
+                "/proc/asound",
+                "/proc/acpi",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/proc/sched_debug",
+                "/proc/scsi",
+                "/sys/firmware",
+            ]);
+            add_mounts(config, 14);
+        })?;
+        let mounts = [10, 100, 500].map(|number| {
+            let made = bundle(&format!("mounts-{number}"), &fill, &|config| {
+                config["process"]["args"] = json!(["/bin/true"]);
+                add_mounts(config, number);
+            });
+            made.map(|made| (number, made))
+        });
+        let mounts = mounts.into_iter().collect::<Outcome<Vec<_>>>()?;
         let module = |config: &mut Value| {
             config["process"]["args"] = json!(["/app.wasm"]);
             config["annotations"] = json!({ "run.oci.handler": "wasm" });
@@ -369,8 +443,82 @@ impl Bundles {
         });
         Ok(Bundles {
             linux: linux_bundle,
+            docker,
+            mounts,
             wasm: wasm.transpose()?,
             sleeping: sleeping.transpose()?,
         })
     }
+}
+
+fn add_mounts(config: &mut Value, number: usize) {
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        mounts.extend((0..number).map(|at| {
+            json!({ "destination": format!("/tmp/m{at}"), "source": "/etc", "type": "bind", "options": ["rbind", "ro", "nosuid"] })
+        }));
+    }
+}
+
+/// Of the size and the kinds of rules of Docker's default: some hundred calls are allowed, some by their arguments.
+fn filter() -> Value {
+    let refused = [
+        "acct",
+        "add_key",
+        "bpf",
+        "clock_settime",
+        "clone",
+        "clone3",
+        "create_module",
+        "delete_module",
+        "finit_module",
+        "init_module",
+        "ioperm",
+        "iopl",
+        "kexec_file_load",
+        "kexec_load",
+        "keyctl",
+        "mount",
+        "move_mount",
+        "nfsservctl",
+        "open_by_handle_at",
+        "perf_event_open",
+        "personality",
+        "pivot_root",
+        "quotactl",
+        "reboot",
+        "request_key",
+        "setns",
+        "settimeofday",
+        "socket",
+        "swapoff",
+        "swapon",
+        "umount2",
+        "unshare",
+        "uselib",
+        "userfaultfd",
+        "vm86",
+    ];
+    let call = |number| libseccomp::ScmpSyscall::from_raw_syscall(number).get_name().ok();
+    let allowed: Vec<String> =
+        (0..470).filter_map(call).filter(|name| !refused.contains(&name.as_str())).collect();
+    let argument =
+        |value: u64, operator: &str| json!([{ "index": 0, "value": value, "op": operator }]);
+    let allow = |name: &str, args: Value| json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args });
+    let mut rules = vec![
+        json!({ "names": allowed, "action": "SCMP_ACT_ALLOW" }),
+        allow("socket", argument(40, "SCMP_CMP_NE")),
+        allow(
+            "clone",
+            json!([{ "index": 0, "value": 2_114_060_288_u64, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }]),
+        ),
+        json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }),
+    ];
+    rules.extend(
+        [0, 8, 131_072, 131_080, 0xffff_ffff]
+            .map(|value| allow("personality", argument(value, "SCMP_CMP_EQ"))),
+    );
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "syscalls": rules,
+    })
 }

@@ -42,6 +42,7 @@ fn all_v1(rootfs: &Rootfs, path: &Path, destination: OwnedFd, view: &View) -> Re
     let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?;
     mounts::attach(tmpfs.as_fd(), destination.as_fd())?;
     drop(destination);
+    let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     for hierarchy in cgroups::hierarchies()? {
         let Some(name) = hierarchy.file_name().map(|name| name.to_string_lossy().into_owned())
         else {
@@ -49,8 +50,11 @@ fn all_v1(rootfs: &Rootfs, path: &Path, destination: OwnedFd, view: &View) -> Re
         };
         let show = || format!("mount the hierarchy `{name}`");
         let place = rootfs.make(&path.join(&name), true)?;
-        let mount =
-            if name == "unified" { view.v2(&hierarchy) } else { view.v1(&hierarchy, &name) };
+        let mount = if name == "unified" {
+            view.v2(&hierarchy)
+        } else {
+            view.v1(&hierarchy, &name, &table)
+        };
         mounts::attach(mount.with_context(show)?.as_fd(), place.as_fd()).with_context(show)?;
         let controllers: Vec<&str> = name.split(',').collect();
         if controllers.len() > 1 {
@@ -83,13 +87,12 @@ impl View {
         self.bind(root, "")
     }
 
-    fn v1(&self, root: &Path, name: &str) -> Result<OwnedFd> {
+    /// `table` is the kernel's of the controllers, `proc_cgroups(5)`.
+    fn v1(&self, root: &Path, name: &str, table: &str) -> Result<OwnedFd> {
         if self.own {
-            let is_named = !fs::read_to_string("/proc/cgroups").is_ok_and(|table| {
-                table
-                    .lines()
-                    .any(|line| name.split(',').any(|n| line.split('\t').next() == Some(n)))
-            });
+            let is_named = !table
+                .lines()
+                .any(|line| name.split(',').any(|n| line.split('\t').next() == Some(n)));
             let data = if is_named {
                 vec![("none".to_owned(), None), ("name".to_owned(), Some(name.to_owned()))]
             } else {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{FsWord, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -191,14 +192,23 @@ impl Cgroup {
         &mut self,
         limits: Option<&LinuxResources>,
     ) -> Result<()> {
-        if self.manager != Manager::Cgroupfs || crate::state::is_host_root() {
+        if self.manager != Manager::Cgroupfs {
             return Ok(());
         }
         let writable = |path: &PathBuf| {
-            let there = path.ancestors().find(|above| above.exists()).unwrap_or(path);
-            rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok()
+            // The nearest of those above it that is there.
+            let mut tried = path
+                .ancestors()
+                .skip(1)
+                .map(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK));
+            tried.find(|result| *result != Err(Errno::NOENT)) == Some(Ok(()))
         };
-        let Some(path) = self.paths.iter().find(|path| !writable(path)) else { return Ok(()) };
+        // In other hierarchies it is as in the first.
+        let Some(path) = self.paths.first().filter(|path| !writable(path)) else { return Ok(()) };
+        if crate::state::is_host_root() {
+            // It will be told why.
+            return Ok(());
+        }
         let mut limits = limits.cloned();
         if let Some(limits) = &mut limits {
             limits.set_devices(None);
@@ -473,7 +483,7 @@ impl Cgroup {
             }
             for pid in fresh {
                 match syscall::kill(pid, signal) {
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => signalled.push(pid),
+                    Ok(()) | Err(Errno::SRCH) => signalled.push(pid),
                     Err(error) => {
                         return Err(error)
                             .with_context(|| format!("send signal {signal} to process {pid}"));

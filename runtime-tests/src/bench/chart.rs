@@ -1,0 +1,63 @@
+//! The medians as a picture: bars, in SVG, which every browser shows.
+
+use std::fmt::Write;
+
+use super::{NAMES, Times, median};
+
+const COLOURS: [&str; 4] = ["#2563eb", "#d97706", "#6b7280", "#10b981"];
+const LEFT: f64 = 190.0;
+const WIDTH: f64 = 560.0;
+const BAR: f64 = 13.0;
+const GAP: f64 = 12.0;
+
+/// One group of bars for each row, one bar for each runtime that was measured in it. The scale is logarithmic: a `state` and a
+/// `run` are a hundred times apart.
+pub(super) fn draw(title: &str, rows: &[&str], times: &Times) -> String {
+    let value = |row: &str, name: &str| times.get(row)?.get(name).map(|all| median(all));
+    let all: Vec<f64> =
+        rows.iter().flat_map(|row| NAMES.iter().filter_map(|name| value(row, name))).collect();
+    let least = all.iter().copied().fold(f64::INFINITY, f64::min) / 1.5;
+    let most = all.iter().copied().fold(0.0, f64::max);
+    let length = |value: f64| (value / least).ln() / (most / least).ln() * WIDTH;
+    let mut body = String::new();
+    let mut y = 50.0;
+    for row in rows {
+        let bars: Vec<(usize, f64)> = NAMES
+            .iter()
+            .enumerate()
+            .filter_map(|(at, name)| Some((at, value(row, name)?)))
+            .collect();
+        if bars.is_empty() {
+            continue;
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            body,
+            r#"<text x="{}" y="{}" text-anchor="end">{row}</text>"#,
+            LEFT - 10.0,
+            y + BAR
+        );
+        for (at, value) in bars {
+            let _ = writeln!(
+                body,
+                r#"<rect x="{LEFT}" y="{y}" width="{:.1}" height="{BAR}" fill="{}"/><text x="{:.1}" y="{:.1}" class="n">{} {value:.2}</text>"#,
+                length(value),
+                COLOURS[at],
+                LEFT + length(value) + 5.0,
+                y + BAR - 2.0,
+                NAMES[at],
+            );
+            y += BAR + 2.0;
+        }
+        y += GAP;
+    }
+    format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:.0} {y:.0}" font-family="sans-serif" font-size="12">
+<style>.n {{ font-size: 10px; fill: #374151 }}</style>
+<rect width="100%" height="100%" fill="white"/>
+<text x="10" y="24" font-size="15">{title}</text>
+{body}</svg>
+"#,
+        LEFT + WIDTH + 110.0
+    )
+}

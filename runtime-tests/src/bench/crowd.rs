@@ -1,0 +1,109 @@
+//! Many containers at once, and many mounts in one: throughput, and how the cost of a command grows with what is there.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use super::{Runtimes, Times, median, runtime, state_of, timed};
+use crate::harness::{Host, Outcome, Stop};
+
+const CONTAINERS: usize = 200;
+const CALLERS: usize = 4;
+
+/// How many are alive when a command is timed.
+const ALIVE: [usize; 3] = [10, 100, 1000];
+
+/// Containers in a second that four callers create at once, then delete.
+pub(super) fn throughput(
+    runtimes: &Runtimes,
+    bundle: &Path,
+    host: &Host,
+) -> Outcome<Vec<(String, f64)>> {
+    let mut rates = Vec::new();
+    for (name, path) in runtimes {
+        let start = Instant::now();
+        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..CALLERS)
+                .map(|caller| {
+                    scope.spawn(move || -> Outcome {
+                        let ids: Vec<String> = (0..CONTAINERS / CALLERS)
+                            .map(|number| format!("crowd-{caller}-{number}"))
+                            .collect();
+                        for id in &ids {
+                            timed(
+                                runtime(path, host)
+                                    .args(["create", "--bundle"])
+                                    .arg(bundle)
+                                    .arg(id),
+                            )?;
+                        }
+                        for id in &ids {
+                            timed(runtime(path, host).args(["delete", "--force", id]))?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            let panicked = |_| Err(Stop::Failed("a caller panicked".into()));
+            callers.into_iter().map(|caller| caller.join().unwrap_or_else(panicked)).collect()
+        });
+        outcomes.into_iter().collect::<Outcome>()?;
+        rates.push((name.clone(), CONTAINERS as f64 / start.elapsed().as_secs_f64()));
+    }
+    Ok(rates)
+}
+
+/// What commands take while so many others are alive: rows by number, then by runtime.
+pub(super) fn growth(runtimes: &Runtimes, bundle: &Path, host: &Host) -> Outcome<Times> {
+    let mut times = Times::new();
+    let mut note = |row: String, name: &str, milliseconds: f64| {
+        times.entry(row).or_default().entry(name.to_owned()).or_default().push(milliseconds);
+    };
+    // runc takes 20 ms for each: the two that are compared.
+    for (name, path) in runtimes.iter().filter(|(name, _)| name != "runc") {
+        let mut alive = 0;
+        for target in ALIVE {
+            while alive < target {
+                let id = format!("alive-{alive}");
+                timed(runtime(path, host).args(["create", "--bundle"]).arg(bundle).arg(id))?;
+                alive += 1;
+            }
+            for round in 0..10 {
+                let id = format!("one-{round}");
+                let step = |args: &[&str]| timed(runtime(path, host).args(args).arg(&id));
+                let folder = bundle.display().to_string();
+                note(
+                    format!("create beside {target}"),
+                    name,
+                    step(&["create", "--bundle", &folder])?,
+                );
+                note(format!("state beside {target}"), name, step(&["state"])?);
+                note(format!("delete beside {target}"), name, step(&["delete", "--force"])?);
+                note(format!("list of {target}"), name, timed(runtime(path, host).arg("list"))?);
+            }
+        }
+        for number in 0..alive {
+            timed(runtime(path, host).args(["delete", "--force", &format!("alive-{number}")]))?;
+        }
+    }
+    Ok(times)
+}
+
+/// The most memory that a command had at once, in kB, itself and what it waited for.
+pub(super) fn peak(path: &Path, bundle: &Path, host: &Host) -> Outcome<f64> {
+    const SCRIPT: &str = "import resource, subprocess, sys\n\
+        subprocess.run(sys.argv[1:], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n\
+        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let mut all = Vec::new();
+    for round in 0..5 {
+        let id = format!("peak-{round}");
+        let mut python = Command::new("python3");
+        // A process begins with the memory of the one that it was forked from: not python's.
+        python.args(["-c", SCRIPT, "env"]).arg(path).arg("--root").arg(state_of(path, host));
+        python.args(["create", "--bundle"]).arg(bundle).arg(&id);
+        let output = python.output()?;
+        all.push(String::from_utf8_lossy(&output.stdout).trim().parse::<f64>()?);
+        timed(runtime(path, host).args(["delete", "--force", &id]))?;
+    }
+    Ok(median(&all))
+}
