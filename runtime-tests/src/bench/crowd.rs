@@ -91,18 +91,17 @@ pub(super) fn growth(runtimes: &Runtimes, bundle: &Path, host: &Host) -> Outcome
 
 /// The most memory that a command had at once, in kB, itself and what it waited for.
 pub(super) fn peak(path: &Path, bundle: &Path, host: &Host) -> Outcome<f64> {
-    const SCRIPT: &str = "import resource, subprocess, sys\n\
-        subprocess.run(sys.argv[1:], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n\
-        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
     let mut all = Vec::new();
     for round in 0..5 {
         let id = format!("peak-{round}");
-        let mut python = Command::new("python3");
-        // A process begins with the memory of the one that it was forked from: not python's.
-        python.args(["-c", SCRIPT, "env"]).arg(path).arg("--root").arg(state_of(path, host));
-        python.args(["create", "--bundle"]).arg(bundle).arg(&id);
-        let output = python.output()?;
-        all.push(String::from_utf8_lossy(&output.stdout).trim().parse::<f64>()?);
+        // A process begins with the memory of the one that it was forked from: busybox's is small.
+        let mut time = Command::new("busybox");
+        time.args(["time", "-f", "%M", "-o"]).arg(host.folder.join("peak")).arg(path);
+        time.arg("--root").arg(state_of(path, host)).args(["create", "--bundle"]).arg(bundle);
+        timed(time.arg(&id))?;
+        let text = std::fs::read_to_string(host.folder.join("peak"))?;
+        // It takes the kernel's kilobytes for pages of four.
+        all.push(text.trim().parse::<f64>()? / 4.0);
         timed(runtime(path, host).args(["delete", "--force", &id]))?;
     }
     Ok(median(&all))

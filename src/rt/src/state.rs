@@ -150,7 +150,12 @@ pub(crate) struct Stat {
 
 /// None when there is no such process.
 pub(crate) fn stat(pid: Pid) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // In one reading: a line has less than 400 bytes.
+    let mut text = [0; 1024];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("/proc/{pid}/stat"), flags, Mode::empty()).ok()?;
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text[..length]))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {

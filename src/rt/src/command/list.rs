@@ -1,11 +1,12 @@
 //! `rt list`: the containers below one root.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::state::Report;
+use super::state::{Report, user_name};
 use crate::cli::{self, ListFormat};
 use crate::state::{Directory, Root, State};
 
@@ -23,9 +24,14 @@ fn list(root: &Root, args: &cli::List) -> Result<()> {
             root.load(id).inspect_err(|error| tracing::debug!("leave out `{id}`: {error:#}")).ok()
         })
         .collect();
+    // As a rule they all have one.
+    let mut owners = HashMap::new();
     let reports = containers
         .iter()
-        .map(|(directory, state)| Report::new(directory, state))
+        .map(|(directory, state)| {
+            let owner = owners.entry(state.uid).or_insert_with(|| user_name(state.uid));
+            Report::new(directory, state, owner.clone())
+        })
         .collect::<Result<Vec<_>>>()?;
     if args.quiet {
         let names: String = reports.iter().map(|report| format!("{}\n", report.id)).collect();

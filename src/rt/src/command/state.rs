@@ -28,7 +28,11 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    pub(super) fn new<'a>(directory: &Directory, state: &'a State) -> Result<Report<'a>> {
+    pub(super) fn new<'a>(
+        directory: &Directory,
+        state: &'a State,
+        owner: String,
+    ) -> Result<Report<'a>> {
         let status = state.status(directory)?;
         Ok(Report {
             oci_version: &state.oci_version,
@@ -39,7 +43,7 @@ impl Report<'_> {
             rootfs: &state.rootfs,
             created: &state.created,
             annotations: &state.annotations,
-            owner: user_name(state.uid),
+            owner,
         })
     }
 }
@@ -47,7 +51,8 @@ impl Report<'_> {
 pub(super) fn execute(root: &Root, args: &cli::Id) -> Result<ExitCode> {
     let report = || {
         let (directory, state) = root.load(&args.id)?;
-        serde_json::to_string_pretty(&Report::new(&directory, &state)?).context("write JSON")
+        serde_json::to_string_pretty(&Report::new(&directory, &state, user_name(state.uid))?)
+            .context("write JSON")
     };
     let json = report().with_context(|| format!("state `{}`", args.id))?;
     super::print(&format!("{json}\n"))?;
@@ -56,7 +61,7 @@ pub(super) fn execute(root: &Root, args: &cli::Id) -> Result<ExitCode> {
 
 /// From the file itself: asking NSS would load libraries into this static program. A user who is only in a directory
 /// service is shown by number.
-fn user_name(uid: u32) -> String {
+pub(super) fn user_name(uid: u32) -> String {
     let uid = uid.to_string();
     let table = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let line = table.lines().find(|line| line.split(':').nth(2) == Some(&uid));

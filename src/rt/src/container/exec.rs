@@ -65,7 +65,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         .context("keep the container out")?;
     let stopped = || anyhow!("cannot exec in a stopped container");
     let init = options.state.process()?.ok_or_else(stopped)?;
-    let namespaces = Namespaces::of(options.state.pid)?;
+    let mut namespaces = Namespaces::of(options.state.pid)?;
     let root = if namespaces.has_mount() {
         None
     } else {
@@ -87,6 +87,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     }
 
     let doors = options.state.cgroup.doors(options.cgroup)?;
+    // Nothing else is started by this process.
+    namespaces.join_for_children()?;
     let (caller, socket) = sync::pair()?;
     let spawn = |doors: &Doors| {
         let linux = options.spec.linux().clone().unwrap_or_default();

@@ -28,6 +28,8 @@ pub(crate) struct Namespaces {
     /// `CLONE_NEW*` of the namespaces to make.
     new: i32,
     joined: Vec<Joined>,
+    /// Those that a process can only join for its children are joined already, see [`Namespaces::join_for_children`].
+    for_children: bool,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,17 @@ struct Joined {
     name: &'static str,
     kind: LinkNameSpaceType,
     namespace: OwnedFd,
+}
+
+impl Joined {
+    fn enter(&self) -> rustix::io::Result<()> {
+        rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(self.kind))
+    }
+
+    /// A process never changes its own of these, only that of its children (`setns(2)`).
+    fn is_for_children(&self) -> bool {
+        matches!(self.flag, libc::CLONE_NEWPID | CLONE_NEWTIME)
+    }
 }
 
 impl Namespaces {
@@ -111,6 +124,9 @@ impl Namespaces {
     /// A process cannot change its own pid or time namespace, only that of its children; once in another user
     /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
     fn need_helper(&self) -> bool {
+        if self.for_children {
+            return false;
+        }
         let others = self.joins(libc::CLONE_NEWPID)
             || self.joins(libc::CLONE_NEWUSER)
             || self.joins(CLONE_NEWTIME);
@@ -129,23 +145,34 @@ impl Namespaces {
         if self.need_helper() { Ok(()) } else { self.join() }
     }
 
+    /// Joins the pid and time namespaces for the children of this process, which saves the helper. All of its children: it must
+    /// have only the one. Others than root of the host need the rights of the user namespace for that, so they keep the helper.
+    pub(crate) fn join_for_children(&mut self) -> Result<()> {
+        if self.new != 0 || !crate::state::is_host_root() {
+            return Ok(());
+        }
+        for joined in self.joined.iter().filter(|joined| joined.is_for_children()) {
+            joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
+        }
+        self.joined.retain(|joined| !joined.is_for_children());
+        self.for_children = true;
+        Ok(())
+    }
+
     fn join(&self) -> Result<()> {
-        let enter = |joined: &Joined| {
-            rustix::thread::move_into_link_name_space(joined.namespace.as_fd(), Some(joined.kind))
-        };
         let (user, others): (Vec<_>, Vec<_>) =
             self.joined.iter().partition(|j| j.flag == libc::CLONE_NEWUSER);
         // A privileged caller may join all only before it enters the user namespace, one that is root of a user
         // namespace some only afterwards: those are tried again.
         let mut later = Vec::new();
         for joined in others {
-            match enter(joined) {
+            match joined.enter() {
                 Err(Errno::PERM) if !user.is_empty() => later.push(joined),
                 result => result.with_context(|| format!("join the {} namespace", joined.name))?,
             }
         }
         for joined in user.iter().copied().chain(later) {
-            enter(joined).with_context(|| format!("join the {} namespace", joined.name))?;
+            joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
         }
         if !user.is_empty() {
             become_root()?;
