@@ -61,10 +61,15 @@ bench: build guests test-deps ## measure rt beside crun, runc and the floor
 	runtime-tests/bench/run $(DIST)/bin/rt
 
 .PHONY: install
-install: ## copy target/dist to $(DESTDIR)$(PREFIX)
+install: ## copy target/dist to $(DESTDIR)$(PREFIX), with configurations to copy in share/rt
 	@[ -x $(DIST)/bin/rt ] || { echo "nothing to install: run \`make build\` first" >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/rt
 	install $(DIST)/bin/rt $(DESTDIR)$(PREFIX)/bin/rt
+	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-wasm
+	cd packaging/callers && for file in */*; do \
+	  install -d "$(DESTDIR)$(PREFIX)/share/rt/$${file%/*}"; \
+	  sed 's|@PREFIX@|$(PREFIX)|g' "$$file" >"$(DESTDIR)$(PREFIX)/share/rt/$$file"; \
+	done
 	if [ -d $(DIST)/libexec/rt ]; then cp -a --no-preserve=ownership $(DIST)/libexec/rt/. $(DESTDIR)$(PREFIX)/libexec/rt/; fi
 
 .PHONY: clean

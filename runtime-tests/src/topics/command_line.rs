@@ -11,7 +11,7 @@ super::tests! { "command_line":
     a_flag_takes_its_value_in_either_way, an_unknown_flag_is_named, version_is_what_docker_parses,
     features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
     spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
-    the_default_root_depends_on_the_user, checkpointing_is_refused, another_configuration_file_can_be_given,
+    the_default_root_depends_on_the_user, checkpointing_is_refused, another_configuration_file_can_be_given, a_shell_completes_command_lines,
 }
 
 fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
@@ -153,4 +153,22 @@ fn another_configuration_file_can_be_given(test: &Test) -> Outcome {
     let (folder, file) =
         (bundle.folder.display().to_string(), test.folder.join("other.json").display().to_string());
     test.rt(["run", "-b", &folder, "-f", &file, &test.id()])?.success()?.stdout("other\n").map(drop)
+}
+
+fn a_shell_completes_command_lines(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for shell in ["bash", "zsh", "fish"] {
+        let script = test.rt(["completion", shell])?.success()?.stdout;
+        ensure(script.contains("preserve-fds") && script.contains("rt"), shell)?;
+    }
+    let script = test.folder.join("completion.bash");
+    fs::write(&script, test.rt(["completion", "bash"])?.stdout)?;
+    let ask = format!(
+        "source {}; COMP_WORDS=(rt pau); COMP_CWORD=1; _rt rt pau rt; echo ${{COMPREPLY[@]}}",
+        script.display()
+    );
+    let mut bash = Command::new("bash");
+    bash.args(["-c", &ask]);
+    Output::of(bash)?.success()?.stdout("pause\n")?;
+    test.rt(["completion", "sh"])?.fails_with("wrong value `sh`").map(drop)
 }

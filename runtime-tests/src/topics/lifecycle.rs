@@ -15,7 +15,7 @@ super::tests! { "lifecycle":
     kill_all_of_a_stopped_container_is_no_error, delete_of_a_created_container_kills_it,
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
-    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program,
+    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program, several_can_be_killed_and_deleted_by_a_regular_expression,
 }
 
 fn goes_through_created_running_and_stopped(test: &Test) -> Outcome {
@@ -279,4 +279,24 @@ fn a_signal_to_run_reaches_the_program(test: &Test) -> Outcome {
     let pid = rustix::process::Pid::from_raw(i32::try_from(run.id())?).ok_or("no process")?;
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     ensure_eq(run.wait()?.code(), Some(9))
+}
+
+fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?;
+    let containers = [bundle.start()?, bundle.start()?, bundle.start()?];
+    let [first, second, third] = &containers;
+    let pattern = format!("({}|{})$", first.id, second.id);
+    test.rt(["kill", "--regex", &pattern, "KILL"])?.success()?;
+    first.wait()?;
+    second.wait()?;
+    ensure_eq(third.status()?.as_str(), "running")?;
+    test.rt(["delete", "--regex", &pattern])?.success()?;
+    test.rt(["state", &first.id])?.fails_with("does not exist")?;
+    ensure_eq(third.status()?.as_str(), "running")?;
+    // Nobody is asked for.
+    test.rt(["delete", "--regex", "^no-such-"])?.success()?;
+    if test.host.is_rt {
+        test.rt(["delete", "--regex", "("])?.fails_with("`(` is no regular expression")?;
+    }
+    third.kill("KILL")
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::namespaces::in_user_namespace;
-use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "mounts":
     a_bind_mount_shows_the_host, a_bind_mount_can_be_read_only, a_file_can_be_mounted, a_missing_place_is_made,
@@ -232,7 +232,7 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
         command.args(["--mount", "sh", "-ec", "mount -t tmpfs below \"$0/below\"; exec \"$@\""]);
         command.arg(&source).arg(&test.host.runtime).arg("--root").arg(test.state_root());
         command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-        crate::harness::Output::of(command)?.success()?.stdout(expected)?;
+        Output::of(command)?.success()?.stdout(expected)?;
     }
     Ok(())
 }
@@ -310,7 +310,7 @@ fn ids_are_mapped_below_if_asked_for(test: &Test) -> Outcome {
         command.args(["--mount", "sh", "-ec", script]);
         command.arg(&source).arg(&test.host.runtime).arg("--root").arg(test.state_root());
         command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-        crate::harness::Output::of(command)?.success()?.stdout(expected)?;
+        Output::of(command)?.success()?.stdout(expected)?;
     }
     Ok(())
 }
@@ -432,16 +432,11 @@ fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
     bundle.run()?.fails_with("size").map(drop)
 }
 
-/// In a sandbox with an older filter, such as that of a container that makes containers.
-fn works_where_openat2_is_forbidden(test: &Test) -> Outcome {
+/// Runs a bundle in a sandbox with an older filter, such as that of a container that makes containers.
+pub(super) fn run_without_openat2(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
     if !std::path::Path::new("/usr/bin/perl").exists() || !cfg!(target_arch = "x86_64") {
         return skip("it takes perl, and the numbers of x86-64");
     }
-    let bundle = test.sh("cat /a/b/file /v/file; readlink /proc/self/ns/mnt | wc -l")?;
-    symlink("/a/b", bundle.rootfs().join("v"))?;
-    let bundle = bundle
-        .mount(json!({ "destination": "/v", "source": volume(test)?, "options": ["bind"] }))
-        .edit(|config| config["linux"]["maskedPaths"] = json!(["/proc/version", "/v/none"]));
     bundle.write()?;
     // prctl(PR_SET_NO_NEW_PRIVS), prctl(PR_SET_SECCOMP): EPERM for openat2(2), 437.
     let script = r#"
@@ -454,7 +449,16 @@ fn works_where_openat2_is_forbidden(test: &Test) -> Outcome {
         command.arg("--systemd-cgroup");
     }
     command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-    let output = crate::harness::Output::of(command)?.success()?;
+    Output::of(command)
+}
+
+fn works_where_openat2_is_forbidden(test: &Test) -> Outcome {
+    let bundle = test.sh("cat /a/b/file /v/file; readlink /proc/self/ns/mnt | wc -l")?;
+    symlink("/a/b", bundle.rootfs().join("v"))?;
+    let bundle = bundle
+        .mount(json!({ "destination": "/v", "source": volume(test)?, "options": ["bind"] }))
+        .edit(|config| config["linux"]["maskedPaths"] = json!(["/proc/version", "/v/none"]));
+    let output = run_without_openat2(test, &bundle)?.success()?;
     output.stdout("content\ncontent\n1\n").map(drop)
 }
 

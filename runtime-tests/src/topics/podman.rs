@@ -9,6 +9,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until}
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
     starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, keeps_the_root_read_only,
+    finds_the_runtime_by_the_configuration_that_comes_with_it,
 }
 
 struct Podman<'a> {
@@ -226,4 +227,36 @@ fn keeps_the_root_read_only(test: &Test) -> Outcome {
         .success()?
         .stdout("refused\nx\n")
         .map(drop)
+}
+
+/// `packaging/callers/podman/rt.conf`, as it is installed.
+fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    let prefix = test.folder.join("prefix");
+    fs::create_dir_all(prefix.join("bin"))?;
+    // The engines are looked for beside the program.
+    fs::create_dir_all(prefix.join("libexec"))?;
+    fs::copy(&test.host.runtime, prefix.join("bin/rt"))?;
+    std::os::unix::fs::symlink("rt", prefix.join("bin/rt-wasm"))?;
+    let engines = test.host.runtime.ancestors().nth(2).ok_or("no prefix")?.join("libexec/rt");
+    std::os::unix::fs::symlink(engines, prefix.join("libexec/rt"))?;
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/podman/rt.conf");
+    let text = fs::read_to_string(file)?.replace("@PREFIX@", &prefix.display().to_string());
+    fs::write(test.folder.join("containers.conf"), text)?;
+    for (runtime, arguments) in [
+        ("rt", &["--annotation", "run.oci.handler=wasm"][..]),
+        // Without an annotation.
+        ("rt-wasm", &[]),
+    ] {
+        let mut command =
+            podman.command(&["--runtime", runtime, "run", "--rm", "--network", "none"]);
+        command
+            .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"])
+            .args(arguments);
+        command.args(["image", "/hello.wasm"]);
+        command.env("CONTAINERS_CONF", test.folder.join("containers.conf"));
+        let output = Output::of(command)?.success()?;
+        ensure(!output.stdout.is_empty(), output.stderr)?;
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ super::tests! { "robustness":
     create_can_be_killed_at_every_system_call, run_can_be_killed_at_every_system_call, start_can_be_killed_at_every_system_call,
     exec_can_be_killed_at_every_system_call, delete_can_be_killed_at_every_system_call,
     create_on_a_full_disk_leaves_nothing, a_state_root_that_is_read_only_is_an_error, create_without_descriptors_leaves_nothing,
-    create_without_memory_leaves_nothing, a_container_that_is_killed_while_it_is_made_leaves_nothing,
+    create_without_memory_leaves_nothing, a_container_with_too_little_memory_leaves_nothing, a_container_that_is_killed_while_it_is_made_leaves_nothing,
     another_process_with_the_same_number_is_left_alone, a_state_that_is_cut_short_can_be_deleted,
 }
 
@@ -233,6 +233,33 @@ fn create_without_memory_leaves_nothing(test: &Test) -> Outcome {
         made.push(output.stdout.contains("made"));
     }
     ensure(made.last() == Some(&true), format!("{made:?}"))
+}
+
+/// For its own cgroup, not for the machine.
+fn a_container_with_too_little_memory_leaves_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    if test.host.lane == "v2" && !controllers.is_ok_and(|list| list.contains("memory")) {
+        return skip("no cgroup controller `memory` in this lane");
+    }
+    for limit in [4096, 65_536, 262_144, 1_048_576] {
+        let bundle = test.sh("true")?.edit(|config| {
+            config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
+        });
+        let id = test.id();
+        let output = bundle.try_create(&id)?;
+        if output.code == Some(0) {
+            test.rt(["delete", "--force", &id])?.success()?;
+            continue;
+        }
+        ensure(
+            output.stderr.lines().count() == 1 && output.stderr.starts_with("rt: "),
+            &output.stderr,
+        )?;
+        ensure(!test.state_root().join(&id).exists(), format!("{limit}: the state is left"))?;
+        ensure_eq(cgroups_of(&id), Vec::new())?;
+    }
+    Ok(())
 }
 
 /// As the kernel does when the memory of the container is too small for init.

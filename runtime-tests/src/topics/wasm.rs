@@ -19,7 +19,7 @@ super::tests! { "wasm":
     a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
     serves_http, resolves_names_from_etc_hosts, runs_without_any_capability, leaves_descriptors_behind,
-    prints_nothing_of_its_own, native_sections_are_not_executed,
+    prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden,
 }
 
 fn prints_to_standard_output(test: &Test) -> Outcome {
@@ -368,4 +368,10 @@ fn native_sections_are_not_executed(test: &Test) -> Outcome {
     module.push(u8::try_from(payload.len())?);
     module.extend(payload);
     test.module(&module)?.run()?.success()?.stdout("Hello from Wasm!\n").map(drop)
+}
+
+fn runs_where_openat2_is_forbidden(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?;
+    let output = super::mounts::run_without_openat2(test, &bundle)?.success()?;
+    ensure(!output.stdout.is_empty(), output.stderr)
 }

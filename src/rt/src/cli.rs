@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Spec(Spec),
     /// Print as JSON what this runtime can do
     Features,
+    /// Print a script that completes command lines
+    Completion(Completion),
 }
 
 #[derive(Args, Debug)]
@@ -221,6 +223,9 @@ pub(crate) struct Kill {
     /// Send it to every process of the container
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// ID is a regular expression: all containers whose names it is found in
+    #[arg(short, long)]
+    pub(crate) regex: bool,
 }
 
 #[derive(Args, Debug)]
@@ -230,6 +235,16 @@ pub(crate) struct Delete {
     /// Kill it first if it runs; a container that is not there is no error
     #[arg(short, long)]
     pub(crate) force: bool,
+    /// ID is a regular expression: all containers whose names it is found in
+    #[arg(short, long)]
+    pub(crate) regex: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completion {
+    /// The shell that is to complete command lines
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// Sizes are in bytes, or with a unit: k, m, g. -1 is no limit.

@@ -1,6 +1,7 @@
 //! The subcommands, one file each, and what they share.
 #![forbid(unsafe_code)]
 
+mod completion;
 mod create;
 mod delete;
 mod exec;
@@ -91,6 +92,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::List(args) => list::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
+        Command::Completion(args) => completion::execute(&args),
     }
 }
 
@@ -102,6 +104,24 @@ fn manager(global: &Global) -> Manager {
         None if global.systemd_cgroup => Manager::Systemd,
         None => Manager::Cgroupfs,
     }
+}
+
+/// Does something with a container, or with all whose names a regular expression is found in. Goes on after a failure, and
+/// returns the first.
+fn each(root: &Root, id: &str, regex: bool, act: impl Fn(&str) -> Result<()>) -> Result<()> {
+    if !regex {
+        return act(id);
+    }
+    let mut first = None;
+    for id in root.matching(id)? {
+        if let Err(error) = act(&id) {
+            match first {
+                None => first = Some(error),
+                Some(_) => crate::warn(&crate::describe(&error)),
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Prints on standard output, and says so when that fails: a caller would parse half an answer.

@@ -2,7 +2,7 @@
 //! mounts, in two parts: [`prepare`] while `create` can still fail, [`Program::exec`] when the container is started.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -255,14 +255,13 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     ensure!(rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC, "`/proc` is not procfs");
     // `/proc/self` is a symbolic link, not a magic one, so this stays on one mount.
-    let links = rustix::fs::openat2(
-        &proc,
-        "self/fd",
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_XDEV | ResolveFlags::BENEATH,
-    )
-    .context("open `/proc/self/fd`")?;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+    let links = match rustix::fs::openat2(&proc, "self/fd", flags, Mode::empty(), resolve) {
+        // Forbidden by a filter around this runtime, or older than the kernel.
+        Err(Errno::NOSYS | Errno::PERM) => open_own_links(&proc),
+        links => links,
+    };
+    let links = links.context("open `/proc/self/fd`")?;
     let number = descriptor.as_raw_fd().to_string();
     let behind = rustix::fs::openat(&links, &number, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open `/proc/self/fd/{number}`"))?;
@@ -276,6 +275,24 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
         "`/proc/self/fd/{number}` is another file"
     );
     Ok(())
+}
+
+/// `self/fd` below `/proc`, step by step, with nothing mounted on the way.
+fn open_own_links(proc: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let mount = |file: &OwnedFd| {
+        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+            .map(|there| there.stx_mnt_id)
+    };
+    let step = |from: &OwnedFd, name: &CStr| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(from, name, flags, Mode::empty())?;
+        if mount(&found)? == mount(proc)? { Ok(found) } else { Err(Errno::XDEV) }
+    };
+    let own = rustix::fs::readlinkat(proc, "self", Vec::new())?;
+    if !own.to_bytes().iter().all(u8::is_ascii_digit) {
+        return Err(Errno::XDEV);
+    }
+    step(&step(proc, &own)?, c"fd")
 }
 
 impl Program {

@@ -238,6 +238,13 @@ impl Root {
         }
     }
 
+    /// The names that a regular expression is found in, sorted.
+    pub(crate) fn matching(&self, pattern: &str) -> Result<Vec<String>> {
+        let pattern = regex_lite::Regex::new(pattern)
+            .with_context(|| format!("`{pattern}` is no regular expression"))?;
+        Ok(self.ids()?.into_iter().filter(|id| pattern.is_match(id)).collect())
+    }
+
     /// The names of all containers, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.path) {

@@ -11,30 +11,31 @@ use crate::container;
 use crate::state::{Newer, Root};
 
 pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
-    delete(root, args).with_context(|| format!("delete `{}`", args.id))?;
+    let one = |id: &str| delete(root, id, args.force).with_context(|| format!("delete `{id}`"));
+    super::each(root, &args.id, args.regex, one)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn delete(root: &Root, args: &cli::Delete) -> Result<()> {
-    let Some(directory) = root.find(&args.id)? else {
+fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
+    let Some(directory) = root.find(id)? else {
         // CRI-O takes any failure of a forced deletion for a container that is still there.
-        if args.force {
+        if force {
             return Ok(());
         }
         bail!("container does not exist");
     };
     // Whoever makes it holds the lock; to a forced deletion that is worth some waiting.
-    let patience = Duration::from_secs(if args.force { 10 } else { 0 });
+    let patience = Duration::from_secs(if force { 10 } else { 0 });
     let Some(_lock) = directory.lock(patience)? else {
         bail!("another process is creating or deleting it")
     };
     match directory.read() {
-        Ok(Some(state)) => container::delete(&directory, &state, args.force),
+        Ok(Some(state)) => container::delete(&directory, &state, force),
         // Nothing was made yet when its creation was cut short.
-        Ok(None) if args.force => directory.remove(),
-        Err(error) if args.force && !error.is::<Newer>() => {
-            crate::warn(&format!("delete `{}` without its state: {error:#}", args.id));
-            container::delete_unreadable(&directory, &args.id)
+        Ok(None) if force => directory.remove(),
+        Err(error) if force && !error.is::<Newer>() => {
+            crate::warn(&format!("delete `{id}` without its state: {error:#}"));
+            container::delete_unreadable(&directory, id)
         }
         Err(error) => Err(error),
         Ok(None) => bail!(

@@ -14,18 +14,20 @@ use crate::state::{Root, State};
 use crate::syscall;
 
 pub(super) fn execute(root: &Root, args: &cli::Kill) -> Result<ExitCode> {
-    let kill = || {
-        let signal = signals::parse(&args.signal)?;
-        let (_, state) = root.load(&args.id)?;
-        // Callers clean up with `--all` after the first process has ended, so for that nobody left is no error.
-        if args.all && state.cgroup.manager != Manager::Disabled {
-            all(&state, signal)
-        } else {
-            first(&state, signal, args.all)
-        }
-    };
-    kill().with_context(|| format!("kill `{}`", args.id))?;
+    let one = |id: &str| kill(root, id, args).with_context(|| format!("kill `{id}`"));
+    super::each(root, &args.id, args.regex, one)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
+    let signal = signals::parse(&args.signal)?;
+    let (_, state) = root.load(id)?;
+    // Callers clean up with `--all` after the first process has ended, so for that nobody left is no error.
+    if args.all && state.cgroup.manager != Manager::Disabled {
+        all(&state, signal)
+    } else {
+        first(&state, signal, args.all)
+    }
 }
 
 fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {
