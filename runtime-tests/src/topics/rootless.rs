@@ -13,7 +13,7 @@ super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
     a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
     limits_that_cannot_be_kept_are_refused, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
-    the_network_of_the_host_can_be_shared,
+    the_network_of_the_host_can_be_shared, a_cgroup_cannot_be_delegated_where_there_is_none,
 }
 
 const UID: u32 = 1000;
@@ -190,4 +190,14 @@ fn the_network_of_the_host_can_be_shared(test: &Test) -> Outcome {
         }
     });
     run(test, &owned(test, bundle)?, "")?.success()?.stdout("there\n").map(drop)
+}
+
+fn a_cgroup_cannot_be_delegated_where_there_is_none(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = owned(test, test.sh("echo ran")?.annotation("run.oci.delegate-cgroup", "own"))?;
+    let output = run(test, &bundle, "")?;
+    if test.host.lane == "v2" {
+        return output.success()?.stdout("ran\n").map(drop);
+    }
+    output.fails_with("handing on cgroups of v1 is not safe").map(drop)
 }

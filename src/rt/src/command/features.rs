@@ -71,6 +71,7 @@ pub(super) fn execute() -> Result<ExitCode> {
         },
         "potentiallyUnsafeConfigAnnotations": [
             "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "run.oci.",
+            "org.systemd.property.",
         ],
     });
     super::print(&format!("{}\n", serde_json::to_string_pretty(&features)?))?;

@@ -298,8 +298,10 @@ impl Cgroup {
     /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the file by which init enters it,
     /// when its cgroup namespace is there.
     pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
-        let Some(name) = &self.wishes.delegate else { return Ok(None) };
-        let inner = self.inner.as_ref().unwrap_or(&self.paths[0]).join(name);
+        let above = self.inner.as_ref().or(self.paths.first());
+        // An ordinary user's container may have no cgroup at all.
+        let (Some(name), Some(above)) = (&self.wishes.delegate, above) else { return Ok(None) };
+        let inner = above.join(name);
         delegation::make(&inner)?;
         delegation::give(&inner, owner)?;
         let file = inner.join("cgroup.procs");
