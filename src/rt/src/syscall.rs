@@ -77,20 +77,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: b
         propagation: attr.propagation,
         userns_fd: 0,
     };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr` lives across the call
-    // and its own size is passed; the kernel only reads it.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    check(returned).map(drop)
+    set_mount_attr(mount, &attr, recursive)
 }
 
 /// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: maps the owners of a mount's files as a user namespace does.
@@ -105,15 +92,20 @@ pub(crate) fn mount_idmap(
         propagation: 0,
         userns_fd: u64::from(namespace.as_raw_fd().unsigned_abs()),
     };
+    set_mount_attr(mount, &attr, recursive)
+}
+
+fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: bool) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: as in `mount_setattr`; the namespace's descriptor is borrowed and open too.
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr` lives across the call
+    // and its own size is passed; the kernel only reads it, and takes a wrong `userns_fd` for an error.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };
