@@ -293,7 +293,8 @@ pub(crate) fn write(path: &str, results: &Results) -> std::io::Result<()> {
     fs::write(path, lines)
 }
 
-/// `ok`, `FAILED`, `-` for skipped, nothing when no such test ran. All tests of a row have to pass.
+/// `ok`, `FAILED`, `-` for skipped, nothing when no such test ran. None of a row's may fail, and one has to
+/// pass.
 fn cell(row: &Row, results: &Results) -> &'static str {
     let belongs = |test: &str| {
         row.tests.iter().any(|name| test == *name || test.split("::").next() == Some(name))

@@ -13,7 +13,7 @@ super::tests! { "cgroups":
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
-    rdma_is_limited, networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
+    networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
     the_name_of_a_scope_is_free_after_a_deletion, a_users_cgroup_is_its_own_where_it_may_write,
 }
@@ -588,13 +588,6 @@ fn huge_pages_are_limited(test: &Test) -> Outcome {
     let limits = json!([{ "pageSize": "2MB", "limit": 4_194_304 }]);
     let v1 = [("hugetlb.2MB.limit_in_bytes", "4194304")];
     written(test, "hugetlb", ("hugepageLimits", limits), &v1, &[("hugetlb.2MB.max", "4194304")])
-}
-
-fn rdma_is_limited(test: &Test) -> Outcome {
-    if !fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some()) {
-        return skip("no RDMA device here");
-    }
-    needs(test, "rdma")
 }
 
 fn networks_have_a_class(test: &Test) -> Outcome {

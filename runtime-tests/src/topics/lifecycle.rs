@@ -3,7 +3,7 @@
 use std::fs;
 use std::thread;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
@@ -16,6 +16,7 @@ super::tests! { "lifecycle":
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
     list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program, several_can_be_killed_and_deleted_by_a_regular_expression,
+    the_umask_of_the_caller_changes_nothing,
 }
 
 fn goes_through_created_running_and_stopped(test: &Test) -> Outcome {
@@ -299,4 +300,33 @@ fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Out
         test.rt(["delete", "--regex", "("])?.fails_with("`(` is no regular expression")?;
     }
     third.kill("KILL")
+}
+
+/// containerd's is 0, which would have everybody write to the state; of others, users could not look at what is made for them.
+fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
+    use std::os::unix::fs::MetadataExt;
+    for umask in ["0", "077"] {
+        let bundle = test.sh("pwd; umask; exec sleep 60")?.edit(|config| {
+            config["process"]["cwd"] = json!("/new/folder");
+            config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        });
+        bundle.write()?;
+        let id = test.id();
+        let create =
+            test.command(["create", "--bundle", &bundle.folder.display().to_string(), &id]);
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+        shell.arg(create.get_program()).args(create.get_args());
+        crate::harness::Output::of(shell)?.success()?;
+        ensure_eq(fs::metadata(bundle.rootfs().join("new/folder"))?.mode() & 0o777, 0o755)?;
+        if test.host.is_rt {
+            for file in ["state.json", "config.json"] {
+                let mode = fs::metadata(test.state_root().join(&id).join(file))?.mode();
+                ensure_eq((file, mode & 0o777), (file, 0o600))?;
+            }
+        }
+        test.rt(["start", &id])?.success()?;
+        test.rt(["delete", "--force", &id])?.success()?;
+    }
+    Ok(())
 }

@@ -54,13 +54,13 @@ pub(crate) fn protect() -> Result<()> {
 /// A sealed copy of a file that this user, and so root of a container of its own, could change. None if that is not so, or
 /// this process runs from such a copy already.
 fn copy_if_writable() -> Result<Option<OwnedFd>> {
-    let mut exe = File::open("/proc/self/exe").context("open `/proc/self/exe`")?;
-    if rustix::fs::fcntl_get_seals(&exe).is_ok_and(|seals| seals.contains(SealFlags::WRITE)) {
-        return Ok(None);
-    }
-    let owner = exe.metadata().context("stat `/proc/self/exe`")?.uid();
+    let owner = fs::metadata("/proc/self/exe").context("stat `/proc/self/exe`")?.uid();
     let own = owner == rustix::process::geteuid().as_raw();
     if !own && rustix::fs::access("/proc/self/exe", Access::WRITE_OK).is_err() {
+        return Ok(None);
+    }
+    let mut exe = File::open("/proc/self/exe").context("open `/proc/self/exe`")?;
+    if rustix::fs::fcntl_get_seals(&exe).is_ok_and(|seals| seals.contains(SealFlags::WRITE)) {
         return Ok(None);
     }
     let mut copy = || -> io::Result<OwnedFd> {

@@ -13,10 +13,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -332,7 +332,8 @@ impl Directory {
     fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {
         let path = self.path.join(name);
         let show = format!("write `{}`", path.display());
-        Draft::write(path, text).context(show)
+        // For its owner alone: what it says is done by root, and an environment may hold secrets.
+        Draft::write(path, text, 0o600).context(show)
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {
@@ -390,10 +391,13 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn write(path: PathBuf, text: &[u8]) -> io::Result<Draft> {
+    /// `mode` is that of the file, from which the umask may take something.
+    pub(crate) fn write(path: PathBuf, text: &[u8], mode: u32) -> io::Result<Draft> {
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
         let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
-        fs::write(&draft, text).inspect_err(|_| discard(&draft))?;
+        let open =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft);
+        open.and_then(|mut file| file.write_all(text)).inspect_err(|_| discard(&draft))?;
         Ok(Draft { path, draft })
     }
 

@@ -76,7 +76,7 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     };
     let (pid, pidfd) = container::exec(options)?;
     if let Some(path) = &args.handover.pid_file {
-        Draft::write(path.clone(), pid.to_string().as_bytes())
+        Draft::write(path.clone(), pid.to_string().as_bytes(), 0o644)
             .with_context(|| format!("write pid file `{}`", path.display()))?
             .publish()?;
     }

@@ -23,7 +23,6 @@ use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
-use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::syscall;
@@ -293,39 +292,6 @@ impl Cgroup {
             self.inner = Some(inner);
         }
         Ok(())
-    }
-
-    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the file by which init enters it,
-    /// when its cgroup namespace is there.
-    pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
-        let above = self.inner.as_ref().or(self.paths.first());
-        // An ordinary user's container may have no cgroup at all.
-        let (Some(name), Some(above)) = (&self.wishes.delegate, above) else { return Ok(None) };
-        let inner = above.join(name);
-        delegation::make(&inner)?;
-        delegation::give(&inner, owner)?;
-        let file = inner.join("cgroup.procs");
-        let entrance = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("open `{}`", file.display()))?;
-        self.inner = Some(inner);
-        Ok(Some(entrance))
-    }
-
-    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left above it.
-    pub(crate) fn hand_down(&self) {
-        if let (Some(_), Some(inner)) = (&self.wishes.delegate, &self.inner)
-            && let Some(above) = inner.parent()
-        {
-            v2::hand_down(above);
-        }
-    }
-
-    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make its own.
-    pub(crate) fn give(&self, owner: (Uid, Gid)) -> Result<()> {
-        match (self.manager, self.version) {
-            (Manager::Disabled, _) | (_, Version::V1) => Ok(()),
-            (_, Version::V2) => delegation::give(&self.paths[0], owner),
-        }
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {

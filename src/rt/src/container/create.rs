@@ -89,6 +89,9 @@ struct Prepared {
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
+    // What is made in the rootfs is for the container's users to look at and for nobody else to write to, whatever the caller's
+    // umask: containerd's is 0.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
@@ -187,7 +190,8 @@ fn make(
         }
     };
     let notify = directory.notify_folder();
-    let notify = notify_socket::prepare(&notify)?;
+    let notify =
+        if prepared.namespaces.has_mount() { notify_socket::prepare(&notify)? } else { None };
     let birthplace = state.cgroup.make_for_birth()?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
@@ -289,9 +293,8 @@ fn serve(
                 socket.send(&Message::HooksDone)?;
             }
             Some(Message::Listener(number)) => {
-                let listener = seccomp::take_listener(pidfd, number)?;
-                if let (Some(listener), Some(agent)) = (listener, &prepared.agent) {
-                    agent.serve(listener.as_fd(), pid, state, Status::Creating)?;
+                if let Some(agent) = &prepared.agent {
+                    agent.serve(pidfd, number, pid, state, Status::Creating)?;
                 }
             }
             Some(Message::Ready) => break,
@@ -315,7 +318,7 @@ fn serve(
     if let Some(path) = options.pid_file {
         // Without a newline: callers parse the whole file as a number.
         let text = pid.to_string();
-        Draft::write(path.to_owned(), text.as_bytes())
+        Draft::write(path.to_owned(), text.as_bytes(), 0o644)
             .with_context(|| format!("write pid file `{}`", path.display()))?
             .publish()?;
     }

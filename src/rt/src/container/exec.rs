@@ -17,7 +17,7 @@ use super::cgroups::{self, Doors};
 use super::init;
 use super::namespaces::{self, Namespaces, Side};
 use super::rootfs::Rootfs;
-use super::seccomp::{self, Filter, Receiver};
+use super::seccomp::{Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{create, process, terminal};
 use crate::engine;
@@ -158,9 +158,8 @@ fn serve(
         match socket.receive()? {
             Some(Message::Ready) => break,
             Some(Message::Listener(number)) => {
-                let listener = seccomp::take_listener(pidfd, number)?;
-                if let (Some(listener), Some(agent)) = (listener, &options.agent) {
-                    agent.serve(listener.as_fd(), pid, options.state, Status::Running)?;
+                if let Some(agent) = &options.agent {
+                    agent.serve(pidfd, number, pid, options.state, Status::Running)?;
                 }
             }
             Some(Message::Failed(text)) => bail!(text),

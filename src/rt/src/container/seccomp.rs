@@ -16,7 +16,7 @@ use base64::Engine as _;
 use libc::sock_filter;
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 
-pub(crate) use notify::{Receiver, take_listener};
+pub(crate) use notify::Receiver;
 
 use super::sync::{Message, Socket};
 use crate::bundle::annotation;
@@ -93,8 +93,8 @@ fn raw(text: &str) -> Result<Vec<sock_filter>> {
 
 fn compiled(seccomp: &LinuxSeccomp, strict: bool, cache: &Path) -> Result<Vec<sock_filter>> {
     let key = cache::key(seccomp, strict)?;
-    if let Some(bytes) = cache::read(cache, &key) {
-        return instructions(&bytes).context("the cache holds no filter");
+    if let Some(program) = cache::read(cache, &key).as_deref().and_then(instructions) {
+        return Ok(program);
     }
     let program = compile::compile(seccomp, strict)?;
     cache::write(cache, &key, &bytes(&program));
@@ -129,7 +129,7 @@ impl Filter {
     }
 
     /// Loads the filter into this process, for good. Runs in init. The listener that may be returned has to stay open until
-    /// the caller's process has taken its own ([`take_listener`]).
+    /// the caller's process has taken its own ([`Receiver::serve`]).
     pub(crate) fn load(&self, socket: &Socket) -> Result<Option<OwnedFd>> {
         if self.notifies {
             // Once the filter is loaded, this process may not be able to say anything. What the kernel opens next has the

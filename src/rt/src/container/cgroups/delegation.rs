@@ -3,11 +3,50 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::{Gid, Uid};
+
+use super::{Cgroup, Manager, Version, v2};
+
+impl Cgroup {
+    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the file by which init enters it,
+    /// when its cgroup namespace is there.
+    pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
+        let above = self.inner.as_ref().or(self.paths.first());
+        // An ordinary user's container may have no cgroup at all.
+        let (Some(name), Some(above)) = (&self.wishes.delegate, above) else { return Ok(None) };
+        let inner = above.join(name);
+        make(&inner)?;
+        give(&inner, owner)?;
+        let file = inner.join("cgroup.procs");
+        let entrance = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open `{}`", file.display()))?;
+        self.inner = Some(inner);
+        Ok(Some(entrance))
+    }
+
+    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left above it.
+    pub(crate) fn hand_down(&self) {
+        if let (Some(_), Some(inner)) = (&self.wishes.delegate, &self.inner)
+            && let Some(above) = inner.parent()
+        {
+            v2::hand_down(above);
+        }
+    }
+
+    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make its own.
+    pub(crate) fn give(&self, owner: (Uid, Gid)) -> Result<()> {
+        match (self.manager, self.version) {
+            (Manager::Disabled, _) | (_, Version::V1) => Ok(()),
+            (_, Version::V2) => give(&self.paths[0], owner),
+        }
+    }
+}
 
 pub(super) fn make(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
@@ -19,7 +58,7 @@ pub(super) fn make(path: &Path) -> Result<()> {
 }
 
 /// Gives away the directory, and those of its files that may be: not the limits, which are for whoever is above.
-pub(super) fn give(path: &Path, (uid, gid): (Uid, Gid)) -> Result<()> {
+fn give(path: &Path, (uid, gid): (Uid, Gid)) -> Result<()> {
     // One name to a line; before Linux 4.15 there was no list.
     let list = fs::read_to_string("/sys/kernel/cgroup/delegate");
     let list =

@@ -81,7 +81,7 @@ pub(super) fn start(
     let name = unit;
     let unit = Unit::parse(unit).context("not a unit of systemd's")?;
     let show = || format!("make the systemd scope `{}`", unit.scope);
-    let mut own = vec![
+    let mut needed = vec![
         ("Description".to_owned(), Value::Text(format!("rt container {name}"))),
         ("Slice".to_owned(), Value::text(&unit.slice)),
         (
@@ -93,6 +93,8 @@ pub(super) fn start(
         ),
         ("Delegate".to_owned(), Value::Bool(true)),
         ("DefaultDependencies".to_owned(), Value::Bool(false)),
+    ];
+    let mut own = vec![
         // What ended badly is not kept for somebody to look at: the caller knows, and may want the name again.
         ("CollectMode".to_owned(), Value::text("inactive-or-failed")),
     ];
@@ -101,13 +103,15 @@ pub(super) fn start(
     }
     own.extend(resources.map(properties::of_resources).unwrap_or_default());
     own.extend(rules.map(properties::of_devices).unwrap_or_default());
-    own.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
+    for properties in [&mut needed, &mut own] {
+        properties.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
+    }
     let mut manager = Manager::connect().with_context(show)?;
-    // An older systemd does not know them all: what it refuses is left out, since it is written to the cgroup's files too.
+    // An older systemd does not know all of these: what it refuses is left out, since it is written to the cgroup's files too.
     loop {
-        let properties: Vec<Property> = own.iter().chain(asked).cloned().collect();
+        let properties: Vec<Property> = needed.iter().chain(&own).chain(asked).cloned().collect();
         match manager.start(&unit.scope, &properties) {
-            Err(error) if own.len() > 4 && drop_unknown(&mut own, &error) => {}
+            Err(error) if drop_unknown(&mut own, &error) => {}
             Err(error) if is_taken(&error) && manager.forget(&unit.scope) => {}
             result => break result.with_context(show)?,
         }

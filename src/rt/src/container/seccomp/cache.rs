@@ -69,7 +69,7 @@ pub(super) fn write(cache: &Path, key: &str, program: &[u8]) {
         DirBuilder::new().recursive(true).mode(0o700).create(cache)?;
         make_room(cache)?;
         let text = [blake3::hash(program).as_bytes(), program].concat();
-        Draft::write(cache.join(key), &text)?.publish()
+        Draft::write(cache.join(key), &text, 0o600)?.publish()
     };
     if let Err(error) = write() {
         tracing::debug!("keep the compiled seccomp filter in `{}`: {error:#}", cache.display());

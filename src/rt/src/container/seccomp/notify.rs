@@ -2,7 +2,7 @@
 //! description of the process (runtime-spec, `config-linux.md`, "The Container Process State"). Runs in the caller's process.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -51,14 +51,16 @@ impl Receiver {
         Ok(Some(Receiver { socket, metadata: metadata.unwrap_or_default() }))
     }
 
-    /// Takes the listener from the process `pid` and sends it to the agent.
+    /// Takes the listener that a process has under a number, and sends it to the agent. A process that has ended has said why.
     pub(crate) fn serve(
         &self,
-        listener: BorrowedFd<'_>,
+        pidfd: &OwnedFd,
+        number: i32,
         pid: Pid,
         state: &State,
         status: Status,
     ) -> Result<()> {
+        let Some(listener) = take(pidfd, number)? else { return Ok(()) };
         let state: serde_json::Value = serde_json::from_str(&hooks::state_json(state, status))?;
         let text = serde_json::json!({
             "ociVersion": state["ociVersion"],
@@ -67,14 +69,14 @@ impl Receiver {
             "metadata": self.metadata,
             "state": state,
         });
-        terminal::send(self.socket.as_fd(), &text.to_string(), listener)
+        terminal::send(self.socket.as_fd(), &text.to_string(), listener.as_fd())
             .context("send the seccomp listener")
     }
 }
 
 /// The listener that a process has, or is about to have, under a number. It cannot say when: its next call may already be one
-/// that waits for the agent. None when it has ended; then it has said why.
-pub(crate) fn take_listener(pidfd: &OwnedFd, number: i32) -> Result<Option<OwnedFd>> {
+/// that waits for the agent. None when it has ended.
+fn take(pidfd: &OwnedFd, number: i32) -> Result<Option<OwnedFd>> {
     let end = Instant::now() + PATIENCE;
     loop {
         match rustix::process::pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty()) {
