@@ -57,7 +57,7 @@ test-vm: build guests vm-deps ## the black-box tests in an emulated machine with
 	runtime-tests/vm/run $(DIST)
 
 .PHONY: bench
-bench: build guests test-deps ## measure rt beside crun, runc and the floor
+bench: build guests test-deps vm-deps ## measure rt beside crun, runc and the floor
 	runtime-tests/bench/run $(DIST)/bin/rt
 
 .PHONY: install

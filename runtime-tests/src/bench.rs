@@ -91,11 +91,14 @@ fn measure(out: &Path) -> Outcome {
             _ => println!("({name} is left out: it is not there, or cannot run here)"),
         }
     }
-    println!("\n== lane {}: medians of {ROUNDS}, in milliseconds", host.lane);
+    let manager = if host.by_systemd { ", cgroups by systemd" } else { "" };
+    println!("\n== lane {}{manager}: medians of {ROUNDS}, in milliseconds", host.lane);
 
     let mut contestants: Vec<Contestant> =
         runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, &host)).collect();
-    contestants.push(floor(&host, &bundles, out));
+    if !host.by_systemd {
+        contestants.push(floor(&host, &bundles, out));
+    }
     round_robin("run /bin/true", &contestants, &mut times)?;
 
     let version = |(name, path): &(String, PathBuf)| {
@@ -121,6 +124,13 @@ fn measure(out: &Path) -> Outcome {
                 }
             }
         }
+    }
+    if host.by_systemd {
+        // What differs is said by now.
+        print(&times);
+        drop(state);
+        host.remove();
+        return Ok(());
     }
     let pair: Runtimes = runtimes.iter().filter(|(name, _)| name != "runc").cloned().collect();
     let runs = |bundle: &Path| -> Vec<Contestant> {
@@ -221,6 +231,9 @@ fn state_of(path: &Path, host: &Host) -> PathBuf {
 fn runtime(path: &Path, host: &Host) -> Command {
     let mut command = Command::new(path);
     command.arg("--root").arg(state_of(path, host));
+    if host.by_systemd {
+        command.arg("--systemd-cgroup");
+    }
     command
 }
 
@@ -229,17 +242,15 @@ fn works(path: &Path, bundle: &Path, host: &Host) -> bool {
 }
 
 fn run_of(name: &str, path: &Path, bundle: &Path, host: &Host) -> Contestant {
-    let (state, path, bundle) = (state_of(path, host), path.to_owned(), bundle.to_owned());
+    let (path, bundle, by_systemd) = (path.to_owned(), bundle.to_owned(), host.by_systemd);
+    let state = state_of(&path, host);
     let once = move |round| {
         let mut command = Command::new(&path);
-        timed(
-            command
-                .arg("--root")
-                .arg(&state)
-                .args(["run", "--bundle"])
-                .arg(&bundle)
-                .arg(format!("bench-{round}")),
-        )
+        command.arg("--root").arg(&state);
+        if by_systemd {
+            command.arg("--systemd-cgroup");
+        }
+        timed(command.args(["run", "--bundle"]).arg(&bundle).arg(format!("bench-{round}")))
     };
     Contestant { name: name.to_owned(), once: Box::new(once) }
 }

@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_input;
 mod cgroups;
+mod checkpoint;
 mod command_line;
 mod devices;
 mod exec;
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<Entry> {
         attacks::TESTS,
         bad_input::TESTS,
         cgroups::TESTS,
+        checkpoint::TESTS,
         command_line::TESTS,
         devices::TESTS,
         exec::TESTS,

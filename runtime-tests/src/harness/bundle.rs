@@ -112,7 +112,7 @@ impl<'a> Bundle<'a> {
         Ok(())
     }
 
-    fn command_line(&self, command: &str, id: &str) -> Vec<String> {
+    pub(crate) fn command_line(&self, command: &str, id: &str) -> Vec<String> {
         let mut args =
             vec![command.to_owned(), "--bundle".into(), self.folder.display().to_string()];
         args.extend(self.flags.iter().cloned());

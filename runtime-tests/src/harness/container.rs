@@ -85,9 +85,24 @@ pub(crate) struct Container<'a> {
 }
 
 impl<'a> Container<'a> {
-    pub(super) fn create(test: &'a Test, id: &str, mut command: Command) -> Outcome<Container<'a>> {
+    /// Runs a command that makes it.
+    pub(crate) fn create(test: &'a Test, id: &str, command: Command) -> Outcome<Container<'a>> {
+        let [out, err] =
+            ["out", "err"].map(|end| File::create(test.folder.join(format!("{id}.{end}"))));
+        Container::create_writing_to(test, id, command, [out?.into(), err?.into()])
+    }
+
+    /// With other streams, from which somebody fills the files.
+    pub(crate) fn create_writing_to(
+        test: &'a Test,
+        id: &str,
+        mut command: Command,
+        [stdout, stderr]: [Stdio; 2],
+    ) -> Outcome<Container<'a>> {
         let [out, err] = ["out", "err"].map(|end| test.folder.join(format!("{id}.{end}")));
-        let status = command.stdout(File::create(&out)?).stderr(File::create(&err)?).status()?;
+        let status = command.stdout(stdout).stderr(stderr).status()?;
+        // With it goes this process's end of a pipe.
+        drop(command);
         let container = Container { test, id: id.to_owned(), out, err };
         ensure(status.success(), format!("create: {}", container.stderr()?))?;
         Ok(container)

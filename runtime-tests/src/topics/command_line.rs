@@ -11,7 +11,7 @@ super::tests! { "command_line":
     a_flag_takes_its_value_in_either_way, an_unknown_flag_is_named, version_is_what_docker_parses,
     features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
     spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
-    the_default_root_depends_on_the_user, checkpointing_is_refused, another_configuration_file_can_be_given, a_shell_completes_command_lines,
+    the_default_root_depends_on_the_user, another_configuration_file_can_be_given, a_shell_completes_command_lines,
 }
 
 fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
@@ -137,12 +137,6 @@ fn the_default_root_depends_on_the_user(test: &Test) -> Outcome {
     std::os::unix::fs::chown(&own, Some(65534), Some(65534))?;
     ensure(list("65534")?.success()?.stderr.contains(mention), "the user's own root was not read")?;
     ensure(!list("0")?.success()?.stderr.contains(mention), "root's root is not the user's")
-}
-
-fn checkpointing_is_refused(test: &Test) -> Outcome {
-    test.only_rt()?;
-    // CRI-O asks for its help to find out whether it is there.
-    test.rt(["checkpoint", "--help"])?.fails_with("checkpoint").map(drop)
 }
 
 fn another_configuration_file_can_be_given(test: &Test) -> Outcome {

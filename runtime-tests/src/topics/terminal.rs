@@ -47,7 +47,7 @@ pub(super) fn receive_with_text(listener: &UnixListener) -> Outcome<(String, Own
     Err("no descriptor was sent".into())
 }
 
-fn read_until(master: &mut std::fs::File, words: &str) -> Outcome<String> {
+pub(super) fn read_until(master: &mut std::fs::File, words: &str) -> Outcome<String> {
     let (mut text, mut bytes) = (String::new(), [0; 1000]);
     while !text.contains(words) {
         let length = master.read(&mut bytes)?;

@@ -91,6 +91,10 @@ pub(crate) enum Command {
     Update(Box<Update>),
     /// Show the processes of a container
     Ps(Ps),
+    /// Write the processes of a container to files, with CRIU, and end them
+    Checkpoint(Box<Checkpoint>),
+    /// Make a container's processes again from a checkpoint
+    Restore(Box<Restore>),
     /// List the containers
     List(List),
     /// Write a `config.json` to begin with
@@ -323,6 +327,129 @@ pub(crate) struct Ps {
     pub(crate) args: Vec<String>,
 }
 
+/// What `checkpoint` and `restore` share; most is CRIU's own and said at length in criu(8).
+#[derive(Args, Debug)]
+pub(crate) struct Images {
+    /// The directory of the checkpoint
+    #[arg(long, value_name = "DIR", default_value = "checkpoint")]
+    pub(crate) image_path: PathBuf,
+    /// Where CRIU writes its log [default: the directory of the checkpoint]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) work_path: Option<PathBuf>,
+    /// With TCP connections that are open
+    #[arg(long)]
+    pub(crate) tcp_established: bool,
+    /// With Unix sockets whose other end is outside
+    #[arg(long)]
+    pub(crate) ext_unix_sk: bool,
+    /// With a terminal that is not the container's own
+    #[arg(long)]
+    pub(crate) shell_job: bool,
+    /// With locks on files
+    #[arg(long)]
+    pub(crate) file_locks: bool,
+    /// Remove pages from earlier images that a later one has too
+    #[arg(long)]
+    pub(crate) auto_dedup: bool,
+    /// The memory stays where it is, and comes over the network when it is needed
+    #[arg(long)]
+    pub(crate) lazy_pages: bool,
+    /// Leave out what is in a namespace: `network` is the one that can be
+    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
+    pub(crate) empty_ns: Vec<String>,
+    /// What is written and restored of cgroups [default: soft]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub(crate) manage_cgroups_mode: Option<CgroupsMode>,
+    /// How packets are held back meanwhile [default: iptables; nftables where that is not installed and CRIU is 4.0 or later]
+    #[arg(long, value_name = "METHOD", value_enum)]
+    pub(crate) network_lock: Option<NetworkLock>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum CgroupsMode {
+    Soft,
+    Full,
+    Strict,
+    Ignore,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum NetworkLock {
+    Iptables,
+    Nftables,
+    Skip,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Checkpoint {
+    /// The container's name
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// The checkpoint before, as a path relative to this one's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parent_path: Option<PathBuf>,
+    /// Write the memory only, and let the container run on: the next checkpoint takes less time
+    #[arg(long)]
+    pub(crate) pre_dump: bool,
+    /// Let the container run on
+    #[arg(long)]
+    pub(crate) leave_running: bool,
+    /// Files that were removed and are still open get a name for the time being
+    #[arg(long)]
+    pub(crate) link_remap: bool,
+    /// Without TCP connections that are being made
+    #[arg(long)]
+    pub(crate) tcp_skip_in_flight: bool,
+    /// Send the memory to a `criu page-server`
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) page_server: Option<String>,
+    /// Write a NUL to this descriptor when the memory can be asked for (--lazy-pages)
+    #[arg(long, value_name = "FD")]
+    pub(crate) status_fd: Option<i32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Restore {
+    /// The container's name
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// The directory of the bundle
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// The configuration, if it is not the bundle's `config.json`
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Return as soon as the container runs
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Write the first process's id to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Send the master end of its terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Close TCP connections that were open
+    #[arg(long)]
+    pub(crate) tcp_close: bool,
+    /// Its security label, as selinux:LABEL or apparmor:PROFILE
+    #[arg(long, value_name = "TYPE:NAME")]
+    pub(crate) lsm_profile: Option<String>,
+    /// The SELinux label of its mounts
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) lsm_mount_context: Option<String>,
+    /// Accepted for runc's sake: rt never becomes a subreaper
+    #[arg(long)]
+    no_subreaper: bool,
+    /// Accepted for conmon's sake: CRIU changes the root in its own way
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted for conmon's sake: a restored process has the caller's session keyring
+    #[arg(long)]
+    no_new_keyring: bool,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct List {
     /// How to print them
@@ -439,6 +566,8 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
         "update" => Update(Update),
         "pause" => Pause(Id),
         "resume" => Resume(Id),
+        "checkpoint" => Checkpoint(Checkpoint),
+        "restore" => Restore(Restore),
     }
 }
 

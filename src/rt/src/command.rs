@@ -1,6 +1,7 @@
 //! The subcommands, one file each, and what they share.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod completion;
 mod create;
 mod delete;
@@ -11,6 +12,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -46,7 +48,8 @@ pub(crate) fn version() -> String {
 /// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
 /// parsed yet, since the read-only clone of the executable would parse them again. One too many costs an exec.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
-    args.iter().skip(1).any(|arg| arg == "create" || arg == "run" || arg == "exec")
+    let entering = ["create", "run", "exec", "restore"];
+    args.iter().skip(1).any(|arg| entering.iter().any(|name| arg == name))
 }
 
 /// For a command that enters a container: closes what the caller left open. Comes before everything else, the log included,
@@ -57,6 +60,7 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
         Command::Run(run) => (run.create.handover.preserve_fds, listen_fds()),
         // Sockets are for the container's first process.
         Command::Exec(exec) => (exec.handover.preserve_fds, 0),
+        Command::Restore(_) => (0, 0),
         _ => return Ok(()),
     };
     let passed = preserve_fds.saturating_add(listen_fds);
@@ -84,6 +88,8 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Exec(args) => exec::execute(&root, &args),
         Command::Pause(args) => pause::pause(&root, &args),
         Command::Resume(args) => pause::resume(&root, &args),
+        Command::Checkpoint(args) => checkpoint::execute(&root, &args),
+        Command::Restore(args) => restore::execute(&root, manager(global), &args),
         Command::Ps(args) => ps::execute(&root, &args),
         Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),

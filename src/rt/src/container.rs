@@ -3,19 +3,23 @@
 
 mod cgroup_mount;
 pub(crate) mod cgroups;
+mod checkpoint;
 mod create;
+pub(crate) mod criu;
 mod delete;
 mod devices;
 mod exec;
 mod hooks;
 mod init;
 pub(crate) mod intel_rdt;
+mod mount_table;
 mod mounts;
 mod namespaces;
 mod net_devices;
 mod netlink;
 pub(crate) mod notify_socket;
 mod process;
+mod restore;
 mod rootfs;
 pub(crate) mod rootless;
 pub(crate) mod seccomp;
@@ -24,11 +28,13 @@ mod sync;
 mod sysctl;
 pub(crate) mod terminal;
 
+pub(crate) use checkpoint::{CheckpointOptions, checkpoint};
 pub(crate) use create::{Container, Options, Wait, create};
 pub(crate) use delete::{delete, delete_unreadable};
 pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
 pub(crate) use namespaces::wait;
+pub(crate) use restore::{RestoreOptions, Restored, restore};
 pub(crate) use start::{start, started};
 
 /// What reads things from outside, for tests that make them up.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state.json` | [`State`], replaced as a whole by rename, never edited |
 //! | `config.json` | the bundle's configuration as it was at `create` |
+//! | `root` | an empty folder, while the container is restored from a checkpoint |
 //! | `notify` | the folder of a socket for `sd_notify(3)`, if the caller's service manager wants to hear of it |
 //! | `start` | a fifo on which the container's first process waits for `start`; there as long as it waits |
 //!
@@ -56,6 +57,9 @@ pub(crate) struct State {
     pub(crate) engine: Option<workload::Engine>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Groups>,
+    /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to know. None with a terminal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) descriptors: Vec<String>,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
@@ -107,6 +111,7 @@ impl State {
             cgroup,
             engine: None,
             rdt: None,
+            descriptors: Vec::new(),
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),
@@ -343,6 +348,17 @@ impl Directory {
     /// What the container sees of it is the socket by which it says that it is ready.
     pub(crate) fn notify_folder(&self) -> PathBuf {
         self.path.join("notify")
+    }
+
+    /// Where a container that is restored has its root for a while, in a mount namespace that nobody else sees.
+    pub(crate) fn make_root_folder(&self) -> Result<PathBuf> {
+        let path = self.path.join("root");
+        DirBuilder::new()
+            .mode(0o711)
+            .create(&path)
+            .with_context(|| format!("make `{}`", path.display()))?;
+        // CRIU wants it without symbolic links.
+        path.canonicalize().with_context(|| format!("find `{}`", path.display()))
     }
 
     pub(crate) fn make_start_fifo(&self) -> Result<()> {

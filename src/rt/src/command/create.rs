@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,7 @@ use crate::workload;
 pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Create) -> Result<ExitCode> {
     let create = || {
         let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
-        let console = connect_console(&bundle, args)?;
+        let console = connect_console(&bundle, args.handover.console_socket.as_deref())?;
         container(root, manager, args, &bundle, console, Wait::ForStart)
     };
     create().with_context(|| format!("create `{}`", args.id))?;
@@ -25,9 +26,9 @@ pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Create) -> Resu
 }
 
 /// The one to send the terminal to. The container must want a terminal if, and only if, somebody takes it.
-pub(super) fn connect_console(bundle: &Bundle, args: &cli::Create) -> Result<Option<OwnedFd>> {
+pub(super) fn connect_console(bundle: &Bundle, socket: Option<&Path>) -> Result<Option<OwnedFd>> {
     let terminal = bundle.process().terminal() == Some(true);
-    match &args.handover.console_socket {
+    match socket {
         Some(socket) => {
             ensure!(terminal, "`--console-socket` is given, and `process.terminal` is not set");
             terminal::connect(socket).context("open the console socket").map(Some)

@@ -67,11 +67,11 @@ pub(super) fn execute() -> Result<ExitCode> {
         "annotations": {
             "dev.rt.version": env!("CARGO_PKG_VERSION"),
             "dev.rt.engines": "wasmedge",
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
         "potentiallyUnsafeConfigAnnotations": [
             "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "run.oci.",
-            "org.systemd.property.",
+            "org.systemd.property.", "org.criu.",
         ],
     });
     super::print(&format!("{}\n", serde_json::to_string_pretty(&features)?))?;

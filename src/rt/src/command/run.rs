@@ -28,7 +28,7 @@ fn run(root: &Root, manager: Manager, args: &cli::Run) -> Result<ExitCode> {
         let (ours, theirs) = foreground::console_pair()?;
         (Some(theirs), Some(ours))
     } else {
-        (create::connect_console(&bundle, &args.create)?, None)
+        (create::connect_console(&bundle, args.create.handover.console_socket.as_deref())?, None)
     };
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     let container =

@@ -396,6 +396,14 @@ impl Cgroup {
         }
     }
 
+    /// The directory by which all its processes can be stopped.
+    pub(crate) fn freezer_directory(&self) -> Option<&PathBuf> {
+        match self.version {
+            Version::V2 => self.paths.first(),
+            Version::V1 => v1::of_controller(&self.paths, "freezer"),
+        }
+    }
+
     fn freezer(&self) -> Result<&PathBuf> {
         v1::of_controller(&self.paths, "freezer")
             .context("this host has no cgroup controller `freezer`")

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
@@ -105,23 +105,10 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         None => Streams::default(),
     };
     let mut prepared = Prepared { namespaces, filter, agent, mounts, streams };
-    let mut cgroup = Cgroup::plan(options.manager, linux.cgroups_path().as_deref(), options.id)?;
-    cgroup.wish(&annotations)?;
-    cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
-    let mut state = State::new(
-        options.id,
-        spec.version(),
-        &options.bundle.path,
-        &options.bundle.rootfs,
-        cgroup,
-    );
+    let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.engine = options.asked;
-    let rdt = linux.intel_rdt().as_ref();
-    state.rdt = rdt.map(|rdt| Groups::plan(rdt, options.id)).transpose()?;
-    state.annotations = annotations;
-    if let Some(hooks) = spec.hooks() {
-        state.poststart = hooks.poststart().clone().unwrap_or_default();
-        state.poststop = hooks.poststop().clone().unwrap_or_default();
+    if options.console.is_none() {
+        state.descriptors = standard_streams();
     }
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
@@ -134,6 +121,36 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
             Err(error)
         }
     }
+}
+
+/// The state of a container that has to be made yet.
+pub(super) fn plan_state(
+    id: &str,
+    bundle: &Bundle,
+    manager: Manager,
+    annotations: BTreeMap<String, String>,
+) -> Result<State> {
+    let (spec, linux) = (&bundle.spec, bundle.linux());
+    let mut cgroup = Cgroup::plan(manager, linux.cgroups_path().as_deref(), id)?;
+    cgroup.wish(&annotations)?;
+    cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
+    let mut state = State::new(id, spec.version(), &bundle.path, &bundle.rootfs, cgroup);
+    let rdt = linux.intel_rdt().as_ref();
+    state.rdt = rdt.map(|rdt| Groups::plan(rdt, id)).transpose()?;
+    state.annotations = annotations;
+    if let Some(hooks) = spec.hooks() {
+        state.poststart = hooks.poststart().clone().unwrap_or_default();
+        state.poststop = hooks.poststop().clone().unwrap_or_default();
+    }
+    Ok(state)
+}
+
+/// What this process's own are, which the container's first process inherits; `pipe:[INODE]`, a path and the like.
+pub(super) fn standard_streams() -> Vec<String> {
+    let name = |number| fs::read_link(format!("/proc/self/fd/{number}"));
+    let text =
+        |path: std::io::Result<PathBuf>| path.unwrap_or_default().to_string_lossy().into_owned();
+    (0..3).map(|number| text(name(number))).collect()
 }
 
 /// What can be found out before anything is made.
@@ -258,8 +275,7 @@ fn serve(
         namespaces::write_id_mappings(pid, linux)?;
         socket.send(&Message::Mapped)?;
     }
-    state.pid = pid.as_raw_nonzero().get();
-    state.start_time = state::stat(pid).context("init is gone")?.start_time;
+    belongs_to(state, pid)?;
     if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
         groups.make(rdt, pid)?;
     }
@@ -315,18 +331,26 @@ fn serve(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     // Last: whoever waits for this file finds the container complete.
-    if let Some(path) = options.pid_file {
-        // Without a newline: callers parse the whole file as a number.
-        let text = pid.to_string();
-        Draft::write(path.to_owned(), text.as_bytes(), 0o644)
-            .with_context(|| format!("write pid file `{}`", path.display()))?
-            .publish()?;
-    }
+    options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
+}
+
+/// Makes a process the one that the state is of.
+pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
+    state.pid = pid.as_raw_nonzero().get();
+    state.start_time = state::stat(pid).context("init is gone")?.start_time;
     Ok(())
 }
 
+pub(super) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+    // Without a newline: callers parse the whole file as a number.
+    let text = pid.to_string();
+    Draft::write(path.to_owned(), text.as_bytes(), 0o644)
+        .with_context(|| format!("write pid file `{}`", path.display()))?
+        .publish()
+}
+
 /// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs: as runc decides it.
-fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
+pub(super) fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
     let writable = |mount: &Mount| {
         matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
             && !mount.options().iter().flatten().any(|option| option == "ro")
@@ -336,7 +360,11 @@ fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
         && bundle.spec.mounts().iter().flatten().any(writable)
 }
 
-fn run_create_hooks(hooks: Option<&Hooks>, state: &State, streams: &Streams) -> Result<()> {
+pub(super) fn run_create_hooks(
+    hooks: Option<&Hooks>,
+    state: &State,
+    streams: &Streams,
+) -> Result<()> {
     let Some(hooks) = hooks else { return Ok(()) };
     let json = hooks::state_json(state, Status::Creating);
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
@@ -356,7 +384,7 @@ fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
 }
 
 /// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.
-fn undo(directory: &Directory, state: &State) -> Result<()> {
+pub(super) fn undo(directory: &Directory, state: &State) -> Result<()> {
     let removed = state.cgroup.undo();
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     if let Some(groups) = &state.rdt {

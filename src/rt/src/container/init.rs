@@ -371,6 +371,7 @@ pub(super) fn become_unprivileged(
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep others out of init")?;
     process::set_umask(user.umask());
+    process::own_null()?;
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
     if process.no_new_privileges() != Some(true)

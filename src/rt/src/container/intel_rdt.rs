@@ -13,6 +13,8 @@ use libcontainer::oci_spec::runtime::LinuxIntelRdt;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::mount_table;
+
 /// The container's groups in the resctrl filesystem.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Groups {
@@ -42,10 +44,10 @@ fn schemata(rdt: &LinuxIntelRdt) -> Vec<&str> {
 impl Groups {
     /// Decides where the groups shall be. Makes nothing yet.
     pub(crate) fn plan(rdt: &LinuxIntelRdt, id: &str) -> Result<Groups> {
-        let table =
-            fs::read_to_string("/proc/self/mountinfo").context("read `/proc/self/mountinfo`")?;
-        let root = mount_point(&table)
-            .context("`linux.intelRdt` needs the resctrl filesystem, which is not mounted")?;
+        let mount = mount_table::own()?.into_iter().find(|mount| mount.kind == "resctrl");
+        let root = mount
+            .context("`linux.intelRdt` needs the resctrl filesystem, which is not mounted")?
+            .point;
         Groups::plan_in(root, rdt, id)
     }
 
@@ -166,15 +168,6 @@ fn normal(line: &str) -> String {
     format!("{name}:{}", domains.join(";"))
 }
 
-/// Where resctrl is mounted (`proc_pid_mountinfo(5)`).
-fn mount_point(table: &str) -> Option<PathBuf> {
-    table.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let kind = after.split(' ').next()?;
-        (kind == "resctrl").then(|| before.split(' ').nth(4).map(PathBuf::from))?
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,12 +219,5 @@ mod tests {
         assert!(Groups::plan_in(root.clone(), &rdt(r#"{"closID":"silver"}"#), "c").is_err());
         assert!(Groups::plan_in(root.clone(), &rdt(r#"{"closID":"../x"}"#), "c").is_err());
         fs::remove_dir_all(root).expect("removed");
-    }
-
-    #[test]
-    fn it_is_found_among_the_mounts() {
-        let table = "24 1 0:5 / /proc rw - proc proc rw\n25 1 0:6 / /sys/fs/resctrl rw,nosuid shared:3 - resctrl resctrl rw\n";
-        assert_eq!(mount_point(table), Some("/sys/fs/resctrl".into()));
-        assert_eq!(mount_point("24 1 0:5 / /proc rw - proc proc rw\n"), None);
     }
 }

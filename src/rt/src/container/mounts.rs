@@ -90,6 +90,19 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(&(Errno::PERM | Errno::ACCESS)))
 }
 
+/// Whether an entry mounts what is there already.
+pub(crate) fn binds(entry: &Mount) -> bool {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
+    options.is_ok_and(|options| is_bind(entry, &options) && !options.remount)
+}
+
+/// Whether an entry shows files as those of others.
+pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    let own = entry.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
+    Ok(own || options.idmap.is_some())
+}
+
 fn is_bind(entry: &Mount, options: &Options) -> bool {
     options.bind.is_some() || entry.typ().as_deref() == Some("bind")
 }

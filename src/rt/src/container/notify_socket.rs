@@ -25,7 +25,7 @@ use super::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
 
 /// Where the socket is in the container, and what it is called there. As with runc.
-const FOLDER: &str = "/run/notify";
+pub(super) const FOLDER: &str = "/run/notify";
 const NAME: &str = "notify.sock";
 
 /// How long the manager may take to have understood.

@@ -13,7 +13,7 @@ use libcontainer::oci_spec::runtime::{
 };
 use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::linux::LinuxSyscall;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
@@ -235,8 +235,37 @@ pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Resu
     Ok(())
 }
 
+/// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of the host's mounts, by which
+/// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
+pub(crate) fn own_null() -> Result<()> {
+    let is_null = |file: BorrowedFd<'_>| {
+        rustix::fs::fstat(file).is_ok_and(|there| {
+            there.st_mode & libc::S_IFMT == libc::S_IFCHR
+                && there.st_rdev == rustix::fs::makedev(1, 3)
+        })
+    };
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let theirs = streams.map(is_null);
+    if theirs == [false; 3] {
+        return Ok(());
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // An image may have something else there, or nothing.
+    let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
+    if !is_null(null.as_fd()) {
+        return Ok(());
+    }
+    let [stdin, stdout, stderr] = theirs;
+    let put = || {
+        stdin.then(|| rustix::stdio::dup2_stdin(&null)).transpose()?;
+        stdout.then(|| rustix::stdio::dup2_stdout(&null)).transpose()?;
+        stderr.then(|| rustix::stdio::dup2_stderr(&null)).transpose()
+    };
+    put().map(drop).context("take the container's `/dev/null`")
+}
+
 /// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again
-/// would otherwise be refused. A device such as `/dev/null` is the host's, and belongs to everybody already.
+/// would otherwise be refused. A device such as `/dev/null` belongs to everybody already.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];

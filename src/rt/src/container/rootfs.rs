@@ -8,7 +8,6 @@
 mod walk;
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -17,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
+use super::mount_table;
 use super::mounts::{self, Options};
 use crate::syscall::{self, MountAttr};
 
@@ -41,10 +41,15 @@ impl Rootfs {
             )
             .context("make the host's mounts slaves")?,
         }
+        Rootfs::mount(path, path)
+    }
+
+    /// Mounts the rootfs a second time.
+    pub(crate) fn mount(path: &Path, place: &Path) -> Result<Rootfs> {
         let tree = mounts::clone_tree(CWD, path, true).context("clone the mount of the rootfs")?;
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
         syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
-        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let place = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         mounts::attach(tree.as_fd(), place.as_fd())?;
         Ok(Rootfs { root: tree })
     }
@@ -249,19 +254,6 @@ fn make_private(path: &Path) -> Result<()> {
 fn mount_point(path: &Path) -> Result<PathBuf> {
     let id =
         rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
-    let table =
-        fs::read_to_string("/proc/self/mountinfo").context("read `/proc/self/mountinfo`")?;
-    let line = table.lines().find(|line| line.split(' ').next() == Some(&id));
-    let field =
-        line.and_then(|line| line.split(' ').nth(4)).context("the rootfs is on no mount")?;
-    Ok(unescape(field).into())
-}
-
-/// Spaces and the like are octal in that file.
-fn unescape(field: &str) -> String {
-    let mut text = field.to_owned();
-    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        text = text.replace(escape, character);
-    }
-    text
+    let mount = mount_table::own()?.into_iter().find(|mount| mount.id == id);
+    Ok(mount.context("the rootfs is on no mount")?.point)
 }

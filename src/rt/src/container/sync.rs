@@ -92,7 +92,8 @@ impl Socket {
         Ok(self.receive_with()?.0)
     }
 
-    fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
+    /// And the files that come with it.
+    pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
         let mut buffer = [0; LONGEST];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -1,0 +1,97 @@
+//! `rt checkpoint`: writes a container's processes to files, with CRIU. What is said here of flags holds for `restore` too.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cli;
+use crate::container::criu::{self, CgroupsMode, NetworkLock};
+use crate::container::{self, CheckpointOptions};
+use crate::state::{Root, Status};
+
+pub(super) fn execute(root: &Root, args: &cli::Checkpoint) -> Result<ExitCode> {
+    checkpoint(root, args).with_context(|| format!("checkpoint `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
+    let (directory, state) = root.load(&args.id)?;
+    match state.status(&directory)? {
+        Status::Running | Status::Paused => {}
+        status => bail!("the container is not running: {status}"),
+    }
+    let Some(_lock) = directory.lock(Duration::ZERO)? else {
+        bail!("another process is creating or deleting it")
+    };
+    let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
+    let options = CheckpointOptions {
+        common: options(&args.images),
+        parent: args.parent_path.as_deref(),
+        pre_dump: args.pre_dump,
+        leave_running: args.leave_running,
+        link_remap: args.link_remap,
+        tcp_skip_in_flight: args.tcp_skip_in_flight,
+        page_server: args.page_server.as_deref().map(page_server).transpose()?,
+        status: args.status_fd.map(status).transpose()?,
+    };
+    container::checkpoint(&state, &spec, options)?;
+    // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers count on the name being free.
+    if !args.leave_running && !args.pre_dump {
+        container::delete(&directory, &state, true)?;
+    }
+    Ok(())
+}
+
+pub(super) fn options(args: &cli::Images) -> criu::Options<'_> {
+    criu::Options {
+        images: &args.image_path,
+        work: args.work_path.as_deref(),
+        tcp_established: args.tcp_established,
+        ext_unix_sk: args.ext_unix_sk,
+        shell_job: args.shell_job,
+        file_locks: args.file_locks,
+        auto_dedup: args.auto_dedup,
+        lazy_pages: args.lazy_pages,
+        empty_network: !args.empty_ns.is_empty(),
+        cgroups: args.manage_cgroups_mode.map(|mode| match mode {
+            cli::CgroupsMode::Soft => CgroupsMode::SOFT,
+            cli::CgroupsMode::Full => CgroupsMode::FULL,
+            cli::CgroupsMode::Strict => CgroupsMode::STRICT,
+            cli::CgroupsMode::Ignore => CgroupsMode::IGNORE,
+        }),
+        network_lock: args.network_lock.map(|method| match method {
+            cli::NetworkLock::Iptables => NetworkLock::IPTABLES,
+            cli::NetworkLock::Nftables => NetworkLock::NFTABLES,
+            cli::NetworkLock::Skip => NetworkLock::SKIP,
+        }),
+    }
+}
+
+fn page_server(text: &str) -> Result<(String, u16)> {
+    let wrong = || format!("wrong value `{text}` for `--page-server`: ADDRESS:PORT");
+    let (address, port) = text.rsplit_once(':').with_context(wrong)?;
+    Ok((address.trim_matches(['[', ']']).to_owned(), port.parse().with_context(wrong)?))
+}
+
+/// A descriptor that the caller has left open for this process: a pipe, as a rule.
+fn status(number: i32) -> Result<File> {
+    let wrong = || format!("wrong value `{number}` for `--status-fd`");
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{number}")).with_context(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::page_server;
+
+    #[test]
+    fn a_page_server_has_an_address_and_a_port() {
+        assert_eq!(page_server("10.0.0.1:80").expect("good"), ("10.0.0.1".to_owned(), 80));
+        assert_eq!(page_server("[::1]:80").expect("good"), ("::1".to_owned(), 80));
+        for wrong in ["10.0.0.1", ":x", "a:99999"] {
+            assert!(page_server(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `rt restore`: makes a container again from a checkpoint. Without `--detach` it waits for its end and deletes it then, as
+//! `run` does.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::foreground::{self, Signals};
+use super::{checkpoint, create};
+use crate::bundle::Bundle;
+use crate::cli;
+use crate::container::cgroups::Manager;
+use crate::container::{self, RestoreOptions, Restored, terminal};
+use crate::state::Root;
+use crate::workload;
+
+pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCode> {
+    restore(root, manager, args).with_context(|| format!("restore `{}`", args.id))
+}
+
+fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCode> {
+    let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
+    let foreground_terminal =
+        !args.detach && args.console_socket.is_none() && bundle.process().terminal() == Some(true);
+    let (console, terminal) = if foreground_terminal {
+        let (ours, theirs) = foreground::console_pair()?;
+        (Some(theirs), Some(ours))
+    } else {
+        (create::connect_console(&bundle, args.console_socket.as_deref())?, None)
+    };
+    let signals = if args.detach { None } else { Some(Signals::take()?) };
+    let argv0 = std::env::args_os().next().unwrap_or_default();
+    let options = RestoreOptions {
+        common: checkpoint::options(&args.images),
+        id: &args.id,
+        bundle: &bundle,
+        manager,
+        asked: workload::asked(&bundle.spec, &argv0.to_string_lossy())?,
+        pid_file: args.pid_file.as_deref(),
+        console,
+        tcp_close: args.tcp_close,
+        lsm_profile: args.lsm_profile.as_deref(),
+        lsm_mount_context: args.lsm_mount_context.as_deref(),
+    };
+    let container = container::restore(root, &options)?;
+    // Held here too, the end of the terminal would never be read.
+    drop(options);
+    container::started(&container.state);
+    let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
+    let outcome = follow(&container, &signals, terminal);
+    container::delete(&container.directory, &container.state, true)?;
+    outcome
+}
+
+fn follow(container: &Restored, signals: &Signals, terminal: Option<OwnedFd>) -> Result<ExitCode> {
+    let master = terminal.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
+    foreground::follow(container.pid, container.pidfd.as_fd(), signals, master, None)
+}

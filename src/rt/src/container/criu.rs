@@ -1,0 +1,444 @@
+//! CRIU, the program that writes processes to files and makes them again from there (`criu(8)`), and how it is talked to:
+//! `criu swrk N` serves one request on the socket that is its descriptor N (`https://criu.org/RPC`).
+//!
+//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's namespaces and cgroup, and
+//! knows of no hooks. libcontainer's checkpoint is made with it, and it has no restore.
+#![forbid(unsafe_code)]
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::io::{IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use protobuf::Message as _;
+use rust_criu::rust_criu_protobuf::rpc;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Access, Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType,
+};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::namespaces;
+use super::sync::{self, Message, Socket};
+use crate::syscall;
+
+pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
+pub(crate) use rpc::Criu_network_lock_method as NetworkLock;
+pub(super) use rpc::{
+    Cgroup_root, Criu_opts, Criu_page_server_info, Criu_req_type as Kind, Ext_mount_map,
+    Inherit_fd, Join_namespace,
+};
+
+/// What a checkpoint and a restore are both told.
+#[derive(Debug)]
+pub(crate) struct Options<'a> {
+    /// The directory of the checkpoint.
+    pub(crate) images: &'a Path,
+    /// Where CRIU's log goes, if that is another directory.
+    pub(crate) work: Option<&'a Path>,
+    pub(crate) tcp_established: bool,
+    pub(crate) ext_unix_sk: bool,
+    pub(crate) shell_job: bool,
+    pub(crate) file_locks: bool,
+    pub(crate) auto_dedup: bool,
+    pub(crate) lazy_pages: bool,
+    /// Leave out what is in the network namespace.
+    pub(crate) empty_network: bool,
+    pub(crate) cgroups: Option<CgroupsMode>,
+    pub(crate) network_lock: Option<NetworkLock>,
+}
+
+/// Where a program of the host's administrator is, when the caller's `PATH` has it not.
+const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+
+/// CRIU's own configuration: the first of these that is there is read too. The others' are what an operator may have already.
+const CONFIGURATIONS: [&str; 3] =
+    ["/etc/criu/rt.conf", "/etc/criu/crun.conf", "/etc/criu/runc.conf"];
+
+/// Names another one.
+const CONFIGURATION: &str = "org.criu.config";
+
+/// As `-v4`: what the developers of CRIU ask for.
+const LOG_LEVEL: i32 = 4;
+
+impl Options<'_> {
+    /// The file that CRIU writes its log to.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.work.unwrap_or(self.images).join(name)
+    }
+
+    /// Makes the directory of the log, and of the checkpoint if it is to be written. By root, for root alone: memory holds secrets.
+    pub(super) fn make_directories(&self, images: bool) -> Result<()> {
+        for path in images.then_some(self.images).into_iter().chain(self.work) {
+            match fs::DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(error).with_context(|| format!("make `{}`", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories of the checkpoint and of the log. Runs in CRIU's process: CRIU mounts in them, which it can only do in what its own
+    /// mount namespace holds.
+    fn open(&self) -> Result<Vec<OwnedFd>> {
+        let open = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty())
+                .with_context(|| format!("open `{}`", path.display()))
+        };
+        [self.images, self.work.unwrap_or(self.images)].into_iter().map(open).collect()
+    }
+
+    /// The part of a request that these are.
+    pub(super) fn request(
+        &self,
+        log: &str,
+        annotation: impl Fn(&str) -> Option<String>,
+    ) -> Criu_opts {
+        let configuration = annotation(CONFIGURATION).or_else(|| {
+            let there = CONFIGURATIONS.into_iter().find(|path| Path::new(path).exists());
+            there.map(str::to_owned)
+        });
+        // CRIU's own choice, iptables, needs a program; its other way does not.
+        let lock = self.network_lock.or_else(|| {
+            let other = find("iptables-restore").is_none() && locks_by_nftables();
+            other.then_some(NetworkLock::NFTABLES)
+        });
+        Criu_opts {
+            log_level: Some(LOG_LEVEL),
+            log_file: Some(log.to_owned()),
+            notify_scripts: Some(true),
+            orphan_pts_master: Some(true),
+            tcp_established: Some(self.tcp_established),
+            ext_unix_sk: Some(self.ext_unix_sk),
+            shell_job: Some(self.shell_job),
+            file_locks: Some(self.file_locks),
+            auto_dedup: Some(self.auto_dedup),
+            lazy_pages: Some(self.lazy_pages),
+            empty_ns: self.empty_network.then_some(libc::CLONE_NEWNET.unsigned_abs()),
+            manage_cgroups: Some(true),
+            manage_cgroups_mode: Some(self.cgroups.unwrap_or(CgroupsMode::SOFT).into()),
+            network_lock: lock.map(Into::into),
+            config_file: configuration,
+            ..Criu_opts::default()
+        }
+    }
+}
+
+/// A CRIU that waits for its request.
+#[derive(Debug)]
+pub(super) struct Criu {
+    /// None when all is said.
+    socket: Option<OwnedFd>,
+    /// None when it has been waited for.
+    pid: Option<Pid>,
+    /// As [`Options::open`] opens them. CRIU reaches them by `/proc` and this process's numbers for them.
+    directories: Vec<OwnedFd>,
+}
+
+/// How long CRIU may take to put things in order when nobody listens any more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Drop for Criu {
+    fn drop(&mut self) {
+        // It ends by itself then, and lets go of the processes that it holds.
+        self.socket = None;
+        let Some(pid) = self.pid else { return };
+        let wait = || -> Result<usize> {
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+            let limit = Timespec::try_from(PATIENCE)?;
+            Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?)
+        };
+        if !matches!(wait(), Ok(1..)) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        let _ = namespaces::wait(pid);
+    }
+}
+
+/// What is done in CRIU's process before it becomes CRIU.
+pub(super) type Prepare<'a> = &'a dyn Fn(&Socket) -> Result<()>;
+
+/// What CRIU says when something is about to be done or has been done.
+pub(super) struct Notice {
+    pub(super) script: String,
+    /// The container's first process, where it is told of.
+    pub(super) pid: i32,
+    pub(super) descriptor: Option<OwnedFd>,
+}
+
+impl Criu {
+    /// Starts CRIU, which inherits the three standard streams and the descriptors in `keep`, by the same numbers. Between the
+    /// start of the process and `serve`, it waits at the other end of the socket for what `prepare` expects.
+    pub(super) fn start(
+        options: &Options<'_>,
+        birthplace: Option<BorrowedFd<'_>>,
+        keep: &[BorrowedFd<'_>],
+        prepare: Prepare<'_>,
+        serve: impl FnOnce(Pid, &Socket) -> Result<()>,
+    ) -> Result<Criu> {
+        let program = find("criu").ok_or(Errno::NOENT).context(
+            "find the program `criu`, which writes and restores checkpoints and has to be installed",
+        )?;
+        let (socket, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .context("make a socket pair")?;
+        let (caller, child) = sync::pair()?;
+        let Some(pid) = syscall::clone3(0, birthplace).context("make a process for `criu`")? else {
+            drop(caller);
+            drop(socket);
+            let error = become_criu(options, &program, &theirs, keep, prepare, &child);
+            let _ = child.send(&Message::Failed(format!("{error:#}")));
+            syscall::exit_now(1)
+        };
+        drop(theirs);
+        drop(child);
+        let mut criu = Criu { socket: Some(socket), pid: Some(pid), directories: Vec::new() };
+        serve(pid, &caller)?;
+        loop {
+            match caller.receive_with()? {
+                (Some(Message::Ready), directories) => criu.directories = directories,
+                // The exec closes its end.
+                (None, _) => return Ok(criu),
+                (Some(Message::Failed(text)), _) => bail!(text),
+                (Some(message), _) => bail!("the process for `criu` sent {message:?}"),
+            }
+        }
+    }
+
+    /// Has CRIU read the checkpoint by another way to it.
+    pub(super) fn read_through(&mut self, images: OwnedFd) {
+        if let Some(first) = self.directories.first_mut() {
+            *first = images;
+        }
+    }
+
+    /// Has CRIU do one thing, and waits until it is done. `on_notice` can forbid what it hears of.
+    pub(super) fn call(
+        mut self,
+        kind: Kind,
+        mut options: Criu_opts,
+        on_notice: &mut dyn FnMut(Notice) -> Result<()>,
+    ) -> Result<()> {
+        options.images_dir_fd = self.directories.first().map(AsRawFd::as_raw_fd);
+        options.work_dir_fd = self.directories.get(1).map(AsRawFd::as_raw_fd);
+        let mut request = rpc::Criu_req::new();
+        request.set_type(kind);
+        request.opts = Some(options).into();
+        self.send(&request)?;
+        let mut refused = None;
+        let answer = loop {
+            let (answer, descriptor) = self.receive()?;
+            if answer.type_() != Kind::NOTIFY {
+                break answer;
+            }
+            let notice = Notice {
+                script: answer.notify.script().to_owned(),
+                pid: answer.notify.pid(),
+                descriptor,
+            };
+            tracing::debug!("criu: {}", notice.script);
+            let allowed = on_notice(notice);
+            let mut reply = rpc::Criu_req::new();
+            reply.set_type(Kind::NOTIFY);
+            reply.set_notify_success(allowed.is_ok());
+            self.send(&reply)?;
+            refused = refused.or(allowed.err());
+        };
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        if !answer.success() {
+            return Err(anyhow!("`criu` failed"));
+        }
+        // It waits for another request after one of these.
+        if kind == Kind::PRE_DUMP {
+            return Ok(());
+        }
+        self.socket = None;
+        if let Some(pid) = self.pid.take() {
+            let status = namespaces::wait(pid)?;
+            ensure!(status.exit_status() == Some(0), "`criu` failed after it had answered");
+        }
+        Ok(())
+    }
+
+    fn socket(&self) -> Result<BorrowedFd<'_>> {
+        Ok(self.socket.as_ref().context("the conversation with `criu` is over")?.as_fd())
+    }
+
+    fn send(&self, request: &rpc::Criu_req) -> Result<()> {
+        let bytes = request.write_to_bytes().context("write a request to `criu`")?;
+        match rustix::net::send(self.socket()?, &bytes, SendFlags::NOSIGNAL) {
+            // It has ended: the next answer is the end of the stream.
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error).context("send a request to `criu`"),
+        }
+    }
+
+    fn receive(&self) -> Result<(rpc::Criu_resp, Option<OwnedFd>)> {
+        let mut buffer = [0; 16 << 10];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let length = loop {
+            let buffers = &mut [IoSliceMut::new(&mut buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            match rustix::net::recvmsg(self.socket()?, buffers, &mut ancillary, flags) {
+                Ok(received) => break received.bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => break 0,
+                Err(error) => return Err(error).context("receive from `criu`"),
+            }
+        };
+        ensure!(length > 0, "`criu` ended without an answer");
+        let descriptor = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        let answer = rpc::Criu_resp::parse_from_bytes(&buffer[..length])
+            .context("understand what `criu` answered")?;
+        Ok((answer, descriptor))
+    }
+}
+
+/// Returns only when it failed. Runs in CRIU's process.
+fn become_criu(
+    options: &Options<'_>,
+    program: &Path,
+    socket: &OwnedFd,
+    keep: &[BorrowedFd<'_>],
+    prepare: Prepare<'_>,
+    caller: &Socket,
+) -> anyhow::Error {
+    let run = || -> Result<std::convert::Infallible> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .context("end with the caller")?;
+        prepare(caller)?;
+        let directories = options.open()?;
+        let directories: Vec<BorrowedFd<'_>> = directories.iter().map(AsFd::as_fd).collect();
+        caller.send_with(&Message::Ready, &directories)?;
+        for descriptor in keep.iter().copied().chain([socket.as_fd()]) {
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).context("keep a descriptor")?;
+        }
+        // What this process has blocked to pass it on is for the container.
+        syscall::block_only(&[]);
+        syscall::default_signal_actions();
+        let string = |text: &[u8]| CString::new(text).map_err(|_| Errno::INVAL);
+        let argv = [
+            string(b"criu")?,
+            string(b"swrk")?,
+            string(socket.as_raw_fd().to_string().as_bytes())?,
+        ];
+        let mut environment = Vec::new();
+        for (name, value) in std::env::vars_os().filter(|(name, _)| name != "PATH") {
+            environment.push(string(&[name.as_bytes(), b"=", value.as_bytes()].concat())?);
+        }
+        environment.push(string(&[b"PATH=", path().as_bytes()].concat())?);
+        let path = string(program.as_os_str().as_bytes())?;
+        Err(syscall::execve(&path, &argv, &environment))
+            .with_context(|| format!("exec `{}`", program.display()))
+    };
+    match run() {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
+}
+
+/// The caller's `PATH`, and where an administrator's programs are.
+fn path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(PROGRAMS);
+    path
+}
+
+/// Where a program is that CRIU is, or needs.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = path();
+    let mut places = path.as_bytes().split(|byte| *byte == b':').map(OsStr::from_bytes);
+    places.find_map(|place| {
+        let program = Path::new(place).join(name);
+        let good = program.is_absolute()
+            && program.is_file()
+            && rustix::fs::access(&program, Access::EXEC_OK).is_ok();
+        good.then_some(program)
+    })
+}
+
+/// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding
+/// packets back, and its complaint on the container's standard output (measured).
+fn locks_by_nftables() -> bool {
+    let Some(program) = find("criu") else { return false };
+    let text = Command::new(program).arg("--version").output().map(|output| output.stdout);
+    let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
+    // `Version: 4.2.1`
+    let major = text.split_once("Version: ").and_then(|(_, rest)| rest.split('.').next());
+    major.and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 4)
+}
+
+/// An error with what CRIU has written to its log about it, which says more than its answer.
+pub(super) fn explain(error: anyhow::Error, log: &Path) -> anyhow::Error {
+    let Ok(text) = fs::read(log) else { return error };
+    let causes = errors_in(&String::from_utf8_lossy(&text));
+    let causes = if causes.is_empty() { String::new() } else { format!(": {}", causes.join("; ")) };
+    anyhow!("{error:#}{causes}: see `{}`", log.display())
+}
+
+/// The last things that CRIU calls errors, without time and place: `(00.04) Error (criu/files-reg.c:1790): Can't …`.
+fn errors_in(log: &str) -> Vec<String> {
+    const MOST: usize = 3;
+    // What is said on the way out of any failure, and where a kernel lacks something that may not be needed.
+    const NOISE: [&str; 4] = [
+        "FAILED.",
+        "RLIMIT_NOFILE for self: Operation not permitted",
+        "-restore -V failed",
+        "cgroupd: recv req error",
+    ];
+    let mut errors: Vec<String> = Vec::new();
+    for line in log.lines() {
+        let Some((_, rest)) = line.split_once("Error (") else { continue };
+        let text = rest.split_once("): ").map_or(rest, |(_, text)| text).trim();
+        let noise = NOISE.iter().any(|noise| text.contains(noise));
+        if !noise && errors.last().is_none_or(|last| last != text) {
+            errors.push(text.to_owned());
+        }
+    }
+    errors.split_off(errors.len().saturating_sub(MOST))
+}
+
+/// Says to a descriptor of the caller's that pages can be asked for now.
+pub(super) fn say_ready(descriptor: &mut fs::File) -> Result<()> {
+    descriptor.write_all(&[0]).context("write to the descriptor of `--status-fd`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_errors_of_a_log_are_quoted_without_time_and_place() {
+        let log = "(00.04) Warn  (criu/a.c:1): x\n(00.05) Error (criu/files-reg.c:1790): Can't lookup mount=59\n\
+                   (00.06) Error (criu/cr-dump.c:1545): Dump files (pid: 7) failed with -1\n\
+                   (00.06) Error (criu/cr-dump.c:1975): Dumping FAILED.\n";
+        assert_eq!(errors_in(log), ["Can't lookup mount=59", "Dump files (pid: 7) failed with -1"]);
+        assert_eq!(errors_in(""), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,74 @@
+//! The kernel's table of the mounts that a process sees (`proc_pid_mountinfo(5)`).
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// One line of the table.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    /// `MAJOR:MINOR` of the filesystem; the same for all mounts of it.
+    pub(crate) device: String,
+    /// Which directory of the filesystem is mounted.
+    pub(crate) root: PathBuf,
+    /// Where, seen from that process's root.
+    pub(crate) point: PathBuf,
+    /// The type of the filesystem.
+    pub(crate) kind: String,
+}
+
+/// The mounts that this process sees.
+pub(crate) fn own() -> Result<Vec<Entry>> {
+    read(Path::new("/proc/self/mountinfo"))
+}
+
+/// The mounts that another process sees.
+pub(crate) fn of(pid: i32) -> Result<Vec<Entry>> {
+    read(Path::new(&format!("/proc/{pid}/mountinfo")))
+}
+
+fn read(path: &Path) -> Result<Vec<Entry>> {
+    let table = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+    Ok(table.lines().filter_map(parse).collect())
+}
+
+/// None for a line that is none of the table's.
+fn parse(line: &str) -> Option<Entry> {
+    // The fields before the hyphen vary in number.
+    let (before, after) = line.split_once(" - ")?;
+    let mut fields = before.split(' ');
+    Some(Entry {
+        id: fields.next()?.to_owned(),
+        device: fields.nth(1)?.to_owned(),
+        root: unescape(fields.next()?).into(),
+        point: unescape(fields.next()?).into(),
+        kind: after.split(' ').next()?.to_owned(),
+    })
+}
+
+/// Spaces and the like are octal in that file.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(escape, character);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_taken_apart() {
+        let line = r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
+        let entry = parse(line).expect("a line of the table");
+        assert_eq!((entry.id.as_str(), entry.device.as_str()), ("36", "98:0"));
+        assert_eq!((entry.root, entry.point), ("/mnt1".into(), "/mnt 2".into()));
+        assert_eq!(entry.kind, "ext3");
+        assert_eq!(parse("36 35 98:0 /mnt1"), None);
+    }
+}
