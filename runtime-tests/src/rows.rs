@@ -184,6 +184,8 @@ const ROWS: &[Row] = &[
     row("process: working directory is made", &["process::a_missing_working_directory_is_made"]),
     row("process: console with its size", &["terminal::has_its_size_and_owner"]),
     row("process: LISTEN_FDS", &["process::inherits_listening_sockets"]),
+    row("events: use of resources, want of memory", &["events"]),
+    row("check: what the host lacks", &["check"]),
     in_the_machine("checkpoint and restore", &["checkpoint"]),
     row("process: sd_notify", &["sd_notify::start_waits_until_the_container_is_ready"]),
     row(

@@ -3,9 +3,11 @@
 mod attacks;
 mod bad_input;
 mod cgroups;
+mod check;
 mod checkpoint;
 mod command_line;
 mod devices;
+mod events;
 mod exec;
 mod executable;
 mod freezer;
@@ -40,9 +42,11 @@ pub(crate) fn all() -> Vec<Entry> {
         attacks::TESTS,
         bad_input::TESTS,
         cgroups::TESTS,
+        check::TESTS,
         checkpoint::TESTS,
         command_line::TESTS,
         devices::TESTS,
+        events::TESTS,
         exec::TESTS,
         freezer::TESTS,
         executable::TESTS,

@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Update(Box<Update>),
     /// Show the processes of a container
     Ps(Ps),
+    /// Print what a container uses, and when it runs out of memory
+    Events(Events),
     /// Write the processes of a container to files, with CRIU, and end them
     Checkpoint(Box<Checkpoint>),
     /// Make a container's processes again from a checkpoint
@@ -101,6 +103,8 @@ pub(crate) enum Command {
     Spec(Spec),
     /// Print as JSON what this runtime can do
     Features,
+    /// Say what this host can do for containers, what it lacks, and what to do about it
+    Check(Check),
     /// Print a script that completes command lines
     Completion(Completion),
 }
@@ -245,6 +249,20 @@ pub(crate) struct Delete {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: CheckFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum CheckFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Completion {
     /// The shell that is to complete command lines
     #[arg(value_enum)]
@@ -325,6 +343,18 @@ pub(crate) struct Ps {
     /// Arguments of ps(1), for the table [default: -ef]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Events {
+    /// The container's name
+    pub(crate) id: String,
+    /// How long to wait between two lines: 5s, 500ms, 1m30s
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub(crate) interval: String,
+    /// Print one line and end
+    #[arg(long)]
+    pub(crate) stats: bool,
 }
 
 /// What `checkpoint` and `restore` share; most is CRIU's own and said at length in criu(8).
@@ -566,6 +596,7 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
         "update" => Update(Update),
         "pause" => Pause(Id),
         "resume" => Resume(Id),
+        "events" => Events(Events),
         "checkpoint" => Checkpoint(Checkpoint),
         "restore" => Restore(Restore),
     }

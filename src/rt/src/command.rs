@@ -1,10 +1,12 @@
 //! The subcommands, one file each, and what they share.
 #![forbid(unsafe_code)]
 
+mod check;
 mod checkpoint;
 mod completion;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -90,6 +92,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Resume(args) => pause::resume(&root, &args),
         Command::Checkpoint(args) => checkpoint::execute(&root, &args),
         Command::Restore(args) => restore::execute(&root, manager(global), &args),
+        Command::Events(args) => events::execute(&root, &args),
         Command::Ps(args) => ps::execute(&root, &args),
         Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
@@ -98,6 +101,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::List(args) => list::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
+        Command::Check(args) => check::execute(&root, &args),
         Command::Completion(args) => completion::execute(&args),
     }
 }

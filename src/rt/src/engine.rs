@@ -24,6 +24,8 @@ pub(crate) const CONTRACT: u32 = 1;
 pub(crate) struct Description {
     contract: u32,
     pub(crate) name: String,
+    /// The engine's own.
+    pub(crate) version: Option<String>,
     pub(crate) program: PathBuf,
     pub(crate) loader: Option<PathBuf>,
     pub(crate) libraries: Option<PathBuf>,

@@ -84,7 +84,11 @@ fn warn(line: &str) {
 
 /// The causes of an error on one line, outermost first, without Rust's ` (os error N)`.
 fn describe(error: &anyhow::Error) -> String {
-    let mut line = format!("{error:#}").replace('\n', " ");
+    one_line(&format!("{error:#}"))
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = text.replace('\n', " ");
     while let Some(start) = line.find(" (os error ") {
         let Some(length) = line[start..].find(')') else { break };
         line.replace_range(start..=start + length, "");

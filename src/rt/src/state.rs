@@ -220,6 +220,10 @@ impl Root {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where compiled seccomp filters are kept. No container has this name ([`check_id`]).
     pub(crate) fn filters(&self) -> PathBuf {
         self.path.join("@seccomp")

@@ -6,7 +6,9 @@
 
 mod delegation;
 mod devices;
+mod oom;
 mod resources;
+mod stats;
 mod systemd;
 mod v1;
 mod v2;
@@ -94,6 +96,11 @@ pub(crate) fn version() -> Result<Version> {
 /// The roots of the hierarchies of a host with v1.
 pub(crate) fn hierarchies() -> Result<Vec<PathBuf>> {
     v1::hierarchies()
+}
+
+/// Whether this process may decide by a program which devices a cgroup of v2 has. Loads one, and attaches it to none.
+pub(crate) fn can_filter_devices() -> Result<()> {
+    devices::load(&[]).map(drop).context("load a device program")
 }
 
 impl Cgroup {

@@ -386,12 +386,17 @@ fn find(name: &str) -> Option<PathBuf> {
 /// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding
 /// packets back, and its complaint on the container's standard output (measured).
 fn locks_by_nftables() -> bool {
-    let Some(program) = find("criu") else { return false };
-    let text = Command::new(program).arg("--version").output().map(|output| output.stdout);
-    let text = String::from_utf8(text.unwrap_or_default()).unwrap_or_default();
+    let major = version().and_then(|version| version.split('.').next()?.parse().ok());
+    major.is_some_and(|major: u32| major >= 4)
+}
+
+/// The version of the CRIU that is installed, if one is.
+pub(crate) fn version() -> Option<String> {
+    let output = Command::new(find("criu")?).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
     // `Version: 4.2.1`
-    let major = text.split_once("Version: ").and_then(|(_, rest)| rest.split('.').next());
-    major.and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 4)
+    let (_, rest) = text.split_once("Version: ")?;
+    rest.lines().next().map(|version| version.trim().to_owned())
 }
 
 /// An error with what CRIU has written to its log about it, which says more than its answer.

@@ -5,7 +5,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
     LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Spec,
 };
@@ -74,6 +74,23 @@ fn name(passwd: &str, uid: u32) -> Option<&str> {
 /// Whether an ordinary user may write these mappings without help: its own id, and no more.
 pub(super) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
     matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
+}
+
+/// Whether this user can have more ids than its own in a container: a range that the system has for it, and the programs that
+/// map it.
+pub(crate) fn helpers() -> Result<()> {
+    let uid = rustix::process::geteuid().as_raw();
+    for (file, program) in [("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")] {
+        let table = fs::read_to_string(file).unwrap_or_default();
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        ensure!(
+            !ranges(&table, uid, name(&passwd, uid)).is_empty(),
+            "`{file}` has no range for user {uid}"
+        );
+        // Without arguments it says how it is used, and fails.
+        Command::new(program).output().with_context(|| format!("run `{program}`"))?;
+    }
+    Ok(())
 }
 
 /// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user may use.

@@ -6,7 +6,7 @@
 //! more behind it.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
@@ -162,9 +162,14 @@ fn group<'a>(table: &'a str, heading: &str, major: i32) -> Option<&'a str> {
         .map(|(_, name)| name.trim())
 }
 
+/// Loads a program that decides by these rules.
+pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
+    syscall::load_device_program(&program(rules))
+}
+
 /// Attaches the rules to a v2 cgroup.
 pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
-    let program = match syscall::load_device_program(&program(rules)) {
+    let program = match load(rules) {
         Ok(program) => program,
         // In a user namespace nobody may, and the kernel lets nobody there make a device node either.
         Err(Errno::PERM) if !crate::state::is_host_root() => return Ok(()),

@@ -1,0 +1,81 @@
+//! `check`: what an operator is told of the host.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq};
+
+super::tests! { "check":
+    a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told,
+    it_makes_nothing,
+}
+
+fn findings(output: &Output) -> Outcome<Vec<Value>> {
+    let report: Value = serde_json::from_str(&output.stdout)?;
+    Ok(report["findings"].as_array().ok_or("no findings")?.clone())
+}
+
+fn verdict<'a>(findings: &'a [Value], name: &str) -> &'a str {
+    let finding = findings.iter().find(|finding| finding["name"] == name);
+    finding.and_then(|finding| finding["verdict"].as_str()).unwrap_or("not looked at")
+}
+
+fn a_host_that_runs_containers_is_usable(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let report = test.rt(["check"])?.success()?.stdout;
+    ensure(
+        report.lines().last().is_some_and(|last| last.starts_with("rt can be used here")),
+        &report,
+    )?;
+    let findings = findings(&test.rt(["check", "--format=json"])?.success()?)?;
+    for name in ["clone3", "mount_setattr", "open_tree", "openat2", "kinds", "rights", "seccomp"] {
+        ensure_eq(verdict(&findings, name), "good")?;
+    }
+    if test.host.lane == "v2" {
+        ensure_eq(verdict(&findings, "device rules"), "good")?;
+    }
+    let version = if test.host.lane == "v2" { "2" } else { "1" };
+    let found = findings.iter().find(|finding| finding["name"] == "version").ok_or("no version")?;
+    ensure(found["detail"].as_str().is_some_and(|detail| detail.starts_with(version)), found)
+}
+
+fn every_problem_has_a_fix(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for finding in findings(&test.rt(["check", "--format=json"])?)? {
+        let has_fix = finding["fix"].as_str().is_some_and(|fix| !fix.is_empty());
+        ensure_eq(has_fix, finding["verdict"] != "good")?;
+    }
+    Ok(())
+}
+
+fn what_cannot_be_written_to_is_missing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let report = Output::of({
+        let mut command = Command::new(&test.host.runtime);
+        command.args(["--root", "/dev/null/none", "check"]);
+        command
+    })?
+    .code(1)?
+    .stdout;
+    ensure(report.contains("MISSING  /dev/null/none"), &report)?;
+    ensure(report.ends_with("rt cannot be used here: 1 things are missing.\n"), &report)
+}
+
+fn an_engine_that_is_not_there_is_told(test: &Test) -> Outcome {
+    test.only_rt()?;
+    fs::create_dir(test.folder.join("bin"))?;
+    let copy = test.folder.join("bin/rt");
+    fs::copy(&test.host.runtime, &copy)?;
+    let mut command = Command::new(copy);
+    command.args(["check", "--format=json"]);
+    let findings = findings(&Output::of(command)?.success()?)?;
+    ensure_eq(verdict(&findings, "wasmedge"), "limited")
+}
+
+fn it_makes_nothing(test: &Test) -> Outcome {
+    test.only_rt()?;
+    test.rt(["check"])?.success()?;
+    ensure(!test.state_root().exists(), "it has made the root of the state")
+}

@@ -1,0 +1,125 @@
+//! `events`: what a container uses, and when it runs out of memory.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::cgroups::needs;
+use crate::harness::{Container, Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "events":
+    stats_are_what_callers_parse, stats_know_the_limits, stats_grow_with_what_is_used, lines_come_until_the_end_of_the_container,
+    a_killed_process_is_an_event, what_does_not_run_has_no_events,
+}
+
+fn stats(test: &Test, container: &Container<'_>) -> Outcome<Value> {
+    test.only_rt()?;
+    let line = container.rt(&["events", "--stats"])?.success()?.stdout;
+    ensure_eq(line.matches('\n').count(), 1)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Every number that go-runc reads.
+fn stats_are_what_callers_parse(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    let event = stats(test, &container)?;
+    ensure_eq(&event["type"], &json!("stats"))?;
+    ensure_eq(&event["id"], &json!(container.id))?;
+    let data = &event["data"];
+    for path in [
+        "/cpu/usage/total",
+        "/cpu/usage/kernel",
+        "/cpu/usage/user",
+        "/cpu/throttling/periods",
+        "/cpu/throttling/throttledPeriods",
+        "/cpu/throttling/throttledTime",
+        "/memory/cache",
+        "/memory/usage/usage",
+        "/memory/usage/limit",
+        "/memory/swap/usage",
+        "/memory/kernel/usage",
+        "/memory/kernelTCP/usage",
+        "/pids/current",
+        "/pids/limit",
+    ] {
+        ensure(data.pointer(path).is_some_and(Value::is_u64), format!("{path} in {data}"))?;
+    }
+    for path in ["/blkio/ioServiceBytesRecursive", "/blkio/ioServicedRecursive"] {
+        ensure(data.pointer(path).is_some_and(Value::is_array), format!("{path} in {data}"))?;
+    }
+    ensure(data["hugetlb"].is_object() && data["memory"]["raw"].is_object(), data)
+}
+
+fn stats_know_the_limits(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    needs(test, "pids")?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
+        config["linux"]["resources"]["pids"] = json!({ "limit": 33 });
+    });
+    let data = &stats(test, &bundle.start()?)?["data"];
+    ensure_eq(&data["memory"]["usage"]["limit"], &json!(64 << 20))?;
+    ensure_eq(&data["pids"], &json!({ "current": 1, "limit": 33 }))
+}
+
+fn stats_grow_with_what_is_used(test: &Test) -> Outcome {
+    // With v2, time is counted without a controller too.
+    let container = test.sh("while :; do :; done")?.start()?;
+    let total = || -> Outcome<u64> {
+        Ok(stats(test, &container)?["data"]["cpu"]["usage"]["total"].as_u64().unwrap_or(0))
+    };
+    let first = total()?;
+    crate::harness::wait_until("it has used 50 ms more", || {
+        total().is_ok_and(|now| now >= first + 50_000_000)
+    })
+}
+
+fn lines_come_until_the_end_of_the_container(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let mut events = test
+        .command(["events", "--interval=50ms", &container.id])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(events.stdout.take().ok_or("no pipe")?).lines();
+    for _ in 0..3 {
+        let line: Value = serde_json::from_str(&lines.next().ok_or("no line")??)?;
+        ensure_eq(&line["type"], &json!("stats"))?;
+    }
+    container.kill("KILL")?;
+    ensure(events.wait()?.success(), "it failed at the end of the container")
+}
+
+fn a_killed_process_is_an_event(test: &Test) -> Outcome {
+    test.only_rt()?;
+    needs(test, "memory")?;
+    // The shell goes on when what it has started was killed.
+    let script =
+        "while ! test -e /go; do sleep 0.1; done; sh -c 'x=x; while :; do x=$x$x; done'; sleep 60";
+    let bundle = test.sh(script)?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
+    });
+    let container = bundle.start()?;
+    let mut events =
+        test.command(["events", "--interval=1h", &container.id]).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(events.stdout.take().ok_or("no pipe")?).lines();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::fs::write(bundle.rootfs().join("go"), "")?;
+    let line: Value = serde_json::from_str(&lines.next().ok_or("no line")??)?;
+    container.kill("KILL")?;
+    events.wait()?;
+    ensure_eq(line, json!({ "type": "oom", "id": container.id }))
+}
+
+fn what_does_not_run_has_no_events(test: &Test) -> Outcome {
+    test.only_rt()?;
+    test.rt(["events", "nobody"])?.fails_with("events of `nobody`: container does not exist")?;
+    let container = test.sh("true")?.start()?;
+    container.wait()?;
+    container.rt(&["events", "--stats"])?.fails_with("is not running")?;
+    for wrong in ["0s", "5", "soon"] {
+        container.rt(&["events", "--interval", wrong])?.fails_with("`--interval`")?;
+    }
+    Ok(())
+}

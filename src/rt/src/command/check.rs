@@ -1,0 +1,125 @@
+//! `rt check`: what this host can do for containers, and what it lacks, with what to do about it. It tries what can be tried
+//! without making anything, as the user who asks.
+#![forbid(unsafe_code)]
+
+mod callers;
+mod cgroups;
+mod host;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::{self, CheckFormat};
+use crate::state::Root;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Good,
+    /// Something that not every container needs.
+    Limited,
+    /// No container can be made.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    topic: &'static str,
+    name: String,
+    verdict: Verdict,
+    /// What was found.
+    detail: String,
+    /// What to do about it; for everything but good news.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn good(topic: &'static str, name: impl Into<String>, detail: impl Into<String>) -> Finding {
+        let (name, detail) = (name.into(), detail.into());
+        Finding { topic, name, verdict: Verdict::Good, detail, fix: None }
+    }
+
+    fn bad(
+        topic: &'static str,
+        name: impl Into<String>,
+        verdict: Verdict,
+        detail: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Finding {
+        let (name, detail) = (name.into(), crate::one_line(&detail.into()));
+        Finding { topic, name, verdict, detail, fix: Some(fix.into()) }
+    }
+}
+
+pub(super) fn execute(root: &Root, args: &cli::Check) -> Result<ExitCode> {
+    let mut findings = host::kernel();
+    findings.extend(host::namespaces());
+    findings.extend(cgroups::all());
+    findings.extend(host::security());
+    findings.push(host::state(root));
+    findings.extend(host::engines());
+    findings.extend(host::programs());
+    findings.extend(callers::all());
+    let usable = findings.iter().all(|finding| finding.verdict != Verdict::Missing);
+    super::print(&match args.format {
+        CheckFormat::Text => text(&findings, usable),
+        CheckFormat::Json => {
+            let json = serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "usable": usable,
+                "findings": findings,
+            });
+            format!("{}\n", serde_json::to_string_pretty(&json)?)
+        }
+    })?;
+    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line per finding, good news too: an operator wants to know what was looked at.
+fn text(findings: &[Finding], usable: bool) -> String {
+    let mut text = String::new();
+    let mut topic = "";
+    for finding in findings {
+        if finding.topic != topic {
+            topic = finding.topic;
+            text += &format!("{topic}\n");
+        }
+        let mark = match finding.verdict {
+            Verdict::Good => "ok     ",
+            Verdict::Limited => "limited",
+            Verdict::Missing => "MISSING",
+        };
+        text += &format!("  {mark}  {}: {}\n", finding.name, finding.detail);
+        if let Some(fix) = &finding.fix {
+            text += &format!("           {fix}\n");
+        }
+    }
+    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let (limited, missing) = (count(Verdict::Limited), count(Verdict::Missing));
+    text += &match (usable, limited) {
+        (true, 0) => "rt can be used here, with everything.\n".to_owned(),
+        (true, limited) => format!("rt can be used here, {limited} things are limited.\n"),
+        (false, _) => format!("rt cannot be used here: {missing} things are missing.\n"),
+    };
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_has_its_fix_beside_it() {
+        let findings = [
+            Finding::good("kernel", "release", "6.1"),
+            Finding::bad("kernel", "mounts", Verdict::Missing, "too old", "get a newer one"),
+        ];
+        let expected = "kernel\n  ok       release: 6.1\n  MISSING  mounts: too old\n           get a newer one\n\
+                        rt cannot be used here: 1 things are missing.\n";
+        assert_eq!(text(&findings, false), expected);
+    }
+}

@@ -1,0 +1,140 @@
+//! Control groups: which version, which controllers, and who may make them.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+
+use super::{Finding, Verdict};
+use crate::container::cgroups::{self, ROOT, Version};
+use crate::state;
+
+const TOPIC: &str = "cgroups";
+
+/// What callers set limits with.
+const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+pub(super) fn all() -> Vec<Finding> {
+    let version = match cgroups::version() {
+        Ok(version) => version,
+        Err(error) => {
+            let fix = format!("mount -t cgroup2 none {ROOT}; or use `--cgroup-manager=disabled`");
+            return vec![Finding::bad(
+                TOPIC,
+                "version",
+                Verdict::Missing,
+                format!("{error:#}"),
+                fix,
+            )];
+        }
+    };
+    let hierarchies = match version {
+        Version::V2 => vec![PathBuf::from(ROOT)],
+        Version::V1 => cgroups::hierarchies().unwrap_or_default(),
+    };
+    let hybrid = hierarchies.iter().any(|path| path.ends_with("unified"));
+    let name = match (version, hybrid) {
+        (Version::V2, _) => "2",
+        (Version::V1, true) => "1, with 2 beside it (hybrid)",
+        (Version::V1, false) => "1",
+    };
+    let mut findings = vec![Finding::good(TOPIC, "version", name)];
+    findings.push(controllers(version, &hierarchies));
+    if version == Version::V2 {
+        findings.push(device_programs());
+    }
+    findings.push(systemd(version));
+    findings.push(rights(&hierarchies));
+    findings
+}
+
+fn controllers(version: Version, hierarchies: &[PathBuf]) -> Finding {
+    let names: Vec<String> = match version {
+        Version::V2 => {
+            let text = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+            text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+        }
+        Version::V1 => {
+            let names = hierarchies.iter().filter_map(|path| path.file_name()?.to_str());
+            // As v2 calls it.
+            let named =
+                |name: &str| if name == "blkio" { "io".to_owned() } else { name.to_owned() };
+            names.flat_map(|names| names.split(',').map(named).collect::<Vec<_>>()).collect()
+        }
+    };
+    let lacks: Vec<&str> =
+        WANTED.into_iter().filter(|wanted| !names.iter().any(|name| name == wanted)).collect();
+    if lacks.is_empty() {
+        return Finding::good(TOPIC, "controllers", names.join(" "));
+    }
+    let fix = if lacks.contains(&"memory") {
+        "enable them on the kernel's command line (cgroup_enable=memory), and leave none to v1 (cgroup_no_v1=all)"
+    } else {
+        "leave no controller to v1 (cgroup_no_v1=all on the kernel's command line)"
+    };
+    let detail = format!("without {}: limits of these fail", lacks.join(" "));
+    Finding::bad(TOPIC, "controllers", Verdict::Limited, detail, fix)
+}
+
+/// The device rules of v2 are programs.
+fn device_programs() -> Finding {
+    let name = "device rules";
+    if !state::is_host_root() {
+        return Finding::good(
+            TOPIC,
+            name,
+            "not for ordinary users, who can make no devices either",
+        );
+    }
+    match cgroups::can_filter_devices() {
+        Ok(()) => Finding::good(TOPIC, name, "programs can be loaded"),
+        Err(error) => Finding::bad(
+            TOPIC,
+            name,
+            Verdict::Missing,
+            format!("{error:#}"),
+            "use a kernel with CONFIG_CGROUP_BPF, and give rt CAP_BPF or CAP_SYS_ADMIN",
+        ),
+    }
+}
+
+fn systemd(version: Version) -> Finding {
+    let running = Path::new("/run/systemd/system").is_dir();
+    match (running, version) {
+        (true, Version::V2) => {
+            Finding::good(TOPIC, "systemd", "runs: `--systemd-cgroup` can be used")
+        }
+        (true, Version::V1) => Finding::bad(
+            TOPIC,
+            "systemd",
+            Verdict::Limited,
+            "runs with cgroup v1: no `--systemd-cgroup`",
+            "boot with systemd.unified_cgroup_hierarchy=1, or use cgroupfs",
+        ),
+        (false, _) => Finding::bad(
+            TOPIC,
+            "systemd",
+            Verdict::Limited,
+            "does not run: no `--systemd-cgroup`",
+            "use cgroupfs: cgroup_manager = \"cgroupfs\" in the caller's configuration",
+        ),
+    }
+}
+
+fn rights(hierarchies: &[PathBuf]) -> Finding {
+    let name = "rights";
+    let writable =
+        hierarchies.iter().all(|path| rustix::fs::access(path, Access::WRITE_OK).is_ok());
+    if writable {
+        return Finding::good(TOPIC, name, "cgroups can be made");
+    }
+    let verdict = if state::is_host_root() { Verdict::Missing } else { Verdict::Limited };
+    Finding::bad(
+        TOPIC,
+        name,
+        verdict,
+        format!("`{ROOT}` cannot be written to: containers without limits only"),
+        "use `--systemd-cgroup`, or have a cgroup delegated (systemd: Delegate=yes)",
+    )
+}

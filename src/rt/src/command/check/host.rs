@@ -1,0 +1,228 @@
+//! The kernel, its namespaces and security modules, engines and other programs.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{Access, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
+
+use super::{Finding, Verdict};
+use crate::container::{criu, rootless};
+use crate::engine;
+use crate::exe;
+use crate::state::{self, Root};
+use crate::syscall::{self, MountAttr};
+use crate::workload::Engine;
+
+const KERNEL: &str = "kernel";
+const NEWER: &str = "use Linux 5.12 or later";
+
+pub(super) fn kernel() -> Vec<Finding> {
+    let mut findings = vec![Finding::good(KERNEL, "release", release())];
+    findings.push(match syscall::clone3(0, None) {
+        // The new process.
+        Ok(None) => syscall::exit_now(0),
+        Ok(Some(pid)) => {
+            let _ = crate::container::wait(pid);
+            Finding::good(KERNEL, "clone3", "there")
+        }
+        Err(error) => missing("clone3", error, "Linux 5.3"),
+    });
+    // A wrong attribute is noticed after the question whether there is such a call.
+    let wrong = MountAttr { set: u64::MAX, ..MountAttr::default() };
+    let here = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    findings.push(match here.and_then(|here| syscall::mount_setattr(here.as_fd(), wrong, false)) {
+        Err(Errno::NOSYS) => missing("mount_setattr", Errno::NOSYS, "Linux 5.12"),
+        _ => Finding::good(KERNEL, "mount_setattr", "there"),
+    });
+    let flags = OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    findings.push(match rustix::mount::open_tree(CWD, "/", flags) {
+        Err(error) => missing("open_tree", error, "Linux 5.2"),
+        Ok(_) => Finding::good(KERNEL, "open_tree", "there"),
+    });
+    let (flags, how) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT);
+    findings.push(match rustix::fs::openat2(CWD, "/", flags, Mode::empty(), how) {
+        Ok(_) => Finding::good(KERNEL, "openat2", "there"),
+        Err(error) => Finding::bad(
+            KERNEL,
+            "openat2",
+            Verdict::Limited,
+            format!("{error}: paths in a container are walked step by step, which takes longer"),
+            "use Linux 5.6 or later, and let the filter around rt pass it",
+        ),
+    });
+    findings
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+fn missing(call: &str, error: Errno, since: &str) -> Finding {
+    Finding::bad(KERNEL, call, Verdict::Missing, format!("{error} (since {since})"), NEWER)
+}
+
+const NAMESPACES: &str = "namespaces";
+
+pub(super) fn namespaces() -> Vec<Finding> {
+    let all = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+    let lacks: Vec<&str> =
+        all.into_iter().filter(|name| !Path::new("/proc/self/ns").join(name).exists()).collect();
+    let verdict = if lacks.contains(&"mnt") || lacks.contains(&"pid") {
+        Verdict::Missing
+    } else {
+        Verdict::Limited
+    };
+    let mut findings = vec![if lacks.is_empty() {
+        Finding::good(NAMESPACES, "kinds", all.join(" "))
+    } else {
+        let detail = format!("without {}", lacks.join(" "));
+        Finding::bad(NAMESPACES, "kinds", verdict, detail, "use a kernel that is built with them")
+    }];
+    findings.push(user_namespaces());
+    if !state::is_host_root() {
+        findings.push(subordinate_ids());
+    }
+    findings
+}
+
+/// For containers of ordinary users, and for those of root that ask for one.
+fn user_namespaces() -> Finding {
+    let name = "user namespaces";
+    let number =
+        |file: &str| fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let root = state::is_host_root();
+    // Without one, an ordinary user has no container.
+    let verdict = if root { Verdict::Limited } else { Verdict::Missing };
+    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
+        let fix = "sysctl user.max_user_namespaces=15000";
+        return Finding::bad(NAMESPACES, name, verdict, "none may be made", fix);
+    }
+    for (file, bad, key) in [
+        // Debian's own, and Ubuntu's.
+        ("/proc/sys/kernel/unprivileged_userns_clone", 0, "kernel.unprivileged_userns_clone=1"),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            1,
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ] {
+        if !root && number(file) == Some(bad) {
+            let fix = format!("sysctl {key}");
+            return Finding::bad(NAMESPACES, name, verdict, "not for ordinary users", fix);
+        }
+    }
+    let most = number("/proc/sys/user/max_user_namespaces");
+    let most = most.map_or_else(|| "any number".to_owned(), |most| format!("up to {most}"));
+    Finding::good(NAMESPACES, name, most)
+}
+
+fn subordinate_ids() -> Finding {
+    let name = "subordinate ids";
+    match rootless::helpers() {
+        Ok(()) => Finding::good(NAMESPACES, name, "newuidmap and newgidmap are there"),
+        Err(error) => Finding::bad(
+            NAMESPACES,
+            name,
+            Verdict::Limited,
+            format!("{error:#}: a container has one user only"),
+            "install uidmap (shadow-utils), and give the user a line in /etc/subuid and /etc/subgid",
+        ),
+    }
+}
+
+const SECURITY: &str = "security";
+
+pub(super) fn security() -> Vec<Finding> {
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    let actions = actions.trim();
+    let seccomp = if actions.is_empty() {
+        let detail = "no filter can be loaded: a container with one fails";
+        let fix = "use a kernel with CONFIG_SECCOMP_FILTER";
+        Finding::bad(SECURITY, "seccomp", Verdict::Limited, detail, fix)
+    } else {
+        Finding::good(SECURITY, "seccomp", actions)
+    };
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let label = ["apparmor", "selinux"].into_iter().find(|name| modules.contains(name));
+    // Not every host wants one.
+    let label = label.map_or("neither AppArmor nor SELinux", |name| name);
+    vec![seccomp, Finding::good(SECURITY, "labels", label)]
+}
+
+/// Where the state of containers is kept.
+pub(super) fn state(root: &Root) -> Finding {
+    let (topic, name) = ("state", root.path().display().to_string());
+    let nearest = root.path().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let writable = rustix::fs::access(nearest, Access::WRITE_OK);
+    match writable.and(if nearest.is_dir() { Ok(()) } else { Err(Errno::NOTDIR) }) {
+        Ok(()) => Finding::good(topic, name, "can be written"),
+        Err(error) => Finding::bad(
+            topic,
+            name,
+            Verdict::Missing,
+            format!("`{}`: {error}", nearest.display()),
+            "name another one with `--root`, or set XDG_RUNTIME_DIR",
+        ),
+    }
+}
+
+pub(super) fn engines() -> Vec<Finding> {
+    [Engine::WasmEdge].into_iter().map(engine).collect()
+}
+
+fn engine(engine: Engine) -> Finding {
+    let (topic, name) = ("engines", engine.name());
+    let fix = "install rt with its engine directory, `libexec/rt` beside `bin`";
+    let bad = |detail: String| Finding::bad(topic, name, Verdict::Limited, detail, fix);
+    let path = match exe::engines() {
+        Ok(path) => path.join(name),
+        Err(error) => return bad(format!("{error:#}")),
+    };
+    let described = match engine::describe(&path) {
+        Ok(described) => described,
+        Err(error) => return bad(format!("no Wasm container: `{}`: {error:#}", path.display())),
+    };
+    for file in [Some(&described.program), described.loader.as_ref(), described.libraries.as_ref()]
+    {
+        let Some(file) = file else { continue };
+        match fs::metadata(path.join(file)) {
+            Err(error) => return bad(format!("no Wasm container: `{}`: {error}", file.display())),
+            // Containers of everybody run it.
+            Ok(there) if there.mode() & 0o022 != 0 => {
+                let detail = format!(
+                    "`{}` can be written to by others than its owner",
+                    path.join(file).display()
+                );
+                return Finding::bad(
+                    topic,
+                    name,
+                    Verdict::Limited,
+                    detail,
+                    format!("chmod go-w {}", path.join(file).display()),
+                );
+            }
+            Ok(_) => {}
+        }
+    }
+    let version = described.version.as_deref().unwrap_or("of an unknown version");
+    Finding::good(topic, name, format!("{version}, in `{}`", path.display()))
+}
+
+pub(super) fn programs() -> Vec<Finding> {
+    let criu = match criu::version() {
+        Some(version) => Finding::good("programs", "criu", version),
+        None => Finding::bad(
+            "programs",
+            "criu",
+            Verdict::Limited,
+            "not there: no checkpoints",
+            "install criu, if containers are to be checkpointed",
+        ),
+    };
+    vec![criu]
+}

@@ -1,0 +1,116 @@
+//! `rt events`: what a container uses, once or again and again, and when processes of it are killed for want of memory; one JSON
+//! object per line, in runc's form.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use serde_json::json;
+
+use crate::cli;
+use crate::container::cgroups::Manager;
+use crate::state::{Root, State, Status};
+
+pub(super) fn execute(root: &Root, args: &cli::Events) -> Result<ExitCode> {
+    events(root, args).with_context(|| format!("events of `{}`", args.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn events(root: &Root, args: &cli::Events) -> Result<()> {
+    let interval = duration(&args.interval)?;
+    let (directory, state) = root.load(&args.id)?;
+    // The words are runc's.
+    ensure!(
+        !matches!(state.status(&directory)?, Status::Stopped | Status::Creating),
+        "container with id {} is not running",
+        state.id
+    );
+    ensure!(state.cgroup.manager != Manager::Disabled, "the container has no cgroup of its own");
+    if args.stats {
+        return print_stats(&state);
+    }
+    follow(&state, interval)
+}
+
+/// Until the first process has ended.
+fn follow(state: &State, interval: Duration) -> Result<()> {
+    let Some(process) = state.process()? else { return Ok(()) };
+    let mut watch = state.cgroup.watch_oom()?;
+    let mut next = Instant::now() + interval;
+    loop {
+        let left = Timespec::try_from(next.saturating_duration_since(Instant::now()))?;
+        let killing = watch.as_ref().map_or(process.as_fd(), |watch| watch.descriptor());
+        let mut polled = [
+            PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(killing, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut polled, Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for events"),
+        }
+        let ended = !polled[0].revents().is_empty();
+        for _ in 0..watch.as_mut().map_or(0, |watch| watch.killed()) {
+            super::print(&format!("{}\n", json!({ "type": "oom", "id": state.id })))?;
+        }
+        if ended {
+            return Ok(());
+        }
+        if Instant::now() >= next {
+            print_stats(state)?;
+            next += interval;
+        }
+    }
+}
+
+fn print_stats(state: &State) -> Result<()> {
+    let event = json!({ "type": "stats", "id": state.id, "data": state.cgroup.stats() });
+    super::print(&format!("{event}\n"))
+}
+
+/// As Go writes one: `5s`, `500ms`, `1m30s`.
+fn duration(text: &str) -> Result<Duration> {
+    let wrong = || format!("wrong value `{text}` for `--interval`: a duration as 5s or 1m30s");
+    let mut total = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').with_context(wrong)?;
+        let (number, unit) = rest.split_at(digits);
+        let end = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
+        let (unit, after) = unit.split_at(end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => bail!(wrong()),
+        };
+        total += number.parse::<f64>().with_context(wrong)? * seconds;
+        rest = after;
+    }
+    let total = Duration::try_from_secs_f64(total).with_context(wrong)?;
+    ensure!(!total.is_zero(), "`--interval` must be greater than 0");
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (text, milliseconds) in
+            [("5s", 5000), ("500ms", 500), ("1m30s", 90_000), ("1.5s", 1500)]
+        {
+            assert_eq!(duration(text).expect(text), Duration::from_millis(milliseconds));
+        }
+        for wrong in ["", "0s", "5", "s", "5x", "-5s", "1e9999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

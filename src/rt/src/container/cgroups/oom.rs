@@ -1,0 +1,92 @@
+//! Notice of processes that were killed since there was no memory left for them.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::event::EventfdFlags;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use super::{Cgroup, Version, v1, write};
+
+/// Where it is noticed, and how often so far.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// Readable when something has happened.
+    descriptor: OwnedFd,
+    /// The file that has the count.
+    count: PathBuf,
+    last: u64,
+}
+
+impl Cgroup {
+    /// None where nobody counts: without a cgroup, or without a memory controller.
+    pub(crate) fn watch_oom(&self) -> Result<Option<Watch>> {
+        let watch = match self.version {
+            Version::V2 => self.paths.first().map(|path| path.join("memory.events")),
+            Version::V1 => {
+                v1::of_controller(&self.paths, "memory").map(|path| path.join("memory.oom_control"))
+            }
+        };
+        let Some(count) = watch.filter(|file| file.exists()) else { return Ok(None) };
+        let show = || format!("watch `{}`", count.display());
+        let descriptor = match self.version {
+            Version::V2 => {
+                let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+                let descriptor = inotify::init(flags).with_context(show)?;
+                inotify::add_watch(&descriptor, &count, WatchFlags::MODIFY).with_context(show)?;
+                descriptor
+            }
+            Version::V1 => {
+                // kernel documentation, `cgroup-v1/memory.rst`, "OOM Control"
+                let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+                let descriptor = rustix::event::eventfd(0, flags).with_context(show)?;
+                let control = File::open(&count).with_context(show)?;
+                let line = format!("{} {}", descriptor.as_raw_fd(), control.as_raw_fd());
+                write(&count.with_file_name("cgroup.event_control"), &line)?;
+                descriptor
+            }
+        };
+        let mut watch = Watch { descriptor, count, last: 0 };
+        watch.last = watch.read();
+        Ok(Some(watch))
+    }
+}
+
+/// How long it may take until what was noticed is counted.
+const COUNTING: Duration = Duration::from_millis(500);
+
+impl Watch {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// How many were killed since the last question. A cgroup that is gone has nothing more to say.
+    pub(crate) fn killed(&mut self) -> u64 {
+        let mut events = [0; 4096];
+        let mut noticed = false;
+        while matches!(rustix::io::read(&self.descriptor, &mut events), Ok(1..)) {
+            noticed = true;
+        }
+        let end = Instant::now() + COUNTING;
+        let mut now = self.read();
+        // With v1 the notice comes first, then the kernel looks for somebody to kill, and counts.
+        while noticed && now == self.last && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+            now = self.read();
+        }
+        let killed = now.saturating_sub(self.last);
+        self.last = self.last.max(now);
+        killed
+    }
+
+    fn read(&self) -> u64 {
+        let text = fs::read_to_string(&self.count).unwrap_or_default();
+        // In either version (Linux 4.13).
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+}
