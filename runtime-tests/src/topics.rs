@@ -6,6 +6,7 @@ mod cgroups;
 mod check;
 mod checkpoint;
 mod command_line;
+mod conmon;
 mod devices;
 mod events;
 mod exec;
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<Entry> {
         check::TESTS,
         checkpoint::TESTS,
         command_line::TESTS,
+        conmon::TESTS,
         devices::TESTS,
         events::TESTS,
         exec::TESTS,

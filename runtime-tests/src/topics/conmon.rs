@@ -1,0 +1,223 @@
+//! conmon, driven as CRI-O and podman drive it: it calls the runtime, keeps its streams, and writes down how it ended.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use serde_json::{Value, json};
+
+use super::cgroups::needs;
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip, wait_until};
+
+super::tests! { "conmon":
+    keeps_the_output_and_the_exit_code, gives_a_terminal, is_told_why_a_creation_failed, hears_of_a_missing_program, keeps_the_output_of_exec,
+    keeps_the_output_of_exec_on_a_terminal, notices_want_of_memory, passes_on_what_is_typed, runs_a_module, stops_with_the_container,
+}
+
+/// Where conmon writes to.
+struct Conmon<'a> {
+    test: &'a Test,
+    id: String,
+    folder: PathBuf,
+}
+
+impl<'a> Conmon<'a> {
+    fn new(test: &'a Test) -> Outcome<Conmon<'a>> {
+        if Command::new("conmon").arg("--version").output().is_err() {
+            return skip("conmon is not installed");
+        }
+        let id = test.id();
+        let folder = test.folder.join(format!("conmon-{id}"));
+        for name in ["exits", "sockets", "persist"] {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        Ok(Conmon { test, id, folder })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    /// Runs it; what it says to its caller is on the file behind the descriptor that a variable names.
+    fn run(&self, args: &[&str]) -> Outcome<Value> {
+        let said = self.folder.join("said");
+        let _ = fs::remove_file(&said);
+        let host = self.test.host;
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec 3>\"$1\"; shift; _OCI_SYNCPIPE=3 exec conmon \"$@\"", "sh"]);
+        command.arg(&said).args(["-c", &self.id, "-u", &self.id, "-n", "name"]);
+        command.arg("-r").arg(&host.runtime);
+        if host.by_systemd {
+            command.arg("-s");
+        }
+        command.args(["-p", &self.path("pid"), "-l", &format!("k8s-file:{}", self.path("log"))]);
+        command.args(["--exit-dir", &self.path("exits"), "--persist-dir", &self.path("persist")]);
+        command.args(["--socket-dir-path", &self.path("sockets"), "--log-level", "error"]);
+        command.arg(format!("--runtime-arg=--root={}", self.test.state_root().display()));
+        command.args(["--api-version", "1"]).args(args);
+        // It holds them open as long as the container lives.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        wait_until("conmon has said something", || {
+            fs::read_to_string(&said).is_ok_and(|text| text.ends_with('\n') || text.ends_with('}'))
+        })?;
+        // Of a program that `exec` started, how it ended comes in a second line.
+        Ok(serde_json::from_str(fs::read_to_string(said)?.lines().next().unwrap_or_default())?)
+    }
+
+    /// Creates a container and starts it.
+    fn start(&self, bundle: &Bundle<'_>, args: &[&str]) -> Outcome {
+        bundle.write()?;
+        let folder = bundle.folder.display().to_string();
+        let said = self.run(&[&["-b", &folder], args].concat())?;
+        let state = self.test.rt(["state", &self.id])?.success()?.stdout;
+        ensure_eq(&said["data"], &serde_json::from_str::<Value>(&state)?["pid"])?;
+        ensure_eq(fs::read_to_string(self.path("pid"))?, said["data"].to_string())?;
+        self.test.rt(["start", &self.id])?.success().map(drop)
+    }
+
+    /// What was printed, without the time of each line.
+    fn log(&self) -> Outcome<String> {
+        let text = fs::read_to_string(self.path("log"))?;
+        let lines = text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest));
+        Ok(lines.map(|line| line.replace('\r', "") + "\n").collect())
+    }
+
+    fn exit_code(&self) -> Outcome<String> {
+        let file = self.folder.join("exits").join(&self.id);
+        wait_until("the exit file is there", || {
+            fs::read(&file).is_ok_and(|text| !text.is_empty())
+        })?;
+        Ok(fs::read_to_string(file)?)
+    }
+}
+
+fn keeps_the_output_and_the_exit_code(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("echo out; echo err >&2; exit 7")?, &[])?;
+    ensure_eq(conmon.exit_code()?.as_str(), "7")?;
+    let log = conmon.log()?;
+    ensure(log.contains("stdout F out\n") && log.contains("stderr F err\n"), log)
+}
+
+fn gives_a_terminal(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    let bundle = test
+        .sh("test -t 0 && test -t 2 && echo terminal; exit 3")?
+        .edit(|config| config["process"]["terminal"] = json!(true));
+    conmon.start(&bundle, &["-t"])?;
+    ensure_eq(conmon.exit_code()?.as_str(), "3")?;
+    ensure_eq(conmon.log()?.as_str(), "stdout F terminal\n")
+}
+
+/// The message is what `kubectl describe` shows.
+fn is_told_why_a_creation_failed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let conmon = Conmon::new(test)?;
+    let bundle = test.sh("true")?.mount(json!({
+        "destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"],
+    }));
+    bundle.write()?;
+    let said = conmon.run(&["-b", &bundle.folder.display().to_string()])?;
+    ensure_eq(&said["data"], &json!(-1))?;
+    let message = said["message"].as_str().unwrap_or_default();
+    ensure(message.contains("open source `/no/such/source`: No such file or directory"), message)
+}
+
+/// CRI-O and podman tell the code 127 by these words.
+fn hears_of_a_missing_program(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    let bundle = test.linux(&["/none"])?;
+    bundle.write()?;
+    let said = conmon.run(&["-b", &bundle.folder.display().to_string()])?;
+    let message = said["message"].as_str().unwrap_or_default();
+    ensure(message.to_lowercase().contains("no such file or directory"), message)
+}
+
+/// As `ExecSync` of CRI: a process description in a file, the output in a log of its own.
+fn exec(
+    test: &Test,
+    conmon: &Conmon<'_>,
+    script: &str,
+    terminal: bool,
+) -> Outcome<(String, String)> {
+    let process = json!({
+        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": { "uid": 0, "gid": 0 },
+    });
+    let file = conmon.folder.join("process.json");
+    fs::write(&file, process.to_string())?;
+    let second = Conmon { test, id: conmon.id.clone(), folder: conmon.folder.join("exec") };
+    for name in ["exits", "sockets", "persist"] {
+        fs::create_dir_all(second.folder.join(name))?;
+    }
+    let file = file.display().to_string();
+    let args = ["-e", "--exec-process-spec", &file];
+    let terminal: &[&str] = if terminal { &["-t"] } else { &[] };
+    let said = second.run(&[&args, terminal].concat())?;
+    ensure(said["data"].as_i64().is_some_and(|pid| pid > 0), &said)?;
+    Ok((second.exit_code()?, second.log()?))
+}
+
+fn keeps_the_output_of_exec(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("exec sleep 60")?, &[])?;
+    let (code, log) = exec(test, &conmon, "echo in; echo bad >&2; exit 9", false)?;
+    ensure_eq(code.as_str(), "9")?;
+    ensure(log.contains("stdout F in\n") && log.contains("stderr F bad\n"), log)
+}
+
+fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("exec sleep 60")?, &[])?;
+    let (code, log) = exec(test, &conmon, "test -t 1 && echo terminal; exit 4", true)?;
+    ensure_eq((code.as_str(), log.as_str()), ("4", "stdout F terminal\n"))
+}
+
+/// By a file called `oom`, which CRI-O looks for.
+fn notices_want_of_memory(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    needs(test, "memory")?;
+    let bundle = test.sh("x=x; while :; do x=$x$x; done")?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
+    });
+    conmon.start(&bundle, &[])?;
+    ensure_eq(conmon.exit_code()?.as_str(), "137")?;
+    ensure(conmon.folder.join("persist/oom").exists(), "no file `oom`")
+}
+
+/// By the socket at which a client attaches.
+fn passes_on_what_is_typed(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    let bundle = test.sh("read line; echo got $line; read line || exit 5")?;
+    conmon.start(&bundle, &["-i"])?;
+    let socket: OwnedFd = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+    // The path is too long for an address.
+    let path = PathBuf::from(conmon.path("sockets")).join(&conmon.id).join("attach");
+    let link = test.folder.join("a");
+    std::os::unix::fs::symlink(path, &link)?;
+    wait_until("conmon listens", || link.exists())?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(&link)?)?;
+    let mut stream = fs::File::from(socket);
+    stream.write_all(b"words\n")?;
+    let mut answer = [0; 100];
+    let length = stream.read(&mut answer)?;
+    // The first byte says which stream it is: 2 is standard output.
+    ensure_eq(&answer[..length], b"\x02got words\n".as_slice())
+}
+
+fn runs_a_module(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.wasm("probe", &["exit", "42"])?, &[])?;
+    ensure_eq(conmon.exit_code()?.as_str(), "42")
+}
+
+fn stops_with_the_container(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("trap 'exit 6' TERM; echo ready; while :; do sleep 0.1; done")?, &[])?;
+    wait_until("it is ready", || conmon.log().is_ok_and(|log| log.contains("ready")))?;
+    test.rt(["kill", &conmon.id, "TERM"])?.success()?;
+    ensure_eq(conmon.exit_code()?.as_str(), "6")?;
+    test.rt(["delete", &conmon.id])?.success().map(drop)
+}
