@@ -54,6 +54,8 @@ test: build guests test-deps ## everything that must hold before a change is mer
 .PHONY: test-vm
 test-vm: build guests vm-deps ## the black-box tests in an emulated machine with systemd and cgroup v2
 	cargo build --locked -p runtime-tests
+	rm -rf target/packages
+	$(MAKE) --no-print-directory deb
 	runtime-tests/vm/run $(DIST)
 
 .PHONY: bench
@@ -71,6 +73,12 @@ install: ## copy target/dist to $(DESTDIR)$(PREFIX), with configurations to copy
 	  sed 's|@PREFIX@|$(PREFIX)|g' "$$file" >"$(DESTDIR)$(PREFIX)/share/rt/$$file"; \
 	done
 	if [ -d $(DIST)/libexec/rt ]; then cp -a --no-preserve=ownership $(DIST)/libexec/rt/. $(DESTDIR)$(PREFIX)/libexec/rt/; fi
+
+.PHONY: deb rpm tarball
+deb rpm tarball: ## a package of target/dist, in target/packages
+	@[ -x $(DIST)/bin/rt ] || { echo "nothing to package: run \`make build\` first" >&2; exit 1; }
+	@[ $@ != rpm ] || command -v rpmbuild >/dev/null || packaging/dependencies rpm
+	packaging/package $@ $(DIST) target/packages
 
 .PHONY: clean
 clean: ## remove everything that was built

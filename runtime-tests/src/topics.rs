@@ -7,15 +7,19 @@ mod check;
 mod checkpoint;
 mod command_line;
 mod conmon;
+mod containerd;
 mod devices;
+mod docker;
 mod events;
 mod exec;
 mod executable;
 mod freezer;
 mod hooks;
+mod kubernetes;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod package;
 mod podman;
 mod process;
 mod robustness;
@@ -47,15 +51,19 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint::TESTS,
         command_line::TESTS,
         conmon::TESTS,
+        containerd::TESTS,
         devices::TESTS,
+        docker::TESTS,
         events::TESTS,
         exec::TESTS,
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
+        kubernetes::TESTS,
         lifecycle::TESTS,
         mounts::TESTS,
         namespaces::TESTS,
+        package::TESTS,
         podman::TESTS,
         process::TESTS,
         robustness::TESTS,

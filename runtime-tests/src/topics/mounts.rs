@@ -20,7 +20,8 @@ super::tests! { "mounts":
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
     the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
-    works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off,
+    works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace,
+    what_cannot_be_added_is_refused,
 }
 
 fn volume(test: &Test) -> Outcome<std::path::PathBuf> {
@@ -497,4 +498,62 @@ fn links_can_be_switched_off(test: &Test) -> Outcome {
         bundle.mount(mount).run()?.success()?.stdout(expected)?;
     }
     Ok(())
+}
+
+/// Adds and removes what a file lists.
+fn change(test: &Test, verb: &str, id: &str, entries: &serde_json::Value) -> Outcome<Output> {
+    let file = test.folder.join("mounts.json");
+    fs::write(&file, entries.to_string())?;
+    test.rt(["mounts", verb, id, &file.display().to_string()])
+}
+
+fn added_and_removed(test: &Test, bundle: &Bundle<'_>) -> Outcome {
+    let folder = test.folder.join("later");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "the host's\n")?;
+    let container = bundle.start()?;
+    let entries = json!([
+        { "destination": "/later", "type": "bind", "source": folder, "options": ["bind", "ro"] },
+        { "destination": "/later2/deep", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"] },
+    ]);
+    change(test, "add", &container.id, &entries)?.success()?;
+    let script =
+        "cat /later/file; echo x > /later/new || echo fixed; echo y > /later2/deep/new && echo own";
+    let look = |script: &str| test.rt(["exec", &container.id, "sh", "-c", script]);
+    look(script)?.success()?.stdout("the host's\nfixed\nown\n")?;
+    change(test, "remove", &container.id, &entries)?.success()?;
+    look("ls /later /later2/deep; grep -c later /proc/1/mountinfo || true")?
+        .success()?
+        .stdout("/later:\n\n/later2/deep:\n0\n")?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure(!mounts.contains("later"), "the host has it too")
+}
+
+fn can_be_added_to_a_running_container(test: &Test) -> Outcome {
+    test.only_rt()?;
+    added_and_removed(test, &test.sh("exec sleep 60")?)
+}
+
+fn can_be_added_in_a_user_namespace(test: &Test) -> Outcome {
+    test.only_rt()?;
+    added_and_removed(test, &in_user_namespace(test.sh("exec sleep 60")?)?)
+}
+
+fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let add = |entries| change(test, "add", &container.id, &entries);
+    let bind = |source: &str| json!([{ "destination": "/x", "type": "bind", "source": source, "options": ["bind"] }]);
+    add(bind("/no/such"))?.fails_with("open source `/no/such`: No such file or directory")?;
+    add(json!([{ "destination": "/x", "type": "proc", "source": "proc" }]))?
+        .fails_with("only bind mounts and tmpfs")?;
+    add(json!([{ "destination": "x", "type": "tmpfs" }]))?
+        .fails_with("the mount destination `x` is not absolute")?;
+    add(json!({}))?.fails_with("parse `")?;
+    change(test, "remove", &container.id, &json!([{ "destination": "/etc" }]))?
+        .fails_with("unmount `/etc`: Invalid argument")?;
+    change(test, "add", "nobody", &bind("/etc"))?
+        .fails_with("add mounts to `nobody`: container does not exist")?;
+    let seen = fs::read_to_string(format!("/proc/{}/mountinfo", container.pid()?))?;
+    ensure(!seen.contains(" /x "), seen)
 }

@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Update(Box<Update>),
     /// Show the processes of a container
     Ps(Ps),
+    /// Mount in a container that runs, and unmount there
+    Mounts(Mounts),
     /// Print what a container uses, and when it runs out of memory
     Events(Events),
     /// Write the processes of a container to files, with CRIU, and end them
@@ -343,6 +345,28 @@ pub(crate) struct Ps {
     /// Arguments of ps(1), for the table [default: -ef]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Mounts {
+    #[command(subcommand)]
+    pub(crate) command: MountsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MountsCommand {
+    /// Mount what a file lists: bind mounts and tmpfs
+    Add(MountsChange),
+    /// Unmount what is at the destinations in a file
+    Remove(MountsChange),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MountsChange {
+    /// The container's name
+    pub(crate) id: String,
+    /// An array as `mounts` in `config.json`
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -663,6 +687,59 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    /// All of rt(1): what clap says of every command, and what it cannot know.
+    fn manual() -> String {
+        let page = |command: &clap::Command, parts: &[Part]| {
+            let man = clap_mangen::Man::new(command.clone().disable_help_flag(true)).source("rt");
+            let mut page = Vec::new();
+            for part in parts {
+                part(&man, &mut page).expect("written to memory");
+            }
+            String::from_utf8(page).expect("text")
+        };
+        let mut cli = Cli::command();
+        cli.build();
+        let mut text = page(
+            &cli,
+            &[
+                |man, page| man.render_title(page),
+                |man, page| man.render_name_section(page),
+                |man, page| man.render_synopsis_section(page),
+                |man, page| man.render_options_section(page),
+            ],
+        );
+        text += ".SH COMMANDS\n";
+        for command in cli.get_subcommands() {
+            let parts: [Part; 2] = [
+                |man, page| man.render_synopsis_section(page),
+                |man, page| man.render_options_section(page),
+            ];
+            let about = command.get_about().expect("every command says what it does");
+            let own = page(command, &parts)
+                .replace(".SH SYNOPSIS\n", "")
+                .replace(".SH OPTIONS\n", ".PP\n");
+            text += &format!(".SS {}\n{about}.\n.PP\n{own}", command.get_name());
+        }
+        text + include_str!("../../../packaging/man/rt.tail")
+    }
+
+    type Part = fn(&clap_mangen::Man, &mut Vec<u8>) -> std::io::Result<()>;
+
+    /// With `RT_WRITE_MANUAL=1` it is written instead.
+    #[test]
+    fn the_manual_page_is_that_of_this_command_line() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/man/rt.1");
+        let manual = manual();
+        if std::env::var_os("RT_WRITE_MANUAL").is_some() {
+            std::fs::write(path, &manual).expect("written");
+        }
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            there == manual,
+            "packaging/man/rt.1 is old: RT_WRITE_MANUAL=1 cargo test -p rt manual"
+        );
+    }
 
     fn wrong(args: &[&str]) -> String {
         match parse(["rt"].iter().chain(args).map(OsString::from).collect()) {

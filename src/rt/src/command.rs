@@ -12,6 +12,7 @@ mod features;
 mod foreground;
 mod kill;
 mod list;
+mod mounts;
 mod pause;
 mod ps;
 mod restore;
@@ -93,6 +94,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Checkpoint(args) => checkpoint::execute(&root, &args),
         Command::Restore(args) => restore::execute(&root, manager(global), &args),
         Command::Events(args) => events::execute(&root, &args),
+        Command::Mounts(args) => mounts::execute(&root, &args),
         Command::Ps(args) => ps::execute(&root, &args),
         Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),

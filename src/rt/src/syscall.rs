@@ -391,7 +391,7 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: `ifreq` is plain integers and bytes; zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(*b"lo\0") {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([from]);
     }
     let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;

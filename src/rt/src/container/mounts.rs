@@ -86,6 +86,25 @@ fn open_one(bundle: &Bundle, namespaces: &Namespaces, entry: &Mount) -> Result<O
     Ok(Some(Detached { mount, finished }))
 }
 
+/// Opens what an entry mounts, to be put into a container by [`mount`]. Runs in the caller's process.
+pub(crate) fn open_detached(
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    entry: &Mount,
+) -> Result<Detached> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    let mount = open(bundle, namespaces, entry, &options)?;
+    if is_bind(entry, &options) {
+        let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+        syscall::mount_setattr(mount.as_fd(), private, true).context("make the mount private")?;
+    }
+    if let Some(mapping) = idmap::wanted(entry, &options, bundle.linux())? {
+        let recursive = options.idmap.as_ref().is_some_and(|idmap| idmap.recursive);
+        mapping.apply(mount.as_fd(), recursive)?;
+    }
+    Ok(Detached { mount, finished: false })
+}
+
 fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(&(Errno::PERM | Errno::ACCESS)))
 }

@@ -1,0 +1,99 @@
+//! What a cluster is given: the script that puts `rt` on a node, executed on a folder that stands for the node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip};
+
+super::tests! { "kubernetes":
+    the_script_puts_rt_on_a_node, a_second_run_changes_nothing, a_new_version_replaces_the_old, containerd_is_left_alone, a_wrong_tree_is_refused,
+}
+
+const CALLERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers");
+
+struct Node {
+    tree: PathBuf,
+    root: PathBuf,
+}
+
+/// A tree as a package has it, and a node with CRI-O.
+fn node(test: &Test) -> Outcome<Node> {
+    test.only_rt()?;
+    if !Path::new(CALLERS).is_dir() {
+        return skip("the sources are not here");
+    }
+    let (tree, root) = (test.folder.join("tree"), test.folder.join("node"));
+    for folder in ["bin", "share/rt/crio"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    fs::copy(&test.host.runtime, tree.join("bin/rt"))?;
+    std::os::unix::fs::symlink("rt", tree.join("bin/rt-wasm"))?;
+    let text = fs::read_to_string(format!("{CALLERS}/crio/99-rt.conf"))?;
+    fs::write(tree.join("share/rt/crio/99-rt.conf"), text.replace("@PREFIX@", "/usr/lib/rt"))?;
+    for folder in ["usr/lib", "etc/crio"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    Ok(Node { tree, root })
+}
+
+impl Node {
+    fn install(&self) -> Outcome<Output> {
+        let mut command = Command::new("sh");
+        command
+            .arg(format!("{CALLERS}/kubernetes/install-on-node"))
+            .arg(&self.tree)
+            .arg(&self.root);
+        Output::of(command)
+    }
+}
+
+fn the_script_puts_rt_on_a_node(test: &Test) -> Outcome {
+    let node = node(test)?;
+    let said = node.install()?.success()?.stdout;
+    ensure(said.contains("restart crio when it suits"), said)?;
+    let mut version = Command::new(node.root.join("usr/lib/rt/bin/rt-wasm"));
+    version.arg("--version");
+    ensure(Output::of(version)?.success()?.stdout.starts_with("rt version"), "it does not run")?;
+    let configuration = fs::read_to_string(node.root.join("etc/crio/crio.conf.d/99-rt.conf"))?;
+    ensure(configuration.contains("\"/usr/lib/rt/bin/rt\""), configuration)
+}
+
+fn a_second_run_changes_nothing(test: &Test) -> Outcome {
+    let node = node(test)?;
+    node.install()?.success()?;
+    let time =
+        || fs::metadata(node.root.join("usr/lib/rt/bin/rt")).and_then(|file| file.modified());
+    let before = time()?;
+    node.install()?.success()?.stdout("rt is there already\nCRI-O knows it already\n")?;
+    ensure_eq(time()?, before)
+}
+
+fn a_new_version_replaces_the_old(test: &Test) -> Outcome {
+    let node = node(test)?;
+    node.install()?.success()?;
+    fs::write(node.root.join("usr/lib/rt/old-file"), "")?;
+    let said = node.install()?.success()?.stdout;
+    ensure(said.starts_with("rt is in /usr/lib/rt\n"), said)?;
+    let left: Vec<_> =
+        fs::read_dir(node.root.join("usr/lib"))?.flatten().map(|entry| entry.file_name()).collect();
+    ensure_eq(left, vec!["rt".into()])?;
+    ensure(!node.root.join("usr/lib/rt/old-file").exists(), "the old one is there still")
+}
+
+fn containerd_is_left_alone(test: &Test) -> Outcome {
+    let node = node(test)?;
+    fs::create_dir_all(node.root.join("etc/containerd"))?;
+    let file = node.root.join("etc/containerd/config.toml");
+    fs::write(&file, "version = 2\n")?;
+    let said = node.install()?.success()?.stdout;
+    ensure(said.contains("containerd: take /usr/lib/rt/share/rt/containerd/"), said)?;
+    ensure_eq(fs::read_to_string(file)?.as_str(), "version = 2\n")
+}
+
+fn a_wrong_tree_is_refused(test: &Test) -> Outcome {
+    let node = node(test)?;
+    fs::remove_file(node.tree.join("bin/rt"))?;
+    node.install()?.fails_with("holds no rt")?;
+    ensure(!node.root.join("usr/lib/rt").exists(), "something was made")
+}

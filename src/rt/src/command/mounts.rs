@@ -1,0 +1,57 @@
+//! `rt mounts add` and `rt mounts remove`: mounts in a container that runs already, from a file with an array as `mounts` in
+//! `config.json`. crun's command.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use libcontainer::oci_spec::runtime::Mount;
+
+use crate::cli::{self, MountsCommand};
+use crate::container;
+use crate::state::{Root, Status};
+
+pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
+    let (intent, change) = match &args.command {
+        MountsCommand::Add(change) => ("add mounts to", change),
+        MountsCommand::Remove(change) => ("remove mounts from", change),
+    };
+    run(root, &args.command, change).with_context(|| format!("{intent} `{}`", change.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Result<()> {
+    let entries = read(&change.file)?;
+    let (directory, state) = root.load(&change.id)?;
+    let status = state.status(&directory)?;
+    ensure!(
+        matches!(status, Status::Created | Status::Running | Status::Paused),
+        "the container does not run: {status}"
+    );
+    match command {
+        MountsCommand::Remove(_) => container::remove_mounts(&state, &entries),
+        MountsCommand::Add(_) => {
+            let spec = directory.config();
+            let spec = spec.context("read the `config.json` that was kept at `create`")?;
+            container::add_mounts(&state, spec, &entries)
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<Mount>> {
+    let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
+    // serde_json says line and column.
+    let entries: Vec<Mount> =
+        serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;
+    for entry in &entries {
+        let destination = entry.destination();
+        ensure!(
+            destination.is_absolute(),
+            "the mount destination `{}` is not absolute",
+            destination.display()
+        );
+    }
+    Ok(entries)
+}
