@@ -192,7 +192,10 @@ const ROWS: &[Row] = &[
     row("cluster: the script that installs it on a node", &["kubernetes"]),
     row(
         "mounts: added to a running container",
-        &["mounts::can_be_added_to_a_running_container", "mounts::can_be_added_in_a_user_namespace"],
+        &[
+            "mounts::can_be_added_to_a_running_container",
+            "mounts::can_be_added_in_a_user_namespace",
+        ],
     ),
     row("events: use of resources, want of memory", &["events"]),
     row("check: what the host lacks", &["check"]),

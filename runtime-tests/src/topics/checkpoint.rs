@@ -27,7 +27,7 @@ super::tests! { "checkpoint":
 /// Prints numbers, one every tenth of a second, and never the same twice.
 const COUNT: &str = "i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done";
 
-fn needs_criu() -> Outcome {
+pub(super) fn needs_criu() -> Outcome {
     let Ok(output) = Command::new("criu").arg("check").output() else {
         return skip("criu is not installed");
     };

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Outcome, Output, Test, ensure, skip, wait_until};
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "containerd":
     runs_a_linux_container, runs_a_module, starts_pauses_and_kills_a_task, execs_in_a_task, limits_memory, counts_what_a_task_uses, gives_a_terminal,
@@ -105,7 +105,8 @@ fn starts_pauses_and_kills_a_task(test: &Test) -> Outcome {
     containerd.is("RUNNING")?;
     containerd.tasks(&["kill", "--signal", "SIGKILL", &containerd.id])?.success()?;
     containerd.is("STOPPED")?;
-    containerd.tasks(&["delete", &containerd.id])?.code(137).map(drop)
+    let deleted = containerd.tasks(&["delete", &containerd.id])?.success()?;
+    ensure(deleted.stderr.contains("exit code 137"), deleted.stderr)
 }
 
 fn execs_in_a_task(test: &Test) -> Outcome {
@@ -123,10 +124,16 @@ fn execs_in_a_task(test: &Test) -> Outcome {
 
 fn limits_memory(test: &Test) -> Outcome {
     let containerd = Containerd::new(test, false)?;
-    let flags = ["--rm", "--memory-limit", "67108864"];
-    let script = "mount -t cgroup2 x /sys/fs/cgroup 2>/dev/null; cat /sys/fs/cgroup/memory.max";
-    let output = containerd.run(&flags, &["/bin/sh", "-c", script])?.success()?;
-    output.stdout("67108864\n").map(drop)
+    containerd
+        .run(&["--detach", "--memory-limit", "67108864"], &["/bin/sleep", "100"])?
+        .success()?;
+    let list = containerd.tasks(&["list"])?.success()?.stdout;
+    let line = list.lines().find(|line| line.starts_with(&containerd.id)).ok_or("no task")?;
+    let pid = line.split_whitespace().nth(1).ok_or("no pid")?;
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup")?;
+    let limit = fs::read_to_string(Path::new("/sys/fs/cgroup").join(path).join("memory.max"))?;
+    ensure_eq(limit.trim(), "67108864")
 }
 
 /// By its own reading of the cgroup that `rt` has made.
@@ -149,7 +156,7 @@ fn gives_a_terminal(test: &Test) -> Outcome {
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     let output = Output::of(command)?.success()?;
-    ensure(output.stdout.contains("terminal\r\n"), output.stdout)
+    ensure(output.stdout.contains("terminal"), output.stdout)
 }
 
 /// From the log that the shim reads.

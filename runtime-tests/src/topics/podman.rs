@@ -10,6 +10,8 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until}
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
     starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, keeps_the_root_read_only,
+    mounts_volumes, obeys_the_flags_of_security, says_that_a_container_was_killed, shows_what_a_container_does, asks_after_its_health, has_a_module_beside_a_program_in_a_pod,
+    restarts_what_failed, limits_processes, moves_a_container,
     finds_the_runtime_by_the_configuration_that_comes_with_it,
 }
 
@@ -20,13 +22,18 @@ struct Podman<'a> {
 impl Podman<'_> {
     /// With storage of its own and an image made of a folder.
     fn new<'a>(test: &'a Test, wasm: bool) -> Outcome<Podman<'a>> {
+        Podman::new_in(test, "image", wasm)
+    }
+
+    /// With an image of another name.
+    fn new_in<'a>(test: &'a Test, image: &str, wasm: bool) -> Outcome<Podman<'a>> {
         if Command::new("podman").arg("--version").output().is_err() {
             return skip("podman is not installed");
         }
         // It sets limits that nobody asked for.
         needs(test, "memory")?;
         needs(test, "pids")?;
-        let rootfs = test.folder.join("image");
+        let rootfs = test.folder.join(image);
         fs::create_dir(&rootfs)?;
         if wasm {
             test.only_rt()?;
@@ -40,12 +47,12 @@ impl Podman<'_> {
             fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
             fs::write(rootfs.join("data"), "#!/bin/sh\n")?;
         }
-        let tar = test.folder.join("image.tar");
+        let tar = test.folder.join(format!("{image}.tar"));
         let made =
             Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&tar).arg(".").status()?;
         ensure(made.success(), "tar")?;
         let podman = Podman { test };
-        podman.podman(&["import", &tar.display().to_string(), "image"])?.success()?;
+        podman.podman(&["import", &tar.display().to_string(), image])?.success()?;
         Ok(podman)
     }
 
@@ -261,4 +268,165 @@ fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Out
         ensure(!output.stdout.is_empty(), output.stderr)?;
     }
     Ok(())
+}
+
+fn mounts_volumes(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let folder = test.folder.join("shared");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "the host's\n")?;
+    let volume = |rest: &str| format!("{}:{rest}", folder.display());
+    let script =
+        "cat /fixed/file; echo x > /own/new; echo y > /fixed/other 2>/dev/null || echo fixed";
+    podman
+        .run(&[
+            "--rm",
+            "-v",
+            &volume("/own"),
+            "-v",
+            &volume("/fixed:ro"),
+            "image",
+            "/bin/sh",
+            "-c",
+            script,
+        ])?
+        .success()?
+        .stdout("the host's\nfixed\n")?;
+    ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")?;
+    // With ids mapped, root's files are another's: shown as nobody's where the range has no such id.
+    let mapped = volume("/mapped:idmap=uids=0-1000-1;gids=0-1000-1");
+    let seen = podman.run(&[
+        "--rm",
+        "-v",
+        &mapped,
+        "image",
+        "/bin/sh",
+        "-c",
+        "stat -c %u /mapped/file",
+    ])?;
+    seen.success()?.stdout("1000\n").map(drop)
+}
+
+fn obeys_the_flags_of_security(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let script = "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status | tr -d '\\t'";
+    let flags = ["--rm", "--user", "7", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"];
+    podman
+        .run(&[&flags[..], &["image", "/bin/sh", "-c", script]].concat())?
+        .success()?
+        .stdout("7\nCapEff:0000000000000000\nNoNewPrivs:1\n")
+        .map(drop)
+}
+
+fn says_that_a_container_was_killed(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman.run(&["--detach", "--name", "c", "image", "/bin/sleep", "60"])?.success()?;
+    podman.podman(&["kill", "c"])?.success()?;
+    podman.podman(&["wait", "c"])?.success()?.stdout("137\n")?;
+    podman.podman(&["rm", "c"])?.success().map(drop)
+}
+
+fn shows_what_a_container_does(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman
+        .run(&["--detach", "--name", "c", "image", "/bin/sh", "-c", "echo said; exec sleep 60"])?
+        .success()?;
+    let top = podman.podman(&["top", "c", "args"])?.success()?.stdout;
+    ensure(top.contains("sleep 60"), top)?;
+    let stats = ["stats", "--no-stream", "--no-reset", "--format", "{{.PIDs}}", "c"];
+    podman.podman(&stats)?.success()?.stdout("1\n")?;
+    podman.podman(&["logs", "c"])?.success()?.stdout("said\n").map(drop)
+}
+
+fn asks_after_its_health(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let health = ["--health-cmd", "test -e /tmp", "--health-interval", "disable"];
+    podman
+        .run(&[&["--detach", "--name", "c"], &health[..], &["image", "/bin/sleep", "60"]].concat())?
+        .success()?;
+    podman.podman(&["healthcheck", "run", "c"])?.success()?;
+    let module = Podman::new_in(test, "wasm", true)?;
+    // What a probe of a module's container does; podman 4.3 takes only a shell's line for a health check.
+    let module = Podman::new_in(test, "wasm", true)?;
+    module
+        .run(
+            &[&["--detach", "--name", "w"], &WASM[..], &["wasm", "/probe.wasm", "sleep"]].concat(),
+        )?
+        .success()?;
+    let probe = module.podman(&["exec", "w", "/hello.wasm"])?;
+    probe.success()?.stdout("Hello from Wasm!\n").map(drop)
+}
+
+fn has_a_module_beside_a_program_in_a_pod(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let module = Podman::new_in(test, "wasm", true)?;
+    podman.podman(&["pod", "create", "--infra=false", "--name", "pod"])?.success()?;
+    podman
+        .run(&["--detach", "--pod", "pod", "--name", "c", "image", "/bin/sleep", "60"])?
+        .success()?;
+    module
+        .run(
+            &[
+                &["--detach", "--pod", "pod", "--name", "w"],
+                &WASM[..],
+                &["wasm", "/probe.wasm", "sleep"],
+            ]
+            .concat(),
+        )?
+        .success()?;
+    for name in ["c", "w"] {
+        let show = ["inspect", "--format", "{{.State.Status}} {{len .Pod}}", name];
+        podman.podman(&show)?.success()?.stdout("running 64\n")?;
+    }
+    podman.podman(&["pod", "rm", "--force", "--time", "5", "pod"])?.success().map(drop)
+}
+
+fn restarts_what_failed(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman
+        .run(&[
+            "--detach",
+            "--name",
+            "c",
+            "--restart",
+            "on-failure:2",
+            "image",
+            "/bin/sh",
+            "-c",
+            "echo try; exit 4",
+        ])?
+        .success()?;
+    wait_until("it was tried three times", || podman.logs().lines().count() == 3)
+}
+
+fn limits_processes(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let file = match test.host.lane.as_str() {
+        "v2" => "/sys/fs/cgroup/pids.max",
+        _ => "/sys/fs/cgroup/pids/pids.max",
+    };
+    podman
+        .run(&["--rm", "--pids-limit", "44", "image", "/bin/cat", file])?
+        .success()?
+        .stdout("44\n")
+        .map(drop)
+}
+
+/// With CRIU, where it runs.
+fn moves_a_container(test: &Test) -> Outcome {
+    super::checkpoint::needs_criu()?;
+    let podman = Podman::new(test, false)?;
+    let count = "i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done";
+    podman.run(&["--detach", "--name", "c", "image", "/bin/sh", "-c", count])?.success()?;
+    wait_until("it counts", || podman.logs().contains("3\n"))?;
+    let archive = test.folder.join("checkpoint.tar.gz").display().to_string();
+    podman.podman(&["container", "checkpoint", "--export", &archive, "c"])?.success()?;
+    let before = podman.logs().lines().count();
+    podman.podman(&["rm", "c"])?.success()?;
+    podman.podman(&["container", "restore", "--import", &archive, "--name", "d"])?.success()?;
+    let logs = || podman.podman(&["logs", "d"]).map(|output| output.stdout);
+    wait_until("it goes on", || {
+        logs().is_ok_and(|logs| logs.contains(&format!("{}\n", before + 2)))
+    })?;
+    ensure(!logs()?.contains("\n1\n"), "it began anew")
 }
