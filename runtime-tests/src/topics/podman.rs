@@ -345,7 +345,6 @@ fn asks_after_its_health(test: &Test) -> Outcome {
         .run(&[&["--detach", "--name", "c"], &health[..], &["image", "/bin/sleep", "60"]].concat())?
         .success()?;
     podman.podman(&["healthcheck", "run", "c"])?.success()?;
-    let module = Podman::new_in(test, "wasm", true)?;
     // What a probe of a module's container does; podman 4.3 takes only a shell's line for a health check.
     let module = Podman::new_in(test, "wasm", true)?;
     module
