@@ -257,6 +257,34 @@ impl Test {
         Ok(bundle.annotation("run.oci.handler", "wasm"))
     }
 
+    /// A folder that an image is made of: with a Linux rootfs, or with nothing but guests.
+    pub(crate) fn image(&self, name: &str, wasm: bool) -> Outcome<PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir(&folder)?;
+        if wasm {
+            self.only_rt()?;
+            for guest in ["hello", "probe"] {
+                fs::copy(self.host.guest(guest)?, folder.join(format!("{guest}.wasm")))?;
+            }
+        } else {
+            self.host.fill_rootfs(&folder)?;
+            // A file of its own: tar fails when another test makes a link to one that it reads.
+            fs::remove_file(folder.join("bin/busybox"))?;
+            fs::copy("/bin/busybox", folder.join("bin/busybox"))?;
+            fs::write(folder.join("data"), "#!/bin/sh\n")?;
+        }
+        Ok(folder)
+    }
+
+    /// The same as an archive.
+    pub(crate) fn image_archive(&self, name: &str, wasm: bool) -> Outcome<String> {
+        let archive = self.folder.join(format!("{name}.tar"));
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(self.image(name, wasm)?).arg("-cf").arg(&archive).arg(".");
+        ensure(tar.status()?.success(), "tar")?;
+        Ok(archive.display().to_string())
+    }
+
     /// Deletes what the test made, then looks for what should be gone.
     fn clean(&self) -> Outcome {
         // What belongs to no container that is still there is left over, and must not be tidied up by this.

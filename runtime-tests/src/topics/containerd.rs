@@ -26,15 +26,7 @@ impl<'a> Containerd<'a> {
         }
         let started = Command::new("systemctl").args(["start", "containerd.service"]).output()?;
         ensure(started.status.success(), String::from_utf8_lossy(&started.stderr))?;
-        let rootfs = test.folder.join("rootfs");
-        fs::create_dir(&rootfs)?;
-        if wasm {
-            for guest in ["hello", "probe"] {
-                fs::copy(test.host.guest(guest)?, rootfs.join(format!("{guest}.wasm")))?;
-            }
-        } else {
-            test.host.fill_rootfs(&rootfs)?;
-        }
+        let rootfs = test.image("rootfs", wasm)?;
         Ok(Containerd { test, id: test.id(), rootfs: rootfs.display().to_string() })
     }
 

@@ -49,24 +49,9 @@ impl<'a> Docker<'a> {
             return skip("Docker has its cgroups made by systemd here");
         }
         daemon(test)?;
-        let rootfs = test.folder.join("image");
-        fs::create_dir(&rootfs)?;
-        if wasm {
-            for guest in ["hello", "probe"] {
-                fs::copy(test.host.guest(guest)?, rootfs.join(format!("{guest}.wasm")))?;
-            }
-        } else {
-            test.host.fill_rootfs(&rootfs)?;
-            fs::remove_file(rootfs.join("bin/busybox"))?;
-            fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
-            fs::write(rootfs.join("data"), "#!/bin/sh\n")?;
-        }
-        let tar = test.folder.join("image.tar");
-        let made =
-            Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&tar).arg(".").status()?;
-        ensure(made.success(), "tar")?;
+        let archive = test.image_archive("image", wasm)?;
         let docker = Docker { test, image: test.id() };
-        docker.docker(&["import", &tar.display().to_string(), &docker.image])?.success()?;
+        docker.docker(&["import", &archive, &docker.image])?.success()?;
         Ok(docker)
     }
 

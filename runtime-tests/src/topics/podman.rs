@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::cgroups::needs;
@@ -33,26 +34,12 @@ impl Podman<'_> {
         // It sets limits that nobody asked for.
         needs(test, "memory")?;
         needs(test, "pids")?;
-        let rootfs = test.folder.join(image);
-        fs::create_dir(&rootfs)?;
-        if wasm {
-            test.only_rt()?;
-            for guest in ["hello", "probe"] {
-                fs::copy(test.host.guest(guest)?, rootfs.join(format!("{guest}.wasm")))?;
-            }
-        } else {
-            test.host.fill_rootfs(&rootfs)?;
-            // A file of its own: tar fails when another test makes a link to one that it reads.
-            fs::remove_file(rootfs.join("bin/busybox"))?;
-            fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
-            fs::write(rootfs.join("data"), "#!/bin/sh\n")?;
-        }
-        let tar = test.folder.join(format!("{image}.tar"));
-        let made =
-            Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&tar).arg(".").status()?;
-        ensure(made.success(), "tar")?;
+        let archive = test.image_archive(image, wasm)?;
         let podman = Podman { test };
-        podman.podman(&["import", &tar.display().to_string(), image])?.success()?;
+        // Of two that are the first on a host, one fails to make the locks in shared memory.
+        static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+        let _turn = ONE_BY_ONE.lock();
+        podman.podman(&["import", &archive, image])?.success()?;
         Ok(podman)
     }
 
