@@ -19,7 +19,7 @@ super::tests! { "checkpoint":
     memory_can_be_written_beforehand, a_restored_container_has_its_limits, a_restored_container_can_be_entered_paused_and_deleted,
     a_terminal_is_sent_again, in_the_foreground_the_exit_code_is_the_programs, mounts_come_back_in_a_rootfs_made_anew,
     a_user_namespace_comes_back, a_shared_network_is_shared_again, cgroup_mounts_come_back, hooks_run_at_a_restore,
-    a_failing_hook_undoes_the_restore, a_paused_container_can_be_written, a_container_can_be_moved_twice, null_stays_null, a_service_comes_back,
+    a_failing_hook_undoes_the_restore, a_pid_file_that_cannot_be_written_undoes_the_restore, a_paused_container_can_be_written, a_container_can_be_moved_twice, null_stays_null, a_service_comes_back,
     a_restore_that_is_killed_can_be_deleted, a_damaged_checkpoint_leaves_nothing, what_cannot_be_written_is_refused,
     what_cannot_be_restored_is_refused, without_criu_it_says_so,
 }
@@ -357,6 +357,21 @@ fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
 }
 
+fn a_pid_file_that_cannot_be_written_undoes_the_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    // Others count too.
+    let mark = test.id();
+    let bundle = test.sh(&format!("{COUNT} # {mark}"))?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let id = test.id();
+    let flags = ["--detach", "--pid-file", "/no/such/folder/pid"];
+    Output::of(restore_command(&bundle, &id, &flags))?.fails_with("write pid file")?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    wait_until("no process is left", || !has_process(&mark))
+}
+
 fn a_paused_container_can_be_written(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
@@ -407,7 +422,9 @@ fn a_service_comes_back(test: &Test) -> Outcome {
 
 fn a_restore_that_is_killed_can_be_deleted(test: &Test) -> Outcome {
     needs_criu()?;
-    let bundle = test.sh(COUNT)?;
+    // Others count too.
+    let mark = test.id();
+    let bundle = test.sh(&format!("{COUNT} # {mark}"))?;
     let container = start(&bundle)?;
     container.wait_for_output("1\n")?;
     write(test, &container, &[])?.success()?;
@@ -424,7 +441,7 @@ fn a_restore_that_is_killed_can_be_deleted(test: &Test) -> Outcome {
     restore.wait()?;
     test.rt(["delete", "--force", &id])?.success()?;
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")?;
-    wait_until("no process is left", || !has_process(COUNT))
+    wait_until("no process is left", || !has_process(&mark))
 }
 
 fn a_damaged_checkpoint_leaves_nothing(test: &Test) -> Outcome {

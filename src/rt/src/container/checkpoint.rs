@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
 
 use super::cgroups::Version;
 use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Ext_mount_map, Kind};
@@ -56,6 +56,8 @@ pub(crate) fn checkpoint(
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
     ensure!(crate::state::is_host_root(), "a checkpoint takes root of the host");
+    // The directory is for root alone; of what is in it, root of a user namespace reads a part at a restore.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let mounts = mount_table::of(state.pid)?;
     if state.engine.is_some() {
         refuse_engine(state, &mounts)?;

@@ -210,7 +210,11 @@ impl Criu {
         drop(theirs);
         drop(child);
         let mut criu = Criu { socket: Some(socket), pid: Some(pid), directories: Vec::new() };
-        serve(pid, &caller)?;
+        if let Err(error) = serve(pid, &caller) {
+            // At its end it stops waiting for what does not come.
+            drop(caller);
+            return Err(error);
+        }
         loop {
             match caller.receive_with()? {
                 (Some(Message::Ready), directories) => criu.directories = directories,

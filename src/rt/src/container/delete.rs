@@ -46,7 +46,7 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
 }
 
 /// Kills the first process and waits until it is dead.
-fn end(state: &State) -> Result<()> {
+pub(super) fn end(state: &State) -> Result<()> {
     let Some(process) = state.process()? else { return Ok(()) };
     match syscall::pidfd_send_signal(process.as_fd(), libc::SIGKILL) {
         Ok(()) | Err(Errno::SRCH) => {}

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -27,10 +27,10 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, devices, notify_socket, terminal};
+use super::{create, delete, devices, notify_socket, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
-use crate::syscall;
+use crate::syscall::{self, MountAttr};
 use crate::workload;
 
 #[derive(Debug)]
@@ -93,7 +93,8 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     match make(options, &namespaces, &inherited, &streams, &directory, &mut state) {
         Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
         Err(error) => {
-            if let Err(left) = create::undo(&directory, &state) {
+            // It may run already, and without a cgroup of its own nothing else would end it.
+            if let Err(left) = delete::end(&state).and_then(|()| create::undo(&directory, &state)) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
             Err(error)
@@ -141,7 +142,7 @@ fn make(
     // What another one failed of is not to be quoted.
     let _ = fs::remove_file(&log);
     let birthplace = state.cgroup.make_for_birth()?;
-    let images = show_to_container(options.common.images, bundle, namespaces);
+    let images = show_to_container(options, namespaces, &notify);
     let mut criu = Criu::start(
         &options.common,
         birthplace.as_ref().map(AsFd::as_fd),
@@ -212,19 +213,32 @@ fn make(
     Ok((pid, pidfd))
 }
 
-/// Root of a user namespace reads the checkpoint too, which is root's alone: to it, the files seem to be its own. None without a
-/// user namespace, and where this filesystem cannot do that (`mount_setattr(2)`); then others must be able to read them.
-fn show_to_container(images: &Path, bundle: &Bundle, namespaces: &Namespaces) -> Option<OwnedFd> {
-    if !namespaces.makes(libc::CLONE_NEWUSER) {
+/// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later as the container's root: it has to
+/// be open to both, and to nobody else. So it is read through a mount that only CRIU has, with an open directory laid over the
+/// closed one. None without a user namespace, and where there is no overlayfs; then others must be able to read it.
+fn show_to_container(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    open: &Path,
+) -> Option<OwnedFd> {
+    if !namespaces.makes(libc::CLONE_NEWUSER) || options.common.auto_dedup {
         return None;
     }
-    let linux = bundle.linux();
-    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
-    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    let user = namespaces::user_namespace(uids, gids).ok()?;
-    let mount = mounts::clone_tree(CWD, images, false).ok()?;
-    syscall::mount_idmap(mount.as_fd(), user.as_fd(), false).ok()?;
-    Some(mount)
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).ok();
+    let layers = [directory(open)?, directory(options.common.images)?];
+    // By number: a path may hold what separates layers.
+    let layers = layers.each_ref().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
+    let options = mounts::Options {
+        attr: MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() },
+        data: vec![("lowerdir".to_owned(), Some(layers.join(":")))],
+        ..mounts::Options::default()
+    };
+    mounts::make("overlay", Some(Path::new("overlay")), &options)
+        .inspect_err(|error| {
+            tracing::debug!("lay an open directory over the checkpoint: {error:#}");
+        })
+        .ok()
 }
 
 /// Enters the cgroup, and mounts the rootfs in the place that becomes the root, with everything in it that is to be mounted on.
