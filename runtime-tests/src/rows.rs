@@ -174,7 +174,7 @@ const ROWS: &[Row] = &[
         ],
     ),
     row("process: session keyring", &["process::has_a_session_keyring"]),
-    nowhere("process: AppArmor", "no kernel here has it"),
+    in_the_machine("process: AppArmor", &["process::has_its_apparmor_profile"]),
     nowhere("process: SELinux", "no kernel here has it"),
     row("process: hostname, domainname", &["namespaces::have_their_host_name"]),
     row(

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq};
+use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "process":
     has_its_scheduler, has_its_io_priority, has_its_memory_policy, has_its_personality,
@@ -15,6 +16,7 @@ super::tests! { "process":
     has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
+    has_its_apparmor_profile,
 }
 
 /// What a tool of the host's says of a container's first process.
@@ -47,8 +49,8 @@ fn has_its_personality(test: &Test) -> Outcome {
 }
 
 fn has_its_memory_policy(test: &Test) -> Outcome {
-    if !std::path::Path::new("/proc/self/numa_maps").exists() {
-        return crate::harness::skip("a kernel without NUMA");
+    if !Path::new("/proc/self/numa_maps").exists() {
+        return skip("a kernel without NUMA");
     }
     // crun 1.28 knows it; the one of Debian 12 does not.
     for (mode, nodes, expected) in [
@@ -275,8 +277,8 @@ fn can_reopen_its_output(test: &Test) -> Outcome {
 
 fn has_a_session_keyring(test: &Test) -> Outcome {
     test.only_rt()?;
-    if !std::path::Path::new("/proc/keys").exists() {
-        return crate::harness::skip("this kernel has no keyrings");
+    if !Path::new("/proc/keys").exists() {
+        return skip("this kernel has no keyrings");
     }
     let container = test.linux(&["/bin/cat", "/proc/keys"])?.start()?;
     container.wait()?;
@@ -297,4 +299,36 @@ fn an_exec_only_program_runs(test: &Test) -> Outcome {
     let bundle =
         bundle.edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
     bundle.run()?.success()?.stdout("ran\n").map(drop)
+}
+
+/// Also what `exec` starts in it.
+fn has_its_apparmor_profile(test: &Test) -> Outcome {
+    if !Path::new("/sys/kernel/security/apparmor").exists() {
+        return skip("this kernel has no AppArmor");
+    }
+    let name = test.id();
+    let profile = test.folder.join("profile");
+    let rules =
+        "file, capability, network, signal, ptrace, mount, umount, pivot_root, deny /secret r,";
+    fs::write(
+        &profile,
+        format!("profile {name} flags=(attach_disconnected,mediate_deleted) {{ {rules} }}\n"),
+    )?;
+    let parser = |flag: &str| Command::new("apparmor_parser").arg(flag).arg(&profile).output();
+    let Ok(loaded) = parser("--replace") else { return skip("there is no apparmor_parser") };
+    ensure(loaded.status.success(), String::from_utf8_lossy(&loaded.stderr))?;
+    let look = "cat /proc/self/attr/current; cat /secret 2>/dev/null || echo refused";
+    let expected = format!("{name} (enforce)\nrefused\n");
+    let bundle = test
+        .sh(&format!("{look}; exec sleep 60"))?
+        .file("/secret", "secret")?
+        .edit(|config| config["process"]["apparmorProfile"] = json!(name));
+    let container = bundle.start()?;
+    container.wait_for_output("refused")?;
+    ensure_eq(container.stdout()?, expected.clone())?;
+    test.rt(["exec", &container.id, "sh", "-c", look])?.success()?.stdout(&expected)?;
+    container.kill("KILL")?;
+    container.wait()?;
+    parser("--remove")?;
+    Ok(())
 }
