@@ -5,6 +5,8 @@ mod bad_input;
 mod cgroups;
 mod check;
 mod checkpoint;
+mod checkpoint_failures;
+mod checkpoint_mounts;
 mod command_line;
 mod conmon;
 mod containerd;
@@ -49,6 +51,8 @@ pub(crate) fn all() -> Vec<Entry> {
         cgroups::TESTS,
         check::TESTS,
         checkpoint::TESTS,
+        checkpoint_failures::TESTS,
+        checkpoint_mounts::TESTS,
         command_line::TESTS,
         conmon::TESTS,
         containerd::TESTS,

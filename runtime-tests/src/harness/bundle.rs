@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Container, Outcome, Output, Test, skip};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bundle<'a> {
     pub(crate) test: &'a Test,
     pub(crate) folder: PathBuf,

@@ -150,6 +150,11 @@ impl<'a> Container<'a> {
         })
     }
 
+    /// A file of the test's that is named after it: `ID.END`.
+    pub(crate) fn file(&self, end: &str) -> PathBuf {
+        self.test.folder.join(format!("{}.{end}", self.id))
+    }
+
     pub(crate) fn stdout(&self) -> Outcome<String> {
         Ok(fs::read_to_string(&self.out)?)
     }

@@ -15,7 +15,7 @@ super::tests! { "cgroups":
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
-    the_name_of_a_scope_is_free_after_a_deletion, a_users_cgroup_is_its_own_where_it_may_write,
+    the_name_of_a_scope_is_free_after_a_deletion, a_scope_that_is_anothers_is_left_alone, a_users_cgroup_is_its_own_where_it_may_write,
 }
 
 /// The directory of a container's cgroup in the hierarchy of a controller, or in the only one.
@@ -451,6 +451,22 @@ fn the_name_of_a_scope_is_free_after_a_deletion(test: &Test) -> Outcome {
         test.rt(["run", "--bundle", &folder, &test.id()])?.code(3)?;
     }
     Ok(())
+}
+
+fn a_scope_that_is_anothers_is_left_alone(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let bundle = test.sh("true")?.edit(|config| {
+        config["linux"]["cgroupsPath"] = json!(format!(":rt:{}", container.id));
+    });
+    // `write` would skip a test that has a path.
+    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
+    let folder = bundle.folder.display().to_string();
+    let id = test.id();
+    test.rt(["create", "--bundle", &folder, &id])?
+        .fails_with(&format!("make the systemd scope `rt-{}.scope`", container.id))?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure_eq(container.status()?.as_str(), "running")
 }
 
 fn a_delegated_cgroup_is_the_containers_own(test: &Test) -> Outcome {

@@ -6,11 +6,11 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use super::cgroups::needs;
-use crate::harness::{Container, Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "events":
     stats_are_what_callers_parse, stats_know_the_limits, stats_grow_with_what_is_used, lines_come_until_the_end_of_the_container,
-    a_killed_process_is_an_event, what_does_not_run_has_no_events,
+    a_killed_process_is_an_event, a_process_that_has_to_wait_for_memory_is_an_event, what_does_not_run_has_no_events,
 }
 
 fn stats(test: &Test, container: &Container<'_>) -> Outcome<Value> {
@@ -92,13 +92,26 @@ fn lines_come_until_the_end_of_the_container(test: &Test) -> Outcome {
 }
 
 fn a_killed_process_is_an_event(test: &Test) -> Outcome {
+    out_of_memory(test, false)
+}
+
+/// With v1, a caller can ask that nobody is killed.
+fn a_process_that_has_to_wait_for_memory_is_an_event(test: &Test) -> Outcome {
+    if test.host.lane == "v2" {
+        return skip("v2 always kills");
+    }
+    out_of_memory(test, true)
+}
+
+fn out_of_memory(test: &Test, has_to_wait: bool) -> Outcome {
     test.only_rt()?;
     needs(test, "memory")?;
     // The shell goes on when what it has started was killed.
     let script =
         "while ! test -e /go; do sleep 0.1; done; sh -c 'x=x; while :; do x=$x$x; done'; sleep 60";
     let bundle = test.sh(script)?.edit(|config| {
-        config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
+        config["linux"]["resources"]["memory"] =
+            json!({ "limit": 16 << 20, "swap": 16 << 20, "disableOOMKiller": has_to_wait });
     });
     let container = bundle.start()?;
     let mut events =
@@ -118,7 +131,8 @@ fn what_does_not_run_has_no_events(test: &Test) -> Outcome {
     let container = test.sh("true")?.start()?;
     container.wait()?;
     container.rt(&["events", "--stats"])?.fails_with("is not running")?;
-    for wrong in ["0s", "5", "soon"] {
+    let container = test.sh("exec sleep 60")?.start()?;
+    for wrong in ["0s", "5", "soon", "5000000000000000h", "2562048h"] {
         container.rt(&["events", "--interval", wrong])?.fails_with("`--interval`")?;
     }
     Ok(())

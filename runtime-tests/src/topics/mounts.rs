@@ -20,7 +20,7 @@ super::tests! { "mounts":
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
     the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
-    works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace,
+    works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace, can_be_added_and_removed_below_a_link,
     what_cannot_be_added_is_refused,
 }
 
@@ -534,6 +534,24 @@ fn can_be_added_to_a_running_container(test: &Test) -> Outcome {
     added_and_removed(test, &test.sh("exec sleep 60")?)
 }
 
+fn can_be_added_and_removed_below_a_link(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.file("/real", "")?;
+    symlink("/real", bundle.rootfs().join("link"))?;
+    let file = test.folder.join("file");
+    fs::write(&file, "the host's\n")?;
+    let container = bundle.start()?;
+    let entries =
+        json!([{ "destination": "/link", "type": "bind", "source": file, "options": ["bind"] }]);
+    let look = || Ok(test.rt(["exec", &container.id, "cat", "/real"])?.success()?.stdout);
+    change(test, "add", &container.id, &entries)?.success()?;
+    let seen: Outcome<String> = look();
+    ensure_eq(seen?.as_str(), "the host's\n")?;
+    change(test, "remove", &container.id, &entries)?.success()?;
+    let seen: Outcome<String> = look();
+    ensure_eq(seen?.as_str(), "")
+}
+
 fn can_be_added_in_a_user_namespace(test: &Test) -> Outcome {
     test.only_rt()?;
     added_and_removed(test, &in_user_namespace(test.sh("exec sleep 60")?)?)
@@ -550,8 +568,15 @@ fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
     add(json!([{ "destination": "x", "type": "tmpfs" }]))?
         .fails_with("the mount destination `x` is not absolute")?;
     add(json!({}))?.fails_with("parse `")?;
-    change(test, "remove", &container.id, &json!([{ "destination": "/etc" }]))?
-        .fails_with("unmount `/etc`: Invalid argument")?;
+    for (wrong, why) in [
+        ("/etc", "Invalid argument"),
+        ("/", "it is the container's root"),
+        ("/etc/..", "it is the container's root"),
+        ("/none", "No such file or directory"),
+    ] {
+        change(test, "remove", &container.id, &json!([{ "destination": wrong }]))?
+            .fails_with(&format!("unmount `{wrong}`: {why}"))?;
+    }
     change(test, "add", "nobody", &bind("/etc"))?
         .fails_with("add mounts to `nobody`: container does not exist")?;
     let seen = fs::read_to_string(format!("/proc/{}/mountinfo", container.pid()?))?;

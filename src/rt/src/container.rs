@@ -9,6 +9,7 @@ pub(crate) mod criu;
 mod delete;
 mod devices;
 mod exec;
+mod external_mounts;
 mod hooks;
 mod init;
 pub(crate) mod intel_rdt;

@@ -5,10 +5,10 @@
 #![allow(unsafe_code, reason = "system calls without a safe wrapper; nothing else may use unsafe")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
 /// The errno of the last libc call, for a negative return value.
@@ -118,6 +118,20 @@ pub(crate) fn close_from(first: u32) -> Result<()> {
     // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any number from `first` on
     // (see the contract above), so no owned descriptor is closed behind its owner's back.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// A descriptor that this process was started with, besides the standard streams. `EBADF` for any other number.
+pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: reads a flag; a number that is no descriptor's is an error.
+    let flags = check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
+    if number < 3 || flags & libc::c_long::from(libc::FD_CLOEXEC) != 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: whatever this process opens is closed at an exec, and what it was started with was not; so without that flag, the
+    // number is of no `OwnedFd` or `File`. The flag is set below, so that it is owned once.
+    let inherited = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&inherited, FdFlags::CLOEXEC)?;
+    Ok(inherited)
 }
 
 /// `unshare(2)`, for namespaces only.

@@ -1,16 +1,19 @@
 //! `rt checkpoint`: writes a container's processes to files, with CRIU. What is said here of flags holds for `restore` too.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
+use crate::bundle::Bundle;
 use crate::cli;
 use crate::container::criu::{self, CgroupsMode, NetworkLock};
 use crate::container::{self, CheckpointOptions};
 use crate::state::{Root, Status};
+use crate::syscall;
 
 pub(super) fn execute(root: &Root, args: &cli::Checkpoint) -> Result<ExitCode> {
     checkpoint(root, args).with_context(|| format!("checkpoint `{}`", args.id))?;
@@ -18,15 +21,21 @@ pub(super) fn execute(root: &Root, args: &cli::Checkpoint) -> Result<ExitCode> {
 }
 
 fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
+    let status = args.status_fd.map(status).transpose()?;
+    let page_server = args.page_server.as_deref().map(page_server).transpose()?;
+    let (directory, _) = root.load(&args.id)?;
+    let Some(_lock) = directory.lock(Duration::ZERO)? else {
+        bail!("another process is creating or deleting it")
+    };
+    // As it is now: until then another process may have changed it.
     let (directory, state) = root.load(&args.id)?;
     match state.status(&directory)? {
         Status::Running | Status::Paused => {}
         status => bail!("the container is not running: {status}"),
     }
-    let Some(_lock) = directory.lock(Duration::ZERO)? else {
-        bail!("another process is creating or deleting it")
-    };
     let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
+    let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
+    let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let options = CheckpointOptions {
         common: options(&args.images),
         parent: args.parent_path.as_deref(),
@@ -34,10 +43,10 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         leave_running: args.leave_running,
         link_remap: args.link_remap,
         tcp_skip_in_flight: args.tcp_skip_in_flight,
-        page_server: args.page_server.as_deref().map(page_server).transpose()?,
-        status: args.status_fd.map(status).transpose()?,
+        page_server,
+        status,
     };
-    container::checkpoint(&state, &spec, options)?;
+    container::checkpoint(&directory, &state, &bundle, options)?;
     // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers count on the name being free.
     if !args.leave_running && !args.pre_dump {
         container::delete(&directory, &state, true)?;
@@ -73,13 +82,22 @@ pub(super) fn options(args: &cli::Images) -> criu::Options<'_> {
 fn page_server(text: &str) -> Result<(String, u16)> {
     let wrong = || format!("wrong value `{text}` for `--page-server`: ADDRESS:PORT");
     let (address, port) = text.rsplit_once(':').with_context(wrong)?;
-    Ok((address.trim_matches(['[', ']']).to_owned(), port.parse().with_context(wrong)?))
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let address = match address.strip_prefix('[').and_then(|address| address.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().with_context(wrong)?.to_string(),
+        None => {
+            Some(address).filter(|name| name.chars().all(in_name)).with_context(wrong)?.to_owned()
+        }
+    };
+    let port: u16 = port.parse().with_context(wrong)?;
+    ensure!(!address.is_empty() && port != 0, wrong());
+    Ok((address, port))
 }
 
 /// A descriptor that the caller has left open for this process: a pipe, as a rule.
 fn status(number: i32) -> Result<File> {
-    let wrong = || format!("wrong value `{number}` for `--status-fd`");
-    OpenOptions::new().write(true).open(format!("/proc/self/fd/{number}")).with_context(wrong)
+    let inherited = syscall::inherited(number);
+    inherited.map(File::from).with_context(|| format!("wrong value `{number}` for `--status-fd`"))
 }
 
 #[cfg(test)]
@@ -90,7 +108,9 @@ mod tests {
     fn a_page_server_has_an_address_and_a_port() {
         assert_eq!(page_server("10.0.0.1:80").expect("good"), ("10.0.0.1".to_owned(), 80));
         assert_eq!(page_server("[::1]:80").expect("good"), ("::1".to_owned(), 80));
-        for wrong in ["10.0.0.1", ":x", "a:99999"] {
+        for wrong in
+            ["10.0.0.1", ":x", "a:99999", ":80", "a:0", "[[x:1", "[x]:1", "a b:1", "::1:80"]
+        {
             assert!(page_server(wrong).is_err(), "{wrong}");
         }
     }

@@ -40,7 +40,9 @@ fn events(root: &Root, args: &cli::Events) -> Result<()> {
 fn follow(state: &State, interval: Duration) -> Result<()> {
     let Some(process) = state.process()? else { return Ok(()) };
     let mut watch = state.cgroup.watch_oom()?;
-    let mut next = Instant::now() + interval;
+    let after =
+        |instant: Instant| instant.checked_add(interval).context("`--interval` is too long");
+    let mut next = after(Instant::now())?;
     loop {
         let left = Timespec::try_from(next.saturating_duration_since(Instant::now()))?;
         let killing = watch.as_ref().map_or(process.as_fd(), |watch| watch.descriptor());
@@ -61,7 +63,8 @@ fn follow(state: &State, interval: Duration) -> Result<()> {
         }
         if Instant::now() >= next {
             print_stats(state)?;
-            next += interval;
+            // What could not be printed in time is left out.
+            next = after(next)?.max(Instant::now());
         }
     }
 }
@@ -94,6 +97,8 @@ fn duration(text: &str) -> Result<Duration> {
         rest = after;
     }
     let total = Duration::try_from_secs_f64(total).with_context(wrong)?;
+    // As Go counts them: 292 years.
+    i64::try_from(total.as_nanos()).with_context(wrong)?;
     ensure!(!total.is_zero(), "`--interval` must be greater than 0");
     Ok(total)
 }
@@ -109,7 +114,7 @@ mod tests {
         {
             assert_eq!(duration(text).expect(text), Duration::from_millis(milliseconds));
         }
-        for wrong in ["", "0s", "5", "s", "5x", "-5s", "1e9999s"] {
+        for wrong in ["", "0s", "5", "s", "5x", "-5s", "1e9999s", "5000000000000000h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -431,6 +431,11 @@ impl Cgroup {
         }
     }
 
+    /// The directories that the first process is in.
+    pub(crate) fn of_init(&self) -> &[PathBuf] {
+        self.inner.as_ref().map_or(&self.paths, std::slice::from_ref)
+    }
+
     /// All processes in it and below it.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         let Some(path) = self.process_path() else { return Vec::new() };
@@ -505,7 +510,10 @@ impl Cgroup {
             self.thaw();
             self.signal(libc::SIGKILL)?;
         }
-        if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
+        // Without a path it was never made, and a scope of that name is another container's.
+        if let (Manager::Systemd, Some(unit), false) =
+            (self.manager, &self.unit, self.paths.is_empty())
+        {
             systemd::stop(unit);
         }
         for path in &self.paths {

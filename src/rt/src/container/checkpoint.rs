@@ -5,8 +5,8 @@
 //! mounts of the host's files, namespaces that are shared, and files that are open from outside.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -14,12 +14,13 @@ use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
 
-use super::cgroups::Version;
-use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Ext_mount_map, Kind};
+use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Kind};
+use super::external_mounts::Offers;
 use super::mount_table::{self, Entry};
 use super::mounts;
-use crate::bundle;
-use crate::state::{Draft, State};
+use crate::bundle::{self, Bundle};
+use crate::state::{Directory, Draft, State};
+use crate::syscall;
 
 #[derive(Debug)]
 pub(crate) struct CheckpointOptions<'a> {
@@ -46,44 +47,49 @@ pub(super) const DESCRIPTORS: &str = "descriptors.json";
 pub(super) const NETWORK: &str = "extRootNetNS";
 pub(super) const PIDS: &str = "extRootPIDNS";
 
-/// What stands for all files that are masked.
-pub(super) const NULL: &str = "/dev/null";
-
 /// Writes the checkpoint. Unless it was asked to leave it running, the container has no process then.
 pub(crate) fn checkpoint(
+    directory: &Directory,
     state: &State,
-    spec: &Spec,
+    bundle: &Bundle,
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
     ensure!(crate::state::is_host_root(), "a checkpoint takes root of the host");
     // The directory is for root alone; of what is in it, root of a user namespace reads a part at a restore.
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    let init = state.process()?.context("the container is not running")?;
     let mounts = mount_table::of(state.pid)?;
     if state.engine.is_some() {
         refuse_engine(state, &mounts)?;
     }
-    refuse_mapped_mounts(spec)?;
+    refuse_what_cannot_be_restored(&bundle.spec)?;
+    let offers = Offers::new(bundle, &state.cgroup, &directory.notify_folder())?;
+    let ext_mnt = offers.of(&mounts)?;
     options.common.make_directories(true)?;
-    let annotation = |key: &str| bundle::annotation(spec, key).map(str::to_owned);
+    let annotation = |key: &str| bundle::annotation(&bundle.spec, key).map(str::to_owned);
     let mut request = Criu_opts {
         pid: Some(state.pid),
+        root: Some(state.rootfs.to_string_lossy().into_owned()),
         leave_running: Some(options.leave_running),
-        ..options.common.request(LOG, annotation)
+        link_remap: Some(options.link_remap),
+        tcp_skip_in_flight: Some(options.tcp_skip_in_flight),
+        freeze_cgroup: state
+            .cgroup
+            .freezer_directory()
+            .map(|path| path.to_string_lossy().into_owned()),
+        ext_mnt,
+        external: external_namespaces(state, &bundle.spec)?,
+        ..options.common.request(LOG, annotation)?
     };
     if let Some(parent) = options.parent {
         ensure!(parent.is_relative(), "`--parent-path` is relative to the checkpoint's directory");
         let there = options.common.images.join(parent);
         ensure!(there.is_dir(), "`--parent-path`: `{}` is no directory", there.display());
         request.parent_img = Some(parent.to_string_lossy().into_owned());
+    }
+    if options.pre_dump || options.parent.is_some() {
         request.track_mem = Some(true);
     }
-    if options.pre_dump {
-        request.track_mem = Some(true);
-        return call(Kind::PRE_DUMP, request, &mut options);
-    }
-    request.root = Some(state.rootfs.to_string_lossy().into_owned());
-    request.link_remap = Some(options.link_remap);
-    request.tcp_skip_in_flight = Some(options.tcp_skip_in_flight);
     if let Some((address, port)) = &options.page_server {
         request.ps = Some(Criu_page_server_info {
             address: Some(address.clone()),
@@ -92,29 +98,38 @@ pub(crate) fn checkpoint(
         })
         .into();
     }
-    request.freeze_cgroup =
-        state.cgroup.freezer_directory().map(|path| path.to_string_lossy().into_owned());
-    request.ext_mnt = external_mounts(state, spec, &mounts)?;
-    request.external = external_namespaces(spec)?;
-    let (descriptors, files) = streams(state, &mounts);
-    request.external.extend(files);
-    let path = options.common.images.join(DESCRIPTORS);
-    Draft::write(path.clone(), serde_json::to_string(&descriptors)?.as_bytes(), 0o600)
-        .with_context(|| format!("write `{}`", path.display()))?
-        .publish()?;
-    call(Kind::DUMP, request, &mut options)
+    let kind = if options.pre_dump { Kind::PRE_DUMP } else { Kind::DUMP };
+    if !options.pre_dump {
+        let (descriptors, files) = streams(state, &mounts);
+        request.external.extend(files);
+        let path = options.common.images.join(DESCRIPTORS);
+        Draft::write(path.clone(), serde_json::to_string(&descriptors)?.as_bytes(), 0o600)
+            .with_context(|| format!("write `{}`", path.display()))?
+            .publish()?;
+    }
+    call(kind, request, &mut options, &init)
 }
 
-fn call(kind: Kind, request: Criu_opts, options: &mut CheckpointOptions<'_>) -> Result<()> {
+fn call(
+    kind: Kind,
+    request: Criu_opts,
+    options: &mut CheckpointOptions<'_>,
+    init: &OwnedFd,
+) -> Result<()> {
     let log = options.common.log(LOG);
     // What another one failed of is not to be quoted.
     let _ = fs::remove_file(&log);
-    let criu = Criu::start(&options.common, None, &[], &|_| Ok(()), |_, _| Ok(()))?;
+    let criu = Criu::start(kind, &options.common, None, &[], &|_| Ok(()), |_, _| Ok(()))?;
     let status = &mut options.status;
-    criu.call(kind, request, &mut |notice| match (notice.script.as_str(), status.take()) {
+    criu.call(request, &mut |notice| match (notice.script.as_str(), status.take()) {
         ("status-ready", Some(mut descriptor)) => criu::say_ready(&mut descriptor),
-        (_, kept) => {
+        (script, kept) => {
             *status = kept;
+            // All is written, and nothing ended yet. If init has been alive until now, its number was nobody else's meanwhile:
+            // who was stopped and looked at is the container.
+            if script == "post-dump" {
+                syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
+            }
             Ok(())
         }
     })
@@ -134,8 +149,24 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// CRIU would mount what is mapped as it is, and files would change their owners.
-pub(super) fn refuse_mapped_mounts(spec: &Spec) -> Result<()> {
+/// Asked at a restore and, so that nothing is ended which could not be made again, at a checkpoint.
+pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
+    for (kind, name) in [
+        (LinuxNamespaceType::Mount, "mount"),
+        (LinuxNamespaceType::User, "user"),
+        (LinuxNamespaceType::Cgroup, "cgroup"),
+    ] {
+        ensure!(
+            joined(spec, kind).is_none(),
+            "`criu` cannot restore into a {name} namespace that is there already"
+        );
+    }
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    ensure!(
+        namespaces.into_iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount),
+        "`criu` cannot restore without a mount namespace of the container's own"
+    );
+    // It would mount them as they are, and files would change their owners.
     for entry in spec.mounts().iter().flatten() {
         ensure!(
             !mounts::is_mapped(entry)?,
@@ -146,54 +177,6 @@ pub(super) fn refuse_mapped_mounts(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Mounts of files that are the host's: CRIU leaves them out, and mounts at a restore what it is told then. The name of each
-/// is where it is.
-fn external_mounts(state: &State, spec: &Spec, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
-    let host: BTreeSet<String> =
-        mount_table::own()?.into_iter().map(|entry| entry.device).collect();
-    let masked: BTreeSet<&Path> = spec
-        .linux()
-        .iter()
-        .flat_map(|linux| linux.masked_paths().iter().flatten())
-        .map(Path::new)
-        .collect();
-    let bound = |point: &Path| {
-        let entries = spec.mounts().iter().flatten().filter(|entry| mounts::binds(entry));
-        entries.into_iter().any(|entry| point.starts_with(entry.destination()))
-    };
-    let own_cgroups = has_own(spec, LinuxNamespaceType::Cgroup);
-    let is_external = |entry: &Entry| match entry.kind.as_str() {
-        // Of these, one filesystem can be the host's and the container's: what it shows depends on who mounts it.
-        "sysfs" | "mqueue" => bound(&entry.point),
-        // In a namespace of its own, mounted anew. Without one, the second version is: it shows the same everywhere.
-        "cgroup" => !own_cgroups || bound(&entry.point),
-        "cgroup2" => bound(&entry.point) || !own_cgroups && state.cgroup.version == Version::V1,
-        _ => host.contains(&entry.device),
-    };
-    let external =
-        mounts.iter().filter(|entry| entry.point != Path::new("/") && is_external(entry));
-    Ok(external
-        .map(|entry| {
-            let name =
-                if masked.contains(entry.point.as_path()) { Path::new(NULL) } else { &entry.point };
-            external_mount(&entry.point, name)
-        })
-        .collect())
-}
-
-pub(super) fn external_mount(key: &Path, value: &Path) -> Ext_mount_map {
-    Ext_mount_map {
-        key: Some(key.to_string_lossy().into_owned()),
-        val: Some(value.to_string_lossy().into_owned()),
-        ..Ext_mount_map::default()
-    }
-}
-
-fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    namespaces.into_iter().any(|namespace| namespace.typ() == kind)
-}
-
 /// The path of a namespace that the container did not make but joined.
 pub(super) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
     let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
@@ -201,15 +184,16 @@ pub(super) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest.
-fn external_namespaces(spec: &Spec) -> Result<Vec<String>> {
+/// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest. The process is asked: the path that it was
+/// joined by may lead to another one by now.
+fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     let mut external = Vec::new();
     for (kind, file, name) in
         [(LinuxNamespaceType::Network, "net", NETWORK), (LinuxNamespaceType::Pid, "pid", PIDS)]
     {
-        if let Some(path) = joined(spec, kind) {
-            let there =
-                fs::metadata(&path).with_context(|| format!("stat `{}`", path.display()))?;
+        if joined(spec, kind).is_some() {
+            let path = format!("/proc/{}/ns/{file}", state.pid);
+            let there = fs::metadata(&path).with_context(|| format!("stat `{path}`"))?;
             external.push(format!("{file}[{}]:{name}", there.ino()));
         }
     }

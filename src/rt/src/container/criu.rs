@@ -65,8 +65,10 @@ const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:
 const CONFIGURATIONS: [&str; 3] =
     ["/etc/criu/rt.conf", "/etc/criu/crun.conf", "/etc/criu/runc.conf"];
 
-/// Names another one.
+/// Names another one of the administrator's. What it says is done as root (`action-script`), and annotations are often the users':
+/// with a file that one of them has made, anywhere else, each could have the host.
 const CONFIGURATION: &str = "org.criu.config";
+const CONFIGURATION_FOLDER: &str = "/etc/criu";
 
 /// As `-v4`: what the developers of CRIU ask for.
 const LOG_LEVEL: i32 = 4;
@@ -106,17 +108,28 @@ impl Options<'_> {
         &self,
         log: &str,
         annotation: impl Fn(&str) -> Option<String>,
-    ) -> Criu_opts {
-        let configuration = annotation(CONFIGURATION).or_else(|| {
-            let there = CONFIGURATIONS.into_iter().find(|path| Path::new(path).exists());
-            there.map(str::to_owned)
-        });
+    ) -> Result<Criu_opts> {
+        let configuration = match annotation(CONFIGURATION) {
+            Some(path) => {
+                let show = || format!("the annotation `{CONFIGURATION}`: open `{path}`");
+                let file = Path::new(&path).canonicalize().with_context(show)?;
+                ensure!(
+                    file.starts_with(CONFIGURATION_FOLDER),
+                    "the annotation `{CONFIGURATION}`: `{path}` is not in `{CONFIGURATION_FOLDER}`"
+                );
+                Some(file.to_string_lossy().into_owned())
+            }
+            None => {
+                let there = CONFIGURATIONS.into_iter().find(|path| Path::new(path).exists());
+                there.map(str::to_owned)
+            }
+        };
         // CRIU's own choice, iptables, needs a program; its other way does not.
         let lock = self.network_lock.or_else(|| {
             let other = find("iptables-restore").is_none() && locks_by_nftables();
             other.then_some(NetworkLock::NFTABLES)
         });
-        Criu_opts {
+        Ok(Criu_opts {
             log_level: Some(LOG_LEVEL),
             log_file: Some(log.to_owned()),
             notify_scripts: Some(true),
@@ -133,13 +146,14 @@ impl Options<'_> {
             network_lock: lock.map(Into::into),
             config_file: configuration,
             ..Criu_opts::default()
-        }
+        })
     }
 }
 
 /// A CRIU that waits for its request.
 #[derive(Debug)]
 pub(super) struct Criu {
+    kind: Kind,
     /// None when all is said.
     socket: Option<OwnedFd>,
     /// None when it has been waited for.
@@ -162,10 +176,18 @@ impl Drop for Criu {
             Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?)
         };
         if !matches!(wait(), Ok(1..)) {
+            if !is_expendable(self.kind) {
+                return;
+            }
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         let _ = namespaces::wait(pid);
     }
+}
+
+/// Whether it may be ended at any time: a half-made container is of no use to anybody. A dump has stopped one that is.
+fn is_expendable(kind: Kind) -> bool {
+    kind == Kind::RESTORE
 }
 
 /// What is done in CRIU's process before it becomes CRIU.
@@ -183,6 +205,7 @@ impl Criu {
     /// Starts CRIU, which inherits the three standard streams and the descriptors in `keep`, by the same numbers. Between the
     /// start of the process and `serve`, it waits at the other end of the socket for what `prepare` expects.
     pub(super) fn start(
+        kind: Kind,
         options: &Options<'_>,
         birthplace: Option<BorrowedFd<'_>>,
         keep: &[BorrowedFd<'_>],
@@ -203,13 +226,13 @@ impl Criu {
         let Some(pid) = syscall::clone3(0, birthplace).context("make a process for `criu`")? else {
             drop(caller);
             drop(socket);
-            let error = become_criu(options, &program, &theirs, keep, prepare, &child);
+            let error = become_criu(kind, options, &program, &theirs, keep, prepare, &child);
             let _ = child.send(&Message::Failed(format!("{error:#}")));
             syscall::exit_now(1)
         };
         drop(theirs);
         drop(child);
-        let mut criu = Criu { socket: Some(socket), pid: Some(pid), directories: Vec::new() };
+        let mut criu = Criu { kind, socket: Some(socket), pid: Some(pid), directories: Vec::new() };
         if let Err(error) = serve(pid, &caller) {
             // At its end it stops waiting for what does not come.
             drop(caller);
@@ -236,19 +259,22 @@ impl Criu {
     /// Has CRIU do one thing, and waits until it is done. `on_notice` can forbid what it hears of.
     pub(super) fn call(
         mut self,
-        kind: Kind,
         mut options: Criu_opts,
         on_notice: &mut dyn FnMut(Notice) -> Result<()>,
     ) -> Result<()> {
         options.images_dir_fd = self.directories.first().map(AsRawFd::as_raw_fd);
         options.work_dir_fd = self.directories.get(1).map(AsRawFd::as_raw_fd);
         let mut request = rpc::Criu_req::new();
-        request.set_type(kind);
+        request.set_type(self.kind);
         request.opts = Some(options).into();
         self.send(&request)?;
         let mut refused = None;
         let answer = loop {
-            let (answer, descriptor) = self.receive()?;
+            let (answer, descriptor) = match self.receive() {
+                Ok(received) => received,
+                // It may end at once when something is forbidden.
+                Err(error) => return Err(refused.unwrap_or(error)),
+            };
             if answer.type_() != Kind::NOTIFY {
                 break answer;
             }
@@ -272,7 +298,7 @@ impl Criu {
             return Err(anyhow!("`criu` failed"));
         }
         // It waits for another request after one of these.
-        if kind == Kind::PRE_DUMP {
+        if self.kind == Kind::PRE_DUMP {
             return Ok(());
         }
         self.socket = None;
@@ -323,6 +349,7 @@ impl Criu {
 
 /// Returns only when it failed. Runs in CRIU's process.
 fn become_criu(
+    kind: Kind,
     options: &Options<'_>,
     program: &Path,
     socket: &OwnedFd,
@@ -331,8 +358,14 @@ fn become_criu(
     caller: &Socket,
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .context("end with the caller")?;
+        if is_expendable(kind) {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .context("end with the caller")?;
+        } else {
+            // Without its caller it lets the container run on, and ends, when it has something to say and nobody hears it. The
+            // terminal's signals are for the caller alone.
+            rustix::process::setpgid(None, None).context("make a process group")?;
+        }
         prepare(caller)?;
         let directories = options.open()?;
         let directories: Vec<BorrowedFd<'_>> = directories.iter().map(AsFd::as_fd).collect();
@@ -342,7 +375,9 @@ fn become_criu(
         }
         // What this process has blocked to pass it on is for the container.
         syscall::block_only(&[]);
-        syscall::default_signal_actions();
+        if is_expendable(kind) {
+            syscall::default_signal_actions();
+        }
         let string = |text: &[u8]| CString::new(text).map_err(|_| Errno::INVAL);
         let argv = [
             string(b"criu")?,

@@ -4,13 +4,14 @@
 //! destination leads to what it is for the container, and puts it there.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::UnmountFlags;
-use rustix::process::DumpableBehavior;
+use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::LinkNameSpaceType;
 
 use super::mounts::{self, Detached};
@@ -53,12 +54,24 @@ pub(crate) fn remove(state: &State, entries: &[Mount]) -> Result<()> {
     inside(state, |_| {
         for entry in entries.iter().rev() {
             let destination = entry.destination();
-            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-            rustix::mount::unmount(destination, flags)
-                .with_context(|| format!("unmount `{}`", destination.display()))?;
+            let show = || format!("unmount `{}`", destination.display());
+            ensure!(
+                identity(destination).with_context(show)? != identity(Path::new("/"))?,
+                "{}: it is the container's root",
+                show()
+            );
+            // Links lead where they led when it was added; in this process they cannot lead out of the container.
+            rustix::mount::unmount(destination, UnmountFlags::DETACH).with_context(show)?;
         }
         Ok(())
     })
+}
+
+/// Which mount a file is looked at through, and which file it is.
+fn identity(path: &Path) -> rustix::io::Result<(u64, u64)> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)?;
+    Ok((found.stx_mnt_id, found.stx_ino))
 }
 
 /// Does something in a process that sees the container's mounts, and whose root is the container's.
@@ -71,8 +84,7 @@ fn inside(state: &State, mut act: impl FnMut(&Rootfs) -> Result<()>) -> Result<(
     let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open `{path}`"))?;
     // If it lives still, its pid was nobody else's when that was opened.
-    syscall::pidfd_send_signal(std::os::fd::AsFd::as_fd(&init), 0)
-        .context("the container does not run")?;
+    syscall::pidfd_send_signal(init.as_fd(), 0).context("the container does not run")?;
     let theirs = rustix::fs::fstat(&namespace)?;
     let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
     ensure!(
@@ -83,13 +95,14 @@ fn inside(state: &State, mut act: impl FnMut(&Rootfs) -> Result<()>) -> Result<(
     let Some(pid) = syscall::clone3(0, None).context("make a process in it")? else {
         drop(caller);
         let kind = Some(LinkNameSpaceType::Mount);
-        let outcome =
-            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
-                .context("join the mount namespace")
-                .and_then(|()| {
-                    Rootfs::open_as_is(Path::new("/")).context("open the container's root")
-                })
-                .and_then(|root| act(&root));
+        let outcome = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .context("end with the caller")
+            .and_then(|()| {
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
+                    .context("join the mount namespace")
+            })
+            .and_then(|()| Rootfs::open_as_is(Path::new("/")).context("open the container's root"))
+            .and_then(|root| act(&root));
         let message = match outcome {
             Ok(()) => Message::Ready,
             Err(error) => Message::Failed(format!("{error:#}")),

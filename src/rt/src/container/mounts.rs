@@ -115,6 +115,12 @@ pub(crate) fn binds(entry: &Mount) -> bool {
     options.is_ok_and(|options| is_bind(entry, &options) && !options.remount)
 }
 
+/// Whether an entry changes a mount that another one makes.
+pub(crate) fn remounts(entry: &Mount) -> bool {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
+    options.is_ok_and(|options| options.remount)
+}
+
 /// Whether an entry shows files as those of others.
 pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;

@@ -21,7 +21,7 @@ use super::rootless;
 use super::sync::{self, Message, Socket};
 use crate::syscall;
 
-const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
+pub(super) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
 
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
@@ -209,7 +209,9 @@ fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) 
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    // What is no namespace is noticed when it is joined; a fifo would be waited for here.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 /// The side of `spawn` that a process is on.

@@ -7,27 +7,24 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::cgroups::{self, Cgroup, Manager, Version};
-use super::checkpoint::{self, DESCRIPTORS, NETWORK, NULL, PIDS, external_mount, joined};
-use super::criu::{
-    self, Cgroup_root, Criu, Criu_opts, Ext_mount_map, Inherit_fd, Join_namespace, Kind,
-};
+use super::cgroups::{self, Manager};
+use super::checkpoint::{self, DESCRIPTORS, NETWORK, PIDS};
+use super::criu::{self, Cgroup_root, Criu, Criu_opts, Inherit_fd, Join_namespace, Kind};
+use super::external_mounts::Offers;
 use super::hooks::Streams;
-use super::mount_table;
 use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, devices, notify_socket, terminal};
+use super::{create, delete, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -66,21 +63,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     ensure!(state::is_host_root(), "a restore takes root of the host");
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let namespaces = Namespaces::new(options.bundle.linux())?;
-    for (flag, name) in [
-        (libc::CLONE_NEWNS, "mount"),
-        (libc::CLONE_NEWUSER, "user"),
-        (libc::CLONE_NEWCGROUP, "cgroup"),
-    ] {
-        ensure!(
-            !namespaces.joins(flag),
-            "`criu` cannot restore into a {name} namespace that is there already"
-        );
-    }
-    ensure!(
-        namespaces.has_mount(),
-        "`criu` cannot restore without a mount namespace of the container's own"
-    );
-    checkpoint::refuse_mapped_mounts(&options.bundle.spec)?;
+    checkpoint::refuse_what_cannot_be_restored(&options.bundle.spec)?;
     let inherited = read_descriptors(options.common.images)?;
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
@@ -94,10 +77,12 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
         Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
         Err(error) => {
             // It may run already, and without a cgroup of its own nothing else would end it.
-            if let Err(left) = delete::end(&state).and_then(|()| create::undo(&directory, &state)) {
-                return Err(error.context(format!("{left:#}, and before that")));
+            let ended = delete::end(&state);
+            let undone = create::undo(&directory, &state);
+            match ended.and(undone) {
+                Ok(()) => Err(error),
+                Err(left) => Err(error.context(format!("{left:#}, and before that"))),
             }
-            Err(error)
         }
     }
 }
@@ -134,16 +119,17 @@ fn make(
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
     fs::create_dir(&notify).with_context(|| format!("make `{}`", notify.display()))?;
-    let mut mounts = external_mounts(bundle, &state.cgroup, namespaces)?;
-    mounts.push(external_mount(Path::new(notify_socket::FOLDER), &notify));
-    let (shared, keys) = open_shared(&bundle.spec)?;
-    let keep: Vec<_> = shared.iter().map(AsFd::as_fd).collect();
+    let shared = shared(namespaces);
+    let keep: Vec<_> = shared.iter().map(|(namespace, _)| *namespace).collect();
+    let keys: Vec<_> =
+        shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
     let log = options.common.log(LOG);
     // What another one failed of is not to be quoted.
     let _ = fs::remove_file(&log);
     let birthplace = state.cgroup.make_for_birth()?;
     let images = show_to_container(options, namespaces, &notify);
     let mut criu = Criu::start(
+        Kind::RESTORE,
         &options.common,
         birthplace.as_ref().map(AsFd::as_fd),
         &keep,
@@ -167,6 +153,7 @@ fn make(
     if let Some(images) = images {
         criu.read_through(images);
     }
+    let mounts = Offers::new(bundle, &state.cgroup, &notify)?.all();
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -176,15 +163,17 @@ fn make(
         lsm_profile: options.lsm_profile.map(str::to_owned),
         lsm_mount_context: options.lsm_mount_context.map(str::to_owned),
         inherit_fd: [inherited, &keys].concat(),
-        join_ns: join_namespaces(&bundle.spec),
+        join_ns: join_namespaces(namespaces),
         ext_mnt: mounts,
         cg_root: cgroup_roots(state.pid)?,
-        ..options.common.request(LOG, annotation)
+        ..options.common.request(LOG, annotation)?
     };
     let hooks = bundle.spec.hooks().as_ref();
-    let restored = criu.call(Kind::RESTORE, request, &mut |notice| match notice.script.as_str() {
+    let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            // Killed in a hook, and without a cgroup, this is how a deletion finds it.
+            directory.write(state)?;
             create::run_create_hooks(hooks, state, streams)
         }
         "orphan-pts-master" => {
@@ -282,95 +271,27 @@ fn make_mount_points(rootfs: &Rootfs, bundle: &Bundle, namespaces: &Namespaces) 
     Ok(())
 }
 
-/// What to mount for each name that a checkpoint may hold; one too many does no harm.
-fn external_mounts(
-    bundle: &Bundle,
-    cgroup: &Cgroup,
-    namespaces: &Namespaces,
-) -> Result<Vec<Ext_mount_map>> {
-    let mut external = vec![external_mount(Path::new(NULL), Path::new(NULL))];
-    let host = mount_table::own()?;
-    let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
-    for entry in bundle.spec.mounts().iter().flatten() {
-        let destination = resolve(&rootfs, &bundle.rootfs, entry.destination());
-        let own_cgroups = namespaces.makes(libc::CLONE_NEWCGROUP);
-        if entry.typ().as_deref() == Some("cgroup") && cgroup.version == Version::V1 && !own_cgroups
-        {
-            for path in &cgroup.paths {
-                let below = path.strip_prefix(cgroups::ROOT).unwrap_or(path);
-                if let Some(Component::Normal(hierarchy)) = below.components().next() {
-                    external.push(external_mount(&destination.join(hierarchy), path));
-                }
-            }
-        }
-        let Some(source) = entry.source().as_ref().filter(|_| mounts::binds(entry)) else {
-            continue;
-        };
-        let source = bundle.path.join(source);
-        let source = source.canonicalize().unwrap_or(source);
-        external.push(external_mount(&destination, &source));
-        // And what is mounted below it, for those that take that along.
-        for mount in &host {
-            match mount.point.strip_prefix(&source) {
-                Ok(below) if !below.as_os_str().is_empty() => {
-                    external.push(external_mount(&destination.join(below), &mount.point));
-                }
-                _ => {}
-            }
-        }
-    }
-    // Where no nodes can be made, devices are mounts of the host's.
-    let default = devices::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
-    let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
-    for path in default.into_iter().chain(listed) {
-        external.push(external_mount(&path, &path));
-    }
-    Ok(external)
-}
-
-/// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there is there in the end as it is
-/// written.
-fn resolve(rootfs: &Rootfs, path: &Path, destination: &Path) -> PathBuf {
-    for above in destination.ancestors() {
-        let Ok(found) = rootfs.open(above, OFlags::PATH) else { continue };
-        let Ok(real) = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())) else { break };
-        let (Ok(inside), Ok(rest)) = (real.strip_prefix(path), destination.strip_prefix(above))
-        else {
-            break;
-        };
-        let resolved: PathBuf =
-            Path::new("/").join(inside).components().chain(rest.components()).collect();
-        return resolved;
-    }
-    destination.to_owned()
-}
-
-/// Opens the namespaces that are to be shared again, which CRIU has to inherit, and says what each is called.
-fn open_shared(spec: &Spec) -> Result<(Vec<OwnedFd>, Vec<Inherit_fd>)> {
-    let (mut opened, mut keys) = (Vec::new(), Vec::new());
-    for (kind, name) in [(LinuxNamespaceType::Network, NETWORK), (LinuxNamespaceType::Pid, PIDS)] {
-        let Some(path) = joined(spec, kind) else { continue };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let namespace = rustix::fs::open(&path, flags, Mode::empty())
-            .with_context(|| format!("open namespace `{}`", path.display()))?;
-        keys.push(inherit(name, namespace.as_raw_fd()));
-        opened.push(namespace);
-    }
-    Ok((opened, keys))
+/// What the namespaces are called that are to be shared again, which CRIU has to inherit.
+fn shared(namespaces: &Namespaces) -> Vec<(BorrowedFd<'_>, &'static str)> {
+    let kinds = [(libc::CLONE_NEWNET, NETWORK), (libc::CLONE_NEWPID, PIDS)];
+    kinds.into_iter().filter_map(|(flag, name)| Some((namespaces.joined(flag)?, name))).collect()
 }
 
 /// Those of other kinds, which CRIU enters by itself.
-fn join_namespaces(spec: &Spec) -> Vec<Join_namespace> {
+fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
     let kinds = [
-        (LinuxNamespaceType::Ipc, "ipc"),
-        (LinuxNamespaceType::Uts, "uts"),
-        (LinuxNamespaceType::Time, "time"),
+        (libc::CLONE_NEWIPC, "ipc"),
+        (libc::CLONE_NEWUTS, "uts"),
+        (namespaces::CLONE_NEWTIME, "time"),
     ];
-    let joined = kinds.into_iter().filter_map(|(kind, name)| Some((joined(spec, kind)?, name)));
+    let joined =
+        kinds.into_iter().filter_map(|(flag, name)| Some((namespaces.joined(flag)?, name)));
+    let own = std::process::id();
     joined
-        .map(|(path, name)| Join_namespace {
+        .map(|(namespace, name)| Join_namespace {
             ns: Some(name.to_owned()),
-            ns_file: Some(path.to_string_lossy().into_owned()),
+            // What was opened, and not what the path leads to by then.
+            ns_file: Some(format!("/proc/{own}/fd/{}", namespace.as_raw_fd())),
             ..Join_namespace::default()
         })
         .collect()

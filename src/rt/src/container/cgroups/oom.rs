@@ -19,6 +19,7 @@ pub(crate) struct Watch {
     descriptor: OwnedFd,
     /// The file that has the count.
     count: PathBuf,
+    version: Version,
     last: u64,
 }
 
@@ -50,8 +51,8 @@ impl Cgroup {
                 descriptor
             }
         };
-        let mut watch = Watch { descriptor, count, last: 0 };
-        watch.last = watch.read();
+        let mut watch = Watch { descriptor, count, version: self.version, last: 0 };
+        watch.last = watch.read("oom_kill ");
         Ok(Some(watch))
     }
 }
@@ -64,29 +65,35 @@ impl Watch {
         self.descriptor.as_fd()
     }
 
-    /// How many were killed since the last question. A cgroup that is gone has nothing more to say.
+    /// How many were killed since the last question, or would have been, were they not made to wait (`memory.disableOOMKiller`).
+    /// A cgroup that is gone has nothing more to say.
     pub(crate) fn killed(&mut self) -> u64 {
         let mut events = [0; 4096];
         let mut noticed = false;
         while matches!(rustix::io::read(&self.descriptor, &mut events), Ok(1..)) {
             noticed = true;
         }
-        let end = Instant::now() + COUNTING;
-        let mut now = self.read();
-        // With v1 the notice comes first, then the kernel looks for somebody to kill, and counts.
-        while noticed && now == self.last && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-            now = self.read();
+        let mut now = self.read("oom_kill ");
+        if noticed && self.version == Version::V1 {
+            if self.read("oom_kill_disable ") == 1 {
+                return 1;
+            }
+            // The notice comes first, then the kernel looks for somebody to kill, and counts.
+            let end = Instant::now() + COUNTING;
+            while now == self.last && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+                now = self.read("oom_kill ");
+            }
         }
         let killed = now.saturating_sub(self.last);
         self.last = self.last.max(now);
         killed
     }
 
-    fn read(&self) -> u64 {
+    /// A line of the file; `oom_kill` is in either version's (Linux 4.13).
+    fn read(&self, key: &str) -> u64 {
         let text = fs::read_to_string(&self.count).unwrap_or_default();
-        // In either version (Linux 4.13).
-        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
         line.and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 }

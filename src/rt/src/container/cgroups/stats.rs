@@ -1,5 +1,6 @@
 //! What a container uses, as its cgroup counts it (kernel documentation, `cgroup-v1/`, `admin-guide/cgroup-v2.rst`), in the form
-//! that runc gives it and that callers know: times in nanoseconds, sizes in bytes, "no limit" as the largest number.
+//! that runc gives it and that callers know: times in nanoseconds, sizes in bytes. "No limit" is the largest number with v2; with v1
+//! it is what the kernel says, the largest number of whole pages; for processes it is 0.
 //!
 //! Own code: libcgroups finds the mounts of every controller anew for each file.
 #![forbid(unsafe_code)]
@@ -11,13 +12,13 @@ use serde_json::{Map, Value, json};
 
 use super::{Cgroup, Version, v1};
 
-/// One directory of a cgroup, and the numbers in its files.
-struct Files<'a>(&'a Path);
+/// One directory of a cgroup, and the numbers in its files. None for a controller that is not there.
+struct Files<'a>(Option<&'a Path>);
 
 impl Files<'_> {
     /// None without the file: a controller that is not there, or a kernel that does not count this.
     fn text(&self, name: &str) -> Option<String> {
-        fs::read_to_string(self.0.join(name)).ok().map(|text| text.trim().to_owned())
+        fs::read_to_string(self.0?.join(name)).ok().map(|text| text.trim().to_owned())
     }
 
     fn number(&self, name: &str) -> Option<u64> {
@@ -66,7 +67,7 @@ impl Cgroup {
     /// All that is counted of its processes, as the `data` of runc's `events`.
     pub(crate) fn stats(&self) -> Value {
         match self.version {
-            Version::V2 => self.paths.first().map_or(Value::Null, |path| v2(&Files(path))),
+            Version::V2 => self.paths.first().map_or(Value::Null, |path| v2(&Files(Some(path)))),
             Version::V1 => v1(&self.paths),
         }
     }
@@ -123,8 +124,7 @@ fn v2(files: &Files<'_>) -> Value {
 }
 
 fn v1(paths: &[PathBuf]) -> Value {
-    let nowhere = PathBuf::new();
-    let controller = |name: &str| Files(v1::of_controller(paths, name).unwrap_or(&nowhere));
+    let controller = |name: &str| Files(v1::of_controller(paths, name).map(PathBuf::as_path));
     let (cpu, account, memory) = (controller("cpu"), controller("cpuacct"), controller("memory"));
     let throttling = cpu.table("cpu.stat");
     let modes = account.table("cpuacct.stat");
@@ -241,7 +241,7 @@ fn huge_pages(
     max: &str,
     failures: impl Fn(&Files<'_>, &str) -> u64,
 ) -> Value {
-    let names = fs::read_dir(files.0).into_iter().flatten().flatten();
+    let names = files.0.and_then(|path| fs::read_dir(path).ok()).into_iter().flatten().flatten();
     let sizes = names.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let (size, file) = name.strip_prefix("hugetlb.")?.split_once('.')?;

@@ -1,0 +1,295 @@
+//! Checkpoints and restores that cannot be, or that something comes between.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use super::checkpoint::{COUNT, images, needs_criu, restore_command, start, write};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, wait_until,
+};
+
+super::tests! { "checkpoint_failures":
+    a_failing_hook_undoes_the_restore, a_pid_file_that_cannot_be_written_undoes_the_restore, a_restore_that_is_killed_can_be_deleted,
+    a_restore_that_is_killed_can_be_deleted_without_a_cgroup, a_checkpoint_that_is_killed_lets_the_container_go_on,
+    a_container_that_ends_meanwhile_is_not_written, a_cgroup_in_use_is_left_alone, a_damaged_checkpoint_leaves_nothing,
+    what_cannot_be_written_is_refused, namespaces_that_could_not_be_restored_are_refused, what_cannot_be_restored_is_refused,
+    only_the_administrators_configuration_is_taken, without_criu_it_says_so,
+}
+
+fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let bundle =
+        bundle.edit(|config| config["hooks"]["createRuntime"] = json!([{ "path": "/bin/false" }]));
+    bundle.write()?;
+    let id = test.id();
+    Output::of(restore_command(&bundle, &id, &["--detach"]))?
+        .fails_with("run createRuntime hook `/bin/false`")?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+fn a_pid_file_that_cannot_be_written_undoes_the_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    // Others count too.
+    let mark = test.id();
+    let bundle = test.sh(&format!("{COUNT} # {mark}"))?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let id = test.id();
+    let flags = ["--detach", "--pid-file", "/no/such/folder/pid"];
+    Output::of(restore_command(&bundle, &id, &flags))?.fails_with("write pid file")?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    wait_until("no process is left", || !has_process(&mark))
+}
+
+fn a_restore_that_is_killed_can_be_deleted(test: &Test) -> Outcome {
+    killed_and_deleted(test, &test.sh(COUNT)?, &[])
+}
+
+/// No cgroup tells then what belongs to it.
+fn a_restore_that_is_killed_can_be_deleted_without_a_cgroup(test: &Test) -> Outcome {
+    killed_and_deleted(test, &test.sh(COUNT)?, &["--cgroup-manager=disabled"])
+}
+
+fn killed_and_deleted(test: &Test, bundle: &Bundle<'_>, flags: &[&str]) -> Outcome {
+    needs_criu()?;
+    // Others count too.
+    let mark = test.id();
+    let bundle = bundle.clone().args(&["/bin/sh", "-c", &format!("{COUNT} # {mark}")]);
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let reached = test.folder.join("reached");
+    let script = format!("touch {}; sleep 2", reached.display());
+    let hook =
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+    let bundle = bundle.edit(|config| config["hooks"]["createRuntime"] = hook);
+    bundle.write()?;
+    let id = test.id();
+    let restore = restore_command(&bundle, &id, &["--detach"]);
+    let mut command = Command::new(restore.get_program());
+    command.args(flags).args(restore.get_args()).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut restore = command.spawn()?;
+    wait_until("its hook runs", || reached.exists())?;
+    restore.kill()?;
+    restore.wait()?;
+    test.rt(["delete", "--force", &id])?.success()?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")?;
+    wait_until("no process is left", || !has_process(&mark))
+}
+
+fn a_damaged_checkpoint_leaves_nothing(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    for image in fs::read_dir(images(test))?.flatten() {
+        let name = image.file_name().to_string_lossy().into_owned();
+        if name.starts_with("core-") {
+            fs::write(image.path(), "cut")?;
+        }
+    }
+    let id = test.id();
+    let failed =
+        Output::of(restore_command(&bundle, &id, &["--detach"]))?.fails_with("restore.log`")?;
+    ensure_eq(failed.stderr.lines().count(), 1)?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+fn what_cannot_be_written_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let images = images(test).display().to_string();
+    let checkpoint = |id: &str| test.rt(["checkpoint", "--image-path", &images, id]);
+    checkpoint("nobody")?.fails_with("checkpoint `nobody`: container does not exist")?;
+    let container = test.sh("exec sleep 60")?.create()?;
+    checkpoint(&container.id)?.fails_with("the container is not running: created")?;
+    container.start()?;
+    let far =
+        [&["checkpoint", "--parent-path", "/far"], ["--image-path", &images].as_slice()].concat();
+    container.rt(&far)?.fails_with("`--parent-path` is relative")?;
+    for address in ["here", ":80", "a:0", "::1:80"] {
+        container
+            .rt(&["checkpoint", "--page-server", address])?
+            .fails_with(&format!("wrong value `{address}` for `--page-server`"))?;
+    }
+    // Nobody's, and whatever the runtime has opened by then.
+    for number in ["99", "-1", "2", "3", "4", "5", "6"] {
+        container.rt(&["checkpoint", &format!("--status-fd={number}")])?.fails_with(&format!(
+            "wrong value `{number}` for `--status-fd`: Bad file descriptor"
+        ))?;
+    }
+    container
+        .rt(&["checkpoint", "--manage-cgroups-mode", "x"])?
+        .fails_with("one of soft, full, strict, ignore")?;
+    container
+        .rt(&["checkpoint", "--image-path", "/proc/none/x"])?
+        .fails_with("make `/proc/none/x`")?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.kill("KILL")?;
+    container.wait()?;
+    checkpoint(&container.id)?.fails_with("the container is not running: stopped")?;
+    let module = test.wasm("probe", &["sleep"])?.start()?;
+    checkpoint(&module.id)?.fails_with("its program is a WebAssembly module")?;
+    ensure_eq(module.status()?.as_str(), "running")
+}
+
+fn what_cannot_be_restored_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let id = test.id();
+    let try_it = |flags: &[&str]| Output::of(restore_command(&bundle, &id, flags));
+    try_it(&["--detach"])?
+        .fails_with("images/descriptors.json` of the checkpoint: No such file or directory")?;
+    fs::create_dir_all(images(test))?;
+    fs::write(images(test).join("descriptors.json"), "{}")?;
+    try_it(&["--detach"])?.fails_with("descriptors.json` of the checkpoint: invalid type")?;
+    try_it(&["--console-socket", "/none"])?.fails_with("`process.terminal` is not set")?;
+    // By these words CRI-O finds out that pods can be restored.
+    test.rt(["restore", "--lsm-mount-context"])?.fails_with("flag needs an argument")?;
+    for help in ["checkpoint", "restore"] {
+        test.rt([help, "--help"])?.success()?;
+    }
+    let running = bundle.start()?;
+    fs::write(images(test).join("descriptors.json"), "[]")?;
+    Output::of(restore_command(&bundle, &running.id, &["--detach"]))?
+        .fails_with("container with given ID already exists")?;
+    ensure_eq(running.status()?.as_str(), "running")
+}
+
+fn without_criu_it_says_so(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let images = images(test).display().to_string();
+    let command = test.command(["checkpoint", "--image-path", &images, &container.id]);
+    let words: Vec<String> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    // Where it is installed, it is hidden from this one.
+    let script = "PATH=/none; for criu in /usr/sbin/criu /usr/local/sbin/criu; do \
+                  [ ! -e $criu ] || /bin/mount --bind /dev/null $criu; done; exec \"$@\"";
+    let mut hidden = Command::new("unshare");
+    hidden.args(["--mount", "/bin/sh", "-c", script, "sh"]).args(words);
+    Output::of(hidden)?.fails_with("find the program `criu`")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// A program `criu` that says that it was started, and goes on as CRIU when it is told to.
+fn waiting_criu(test: &Test) -> Outcome<PathBuf> {
+    let folder = test.folder.join("bin");
+    fs::create_dir(&folder)?;
+    let script = format!(
+        "#!/bin/sh\nPATH={}:/usr/sbin:/usr/bin:/bin\necho $$ >{here}/started\n\
+         i=0; while [ $i -lt 100 ] && [ ! -e {here}/go ]; do sleep 0.05; i=$((i + 1)); done\nexec criu \"$@\"\n",
+        std::env::var("PATH").unwrap_or_default(),
+        here = test.folder.display(),
+    );
+    fs::write(folder.join("criu"), script)?;
+    fs::set_permissions(folder.join("criu"), fs::Permissions::from_mode(0o755))?;
+    Ok(folder)
+}
+
+fn a_checkpoint_that_is_killed_lets_the_container_go_on(test: &Test) -> Outcome {
+    needs_criu()?;
+    test.only_rt()?;
+    let container = start(&test.sh(COUNT)?)?;
+    container.wait_for_output("1\n")?;
+    let images = images(test).display().to_string();
+    let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
+    let mut checkpoint = command.env("PATH", waiting_criu(test)?).stderr(Stdio::null()).spawn()?;
+    wait_until("CRIU runs", || {
+        fs::read_to_string(test.folder.join("started")).is_ok_and(|pid| pid.ends_with('\n'))
+    })?;
+    checkpoint.kill()?;
+    checkpoint.wait()?;
+    fs::write(test.folder.join("go"), "")?;
+    let criu = fs::read_to_string(test.folder.join("started"))?;
+    let criu = PathBuf::from("/proc").join(criu.trim());
+    wait_until("CRIU has ended", || !criu.exists())?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    let lines = container.stdout()?.lines().count();
+    wait_until("it goes on", || {
+        container.stdout().is_ok_and(|out| out.lines().count() > lines + 1)
+    })?;
+    write(test, &container, &[])?.success().map(drop)
+}
+
+fn a_container_that_ends_meanwhile_is_not_written(test: &Test) -> Outcome {
+    needs_criu()?;
+    test.only_rt()?;
+    let container = start(&test.sh(COUNT)?)?;
+    container.wait_for_output("1\n")?;
+    let images = images(test).display().to_string();
+    let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
+    command.env("PATH", waiting_criu(test)?).stderr(Stdio::piped());
+    let checkpoint = command.spawn()?;
+    wait_until("CRIU runs", || {
+        fs::read_to_string(test.folder.join("started")).is_ok_and(|pid| pid.ends_with('\n'))
+    })?;
+    container.kill("KILL")?;
+    container.wait()?;
+    fs::write(test.folder.join("go"), "")?;
+    ensure(!checkpoint.wait_with_output()?.status.success(), "a dead container was written")?;
+    ensure_eq(container.status()?.as_str(), "stopped")
+}
+
+/// Of a restore that is refused, nothing is undone that was there before.
+fn a_cgroup_in_use_is_left_alone(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &["--leave-running"])?.success()?;
+    let id = test.id();
+    let flags = ["--detach"];
+    let path = if test.host.by_systemd {
+        format!("system.slice:rt:{}", container.id)
+    } else {
+        format!("/rt-{}", container.id)
+    };
+    let bundle = bundle.edit(|config| config["linux"]["cgroupsPath"] = json!(path));
+    fs::write(bundle.folder.join("config.json"), bundle.config.to_string())?;
+    let output = Output::of(restore_command(&bundle, &id, &flags))?;
+    ensure(output.code != Some(0), "restored into another's cgroup")?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    ensure(!cgroups_of(&container.id).is_empty(), "the other's cgroup is gone")
+}
+
+/// Before anything is ended.
+fn namespaces_that_could_not_be_restored_are_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let other = test.sh("exec sleep 60")?.namespace(json!({ "type": "cgroup" })).start()?;
+    let path = format!("/proc/{}/ns/cgroup", other.pid()?);
+    let bundle = test.sh("exec sleep 60")?.namespace(json!({ "type": "cgroup", "path": path }));
+    let container = bundle.start()?;
+    write(test, &container, &[])?.fails_with("cannot restore into a cgroup namespace")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// CRIU does as root what it says.
+fn only_the_administrators_configuration_is_taken(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let own = test.folder.join("criu.conf");
+    fs::write(&own, "action-script /bin/true\n")?;
+    let own = own.display().to_string();
+    let bundle = test.sh("exec sleep 60")?.annotation("org.criu.config", &own);
+    let container = bundle.start()?;
+    write(test, &container, &[])?
+        .fails_with(&format!("the annotation `org.criu.config`: `{own}` is not in `/etc/criu`"))?;
+    ensure_eq(container.status()?.as_str(), "running")
+}

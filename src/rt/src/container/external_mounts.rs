@@ -1,0 +1,199 @@
+//! Which mounts of a container show the host's files, and what takes their place when it is restored: CRIU leaves these out of a
+//! checkpoint, under a name, and mounts at a restore what it is told of for that name (`https://criu.org/External_bind_mounts`).
+//!
+//! What a restore can offer follows from the configuration. A checkpoint asks the same question first, so that no container is
+//! ended which could not be made again. Runs in the caller's process.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::OFlags;
+
+use super::cgroups::{self, Cgroup, Version};
+use super::criu::Ext_mount_map;
+use super::mount_table::{self, Entry};
+use super::rootfs::Rootfs;
+use super::{devices, mounts, notify_socket};
+use crate::bundle::Bundle;
+
+/// What stands for all files that are masked; the name is runc's too.
+const NULL: &str = "/dev/null";
+
+/// The mounts of a configuration, and what is there on the host for them.
+pub(super) struct Offers<'a> {
+    /// The host's path for each name; a name is where it is in the container.
+    sources: BTreeMap<PathBuf, PathBuf>,
+    /// Those of the configuration, by where they are in the container.
+    entries: Vec<(PathBuf, &'a Mount)>,
+    own_cgroups: bool,
+}
+
+impl<'a> Offers<'a> {
+    /// Of a container with this cgroup, and whose service manager's socket is in `notify`.
+    pub(super) fn new(bundle: &'a Bundle, cgroup: &Cgroup, notify: &Path) -> Result<Offers<'a>> {
+        let host = mount_table::own()?;
+        let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
+        let root = bundle.rootfs.canonicalize().context("find the rootfs")?;
+        let mut offers = Offers {
+            sources: BTreeMap::new(),
+            entries: Vec::new(),
+            own_cgroups: has_own(&bundle.spec, LinuxNamespaceType::Cgroup),
+        };
+        // Where no nodes can be made, devices are mounts of the host's. What the configuration mounts in their places comes
+        // later, as at a creation.
+        let default = devices::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
+        let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
+        for path in default.into_iter().chain(listed) {
+            offers.sources.insert(path.clone(), path);
+        }
+        offers.sources.insert(notify_socket::FOLDER.into(), notify.to_owned());
+        offers.add_below(&host, &root, Path::new("/"));
+        for entry in bundle.spec.mounts().iter().flatten() {
+            let destination = resolve(&rootfs, &root, entry.destination());
+            offers.add(bundle, cgroup, &host, entry, &destination);
+            if !mounts::remounts(entry) {
+                offers.entries.push((destination, entry));
+            }
+        }
+        Ok(offers)
+    }
+
+    fn add(
+        &mut self,
+        bundle: &Bundle,
+        cgroup: &Cgroup,
+        host: &[Entry],
+        entry: &Mount,
+        destination: &Path,
+    ) {
+        // Without a namespace of its own it shows a directory of the host's.
+        if entry.typ().as_deref() == Some("cgroup") && !self.own_cgroups {
+            for path in cgroup.of_init() {
+                let below = path.strip_prefix(cgroups::ROOT).unwrap_or(path);
+                match (cgroup.version, below.components().next()) {
+                    (Version::V2, _) => {
+                        self.sources.insert(destination.to_owned(), path.clone());
+                    }
+                    (Version::V1, Some(Component::Normal(hierarchy))) => {
+                        self.sources.insert(destination.join(hierarchy), path.clone());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let Some(source) = entry.source().as_ref().filter(|_| mounts::binds(entry)) else { return };
+        let source = bundle.path.join(source);
+        let source = source.canonicalize().unwrap_or(source);
+        self.sources.insert(destination.to_owned(), source.clone());
+        self.add_below(host, &source, destination);
+    }
+
+    /// What is mounted below a directory of the host's, for mounts that take it along.
+    fn add_below(&mut self, host: &[Entry], source: &Path, destination: &Path) {
+        for mount in host {
+            if let Ok(below) = mount.point.strip_prefix(source)
+                && !below.as_os_str().is_empty()
+            {
+                self.sources.insert(destination.join(below), mount.point.clone());
+            }
+        }
+    }
+
+    /// For a restore: what to mount for each name that a checkpoint may hold.
+    pub(super) fn all(&self) -> Vec<Ext_mount_map> {
+        let mut all = self.sources.clone();
+        all.entry(NULL.into()).or_insert_with(|| NULL.into());
+        all.iter().map(|(name, source)| external(name, source)).collect()
+    }
+
+    /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one that no restore would find.
+    pub(super) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
+        let host: BTreeSet<String> =
+            mount_table::own()?.into_iter().map(|entry| entry.device).collect();
+        let null = null_device()?;
+        let outside = |entry: &&Entry| self.shows_the_host(entry, &host);
+        let mut left_out = Vec::new();
+        for entry in mounts.iter().filter(outside) {
+            if self.sources.contains_key(&entry.point) {
+                left_out.push(external(&entry.point, &entry.point));
+            } else if entry.device == null && entry.root.file_name() == Some("null".as_ref()) {
+                left_out.push(external(&entry.point, Path::new(NULL)));
+            } else if !mounts.iter().any(|other| self.holds(other, entry, &host)) {
+                bail!(
+                    "the mount `{}` shows the host's files, and is none of `mounts`: it could not be restored",
+                    entry.point.display()
+                );
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Whether a mount shows what another one does, or a part of it: CRIU makes it from that one then.
+    fn holds(&self, other: &Entry, entry: &Entry, host: &BTreeSet<String>) -> bool {
+        other.device == entry.device
+            && entry.root.starts_with(&other.root)
+            && (self.sources.contains_key(&other.point) || !self.shows_the_host(other, host))
+    }
+
+    fn shows_the_host(&self, entry: &Entry, host: &BTreeSet<String>) -> bool {
+        let configured = self.configured(&entry.point);
+        let bound = configured.is_some_and(|(_, entry)| mounts::binds(entry));
+        let anew = configured.is_some_and(|(at, _)| *at == entry.point) && !bound;
+        match entry.kind.as_str() {
+            // What is shown at `/` is what the caller prepares as the rootfs.
+            _ if entry.point == Path::new("/") => false,
+            "cgroup" | "cgroup2" => !self.own_cgroups || bound,
+            // Of these, one filesystem can be the host's and the container's: what it shows depends on who mounts it.
+            "sysfs" | "mqueue" => bound,
+            _ => !anew && host.contains(&entry.device),
+        }
+    }
+
+    /// The last mount of the configuration that is at this path or above it.
+    fn configured(&self, point: &Path) -> Option<&(PathBuf, &'a Mount)> {
+        let above = self.entries.iter().filter(|(at, _)| point.starts_with(at));
+        above.max_by_key(|(at, _)| at.components().count())
+    }
+}
+
+fn external(key: &Path, value: &Path) -> Ext_mount_map {
+    Ext_mount_map {
+        key: Some(key.to_string_lossy().into_owned()),
+        val: Some(value.to_string_lossy().into_owned()),
+        ..Ext_mount_map::default()
+    }
+}
+
+fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.into_iter().any(|namespace| namespace.typ() == kind)
+}
+
+/// The filesystem of the host's `/dev/null`, as the table of mounts names it.
+fn null_device() -> Result<String> {
+    let null = rustix::fs::stat(NULL).with_context(|| format!("stat `{NULL}`"))?;
+    let (major, minor) = (rustix::fs::major(null.st_dev), rustix::fs::minor(null.st_dev));
+    Ok(format!("{major}:{minor}"))
+}
+
+/// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there is there in the end as it is
+/// written.
+fn resolve(rootfs: &Rootfs, path: &Path, destination: &Path) -> PathBuf {
+    for above in destination.ancestors() {
+        let Ok(found) = rootfs.open(above, OFlags::PATH) else { continue };
+        let Ok(real) = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())) else { break };
+        let (Ok(inside), Ok(rest)) = (real.strip_prefix(path), destination.strip_prefix(above))
+        else {
+            break;
+        };
+        let resolved: PathBuf =
+            Path::new("/").join(inside).components().chain(rest.components()).collect();
+        return resolved;
+    }
+    destination.to_owned()
+}
