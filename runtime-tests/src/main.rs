@@ -11,6 +11,7 @@
 
 mod bench;
 mod harness;
+mod kubelet;
 mod lanes;
 mod rows;
 mod topics;

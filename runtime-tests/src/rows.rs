@@ -188,6 +188,7 @@ const ROWS: &[Row] = &[
     row("callers: podman", &["podman"]),
     in_the_machine("callers: Docker", &["docker"]),
     in_the_machine("callers: containerd", &["containerd"]),
+    in_the_machine("callers: containerd, as kubelet asks it", &["cri"]),
     in_the_machine("package", &["package"]),
     row("cluster: the script that installs it on a node", &["kubernetes"]),
     row(

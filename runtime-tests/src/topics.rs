@@ -10,6 +10,7 @@ mod checkpoint_mounts;
 mod command_line;
 mod conmon;
 mod containerd;
+mod cri;
 mod devices;
 mod docker;
 mod events;
@@ -34,6 +35,8 @@ mod workload;
 
 use crate::harness::{Outcome, Test};
 
+pub(crate) use cgroups::needs;
+
 pub(crate) type Entry = (&'static str, fn(&Test) -> Outcome);
 
 /// Lists tests by name, `topic::test`.
@@ -56,6 +59,7 @@ pub(crate) fn all() -> Vec<Entry> {
         command_line::TESTS,
         conmon::TESTS,
         containerd::TESTS,
+        cri::TESTS,
         devices::TESTS,
         docker::TESTS,
         events::TESTS,

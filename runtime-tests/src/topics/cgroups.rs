@@ -37,7 +37,7 @@ fn cgroup(test: &Test, container: &Container<'_>, controller: &str) -> Outcome<P
     skip(format!("no controller `{controller}` here"))
 }
 
-pub(super) fn needs(test: &Test, controller: &str) -> Outcome {
+pub(crate) fn needs(test: &Test, controller: &str) -> Outcome {
     let there = match test.host.lane.as_str() {
         "v2" => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?
             .split_whitespace()

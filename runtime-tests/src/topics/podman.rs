@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::cgroups::needs;
+use super::needs;
 use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "podman":

@@ -484,7 +484,8 @@ impl Cgroup {
     /// Removes what this process has made for a container that did not come to be. What was there before stays.
     pub(crate) fn undo(&self) -> Result<()> {
         if self.manager == Manager::Systemd {
-            return self.remove();
+            // Without a path it was not made, and a scope of that name is another container's.
+            return if self.paths.is_empty() { Ok(()) } else { self.remove() };
         }
         let own = |path: &&PathBuf| self.made.contains(path);
         let paths: Vec<PathBuf> = self.paths.iter().filter(own).cloned().collect();
@@ -510,11 +511,12 @@ impl Cgroup {
             self.thaw();
             self.signal(libc::SIGKILL)?;
         }
-        // Without a path it was never made, and a scope of that name is another container's.
-        if let (Manager::Systemd, Some(unit), false) =
-            (self.manager, &self.unit, self.paths.is_empty())
-        {
-            systemd::stop(unit);
+        if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
+            if self.paths.is_empty() {
+                systemd::wait_until_gone(unit);
+            } else {
+                systemd::stop(unit);
+            }
         }
         for path in &self.paths {
             remove(path).with_context(|| format!("remove cgroup `{}`", path.display()))?;

@@ -9,7 +9,7 @@ mod properties;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
@@ -22,6 +22,9 @@ pub(crate) use properties::{Property, of_annotations};
 
 /// How long systemd may take for all that one command asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long systemd may take to notice that a scope has no process any more.
+const GOING: Duration = Duration::from_secs(2);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
@@ -152,6 +155,16 @@ pub(super) fn stop(unit: &str) {
     let Some(unit) = Unit::parse(unit) else { return };
     if let Err(error) = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope)) {
         tracing::debug!("stop the systemd scope `{}`: {error:#}", unit.scope);
+    }
+}
+
+/// For a container whose creation was cut short, which may have had a scope, or found one of that name that is another's. Its own
+/// has no process any more, and systemd removes it then by itself.
+pub(super) fn wait_until_gone(unit: &str) {
+    let Some(path) = path(unit) else { return };
+    let end = Instant::now() + GOING;
+    while path.exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,0 +1,354 @@
+//! A containerd of the test's own, and a client that asks of it what kubelet does (the Kubernetes container runtime interface, CRI).
+//!
+//! containerd runs in a network namespace of its own, where pods get their addresses, with the configuration that comes with `rt`.
+
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1 as cri;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::harness::{Outcome, Output, Stop, Test, cgroups_of, ensure, skip, wait_until};
+use crate::topics::needs;
+
+/// Where Debian's `containernetworking-plugins` are.
+const NETWORK_PLUGINS: &str = "/usr/lib/cni";
+
+/// What the images are called: neither is ever looked for at a registry.
+pub(crate) const LINUX: &str = "docker.io/tests/linux:1";
+pub(crate) const WASM: &str = "docker.io/tests/wasm:1";
+
+pub(crate) struct Kubelet<'a> {
+    test: &'a Test,
+    folder: PathBuf,
+    daemon: Child,
+    waiter: tokio::runtime::Runtime,
+    client: RuntimeServiceClient<Channel>,
+    /// Of the pod, and of all cgroups in it.
+    name: String,
+}
+
+/// A pod, whose sandbox runs.
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    config: cri::PodSandboxConfig,
+}
+
+impl<'a> Kubelet<'a> {
+    pub(crate) fn new(test: &'a Test) -> Outcome<Kubelet<'a>> {
+        test.only_rt()?;
+        // Of each of its containers, containerd asks for a share.
+        needs(test, "cpu")?;
+        let needed = ["/usr/bin/containerd", "/usr/bin/ctr", NETWORK_PLUGINS];
+        if let Some(missing) = needed.iter().find(|path| !Path::new(path).exists()) {
+            return skip(format!("no `{missing}`"));
+        }
+        let folder = test.folder.join("containerd");
+        configure(test, &folder)?;
+        let log = File::create(folder.join("log"))?;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--net",
+            "/bin/sh",
+            "-c",
+            "ip link set lo up; exec containerd --config \"$1\"",
+            "sh",
+        ]);
+        let config = folder.join("config.toml");
+        let daemon = command.arg(config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let daemon = daemon.spawn()?;
+        let waiter = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let socket = folder.join("socket");
+        let connect = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        // The address is never used.
+        let endpoint = Endpoint::from_static("http://[::1]").timeout(Duration::from_secs(60));
+        let client = {
+            let _guard = waiter.enter();
+            RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))
+        };
+        let name = test.id();
+        let kubelet = Kubelet { test, folder, daemon, waiter, client, name };
+        let mut last = String::new();
+        let answers = wait_until("containerd answers", || {
+            let version = cri::VersionRequest::default();
+            let answer = kubelet.ask(async |mut client| client.version(version).await);
+            last = answer.as_ref().err().map(words).unwrap_or_default();
+            answer.is_ok()
+        });
+        answers
+            .map_err(|stop| Stop::Failed(format!("{}: {last}: {}", words(&stop), kubelet.log())))?;
+        for (image, wasm) in [(LINUX, false), (WASM, true)] {
+            let archive = image_archive(test, image, wasm)?.display().to_string();
+            kubelet.ctr(&["images", "import", &archive])?.success()?;
+        }
+        Ok(kubelet)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Outcome<Output> {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.folder.join("socket"));
+        command.args(["--namespace", "k8s.io"]).args(args);
+        Output::of(command)
+    }
+
+    /// The end of what containerd has logged.
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    }
+
+    /// Makes one request, and waits for the answer.
+    pub(crate) fn ask<T>(
+        &self,
+        request: impl AsyncFnOnce(
+            RuntimeServiceClient<Channel>,
+        ) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Outcome<T> {
+        let answer = self.waiter.block_on(request(self.client.clone()));
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| Stop::Failed(status.message().to_owned()))
+    }
+
+    pub(crate) fn run_pod(&self, handler: &str) -> Outcome<Pod> {
+        let parent = if self.test.host.by_systemd {
+            "system.slice".to_owned()
+        } else {
+            format!("/{}", self.name)
+        };
+        let config = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: self.name.clone(),
+                uid: self.name.clone(),
+                namespace: "tests".into(),
+                attempt: 0,
+            }),
+            hostname: "pod".into(),
+            log_directory: self.folder.display().to_string(),
+            linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent: parent, ..Default::default() }),
+            ..Default::default()
+        };
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.into(),
+        };
+        let pod = self.ask(async |mut client| client.run_pod_sandbox(request).await)?;
+        Ok(Pod { id: pod.pod_sandbox_id, config })
+    }
+
+    /// A container of the pod, created and not started; `change` says what is special about it.
+    pub(crate) fn create(
+        &self,
+        pod: &Pod,
+        image: &str,
+        command: &[&str],
+        change: impl FnOnce(&mut cri::ContainerConfig),
+    ) -> Outcome<String> {
+        let name = self.test.id();
+        let mut config = cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            log_path: format!("{name}.log"),
+            linux: Some(cri::LinuxContainerConfig::default()),
+            ..Default::default()
+        };
+        change(&mut config);
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        Ok(self.ask(async |mut client| client.create_container(request).await)?.container_id)
+    }
+
+    pub(crate) fn start(&self, container: &str) -> Outcome {
+        let request = cri::StartContainerRequest { container_id: container.into() };
+        self.ask(async |mut client| client.start_container(request).await).map(drop)
+    }
+
+    pub(crate) fn run(
+        &self,
+        pod: &Pod,
+        image: &str,
+        command: &[&str],
+        change: impl FnOnce(&mut cri::ContainerConfig),
+    ) -> Outcome<String> {
+        let container = self.create(pod, image, command, change)?;
+        self.start(&container)?;
+        Ok(container)
+    }
+
+    pub(crate) fn status(&self, container: &str) -> Outcome<cri::ContainerStatus> {
+        let request =
+            cri::ContainerStatusRequest { container_id: container.into(), verbose: false };
+        let answer = self.ask(async |mut client| client.container_status(request).await)?;
+        Ok(answer.status.ok_or("no status")?)
+    }
+
+    /// How it ended, when it has.
+    pub(crate) fn wait(&self, container: &str) -> Outcome<cri::ContainerStatus> {
+        let ended = cri::ContainerState::ContainerExited as i32;
+        wait_until("it has ended", || {
+            self.status(container).is_ok_and(|status| status.state == ended)
+        })?;
+        self.status(container)
+    }
+
+    pub(crate) fn stop(&self, container: &str, seconds: i64) -> Outcome {
+        let request =
+            cri::StopContainerRequest { container_id: container.into(), timeout: seconds };
+        self.ask(async |mut client| client.stop_container(request).await).map(drop)
+    }
+
+    pub(crate) fn exec(&self, container: &str, command: &[&str]) -> Outcome<cri::ExecSyncResponse> {
+        let request = cri::ExecSyncRequest {
+            container_id: container.into(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: 20,
+        };
+        self.ask(async |mut client| client.exec_sync(request).await)
+    }
+
+    /// What it has printed, as kubelet reads it: `TIME STREAM TAG TEXT`.
+    pub(crate) fn output(&self, container: &str) -> Outcome<String> {
+        let log = fs::read_to_string(self.status(container)?.log_path)?;
+        let text = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n";
+        Ok(log.lines().map(text).collect())
+    }
+
+    /// A connection to an address that is one for containerd.
+    pub(crate) fn connect(&self, address: &str) -> Outcome<TcpStream> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.daemon.id()))?;
+        let address = address.to_owned();
+        let thread = std::thread::spawn(move || -> std::io::Result<TcpStream> {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)?;
+            let stream = TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            Ok(stream)
+        });
+        Ok(thread.join().map_err(|_| "the thread panicked")??)
+    }
+
+    pub(crate) fn remove(&self, pod: &Pod) -> Outcome {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.ask(async |mut client| client.stop_pod_sandbox(request).await)?;
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.ask(async |mut client| client.remove_pod_sandbox(request).await).map(drop)
+    }
+}
+
+impl Drop for Kubelet<'_> {
+    fn drop(&mut self) {
+        // Whatever is left fails the test where that is checked.
+        let pods = self.ask(async |mut client| {
+            client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await
+        });
+        for pod in pods.map(|pods| pods.items).unwrap_or_default() {
+            let _ = self.remove(&Pod { id: pod.id, config: cri::PodSandboxConfig::default() });
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        // The pod's, which kubelet makes and removes.
+        for parent in cgroups_of(&self.name) {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}
+
+fn words(stop: &Stop) -> String {
+    match stop {
+        Stop::Skipped(text) | Stop::Failed(text) => text.clone(),
+    }
+}
+
+/// With the part that comes with `rt`, for a prefix in the test's folder.
+fn configure(test: &Test, folder: &Path) -> Outcome {
+    let prefix = folder.join("prefix");
+    fs::create_dir_all(prefix.join("bin"))?;
+    for name in ["rt", "rt-wasm"] {
+        std::os::unix::fs::symlink(&test.host.runtime, prefix.join("bin").join(name))?;
+    }
+    let part =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/containerd/config-v2.toml");
+    let mut part = fs::read_to_string(part)?.replace("@PREFIX@", &prefix.display().to_string());
+    // Nothing else names its default.
+    part = part.replace("\n#[", "\n[").replace("\n#  ", "\n  ");
+    let root = format!("Root = '{}'", test.state_root().display());
+    part = part.replace("Root = '/run/containerd/rt'", &root);
+    if !test.host.by_systemd {
+        part = part.replace("SystemdCgroup = true", "SystemdCgroup = false");
+    }
+    let here = folder.display();
+    // Where root may not make a process less likely to be killed, sandboxes go without.
+    let mut lowers = Command::new("sh");
+    lowers.args(["-c", "echo -998 >/proc/self/oom_score_adj"]);
+    let restricted = !lowers.stderr(Stdio::null()).status()?.success();
+    let own = format!(
+        "version = 2\nroot = '{here}/root'\nstate = '{here}/run'\n[grpc]\naddress = '{here}/socket'\n\
+         [plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = '{LINUX}'\nstream_server_address = '127.0.0.1'\n\
+         restrict_oom_score_adj = {restricted}\n\
+         [plugins.'io.containerd.grpc.v1.cri'.cni]\nbin_dir = '{NETWORK_PLUGINS}'\nconf_dir = '{here}/cni'\n"
+    );
+    fs::write(folder.join("config.toml"), own + &part)?;
+    fs::create_dir(folder.join("cni"))?;
+    let network = json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [{
+            "type": "ptp",
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{ "subnet": "10.88.0.0/24" }]],
+                "dataDir": folder.join("addresses"),
+            },
+        }],
+    });
+    fs::write(folder.join("cni/10-pods.conflist"), network.to_string())?;
+    Ok(())
+}
+
+/// An image of one layer, in the form of `docker save`; its program waits, as a sandbox's has to.
+fn image_archive(test: &Test, name: &str, wasm: bool) -> Outcome<PathBuf> {
+    let kind = if wasm { "wasm" } else { "linux" };
+    let layer = test.image_archive(&format!("layer-{kind}"), wasm)?;
+    let folder = test.folder.join(format!("archive-{kind}"));
+    fs::create_dir(&folder)?;
+    fs::rename(layer, folder.join("layer.tar"))?;
+    let mut sum = Command::new("sha256sum");
+    let sum = Output::of({
+        sum.arg(folder.join("layer.tar"));
+        sum
+    })?
+    .success()?
+    .stdout;
+    let digest = sum.split_whitespace().next().unwrap_or_default();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Cmd": ["/bin/sleep", "100000"], "Env": ["PATH=/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    fs::write(folder.join("config.json"), config.to_string())?;
+    let manifest =
+        json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    fs::write(folder.join("manifest.json"), manifest.to_string())?;
+    let archive = test.folder.join(format!("{kind}.tar"));
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(&folder).arg("-cf").arg(&archive);
+    let made = tar.args(["manifest.json", "config.json", "layer.tar"]).status()?;
+    ensure(made.success(), "tar")?;
+    Ok(archive)
+}

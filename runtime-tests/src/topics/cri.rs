@@ -1,0 +1,206 @@
+//! Pods, as kubelet has containerd make them: the container runtime interface over gRPC.
+
+use std::fs;
+
+use k8s_cri::v1 as cri;
+use tungstenite::Message;
+use tungstenite::client::IntoClientRequest;
+
+use super::needs;
+use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+use crate::kubelet::{Kubelet, LINUX, Pod, WASM};
+
+super::tests! { "cri":
+    runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation, the_network_is_the_pods, execs, execs_in_a_module,
+    execs_with_streams, stops_with_sigterm_then_with_sigkill, updates_and_counts, tells_of_want_of_memory, says_why_a_container_does_not_start,
+}
+
+/// What the pod's annotations say of its container.
+fn as_wasm(config: &mut cri::ContainerConfig) {
+    config.annotations.insert("run.oci.handler".into(), "wasm".into());
+}
+
+fn runs_a_pod_of_a_program_and_a_module(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let program = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", "echo native; exit 7"], |_| {})?;
+    let module = kubelet.run(&pod, WASM, &["/hello.wasm"], as_wasm)?;
+    let failing = kubelet.run(&pod, WASM, &["/probe.wasm", "exit", "42"], as_wasm)?;
+    ensure_eq(kubelet.wait(&program)?.exit_code, 7)?;
+    ensure_eq(kubelet.wait(&module)?.exit_code, 0)?;
+    ensure_eq(kubelet.wait(&failing)?.exit_code, 42)?;
+    ensure_eq(kubelet.output(&program)?.as_str(), "native\n")?;
+    ensure_eq(kubelet.output(&module)?.as_str(), "Hello from Wasm!\n")?;
+    kubelet.remove(&pod)
+}
+
+fn a_handler_of_its_own_needs_no_annotation(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt-wasm")?;
+    let module = kubelet.run(&pod, WASM, &["/hello.wasm"], |_| {})?;
+    let sidecar = kubelet.run(&pod, LINUX, &["/bin/echo", "native"], |_| {})?;
+    ensure_eq(kubelet.wait(&module)?.exit_code, 0)?;
+    ensure_eq(kubelet.wait(&sidecar)?.exit_code, 0)?;
+    ensure_eq(kubelet.output(&module)?.as_str(), "Hello from Wasm!\n")?;
+    ensure_eq(kubelet.output(&sidecar)?.as_str(), "native\n")
+}
+
+fn the_network_is_the_pods(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+    let status = kubelet.ask(async |mut client| client.pod_sandbox_status(request).await)?;
+    let network = status.status.and_then(|status| status.network).ok_or("no network")?;
+    let looking = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", "ip addr; hostname"], |_| {})?;
+    kubelet.wait(&looking)?;
+    let output = kubelet.output(&looking)?;
+    ensure(output.contains(&format!("inet {}/", network.ip)), &output)?;
+    ensure(output.ends_with("pod\n"), output)
+}
+
+fn execs(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let container = kubelet.run(&pod, LINUX, &["/bin/sleep", "100"], |_| {})?;
+    let said = kubelet.exec(&container, &["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])?;
+    ensure_eq(said.exit_code, 3)?;
+    ensure_eq((&said.stdout[..], &said.stderr[..]), (&b"out\n"[..], &b"err\n"[..]))?;
+    // What a readiness probe sees of a program that is not there.
+    ensure(kubelet.exec(&container, &["/none"]).is_err(), "it was there")
+}
+
+/// As a probe of a module's container would.
+fn execs_in_a_module(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let container = kubelet.run(&pod, WASM, &["/probe.wasm", "sleep"], as_wasm)?;
+    let said = kubelet.exec(&container, &["/probe.wasm", "exit", "9"])?;
+    ensure_eq(said.exit_code, 9)
+}
+
+/// `kubectl exec -it`: a web socket with a channel for each stream (`v4.channel.k8s.io`).
+fn execs_with_streams(test: &Test) -> Outcome {
+    const STDIN: u8 = 0;
+    const STDOUT: u8 = 1;
+    const STATUS: u8 = 3;
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let container = kubelet.run(&pod, LINUX, &["/bin/sleep", "100"], |_| {})?;
+    let script = "test -t 0 && read line && echo \"got $line\"; exit 5";
+    let request = cri::ExecRequest {
+        container_id: container,
+        cmd: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        tty: true,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let url = kubelet.ask(async |mut client| client.exec(request).await)?.url;
+    let rest = url.strip_prefix("http://").ok_or("not http")?;
+    let (address, _) = rest.split_once('/').ok_or("no path")?;
+    let mut request = format!("ws://{rest}").into_client_request()?;
+    request.headers_mut().insert("Sec-WebSocket-Protocol", "v4.channel.k8s.io".parse()?);
+    let (mut socket, _) = tungstenite::client(request, kubelet.connect(address)?)?;
+    socket.send(Message::binary([&[STDIN][..], b"a word\n"].concat()))?;
+    let (mut output, mut status) = (String::new(), String::new());
+    while status.is_empty() {
+        let message = socket.read()?;
+        ensure(!message.is_close(), "it was closed without a status")?;
+        let bytes = message.into_data();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match bytes.split_first() {
+            Some((&STDOUT, rest)) => output += &text(rest),
+            Some((&STATUS, rest)) => status += &text(rest),
+            _ => {}
+        }
+    }
+    ensure(output.contains("got a word"), &output)?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    ensure_eq(&status["details"]["causes"][0]["message"], &serde_json::json!("5"))
+}
+
+fn stops_with_sigterm_then_with_sigkill(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let ends = |image: &str, command: &[&str], change: fn(&mut cri::ContainerConfig), seconds| {
+        let container = kubelet.run(&pod, image, command, change)?;
+        wait_until("it is ready", || {
+            kubelet.output(&container).is_ok_and(|out| out.contains("up"))
+        })?;
+        kubelet.stop(&container, seconds)?;
+        Ok(kubelet.wait(&container)?.exit_code)
+    };
+    let asleep = "echo up; trap 'exit 9' TERM; while :; do sleep 0.1; done";
+    let code: Outcome<i32> = ends(LINUX, &["/bin/sh", "-c", asleep], |_| {}, 20);
+    ensure_eq(code?, 9)?;
+    let deaf = "echo up; trap '' TERM; while :; do sleep 0.1; done";
+    let code: Outcome<i32> = ends(LINUX, &["/bin/sh", "-c", deaf], |_| {}, 1);
+    ensure_eq(code?, 137)?;
+    let module = kubelet.run(&pod, WASM, &["/probe.wasm", "sleep"], as_wasm)?;
+    wait_until("the engine runs", || kubelet.exec(&module, &["/probe.wasm", "exit", "0"]).is_ok())?;
+    kubelet.stop(&module, 20)?;
+    ensure_eq(kubelet.wait(&module)?.exit_code, 143)
+}
+
+fn updates_and_counts(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let limited =
+        |bytes| cri::LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
+    let container = kubelet.run(&pod, LINUX, &["/bin/sleep", "100"], |config| {
+        config.linux = Some(cri::LinuxContainerConfig {
+            resources: Some(limited(64 << 20)),
+            ..Default::default()
+        });
+    })?;
+    ensure_eq(memory_limit(&container)?, 64 << 20)?;
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: container.clone(),
+        linux: Some(limited(96 << 20)),
+        ..Default::default()
+    };
+    kubelet.ask(async |mut client| client.update_container_resources(request).await)?;
+    ensure_eq(memory_limit(&container)?, 96 << 20)?;
+    let request = cri::ContainerStatsRequest { container_id: container };
+    let stats = kubelet.ask(async |mut client| client.container_stats(request).await)?;
+    let memory =
+        stats.stats.and_then(|stats| stats.memory).and_then(|memory| memory.working_set_bytes);
+    ensure(memory.is_some_and(|bytes| bytes.value > 0), format!("{memory:?}"))
+}
+
+fn memory_limit(container: &str) -> Outcome<u64> {
+    let files = crate::harness::cgroups_of(container);
+    let read = |name: &str| files.iter().find_map(|path| fs::read_to_string(path.join(name)).ok());
+    let text = read("memory.max").or_else(|| read("memory.limit_in_bytes")).ok_or("no limit")?;
+    Ok(text.trim().parse()?)
+}
+
+fn tells_of_want_of_memory(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    let kubelet = Kubelet::new(test)?;
+    let pod: Pod = kubelet.run_pod("rt")?;
+    let greedy = "x=x; while :; do x=$x$x; done";
+    let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", greedy], |config| {
+        let resources = cri::LinuxContainerResources {
+            memory_limit_in_bytes: 16 << 20,
+            memory_swap_limit_in_bytes: 16 << 20,
+            ..Default::default()
+        };
+        config.linux =
+            Some(cri::LinuxContainerConfig { resources: Some(resources), ..Default::default() });
+    })?;
+    let status = kubelet.wait(&container)?;
+    ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))
+}
+
+fn says_why_a_container_does_not_start(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let container = kubelet.create(&pod, LINUX, &["/none"], |_| {})?;
+    let error = match kubelet.start(&container) {
+        Ok(()) => "it started".to_owned(),
+        Err(crate::harness::Stop::Failed(text) | crate::harness::Stop::Skipped(text)) => text,
+    };
+    ensure(error.contains("exec: `/none`: no such file or directory"), error)
+}
