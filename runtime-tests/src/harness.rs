@@ -263,7 +263,7 @@ impl Test {
         fs::create_dir(&folder)?;
         if wasm {
             self.only_rt()?;
-            for guest in ["hello", "probe"] {
+            for guest in ["hello", "probe", "http-server"] {
                 fs::copy(self.host.guest(guest)?, folder.join(format!("{guest}.wasm")))?;
             }
         } else {

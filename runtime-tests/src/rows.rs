@@ -186,6 +186,7 @@ const ROWS: &[Row] = &[
     row("process: LISTEN_FDS", &["process::inherits_listening_sockets"]),
     row("callers: conmon", &["conmon"]),
     row("callers: podman", &["podman"]),
+    row("callers: podman of an ordinary user", &["podman_rootless"]),
     in_the_machine("callers: Docker", &["docker"]),
     in_the_machine("callers: containerd", &["containerd"]),
     in_the_machine("callers: containerd, as kubelet asks it", &["cri"]),

@@ -24,6 +24,7 @@ mod mounts;
 mod namespaces;
 mod package;
 mod podman;
+mod podman_rootless;
 mod process;
 mod robustness;
 mod rootless;
@@ -73,6 +74,7 @@ pub(crate) fn all() -> Vec<Entry> {
         namespaces::TESTS,
         package::TESTS,
         podman::TESTS,
+        podman_rootless::TESTS,
         process::TESTS,
         robustness::TESTS,
         rootless::TESTS,

@@ -15,6 +15,7 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip, wait_until}
 super::tests! { "conmon":
     keeps_the_output_and_the_exit_code, gives_a_terminal, is_told_why_a_creation_failed, hears_of_a_missing_program, keeps_the_output_of_exec,
     keeps_the_output_of_exec_on_a_terminal, notices_want_of_memory, passes_on_what_is_typed, runs_a_module, stops_with_the_container,
+    begins_another_log, changes_the_size_of_a_terminal,
 }
 
 /// Where conmon writes to.
@@ -208,6 +209,32 @@ fn passes_on_what_is_typed(test: &Test) -> Outcome {
     let length = stream.read(&mut answer)?;
     // The first byte says which stream it is: 2 is standard output.
     ensure_eq(&answer[..length], b"\x02got words\n".as_slice())
+}
+
+/// As kubelet has CRI-O do it, when a log has grown: moved away, then asked for anew.
+fn begins_another_log(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    let bundle = test.sh("echo one; while ! test -e /go; do sleep 0.1; done; echo two; exit 4")?;
+    conmon.start(&bundle, &[])?;
+    wait_until("the first line is there", || conmon.log().is_ok_and(|log| log.contains("one")))?;
+    fs::rename(conmon.path("log"), conmon.path("log.1"))?;
+    fs::write(bundle.folder.join("ctl"), "2 0 0\n")?;
+    wait_until("there is another", || conmon.folder.join("log").exists())?;
+    fs::write(bundle.rootfs().join("go"), "")?;
+    ensure_eq(conmon.exit_code()?.as_str(), "4")?;
+    ensure_eq(conmon.log()?.as_str(), "stdout F two\n")
+}
+
+fn changes_the_size_of_a_terminal(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    let bundle = test
+        .sh("trap 'busybox stty size; exit 5' WINCH; echo up; while :; do sleep 0.1; done")?
+        .edit(|config| config["process"]["terminal"] = json!(true));
+    conmon.start(&bundle, &["-t"])?;
+    wait_until("it waits", || conmon.log().is_ok_and(|log| log.contains("up")))?;
+    fs::write(bundle.folder.join("ctl"), "1 33 99\n")?;
+    ensure_eq(conmon.exit_code()?.as_str(), "5")?;
+    ensure(conmon.log()?.ends_with("stdout F 33 99\n"), conmon.log()?)
 }
 
 fn runs_a_module(test: &Test) -> Outcome {

@@ -1,7 +1,8 @@
 //! podman, with the runtime in place of its own.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,14 @@ super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
     starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, keeps_the_root_read_only,
     mounts_volumes, obeys_the_flags_of_security, says_that_a_container_was_killed, shows_what_a_container_does, asks_after_its_health, has_a_module_beside_a_program_in_a_pod,
-    restarts_what_failed, limits_processes, moves_a_container,
+    restarts_what_failed, limits_processes, limits_processors, moves_a_container, lays_a_volume_below_changes, publishes_a_port,
     finds_the_runtime_by_the_configuration_that_comes_with_it,
 }
 
 struct Podman<'a> {
     test: &'a Test,
+    /// A process in the network namespace that podman's networks are in, if it has any.
+    network: Option<Child>,
 }
 
 impl Podman<'_> {
@@ -35,7 +38,7 @@ impl Podman<'_> {
         needs(test, "memory")?;
         needs(test, "pids")?;
         let archive = test.image_archive(image, wasm)?;
-        let podman = Podman { test };
+        let podman = Podman { test, network: None };
         // Of two that are the first on a host, one fails to make the locks in shared memory.
         static ONE_BY_ONE: Mutex<()> = Mutex::new(());
         let _turn = ONE_BY_ONE.lock();
@@ -45,7 +48,10 @@ impl Podman<'_> {
 
     fn command(&self, args: &[&str]) -> Command {
         let folder = |name: &str| self.test.folder.join(name).display().to_string();
-        let mut command = Command::new("podman");
+        let mut command = match &self.network {
+            None => Command::new("podman"),
+            Some(process) => self.in_network(process, "podman"),
+        };
         command.args([
             "--root",
             &folder("storage"),
@@ -68,6 +74,12 @@ impl Podman<'_> {
 
     fn podman(&self, args: &[&str]) -> Outcome<Output> {
         Output::of(self.command(args))
+    }
+
+    fn in_network(&self, process: &Child, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", process.id())).arg(program);
+        command
     }
 
     /// `podman run` with these arguments; the limits are what a machine without CAP_SYS_RESOURCE allows.
@@ -97,6 +109,10 @@ impl Drop for Podman<'_> {
             .arg("--quiet")
             .arg(self.test.folder.join("storage/vfs"))
             .status();
+        if let Some(mut process) = self.network.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
@@ -294,6 +310,58 @@ fn mounts_volumes(test: &Test) -> Outcome {
     seen.success()?.stdout("1000\n").map(drop)
 }
 
+/// What the container changes stays its own.
+fn lays_a_volume_below_changes(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let folder = test.folder.join("shared");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "the host's\n")?;
+    let volume = format!("{}:/layer:O", folder.display());
+    let script = "cat /layer/file; echo mine > /layer/file; cat /layer/file";
+    podman
+        .run(&["--rm", "-v", &volume, "image", "/bin/sh", "-c", script])?
+        .success()?
+        .stdout("the host's\nmine\n")?;
+    ensure_eq(fs::read_to_string(folder.join("file"))?.as_str(), "the host's\n")
+}
+
+/// To a program and to a module, from a network of podman's in a namespace of its own.
+fn publishes_a_port(test: &Test) -> Outcome {
+    for program in ["/usr/sbin/iptables", "/usr/bin/curl", "/usr/lib/podman/netavark"] {
+        if !Path::new(program).exists() {
+            return skip(format!("no `{program}`"));
+        }
+    }
+    let script = "ip link set lo up; exec sleep 600";
+    let mut holder = Command::new("unshare");
+    let holder = holder.args(["--net", "sh", "-c", script]).stdin(Stdio::null()).spawn()?;
+    let mut podman = Podman::new(test, false)?;
+    podman.network = Some(holder);
+    let wasm = test.image_archive("wasm", true)?;
+    podman.podman(&["import", &wasm, "wasm"])?.success()?;
+    let publish = |name: &str, port: &str, rest: &[&str]| {
+        let args = ["run", "--detach", "--name", name, "--network", "podman", "--publish", port];
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
+        podman.podman(&[&args[..], &limits[..], rest].concat())?.success()
+    };
+    let serve = "echo native >/tmp/index.html; exec busybox httpd -f -p 80 -h /tmp";
+    publish("c", "8081:80", &["image", "/bin/sh", "-c", serve])?;
+    publish("w", "8082:8080", &[&WASM[..], &["wasm", "/http-server.wasm"]].concat())?;
+    for (port, answer) in [(8081, "native\n"), (8082, "Hello from Wasm!")] {
+        let mut last = String::new();
+        let answers = wait_until("the port answers", || {
+            let process = podman.network.as_ref().expect("it was made above");
+            let mut curl = podman.in_network(process, "curl");
+            // The bridge's own address.
+            curl.args(["--silent", "--max-time", "2", &format!("http://10.88.0.1:{port}/")]);
+            last = Output::of(curl).map(|output| output.stdout).unwrap_or_default();
+            last == answer
+        });
+        ensure(answers.is_ok(), format!("{port} answers {last:?}"))?;
+    }
+    Ok(())
+}
+
 fn obeys_the_flags_of_security(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     let script = "id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status | tr -d '\\t'";
@@ -396,6 +464,18 @@ fn limits_processes(test: &Test) -> Outcome {
         .success()?
         .stdout("44\n")
         .map(drop)
+}
+
+fn limits_processors(test: &Test) -> Outcome {
+    needs(test, "cpu")?;
+    let podman = Podman::new(test, false)?;
+    let file = match test.host.lane.as_str() {
+        "v2" => "/sys/fs/cgroup/cpu.max",
+        _ => "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    };
+    let limit =
+        podman.run(&["--rm", "--cpus", "0.5", "image", "/bin/cat", file])?.success()?.stdout;
+    ensure(limit.starts_with("50000"), limit)
 }
 
 /// With CRIU, where it runs.
