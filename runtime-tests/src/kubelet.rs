@@ -33,6 +33,8 @@ pub(crate) struct Kubelet<'a> {
     client: RuntimeServiceClient<Channel>,
     /// Of the pod, and of all cgroups in it.
     name: String,
+    /// `shareProcessNamespace` of pods.
+    pub(crate) shares_processes: bool,
 }
 
 /// A pod, whose sandbox runs.
@@ -77,7 +79,8 @@ impl<'a> Kubelet<'a> {
             RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))
         };
         let name = test.id();
-        let kubelet = Kubelet { test, folder, daemon, waiter, client, name };
+        let kubelet =
+            Kubelet { test, folder, daemon, waiter, client, name, shares_processes: false };
         let mut last = String::new();
         let answers = wait_until("containerd answers", || {
             let version = cri::VersionRequest::default();
@@ -105,7 +108,7 @@ impl<'a> Kubelet<'a> {
     fn log(&self) -> String {
         let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join("\n")
+        lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
     /// Makes one request, and waits for the answer.
@@ -118,7 +121,7 @@ impl<'a> Kubelet<'a> {
         let answer = self.waiter.block_on(request(self.client.clone()));
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|status| Stop::Failed(status.message().to_owned()))
+            .map_err(|status| Stop::Failed(format!("{}\n{}", status.message(), self.log())))
     }
 
     pub(crate) fn run_pod(&self, handler: &str) -> Outcome<Pod> {
@@ -136,7 +139,14 @@ impl<'a> Kubelet<'a> {
             }),
             hostname: "pod".into(),
             log_directory: self.folder.display().to_string(),
-            linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent: parent, ..Default::default() }),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: parent,
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    namespace_options: Some(self.namespaces()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let request = cri::RunPodSandboxRequest {
@@ -161,7 +171,7 @@ impl<'a> Kubelet<'a> {
             image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             log_path: format!("{name}.log"),
-            linux: Some(cri::LinuxContainerConfig::default()),
+            linux: Some(self.linux(cri::LinuxContainerResources::default())),
             ..Default::default()
         };
         change(&mut config);
@@ -171,6 +181,30 @@ impl<'a> Kubelet<'a> {
             sandbox_config: Some(pod.config.clone()),
         };
         Ok(self.ask(async |mut client| client.create_container(request).await)?.container_id)
+    }
+
+    /// Where a pod asks for nothing else, processes are seen in their container only.
+    fn namespaces(&self) -> cri::NamespaceOption {
+        let mode = if self.shares_processes {
+            cri::NamespaceMode::Pod
+        } else {
+            cri::NamespaceMode::Container
+        };
+        cri::NamespaceOption { pid: mode as i32, ..Default::default() }
+    }
+
+    /// The part of a container's configuration that has its limits.
+    pub(crate) fn linux(
+        &self,
+        resources: cri::LinuxContainerResources,
+    ) -> cri::LinuxContainerConfig {
+        cri::LinuxContainerConfig {
+            resources: Some(resources),
+            security_context: Some(cri::LinuxContainerSecurityContext {
+                namespace_options: Some(self.namespaces()),
+                ..Default::default()
+            }),
+        }
     }
 
     pub(crate) fn start(&self, container: &str) -> Outcome {

@@ -185,6 +185,7 @@ const ROWS: &[Row] = &[
     row("process: console with its size", &["terminal::has_its_size_and_owner"]),
     row("process: LISTEN_FDS", &["process::inherits_listening_sockets"]),
     row("callers: conmon", &["conmon"]),
+    row("callers: configurations", &["configuration", "kubernetes"]),
     row("callers: podman", &["podman"]),
     row("callers: podman of an ordinary user", &["podman_rootless"]),
     in_the_machine("callers: Docker", &["docker"]),
@@ -293,6 +294,7 @@ const ROWS: &[Row] = &[
             "robustness::create_without_memory_leaves_nothing",
         ],
     ),
+    row("bad input", &["bad_input", "bad_flags"]),
     row("attacks", &["attacks", "executable"]),
     row("wasm", &["wasm", "workload"]),
 ];

@@ -1,6 +1,7 @@
 //! The tests, a file per topic. A test's name says what holds.
 
 mod attacks;
+mod bad_flags;
 mod bad_input;
 mod cgroups;
 mod check;
@@ -8,6 +9,7 @@ mod checkpoint;
 mod checkpoint_failures;
 mod checkpoint_mounts;
 mod command_line;
+mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
@@ -51,6 +53,7 @@ pub(crate) use tests;
 pub(crate) fn all() -> Vec<Entry> {
     [
         attacks::TESTS,
+        bad_flags::TESTS,
         bad_input::TESTS,
         cgroups::TESTS,
         check::TESTS,
@@ -58,6 +61,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_failures::TESTS,
         checkpoint_mounts::TESTS,
         command_line::TESTS,
+        configuration::TESTS,
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,

@@ -8,11 +8,11 @@ use tungstenite::client::IntoClientRequest;
 
 use super::needs;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
-use crate::kubelet::{Kubelet, LINUX, Pod, WASM};
+use crate::kubelet::{Kubelet, LINUX, WASM};
 
 super::tests! { "cri":
     runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation, the_network_is_the_pods, execs, execs_in_a_module,
-    execs_with_streams, stops_with_sigterm_then_with_sigkill, updates_and_counts, tells_of_want_of_memory, says_why_a_container_does_not_start,
+    execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, says_why_a_container_does_not_start,
 }
 
 /// What the pod's annotations say of its container.
@@ -120,7 +120,17 @@ fn execs_with_streams(test: &Test) -> Outcome {
 }
 
 fn stops_with_sigterm_then_with_sigkill(test: &Test) -> Outcome {
-    let kubelet = Kubelet::new(test)?;
+    stop_three(Kubelet::new(test)?)
+}
+
+/// Then the end of the first process is not the end of what it has started.
+fn stops_in_a_pod_that_shares_processes(test: &Test) -> Outcome {
+    let mut kubelet = Kubelet::new(test)?;
+    kubelet.shares_processes = true;
+    stop_three(kubelet)
+}
+
+fn stop_three(kubelet: Kubelet<'_>) -> Outcome {
     let pod = kubelet.run_pod("rt")?;
     let ends = |image: &str, command: &[&str], change: fn(&mut cri::ContainerConfig), seconds| {
         let container = kubelet.run(&pod, image, command, change)?;
@@ -149,10 +159,7 @@ fn updates_and_counts(test: &Test) -> Outcome {
     let limited =
         |bytes| cri::LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
     let container = kubelet.run(&pod, LINUX, &["/bin/sleep", "100"], |config| {
-        config.linux = Some(cri::LinuxContainerConfig {
-            resources: Some(limited(64 << 20)),
-            ..Default::default()
-        });
+        config.linux = Some(kubelet.linux(limited(64 << 20)));
     })?;
     ensure_eq(memory_limit(&container)?, 64 << 20)?;
     let request = cri::UpdateContainerResourcesRequest {
@@ -179,7 +186,7 @@ fn memory_limit(container: &str) -> Outcome<u64> {
 fn tells_of_want_of_memory(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let kubelet = Kubelet::new(test)?;
-    let pod: Pod = kubelet.run_pod("rt")?;
+    let pod = kubelet.run_pod("rt")?;
     let greedy = "x=x; while :; do x=$x$x; done";
     let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", greedy], |config| {
         let resources = cri::LinuxContainerResources {
@@ -187,8 +194,7 @@ fn tells_of_want_of_memory(test: &Test) -> Outcome {
             memory_swap_limit_in_bytes: 16 << 20,
             ..Default::default()
         };
-        config.linux =
-            Some(cri::LinuxContainerConfig { resources: Some(resources), ..Default::default() });
+        config.linux = Some(kubelet.linux(resources));
     })?;
     let status = kubelet.wait(&container)?;
     ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))

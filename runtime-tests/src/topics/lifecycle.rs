@@ -5,7 +5,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{Outcome, Test, ensure, ensure_eq, has_process, wait_until};
 
 super::tests! { "lifecycle":
     goes_through_created_running_and_stopped, program_waits_for_start, state_has_what_callers_read,
@@ -16,7 +16,24 @@ super::tests! { "lifecycle":
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
     list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program, several_can_be_killed_and_deleted_by_a_regular_expression,
-    the_umask_of_the_caller_changes_nothing,
+    the_umask_of_the_caller_changes_nothing, what_outlives_the_first_process_is_deleted_with_it,
+}
+
+/// In a pid namespace of another's it does; and in the session of the first process it keeps that one's number.
+fn what_outlives_the_first_process_is_deleted_with_it(test: &Test) -> Outcome {
+    let other = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/pid", other.pid()?);
+    let mark = test.id();
+    let bundle = test
+        .sh(&format!("sh -c 'echo up; while :; do sleep 0.1; done # {mark}' & wait"))?
+        .namespace(json!({ "type": "pid", "path": path }));
+    let container = bundle.start()?;
+    container.wait_for_output("up")?;
+    container.kill("KILL")?;
+    container.wait()?;
+    ensure(has_process(&mark), "nothing has outlived it")?;
+    container.delete()?;
+    wait_until("no process is left", || !has_process(&mark))
 }
 
 fn goes_through_created_running_and_stopped(test: &Test) -> Outcome {

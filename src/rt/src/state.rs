@@ -124,6 +124,9 @@ impl State {
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(Errno::SRCH) => return Ok(None),
+            // Where what it has started lives on, the number is kept as that of a session or of a process group; then, and for a
+            // thread's, the kernel has no process for it, and calls that differently (`pidfd_prepare`, Linux 6.1 and 6.15).
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
         // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.

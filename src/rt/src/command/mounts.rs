@@ -23,8 +23,8 @@ pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
 }
 
 fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Result<()> {
-    let entries = read(&change.file)?;
     let (directory, state) = root.load(&change.id)?;
+    let entries = read(&change.file)?;
     let status = state.status(&directory)?;
     ensure!(
         matches!(status, Status::Created | Status::Running | Status::Paused),

@@ -310,7 +310,7 @@ pub(super) fn security_label(
 pub(super) fn set_label(label: Option<(File, String)>) -> Result<()> {
     match label {
         Some((mut file, label)) => {
-            file.write_all(label.as_bytes()).context("set the security label")
+            file.write_all(label.as_bytes()).with_context(|| format!("set the label `{label}`"))
         }
         None => Ok(()),
     }

@@ -1,0 +1,158 @@
+//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of flags is what `--help` says.
+
+use crate::harness::{Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq};
+
+super::tests! { "bad_flags": every_flag_with_a_wrong_value, every_command_with_a_wrong_name }
+
+const COMMANDS: [&str; 22] = [
+    "create",
+    "start",
+    "state",
+    "exec",
+    "kill",
+    "delete",
+    "run",
+    "pause",
+    "resume",
+    "update",
+    "ps",
+    "mounts add",
+    "mounts remove",
+    "events",
+    "checkpoint",
+    "restore",
+    "list",
+    "spec",
+    "features",
+    "check",
+    "completion",
+    "",
+];
+
+/// A value that is wrong for a flag. None where every text is right, or can be told from a right one only later.
+fn wrong(command: &str, flag: &str) -> Option<&'static str> {
+    Some(match (command, flag) {
+        // A variable may have any value, or none; SELinux takes a label or not, where there is one.
+        ("exec", "--env" | "--process-label") | ("restore", "--lsm-mount-context") => return None,
+        // Only a container with `linux.intelRdt` has any.
+        ("update", "--l3-cache-schema" | "--mem-bw-schema") => return None,
+        // Written when CRIU has done its work: the topic `checkpoint_failures` has it.
+        ("restore", "--pid-file") => return None,
+        // It is CRIU that understands it.
+        ("restore", "--lsm-profile") => return None,
+        (_, "--preserve-fds") => "1000000000",
+        (_, "--page-server") => "nobody",
+        (_, "--parent-path") => "/far",
+        ("exec", "--cgroup") => "../..",
+        ("exec", "--cwd") => "/etc/passwd",
+        (
+            _,
+            "--root" | "--log" | "--bundle" | "--config" | "--pid-file" | "--console-socket"
+            | "--pidfd-socket" | "--image-path" | "--work-path" | "--process" | "--resources",
+        ) => "/proc/none/such",
+        _ => "wrong",
+    })
+}
+
+/// The flags of a command that take a value.
+fn flags(test: &Test, command: &str) -> Outcome<Vec<String>> {
+    let help = test.rt(command.split_whitespace().chain(["--help"]))?.success()?.stdout;
+    let flag = |line: &str| {
+        let (_, rest) = line.trim_start().split_at(line.trim_start().find("--")?);
+        let head = rest.split("  ").next()?;
+        let (name, value) = head.split_at(head.find([' ', '[', '='])?);
+        (line.trim_start().starts_with('-') && value.contains('<')).then(|| name.to_owned())
+    };
+    Ok(help.lines().filter_map(flag).collect())
+}
+
+/// What a command wants besides flags.
+fn operands<'a>(command: &str, id: &'a str) -> Vec<&'a str> {
+    match command {
+        "" => vec!["state", id],
+        "exec" => vec![id, "/bin/true"],
+        "kill" => vec![id, "TERM"],
+        "create" | "run" | "restore" => vec!["new"],
+        "mounts add" | "mounts remove" => vec![id, "/none"],
+        "completion" => vec!["bash"],
+        "list" | "spec" | "features" | "check" => vec![],
+        _ => vec![id],
+    }
+}
+
+/// One line, which says what is wrong.
+fn is_told(output: &Output, words: &[&str]) -> Outcome {
+    let line = &output.stderr;
+    ensure(output.code != Some(0), "it succeeded")?;
+    ensure(line.starts_with("rt: ") && line.lines().count() == 1, line)?;
+    ensure(words.iter().any(|word| line.contains(word)), line)?;
+    ensure_eq(output.stdout.as_str(), "")
+}
+
+fn unharmed(test: &Test, container: &Container<'_>, pid: i32) -> Outcome {
+    ensure_eq((container.status()?.as_str(), container.pid()?), ("running", pid))?;
+    let states = std::fs::read_dir(test.state_root())?.flatten();
+    let names: Vec<_> =
+        states.map(|entry| entry.file_name()).filter(|name| name != "@seccomp").collect();
+    ensure_eq(names, vec![container.id.as_str().into()])?;
+    ensure(cgroups_of("rt-new").is_empty(), "a cgroup is left")
+}
+
+fn every_flag_with_a_wrong_value(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let pid = container.pid()?;
+    let folder = bundle.folder.display().to_string();
+    let images = test.folder.join("images");
+    std::fs::create_dir(&images)?;
+    std::fs::write(images.join("descriptors.json"), "[]")?;
+    let images = images.display().to_string();
+    let mut tried = 0;
+    for command in COMMANDS {
+        for flag in flags(test, command)? {
+            let Some(value) = wrong(command, &flag) else { continue };
+            let flag_and_value = format!("{flag}={value}");
+            let mut args: Vec<&str> = command.split_whitespace().collect();
+            if matches!(command, "create" | "run" | "restore") && flag != "--bundle" {
+                args.extend(["--bundle", &folder]);
+            }
+            if command == "restore" && flag != "--image-path" {
+                args.extend(["--image-path", &images]);
+            }
+            args.push(&flag_and_value);
+            args.extend(operands(command, &container.id));
+            let output = test.rt(&args)?;
+            let told = is_told(&output, &[&flag, value, "console"]);
+            ensure(told.is_ok(), format!("{args:?}: {told:?}"))?;
+            tried += 1;
+        }
+    }
+    ensure(tried > 60, format!("only {tried} flags were found"))?;
+    unharmed(test, &container, pid)
+}
+
+fn every_command_with_a_wrong_name(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let pid = container.pid()?;
+    for command in COMMANDS {
+        if matches!(command, "" | "list" | "spec" | "features" | "check" | "completion") {
+            continue;
+        }
+        for id in ["nobody", "../x", "a/b", ""] {
+            if matches!(command, "create" | "run" | "restore") && id == "nobody" {
+                continue;
+            }
+            let mut args: Vec<&str> = command.split_whitespace().collect();
+            let mut operands = operands(command, id);
+            operands[0] = id;
+            args.extend(operands);
+            let output = test.rt(&args)?;
+            let told =
+                is_told(&output, &["does not exist", "invalid container ID format", "config.json"]);
+            ensure(told.is_ok(), format!("{args:?}: {told:?}"))?;
+        }
+    }
+    unharmed(test, &container, pid)
+}
