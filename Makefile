@@ -48,6 +48,8 @@ guests: build-deps
 test: build guests test-deps ## everything that must hold before a change is merged
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	rm -rf target/packages
+	$(MAKE) --no-print-directory deb rpm tarball
 	packaging/test $(DIST)
 
 # As root: a root filesystem has files of root's.
