@@ -297,6 +297,7 @@ const ROWS: &[Row] = &[
     row("bad input", &["bad_input", "bad_flags"]),
     row("attacks", &["attacks", "executable"]),
     row("wasm", &["wasm", "workload"]),
+    row("wasm: limits", &["wasm_limits"]),
 ];
 
 /// What became of each test, by its name: `passed`, `failed`, `skipped`.

@@ -34,6 +34,7 @@ mod sd_notify;
 mod seccomp;
 mod terminal;
 mod wasm;
+mod wasm_limits;
 mod workload;
 
 use crate::harness::{Outcome, Test};
@@ -86,6 +87,7 @@ pub(crate) fn all() -> Vec<Entry> {
         seccomp::TESTS,
         terminal::TESTS,
         wasm::TESTS,
+        wasm_limits::TESTS,
         workload::TESTS,
     ]
     .concat()

@@ -82,8 +82,20 @@ impl<'a> Conmon<'a> {
     /// What was printed, without the time of each line.
     fn log(&self) -> Outcome<String> {
         let text = fs::read_to_string(self.path("log"))?;
-        let lines = text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest));
-        Ok(lines.map(|line| line.replace('\r', "") + "\n").collect())
+        let mut log = String::new();
+        for line in text.lines() {
+            let line = line.split_once(' ').map_or(line, |(_, rest)| rest).replace('\r', "");
+            // Of a line that came in pieces, all but the last are marked with a P.
+            match line.split_once(" P ") {
+                Some((stream, piece)) => log += &format!("{stream} F {piece}"),
+                None if log.is_empty() || log.ends_with('\n') => log += &(line + "\n"),
+                None => {
+                    let rest = line.split_once(" F ").map_or(&*line, |(_, rest)| rest);
+                    log += &format!("{rest}\n");
+                }
+            }
+        }
+        Ok(log)
     }
 
     fn exit_code(&self) -> Outcome<String> {
@@ -180,9 +192,11 @@ fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {
 fn notices_want_of_memory(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     needs(test, "memory")?;
-    // conmon begins to watch when it has told of the container, and the first process lives on for a while: systemd removes the
-    // cgroup with the last one, at times before conmon has looked.
-    let script = "sleep 2; sh -c 'x=x; while :; do x=$x$x; done'; sleep 1; exit 9";
+    if test.host.by_systemd {
+        // conmon 2.1.6 stops watching when it is told of the want before somebody is killed; then it looks once more at the end.
+        return skip("systemd removes the cgroup before conmon looks, at times");
+    }
+    let script = "sh -c 'x=x; while :; do x=$x$x; done'; exit 9";
     let bundle = test.sh(script)?.edit(|config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": 16 << 20, "swap": 16 << 20 });
     });

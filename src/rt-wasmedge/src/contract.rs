@@ -12,6 +12,8 @@ pub(crate) struct Contract {
     pub(crate) module: i32,
     pub(crate) environment: i32,
     pub(crate) directories: Vec<Directory>,
+    /// What the container may use, in bytes.
+    pub(crate) memory: Option<u64>,
     /// The guest's.
     pub(crate) arguments: Vec<String>,
 }
@@ -51,6 +53,11 @@ impl Contract {
                 "--engine-dir" => contract.engine_dir = descriptor()?,
                 "--module" => contract.module = descriptor()?,
                 "--env" => contract.environment = descriptor()?,
+                "--memory" => {
+                    let limit =
+                        value.parse().map_err(|_| format!("`{arg}`: not a number of bytes"));
+                    contract.memory = Some(limit?);
+                }
                 "--dir" => contract.directories.push(directory(value).ok_or_else(wrong)?),
                 _ => return Err(wrong()),
             }
@@ -97,10 +104,22 @@ mod tests {
 
     #[test]
     fn takes_what_rt_gives() {
-        let args = [&FDS[..], &["--dir=ro:/", "--dir=rw:/a:b", "--", "/app.wasm", "--dir=x", "--"]]
-            .concat();
+        let args = [
+            &FDS[..],
+            &[
+                "--memory=1048576",
+                "--dir=ro:/",
+                "--dir=rw:/a:b",
+                "--",
+                "/app.wasm",
+                "--dir=x",
+                "--",
+            ],
+        ]
+        .concat();
         let contract = parse(&args).expect("taken");
         assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
+        assert_eq!(contract.memory, Some(1 << 20));
         let directories: Vec<_> =
             contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
         assert_eq!(directories, [("/", true), ("/a:b", false)]);
@@ -113,7 +132,16 @@ mod tests {
         assert!(parse(&["--contract=2"]).is_err_and(|error| error.contains("`--contract=2`")));
         assert!(parse(&FDS[..3]).is_err());
         assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
-        for bad in ["--frob=1", "--dir=/x", "--dir=ro:x", "--module=2", "--module=x", "x"] {
+        for bad in [
+            "--frob=1",
+            "--dir=/x",
+            "--dir=ro:x",
+            "--module=2",
+            "--module=x",
+            "--memory=x",
+            "--memory=-1",
+            "x",
+        ] {
             let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);
             assert!(error.contains(bad), "{error}");
         }

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 
-use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder};
+use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::vm::SyncInst;
 use wasmedge_sdk::wasi::WasiModule;
 use wasmedge_sdk::{AsInstance, Module, RunMode, Store, Vm};
 
 use crate::End;
 use crate::contract::Contract;
-use crate::os;
+use crate::{memory, os};
 
 const WASI: &str = "wasi_snapshot_preview1";
 
@@ -19,12 +19,13 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
     // The interpreter: native code inside of a module is not looked at.
-    let config = ConfigBuilder::new(CommonConfigOptions::default().run_mode(RunMode::Interpreter))
-        .build()
-        .map_err(|error| refused(explain(&error)))?;
+    let common = CommonConfigOptions::default().run_mode(RunMode::Interpreter);
+    let config = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
+    let loading = config(ConfigBuilder::new(common))?;
     check_head(&bytes).map_err(refused)?;
     let module =
-        Module::from_bytes(Some(&config), &bytes).map_err(|error| refused(explain(&error)))?;
+        Module::from_bytes(Some(&loading), &bytes).map_err(|error| refused(explain(&error)))?;
+    let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
     drop(bytes);
     if module.get_export("_start").is_none() {
         return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
@@ -39,7 +40,13 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     }
     let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
     instances.insert(WASI.to_owned(), wasi.as_mut());
-    let store = Store::new(Some(&config), instances).map_err(|error| refused(explain(&error)))?;
+    let mut running = ConfigBuilder::new(common);
+    if let Some(pages) = most_pages {
+        let options = RuntimeConfigOptions::default().max_memory_pages(pages);
+        running = running.with_runtime_config(options);
+    }
+    let store =
+        Store::new(Some(&config(running)?), instances).map_err(|error| refused(explain(&error)))?;
     let mut vm = Vm::new(store);
     vm.register_module(None, module).map_err(|error| refused(explain(&error)))?;
     os::take_log();

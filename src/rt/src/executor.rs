@@ -30,6 +30,8 @@ pub(crate) struct Request<'a> {
     pub(crate) engine: Option<&'a engine::Directory>,
     pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
+    /// What the container may use of memory, in bytes: for an engine.
+    pub(crate) memory: Option<u64>,
 }
 
 /// A program that is there and can be started.
@@ -187,6 +189,9 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         format!("--env={}", env.as_raw_fd()),
     ] {
         argv.push(CString::new(option)?);
+    }
+    if let Some(limit) = request.memory {
+        argv.push(CString::new(format!("--memory={limit}"))?);
     }
     argv.extend(preopens(request)?);
     argv.push(c"--".to_owned());

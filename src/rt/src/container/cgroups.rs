@@ -436,6 +436,35 @@ impl Cgroup {
         self.inner.as_ref().map_or(&self.paths, std::slice::from_ref)
     }
 
+    /// What is left of the limit of memory for one more process: without what those that are in it use and cannot give back.
+    pub(crate) fn memory_left(&self) -> Option<u64> {
+        let limit = self.memory_limit()?;
+        let (path, key) = match self.version {
+            Version::V2 => (self.of_init().first()?, "anon "),
+            Version::V1 => (v1::of_controller(&self.paths, "memory")?, "total_rss "),
+        };
+        let stat = fs::read_to_string(path.join("memory.stat")).unwrap_or_default();
+        let used = stat.lines().find_map(|line| line.strip_prefix(key));
+        Some(limit.saturating_sub(used.and_then(|used| used.parse().ok()).unwrap_or(0)))
+    }
+
+    /// The lowest limit of memory that holds in it, its own or that of a cgroup above it, in bytes.
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
+        if self.version == Version::V1 {
+            // Page-aligned, and near the largest number where there is none (kernel documentation, `cgroup-v1/memory.rst`).
+            let stat = v1::of_controller(&self.paths, "memory")?.join("memory.stat");
+            let stat = fs::read_to_string(stat).ok()?;
+            let mut lines = stat.lines();
+            let limit = lines.find_map(|line| line.strip_prefix("hierarchical_memory_limit "))?;
+            return limit.parse().ok().filter(|limit| *limit < 1 << 62);
+        }
+        let limit = |path: &Path| {
+            fs::read_to_string(path.join("memory.max")).ok()?.trim().parse::<u64>().ok()
+        };
+        let above = self.of_init().first()?.ancestors();
+        above.take_while(|path| path.starts_with(ROOT)).filter_map(limit).min()
+    }
+
     /// All processes in it and below it.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         let Some(path) = self.process_path() else { return Vec::new() };
@@ -513,7 +542,7 @@ impl Cgroup {
         }
         if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
             if self.paths.is_empty() {
-                systemd::wait_until_gone(unit);
+                systemd::stop_when_empty(unit);
             } else {
                 systemd::stop(unit);
             }

@@ -295,7 +295,9 @@ fn serve(
     if systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
-    socket.send_with(&Message::Cgroup, &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    let memory = options.engine.as_ref().and_then(|_| state.cgroup.memory_limit());
+    let files: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(tasks);
     // While init is at work.
     let record = directory.draft(state)?;

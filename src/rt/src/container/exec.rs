@@ -152,7 +152,8 @@ fn serve(
     }
     let affinity = options.process.exec_cpu_affinity().as_ref();
     let tasks: Vec<BorrowedFd<'_>> = doors.tasks.iter().map(AsFd::as_fd).collect();
-    socket.send_with(&Message::Cgroup, &tasks)?;
+    let memory = options.engine.as_ref().and_then(|_| options.state.cgroup.memory_left());
+    socket.send_with(&Message::Cgroup { memory }, &tasks)?;
     drop(doors);
     loop {
         match socket.receive()? {
@@ -220,7 +221,8 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
-    for tasks in plan.socket.expect_with(&Message::Cgroup)? {
+    let (memory, files) = plan.socket.expect_cgroup()?;
+    for tasks in files {
         cgroups::enter(&tasks).context("enter the cgroup")?;
     }
     plan.namespaces.join_rest()?;
@@ -256,6 +258,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
         engine: options.engine.as_ref(),
         registered: plan.registered,
         mounts: options.spec.mounts().as_deref().unwrap_or_default(),
+        memory,
     };
     let program = executor::prepare(&request)?;
     init::set_label(label)?;

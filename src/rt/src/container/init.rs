@@ -99,9 +99,9 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         namespaces::become_root()?;
     }
     // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that nobody knows.
-    let first = options.manager == Manager::Systemd;
-    if first {
-        enter_cgroup(plan)?;
+    let mut place = None;
+    if options.manager == Manager::Systemd {
+        place = Some(enter_cgroup(plan)?);
     }
     namespaces.join_rest()?;
     if options.new_keyring {
@@ -125,7 +125,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
     let entries = spec.mounts().as_deref().unwrap_or_default();
-    let in_cgroup = mount_all(plan, &rootfs, entries, opened, first)?;
+    let place = mount_all(plan, &rootfs, entries, opened, place)?;
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
@@ -141,9 +141,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
     }
-    if !in_cgroup {
-        enter_cgroup(plan)?;
-    }
+    let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     run_hooks_before_pivot(plan)?;
 
     let mut empty = None;
@@ -205,6 +203,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         engine: options.engine.as_ref(),
         registered,
         mounts: spec.mounts().as_deref().unwrap_or_default(),
+        memory: place.memory,
     };
     let program = executor::prepare(&request)?;
     set_label(label)?;
@@ -217,20 +216,19 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
-/// init is in its cgroup; until then both processes work side by side. Says whether that has happened.
+/// init is in its cgroup; until then both processes work side by side. Returns the place in it when that has happened.
 fn mount_all(
     plan: &Plan<'_>,
     rootfs: &Rootfs,
     entries: &[Mount],
     opened: Vec<Option<Detached>>,
-    mut in_cgroup: bool,
-) -> Result<bool> {
+    mut place: Option<Place>,
+) -> Result<Option<Place>> {
     for (entry, opened) in entries.iter().zip(opened) {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
-        if is_cgroup && !in_cgroup {
-            enter_cgroup(plan)?;
-            in_cgroup = true;
+        if is_cgroup && place.is_none() {
+            place = Some(enter_cgroup(plan)?);
         }
         if is_cgroup {
             cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
@@ -239,12 +237,19 @@ fn mount_all(
             mounts::mount(rootfs, bundle, namespaces, entry, opened).with_context(show)?;
         }
     }
-    Ok(in_cgroup)
+    Ok(place)
+}
+
+/// What there is to know of the cgroup that init is in.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The limit of memory that an engine is told, in bytes.
+    memory: Option<u64>,
 }
 
 /// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
-fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
-    let mut files = plan.socket.expect_with(&Message::Cgroup)?;
+fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
+    let (memory, mut files) = plan.socket.expect_cgroup()?;
     let delegate = plan.options.bundle.annotation(cgroups::DELEGATE);
     let delegated = delegate.filter(|name| !name.is_empty()).and_then(|_| files.pop());
     for tasks in files {
@@ -252,8 +257,10 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
     }
     plan.namespaces.unshare_cgroup()?;
     // The namespace shows what is above it as its root, where the limits are.
-    delegated
-        .map_or(Ok(()), |entrance| cgroups::enter(&entrance).context("enter the delegated cgroup"))
+    if let Some(entrance) = delegated {
+        cgroups::enter(&entrance).context("enter the delegated cgroup")?;
+    }
+    Ok(Place { memory })
 }
 
 pub(super) fn join_session_keyring(id: &str) -> Result<()> {

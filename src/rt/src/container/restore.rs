@@ -147,7 +147,7 @@ fn make(
             state.cgroup.filter_devices(linux.resources().as_ref())?;
             directory.write(state)?;
             let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
-            socket.send_with(&Message::Cgroup, &tasks)
+            socket.send_with(&Message::Cgroup { memory: None }, &tasks)
         },
     )?;
     if let Some(images) = images {
@@ -238,7 +238,7 @@ fn prepare_place(
     namespaces: &Namespaces,
     place: &Path,
 ) -> Result<()> {
-    for tasks in socket.expect_with(&Message::Cgroup)? {
+    for tasks in socket.expect_cgroup()?.1 {
         cgroups::enter(&tasks).context("enter the cgroup")?;
     }
     syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;

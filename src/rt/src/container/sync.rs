@@ -20,8 +20,8 @@ pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
     /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
-    /// enter it; none if it is in it already.
-    Cgroup,
+    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes.
+    Cgroup { memory: Option<u64> },
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
@@ -116,14 +116,17 @@ impl Socket {
 
     /// In init: waits for a certain message. When the runtime is gone, there is nobody to report to.
     pub(crate) fn expect(&self, expected: &Message) -> Result<()> {
-        self.expect_with(expected).map(drop)
+        match self.receive()? {
+            Some(message) if message == *expected => Ok(()),
+            other => bail!("waited for {expected:?}, got {other:?}"),
+        }
     }
 
-    /// In init: waits for a certain message and takes the files that come with it.
-    pub(crate) fn expect_with(&self, expected: &Message) -> Result<Vec<OwnedFd>> {
+    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which it enters.
+    pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>)> {
         match self.receive_with()? {
-            (Some(message), files) if message == *expected => Ok(files),
-            (other, _) => bail!("waited for {expected:?}, got {other:?}"),
+            (Some(Message::Cgroup { memory }), files) => Ok((memory, files)),
+            (other, _) => bail!("waited for the cgroup, got {other:?}"),
         }
     }
 }
@@ -131,7 +134,9 @@ impl Socket {
 fn encode(message: &Message) -> Vec<u8> {
     let (tag, text) = match message {
         Message::Mapped => (b'M', Vec::new()),
-        Message::Cgroup => (b'G', Vec::new()),
+        Message::Cgroup { memory } => {
+            (b'G', memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default())
+        }
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
@@ -148,7 +153,10 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     let text = || String::from_utf8_lossy(&bytes[1..]).into_owned();
     Ok(match bytes[0] {
         b'M' => Message::Mapped,
-        b'G' => Message::Cgroup,
+        b'G' if bytes.len() == 1 => Message::Cgroup { memory: None },
+        b'G' => {
+            Message::Cgroup { memory: Some(text().parse().context("parse a limit of memory")?) }
+        }
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
         b'P' => Message::BeforePivot,
@@ -170,7 +178,8 @@ mod tests {
         let (one, other) = pair().expect("a pair");
         for message in [
             Message::Mapped,
-            Message::Cgroup,
+            Message::Cgroup { memory: None },
+            Message::Cgroup { memory: Some(64 << 20) },
             Message::Init(4711),
             Message::Listener(7),
             Message::BeforePivot,

@@ -23,7 +23,7 @@ pub(crate) use properties::{Property, of_annotations};
 /// How long systemd may take for all that one command asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long systemd may take to notice that a scope has no process any more.
+/// How long init may take to end after its maker was killed.
 const GOING: Duration = Duration::from_secs(2);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -159,11 +159,16 @@ pub(super) fn stop(unit: &str) {
 }
 
 /// For a container whose creation was cut short, which may have had a scope, or found one of that name that is another's. Its own
-/// has no process any more, and systemd removes it then by itself.
-pub(super) fn wait_until_gone(unit: &str) {
+/// has no process soon, since init ends with its maker; another's has, and is left alone.
+pub(super) fn stop_when_empty(unit: &str) {
     let Some(path) = path(unit) else { return };
     let end = Instant::now() + GOING;
     while path.exists() && Instant::now() < end {
+        let mut processes = Vec::new();
+        super::collect_processes(&path, &mut processes);
+        if processes.is_empty() {
+            return stop(unit);
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,0 +1,106 @@
+//! What a module may use of what its container has.
+
+use serde_json::json;
+
+use super::needs;
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "wasm_limits":
+    memory_grows_to_the_limit_and_no_further, all_memories_share_the_limit, a_limit_above_counts_too, without_a_limit_memory_grows,
+    exec_is_limited_too, a_module_has_what_it_begins_with,
+}
+
+/// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with the number of mebibytes, or with
+/// 200 when there are so many.
+fn growing(memories: usize) -> Outcome<Vec<u8>> {
+    let memory = "(memory 1)".repeat(memories);
+    let grow: String = (0..memories)
+        .map(|memory| {
+            format!(
+                "(block $full{memory} (loop $more{memory}
+                   (local.set $at (memory.size {memory}))
+                   (br_if $full{memory} (i32.eq (memory.grow {memory} (i32.const 16)) (i32.const -1)))
+                   (memory.fill {memory} (i32.mul (local.get $at) (i32.const 65536)) (i32.const 7) (i32.const 1048576))
+                   (local.set $count (i32.add (local.get $count) (i32.const 1)))
+                   (br_if $more{memory} (i32.lt_u (local.get $count) (i32.const 200)))))"
+            )
+        })
+        .collect();
+    let text = format!(
+        "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32))) {memory}
+           (func (export \"_start\") (local $at i32) (local $count i32) {grow} (call $exit (local.get $count))))"
+    );
+    Ok(wat::parse_str(text)?)
+}
+
+fn limited<'a>(test: &'a Test, module: &[u8], mebibytes: u64) -> Outcome<Bundle<'a>> {
+    needs(test, "memory")?;
+    Ok(test.module(module)?.edit(|config| {
+        let bytes = mebibytes << 20;
+        config["linux"]["resources"]["memory"] = json!({ "limit": bytes, "swap": bytes });
+    }))
+}
+
+/// How many mebibytes it could get, of so many.
+fn grown(bundle: &Bundle<'_>) -> Outcome<i32> {
+    let output = bundle.run()?;
+    ensure(output.stderr.is_empty(), &output.stderr)?;
+    Ok(output.code.unwrap_or(-1))
+}
+
+fn memory_grows_to_the_limit_and_no_further(test: &Test) -> Outcome {
+    let grown = grown(&limited(test, &growing(1)?, 64)?)?;
+    ensure((50..64).contains(&grown), format!("{grown} MiB of 64"))
+}
+
+fn all_memories_share_the_limit(test: &Test) -> Outcome {
+    let grown = grown(&limited(test, &growing(3)?, 64)?)?;
+    ensure((50..64).contains(&grown), format!("{grown} MiB of 64"))
+}
+
+/// A pod's cgroup has one, and its container none.
+fn a_limit_above_counts_too(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    if test.host.by_systemd {
+        return crate::harness::skip("the cgroup above is made by hand");
+    }
+    let name = test.id();
+    let root = if test.host.lane == "v2" { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" };
+    let pod = std::path::Path::new(root).join(&name);
+    std::fs::create_dir(&pod)?;
+    if test.host.lane == "v2" {
+        std::fs::write(pod.join("cgroup.subtree_control"), "+memory")?;
+        std::fs::write(pod.join("memory.max"), (48 << 20).to_string())?;
+    } else {
+        std::fs::write(pod.join("memory.use_hierarchy"), "1").or(Ok::<(), std::io::Error>(()))?;
+        std::fs::write(pod.join("memory.limit_in_bytes"), (48 << 20).to_string())?;
+    }
+    let bundle = test
+        .module(&growing(1)?)?
+        .edit(|config| config["linux"]["cgroupsPath"] = json!(format!("/{name}/container")));
+    let grown = grown(&bundle);
+    for left in crate::harness::cgroups_of(&name) {
+        let _ = std::fs::remove_dir(left);
+    }
+    let grown = grown?;
+    ensure((36..48).contains(&grown), format!("{grown} MiB of 48"))
+}
+
+fn without_a_limit_memory_grows(test: &Test) -> Outcome {
+    ensure_eq(grown(&test.module(&growing(1)?)?)?, 200)
+}
+
+fn exec_is_limited_too(test: &Test) -> Outcome {
+    let bundle = limited(test, &growing(1)?, 64)?;
+    std::fs::copy(test.host.guest("probe")?, bundle.rootfs().join("probe.wasm"))?;
+    let container = bundle.args(&["/probe.wasm", "sleep"]).start()?;
+    let output = test.rt(["exec", &container.id, "/module.wasm"])?;
+    let grown = output.code.unwrap_or(-1);
+    ensure((45..64).contains(&grown), format!("{grown} MiB of 64: {}", output.stderr))
+}
+
+/// Many a module asks for much and touches little.
+fn a_module_has_what_it_begins_with(test: &Test) -> Outcome {
+    let text = "(module (memory 2048) (func (export \"_start\")))";
+    limited(test, &wat::parse_str(text)?, 32)?.run()?.success().map(drop)
+}
