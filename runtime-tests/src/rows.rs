@@ -298,6 +298,7 @@ const ROWS: &[Row] = &[
     row("attacks", &["attacks", "executable"]),
     row("wasm", &["wasm", "workload"]),
     row("wasm: limits", &["wasm_limits"]),
+    row("wasm: rights by annotation", &["wasm_rights"]),
 ];
 
 /// What became of each test, by its name: `passed`, `failed`, `skipped`.

@@ -35,6 +35,7 @@ mod seccomp;
 mod terminal;
 mod wasm;
 mod wasm_limits;
+mod wasm_rights;
 mod workload;
 
 use crate::harness::{Outcome, Test};
@@ -88,6 +89,7 @@ pub(crate) fn all() -> Vec<Entry> {
         terminal::TESTS,
         wasm::TESTS,
         wasm_limits::TESTS,
+        wasm_rights::TESTS,
         workload::TESTS,
     ]
     .concat()

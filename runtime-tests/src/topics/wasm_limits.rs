@@ -94,6 +94,7 @@ fn exec_is_limited_too(test: &Test) -> Outcome {
     let bundle = limited(test, &growing(1)?, 64)?;
     std::fs::copy(test.host.guest("probe")?, bundle.rootfs().join("probe.wasm"))?;
     let container = bundle.args(&["/probe.wasm", "sleep"]).start()?;
+    container.wait_for_output("ready")?;
     let output = test.rt(["exec", &container.id, "/module.wasm"])?;
     let grown = output.code.unwrap_or(-1);
     ensure((45..64).contains(&grown), format!("{grown} MiB of 64: {}", output.stderr))

@@ -14,6 +14,8 @@ pub(crate) struct Contract {
     pub(crate) directories: Vec<Directory>,
     /// What the container may use, in bytes.
     pub(crate) memory: Option<u64>,
+    /// How long the guest may run, in milliseconds.
+    pub(crate) timeout: Option<i32>,
     /// The guest's.
     pub(crate) arguments: Vec<String>,
 }
@@ -57,6 +59,11 @@ impl Contract {
                     let limit =
                         value.parse().map_err(|_| format!("`{arg}`: not a number of bytes"));
                     contract.memory = Some(limit?);
+                }
+                "--timeout" => {
+                    let number = value.parse().ok().filter(|number| *number > 0);
+                    let wrong = || format!("`{arg}`: not a number of milliseconds");
+                    contract.timeout = Some(number.ok_or_else(wrong)?);
                 }
                 "--dir" => contract.directories.push(directory(value).ok_or_else(wrong)?),
                 _ => return Err(wrong()),
@@ -108,6 +115,7 @@ mod tests {
             &FDS[..],
             &[
                 "--memory=1048576",
+                "--timeout=1500",
                 "--dir=ro:/",
                 "--dir=rw:/a:b",
                 "--",
@@ -119,7 +127,7 @@ mod tests {
         .concat();
         let contract = parse(&args).expect("taken");
         assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
-        assert_eq!(contract.memory, Some(1 << 20));
+        assert_eq!((contract.memory, contract.timeout), (Some(1 << 20), Some(1500)));
         let directories: Vec<_> =
             contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
         assert_eq!(directories, [("/", true), ("/a:b", false)]);
@@ -140,6 +148,8 @@ mod tests {
             "--module=x",
             "--memory=x",
             "--memory=-1",
+            "--timeout=0",
+            "--timeout=1s",
             "x",
         ] {
             let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);

@@ -45,6 +45,36 @@ pub(crate) fn end_on_signals() {
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
 }
 
+/// What timeout(1) ends with too.
+const TIMED_OUT: c_int = 124;
+
+extern "C" fn end_of_time(_signal: c_int) {
+    const MESSAGE: &[u8] = b"rt-wasmedge: its time is over\n";
+    // With standard error closed there is nobody to tell.
+    // SAFETY: write(2) is async-signal-safe (signal-safety(7)); the message is as long as it says.
+    unsafe { libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len()) };
+    // SAFETY: _exit(2) is async-signal-safe and ends the process.
+    unsafe { libc::_exit(TIMED_OUT) }
+}
+
+/// Ends the process when so many milliseconds are over, whatever it does then (`setitimer(2)`).
+pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
+    let handler = end_of_time as extern "C" fn(c_int);
+    // SAFETY: the handler has the type that signal(2) wants and calls two async-signal-safe functions.
+    unsafe { libc::signal(libc::SIGALRM, handler as libc::sighandler_t) };
+    let value = libc::timeval {
+        tv_sec: (milliseconds / 1000).into(),
+        tv_usec: (milliseconds % 1000 * 1000).into(),
+    };
+    let timer =
+        libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    // SAFETY: `timer` is initialised and only read; the old value is not asked for.
+    if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) } < 0 {
+        return Err(format!("set a timer: {}", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
 /// Ends the process without running destructors or exit handlers: those of WasmEdge would only free memory.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process.

@@ -17,7 +17,7 @@ use rustix::io::{Errno, FdFlags};
 
 use crate::engine;
 use crate::syscall;
-use crate::workload::{self, Workload};
+use crate::workload::{self, Directory, Rights, Workload};
 
 /// What is needed to choose a program and to start it.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Request<'a> {
     pub(crate) engine: Option<&'a engine::Directory>,
     pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
+    /// Of a module.
+    pub(crate) rights: &'a Rights,
     /// What the container may use of memory, in bytes: for an engine.
     pub(crate) memory: Option<u64>,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Program {
     path: CString,
     argv: Vec<CString>,
     envp: Vec<CString>,
+    /// Whether it may make sockets; if not, its first instruction already may not.
+    pub(crate) sockets: bool,
     /// Signals that arrive blocked.
     blocked: Vec<i32>,
     /// Open until the exec, and beyond.
@@ -150,6 +154,7 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         path: CString::new(path.as_os_str().as_bytes())?,
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
+        sockets: true,
         blocked: Vec::new(),
         _descriptors: Vec::new(),
     })
@@ -193,6 +198,9 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     if let Some(limit) = request.memory {
         argv.push(CString::new(format!("--memory={limit}"))?);
     }
+    if let Some(timeout) = request.rights.timeout {
+        argv.push(CString::new(format!("--timeout={}", timeout.as_millis()))?);
+    }
     argv.extend(preopens(request)?);
     argv.push(c"--".to_owned());
     argv.extend(c_strings(request.args)?);
@@ -202,6 +210,7 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         argv,
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
+        sockets: request.rights.sockets,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
         _descriptors: descriptors,
@@ -231,25 +240,39 @@ fn environment(request: &Request<'_>) -> Result<OwnedFd> {
 
 /// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's own right.
 fn preopens(request: &Request<'_>) -> Result<Vec<CString>> {
-    let of_the_kernel =
-        |path: &Path| ["/proc", "/sys", "/dev"].iter().any(|kernel| path.starts_with(kernel));
+    if let Some(directories) = &request.rights.directories {
+        let preopen = |directory: &Directory| {
+            preopen(&directory.path, directory.read_only)?.with_context(|| {
+                format!(
+                    "the annotation `run.oci.wasm.dirs`: `{}` is no directory",
+                    directory.path.display()
+                )
+            })
+        };
+        return directories.iter().map(preopen).collect();
+    }
     let mounted = request.mounts.iter().map(|mount| mount.destination().as_path());
-    let mounted = mounted.filter(|path| !of_the_kernel(path) && *path != Path::new("/"));
+    let mounted = mounted.filter(|path| !workload::is_the_kernels(path) && *path != Path::new("/"));
     let mut preopens = Vec::new();
     for path in [Path::new("/")].into_iter().chain(mounted) {
-        let is_directory =
-            |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
-        // A file is reached through the directory that it is in; what the user may not look at, a guest could not either.
-        if !rustix::fs::stat(path).is_ok_and(is_directory) {
-            continue;
-        }
-        let flags = rustix::fs::statvfs(path)
-            .with_context(|| format!("statvfs `{}`", path.display()))?
-            .f_flag;
-        let right: &[u8] = if flags.contains(StatVfsMountFlags::RDONLY) { b"ro:" } else { b"rw:" };
-        preopens.push(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?);
+        preopens.extend(preopen(path, false)?);
     }
     Ok(preopens)
+}
+
+/// None for what is no directory: a file is reached through the directory that it is in; what the user may not look at, a guest
+/// could not either.
+fn preopen(path: &Path, read_only: bool) -> Result<Option<CString>> {
+    let is_directory =
+        |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
+    if !rustix::fs::stat(path).is_ok_and(is_directory) {
+        return Ok(None);
+    }
+    let flags =
+        rustix::fs::statvfs(path).with_context(|| format!("statvfs `{}`", path.display()))?.f_flag;
+    let read_only = read_only || flags.contains(StatVfsMountFlags::RDONLY);
+    let right: &[u8] = if read_only { b"ro:" } else { b"rw:" };
+    Ok(Some(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?))
 }
 
 /// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is procfs, nothing is mounted

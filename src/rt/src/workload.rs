@@ -4,12 +4,16 @@
 //! the program as the container sees it. The rules, with their origin, are in `docs/workload.md`.
 #![forbid(unsafe_code)]
 
+mod rights;
+
 use anyhow::{Result, bail};
 use libcontainer::oci_spec::runtime::Spec;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::annotation;
+
+pub(crate) use rights::{Directory, Rights, is_the_kernels};
 
 /// How much of the program decides.
 pub(crate) const HEAD: usize = 8;

@@ -16,6 +16,7 @@ use crate::cli;
 use crate::container::{self, ExecOptions, seccomp, terminal};
 use crate::engine;
 use crate::state::{Draft, Root, Status};
+use crate::workload::Rights;
 
 pub(super) fn execute(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     exec(root, args).with_context(|| format!("exec in `{}`", args.id))
@@ -72,6 +73,7 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
         filter,
+        rights: Rights::of(&spec)?,
         agent,
     };
     let (pid, pidfd) = container::exec(options)?;

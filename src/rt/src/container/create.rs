@@ -24,7 +24,7 @@ use crate::bundle::Bundle;
 use crate::engine;
 use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::syscall;
-use crate::workload;
+use crate::workload::{self, Rights};
 
 /// crun's name for `--pidfd-socket`.
 const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
@@ -78,6 +78,8 @@ impl Container {
 struct Prepared {
     namespaces: Namespaces,
     filter: Option<Filter>,
+    /// Of a module.
+    rights: Rights,
     /// Who takes the filter's listener.
     agent: Option<Receiver>,
     /// One for each entry of `mounts`; only init uses them.
@@ -97,6 +99,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let namespaces = Namespaces::new(linux)?;
     check(&options, &namespaces)?;
     let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
+    let rights = Rights::of(spec)?;
     let filter = seccomp::prepare(spec, &root.filters())?;
     let agent = seccomp::receiver(spec, filter.as_ref())?;
     let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
@@ -104,7 +107,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         Some(_) => Streams::open(&annotations)?,
         None => Streams::default(),
     };
-    let mut prepared = Prepared { namespaces, filter, agent, mounts, streams };
+    let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, streams };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.engine = options.asked;
     if options.console.is_none() {
@@ -226,12 +229,13 @@ fn make(
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
-            let Prepared { namespaces, filter, mounts, streams, .. } = prepared;
+            let Prepared { namespaces, filter, rights, mounts, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
             init::main(init::Plan {
                 options,
                 namespaces,
                 filter,
+                rights,
                 mounts,
                 streams,
                 notify,

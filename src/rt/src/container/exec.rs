@@ -17,14 +17,14 @@ use super::cgroups::{self, Doors};
 use super::init;
 use super::namespaces::{self, Namespaces, Side};
 use super::rootfs::Rootfs;
-use super::seccomp::{Filter, Receiver};
+use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{create, process, terminal};
 use crate::engine;
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
-use crate::workload;
+use crate::workload::{self, Rights};
 
 #[derive(Debug)]
 pub(crate) struct ExecOptions<'a> {
@@ -40,6 +40,8 @@ pub(crate) struct ExecOptions<'a> {
     /// Below the container's cgroup.
     pub(crate) cgroup: Option<&'a Path>,
     pub(crate) filter: Option<Filter>,
+    /// Of a module.
+    pub(crate) rights: Rights,
     /// Who takes the filter's listener.
     pub(crate) agent: Option<Receiver>,
 }
@@ -258,10 +260,14 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
         engine: options.engine.as_ref(),
         registered: plan.registered,
         mounts: options.spec.mounts().as_deref().unwrap_or_default(),
+        rights: &options.rights,
         memory,
     };
     let program = executor::prepare(&request)?;
     init::set_label(label)?;
+    if !program.sockets {
+        seccomp::refuse_sockets()?;
+    }
     if process.no_new_privileges() == Some(true)
         && let Some(filter) = filter
     {

@@ -21,7 +21,7 @@ use super::hooks::Streams;
 use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
-use super::seccomp::Filter;
+use super::seccomp::{self, Filter};
 use super::sync::{Message, Socket};
 use super::{
     cgroup_mount, cgroups, devices, hooks, mounts, notify_socket, process, sysctl, terminal,
@@ -29,6 +29,7 @@ use super::{
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
+use crate::workload::Rights;
 
 /// What init was born with.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(super) struct Plan<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) namespaces: &'a Namespaces,
     pub(super) filter: Option<&'a Filter>,
+    /// Of a module.
+    pub(super) rights: &'a Rights,
     /// What the caller's process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Detached>>,
     /// Where hooks print to.
@@ -203,10 +206,14 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         engine: options.engine.as_ref(),
         registered,
         mounts: spec.mounts().as_deref().unwrap_or_default(),
+        rights: plan.rights,
         memory: place.memory,
     };
     let program = executor::prepare(&request)?;
     set_label(label)?;
+    if !program.sockets {
+        seccomp::refuse_sockets()?;
+    }
     if process.no_new_privileges() == Some(true)
         && let Some(filter) = plan.filter
     {

@@ -7,6 +7,7 @@
 mod cache;
 mod compile;
 mod notify;
+mod sockets;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -17,6 +18,7 @@ use libc::sock_filter;
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 
 pub(crate) use notify::Receiver;
+pub(crate) use sockets::refuse as refuse_sockets;
 
 use super::sync::{Message, Socket};
 use crate::bundle::annotation;

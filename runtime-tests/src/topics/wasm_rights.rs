@@ -1,0 +1,132 @@
+//! What a module may do, where its container's annotations say less than all.
+
+use std::fs;
+use std::io::{Read, Write};
+
+use serde_json::json;
+
+use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+
+super::tests! { "wasm_rights":
+    sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error,
+    has_no_sockets_when_they_are_off, has_no_sockets_where_privileges_may_be_gained, exec_has_no_sockets_either, a_native_program_has_sockets,
+    is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, wrong_values_are_errors,
+}
+
+const SOCKETS: &str = "run.oci.wasm.sockets";
+const DIRS: &str = "run.oci.wasm.dirs";
+const TIMEOUT: &str = "run.oci.wasm.timeout";
+
+fn sees_only_the_directories_that_are_listed(test: &Test) -> Outcome {
+    let read = |path: &str| -> Outcome<String> {
+        let bundle = test
+            .wasm("probe", &["read", path])?
+            .file("/data/file", "shown")?
+            .file("/etc/file", "hidden")?
+            .annotation(DIRS, "/data");
+        Ok(bundle.run()?.stdout)
+    };
+    ensure_eq(read("/data/file")?.as_str(), "shown")?;
+    for path in ["/etc/file", "/data/../etc/file", "/probe.wasm"] {
+        let seen = read(path)?;
+        ensure(seen.starts_with("error: "), format!("{path}: {seen}"))?;
+    }
+    Ok(())
+}
+
+fn a_listed_directory_can_be_read_only(test: &Test) -> Outcome {
+    let write = |path: &str| -> Outcome<String> {
+        let bundle = test.wasm("probe", &["write", path, "x"])?.annotation(DIRS, "/fixed:ro,/own");
+        for folder in ["fixed", "own"] {
+            fs::create_dir(bundle.rootfs().join(folder))?;
+        }
+        Ok(bundle.run()?.stdout)
+    };
+    ensure_eq(write("/own/file")?.as_str(), "")?;
+    ensure(write("/fixed/file")?.starts_with("error: "), "it was written")
+}
+
+fn none_can_be_shown(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["ls", "/"])?.annotation(DIRS, "");
+    ensure(bundle.run()?.stdout.starts_with("error: "), "it saw the root")
+}
+
+fn a_directory_that_is_not_there_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.annotation(DIRS, "/none");
+    bundle
+        .try_create(&test.id())?
+        .fails_with("`run.oci.wasm.dirs`: `/none` is no directory")
+        .map(drop)
+}
+
+/// The guest's library panics when it gets none.
+fn has_no_socket(output: &crate::harness::Output) -> Outcome {
+    let said = format!("{}{}", output.stdout, output.stderr);
+    ensure(output.code != Some(0) && !said.contains("ready"), said)
+}
+
+fn has_no_sockets_when_they_are_off(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["accept", "8080"])?.annotation(SOCKETS, "off");
+    has_no_socket(&bundle.run()?)
+}
+
+/// Without `noNewPrivileges`, a filter has to be loaded before privileges are given up, or they are given up for good.
+fn has_no_sockets_where_privileges_may_be_gained(test: &Test) -> Outcome {
+    let bundle = test
+        .wasm("probe", &["accept", "8080"])?
+        .annotation(SOCKETS, "off")
+        .edit(|config| config["process"]["noNewPrivileges"] = json!(false));
+    has_no_socket(&bundle.run()?)
+}
+
+fn exec_has_no_sockets_either(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep"])?.annotation(SOCKETS, "off").start()?;
+    has_no_socket(&test.rt(["exec", &container.id, "/probe.wasm", "accept", "8080"])?)
+}
+
+/// The annotation is of modules: a program beside one in a pod whose annotations are for all is left alone.
+fn a_native_program_has_sockets(test: &Test) -> Outcome {
+    test.only_rt()?;
+    // By a socket of netlink's.
+    let bundle = test
+        .linux(&["/bin/ip", "address"])?
+        .annotation("run.oci.handler", "wasm")
+        .annotation(SOCKETS, "off");
+    let output = bundle.run()?.success()?;
+    ensure(output.stdout.contains("127.0.0.1"), output.stdout)
+}
+
+fn is_ended_when_its_time_is_over(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["busy"])?.annotation(TIMEOUT, "0.3");
+    bundle.run()?.code(124)?.fails_with("rt-wasmedge: its time is over").map(drop)
+}
+
+fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["cat"])?.annotation(TIMEOUT, "0.3");
+    let id = test.id();
+    container.write()?;
+    let mut command = test.command(container.command_line("run", &id));
+    let mut child =
+        command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().ok_or("no pipe")?;
+    wait_until("it has ended", || child.try_wait().is_ok_and(|end| end.is_some()))?;
+    ensure_eq(child.wait()?.code(), Some(124))?;
+    ensure(input.write_all(b"x").is_err(), "it reads still")?;
+    let mut said = String::new();
+    child.stderr.take().ok_or("no pipe")?.read_to_string(&mut said)?;
+    ensure_eq(said.as_str(), "rt-wasmedge: its time is over\n")
+}
+
+fn wrong_values_are_errors(test: &Test) -> Outcome {
+    for (key, value, words) in [
+        (SOCKETS, "no", "`run.oci.wasm.sockets`: `no` is neither `on` nor `off`"),
+        (DIRS, "data", "`run.oci.wasm.dirs`: `data`: not an absolute path"),
+        (DIRS, "/proc", "never shown to a module"),
+        (TIMEOUT, "1h", "`1h` is no number of seconds"),
+        ("run.oci.wasm.socket", "off", "the annotation `run.oci.wasm.socket`: rt knows"),
+    ] {
+        let bundle = test.wasm("hello", &[])?.annotation(key, value);
+        bundle.try_create(&test.id())?.fails_with(words)?;
+    }
+    Ok(())
+}

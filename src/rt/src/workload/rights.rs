@@ -1,0 +1,126 @@
+//! What a module may do, where its container's annotations say less than all: `docs/annotations.md`, "Modules".
+#![forbid(unsafe_code)]
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::Spec;
+
+/// What the annotations' names begin with. No other name may.
+const PREFIX: &str = "run.oci.wasm.";
+
+/// Directories that show the kernel's or the machine's things, and are never shown to a module.
+pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Rights {
+    /// In place of all that the container has.
+    pub(crate) directories: Option<Vec<Directory>>,
+    pub(crate) sockets: bool,
+    /// How long each program may run.
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// A directory of the container's.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Directory {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+impl Rights {
+    pub(crate) fn of(spec: &Spec) -> Result<Rights> {
+        let mut rights = Rights { directories: None, sockets: true, timeout: None };
+        for (key, value) in spec.annotations().iter().flatten() {
+            let Some(name) = key.strip_prefix(PREFIX) else { continue };
+            rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
+        }
+        Ok(rights)
+    }
+
+    fn take(&mut self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "dirs" => self.directories = Some(directories(value)?),
+            "sockets" => {
+                self.sockets = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => bail!("`{value}` is neither `on` nor `off`"),
+                }
+            }
+            "timeout" => self.timeout = Some(timeout(value)?),
+            _ => bail!("rt knows `{PREFIX}dirs`, `{PREFIX}sockets` and `{PREFIX}timeout`"),
+        }
+        Ok(())
+    }
+}
+
+/// `PATH`, `PATH:ro`, with commas between.
+fn directories(value: &str) -> Result<Vec<Directory>> {
+    let entries = value.split(',').filter(|_| !value.is_empty());
+    entries.map(|entry| directory(entry).with_context(|| format!("`{entry}`"))).collect()
+}
+
+fn directory(entry: &str) -> Result<Directory> {
+    let (path, read_only) = match entry.split_once(':') {
+        None => (entry, false),
+        Some((path, "ro")) => (path, true),
+        Some((_, _)) => bail!("a path may be followed by `:ro` only"),
+    };
+    let path = Path::new(path);
+    ensure!(path.is_absolute(), "not an absolute path");
+    let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    ensure!(path.components().all(plain), "a path that leads back");
+    ensure!(!is_the_kernels(path), "{} are never shown to a module", KERNELS.join(", "));
+    Ok(Directory { path: path.components().collect(), read_only })
+}
+
+pub(crate) fn is_the_kernels(path: &Path) -> bool {
+    KERNELS.iter().any(|kernel| path.starts_with(kernel))
+}
+
+/// In seconds.
+fn timeout(value: &str) -> Result<Duration> {
+    let wrong = || format!("`{value}` is no number of seconds greater than 0");
+    let seconds: f64 = value.parse().with_context(wrong)?;
+    let duration = Duration::try_from_secs_f64(seconds).ok();
+    // What a timer takes in milliseconds, on any machine: 24 days.
+    let good = |duration: &Duration| (1..=i32::MAX as u128).contains(&duration.as_millis());
+    duration.filter(good).with_context(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(name: &str, value: &str) -> Result<Rights> {
+        let mut spec = Spec::default();
+        spec.set_annotations(Some([(format!("{PREFIX}{name}"), value.to_owned())].into()));
+        Rights::of(&spec)
+    }
+
+    #[test]
+    fn directories_are_listed() {
+        let entry = |path: &str, read_only| Directory { path: path.into(), read_only };
+        let of = |value| of("dirs", value).expect(value).directories;
+        assert_eq!(of("/data,/etc/x:ro"), Some(vec![entry("/data", false), entry("/etc/x", true)]));
+        assert_eq!(of("/"), Some(vec![entry("/", false)]));
+        assert_eq!(of(""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for wrong in ["data", "/a/../b", "/a:rw", "/a:ro:ro", "/a,", "/proc/self", "/sys", "/dev"] {
+            assert!(of("dirs", wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "no", "OFF"] {
+            assert!(of("sockets", wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "0", "-1", "1h", "inf", "NaN", "1e9", "0.0001"] {
+            assert!(of("timeout", wrong).is_err(), "{wrong}");
+        }
+        assert!(of("socket", "off").is_err());
+        assert_eq!(of("timeout", "1.5").expect("good").timeout, Some(Duration::from_millis(1500)));
+    }
+}
