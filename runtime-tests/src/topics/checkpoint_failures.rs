@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
 use super::checkpoint::{COUNT, images, needs_criu, restore_command, start, write};
 use crate::harness::{
-    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, wait_until,
+    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process,
+    wait_until,
 };
 
 super::tests! { "checkpoint_failures":
@@ -193,7 +194,7 @@ fn waiting_criu(test: &Test) -> Outcome<PathBuf> {
     let folder = test.folder.join("bin");
     fs::create_dir(&folder)?;
     let script = format!(
-        "#!/bin/sh\nPATH={}:/usr/sbin:/usr/bin:/bin\necho $$ >{here}/started\n\
+        "#!/bin/sh\nPATH={}:/usr/sbin:/usr/bin:/bin\n[ \"$1\" = swrk ] || exec criu \"$@\"\necho $$ >{here}/started\n\
          i=0; while [ $i -lt 100 ] && [ ! -e {here}/go ]; do sleep 0.05; i=$((i + 1)); done\nexec criu \"$@\"\n",
         std::env::var("PATH").unwrap_or_default(),
         here = test.folder.display(),
@@ -203,17 +204,22 @@ fn waiting_criu(test: &Test) -> Outcome<PathBuf> {
     Ok(folder)
 }
 
+/// Begins to write the checkpoint; CRIU waits until it may go on.
+fn write_slowly(test: &Test, container: &Container<'_>) -> Outcome<Child> {
+    let images = images(test).display().to_string();
+    let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
+    let checkpoint = command.env("PATH", waiting_criu(test)?).stderr(Stdio::null()).spawn()?;
+    let started = test.folder.join("started");
+    wait_until("CRIU runs", || fs::read_to_string(&started).is_ok_and(|pid| pid.ends_with('\n')))?;
+    Ok(checkpoint)
+}
+
 fn a_checkpoint_that_is_killed_lets_the_container_go_on(test: &Test) -> Outcome {
     needs_criu()?;
     test.only_rt()?;
     let container = start(&test.sh(COUNT)?)?;
     container.wait_for_output("1\n")?;
-    let images = images(test).display().to_string();
-    let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
-    let mut checkpoint = command.env("PATH", waiting_criu(test)?).stderr(Stdio::null()).spawn()?;
-    wait_until("CRIU runs", || {
-        fs::read_to_string(test.folder.join("started")).is_ok_and(|pid| pid.ends_with('\n'))
-    })?;
+    let mut checkpoint = write_slowly(test, &container)?;
     checkpoint.kill()?;
     checkpoint.wait()?;
     fs::write(test.folder.join("go"), "")?;
@@ -233,17 +239,11 @@ fn a_container_that_ends_meanwhile_is_not_written(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = start(&test.sh(COUNT)?)?;
     container.wait_for_output("1\n")?;
-    let images = images(test).display().to_string();
-    let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
-    command.env("PATH", waiting_criu(test)?).stderr(Stdio::piped());
-    let checkpoint = command.spawn()?;
-    wait_until("CRIU runs", || {
-        fs::read_to_string(test.folder.join("started")).is_ok_and(|pid| pid.ends_with('\n'))
-    })?;
+    let mut checkpoint = write_slowly(test, &container)?;
     container.kill("KILL")?;
     container.wait()?;
     fs::write(test.folder.join("go"), "")?;
-    ensure(!checkpoint.wait_with_output()?.status.success(), "a dead container was written")?;
+    ensure(!checkpoint.wait()?.success(), "a dead container was written")?;
     ensure_eq(container.status()?.as_str(), "stopped")
 }
 

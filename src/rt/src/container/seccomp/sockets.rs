@@ -12,6 +12,12 @@ use crate::syscall;
 const OWN: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const OWN: u32 = 0xc000_00b7;
+#[cfg(target_arch = "riscv64")]
+const OWN: u32 = 0xc000_00f3;
+#[cfg(all(target_arch = "powerpc64", target_endian = "little"))]
+const OWN: u32 = 0xc000_0015;
+#[cfg(target_arch = "s390x")]
+const OWN: u32 = 0x8000_0016;
 
 /// Calls from here on are those of x32, a second set by the same architecture's name (`seccomp(2)`, "Caveats").
 const X32: u32 = 0x4000_0000;
