@@ -19,7 +19,7 @@ super::tests! { "wasm":
     a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
     serves_http, resolves_names_from_etc_hosts, runs_without_any_capability, leaves_descriptors_behind,
-    prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden,
+    prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden, is_told_of_by_state_and_list,
 }
 
 fn prints_to_standard_output(test: &Test) -> Outcome {
@@ -374,4 +374,19 @@ fn runs_where_openat2_is_forbidden(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?;
     let output = super::mounts::run_without_openat2(test, &bundle)?.success()?;
     ensure(!output.stdout.is_empty(), output.stderr)
+}
+
+/// What runs it, and how: an operator asks `state`, since `ps` shows the engine's loader.
+fn is_told_of_by_state_and_list(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep"])?.start()?;
+    let annotations = container.state()?["annotations"].clone();
+    let engine = annotations["run.oci.engine"].as_str().unwrap_or_default().to_owned();
+    ensure(engine.starts_with("wasmedge 0."), &annotations)?;
+    ensure_eq(annotations["run.oci.engine.mode"].as_str(), Some("interpreter"))?;
+    let list = test.rt(["list", "--format=json"])?.success()?.stdout;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    ensure_eq(list[0]["annotations"]["run.oci.engine"].as_str(), Some(engine.as_str()))?;
+    // A program beside it, under the same annotation, is none.
+    let native = test.sh("exec sleep 60")?.annotation("run.oci.handler", "wasm").start()?;
+    ensure(native.state()?["annotations"]["run.oci.engine"].is_null(), "it is said to be a module")
 }

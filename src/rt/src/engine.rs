@@ -13,6 +13,7 @@ use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
 
 use crate::exe;
+use crate::state::{Run, RunMode};
 use crate::syscall::{self, MountAttr};
 use crate::workload;
 
@@ -36,6 +37,16 @@ pub(crate) struct Description {
 pub(crate) struct Directory {
     pub(crate) description: Description,
     pub(crate) mount: OwnedFd,
+}
+
+impl Directory {
+    /// What `state` says of a module that it runs.
+    pub(crate) fn run(&self) -> Run {
+        let Description { name, version, .. } = &self.description;
+        let engine =
+            version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"));
+        Run { engine, mode: RunMode::Interpreter }
+    }
 }
 
 /// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker is handed to a container.

@@ -42,6 +42,7 @@ pub(crate) struct Program {
     path: CString,
     argv: Vec<CString>,
     envp: Vec<CString>,
+    pub(crate) is_module: bool,
     /// Whether it may make sockets; if not, its first instruction already may not.
     pub(crate) sockets: bool,
     /// Signals that arrive blocked.
@@ -154,6 +155,7 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         path: CString::new(path.as_os_str().as_bytes())?,
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
+        is_module: false,
         sockets: true,
         blocked: Vec::new(),
         _descriptors: Vec::new(),
@@ -210,6 +212,7 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         argv,
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
+        is_module: true,
         sockets: request.rights.sockets,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],

@@ -55,6 +55,9 @@ pub(crate) struct State {
     /// The engine that was asked for; programs that `exec` starts are for it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<workload::Engine>,
+    /// What runs its module, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<Run>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Groups>,
     /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to know. None with a terminal.
@@ -65,6 +68,28 @@ pub(crate) struct State {
     pub(crate) poststart: Vec<Hook>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststop: Vec<Hook>,
+}
+
+/// How a module is run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Run {
+    /// The engine's name, and its version if it tells: `wasmedge 0.17.1`.
+    pub(crate) engine: String,
+    pub(crate) mode: RunMode,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RunMode {
+    Interpreter,
+}
+
+impl RunMode {
+    fn name(self) -> &'static str {
+        match self {
+            RunMode::Interpreter => "interpreter",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -89,6 +114,10 @@ impl std::fmt::Display for Status {
     }
 }
 
+/// The names by which `state` and `list` tell of a module.
+const RUN_ENGINE: &str = "run.oci.engine";
+const RUN_MODE: &str = "run.oci.engine.mode";
+
 impl State {
     /// The state of a container that has no process yet.
     pub(crate) fn new(
@@ -110,6 +139,7 @@ impl State {
             uid: rustix::process::getuid().as_raw(),
             cgroup,
             engine: None,
+            run: None,
             rdt: None,
             descriptors: Vec::new(),
             annotations: BTreeMap::new(),
@@ -132,6 +162,16 @@ impl State {
         // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
         let alive = stat(pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.dead);
         Ok(alive.then_some(pidfd))
+    }
+
+    /// The configuration's annotations, and what there is to say of a module.
+    pub(crate) fn reported_annotations(&self) -> BTreeMap<String, String> {
+        let mut annotations = self.annotations.clone();
+        if let Some(run) = &self.run {
+            annotations.insert(RUN_ENGINE.into(), run.engine.clone());
+            annotations.insert(RUN_MODE.into(), run.mode.name().into());
+        }
+        annotations
     }
 
     pub(crate) fn status(&self, directory: &Directory) -> Result<Status> {

@@ -23,7 +23,7 @@ pub(super) struct Report<'a> {
     rootfs: &'a std::path::Path,
     pub(super) created: &'a str,
     #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    annotations: &'a std::collections::BTreeMap<String, String>,
+    annotations: std::collections::BTreeMap<String, String>,
     pub(super) owner: String,
 }
 
@@ -42,7 +42,7 @@ impl Report<'_> {
             bundle: &state.bundle,
             rootfs: &state.rootfs,
             created: &state.created,
-            annotations: &state.annotations,
+            annotations: state.reported_annotations(),
             owner,
         })
     }

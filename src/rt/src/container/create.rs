@@ -304,7 +304,7 @@ fn serve(
     socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(tasks);
     // While init is at work.
-    let record = directory.draft(state)?;
+    let mut record = directory.draft(state)?;
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
@@ -318,6 +318,10 @@ fn serve(
                 if let Some(agent) = &prepared.agent {
                     agent.serve(pidfd, number, pid, state, Status::Creating)?;
                 }
+            }
+            Some(Message::Module) => {
+                state.run = options.engine.as_ref().map(engine::Directory::run);
+                record = directory.draft(state)?;
             }
             Some(Message::Ready) => break,
             Some(Message::Failed(text)) => bail!(text),

@@ -210,6 +210,9 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         memory: place.memory,
     };
     let program = executor::prepare(&request)?;
+    if program.is_module {
+        plan.socket.send(&Message::Module)?;
+    }
     set_label(label)?;
     if !program.sockets {
         seccomp::refuse_sockets()?;

@@ -29,6 +29,8 @@ pub(crate) enum Message {
     BeforePivot,
     /// To init: those hooks have run.
     HooksDone,
+    /// From init: the program is a module, and an engine will run it.
+    Module,
     /// From init: all is done, it waits for the start.
     Ready,
     /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
@@ -141,6 +143,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
+        Message::Module => (b'E', Vec::new()),
         Message::Ready => (b'R', Vec::new()),
         Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
@@ -161,6 +164,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
+        b'E' => Message::Module,
         b'R' => Message::Ready,
         b'W' => Message::Recorded,
         b'S' => Message::Start,
@@ -184,6 +188,7 @@ mod tests {
             Message::Listener(7),
             Message::BeforePivot,
             Message::HooksDone,
+            Message::Module,
             Message::Ready,
             Message::Recorded,
             Message::Start,
