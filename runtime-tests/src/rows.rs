@@ -297,6 +297,7 @@ const ROWS: &[Row] = &[
     row("bad input", &["bad_input", "bad_flags"]),
     row("attacks", &["attacks", "executable"]),
     row("wasm", &["wasm", "workload"]),
+    row("wasm: WASI preview1", &["wasi"]),
     row("wasm: limits", &["wasm_limits"]),
     row("wasm: rights by annotation", &["wasm_rights"]),
 ];

@@ -33,6 +33,7 @@ mod rootless;
 mod sd_notify;
 mod seccomp;
 mod terminal;
+mod wasi;
 mod wasm;
 mod wasm_limits;
 mod wasm_rights;
@@ -87,6 +88,7 @@ pub(crate) fn all() -> Vec<Entry> {
         sd_notify::TESTS,
         seccomp::TESTS,
         terminal::TESTS,
+        wasi::TESTS,
         wasm::TESTS,
         wasm_limits::TESTS,
         wasm_rights::TESTS,
