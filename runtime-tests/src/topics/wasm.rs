@@ -20,6 +20,7 @@ super::tests! { "wasm":
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
     serves_http, resolves_names_from_etc_hosts, runs_without_any_capability, leaves_descriptors_behind,
     prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden, is_told_of_by_state_and_list,
+    takes_ten_thousand_arguments, binds_a_low_port_with_the_capability_only, has_a_terminal,
 }
 
 fn prints_to_standard_output(test: &Test) -> Outcome {
@@ -389,4 +390,44 @@ fn is_told_of_by_state_and_list(test: &Test) -> Outcome {
     // A program beside it, under the same annotation, is none.
     let native = test.sh("exec sleep 60")?.annotation("run.oci.handler", "wasm").start()?;
     ensure(native.state()?["annotations"]["run.oci.engine"].is_null(), "it is said to be a module")
+}
+
+fn takes_ten_thousand_arguments(test: &Test) -> Outcome {
+    let many: Vec<String> = (0..10_000).map(|number| format!("argument {number}")).collect();
+    let args: Vec<&str> = ["args"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    let output = test.wasm("probe", &args)?.run()?.success()?.stdout;
+    ensure_eq(output.lines().count(), 10_002)?;
+    ensure_eq(output.lines().last(), Some("argument 9999"))
+}
+
+/// A port below 1024 takes CAP_NET_BIND_SERVICE, as it does of a native program.
+fn binds_a_low_port_with_the_capability_only(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["accept", "80"])?;
+    let container = bundle.start()?;
+    container.wait_for_output("ready")?;
+    let none = json!([]);
+    let bundle = test.wasm("probe", &["accept", "80"])?.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = none.clone();
+        }
+    });
+    let output = bundle.run()?;
+    ensure(output.code != Some(0) && !output.stdout.contains("ready"), output.stdout)
+}
+
+fn has_a_terminal(test: &Test) -> Outcome {
+    let path = test.folder.join("console");
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let container = test
+        .wasm("probe", &["cat"])?
+        .edit(|config| config["process"]["terminal"] = json!(true))
+        .flag(format!("--console-socket={}", path.display()))
+        .start()?;
+    let mut master: fs::File = super::terminal::receive(&listener)?.into();
+    master.write_all(b"typed\n")?;
+    super::terminal::read_until(&mut master, "typed\n")?;
+    // The end of the input: then the guest prints what it has read.
+    master.write_all(b"\x04")?;
+    super::terminal::read_until(&mut master, "typed\n")?;
+    container.wait()
 }
