@@ -269,7 +269,7 @@ fn an_early_death_is_seen(test: &Test) -> Outcome {
 fn a_creation_that_was_cut_short_can_be_deleted(test: &Test) -> Outcome {
     test.only_rt()?;
     let hook =
-        serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID; sleep 1000"] });
+        serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID; sleep 2"] });
     let cut = |config: &mut Value| config["hooks"] = serde_json::json!({ "createRuntime": [hook] });
     for manager in ["cgroupfs", "disabled"] {
         let bundle = test.sh("exec sleep 60")?.edit(cut);

@@ -332,11 +332,11 @@ fn publishes_a_port(test: &Test) -> Outcome {
             return skip(format!("no `{program}`"));
         }
     }
-    let script = "ip link set lo up; exec sleep 600";
-    let mut holder = Command::new("unshare");
-    let holder = holder.args(["--net", "sh", "-c", script]).stdin(Stdio::null()).spawn()?;
     let mut podman = Podman::new(test, false)?;
-    podman.network = Some(holder);
+    let mut holder = Command::new("unshare");
+    holder.args(["--net", "sh", "-c", "ip link set lo up; exec sleep 600"]);
+    holder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    podman.network = Some(holder.spawn()?);
     let wasm = test.image_archive("wasm", true)?;
     podman.podman(&["import", &wasm, "wasm"])?.success()?;
     let publish = |name: &str, port: &str, rest: &[&str]| {
