@@ -12,6 +12,7 @@ super::tests! { "command_line":
     features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
     spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
     the_default_root_depends_on_the_user, another_configuration_file_can_be_given, a_shell_completes_command_lines,
+    what_callers_pass_for_others_sake_is_taken,
 }
 
 fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
@@ -165,4 +166,14 @@ fn a_shell_completes_command_lines(test: &Test) -> Outcome {
     bash.args(["-c", &ask]);
     Output::of(bash)?.success()?.stdout("pause\n")?;
     test.rt(["completion", "sh"])?.fails_with("wrong value `sh`").map(drop)
+}
+
+/// Flags that some caller gives to every runtime, and that mean nothing more to this one.
+fn what_callers_pass_for_others_sake_is_taken(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.flag("--detach").flag("--no-new-keyring").create()?;
+    ensure_eq(container.status()?.as_str(), "created")?;
+    test.sh("true")?.flag("-no-subreaper").run()?.success()?;
+    test.rt(["--rootless=false", "--debug", "list"])?.success()?;
+    container.rt(&["checkpoint", "--tcp-close"])?.fails_with("not running: created").map(drop)
 }

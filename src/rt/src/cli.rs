@@ -70,7 +70,7 @@ pub(crate) enum CgroupManager {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create a container from a bundle; its program waits for `start`
-    Create(Create),
+    Create(Creation),
     /// Start the program of a created container
     Start(Id),
     /// Print the state of a container as JSON
@@ -153,6 +153,15 @@ pub(crate) struct Create {
     /// Keep the caller's session keyring
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Creation {
+    #[command(flatten)]
+    pub(crate) create: Create,
+    /// Accepted for go-runc's sake: a created container is always detached
+    #[arg(short, long)]
+    detach: bool,
 }
 
 #[derive(Args, Debug)]
@@ -452,6 +461,9 @@ pub(crate) struct Checkpoint {
     /// Files that were removed and are still open get a name for the time being
     #[arg(long)]
     pub(crate) link_remap: bool,
+    /// Without TCP connections that are open: they are closed at the restore
+    #[arg(long)]
+    pub(crate) tcp_close: bool,
     /// Without TCP connections that are being made
     #[arg(long)]
     pub(crate) tcp_skip_in_flight: bool,
@@ -608,7 +620,7 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
         }};
     }
     one! {
-        "create" => Create(Create),
+        "create" => Create(Creation),
         "start" => Start(Id),
         "state" => State(Id),
         "exec" => Exec(Exec),

@@ -59,7 +59,7 @@ pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
 /// which it would close.
 pub(crate) fn close_inherited(command: &Command) -> Result<()> {
     let (preserve_fds, listen_fds) = match command {
-        Command::Create(create) => (create.handover.preserve_fds, listen_fds()),
+        Command::Create(create) => (create.create.handover.preserve_fds, listen_fds()),
         Command::Run(run) => (run.create.handover.preserve_fds, listen_fds()),
         // Sockets are for the container's first process.
         Command::Exec(exec) => (exec.handover.preserve_fds, 0),
@@ -85,7 +85,7 @@ fn listen_fds() -> u32 {
 pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
     let root = Root::new(global.root.as_deref());
     match command {
-        Command::Create(args) => create::execute(&root, manager(global), &args),
+        Command::Create(args) => create::execute(&root, manager(global), &args.create),
         Command::Start(args) => start::execute(&root, &args),
         Command::State(args) => state::execute(&root, &args),
         Command::Exec(args) => exec::execute(&root, &args),

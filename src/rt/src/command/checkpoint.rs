@@ -42,6 +42,7 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         pre_dump: args.pre_dump,
         leave_running: args.leave_running,
         link_remap: args.link_remap,
+        tcp_close: args.tcp_close,
         tcp_skip_in_flight: args.tcp_skip_in_flight,
         page_server,
         status,

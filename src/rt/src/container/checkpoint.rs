@@ -31,6 +31,7 @@ pub(crate) struct CheckpointOptions<'a> {
     pub(crate) pre_dump: bool,
     pub(crate) leave_running: bool,
     pub(crate) link_remap: bool,
+    pub(crate) tcp_close: bool,
     pub(crate) tcp_skip_in_flight: bool,
     /// Where to send the memory's pages.
     pub(crate) page_server: Option<(String, u16)>,
@@ -72,6 +73,7 @@ pub(crate) fn checkpoint(
         root: Some(state.rootfs.to_string_lossy().into_owned()),
         leave_running: Some(options.leave_running),
         link_remap: Some(options.link_remap),
+        tcp_close: Some(options.tcp_close),
         tcp_skip_in_flight: Some(options.tcp_skip_in_flight),
         freeze_cgroup: state
             .cgroup
