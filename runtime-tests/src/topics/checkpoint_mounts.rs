@@ -14,7 +14,7 @@ super::tests! { "checkpoint_mounts":
     mounts_come_back_in_a_rootfs_made_anew, a_cgroup_mount_shows_the_new_cgroup, a_cgroup_mount_on_the_hosts_sys_shows_no_others,
     cgroup_mounts_come_back_without_a_namespace, read_only_paths_of_the_rootfs_come_back, what_the_container_has_bound_comes_back,
     a_device_in_the_place_of_a_default_one_comes_back, a_mount_below_a_link_comes_back, a_masked_path_below_a_link_comes_back,
-    a_service_comes_back, a_mount_that_was_added_is_refused,
+    a_service_comes_back, a_mount_that_was_added_is_refused, nested_mounts_come_back, a_read_only_root_comes_back,
 }
 
 fn mounts_come_back_in_a_rootfs_made_anew(test: &Test) -> Outcome {
@@ -212,4 +212,45 @@ fn a_mount_that_was_added_is_refused(test: &Test) -> Outcome {
     write(test, &container, &[])?
         .fails_with("the mount `/later` shows the host's files, and is none of `mounts`")?;
     ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// In a filesystem of the container's, one on the other, and with what is mounted below the source.
+fn nested_mounts_come_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    for name in ["first", "second"] {
+        fs::create_dir_all(test.folder.join(name).join("deep"))?;
+        fs::write(test.folder.join(name).join("file"), format!("{name}\n"))?;
+    }
+    let bind = |destination: &str, name: &str| json!({ "destination": destination, "type": "bind", "source": test.folder.join(name), "options": ["rbind", "ro"] });
+    let bundle = test
+        .sh(COUNT)?
+        .mount(json!({ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }))
+        .mount(bind("/t/inner", "first"))
+        .mount(bind("/over", "first"))
+        .mount(bind("/over", "second"))
+        .mount(bind("/over/deep", "first"))
+        .mount(json!({ "destination": "/hostdev", "type": "bind", "source": "/dev", "options": ["rbind", "rslave"] }));
+    let restored = move_on(&bundle, "1\n")?;
+    let look = "cat /t/inner/file /over/file /over/deep/file; touch /t/x /over/deep/x || echo fixed; ls /hostdev/pts/ptmx";
+    test.rt(["exec", &restored.id, "sh", "-c", look])?
+        .success()?
+        .stdout("first\nsecond\nfirst\nfixed\n/hostdev/pts/ptmx\n")
+        .map(drop)
+}
+
+fn a_read_only_root_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?.edit(|config| {
+        config["root"]["readonly"] = json!(true);
+        config["linux"]["maskedPaths"] = json!(["/proc/keys", "/sys/firmware", "/etc"]);
+        config["linux"]["readonlyPaths"] = json!(["/proc/sys", "/proc/bus", "/dev"]);
+    });
+    fs::remove_dir(bundle.rootfs().join("tmp"))?;
+    let restored = move_on(&bundle, "1\n")?;
+    let look =
+        "touch /x || echo fixed; touch /dev/x || echo fixed; ls /etc; cat /proc/keys; echo end";
+    test.rt(["exec", &restored.id, "sh", "-c", look])?
+        .success()?
+        .stdout("fixed\nfixed\nend\n")
+        .map(drop)
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, StatVfsMountFlags, StatxFlags};
 
 use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Kind};
 use super::external_mounts::Offers;
@@ -64,6 +64,7 @@ pub(crate) fn checkpoint(
         refuse_engine(state, &mounts)?;
     }
     refuse_what_cannot_be_restored(&bundle.spec)?;
+    refuse_without_a_place(bundle)?;
     let offers = Offers::new(bundle, &state.cgroup, &directory.notify_folder())?;
     let ext_mnt = offers.of(&mounts)?;
     options.common.make_directories(true)?;
@@ -147,6 +148,21 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     ensure!(
         mounts.iter().any(|entry| entry.id == mount),
         "its program is a WebAssembly module: the engine that runs it is a file of the host's, and cannot be restored"
+    );
+    Ok(())
+}
+
+/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can.
+fn refuse_without_a_place(bundle: &Bundle) -> Result<()> {
+    let read_only = bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
+    if !read_only || bundle.rootfs.join("tmp").is_dir() {
+        return Ok(());
+    }
+    let rootfs = rustix::fs::statvfs(&bundle.rootfs)
+        .with_context(|| format!("statvfs `{}`", bundle.rootfs.display()))?;
+    ensure!(
+        !rootfs.f_flag.contains(StatVfsMountFlags::RDONLY),
+        "its root is read-only and has no directory `/tmp`, which `criu` needs at a restore"
     );
     Ok(())
 }

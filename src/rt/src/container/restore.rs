@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -24,7 +25,7 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, terminal};
+use super::{create, delete, live_mounts, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -185,6 +186,7 @@ fn make(
         // It has its memory and its files, and does not run yet.
         "post-restore" => {
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            protect(state, bundle)?;
             state.cgroup.hand_down();
             directory.write(state)
         }
@@ -255,6 +257,10 @@ fn prepare_place(
 /// in what is mounted from the host are made there, as at a creation.
 fn make_mount_points(rootfs: &Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
     let mut restored: Vec<&Path> = Vec::new();
+    // On its way to the new root CRIU needs a directory of this name, or to make one, which a read-only root does not let it.
+    if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+        rootfs.make(Path::new("/tmp"), true).context("make a place for `criu`")?;
+    }
     for entry in bundle.spec.mounts().iter().flatten() {
         let destination = entry.destination().as_path();
         if restored.iter().any(|above| destination.starts_with(above) && destination != *above) {
@@ -295,6 +301,46 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
             ..Join_namespace::default()
         })
         .collect()
+}
+
+/// Makes mounts of the host's files what the configuration says that they are, before a process of the container's runs. CRIU
+/// (4.2.1) takes the second mount of one filesystem to have what the first has, and forgets to make it read-only.
+fn protect(state: &State, bundle: &Bundle) -> Result<()> {
+    const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC
+        | libc::MOUNT_ATTR_NOSYMFOLLOW;
+    let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
+    live_mounts::inside(state, |root| {
+        let restrict = |path: &Path, set: u64, recursive: bool| -> Result<()> {
+            let attr = MountAttr { set: set & RESTRICTIONS, ..MountAttr::default() };
+            let Some(place) = root.find(path)?.filter(|_| attr != MountAttr::default()) else {
+                return Ok(());
+            };
+            match syscall::mount_setattr(place.as_fd(), attr, recursive) {
+                // No mount is there: the container has unmounted it, or has covered it by another.
+                Ok(()) | Err(Errno::INVAL) => Ok(()),
+                Err(error) => Err(error).with_context(|| {
+                    format!("set the attributes of the mount `{}`", path.display())
+                }),
+            }
+        };
+        for (at, entry) in entries.iter().enumerate() {
+            let path = entry.destination();
+            let covered = entries[at + 1..].iter().any(|later| later.destination() == path);
+            if mounts::binds(entry) && !covered {
+                let options = entry.options().as_deref().unwrap_or_default();
+                let options = mounts::Options::parse(options)?;
+                restrict(path, options.recursive.set, true)?;
+                restrict(path, options.attr.set, false)?;
+            }
+        }
+        for path in bundle.linux().readonly_paths().iter().flatten() {
+            restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
+        }
+        Ok(())
+    })
 }
 
 /// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in
