@@ -228,13 +228,13 @@ fn nested_mounts_come_back(test: &Test) -> Outcome {
         .mount(bind("/t/inner", "first"))
         .mount(bind("/over", "first"))
         .mount(bind("/over", "second"))
-        .mount(bind("/over/deep", "first"))
-        .mount(json!({ "destination": "/hostdev", "type": "bind", "source": "/dev", "options": ["rbind", "rslave"] }));
+        .mount(bind("/over/deep", "first"));
     let restored = move_on(&bundle, "1\n")?;
-    let look = "cat /t/inner/file /over/file /over/deep/file; touch /t/x /over/deep/x || echo fixed; ls /hostdev/pts/ptmx";
+    let look =
+        "cat /t/inner/file /over/file /over/deep/file; touch /t/x /over/deep/x || echo fixed";
     test.rt(["exec", &restored.id, "sh", "-c", look])?
         .success()?
-        .stdout("first\nsecond\nfirst\nfixed\n/hostdev/pts/ptmx\n")
+        .stdout("first\nsecond\nfirst\nfixed\n")
         .map(drop)
 }
 

@@ -304,7 +304,8 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
 }
 
 /// Makes mounts of the host's files what the configuration says that they are, before a process of the container's runs. CRIU
-/// (4.2.1) takes the second mount of one filesystem to have what the first has, and forgets to make it read-only.
+/// (4.2.1) takes the second mount of one filesystem to have what the first has, and forgets to make it read-only; 3.17 forgets the
+/// root.
 fn protect(state: &State, bundle: &Bundle) -> Result<()> {
     const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
         | libc::MOUNT_ATTR_NOSUID
@@ -335,6 +336,9 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
                 restrict(path, options.recursive.set, true)?;
                 restrict(path, options.attr.set, false)?;
             }
+        }
+        if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+            restrict(Path::new("/"), libc::MOUNT_ATTR_RDONLY, false)?;
         }
         for path in bundle.linux().readonly_paths().iter().flatten() {
             restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
