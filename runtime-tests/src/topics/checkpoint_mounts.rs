@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, move_on, needs_criu, piped, restore, start, write};
+use super::checkpoint::{COUNT, criu, move_on, needs_criu, piped, restore, start, write};
 use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_mounts":
@@ -217,6 +217,12 @@ fn a_mount_that_was_added_is_refused(test: &Test) -> Outcome {
 /// In a filesystem of the container's, one on the other, and with what is mounted below the source.
 fn nested_mounts_come_back(test: &Test) -> Outcome {
     needs_criu()?;
+    let version = String::from_utf8(criu().arg("--version").output()?.stdout)?;
+    if version.starts_with("Version: 3") {
+        return skip(
+            "CRIU 3.17 cannot restore two directories of a shared filesystem: \"Failed to copy sharing\"",
+        );
+    }
     for name in ["first", "second"] {
         fs::create_dir_all(test.folder.join(name).join("deep"))?;
         fs::write(test.folder.join(name).join("file"), format!("{name}\n"))?;
