@@ -316,6 +316,27 @@ impl Test {
     }
 }
 
+/// Runs what its arguments say as an ordinary user, `tester` with the id 1000, for whom the system has these further ids. The
+/// first arguments can be env(1)'s. What the user is called is seen by these processes only.
+pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<Command> {
+    for file in ["/usr/bin/newuidmap", "/etc/subuid", "/etc/subgid"] {
+        if !Path::new(file).exists() {
+            return skip(format!("no `{file}`"));
+        }
+    }
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let others = passwd.lines().filter(|line| line.split(':').nth(2) != Some("1000"));
+    let passwd: String = others.map(|line| format!("{line}\n")).collect();
+    let user = format!("tester:x:1000:1000::{}:/bin/sh\n", home.display());
+    fs::write(test.folder.join("passwd"), passwd + &user)?;
+    fs::write(test.folder.join("subids"), subids)?;
+    let script = "mount --bind passwd /etc/passwd; for f in /etc/subuid /etc/subgid; do mount --bind subids $f; done; \
+                  exec setpriv --reuid 1000 --regid 1000 --clear-groups env \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", script, "sh"]).current_dir(&test.folder);
+    Ok(command)
+}
+
 /// The cgroups, in any hierarchy, that have this in their names.
 pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();

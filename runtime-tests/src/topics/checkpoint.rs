@@ -21,7 +21,7 @@ super::tests! { "checkpoint":
     a_container_goes_on_under_another_name, a_file_is_written_on, the_name_is_free_after_a_checkpoint, a_container_can_be_left_running,
     memory_can_be_written_beforehand, memory_can_be_sent_to_a_page_server, memory_can_come_when_it_is_needed,
     the_caller_hears_when_memory_can_be_asked_for,
-    a_restored_container_has_its_limits, a_restored_container_can_be_entered_paused_and_deleted,
+    a_restored_container_has_its_limits, a_container_at_its_limit_of_processes_comes_back, a_restored_container_can_be_entered_paused_and_deleted,
     a_terminal_is_sent_again, in_the_foreground_the_exit_code_is_the_programs, a_user_namespace_comes_back,
     a_shared_network_is_shared_again, hooks_run_at_a_restore, a_paused_container_can_be_written, a_container_can_be_moved_twice,
     null_stays_the_containers, logs_can_be_elsewhere,
@@ -289,11 +289,15 @@ fn logs_can_be_elsewhere(test: &Test) -> Outcome {
     Ok(())
 }
 
+/// Whether processes can be counted here.
+fn has_pids() -> bool {
+    let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    v2.is_ok_and(|list| list.contains("pids")) || Path::new("/sys/fs/cgroup/pids").exists()
+}
+
 fn a_restored_container_has_its_limits(test: &Test) -> Outcome {
     needs_criu()?;
-    let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    let has_pids =
-        v2.is_ok_and(|list| list.contains("pids")) || Path::new("/sys/fs/cgroup/pids").exists();
+    let has_pids = has_pids();
     let bundle = test.sh(COUNT)?.edit(|config| {
         if has_pids {
             config["linux"]["resources"]["pids"] = json!({ "limit": 77 });
@@ -319,6 +323,26 @@ fn a_restored_container_has_its_limits(test: &Test) -> Outcome {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
     ensure_eq(read("oom_score_adj")?.trim(), "123")?;
     ensure(read("limits")?.contains("Max open files            99"), read("limits")?)
+}
+
+/// CRIU works in its cgroup, with processes of its own.
+fn a_container_at_its_limit_of_processes_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    if !has_pids() {
+        return skip("no controller `pids` here");
+    }
+    let bundle = test.sh("echo up; exec sleep 60")?;
+    let limited =
+        bundle.edit(|config| config["linux"]["resources"]["pids"] = json!({ "limit": 1 }));
+    let container = start(&limited)?;
+    let limits = |id: &str| -> Vec<String> {
+        let read = |path: &PathBuf| fs::read_to_string(path.join("pids.max")).ok();
+        cgroups_of(id).iter().filter_map(read).collect()
+    };
+    write(test, &container, &[])?.success()?;
+    let restored = restore(&limited, &[])?;
+    ensure_eq(restored.status()?.as_str(), "running")?;
+    ensure_eq(limits(&restored.id), vec!["1\n".to_owned()])
 }
 
 fn a_restored_container_can_be_entered_paused_and_deleted(test: &Test) -> Outcome {

@@ -18,7 +18,7 @@ super::tests! { "checkpoint_failures":
     a_restore_that_is_killed_can_be_deleted_without_a_cgroup, a_checkpoint_that_is_killed_lets_the_container_go_on,
     a_container_that_ends_meanwhile_is_not_written, a_cgroup_in_use_is_left_alone, a_damaged_checkpoint_leaves_nothing,
     what_cannot_be_written_is_refused, namespaces_that_could_not_be_restored_are_refused, what_cannot_be_restored_is_refused,
-    only_the_administrators_configuration_is_taken, without_criu_it_says_so,
+    only_the_administrators_configuration_is_taken, what_would_be_lost_is_refused, without_criu_it_says_so,
 }
 
 fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
@@ -279,6 +279,26 @@ fn namespaces_that_could_not_be_restored_are_refused(test: &Test) -> Outcome {
     let container = bundle.start()?;
     write(test, &container, &[])?.fails_with("cannot restore into a cgroup namespace")?;
     ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// What a restored container would not have as it was.
+fn what_would_be_lost_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let user = test.sh("exec sleep 60")?.namespace(json!({ "type": "user" })).edit(|config| {
+        let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        config["linux"]["uidMappings"] = mapping.clone();
+        config["linux"]["gidMappings"] = mapping;
+    });
+    fs::set_permissions(&test.folder, fs::Permissions::from_mode(0o755))?;
+    let container = user.start()?;
+    write(test, &container, &["--parent-path", "../first"])?
+        .fails_with("cannot be reached at a restore with a user namespace")?;
+    let linked = test.sh("exec sleep 60")?;
+    fs::remove_dir(linked.rootfs().join("tmp"))?;
+    std::os::unix::fs::symlink("/var/tmp", linked.rootfs().join("tmp"))?;
+    write(test, &linked.start()?, &[])?
+        .fails_with("`/tmp` in its root is an absolute link")
+        .map(drop)
 }
 
 /// CRIU does as root what it says.

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, criu, move_on, needs_criu, piped, restore, start, write};
+use super::checkpoint::{COUNT, move_on, needs_criu, piped, restore, start, write};
 use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_mounts":
     mounts_come_back_in_a_rootfs_made_anew, a_cgroup_mount_shows_the_new_cgroup, a_cgroup_mount_on_the_hosts_sys_shows_no_others,
     cgroup_mounts_come_back_without_a_namespace, read_only_paths_of_the_rootfs_come_back, what_the_container_has_bound_comes_back,
     a_device_in_the_place_of_a_default_one_comes_back, a_mount_below_a_link_comes_back, a_masked_path_below_a_link_comes_back,
-    a_service_comes_back, a_mount_that_was_added_is_refused, nested_mounts_come_back, a_read_only_root_comes_back,
+    a_service_comes_back, a_mount_that_was_added_is_refused, a_mount_in_the_place_of_another_is_refused,
+    a_source_that_was_replaced_is_refused, a_masked_device_comes_back_masked, what_a_remount_restricts_comes_back, nested_mounts_come_back, a_read_only_root_comes_back,
 }
 
 fn mounts_come_back_in_a_rootfs_made_anew(test: &Test) -> Outcome {
@@ -124,7 +125,7 @@ fn read_only_paths_of_the_rootfs_come_back(test: &Test) -> Outcome {
         &restored.id,
         "sh",
         "-c",
-        "cat /etc/passwd | head -n 1; touch /etc/x || touch /y && echo elsewhere",
+        "cat /etc/passwd | head -n 1; touch /etc/x && echo writable; touch /y && echo elsewhere",
     ])?
     .success()?
     .stdout("root:x:0:0:root:/root:/bin/sh\nelsewhere\n")
@@ -209,20 +210,15 @@ fn a_mount_that_was_added_is_refused(test: &Test) -> Outcome {
         json!([{ "destination": "/later", "type": "bind", "source": "/etc", "options": ["bind"] }]);
     fs::write(&file, mount.to_string())?;
     test.rt(["mounts", "add", &container.id, &file.display().to_string()])?.success()?;
-    write(test, &container, &[])?
-        .fails_with("the mount `/later` shows the host's files, and is none of `mounts`")?;
+    write(test, &container, &[])?.fails_with(
+        "the mount `/later` shows the host's files, and not those of an entry of `mounts`",
+    )?;
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// In a filesystem of the container's, one on the other, and with what is mounted below the source.
+/// In a filesystem of the container's, and one in the other.
 fn nested_mounts_come_back(test: &Test) -> Outcome {
     needs_criu()?;
-    let version = String::from_utf8(criu().arg("--version").output()?.stdout)?;
-    if version.starts_with("Version: 3") {
-        return skip(
-            "CRIU 3.17 cannot restore two directories of a shared filesystem: \"Failed to copy sharing\"",
-        );
-    }
     for name in ["first", "second"] {
         fs::create_dir_all(test.folder.join(name).join("deep"))?;
         fs::write(test.folder.join(name).join("file"), format!("{name}\n"))?;
@@ -232,15 +228,13 @@ fn nested_mounts_come_back(test: &Test) -> Outcome {
         .sh(COUNT)?
         .mount(json!({ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }))
         .mount(bind("/t/inner", "first"))
-        .mount(bind("/over", "first"))
         .mount(bind("/over", "second"))
         .mount(bind("/over/deep", "first"));
     let restored = move_on(&bundle, "1\n")?;
-    let look =
-        "cat /t/inner/file /over/file /over/deep/file; touch /t/x /over/deep/x || echo fixed";
+    let look = "cat /t/inner/file /over/file /over/deep/file; touch /t/x && echo own; for i in /t/inner /over /over/deep; do touch $i/x && echo writable; done; echo end";
     test.rt(["exec", &restored.id, "sh", "-c", look])?
         .success()?
-        .stdout("first\nsecond\nfirst\nfixed\n")
+        .stdout("first\nsecond\nfirst\nown\nend\n")
         .map(drop)
 }
 
@@ -259,4 +253,70 @@ fn a_read_only_root_comes_back(test: &Test) -> Outcome {
         .success()?
         .stdout("fixed\nfixed\nend\n")
         .map(drop)
+}
+
+/// By where it is it could be the configuration's.
+fn a_mount_in_the_place_of_another_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for name in ["own", "other"] {
+        fs::create_dir(test.folder.join(name))?;
+    }
+    let bind = |name: &str| json!({ "destination": "/data", "type": "bind", "source": test.folder.join(name), "options": ["bind"] });
+    let tmpfs = json!({ "destination": "/data", "type": "tmpfs", "source": "tmpfs" });
+    for (added, words) in [
+        (bind("other"), "shows the host's files, and not those"),
+        (tmpfs, "cannot tell them apart"),
+    ] {
+        let container = test.sh("exec sleep 60")?.mount(bind("own")).start()?;
+        let file = test.folder.join("mounts.json");
+        fs::write(&file, json!([added]).to_string())?;
+        test.rt(["mounts", "add", &container.id, &file.display().to_string()])?.success()?;
+        write(test, &container, &[])?.fails_with(words)?;
+        ensure_eq(container.status()?.as_str(), "running")?;
+    }
+    Ok(())
+}
+
+/// As an editor does it, and kubelet with a `subPath`.
+fn a_source_that_was_replaced_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let source = test.folder.join("source");
+    fs::write(&source, "old")?;
+    let mount =
+        json!({ "destination": "/file", "type": "bind", "source": source, "options": ["bind"] });
+    let container = test.sh("exec sleep 60")?.mount(mount).start()?;
+    fs::write(test.folder.join("new"), "new")?;
+    fs::rename(test.folder.join("new"), &source)?;
+    write(test, &container, &[])?.fails_with("shows the host's files, and not those")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// In a user namespace a device is a mount of the host's too: the mask on it is another one at the same place, or in its stead.
+fn a_masked_device_comes_back_masked(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh(COUNT)?.edit(|config| {
+        let device = json!({ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666 });
+        config["linux"]["devices"] = json!([device]);
+        config["linux"]["maskedPaths"] = json!(["/dev/fuse"]);
+    });
+    needs_criu()?;
+    let restored = move_on(&bundle, "1\n")?;
+    let device = fs::metadata(format!("/proc/{}/root/dev/fuse", restored.pid()?))?.rdev();
+    ensure_eq(device, fs::metadata("/dev/null")?.rdev())
+}
+
+/// On the second mount of one filesystem, where CRIU forgets it.
+fn what_a_remount_restricts_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let folder = test.folder.join("shared");
+    fs::create_dir(&folder)?;
+    let bind = |destination: &str, options: &[&str]| json!({ "destination": destination, "type": "bind", "source": folder, "options": options });
+    let bundle = test
+        .sh(COUNT)?
+        .mount(bind("/first", &["bind", "ro"]))
+        .mount(bind("/second", &["bind"]))
+        .mount(bind("/second", &["bind", "remount", "ro"]));
+    let restored = move_on(&bundle, "1\n")?;
+    let look = "for i in /first /second; do touch $i/x && echo writable; done; echo end";
+    test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("end\n").map(drop)
 }

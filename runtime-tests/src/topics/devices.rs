@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::harness::{Outcome, Test};
 
-super::tests! { "devices": the_default_ones_are_there, the_links_are_there, listed_ones_are_made, another_file_in_its_place_is_refused }
+super::tests! { "devices": the_default_ones_are_there, the_links_are_there, listed_ones_are_made, a_mount_takes_the_place_of_a_default_one, another_file_in_its_place_is_refused }
 
 fn the_default_ones_are_there(test: &Test) -> Outcome {
     let bundle = test.sh("cd /dev; stat -c '%n %t:%T %a' full null random tty urandom zero")?;
@@ -30,6 +30,14 @@ fn listed_ones_are_made(test: &Test) -> Outcome {
     let output = bundle.edit(|config| config["linux"]["devices"] = devices).run()?.success()?;
     let expected = "/dev/mine character special file a:e5 620 7:8\n/dev/sub/disk block special file 7:1 600 0:0\n/dev/fifo fifo 0:0 644 0:0\n";
     output.stdout(expected).map(drop)
+}
+
+/// As `-v /dev/urandom:/dev/random` has it.
+fn a_mount_takes_the_place_of_a_default_one(test: &Test) -> Outcome {
+    let bundle = test.sh("stat -c '%t:%T' /dev/random")?.mount(json!({
+        "destination": "/dev/random", "type": "bind", "source": "/dev/urandom", "options": ["bind"]
+    }));
+    bundle.run()?.success()?.stdout("1:9\n").map(drop)
 }
 
 fn another_file_in_its_place_is_refused(test: &Test) -> Outcome {

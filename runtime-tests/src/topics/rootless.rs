@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, ordinary_user};
 
 super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
@@ -51,25 +51,9 @@ fn own(path: &Path) -> Outcome {
 
 /// The runtime, as an ordinary user for whom the system has these further ids.
 fn as_user(test: &Test, subids: &str, before: &[&str], args: &[&str]) -> Outcome<Command> {
-    if !Path::new("/usr/bin/newuidmap").exists() {
-        return skip("the host has no newuidmap");
-    }
-    let passwd = fs::read_to_string("/etc/passwd")?;
-    let others = passwd.lines().filter(|line| line.split(':').nth(2) != Some("1000"));
-    let passwd: String = others.map(|line| format!("{line}\n")).collect();
-    fs::write(test.folder.join("passwd"), format!("{passwd}tester:x:1000:1000::/:/bin/sh\n"))?;
-    fs::write(test.folder.join("subids"), subids)?;
-    // Seen by the runtime and by newuidmap only.
-    let script = "mount --bind passwd /etc/passwd; for f in /etc/subuid /etc/subgid; do mount --bind subids $f; done; \
-        exec setpriv --reuid 1000 --regid 1000 --clear-groups env --unset=XDG_RUNTIME_DIR \"$@\"";
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        if !Path::new(file).exists() {
-            return skip(format!("the host has no {file}"));
-        }
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", script, "sh"]).args(before).arg(test.folder.join("rt"));
-    command.arg("--root").arg(test.state_root()).args(args).current_dir(&test.folder);
+    let mut command = ordinary_user(test, Path::new("/"), subids)?;
+    command.arg("--unset=XDG_RUNTIME_DIR").args(before).arg(test.folder.join("rt"));
+    command.arg("--root").arg(test.state_root()).args(args);
     Ok(command)
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "wasm_rights":
-    sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error,
+    sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error, a_directory_that_is_a_link_is_an_error,
     has_no_sockets_when_they_are_off, has_no_sockets_where_privileges_may_be_gained, exec_has_no_sockets_either, a_native_program_has_sockets,
     is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, wrong_values_are_errors,
 }
@@ -56,6 +56,16 @@ fn a_directory_that_is_not_there_is_an_error(test: &Test) -> Outcome {
     bundle
         .try_create(&test.id())?
         .fails_with("`run.oci.wasm.dirs`: `/none` is no directory")
+        .map(drop)
+}
+
+/// An image could name its root by what the caller holds for a directory of data.
+fn a_directory_that_is_a_link_is_an_error(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.annotation(DIRS, "/data");
+    std::os::unix::fs::symlink("/", bundle.rootfs().join("data"))?;
+    bundle
+        .try_create(&test.id())?
+        .fails_with("`run.oci.wasm.dirs`: `/data` leads elsewhere")
         .map(drop)
 }
 

@@ -245,6 +245,13 @@ fn environment(request: &Request<'_>) -> Result<OwnedFd> {
 fn preopens(request: &Request<'_>) -> Result<Vec<CString>> {
     if let Some(directories) = &request.rights.directories {
         let preopen = |directory: &Directory| {
+            // The image's author could make it a link to the root.
+            let real = std::fs::canonicalize(&directory.path);
+            ensure!(
+                real.is_ok_and(|real| real == directory.path) || !directory.path.exists(),
+                "the annotation `run.oci.wasm.dirs`: `{}` leads elsewhere",
+                directory.path.display()
+            );
             preopen(&directory.path, directory.read_only)?.with_context(|| {
                 format!(
                     "the annotation `run.oci.wasm.dirs`: `{}` is no directory",

@@ -11,9 +11,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
+use libcontainer::oci_spec::runtime::{
+    LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec,
+};
 use rustix::fs::{AtFlags, CWD, Mode, StatVfsMountFlags, StatxFlags};
 
+use super::cgroups::DELEGATE;
 use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Kind};
 use super::external_mounts::Offers;
 use super::mount_table::{self, Entry};
@@ -59,6 +62,7 @@ pub(crate) fn checkpoint(
     // The directory is for root alone; of what is in it, root of a user namespace reads a part at a restore.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let init = state.process()?.context("the container is not running")?;
+    let was_paused = state.cgroup.is_frozen();
     let mounts = mount_table::of(state.pid)?;
     if state.engine.is_some() {
         refuse_engine(state, &mounts)?;
@@ -85,6 +89,10 @@ pub(crate) fn checkpoint(
         ..options.common.request(LOG, annotation)?
     };
     if let Some(parent) = options.parent {
+        ensure!(
+            !has_user_namespace(&bundle.spec),
+            "`--parent-path`: the checkpoint before cannot be reached at a restore with a user namespace"
+        );
         ensure!(parent.is_relative(), "`--parent-path` is relative to the checkpoint's directory");
         let there = options.common.images.join(parent);
         ensure!(there.is_dir(), "`--parent-path`: `{}` is no directory", there.display());
@@ -110,7 +118,17 @@ pub(crate) fn checkpoint(
             .with_context(|| format!("write `{}`", path.display()))?
             .publish()?;
     }
-    call(kind, request, &mut options, &init)
+    // CRIU lets it go on by itself, unless it was killed.
+    call(kind, request, &mut options, &init).inspect_err(|_| {
+        if !was_paused {
+            state.cgroup.thaw();
+        }
+    })
+}
+
+fn has_user_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.into_iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 fn call(
@@ -152,8 +170,13 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can.
+/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can. CRIU looks for it while the host's
+/// root is still its own, where an absolute link leads elsewhere.
 fn refuse_without_a_place(bundle: &Bundle) -> Result<()> {
+    ensure!(
+        !fs::read_link(bundle.rootfs.join("tmp")).is_ok_and(|target| target.is_absolute()),
+        "`/tmp` in its root is an absolute link, which `criu` would follow on the host"
+    );
     let read_only = bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
     if !read_only || bundle.rootfs.join("tmp").is_dir() {
         return Ok(());
@@ -183,6 +206,19 @@ pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
     ensure!(
         namespaces.into_iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount),
         "`criu` cannot restore without a mount namespace of the container's own"
+    );
+    let seccomp = spec.linux().iter().filter_map(|linux| linux.seccomp().as_ref());
+    let notifies = |filter: &LinuxSeccomp| {
+        let actions = filter.syscalls().iter().flatten().map(LinuxSyscall::action);
+        actions.chain([filter.default_action()]).any(|it| it == LinuxSeccompAction::ScmpActNotify)
+    };
+    ensure!(
+        !seccomp.into_iter().any(notifies),
+        "its seccomp filter has SCMP_ACT_NOTIFY, and `criu` loads it without a listener"
+    );
+    ensure!(
+        bundle::annotation(spec, DELEGATE).is_none_or(str::is_empty),
+        "the annotation `{DELEGATE}`: a restored container would not have that cgroup"
     );
     // It would mount them as they are, and files would change their owners.
     for entry in spec.mounts().iter().flatten() {

@@ -425,8 +425,17 @@ fn find(name: &str) -> Option<PathBuf> {
 /// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding
 /// packets back, and its complaint on the container's standard output (measured).
 fn locks_by_nftables() -> bool {
-    let major = version().and_then(|version| version.split('.').next()?.parse().ok());
-    major.is_some_and(|major: u32| major >= 4)
+    major_version().is_some_and(|major| major >= 4)
+}
+
+/// Whether this CRIU's newer way to restore mounts fails where two show different directories of one filesystem that the host
+/// has mounted shared, "Failed to copy sharing" (3.17, measured; 4.2.1 can); then its older way is to be taken.
+pub(super) fn shares_mounts_wrongly() -> bool {
+    major_version().is_some_and(|major| major < 4)
+}
+
+fn major_version() -> Option<u32> {
+    version()?.split('.').next()?.parse().ok()
 }
 
 /// The version of the CRIU that is installed, if one is.

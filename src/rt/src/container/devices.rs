@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
@@ -39,12 +39,20 @@ struct Node {
     owner: Option<(Uid, Gid)>,
 }
 
-/// Fills `/dev`. With `bind`, where the kernel lets nobody make device nodes (a user namespace), the host's are mounted.
-pub(crate) fn make(rootfs: &Rootfs, listed: &[LinuxDevice], bind: bool) -> Result<()> {
+/// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`). With `bind`, where the kernel
+/// lets nobody make device nodes (a user namespace), the host's are mounted.
+pub(crate) fn make(
+    rootfs: &Rootfs,
+    listed: &[LinuxDevice],
+    mounted: &[Mount],
+    bind: bool,
+) -> Result<()> {
     let dev = rootfs.make(Path::new("/dev"), true)?;
     for (name, major, minor) in DEFAULT {
         let path = Path::new("/dev").join(name);
-        if listed.iter().any(|device| *device.path() == path) {
+        if listed.iter().any(|device| *device.path() == path)
+            || mounted.iter().any(|mount| *mount.destination() == path)
+        {
             continue;
         }
         let node = Node {

@@ -31,31 +31,32 @@ pub(super) struct Offers<'a> {
     /// Those of the configuration, by where they are in the container.
     entries: Vec<(PathBuf, &'a Mount)>,
     own_cgroups: bool,
+    /// The host's mounts.
+    host: Vec<Entry>,
 }
 
 impl<'a> Offers<'a> {
     /// Of a container with this cgroup, and whose service manager's socket is in `notify`.
     pub(super) fn new(bundle: &'a Bundle, cgroup: &Cgroup, notify: &Path) -> Result<Offers<'a>> {
-        let host = mount_table::own()?;
         let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
         let root = bundle.rootfs.canonicalize().context("find the rootfs")?;
         let mut offers = Offers {
             sources: BTreeMap::new(),
             entries: Vec::new(),
             own_cgroups: has_own(&bundle.spec, LinuxNamespaceType::Cgroup),
+            host: mount_table::own()?,
         };
-        // Where no nodes can be made, devices are mounts of the host's. What the configuration mounts in their places comes
-        // later, as at a creation.
+        // Where no nodes can be made, devices are mounts of the host's, unless the configuration mounts in their places.
         let default = devices::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
         let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
         for path in default.into_iter().chain(listed) {
             offers.sources.insert(path.clone(), path);
         }
         offers.sources.insert(notify_socket::FOLDER.into(), notify.to_owned());
-        offers.add_below(&host, &root, Path::new("/"));
+        offers.add_below(&root, Path::new("/"));
         for entry in bundle.spec.mounts().iter().flatten() {
             let destination = resolve(&rootfs, &root, entry.destination());
-            offers.add(bundle, cgroup, &host, entry, &destination);
+            offers.add(bundle, cgroup, entry, &destination);
             if !mounts::remounts(entry) {
                 offers.entries.push((destination, entry));
             }
@@ -63,14 +64,7 @@ impl<'a> Offers<'a> {
         Ok(offers)
     }
 
-    fn add(
-        &mut self,
-        bundle: &Bundle,
-        cgroup: &Cgroup,
-        host: &[Entry],
-        entry: &Mount,
-        destination: &Path,
-    ) {
+    fn add(&mut self, bundle: &Bundle, cgroup: &Cgroup, entry: &Mount, destination: &Path) {
         // Without a namespace of its own it shows a directory of the host's.
         if entry.typ().as_deref() == Some("cgroup") && !self.own_cgroups {
             for path in cgroup.of_init() {
@@ -90,12 +84,12 @@ impl<'a> Offers<'a> {
         let source = bundle.path.join(source);
         let source = source.canonicalize().unwrap_or(source);
         self.sources.insert(destination.to_owned(), source.clone());
-        self.add_below(host, &source, destination);
+        self.add_below(&source, destination);
     }
 
     /// What is mounted below a directory of the host's, for mounts that take it along.
-    fn add_below(&mut self, host: &[Entry], source: &Path, destination: &Path) {
-        for mount in host {
+    fn add_below(&mut self, source: &Path, destination: &Path) {
+        for mount in &self.host {
             if let Ok(below) = mount.point.strip_prefix(source)
                 && !below.as_os_str().is_empty()
             {
@@ -113,34 +107,65 @@ impl<'a> Offers<'a> {
 
     /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one that no restore would find.
     pub(super) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
-        let host: BTreeSet<String> =
-            mount_table::own()?.into_iter().map(|entry| entry.device).collect();
-        let null = null_device()?;
-        let outside = |entry: &&Entry| self.shows_the_host(entry, &host);
-        let mut left_out = Vec::new();
-        for entry in mounts.iter().filter(outside) {
-            if self.sources.contains_key(&entry.point) {
-                left_out.push(external(&entry.point, &entry.point));
-            } else if entry.device == null && entry.root.file_name() == Some("null".as_ref()) {
-                left_out.push(external(&entry.point, Path::new(NULL)));
-            } else if !mounts.iter().any(|other| self.holds(other, entry, &host)) {
+        let host: BTreeSet<&str> = self.host.iter().map(|entry| entry.device.as_str()).collect();
+        let null = self.shown_at(Path::new(NULL));
+        let mut names: BTreeMap<&Path, Option<&Path>> = BTreeMap::new();
+        for entry in mounts {
+            let name = if !self.shows_the_host(entry, &host) {
+                None
+            } else if null == Some(identity(entry)) && self.name_of_masks_is_free() {
+                Some(Path::new(NULL))
+            } else if self.is_offered(entry) {
+                Some(entry.point.as_path())
+            } else if mounts.iter().any(|other| self.holds(other, entry, &host)) {
+                None
+            } else {
                 bail!(
-                    "the mount `{}` shows the host's files, and is none of `mounts`: it could not be restored",
+                    "the mount `{}` shows the host's files, and not those of an entry of `mounts`: it could not be restored",
+                    entry.point.display()
+                );
+            };
+            // CRIU tells them apart by where they are.
+            if names.insert(&entry.point, name).is_some_and(|other| other != name) {
+                bail!(
+                    "of the mounts on `{}`, one shows the host's files and another one others: `criu` cannot tell them apart",
                     entry.point.display()
                 );
             }
         }
-        Ok(left_out)
+        Ok(names.iter().filter_map(|(point, name)| Some(external(point, (*name)?))).collect())
+    }
+
+    /// Whether a mount shows what a restore would mount in its place. The container may have put another one there, and the
+    /// host may have replaced or removed the file.
+    fn is_offered(&self, entry: &Entry) -> bool {
+        let source = self.sources.get(&entry.point);
+        source.is_some_and(|source| self.shown_at(source) == Some(identity(entry)))
+    }
+
+    /// What the host shows at a path: the filesystem, and the path in it.
+    fn shown_at(&self, path: &Path) -> Option<(&str, PathBuf)> {
+        fs::symlink_metadata(path).ok()?;
+        let above = self.host.iter().filter(|mount| path.starts_with(&mount.point));
+        // Of several at one place, the last is on top.
+        let mount = above.max_by_key(|mount| mount.point.components().count())?;
+        let below = path.strip_prefix(&mount.point).ok()?;
+        Some((&mount.device, mount.root.join(below).components().collect()))
+    }
+
+    /// Whether nothing of the configuration's has the name that stands for all masks.
+    fn name_of_masks_is_free(&self) -> bool {
+        self.sources.get(Path::new(NULL)).is_none_or(|source| source == Path::new(NULL))
     }
 
     /// Whether a mount shows what another one does, or a part of it: CRIU makes it from that one then.
-    fn holds(&self, other: &Entry, entry: &Entry, host: &BTreeSet<String>) -> bool {
+    fn holds(&self, other: &Entry, entry: &Entry, host: &BTreeSet<&str>) -> bool {
         other.device == entry.device
             && entry.root.starts_with(&other.root)
-            && (self.sources.contains_key(&other.point) || !self.shows_the_host(other, host))
+            && (!self.shows_the_host(other, host) || self.is_offered(other))
     }
 
-    fn shows_the_host(&self, entry: &Entry, host: &BTreeSet<String>) -> bool {
+    fn shows_the_host(&self, entry: &Entry, host: &BTreeSet<&str>) -> bool {
         let configured = self.configured(&entry.point);
         let bound = configured.is_some_and(|(_, entry)| mounts::binds(entry));
         let anew = configured.is_some_and(|(at, _)| *at == entry.point) && !bound;
@@ -150,7 +175,7 @@ impl<'a> Offers<'a> {
             "cgroup" | "cgroup2" => !self.own_cgroups || bound,
             // Of these, one filesystem can be the host's and the container's: what it shows depends on who mounts it.
             "sysfs" | "mqueue" => bound,
-            _ => !anew && host.contains(&entry.device),
+            _ => !anew && host.contains(entry.device.as_str()),
         }
     }
 
@@ -174,11 +199,9 @@ fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     namespaces.into_iter().any(|namespace| namespace.typ() == kind)
 }
 
-/// The filesystem of the host's `/dev/null`, as the table of mounts names it.
-fn null_device() -> Result<String> {
-    let null = rustix::fs::stat(NULL).with_context(|| format!("stat `{NULL}`"))?;
-    let (major, minor) = (rustix::fs::major(null.st_dev), rustix::fs::minor(null.st_dev));
-    Ok(format!("{major}:{minor}"))
+/// The filesystem that a mount shows, and which path in it.
+fn identity(entry: &Entry) -> (&str, PathBuf) {
+    (&entry.device, entry.root.clone())
 }
 
 /// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there is there in the end as it is

@@ -132,7 +132,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
-        devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), bind)?;
+        devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), entries, bind)?;
         if let Some(folder) = plan.notify {
             notify_socket::mount(&rootfs, folder)?;
         }

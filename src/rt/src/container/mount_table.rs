@@ -31,8 +31,9 @@ pub(crate) fn of(pid: i32) -> Result<Vec<Entry>> {
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>> {
-    let table = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
-    Ok(table.lines().filter_map(parse).collect())
+    let table = fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
+    // A name of any container's may hold any bytes; one that is no text is no name that a configuration could hold.
+    Ok(String::from_utf8_lossy(&table).lines().filter_map(parse).collect())
 }
 
 /// None for a line that is none of the table's.

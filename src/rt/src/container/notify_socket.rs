@@ -63,15 +63,18 @@ pub(super) fn prepare(folder: &Path) -> Result<Option<&Path>> {
     Ok(Some(folder))
 }
 
+/// What the container may not do with it.
+pub(super) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC;
+
 /// Shows the folder to the container. Runs in init, before the root is changed.
 pub(super) fn mount(rootfs: &Rootfs, folder: &Path) -> Result<()> {
     let mount = mounts::clone_tree(CWD, folder, false)
         .with_context(|| format!("open `{}`", folder.display()))?;
-    let set = libc::MOUNT_ATTR_RDONLY
-        | libc::MOUNT_ATTR_NOSUID
-        | libc::MOUNT_ATTR_NODEV
-        | libc::MOUNT_ATTR_NOEXEC;
-    syscall::mount_setattr(mount.as_fd(), MountAttr { set, ..MountAttr::default() }, false)
+    let attr = MountAttr { set: RESTRICTIONS, ..MountAttr::default() };
+    syscall::mount_setattr(mount.as_fd(), attr, false)
         .context("set the attributes of the mount")?;
     let place = rootfs.make(Path::new(FOLDER), true)?;
     mounts::attach(mount.as_fd(), place.as_fd()).with_context(|| format!("mount `{FOLDER}`"))

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::{LinuxResources, Mount};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
@@ -25,7 +26,7 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, live_mounts, terminal};
+use super::{create, delete, live_mounts, notify_socket, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -141,7 +142,8 @@ fn make(
             if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
             }
-            let tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
+            let tasks =
+                state.cgroup.prepare(pid, unhindering(linux.resources().as_ref()).as_ref())?;
             if create::wants_its_cgroup(bundle, namespaces) {
                 state.cgroup.give(namespaces::root_on_the_host(linux))?;
             }
@@ -167,6 +169,7 @@ fn make(
         join_ns: join_namespaces(namespaces),
         ext_mnt: mounts,
         cg_root: cgroup_roots(state.pid)?,
+        mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
         ..options.common.request(LOG, annotation)?
     };
     let hooks = bundle.spec.hooks().as_ref();
@@ -193,6 +196,10 @@ fn make(
         _ => Ok(()),
     });
     restored.map_err(|error| criu::explain(error, &log))?;
+    let limited = options.manager != Manager::Disabled;
+    if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
+        state.cgroup.update(resources.clone()).context("limit what was restored")?;
+    }
     // Mounted on in CRIU's mount namespace only, which is gone.
     let _ = fs::remove_dir(&place);
     let pid = Pid::from_raw(state.pid).context("no process")?;
@@ -202,6 +209,14 @@ fn make(
         create::write_pid_file(path, pid)?;
     }
     Ok((pid, pidfd))
+}
+
+/// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and processes of its own there: with
+/// the others too, a container that had nearly used up its limits would not come back.
+fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
+    let mut resources = resources?.clone();
+    resources.set_memory(None).set_pids(None).set_unified(None);
+    Some(resources)
 }
 
 /// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later as the container's root: it has to
@@ -261,7 +276,7 @@ fn make_mount_points(rootfs: &Rootfs, bundle: &Bundle, namespaces: &Namespaces) 
     if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         rootfs.make(Path::new("/tmp"), true).context("make a place for `criu`")?;
     }
-    for entry in bundle.spec.mounts().iter().flatten() {
+    for entry in bundle.spec.mounts().iter().flatten().filter(|entry| !mounts::remounts(entry)) {
         let destination = entry.destination().as_path();
         if restored.iter().any(|above| destination.starts_with(above) && destination != *above) {
             continue;
@@ -320,8 +335,9 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
                 return Ok(());
             };
             match syscall::mount_setattr(place.as_fd(), attr, recursive) {
-                // No mount is there: the container has unmounted it, or has covered it by another.
-                Ok(()) | Err(Errno::INVAL) => Ok(()),
+                // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
+                // open for writing, so that it was not read-only before either.
+                Ok(()) | Err(Errno::INVAL | Errno::BUSY) => Ok(()),
                 Err(error) => Err(error).with_context(|| {
                     format!("set the attributes of the mount `{}`", path.display())
                 }),
@@ -329,14 +345,16 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
         };
         for (at, entry) in entries.iter().enumerate() {
             let path = entry.destination();
-            let covered = entries[at + 1..].iter().any(|later| later.destination() == path);
-            if mounts::binds(entry) && !covered {
+            let covers = |later: &Mount| later.destination() == path && !mounts::remounts(later);
+            let covered = entries[at + 1..].iter().any(covers);
+            if (mounts::binds(entry) || mounts::remounts(entry)) && !covered {
                 let options = entry.options().as_deref().unwrap_or_default();
                 let options = mounts::Options::parse(options)?;
                 restrict(path, options.recursive.set, true)?;
                 restrict(path, options.attr.set, false)?;
             }
         }
+        restrict(Path::new(notify_socket::FOLDER), notify_socket::RESTRICTIONS, false)?;
         if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
             restrict(Path::new("/"), libc::MOUNT_ATTR_RDONLY, false)?;
         }
