@@ -6,10 +6,20 @@ use std::ffi::OsString;
 /// The version of the contract that this engine speaks.
 const VERSION: &str = "1";
 
+/// What `rt` wants of this program.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Work {
+    Run(Contract),
+    /// A module from standard input, native code to standard output.
+    Compile,
+}
+
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Contract {
     pub(crate) engine_dir: i32,
     pub(crate) module: i32,
+    /// What the module was compiled to, if it was.
+    pub(crate) native: Option<i32>,
     pub(crate) environment: i32,
     pub(crate) directories: Vec<Directory>,
     /// What the container may use, in bytes.
@@ -26,15 +36,27 @@ pub(crate) struct Directory {
     pub(crate) read_only: bool,
 }
 
-impl Contract {
-    pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Contract, String> {
-        let mut args = args.skip(1);
+impl Work {
+    pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Work, String> {
+        let mut args = args.skip(1).peekable();
         let first = text(args.next().unwrap_or_default())?;
         if first != format!("--contract={VERSION}") {
             return Err(format!(
                 "`{first}`: this engine speaks version {VERSION} of the engine contract, and is started by rt"
             ));
         }
+        if args.next_if(|arg| arg == "--compile").is_some() {
+            return match args.next() {
+                Some(arg) => Err(format!("unknown option `{}`", text(arg)?)),
+                None => Ok(Work::Compile),
+            };
+        }
+        Contract::parse(args).map(Work::Run)
+    }
+}
+
+impl Contract {
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Contract, String> {
         let mut contract =
             Contract { engine_dir: -1, module: -1, environment: -1, ..Contract::default() };
         for arg in args.by_ref() {
@@ -54,6 +76,7 @@ impl Contract {
             match name {
                 "--engine-dir" => contract.engine_dir = descriptor()?,
                 "--module" => contract.module = descriptor()?,
+                "--native" => contract.native = Some(descriptor()?),
                 "--env" => contract.environment = descriptor()?,
                 "--memory" => {
                     let limit =
@@ -74,11 +97,12 @@ impl Contract {
             return Err("`--engine-dir`, `--module` and `--env` must be given".into());
         }
         let descriptors = [contract.engine_dir, contract.module, contract.environment];
-        if descriptors[0] == descriptors[1]
-            || descriptors[1] == descriptors[2]
-            || descriptors[0] == descriptors[2]
-        {
-            return Err("`--engine-dir`, `--module` and `--env` must differ".into());
+        let mut descriptors: Vec<i32> = descriptors.into_iter().chain(contract.native).collect();
+        let count = descriptors.len();
+        descriptors.sort_unstable();
+        descriptors.dedup();
+        if descriptors.len() < count {
+            return Err("`--engine-dir`, `--module`, `--native` and `--env` must differ".into());
         }
         Ok(contract)
     }
@@ -103,8 +127,15 @@ fn text(arg: OsString) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    fn work(args: &[&str]) -> Result<Work, String> {
+        Work::parse(["rt-wasmedge"].iter().chain(args).map(OsString::from))
+    }
+
     fn parse(args: &[&str]) -> Result<Contract, String> {
-        Contract::parse(["rt-wasmedge"].iter().chain(args).map(OsString::from))
+        match work(args)? {
+            Work::Run(contract) => Ok(contract),
+            Work::Compile => Err("to compile".into()),
+        }
     }
 
     const FDS: [&str; 4] = ["--contract=1", "--engine-dir=3", "--module=4", "--env=5"];
@@ -114,6 +145,7 @@ mod tests {
         let args = [
             &FDS[..],
             &[
+                "--native=6",
                 "--memory=1048576",
                 "--timeout=1500",
                 "--dir=ro:/",
@@ -127,6 +159,7 @@ mod tests {
         .concat();
         let contract = parse(&args).expect("taken");
         assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
+        assert_eq!(contract.native, Some(6));
         assert_eq!((contract.memory, contract.timeout), (Some(1 << 20), Some(1500)));
         let directories: Vec<_> =
             contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
@@ -140,6 +173,10 @@ mod tests {
         assert!(parse(&["--contract=2"]).is_err_and(|error| error.contains("`--contract=2`")));
         assert!(parse(&FDS[..3]).is_err());
         assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
+        assert!(parse(&[&FDS[..], &["--native=4"]].concat()).is_err());
+        assert_eq!(work(&["--contract=1", "--compile"]), Ok(Work::Compile));
+        assert!(work(&["--contract=1", "--compile", "x"]).is_err());
+        assert!(work(&["--compile"]).is_err());
         for bad in [
             "--frob=1",
             "--dir=/x",

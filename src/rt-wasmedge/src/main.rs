@@ -1,6 +1,7 @@
 //! `rt-wasmedge`: the engine program that runs a WebAssembly module with WasmEdge, as the first process of a container
 //! that `rt` has made. The steps are those of `docs/engine.md`.
 
+mod compile;
 mod contract;
 mod memory;
 mod os;
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::process::ExitCode;
 
-use contract::Contract;
+use contract::{Contract, Work};
 
 /// The module never started.
 const NOT_STARTED: u8 = 126;
@@ -50,13 +51,20 @@ fn main() -> ExitCode {
 }
 
 fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
-    let contract = Contract::parse(args)?;
+    match Work::parse(args)? {
+        Work::Run(contract) => start(&contract),
+        Work::Compile => compile::run().map(|()| End::Exited(0)),
+    }
+}
+
+fn start(contract: &Contract) -> Result<End, String> {
     let module = read(contract.module, "read the module")?;
     let environment = read(contract.environment, "read the environment")?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
-    os::close_all_but(contract.engine_dir)?;
+    let kept: Vec<i32> = [contract.engine_dir].into_iter().chain(contract.native).collect();
+    os::close_all_but(&kept)?;
     os::fix_name_lookups();
-    wasi::run(module, &contract, &environment)
+    wasi::run(module, contract, &environment)
 }
 
 fn read(descriptor: i32, intent: &str) -> Result<Vec<u8>, String> {

@@ -75,6 +75,12 @@ pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
     Ok(())
 }
 
+/// Has the kernel end this process when the one that started it has ended.
+pub(crate) fn end_with_parent() {
+    // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
 /// Ends the process without running destructors or exit handlers: those of WasmEdge would only free memory.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process.
@@ -92,25 +98,40 @@ pub(crate) fn own(descriptor: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Closes every descriptor from 3 on but one, which no program that this one might start would inherit.
-pub(crate) fn close_all_but(kept: i32) -> Result<(), String> {
-    let kept = u32::try_from(kept).map_err(|_| "not a descriptor".to_owned())?;
+/// Closes every descriptor from 3 on but these, which no program that this one might start would inherit.
+pub(crate) fn close_all_but(kept: &[c_int]) -> Result<(), String> {
+    let number = |kept: &c_int| u32::try_from(*kept).map_err(|_| "not a descriptor".to_owned());
+    let mut kept = kept.iter().map(number).collect::<Result<Vec<u32>, String>>()?;
+    kept.sort_unstable();
     let failed = || format!("close what is not needed: {}", io::Error::last_os_error());
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
-        if first > last {
-            continue;
+    let mut first = 3;
+    for kept in kept {
+        if first < kept {
+            close_range(first, kept - 1).map_err(|()| failed())?;
         }
-        // SAFETY: what was read through descriptors is in memory, and their owners are gone; no other code of this
-        // process holds one yet.
-        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+        // SAFETY: fcntl(2) with F_SETFD touches no memory.
+        if unsafe { libc::syscall(libc::SYS_fcntl, kept, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(failed());
         }
+        first = kept + 1;
     }
-    // SAFETY: fcntl(2) with F_SETFD touches no memory.
-    if unsafe { libc::syscall(libc::SYS_fcntl, kept, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(failed());
+    close_range(first, u32::MAX).map_err(|()| failed())
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), ()> {
+    // SAFETY: what was read through descriptors is in memory, and their owners are gone; no other code of this process holds
+    // one yet.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+        Err(())
+    } else {
+        Ok(())
     }
-    Ok(())
+}
+
+/// Closes a descriptor that was kept ([`close_all_but`]) and is not needed any longer.
+pub(crate) fn close(kept: c_int) {
+    // It may be closed already; then nothing is left to be done.
+    drop(own(kept));
 }
 
 /// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf` says: it could name a

@@ -18,13 +18,29 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     os::keep_log();
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
-    // The interpreter: native code inside of a module is not looked at.
-    let common = CommonConfigOptions::default().run_mode(RunMode::Interpreter);
     let config = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
-    let loading = config(ConfigBuilder::new(common))?;
+    let mode = |mode| CommonConfigOptions::default().run_mode(mode);
     check_head(&bytes).map_err(refused)?;
-    let module =
-        Module::from_bytes(Some(&loading), &bytes).map_err(|error| refused(explain(&error)))?;
+    let mut loaded = None;
+    if let Some(native) = contract.native {
+        let common = mode(RunMode::Aot);
+        // The module is in there too. A path, since what is shared with other processes is a file: `rt` has made this one, and
+        // what it leads to cannot be changed.
+        let path = format!("/proc/self/fd/{native}");
+        let module = Module::from_file(Some(&config(ConfigBuilder::new(common))?), path);
+        os::close(native);
+        loaded = module.ok().map(|module| (common, module));
+    }
+    let (common, module) = match loaded {
+        Some(loaded) => loaded,
+        // Native code inside of a module is not looked at.
+        None => {
+            let common = mode(RunMode::Interpreter);
+            let loading = config(ConfigBuilder::new(common))?;
+            let module = Module::from_bytes(Some(&loading), &bytes);
+            (common, module.map_err(|error| refused(explain(&error)))?)
+        }
+    };
     let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
     drop(bytes);
     if module.get_export("_start").is_none() {
@@ -65,7 +81,7 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
 }
 
 /// What can be said of the bytes better than the parser says it.
-fn check_head(bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check_head(bytes: &[u8]) -> Result<(), String> {
     match bytes {
         [0, b'a', b's', b'm', _, _, 1, 0, ..] => {
             Err("a component: WasmEdge runs core modules (WASI preview1)".into())
@@ -104,7 +120,7 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
 }
 
 /// An error on one line: what the API says of it, and what WasmEdge's log says about where.
-fn explain(error: &dyn std::error::Error) -> String {
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     let lines = os::take_log();
     let lines: Vec<String> = lines
         .iter()
