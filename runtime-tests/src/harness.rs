@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use bundle::Bundle;
 pub(crate) use container::{Container, Output};
+use serde_json::json;
 
 /// Why a test did not pass.
 #[derive(Debug)]
@@ -111,7 +112,10 @@ impl Host {
     fn make_rootfs(&self) -> std::io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         fs::copy("/bin/busybox", self.folder.join("busybox"))?;
-        Ok(())
+        let compile = std::env::var("RT_TESTS_COMPILE").unwrap_or_else(|_| "off".into());
+        let cache = self.folder.join("native");
+        let settings = json!({ "compile": compile, "cache": { "directory": cache } });
+        fs::write(self.folder.join("wasm.json"), settings.to_string())
     }
 
     /// A Linux rootfs with a busybox in it.
@@ -194,6 +198,13 @@ impl Test {
         self.folder.join("state")
     }
 
+    /// What the host decides about modules: that none is compiled, unless the test has a file of its own
+    /// ([`Test::with_compiler`]).
+    pub(crate) fn wasm_config(&self) -> PathBuf {
+        let own = self.folder.join("wasm.json");
+        if own.exists() { own } else { self.host.folder.join("wasm.json") }
+    }
+
     /// The runtime with these arguments, after its `--root`.
     pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(
         &self,
@@ -203,6 +214,9 @@ impl Test {
         command.arg("--root").arg(self.state_root());
         if self.host.by_systemd {
             command.arg("--systemd-cgroup");
+        }
+        if self.host.is_rt {
+            command.arg("--wasm-config").arg(self.wasm_config());
         }
         command.args(args).stdin(Stdio::null());
         command

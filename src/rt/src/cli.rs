@@ -54,6 +54,9 @@ pub(crate) struct Global {
     /// Who makes the cgroups
     #[arg(long, value_name = "MANAGER", value_enum)]
     pub(crate) cgroup_manager: Option<CgroupManager>,
+    /// What the host decides about modules [default: /etc/rt/wasm.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) wasm_config: Option<PathBuf>,
     /// Accepted for runc's sake: rt finds out by itself what it may do
     #[arg(long, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = ["true", "false", "auto"])]
@@ -107,8 +110,76 @@ pub(crate) enum Command {
     Features,
     /// Say what this host can do for containers, what it lacks, and what to do about it
     Check(Check),
+    /// Compile modules before they are started, and look after what they were compiled to
+    Wasm(Wasm),
     /// Print a script that completes command lines
     Completion(Completion),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Wasm {
+    #[command(subcommand)]
+    pub(crate) command: WasmCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WasmCommand {
+    /// Compile a module, or the one that a bundle runs
+    Compile(WasmCompile),
+    /// Look at what modules were compiled to, and remove it
+    Cache(WasmCache),
+    /// Compile the module on standard input: started by rt itself
+    #[command(hide = true)]
+    Worker(WasmWorker),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmCompile {
+    /// A module, or the directory of a bundle
+    pub(crate) path: PathBuf,
+    /// Also when it could not be compiled before
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmCache {
+    #[command(subcommand)]
+    pub(crate) command: WasmCacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WasmCacheCommand {
+    /// List it, what was used last first
+    List(WasmCacheList),
+    /// Remove what this rt cannot use and, until no more than a size is left, what was not used for the longest time
+    Prune(WasmCachePrune),
+    /// Remove all of it
+    Clear,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmCacheList {
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: ListFormat,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmCachePrune {
+    /// What may be left, in bytes or with a unit: k, m, g [default: `cache.maxBytes` of the configuration]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmWorker {
+    /// What the container calls the module
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    pub(crate) name: String,
+    /// Return at once, and compile afterwards
+    #[arg(long)]
+    pub(crate) background: bool,
 }
 
 #[derive(Args, Debug)]

@@ -21,6 +21,7 @@ mod spec;
 mod start;
 mod state;
 mod update;
+mod wasm;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -28,8 +29,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{CgroupManager, Command, Global};
+use crate::cli::{CgroupManager, Command, Global, WasmCommand};
 use crate::container::cgroups::Manager;
+use crate::engine;
 use crate::state::Root;
 use crate::syscall;
 
@@ -51,7 +53,7 @@ pub(crate) fn version() -> String {
 /// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
 /// parsed yet, since the read-only clone of the executable would parse them again. One too many costs an exec.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
-    let entering = ["create", "run", "exec", "restore"];
+    let entering = ["create", "run", "exec", "restore", "wasm"];
     args.iter().skip(1).any(|arg| entering.iter().any(|name| arg == name))
 }
 
@@ -64,6 +66,7 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
         // Sockets are for the container's first process.
         Command::Exec(exec) => (exec.handover.preserve_fds, 0),
         Command::Restore(_) => (0, 0),
+        Command::Wasm(wasm) if matches!(wasm.command, WasmCommand::Worker(_)) => (0, 0),
         _ => return Ok(()),
     };
     let passed = preserve_fds.saturating_add(listen_fds);
@@ -85,10 +88,10 @@ fn listen_fds() -> u32 {
 pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
     let root = Root::new(global.root.as_deref());
     match command {
-        Command::Create(args) => create::execute(&root, manager(global), &args.create),
+        Command::Create(args) => create::execute(&root, global, &args.create),
         Command::Start(args) => start::execute(&root, &args),
         Command::State(args) => state::execute(&root, &args),
-        Command::Exec(args) => exec::execute(&root, &args),
+        Command::Exec(args) => exec::execute(&root, global, &args),
         Command::Pause(args) => pause::pause(&root, &args),
         Command::Resume(args) => pause::resume(&root, &args),
         Command::Checkpoint(args) => checkpoint::execute(&root, &args),
@@ -99,11 +102,12 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
         Command::Delete(args) => delete::execute(&root, &args),
-        Command::Run(args) => run::execute(&root, manager(global), &args),
+        Command::Run(args) => run::execute(&root, global, &args),
         Command::List(args) => list::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
         Command::Check(args) => check::execute(&root, &args),
+        Command::Wasm(args) => wasm::execute(&root, global, &args),
         Command::Completion(args) => completion::execute(&args),
     }
 }
@@ -116,6 +120,16 @@ fn manager(global: &Global) -> Manager {
         None if global.systemd_cgroup => Manager::Systemd,
         None => Manager::Cgroupfs,
     }
+}
+
+/// What an engine has to know of the command line.
+fn host<'a>(root: &'a Root, global: &'a Global) -> engine::Host<'a> {
+    let cgroups = match manager(global) {
+        Manager::Cgroupfs => None,
+        Manager::Systemd => Some("--cgroup-manager=systemd"),
+        Manager::Disabled => Some("--cgroup-manager=disabled"),
+    };
+    engine::Host { root: root.path(), config: global.wasm_config.as_deref(), cgroups }
 }
 
 /// Does something with a container, or with all whose names a regular expression is found in. Goes on after a failure, and

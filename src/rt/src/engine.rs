@@ -3,14 +3,20 @@
 //! Everything here runs in the caller's process, before the container exists.
 #![forbid(unsafe_code)]
 
+pub(crate) mod cache;
+mod native;
+mod settings;
+
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+pub(crate) use native::{Found, Host, Native};
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
+pub(crate) use settings::{Compile, CompilerSettings};
 
 use crate::exe;
 use crate::state::{Run, RunMode};
@@ -30,6 +36,17 @@ pub(crate) struct Description {
     pub(crate) program: PathBuf,
     pub(crate) loader: Option<PathBuf>,
     pub(crate) libraries: Option<PathBuf>,
+    /// What tells this build from others of the same version.
+    build: Option<String>,
+    /// There if the program compiles modules, and runs what they are compiled to.
+    pub(crate) compiler: Option<Compiler>,
+}
+
+/// How the program is started to compile.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Compiler {
+    /// A directory of libraries that come before the others.
+    pub(crate) libraries: Option<PathBuf>,
 }
 
 /// An engine that can be started: its description, and its directory as a detached, read-only mount.
@@ -37,26 +54,52 @@ pub(crate) struct Description {
 pub(crate) struct Directory {
     pub(crate) description: Description,
     pub(crate) mount: OwnedFd,
+    /// None for an engine that only interprets.
+    pub(crate) native: Option<Native>,
 }
 
 impl Directory {
     /// What `state` says of a module that it runs.
-    pub(crate) fn run(&self) -> Run {
-        let Description { name, version, .. } = &self.description;
-        let engine =
-            version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"));
-        Run { engine, mode: RunMode::Interpreter }
+    pub(crate) fn run(&self, found: &Found) -> Run {
+        let mode = if found.native.is_some() { RunMode::Aot } else { RunMode::Interpreter };
+        Run { engine: self.description.label(), mode }
+    }
+
+    /// What there is of native code for a module that it is to run.
+    pub(crate) fn look_up(
+        &self,
+        wish: Option<Compile>,
+        module: Option<&OwnedFd>,
+        name: &str,
+    ) -> Found {
+        match (&self.native, module) {
+            (Some(native), Some(module)) => native.look_up(wish, module.as_fd(), name),
+            _ => Found::default(),
+        }
     }
 }
 
+impl Description {
+    /// The engine's name, and its version if it tells.
+    pub(crate) fn label(&self) -> String {
+        let Description { name, version, .. } = self;
+        version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"))
+    }
+}
+
+/// The directory of an engine.
+pub(crate) fn path(engine: workload::Engine) -> Result<PathBuf> {
+    Ok(exe::engines()?.join(engine.name()))
+}
+
 /// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker is handed to a container.
-pub(crate) fn open(engine: workload::Engine) -> Result<Directory> {
-    let path = exe::engines()?.join(engine.name());
-    open_directory(&path)
+pub(crate) fn open(engine: workload::Engine, host: &Host<'_>) -> Result<Directory> {
+    let path = path(engine)?;
+    open_directory(&path, host)
         .with_context(|| format!("open engine `{}` in `{}`", engine.name(), path.display()))
 }
 
-fn open_directory(path: &Path) -> Result<Directory> {
+fn open_directory(path: &Path, host: &Host<'_>) -> Result<Directory> {
     let description = describe(path)?;
     // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
     let files =
@@ -66,26 +109,39 @@ fn open_directory(path: &Path) -> Result<Directory> {
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, path, flags).context("clone its mount")?;
+    read_only(mount.as_fd()).context("make its mount read-only")?;
+    let native = Native::new(&description, host)?;
+    Ok(Directory { description, mount, native })
+}
+
+/// Of a detached mount that goes into a container: nothing can be written through it, and code in it can be run, whatever the
+/// host has its filesystem mounted with.
+fn read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     let attr = MountAttr { set, clear: libc::MOUNT_ATTR_NOEXEC, ..MountAttr::default() };
-    syscall::mount_setattr(mount.as_fd(), attr, false).context("make its mount read-only")?;
-    Ok(Directory { description, mount })
+    syscall::mount_setattr(mount, attr, false)
 }
 
 /// Reads and checks `engine.json`.
 pub(crate) fn describe(path: &Path) -> Result<Description> {
     let text = fs::read(path.join("engine.json")).context("read `engine.json`")?;
-    let description: Description = serde_json::from_slice(&text).context("parse `engine.json`")?;
+    let mut description: Description =
+        serde_json::from_slice(&text).context("parse `engine.json`")?;
     let contract = description.contract;
     ensure!(
         contract == CONTRACT,
         "it speaks version {contract} of the engine contract, and rt version {CONTRACT}"
     );
-    let paths =
-        [Some(&description.program), description.loader.as_ref(), description.libraries.as_ref()];
+    let compiler = description.compiler.as_ref().and_then(|compiler| compiler.libraries.as_ref());
+    let Description { program, loader, libraries, .. } = &description;
+    let paths = [Some(program), loader.as_ref(), libraries.as_ref(), compiler];
     for path in paths.into_iter().flatten() {
         let inside = path.components().all(|component| matches!(component, Component::Normal(_)));
         ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
+    }
+    // A distributor may leave them away: they are the largest part of an engine.
+    if compiler.is_some_and(|libraries| !path.join(libraries).is_dir()) {
+        description.compiler = None;
     }
     Ok(description)
 }

@@ -14,7 +14,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{Access, CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
@@ -110,6 +112,14 @@ pub(crate) fn engines() -> Result<PathBuf> {
         }
         _ => installed_engines(),
     }
+}
+
+/// This program once more, with nothing in its environment but where the engines are. It runs from the same file, which nothing
+/// can write to.
+pub(crate) fn again() -> Result<Command> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("rt").env_clear().env(ENGINES, engines()?);
+    Ok(command)
 }
 
 fn installed_engines() -> Result<PathBuf> {

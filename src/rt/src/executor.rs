@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,6 @@ use crate::syscall;
 use crate::workload::{self, Directory, Rights, Workload};
 
 /// What is needed to choose a program and to start it.
-#[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) args: &'a [String],
     /// Without HOME, as it is in the configuration; order and duplicates are kept.
@@ -34,6 +33,8 @@ pub(crate) struct Request<'a> {
     pub(crate) rights: &'a Rights,
     /// What the container may use of memory, in bytes: for an engine.
     pub(crate) memory: Option<u64>,
+    /// Asks the caller's process what a module was compiled to.
+    pub(crate) native: &'a dyn Fn(BorrowedFd<'_>) -> Result<Option<OwnedFd>>,
 }
 
 /// A program that is there and can be started.
@@ -42,7 +43,6 @@ pub(crate) struct Program {
     path: CString,
     argv: Vec<CString>,
     envp: Vec<CString>,
-    pub(crate) is_module: bool,
     /// Whether it may make sockets; if not, its first instruction already may not.
     pub(crate) sockets: bool,
     /// Signals that arrive blocked.
@@ -155,7 +155,6 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         path: CString::new(path.as_os_str().as_bytes())?,
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
-        is_module: false,
         sockets: true,
         blocked: Vec::new(),
         _descriptors: Vec::new(),
@@ -171,6 +170,7 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     prove_proc(&engine.mount)
         .context("an engine is started through `/proc`, which this container lacks")?;
     let env = environment(request)?;
+    let native = (request.native)(module.as_fd())?;
     let engine_dir = rustix::io::fcntl_dupfd_cloexec(&engine.mount, 3)?;
     let inside = |path: &Path| {
         let mut text = format!("/proc/self/fd/{}/", engine_dir.as_raw_fd()).into_bytes();
@@ -197,6 +197,9 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     ] {
         argv.push(CString::new(option)?);
     }
+    if let Some(native) = &native {
+        argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
+    }
     if let Some(limit) = request.memory {
         argv.push(CString::new(format!("--memory={limit}"))?);
     }
@@ -206,13 +209,12 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     argv.extend(preopens(request)?);
     argv.push(c"--".to_owned());
     argv.extend(c_strings(request.args)?);
-    let descriptors = vec![engine_dir, module, env];
+    let descriptors = [engine_dir, module, env].into_iter().chain(native).collect();
     Ok(Program {
         path,
         argv,
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
-        is_module: true,
         sockets: request.rights.sockets,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],

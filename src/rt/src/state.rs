@@ -82,12 +82,15 @@ pub(crate) struct Run {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RunMode {
     Interpreter,
+    /// Compiled ahead of time.
+    Aot,
 }
 
 impl RunMode {
     fn name(self) -> &'static str {
         match self {
             RunMode::Interpreter => "interpreter",
+            RunMode::Aot => "aot",
         }
     }
 }

@@ -8,18 +8,17 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use crate::bundle::Bundle;
-use crate::cli;
-use crate::container::cgroups::Manager;
+use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait, terminal};
 use crate::engine;
 use crate::state::Root;
 use crate::workload;
 
-pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Create) -> Result<ExitCode> {
+pub(super) fn execute(root: &Root, global: &Global, args: &cli::Create) -> Result<ExitCode> {
     let create = || {
         let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
         let console = connect_console(&bundle, args.handover.console_socket.as_deref())?;
-        container(root, manager, args, &bundle, console, Wait::ForStart)
+        container(root, global, args, &bundle, console, Wait::ForStart)
     };
     create().with_context(|| format!("create `{}`", args.id))?;
     Ok(ExitCode::SUCCESS)
@@ -46,7 +45,7 @@ pub(super) fn connect_console(bundle: &Bundle, socket: Option<&Path>) -> Result<
 /// Makes the container.
 pub(super) fn container(
     root: &Root,
-    manager: Manager,
+    global: &Global,
     args: &cli::Create,
     bundle: &Bundle,
     console: Option<OwnedFd>,
@@ -55,11 +54,12 @@ pub(super) fn container(
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
     // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only init can see.
-    let engine = asked.map(engine::open).transpose()?;
+    let host = super::host(root, global);
+    let engine = asked.map(|engine| engine::open(engine, &host)).transpose()?;
     let options = Options {
         id: &args.id,
         bundle,
-        manager,
+        manager: super::manager(global),
         wait,
         asked,
         engine,

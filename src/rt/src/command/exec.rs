@@ -12,17 +12,17 @@ use libcontainer::oci_spec::runtime::{Capabilities, Process, Spec};
 
 use super::foreground::{self, Signals};
 use crate::bundle;
-use crate::cli;
+use crate::cli::{self, Global};
 use crate::container::{self, ExecOptions, seccomp, terminal};
 use crate::engine;
 use crate::state::{Draft, Root, Status};
 use crate::workload::Rights;
 
-pub(super) fn execute(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
-    exec(root, args).with_context(|| format!("exec in `{}`", args.id))
+pub(super) fn execute(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
+    exec(root, global, args).with_context(|| format!("exec in `{}`", args.id))
 }
 
-fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
+fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
     let (directory, state) = root.load(&args.id)?;
     // The words are runc's, which callers show.
     match state.status(&directory)? {
@@ -63,12 +63,13 @@ fn exec(root: &Root, args: &cli::Exec) -> Result<ExitCode> {
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     let filter = seccomp::prepare(&spec, &root.filters())?;
     let agent = seccomp::receiver(&spec, filter.as_ref())?;
+    let host = super::host(root, global);
     let options = ExecOptions {
         state: &state,
         spec: &spec,
         process: &process,
         asked,
-        engine: asked.map(engine::open).transpose()?,
+        engine: asked.map(|engine| engine::open(engine, &host)).transpose()?,
         console,
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),

@@ -9,17 +9,16 @@ use anyhow::{Context, Result};
 use super::create;
 use super::foreground::{self, Signals};
 use crate::bundle::Bundle;
-use crate::cli;
-use crate::container::cgroups::Manager;
+use crate::cli::{self, Global};
 use crate::container::notify_socket::Relay;
 use crate::container::{self, Container, Wait, terminal};
 use crate::state::Root;
 
-pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Run) -> Result<ExitCode> {
-    run(root, manager, args).with_context(|| format!("run `{}`", args.create.id))
+pub(super) fn execute(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
+    run(root, global, args).with_context(|| format!("run `{}`", args.create.id))
 }
 
-fn run(root: &Root, manager: Manager, args: &cli::Run) -> Result<ExitCode> {
+fn run(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
     let bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
     let foreground_terminal = !args.detach
         && args.create.handover.console_socket.is_none()
@@ -32,7 +31,7 @@ fn run(root: &Root, manager: Manager, args: &cli::Run) -> Result<ExitCode> {
     };
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     let container =
-        create::container(root, manager, &args.create, &bundle, console, Wait::ForCaller)?;
+        create::container(root, global, &args.create, &bundle, console, Wait::ForCaller)?;
     let outcome = start_and_wait(&container, signals.as_ref(), terminal);
     let lives_on = args.detach && outcome.is_ok();
     if !lives_on && !args.keep {

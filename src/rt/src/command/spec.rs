@@ -34,7 +34,7 @@ fn template(args: &cli::Spec) -> Value {
 }
 
 /// runc's and crun's template: a shell with three capabilities in namespaces of its own.
-fn linux() -> Value {
+pub(super) fn linux() -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let mount = |destination: &str, kind: &str, options: &[&str]| {
         let source = if kind == "tmpfs" && destination == "/dev/shm" { "shm" } else { kind };

@@ -83,7 +83,7 @@ fn from_flags(args: &cli::Update) -> Result<Value> {
 }
 
 /// A number of bytes, or of kibi-, mebi- or gibibytes after which stands `k`, `m` or `g`; -1 for no limit.
-fn bytes(text: &str) -> Result<i64> {
+pub(super) fn bytes(text: &str) -> Result<i64> {
     let lower = text.to_ascii_lowercase();
     let (number, shift) = match lower.strip_suffix('b').unwrap_or(&lower) {
         number if number.ends_with('k') => (&number[..number.len() - 1], 10),

@@ -21,7 +21,7 @@ use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{hooks, init, net_devices, notify_socket, process, sysctl, terminal};
 use crate::bundle::Bundle;
-use crate::engine;
+use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::syscall;
 use crate::workload::{self, Rights};
@@ -308,8 +308,10 @@ fn serve(
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
+    let mut found = Found::default();
     loop {
-        match socket.receive()? {
+        let (message, files) = socket.receive_with()?;
+        match message {
             Some(Message::BeforePivot) => {
                 run_create_hooks(options.bundle.spec.hooks().as_ref(), state, &prepared.streams)?;
                 socket.send(&Message::HooksDone)?;
@@ -320,7 +322,12 @@ fn serve(
                 }
             }
             Some(Message::Module) => {
-                state.run = options.engine.as_ref().map(engine::Directory::run);
+                let engine = options.engine.as_ref().context("no engine was opened")?;
+                let name = &options.bundle.process().args().as_deref().unwrap_or_default()[0];
+                found = engine.look_up(prepared.rights.compile, files.first(), name);
+                let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
+                socket.send_with(&Message::Native, &native)?;
+                state.run = Some(engine.run(&found));
                 record = directory.draft(state)?;
             }
             Some(Message::Ready) => break,
@@ -339,6 +346,9 @@ fn serve(
     for path in options.pidfd_socket.into_iter().chain(receiver) {
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
+    }
+    if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
+        native.compile_later(found.later);
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))

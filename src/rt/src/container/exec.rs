@@ -15,12 +15,12 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
 use super::cgroups::{self, Doors};
 use super::init;
-use super::namespaces::{self, Namespaces, Side};
+use super::namespaces::{self, ForChildren, Namespaces, Side};
 use super::rootfs::Rootfs;
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{create, process, terminal};
-use crate::engine;
+use crate::engine::{self, Found};
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
 use crate::syscall;
@@ -89,7 +89,9 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     }
 
     let doors = options.state.cgroup.doors(options.cgroup)?;
-    // Nothing else is started by this process.
+    // A compiler of modules is the one other thing that this process may start.
+    let native = options.engine.as_ref().is_some_and(|engine| engine.native.is_some());
+    let own = if native { Some(ForChildren::open()?) } else { None };
     namespaces.join_for_children()?;
     let (caller, socket) = sync::pair()?;
     let spawn = |doors: &Doors| {
@@ -126,7 +128,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     options.console = None;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .context("open a pidfd of the new process")?;
-    match serve(&options, doors, &caller, pid, &pidfd) {
+    match serve(&options, doors, own.as_ref(), &caller, pid, &pidfd) {
         Ok(()) => Ok((pid, pidfd)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
@@ -141,6 +143,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
 fn serve(
     options: &ExecOptions<'_>,
     doors: Doors,
+    own: Option<&ForChildren>,
     socket: &Socket,
     pid: Pid,
     pidfd: &OwnedFd,
@@ -157,9 +160,19 @@ fn serve(
     let memory = options.engine.as_ref().and_then(|_| options.state.cgroup.memory_left());
     socket.send_with(&Message::Cgroup { memory }, &tasks)?;
     drop(doors);
+    let mut found = Found::default();
     loop {
-        match socket.receive()? {
+        let (message, files) = socket.receive_with()?;
+        match message {
             Some(Message::Ready) => break,
+            Some(Message::Module) => {
+                own.map_or(Ok(()), ForChildren::restore)?;
+                let engine = options.engine.as_ref().context("no engine was opened")?;
+                let name = &options.process.args().as_deref().unwrap_or_default()[0];
+                found = engine.look_up(options.rights.compile, files.first(), name);
+                let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
+                socket.send_with(&Message::Native, &native)?;
+            }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
                     agent.serve(pidfd, number, pid, options.state, Status::Running)?;
@@ -182,10 +195,14 @@ fn serve(
     socket.send(&Message::Start)?;
     // The exec closes its end.
     match socket.receive()? {
-        None => Ok(()),
+        None => {}
         Some(Message::Failed(text)) => bail!(text),
         Some(message) => bail!("the new process sent {message:?}"),
     }
+    if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
+        native.compile_later(found.later);
+    }
+    Ok(())
 }
 
 fn how_it_died(pid: Pid) -> anyhow::Error {
@@ -262,6 +279,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
         mounts: options.spec.mounts().as_deref().unwrap_or_default(),
         rights: &options.rights,
         memory,
+        native: &|module| plan.socket.ask_for_native(module),
     };
     let program = executor::prepare(&request)?;
     init::set_label(label)?;

@@ -208,11 +208,9 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         mounts: spec.mounts().as_deref().unwrap_or_default(),
         rights: plan.rights,
         memory: place.memory,
+        native: &|module| plan.socket.ask_for_native(module),
     };
     let program = executor::prepare(&request)?;
-    if program.is_module {
-        plan.socket.send(&Message::Module)?;
-    }
     set_label(label)?;
     if !program.sockets {
         seccomp::refuse_sockets()?;

@@ -268,6 +268,30 @@ pub(crate) fn spawn(
     syscall::exit_now(0)
 }
 
+/// The pid and time namespaces of this process's children, as they are before [`Namespaces::join_for_children`].
+#[derive(Debug)]
+pub(crate) struct ForChildren([OwnedFd; 2]);
+
+impl ForChildren {
+    pub(crate) fn open() -> Result<ForChildren> {
+        let open = |name: &str| {
+            let path = format!("/proc/self/ns/{name}");
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .with_context(|| format!("open `{path}`"))
+        };
+        Ok(ForChildren([open("pid")?, open("time")?]))
+    }
+
+    /// From now on, children are this process's own again.
+    pub(crate) fn restore(&self) -> Result<()> {
+        for namespace in &self.0 {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
+                .context("leave the container's namespaces")?;
+        }
+        Ok(())
+    }
+}
+
 pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     loop {
         match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {

@@ -29,8 +29,10 @@ pub(crate) enum Message {
     BeforePivot,
     /// To init: those hooks have run.
     HooksDone,
-    /// From init: the program is a module, and an engine will run it.
+    /// From init: the program is a module, which comes with the message, and an engine will run it.
     Module,
+    /// To init: what there is for the module. What it was compiled to comes with the message, if it was.
+    Native,
     /// From init: all is done, it waits for the start.
     Ready,
     /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
@@ -133,6 +135,17 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// In init: shows the caller's process a module, and takes what it was compiled to.
+    pub(crate) fn ask_for_native(&self, module: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+        self.send_with(&Message::Module, &[module])?;
+        match self.receive_with()? {
+            (Some(Message::Native), mut files) => Ok(files.pop()),
+            (other, _) => bail!("waited for what a module was compiled to, got {other:?}"),
+        }
+    }
+}
+
 fn encode(message: &Message) -> Vec<u8> {
     let (tag, text) = match message {
         Message::Mapped => (b'M', Vec::new()),
@@ -144,6 +157,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Module => (b'E', Vec::new()),
+        Message::Native => (b'N', Vec::new()),
         Message::Ready => (b'R', Vec::new()),
         Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
@@ -165,6 +179,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'E' => Message::Module,
+        b'N' => Message::Native,
         b'R' => Message::Ready,
         b'W' => Message::Recorded,
         b'S' => Message::Start,
@@ -189,6 +204,7 @@ mod tests {
             Message::BeforePivot,
             Message::HooksDone,
             Message::Module,
+            Message::Native,
             Message::Ready,
             Message::Recorded,
             Message::Start,

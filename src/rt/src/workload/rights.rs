@@ -7,8 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Spec;
 
+use crate::engine::Compile;
+
 /// What the annotations' names begin with. No other name may.
 const PREFIX: &str = "run.oci.wasm.";
+
+/// What they end with.
+const NAMES: [&str; 4] = ["compile", "dirs", "sockets", "timeout"];
 
 /// Directories that show the kernel's or the machine's things, and are never shown to a module.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -20,6 +25,8 @@ pub(crate) struct Rights {
     pub(crate) sockets: bool,
     /// How long each program may run.
     pub(crate) timeout: Option<Duration>,
+    /// Whether and when it is compiled.
+    pub(crate) compile: Option<Compile>,
 }
 
 /// A directory of the container's.
@@ -31,7 +38,7 @@ pub(crate) struct Directory {
 
 impl Rights {
     pub(crate) fn of(spec: &Spec) -> Result<Rights> {
-        let mut rights = Rights { directories: None, sockets: true, timeout: None };
+        let mut rights = Rights { directories: None, sockets: true, timeout: None, compile: None };
         for (key, value) in spec.annotations().iter().flatten() {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
@@ -50,7 +57,8 @@ impl Rights {
                 }
             }
             "timeout" => self.timeout = Some(timeout(value)?),
-            _ => bail!("rt knows `{PREFIX}dirs`, `{PREFIX}sockets` and `{PREFIX}timeout`"),
+            "compile" => self.compile = Some(Compile::parse(value)?),
+            _ => bail!("rt knows {}", NAMES.map(|name| format!("`{PREFIX}{name}`")).join(", ")),
         }
         Ok(())
     }
@@ -116,6 +124,9 @@ mod tests {
         }
         for wrong in ["", "no", "OFF"] {
             assert!(of("sockets", wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "on", "Lazy"] {
+            assert!(of("compile", wrong).is_err(), "{wrong}");
         }
         for wrong in ["", "0", "-1", "1h", "inf", "NaN", "1e9", "0.0001"] {
             assert!(of("timeout", wrong).is_err(), "{wrong}");

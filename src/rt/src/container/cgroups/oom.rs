@@ -57,6 +57,13 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Whether a process in it was killed for want of memory.
+    pub(crate) fn was_out_of_memory(&self) -> bool {
+        self.watch_oom().is_ok_and(|watch| watch.is_some_and(|watch| watch.last > 0))
+    }
+}
+
 /// How long it may take until what was noticed is counted.
 const COUNTING: Duration = Duration::from_millis(500);
 

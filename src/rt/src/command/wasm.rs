@@ -1,0 +1,42 @@
+//! `rt wasm`: modules before they are started. `docs/wasm-cache.md` is the page for operators.
+#![forbid(unsafe_code)]
+
+mod cache;
+mod compile;
+mod confine;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{self, Global, WasmCommand};
+use crate::engine::{self, Description, Native};
+use crate::state::Root;
+use crate::workload;
+
+/// The engine that modules are compiled for.
+const ENGINE: workload::Engine = workload::Engine::WasmEdge;
+
+pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<ExitCode> {
+    match &args.command {
+        WasmCommand::Compile(args) => {
+            compile::compile(root, global, args)
+                .with_context(|| format!("compile `{}`", args.path.display()))?;
+        }
+        WasmCommand::Cache(args) => cache::execute(root, global, args)?,
+        WasmCommand::Worker(args) => {
+            worker::work(root, global, args).with_context(|| format!("compile `{}`", args.name))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What compiles modules here.
+fn compiler(root: &Root, global: &Global) -> Result<(Description, Native)> {
+    let path = engine::path(ENGINE)?;
+    let show = || format!("open engine `{}` in `{}`", ENGINE.name(), path.display());
+    let description = engine::describe(&path).with_context(show)?;
+    let native = Native::new(&description, &super::host(root, global))?;
+    Ok((description, native.context("this installation compiles no modules").with_context(show)?))
+}

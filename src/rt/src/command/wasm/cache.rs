@@ -1,0 +1,139 @@
+//! `rt wasm cache list|prune|clear`: what modules were compiled to.
+#![forbid(unsafe_code)]
+
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cli::{Global, ListFormat, WasmCache, WasmCacheCommand};
+use crate::engine::Native;
+use crate::engine::cache::{Entry, Kind};
+use crate::state::Root;
+
+pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<()> {
+    let (_, native) = super::compiler(root, global)?;
+    match &args.command {
+        WasmCacheCommand::List(args) => list(&native, args.format).context("list the cache"),
+        WasmCacheCommand::Prune(args) => {
+            let most = match &args.size {
+                None => native.settings.cache.max_bytes,
+                Some(text) => {
+                    let size = super::super::update::bytes(text).ok();
+                    let size = size.and_then(|size| u64::try_from(size).ok());
+                    size.with_context(|| format!("wrong value `{text}` for `--size`"))?
+                }
+            };
+            prune(&native, most).context("prune the cache")
+        }
+        WasmCacheCommand::Clear => prune(&native, 0).context("clear the cache"),
+    }
+}
+
+fn prune(native: &Native, most: u64) -> Result<()> {
+    let (entries, bytes) = native.cache.prune(most, |entry| native.is_useful(entry))?;
+    let noun = if entries == 1 { "entry" } else { "entries" };
+    super::super::print(&format!("removed {entries} {noun}, {}\n", size(bytes)))
+}
+
+fn list(native: &Native, format: ListFormat) -> Result<()> {
+    let entries = native.cache.entries()?;
+    match format {
+        ListFormat::Json => {
+            let all: Vec<Value> = entries.iter().map(|entry| json_of(native, entry)).collect();
+            super::super::print(&format!("{}\n", serde_json::to_string(&all)?))
+        }
+        ListFormat::Table => super::super::print(&table(native, &entries)),
+    }
+}
+
+/// In the words of `list`.
+fn status(native: &Native, entry: &Entry) -> &'static str {
+    match &entry.kind {
+        Kind::Native(_) if native.is_useful(entry) => "native",
+        // By another engine, another build of it, or for another processor.
+        Kind::Native(_) => "foreign",
+        Kind::Failed(_) => "failed",
+        Kind::Job => "compiling",
+        Kind::Useless => "useless",
+    }
+}
+
+fn json_of(native: &Native, entry: &Entry) -> Value {
+    let used = entry.used.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut value = json!({
+        "key": entry.key, "status": status(native, entry), "bytes": entry.bytes, "used": used,
+    });
+    match &entry.kind {
+        Kind::Native(about) => value["native"] = json!(about),
+        Kind::Failed(why) => value["error"] = json!(why),
+        Kind::Job | Kind::Useless => {}
+    }
+    value
+}
+
+fn table(native: &Native, entries: &[Entry]) -> String {
+    let head = ["KEY", "STATUS", "SIZE", "MODULE", "COMPILED", "USED", "NAME"].map(str::to_owned);
+    let rows = entries.iter().map(|entry| {
+        let (module, compiled, name) = match &entry.kind {
+            Kind::Native(about) => {
+                let compiled =
+                    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(about.compiled);
+                (short(&about.module), age(compiled), about.name.clone())
+            }
+            Kind::Failed(why) => (String::new(), String::new(), why.clone()),
+            Kind::Job | Kind::Useless => Default::default(),
+        };
+        let key = short(&entry.key);
+        let status = status(native, entry).to_owned();
+        [key, status, size(entry.bytes), module, compiled, age(entry.used), name]
+    });
+    let rows: Vec<[String; 7]> = [head].into_iter().chain(rows).collect();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) + 3;
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    rows.iter()
+        .map(|row| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+            format!("{}\n", cells.collect::<String>().trim_end())
+        })
+        .collect()
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
+/// In the largest unit that leaves a digit before the point.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+fn age(then: SystemTime) -> String {
+    let seconds = then.elapsed().unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s ago"),
+        60..3600 => format!("{} min ago", seconds / 60),
+        3600..86400 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn a_size_has_one_digit_after_the_point() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")]
+        {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

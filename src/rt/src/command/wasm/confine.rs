@@ -1,0 +1,210 @@
+//! Where modules are compiled: in a container, since a module is hostile input for a compiler. It has an unprivileged user, no
+//! capabilities, no network, a read-only root that holds the engine and an empty folder of its own, few system calls, limits of
+//! memory and time, a cgroup of its own, and the lowest priority.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, DirBuilder};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+use serde_json::json;
+
+use crate::bundle::{self, Bundle};
+use crate::container::cgroups::{self, Cgroup, Manager};
+use crate::container::{self, Container, Options, Wait};
+use crate::engine::{self, CompilerSettings, Description};
+use crate::state::Root;
+use crate::syscall;
+
+/// Where the engine is, for the compiler.
+const ENGINE: &str = "/engine";
+
+/// Its working directory.
+const WORK: &str = "/work";
+
+/// What the C library, LLVM and its linker ask of the kernel; others do not exist for them (ENOSYS). `recvmsg`, `sendmsg`, `chdir` and
+/// `capset` are init's, which waits for its start.
+const SYSCALLS: &str = "\
+    access arch_prctl brk capset chdir clock_getres clock_gettime clock_nanosleep clone clone3 close close_range copy_file_range \
+    dup dup2 dup3 execve exit exit_group faccessat faccessat2 fadvise64 fallocate fchmod fcntl fstat fstatfs ftruncate \
+    futex getcwd getdents64 getegid geteuid getgid getpid getrandom gettid getuid ioctl lseek lstat madvise membarrier \
+    mmap mprotect mremap munmap nanosleep newfstatat open openat poll ppoll prctl pread64 prlimit64 pwrite64 read \
+    readlink readlinkat readv recvmsg rename renameat renameat2 restart_syscall riscv_hwprobe rseq rt_sigaction rt_sigprocmask \
+    rt_sigreturn sched_getaffinity sched_yield sendfile sendmsg set_robust_list set_tid_address sigaltstack stat statx tgkill \
+    uname unlink unlinkat write writev";
+
+/// Moves what is in the background out of the caller's cgroup, which may be a pod's that has to be removed, and out of its session.
+/// True in the process that goes back to the caller.
+pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
+    let own = Cgroup::plan(manager, cgroup_path(manager, "worker").as_deref(), "worker");
+    // Without a cgroup of its own it works as well.
+    let mut own = own.inspect_err(|error| tracing::debug!("stay in the cgroup: {error:#}")).ok();
+    let birthplace = own.as_mut().and_then(|own| own.make_for_birth().ok()).flatten();
+    if syscall::clone3(0, birthplace.as_ref().map(AsFd::as_fd))
+        .context("go on in the background")?
+        .is_some()
+    {
+        return Ok(true);
+    }
+    rustix::process::setsid().context("start a session")?;
+    let pid = rustix::process::getpid();
+    if let Some(own) = &mut own
+        && let Err(error) = enter(own, pid)
+    {
+        tracing::debug!("stay in the cgroup: {error:#}");
+    }
+    Ok(false)
+}
+
+fn enter(own: &mut Cgroup, pid: Pid) -> Result<()> {
+    for tasks in own.prepare(pid, None)? {
+        cgroups::enter(&tasks).context("enter the cgroup")?;
+    }
+    Ok(())
+}
+
+/// Beside the containers' cgroups; systemd makes a scope of a name as it makes those of containers.
+fn cgroup_path(manager: Manager, name: &str) -> Option<PathBuf> {
+    (manager == Manager::Cgroupfs).then(|| Path::new("/rt-compiler").join(name))
+}
+
+/// The state of the compiler's container, apart from the containers of callers.
+pub(super) struct Place {
+    root: Root,
+    rootfs: PathBuf,
+}
+
+impl Place {
+    pub(super) fn new(root: &Root) -> Result<Place> {
+        let path = root.path().join("@compiler");
+        let rootfs = path.join("@rootfs");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&rootfs)
+            .with_context(|| format!("make `{}`", rootfs.display()))?;
+        Ok(Place { root: Root::new(Some(&path)), rootfs })
+    }
+
+    /// Removes what a worker has left that was killed: nobody else is at work here.
+    pub(super) fn clean(&self) -> Result<()> {
+        for id in self.root.ids()? {
+            let Some(directory) = self.root.find(&id)? else { continue };
+            match directory.read() {
+                Ok(Some(state)) => container::delete(&directory, &state, true),
+                Ok(None) => directory.remove(),
+                Err(_) => container::delete_unreadable(&directory, &id),
+            }
+            .with_context(|| format!("delete `{id}`"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn bundle(
+        &self,
+        description: &Description,
+        settings: &CompilerSettings,
+    ) -> Result<Bundle> {
+        let engine = engine::path(super::ENGINE)?;
+        let config = config(&self.rootfs, &engine, description, settings);
+        let config = serde_json::to_vec(&config).context("write its configuration")?;
+        let spec = bundle::parse(&config).context("check its configuration")?;
+        // `canonicalize` for the same reason as with every bundle's: the kernel names it so.
+        let rootfs = fs::canonicalize(&self.rootfs).context("find the root")?;
+        Ok(Bundle { path: rootfs.clone(), rootfs, config, spec })
+    }
+
+    pub(super) fn create(&self, bundle: &Bundle, manager: Manager) -> Result<Container> {
+        let id = format!("compiler-{}", std::process::id());
+        container::create(
+            &self.root,
+            Options {
+                id: &id,
+                bundle,
+                manager,
+                wait: Wait::ForCaller,
+                asked: None,
+                engine: None,
+                pid_file: None,
+                console: None,
+                pidfd_socket: None,
+                no_pivot: false,
+                new_keyring: true,
+                listen_fds: 0,
+            },
+        )
+        .context("make a container for the compiler")
+    }
+}
+
+fn config(
+    rootfs: &Path,
+    engine: &Path,
+    description: &Description,
+    settings: &CompilerSettings,
+) -> serde_json::Value {
+    let inside = |path: &Path| Path::new(ENGINE).join(path).display().to_string();
+    let libraries = description.compiler.as_ref().and_then(|compiler| compiler.libraries.as_ref());
+    let libraries = libraries.into_iter().chain(&description.libraries);
+    let libraries = libraries.map(|path| inside(path)).collect::<Vec<_>>().join(":");
+    let program = inside(&description.program);
+    let mut args = match &description.loader {
+        Some(loader) => {
+            vec![
+                inside(loader),
+                "--inhibit-cache".into(),
+                "--library-path".into(),
+                libraries,
+                program,
+            ]
+        }
+        None => vec![program],
+    };
+    args.extend([format!("--contract={}", engine::CONTRACT), "--compile".to_owned()]);
+    let user = settings.user;
+    let owner = format!("uid={user},gid={user},mode=0700");
+    let bind = ["bind", "ro", "nosuid", "nodev", "exec"];
+    let mut config = super::super::spec::linux();
+    config["hostname"] = json!("compiler");
+    config["root"] = json!({ "path": rootfs, "readonly": true });
+    config["process"] = json!({
+        "user": { "uid": user, "gid": user },
+        "args": args,
+        "cwd": WORK,
+        "noNewPrivileges": true,
+        "oomScoreAdj": 1000,
+        "scheduler": { "policy": "SCHED_IDLE" },
+        "ioPriority": { "class": "IOPRIO_CLASS_IDLE", "priority": 0 },
+        "rlimits": [
+            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+            { "type": "RLIMIT_NOFILE", "soft": 256, "hard": 256 },
+        ],
+    });
+    let size = format!("size={}", settings.memory_bytes);
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        mounts.retain(|mount| mount["destination"] == "/proc" || mount["destination"] == "/dev");
+        mounts.push(json!({
+            "destination": ENGINE, "type": "bind", "source": engine, "options": bind,
+        }));
+        let mut options = vec!["nosuid", "nodev", "noexec", size.as_str()];
+        options.extend(owner.split(','));
+        mounts.push(json!({
+            "destination": WORK, "type": "tmpfs", "source": "tmpfs", "options": options,
+        }));
+    }
+    let names: Vec<&str> = SYSCALLS.split_ascii_whitespace().collect();
+    config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::ENOSYS,
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }],
+    });
+    config["linux"]["resources"]["memory"] = json!({ "limit": settings.memory_bytes });
+    config["linux"]["resources"]["pids"] = json!({ "limit": 64 });
+    if let Some(path) = cgroup_path(Manager::Cgroupfs, &format!("{}", std::process::id())) {
+        config["linux"]["cgroupsPath"] = json!(path);
+    }
+    config
+}

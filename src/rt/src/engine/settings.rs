@@ -1,0 +1,138 @@
+//! What the host's administrator has decided about modules: `/etc/rt/wasm.json`, JSON, every key optional. The page is
+//! `docs/wasm-cache.md`.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+/// Where it is, if `--wasm-config` does not say.
+const FILE: &str = "/etc/rt/wasm.json";
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) compile: Compile,
+    pub(crate) cache: CacheSettings,
+    pub(crate) compiler: CompilerSettings,
+}
+
+/// When a module is compiled.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Compile {
+    /// In the background, at its first start, which the interpreter runs.
+    #[default]
+    Lazy,
+    /// Before its first start.
+    Eager,
+    /// Never; nothing that was compiled is used either.
+    Off,
+}
+
+impl Compile {
+    /// A value of the annotation `run.oci.wasm.compile`.
+    pub(crate) fn parse(value: &str) -> Result<Compile> {
+        Ok(match value {
+            "lazy" => Compile::Lazy,
+            "eager" => Compile::Eager,
+            "off" => Compile::Off,
+            _ => bail!("`{value}` is none of `lazy`, `eager` and `off`"),
+        })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CacheSettings {
+    pub(crate) directory: PathBuf,
+    /// How large all that is kept may become; what was not used for the longest time goes first.
+    pub(crate) max_bytes: u64,
+}
+
+impl Default for CacheSettings {
+    fn default() -> CacheSettings {
+        CacheSettings { directory: "/var/cache/rt/wasm".into(), max_bytes: 1 << 30 }
+    }
+}
+
+/// What the compiler may use.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CompilerSettings {
+    /// Its user and group, which should own nothing on the host.
+    pub(crate) user: u32,
+    pub(crate) memory_bytes: u64,
+    pub(crate) seconds: u64,
+}
+
+impl Default for CompilerSettings {
+    fn default() -> CompilerSettings {
+        // 65534 is who owns nothing: the kernel's own overflow id.
+        CompilerSettings { user: 65534, memory_bytes: 2 << 30, seconds: 600 }
+    }
+}
+
+impl Settings {
+    pub(crate) fn read(path: Option<&Path>) -> Result<Settings> {
+        let file = path.unwrap_or(Path::new(FILE));
+        let read = || -> Result<Settings> {
+            let text = match fs::read(file) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound && path.is_none() => {
+                    return Ok(Settings::default());
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let settings: Settings = serde_json::from_slice(&text)?;
+            settings.check()?;
+            Ok(settings)
+        };
+        read().with_context(|| format!("read `{}`", file.display()))
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.cache.directory.is_absolute(), "`cache.directory` is not an absolute path");
+        ensure!(self.compiler.user != 0, "`compiler.user`: root would compile what nobody trusts");
+        ensure!(self.compiler.seconds > 0, "`compiler.seconds` is 0");
+        ensure!(self.compiler.memory_bytes > 0, "`compiler.memoryBytes` is 0");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings> {
+        let settings: Settings = serde_json::from_str(text)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn every_key_has_a_default() {
+        let settings = parse(r#"{ "compile": "off", "cache": { "maxBytes": 5 } }"#).expect("good");
+        assert_eq!(settings.compile, Compile::Off);
+        assert_eq!(settings.cache.max_bytes, 5);
+        assert_eq!(settings.cache.directory, Path::new("/var/cache/rt/wasm"));
+        assert_eq!(settings.compiler.user, 65534);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for wrong in [
+            r#"{ "compile": "always" }"#,
+            r#"{ "cach": {} }"#,
+            r#"{ "cache": { "directory": "here" } }"#,
+            r#"{ "compiler": { "user": 0 } }"#,
+            r#"{ "compiler": { "seconds": -1 } }"#,
+            "",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
