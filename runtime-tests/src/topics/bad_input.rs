@@ -2,8 +2,10 @@
 //! after every test.
 
 use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
@@ -191,10 +193,21 @@ fn an_unknown_signal(test: &Test) -> Outcome {
 
 fn a_console_socket_nobody_listens_on(test: &Test) -> Outcome {
     let bundle = test.sh("true")?.edit(|config| config["process"]["terminal"] = json!(true));
+    let flag = |path: &str| bundle.clone().flag(format!("--console-socket={path}"));
     create_fails(
-        &bundle.flag("--console-socket=/no/such/socket"),
-        "open the console socket: connect to `/no/such/socket`",
-    )
+        &flag("/no/such/socket"),
+        "open the console socket: connect to `/no/such/socket`: No such file or directory",
+    )?;
+    let path = test.folder.join("dead");
+    drop(UnixListener::bind(&path)?);
+    create_fails(&flag(&path.display().to_string()), "`: Connection refused")?;
+    // One whose queue is full, which takes nobody.
+    let path = test.folder.join("full");
+    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
+    rustix::net::listen(&listener, 0)?;
+    let _first = UnixStream::connect(&path)?;
+    create_fails(&flag(&path.display().to_string()), "`: Resource temporarily unavailable")
 }
 
 fn a_terminal_that_nobody_takes(test: &Test) -> Outcome {
@@ -220,8 +233,12 @@ fn a_pid_file_in_no_folder(test: &Test) -> Outcome {
 
 fn a_million_descriptors(test: &Test) -> Outcome {
     test.only_rt()?;
-    let bundle = test.sh("true")?.flag("--preserve-fds=100000000");
-    bundle.try_create("c")?.fails_with("`--preserve-fds` 100000000").map(drop)
+    for number in ["1", "1000000", "4294967295"] {
+        let bundle = test.sh("true")?.flag(format!("--preserve-fds={number}"));
+        let said = format!("`--preserve-fds` {number}: descriptor 3 is not open");
+        bundle.try_create("c")?.fails_with(&said)?;
+    }
+    Ok(())
 }
 
 fn a_log_that_cannot_be_written(test: &Test) -> Outcome {

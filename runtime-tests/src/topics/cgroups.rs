@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "cgroups":
-    update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
+    no_processes_are_no_limit, update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
@@ -53,6 +53,21 @@ fn value(test: &Test, container: &Container<'_>, v1: &str, v2: &str) -> Outcome<
     let controller = v1.split('.').next().unwrap_or_default();
     let path = cgroup(test, container, controller)?.join(file);
     Ok(fs::read_to_string(path)?.lines().next().unwrap_or_default().to_owned())
+}
+
+/// podman writes it for no limit.
+fn no_processes_are_no_limit(test: &Test) -> Outcome {
+    needs(test, "pids")?;
+    let none = json!({ "limit": 0 });
+    let container = test
+        .sh("(true); exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["pids"] = none)
+        .start()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "max")?;
+    container.rt(&["update", "--pids-limit", "20"])?.success()?;
+    let command = test.command(["update", "--resources", "-", &container.id]);
+    Output::with_input(command, r#"{"pids":{"limit":0}}"#)?.success()?;
+    ensure_eq(pids_limit(test, &container)?.as_str(), "20")
 }
 
 fn pids_limit(test: &Test, container: &Container<'_>) -> Outcome<String> {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, images, needs_criu, restore_command, start, write};
+use super::checkpoint::{COUNT, criu, images, needs_criu, restore_command, start, write};
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process,
     wait_until,
@@ -160,9 +160,7 @@ fn what_cannot_be_restored_is_refused(test: &Test) -> Outcome {
     try_it(&["--console-socket", "/none"])?.fails_with("`process.terminal` is not set")?;
     // By these words CRI-O finds out that pods can be restored.
     test.rt(["restore", "--lsm-mount-context"])?.fails_with("flag needs an argument")?;
-    for help in ["checkpoint", "restore"] {
-        test.rt([help, "--help"])?.success()?;
-    }
+    test.rt(["restore", "--help"])?.success()?;
     let running = bundle.start()?;
     fs::write(images(test).join("descriptors.json"), "[]")?;
     Output::of(restore_command(&bundle, &running.id, &["--detach"]))?
@@ -186,6 +184,14 @@ fn without_criu_it_says_so(test: &Test) -> Outcome {
     let mut hidden = Command::new("unshare");
     hidden.args(["--mount", "/bin/sh", "-c", script, "sh"]).args(words);
     Output::of(hidden)?.fails_with("find the program `criu`")?;
+    ensure_eq(fs::read_dir(&images)?.count(), 0)?;
+    // By this CRI-O and go-runc find out whether they can be made at all.
+    let installed = criu().arg("--version").output()?.status.success();
+    let help = test.rt(["checkpoint", "--help"])?;
+    ensure_eq(help.code, Some(if installed { 0 } else { 1 }))?;
+    let features = test.rt(["features"])?.success()?.stdout;
+    let claimed = features.contains("checkpoint.enabled\": \"true\"");
+    ensure_eq(claimed, installed)?;
     ensure_eq(container.status()?.as_str(), "running")
 }
 

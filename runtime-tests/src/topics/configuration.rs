@@ -52,8 +52,16 @@ fn is_all_of<T: DeserializeOwned + Serialize>(object: &Value) -> Outcome {
 }
 
 fn kubernetes_objects_are_of_their_types(test: &Test) -> Outcome {
-    ensure_eq(objects(test, "kubernetes/runtimeclass.yaml")?.len(), 2)?;
-    ensure_eq(objects(test, "kubernetes/daemonset.yaml")?.len(), 1)?;
+    let classes = objects(test, "kubernetes/runtimeclass.yaml")?;
+    ensure_eq(classes.len(), 2)?;
+    let set = objects(test, "kubernetes/daemonset.yaml")?;
+    ensure_eq(set.len(), 1)?;
+    // A node that pods may go to keeps what was installed there.
+    let install = &set[0]["spec"]["template"]["spec"]["nodeSelector"];
+    for class in &classes {
+        let ready = &class["scheduling"]["nodeSelector"];
+        ensure(ready.is_object() && ready != install, "one label for two things")?;
+    }
     let service = objects(test, "kubernetes/deployment.yaml")?;
     // The service is for the pods that the deployment makes, at the port that their container has.
     let pod = &service[0]["spec"]["template"];
@@ -93,22 +101,58 @@ struct CriORuntime {
     runtimes: BTreeMap<String, CriOHandler>,
 }
 
-/// crio.conf(5), "CRIO.RUNTIME.RUNTIMES TABLE".
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// All keys of CRI-O's `RuntimeHandler` (its `pkg/config/config.go`, 1.33; crio.conf(5), "CRIO.RUNTIME.RUNTIMES TABLE").
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(dead_code, reason = "what CRI-O knows, whether a file of ours uses it or not")]
 struct CriOHandler {
+    runtime_config_path: String,
     runtime_path: String,
     runtime_type: String,
     runtime_root: String,
-    #[serde(default)]
+    privileged_without_host_devices: bool,
     allowed_annotations: Vec<String>,
-    #[serde(default)]
+    monitor_path: String,
+    monitor_cgroup: String,
+    monitor_env: Vec<String>,
+    monitor_exec_cgroup: String,
     platform_runtime_paths: BTreeMap<String, String>,
+    runtime_pull_image: bool,
+    container_min_memory: String,
+    no_sync_log: bool,
+    inherit_default_runtime: bool,
+    default_annotations: BTreeMap<String, String>,
 }
 
-/// What CRI-O lets through: names that begin with one of these.
-const CRI_O_ANNOTATIONS: [&str; 3] =
-    ["run.oci.", "module.wasm.image/variant", "io.containers.trace-syscall"];
+/// `AllAllowedAnnotations` of CRI-O's `pkg/annotations/annotations.go`: another one keeps it from starting.
+const CRI_O_ANNOTATIONS: [&str; 26] = [
+    "bundle",
+    "cpu-c-states.crio.io",
+    "cpu-freq-governor.crio.io",
+    "cpu-load-balancing.crio.io",
+    "cpu-quota.crio.io",
+    "cpu-shared.crio.io",
+    "io.containers.trace-syscall",
+    "io.kubernetes.cri-o.Devices",
+    "io.kubernetes.cri-o.DisableFIPS",
+    "io.kubernetes.cri-o.LinkLogs",
+    "io.kubernetes.cri-o.PodLinuxOverhead",
+    "io.kubernetes.cri-o.PodLinuxResources",
+    "io.kubernetes.cri-o.ShmSize",
+    "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel",
+    "io.kubernetes.cri-o.UnifiedCgroup",
+    "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw",
+    "io.kubernetes.cri-o.seccompNotifierAction",
+    "io.kubernetes.cri-o.umask",
+    "io.kubernetes.cri-o.userns-mode",
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.rdt-class",
+    "irq-load-balancing.crio.io",
+    "module.wasm.image/variant",
+    "org.criu.config",
+    "org.systemd.property.",
+    "run.oci.",
+];
 
 fn cri_o_knows_every_key(test: &Test) -> Outcome {
     let crio: CriO = toml::from_str(&read(test, "crio/99-rt.conf")?)?;

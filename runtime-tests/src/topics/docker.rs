@@ -10,7 +10,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until}
 
 super::tests! { "docker":
     runs_a_linux_container, runs_a_module_without_an_annotation, tells_a_missing_program_from_one_that_may_not_run, stops_a_container, stops_a_module,
-    execs_in_a_container, keeps_logs, limits_what_a_container_uses, shows_what_a_container_uses, pauses_a_container, changes_limits, obeys_the_flags_of_security,
+    execs_in_a_container, keeps_logs, limits_what_a_container_uses, shows_what_a_container_uses, pauses_a_container, pauses_a_module, changes_limits, obeys_the_flags_of_security,
     mounts_volumes, restarts_what_failed, asks_after_its_health, knows_the_runtime,
 }
 
@@ -180,6 +180,17 @@ fn pauses_a_container(test: &Test) -> Outcome {
     ensure_eq(docker.inspect("{{.State.Status}}")?.as_str(), "paused")?;
     docker.docker(&["unpause", &docker.name()])?.success()?;
     docker.docker(&["exec", &docker.name(), "/bin/true"])?.success().map(drop)
+}
+
+fn pauses_a_module(test: &Test) -> Outcome {
+    let docker = Docker::new(test, true)?;
+    docker
+        .run(&["--detach", "--annotation", "run.oci.handler=wasm"], &["/probe.wasm", "sleep"])?
+        .success()?;
+    docker.docker(&["pause", &docker.name()])?.success()?;
+    docker.docker(&["unpause", &docker.name()])?.success()?;
+    std::thread::sleep(Duration::from_millis(200));
+    ensure_eq(docker.inspect("{{.State.Status}}")?.as_str(), "running")
 }
 
 fn changes_limits(test: &Test) -> Outcome {

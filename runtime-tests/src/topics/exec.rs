@@ -15,7 +15,7 @@ super::tests! { "exec":
     runs_in_the_same_namespaces, joins_a_user_namespace, its_exit_code_is_passed_on, it_reads_and_writes_the_callers_streams,
     is_in_the_containers_cgroup, is_in_a_cgroup_below_it, goes_where_init_is_when_the_cgroup_takes_no_process, obeys_the_seccomp_filter,
     has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, detached_it_lives_on,
-    a_pid_file_is_written_only_if_it_runs, a_program_that_is_missing, a_terminal_in_the_foreground, a_terminal_by_its_socket,
+    a_pid_file_is_written_only_if_it_runs, a_pid_file_that_cannot_be_written_ends_it, nothing_after_the_name_is_a_flag, a_program_that_is_missing, a_terminal_in_the_foreground, a_terminal_by_its_socket,
     only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
     a_native_program_beside_a_module, processors_before_and_after, in_a_created_container, a_signal_ends_it_by_128_and_more,
@@ -242,11 +242,53 @@ fn a_pid_file_is_written_only_if_it_runs(test: &Test) -> Outcome {
     let container = sleeping(test)?;
     let path = test.folder.join("exec.pid");
     // CRI-O makes an empty one beforehand.
-    fs::write(&path, "")?;
     let flag = format!("--pid-file={}", path.display());
-    let output = test.rt(["exec", "--detach", &flag, &container.id, "/no/such"])?;
-    ensure(output.code != Some(0), "it was started")?;
-    ensure(fs::read_to_string(path).unwrap_or_default().is_empty(), "a pid was written")
+    let fails = |args: &[&str]| {
+        fs::write(&path, "")?;
+        let output = test.rt([&["exec", "--detach", &flag], args].concat())?;
+        ensure(output.code.is_some_and(|code| code != 0), format!("{args:?} was started"))?;
+        // An empty one would be read as process 0.
+        ensure(!path.exists(), format!("{args:?} leaves a pid file"))
+    };
+    fails(&[&container.id, "/no/such"])?;
+    if test.host.is_rt {
+        fails(&["nobody", "/bin/true"])?;
+        fails(&["--process=/no/such", &container.id])?;
+        container.rt(&["pause"])?.success()?;
+        fails(&[&container.id, "/bin/true"])?;
+        container.rt(&["resume"])?.success()?;
+        container.kill("KILL")?;
+        container.wait()?;
+        fails(&[&container.id, "/bin/true"])?;
+    }
+    Ok(())
+}
+
+fn a_pid_file_that_cannot_be_written_ends_it(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    let before = container.rt(&["ps", "--format=json"])?.success()?.stdout;
+    for flags in [&["--detach"][..], &[]] {
+        let args = [&["exec", "--pid-file=/no/such/pid"], flags, &[&container.id, "sleep", "60"]];
+        let output = test.rt(args.concat())?.code(255)?;
+        output.fails_with("write pid file `/no/such/pid`: No such file or directory")?;
+    }
+    container.rt(&["ps", "--format=json"])?.success()?.stdout(&before).map(drop)
+}
+
+/// A caller puts there what its own users typed: a flag would be a way to other rights, or to files of the host.
+fn nothing_after_the_name_is_a_flag(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    let log = test.folder.join("other.log");
+    let (log_flag, pid_flag) =
+        (format!("--log={}", log.display()), format!("--pid-file={}", log.display()));
+    for word in ["--user=1000", "--help", "-p", &log_flag, &pid_flag] {
+        let output = test.rt(["exec", &container.id, word])?;
+        ensure(output.code.is_some_and(|code| code != 0), format!("{word}: {}", output.stdout))?;
+        ensure(!log.exists(), format!("{word} was obeyed"))?;
+    }
+    let echo = ["exec", &container.id, "/bin/echo", "-no-subreaper", "--user=1000", "--", "-d"];
+    test.rt(echo)?.success()?.stdout("-no-subreaper --user=1000 -- -d\n").map(drop)
 }
 
 fn a_program_that_is_missing(test: &Test) -> Outcome {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "freezer":
-    a_paused_container_stands_still, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force, pausing_twice,
+    a_paused_container_stands_still, a_paused_module_goes_on, a_stopped_module_goes_on, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force, pausing_twice,
     resuming_what_is_not_paused, pausing_what_has_ended, ps_lists_the_processes, ps_passes_its_arguments_on, ps_without_a_cgroup,
 }
 
@@ -28,6 +28,34 @@ fn a_paused_container_stands_still(test: &Test) -> Outcome {
     container.rt(&["resume"])?.success()?;
     ensure_eq(container.status()?.as_str(), "running")?;
     wait_until("it counts on", || container.stdout().is_ok_and(|out| out.len() > before.len()))
+}
+
+/// What it waits in is cut short by that.
+fn a_paused_module_goes_on(test: &Test) -> Outcome {
+    for args in [&["sleep"][..], &["accept", "8080"]] {
+        let container = test.wasm("probe", args)?.start()?;
+        container.wait_for_output("ready\n")?;
+        container.rt(&["pause"])?.success()?;
+        container.rt(&["resume"])?.success()?;
+        container.kill("STOP")?;
+        container.kill("CONT")?;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        ensure_eq(container.status()?.as_str(), "running")?;
+        ensure_eq(container.stderr()?.as_str(), "")?;
+    }
+    Ok(())
+}
+
+/// It wakes when it would have.
+fn a_stopped_module_goes_on(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep", "400"])?.start()?;
+    container.wait_for_output("ready\n")?;
+    for _ in 0..5 {
+        container.kill("STOP")?;
+        container.kill("CONT")?;
+    }
+    container.wait()?;
+    container.wait_for_output("ready\nawake\n")
 }
 
 fn a_paused_container_can_be_killed(test: &Test) -> Outcome {

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "kubernetes":
-    the_script_puts_rt_on_a_node, a_second_run_changes_nothing, a_new_version_replaces_the_old, containerd_is_left_alone, a_wrong_tree_is_refused,
+    the_script_puts_rt_on_a_node, a_second_run_changes_nothing, what_is_broken_is_repaired, another_prefix_is_refused, a_new_version_replaces_the_old, containerd_is_left_alone, a_wrong_tree_is_refused,
 }
 
 const CALLERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers");
@@ -67,6 +67,27 @@ fn a_second_run_changes_nothing(test: &Test) -> Outcome {
     let before = time()?;
     node.install()?.success()?.stdout("rt is there already\nCRI-O knows it already\n")?;
     ensure_eq(time()?, before)
+}
+
+fn what_is_broken_is_repaired(test: &Test) -> Outcome {
+    use std::os::unix::fs::PermissionsExt;
+    let node = node(test)?;
+    node.install()?.success()?;
+    let (link, program) = ("usr/lib/rt/bin/rt-wasm", node.root.join("usr/lib/rt/bin/rt"));
+    fs::remove_file(node.root.join(link))?;
+    ensure(node.install()?.success()?.stdout.starts_with("rt is in"), "the link was not missed")?;
+    ensure(node.root.join(link).exists(), "the link is not there")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o644))?;
+    ensure(node.install()?.success()?.stdout.starts_with("rt is in"), "it is taken for a program")?;
+    ensure_eq(fs::metadata(program)?.permissions().mode() & 0o111, 0o111)
+}
+
+fn another_prefix_is_refused(test: &Test) -> Outcome {
+    let node = node(test)?;
+    let file = node.tree.join("share/rt/crio/99-rt.conf");
+    fs::write(&file, fs::read_to_string(&file)?.replace("/usr/lib/rt", "/usr/local"))?;
+    node.install()?.fails_with("was not made for /usr/lib/rt")?;
+    ensure(!node.root.join("usr/lib/rt").exists(), "something was made")
 }
 
 fn a_new_version_replaces_the_old(test: &Test) -> Outcome {

@@ -10,7 +10,7 @@ use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "mounts":
     a_bind_mount_shows_the_host, a_bind_mount_can_be_read_only, a_file_can_be_mounted, a_missing_place_is_made,
-    options_take_effect, a_tmpfs_takes_its_size_and_mode, a_tmpfs_can_copy_up, a_read_only_root_is_read_only,
+    options_take_effect, a_tmpfs_takes_its_size_and_mode, a_tmpfs_can_copy_up, a_copied_up_tmpfs_has_the_mode_it_should, a_read_only_root_is_read_only,
     masked_paths_are_empty, read_only_paths_are_read_only, a_missing_masked_path_is_no_error,
     a_link_in_the_image_does_not_lead_out, a_dangling_link_in_the_image_does_not_lead_out, nothing_of_the_host_is_left,
     propagation_is_what_was_asked_for, a_later_mount_covers_an_earlier_one, the_root_can_be_changed_without_pivot,
@@ -107,6 +107,23 @@ fn a_tmpfs_can_copy_up(test: &Test) -> Outcome {
     let bundle = bundle.mount(json!({ "destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }));
     bundle.run()?.success()?.stdout("file\ndeep\nfile\n4755 7\n")?;
     ensure(!bundle.rootfs().join("data/new").exists(), "the rootfs was changed")
+}
+
+/// podman's `--tmpfs` and `--read-only` are made so.
+fn a_copied_up_tmpfs_has_the_mode_it_should(test: &Test) -> Outcome {
+    let mount = |path: &str, options: &[&str]| json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options });
+    let bundle = test.sh("stat -c %a /new /there /given /both")?;
+    for folder in ["there", "both"] {
+        let folder = bundle.rootfs().join(folder);
+        fs::create_dir(&folder)?;
+        fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o750))?;
+    }
+    let bundle = bundle
+        .mount(mount("/new", &["tmpcopyup"]))
+        .mount(mount("/there", &["tmpcopyup"]))
+        .mount(mount("/given", &["tmpcopyup", "mode=700"]))
+        .mount(mount("/both", &["tmpcopyup", "mode=1777"]));
+    bundle.run()?.success()?.stdout("1777\n750\n700\n1777\n").map(drop)
 }
 
 fn a_read_only_root_is_read_only(test: &Test) -> Outcome {

@@ -11,7 +11,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until}
 
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
-    starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, keeps_the_root_read_only,
+    starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, pauses_a_module, knows_no_limit_of_processes, gives_a_user_a_tmpfs, execs_as_another_user, keeps_the_root_read_only,
     mounts_volumes, obeys_the_flags_of_security, says_that_a_container_was_killed, shows_what_a_container_does, asks_after_its_health, has_a_module_beside_a_program_in_a_pod,
     restarts_what_failed, limits_processes, limits_processors, moves_a_container, lays_a_volume_below_changes, publishes_a_port,
     finds_the_runtime_by_the_configuration_that_comes_with_it,
@@ -156,6 +156,50 @@ fn pauses_a_container(test: &Test) -> Outcome {
         .stdout("paused\n")?;
     podman.podman(&["unpause", "c"])?.success()?;
     podman.podman(&["exec", "c", "/bin/true"])?.success().map(drop)
+}
+
+fn pauses_a_module(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    podman
+        .run(&[&["-d", "--name", "c"], &WASM[..], &["image", "/probe.wasm", "sleep"]].concat())?
+        .success()?;
+    podman.podman(&["pause", "c"])?.success()?;
+    podman.podman(&["unpause", "c"])?.success()?;
+    std::thread::sleep(Duration::from_millis(100));
+    let state = podman.podman(&["inspect", "--format", "{{.State.Status}}", "c"])?;
+    state.success()?.stdout("running\n").map(drop)
+}
+
+/// podman writes 0 for both.
+fn knows_no_limit_of_processes(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    for limit in ["-1", "0"] {
+        let args = ["--rm", "--pids-limit", limit, "image", "/bin/sh", "-c", "(true); echo forked"];
+        podman.run(&args)?.success()?.stdout("forked\n")?;
+    }
+    Ok(())
+}
+
+fn gives_a_user_a_tmpfs(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let script = "touch /cache/x /run/x /var/tmp/x && echo written";
+    let flags = ["--rm", "--user", "1000", "--read-only", "--tmpfs", "/cache"];
+    podman
+        .run(&[&flags[..], &["image", "/bin/sh", "-c", script]].concat())?
+        .success()?
+        .stdout("written\n")
+        .map(drop)
+}
+
+fn execs_as_another_user(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let flags = ["-d", "--name", "c", "--user", "1000:1000", "--cap-add", "NET_BIND_SERVICE"];
+    podman.run(&[&flags[..], &["image", "/bin/sleep", "60"]].concat())?.success()?;
+    podman
+        .podman(&["exec", "--user", "0", "c", "/bin/id", "-u"])?
+        .success()?
+        .stdout("0\n")
+        .map(drop)
 }
 
 const WASM: [&str; 2] = ["--annotation", "run.oci.handler=wasm"];

@@ -13,7 +13,7 @@ super::tests! { "process":
     has_its_scheduler, has_its_io_priority, has_its_memory_policy, has_its_personality,
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
     a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
-    has_ambient_capabilities, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
+    has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
     has_its_apparmor_profile,
@@ -164,6 +164,16 @@ fn has_ambient_capabilities(test: &Test) -> Outcome {
         ensure_eq(status_field(test.linux(&[])?.edit(edit), field)?.as_str(), "0000000000000400")?;
     }
     Ok(())
+}
+
+/// podman's `exec --user` asks for such ones.
+fn has_no_ambient_capability_that_is_not_inheritable(test: &Test) -> Outcome {
+    let set = json!(["CAP_NET_BIND_SERVICE"]);
+    let bundle = test.linux(&[])?.edit(|config| {
+        config["process"]["capabilities"] =
+            json!({ "bounding": set, "effective": set, "permitted": set, "ambient": set });
+    });
+    ensure_eq(status_field(bundle, "CapAmb")?.as_str(), "0000000000000000")
 }
 
 fn has_its_limits(test: &Test) -> Outcome {

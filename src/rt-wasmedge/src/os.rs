@@ -7,7 +7,9 @@
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use wasmedge_sys::ffi;
 
@@ -42,7 +44,7 @@ pub(crate) fn end_on_signals() {
     // SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `set` is initialised and only read.
-    unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+    unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }
 
 /// What timeout(1) ends with too.
@@ -69,10 +71,45 @@ pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
     let timer =
         libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
     // SAFETY: `timer` is initialised and only read; the old value is not asked for.
-    if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) } < 0 {
+    if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) } < 0 {
         return Err(format!("set a timer: {}", io::Error::last_os_error()));
     }
     Ok(())
+}
+
+/// What WasmEdge waits by for clocks and sockets (`epoll_wait(2)`), in the C library's place: the build exports this name, and
+/// the loader takes the program's before any library's.
+///
+/// A process that was stopped and goes on, by SIGCONT, a freezer or a tracer, is told EINTR here though no handler ran
+/// (`signal(7)`, "Interruption of system calls and library functions by stop signals"); WasmEdge hands that to the guest, whose
+/// library takes it for a failure. So the wait goes on, for what is left of its time.
+///
+/// # Safety
+///
+/// As `epoll_wait(2)`: `events` points to `most` places.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut libc::epoll_event,
+    most: c_int,
+    timeout: c_int,
+) -> c_int {
+    let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
+    let mut left = timeout;
+    loop {
+        // SAFETY: the arguments are the caller's, who keeps the contract above; the null signal mask is not read.
+        let ready = unsafe {
+            libc::syscall(libc::SYS_epoll_pwait, epoll, events, most, left, ptr::null::<u8>(), 8)
+        };
+        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if ready >= 0 || !interrupted {
+            return c_int::try_from(ready).unwrap_or(-1);
+        }
+        if let Some(end) = end {
+            let rest = end.saturating_duration_since(Instant::now()).as_millis();
+            left = c_int::try_from(rest).unwrap_or(c_int::MAX);
+        }
+    }
 }
 
 /// Has the kernel end this process when the one that started it has ended.

@@ -182,6 +182,25 @@ pub(crate) struct WasmWorker {
     pub(crate) background: bool,
 }
 
+/// A container's name, and what is none of this program's: after the name nothing is a flag, whatever it looks like. A caller
+/// puts what its own users typed there (`kubectl exec`).
+#[derive(Args, Debug)]
+pub(crate) struct Words {
+    /// The container's name; then, for `exec` the program and its arguments, for `ps` arguments of ps(1) [default: -ef]
+    #[arg(required = true, value_names = ["ID", "ARG"], num_args = 1.., trailing_var_arg = true)]
+    words: Vec<String>,
+}
+
+impl Words {
+    pub(crate) fn id(&self) -> &str {
+        self.words.first().map(String::as_str).unwrap_or_default()
+    }
+
+    pub(crate) fn others(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Id {
     /// The container's name
@@ -252,11 +271,8 @@ pub(crate) struct Run {
 
 #[derive(Args, Debug)]
 pub(crate) struct Exec {
-    /// The container's name
-    pub(crate) id: String,
-    /// The program and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) args: Vec<String>,
+    #[command(flatten)]
+    pub(crate) words: Words,
     /// Take everything from this file, a `process` as in `config.json`
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,
@@ -417,14 +433,11 @@ pub(crate) struct Update {
 
 #[derive(Args, Debug)]
 pub(crate) struct Ps {
-    /// The container's name
-    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) words: Words,
     /// How to print them
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: ListFormat,
-    /// Arguments of ps(1), for the table [default: -ef]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) args: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -645,15 +658,14 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
         let log_format = if json { log::Format::Json } else { log::Format::Text };
         move |line| Parsed::Wrong { line, log: log.map(PathBuf::from), log_format }
     };
-    // go-runc writes this one flag with a single dash, which Go's own flag package takes.
-    let args = args
-        .into_iter()
-        .map(|arg| if arg == "-no-subreaper" { "--no-subreaper".into() } else { arg });
-    let args: Vec<OsString> = args.collect();
     if let Some((global, command)) = parse_one(&args) {
         return Parsed::Command(Box::new(global), command);
     }
-    match Cli::try_parse_from(args) {
+    let parsed = Cli::try_parse_from(&args).or_else(|error| match double_dash(args) {
+        Some(args) => Cli::try_parse_from(args),
+        None => Err(error),
+    });
+    match parsed {
         Ok(Cli { version: true, .. }) => Parsed::Version,
         Ok(Cli { command: Some(command), global, .. }) => {
             Parsed::Command(Box::new(global), command)
@@ -709,10 +721,22 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
     }
 }
 
-/// The value of a flag, in a command line that clap may not take as a whole.
+/// go-runc writes one flag with a single dash, which Go's own flag package takes. The first is meant: later ones are a program's.
+fn double_dash(mut args: Vec<OsString>) -> Option<Vec<OsString>> {
+    let flag = args.iter_mut().find(|arg| *arg == "-no-subreaper")?;
+    *flag = "--no-subreaper".into();
+    Some(args)
+}
+
+/// The value of a global flag, in a command line that clap may not take as a whole. They stand before the command; what stands
+/// behind it may be a container's business.
 fn last_value(args: &[OsString], flag: &str) -> Option<OsString> {
     let mut found = None;
     for (at, arg) in args.iter().enumerate() {
+        let is_command = Command::has_subcommand(&arg.to_string_lossy());
+        if is_command && at > 0 && !args[at - 1].as_bytes().starts_with(b"--") {
+            break;
+        }
         if arg == flag {
             found = args.get(at + 1).cloned();
         } else if let Some(rest) = arg.as_bytes().strip_prefix(flag.as_bytes())
@@ -793,7 +817,7 @@ mod tests {
             ],
         );
         text += ".SH COMMANDS\n";
-        for command in cli.get_subcommands() {
+        for (name, command) in leaves(&cli, "") {
             let parts: [Part; 2] = [
                 |man, page| man.render_synopsis_section(page),
                 |man, page| man.render_options_section(page),
@@ -802,9 +826,19 @@ mod tests {
             let own = page(command, &parts)
                 .replace(".SH SYNOPSIS\n", "")
                 .replace(".SH OPTIONS\n", ".PP\n");
-            text += &format!(".SS {}\n{about}.\n.PP\n{own}", command.get_name());
+            text += &format!(".SS {name}\n{about}.\n.PP\n{own}");
         }
         text + include_str!("../../../packaging/man/rt.tail")
+    }
+
+    /// The commands that do something, with all words of their names.
+    fn leaves<'a>(command: &'a clap::Command, above: &str) -> Vec<(String, &'a clap::Command)> {
+        let below = command.get_subcommands().filter(|below| !below.is_hide_set());
+        let leaves = below.flat_map(|below| {
+            let name = format!("{above} {}", below.get_name()).trim_start().to_owned();
+            if below.has_subcommands() { leaves(below, &name) } else { vec![(name, below)] }
+        });
+        leaves.collect()
     }
 
     type Part = fn(&clap_mangen::Man, &mut Vec<u8>) -> std::io::Result<()>;
@@ -867,6 +901,35 @@ mod tests {
             panic!("refused");
         };
         assert_eq!(global.root, Some("/b".into()));
+    }
+
+    #[test]
+    fn nothing_is_a_flag_after_the_name() {
+        for words in [
+            ["exec", "c", "--user=0", "--cap=CAP_SYS_ADMIN"],
+            ["exec", "c", "echo", "-no-subreaper"],
+            ["exec", "c", "--help", "--"],
+            ["ps", "c", "-ef", "--format=json"],
+        ] {
+            let args = ["rt"].iter().chain(&words).map(OsString::from).collect();
+            let Parsed::Command(_, command) = parse(args) else { panic!("{words:?} was refused") };
+            let others = match &command {
+                Command::Exec(exec) => (exec.words.id(), exec.words.others(), exec.user.is_none()),
+                Command::Ps(ps) => (ps.words.id(), ps.words.others(), true),
+                _ => panic!("another command"),
+            };
+            assert_eq!(
+                others,
+                (
+                    "c",
+                    &words[2..].iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()[..],
+                    true
+                )
+            );
+        }
+        let args = ["rt", "exec", "--frob", "c", "--log=/l"].map(OsString::from).to_vec();
+        let Parsed::Wrong { line, log: None, .. } = parse(args) else { panic!("taken") };
+        assert_eq!(line, "unknown flag or argument `--frob`");
     }
 
     #[test]

@@ -25,12 +25,14 @@ mod wasm;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::{CgroupManager, Command, Global, WasmCommand};
 use crate::container::cgroups::Manager;
+use crate::container::criu;
 use crate::engine;
 use crate::state::Root;
 use crate::syscall;
@@ -48,6 +50,14 @@ pub(crate) fn version() -> String {
     text + &format!(
         "spec: {SPECIFICATION}\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +WASM:wasmedge\n"
     )
+}
+
+/// Callers ask `checkpoint --help` whether checkpoints can be made at all (CRI-O, go-runc): not without CRIU.
+pub(crate) fn can_be_helped() -> Result<()> {
+    if std::env::args_os().any(|arg| arg == "checkpoint") {
+        ensure!(criu::version().is_some(), "checkpoint: `criu` is not installed");
+    }
+    Ok(())
 }
 
 /// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
@@ -69,10 +79,15 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
         Command::Wasm(wasm) if matches!(wasm.command, WasmCommand::Worker(_)) => (0, 0),
         _ => return Ok(()),
     };
-    let passed = preserve_fds.saturating_add(listen_fds);
     // No process has this many descriptors; rustix and the kernel count them as int.
-    anyhow::ensure!(passed < 1 << 20, "`--preserve-fds` {preserve_fds}: no process has that many");
-    syscall::close_from(3 + passed).context("close the caller's descriptors")
+    const MOST: u32 = 1 << 20;
+    ensure!(listen_fds < MOST, "`LISTEN_FDS` is {listen_fds}: no process has that many");
+    // As runc: something else is meant than what would be passed.
+    let there = |number: &u32| Path::new("/proc/self/fd").join(number.to_string()).is_symlink();
+    if let Some(missing) = (3..3 + preserve_fds.min(MOST)).find(|number| !there(number)) {
+        bail!("`--preserve-fds` {preserve_fds}: descriptor {missing} is not open");
+    }
+    syscall::close_from(3 + preserve_fds + listen_fds).context("close the caller's descriptors")
 }
 
 /// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).
@@ -83,6 +98,11 @@ fn listen_fds() -> u32 {
     } else {
         0
     }
+}
+
+/// What a command that failed ends with. Of `exec`, as with runc and crun, a program's own 1 can be told from it.
+pub(crate) fn failure(command: &Command) -> ExitCode {
+    ExitCode::from(if matches!(command, Command::Exec(_)) { 255 } else { 1 })
 }
 
 pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {

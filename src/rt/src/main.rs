@@ -40,7 +40,10 @@ fn main() -> ExitCode {
     };
     match cli::parse(args) {
         Parsed::Version => print(&command::version()),
-        Parsed::Help(text) => print(&text),
+        Parsed::Help(text) => match command::can_be_helped() {
+            Ok(()) => print(&text),
+            Err(error) => fail(&describe(&error)),
+        },
         Parsed::Wrong { line, log, log_format } => {
             // The line says what is wrong; a log that cannot be opened would be a second thing.
             let _ = log::open(log.as_deref(), log_format, log::LogLevel::Error);
@@ -49,13 +52,17 @@ fn main() -> ExitCode {
         Parsed::Command(global, command) => {
             let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
             let closed = command::close_inherited(&command);
+            let failure = command::failure(&command);
             let outcome = log::open(global.log.as_deref(), global.log_format, level)
                 .and(protected)
                 .and(closed)
                 .and_then(|()| command::execute(&global, command));
             match outcome {
                 Ok(code) => code,
-                Err(error) => fail(&describe(&error)),
+                Err(error) => {
+                    fail(&describe(&error));
+                    failure
+                }
             }
         }
     }

@@ -37,6 +37,11 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
             ready();
             thread::sleep(Duration::from_secs(1_000_000));
         }
+        ["sleep", milliseconds] => {
+            ready();
+            thread::sleep(Duration::from_millis(milliseconds.parse().expect("a number")));
+            println!("awake");
+        }
         ["cat"] => {
             let mut text = String::new();
             io::stdin().read_to_string(&mut text)?;

@@ -15,15 +15,22 @@ use crate::bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, ExecOptions, seccomp, terminal};
 use crate::engine;
-use crate::state::{Draft, Root, Status};
+use crate::state::{Root, Status};
 use crate::workload::Rights;
 
 pub(super) fn execute(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
-    exec(root, global, args).with_context(|| format!("exec in `{}`", args.id))
+    exec(root, global, args).with_context(|| format!("exec in `{}`", args.words.id()))
 }
 
 fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
-    let (directory, state) = root.load(&args.id)?;
+    // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process, also when there is none.
+    if let Some(path) = &args.handover.pid_file
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("remove pid file `{}`", path.display()));
+    }
+    let (directory, state) = root.load(args.words.id())?;
     // The words are runc's, which callers show.
     match state.status(&directory)? {
         Status::Created | Status::Running => {}
@@ -36,13 +43,6 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
     }
     let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
     let process = process(&spec, args)?;
-    // CRI-O makes an empty one beforehand, and conmon takes a missing one for a program that did not start.
-    if let Some(path) = &args.handover.pid_file
-        && let Err(error) = fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("remove pid file `{}`", path.display()));
-    }
     let wants_terminal = process.terminal() == Some(true);
     let (console, ours) = match &args.handover.console_socket {
         Some(socket) => {
@@ -71,6 +71,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         asked,
         engine: asked.map(|engine| engine::open(engine, &host)).transpose()?,
         console,
+        pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
         filter,
@@ -78,11 +79,6 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         agent,
     };
     let (pid, pidfd) = container::exec(options)?;
-    if let Some(path) = &args.handover.pid_file {
-        Draft::write(path.clone(), pid.to_string().as_bytes(), 0o644)
-            .with_context(|| format!("write pid file `{}`", path.display()))?
-            .publish()?;
-    }
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     let master = ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
     foreground::follow(pid, pidfd.as_fd(), &signals, master, None)
@@ -92,13 +88,16 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
 fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     let mut process = match &args.process {
         Some(file) => {
-            ensure!(args.args.is_empty(), "a program and `--process` exclude each other");
+            ensure!(args.words.others().is_empty(), "a program and `--process` exclude each other");
             read(file)?
         }
         None => {
-            ensure!(!args.args.is_empty(), "no program given: name one, or use `--process`");
+            ensure!(
+                !args.words.others().is_empty(),
+                "no program given: name one, or use `--process`"
+            );
             let mut process = spec.process().clone().context("the container has no process")?;
-            process.set_args(Some(args.args.clone()));
+            process.set_args(Some(args.words.others().to_vec()));
             process.set_terminal(Some(false));
             process
         }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::SPECIFICATION;
-use crate::container::MOUNT_OPTIONS;
+use crate::container::{MOUNT_OPTIONS, criu};
 
 const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_LOG",
@@ -67,7 +67,7 @@ pub(super) fn execute() -> Result<ExitCode> {
         "annotations": {
             "dev.rt.version": env!("CARGO_PKG_VERSION"),
             "dev.rt.engines": "wasmedge",
-            "org.opencontainers.runc.checkpoint.enabled": "true",
+            "org.opencontainers.runc.checkpoint.enabled": criu::version().is_some().to_string(),
         },
         "potentiallyUnsafeConfigAnnotations": [
             "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "run.oci.",

@@ -10,18 +10,19 @@ use crate::container::cgroups::Manager;
 use crate::state::{Root, State};
 
 pub(super) fn execute(root: &Root, args: &cli::Ps) -> Result<ExitCode> {
-    ps(root, args).with_context(|| format!("ps `{}`", args.id))?;
+    ps(root, args).with_context(|| format!("ps `{}`", args.words.id()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn ps(root: &Root, args: &cli::Ps) -> Result<()> {
-    let (_, state) = root.load(&args.id)?;
+    let (_, state) = root.load(args.words.id())?;
     let pids = processes(&state)?;
     match args.format {
         ListFormat::Json => super::print(&format!("{}\n", serde_json::to_string(&pids)?)),
         ListFormat::Table => {
             let default = ["-ef".to_owned()];
-            let options = if args.args.is_empty() { &default[..] } else { &args.args };
+            let options =
+                if args.words.others().is_empty() { &default[..] } else { args.words.others() };
             let output = Command::new("ps").args(options).output().context("start `ps`")?;
             if !output.status.success() {
                 let text = String::from_utf8_lossy(&output.stderr);

@@ -109,6 +109,7 @@ pub(crate) fn checkpoint(
         })
         .into();
     }
+    criu::program()?;
     let kind = if options.pre_dump { Kind::PRE_DUMP } else { Kind::DUMP };
     if !options.pre_dump {
         let (descriptors, files) = streams(state, &mounts);

@@ -362,11 +362,15 @@ pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
 }
 
 pub(super) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+    draft_pid_file(path, pid)?.publish()
+}
+
+/// Nobody sees it until it is published.
+pub(super) fn draft_pid_file(path: &Path, pid: Pid) -> Result<Draft> {
     // Without a newline: callers parse the whole file as a number.
     let text = pid.to_string();
     Draft::write(path.to_owned(), text.as_bytes(), 0o644)
-        .with_context(|| format!("write pid file `{}`", path.display()))?
-        .publish()
+        .with_context(|| format!("write pid file `{}`", path.display()))
 }
 
 /// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs: as runc decides it.

@@ -212,9 +212,7 @@ impl Criu {
         prepare: Prepare<'_>,
         serve: impl FnOnce(Pid, &Socket) -> Result<()>,
     ) -> Result<Criu> {
-        let program = find("criu").ok_or(Errno::NOENT).context(
-            "find the program `criu`, which writes and restores checkpoints and has to be installed",
-        )?;
+        let program = program()?;
         let (socket, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -420,6 +418,13 @@ fn find(name: &str) -> Option<PathBuf> {
             && rustix::fs::access(&program, Access::EXEC_OK).is_ok();
         good.then_some(program)
     })
+}
+
+/// CRIU itself.
+pub(super) fn program() -> Result<PathBuf> {
+    find("criu").ok_or(Errno::NOENT).context(
+        "find the program `criu`, which writes and restores checkpoints and has to be installed",
+    )
 }
 
 /// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding

@@ -22,7 +22,7 @@ use super::sync::{self, Message, Socket};
 use super::{create, process, terminal};
 use crate::engine::{self, Found};
 use crate::executor::{self, Program};
-use crate::state::{State, Status};
+use crate::state::{Draft, State, Status};
 use crate::syscall;
 use crate::workload::{self, Rights};
 
@@ -36,6 +36,7 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) engine: Option<engine::Directory>,
     /// Where to send the terminal; none for a program without one.
     pub(crate) console: Option<OwnedFd>,
+    pub(crate) pid_file: Option<&'a Path>,
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup.
     pub(crate) cgroup: Option<&'a Path>,
@@ -192,6 +193,8 @@ fn serve(
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
+    // Whether it can be written is known before the program runs; that it runs, before it is there.
+    let pid_file = options.pid_file.map(|path| create::draft_pid_file(path, pid)).transpose()?;
     socket.send(&Message::Start)?;
     // The exec closes its end.
     match socket.receive()? {
@@ -202,7 +205,7 @@ fn serve(
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
         native.compile_later(found.later);
     }
-    Ok(())
+    pid_file.map_or(Ok(()), Draft::publish)
 }
 
 fn how_it_died(pid: Pid) -> anyhow::Error {

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
@@ -153,13 +153,17 @@ pub(crate) fn mount(
         None => Detached { mount: open(bundle, namespaces, entry, &options)?, finished: false },
     };
     let is_directory = !bind || rustix::fs::fstat(&mount)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    // What is made now has nothing to copy, its mode included.
+    let copy_up =
+        options.copy_up && !bind && rootfs.open(entry.destination(), OFlags::PATH).is_ok();
     let destination = if options.destination_no_follow {
         rootfs.make_without_following(entry.destination(), is_directory)?
     } else {
         rootfs.make(entry.destination(), is_directory)?
     };
-    if options.copy_up && !bind {
-        copy_up::copy_up(destination.as_fd(), mount.as_fd())?;
+    if copy_up {
+        let own_mode = options.data.iter().any(|(name, _)| name == "mode");
+        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode)?;
     }
     if !finished {
         options.finish(mount.as_fd(), !bind)?;

@@ -229,8 +229,11 @@ pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Resu
     rustix::thread::set_capabilities(None, sets).context("set the capabilities")?;
     rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
     for capability in part(LinuxCapabilities::ambient)?.iter() {
-        rustix::thread::configure_capability_in_ambient_set(capability, true)
-            .with_context(|| format!("set ambient capability {capability:?}"))?;
+        match rustix::thread::configure_capability_in_ambient_set(capability, true) {
+            // It is not permitted and inheritable: podman's `exec --user` writes such sets, and runc and crun pass over it.
+            Err(Errno::PERM) => {}
+            set => set.with_context(|| format!("set ambient capability {capability:?}"))?,
+        }
     }
     Ok(())
 }

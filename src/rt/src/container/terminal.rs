@@ -27,11 +27,13 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
-        SocketFlags::CLOEXEC,
+        // One that listens, and takes nobody, would be waited for without end.
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
     let connect = || rustix::net::connect(&socket, &SocketAddrUnix::new(path)?);
     connect().with_context(|| format!("connect to `{}`", path.display()))?;
+    rustix::io::ioctl_fionbio(&socket, false).context("wait for the socket")?;
     Ok(socket)
 }
 

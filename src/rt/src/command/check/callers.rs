@@ -56,14 +56,29 @@ pub(super) fn all() -> Vec<Finding> {
 fn check(caller: &Caller) -> Finding {
     let topic = "callers";
     let files = caller.configuration.iter().flat_map(|path| files(Path::new(path)));
-    let naming: Vec<PathBuf> =
-        files.filter(|file| fs::read_to_string(file).is_ok_and(|text| names_rt(&text))).collect();
-    match naming.first() {
-        Some(file) => {
-            Finding::good(topic, caller.name, format!("knows rt, by `{}`", file.display()))
+    let read = |file: PathBuf| Some((fs::read_to_string(&file).ok()?, file));
+    let texts: Vec<(String, PathBuf)> = files.filter_map(read).collect();
+    let mut naming = texts
+        .iter()
+        .flat_map(|(text, file)| paths_of_rt(text).map(move |path| (path, file.display())));
+    match naming.next() {
+        Some((path, file)) if path.exists() => {
+            Finding::good(topic, caller.name, format!("knows rt, by `{file}`"))
+        }
+        Some((path, file)) => {
+            let detail = format!("`{file}` names `{}`, which is not there", path.display());
+            let fix = format!("name the rt that is installed in `{file}`");
+            Finding::bad(topic, caller.name, Verdict::Limited, detail, fix)
         }
         None => {
-            let (from, to) = caller.copy;
+            let (mut from, to) = caller.copy;
+            // containerd 1 has another form of file, and its files say which.
+            let is_old = |(text, _): &(String, PathBuf)| {
+                text.lines().any(|line| line.split_whitespace().collect::<String>() == "version=2")
+            };
+            if caller.name == "containerd" && texts.iter().any(is_old) {
+                from = "containerd/config-v2.toml";
+            }
             let detail = "is installed, and its configuration does not name rt";
             let fix = format!("take `share/rt/{from}` into `{to}`");
             Finding::bad(topic, caller.name, Verdict::Limited, detail, fix)
@@ -79,24 +94,45 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }
 
-/// Whether a line that is no comment has a path that ends in the name of this program, or of its link.
-fn names_rt(text: &str) -> bool {
+/// The paths in lines that are no comments, in quotes of either kind, that end in the name of this program or of its link, and are
+/// those of a program's binary: CRI-O has directories of that name too.
+fn paths_of_rt(text: &str) -> impl Iterator<Item = &Path> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-    lines
-        .flat_map(|line| line.split('"'))
-        .any(|word| word.starts_with('/') && (word.ends_with("/rt") || word.ends_with("/rt-wasm")))
+    let words = lines.flat_map(|line| line.split(['"', '\'']));
+    let names = ["/bin/rt", "/bin/rt-wasm", "/sbin/rt", "/sbin/rt-wasm"];
+    words
+        .filter(move |word| word.starts_with('/') && names.iter().any(|name| word.ends_with(name)))
+        .map(Path::new)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::names_rt;
+    use super::*;
 
     #[test]
     fn a_configuration_names_rt_by_its_path() {
+        let names_rt = |text: &str| paths_of_rt(text).next().is_some();
         assert!(names_rt("rt = [\"/usr/bin/rt\"]"));
-        assert!(names_rt("  BinaryName = \"/usr/local/bin/rt-wasm\""));
+        assert!(names_rt("  BinaryName = '/usr/local/bin/rt-wasm'"));
         assert!(!names_rt(
-            "# rt = [\"/usr/bin/rt\"]\nroot = \"/run/crio\"\npath = \"/usr/bin/crun-rt-x\""
+            "# rt = [\"/usr/bin/rt\"]\nroot = \"/run/rt\"\npath = \"/usr/bin/crun-rt-x\""
         ));
+    }
+
+    #[test]
+    fn every_file_to_copy_names_it() {
+        for file in [
+            "podman/rt.conf",
+            "crio/99-rt.conf",
+            "containerd/config-v2.toml",
+            "containerd/config-v3.toml",
+            "docker/daemon.json",
+        ] {
+            let path =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/callers").join(file);
+            let text = fs::read_to_string(path).expect(file).replace("@PREFIX@", "/usr/lib/rt");
+            let found: Vec<_> = paths_of_rt(&text).collect();
+            assert!(found.contains(&Path::new("/usr/lib/rt/bin/rt")), "{file}: {found:?}");
+        }
     }
 }

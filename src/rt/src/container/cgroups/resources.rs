@@ -19,8 +19,8 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     if let Some(cpu) = resources.cpu() {
         cpu_v2(cgroup, cpu, &set)?;
     }
-    if let Some(pids) = resources.pids() {
-        set("pids.max", &max(pids.limit()))?;
+    if let Some(pids) = limit_of_processes(resources) {
+        set("pids.max", &max(pids))?;
     }
     if let Some(io) = resources.block_io() {
         io_v2(io, &set)?;
@@ -203,6 +203,11 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], resources: &LinuxResources) 
     Ok(())
 }
 
+/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`, as runc and crun take it.
+pub(super) fn limit_of_processes(resources: &LinuxResources) -> Option<i64> {
+    resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0)
+}
+
 /// Limits for v1 files, each in the hierarchy of its controller.
 pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
     let set = |file: &str, value: &str| set_v1(cgroups, file, value);
@@ -215,8 +220,8 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
     if let Some(cpu) = resources.cpu() {
         cpu_v1(cpu, &set)?;
     }
-    if let Some(pids) = resources.pids() {
-        set("pids.max", &max(pids.limit()))?;
+    if let Some(pids) = limit_of_processes(resources) {
+        set("pids.max", &max(pids))?;
     }
     if let Some(io) = resources.block_io() {
         io_v1(io, &set)?;

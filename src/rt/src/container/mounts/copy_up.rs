@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
-/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners.
-pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners. The mode of the tmpfs itself
+/// may be its own, by an option.
+pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, own_mode: bool) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
     let metadata = rustix::fs::fstat(&from)?;
-    rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
+    if !own_mode {
+        rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
+    }
     copy_directory(from.as_fd(), to, Path::new("")).context("copy the directory up")
 }
 

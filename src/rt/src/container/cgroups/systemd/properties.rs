@@ -27,8 +27,8 @@ pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
     if let Some(cpu) = resources.cpu() {
         of_cpu(cpu, &mut set);
     }
-    if let Some(pids) = resources.pids() {
-        set("TasksMax", limit(pids.limit()));
+    if let Some(pids) = resources::limit_of_processes(resources) {
+        set("TasksMax", limit(pids));
     }
     if let Some(weight) =
         resources.block_io().as_ref().and_then(|io| io.weight()).filter(|w| *w > 0)
