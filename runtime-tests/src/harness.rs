@@ -54,10 +54,14 @@ pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool
 }
 
 /// Waits until something holds, for ten seconds at the most.
-pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Outcome {
-    let end = Instant::now() + Duration::from_secs(10);
+pub(crate) fn wait_until(what: &str, holds: impl FnMut() -> bool) -> Outcome {
+    wait_up_to(Duration::from_secs(10), what, holds)
+}
+
+pub(crate) fn wait_up_to(most: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Outcome {
+    let end = Instant::now() + most;
     while !holds() {
-        ensure(Instant::now() < end, format!("waited 10 s in vain until {what}"))?;
+        ensure(Instant::now() < end, format!("waited {most:?} in vain until {what}"))?;
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -35,6 +35,7 @@ mod seccomp;
 mod terminal;
 mod wasi;
 mod wasm;
+mod wasm_cache;
 mod wasm_limits;
 mod wasm_rights;
 mod workload;
@@ -90,6 +91,7 @@ pub(crate) fn all() -> Vec<Entry> {
         terminal::TESTS,
         wasi::TESTS,
         wasm::TESTS,
+        wasm_cache::TESTS,
         wasm_limits::TESTS,
         wasm_rights::TESTS,
         workload::TESTS,

@@ -83,6 +83,15 @@ pub(crate) struct About {
     pub(crate) milliseconds: u64,
 }
 
+/// Why a module cannot be compiled.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Failure {
+    /// BLAKE3 of the module.
+    pub(crate) module: String,
+    pub(crate) name: String,
+    pub(crate) why: String,
+}
+
 /// A module that is to be compiled, and this process is the only one to do so.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -102,7 +111,7 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) enum Kind {
     Native(Box<About>),
-    Failed(String),
+    Failed(Failure),
     /// Somebody compiles it, or waits to.
     Job,
     /// Damaged, or left by what was cut short.
@@ -180,11 +189,9 @@ impl Cache {
     }
 
     /// Why the module cannot be compiled, if that was tried.
-    pub(crate) fn failure(&self, key: &impl ToString) -> Option<String> {
+    pub(crate) fn failure(&self, key: &impl ToString) -> Option<Failure> {
         let (file, _) = self.open(&self.file(key, "failed"))?;
-        let mut text = String::new();
-        file.take(LONGEST).read_to_string(&mut text).ok()?;
-        Some(text.trim_end().to_owned())
+        serde_json::from_reader(file.take(LONGEST)).ok()
     }
 
     /// Claims a module that is to be compiled. None when another process has it, or too many wait already.
@@ -304,9 +311,11 @@ impl Cache {
     }
 
     /// Remembers that a module cannot be compiled.
-    pub(crate) fn give_up(&self, key: &Key, why: &str) -> Result<()> {
+    pub(crate) fn give_up(&self, key: &Key, name: &str, why: &str) -> Result<()> {
         let path = self.file(key, "failed");
-        Draft::write(path.clone(), format!("{why}\n").as_bytes(), 0o600)
+        let module = key.module.to_hex().to_string();
+        let failure = Failure { module, name: name.to_owned(), why: why.to_owned() };
+        Draft::write(path.clone(), &serde_json::to_vec(&failure)?, 0o600)
             .with_context(|| format!("write `{}`", path.display()))?
             .publish()
     }
@@ -344,7 +353,7 @@ impl Cache {
                     .filter(|about| about.key == key)
                     .map_or(Kind::Useless, |about| Kind::Native(Box::new(about)))
             }
-            "failed" => Kind::Failed(self.failure(&key)?),
+            "failed" => self.failure(&key).map_or(Kind::Useless, Kind::Failed),
             "job" if is_locked(path) => Kind::Job,
             // What a job is writing.
             "part" if is_locked(&path.with_extension("job")) => return None,
@@ -362,8 +371,7 @@ impl Cache {
             if matches!(entry.kind, Kind::Job) {
                 continue;
             }
-            if useful(&entry) && !matches!(entry.kind, Kind::Useless) && left + entry.bytes <= most
-            {
+            if useful(&entry) && left + entry.bytes <= most {
                 left += entry.bytes;
                 continue;
             }
@@ -377,7 +385,7 @@ impl Cache {
         let ends: &[&str] = match entry.kind {
             Kind::Native(_) => &["so"],
             Kind::Failed(_) => &["failed"],
-            Kind::Job | Kind::Useless => &["so", "job", "part"],
+            Kind::Job | Kind::Useless => &["so", "failed", "job", "part"],
         };
         for end in ends {
             let path = self.file(&entry.key, end);

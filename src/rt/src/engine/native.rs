@@ -120,8 +120,8 @@ impl Native {
         if let Some(file) = self.cache.find(&key) {
             return detach(file.as_fd());
         }
-        if let Some(why) = self.cache.failure(&key) {
-            tracing::debug!("the module `{name}` cannot be compiled: {why}");
+        if let Some(failure) = self.cache.failure(&key) {
+            tracing::debug!("the module `{name}` cannot be compiled: {}", failure.why);
             return Ok(Found::default());
         }
         let job = self.cache.claim(&key, module)?;
@@ -169,12 +169,14 @@ impl Native {
 
     /// Whether an entry of the cache is for this engine and this processor.
     pub(crate) fn is_useful(&self, entry: &Entry) -> bool {
-        match &entry.kind {
-            Kind::Native(about) => blake3::Hash::from_hex(&about.module)
-                .is_ok_and(|module| Key::new(&self.surroundings, module).to_string() == entry.key),
-            // Of what, nobody knows.
-            _ => true,
-        }
+        let module = match &entry.kind {
+            Kind::Native(about) => &about.module,
+            Kind::Failed(failure) => &failure.module,
+            Kind::Job => return true,
+            Kind::Useless => return false,
+        };
+        blake3::Hash::from_hex(module)
+            .is_ok_and(|module| Key::new(&self.surroundings, module).to_string() == entry.key)
     }
 
     /// As [`Native::compile`], in the background: the container is made, whatever becomes of it.

@@ -50,12 +50,12 @@ fn list(native: &Native, format: ListFormat) -> Result<()> {
 /// In the words of `list`.
 fn status(native: &Native, entry: &Entry) -> &'static str {
     match &entry.kind {
-        Kind::Native(_) if native.is_useful(entry) => "native",
-        // By another engine, another build of it, or for another processor.
-        Kind::Native(_) => "foreign",
-        Kind::Failed(_) => "failed",
         Kind::Job => "compiling",
         Kind::Useless => "useless",
+        // By another engine, another build of it, or for another processor.
+        _ if !native.is_useful(entry) => "foreign",
+        Kind::Native(_) => "native",
+        Kind::Failed(_) => "failed",
     }
 }
 
@@ -66,7 +66,7 @@ fn json_of(native: &Native, entry: &Entry) -> Value {
     });
     match &entry.kind {
         Kind::Native(about) => value["native"] = json!(about),
-        Kind::Failed(why) => value["error"] = json!(why),
+        Kind::Failed(failure) => value["failure"] = json!(failure),
         Kind::Job | Kind::Useless => {}
     }
     value
@@ -81,7 +81,10 @@ fn table(native: &Native, entries: &[Entry]) -> String {
                     SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(about.compiled);
                 (short(&about.module), age(compiled), about.name.clone())
             }
-            Kind::Failed(why) => (String::new(), String::new(), why.clone()),
+            Kind::Failed(failure) => {
+                let said = format!("{}: {}", failure.name, failure.why);
+                (short(&failure.module), String::new(), said)
+            }
             Kind::Job | Kind::Useless => Default::default(),
         };
         let key = short(&entry.key);

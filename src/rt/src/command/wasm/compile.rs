@@ -25,8 +25,8 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     if native.cache.find(&key).is_some() {
         return super::super::print(&format!("{name}: is compiled already\n"));
     }
-    if let Some(why) = native.cache.failure(&key).filter(|_| !args.force) {
-        bail!("it could not be compiled before (`--force` tries again): {why}");
+    if let Some(failure) = native.cache.failure(&key).filter(|_| !args.force) {
+        bail!("it could not be compiled before (`--force` tries again): {}", failure.why);
     }
     native.cache.forget_failure(&key);
     let begun = Instant::now();
@@ -55,7 +55,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     }
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {
-            Some(why) => bail!(why),
+            Some(failure) => bail!(failure.why),
             None => bail!("{}", said.trim_end().trim_start_matches("rt: ")),
         }
     }

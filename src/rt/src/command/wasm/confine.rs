@@ -1,6 +1,6 @@
 //! Where modules are compiled: in a container, since a module is hostile input for a compiler. It has an unprivileged user, no
 //! capabilities, no network, a read-only root that holds the engine and an empty folder of its own, few system calls, limits of
-//! memory and time, a cgroup of its own, and the lowest priority.
+//! memory and time, a cgroup of its own and, in the background, the lowest priority.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
@@ -107,9 +107,16 @@ impl Place {
         &self,
         description: &Description,
         settings: &CompilerSettings,
+        background: bool,
     ) -> Result<Bundle> {
         let engine = engine::path(super::ENGINE)?;
-        let config = config(&self.rootfs, &engine, description, settings);
+        let mut config = config(&self.rootfs, &engine, description, settings);
+        if background {
+            // Nobody waits for it.
+            config["process"]["scheduler"] = json!({ "policy": "SCHED_IDLE" });
+            config["process"]["ioPriority"] =
+                json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 });
+        }
         let config = serde_json::to_vec(&config).context("write its configuration")?;
         let spec = bundle::parse(&config).context("check its configuration")?;
         // `canonicalize` for the same reason as with every bundle's: the kernel names it so.
@@ -176,8 +183,6 @@ fn config(
         "cwd": WORK,
         "noNewPrivileges": true,
         "oomScoreAdj": 1000,
-        "scheduler": { "policy": "SCHED_IDLE" },
-        "ioPriority": { "class": "IOPRIO_CLASS_IDLE", "priority": 0 },
         "rlimits": [
             { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
             { "type": "RLIMIT_NOFILE", "soft": 256, "hard": 256 },

@@ -28,7 +28,7 @@ pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()
         return Ok(());
     }
     let key = native.key(module.as_fd())?.context("it is too large")?;
-    let outcome = compile(root, global, &native, &description, &key, &args.name);
+    let outcome = compile(root, global, &native, &description, &key, args);
     native.cache.done(&key);
     outcome
 }
@@ -39,8 +39,9 @@ fn compile(
     native: &Native,
     description: &Description,
     key: &Key,
-    name: &str,
+    args: &WasmWorker,
 ) -> Result<()> {
+    let name = &args.name;
     let _lock = native.cache.one_at_a_time()?;
     // Somebody may have been faster.
     if native.cache.find(key).is_some() {
@@ -48,11 +49,11 @@ fn compile(
     }
     let begun = Instant::now();
     let part = native.cache.part(key)?;
-    match run(root, global, native, description, &part) {
+    match run(root, global, native, description, &part, args.background) {
         Ok(Outcome::Compiled) => {}
         Ok(Outcome::Failed(why)) => {
             native.cache.discard(key);
-            native.cache.give_up(key, &why)?;
+            native.cache.give_up(key, name, &why)?;
             bail!(why);
         }
         Err(error) => {
@@ -66,7 +67,7 @@ fn compile(
         key: key.to_string(),
         module: key.module.to_hex().to_string(),
         module_bytes: u64::try_from(module.st_size).unwrap_or(0),
-        name: name.to_owned(),
+        name: name.clone(),
         engine: description.label(),
         native: String::new(),
         native_bytes: 0,
@@ -96,11 +97,12 @@ fn run(
     native: &Native,
     description: &Description,
     part: &File,
+    background: bool,
 ) -> Result<Outcome> {
     let place = confine::Place::new(root)?;
     place.clean()?;
     let manager = super::super::manager(global);
-    let bundle = place.bundle(description, &native.settings.compiler)?;
+    let bundle = place.bundle(description, &native.settings.compiler, background)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams()?;
     let made = place.create(&bundle, manager);

@@ -1,0 +1,765 @@
+//! Modules that are compiled: when, how, by whom, and what is kept of them.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until, wait_up_to,
+};
+
+super::tests! { "wasm_cache":
+    the_second_start_is_native, can_be_compiled_before_its_start, can_be_left_to_the_interpreter, what_the_host_forbids_no_container_gets,
+    many_starts_compile_once, one_module_is_compiled_at_a_time, a_module_that_exec_starts_is_compiled_too, native_code_is_shared_between_containers,
+    a_truncated_file_is_replaced, a_damaged_file_is_replaced, another_modules_file_is_not_taken, a_file_that_others_could_write_is_not_taken,
+    another_processors_file_is_not_taken, another_builds_file_is_not_taken, works_where_nothing_can_be_written, works_on_a_full_disk,
+    native_code_of_an_image_is_not_run, a_module_with_native_code_is_compiled_again, its_caller_is_not_kept_waiting, the_compiler_is_confined,
+    a_compiler_that_takes_too_long_is_ended, a_compiler_that_takes_too_much_memory_is_ended, what_cannot_be_compiled_is_remembered, a_compiler_that_was_killed_leaves_nothing,
+    nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed, ends_as_the_interpreter_does, a_stack_overflow_is_a_fault,
+    compile_takes_a_module_or_a_bundle, compile_refuses_what_is_no_module, the_cache_is_listed, the_cache_can_be_pruned_and_cleared, the_cache_keeps_to_its_size,
+    wrong_settings_are_errors,
+}
+
+const COMPILE: &str = "run.oci.wasm.compile";
+
+/// A host whose modules are compiled, with a cache of the test's own.
+fn host(test: &Test, settings: Value) -> Outcome {
+    test.only_rt()?;
+    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    if !engine.join("libexec/rt/wasmedge/compiler").is_dir() {
+        return skip("the engine's compiler is not installed here");
+    }
+    let mut settings = settings;
+    settings["cache"]["directory"] = json!(cache(test));
+    fs::write(test.folder.join("wasm.json"), settings.to_string())?;
+    Ok(())
+}
+
+fn cache(test: &Test) -> PathBuf {
+    test.folder.join("cache")
+}
+
+/// What is compiled in the background waits for everybody else.
+fn wait_for_compiler(what: &str, holds: impl FnMut() -> bool) -> Outcome {
+    wait_up_to(Duration::from_secs(120), what, holds)
+}
+
+/// The files of the cache with this end.
+fn files(test: &Test, end: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache(test)).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|it| it == end));
+    files
+}
+
+/// The one file of native code, when it is there.
+fn compiled(test: &Test) -> Outcome<PathBuf> {
+    wait_for_compiler("a module is compiled", || !files(test, "so").is_empty())?;
+    wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
+    let found = files(test, "so");
+    ensure_eq(found.len(), 1)?;
+    Ok(found[0].clone())
+}
+
+/// How its module is run: `interpreter` or `aot`.
+fn mode(container: &Container<'_>) -> Outcome<String> {
+    let state = container.state()?;
+    Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
+}
+
+fn sleeper(test: &Test) -> Outcome<Bundle<'_>> {
+    test.wasm("probe", &["sleep"])
+}
+
+/// Starts it, and says how it is run.
+fn started(bundle: &Bundle<'_>) -> Outcome<String> {
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    mode(&container)
+}
+
+/// A sleeping module that was compiled.
+fn with_native_code(test: &Test) -> Outcome<Bundle<'_>> {
+    host(test, json!({ "compile": "eager" }))?;
+    let bundle = sleeper(test)?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")?;
+    // What is tried next does not compile by itself.
+    host(test, json!({ "compile": "lazy" }))?;
+    Ok(bundle)
+}
+
+fn the_second_start_is_native(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let bundle = sleeper(test)?;
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    compiled(test)?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")?;
+    bundle
+        .args(&["/probe.wasm", "args", "a", ""])
+        .run()?
+        .success()?
+        .stdout("/probe.wasm\nargs\na\n\n")
+        .map(drop)
+}
+
+fn can_be_compiled_before_its_start(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    ensure_eq(started(&sleeper(test)?)?.as_str(), "aot")?;
+    host(test, json!({}))?;
+    let bundle = test.wasm("hello", &[])?.annotation(COMPILE, "eager");
+    bundle.run()?.success()?.stdout("Hello from Wasm!\n")?;
+    ensure_eq(files(test, "so").len(), 2)
+}
+
+fn can_be_left_to_the_interpreter(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    ensure_eq(started(&bundle.clone().annotation(COMPILE, "off"))?.as_str(), "interpreter")?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")
+}
+
+fn what_the_host_forbids_no_container_gets(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "off" }))?;
+    let bundle = sleeper(test)?.annotation(COMPILE, "eager");
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    ensure(!cache(test).exists(), "something was kept")
+}
+
+fn many_starts_compile_once(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    let bundle = sleeper(test)?;
+    bundle.write()?;
+    let ids: Vec<String> = (0..6).map(|_| test.id()).collect();
+    let start = |id: &String| {
+        test.command(bundle.command_line("create", id))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    };
+    let callers = ids.iter().map(start).collect::<Result<Vec<_>, _>>()?;
+    for mut caller in callers {
+        ensure(caller.wait()?.success(), "a creation failed")?;
+    }
+    for id in &ids {
+        let state: Value = serde_json::from_str(&test.rt(["state", id])?.success()?.stdout)?;
+        ensure_eq(state["annotations"]["run.oci.engine.mode"].as_str(), Some("aot"))?;
+    }
+    compiled(test).map(drop)
+}
+
+/// The compilers that run for this test.
+fn compilers(test: &Test) -> Vec<i32> {
+    let root = test.state_root().display().to_string();
+    let is_ours = |pid: &i32| {
+        let read = |pid: i32, file: &str| {
+            let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        // Its parent is a worker, which says where the state is.
+        let parent = read(*pid, "status");
+        let parent = parent.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
+        read(*pid, "cmdline").contains("--compile")
+            && parent.is_some_and(|parent| read(parent, "cmdline").contains(&root))
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
+}
+
+fn one_module_is_compiled_at_a_time(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    for guest in ["probe", "wasi", "http-server", "hello"] {
+        let id = test.id();
+        let bundle = test.wasm(guest, &["args"])?;
+        bundle.try_create(&id)?.success()?;
+    }
+    let mut most = 0;
+    wait_for_compiler("all are compiled", || {
+        most = most.max(compilers(test).len());
+        files(test, "so").len() == 4
+    })?;
+    ensure_eq(most, 1)
+}
+
+fn a_module_that_exec_starts_is_compiled_too(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let container = sleeper(test)?.annotation(COMPILE, "lazy").start()?;
+    compiled(test)?;
+    fs::copy(
+        test.host.guest("hello")?,
+        Path::new(&format!("/proc/{}/root", container.pid()?)).join("hello.wasm"),
+    )?;
+    for _ in 0..2 {
+        test.rt(["exec", &container.id, "/hello.wasm"])?.success()?.stdout("Hello from Wasm!\n")?;
+        wait_for_compiler("it is compiled", || files(test, "so").len() == 2)?;
+    }
+    Ok(())
+}
+
+/// What a process has mapped of native code: the file, and how much of it is shared with others, in kB.
+fn mapped(container: &Container<'_>) -> Outcome<(u64, u64)> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", container.pid()?))?;
+    let (mut inode, mut shared, mut inside) = (0, 0, false);
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words[0].contains('-') && words.len() >= 5 {
+            // A mount of one file: it has no name in there.
+            inside =
+                words.get(5).is_some_and(|name| name.ends_with(".so") && !name.contains("/lib"))
+                    && words[1].contains('x');
+            if inside {
+                inode = words[4].parse()?;
+            }
+        } else if inside && words[0] == "Shared_Clean:" {
+            shared += words[1].parse::<u64>()?;
+        }
+    }
+    Ok((inode, shared))
+}
+
+fn native_code_is_shared_between_containers(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let file = fs::metadata(compiled(test)?)?.ino();
+    let containers = [bundle.start()?, bundle.start()?];
+    for container in &containers {
+        container.wait_for_output("ready\n")?;
+    }
+    for container in &containers {
+        let (inode, shared) = mapped(container)?;
+        ensure_eq(inode, file)?;
+        ensure(shared > 0, "none of its pages is shared")?;
+    }
+    Ok(())
+}
+
+/// After a change to the file of native code, the module is interpreted, and the file replaced by a good one.
+fn is_replaced(test: &Test, change: impl FnOnce(&Path) -> Outcome) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let file = compiled(test)?;
+    let before = fs::read(&file)?;
+    change(&file)?;
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    let file = compiled(test)?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")?;
+    // Of the same size, but for the time that it took.
+    let after = fs::read(file)?;
+    ensure(
+        before.len().abs_diff(after.len()) < 16,
+        format!("{} and {} bytes", before.len(), after.len()),
+    )
+}
+
+fn a_truncated_file_is_replaced(test: &Test) -> Outcome {
+    is_replaced(test, |file| {
+        let length = fs::metadata(file)?.len();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o644))?;
+        Ok(fs::File::options().write(true).open(file)?.set_len(length / 2)?)
+    })
+}
+
+fn a_damaged_file_is_replaced(test: &Test) -> Outcome {
+    use std::os::unix::fs::FileExt;
+    is_replaced(test, |file| {
+        let open = fs::File::options().read(true).write(true).open(file)?;
+        let mut byte = [0];
+        open.read_exact_at(&mut byte, 5000)?;
+        Ok(open.write_all_at(&[!byte[0]], 5000)?)
+    })
+}
+
+fn another_modules_file_is_not_taken(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let own = compiled(test)?;
+    let hello = test.host.guest("hello")?.display().to_string();
+    test.rt(["wasm", "compile", &hello])?.success()?;
+    let other = files(test, "so").into_iter().find(|path| *path != own).ok_or("no file")?;
+    fs::rename(&other, &own)?;
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    ensure_eq(compiled(test)?, own)?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")
+}
+
+fn a_file_that_others_could_write_is_not_taken(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let file = compiled(test)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    wait_for_compiler("it is replaced", || {
+        fs::metadata(&file).is_ok_and(|file| file.mode() & 0o777 == 0o444)
+    })?;
+    fs::set_permissions(cache(test), fs::Permissions::from_mode(0o777))?;
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")
+}
+
+/// Runs a command where files of the host's are others. What it starts in the background sees that too.
+fn elsewhere(test: &Test, script: &str, args: Vec<String>) -> Outcome<Output> {
+    let command = test.command(args);
+    let mut words = vec![command.get_program().to_owned()];
+    words.extend(command.get_args().map(ToOwned::to_owned));
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-ec", &format!("{script}; exec \"$@\""), "sh"]).args(words);
+    unshare.current_dir(&test.folder);
+    Output::of(unshare)
+}
+
+fn mode_of(test: &Test, id: &str) -> Outcome<String> {
+    let state: Value = serde_json::from_str(&test.rt(["state", id])?.success()?.stdout)?;
+    Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
+}
+
+fn another_processors_file_is_not_taken(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?.annotation(COMPILE, "lazy");
+    fs::write(test.folder.join("other"), "cpu:type:x86,ven0000fam0006mod0001:feature:,0000\n")?;
+    let script = "mount --bind other /sys/devices/system/cpu/modalias";
+    let id = test.id();
+    elsewhere(test, script, bundle.command_line("create", &id))?.success()?;
+    ensure_eq(mode_of(test, &id)?.as_str(), "interpreter")?;
+    let list = ["wasm", "cache", "list"].map(str::to_owned).to_vec();
+    let listed = elsewhere(test, script, list)?.success()?.stdout;
+    ensure(listed.contains(" foreign "), listed)?;
+    wait_for_compiler("it is compiled for the other one", || files(test, "so").len() == 2)?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")
+}
+
+fn another_builds_file_is_not_taken(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    bundle.write()?;
+    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    let description = engine.join("libexec/rt/wasmedge/engine.json");
+    let mut other: Value = serde_json::from_slice(&fs::read(&description)?)?;
+    other["build"] = json!("another");
+    fs::write(test.folder.join("engine.json"), other.to_string())?;
+    // Not recursive, as the engine's directory is opened: so the directory itself is another one.
+    let script = format!(
+        "mkdir engine; cp -al '{0}'/. engine; rm engine/engine.json; cp engine.json engine; mount --bind engine '{0}'",
+        description.parent().ok_or("no place")?.display()
+    );
+    let id = test.id();
+    elsewhere(test, &script, bundle.command_line("create", &id))?.success()?;
+    ensure_eq(mode_of(test, &id)?.as_str(), "interpreter")?;
+    wait_for_compiler("it is compiled by the other one", || files(test, "so").len() == 2)?;
+    wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
+    // What is foreign is the first to go.
+    test.rt(["wasm", "cache", "prune"])?
+        .success()?
+        .stdout
+        .contains("removed 1 entry")
+        .then_some(())
+        .ok_or("nothing was removed")?;
+    ensure_eq(started(&bundle)?.as_str(), "aot")
+}
+
+fn works_where_nothing_can_be_written(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let script = "mount --bind cache cache; mount -o remount,bind,ro,noexec cache";
+    let id = test.id();
+    bundle.write()?;
+    elsewhere(test, script, bundle.command_line("create", &id))?.success()?;
+    ensure_eq(mode_of(test, &id)?.as_str(), "aot")?;
+    let hello = test.wasm("hello", &[])?;
+    hello.write()?;
+    elsewhere(test, script, hello.command_line("run", &test.id()))?
+        .success()?
+        .stdout("Hello from Wasm!\n")?;
+    ensure_eq(files(test, "so").len(), 1)
+}
+
+fn works_on_a_full_disk(test: &Test) -> Outcome {
+    for (size, compile) in [("4k", "eager"), ("60k", "eager"), ("4k", "lazy")] {
+        host(test, json!({ "compile": compile }))?;
+        let hello = test.wasm("hello", &[])?;
+        hello.write()?;
+        let script =
+            format!("mkdir -p -m 700 cache; mount -t tmpfs -o size={size},mode=700 tmpfs cache");
+        elsewhere(test, &script, hello.command_line("run", &test.id()))?
+            .success()?
+            .stdout("Hello from Wasm!\n")?;
+    }
+    ensure(files(test, "so").is_empty(), "something was kept")
+}
+
+/// A module with a section of native code, as WasmEdge's own compiler leaves it. What is in there is none.
+fn universal(test: &Test) -> Outcome<Vec<u8>> {
+    let mut module = fs::read(test.host.guest("hello")?)?;
+    let content = [b"\x08wasmedge".as_slice(), b"\x03\x01\x01this would be run"].concat();
+    module.extend([0, u8::try_from(content.len())?]);
+    module.extend(content);
+    Ok(module)
+}
+
+fn native_code_of_an_image_is_not_run(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "off" }))?;
+    test.module(&universal(test)?)?.run()?.success()?.stdout("Hello from Wasm!\n").map(drop)
+}
+
+fn a_module_with_native_code_is_compiled_again(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    let bundle = test.module(&universal(test)?)?;
+    bundle.run()?.success()?.stdout("Hello from Wasm!\n")?;
+    let native = fs::read(compiled(test)?)?;
+    ensure(!native.windows(17).any(|part| part == b"this would be run"), "it is still there")
+}
+
+/// Who reads what `create` prints reads to its end, while the compiler is at work.
+fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let bundle = test.wasm("wasi", &["none"])?;
+    bundle.write()?;
+    let output =
+        test.command(bundle.command_line("run", &test.id())).stderr(Stdio::piped()).output()?;
+    let waiting = files(test, "job").len();
+    ensure(output.status.code().is_some(), "it was ended")?;
+    ensure_eq(waiting, 1)?;
+    compiled(test).map(drop)
+}
+
+fn the_compiler_is_confined(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    sleeper(test)?.start()?;
+    let mut found = None;
+    wait_for_compiler("a compiler runs", || {
+        found = compilers(test).first().copied();
+        found.is_some()
+    })?;
+    let pid = found.ok_or("no compiler")?;
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let status = read("status")?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        line.unwrap_or_default().to_owned()
+    };
+    for (name, value) in [
+        ("Uid", "65534\t65534\t65534\t65534"),
+        ("Gid", "65534\t65534\t65534\t65534"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        ensure_eq((name, field(name).as_str()), (name, value))?;
+    }
+    for namespace in ["net", "pid", "mnt", "ipc", "uts", "cgroup"] {
+        let link = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
+        ensure(
+            link(&pid.to_string())? != link("self")?,
+            format!("the {namespace} namespace is ours"),
+        )?;
+    }
+    ensure_eq(read("oom_score_adj")?.trim(), "1000")?;
+    // SCHED_IDLE is 5, sched(7): field 41 of proc_pid_stat(5).
+    let stat = read("stat")?;
+    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
+    ensure_eq(fields[38], "5")?;
+    let cgroup = read("cgroup")?;
+    ensure(cgroup.contains("rt-compiler") || cgroup.contains("compiler-"), cgroup)?;
+    // Nothing of the container that it is for, and nothing of its caller's.
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let targets: Vec<String> = links
+        .filter_map(|link| Some(fs::read_link(link.path()).ok()?.display().to_string()))
+        .collect();
+    let folder = test.folder.display().to_string();
+    let foreign = targets.iter().find(|target| {
+        target.starts_with(&folder) && !target.contains("/cache/") || target.starts_with("socket:")
+    });
+    ensure_eq(foreign, None)?;
+    compiled(test).map(drop)
+}
+
+/// Compiling it fails in this way, once and for all; the module runs all the same.
+fn fails_to_compile(test: &Test, bundle: &Bundle<'_>, words: &str) -> Outcome {
+    bundle.run()?.success()?.stdout("Hello from Wasm!\n")?;
+    let failed = files(test, "failed");
+    ensure_eq(
+        (
+            failed.len(),
+            files(test, "so").len(),
+            files(test, "job").len(),
+            files(test, "part").len(),
+        ),
+        (1, 0, 0, 0),
+    )?;
+    let why = fs::read_to_string(&failed[0])?;
+    ensure(why.contains(words), &why)?;
+    let time = fs::metadata(&failed[0])?.modified()?;
+    bundle.run()?.success()?.stdout("Hello from Wasm!\n")?;
+    ensure_eq(fs::metadata(&failed[0])?.modified()?, time)?;
+    let listed = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
+    ensure(listed.contains(" failed ") && listed.contains(words), listed)
+}
+
+fn a_compiler_that_takes_too_long_is_ended(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager", "compiler": { "seconds": 1 } }))?;
+    // As many functions as keep it at work for longer.
+    let mut text = String::from(
+        "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func (param i32)))",
+    );
+    for number in 0..20_000 {
+        text += &format!(
+            "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const {number})))"
+        );
+    }
+    text += "(memory (export \"memory\") 1) (func (export \"_start\")))";
+    let bundle = test.module(&wat::parse_str(text)?)?;
+    bundle.run()?.success()?.stdout("")?;
+    let why = fs::read_to_string(files(test, "failed").first().ok_or("it was compiled")?)?;
+    ensure(why.contains("it takes longer than 1 s to be compiled"), why)
+}
+
+fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager", "compiler": { "memoryBytes": 16 << 20 } }))?;
+    if !Path::new("/sys/fs/cgroup/memory").exists()
+        && !fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .is_ok_and(|list| list.contains("memory"))
+    {
+        return skip("no controller `memory` here");
+    }
+    fails_to_compile(
+        test,
+        &test.wasm("hello", &[])?,
+        "it takes more memory than the compiler may use",
+    )
+}
+
+/// A module that the interpreter runs: the section that is cut short comes after all that it needs.
+fn what_cannot_be_compiled_is_remembered(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    let bundle = test.module(b"\0asm\x01\0\0\0\x01\x05\0")?;
+    bundle.run()?.code(126)?;
+    let failed = files(test, "failed");
+    ensure_eq(failed.len(), 1)?;
+    let why = fs::read_to_string(&failed[0])?;
+    ensure(why.contains("malformed"), why)?;
+    bundle.run()?.code(126)?;
+    let path = bundle.rootfs().join("module.wasm").display().to_string();
+    test.rt(["wasm", "compile", &path])?.fails_with("could not be compiled before")?;
+    test.rt(["wasm", "compile", "--force", &path])?.fails_with("malformed").map(drop)
+}
+
+fn a_compiler_that_was_killed_leaves_nothing(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let bundle = sleeper(test)?;
+    bundle.start()?;
+    let mut found = Vec::new();
+    wait_for_compiler("a compiler runs", || {
+        found = compilers(test);
+        !found.is_empty()
+    })?;
+    let status = fs::read_to_string(format!("/proc/{}/status", found[0]))?;
+    let worker = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).ok_or("no parent")?;
+    ensure(Command::new("kill").args(["-KILL", worker]).status()?.success(), "kill")?;
+    wait_until("the compiler ends with it", || compilers(test).is_empty())?;
+    // The next one takes over.
+    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
+    compiled(test)?;
+    ensure_eq(files(test, "part").len(), 0)?;
+    let left: Vec<_> = fs::read_dir(test.state_root().join("@compiler"))?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .filter(|name| !name.to_string_lossy().starts_with('@'))
+        .collect();
+    ensure_eq(left.len(), 0)
+}
+
+/// Also not root of the container, by what the kernel shows of the process.
+fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let all = json!([
+        "CAP_SYS_ADMIN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_SYS_PTRACE",
+        "CAP_FOWNER",
+        "CAP_CHECKPOINT_RESTORE"
+    ]);
+    let bundle = bundle.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = all.clone();
+        }
+    });
+    fs::create_dir(bundle.rootfs().join("bin"))?;
+    fs::copy("/bin/busybox", bundle.rootfs().join("bin/busybox"))?;
+    let file = compiled(test)?;
+    let before = fs::read(&file)?;
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    ensure_eq(mode(&container)?.as_str(), "aot")?;
+    // No descriptor of it is left, and what is mapped is on a read-only mount.
+    let script = "cd /proc/1; busybox ls -l fd | busybox grep -c '\\.so'; n=0; for file in map_files/*; do n=$((n+1)); \
+                  echo x 2>/dev/null >>$file && echo \"written: $file\"; done; [ $n -gt 3 ] && echo tried";
+    let output = test.rt([
+        "exec",
+        &container.id,
+        "/bin/busybox",
+        "sh",
+        "-c",
+        &format!("alias busybox=/bin/busybox; {}", script.replace("busybox", "/bin/busybox")),
+    ])?;
+    ensure_eq(output.stdout.as_str(), "0\ntried\n")?;
+    ensure(fs::read(file)? == before, "it was changed")
+}
+
+fn a_container_keeps_what_is_removed(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?.args(&["/probe.wasm", "sleep", "300"]);
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    test.rt(["wasm", "cache", "clear"])?.success()?;
+    ensure(files(test, "so").is_empty(), "it is still there")?;
+    container.wait()?;
+    container.wait_for_output("awake\n")
+}
+
+fn ends_as_the_interpreter_does(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    let probe = |args: &[&str]| test.wasm("probe", args)?.run();
+    for code in [0, 7, 255] {
+        probe(&["exit", &code.to_string()])?.code(code)?;
+    }
+    probe(&["unreachable"])?.code(134)?.fails_with("rt-wasmedge: trap: unreachable")?;
+    probe(&["out-of-bounds"])?.code(134)?.fails_with("out of bounds memory access")?;
+    let busy = test.wasm("probe", &["busy"])?.start()?;
+    busy.wait_for_output("ready\n")?;
+    ensure_eq(mode(&busy)?.as_str(), "aot")?;
+    busy.kill("TERM")?;
+    busy.wait()?;
+    test.wasm("probe", &["busy"])?
+        .annotation("run.oci.wasm.timeout", "0.2")
+        .run()?
+        .code(124)
+        .map(drop)
+}
+
+/// Native code has no counter of its own: the kernel ends it (docs/workload.md).
+fn a_stack_overflow_is_a_fault(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    let output = test.wasm("probe", &["overflow", "100000000"])?.run()?;
+    ensure(matches!(output.code, Some(134 | 139)), format!("{:?}: {}", output.code, output.stderr))
+}
+
+fn compile_takes_a_module_or_a_bundle(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let bundle = test.wasm("hello", &[])?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    let said = test.rt(["wasm", "compile", &folder])?.success()?.stdout;
+    ensure(said.starts_with("/hello.wasm: compiled in ") && said.lines().count() == 1, said)?;
+    let file = bundle.rootfs().join("hello.wasm").display().to_string();
+    test.rt(["wasm", "compile", &file])?
+        .success()?
+        .stdout(&format!("{file}: is compiled already\n"))?;
+    // As its container finds it: by PATH, in the working directory, through a link that stays inside.
+    let rootfs = bundle.rootfs();
+    fs::create_dir_all(rootfs.join("opt/bin"))?;
+    fs::rename(rootfs.join("hello.wasm"), rootfs.join("opt/bin/app.wasm"))?;
+    std::os::unix::fs::symlink("/opt/bin/app.wasm", rootfs.join("opt/bin/link.wasm"))?;
+    for name in ["app.wasm", "link.wasm", "/opt/bin/link.wasm"] {
+        let bundle = bundle
+            .clone()
+            .args(&[name])
+            .edit(|config| config["process"]["env"] = json!(["PATH=/bin:/opt/bin"]));
+        bundle.write()?;
+        test.rt(["wasm", "compile", &folder])?
+            .success()?
+            .stdout(&format!("{name}: is compiled already\n"))?;
+    }
+    Ok(())
+}
+
+fn compile_refuses_what_is_no_module(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    test.rt(["wasm", "compile", "/bin/busybox"])?
+        .fails_with("compile `/bin/busybox`: it is not a WebAssembly module")?;
+    test.rt(["wasm", "compile", "/none"])?
+        .fails_with("compile `/none`: open it: No such file or directory")?;
+    let component = test.folder.join("component.wasm");
+    fs::write(&component, b"\0asm\x0d\0\x01\0")?;
+    test.rt(["wasm", "compile", &component.display().to_string()])?
+        .fails_with("it is not a WebAssembly module")?;
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    test.rt(["wasm", "compile", &bundle.folder.display().to_string()])?
+        .fails_with("it is not a WebAssembly module")?;
+    ensure(!cache(test).exists(), "something was kept")
+}
+
+fn the_cache_is_listed(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    test.rt(["wasm", "cache", "list"])?
+        .success()?
+        .stdout("KEY   STATUS   SIZE   MODULE   COMPILED   USED   NAME\n")?;
+    let module = test.host.guest("hello")?;
+    let name = module.display().to_string();
+    test.rt(["wasm", "compile", &name])?.success()?;
+    let table = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
+    ensure(
+        table.lines().count() == 2
+            && table.contains(" native ")
+            && table.contains(" s ago")
+            && table.contains(&name),
+        &table,
+    )?;
+    let json = test.rt(["wasm", "cache", "list", "--format=json"])?.success()?.stdout;
+    let entries: Value = serde_json::from_str(&json)?;
+    ensure_eq(entries[0]["bytes"].as_u64(), Some(fs::metadata(compiled(test)?)?.len()))?;
+    let about = &entries[0]["native"];
+    ensure_eq(about["moduleBytes"].as_u64(), Some(fs::metadata(module)?.len()))?;
+    ensure_eq(about["name"].as_str(), Some(name.as_str()))?;
+    ensure(about["engine"].as_str().is_some_and(|engine| engine.starts_with("wasmedge ")), json)
+}
+
+fn the_cache_can_be_pruned_and_cleared(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    for guest in ["hello", "probe", "http-server"] {
+        test.rt(["wasm", "compile", &test.host.guest(guest)?.display().to_string()])?.success()?;
+    }
+    fs::write(cache(test).join("x.part"), "")?;
+    let said = test.rt(["wasm", "cache", "prune"])?.success()?.stdout;
+    ensure(said.starts_with("removed 1 entry, "), said)?;
+    // The largest was not used for the longest time, then.
+    let sizes = || {
+        files(test, "so")
+            .iter()
+            .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
+            .collect::<Vec<_>>()
+    };
+    ensure_eq(sizes().len(), 3)?;
+    test.rt(["wasm", "cache", "prune", "--size=700k"])?.success()?;
+    let left: u64 = sizes().iter().sum();
+    ensure((1..=700 << 10).contains(&left), format!("{left} bytes are left"))?;
+    test.rt(["wasm", "cache", "prune", "--size=much"])?
+        .fails_with("wrong value `much` for `--size`")?;
+    test.rt(["wasm", "cache", "clear"])?.success()?;
+    ensure_eq(sizes().len(), 0)
+}
+
+fn the_cache_keeps_to_its_size(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager", "cache": { "maxBytes": 450 << 10 } }))?;
+    for guest in ["hello", "probe", "http-server"] {
+        test.rt(["wasm", "compile", &test.host.guest(guest)?.display().to_string()])?.success()?;
+    }
+    let sizes: u64 =
+        files(test, "so").iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum();
+    ensure((1..=450 << 10).contains(&sizes), format!("{sizes} bytes are kept"))
+}
+
+fn wrong_settings_are_errors(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.wasm("hello", &[])?;
+    let file = test.folder.join("wasm.json");
+    for (text, words) in [
+        ("{ \"compile\": \"always\" }", "unknown variant `always`"),
+        ("{ \"cach\": {} }", "unknown field `cach`"),
+        ("{ \"compiler\": { \"user\": 0 } }", "`compiler.user`"),
+        ("{", "EOF"),
+    ] {
+        fs::write(&file, text)?;
+        let output = bundle.try_create(&test.id())?;
+        output.fails_with("wasm.json`: ")?.fails_with(words)?;
+    }
+    fs::write(&file, "{}")?;
+    let bundle = bundle.annotation(COMPILE, "always");
+    bundle
+        .try_create(&test.id())?
+        .fails_with("the annotation `run.oci.wasm.compile`: `always` is none of")
+        .map(drop)
+}
