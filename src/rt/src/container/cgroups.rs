@@ -4,6 +4,7 @@
 //! there, and does not remove what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
 #![forbid(unsafe_code)]
 
+mod bpf;
 mod delegation;
 mod devices;
 mod oom;
