@@ -36,6 +36,7 @@ mod terminal;
 mod wasi;
 mod wasm;
 mod wasm_limits;
+mod wasm_ports;
 mod wasm_rights;
 mod workload;
 
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasi::TESTS,
         wasm::TESTS,
         wasm_limits::TESTS,
+        wasm_ports::TESTS,
         wasm_rights::TESTS,
         workload::TESTS,
     ]

@@ -43,8 +43,6 @@ pub(crate) struct Program {
     argv: Vec<CString>,
     envp: Vec<CString>,
     pub(crate) is_module: bool,
-    /// Whether it may make sockets; if not, its first instruction already may not.
-    pub(crate) sockets: bool,
     /// Signals that arrive blocked.
     blocked: Vec<i32>,
     /// Open until the exec, and beyond.
@@ -156,7 +154,6 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
         is_module: false,
-        sockets: true,
         blocked: Vec::new(),
         _descriptors: Vec::new(),
     })
@@ -213,7 +210,6 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
         is_module: true,
-        sockets: request.rights.sockets,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
         _descriptors: descriptors,

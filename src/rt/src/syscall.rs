@@ -314,6 +314,55 @@ pub(crate) fn bpf_prog_attach(
     check(returned).map(drop)
 }
 
+// From `<linux/landlock.h>`.
+pub(crate) const LANDLOCK_ACCESS_NET_BIND_TCP: u64 = 1;
+pub(crate) const LANDLOCK_ACCESS_NET_CONNECT_TCP: u64 = 2;
+
+/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, but for its rules (Linux 6.7).
+pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
+    // `struct landlock_ruleset_attr`: of files nothing, of the network these.
+    let attributes: [u64; 2] = [0, handled];
+    // SAFETY: the structure outlives the call, is only read, and its size is passed.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+            0,
+        )
+    };
+    let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
+    // SAFETY: the call just returned this descriptor (close-on-exec, as the page says) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `landlock_add_rule(2)`, `LANDLOCK_RULE_NET_PORT`.
+pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16) -> Result<()> {
+    const LANDLOCK_RULE_NET_PORT: c_int = 2;
+    // `struct landlock_net_port_attr`.
+    let attributes: [u64; 2] = [allowed, port.into()];
+    // SAFETY: the descriptor is borrowed and open; the structure outlives the call, is only read, and has the size that the
+    // kernel takes for this kind of rule.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            LANDLOCK_RULE_NET_PORT,
+            attributes.as_ptr(),
+            0,
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// `landlock_restrict_self(2)`.
+pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the descriptor is borrowed and open; a ruleset can refuse things, but changes no memory of this process.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    check(returned).map(drop)
+}
+
 /// What `sched_setattr(2)` sets: `SCHED_*`, `SCHED_FLAG_*`, and times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct SchedAttr {

@@ -7,6 +7,7 @@
 mod bpf;
 mod delegation;
 mod devices;
+mod modules;
 mod oom;
 mod resources;
 mod stats;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Spec;
 
+use super::ports::{self, Ports};
+
 /// What the annotations' names begin with. No other name may.
 const PREFIX: &str = "run.oci.wasm.";
 
@@ -18,6 +20,7 @@ pub(crate) struct Rights {
     /// In place of all that the container has.
     pub(crate) directories: Option<Vec<Directory>>,
     pub(crate) sockets: bool,
+    pub(crate) ports: Ports,
     /// How long each program may run.
     pub(crate) timeout: Option<Duration>,
 }
@@ -31,7 +34,8 @@ pub(crate) struct Directory {
 
 impl Rights {
     pub(crate) fn of(spec: &Spec) -> Result<Rights> {
-        let mut rights = Rights { directories: None, sockets: true, timeout: None };
+        let mut rights =
+            Rights { directories: None, sockets: true, ports: Ports::default(), timeout: None };
         for (key, value) in spec.annotations().iter().flatten() {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
@@ -40,7 +44,11 @@ impl Rights {
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<()> {
+        let Ports { tcp, udp } = &mut self.ports;
         match name {
+            // Port 0 is any that is free.
+            "bind" => (tcp.bind, udp.bind) = ports::parse(value, 0)?,
+            "connect" => (tcp.connect, udp.connect) = ports::parse(value, 1)?,
             "dirs" => self.directories = Some(directories(value)?),
             "sockets" => {
                 self.sockets = match value {
@@ -50,7 +58,7 @@ impl Rights {
                 }
             }
             "timeout" => self.timeout = Some(timeout(value)?),
-            _ => bail!("rt knows `{PREFIX}dirs`, `{PREFIX}sockets` and `{PREFIX}timeout`"),
+            _ => bail!("rt knows `{PREFIX}bind`, `connect`, `dirs`, `sockets` and `timeout`"),
         }
         Ok(())
     }

@@ -279,7 +279,7 @@ mod tests {
     fn ask(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
         let context = [kind | access << 16, major, minor];
         let word = |_, offset| context[usize::try_from(offset / 4).expect("forwards")];
-        bpf::run(&program(rules), word) == 1
+        bpf::run(&program(rules), word).0 == 1
     }
 
     #[test]
