@@ -79,59 +79,70 @@ fn put(cgroup: &OwnedFd, kind: u32, places: &[u32], program: &[u64]) -> Result<(
     Ok(())
 }
 
-/// Answers yes and ends when the port in register 2 is one of these.
-fn allow(program: &mut Vec<u64>, ranges: &[RangeInclusive<u16>]) {
+/// Answers yes and ends when the port in register 2 is one of these; what is before and after that.
+fn program(before: &[u64], ranges: &[RangeInclusive<u16>], after: &[u64]) -> Vec<u64> {
+    let mut program = before.to_vec();
     for range in ranges {
-        program.push(instruction(JUMP_IF_BELOW, 2, 0, 3, (*range.start()).into()));
-        program.push(instruction(JUMP_IF_ABOVE, 2, 0, 2, (*range.end()).into()));
-        program.extend(answer(1));
+        program.extend([
+            instruction(JUMP_IF_BELOW, 2, 0, 3, (*range.start()).into()),
+            instruction(JUMP_IF_ABOVE, 2, 0, 2, (*range.end()).into()),
+            YES[0],
+            YES[1],
+        ]);
     }
+    program.extend(after);
+    program
 }
+
+const YES: [u64; 2] = answer(1);
+const NO: [u64; 2] = answer(0);
 
 /// For the address of a bind, connect or sendmsg: of UDP only, the others are Landlock's.
 fn udp(ranges: &[RangeInclusive<u16>]) -> Vec<u64> {
     const BPF_FUNC_SET_RETVAL: i32 = 187;
-    let mut program = vec![
+    const BEFORE: &[u64] = &[
         // `protocol`.
         instruction(LOAD_WORD, 2, 1, 36, 0),
         instruction(JUMP_IF, 2, 0, 2, libc::IPPROTO_UDP),
+        YES[0],
+        YES[1],
+        // `user_port`, in the network's order.
+        instruction(LOAD_WORD, 2, 1, 24, 0),
+        instruction(TO_BIG_ENDIAN, 2, 0, 0, 16),
     ];
-    program.extend(answer(1));
-    // `user_port`, in the network's order.
-    program.push(instruction(LOAD_WORD, 2, 1, 24, 0));
-    program.push(instruction(TO_BIG_ENDIAN, 2, 0, 0, 16));
-    allow(&mut program, ranges);
-    // EPERM without it, where all others say EACCES.
-    program.push(instruction(MOVE, 1, 0, 0, -libc::EACCES));
-    program.push(instruction(CALL, 0, 0, 0, BPF_FUNC_SET_RETVAL));
-    program.extend(answer(0));
-    program
+    const AFTER: &[u64] = &[
+        // EPERM without it, where all others say EACCES.
+        instruction(MOVE, 1, 0, 0, -libc::EACCES),
+        instruction(CALL, 0, 0, 0, BPF_FUNC_SET_RETVAL),
+        NO[0],
+        NO[1],
+    ];
+    program(BEFORE, ranges, AFTER)
 }
 
 /// For a packet that reaches a socket: one that listens without having been bound got a port that is free, and Landlock was not
 /// asked. None when that is allowed, as port 0.
 fn listeners(allowed: &Allowed) -> Option<Vec<u64>> {
     const TCP_LISTEN: i32 = 10;
+    const BEFORE: &[u64] = &[
+        // `sk`, which may be null.
+        instruction(LOAD_POINTER, 2, 1, 168, 0),
+        instruction(JUMP_IF_NOT, 2, 0, 2, 0),
+        YES[0],
+        YES[1],
+        // `state` and `src_port` of `struct bpf_sock`.
+        instruction(LOAD_WORD, 3, 2, 72, 0),
+        instruction(JUMP_IF, 3, 0, 2, TCP_LISTEN),
+        YES[0],
+        YES[1],
+        instruction(LOAD_WORD, 2, 2, 44, 0),
+    ];
     let ranges = allowed.as_ref()?;
     // With no port at all there is no listen(2) either.
     if ranges.is_empty() || ranges.iter().any(|range| *range.start() == 0) {
         return None;
     }
-    let yes = answer(1);
-    let mut program = vec![
-        // `sk`, which may be null.
-        instruction(LOAD_POINTER, 2, 1, 168, 0),
-        instruction(JUMP_IF_NOT, 2, 0, 2, 0),
-    ];
-    program.extend(yes);
-    // `state` and `src_port` of `struct bpf_sock`.
-    program.push(instruction(LOAD_WORD, 3, 2, 72, 0));
-    program.push(instruction(JUMP_IF, 3, 0, 2, TCP_LISTEN));
-    program.extend(yes);
-    program.push(instruction(LOAD_WORD, 2, 2, 44, 0));
-    allow(&mut program, ranges);
-    program.extend(answer(0));
-    Some(program)
+    Some(program(BEFORE, ranges, &NO))
 }
 
 #[cfg(test)]

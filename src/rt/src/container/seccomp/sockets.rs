@@ -44,17 +44,18 @@ fn number(call: c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-/// Each code is below 256, and no block is longer than a jump.
-const fn instruction(code: u32, jt: usize, jf: usize, k: u32) -> sock_filter {
-    sock_filter { code: code as u16, jt: jt as u8, jf: jf as u8, k }
-}
-
 struct Program(Vec<sock_filter>);
 
 impl Program {
+    /// Each code is below 256, and no block is longer than a jump.
+    #[inline(never)]
+    fn push(&mut self, code: u32, jt: usize, jf: usize, k: u32) {
+        self.0.push(sock_filter { code: code as u16, jt: jt as u8, jf: jf as u8, k });
+    }
+
     /// Loads a word of `struct seccomp_data`.
     fn load(&mut self, offset: u32) {
-        self.0.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset));
+        self.push(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
     }
 
     /// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees, whatever is in the high one.
@@ -63,7 +64,7 @@ impl Program {
     }
 
     fn jump(&mut self, test: u32, jt: usize, jf: usize, k: u32) {
-        self.0.push(instruction(libc::BPF_JMP | libc::BPF_K | test, jt, jf, k));
+        self.push(libc::BPF_JMP | libc::BPF_K | test, jt, jf, k);
     }
 
     fn end(&mut self, allowed: bool) {
@@ -72,7 +73,7 @@ impl Program {
         } else {
             libc::SECCOMP_RET_ERRNO | libc::EACCES as u32
         };
-        self.0.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, answer));
+        self.push(libc::BPF_RET | libc::BPF_K, 0, 0, answer);
     }
 
     /// Goes on when the loaded word is one of two.
@@ -102,7 +103,7 @@ impl Program {
         self.only(libc::AF_INET as u32, libc::AF_INET6 as u32);
         self.argument(1);
         // Without the flags (`SOCK_TYPE_MASK`, `<linux/net.h>`).
-        self.0.push(instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xf));
+        self.push(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xf);
         for (kind, number, protocol) in [
             (libc::SOCK_STREAM as u32, libc::IPPROTO_TCP as u32, &ports.tcp),
             (libc::SOCK_DGRAM as u32, libc::IPPROTO_UDP as u32, &ports.udp),
