@@ -300,6 +300,7 @@ const ROWS: &[Row] = &[
     row("wasm: WASI preview1", &["wasi"]),
     row("wasm: limits", &["wasm_limits"]),
     row("wasm: rights by annotation", &["wasm_rights"]),
+    row("wasm: ports by annotation", &["wasm_ports"]),
 ];
 
 /// What became of each test, by its name: `passed`, `failed`, `skipped`.

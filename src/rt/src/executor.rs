@@ -43,8 +43,7 @@ pub(crate) struct Program {
     path: CString,
     argv: Vec<CString>,
     envp: Vec<CString>,
-    /// Whether it may make sockets; if not, its first instruction already may not.
-    pub(crate) sockets: bool,
+    pub(crate) is_module: bool,
     /// Signals that arrive blocked.
     blocked: Vec<i32>,
     /// Open until the exec, and beyond.
@@ -155,7 +154,7 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         path: CString::new(path.as_os_str().as_bytes())?,
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
-        sockets: true,
+        is_module: false,
         blocked: Vec::new(),
         _descriptors: Vec::new(),
     })
@@ -215,7 +214,7 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         argv,
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
-        sockets: request.rights.sockets,
+        is_module: true,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
         _descriptors: descriptors,

@@ -251,15 +251,12 @@ pub(crate) fn end_with_parent(command: &mut std::process::Command) {
     }
 }
 
-// `bpf(2)`, the two commands that a device filter takes; numbers from `<linux/bpf.h>`.
+// `bpf(2)`, the two commands that a filter of a cgroup takes; numbers from `<linux/bpf.h>`.
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// Loads a program that decides on devices; the kernel verifies it.
-pub(crate) fn load_device_program(program: &[u64]) -> Result<OwnedFd> {
+/// Loads a program for a cgroup; the kernel verifies it. The numbers are `BPF_PROG_TYPE_*` and `BPF_*` of the place that it is for.
+pub(crate) fn bpf_prog_load(kind: u32, place: u32, program: &[u64]) -> Result<OwnedFd> {
     /// The first members of `union bpf_attr` for this command; the kernel takes those that are not there as zero.
     #[repr(C)]
     struct Load {
@@ -267,13 +264,19 @@ pub(crate) fn load_device_program(program: &[u64]) -> Result<OwnedFd> {
         insn_cnt: u32,
         insns: u64,
         license: u64,
+        /// Of its log, name, flags and interface: nothing.
+        others: [u32; 11],
+        expected_attach_type: u32,
     }
     let attributes = Load {
-        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        prog_type: kind,
         insn_cnt: u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?,
         insns: program.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
+        others: [0; 11],
+        expected_attach_type: place,
     };
+    const { assert!(std::mem::offset_of!(Load, expected_attach_type) == 68) };
     // SAFETY: the attributes, the instructions that they point to and the NUL-terminated licence outlive the call and are only
     // read; the counts are those of what is passed.
     let fd = unsafe {
@@ -284,8 +287,13 @@ pub(crate) fn load_device_program(program: &[u64]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a device program to a cgroup. A device is allowed when all programs of it and of those above it say so.
-pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+/// Attaches a program to a cgroup, with `BPF_F_*` flags. What it decides on is allowed when those above it say so too.
+pub(crate) fn bpf_prog_attach(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    place: u32,
+    flags: u32,
+) -> Result<()> {
     #[repr(C)]
     struct Attach {
         target_fd: u32,
@@ -296,13 +304,62 @@ pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<
     let attributes = Attach {
         target_fd: cgroup.as_raw_fd().unsigned_abs(),
         attach_bpf_fd: program.as_raw_fd().unsigned_abs(),
-        attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
+        attach_type: place,
+        attach_flags: flags,
     };
     // SAFETY: both descriptors are borrowed and open; the attributes outlive the call, are only read, and their size is passed.
     let returned = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>())
     };
+    check(returned).map(drop)
+}
+
+// From `<linux/landlock.h>`.
+pub(crate) const LANDLOCK_ACCESS_NET_BIND_TCP: u64 = 1;
+pub(crate) const LANDLOCK_ACCESS_NET_CONNECT_TCP: u64 = 2;
+
+/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, but for its rules (Linux 6.7).
+pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
+    // `struct landlock_ruleset_attr`: of files nothing, of the network these.
+    let attributes: [u64; 2] = [0, handled];
+    // SAFETY: the structure outlives the call, is only read, and its size is passed.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+            0,
+        )
+    };
+    let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
+    // SAFETY: the call just returned this descriptor (close-on-exec, as the page says) and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `landlock_add_rule(2)`, `LANDLOCK_RULE_NET_PORT`.
+pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16) -> Result<()> {
+    const LANDLOCK_RULE_NET_PORT: c_int = 2;
+    // `struct landlock_net_port_attr`.
+    let attributes: [u64; 2] = [allowed, port.into()];
+    // SAFETY: the descriptor is borrowed and open; the structure outlives the call, is only read, and has the size that the
+    // kernel takes for this kind of rule.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            LANDLOCK_RULE_NET_PORT,
+            attributes.as_ptr(),
+            0,
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// `landlock_restrict_self(2)`.
+pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the descriptor is borrowed and open; a ruleset can refuse things, but changes no memory of this process.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
     check(returned).map(drop)
 }
 

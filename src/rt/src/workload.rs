@@ -4,6 +4,7 @@
 //! the program as the container sees it. The rules, with their origin, are in `docs/workload.md`.
 #![forbid(unsafe_code)]
 
+mod ports;
 mod rights;
 
 use anyhow::{Result, bail};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::annotation;
 
+pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
 
 /// How much of the program decides.

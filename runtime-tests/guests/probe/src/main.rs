@@ -2,8 +2,12 @@
 //! through it.
 
 use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use std::{env, fs, io, process, thread};
+
+use wasmedge_wasi_socket::socket::{Socket, SocketType, WasiAddress};
 
 fn main() {
     let args: Vec<String> = env::args().collect();
@@ -67,6 +71,28 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
             stream.read(&mut byte)?;
             println!("accepted");
         }
+        ["bind", protocol, address] => {
+            let address = address.parse().expect("an address");
+            open(protocol, &address)?.bind(&address)?;
+            println!("bound");
+        }
+        ["connect", protocol, address] => {
+            let address = address.parse().expect("an address");
+            connect(&open(protocol, &address)?, &address)?;
+            println!("connected");
+        }
+        ["send", address] => {
+            let address = address.parse().expect("an address");
+            open("udp", &address)?.send_to(b"x", address)?;
+            println!("sent");
+        }
+        ["listen"] => {
+            let socket = open("tcp", &"0.0.0.0:0".parse().expect("an address"))?;
+            socket.listen(8)?;
+            println!("{}", socket.get_local()?.port());
+            ready();
+            thread::sleep(Duration::from_secs(1_000_000));
+        }
         ["resolve", host] => {
             use wasmedge_wasi_socket::nslookup;
             for address in nslookup(host, "80")? {
@@ -79,6 +105,28 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn open(protocol: &str, address: &SocketAddr) -> io::Result<Socket> {
+    Socket::new(address.into(), if protocol == "tcp" { SocketType::Stream } else { SocketType::Datagram })
+}
+
+/// The library connects to addresses of IPv4 only.
+fn connect(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
+    #[link(wasm_import_module = "wasi_snapshot_preview1")]
+    unsafe extern "C" {
+        fn sock_connect(socket: u32, address: *const WasiAddress, port: u32) -> u32;
+    }
+    let octets = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let ip = WasiAddress { buf: octets.as_ptr(), size: octets.len() };
+    // SAFETY: the address lives across the call.
+    match unsafe { sock_connect(socket.as_raw_fd() as u32, &raw const ip, address.port().into()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error as i32)),
+    }
 }
 
 /// Says that the waiting has begun.

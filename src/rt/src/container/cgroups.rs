@@ -4,8 +4,10 @@
 //! there, and does not remove what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
 #![forbid(unsafe_code)]
 
+mod bpf;
 mod delegation;
 mod devices;
+mod modules;
 mod oom;
 mod resources;
 mod stats;
@@ -96,6 +98,18 @@ pub(crate) fn version() -> Result<Version> {
 /// The roots of the hierarchies of a host with v1.
 pub(crate) fn hierarchies() -> Result<Vec<PathBuf>> {
     v1::hierarchies()
+}
+
+/// The controllers of this host, by their names in v2.
+pub(crate) fn controllers() -> Vec<String> {
+    if version().is_ok_and(|version| version == Version::V2) {
+        let text = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+        return text.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    }
+    let hierarchies = hierarchies().unwrap_or_default();
+    let names = hierarchies.iter().filter_map(|path| path.file_name()?.to_str());
+    let named = |name: &str| if name == "blkio" { "io".to_owned() } else { name.to_owned() };
+    names.flat_map(|names| names.split(',').map(named).collect::<Vec<_>>()).collect()
 }
 
 /// Whether this process may decide by a program which devices a cgroup of v2 has. Loads one, and attaches it to none.

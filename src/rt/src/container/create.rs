@@ -300,9 +300,13 @@ fn serve(
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     let memory = options.engine.as_ref().and_then(|_| state.cgroup.memory_limit());
-    let files: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
-    socket.send_with(&Message::Cgroup { memory }, &files)?;
-    drop(tasks);
+    let modules = match options.engine {
+        Some(_) => state.cgroup.for_modules(&prepared.rights.ports)?,
+        None => None,
+    };
+    let files: Vec<_> = tasks.iter().chain(&modules).map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory, modules: modules.is_some() }, &files)?;
+    drop((tasks, modules));
     // While init is at work.
     let mut record = directory.draft(state)?;
     if !systemd {

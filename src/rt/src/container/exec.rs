@@ -17,9 +17,9 @@ use super::cgroups::{self, Doors};
 use super::init;
 use super::namespaces::{self, ForChildren, Namespaces, Side};
 use super::rootfs::Rootfs;
-use super::seccomp::{self, Filter, Receiver};
+use super::seccomp::{Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{create, process, terminal};
+use super::{create, module, process, terminal};
 use crate::engine::{self, Found};
 use crate::executor::{self, Program};
 use crate::state::{Draft, State, Status};
@@ -157,10 +157,14 @@ fn serve(
         groups.enter(pid)?;
     }
     let affinity = options.process.exec_cpu_affinity().as_ref();
-    let tasks: Vec<BorrowedFd<'_>> = doors.tasks.iter().map(AsFd::as_fd).collect();
     let memory = options.engine.as_ref().and_then(|_| options.state.cgroup.memory_left());
-    socket.send_with(&Message::Cgroup { memory }, &tasks)?;
-    drop(doors);
+    let modules = match options.engine {
+        Some(_) => options.state.cgroup.clone().for_modules(&options.rights.ports)?,
+        None => None,
+    };
+    let files: Vec<BorrowedFd<'_>> = doors.tasks.iter().chain(&modules).map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory, modules: modules.is_some() }, &files)?;
+    drop((doors, modules));
     let mut found = Found::default();
     loop {
         let (message, files) = socket.receive_with()?;
@@ -221,12 +225,13 @@ fn how_it_died(pid: Pid) -> anyhow::Error {
 
 /// Runs the new process. Ends in the program, or in the end of the process.
 fn main(plan: &Plan<'_>) -> ! {
-    let error = match set_up(plan).and_then(|(program, listener)| {
+    let error = match set_up(plan).and_then(|(program, listener, modules)| {
         program.block_signals();
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(listener);
         rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
+        module::enter(modules)?;
         Ok(program)
     }) {
         Ok(program) => program.exec(),
@@ -237,13 +242,13 @@ fn main(plan: &Plan<'_>) -> ! {
     syscall::exit_now(1)
 }
 
-/// Everything but the exec. The order is that of [`init`], for the same reasons.
-fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
+/// Everything but the exec. The order and what is returned are those of [`init`], for the same reasons.
+fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)> {
     let (options, process) = (plan.options, plan.options.process);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
-    let (memory, files) = plan.socket.expect_cgroup()?;
+    let (memory, files, mut modules) = plan.socket.expect_cgroup()?;
     for tasks in files {
         cgroups::enter(&tasks).context("enter the cgroup")?;
     }
@@ -286,15 +291,17 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>)> {
     };
     let program = executor::prepare(&request)?;
     init::set_label(label)?;
-    if !program.sockets {
-        seccomp::refuse_sockets()?;
+    if program.is_module {
+        module::confine(&options.rights, modules.as_ref())?;
+    } else {
+        modules = None;
     }
     if process.no_new_privileges() == Some(true)
         && let Some(filter) = filter
     {
         listener = filter.load(&plan.socket)?;
     }
-    Ok((program, listener))
+    Ok((program, listener, modules))
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {

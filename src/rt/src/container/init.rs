@@ -21,10 +21,10 @@ use super::hooks::Streams;
 use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
-use super::seccomp::{self, Filter};
+use super::seccomp::Filter;
 use super::sync::{Message, Socket};
 use super::{
-    cgroup_mount, cgroups, devices, hooks, mounts, notify_socket, process, sysctl, terminal,
+    cgroup_mount, cgroups, devices, hooks, module, mounts, notify_socket, process, sysctl, terminal,
 };
 use crate::executor::{self, Program};
 use crate::state::{State, Status};
@@ -62,7 +62,7 @@ const NOT_THERE: i32 = 127;
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = std::mem::take(&mut plan.mounts);
     let plan = &plan;
-    let (program, listener) = match set_up(plan, opened) {
+    let (program, listener, modules) = match set_up(plan, opened) {
         Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -72,7 +72,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     };
     // From now on the container can be signalled.
     program.block_signals();
-    let error = match wait_for_start(plan, listener) {
+    let error = match wait_for_start(plan, listener).and_then(|()| module::enter(modules)) {
         Ok(()) => program.exec(),
         Err(error) => error,
     };
@@ -83,8 +83,12 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// Everything up to the point where only the start is missing. With the program comes the listener of a filter that notifies.
-fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Option<OwnedFd>)> {
+/// Everything up to the point where only the start is missing. With the program come the listener of a filter that notifies, and
+/// the way into the cgroup for modules.
+fn set_up(
+    plan: &Plan<'_>,
+    opened: Vec<Option<Detached>>,
+) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -144,7 +148,7 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
     }
-    let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+    let mut place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     run_hooks_before_pivot(plan)?;
 
     let mut empty = None;
@@ -211,16 +215,19 @@ fn set_up(plan: &Plan<'_>, opened: Vec<Option<Detached>>) -> Result<(Program, Op
         native: &|module| plan.socket.ask_for_native(module),
     };
     let program = executor::prepare(&request)?;
+    if !program.is_module {
+        place.modules = None;
+    }
     set_label(label)?;
-    if !program.sockets {
-        seccomp::refuse_sockets()?;
+    if program.is_module {
+        module::confine(plan.rights, place.modules.as_ref())?;
     }
     if process.no_new_privileges() == Some(true)
         && let Some(filter) = plan.filter
     {
         listener = filter.load(&plan.socket)?;
     }
-    Ok((program, listener))
+    Ok((program, listener, place.modules))
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
@@ -249,15 +256,16 @@ fn mount_all(
 }
 
 /// What there is to know of the cgroup that init is in.
-#[derive(Clone, Copy)]
 struct Place {
     /// The limit of memory that an engine is told, in bytes.
     memory: Option<u64>,
+    /// The way into the cgroup for modules.
+    modules: Option<OwnedFd>,
 }
 
 /// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
 fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
-    let (memory, mut files) = plan.socket.expect_cgroup()?;
+    let (memory, mut files, modules) = plan.socket.expect_cgroup()?;
     let delegate = plan.options.bundle.annotation(cgroups::DELEGATE);
     let delegated = delegate.filter(|name| !name.is_empty()).and_then(|_| files.pop());
     for tasks in files {
@@ -268,7 +276,7 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     if let Some(entrance) = delegated {
         cgroups::enter(&entrance).context("enter the delegated cgroup")?;
     }
-    Ok(Place { memory })
+    Ok(Place { memory, modules })
 }
 
 pub(super) fn join_session_keyring(id: &str) -> Result<()> {

@@ -16,6 +16,8 @@ pub(crate) struct Entry {
     pub(crate) root: PathBuf,
     /// Where, seen from that process's root.
     pub(crate) point: PathBuf,
+    /// Whether it may be written to by way of this mount.
+    pub(crate) writable: bool,
     /// The type of the filesystem.
     pub(crate) kind: String,
 }
@@ -46,6 +48,7 @@ fn parse(line: &str) -> Option<Entry> {
         device: fields.nth(1)?.to_owned(),
         root: unescape(fields.next()?).into(),
         point: unescape(fields.next()?).into(),
+        writable: fields.next()?.split(',').any(|option| option == "rw"),
         kind: after.split(' ').next()?.to_owned(),
     })
 }
@@ -69,7 +72,7 @@ mod tests {
         let entry = parse(line).expect("a line of the table");
         assert_eq!((entry.id.as_str(), entry.device.as_str()), ("36", "98:0"));
         assert_eq!((entry.root, entry.point), ("/mnt1".into(), "/mnt 2".into()));
-        assert_eq!(entry.kind, "ext3");
+        assert_eq!((entry.kind.as_str(), entry.writable), ("ext3", true));
         assert_eq!(parse("36 35 98:0 /mnt1"), None);
     }
 }

@@ -20,8 +20,9 @@ pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
     /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
-    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes.
-    Cgroup { memory: Option<u64> },
+    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes. With `modules`, the last file is
+    /// the one by which an engine enters the cgroup for modules.
+    Cgroup { memory: Option<u64>, modules: bool },
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
@@ -126,10 +127,14 @@ impl Socket {
         }
     }
 
-    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which it enters.
-    pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>)> {
+    /// In init: waits until its cgroup is there; takes the limit of memory, the files by which it enters, and the one for the cgroup
+    /// for modules.
+    pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>, Option<OwnedFd>)> {
         match self.receive_with()? {
-            (Some(Message::Cgroup { memory }), files) => Ok((memory, files)),
+            (Some(Message::Cgroup { memory, modules }), mut files) => {
+                let modules = if modules { files.pop() } else { None };
+                Ok((memory, files, modules))
+            }
             (other, _) => bail!("waited for the cgroup, got {other:?}"),
         }
     }
@@ -149,9 +154,10 @@ impl Socket {
 fn encode(message: &Message) -> Vec<u8> {
     let (tag, text) = match message {
         Message::Mapped => (b'M', Vec::new()),
-        Message::Cgroup { memory } => {
-            (b'G', memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default())
-        }
+        Message::Cgroup { memory, modules } => (
+            if *modules { b'C' } else { b'G' },
+            memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default(),
+        ),
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
@@ -170,9 +176,13 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     let text = || String::from_utf8_lossy(&bytes[1..]).into_owned();
     Ok(match bytes[0] {
         b'M' => Message::Mapped,
-        b'G' if bytes.len() == 1 => Message::Cgroup { memory: None },
-        b'G' => {
-            Message::Cgroup { memory: Some(text().parse().context("parse a limit of memory")?) }
+        tag @ (b'G' | b'C') => {
+            let limit = Some(text()).filter(|text| !text.is_empty());
+            let memory = limit.map(|text| text.parse()).transpose();
+            Message::Cgroup {
+                memory: memory.context("parse a limit of memory")?,
+                modules: tag == b'C',
+            }
         }
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
@@ -197,8 +207,8 @@ mod tests {
         let (one, other) = pair().expect("a pair");
         for message in [
             Message::Mapped,
-            Message::Cgroup { memory: None },
-            Message::Cgroup { memory: Some(64 << 20) },
+            Message::Cgroup { memory: None, modules: true },
+            Message::Cgroup { memory: Some(64 << 20), modules: false },
             Message::Init(4711),
             Message::Listener(7),
             Message::BeforePivot,

@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Spec;
 
+use super::ports::{self, Ports};
 use crate::engine::Compile;
 
 /// What the annotations' names begin with. No other name may.
 const PREFIX: &str = "run.oci.wasm.";
 
 /// What they end with.
-const NAMES: [&str; 4] = ["compile", "dirs", "sockets", "timeout"];
+const NAMES: [&str; 6] = ["bind", "compile", "connect", "dirs", "sockets", "timeout"];
 
 /// Directories that show the kernel's or the machine's things, and are never shown to a module.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -23,6 +24,7 @@ pub(crate) struct Rights {
     /// In place of all that the container has.
     pub(crate) directories: Option<Vec<Directory>>,
     pub(crate) sockets: bool,
+    pub(crate) ports: Ports,
     /// How long each program may run.
     pub(crate) timeout: Option<Duration>,
     /// Whether and when it is compiled.
@@ -38,7 +40,13 @@ pub(crate) struct Directory {
 
 impl Rights {
     pub(crate) fn of(spec: &Spec) -> Result<Rights> {
-        let mut rights = Rights { directories: None, sockets: true, timeout: None, compile: None };
+        let mut rights = Rights {
+            directories: None,
+            sockets: true,
+            ports: Ports::default(),
+            timeout: None,
+            compile: None,
+        };
         for (key, value) in spec.annotations().iter().flatten() {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
@@ -47,7 +55,11 @@ impl Rights {
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<()> {
+        let Ports { tcp, udp } = &mut self.ports;
         match name {
+            // Port 0 is any that is free.
+            "bind" => (tcp.bind, udp.bind) = ports::parse(value, 0)?,
+            "connect" => (tcp.connect, udp.connect) = ports::parse(value, 1)?,
             "dirs" => self.directories = Some(directories(value)?),
             "sockets" => {
                 self.sockets = match value {

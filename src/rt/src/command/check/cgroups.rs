@@ -1,7 +1,6 @@
 //! Control groups: which version, which controllers, and who may make them.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
@@ -40,7 +39,7 @@ pub(super) fn all() -> Vec<Finding> {
         (Version::V1, false) => "1",
     };
     let mut findings = vec![Finding::good(TOPIC, "version", name)];
-    findings.push(controllers(version, &hierarchies));
+    findings.push(controllers());
     if version == Version::V2 {
         findings.push(device_programs());
     }
@@ -49,20 +48,8 @@ pub(super) fn all() -> Vec<Finding> {
     findings
 }
 
-fn controllers(version: Version, hierarchies: &[PathBuf]) -> Finding {
-    let names: Vec<String> = match version {
-        Version::V2 => {
-            let text = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
-            text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
-        }
-        Version::V1 => {
-            let names = hierarchies.iter().filter_map(|path| path.file_name()?.to_str());
-            // As v2 calls it.
-            let named =
-                |name: &str| if name == "blkio" { "io".to_owned() } else { name.to_owned() };
-            names.flat_map(|names| names.split(',').map(named).collect::<Vec<_>>()).collect()
-        }
-    };
+fn controllers() -> Finding {
+    let names = cgroups::controllers();
     let lacks: Vec<&str> =
         WANTED.into_iter().filter(|wanted| !names.iter().any(|name| name == wanted)).collect();
     if lacks.is_empty() {

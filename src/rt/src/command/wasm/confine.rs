@@ -107,10 +107,11 @@ impl Place {
         &self,
         description: &Description,
         settings: &CompilerSettings,
+        manager: Manager,
         background: bool,
     ) -> Result<Bundle> {
         let engine = engine::path(super::ENGINE)?;
-        let mut config = config(&self.rootfs, &engine, description, settings);
+        let mut config = config(&self.rootfs, &engine, description, settings, manager);
         if background {
             // Nobody waits for it.
             config["process"]["scheduler"] = json!({ "policy": "SCHED_IDLE" });
@@ -152,6 +153,7 @@ fn config(
     engine: &Path,
     description: &Description,
     settings: &CompilerSettings,
+    manager: Manager,
 ) -> serde_json::Value {
     let inside = |path: &Path| Path::new(ENGINE).join(path).display().to_string();
     let libraries = description.compiler.as_ref().and_then(|compiler| compiler.libraries.as_ref());
@@ -185,6 +187,7 @@ fn config(
         "oomScoreAdj": 1000,
         "rlimits": [
             { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+            { "type": "RLIMIT_DATA", "soft": settings.memory_bytes, "hard": settings.memory_bytes },
             { "type": "RLIMIT_NOFILE", "soft": 256, "hard": 256 },
         ],
     });
@@ -206,9 +209,16 @@ fn config(
         "defaultErrnoRet": libc::ENOSYS,
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }],
     });
-    config["linux"]["resources"]["memory"] = json!({ "limit": settings.memory_bytes });
-    config["linux"]["resources"]["pids"] = json!({ "limit": 64 });
-    if let Some(path) = cgroup_path(Manager::Cgroupfs, &format!("{}", std::process::id())) {
+    // What a host has no controllers for, its user's own limits have to do.
+    let controllers = cgroups::controllers();
+    let has = |name: &str| controllers.iter().any(|controller| controller == name);
+    if manager != Manager::Disabled && has("memory") {
+        config["linux"]["resources"]["memory"] = json!({ "limit": settings.memory_bytes });
+    }
+    if manager != Manager::Disabled && has("pids") {
+        config["linux"]["resources"]["pids"] = json!({ "limit": 64 });
+    }
+    if let Some(path) = cgroup_path(manager, &std::process::id().to_string()) {
         config["linux"]["cgroupsPath"] = json!(path);
     }
     config

@@ -16,7 +16,7 @@ use rustix::pipe::PipeFlags;
 use super::confine;
 use crate::cli::{Global, WasmWorker};
 use crate::container::{self, Container};
-use crate::engine::cache::{About, Key};
+use crate::engine::cache::{About, Entry, Key, Kind};
 use crate::engine::{Description, Native};
 use crate::state::Root;
 
@@ -75,7 +75,9 @@ fn compile(
         milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     native.cache.keep(key, part, about)?;
-    native.cache.prune(native.settings.cache.max_bytes, |entry| native.is_useful(entry)).map(drop)
+    // Another rt on this host may have use for what is foreign to this one.
+    let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
+    native.cache.prune(native.settings.cache.max_bytes, useful).map(drop)
 }
 
 enum Outcome {
@@ -102,7 +104,7 @@ fn run(
     let place = confine::Place::new(root)?;
     place.clean()?;
     let manager = super::super::manager(global);
-    let bundle = place.bundle(description, &native.settings.compiler, background)?;
+    let bundle = place.bundle(description, &native.settings.compiler, manager, background)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams()?;
     let made = place.create(&bundle, manager);

@@ -23,9 +23,7 @@ impl Cgroup {
         let inner = above.join(name);
         make(&inner)?;
         give(&inner, owner)?;
-        let file = inner.join("cgroup.procs");
-        let entrance = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("open `{}`", file.display()))?;
+        let entrance = entrance(&inner)?;
         self.inner = Some(inner);
         Ok(Some(entrance))
     }
@@ -55,6 +53,13 @@ pub(super) fn make(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The file by which a process enters.
+pub(super) fn entrance(path: &Path) -> Result<OwnedFd> {
+    let file = path.join("cgroup.procs");
+    rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("open `{}`", file.display()))
 }
 
 /// Gives away the directory, and those of its files that may be: not the limits, which are for whoever is above.

@@ -1,9 +1,7 @@
 //! Which devices a container may use: a list of rules, for the files of cgroup v1 or as a program for v2.
 //!
 //! With v2 there are no files for it: the kernel asks a BPF program, attached to the cgroup, before a device is opened or made
-//! (kernel documentation, `cgroup-v2.rst`, "Device controller"). The program is written here, rule by rule, in the instruction set
-//! of `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has one too, by way of libbpf, a C library with two
-//! more behind it.
+//! (kernel documentation, `cgroup-v2.rst`, "Device controller"). The program is written here, rule by rule.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +10,10 @@ use anyhow::{Context, Result};
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::io::Errno;
 
+use super::bpf::{
+    AND, JUMP_IF, JUMP_IF_NOT, JUMP_IF_NOT_REGISTER, LOAD_WORD, MOVE_REGISTER, SHIFT_RIGHT, answer,
+    instruction,
+};
 use crate::syscall;
 
 /// A rule matches every type or number that it does not name. Of several that match, the last counts.
@@ -162,9 +164,14 @@ fn group<'a>(table: &'a str, heading: &str, major: i32) -> Option<&'a str> {
         .map(|(_, name)| name.trim())
 }
 
+// From `<linux/bpf.h>`.
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
 /// Loads a program that decides by these rules.
 pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
-    syscall::load_device_program(&program(rules))
+    syscall::bpf_prog_load(BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE, &program(rules))
 }
 
 /// Attaches the rules to a v2 cgroup.
@@ -175,27 +182,9 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
         Err(Errno::PERM) if !crate::state::is_host_root() => return Ok(()),
         Err(error) => return Err(error).context("load the device program"),
     };
-    syscall::attach_device_program(cgroup, program.as_fd()).context("attach the device program")
+    syscall::bpf_prog_attach(cgroup, program.as_fd(), BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
+        .context("attach the device program")
 }
-
-/// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of immediate value.
-fn instruction(operation: u8, destination: u8, source: u8, offset: i16, value: i32) -> u64 {
-    u64::from_le_bytes({
-        let ([o0, o1], [v0, v1, v2, v3]) = (offset.to_le_bytes(), value.to_le_bytes());
-        [operation, destination | source << 4, o0, o1, v0, v1, v2, v3]
-    })
-}
-
-// Operations: class, source and code or size, from `<linux/bpf_common.h>` and `<linux/bpf.h>`.
-const LOAD_WORD: u8 = 0x61;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const MOVE: u8 = 0xb4;
-const MOVE_REGISTER: u8 = 0xbc;
-const JUMP_IF_NOT: u8 = 0x55;
-const JUMP_IF_NOT_REGISTER: u8 = 0x5d;
-const JUMP_IF: u8 = 0x15;
-const EXIT: u8 = 0x95;
 
 /// Tries the rules from the last to the first; the first that matches decides, and without one it is no.
 fn program(rules: &[Rule]) -> Vec<u64> {
@@ -232,15 +221,14 @@ fn program(rules: &[Rule]) -> Vec<u64> {
             // Over the tests that are left and the two instructions of the answer.
             block.push(instruction(operation, register, source, tests_left - passed + 2, value));
         }
-        block.push(instruction(MOVE, 0, 0, 0, i32::from(rule.allow)));
-        block.push(instruction(EXIT, 0, 0, 0, 0));
+        block.extend(answer(i32::from(rule.allow)));
         program.append(&mut block);
         if tests_left == 0 {
             // It matches everything; what comes before it never counts, and the kernel refuses what is never reached.
             return program;
         }
     }
-    program.extend([instruction(MOVE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program.extend(answer(0));
     program
 }
 
@@ -251,6 +239,7 @@ pub(super) fn understand(rules: &[Rule]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bpf;
     use super::*;
 
     #[test]
@@ -286,49 +275,11 @@ mod tests {
         assert_eq!((rules[1].is_allowing(), rules[1].line().as_str()), (true, "c 10:229 rw"));
     }
 
-    /// What the program answers, by an interpreter of the few instructions that it uses.
+    /// What the program answers.
     fn ask(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
-        let program = program(rules);
         let context = [kind | access << 16, major, minor];
-        let (mut registers, mut at) = ([0_i32; 11], 0_usize);
-        loop {
-            let [operation, both, o0, o1, v0, v1, v2, v3] = program[at].to_le_bytes();
-            let (destination, source) = (usize::from(both & 15), usize::from(both >> 4));
-            let (offset, value) =
-                (i16::from_le_bytes([o0, o1]), i32::from_le_bytes([v0, v1, v2, v3]));
-            at += 1;
-            let jump = match operation {
-                LOAD_WORD => {
-                    registers[destination] =
-                        context[usize::try_from(offset / 4).expect("forwards")];
-                    false
-                }
-                AND => {
-                    registers[destination] &= value;
-                    false
-                }
-                SHIFT_RIGHT => {
-                    registers[destination] >>= value;
-                    false
-                }
-                MOVE => {
-                    registers[destination] = value;
-                    false
-                }
-                MOVE_REGISTER => {
-                    registers[destination] = registers[source];
-                    false
-                }
-                JUMP_IF_NOT => registers[destination] != value,
-                JUMP_IF_NOT_REGISTER => registers[destination] != registers[source],
-                JUMP_IF => registers[destination] == value,
-                EXIT => return registers[0] == 1,
-                operation => panic!("unknown operation {operation:#x}"),
-            };
-            if jump {
-                at += usize::try_from(offset).expect("forwards");
-            }
-        }
+        let word = |_, offset| context[usize::try_from(offset / 4).expect("forwards")];
+        bpf::run(&program(rules), word).0 == 1
     }
 
     #[test]

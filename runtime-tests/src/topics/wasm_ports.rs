@@ -1,0 +1,335 @@
+//! Which ports a module may bind and connect to.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Bundle, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
+
+super::tests! { "wasm_ports":
+    binds_only_to_ports_that_are_listed, connects_only_to_ports_that_are_listed, all_else_is_free_without_a_list, holds_for_ipv6, has_no_socket_where_nothing_is_listed,
+    a_port_that_is_free_is_listed_as_0, cannot_listen_without_a_port, listens_in_vain_at_a_port_that_is_not_listed, uses_only_ports_of_udp_that_are_listed, udp_holds_for_ipv6,
+    exec_is_limited_too, a_native_program_is_not, a_module_in_a_native_container_is, root_without_rights_is_limited_too, names_are_resolved, ports_of_udp_take_a_cgroup_of_v2,
+    a_cgroup_that_can_be_left_is_an_error, a_kernel_without_landlock_is_an_error, a_kernel_that_knows_no_ports_is_an_error, wrong_values_are_errors,
+}
+
+const BIND: &str = "run.oci.wasm.bind";
+const CONNECT: &str = "run.oci.wasm.connect";
+
+/// `EACCES`, in WASI's numbers.
+const REFUSED: &str = "error: PermissionDenied: Permission denied (os error 2)\n";
+
+/// Landlock knows ports from Linux 6.7 on.
+fn needs_landlock() -> Outcome {
+    if landlock_knows_ports()? { Ok(()) } else { skip("the kernel's Landlock knows no ports") }
+}
+
+fn landlock_knows_ports() -> Outcome<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = numbers.next().ok_or("no release")??;
+    Ok((version, numbers.next().ok_or("no release")??) >= (6, 7))
+}
+
+fn needs_v2(test: &Test) -> Outcome {
+    if test.host.lane == "v1" { skip("ports of UDP take a cgroup of v2") } else { Ok(()) }
+}
+
+fn limited<'a>(test: &'a Test, args: &[&str], bind: &str, connect: &str) -> Outcome<Bundle<'a>> {
+    Ok(test.wasm("probe", args)?.annotation(BIND, bind).annotation(CONNECT, connect))
+}
+
+/// What a module says when it does something, for each of several.
+fn each(test: &Test, lists: [&str; 2], cases: &[(&[&str], &str)]) -> Outcome {
+    for (args, said) in cases {
+        let output = limited(test, args, lists[0], lists[1])?.run()?;
+        ensure(
+            output.stdout.starts_with(said),
+            format!("{args:?}: {}{}", output.stdout, output.stderr),
+        )?;
+    }
+    Ok(())
+}
+
+/// Nobody is there, which is found out by those that may ask.
+const NOBODY: &str = "error: ConnectionRefused";
+
+fn binds_only_to_ports_that_are_listed(test: &Test) -> Outcome {
+    needs_landlock()?;
+    each(
+        test,
+        ["tcp/8080,tcp/9000-9002", ""],
+        &[
+            (&["bind", "tcp", "0.0.0.0:8080"], "bound"),
+            (&["bind", "tcp", "127.0.0.1:9001"], "bound"),
+            (&["bind", "tcp", "0.0.0.0:9003"], REFUSED),
+            (&["bind", "tcp", "0.0.0.0:0"], REFUSED),
+            (&["connect", "tcp", "127.0.0.1:8080"], REFUSED),
+            (&["bind", "udp", "0.0.0.0:8080"], REFUSED),
+        ],
+    )
+}
+
+fn connects_only_to_ports_that_are_listed(test: &Test) -> Outcome {
+    needs_landlock()?;
+    each(
+        test,
+        ["", "tcp/7000-7001"],
+        &[
+            (&["connect", "tcp", "127.0.0.1:7001"], NOBODY),
+            (&["connect", "tcp", "127.0.0.1:7002"], REFUSED),
+            (&["bind", "tcp", "0.0.0.0:7000"], REFUSED),
+            (&["connect", "udp", "127.0.0.1:7000"], REFUSED),
+        ],
+    )
+}
+
+fn all_else_is_free_without_a_list(test: &Test) -> Outcome {
+    needs_landlock()?;
+    needs_v2(test)?;
+    let connect = |protocol, port| -> Outcome<String> {
+        let address = format!("127.0.0.1:{port}");
+        let bundle = test.wasm("probe", &["connect", protocol, &address])?;
+        Ok(bundle.annotation(BIND, "tcp/8080").run()?.stdout)
+    };
+    ensure(connect("tcp", 7000)?.starts_with(NOBODY), "tcp")?;
+    ensure_eq(connect("udp", 53)?.as_str(), "connected\n")
+}
+
+fn holds_for_ipv6(test: &Test) -> Outcome {
+    needs_landlock()?;
+    each(
+        test,
+        ["tcp/8080", "tcp/7000"],
+        &[
+            (&["bind", "tcp", "[::]:8080"], "bound"),
+            (&["bind", "tcp", "[::]:8081"], REFUSED),
+            (&["connect", "tcp", "[::1]:7000"], NOBODY),
+            (&["connect", "tcp", "[::1]:7001"], REFUSED),
+            (&["connect", "tcp", "[::ffff:127.0.0.1]:7001"], REFUSED),
+        ],
+    )
+}
+
+/// By the filter alone, on any kernel.
+fn has_no_socket_where_nothing_is_listed(test: &Test) -> Outcome {
+    each(
+        test,
+        ["", ""],
+        &[
+            (&["bind", "tcp", "0.0.0.0:8080"], REFUSED),
+            (&["send", "127.0.0.1:53"], REFUSED),
+            (&["listen"], REFUSED),
+        ],
+    )
+}
+
+fn a_port_that_is_free_is_listed_as_0(test: &Test) -> Outcome {
+    needs_landlock()?;
+    each(
+        test,
+        ["tcp/0", ""],
+        &[(&["bind", "tcp", "0.0.0.0:0"], "bound"), (&["bind", "tcp", "0.0.0.0:40000"], REFUSED)],
+    )
+}
+
+/// Landlock does not look at `listen(2)`, which takes a port that is free if there was no `bind(2)`.
+fn cannot_listen_without_a_port(test: &Test) -> Outcome {
+    needs_landlock()?;
+    each(test, ["", "tcp/7000"], &[(&["listen"], REFUSED)])
+}
+
+/// With a port that is listed, `listen(2)` itself is needed.
+fn listens_in_vain_at_a_port_that_is_not_listed(test: &Test) -> Outcome {
+    needs_landlock()?;
+    needs_v2(test)?;
+    let reached = |bind: &str| -> Outcome<bool> {
+        let bundle = limited(test, &["listen"], bind, "")?.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "network");
+            }
+        });
+        let container = bundle.start()?;
+        container.wait_for_output("ready")?;
+        let port: u16 = container.stdout()?.lines().next().ok_or("no port")?.parse()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Ok(TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok())
+    };
+    ensure(!reached("tcp/1-1023")?, "it was reached")?;
+    ensure(reached("tcp/0,tcp/80")?, "it was not reached")
+}
+
+fn uses_only_ports_of_udp_that_are_listed(test: &Test) -> Outcome {
+    needs_v2(test)?;
+    each(
+        test,
+        ["udp/5000-5001", "udp/53,udp/6000"],
+        &[
+            (&["bind", "udp", "0.0.0.0:5001"], "bound"),
+            (&["bind", "udp", "0.0.0.0:5002"], REFUSED),
+            (&["bind", "udp", "0.0.0.0:0"], REFUSED),
+            (&["connect", "udp", "127.0.0.1:6000"], "connected"),
+            (&["connect", "udp", "127.0.0.1:5000"], REFUSED),
+            (&["send", "127.0.0.1:53"], "sent"),
+            (&["send", "127.0.0.1:54"], REFUSED),
+            (&["bind", "tcp", "0.0.0.0:5000"], REFUSED),
+        ],
+    )
+}
+
+fn udp_holds_for_ipv6(test: &Test) -> Outcome {
+    needs_v2(test)?;
+    each(
+        test,
+        ["udp/5000", "udp/6000"],
+        &[
+            (&["bind", "udp", "[::]:5000"], "bound"),
+            (&["bind", "udp", "[::]:5001"], REFUSED),
+            (&["connect", "udp", "[::1]:6000"], "connected"),
+            (&["connect", "udp", "[::1]:6001"], REFUSED),
+            (&["send", "[::1]:6000"], "sent"),
+            (&["send", "[::1]:6001"], REFUSED),
+            (&["send", "[::ffff:127.0.0.1]:6000"], "sent"),
+            (&["send", "[::ffff:127.0.0.1]:6001"], REFUSED),
+        ],
+    )
+}
+
+fn exec_is_limited_too(test: &Test) -> Outcome {
+    needs_landlock()?;
+    let v2 = test.host.lane != "v1";
+    let (bind, connect) = if v2 { ("tcp/8080,udp/5000", "udp/53") } else { ("tcp/8080", "") };
+    let container = limited(test, &["sleep"], bind, connect)?.start()?;
+    let exec = |args: &[&str]| -> Outcome<String> {
+        Ok(test.rt([&["exec", &container.id, "/probe.wasm"], args].concat())?.stdout)
+    };
+    ensure_eq(exec(&["bind", "tcp", "0.0.0.0:8080"])?.as_str(), "bound\n")?;
+    ensure_eq(exec(&["bind", "tcp", "0.0.0.0:8081"])?.as_str(), REFUSED)?;
+    ensure_eq(exec(&["bind", "udp", "0.0.0.0:5001"])?.as_str(), REFUSED)?;
+    if v2 {
+        ensure_eq(exec(&["bind", "udp", "0.0.0.0:5000"])?.as_str(), "bound\n")?;
+        ensure_eq(exec(&["send", "127.0.0.1:54"])?.as_str(), REFUSED)?;
+    }
+    Ok(())
+}
+
+/// Binds and sends at ports of both protocols, none of which is listed in a test.
+const NATIVE: &str = r#"use Socket;
+    for my $type (SOCK_STREAM, SOCK_DGRAM) {
+        socket(S, AF_INET, $type, 0) or die "socket: $!\n";
+        bind(S, pack_sockaddr_in(4000, INADDR_ANY)) or die "bind: $!\n";
+        listen(S, 1) or die "listen: $!\n" if $type == SOCK_STREAM;
+        socket(C, AF_INET, $type, 0) or die "socket: $!\n";
+        connect(C, pack_sockaddr_in(4000, INADDR_LOOPBACK)) or die "connect: $!\n";
+    }
+    print "free\n""#;
+
+/// A container of a native program, in which there is a module too.
+fn native<'a>(test: &'a Test, script: &str) -> Outcome<Bundle<'a>> {
+    let module = fs::read(test.host.guest("probe")?)?;
+    let bundle = test.perl(script)?.file("/probe.wasm", module)?;
+    let (bind, connect) = if test.host.lane == "v1" { ("", "") } else { ("udp/5000", "udp/53") };
+    let bundle = bundle.annotation("run.oci.handler", "wasm");
+    Ok(bundle.annotation(BIND, bind).annotation(CONNECT, connect))
+}
+
+fn a_native_program_is_not(test: &Test) -> Outcome {
+    test.only_rt()?;
+    native(test, NATIVE)?.run()?.success()?.stdout("free\n")?;
+    let container = native(test, "")?.args(&["/probe.wasm", "sleep"]).start()?;
+    test.rt(["exec", &container.id, "/usr/bin/perl", "-e", NATIVE])?
+        .success()?
+        .stdout("free\n")
+        .map(drop)
+}
+
+fn a_module_in_a_native_container_is(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = native(test, "sleep 60")?.start()?;
+    let bind = |port| -> Outcome<String> {
+        let address = format!("0.0.0.0:{port}");
+        Ok(test.rt(["exec", &container.id, "/probe.wasm", "bind", "udp", &address])?.stdout)
+    };
+    ensure_eq(bind(5001)?.as_str(), REFUSED)?;
+    if test.host.lane != "v1" {
+        ensure_eq(bind(5000)?.as_str(), "bound\n")?;
+    }
+    // Below the container's own, and gone with it: the harness looks.
+    let cgroups = cgroups_of(&container.id);
+    let inner = cgroups.iter().filter(|path| path.join("rt-modules").exists()).count();
+    ensure_eq(inner, usize::from(test.host.lane != "v1"))?;
+    test.rt(["exec", &container.id, "/usr/bin/perl", "-e", NATIVE])?.success().map(drop)
+}
+
+/// Entering the cgroup takes a right that the container's user does not have; the file was opened for it.
+fn root_without_rights_is_limited_too(test: &Test) -> Outcome {
+    needs_v2(test)?;
+    let bundle = limited(test, &["bind", "udp", "0.0.0.0:5001"], "udp/5000", "")?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+        config["process"]["noNewPrivileges"] = json!(false);
+    });
+    bundle.run()?.stdout(REFUSED).map(drop)
+}
+
+/// The lookup asks for the interfaces by Netlink, and for a daemon by a Unix socket, and does without both.
+fn names_are_resolved(test: &Test) -> Outcome {
+    let bundle = limited(test, &["resolve", "name.example"], "", "")?;
+    let output = bundle.file("/etc/hosts", "192.0.2.7 name.example\n")?.run()?.success()?;
+    ensure(output.stdout.contains("192.0.2.7"), output.stdout)
+}
+
+fn ports_of_udp_take_a_cgroup_of_v2(test: &Test) -> Outcome {
+    let bundle = limited(test, &["sleep"], "udp/5000", "")?;
+    if test.host.lane != "v1" {
+        return bundle.create().map(drop);
+    }
+    let words = "limit the ports of UDP: that takes a cgroup of v2";
+    bundle.try_create(&test.id())?.fails_with(words).map(drop)
+}
+
+fn a_cgroup_that_can_be_left_is_an_error(test: &Test) -> Outcome {
+    needs_v2(test)?;
+    let bundle = limited(test, &["sleep"], "udp/5000", "")?;
+    let bundle = bundle.mount(json!({
+        "destination": "/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"],
+    }));
+    bundle.try_create(&test.id())?.fails_with("the container may write to its cgroup").map(drop)
+}
+
+fn a_kernel_without_landlock_is_an_error(test: &Test) -> Outcome {
+    let bundle = limited(test, &["sleep"], "tcp/8080", "")?.edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(false);
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["landlock_create_ruleset"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }],
+        });
+    });
+    let words = "limit the ports of TCP: this kernel has no Landlock";
+    bundle.try_create(&test.id())?.fails_with(words).map(drop)
+}
+
+fn a_kernel_that_knows_no_ports_is_an_error(test: &Test) -> Outcome {
+    if landlock_knows_ports()? {
+        return skip("the kernel's Landlock knows ports");
+    }
+    let bundle = limited(test, &["sleep"], "tcp/8080", "")?;
+    bundle.try_create(&test.id())?.fails_with("limit the ports of TCP: ").map(drop)
+}
+
+fn wrong_values_are_errors(test: &Test) -> Outcome {
+    for (key, value, words) in [
+        (BIND, "8080", "`run.oci.wasm.bind`: `8080` is no `tcp/PORT`, no `udp/PORT`"),
+        (BIND, "tcp/9-8", "`run.oci.wasm.bind`: `tcp/9-8`"),
+        (CONNECT, "tcp/80,sctp/80", "`run.oci.wasm.connect`: `sctp/80`"),
+        (CONNECT, "udp/65536", "`run.oci.wasm.connect`: `udp/65536`"),
+        (CONNECT, "tcp/0", "`run.oci.wasm.connect`: `tcp/0`: nothing can be reached at port 0"),
+    ] {
+        let bundle = test.wasm("hello", &[])?.annotation(key, value);
+        bundle.try_create(&test.id())?.fails_with(words)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Programs for cgroups, written in the instruction set of `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has
+//! one too, by way of libbpf, a C library with two more behind it.
+#![forbid(unsafe_code)]
+
+/// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of immediate value.
+pub(super) const fn instruction(
+    operation: u8,
+    destination: u8,
+    source: u8,
+    offset: i16,
+    value: i32,
+) -> u64 {
+    u64::from_le_bytes({
+        let ([o0, o1], [v0, v1, v2, v3]) = (offset.to_le_bytes(), value.to_le_bytes());
+        [operation, destination | source << 4, o0, o1, v0, v1, v2, v3]
+    })
+}
+
+// Operations: class, source and code or size, from `<linux/bpf_common.h>` and `<linux/bpf.h>`.
+pub(super) const LOAD_WORD: u8 = 0x61;
+pub(super) const LOAD_POINTER: u8 = 0x79;
+pub(super) const AND: u8 = 0x54;
+pub(super) const SHIFT_RIGHT: u8 = 0x74;
+pub(super) const MOVE: u8 = 0xb4;
+pub(super) const MOVE_REGISTER: u8 = 0xbc;
+pub(super) const TO_BIG_ENDIAN: u8 = 0xdc;
+pub(super) const JUMP_IF_NOT: u8 = 0x55;
+pub(super) const JUMP_IF_NOT_REGISTER: u8 = 0x5d;
+pub(super) const JUMP_IF: u8 = 0x15;
+pub(super) const JUMP_IF_BELOW: u8 = 0xa5;
+pub(super) const JUMP_IF_ABOVE: u8 = 0x25;
+pub(super) const CALL: u8 = 0x85;
+pub(super) const EXIT: u8 = 0x95;
+
+/// The end of a program: this answer.
+pub(super) const fn answer(value: i32) -> [u64; 2] {
+    [instruction(MOVE, 0, 0, 0, value), instruction(EXIT, 0, 0, 0, 0)]
+}
+
+/// What a program answers, by an interpreter of the few instructions that are used. `load` has the words that a register points to,
+/// by the register's value and the offset; register 1 begins with 1.
+#[cfg(test)]
+pub(super) fn run(program: &[u64], load: impl Fn(i32, i16) -> i32) -> (i32, Option<i32>) {
+    let (mut registers, mut at, mut called) = ([0_i32; 11], 0_usize, None);
+    registers[1] = 1;
+    loop {
+        let [operation, both, o0, o1, v0, v1, v2, v3] = program[at].to_le_bytes();
+        let (destination, source) = (usize::from(both & 15), usize::from(both >> 4));
+        let (offset, value) = (i16::from_le_bytes([o0, o1]), i32::from_le_bytes([v0, v1, v2, v3]));
+        at += 1;
+        let mut jump = false;
+        let own = registers[destination];
+        match operation {
+            LOAD_WORD | LOAD_POINTER => registers[destination] = load(registers[source], offset),
+            AND => registers[destination] &= value,
+            SHIFT_RIGHT => registers[destination] >>= value,
+            MOVE => registers[destination] = value,
+            MOVE_REGISTER => registers[destination] = registers[source],
+            TO_BIG_ENDIAN => {
+                registers[destination] =
+                    i32::from(u16::from_be(u16::try_from(own).expect("a word")));
+            }
+            JUMP_IF_NOT => jump = own != value,
+            JUMP_IF_NOT_REGISTER => jump = own != registers[source],
+            JUMP_IF => jump = own == value,
+            JUMP_IF_BELOW => jump = own < value,
+            JUMP_IF_ABOVE => jump = own > value,
+            CALL => called = Some(registers[1]),
+            EXIT => return (registers[0], called),
+            operation => panic!("unknown operation {operation:#x}"),
+        }
+        if jump {
+            at += usize::try_from(offset).expect("forwards");
+        }
+    }
+}

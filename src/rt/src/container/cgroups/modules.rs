@@ -1,0 +1,191 @@
+//! The cgroup that a container's modules are in, below its own, where their ports are limited: Landlock knows none of UDP's. Native
+//! programs of the container stay outside.
+//!
+//! Its programs decide when a socket that was made in it is bound, connected or sent by, or is reached by a packet
+//! (`Documentation/bpf/libbpf/program_types.rst`; `struct bpf_sock_addr` and `struct __sk_buff`, `<linux/bpf.h>`).
+#![forbid(unsafe_code)]
+
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::bpf::{
+    CALL, JUMP_IF, JUMP_IF_ABOVE, JUMP_IF_BELOW, JUMP_IF_NOT, LOAD_POINTER, LOAD_WORD, MOVE,
+    TO_BIG_ENDIAN, answer, instruction,
+};
+use super::{Cgroup, Manager, Version, delegation, v1};
+use crate::syscall;
+use crate::workload::{Allowed, Ports};
+
+const NAME: &str = "rt-modules";
+
+// From `<linux/bpf.h>`.
+const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const BPF_CGROUP_INET_INGRESS: u32 = 0;
+/// `BPF_CGROUP_INET4_BIND`, `…6_BIND`.
+const BINDING: [u32; 2] = [8, 9];
+/// `BPF_CGROUP_INET4_CONNECT`, `…6_CONNECT`, `BPF_CGROUP_UDP4_SENDMSG`, `…6_SENDMSG`.
+const REACHING: [u32; 4] = [10, 11, 14, 15];
+
+impl Cgroup {
+    /// Makes the cgroup that limits these ports, and opens the file by which a process enters it. None where that cannot be done,
+    /// or helps nothing.
+    pub(crate) fn for_modules(&mut self, ports: &Ports) -> Result<Option<OwnedFd>> {
+        let listen = listeners(&ports.tcp.bind);
+        if !ports.udp.is_divided() && listen.is_none() || !crate::state::is_host_root() {
+            return Ok(None);
+        }
+        let above = match (self.manager, self.version) {
+            (Manager::Disabled, _) => None,
+            (_, Version::V1) => v1::unified(&self.paths),
+            (_, Version::V2) => self.paths.first(),
+        };
+        let Some(path) = above.map(|above| above.join(NAME)) else { return Ok(None) };
+        delegation::make(&path)?;
+        self.made.push(path.clone());
+        limit(&path, listen.as_deref(), ports)
+            .with_context(|| format!("limit the ports in cgroup `{}`", path.display()))?;
+        delegation::entrance(&path).map(Some)
+    }
+}
+
+fn limit(path: &Path, listen: Option<&[u64]>, ports: &Ports) -> Result<()> {
+    let cgroup = super::open_directory(path)?;
+    if let Some(program) = listen {
+        put(&cgroup, BPF_PROG_TYPE_CGROUP_SKB, &[BPF_CGROUP_INET_INGRESS], program)?;
+    }
+    if ports.udp.is_divided() {
+        for (allowed, places) in [(&ports.udp.bind, &BINDING[..]), (&ports.udp.connect, &REACHING)]
+        {
+            if let Some(ranges) = allowed {
+                put(&cgroup, BPF_PROG_TYPE_CGROUP_SOCK_ADDR, places, &udp(ranges))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One at each place: the next `exec` puts the same in its stead.
+fn put(cgroup: &OwnedFd, kind: u32, places: &[u32], program: &[u64]) -> Result<()> {
+    for place in places {
+        let program =
+            syscall::bpf_prog_load(kind, *place, program).context("load a program (Linux 5.18)")?;
+        syscall::bpf_prog_attach(cgroup.as_fd(), program.as_fd(), *place, 0)
+            .context("attach a program")?;
+    }
+    Ok(())
+}
+
+/// Answers yes and ends when the port in register 2 is one of these; what is before and after that.
+fn program(before: &[u64], ranges: &[RangeInclusive<u16>], after: &[u64]) -> Vec<u64> {
+    let mut program = before.to_vec();
+    for range in ranges {
+        program.extend([
+            instruction(JUMP_IF_BELOW, 2, 0, 3, (*range.start()).into()),
+            instruction(JUMP_IF_ABOVE, 2, 0, 2, (*range.end()).into()),
+            YES[0],
+            YES[1],
+        ]);
+    }
+    program.extend(after);
+    program
+}
+
+const YES: [u64; 2] = answer(1);
+const NO: [u64; 2] = answer(0);
+
+/// For the address of a bind, connect or sendmsg: of UDP only, the others are Landlock's.
+fn udp(ranges: &[RangeInclusive<u16>]) -> Vec<u64> {
+    const BPF_FUNC_SET_RETVAL: i32 = 187;
+    const BEFORE: &[u64] = &[
+        // `protocol`.
+        instruction(LOAD_WORD, 2, 1, 36, 0),
+        instruction(JUMP_IF, 2, 0, 2, libc::IPPROTO_UDP),
+        YES[0],
+        YES[1],
+        // `user_port`, in the network's order.
+        instruction(LOAD_WORD, 2, 1, 24, 0),
+        instruction(TO_BIG_ENDIAN, 2, 0, 0, 16),
+    ];
+    const AFTER: &[u64] = &[
+        // EPERM without it, where all others say EACCES.
+        instruction(MOVE, 1, 0, 0, -libc::EACCES),
+        instruction(CALL, 0, 0, 0, BPF_FUNC_SET_RETVAL),
+        NO[0],
+        NO[1],
+    ];
+    program(BEFORE, ranges, AFTER)
+}
+
+/// For a packet that reaches a socket: one that listens without having been bound got a port that is free, and Landlock was not
+/// asked. None when that is allowed, as port 0.
+fn listeners(allowed: &Allowed) -> Option<Vec<u64>> {
+    const TCP_LISTEN: i32 = 10;
+    const BEFORE: &[u64] = &[
+        // `sk`, which may be null.
+        instruction(LOAD_POINTER, 2, 1, 168, 0),
+        instruction(JUMP_IF_NOT, 2, 0, 2, 0),
+        YES[0],
+        YES[1],
+        // `state` and `src_port` of `struct bpf_sock`.
+        instruction(LOAD_WORD, 3, 2, 72, 0),
+        instruction(JUMP_IF, 3, 0, 2, TCP_LISTEN),
+        YES[0],
+        YES[1],
+        instruction(LOAD_WORD, 2, 2, 44, 0),
+    ];
+    let ranges = allowed.as_ref()?;
+    // With no port at all there is no listen(2) either.
+    if ranges.is_empty() || ranges.iter().any(|range| *range.start() == 0) {
+        return None;
+    }
+    Some(program(BEFORE, ranges, &NO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bpf;
+    use super::*;
+
+    /// As the kernel has an address of this protocol and port.
+    fn asked(program: &[u64], protocol: i32, port: u16) -> (i32, Option<i32>) {
+        bpf::run(program, |_, offset| match offset {
+            36 => protocol,
+            24 => i32::from(port.to_be()),
+            other => panic!("{other}"),
+        })
+    }
+
+    #[test]
+    fn ports_of_udp_are_compared() {
+        let program = udp(&[0..=0, 53..=53, 6000..=6010]);
+        for port in [0, 53, 6000, 6005, 6010] {
+            assert_eq!(asked(&program, 17, port), (1, None), "{port}");
+        }
+        for port in [1, 52, 54, 5999, 6011, 13568, u16::MAX] {
+            assert_eq!(asked(&program, 17, port), (0, Some(-13)), "{port}");
+        }
+        assert_eq!(asked(&program, 6, 1), (1, None));
+        assert_eq!(asked(&udp(&[]), 17, 0), (0, Some(-13)));
+    }
+
+    #[test]
+    fn only_what_listens_at_another_port_is_out_of_reach() {
+        let program = listeners(&Some(vec![80..=81, 443..=443])).expect("a program");
+        let reached = |socket: i32, state: i32, port: i32| {
+            let word = |register, offset| match (register, offset) {
+                (1, 168) => socket,
+                (2, 72) => state,
+                (2, 44) => port,
+                other => panic!("{other:?}"),
+            };
+            bpf::run(&program, word).0 == 1
+        };
+        assert!(reached(0, 0, 0) && reached(2, 1, 40000) && reached(2, 7, 40000));
+        assert!(reached(2, 10, 80) && reached(2, 10, 443) && !reached(2, 10, 40000));
+        assert_eq!(listeners(&Some(vec![80..=80, 0..=0])), None);
+    }
+}

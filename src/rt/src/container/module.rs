@@ -1,0 +1,48 @@
+//! What the kernel keeps a module from, where its rights are less than all: an engine's own checks would be the guest's to get
+//! past. Runs in the process that becomes the engine, and stays over the exec.
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{cgroups, landlock, mount_table, seccomp};
+use crate::workload::Rights;
+
+/// Takes sockets and ports from this process. With `cgroup` it will enter the container's cgroup for modules.
+pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
+    let ports = &rights.ports;
+    if rights.sockets && !ports.are_limited() {
+        return Ok(());
+    }
+    // An engine gains no privileges by an exec, so that it may load a filter.
+    rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    if rights.sockets && ports.tcp.is_divided() {
+        landlock::restrict(&ports.tcp).context("limit the ports of TCP")?;
+    }
+    if rights.sockets && ports.udp.is_divided() {
+        check_cgroup(cgroup).context("limit the ports of UDP")?;
+    }
+    seccomp::refuse_sockets(rights)
+}
+
+/// Enters the cgroup for modules. At the last moment: a caller that asks at `create` which cgroup the container has shall be told
+/// the one with its limits.
+pub(super) fn enter(cgroup: Option<OwnedFd>) -> Result<()> {
+    let enter = |cgroup: OwnedFd| cgroups::enter(&cgroup).context("enter the cgroup for modules");
+    cgroup.map_or(Ok(()), enter)
+}
+
+/// Whether a cgroup can do it, and cannot be left.
+fn check_cgroup(cgroup: Option<&OwnedFd>) -> Result<()> {
+    ensure!(cgroup.is_some(), "that takes a cgroup of v2, made by root of the host");
+    // /proc is procfs: an engine was found to start by it.
+    for mount in mount_table::own()? {
+        ensure!(
+            mount.kind != "cgroup2" || !mount.writable,
+            "the container may write to its cgroup, at `{}`, and could leave the one for modules",
+            mount.point.display()
+        );
+    }
+    Ok(())
+}
