@@ -27,7 +27,7 @@ super::tests! { "wasm_cache":
 const COMPILE: &str = "run.oci.wasm.compile";
 
 /// A host whose modules are compiled, with a cache of the test's own.
-fn host(test: &Test, settings: Value) -> Outcome {
+pub(super) fn host(test: &Test, settings: Value) -> Outcome {
     test.only_rt()?;
     let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
     if !engine.join("libexec/rt/wasmedge/compiler").is_dir() {
@@ -49,7 +49,7 @@ fn wait_for_compiler(what: &str, holds: impl FnMut() -> bool) -> Outcome {
 }
 
 /// The files of the cache with this end.
-fn files(test: &Test, end: &str) -> Vec<PathBuf> {
+pub(super) fn files(test: &Test, end: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(cache(test)).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|it| it == end));
@@ -66,7 +66,7 @@ fn compiled(test: &Test) -> Outcome<PathBuf> {
 }
 
 /// How its module is run: `interpreter` or `aot`.
-fn mode(container: &Container<'_>) -> Outcome<String> {
+pub(super) fn mode(container: &Container<'_>) -> Outcome<String> {
     let state = container.state()?;
     Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
 }

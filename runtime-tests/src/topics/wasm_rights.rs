@@ -10,7 +10,7 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 super::tests! { "wasm_rights":
     sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error, a_directory_that_is_a_link_is_an_error,
     has_no_sockets_when_they_are_off, has_no_sockets_where_privileges_may_be_gained, exec_has_no_sockets_either, a_native_program_has_sockets,
-    is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, wrong_values_are_errors,
+    is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, is_ended_when_its_fuel_is_burnt, is_counted_in_native_code_too, wrong_values_are_errors,
 }
 
 const SOCKETS: &str = "run.oci.wasm.sockets";
@@ -127,11 +127,38 @@ fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
     ensure_eq(said.as_str(), "rt-wasmedge: its time is over\n")
 }
 
+const FUEL: &str = "run.oci.wasm.fuel";
+
+/// Ended by a trap, however long that takes; and not before.
+fn is_ended_when_its_fuel_is_burnt(test: &Test) -> Outcome {
+    let busy = test.wasm("probe", &["busy"])?.annotation(FUEL, "5000000");
+    busy.run()?.code(134)?.fails_with("rt-wasmedge: trap: cost limit exceeded")?;
+    let hello = test.wasm("hello", &[])?.annotation(FUEL, "5000000");
+    hello.run()?.success()?.stdout("Hello from Wasm!\n")?;
+    test.wasm("probe", &["exit", "7"])?.annotation(FUEL, "5000000").run()?.code(7)?;
+    let container = test.wasm("probe", &["sleep"])?.annotation(FUEL, "5000000").start()?;
+    test.rt(["exec", &container.id, "/probe.wasm", "busy"])?.code(134)?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn is_counted_in_native_code_too(test: &Test) -> Outcome {
+    super::wasm_cache::host(test, json!({ "compile": "eager" }))?;
+    let busy = test.wasm("probe", &["busy"])?;
+    let container = busy.clone().annotation(FUEL, "100000000000").start()?;
+    container.wait_for_output("ready\n")?;
+    ensure_eq(super::wasm_cache::mode(&container)?.as_str(), "aot")?;
+    busy.annotation(FUEL, "5000000").run()?.code(134)?.fails_with("trap: cost limit exceeded")?;
+    // Not what was compiled without counting.
+    test.wasm("probe", &["args"])?.run()?.success()?;
+    ensure_eq(super::wasm_cache::files(test, "so").len(), 2)
+}
+
 fn wrong_values_are_errors(test: &Test) -> Outcome {
     for (key, value, words) in [
         (SOCKETS, "no", "`run.oci.wasm.sockets`: `no` is neither `on` nor `off`"),
         (DIRS, "data", "`run.oci.wasm.dirs`: `data`: not an absolute path"),
         (DIRS, "/proc", "never shown to a module"),
+        (FUEL, "1k", "`1k` is no number of instructions"),
         (TIMEOUT, "1h", "`1h` is no number of seconds"),
         ("run.oci.wasm.socket", "off", "the annotation `run.oci.wasm.socket`: rt knows"),
     ] {

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, ConfigBuilder};
+use wasmedge_sdk::config::{
+    CommonConfigOptions, CompilerConfigOptions, ConfigBuilder, StatisticsConfigOptions,
+};
 use wasmedge_sdk::{Compiler, CompilerOptimizationLevel, CompilerOutputFormat};
 
 use crate::{os, wasi};
@@ -17,7 +19,7 @@ const NATIVE: &[u8] = b"wasmedge";
 /// Where the result is on its way.
 const NAME: &str = "module";
 
-pub(crate) fn run() -> Result<(), String> {
+pub(crate) fn run(counting: bool) -> Result<(), String> {
     os::keep_log();
     os::end_with_parent();
     let mut module = Vec::new();
@@ -29,7 +31,10 @@ pub(crate) fn run() -> Result<(), String> {
     let options = CompilerConfigOptions::default()
         .optimization_level(CompilerOptimizationLevel::O3)
         .out_format(CompilerOutputFormat::Native);
-    let config = ConfigBuilder::new(CommonConfigOptions::default()).with_compiler_config(options);
+    let statistics = StatisticsConfigOptions::default().measure_cost(counting);
+    let config = ConfigBuilder::new(CommonConfigOptions::default())
+        .with_compiler_config(options)
+        .with_statistics_config(statistics);
     let compile = || {
         let config = config.build()?;
         Compiler::new(Some(&config))?.compile_from_bytes(&module, NAME, Path::new("."))

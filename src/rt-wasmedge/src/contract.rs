@@ -10,8 +10,10 @@ const VERSION: &str = "1";
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Work {
     Run(Contract),
-    /// A module from standard input, native code to standard output.
-    Compile,
+    /// A module from standard input, native code to standard output; with or without instructions that count.
+    Compile {
+        counting: bool,
+    },
 }
 
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -26,6 +28,8 @@ pub(crate) struct Contract {
     pub(crate) memory: Option<u64>,
     /// How long the guest may run, in milliseconds.
     pub(crate) timeout: Option<i32>,
+    /// How many instructions the guest may run.
+    pub(crate) fuel: Option<u64>,
     /// The guest's.
     pub(crate) arguments: Vec<String>,
 }
@@ -46,9 +50,10 @@ impl Work {
             ));
         }
         if args.next_if(|arg| arg == "--compile").is_some() {
+            let counting = args.next_if(|arg| arg == "--counting").is_some();
             return match args.next() {
                 Some(arg) => Err(format!("unknown option `{}`", text(arg)?)),
-                None => Ok(Work::Compile),
+                None => Ok(Work::Compile { counting }),
             };
         }
         Contract::parse(args).map(Work::Run)
@@ -87,6 +92,11 @@ impl Contract {
                     let number = value.parse().ok().filter(|number| *number > 0);
                     let wrong = || format!("`{arg}`: not a number of milliseconds");
                     contract.timeout = Some(number.ok_or_else(wrong)?);
+                }
+                "--fuel" => {
+                    let number = value.parse().ok().filter(|number| *number > 0);
+                    let wrong = || format!("`{arg}`: not a number of instructions");
+                    contract.fuel = Some(number.ok_or_else(wrong)?);
                 }
                 "--dir" => contract.directories.push(directory(value).ok_or_else(wrong)?),
                 _ => return Err(wrong()),
@@ -134,7 +144,7 @@ mod tests {
     fn parse(args: &[&str]) -> Result<Contract, String> {
         match work(args)? {
             Work::Run(contract) => Ok(contract),
-            Work::Compile => Err("to compile".into()),
+            Work::Compile { .. } => Err("to compile".into()),
         }
     }
 
@@ -148,6 +158,7 @@ mod tests {
                 "--native=6",
                 "--memory=1048576",
                 "--timeout=1500",
+                "--fuel=5000000000",
                 "--dir=ro:/",
                 "--dir=rw:/a:b",
                 "--",
@@ -159,7 +170,7 @@ mod tests {
         .concat();
         let contract = parse(&args).expect("taken");
         assert_eq!((contract.engine_dir, contract.module, contract.environment), (3, 4, 5));
-        assert_eq!(contract.native, Some(6));
+        assert_eq!((contract.native, contract.fuel), (Some(6), Some(5_000_000_000)));
         assert_eq!((contract.memory, contract.timeout), (Some(1 << 20), Some(1500)));
         let directories: Vec<_> =
             contract.directories.iter().map(|d| (d.path.as_str(), d.read_only)).collect();
@@ -174,7 +185,11 @@ mod tests {
         assert!(parse(&FDS[..3]).is_err());
         assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
         assert!(parse(&[&FDS[..], &["--native=4"]].concat()).is_err());
-        assert_eq!(work(&["--contract=1", "--compile"]), Ok(Work::Compile));
+        for (counting, args) in [(false, &["--compile"][..]), (true, &["--compile", "--counting"])]
+        {
+            let args = [&["--contract=1"], args].concat();
+            assert_eq!(work(&args), Ok(Work::Compile { counting }));
+        }
         assert!(work(&["--contract=1", "--compile", "x"]).is_err());
         assert!(work(&["--compile"]).is_err());
         for bad in [
@@ -187,6 +202,8 @@ mod tests {
             "--memory=-1",
             "--timeout=0",
             "--timeout=1s",
+            "--fuel=0",
+            "--fuel=many",
             "x",
         ] {
             let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);

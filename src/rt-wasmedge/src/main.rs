@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
     match Work::parse(args)? {
         Work::Run(contract) => start(&contract),
-        Work::Compile => compile::run().map(|()| End::Exited(0)),
+        Work::Compile { counting } => compile::run(counting).map(|()| End::Exited(0)),
     }
 }
 

@@ -10,6 +10,7 @@ use wasmedge_sdk::{AsInstance, Module, RunMode, Store, Vm};
 
 use crate::End;
 use crate::contract::Contract;
+use crate::os::Source;
 use crate::{memory, os};
 
 const WASI: &str = "wasi_snapshot_preview1";
@@ -28,9 +29,9 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         // what it leads to cannot be changed.
         let path = format!("/proc/self/fd/{native}");
         let module = Module::from_file(Some(&config(ConfigBuilder::new(common))?), path);
-        os::close(native);
         loaded = module.ok().map(|module| (common, module));
     }
+    let is_native = loaded.is_some();
     let (common, module) = match loaded {
         Some(loaded) => loaded,
         // Native code inside of a module is not looked at.
@@ -42,7 +43,6 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         }
     };
     let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
-    drop(bytes);
     if module.get_export("_start").is_none() {
         return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
     }
@@ -54,6 +54,19 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
             return Err(refused(format!("unknown import `{name}` from `{from}`")));
         }
     }
+    if let Some(fuel) = contract.fuel {
+        drop(module);
+        let source =
+            contract.native.filter(|_| is_native).map_or(Source::Bytes(&bytes), Source::Native);
+        let result = os::run_with_fuel(source, wasi.as_mut(), most_pages, contract.timeout, fuel)
+            .map_err(|error| refused(one_line(error)))?;
+        return Ok(match result {
+            Ok(()) => End::Exited((wasi.exit_code() & 0xff) as u8),
+            Err(error) => End::Trapped(one_line(error)),
+        });
+    }
+    drop(bytes);
+    contract.native.map(os::close);
     let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
     instances.insert(WASI.to_owned(), wasi.as_mut());
     let mut running = ConfigBuilder::new(common);
@@ -121,12 +134,15 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
 
 /// An error on one line: what the API says of it, and what WasmEdge's log says about where.
 pub(crate) fn explain(error: &dyn std::error::Error) -> String {
+    one_line(error.to_string())
+}
+
+fn one_line(error: String) -> String {
     let lines = os::take_log();
     let lines: Vec<String> = lines
         .iter()
         .map(|line| shorten(&line.split_whitespace().collect::<Vec<_>>().join(" ")))
         .collect();
-    let error = error.to_string();
     if lines.is_empty() { error } else { format!("{error} ({})", lines.join("; ")) }
 }
 

@@ -180,6 +180,9 @@ pub(crate) struct WasmWorker {
     /// Return at once, and compile afterwards
     #[arg(long)]
     pub(crate) background: bool,
+    /// With instructions that count
+    #[arg(long)]
+    pub(crate) counting: bool,
 }
 
 /// A container's name, and what is none of this program's: after the name nothing is a flag, whatever it looks like. A caller

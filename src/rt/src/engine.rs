@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-pub(crate) use native::{Found, Host, Native};
+pub(crate) use native::{Found, Host, Later, Native, Wish};
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
@@ -66,12 +66,7 @@ impl Directory {
     }
 
     /// What there is of native code for a module that it is to run.
-    pub(crate) fn look_up(
-        &self,
-        wish: Option<Compile>,
-        module: Option<&OwnedFd>,
-        name: &str,
-    ) -> Found {
+    pub(crate) fn look_up(&self, wish: Wish, module: Option<&OwnedFd>, name: &str) -> Found {
         match (&self.native, module) {
             (Some(native), Some(module)) => native.look_up(wish, module.as_fd(), name),
             _ => Found::default(),

@@ -205,6 +205,9 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     if let Some(timeout) = request.rights.timeout {
         argv.push(CString::new(format!("--timeout={}", timeout.as_millis()))?);
     }
+    if let Some(fuel) = request.rights.fuel {
+        argv.push(CString::new(format!("--fuel={fuel}"))?);
+    }
     argv.extend(preopens(request)?);
     argv.push(c"--".to_owned());
     argv.extend(c_strings(request.args)?);

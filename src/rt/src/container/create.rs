@@ -328,7 +328,7 @@ fn serve(
             Some(Message::Module) => {
                 let engine = options.engine.as_ref().context("no engine was opened")?;
                 let name = &options.bundle.process().args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(prepared.rights.compile, files.first(), name);
+                found = engine.look_up(prepared.rights.wish(), files.first(), name);
                 let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
                 socket.send_with(&Message::Native, &native)?;
                 state.run = Some(engine.run(&found));

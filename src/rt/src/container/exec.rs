@@ -174,7 +174,7 @@ fn serve(
                 own.map_or(Ok(()), ForChildren::restore)?;
                 let engine = options.engine.as_ref().context("no engine was opened")?;
                 let name = &options.process.args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(options.rights.compile, files.first(), name);
+                found = engine.look_up(options.rights.wish(), files.first(), name);
                 let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
                 socket.send_with(&Message::Native, &native)?;
             }

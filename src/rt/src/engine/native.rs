@@ -57,8 +57,20 @@ pub(crate) struct Found {
 /// A module that is compiled in the background.
 #[derive(Debug)]
 pub(crate) struct Later {
-    job: Job,
-    name: String,
+    pub(crate) job: Job,
+    /// What its container calls it.
+    pub(crate) name: String,
+    /// Its instructions are to be counted.
+    pub(crate) counting: bool,
+}
+
+/// What a container wants of native code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    /// When its module is compiled, if it says so.
+    pub(crate) compile: Option<Compile>,
+    /// Its instructions are counted, which takes other native code.
+    pub(crate) counting: bool,
 }
 
 impl Native {
@@ -89,34 +101,40 @@ impl Native {
     }
 
     /// None for a module that is too large.
-    pub(crate) fn key(&self, module: BorrowedFd<'_>) -> Result<Option<Key>> {
-        Ok(cache::digest(module)?.map(|digest| Key::new(&self.surroundings, digest)))
+    pub(crate) fn key(&self, module: BorrowedFd<'_>, counting: bool) -> Result<Option<Key>> {
+        Ok(cache::digest(module)?.map(|digest| self.key_of(digest, counting)))
+    }
+
+    fn key_of(&self, digest: blake3::Hash, counting: bool) -> Key {
+        let counting = if counting { "\ncounting" } else { "" };
+        Key::new(&format!("{}{counting}", self.surroundings), digest)
     }
 
     /// What there is for a module, when its container wishes this. Without native code a module is interpreted: nothing that goes
     /// wrong here keeps it from running.
-    pub(crate) fn look_up(
-        &self,
-        wish: Option<Compile>,
-        module: BorrowedFd<'_>,
-        name: &str,
-    ) -> Found {
+    pub(crate) fn look_up(&self, wish: Wish, module: BorrowedFd<'_>, name: &str) -> Found {
         // The administrator's `off` is not a container's to change.
         let mode = match self.settings.compile {
             Compile::Off => Compile::Off,
-            own => wish.unwrap_or(own),
+            own => wish.compile.unwrap_or(own),
         };
-        self.try_look_up(mode, module, name).unwrap_or_else(|error| {
+        self.try_look_up(mode, wish.counting, module, name).unwrap_or_else(|error| {
             tracing::warn!("the module `{name}` is interpreted: {error:#}");
             Found::default()
         })
     }
 
-    fn try_look_up(&self, mode: Compile, module: BorrowedFd<'_>, name: &str) -> Result<Found> {
+    fn try_look_up(
+        &self,
+        mode: Compile,
+        counting: bool,
+        module: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<Found> {
         if mode == Compile::Off {
             return Ok(Found::default());
         }
-        let Some(key) = self.key(module)? else { return Ok(Found::default()) };
+        let Some(key) = self.key(module, counting)? else { return Ok(Found::default()) };
         if let Some(file) = self.cache.find(&key) {
             return detach(file.as_fd());
         }
@@ -126,11 +144,11 @@ impl Native {
         }
         let job = self.cache.claim(&key, module)?;
         if mode == Compile::Lazy {
-            let later = job.map(|job| Later { job, name: name.to_owned() });
+            let later = job.map(|job| Later { job, name: name.to_owned(), counting });
             return Ok(Found { native: None, later });
         }
         match job {
-            Some(job) => self.compile(job, name, false)?,
+            Some(job) => self.compile(Later { job, name: name.to_owned(), counting }, false)?,
             None => self.cache.wait_for(&key)?,
         }
         self.cache.find(&key).map_or_else(|| Ok(Found::default()), |file| detach(file.as_fd()))
@@ -138,17 +156,15 @@ impl Native {
 
     /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of the caller's that it held open
     /// would keep the caller waiting.
-    pub(crate) fn start(
-        &self,
-        job: Job,
-        name: &str,
-        background: bool,
-        errors: Stdio,
-    ) -> Result<Child> {
+    pub(crate) fn start(&self, what: Later, background: bool, errors: Stdio) -> Result<Child> {
+        let Later { job, name, counting } = what;
         let mut worker = exe::again().context("start a compiler of modules")?;
-        worker.args(&self.flags).args(["wasm", "worker", "--name", name]);
+        worker.args(&self.flags).args(["wasm", "worker", "--name", &name]);
         if background {
             worker.arg("--background");
+        }
+        if counting {
+            worker.arg("--counting");
         }
         worker
             .stdin(Stdio::from(job.file))
@@ -160,8 +176,8 @@ impl Native {
     }
 
     /// And waits for it: in the background, until it has left.
-    fn compile(&self, job: Job, name: &str, background: bool) -> Result<()> {
-        let worker = self.start(job, name, background, Stdio::null())?.wait();
+    fn compile(&self, what: Later, background: bool) -> Result<()> {
+        let worker = self.start(what, background, Stdio::null())?.wait();
         let status = worker.context("wait for a compiler of modules")?;
         ensure!(status.success(), "the compiler of modules failed");
         Ok(())
@@ -175,14 +191,18 @@ impl Native {
             Kind::Job => return true,
             Kind::Useless => return false,
         };
-        blake3::Hash::from_hex(module)
-            .is_ok_and(|module| Key::new(&self.surroundings, module).to_string() == entry.key)
+        blake3::Hash::from_hex(module).is_ok_and(|module| {
+            [false, true]
+                .iter()
+                .any(|counting| self.key_of(module, *counting).to_string() == entry.key)
+        })
     }
 
     /// As [`Native::compile`], in the background: the container is made, whatever becomes of it.
     pub(crate) fn compile_later(&self, later: Option<Later>) {
-        let Some(Later { job, name }) = later else { return };
-        if let Err(error) = self.compile(job, &name, true) {
+        let Some(later) = later else { return };
+        let name = later.name.clone();
+        if let Err(error) = self.compile(later, true) {
             tracing::warn!("the module `{name}` is not compiled: {error:#}");
         }
     }

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Spec;
 
 use super::ports::{self, Ports};
-use crate::engine::Compile;
+use crate::engine::{Compile, Wish};
 
 /// What the annotations' names begin with. No other name may.
 const PREFIX: &str = "run.oci.wasm.";
 
 /// What they end with.
-const NAMES: [&str; 6] = ["bind", "compile", "connect", "dirs", "sockets", "timeout"];
+const NAMES: [&str; 7] = ["bind", "compile", "connect", "dirs", "fuel", "sockets", "timeout"];
 
 /// Directories that show the kernel's or the machine's things, and are never shown to a module.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -27,6 +27,8 @@ pub(crate) struct Rights {
     pub(crate) ports: Ports,
     /// How long each program may run.
     pub(crate) timeout: Option<Duration>,
+    /// How many instructions each program may run.
+    pub(crate) fuel: Option<u64>,
     /// Whether and when it is compiled.
     pub(crate) compile: Option<Compile>,
 }
@@ -45,6 +47,7 @@ impl Rights {
             sockets: true,
             ports: Ports::default(),
             timeout: None,
+            fuel: None,
             compile: None,
         };
         for (key, value) in spec.annotations().iter().flatten() {
@@ -52,6 +55,10 @@ impl Rights {
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
         }
         Ok(rights)
+    }
+
+    pub(crate) fn wish(&self) -> Wish {
+        Wish { compile: self.compile, counting: self.fuel.is_some() }
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<()> {
@@ -69,6 +76,11 @@ impl Rights {
                 }
             }
             "timeout" => self.timeout = Some(timeout(value)?),
+            "fuel" => {
+                let fuel = value.parse().ok().filter(|fuel| *fuel > 0);
+                let wrong = || format!("`{value}` is no number of instructions greater than 0");
+                self.fuel = Some(fuel.with_context(wrong)?);
+            }
             "compile" => self.compile = Some(Compile::parse(value)?),
             _ => bail!("rt knows {}", NAMES.map(|name| format!("`{PREFIX}{name}`")).join(", ")),
         }
@@ -136,6 +148,9 @@ mod tests {
         }
         for wrong in ["", "no", "OFF"] {
             assert!(of("sockets", wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "0", "-1", "1k", "18446744073709551616"] {
+            assert!(of("fuel", wrong).is_err(), "{wrong}");
         }
         for wrong in ["", "on", "Lazy"] {
             assert!(of("compile", wrong).is_err(), "{wrong}");

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
+use crate::engine::Later;
 use crate::state::Root;
 use crate::workload::{self, Format};
 
@@ -21,7 +22,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     let length = rustix::io::pread(&module, &mut head, 0).context("read it")?;
     ensure!(Format::of(&head[..length]) == Format::Module, "it is not a WebAssembly module");
     let (_, native) = super::compiler(root, global)?;
-    let key = native.key(module.as_fd())?.context("it is too large to be compiled")?;
+    let key = native.key(module.as_fd(), false)?.context("it is too large to be compiled")?;
     if native.cache.find(&key).is_some() {
         return super::super::print(&format!("{name}: is compiled already\n"));
     }
@@ -33,7 +34,8 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     let mut said = String::new();
     match native.cache.claim(&key, module.as_fd())? {
         Some(job) => {
-            let mut worker = native.start(job, &name, false, Stdio::piped())?;
+            let what = Later { job, name: name.clone(), counting: false };
+            let mut worker = native.start(what, false, Stdio::piped())?;
             // A line that is written again and again is for eyes.
             let watched = std::io::stderr().is_terminal();
             while worker.try_wait().context("wait for the compiler")?.is_none() {

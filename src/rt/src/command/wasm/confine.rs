@@ -13,6 +13,7 @@ use rustix::process::Pid;
 use serde_json::json;
 
 use crate::bundle::{self, Bundle};
+use crate::cli::WasmWorker;
 use crate::container::cgroups::{self, Cgroup, Manager};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::{self, CompilerSettings, Description};
@@ -108,11 +109,14 @@ impl Place {
         description: &Description,
         settings: &CompilerSettings,
         manager: Manager,
-        background: bool,
+        args: &WasmWorker,
     ) -> Result<Bundle> {
         let engine = engine::path(super::ENGINE)?;
         let mut config = config(&self.rootfs, &engine, description, settings, manager);
-        if background {
+        if let Some(argv) = config["process"]["args"].as_array_mut().filter(|_| args.counting) {
+            argv.push(json!("--counting"));
+        }
+        if args.background {
             // Nobody waits for it.
             config["process"]["scheduler"] = json!({ "policy": "SCHED_IDLE" });
             config["process"]["ioPriority"] =

@@ -27,7 +27,7 @@ pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()
     if args.background && confine::leave_caller(super::super::manager(global))? {
         return Ok(());
     }
-    let key = native.key(module.as_fd())?.context("it is too large")?;
+    let key = native.key(module.as_fd(), args.counting)?.context("it is too large")?;
     let outcome = compile(root, global, &native, &description, &key, args);
     native.cache.done(&key);
     outcome
@@ -49,7 +49,7 @@ fn compile(
     }
     let begun = Instant::now();
     let part = native.cache.part(key)?;
-    match run(root, global, native, description, &part, args.background) {
+    match run(root, global, native, description, &part, args) {
         Ok(Outcome::Compiled) => {}
         Ok(Outcome::Failed(why)) => {
             native.cache.discard(key);
@@ -99,12 +99,12 @@ fn run(
     native: &Native,
     description: &Description,
     part: &File,
-    background: bool,
+    args: &WasmWorker,
 ) -> Result<Outcome> {
     let place = confine::Place::new(root)?;
     place.clean()?;
     let manager = super::super::manager(global);
-    let bundle = place.bundle(description, &native.settings.compiler, manager, background)?;
+    let bundle = place.bundle(description, &native.settings.compiler, manager, args)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams()?;
     let made = place.create(&bundle, manager);
