@@ -12,16 +12,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-pub(crate) use native::{Found, Host, Later, Native, Wish};
+pub(crate) use native::{Found, Host, Later, Native};
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
-pub(crate) use settings::{Compile, CompilerSettings};
+pub(crate) use settings::CompilerSettings;
 
 use crate::exe;
 use crate::state::{Run, RunMode};
 use crate::syscall::{self, MountAttr};
-use crate::workload;
+use crate::workload::{self, Wish};
 
 /// The version of the engine contract that this runtime speaks.
 pub(crate) const CONTRACT: u32 = 1;

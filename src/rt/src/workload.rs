@@ -4,6 +4,7 @@
 //! the program as the container sees it. The rules, with their origin, are in `docs/workload.md`.
 #![forbid(unsafe_code)]
 
+mod compile;
 mod ports;
 mod rights;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::annotation;
 
+pub(crate) use compile::{Compile, Wish};
 pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
 

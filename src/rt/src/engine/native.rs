@@ -14,9 +14,10 @@ use anyhow::{Context, Result, ensure};
 use rustix::mount::OpenTreeFlags;
 
 use super::cache::{self, Cache, Entry, Job, Key, Kind};
-use super::settings::{Compile, Settings};
+use super::settings::Settings;
 use super::{Description, read_only};
 use crate::exe;
+use crate::workload::{Compile, Wish};
 
 /// To be raised when what a module is compiled to changes for a reason that the key does not hold.
 const FORMAT: u32 = 1;
@@ -61,15 +62,6 @@ pub(crate) struct Later {
     /// What its container calls it.
     pub(crate) name: String,
     /// Its instructions are to be counted.
-    pub(crate) counting: bool,
-}
-
-/// What a container wants of native code.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wish {
-    /// When its module is compiled, if it says so.
-    pub(crate) compile: Option<Compile>,
-    /// Its instructions are counted, which takes other native code.
     pub(crate) counting: bool,
 }
 

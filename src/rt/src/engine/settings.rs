@@ -6,8 +6,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+
+use crate::workload::Compile;
 
 /// Where it is, if `--wasm-config` does not say.
 const FILE: &str = "/etc/rt/wasm.json";
@@ -18,31 +20,6 @@ pub(crate) struct Settings {
     pub(crate) compile: Compile,
     pub(crate) cache: CacheSettings,
     pub(crate) compiler: CompilerSettings,
-}
-
-/// When a module is compiled.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Compile {
-    /// In the background, at its first start, which the interpreter runs.
-    #[default]
-    Lazy,
-    /// Before its first start.
-    Eager,
-    /// Never; nothing that was compiled is used either.
-    Off,
-}
-
-impl Compile {
-    /// A value of the annotation `run.oci.wasm.compile`.
-    pub(crate) fn parse(value: &str) -> Result<Compile> {
-        Ok(match value {
-            "lazy" => Compile::Lazy,
-            "eager" => Compile::Eager,
-            "off" => Compile::Off,
-            _ => bail!("`{value}` is none of `lazy`, `eager` and `off`"),
-        })
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Spec;
 
+use super::compile::{Compile, Wish};
 use super::ports::{self, Ports};
-use crate::engine::{Compile, Wish};
 
 /// What the annotations' names begin with. No other name may.
 const PREFIX: &str = "run.oci.wasm.";
