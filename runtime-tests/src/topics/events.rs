@@ -9,7 +9,7 @@ use super::needs;
 use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "events":
-    stats_are_what_callers_parse, stats_know_the_limits, stats_grow_with_what_is_used, lines_come_until_the_end_of_the_container,
+    stats_are_what_callers_parse, stats_know_the_limits, stats_tell_of_a_module, stats_grow_with_what_is_used, lines_come_until_the_end_of_the_container,
     a_killed_process_is_an_event, a_process_that_has_to_wait_for_memory_is_an_event, what_does_not_run_has_no_events,
 }
 
@@ -49,6 +49,26 @@ fn stats_are_what_callers_parse(test: &Test) -> Outcome {
         ensure(data.pointer(path).is_some_and(Value::is_array), format!("{path} in {data}"))?;
     }
     ensure(data["hugetlb"].is_object() && data["memory"]["raw"].is_object(), data)
+}
+
+/// What runs it, how, and how much memory it has by its own count.
+fn stats_tell_of_a_module(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep"])?.start()?;
+    container.wait_for_output("ready\n")?;
+    let module = stats(test, &container)?["data"]["wasm"].clone();
+    ensure(
+        module["engine"].as_str().is_some_and(|engine| engine.starts_with("wasmedge ")),
+        &module,
+    )?;
+    ensure_eq(&module["mode"], &json!("interpreter"))?;
+    // A Rust program's begins with 17, one for its stack of 1 MiB; a kernel without names has none to show.
+    let pages = &module["memoryPages"];
+    ensure(
+        pages.is_null() || pages.as_u64().is_some_and(|pages| (17..64).contains(&pages)),
+        pages,
+    )?;
+    let plain = test.sh("exec sleep 60")?.start()?;
+    ensure(stats(test, &plain)?["data"]["wasm"].is_null(), "a program is taken for a module")
 }
 
 fn stats_know_the_limits(test: &Test) -> Outcome {

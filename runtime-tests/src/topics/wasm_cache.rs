@@ -20,7 +20,7 @@ super::tests! { "wasm_cache":
     native_code_of_an_image_is_not_run, a_module_with_native_code_is_compiled_again, its_caller_is_not_kept_waiting, the_compiler_is_confined,
     a_compiler_that_takes_too_long_is_ended, a_compiler_that_takes_too_much_memory_is_ended, what_cannot_be_compiled_is_remembered, a_compiler_that_was_killed_leaves_nothing,
     nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed, ends_as_the_interpreter_does, a_stack_overflow_is_a_fault,
-    compile_takes_a_module_or_a_bundle, compile_refuses_what_is_no_module, the_cache_is_listed, the_cache_can_be_pruned_and_cleared, the_cache_keeps_to_its_size,
+    compile_takes_a_module_or_a_bundle, compile_refuses_what_is_no_module, the_cache_is_listed, hits_are_counted, the_cache_can_be_pruned_and_cleared, the_cache_keeps_to_its_size,
     wrong_settings_are_errors,
 }
 
@@ -670,7 +670,7 @@ fn the_cache_is_listed(test: &Test) -> Outcome {
     host(test, json!({}))?;
     test.rt(["wasm", "cache", "list"])?
         .success()?
-        .stdout("KEY   STATUS   SIZE   MODULE   COMPILED   USED   NAME\n")?;
+        .stdout("KEY   STATUS   SIZE   MODULE   COMPILED   USED   HITS   NAME\n")?;
     let module = test.host.guest("hello")?;
     let name = module.display().to_string();
     test.rt(["wasm", "compile", &name])?.success()?;
@@ -689,6 +689,18 @@ fn the_cache_is_listed(test: &Test) -> Outcome {
     ensure_eq(about["moduleBytes"].as_u64(), Some(fs::metadata(module)?.len()))?;
     ensure_eq(about["name"].as_str(), Some(name.as_str()))?;
     ensure(about["engine"].as_str().is_some_and(|engine| engine.starts_with("wasmedge ")), json)
+}
+
+fn hits_are_counted(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let hits = || -> Outcome<Option<u64>> {
+        let json = test.rt(["wasm", "cache", "list", "--format=json"])?.success()?.stdout;
+        Ok(serde_json::from_str::<Value>(&json)?[0]["hits"].as_u64())
+    };
+    let before = hits()?.ok_or("no hits")?;
+    started(&bundle)?;
+    started(&bundle)?;
+    ensure_eq(hits()?, Some(before + 2))
 }
 
 fn the_cache_can_be_pruned_and_cleared(test: &Test) -> Outcome {

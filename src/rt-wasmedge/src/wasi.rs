@@ -81,6 +81,9 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     os::take_log();
     // What loading has left behind is of no use to the guest, which may run for months.
     os::trim_memory();
+    if let Some(instance) = vm.active_module() {
+        os::name_memory(instance);
+    }
     if let Some(timeout) = contract.timeout {
         os::end_after(timeout)?;
     }

@@ -70,8 +70,35 @@ fn follow(state: &State, interval: Duration) -> Result<()> {
 }
 
 fn print_stats(state: &State) -> Result<()> {
-    let event = json!({ "type": "stats", "id": state.id, "data": state.cgroup.stats() });
+    let mut data = state.cgroup.stats();
+    if let (Some(run), Some(data)) = (&state.run, data.as_object_mut()) {
+        let pages = memory_pages(state.pid);
+        data.insert(
+            "wasm".into(),
+            json!({ "engine": run.engine, "mode": run.mode, "memoryPages": pages }),
+        );
+    }
+    let event = json!({ "type": "stats", "id": state.id, "data": data });
     super::print(&format!("{event}\n"))
+}
+
+/// How many pages of WebAssembly's, of 64 KiB, a module's memory has. Its engine gives it a name (`docs/engine.md`). None where the
+/// kernel shows no names.
+fn memory_pages(pid: i32) -> Option<u64> {
+    const PAGE: u64 = 64 << 10;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let memory = maps.lines().filter(|line| line.ends_with("[anon:wasm-memory]"));
+    let mut bytes = None;
+    for line in memory {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let address = |text: &str| u64::from_str_radix(text, 16).ok();
+        let length = address(end)?.saturating_sub(address(start)?);
+        // What it may grow into cannot be read.
+        let there = if rest.starts_with("rw") { length } else { 0 };
+        bytes = Some(bytes.unwrap_or(0) + there);
+    }
+    bytes.map(|bytes| bytes / PAGE)
 }
 
 /// As Go writes one: `5s`, `500ms`, `1m30s`.

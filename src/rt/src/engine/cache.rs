@@ -105,6 +105,8 @@ pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) bytes: u64,
     pub(crate) used: SystemTime,
+    /// How many starts found it, since the host was booted.
+    pub(crate) hits: u64,
     pub(crate) kind: Kind,
 }
 
@@ -146,7 +148,20 @@ impl Cache {
             return None;
         }
         touch(&file, &metadata);
+        self.count_hit(key);
         Some(file)
+    }
+
+    fn hits(&self, key: &str) -> PathBuf {
+        self.verified.join(format!("{key}.hits"))
+    }
+
+    /// One byte more in a file: of two processes neither loses its own.
+    fn count_hit(&self, key: &Key) {
+        let file = File::options().append(true).create(true).open(self.hits(&key.to_string()));
+        if let Err(error) = file.and_then(|mut file| file.write_all(b".")) {
+            tracing::debug!("count that `{key}` is used: {error}");
+        }
     }
 
     /// A file of the cache's, if nobody else can have written it.
@@ -360,7 +375,9 @@ impl Cache {
             "job" | "part" => Kind::Useless,
             _ => return None,
         };
-        Some(Entry { key, bytes: metadata.len(), used: metadata.accessed().ok()?, kind })
+        let hits = fs::metadata(self.hits(&key)).map_or(0, |hits| hits.len());
+        let used = metadata.accessed().ok()?;
+        Some(Entry { key, bytes: metadata.len(), used, hits, kind })
     }
 
     /// Removes what nobody can use any more and, of the rest, what was not used for the longest time, until no more than so many
@@ -396,7 +413,9 @@ impl Cache {
                 _ => {}
             }
         }
-        let _ = fs::remove_file(self.verified.join(&entry.key));
+        for file in [self.verified.join(&entry.key), self.hits(&entry.key)] {
+            let _ = fs::remove_file(file);
+        }
         Ok(())
     }
 }

@@ -63,6 +63,7 @@ fn json_of(native: &Native, entry: &Entry) -> Value {
     let used = entry.used.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut value = json!({
         "key": entry.key, "status": status(native, entry), "bytes": entry.bytes, "used": used,
+        "hits": entry.hits,
     });
     match &entry.kind {
         Kind::Native(about) => value["native"] = json!(about),
@@ -73,7 +74,8 @@ fn json_of(native: &Native, entry: &Entry) -> Value {
 }
 
 fn table(native: &Native, entries: &[Entry]) -> String {
-    let head = ["KEY", "STATUS", "SIZE", "MODULE", "COMPILED", "USED", "NAME"].map(str::to_owned);
+    let head =
+        ["KEY", "STATUS", "SIZE", "MODULE", "COMPILED", "USED", "HITS", "NAME"].map(str::to_owned);
     let rows = entries.iter().map(|entry| {
         let (module, compiled, name) = match &entry.kind {
             Kind::Native(about) => {
@@ -89,12 +91,13 @@ fn table(native: &Native, entries: &[Entry]) -> String {
         };
         let key = short(&entry.key);
         let status = status(native, entry).to_owned();
-        [key, status, size(entry.bytes), module, compiled, age(entry.used), name]
+        let hits = entry.hits.to_string();
+        [key, status, size(entry.bytes), module, compiled, age(entry.used), hits, name]
     });
-    let rows: Vec<[String; 7]> = [head].into_iter().chain(rows).collect();
+    let rows: Vec<[String; 8]> = [head].into_iter().chain(rows).collect();
     let width =
         |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) + 3;
-    let widths: Vec<usize> = (0..7).map(width).collect();
+    let widths: Vec<usize> = (0..8).map(width).collect();
     rows.iter()
         .map(|row| {
             let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
