@@ -37,6 +37,7 @@ mod wasi;
 mod wasm;
 mod wasm_cache;
 mod wasm_limits;
+mod wasm_plugins;
 mod wasm_ports;
 mod wasm_rights;
 mod workload;
@@ -94,6 +95,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm::TESTS,
         wasm_cache::TESTS,
         wasm_limits::TESTS,
+        wasm_plugins::TESTS,
         wasm_ports::TESTS,
         wasm_rights::TESTS,
         workload::TESTS,

@@ -26,11 +26,15 @@ super::tests! { "wasm_cache":
 
 const COMPILE: &str = "run.oci.wasm.compile";
 
+pub(super) fn has_compiler(test: &Test) -> bool {
+    let prefix = test.host.runtime.parent().and_then(Path::parent);
+    prefix.is_some_and(|prefix| prefix.join("libexec/rt/wasmedge/compiler").is_dir())
+}
+
 /// A host whose modules are compiled, with a cache of the test's own.
 pub(super) fn host(test: &Test, settings: Value) -> Outcome {
     test.only_rt()?;
-    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
-    if !engine.join("libexec/rt/wasmedge/compiler").is_dir() {
+    if !has_compiler(test) {
         return skip("the engine's compiler is not installed here");
     }
     let mut settings = settings;

@@ -23,6 +23,9 @@ pub(crate) struct Contract {
     /// What the module was compiled to, if it was.
     pub(crate) native: Option<i32>,
     pub(crate) environment: i32,
+    /// Where plugins are, and which files of it to load.
+    pub(crate) plugin_dir: Option<i32>,
+    pub(crate) plugins: Vec<String>,
     pub(crate) directories: Vec<Directory>,
     /// What the container may use, in bytes.
     pub(crate) memory: Option<u64>,
@@ -83,6 +86,8 @@ impl Contract {
                 "--module" => contract.module = descriptor()?,
                 "--native" => contract.native = Some(descriptor()?),
                 "--env" => contract.environment = descriptor()?,
+                "--plugin-dir" => contract.plugin_dir = Some(descriptor()?),
+                "--plugin" => contract.plugins.push(value.to_owned()),
                 "--memory" => {
                     let limit =
                         value.parse().map_err(|_| format!("`{arg}`: not a number of bytes"));
@@ -107,12 +112,18 @@ impl Contract {
             return Err("`--engine-dir`, `--module` and `--env` must be given".into());
         }
         let descriptors = [contract.engine_dir, contract.module, contract.environment];
-        let mut descriptors: Vec<i32> = descriptors.into_iter().chain(contract.native).collect();
+        let mut descriptors: Vec<i32> =
+            descriptors.into_iter().chain(contract.native).chain(contract.plugin_dir).collect();
         let count = descriptors.len();
         descriptors.sort_unstable();
         descriptors.dedup();
         if descriptors.len() < count {
-            return Err("`--engine-dir`, `--module`, `--native` and `--env` must differ".into());
+            return Err("the descriptors of the command line must differ".into());
+        }
+        if contract.plugins.is_empty() != contract.plugin_dir.is_none()
+            || contract.plugins.iter().any(|file| file.is_empty() || file.contains('/'))
+        {
+            return Err("`--plugin` names a file in `--plugin-dir`".into());
         }
         Ok(contract)
     }
@@ -184,7 +195,17 @@ mod tests {
         assert!(parse(&["--contract=2"]).is_err_and(|error| error.contains("`--contract=2`")));
         assert!(parse(&FDS[..3]).is_err());
         assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
-        assert!(parse(&[&FDS[..], &["--native=4"]].concat()).is_err());
+        for wrong in [
+            &["--native=4"][..],
+            &["--plugin=x.so"],
+            &["--plugin-dir=7"],
+            &["--plugin-dir=7", "--plugin=../x"],
+        ] {
+            assert!(parse(&[&FDS[..], wrong].concat()).is_err(), "{wrong:?}");
+        }
+        let plugins =
+            parse(&[&FDS[..], &["--plugin-dir=7", "--plugin=x.so"]].concat()).expect("taken");
+        assert_eq!((plugins.plugin_dir, plugins.plugins), (Some(7), vec!["x.so".to_owned()]));
         for (counting, args) in [(false, &["--compile"][..]), (true, &["--compile", "--counting"])]
         {
             let args = [&["--contract=1"], args].concat();

@@ -61,7 +61,11 @@ fn start(contract: &Contract) -> Result<End, String> {
     let module = read(contract.module, "read the module")?;
     let environment = read(contract.environment, "read the environment")?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
-    let kept: Vec<i32> = [contract.engine_dir].into_iter().chain(contract.native).collect();
+    let kept: Vec<i32> = [contract.engine_dir]
+        .into_iter()
+        .chain(contract.native)
+        .chain(contract.plugin_dir)
+        .collect();
     os::close_all_but(&kept)?;
     os::fix_name_lookups();
     wasi::run(module, contract, &environment)

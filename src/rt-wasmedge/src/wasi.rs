@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
+use wasmedge_sdk::plugin::PluginManager;
 use wasmedge_sdk::vm::SyncInst;
 use wasmedge_sdk::wasi::WasiModule;
-use wasmedge_sdk::{AsInstance, Module, RunMode, Store, Vm};
+use wasmedge_sdk::{AsInstance, Instance, Module, RunMode, Store, Vm};
 
 use crate::End;
 use crate::contract::Contract;
@@ -48,14 +50,27 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     }
     let environment = variables(environment)?;
     let mut wasi = world(contract, &environment)?;
+    load_plugins(contract).map_err(refused)?;
+    let mut offered: HashMap<String, Instance> = HashMap::new();
     for import in module.imports() {
         let (from, name) = (import.module_name(), import.name());
-        if from != WASI || wasi.as_mut().get_func(name.as_ref()).is_err() {
+        let known = if from == WASI {
+            wasi.as_mut().get_func(name.as_ref()).is_ok()
+        } else {
+            if !offered.contains_key(from.as_ref())
+                && let Some(instance) = plugin_module(&from)
+            {
+                offered.insert(from.to_string(), instance);
+            }
+            offered.get(from.as_ref()).is_some_and(|it| it.get_func(name.as_ref()).is_ok())
+        };
+        if !known {
             return Err(refused(format!("unknown import `{name}` from `{from}`")));
         }
     }
     if let Some(fuel) = contract.fuel {
-        drop(module);
+        // The machine makes its own of what plugins offer.
+        drop((module, offered));
         let source =
             contract.native.filter(|_| is_native).map_or(Source::Bytes(&bytes), Source::Native);
         let result = os::run_with_fuel(source, wasi.as_mut(), most_pages, contract.timeout, fuel)
@@ -69,6 +84,9 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     contract.native.map(os::close);
     let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
     instances.insert(WASI.to_owned(), wasi.as_mut());
+    for (name, instance) in &mut offered {
+        instances.insert(name.clone(), instance);
+    }
     let mut running = ConfigBuilder::new(common);
     if let Some(pages) = most_pages {
         let options = RuntimeConfigOptions::default().max_memory_pages(pages);
@@ -94,6 +112,31 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         Ok(_) => Ok(End::Exited((wasi.exit_code() & 0xff) as u8)),
         Err(error) => Ok(End::Trapped(explain(&error))),
     }
+}
+
+/// Loads the plugins that the host allows and the container asks for. No other place is looked at.
+fn load_plugins(contract: &Contract) -> Result<(), String> {
+    let Some(directory) = contract.plugin_dir else { return Ok(()) };
+    for file in &contract.plugins {
+        let path = format!("/proc/self/fd/{directory}/{file}");
+        let before = PluginManager::count();
+        let loaded = PluginManager::load(Some(Path::new(&path)));
+        // It says nothing of a file that it passes over, but in its log.
+        if loaded.is_err() || PluginManager::count() == before {
+            let why =
+                one_line("it is no plugin of this WasmEdge's, or needs what is not there".into());
+            return Err(format!("load the plugin `{file}`: {why}"));
+        }
+    }
+    Ok(())
+}
+
+/// A module by this name that a plugin offers.
+fn plugin_module(name: &str) -> Option<Instance> {
+    let plugins = PluginManager::names();
+    let plugins = plugins.iter().filter_map(|plugin| PluginManager::find(plugin).ok());
+    let mut offering = plugins.filter(|plugin| plugin.mod_names().iter().any(|it| it == name));
+    offering.next()?.mod_instance(name).ok()
 }
 
 /// What can be said of the bytes better than the parser says it.

@@ -5,6 +5,7 @@
 
 pub(crate) mod cache;
 mod native;
+mod plugins;
 mod settings;
 
 use std::fs;
@@ -13,15 +14,16 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 pub(crate) use native::{Found, Host, Later, Native};
+pub(crate) use plugins::Plugins;
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
-pub(crate) use settings::CompilerSettings;
+pub(crate) use settings::{CompilerSettings, Settings};
 
 use crate::exe;
 use crate::state::{Run, RunMode};
 use crate::syscall::{self, MountAttr};
-use crate::workload::{self, Wish};
+use crate::workload::{self, Rights, Wish};
 
 /// The version of the engine contract that this runtime speaks.
 pub(crate) const CONTRACT: u32 = 1;
@@ -56,6 +58,8 @@ pub(crate) struct Directory {
     pub(crate) mount: OwnedFd,
     /// None for an engine that only interprets.
     pub(crate) native: Option<Native>,
+    /// None when the container asks for none.
+    pub(crate) plugins: Option<Plugins>,
 }
 
 impl Directory {
@@ -88,13 +92,17 @@ pub(crate) fn path(engine: workload::Engine) -> Result<PathBuf> {
 }
 
 /// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker is handed to a container.
-pub(crate) fn open(engine: workload::Engine, host: &Host<'_>) -> Result<Directory> {
+pub(crate) fn open(
+    engine: workload::Engine,
+    host: &Host<'_>,
+    rights: &Rights,
+) -> Result<Directory> {
     let path = path(engine)?;
-    open_directory(&path, host)
+    open_directory(&path, host, rights)
         .with_context(|| format!("open engine `{}` in `{}`", engine.name(), path.display()))
 }
 
-fn open_directory(path: &Path, host: &Host<'_>) -> Result<Directory> {
+fn open_directory(path: &Path, host: &Host<'_>, rights: &Rights) -> Result<Directory> {
     let description = describe(path)?;
     // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
     let files =
@@ -105,8 +113,10 @@ fn open_directory(path: &Path, host: &Host<'_>) -> Result<Directory> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, path, flags).context("clone its mount")?;
     read_only(mount.as_fd()).context("make its mount read-only")?;
-    let native = Native::new(&description, host)?;
-    Ok(Directory { description, mount, native })
+    let settings = Settings::read(host.config)?;
+    let plugins = plugins::open(&settings.plugins, &rights.plugins)?;
+    let native = Native::new(&description, settings, host)?;
+    Ok(Directory { description, mount, native, plugins })
 }
 
 /// Of a detached mount that goes into a container: nothing can be written through it, and code in it can be run, whatever the

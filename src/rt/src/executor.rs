@@ -176,13 +176,22 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         text.extend(path.as_os_str().as_bytes());
         CString::new(text)
     };
+    let plugins = engine.plugins.as_ref();
+    let plugin_dir = plugins.map(|plugins| rustix::io::fcntl_dupfd_cloexec(&plugins.mount, 3));
+    let plugin_dir = plugin_dir.transpose()?;
     let description = &engine.description;
     let program = inside(&description.program)?;
     let (path, mut argv) = match (&description.loader, &description.libraries) {
         (Some(loader), Some(libraries)) => {
             let name = CString::new(description.program.as_os_str().as_bytes())?;
+            // What plugins need lies beside them; the engine's own libraries come first.
+            let mut path = inside(libraries)?.into_bytes();
+            if let Some(directory) = &plugin_dir {
+                path.extend(format!(":/proc/self/fd/{}", directory.as_raw_fd()).into_bytes());
+            }
+            let path = CString::new(path)?;
             let loader_options =
-                [c"--inhibit-cache".to_owned(), c"--library-path".to_owned(), inside(libraries)?];
+                [c"--inhibit-cache".to_owned(), c"--library-path".to_owned(), path];
             (inside(loader)?, [vec![name], loader_options.to_vec(), vec![program]].concat())
         }
         (Some(_), None) => anyhow::bail!("its `engine.json` has a `loader` and no `libraries`"),
@@ -199,6 +208,12 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     if let Some(native) = &native {
         argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
     }
+    if let (Some(plugins), Some(directory)) = (plugins, &plugin_dir) {
+        argv.push(CString::new(format!("--plugin-dir={}", directory.as_raw_fd()))?);
+        for file in &plugins.files {
+            argv.push(CString::new([b"--plugin=", file.as_os_str().as_bytes()].concat())?);
+        }
+    }
     if let Some(limit) = request.memory {
         argv.push(CString::new(format!("--memory={limit}"))?);
     }
@@ -211,7 +226,8 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     argv.extend(preopens(request)?);
     argv.push(c"--".to_owned());
     argv.extend(c_strings(request.args)?);
-    let descriptors = [engine_dir, module, env].into_iter().chain(native).collect();
+    let descriptors =
+        [engine_dir, module, env].into_iter().chain(native).chain(plugin_dir).collect();
     Ok(Program {
         path,
         argv,

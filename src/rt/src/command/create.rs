@@ -12,7 +12,7 @@ use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait, terminal};
 use crate::engine;
 use crate::state::Root;
-use crate::workload;
+use crate::workload::{self, Rights};
 
 pub(super) fn execute(root: &Root, global: &Global, args: &cli::Create) -> Result<ExitCode> {
     let create = || {
@@ -55,7 +55,8 @@ pub(super) fn container(
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
     // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only init can see.
     let host = super::host(root, global);
-    let engine = asked.map(|engine| engine::open(engine, &host)).transpose()?;
+    let rights = Rights::of(&bundle.spec)?;
+    let engine = asked.map(|engine| engine::open(engine, &host, &rights)).transpose()?;
     let options = Options {
         id: &args.id,
         bundle,

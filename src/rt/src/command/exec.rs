@@ -64,18 +64,19 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
     let filter = seccomp::prepare(&spec, &root.filters())?;
     let agent = seccomp::receiver(&spec, filter.as_ref())?;
     let host = super::host(root, global);
+    let rights = Rights::of(&spec)?;
     let options = ExecOptions {
         state: &state,
         spec: &spec,
         process: &process,
         asked,
-        engine: asked.map(|engine| engine::open(engine, &host)).transpose()?,
+        engine: asked.map(|engine| engine::open(engine, &host, &rights)).transpose()?,
         console,
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
         filter,
-        rights: Rights::of(&spec)?,
+        rights,
         agent,
     };
     let (pid, pidfd) = container::exec(options)?;

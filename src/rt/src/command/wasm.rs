@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cli::{self, Global, WasmCommand};
-use crate::engine::{self, Description, Native};
+use crate::engine::{self, Description, Native, Settings};
 use crate::state::Root;
 use crate::workload;
 
@@ -37,6 +37,7 @@ fn compiler(root: &Root, global: &Global) -> Result<(Description, Native)> {
     let path = engine::path(ENGINE)?;
     let show = || format!("open engine `{}` in `{}`", ENGINE.name(), path.display());
     let description = engine::describe(&path).with_context(show)?;
-    let native = Native::new(&description, &super::host(root, global))?;
+    let host = super::host(root, global);
+    let native = Native::new(&description, Settings::read(host.config)?, &host)?;
     Ok((description, native.context("this installation compiles no modules").with_context(show)?))
 }

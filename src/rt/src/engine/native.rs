@@ -67,11 +67,14 @@ pub(crate) struct Later {
 
 impl Native {
     /// None when the engine cannot compile.
-    pub(crate) fn new(description: &Description, host: &Host<'_>) -> Result<Option<Native>> {
+    pub(crate) fn new(
+        description: &Description,
+        settings: Settings,
+        host: &Host<'_>,
+    ) -> Result<Option<Native>> {
         if description.compiler.is_none() {
             return Ok(None);
         }
-        let settings = Settings::read(host.config)?;
         let Ok(processor) = fs::read_to_string(PROCESSOR) else {
             tracing::debug!("no `{PROCESSOR}`: modules are not compiled");
             return Ok(None);

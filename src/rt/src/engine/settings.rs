@@ -2,9 +2,10 @@
 //! `docs/wasm-cache.md`.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -20,6 +21,17 @@ pub(crate) struct Settings {
     pub(crate) compile: Compile,
     pub(crate) cache: CacheSettings,
     pub(crate) compiler: CompilerSettings,
+    pub(crate) plugins: PluginSettings,
+}
+
+/// Libraries by which an engine gives modules more than WASI.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PluginSettings {
+    /// A directory of the host's, which holds their files and what these need.
+    pub(crate) directory: PathBuf,
+    /// By which name a container may ask for which file of it.
+    pub(crate) allow: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -76,6 +88,17 @@ impl Settings {
         ensure!(self.compiler.user != 0, "`compiler.user`: root would compile what nobody trusts");
         ensure!(self.compiler.seconds > 0, "`compiler.seconds` is 0");
         ensure!(self.compiler.memory_bytes > 0, "`compiler.memoryBytes` is 0");
+        let PluginSettings { directory, allow } = &self.plugins;
+        ensure!(
+            allow.is_empty() || directory.is_absolute(),
+            "`plugins.directory` is not an absolute path"
+        );
+        for file in allow.values() {
+            let mut parts = file.components();
+            let is_name =
+                matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+            ensure!(is_name, "`plugins.allow`: `{}` is not a file's name", file.display());
+        }
         Ok(())
     }
 }
@@ -107,6 +130,8 @@ mod tests {
             r#"{ "cache": { "directory": "here" } }"#,
             r#"{ "compiler": { "user": 0 } }"#,
             r#"{ "compiler": { "seconds": -1 } }"#,
+            r#"{ "plugins": { "allow": { "x": "x.so" } } }"#,
+            r#"{ "plugins": { "directory": "/p", "allow": { "x": "../x.so" } } }"#,
             "",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");

@@ -14,7 +14,8 @@ use super::ports::{self, Ports};
 const PREFIX: &str = "run.oci.wasm.";
 
 /// What they end with.
-const NAMES: [&str; 7] = ["bind", "compile", "connect", "dirs", "fuel", "sockets", "timeout"];
+const NAMES: [&str; 8] =
+    ["bind", "compile", "connect", "dirs", "fuel", "plugins", "sockets", "timeout"];
 
 /// Directories that show the kernel's or the machine's things, and are never shown to a module.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -29,6 +30,8 @@ pub(crate) struct Rights {
     pub(crate) timeout: Option<Duration>,
     /// How many instructions each program may run.
     pub(crate) fuel: Option<u64>,
+    /// Of the engine, which are loaded for it.
+    pub(crate) plugins: Vec<String>,
     /// Whether and when it is compiled.
     pub(crate) compile: Option<Compile>,
 }
@@ -48,6 +51,7 @@ impl Rights {
             ports: Ports::default(),
             timeout: None,
             fuel: None,
+            plugins: Vec::new(),
             compile: None,
         };
         for (key, value) in spec.annotations().iter().flatten() {
@@ -80,6 +84,10 @@ impl Rights {
                 let fuel = value.parse().ok().filter(|fuel| *fuel > 0);
                 let wrong = || format!("`{value}` is no number of instructions greater than 0");
                 self.fuel = Some(fuel.with_context(wrong)?);
+            }
+            "plugins" => {
+                let names = value.split(',').filter(|_| !value.is_empty());
+                self.plugins = names.map(str::to_owned).collect();
             }
             "compile" => self.compile = Some(Compile::parse(value)?),
             _ => bail!("rt knows {}", NAMES.map(|name| format!("`{PREFIX}{name}`")).join(", ")),
