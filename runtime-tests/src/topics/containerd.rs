@@ -69,6 +69,8 @@ impl<'a> Containerd<'a> {
             format!("/{}", self.id)
         };
         flags.extend(["--cgroup".into(), group]);
+        // Where a shim is killed, what it read from is left.
+        flags.extend(["--fifo-dir".into(), self.test.folder.join("fifo").display().to_string()]);
         flags
     }
 
