@@ -159,7 +159,8 @@ fn a_shell_completes_command_lines(test: &Test) -> Outcome {
     let script = test.folder.join("completion.bash");
     fs::write(&script, test.rt(["completion", "bash"])?.stdout)?;
     let ask = format!(
-        "source {}; COMP_WORDS=(rt pau); COMP_CWORD=1; _rt rt pau rt; echo ${{COMPREPLY[@]}}",
+        "source {}; COMP_WORDS=(rt pau); COMP_CWORD=1; _rt rt pau rt; echo ${{COMPREPLY[@]}}; \
+         complete -p rt-wasm >/dev/null",
         script.display()
     );
     let mut bash = Command::new("bash");
