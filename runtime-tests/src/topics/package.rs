@@ -67,13 +67,15 @@ fn is_installed_used_and_removed(test: &Test) -> Outcome {
     bundle.write()?;
     let folder = bundle.folder.display().to_string();
     let root = test.state_root().display().to_string();
-    let run = ["--root", &root, "run", "--bundle", &folder, "packaged"];
+    let settings = test.wasm_config().display().to_string();
+    let flags = ["--root", &root, "--wasm-config", &settings];
+    let run = [&flags[..], &["run", "--bundle", &folder, "packaged"]].concat();
     output("/usr/lib/rt/bin/rt", &run)?.success()?.stdout("installed\n")?;
     let bundle = test.wasm("hello", &[])?;
     let bundle = bundle.edit(|config| config["annotations"] = serde_json::json!({}));
     bundle.write()?;
     let folder = bundle.folder.display().to_string();
-    let run = ["--root", &root, "run", "--bundle", &folder, "packaged"];
+    let run = [&flags[..], &["run", "--bundle", &folder, "packaged"]].concat();
     output("rt-wasm", &run)?.success()?.stdout("Hello from Wasm!\n")?;
     ensure(Path::new("/usr/share/man/man1/rt.1.gz").exists(), "no manual page")?;
     // The compiler's depends on it.
@@ -289,10 +291,12 @@ fn modules_are_compiled_where_the_compiler_is_installed(test: &Test) -> Outcome 
         };
         let mut run = bundle.command_line("run", &id);
         run.insert(1, "--detach".into());
-        command(&run)?.success()?;
+        // It says why a module is interpreted.
+        run.splice(0..0, ["--log-level".into(), "warn".into()]);
+        let said = command(&run)?.success()?.stderr;
         let state = command(&["state".into(), id.clone()])?.success()?.stdout;
         let state: serde_json::Value = serde_json::from_str(&state)?;
-        ensure_eq(&state["annotations"]["run.oci.engine.mode"], &serde_json::json!(mode))?;
+        ensure(state["annotations"]["run.oci.engine.mode"] == mode, format!("not {mode}: {said}"))?;
         command(&["delete".into(), "--force".into(), id])?.success()?;
     }
     Ok(())

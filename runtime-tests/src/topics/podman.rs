@@ -634,7 +634,10 @@ fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     let infra =
         ["--infra-image", "image", "--infra-command", "/bin/sleep 600", "--infra-name", "i"];
     let shared = ["--share", "pid,ipc,uts,net", "--network", "none", "--hostname", "of-the-pod"];
-    podman(&[&["pod", "create", "--name", "pod"], &infra[..], &shared].concat())?.success()?;
+    // With cgroup v2, podman 4.3 shuts a pod's own cgroup to all devices, whatever the runtime is.
+    let cgroup: &[&str] = if test.host.lane == "v2" { &["--share-parent=false"] } else { &[] };
+    let create = ["pod", "create", "--name", "pod"];
+    podman(&[&create[..], &infra, &shared, cgroup].concat())?.success()?;
     let in_pod = ["run", "--detach", "--pod", "pod", "--name"];
     podman(&[&in_pod[..], &["c", "image", "/bin/sleep", "600"]].concat())?.success()?;
     podman(&[&in_pod[..], &["w"], &WASM, &["wasm", "/http-server.wasm"]].concat())?.success()?;

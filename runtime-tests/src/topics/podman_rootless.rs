@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, ordinary_user, skip, wait_until};
 
@@ -13,6 +14,9 @@ super::tests! { "podman_rootless":
 }
 
 const UID: u32 = 1000;
+
+/// The cgroups below a user's that callers are in.
+const CALLERS: [&str; 2] = ["session", "later"];
 
 struct Podman<'a> {
     test: &'a Test,
@@ -33,18 +37,28 @@ impl<'a> Podman<'a> {
         }
         let archive = test.image_archive("image", wasm)?;
         let podman = Podman { test, cgroup: None };
+        // Of two that are the first on a host, one fails to make the locks in shared memory.
+        static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+        let _turn = ONE_BY_ONE.lock();
         podman.podman(&["import", &archive, "image"])?.success()?;
         Ok(podman)
     }
 
-    /// Gives it what systemd gives a user that logs in (`Delegate=`).
+    /// Gives it what systemd gives a user that logs in (`Delegate=`): a cgroup with two in it for callers. podman leaves the first with
+    /// controllers below it, so that it takes no more processes.
     fn delegate(&mut self) -> Outcome {
         let root = Path::new("/sys/fs/cgroup");
-        fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
         let cgroup = root.join(self.test.id());
-        fs::create_dir(&cgroup)?;
-        for name in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
-            chown(cgroup.join(name), Some(UID), Some(UID))?;
+        for name in CALLERS {
+            fs::create_dir_all(cgroup.join(name))?;
+        }
+        for parent in [root, &cgroup] {
+            fs::write(parent.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+        }
+        for folder in ["", CALLERS[0], CALLERS[1]].map(|name| cgroup.join(name)) {
+            for name in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+                chown(folder.join(name), Some(UID), Some(UID))?;
+            }
         }
         self.cgroup = Some(cgroup);
         Ok(())
@@ -56,7 +70,10 @@ impl<'a> Podman<'a> {
         if let Some(cgroup) = &self.cgroup {
             let inner = command;
             command = Command::new("sh");
-            command.args(["-c", "echo $$ >\"$0/cgroup.procs\"; exec \"$@\""]).arg(cgroup);
+            let names = CALLERS.join(" ");
+            let enter =
+                format!("for c in {names}; do echo $$ >\"$0/$c/cgroup.procs\" && break; done");
+            command.arg("-c").arg(format!("{{ {enter}; }} 2>/dev/null; exec \"$@\"")).arg(cgroup);
             command.arg(inner.get_program()).args(inner.get_args());
             command.current_dir(&self.test.folder);
         }
@@ -87,15 +104,19 @@ impl Drop for Podman<'_> {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         if let Some(cgroup) = &self.cgroup {
-            // Those that podman has made below it for itself go with it.
-            let removed = || {
-                let below = fs::read_dir(cgroup).into_iter().flatten().flatten();
-                below.for_each(|entry| drop(fs::remove_dir(entry.path())));
-                fs::remove_dir(cgroup).is_ok()
-            };
-            let _ = wait_until("its processes have ended", removed);
+            let _ = wait_until("its processes have ended", || remove_cgroup(cgroup));
         }
     }
+}
+
+/// With those that podman has made below it for itself.
+fn remove_cgroup(folder: &Path) -> bool {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    fs::remove_dir(folder).is_ok()
 }
 
 fn runs_a_linux_container(test: &Test) -> Outcome {
