@@ -10,6 +10,7 @@ MAKEFLAGS += --no-print-directory
 DIST     := target/dist
 PREFIX   ?= /usr/local
 DESTDIR  ?=
+SHARE     = "$(DESTDIR)$(PREFIX)"/share
 # The commit that `rt --version` shows.
 export RT_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
@@ -65,7 +66,7 @@ bench: build guests test-deps vm-deps ## measure rt beside crun, runc and the fl
 	runtime-tests/bench/run $(DIST)/bin/rt
 
 .PHONY: install
-install: ## copy target/dist to $(DESTDIR)$(PREFIX), with configurations to copy in share/rt
+install: ## copy target/dist to $(DESTDIR)$(PREFIX), with manual pages, completions, and configurations in share/rt
 	@[ -x $(DIST)/bin/rt ] || { echo "nothing to install: run \`make build\` first" >&2; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/rt
 	install $(DIST)/bin/rt $(DESTDIR)$(PREFIX)/bin/rt
@@ -74,6 +75,15 @@ install: ## copy target/dist to $(DESTDIR)$(PREFIX), with configurations to copy
 	  install -d "$(DESTDIR)$(PREFIX)/share/rt/$${file%/*}"; \
 	  sed 's|@PREFIX@|$(PREFIX)|g' "$$file" >"$(DESTDIR)$(PREFIX)/share/rt/$$file"; \
 	done
+	install -d $(SHARE)/{man/man1,man/man7,bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
+	install -m 644 packaging/man/rt.1 $(SHARE)/man/man1/rt.1
+	packaging/man/annotations docs/annotations.md >$(SHARE)/man/man7/rt-annotations.7
+	$(DIST)/bin/rt completion bash >$(SHARE)/bash-completion/completions/rt
+	$(DIST)/bin/rt completion zsh >$(SHARE)/zsh/site-functions/_rt
+	$(DIST)/bin/rt completion fish >$(SHARE)/fish/vendor_completions.d/rt.fish
+	# Those two shells look for a file by the command's name.
+	ln -sf rt $(SHARE)/bash-completion/completions/rt-wasm
+	ln -sf rt.fish $(SHARE)/fish/vendor_completions.d/rt-wasm.fish
 	if [ -d $(DIST)/libexec/rt ]; then cp -a --no-preserve=ownership $(DIST)/libexec/rt/. $(DESTDIR)$(PREFIX)/libexec/rt/; fi
 
 .PHONY: deb rpm tarball

@@ -25,10 +25,77 @@ const NETWORK_PLUGINS: &str = "/usr/lib/cni";
 pub(crate) const LINUX: &str = "docker.io/tests/linux:1";
 pub(crate) const WASM: &str = "docker.io/tests/wasm:1";
 
+/// A containerd that is asked by its socket.
+pub(crate) struct Daemon {
+    folder: PathBuf,
+    process: Child,
+}
+
+impl Daemon {
+    pub(crate) fn new(test: &Test) -> Outcome<Daemon> {
+        test.only_rt()?;
+        let needed = ["/usr/bin/containerd", "/usr/bin/ctr"];
+        if let Some(missing) = needed.iter().find(|path| !Path::new(path).exists()) {
+            return skip(format!("no `{missing}`"));
+        }
+        let folder = test.folder.join("containerd");
+        configure(test, &folder)?;
+        let log = File::create(folder.join("log"))?;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--net",
+            "/bin/sh",
+            "-c",
+            "ip link set lo up; exec containerd --config \"$1\"",
+            "sh",
+        ]);
+        let config = folder.join("config.toml");
+        let daemon = command.arg(config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Daemon { process: daemon.spawn()?, folder })
+    }
+
+    pub(crate) fn ctr(&self, namespace: &str, args: &[&str]) -> Outcome<Output> {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(["--namespace", namespace]).args(args);
+        Output::of(command)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
+    /// The end of what it has logged.
+    pub(crate) fn log(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Whatever is left fails the test where that is checked.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Kills what keeps a container, or those of a pod, for containerd, as want of memory on a node would.
+pub(crate) fn kill_shim(id: &str) -> Outcome {
+    let shim = fs::read_dir("/proc")?.flatten().find_map(|process| {
+        let command = fs::read(process.path().join("cmdline")).ok()?;
+        let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+        let is_shim =
+            words[0].ends_with(b"containerd-shim-runc-v2") && words.contains(&id.as_bytes());
+        if is_shim { process.file_name().to_str()?.parse().ok() } else { None }
+    });
+    let shim = rustix::process::Pid::from_raw(shim.ok_or("no shim")?).ok_or("no shim")?;
+    Ok(rustix::process::kill_process(shim, rustix::process::Signal::KILL)?)
+}
+
 pub(crate) struct Kubelet<'a> {
     test: &'a Test,
-    folder: PathBuf,
-    daemon: Child,
+    daemon: Daemon,
     waiter: tokio::runtime::Runtime,
     client: RuntimeServiceClient<Channel>,
     /// Of the pod, and of all cgroups in it.
@@ -48,26 +115,12 @@ impl<'a> Kubelet<'a> {
         test.only_rt()?;
         // Of each of its containers, containerd asks for a share.
         needs(test, "cpu")?;
-        let needed = ["/usr/bin/containerd", "/usr/bin/ctr", NETWORK_PLUGINS];
-        if let Some(missing) = needed.iter().find(|path| !Path::new(path).exists()) {
-            return skip(format!("no `{missing}`"));
+        if !Path::new(NETWORK_PLUGINS).exists() {
+            return skip(format!("no `{NETWORK_PLUGINS}`"));
         }
-        let folder = test.folder.join("containerd");
-        configure(test, &folder)?;
-        let log = File::create(folder.join("log"))?;
-        let mut command = Command::new("unshare");
-        command.args([
-            "--net",
-            "/bin/sh",
-            "-c",
-            "ip link set lo up; exec containerd --config \"$1\"",
-            "sh",
-        ]);
-        let config = folder.join("config.toml");
-        let daemon = command.arg(config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let daemon = daemon.spawn()?;
+        let daemon = Daemon::new(test)?;
         let waiter = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let socket = folder.join("socket");
+        let socket = daemon.socket();
         let connect = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
@@ -79,8 +132,7 @@ impl<'a> Kubelet<'a> {
             RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))
         };
         let name = test.id();
-        let kubelet =
-            Kubelet { test, folder, daemon, waiter, client, name, shares_processes: false };
+        let kubelet = Kubelet { test, daemon, waiter, client, name, shares_processes: false };
         let mut last = String::new();
         let answers = wait_until("containerd answers", || {
             let version = cri::VersionRequest::default();
@@ -88,27 +140,14 @@ impl<'a> Kubelet<'a> {
             last = answer.as_ref().err().map(words).unwrap_or_default();
             answer.is_ok()
         });
-        answers
-            .map_err(|stop| Stop::Failed(format!("{}: {last}: {}", words(&stop), kubelet.log())))?;
+        answers.map_err(|stop| {
+            Stop::Failed(format!("{}: {last}: {}", words(&stop), kubelet.daemon.log()))
+        })?;
         for (image, wasm) in [(LINUX, false), (WASM, true)] {
             let archive = image_archive(test, image, wasm)?.display().to_string();
-            kubelet.ctr(&["images", "import", &archive])?.success()?;
+            kubelet.daemon.ctr("k8s.io", &["images", "import", &archive])?.success()?;
         }
         Ok(kubelet)
-    }
-
-    fn ctr(&self, args: &[&str]) -> Outcome<Output> {
-        let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.folder.join("socket"));
-        command.args(["--namespace", "k8s.io"]).args(args);
-        Output::of(command)
-    }
-
-    /// The end of what containerd has logged.
-    fn log(&self) -> String {
-        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
     /// Makes one request, and waits for the answer.
@@ -121,7 +160,7 @@ impl<'a> Kubelet<'a> {
         let answer = self.waiter.block_on(request(self.client.clone()));
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|status| Stop::Failed(format!("{}\n{}", status.message(), self.log())))
+            .map_err(|status| Stop::Failed(format!("{}\n{}", status.message(), self.daemon.log())))
     }
 
     pub(crate) fn run_pod(&self, handler: &str) -> Outcome<Pod> {
@@ -138,7 +177,7 @@ impl<'a> Kubelet<'a> {
                 attempt: 0,
             }),
             hostname: "pod".into(),
-            log_directory: self.folder.display().to_string(),
+            log_directory: self.daemon.folder.display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 cgroup_parent: parent,
                 security_context: Some(cri::LinuxSandboxSecurityContext {
@@ -264,7 +303,7 @@ impl<'a> Kubelet<'a> {
 
     /// A connection to an address that is one for containerd.
     pub(crate) fn connect(&self, address: &str) -> Outcome<TcpStream> {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.daemon.id()))?;
+        let namespace = File::open(format!("/proc/{}/ns/net", self.daemon.process.id()))?;
         let address = address.to_owned();
         let thread = std::thread::spawn(move || -> std::io::Result<TcpStream> {
             let kind = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -293,8 +332,6 @@ impl Drop for Kubelet<'_> {
         for pod in pods.map(|pods| pods.items).unwrap_or_default() {
             let _ = self.remove(&Pod { id: pod.id, config: cri::PodSandboxConfig::default() });
         }
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
         // The pod's, which kubelet makes and removes.
         for parent in cgroups_of(&self.name) {
             let _ = fs::remove_dir(parent);

@@ -12,7 +12,7 @@ super::tests! { "command_line":
     features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
     spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
     the_default_root_depends_on_the_user, another_configuration_file_can_be_given, a_shell_completes_command_lines,
-    what_callers_pass_for_others_sake_is_taken,
+    what_callers_pass_for_others_sake_is_taken, every_level_of_runcs_log_is_known,
 }
 
 fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
@@ -159,7 +159,8 @@ fn a_shell_completes_command_lines(test: &Test) -> Outcome {
     let script = test.folder.join("completion.bash");
     fs::write(&script, test.rt(["completion", "bash"])?.stdout)?;
     let ask = format!(
-        "source {}; COMP_WORDS=(rt pau); COMP_CWORD=1; _rt rt pau rt; echo ${{COMPREPLY[@]}}",
+        "source {}; COMP_WORDS=(rt pau); COMP_CWORD=1; _rt rt pau rt; echo ${{COMPREPLY[@]}}; \
+         complete -p rt-wasm >/dev/null",
         script.display()
     );
     let mut bash = Command::new("bash");
@@ -176,4 +177,22 @@ fn what_callers_pass_for_others_sake_is_taken(test: &Test) -> Outcome {
     test.sh("true")?.flag("-no-subreaper").run()?.success()?;
     test.rt(["--rootless=false", "--debug", "list"])?.success()?;
     container.rt(&["checkpoint", "--tcp-close"])?.fails_with("not running: created").map(drop)
+}
+
+fn every_level_of_runcs_log_is_known(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    let lines = |level: &str| -> Outcome<usize> {
+        let log = test.folder.join(format!("{level}.log"));
+        let mut command = Command::new(&test.host.runtime);
+        command.arg("--root").arg(test.state_root()).arg("--log").arg(&log);
+        command.args(["--log-level", level, "run", "--bundle"]).arg(&bundle.folder).arg(test.id());
+        Output::of(command)?.success()?;
+        Ok(fs::read_to_string(log).map_or(0, |text| text.lines().count()))
+    };
+    for level in ["info", "warn", "warning", "error", "fatal", "panic"] {
+        ensure_eq((level, lines(level)?), (level, 0))?;
+    }
+    ensure_eq(lines("trace")?, lines("debug")?)
 }

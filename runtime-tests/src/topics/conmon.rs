@@ -15,7 +15,7 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip, wait_until}
 super::tests! { "conmon":
     keeps_the_output_and_the_exit_code, gives_a_terminal, is_told_why_a_creation_failed, hears_of_a_missing_program, keeps_the_output_of_exec,
     keeps_the_output_of_exec_on_a_terminal, notices_want_of_memory, passes_on_what_is_typed, runs_a_module, stops_with_the_container,
-    begins_another_log, changes_the_size_of_a_terminal,
+    begins_another_log, changes_the_size_of_a_terminal, ends_an_exec_that_takes_too_long,
 }
 
 /// Where conmon writes to.
@@ -59,6 +59,8 @@ impl<'a> Conmon<'a> {
         command.args(["--socket-dir-path", &self.path("sockets"), "--log-level", "error"]);
         command.arg(format!("--runtime-arg=--root={}", self.test.state_root().display()));
         command.args(["--api-version", "1"]).args(args);
+        // Of want of memory it leaves a file where it was started, too.
+        command.current_dir(&self.folder);
         // It holds them open as long as the container lives.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         wait_until("conmon has said something", || {
@@ -156,8 +158,19 @@ fn exec(
     script: &str,
     terminal: bool,
 ) -> Outcome<(String, String)> {
+    let terminal: &[&str] = if terminal { &["-t"] } else { &[] };
+    let second = exec_with(test, conmon, script, terminal)?;
+    Ok((second.exit_code()?, second.log()?))
+}
+
+fn exec_with<'a>(
+    test: &'a Test,
+    conmon: &Conmon<'_>,
+    script: &str,
+    args: &[&str],
+) -> Outcome<Conmon<'a>> {
     let process = json!({
-        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": { "uid": 0, "gid": 0 },
+        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": args.contains(&"-t"), "user": { "uid": 0, "gid": 0 },
     });
     let file = conmon.folder.join("process.json");
     fs::write(&file, process.to_string())?;
@@ -166,11 +179,9 @@ fn exec(
         fs::create_dir_all(second.folder.join(name))?;
     }
     let file = file.display().to_string();
-    let args = ["-e", "--exec-process-spec", &file];
-    let terminal: &[&str] = if terminal { &["-t"] } else { &[] };
-    let said = second.run(&[&args, terminal].concat())?;
+    let said = second.run(&[&["-e", "--exec-process-spec", &file], args].concat())?;
     ensure(said["data"].as_i64().is_some_and(|pid| pid > 0), &said)?;
-    Ok((second.exit_code()?, second.log()?))
+    Ok(second)
 }
 
 fn keeps_the_output_of_exec(test: &Test) -> Outcome {
@@ -179,6 +190,29 @@ fn keeps_the_output_of_exec(test: &Test) -> Outcome {
     let (code, log) = exec(test, &conmon, "echo in; echo bad >&2; exit 9", false)?;
     ensure_eq(code.as_str(), "9")?;
     ensure(log.contains("stdout F in\n") && log.contains("stderr F bad\n"), log)
+}
+
+/// As a probe that hangs: conmon kills its process group, which has to be its own, and CRI-O is told so by these words.
+fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("trap 'exit 5' TERM; while :; do sleep 0.1; done")?, &[])?;
+    // A child of its own is in the group too.
+    let script = "echo before; sleep 61 & sleep 61";
+    for terminal in [&["--sync", "-T", "1"][..], &["--sync", "-T", "1", "-t"]] {
+        let second = exec_with(test, &conmon, script, terminal)?;
+        let said = fs::read_to_string(second.folder.join("said"))?;
+        let last: Value = serde_json::from_str(said.lines().last().unwrap_or_default())?;
+        ensure_eq(&last, &json!({ "data": -1, "message": "command timed out" }))?;
+        ensure_eq(second.log()?.as_str(), "stdout F before\n")?;
+        fs::remove_dir_all(&second.folder)?;
+        let listed = || test.rt(["ps", &conmon.id]).map(|output| output.stdout);
+        wait_until("it is gone", || listed().is_ok_and(|list| !list.contains("sleep 61")))?;
+    }
+    // The container lives on.
+    let state = test.rt(["state", &conmon.id])?.success()?.stdout;
+    ensure_eq(&serde_json::from_str::<Value>(&state)?["status"], &json!("running"))?;
+    test.rt(["kill", &conmon.id, "TERM"])?.success()?;
+    ensure_eq(conmon.exit_code()?.as_str(), "5")
 }
 
 fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {

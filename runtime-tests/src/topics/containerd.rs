@@ -1,48 +1,83 @@
-//! containerd, by its own client `ctr`, which names the runtime's binary. In the virtual machine, where systemd runs the daemon.
+//! containerd, by its own client `ctr`, which names the runtime's binary. The daemon is systemd's in the virtual machine, and the
+//! test's own elsewhere.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
+use super::needs;
+use crate::harness::{Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, wait_until};
+use crate::kubelet::{Daemon, kill_shim};
 
 super::tests! { "containerd":
     runs_a_linux_container, runs_a_module, starts_pauses_and_kills_a_task, execs_in_a_task, limits_memory, counts_what_a_task_uses, gives_a_terminal,
-    says_what_is_wrong,
+    says_what_is_wrong, pauses_a_module, cleans_up_after_a_shim_that_was_killed,
 }
 
 struct Containerd<'a> {
     test: &'a Test,
     id: String,
     rootfs: String,
+    /// None where systemd's is asked.
+    daemon: Option<Daemon>,
 }
 
 impl<'a> Containerd<'a> {
     /// With a folder as the root: no image has to be pulled.
     fn new(test: &'a Test, wasm: bool) -> Outcome<Containerd<'a>> {
         test.only_rt()?;
-        if !Path::new("/usr/bin/ctr").exists() || !Path::new("/run/systemd/system").exists() {
-            return skip("no containerd that systemd could start");
+        // Of each container, it asks for a share.
+        needs(test, "cpu")?;
+        if !Path::new("/usr/bin/ctr").exists() {
+            return skip("no `/usr/bin/ctr`");
         }
-        let started = Command::new("systemctl").args(["start", "containerd.service"]).output()?;
-        ensure(started.status.success(), String::from_utf8_lossy(&started.stderr))?;
-        let rootfs = test.image("rootfs", wasm)?;
-        Ok(Containerd { test, id: test.id(), rootfs: rootfs.display().to_string() })
+        let daemon = if Path::new("/run/systemd/system").exists() {
+            let started =
+                Command::new("systemctl").args(["start", "containerd.service"]).output()?;
+            ensure(started.status.success(), String::from_utf8_lossy(&started.stderr))?;
+            None
+        } else {
+            Some(Daemon::new(test)?)
+        };
+        let rootfs = test.image("rootfs", wasm)?.display().to_string();
+        let containerd = Containerd { test, id: test.id(), rootfs, daemon };
+        let answers = wait_until("containerd answers", || {
+            containerd.tasks(&["list"]).is_ok_and(|list| list.code == Some(0))
+        });
+        let log = containerd.daemon.as_ref().map(Daemon::log).unwrap_or_default();
+        ensure(answers.is_ok(), format!("containerd does not answer: {log}"))?;
+        Ok(containerd)
     }
 
     fn ctr(&self, args: &[&str]) -> Outcome<Output> {
+        if let Some(daemon) = &self.daemon {
+            return daemon.ctr("tests", args);
+        }
         let mut command = Command::new("ctr");
         command.args(["--namespace", "tests"]).args(args);
         Output::of(command)
     }
 
+    /// What `ctr run` needs to know to call this runtime.
+    fn flags(&self) -> Vec<String> {
+        let mut flags =
+            vec!["--runc-binary".to_owned(), self.test.host.runtime.display().to_string()];
+        flags.extend(["--runc-root".into(), self.test.state_root().display().to_string()]);
+        let group = if self.test.host.by_systemd {
+            flags.push("--runc-systemd-cgroup".into());
+            format!("system.slice:rt:{}", self.id)
+        } else {
+            format!("/{}", self.id)
+        };
+        flags.extend(["--cgroup".into(), group]);
+        // Where a shim is killed, what it read from is left.
+        flags.extend(["--fifo-dir".into(), self.test.folder.join("fifo").display().to_string()]);
+        flags
+    }
+
     fn run(&self, flags: &[&str], program: &[&str]) -> Outcome<Output> {
-        let binary = self.test.host.runtime.display().to_string();
-        let mut common = vec!["run", "--runc-binary", &binary, "--rootfs"];
-        let group = format!("system.slice:rt:{}", self.id);
-        if self.test.host.by_systemd {
-            common.extend(["--runc-systemd-cgroup", "--cgroup", &group]);
-        }
+        let common = self.flags();
+        let common: Vec<&str> =
+            ["run", "--rootfs"].into_iter().chain(common.iter().map(String::as_str)).collect();
         self.ctr(&[&common, flags, &[self.rootfs.as_str(), &self.id], program].concat())
     }
 
@@ -115,21 +150,17 @@ fn execs_in_a_task(test: &Test) -> Outcome {
 }
 
 fn limits_memory(test: &Test) -> Outcome {
+    needs(test, "memory")?;
     let containerd = Containerd::new(test, false)?;
     containerd
         .run(&["--detach", "--memory-limit", "67108864"], &["/bin/sleep", "100"])?
         .success()?;
-    let list = containerd.tasks(&["list"])?.success()?.stdout;
-    let line = list.lines().find(|line| line.starts_with(&containerd.id)).ok_or("no task")?;
-    let pid = line.split_whitespace().nth(1).ok_or("no pid")?;
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let path = table.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup")?;
-    let limit = fs::read_to_string(Path::new("/sys/fs/cgroup").join(path).join("memory.max"))?;
-    ensure_eq(limit.trim(), "67108864")
+    ensure_eq(super::cri::memory_limit(&containerd.id)?, 64 << 20)
 }
 
 /// By its own reading of the cgroup that `rt` has made.
 fn counts_what_a_task_uses(test: &Test) -> Outcome {
+    needs(test, "pids")?;
     let containerd = Containerd::new(test, false)?;
     containerd.start(&["/bin/sleep", "100"])?;
     let metrics = containerd.tasks(&["metrics", &containerd.id])?.success()?.stdout;
@@ -140,10 +171,13 @@ fn counts_what_a_task_uses(test: &Test) -> Outcome {
 fn gives_a_terminal(test: &Test) -> Outcome {
     let containerd = Containerd::new(test, false)?;
     // Its client wants one of its own to pass on.
-    let binary = test.host.runtime.display().to_string();
+    let address = containerd.daemon.as_ref().map(|daemon| daemon.socket().display().to_string());
+    let address = address.map_or_else(String::new, |address| format!("--address {address}"));
     let line = format!(
-        "ctr --namespace tests run --tty --rm --runc-binary {binary} --rootfs {} {} /bin/sh -c 'test -t 0 && echo terminal'",
-        containerd.rootfs, containerd.id
+        "ctr {address} --namespace tests run --tty --rm {} --rootfs {} {} /bin/sh -c 'test -t 0 && echo terminal'",
+        containerd.flags().join(" "),
+        containerd.rootfs,
+        containerd.id
     );
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
@@ -157,4 +191,56 @@ fn says_what_is_wrong(test: &Test) -> Outcome {
     let failed = containerd.run(&["--rm"], &["/none"])?;
     ensure(failed.code != Some(0), "it ran")?;
     ensure(failed.stderr.contains("exec: `/none`: no such file or directory"), failed.stderr)
+}
+
+fn pauses_a_module(test: &Test) -> Outcome {
+    let containerd = Containerd::new(test, true)?;
+    let flags = ["--detach", "--annotation", "run.oci.handler=wasm"];
+    containerd.run(&flags, &["/probe.wasm", "sleep"])?.success()?;
+    containerd.is("RUNNING")?;
+    containerd.tasks(&["pause", &containerd.id])?.success()?;
+    containerd.is("PAUSED")?;
+    containerd.tasks(&["resume", &containerd.id])?.success()?;
+    containerd.is("RUNNING")?;
+    // It goes on where it was: a module whose wait was cut short would have ended.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    containerd.is("RUNNING")?;
+    let exec = ["exec", "--exec-id", "e", &containerd.id, "/probe.wasm", "exit", "3"];
+    containerd.tasks(&exec)?.code(3)?;
+    containerd.tasks(&["kill", "--signal", "SIGTERM", &containerd.id])?.success()?;
+    containerd.is("STOPPED")?;
+    let deleted = containerd.tasks(&["delete", &containerd.id])?.success()?;
+    ensure(deleted.stderr.contains("exit code 143"), deleted.stderr)
+}
+
+/// containerd has another one call `delete --force`, without the flag that says who makes cgroups.
+fn cleans_up_after_a_shim_that_was_killed(test: &Test) -> Outcome {
+    let mut containerd = Containerd::new(test, false)?;
+    let wasm = test.image("wasm", true)?.display().to_string();
+    let program = ["/bin/sh", "-c", "sleep 100 & exec sleep 100"];
+    let module = ["/probe.wasm", "sleep"];
+    for (flags, program) in [
+        (&["--detach"][..], &program[..]),
+        (&["--detach", "--annotation", "run.oci.handler=wasm"], &module),
+    ] {
+        containerd.run(flags, program)?.success()?;
+        containerd.is("RUNNING")?;
+        ensure(!cgroups_of(&containerd.id).is_empty(), "no cgroup")?;
+        let state = test.state_root().join("tests").join(&containerd.id);
+        ensure(state.exists(), "no state")?;
+        kill_shim(&containerd.id)?;
+        wait_until("its state is gone", || !state.exists())?;
+        ensure_eq(cgroups_of(&containerd.id), Vec::new())?;
+        wait_until("its task is gone", || {
+            containerd.tasks(&["list"]).is_ok_and(|list| !list.stdout.contains(&containerd.id))
+        })?;
+        containerd.ctr(&["containers", "delete", &containerd.id])?.success()?;
+        // The name is free again.
+        containerd.run(flags, program)?.success()?;
+        containerd.is("RUNNING")?;
+        containerd.tasks(&["delete", "--force", &containerd.id])?.success()?;
+        containerd.ctr(&["containers", "delete", &containerd.id])?.success()?;
+        containerd.rootfs.clone_from(&wasm);
+    }
+    Ok(())
 }

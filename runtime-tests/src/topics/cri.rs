@@ -7,12 +7,13 @@ use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
 use super::needs;
-use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
-use crate::kubelet::{Kubelet, LINUX, WASM};
+use crate::harness::{Outcome, Test, cgroups_of, ensure, ensure_eq, wait_until};
+use crate::kubelet::{Kubelet, LINUX, WASM, kill_shim};
 
 super::tests! { "cri":
     runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation, the_network_is_the_pods, execs, execs_in_a_module,
     execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, says_why_a_container_does_not_start,
+    outlives_a_shim_that_was_killed,
 }
 
 /// What the pod's annotations say of its container.
@@ -176,8 +177,8 @@ fn updates_and_counts(test: &Test) -> Outcome {
     ensure(memory.is_some_and(|bytes| bytes.value > 0), format!("{memory:?}"))
 }
 
-fn memory_limit(container: &str) -> Outcome<u64> {
-    let files = crate::harness::cgroups_of(container);
+pub(super) fn memory_limit(container: &str) -> Outcome<u64> {
+    let files = cgroups_of(container);
     let read = |name: &str| files.iter().find_map(|path| fs::read_to_string(path.join(name)).ok());
     let text = read("memory.max").or_else(|| read("memory.limit_in_bytes")).ok_or("no limit")?;
     Ok(text.trim().parse()?)
@@ -210,4 +211,24 @@ fn says_why_a_container_does_not_start(test: &Test) -> Outcome {
         Err(crate::harness::Stop::Failed(text) | crate::harness::Stop::Skipped(text)) => text,
     };
     ensure(error.contains("exec: `/none`: no such file or directory"), error)
+}
+
+/// One for all of a pod: what was in it has ended, nothing of it is left, and another pod runs.
+fn outlives_a_shim_that_was_killed(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let program = kubelet.run(&pod, LINUX, &["/bin/sleep", "100"], |_| {})?;
+    let module = kubelet.run(&pod, WASM, &["/probe.wasm", "sleep"], as_wasm)?;
+    kill_shim(&pod.id)?;
+    for container in [&program, &module] {
+        ensure(kubelet.wait(container)?.exit_code != 0, "it has ended well")?;
+    }
+    for id in [&pod.id, &program, &module] {
+        wait_until("its state is gone", || !test.state_root().join("k8s.io").join(id).exists())?;
+        ensure_eq(cgroups_of(id), Vec::new())?;
+    }
+    kubelet.remove(&pod)?;
+    let pod = kubelet.run_pod("rt")?;
+    let again = kubelet.run(&pod, WASM, &["/hello.wasm"], as_wasm)?;
+    ensure_eq(kubelet.wait(&again)?.exit_code, 0)
 }

@@ -1,6 +1,7 @@
 //! What a cluster is given: the script that puts `rt` on a node, executed on a folder that stands for the node.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "kubernetes":
     the_script_puts_rt_on_a_node, a_second_run_changes_nothing, what_is_broken_is_repaired, another_prefix_is_refused, a_new_version_replaces_the_old, containerd_is_left_alone, a_wrong_tree_is_refused,
+    a_nodes_image_needs_nothing_but_busybox,
 }
 
 const CALLERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers");
@@ -39,12 +41,12 @@ fn node(test: &Test) -> Outcome<Node> {
 
 impl Node {
     fn install(&self) -> Outcome<Output> {
-        let mut command = Command::new("sh");
-        command
-            .arg(format!("{CALLERS}/kubernetes/install-on-node"))
-            .arg(&self.tree)
-            .arg(&self.root);
-        Output::of(command)
+        self.install_by(Command::new("sh"))
+    }
+
+    fn install_by(&self, mut shell: Command) -> Outcome<Output> {
+        shell.arg(format!("{CALLERS}/kubernetes/install-on-node")).arg(&self.tree).arg(&self.root);
+        Output::of(shell)
     }
 }
 
@@ -70,7 +72,6 @@ fn a_second_run_changes_nothing(test: &Test) -> Outcome {
 }
 
 fn what_is_broken_is_repaired(test: &Test) -> Outcome {
-    use std::os::unix::fs::PermissionsExt;
     let node = node(test)?;
     node.install()?.success()?;
     let (link, program) = ("usr/lib/rt/bin/rt-wasm", node.root.join("usr/lib/rt/bin/rt"));
@@ -117,4 +118,52 @@ fn a_wrong_tree_is_refused(test: &Test) -> Outcome {
     fs::remove_file(node.tree.join("bin/rt"))?;
     node.install()?.fails_with("holds no rt")?;
     ensure(!node.root.join("usr/lib/rt").exists(), "something was made")
+}
+
+/// As in the image of the `DaemonSet`: its applets alone are in `PATH`, and the tree has an engine.
+fn a_nodes_image_needs_nothing_but_busybox(test: &Test) -> Outcome {
+    let node = node(test)?;
+    let engine = node.tree.join("libexec/rt/wasmedge");
+    fs::create_dir_all(engine.join("lib"))?;
+    fs::create_dir(engine.join("licences"))?;
+    for (name, mode) in [("engine.json", 0o644), ("ld.so", 0o755), ("lib/libwasmedge.so.0", 0o664)]
+    {
+        fs::write(engine.join(name), name)?;
+        fs::set_permissions(engine.join(name), fs::Permissions::from_mode(mode))?;
+    }
+    std::os::unix::fs::symlink("libwasmedge.so.0", engine.join("lib/libwasmedge.so"))?;
+    let image = test.folder.join("image");
+    fs::create_dir(&image)?;
+    fs::copy("/bin/busybox", image.join("busybox"))?;
+    let shell = |script: &[&str]| {
+        let mut command = Command::new(image.join("busybox"));
+        command.env_clear().env("PATH", &image).arg("sh").args(script);
+        command
+    };
+    let applets = shell(&["-c", "busybox --install -s \"$PATH\""]);
+    Output::of(applets)?.success()?;
+    let said = node.install_by(shell(&[]))?.success()?;
+    ensure(said.stdout.starts_with("rt is in /usr/lib/rt\n"), said.stdout)?;
+    ensure_eq(said.stderr.as_str(), "")?;
+    node.install_by(shell(&[]))?
+        .success()?
+        .stdout("rt is there already\nCRI-O knows it already\n")?;
+    let place = node.root.join("usr/lib/rt/libexec/rt/wasmedge");
+    ensure_eq(
+        fs::read_to_string(place.join("lib/libwasmedge.so"))?.as_str(),
+        "lib/libwasmedge.so.0",
+    )?;
+    let mode = |name: &str| -> Outcome<u32> {
+        Ok(fs::metadata(place.join(name))?.permissions().mode() & 0o777)
+    };
+    // Nobody but root may write to what root runs.
+    ensure_eq((mode("ld.so")?, mode("lib/libwasmedge.so.0")?), (0o755, 0o644))?;
+    // A library that was changed, or a file too many, is noticed by these applets too.
+    for (name, text) in [("lib/libwasmedge.so.0", "changed"), ("lib/other.so", "")] {
+        fs::write(place.join(name), text)?;
+        ensure(node.install_by(shell(&[]))?.success()?.stdout.starts_with("rt is in"), name)?;
+    }
+    ensure(!place.join("lib/other.so").exists(), "it is there still")?;
+    fs::remove_file(node.tree.join("bin/rt"))?;
+    node.install_by(shell(&[]))?.fails_with("holds no rt").map(drop)
 }

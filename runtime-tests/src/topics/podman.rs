@@ -1,7 +1,8 @@
 //! podman, with the runtime in place of its own.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -14,7 +15,9 @@ super::tests! { "podman":
     starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, pauses_a_module, knows_no_limit_of_processes, gives_a_user_a_tmpfs, execs_as_another_user, keeps_the_root_read_only,
     mounts_volumes, obeys_the_flags_of_security, says_that_a_container_was_killed, shows_what_a_container_does, asks_after_its_health, has_a_module_beside_a_program_in_a_pod,
     restarts_what_failed, limits_processes, limits_processors, moves_a_container, lays_a_volume_below_changes, publishes_a_port,
-    finds_the_runtime_by_the_configuration_that_comes_with_it,
+    finds_the_runtime_by_the_configuration_that_comes_with_it, creates_then_starts, tells_its_own_errors_from_the_runtimes, ends_by_the_signal_that_is_named,
+    restarts_until_it_is_stopped, restarts_a_module_that_failed, asks_after_the_health_of_a_module, shares_namespaces_in_a_pod, maps_the_ids_of_a_volume,
+    runs_an_image_of_the_platform_wasi,
 }
 
 struct Podman<'a> {
@@ -47,6 +50,12 @@ impl Podman<'_> {
     }
 
     fn command(&self, args: &[&str]) -> Command {
+        let runtime = self.test.host.runtime.display().to_string();
+        self.bare_command(&[&["--runtime", &runtime], args].concat())
+    }
+
+    /// The runtime is podman's choice.
+    fn bare_command(&self, args: &[&str]) -> Command {
         let folder = |name: &str| self.test.folder.join(name).display().to_string();
         let mut command = match &self.network {
             None => Command::new("podman"),
@@ -68,7 +77,7 @@ impl Podman<'_> {
             "--events-backend",
             "none",
         ]);
-        command.arg("--runtime").arg(&self.test.host.runtime).args(args);
+        command.args(args);
         command
     }
 
@@ -82,18 +91,32 @@ impl Podman<'_> {
         command
     }
 
-    /// `podman run` with these arguments; the limits are what a machine without CAP_SYS_RESOURCE allows.
     fn run(&self, args: &[&str]) -> Outcome<Output> {
-        let common = [
-            "run",
-            "--network",
-            "none",
-            "--ulimit",
-            "nofile=1024:1024",
-            "--ulimit",
-            "nproc=1000:1000",
-        ];
-        self.podman(&[&common, args].concat())
+        self.limited("run", args)
+    }
+
+    /// `podman run` or `podman create` with these arguments; the limits are what a machine without CAP_SYS_RESOURCE allows.
+    fn limited(&self, command: &str, args: &[&str]) -> Outcome<Output> {
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
+        self.podman(&[&[command, "--network", "none"], &limits[..], args].concat())
+    }
+
+    fn inspect(&self, format: &str, name: &str) -> Outcome<String> {
+        let output = self.podman(&["inspect", "--format", format, name])?.success()?;
+        Ok(output.stdout.trim().to_owned())
+    }
+
+    fn is(&self, state: &str) -> Outcome {
+        let mut last = String::new();
+        let is = wait_until("it is in this state", || {
+            last = self.inspect("{{.State.Status}} {{.State.ExitCode}}", "c").unwrap_or_default();
+            last == state
+        });
+        ensure(is.is_ok(), format!("{last:?}, not {state:?}"))
+    }
+
+    fn remove(&self) -> Outcome {
+        self.podman(&["rm", "--force", "--time", "0", "c"])?.success().map(drop)
     }
 
     fn logs(&self) -> String {
@@ -104,6 +127,7 @@ impl Podman<'_> {
 impl Drop for Podman<'_> {
     fn drop(&mut self) {
         // Whatever is left fails the test where that is checked.
+        let _ = self.podman(&["pod", "rm", "--force", "--all", "--time", "0"]);
         let _ = self.podman(&["rm", "--force", "--all", "--time", "0"]);
         let _ = Command::new("umount")
             .arg("--quiet")
@@ -239,6 +263,72 @@ fn tells_a_missing_program_from_one_that_may_not_run(test: &Test) -> Outcome {
     podman.run(&["--rm", "image", "/bin"])?.code(126).map(drop)
 }
 
+fn creates_then_starts(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let _module = Podman::new_in(test, "wasm", true)?;
+    let program = ["image", "/bin/sh", "-c", "echo hello; exit 7"];
+    podman.limited("create", &[&["--name", "c"], &program[..]].concat())?.success()?;
+    podman.is("created 0")?;
+    // The runtime's `create`, without its `start`.
+    podman.podman(&["init", "c"])?.success()?;
+    podman.is("initialized 0")?;
+    podman.podman(&["start", "--attach", "c"])?.code(7)?.stdout("hello\n")?;
+    podman.is("exited 7")?;
+    podman.podman(&["start", "--attach", "c"])?.code(7)?.stdout("hello\n")?;
+    podman.remove()?;
+    let module = ["--name", "c", WASM[0], WASM[1], "wasm", "/probe.wasm", "exit", "9"];
+    podman.limited("create", &module)?.success()?;
+    podman.podman(&["start", "--attach", "c"])?.code(9)?;
+    podman.is("exited 9")
+}
+
+/// 125 is podman's own, before it has called the runtime; what that refuses is 126, or 127 by its words.
+fn tells_its_own_errors_from_the_runtimes(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    podman.run(&["--rm", "-v", "/none:/x", "image", "/bin/true"])?.code(125)?;
+    podman.run(&["--rm", "--sysctl", "kernel.panic=1", "image", "/bin/true"])?.code(125)?;
+    let run = ["run", "--rm", "--network", "none", "image", "/bin/true"];
+    podman.podman(&[&["--runtime", "/none"], &run[..]].concat())?.code(125)?;
+    let refused = podman.podman(&[&["--runtime-flag", "invalidflag"], &run[..]].concat())?;
+    ensure(refused.code(126)?.stderr.contains("invalidflag"), "the flag is not named")?;
+    test.only_rt()?;
+    let unknown = ["--rm", "--annotation", "run.oci.handler=none", "image", "/bin/true"];
+    let refused = podman.run(&unknown)?.code(126)?;
+    ensure(refused.stderr.contains("unknown handler `none`"), refused.stderr)
+}
+
+/// podman gives the runtime a number, whatever it was given itself.
+fn ends_by_the_signal_that_is_named(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let _module = Podman::new_in(test, "wasm", true)?;
+    let script = "trap 'exit 33' USR1; trap 'exit 44' HUP; echo ready; while :; do sleep 0.1; done";
+    let native = ["image", "/bin/sh", "-c", script];
+    // Not the first process of its namespace, it dies of a signal that it does not handle.
+    let beside = ["--pid", "host", "image", "/bin/sh", "-c", "echo ready; exec sleep 60"];
+    let module = [WASM[0], WASM[1], "wasm", "/probe.wasm", "sleep"];
+    for (program, signal, code) in [
+        (&native[..], "USR1", 33),
+        (&native[..], "SIGHUP", 44),
+        (&native[..], "SIGKILL", 137),
+        (&beside[..], "TERM", 143),
+        (&beside[..], "10", 138),
+        (&module[..], "SIGTERM", 143),
+        (&module[..], "INT", 130),
+        (&module[..], "9", 137),
+    ] {
+        podman.run(&[&["--detach", "--name", "c"], program].concat())?.success()?;
+        wait_until("it is ready", || podman.logs().contains("ready"))?;
+        podman.podman(&["kill", "--signal", signal, "c"])?.success()?;
+        podman.podman(&["wait", "c"])?.success()?.stdout(&format!("{code}\n"))?;
+        podman.remove()?;
+    }
+    // Of a container's own first process, the kernel keeps away what it does not handle.
+    podman.run(&[&["--detach", "--name", "c"], &native[..]].concat())?.success()?;
+    wait_until("it is ready", || podman.logs().contains("ready"))?;
+    podman.podman(&["kill", "--signal", "TERM", "c"])?.success()?;
+    podman.is("running 0")
+}
+
 fn stops(podman: &Podman<'_>, args: &[&str], code: &str) -> Outcome {
     podman.run(&[&["--detach", "--name", "c"], args].concat())?.success()?;
     wait_until("it is ready", || podman.logs().contains("ready"))?;
@@ -286,8 +376,7 @@ fn keeps_the_root_read_only(test: &Test) -> Outcome {
 }
 
 /// `packaging/callers/podman/rt.conf`, as it is installed.
-fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Outcome {
-    let podman = Podman::new(test, true)?;
+fn installed(test: &Test) -> Outcome<PathBuf> {
     let prefix = test.folder.join("prefix");
     fs::create_dir_all(prefix.join("bin"))?;
     // The engines are looked for beside the program.
@@ -298,7 +387,14 @@ fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Out
     std::os::unix::fs::symlink(engines, prefix.join("libexec/rt"))?;
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/podman/rt.conf");
     let text = fs::read_to_string(file)?.replace("@PREFIX@", &prefix.display().to_string());
-    fs::write(test.folder.join("containers.conf"), text)?;
+    let conf = test.folder.join("containers.conf");
+    fs::write(&conf, text)?;
+    Ok(conf)
+}
+
+fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    let conf = installed(test)?;
     for (runtime, arguments) in [
         ("rt", &["--annotation", "run.oci.handler=wasm"][..]),
         // Without an annotation.
@@ -310,7 +406,7 @@ fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Out
             .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"])
             .args(arguments);
         command.args(["image", "/hello.wasm"]);
-        command.env("CONTAINERS_CONF", test.folder.join("containers.conf"));
+        command.env("CONTAINERS_CONF", &conf);
         let output = Output::of(command)?.success()?;
         ensure(!output.stdout.is_empty(), output.stderr)?;
     }
@@ -352,6 +448,59 @@ fn mounts_volumes(test: &Test) -> Outcome {
         "stat -c %u /mapped/file",
     ])?;
     seen.success()?.stdout("1000\n").map(drop)
+}
+
+/// Those of the container's user namespace are the host's own on it.
+fn maps_the_ids_of_a_volume(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    let _module = Podman::new_in(test, "wasm", true)?;
+    let folder = test.folder.join("shared");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "")?;
+    chown(folder.join("file"), Some(5), Some(6))?;
+    let range = ["--rm", "--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", "-v"];
+    let run = |options: &str, rest: &[&str]| {
+        let volume = format!("{}:/shared{options}", folder.display());
+        podman.run(&[&range[..], &[volume.as_str()], rest].concat())
+    };
+    let look = ["image", "/bin/sh", "-c", "stat -c '%u %g' /shared/file"];
+    run("", &look)?.success()?.stdout("65534 65534\n")?;
+    run(":idmap", &look)?.success()?.stdout("5 6\n")?;
+    run(":idmap", &["image", "/bin/touch", "/shared/native"])?.success()?;
+    let write = ["wasm", "/probe.wasm", "write", "/shared/module", "text"];
+    run(":idmap", &[&WASM[..], &write].concat())?.success()?;
+    for name in ["native", "module"] {
+        ensure_eq(fs::metadata(folder.join(name))?.uid(), 0)?;
+    }
+    Ok(())
+}
+
+/// Without an annotation, by podman's table of runtimes for platforms.
+fn runs_an_image_of_the_platform_wasi(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    let version = podman.podman(&["--version"])?.success()?.stdout;
+    let version = version.trim().trim_start_matches("podman version ");
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
+    if (numbers.next(), numbers.next()) < (Some(4), Some(4)) {
+        return skip(format!("podman {version} has no `platform_to_oci_runtime`, 4.4 brought it"));
+    }
+    let conf = installed(test)?;
+    let archive = test.folder.join("image.tar").display().to_string();
+    podman.podman(&["import", "--os", "wasi", "--arch", "wasm", &archive, "wasi"])?.success()?;
+    let run = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--platform",
+        "wasi/wasm",
+        "--ulimit",
+        "nofile=1024:1024",
+    ];
+    let rest = ["--ulimit", "nproc=1000:1000", "wasi", "/hello.wasm"];
+    let mut command = podman.bare_command(&[&run[..], &rest].concat());
+    command.env("CONTAINERS_CONF", conf);
+    Output::of(command)?.success()?.stdout("Hello from Wasm!\n").map(drop)
 }
 
 /// What the container changes stays its own.
@@ -443,16 +592,89 @@ fn asks_after_its_health(test: &Test) -> Outcome {
     podman
         .run(&[&["--detach", "--name", "c"], &health[..], &["image", "/bin/sleep", "60"]].concat())?
         .success()?;
-    podman.podman(&["healthcheck", "run", "c"])?.success()?;
-    // What a probe of a module's container does; podman 4.3 takes only a shell's line for a health check.
-    let module = Podman::new_in(test, "wasm", true)?;
-    module
-        .run(
-            &[&["--detach", "--name", "w"], &WASM[..], &["wasm", "/probe.wasm", "sleep"]].concat(),
-        )?
-        .success()?;
-    let probe = module.podman(&["exec", "w", "/hello.wasm"])?;
-    probe.success()?.stdout("Hello from Wasm!\n").map(drop)
+    podman.podman(&["healthcheck", "run", "c"])?.success().map(drop)
+}
+
+/// By a module or a native program, which `exec` runs in its container.
+fn asks_after_the_health_of_a_module(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    let busybox = format!("{}:/busybox:ro", test.host.folder.join("busybox").display());
+    for (command, code, health) in [
+        ("CMD /hello.wasm", 0, "healthy"),
+        ("CMD /probe.wasm exit 3", 1, "unhealthy"),
+        ("CMD /busybox test -e /hello.wasm", 0, "healthy"),
+        ("CMD /busybox false", 1, "unhealthy"),
+    ] {
+        let flags = ["--detach", "--name", "c", "-v", &busybox, "--health-cmd", command];
+        let once = ["--health-interval", "disable", "--health-retries", "1"];
+        let program = ["image", "/probe.wasm", "sleep"];
+        podman.run(&[&flags[..], &once, &WASM, &program].concat())?.success()?;
+        podman.podman(&["healthcheck", "run", "c"])?.code(code)?;
+        ensure_eq(podman.inspect("{{.State.Health.Status}}", "c")?.as_str(), health)?;
+        podman.remove()?;
+    }
+    Ok(())
+}
+
+/// Those of an infra container, which holds them as long as the pod lives.
+fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
+    let images = Podman::new(test, false)?;
+    let _module = Podman::new_in(test, "wasm", true)?;
+    let conf = test.folder.join("containers.conf");
+    // An infra container takes no `--ulimit`.
+    let limits = "default_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]";
+    fs::write(&conf, format!("[containers]\n{limits}\n"))?;
+    let podman = |args: &[&str]| {
+        let mut command = images.command(args);
+        Output::of({
+            command.env("CONTAINERS_CONF", &conf);
+            command
+        })
+    };
+    let infra =
+        ["--infra-image", "image", "--infra-command", "/bin/sleep 600", "--infra-name", "i"];
+    let shared = ["--share", "pid,ipc,uts,net", "--network", "none", "--hostname", "of-the-pod"];
+    // With cgroup v2, podman 4.3 shuts a pod's own cgroup to all devices, whatever the runtime is.
+    let cgroup: &[&str] = if test.host.lane == "v2" { &["--share-parent=false"] } else { &[] };
+    let create = ["pod", "create", "--name", "pod"];
+    podman(&[&create[..], &infra, &shared, cgroup].concat())?.success()?;
+    let in_pod = ["run", "--detach", "--pod", "pod", "--name"];
+    podman(&[&in_pod[..], &["c", "image", "/bin/sleep", "600"]].concat())?.success()?;
+    podman(&[&in_pod[..], &["w"], &WASM, &["wasm", "/http-server.wasm"]].concat())?.success()?;
+    let namespace = |of: &str, kind: &str| -> Outcome<String> {
+        let pid = images.inspect("{{.State.Pid}}", of)?;
+        Ok(fs::read_link(format!("/proc/{pid}/ns/{kind}"))?.display().to_string())
+    };
+    for container in ["c", "w"] {
+        for kind in ["pid", "ipc", "uts", "net"] {
+            ensure_eq(namespace(container, kind)?, namespace("i", kind)?)?;
+        }
+        ensure(namespace(container, "mnt")? != namespace("i", "mnt")?, "one mount namespace")?;
+    }
+    podman(&["exec", "c", "/bin/hostname"])?.success()?.stdout("of-the-pod\n")?;
+    let processes = podman(&["exec", "c", "/bin/ps"])?.success()?.stdout;
+    ensure(processes.contains("1 root     /bin/sleep 600"), &processes)?;
+    ensure(processes.contains("/http-server.wasm"), processes)?;
+    // Over the loopback that they share.
+    let ask = ["exec", "c", "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"];
+    wait_until("the module answers", || {
+        podman(&ask).is_ok_and(|answer| answer.stdout == "Hello from Wasm!")
+    })?;
+    podman(&["pod", "pause", "pod"])?.success()?;
+    ensure_eq(images.inspect("{{.State.Status}}", "w")?.as_str(), "paused")?;
+    podman(&["pod", "unpause", "pod"])?.success()?;
+    // The end of one is not the end of the others, nor hidden by them.
+    podman(&["kill", "--signal", "TERM", "w"])?.success()?;
+    podman(&["wait", "w"])?.success()?.stdout("143\n")?;
+    podman(&["exec", "c", "/bin/true"])?.success()?;
+    podman(&["start", "w"])?.success()?;
+    podman(&["pod", "stop", "--time", "1", "pod"])?.success()?;
+    for name in ["c", "w", "i"] {
+        ensure_eq(images.inspect("{{.State.Status}}", name)?.as_str(), "exited")?;
+    }
+    podman(&["pod", "start", "pod"])?.success()?;
+    podman(&["exec", "c", "/bin/hostname"])?.success()?.stdout("of-the-pod\n")?;
+    podman(&["pod", "rm", "--force", "--time", "1", "pod"])?.success().map(drop)
 }
 
 fn has_a_module_beside_a_program_in_a_pod(test: &Test) -> Outcome {
@@ -494,7 +716,46 @@ fn restarts_what_failed(test: &Test) -> Outcome {
             "echo try; exit 4",
         ])?
         .success()?;
-    wait_until("it was tried three times", || podman.logs().lines().count() == 3)
+    wait_until("it was tried three times", || podman.logs().lines().count() == 3)?;
+    podman.is("exited 4")?;
+    podman.remove()?;
+    // What has not failed is not tried again.
+    let flags = ["--detach", "--name", "c", "--restart", "on-failure:2"];
+    podman.run(&[&flags[..], &["image", "/bin/true"]].concat())?.success()?;
+    podman.is("exited 0")?;
+    ensure_eq(podman.inspect("{{.RestartCount}}", "c")?.as_str(), "0")
+}
+
+fn restarts_a_module_that_failed(test: &Test) -> Outcome {
+    let podman = Podman::new(test, true)?;
+    let flags = ["--detach", "--name", "c", "--restart", "on-failure:2"];
+    let program = ["image", "/probe.wasm", "exit", "5"];
+    podman.run(&[&flags[..], &WASM, &program].concat())?.success()?;
+    wait_until("it was tried three times", || {
+        podman.inspect("{{.RestartCount}}", "c").is_ok_and(|count| count == "2")
+    })?;
+    podman.is("exited 5")
+}
+
+/// Also when it has not failed; what somebody stopped stays so.
+fn restarts_until_it_is_stopped(test: &Test) -> Outcome {
+    let podman = Podman::new(test, false)?;
+    // The third time, it stays.
+    let script =
+        "echo try | busybox tee -a /tries; test $(busybox wc -l </tries) = 3 && exec sleep 60";
+    for (policy, code) in [("always", "0"), ("always", "4"), ("unless-stopped", "0")] {
+        let script = format!("{script}; exit {code}");
+        let flags = ["--detach", "--name", "c", "--restart", policy];
+        podman.run(&[&flags[..], &["image", "/bin/sh", "-c", &script]].concat())?.success()?;
+        wait_until("it was tried three times", || podman.logs().lines().count() == 3)?;
+        podman.is("running 0")?;
+        podman.podman(&["stop", "--time", "0", "c"])?.success()?;
+        podman.is("exited 137")?;
+        std::thread::sleep(Duration::from_millis(300));
+        podman.is("exited 137")?;
+        podman.remove()?;
+    }
+    Ok(())
 }
 
 fn limits_processes(test: &Test) -> Outcome {

@@ -23,6 +23,7 @@ pub(crate) enum Format {
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum LogLevel {
+    #[value(alias = "trace")]
     Debug,
     Info,
     #[value(alias = "warning")]

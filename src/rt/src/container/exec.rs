@@ -93,7 +93,9 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     // A compiler of modules is the one other thing that this process may start.
     let native = options.engine.as_ref().is_some_and(|engine| engine.native.is_some());
     let own = if native { Some(ForChildren::open()?) } else { None };
-    namespaces.join_for_children()?;
+    let joined = namespaces.join_for_children()?;
+    // An ordinary user, who has not joined them, could not go back either.
+    let own = own.filter(|_| joined);
     let (caller, socket) = sync::pair()?;
     let spawn = |doors: &Doors| {
         let linux = options.spec.linux().clone().unwrap_or_default();

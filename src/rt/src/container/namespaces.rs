@@ -147,16 +147,17 @@ impl Namespaces {
 
     /// Joins the pid and time namespaces for the children of this process, which saves the helper. All of its children: it must
     /// have only the one. Others than root of the host need the rights of the user namespace for that, so they keep the helper.
-    pub(crate) fn join_for_children(&mut self) -> Result<()> {
+    /// Returns whether there is anything to leave again.
+    pub(crate) fn join_for_children(&mut self) -> Result<bool> {
         if self.new != 0 || !crate::state::is_host_root() {
-            return Ok(());
+            return Ok(false);
         }
         for joined in self.joined.iter().filter(|joined| joined.is_for_children()) {
             joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
         }
         self.joined.retain(|joined| !joined.is_for_children());
         self.for_children = true;
-        Ok(())
+        Ok(true)
     }
 
     fn join(&self) -> Result<()> {
