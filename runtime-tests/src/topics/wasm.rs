@@ -383,7 +383,9 @@ fn is_told_of_by_state_and_list(test: &Test) -> Outcome {
     let annotations = container.state()?["annotations"].clone();
     let engine = annotations["run.oci.engine"].as_str().unwrap_or_default().to_owned();
     ensure(engine.starts_with("wasmedge 0."), &annotations)?;
-    ensure_eq(annotations["run.oci.engine.mode"].as_str(), Some("interpreter"))?;
+    let eager = std::env::var("RT_TESTS_COMPILE").is_ok_and(|compile| compile == "eager");
+    let mode = if eager { "aot" } else { "interpreter" };
+    ensure_eq(annotations["run.oci.engine.mode"].as_str(), Some(mode))?;
     let list = test.rt(["list", "--format=json"])?.success()?.stdout;
     let list: serde_json::Value = serde_json::from_str(&list)?;
     ensure_eq(list[0]["annotations"]["run.oci.engine"].as_str(), Some(engine.as_str()))?;
