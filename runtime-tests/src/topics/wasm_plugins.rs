@@ -138,7 +138,7 @@ fn what_the_host_does_not_allow_is_refused(test: &Test) -> Outcome {
 fn a_plugin_of_an_image_is_not_loaded(test: &Test) -> Outcome {
     host(test, "off")?;
     let bundle = asking(test)?.edit(|config| {
-        config["process"]["env"] = json!(["WASMEDGE_PLUGIN_PATH=/usr/lib/wasmedge"])
+        config["process"]["env"] = json!(["WASMEDGE_PLUGIN_PATH=/usr/lib/wasmedge"]);
     });
     for folder in ["usr/lib/wasmedge", "usr/local/lib/wasmedge", "plugin"] {
         fs::create_dir_all(bundle.rootfs().join(folder))?;

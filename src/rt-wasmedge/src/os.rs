@@ -187,6 +187,7 @@ pub(crate) fn fix_name_lookups() {
 }
 
 /// Where a module comes from.
+#[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     Bytes(&'a [u8]),
     /// The descriptor of what it was compiled to, which is closed when it was loaded.
@@ -268,7 +269,9 @@ fn check(result: ffi::WasmEdge_Result) -> Result<(), String> {
         return Ok(());
     }
     // SAFETY: takes a plain value, and returns a literal of the library's (`wasmedge_basic.h`).
-    let message = unsafe { CStr::from_ptr(ffi::WasmEdge_ResultGetMessage(result)) };
+    let message = unsafe { ffi::WasmEdge_ResultGetMessage(result) };
+    // SAFETY: a literal is NUL-terminated, and lives for ever.
+    let message = unsafe { CStr::from_ptr(message) };
     Err(message.to_string_lossy().into_owned())
 }
 

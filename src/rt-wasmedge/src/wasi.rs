@@ -81,7 +81,9 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         });
     }
     drop(bytes);
-    contract.native.map(os::close);
+    if let Some(native) = contract.native {
+        os::close(native);
+    }
     let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
     instances.insert(WASI.to_owned(), wasi.as_mut());
     for (name, instance) in &mut offered {
