@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{
-    Container, Outcome, Test, ensure, ensure_eq, executable_is_read_only, skip, wait_until,
+    Container, Outcome, Output, Test, ensure, ensure_eq, executable_is_read_only, skip, wait_until,
 };
 
 super::tests! { "wasm":
+    the_kernels_files_are_out_of_reach, a_start_function_is_part_of_the_run, every_exit_code_is_kept, a_deep_recursion_of_calls_is_a_trap, what_is_no_command_is_told, takes_three_hundred_preopens, a_directory_with_a_colon_is_told, a_small_address_space_is_told, is_ended_by_each_signal,
     prints_to_standard_output, gets_its_arguments, gets_its_environment_in_order, gets_none_of_the_callers_environment,
     gets_its_working_directory_as_pwd, reads_standard_input, passes_on_its_exit_code, a_trap_is_134_with_its_text,
     a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it, a_signal_before_the_start_is_not_lost, a_signal_right_after_the_start_is_not_lost,
@@ -432,4 +433,131 @@ fn has_a_terminal(test: &Test) -> Outcome {
     master.write_all(b"\x04")?;
     super::terminal::read_until(&mut master, "typed\n")?;
     container.wait()
+}
+
+/// By its memory in `/proc` a guest could write to its engine.
+fn the_kernels_files_are_out_of_reach(test: &Test) -> Outcome {
+    let probe = |args: &[&str]| test.wasm("probe", args)?.run();
+    for (args, words) in [
+        (&["write", "/proc/self/mem", "x"][..], "PermissionDenied"),
+        (&["read", "/proc/self/status"], "PermissionDenied"),
+        (&["read", "/proc/self/fd/3/engine.json"], "PermissionDenied"),
+        (&["ls", "/proc"], "PermissionDenied"),
+        (&["ls", "/sys/kernel"], "PermissionDenied"),
+        (&["ls", "/dev/pts"], "PermissionDenied"),
+        (&["write", "/dev/tty", "x"], "error"),
+    ] {
+        let output = probe(args)?.code(1)?;
+        ensure(output.stdout.contains(words), format!("{args:?}: {}", output.stdout))?;
+    }
+    // What is no more than a file is one; a link of the image's leads nowhere else.
+    probe(&["write", "/dev/null", "x"])?.success()?;
+    let linked = test.wasm("probe", &["read", "/status"])?;
+    std::os::unix::fs::symlink("/proc/self/status", linked.rootfs().join("status"))?;
+    linked.run()?.code(1)?;
+    // Also by the name of a directory that it was given.
+    let listed = test.wasm("probe", &["read", "/proc/self/status"])?;
+    listed.annotation("run.oci.wasm.dirs", "/").run()?.code(1).map(drop)
+}
+
+/// A module with this as its functions, of which the second is `_start` and the first the start function.
+fn starting(test: &Test, start: &str, main: &str) -> Outcome<Output> {
+    let text = format!(
+        r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (func $s {start}) (start $s) (memory (export "memory") 1) (func (export "_start") {main}))"#
+    );
+    test.module(&wat::parse_str(text)?)?.annotation("run.oci.wasm.timeout", "0.5").run()
+}
+
+fn a_start_function_is_part_of_the_run(test: &Test) -> Outcome {
+    starting(test, "(loop (br 0))", "")?.code(124)?;
+    starting(test, "unreachable", "")?.code(134)?.fails_with("trap: unreachable")?;
+    starting(test, "(call $exit (i32.const 7))", "unreachable")?.code(7)?;
+    starting(test, "nop", "(call $exit (i32.const 9))")?.code(9).map(drop)
+}
+
+fn every_exit_code_is_kept(test: &Test) -> Outcome {
+    let container = test.wasm("probe", &["sleep"])?.start()?;
+    for code in (0..=255).step_by(3).chain([126, 127, 128, 130, 134, 137, 139, 143, 254]) {
+        let output = test.rt(["exec", &container.id, "/probe.wasm", "exit", &code.to_string()])?;
+        output.code(code)?;
+    }
+    Ok(())
+}
+
+/// Of the interpreter's own stack, not of a Rust program's in the module's memory.
+fn a_deep_recursion_of_calls_is_a_trap(test: &Test) -> Outcome {
+    let text = r#"(module (memory (export "memory") 1)
+        (func $f (param i32) (result i32) (i32.add (call $f (i32.add (local.get 0) (i32.const 1))) (i32.const 1)))
+        (func (export "_start") (drop (call $f (i32.const 0)))))"#;
+    let output = test.module(&wat::parse_str(text)?)?.run()?;
+    if std::env::var("RT_TESTS_COMPILE").is_ok_and(|compile| compile == "eager") {
+        // Native code's is the process's (docs/wasm-cache.md).
+        return output.code(139).map(drop);
+    }
+    output.code(134)?.fails_with("trap: call stack exhausted").map(drop)
+}
+
+fn what_is_no_command_is_told(test: &Test) -> Outcome {
+    for (text, words) in [
+        (r#"(module (func (export "_initialize")))"#, "it exports no `_start`"),
+        (
+            r#"(module (func (export "_start") (param i32)))"#,
+            "its `_start` is no function without arguments",
+        ),
+        (
+            r#"(module (memory (export "_start") 1))"#,
+            "its `_start` is no function without arguments",
+        ),
+    ] {
+        test.module(&wat::parse_str(text)?)?.run()?.code(126)?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+fn takes_three_hundred_preopens(test: &Test) -> Outcome {
+    let mut bundle = test.wasm("probe", &["read", "/many/299/file"])?;
+    for number in 0..300 {
+        let folder = test.folder.join(number.to_string());
+        fs::create_dir(&folder)?;
+        fs::write(folder.join("file"), format!("{number}\n"))?;
+        bundle = bundle.mount(json!({
+            "destination": format!("/many/{number}"), "type": "bind", "source": folder, "options": ["bind"],
+        }));
+    }
+    bundle.run()?.success()?.stdout("299\n").map(drop)
+}
+
+fn a_directory_with_a_colon_is_told(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.mount(json!({
+        "destination": "/a:b", "type": "tmpfs", "source": "tmpfs",
+    }));
+    bundle.run()?.code(126)?.fails_with("WasmEdge cannot name a directory with a colon").map(drop)
+}
+
+/// A linear memory reserves 12 GiB of it.
+fn a_small_address_space_is_told(test: &Test) -> Outcome {
+    let bundle = test.wasm("hello", &[])?.edit(|config| {
+        config["process"]["rlimits"] =
+            json!([{ "type": "RLIMIT_AS", "soft": 4_u64 << 30, "hard": 4_u64 << 30 }]);
+    });
+    bundle.run()?.code(126)?.fails_with("too few addresses for its memory").map(drop)
+}
+
+fn is_ended_by_each_signal(test: &Test) -> Outcome {
+    for args in [&["busy"][..], &["sleep"], &["accept", "8080"]] {
+        for (signal, code) in [("TERM", 143), ("INT", 130), ("QUIT", 131), ("HUP", 129)] {
+            let bundle = test.wasm("probe", args)?;
+            bundle.write()?;
+            let (id, out) = (test.id(), test.folder.join("out"));
+            let mut run = test.command(bundle.command_line("run", &id));
+            let mut run = run.stdout(fs::File::create(&out)?).spawn()?;
+            wait_until("it is ready", || {
+                fs::read_to_string(&out).is_ok_and(|out| out.contains("ready"))
+            })?;
+            test.rt(["kill", &id, signal])?.success()?;
+            ensure_eq(run.wait()?.code(), Some(code))?;
+        }
+    }
+    Ok(())
 }

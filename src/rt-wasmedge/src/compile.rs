@@ -21,7 +21,7 @@ const NAME: &str = "module";
 
 pub(crate) fn run(counting: bool) -> Result<(), String> {
     os::keep_log();
-    os::end_with_parent();
+    os::keep_to_parent();
     let mut module = Vec::new();
     std::io::stdin()
         .read_to_end(&mut module)

@@ -4,11 +4,12 @@
     reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe"
 )]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use wasmedge_sdk::{AsInstance, RunMode};
@@ -113,10 +114,132 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     }
 }
 
-/// Has the kernel end this process when the one that started it has ended.
-pub(crate) fn end_with_parent() {
+/// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,
+/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts.
+const KERNELS: [u64; 15] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x6165_676c,
+    0xde5e_81e4,
+    0x4249_4e4d,
+    0xf97c_ff8c,
+    0x6265_6570,
+    0x6e73_6673,
+    0x1cd1,
+];
+
+/// Devices that are no more than a file: null, zero, full, random, urandom.
+const PLAIN: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
+
+/// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as [`epoll_wait`].
+///
+/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could write to this process, and so would
+/// be no guest any longer: what is the kernel's or a device is refused, `EACCES`, and no magic link is followed.
+///
+/// # Safety
+///
+/// As `openat(2)`: `path` is NUL-terminated.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let mode = if creates { mode } else { 0 };
+    // SAFETY: `open_how` is plain integers; all zeroes is its default.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from(flags.unsigned_abs());
+    how.mode = mode.into();
+    how.resolve = libc::RESOLVE_NO_MAGICLINKS;
+    let size = size_of::<libc::open_how>();
+    // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call, and its size is passed.
+    let mut opened =
+        unsafe { libc::syscall(libc::SYS_openat2, directory, path, &raw const how, size) };
+    // Forbidden by a filter, or older than the kernel: WasmEdge follows links itself, and gets to none of procfs's.
+    let error = io::Error::last_os_error().raw_os_error();
+    if opened < 0 && matches!(error, Some(libc::ENOSYS | libc::EPERM)) {
+        // SAFETY: as above.
+        opened = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) };
+    }
+    let opened = c_int::try_from(opened).unwrap_or(-1);
+    if opened >= 0 && !is_for_guests(opened) {
+        drop(own(opened));
+        // SAFETY: the address of this thread's errno is always valid.
+        unsafe { *libc::__errno_location() = libc::EACCES };
+        return -1;
+    }
+    opened
+}
+
+/// Whether what was opened is a file, and not the kernel's own or a device.
+fn is_for_guests(descriptor: c_int) -> bool {
+    // SAFETY: `stat` is plain integers.
+    let mut file: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `file` is a valid place to write to.
+    if unsafe { libc::fstat(descriptor, &raw mut file) } < 0 {
+        return false;
+    }
+    if matches!(file.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+        let number = (libc::major(file.st_rdev), libc::minor(file.st_rdev));
+        return file.st_mode & libc::S_IFMT == libc::S_IFCHR && PLAIN.contains(&number);
+    }
+    // SAFETY: `statfs` is plain integers.
+    let mut filesystem: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `filesystem` is a valid place to write to.
+    if unsafe { libc::fstatfs(descriptor, &raw mut filesystem) } < 0 {
+        return false;
+    }
+    // As the kernel has it, a number of 32 bits.
+    let kind = filesystem.f_type.cast_unsigned() & 0xffff_ffff;
+    !KERNELS.contains(&kind)
+}
+
+/// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
+/// end.
+static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// From now on, larger ones are a trap. A linear memory is none of them: it is mapped.
+pub(crate) fn limit_pieces(bytes: usize) {
+    LARGEST.store(bytes, Ordering::Relaxed);
+}
+
+/// C++'s `operator new`, in its library's place, as [`epoll_wait`].
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
+    let end = |message: &'static [u8]| -> ! {
+        // SAFETY: write(2) reads as many bytes as the message has. With standard error closed there is nobody to tell.
+        unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+        exit_now(TRAPPED)
+    };
+    if size > LARGEST.load(Ordering::Relaxed) {
+        end(b"rt-wasmedge: trap: call stack exhausted, or a table too large\n");
+    }
+    // SAFETY: malloc(3) takes any size; 0 may give null.
+    let piece = unsafe { libc::malloc(size.max(1)) };
+    if piece.is_null() {
+        end(b"rt-wasmedge: trap: out of memory\n");
+    }
+    piece
+}
+
+/// As in `main`.
+const TRAPPED: c_int = 134;
+
+/// Has the kernel end this process when the one that started it has ended, and keep others out of it.
+pub(crate) fn keep_to_parent() {
     // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // Nor shall another process of its user change what it makes.
+    // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
 }
 
 /// Ends the process without running destructors or exit handlers: those of WasmEdge would only free memory.
@@ -246,20 +369,40 @@ pub(crate) fn run_with_fuel(
     check(loaded)?;
     // SAFETY: the machine has a module.
     check(unsafe { ffi::WasmEdge_VMValidate(vm) })?;
-    // SAFETY: it is validated.
-    check(unsafe { ffi::WasmEdge_VMInstantiate(vm) })?;
+    if let Some(timeout) = timeout {
+        end_after(timeout)?;
+    }
+    // SAFETY: it is validated. A start function runs in here, and may end everything.
+    let result = unsafe { ffi::WasmEdge_VMInstantiate(vm) };
+    if check(result).is_err() || ended(result) {
+        return if ended(result) || is_of_execution(result) {
+            Ok(check(result))
+        } else {
+            Err(check(result).err().unwrap_or_default())
+        };
+    }
     take_log();
     trim_memory();
     // SAFETY: the machine has an active module, which lives as long as it does.
     name_memory_of(unsafe { ffi::WasmEdge_VMGetActiveModule(vm) });
-    if let Some(timeout) = timeout {
-        end_after(timeout)?;
-    }
     // SAFETY: the literal is NUL-terminated, and copied.
     let start = unsafe { ffi::WasmEdge_StringCreateByCString(c"_start".as_ptr()) };
     // SAFETY: no arguments and no results are passed, as their numbers say.
     let result = unsafe { ffi::WasmEdge_VMExecute(vm, start, ptr::null(), 0, ptr::null_mut(), 0) };
     Ok(check(result))
+}
+
+/// Whether the guest has ended by `proc_exit` (`WasmEdge_ErrCode_Terminated`).
+fn ended(result: ffi::WasmEdge_Result) -> bool {
+    // SAFETY: takes a plain value.
+    unsafe { ffi::WasmEdge_ResultGetCode(result) == 1 }
+}
+
+/// Whether it is a trap: the codes of execution are from 0x400 on, and that of costs is 3 (`enum_errcode.h`).
+fn is_of_execution(result: ffi::WasmEdge_Result) -> bool {
+    // SAFETY: takes a plain value.
+    let code = unsafe { ffi::WasmEdge_ResultGetCode(result) };
+    (0x400..0x500).contains(&code) || code == 3
 }
 
 /// The text of an error. What ended by `proc_exit` is none.

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
+use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
 use wasmedge_sdk::plugin::PluginManager;
 use wasmedge_sdk::vm::SyncInst;
 use wasmedge_sdk::wasi::WasiModule;
-use wasmedge_sdk::{AsInstance, Instance, Module, RunMode, Store, Vm};
+use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Module, RunMode, Store, Vm};
 
 use crate::End;
 use crate::contract::Contract;
@@ -16,6 +17,9 @@ use crate::os::Source;
 use crate::{memory, os};
 
 const WASI: &str = "wasi_snapshot_preview1";
+
+const NO_ADDRESSES: &str =
+    "too few addresses for its memory, which takes 12 GiB of them (`RLIMIT_AS`)";
 
 pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Result<End, String> {
     os::keep_log();
@@ -45,8 +49,12 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         }
     };
     let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
-    if module.get_export("_start").is_none() {
-        return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
+    match module.get_export("_start") {
+        Some(ExternalInstanceType::Func(kind)) if kind.args_len() + kind.returns_len() == 0 => {}
+        Some(_) => return Err(refused("its `_start` is no function without arguments".into())),
+        None => {
+            return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
+        }
     }
     let environment = variables(environment)?;
     let mut wasi = world(contract, &environment)?;
@@ -68,6 +76,7 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
             return Err(refused(format!("unknown import `{name}` from `{from}`")));
         }
     }
+    os::limit_pieces(largest_piece(contract.memory));
     if let Some(fuel) = contract.fuel {
         // The machine makes its own of what plugins offer.
         drop((module, offered));
@@ -97,15 +106,38 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     let store =
         Store::new(Some(&config(running)?), instances).map_err(|error| refused(explain(&error)))?;
     let mut vm = Vm::new(store);
-    vm.register_module(None, module).map_err(|error| refused(explain(&error)))?;
+    if let Some(timeout) = contract.timeout {
+        os::end_after(timeout)?;
+    }
+    // A start function runs in here, and may end everything.
+    match vm.register_module(None, module).map(drop) {
+        // Ended by `proc_exit`, it leaves no instance.
+        Ok(()) if vm.active_module().is_none_or(|it| it.get_func("_start").is_err()) => {
+            return Ok(End::Exited((wasi.exit_code() & 0xff) as u8));
+        }
+        Ok(()) => {}
+        Err(error) => {
+            return match *error {
+                WasmEdgeError::Core(CoreError::Common(CoreCommonError::Terminated)) => {
+                    Ok(End::Exited((wasi.exit_code() & 0xff) as u8))
+                }
+                WasmEdgeError::Core(CoreError::Execution(_)) => {
+                    let why = explain(&error);
+                    // The first thing that is written to a memory that is not there.
+                    if why.contains("Unable to find usable memory address") {
+                        return Err(refused(NO_ADDRESSES.into()));
+                    }
+                    Ok(End::Trapped(why))
+                }
+                _ => Err(refused(explain(&error))),
+            };
+        }
+    }
     os::take_log();
     // What loading has left behind is of no use to the guest, which may run for months.
     os::trim_memory();
     if let Some(instance) = vm.active_module() {
         os::name_memory(instance);
-    }
-    if let Some(timeout) = contract.timeout {
-        os::end_after(timeout)?;
     }
     let result = vm.run_func(None, "_start", []);
     drop(vm);
@@ -114,6 +146,15 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         Ok(_) => Ok(End::Exited((wasi.exit_code() & 0xff) as u8)),
         Err(error) => Ok(End::Trapped(explain(&error))),
     }
+}
+
+/// The interpreter's stack, of 16 bytes a value, is doubled when it is full, and both halves are there for a moment: a part of what the
+/// container may use, and no more than a million calls need.
+fn largest_piece(memory: Option<u64>) -> usize {
+    const MOST: u64 = 128 << 20;
+    const LEAST: u64 = 1 << 20;
+    let piece = memory.map_or(MOST, |memory| (memory / 4).clamp(LEAST, MOST));
+    usize::try_from(piece).unwrap_or(usize::MAX)
 }
 
 /// Loads the plugins that the host allows and the container asks for. No other place is looked at.
@@ -189,6 +230,8 @@ fn one_line(error: String) -> String {
     let lines = os::take_log();
     let lines: Vec<String> = lines
         .iter()
+        // What an error is told with, and what it counts so far, is not of it.
+        .filter(|line| !line.contains("====") && !line.contains("Gas costs:"))
         .map(|line| shorten(&line.split_whitespace().collect::<Vec<_>>().join(" ")))
         .collect();
     if lines.is_empty() { error } else { format!("{error} ({})", lines.join("; ")) }

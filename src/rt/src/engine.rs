@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-pub(crate) use native::{Found, Host, Later, Native};
+pub(crate) use native::{Found, Host, Later, Native, mount_of};
 pub(crate) use plugins::Plugins;
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
@@ -121,7 +121,7 @@ fn open_directory(path: &Path, host: &Host<'_>, rights: &Rights) -> Result<Direc
 
 /// Of a detached mount that goes into a container: nothing can be written through it, and code in it can be run, whatever the
 /// host has its filesystem mounted with.
-fn read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub(crate) fn read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     let attr = MountAttr { set, clear: libc::MOUNT_ATTR_NOEXEC, ..MountAttr::default() };
     syscall::mount_setattr(mount, attr, false)

@@ -20,6 +20,12 @@ pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     if rights.sockets && ports.tcp.is_divided() {
         landlock::restrict(&ports.tcp).context("limit the ports of TCP")?;
     }
+    if rights.sockets && ports.listens_at_some() {
+        ensure!(
+            cgroup.is_some(),
+            "limit the ports of TCP: who listens without a bind is kept out by a cgroup of v2, made by root of the host"
+        );
+    }
     if rights.sockets && ports.udp.is_divided() {
         check_cgroup(cgroup).context("limit the ports of UDP")?;
     }

@@ -7,7 +7,6 @@
 //! | `KEY.job` | a module that is to be compiled; locked by whoever does it or has it done |
 //! | `KEY.failed` | why the module cannot be compiled: it is not tried again |
 //! | `KEY.part` | what becomes `KEY.so` |
-//! | `lock` | held by the one compiler that runs |
 //!
 //! The directory is its owner's alone, and so is what is in it: native code runs in containers without being looked at. Runs in
 //! the caller's process.
@@ -18,7 +17,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
@@ -217,8 +216,7 @@ impl Cache {
             return Ok(None);
         }
         let path = self.file(key, "job");
-        let lock = FlockOperation::NonBlockingLockExclusive;
-        let Some(job) = self.lock(&path, lock).with_context(show)? else { return Ok(None) };
+        let Some(job) = lock(&path).with_context(show)? else { return Ok(None) };
         let copied = copy(module, &job).with_context(show);
         // It may have been changed since it was looked at.
         if !matches!(&copied, Ok(digest) if *digest == key.module) {
@@ -228,23 +226,15 @@ impl Cache {
         Ok(Some(Job { file: job.into() }))
     }
 
-    /// Waits until nobody has a module to be compiled any more.
-    pub(crate) fn wait_for(&self, key: &Key) -> Result<()> {
+    /// Waits until nobody has a module to be compiled any more, for so long at the most.
+    pub(crate) fn wait_for(&self, key: &Key, most: Duration) -> Result<()> {
         let path = self.file(key, "job");
         match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(job) => wait_for_lock(job.as_fd(), FlockOperation::LockShared)
+            Ok(job) => lock_within(job.as_fd(), FlockOperation::NonBlockingLockShared, most)
                 .with_context(|| format!("wait for `{}`", path.display())),
             Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("open `{}`", path.display())),
         }
-    }
-
-    /// Waits until no other compiler runs on this host. As long as the descriptor is open, none does.
-    pub(crate) fn one_at_a_time(&self) -> Result<File> {
-        let path = self.directory.join("lock");
-        let lock = self.lock(&path, FlockOperation::LockExclusive);
-        lock.with_context(|| format!("lock `{}`", path.display()))?
-            .with_context(|| format!("lock `{}`", path.display()))
     }
 
     fn make(&self) -> Result<()> {
@@ -258,30 +248,13 @@ impl Cache {
         Ok(())
     }
 
-    /// None when somebody else holds it.
-    fn lock(&self, path: &Path, operation: FlockOperation) -> Result<Option<File>> {
-        loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
-            match wait_for_lock(file.as_fd(), operation) {
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                locked => locked?,
-            }
-            // Whoever held it before may have removed it.
-            let ours = rustix::fs::fstat(&file)?;
-            match rustix::fs::lstat(path) {
-                Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
-                    return Ok(Some(file.into()));
-                }
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
     fn jobs(&self) -> usize {
         let names = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        names.filter(|entry| entry.path().extension().is_some_and(|end| end == "job")).count()
+        let paths = names.map(|entry| entry.path());
+        // What nobody works on any more is no queue.
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "job") && is_locked(path))
+            .count()
     }
 
     /// The end of a job, whatever has become of it.
@@ -381,14 +354,21 @@ impl Cache {
     }
 
     /// Removes what nobody can use any more and, of the rest, what was not used for the longest time, until no more than so many
-    /// bytes are left. Returns how many entries and bytes went.
-    pub(crate) fn prune(&self, most: u64, useful: impl Fn(&Entry) -> bool) -> Result<(usize, u64)> {
+    /// bytes are left; one is kept in any case. Returns how many entries and bytes went.
+    pub(crate) fn prune(
+        &self,
+        most: u64,
+        useful: impl Fn(&Entry) -> bool,
+        kept: Option<&Key>,
+    ) -> Result<(usize, u64)> {
+        let kept = kept.map(ToString::to_string);
         let (mut left, mut gone) = (0_u64, (0, 0));
         for entry in self.entries()? {
             if matches!(entry.kind, Kind::Job) {
                 continue;
             }
-            if useful(&entry) && left + entry.bytes <= most {
+            let kept = kept.as_ref() == Some(&entry.key);
+            if kept || useful(&entry) && left + entry.bytes <= most {
                 left += entry.bytes;
                 continue;
             }
@@ -420,6 +400,27 @@ impl Cache {
     }
 }
 
+/// None when somebody else holds it.
+fn lock(path: &Path) -> Result<Option<File>> {
+    loop {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked?,
+        }
+        // Whoever held it before may have removed it.
+        let ours = rustix::fs::fstat(&file)?;
+        match rustix::fs::lstat(path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
+                return Ok(Some(file.into()));
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Whether somebody works on a job.
 fn is_locked(path: &Path) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -428,10 +429,18 @@ fn is_locked(path: &Path) -> bool {
     lock == Err(Errno::WOULDBLOCK)
 }
 
-fn wait_for_lock(file: BorrowedFd<'_>, operation: FlockOperation) -> rustix::io::Result<()> {
+/// Locks a file, and waits for others that have it locked, for so long at the most.
+pub(crate) fn lock_within(
+    file: BorrowedFd<'_>,
+    operation: FlockOperation,
+    most: Duration,
+) -> rustix::io::Result<()> {
+    let end = Instant::now() + most;
     loop {
         match rustix::fs::flock(file, operation) {
-            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             locked => return locked,
         }
     }

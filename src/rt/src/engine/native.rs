@@ -9,6 +9,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::OpenTreeFlags;
@@ -144,7 +145,9 @@ impl Native {
         }
         match job {
             Some(job) => self.compile(Later { job, name: name.to_owned(), counting }, false)?,
-            None => self.cache.wait_for(&key)?,
+            None => {
+                self.cache.wait_for(&key, Duration::from_secs(self.settings.compiler.seconds))?
+            }
         }
         self.cache.find(&key).map_or_else(|| Ok(Found::default()), |file| detach(file.as_fd()))
     }
@@ -205,13 +208,17 @@ impl Native {
 
 /// What init hands to the engine: a mount of its own of the one file, through which nothing can be written or found.
 fn detach(file: BorrowedFd<'_>) -> Result<Found> {
+    Ok(Found { native: Some(mount_of(file)?), later: None })
+}
+
+/// A detached, read-only mount of one file.
+pub(crate) fn mount_of(file: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    let mount =
-        rustix::mount::open_tree(file, "", flags).context("clone a mount of native code")?;
-    read_only(mount.as_fd()).context("make native code read-only")?;
-    Ok(Found { native: Some(mount), later: None })
+    let mount = rustix::mount::open_tree(file, "", flags).context("clone the mount of a file")?;
+    read_only(mount.as_fd()).context("make the mount of a file read-only")?;
+    Ok(mount)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

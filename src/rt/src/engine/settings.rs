@@ -60,8 +60,9 @@ pub(crate) struct CompilerSettings {
 
 impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
-        // 65534 is who owns nothing: the kernel's own overflow id.
-        CompilerSettings { user: 65534, memory_bytes: 2 << 30, seconds: 600 }
+        // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges that systemd and subuid(5)
+        // give to containers.
+        CompilerSettings { user: 1_879_048_192, memory_bytes: 2 << 30, seconds: 600 }
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(settings.compile, Compile::Off);
         assert_eq!(settings.cache.max_bytes, 5);
         assert_eq!(settings.cache.directory, Path::new("/var/cache/rt/wasm"));
-        assert_eq!(settings.compiler.user, 65534);
+        assert_eq!(settings.compiler.user, 0x7000_0000);
     }
 
     #[test]

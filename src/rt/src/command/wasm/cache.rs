@@ -31,7 +31,7 @@ pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<
 }
 
 fn prune(native: &Native, most: u64) -> Result<()> {
-    let (entries, bytes) = native.cache.prune(most, |entry| native.is_useful(entry))?;
+    let (entries, bytes) = native.cache.prune(most, |entry| native.is_useful(entry), None)?;
     let noun = if entries == 1 { "entry" } else { "entries" };
     super::super::print(&format!("removed {entries} {noun}, {}\n", size(bytes)))
 }

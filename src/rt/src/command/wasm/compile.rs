@@ -2,27 +2,27 @@
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
 use crate::engine::Later;
 use crate::state::Root;
-use crate::workload::{self, Format};
+use crate::workload::{self, Format, Rights};
 
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
-    let (module, name) = open(&args.path)?;
+    let (module, name, counting) = open(&args.path)?;
     let mut head = [0; workload::HEAD];
     let length = rustix::io::pread(&module, &mut head, 0).context("read it")?;
     ensure!(Format::of(&head[..length]) == Format::Module, "it is not a WebAssembly module");
     let (_, native) = super::compiler(root, global)?;
-    let key = native.key(module.as_fd(), false)?.context("it is too large to be compiled")?;
+    let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
     if native.cache.find(&key).is_some() {
         return super::super::print(&format!("{name}: is compiled already\n"));
     }
@@ -34,7 +34,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     let mut said = String::new();
     match native.cache.claim(&key, module.as_fd())? {
         Some(job) => {
-            let what = Later { job, name: name.clone(), counting: false };
+            let what = Later { job, name: name.clone(), counting };
             let mut worker = native.start(what, false, Stdio::piped())?;
             // A line that is written again and again is for eyes.
             let watched = std::io::stderr().is_terminal();
@@ -53,25 +53,28 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
                 errors.read_to_string(&mut said).context("read what the compiler says")?;
             }
         }
-        None => native.cache.wait_for(&key)?,
+        None => {
+            native.cache.wait_for(&key, Duration::from_secs(native.settings.compiler.seconds))?
+        }
     }
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {
             Some(failure) => bail!(failure.why),
+            None if said.is_empty() => bail!("too many modules wait to be compiled: try again"),
             None => bail!("{}", said.trim_end().trim_start_matches("rt: ")),
         }
     }
     super::super::print(&format!("{name}: compiled in {:.1} s\n", begun.elapsed().as_secs_f32()))
 }
 
-/// The module, and what its container calls it.
-fn open(path: &Path) -> Result<(OwnedFd, String)> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+/// The module, what its container calls it, and whether its instructions are to be counted.
+fn open(path: &Path) -> Result<(OwnedFd, String, bool)> {
     if !path.is_dir() {
-        let module = rustix::fs::open(path, flags, Mode::empty()).context("open it")?;
-        return Ok((module, path.display().to_string()));
+        let module = open_file(CWD, path, ResolveFlags::empty()).context("open it")?;
+        return Ok((module, path.display().to_string(), false));
     }
     let bundle = Bundle::load(path, None)?;
+    let counting = Rights::of(&bundle.spec)?.wish().counting;
     let process = bundle.process();
     let name = process.args().iter().flatten().next().context("`process.args` is empty")?.clone();
     let root = rustix::fs::open(&bundle.rootfs, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -87,9 +90,19 @@ fn open(path: &Path) -> Result<(OwnedFd, String)> {
     for place in places {
         let inside = place.strip_prefix("/").unwrap_or(&place);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        if let Ok(module) = rustix::fs::openat2(&root, inside, flags, Mode::empty(), resolve) {
-            return Ok((module, name));
+        if let Ok(module) = open_file(root.as_fd(), inside, resolve) {
+            return Ok((module, name, counting));
         }
     }
     bail!("its program `{name}` is not in the rootfs")
+}
+
+/// Opens a regular file. Of anything else, as a device, the opening alone may do something.
+fn open_file(from: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::openat2(from, path, flags, Mode::empty(), resolve)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+    ensure!(kind == FileType::RegularFile, "it is no regular file");
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(rustix::fs::open(&again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }

@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Pid;
 use serde_json::json;
 
@@ -16,7 +18,7 @@ use crate::bundle::{self, Bundle};
 use crate::cli::WasmWorker;
 use crate::container::cgroups::{self, Cgroup, Manager};
 use crate::container::{self, Container, Options, Wait};
-use crate::engine::{self, CompilerSettings, Description};
+use crate::engine::{self, CompilerSettings, Description, cache};
 use crate::state::Root;
 use crate::syscall;
 
@@ -40,7 +42,9 @@ const SYSCALLS: &str = "\
 /// Moves what is in the background out of the caller's cgroup, which may be a pod's that has to be removed, and out of its session.
 /// True in the process that goes back to the caller.
 pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
-    let own = Cgroup::plan(manager, cgroup_path(manager, "worker").as_deref(), "worker");
+    // A scope of systemd's is one process's.
+    let id = format!("worker-{}", std::process::id());
+    let own = Cgroup::plan(manager, cgroup_path(manager, "worker").as_deref(), &id);
     // Without a cgroup of its own it works as well.
     let mut own = own.inspect_err(|error| tracing::debug!("stay in the cgroup: {error:#}")).ok();
     let birthplace = own.as_mut().and_then(|own| own.make_for_birth().ok()).flatten();
@@ -72,22 +76,36 @@ fn cgroup_path(manager: Manager, name: &str) -> Option<PathBuf> {
     (manager == Manager::Cgroupfs).then(|| Path::new("/rt-compiler").join(name))
 }
 
-/// The state of the compiler's container, apart from the containers of callers.
+/// The state of the compiler's container, apart from the containers of callers: one place for all of a host, whatever their roots.
 pub(super) struct Place {
     root: Root,
     rootfs: PathBuf,
+    path: PathBuf,
 }
 
+const PLACE: &str = "/run/rt-compiler";
+
 impl Place {
-    pub(super) fn new(root: &Root) -> Result<Place> {
-        let path = root.path().join("@compiler");
+    pub(super) fn new() -> Result<Place> {
+        let path = PathBuf::from(PLACE);
         let rootfs = path.join("@rootfs");
         DirBuilder::new()
             .recursive(true)
             .mode(0o711)
             .create(&rootfs)
             .with_context(|| format!("make `{}`", rootfs.display()))?;
-        Ok(Place { root: Root::new(Some(&path)), rootfs })
+        Ok(Place { root: Root::new(Some(&path)), rootfs, path })
+    }
+
+    /// Waits until no other compiler runs on this host. As long as the descriptor is open, none does.
+    pub(super) fn one_at_a_time(&self, most: Duration) -> Result<OwnedFd> {
+        let path = self.path.join("@lock");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let show = || format!("wait for other compilers by `{}`", path.display());
+        let lock = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).with_context(show)?;
+        let operation = FlockOperation::NonBlockingLockExclusive;
+        cache::lock_within(lock.as_fd(), operation, most).with_context(show)?;
+        Ok(lock)
     }
 
     /// Removes what a worker has left that was killed: nobody else is at work here.
@@ -191,6 +209,8 @@ fn config(
         "oomScoreAdj": 1000,
         "rlimits": [
             { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+            { "type": "RLIMIT_CPU", "soft": settings.seconds, "hard": settings.seconds.saturating_add(5) },
+            { "type": "RLIMIT_FSIZE", "soft": settings.memory_bytes, "hard": settings.memory_bytes },
             { "type": "RLIMIT_DATA", "soft": settings.memory_bytes, "hard": settings.memory_bytes },
             { "type": "RLIMIT_NOFILE", "soft": 256, "hard": 256 },
         ],

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +17,7 @@ use super::confine;
 use crate::cli::{Global, WasmWorker};
 use crate::container::{self, Container};
 use crate::engine::cache::{About, Entry, Key, Kind};
-use crate::engine::{Description, Native};
+use crate::engine::{self, Description, Native};
 use crate::state::Root;
 
 pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()> {
@@ -28,13 +28,12 @@ pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()
         return Ok(());
     }
     let key = native.key(module.as_fd(), args.counting)?.context("it is too large")?;
-    let outcome = compile(root, global, &native, &description, &key, args);
+    let outcome = compile(global, &native, &description, &key, args);
     native.cache.done(&key);
     outcome
 }
 
 fn compile(
-    root: &Root,
     global: &Global,
     native: &Native,
     description: &Description,
@@ -42,15 +41,20 @@ fn compile(
     args: &WasmWorker,
 ) -> Result<()> {
     let name = &args.name;
-    let _lock = native.cache.one_at_a_time()?;
+    let place = confine::Place::new()?;
+    // Somebody waits for it, or nobody does.
+    let patience = native.settings.compiler.seconds;
+    let patience = Duration::from_secs(if args.background { 100 * patience } else { patience });
+    let _lock = place.one_at_a_time(patience)?;
     // Somebody may have been faster.
     if native.cache.find(key).is_some() {
         return Ok(());
     }
     let begun = Instant::now();
     let part = native.cache.part(key)?;
-    match run(root, global, native, description, &part, args) {
+    match run(&place, global, native, description, &part, args) {
         Ok(Outcome::Compiled) => {}
+        Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
         Ok(Outcome::Failed(why)) => {
             native.cache.discard(key);
             native.cache.give_up(key, name, &why)?;
@@ -77,13 +81,15 @@ fn compile(
     native.cache.keep(key, part, about)?;
     // Another rt on this host may have use for what is foreign to this one.
     let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
-    native.cache.prune(native.settings.cache.max_bytes, useful).map(drop)
+    native.cache.prune(native.settings.cache.max_bytes, useful, Some(key)).map(drop)
 }
 
 enum Outcome {
     Compiled,
     /// Because of the module: it would fail again.
     Failed(String),
+    /// By a signal.
+    Ended(i32),
 }
 
 /// The two ends of what the compiler prints.
@@ -94,14 +100,13 @@ struct Pipes {
 
 /// Runs the compiler in a container of its own, and writes what it makes to a file.
 fn run(
-    root: &Root,
+    place: &confine::Place,
     global: &Global,
     native: &Native,
     description: &Description,
     part: &File,
     args: &WasmWorker,
 ) -> Result<Outcome> {
-    let place = confine::Place::new(root)?;
     place.clean()?;
     let manager = super::super::manager(global);
     let bundle = place.bundle(description, &native.settings.compiler, manager, args)?;
@@ -114,28 +119,42 @@ fn run(
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&own)?;
     let container = made?;
-    let end = Instant::now() + Duration::from_secs(native.settings.compiler.seconds);
+    let seconds = native.settings.compiler.seconds;
+    // The limit is of the processor's time; on a busy host that takes longer.
+    let end = Instant::now() + Duration::from_secs(100 * seconds);
     let outcome = follow(&container, pipes, part, end);
     let oom = container.state.cgroup.was_out_of_memory();
     container::delete(&container.directory, &container.state, true)?;
     match outcome? {
-        Some(Outcome::Failed(_)) if oom => {
+        Outcome::Ended(libc::SIGKILL) if oom => {
             Ok(Outcome::Failed("it takes more memory than the compiler may use".into()))
         }
-        Some(outcome) => Ok(outcome),
-        None => Ok(Outcome::Failed(format!(
-            "it takes longer than {} s to be compiled",
-            native.settings.compiler.seconds
+        Outcome::Ended(libc::SIGXCPU) => Ok(Outcome::Failed(format!(
+            "it takes longer than {seconds} s of the processor's time to be compiled"
         ))),
+        // Of its own doing: it would do it again.
+        Outcome::Ended(
+            signal @ (libc::SIGSEGV
+            | libc::SIGABRT
+            | libc::SIGBUS
+            | libc::SIGILL
+            | libc::SIGFPE
+            | libc::SIGSYS
+            | libc::SIGXFSZ),
+        ) => Ok(Outcome::Failed(format!("the compiler was ended by signal {signal}"))),
+        Outcome::Ended(signal) => bail!("the compiler was ended by signal {signal}"),
+        outcome => Ok(outcome),
     }
 }
 
 /// Makes pipes of the standard streams, which the container's process inherits. What goes in is the module, open for reading only.
 fn take_streams() -> Result<Pipes> {
-    let module =
-        rustix::fs::open("/proc/self/fd/0", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .context("open the module")?;
-    // Its lock is in another place: the caller of this function holds it.
+    // By a read-only mount: init gives the container's user what it reads from, and a file of the cache's is not to be given away,
+    // nor opened once more for writing. Its lock is in another place: the caller of this function holds it.
+    let mount = engine::mount_of(rustix::stdio::stdin())?;
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .context("open the module")?;
     rustix::stdio::dup2_stdin(&module).context("take the module")?;
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe");
     let ((out, their_out), (err, their_err)) = (pipe()?, pipe()?);
@@ -144,13 +163,13 @@ fn take_streams() -> Result<Pipes> {
     Ok(Pipes { out: out.into(), err: err.into() })
 }
 
-/// Takes what the compiler makes until it has ended. None when its time is over.
+/// Takes what the compiler makes until it has ended.
 fn follow(
     container: &Container,
     mut pipes: Pipes,
     mut part: &File,
     end: Instant,
-) -> Result<Option<Outcome>> {
+) -> Result<Outcome> {
     /// More than the module's size by far; a compiler that writes for ever is ended.
     const LARGEST: u64 = 4 << 30;
     const LONGEST: usize = 4096;
@@ -165,7 +184,7 @@ fn follow(
             PollFd::new(&pipes.err, if open[1] { PollFlags::IN } else { PollFlags::empty() }),
         ];
         match rustix::event::poll(&mut polled, Some(&Timespec::try_from(left)?)) {
-            Ok(0) => return Ok(None),
+            Ok(0) => bail!("the compiler did not end in time"),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the compiler"),
         }
@@ -185,14 +204,14 @@ fn follow(
     }
     let status = container::wait(container.pid)?;
     if status.exit_status() == Some(0) && is_elf(part)? {
-        return Ok(Some(Outcome::Compiled));
+        return Ok(Outcome::Compiled);
+    }
+    if let Some(signal) = status.terminating_signal() {
+        return Ok(Outcome::Ended(signal));
     }
     let said = crate::one_line(String::from_utf8_lossy(&said).trim());
-    Ok(Some(Outcome::Failed(match (status.terminating_signal(), said.is_empty()) {
-        (Some(signal), _) => format!("the compiler was ended by signal {signal}"),
-        (None, true) => "the compiler failed without a word".into(),
-        (None, false) => said,
-    })))
+    let said = if said.is_empty() { "the compiler failed without a word".into() } else { said };
+    Ok(Outcome::Failed(said))
 }
 
 fn is_elf(file: &File) -> Result<bool> {

@@ -58,9 +58,17 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Whether a process in it was killed for want of memory.
+    /// Whether a process in it was killed for want of memory, by its own limit and not by the host's.
     pub(crate) fn was_out_of_memory(&self) -> bool {
-        self.watch_oom().is_ok_and(|watch| watch.is_some_and(|watch| watch.last > 0))
+        let Ok(Some(watch)) = self.watch_oom() else { return false };
+        let reached = match self.version {
+            Version::V2 => watch.read("max "),
+            Version::V1 => {
+                let failures = fs::read_to_string(watch.count.with_file_name("memory.failcnt"));
+                failures.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+            }
+        };
+        watch.last > 0 && reached > 0
     }
 }
 
