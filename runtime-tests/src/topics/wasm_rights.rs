@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "wasm_rights":
-    sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error, a_directory_that_is_a_link_is_an_error,
+    sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error, a_directory_that_is_a_link_is_an_error, a_directory_is_the_one_that_was_there_at_create,
     has_no_sockets_when_they_are_off, has_no_sockets_where_privileges_may_be_gained, exec_has_no_sockets_either, a_native_program_has_sockets,
     is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, is_ended_when_its_fuel_is_burnt, is_counted_in_native_code_too, wrong_values_are_errors,
 }
@@ -55,7 +55,7 @@ fn a_directory_that_is_not_there_is_an_error(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?.annotation(DIRS, "/none");
     bundle
         .try_create(&test.id())?
-        .fails_with("`run.oci.wasm.dirs`: `/none` is no directory")
+        .fails_with("`run.oci.wasm.dirs`: `/none`: it is no directory")
         .map(drop)
 }
 
@@ -65,8 +65,20 @@ fn a_directory_that_is_a_link_is_an_error(test: &Test) -> Outcome {
     std::os::unix::fs::symlink("/", bundle.rootfs().join("data"))?;
     bundle
         .try_create(&test.id())?
-        .fails_with("`run.oci.wasm.dirs`: `/data` leads elsewhere")
+        .fails_with("`run.oci.wasm.dirs`: `/data`: it leads elsewhere")
         .map(drop)
+}
+
+/// Whoever shares a volume could exchange it until the start.
+fn a_directory_is_the_one_that_was_there_at_create(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["read", "/vol/etc/file"])?.annotation(DIRS, "/vol/etc");
+    let bundle = bundle.file("/vol/etc/file", "listed\n")?.file("/etc/file", "secret\n")?;
+    let container = bundle.create()?;
+    fs::rename(bundle.rootfs().join("vol"), bundle.rootfs().join("old"))?;
+    std::os::unix::fs::symlink("/", bundle.rootfs().join("vol"))?;
+    container.start()?;
+    container.wait()?;
+    ensure_eq(container.stdout()?.as_str(), "listed\n")
 }
 
 /// The guest's library panics when it gets none.

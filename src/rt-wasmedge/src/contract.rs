@@ -41,6 +41,8 @@ pub(crate) struct Contract {
 pub(crate) struct Directory {
     pub(crate) path: String,
     pub(crate) read_only: bool,
+    /// It is open already, by this descriptor.
+    pub(crate) descriptor: Option<i32>,
 }
 
 impl Work {
@@ -103,6 +105,14 @@ impl Contract {
                     let wrong = || format!("`{arg}`: not a number of instructions");
                     contract.fuel = Some(number.ok_or_else(wrong)?);
                 }
+                "--dir-fd" => {
+                    let (number, rest) = value.split_once(':').ok_or_else(wrong)?;
+                    let number =
+                        number.parse().ok().filter(|number| *number > 2).ok_or_else(wrong)?;
+                    let directory = directory(rest).ok_or_else(wrong)?;
+                    let descriptor = Some(number);
+                    contract.directories.push(Directory { descriptor, ..directory });
+                }
                 "--dir" => contract.directories.push(directory(value).ok_or_else(wrong)?),
                 _ => return Err(wrong()),
             }
@@ -114,6 +124,8 @@ impl Contract {
         let descriptors = [contract.engine_dir, contract.module, contract.environment];
         let mut descriptors: Vec<i32> =
             descriptors.into_iter().chain(contract.native).chain(contract.plugin_dir).collect();
+        descriptors
+            .extend(contract.directories.iter().filter_map(|directory| directory.descriptor));
         let count = descriptors.len();
         descriptors.sort_unstable();
         descriptors.dedup();
@@ -136,7 +148,8 @@ fn directory(value: &str) -> Option<Directory> {
         "rw" => false,
         _ => return None,
     };
-    path.starts_with('/').then(|| Directory { path: path.to_owned(), read_only })
+    let path = path.starts_with('/').then(|| path.to_owned())?;
+    Some(Directory { path, read_only, descriptor: None })
 }
 
 /// `config.json` is JSON, so all its strings are UTF-8.

@@ -61,11 +61,9 @@ fn start(contract: &Contract) -> Result<End, String> {
     let module = read(contract.module, "read the module")?;
     let environment = read(contract.environment, "read the environment")?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
-    let kept: Vec<i32> = [contract.engine_dir]
-        .into_iter()
-        .chain(contract.native)
-        .chain(contract.plugin_dir)
-        .collect();
+    let directories = contract.directories.iter().filter_map(|directory| directory.descriptor);
+    let kept = [contract.engine_dir].into_iter().chain(contract.native).chain(contract.plugin_dir);
+    let kept: Vec<i32> = kept.chain(directories).collect();
     os::close_all_but(&kept)?;
     os::fix_name_lookups();
     wasi::run(module, contract, &environment)

@@ -213,12 +213,18 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
             ));
         }
         let right = if directory.read_only { ":readonly" } else { "" };
-        preopens.push(format!("{0}:{0}{right}", directory.path));
+        let place = match directory.descriptor {
+            Some(descriptor) => format!("/proc/self/fd/{descriptor}"),
+            None => directory.path.clone(),
+        };
+        preopens.push(format!("{}:{place}{right}", directory.path));
     }
     let arguments = contract.arguments.iter().map(String::as_str).collect();
     let preopens = preopens.iter().map(String::as_str).collect();
-    WasiModule::create(Some(arguments), Some(environment.to_vec()), Some(preopens))
-        .map_err(|error| format!("make the WASI module: {error}"))
+    let wasi = WasiModule::create(Some(arguments), Some(environment.to_vec()), Some(preopens));
+    // It has opened them by itself.
+    contract.directories.iter().filter_map(|directory| directory.descriptor).for_each(os::close);
+    wasi.map_err(|error| format!("make the WASI module: {error}"))
 }
 
 /// An error on one line: what the API says of it, and what WasmEdge's log says about where.

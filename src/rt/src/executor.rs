@@ -5,9 +5,9 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 use rustix::fs::{
     Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags,
@@ -223,11 +223,16 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     if let Some(fuel) = request.rights.fuel {
         argv.push(CString::new(format!("--fuel={fuel}"))?);
     }
-    argv.extend(preopens(request)?);
+    let (options, directories) = preopens(request)?;
+    argv.extend(options);
     argv.push(c"--".to_owned());
     argv.extend(c_strings(request.args)?);
-    let descriptors =
-        [engine_dir, module, env].into_iter().chain(native).chain(plugin_dir).collect();
+    let descriptors = [engine_dir, module, env]
+        .into_iter()
+        .chain(native)
+        .chain(plugin_dir)
+        .chain(directories)
+        .collect();
     Ok(Program {
         path,
         argv,
@@ -261,38 +266,61 @@ fn environment(request: &Request<'_>) -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's own right.
-fn preopens(request: &Request<'_>) -> Result<Vec<CString>> {
+/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's own right. Or those that its
+/// container lists, which are open from now on: what is put in their places until the start is not meant.
+fn preopens(request: &Request<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
     if let Some(directories) = &request.rights.directories {
-        let preopen = |directory: &Directory| {
-            // The image's author could make it a link to the root.
-            let real = std::fs::canonicalize(&directory.path);
-            ensure!(
-                real.is_ok_and(|real| real == directory.path) || !directory.path.exists(),
-                "the annotation `run.oci.wasm.dirs`: `{}` leads elsewhere",
-                directory.path.display()
-            );
-            preopen(&directory.path, directory.read_only)?.with_context(|| {
-                format!(
-                    "the annotation `run.oci.wasm.dirs`: `{}` is no directory",
-                    directory.path.display()
-                )
+        let opened = directories.iter().map(|directory| {
+            preopen_listed(directory).with_context(|| {
+                format!("the annotation `run.oci.wasm.dirs`: `{}`", directory.path.display())
             })
-        };
-        return directories.iter().map(preopen).collect();
+        });
+        return Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip());
     }
     let mounted = request.mounts.iter().map(|mount| mount.destination().as_path());
     let mounted = mounted.filter(|path| !workload::is_the_kernels(path) && *path != Path::new("/"));
     let mut preopens = Vec::new();
     for path in [Path::new("/")].into_iter().chain(mounted) {
-        preopens.extend(preopen(path, false)?);
+        preopens.extend(preopen(path)?);
     }
-    Ok(preopens)
+    Ok((preopens, Vec::new()))
+}
+
+/// The image's author could make it a link to the root: none is followed.
+fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(CWD, &directory.path, flags, Mode::empty(), resolve) {
+        // Forbidden by a filter around this runtime, or older than the kernel.
+        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory.path),
+        opened => opened,
+    };
+    let opened = match opened {
+        Err(Errno::LOOP) => bail!("it leads elsewhere"),
+        Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is no directory"),
+        opened => opened?,
+    };
+    let flags = rustix::fs::fstatvfs(&opened).context("statvfs")?.f_flag;
+    let read_only = directory.read_only || flags.contains(StatVfsMountFlags::RDONLY);
+    let right = if read_only { "ro" } else { "rw" };
+    let option = format!("--dir-fd={}:{right}:", opened.as_raw_fd());
+    let option = [option.as_bytes(), directory.path.as_os_str().as_bytes()].concat();
+    Ok((CString::new(option)?, opened))
+}
+
+/// Step by step.
+fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut there = rustix::fs::open("/", flags, Mode::empty())?;
+    for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
+        there = rustix::fs::openat(&there, part.as_os_str(), flags, Mode::empty())?;
+    }
+    Ok(there)
 }
 
 /// None for what is no directory: a file is reached through the directory that it is in; what the user may not look at, a guest
 /// could not either.
-fn preopen(path: &Path, read_only: bool) -> Result<Option<CString>> {
+fn preopen(path: &Path) -> Result<Option<CString>> {
     let is_directory =
         |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
     if !rustix::fs::stat(path).is_ok_and(is_directory) {
@@ -300,8 +328,7 @@ fn preopen(path: &Path, read_only: bool) -> Result<Option<CString>> {
     }
     let flags =
         rustix::fs::statvfs(path).with_context(|| format!("statvfs `{}`", path.display()))?.f_flag;
-    let read_only = read_only || flags.contains(StatVfsMountFlags::RDONLY);
-    let right: &[u8] = if read_only { b"ro:" } else { b"rw:" };
+    let right: &[u8] = if flags.contains(StatVfsMountFlags::RDONLY) { b"ro:" } else { b"rw:" };
     Ok(Some(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?))
 }
 

@@ -145,11 +145,15 @@ impl Native {
         }
         match job {
             Some(job) => self.compile(Later { job, name: name.to_owned(), counting }, false)?,
-            None => {
-                self.cache.wait_for(&key, Duration::from_secs(self.settings.compiler.seconds))?
-            }
+            None => self.cache.wait_for(&key, self.patience())?,
         }
         self.cache.find(&key).map_or_else(|| Ok(Found::default()), |file| detach(file.as_fd()))
+    }
+
+    /// How long somebody who waits for a module waits for the compilers of others, before it goes without.
+    pub(crate) fn patience(&self) -> Duration {
+        const LEAST: u64 = 60;
+        Duration::from_secs(self.settings.compiler.seconds.max(LEAST))
     }
 
     /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of the caller's that it held open

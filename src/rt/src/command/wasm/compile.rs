@@ -53,9 +53,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
                 errors.read_to_string(&mut said).context("read what the compiler says")?;
             }
         }
-        None => {
-            native.cache.wait_for(&key, Duration::from_secs(native.settings.compiler.seconds))?
-        }
+        None => native.cache.wait_for(&key, native.patience())?,
     }
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {

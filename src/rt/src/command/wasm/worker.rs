@@ -43,8 +43,11 @@ fn compile(
     let name = &args.name;
     let place = confine::Place::new()?;
     // Somebody waits for it, or nobody does.
-    let patience = native.settings.compiler.seconds;
-    let patience = Duration::from_secs(if args.background { 100 * patience } else { patience });
+    let patience = if args.background {
+        Duration::from_secs(100 * native.settings.compiler.seconds)
+    } else {
+        native.patience()
+    };
     let _lock = place.one_at_a_time(patience)?;
     // Somebody may have been faster.
     if native.cache.find(key).is_some() {
