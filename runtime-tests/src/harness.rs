@@ -334,6 +334,13 @@ impl Test {
     }
 }
 
+/// By another process: what this one has open for writing, a child that another test starts meanwhile has too, and a program that
+/// somebody has open for writing cannot be executed (ETXTBSY).
+pub(crate) fn copy_program(from: &Path, to: impl AsRef<Path>) -> Outcome {
+    let copied = Command::new("cp").arg(from).arg(to.as_ref()).status()?.success();
+    ensure(copied, format!("cp {}", from.display()))
+}
+
 /// Runs what its arguments say as an ordinary user, `tester` with the id 1000, for whom the system has these further ids. The
 /// first arguments can be env(1)'s. What the user is called is seen by these processes only.
 pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<Command> {

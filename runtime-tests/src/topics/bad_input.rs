@@ -8,7 +8,9 @@ use std::path::Path;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, copy_program, ensure, ensure_eq, skip, wait_until,
+};
 
 super::tests! { "bad_input":
     a_bundle_that_is_not_there, a_bundle_without_a_configuration, broken_json_is_told_with_line_and_column,
@@ -486,7 +488,7 @@ fn an_engine_without_its_program(test: &Test) -> Outcome {
     let engine = prefix.join("libexec/rt/wasmedge");
     fs::create_dir_all(prefix.join("bin"))?;
     fs::create_dir_all(&engine)?;
-    fs::copy(&test.host.runtime, prefix.join("bin/rt"))?;
+    copy_program(&test.host.runtime, prefix.join("bin/rt"))?;
     fs::write(
         engine.join("engine.json"),
         r#"{"contract":1,"name":"wasmedge","version":"1","program":"not-there"}"#,

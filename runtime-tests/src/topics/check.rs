@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq};
+use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq};
 
 super::tests! { "check":
     a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told,
@@ -67,7 +67,7 @@ fn an_engine_that_is_not_there_is_told(test: &Test) -> Outcome {
     test.only_rt()?;
     fs::create_dir(test.folder.join("bin"))?;
     let copy = test.folder.join("bin/rt");
-    fs::copy(&test.host.runtime, &copy)?;
+    copy_program(&test.host.runtime, &copy)?;
     let mut command = Command::new(copy);
     command.args(["check", "--format=json"]);
     let findings = findings(&Output::of(command)?.success()?)?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq, skip};
 
 super::tests! { "kubernetes":
     the_script_puts_rt_on_a_node, a_second_run_changes_nothing, what_is_broken_is_repaired, another_prefix_is_refused, a_new_version_replaces_the_old, containerd_is_left_alone, a_wrong_tree_is_refused,
@@ -29,7 +29,7 @@ fn node(test: &Test) -> Outcome<Node> {
     for folder in ["bin", "share/rt/crio"] {
         fs::create_dir_all(tree.join(folder))?;
     }
-    fs::copy(&test.host.runtime, tree.join("bin/rt"))?;
+    copy_program(&test.host.runtime, tree.join("bin/rt"))?;
     std::os::unix::fs::symlink("rt", tree.join("bin/rt-wasm"))?;
     let text = fs::read_to_string(format!("{CALLERS}/crio/99-rt.conf"))?;
     fs::write(tree.join("share/rt/crio/99-rt.conf"), text.replace("@PREFIX@", "/usr/lib/rt"))?;

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::needs;
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
+use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
@@ -381,7 +381,7 @@ fn installed(test: &Test) -> Outcome<PathBuf> {
     fs::create_dir_all(prefix.join("bin"))?;
     // The engines are looked for beside the program.
     fs::create_dir_all(prefix.join("libexec"))?;
-    fs::copy(&test.host.runtime, prefix.join("bin/rt"))?;
+    copy_program(&test.host.runtime, prefix.join("bin/rt"))?;
     std::os::unix::fs::symlink("rt", prefix.join("bin/rt-wasm"))?;
     let engines = test.host.runtime.ancestors().nth(2).ok_or("no prefix")?.join("libexec/rt");
     std::os::unix::fs::symlink(engines, prefix.join("libexec/rt"))?;

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, ordinary_user};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, copy_program, ensure, ensure_eq, ordinary_user,
+};
 
 super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
@@ -22,7 +24,7 @@ const UID: u32 = 1000;
 fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
     let runtime = test.folder.join("rt");
     if !runtime.exists() {
-        fs::copy(&test.host.runtime, &runtime)?;
+        copy_program(&test.host.runtime, &runtime)?;
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
     }
     fs::create_dir_all(test.state_root())?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure};
+use crate::harness::{Bundle, Outcome, Output, Test, copy_program, ensure};
 
 super::tests! { "workload":
     every_handler_runs_a_module, every_variant_runs_a_module, a_runtime_called_wasm_runs_a_module,
@@ -183,7 +183,7 @@ fn installation(test: &Test) -> Outcome<std::path::PathBuf> {
     let prefix = runtime.parent().and_then(|bin| bin.parent()).ok_or("not in a bin folder")?;
     let copy = test.folder.join("prefix");
     fs::create_dir_all(copy.join("bin"))?;
-    fs::copy(&runtime, copy.join("bin/rt"))?;
+    copy_program(&runtime, copy.join("bin/rt"))?;
     if prefix.join("libexec/rt/wasmedge/engine.json").exists() {
         fs::create_dir_all(copy.join("libexec/rt/wasmedge"))?;
         fs::copy(

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use wasmedge_sdk::{AsInstance, RunMode};
@@ -137,6 +137,14 @@ const KERNELS: [u64; 15] = [
 /// Devices that are no more than a file: null, zero, full, random, urandom.
 const PLAIN: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 
+/// Whether what is opened is a guest's wish: the engine's own are over then.
+static GUARDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, what is opened is looked at ([`openat`]).
+pub(crate) fn guard_files() {
+    GUARDED.store(true, Ordering::Relaxed);
+}
+
 /// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as [`epoll_wait`].
 ///
 /// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could write to this process, and so would
@@ -158,7 +166,8 @@ pub(crate) unsafe extern "C" fn openat(
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = u64::from(flags.unsigned_abs());
     how.mode = mode.into();
-    how.resolve = libc::RESOLVE_NO_MAGICLINKS;
+    let guarded = GUARDED.load(Ordering::Relaxed);
+    how.resolve = if guarded { libc::RESOLVE_NO_MAGICLINKS } else { 0 };
     let size = size_of::<libc::open_how>();
     // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call, and its size is passed.
     let mut opened =
@@ -170,10 +179,12 @@ pub(crate) unsafe extern "C" fn openat(
         opened = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) };
     }
     let opened = c_int::try_from(opened).unwrap_or(-1);
-    if opened >= 0 && !is_for_guests(opened) {
+    if opened >= 0 && guarded && !is_for_guests(opened) {
         drop(own(opened));
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
         // SAFETY: the address of this thread's errno is always valid.
-        unsafe { *libc::__errno_location() = libc::EACCES };
+        unsafe { *errno = libc::EACCES };
         return -1;
     }
     opened
@@ -237,6 +248,10 @@ const TRAPPED: c_int = 134;
 pub(crate) fn keep_to_parent() {
     // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // The first process of a pid namespace gets it only by a handler.
+    let handler = end as extern "C" fn(c_int);
+    // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe function.
+    unsafe { libc::signal(libc::SIGXCPU, handler as libc::sighandler_t) };
     // Nor shall another process of its user change what it makes.
     // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };

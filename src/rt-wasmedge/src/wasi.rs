@@ -59,6 +59,7 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     let environment = variables(environment)?;
     let mut wasi = world(contract, &environment)?;
     load_plugins(contract).map_err(refused)?;
+    os::guard_files();
     let mut offered: HashMap<String, Instance> = HashMap::new();
     for import in module.imports() {
         let (from, name) = (import.module_name(), import.name());
@@ -214,7 +215,8 @@ fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String
         }
         let right = if directory.read_only { ":readonly" } else { "" };
         let place = match directory.descriptor {
-            Some(descriptor) => format!("/proc/self/fd/{descriptor}"),
+            // The last part is no link: WasmEdge follows none there.
+            Some(descriptor) => format!("/proc/self/fd/{descriptor}/."),
             None => directory.path.clone(),
         };
         preopens.push(format!("{}:{place}{right}", directory.path));

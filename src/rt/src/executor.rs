@@ -288,7 +288,7 @@ fn preopens(request: &Request<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
 
 /// The image's author could make it a link to the root: none is followed.
 fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let opened = match rustix::fs::openat2(CWD, &directory.path, flags, Mode::empty(), resolve) {
         // Forbidden by a filter around this runtime, or older than the kernel.

@@ -209,13 +209,21 @@ fn follow(
     if status.exit_status() == Some(0) && is_elf(part)? {
         return Ok(Outcome::Compiled);
     }
-    if let Some(signal) = status.terminating_signal() {
+    // It ends by itself when its time is over.
+    let signal = match status.exit_status() {
+        Some(OUT_OF_TIME) => Some(libc::SIGXCPU),
+        _ => status.terminating_signal(),
+    };
+    if let Some(signal) = signal {
         return Ok(Outcome::Ended(signal));
     }
     let said = crate::one_line(String::from_utf8_lossy(&said).trim());
     let said = if said.is_empty() { "the compiler failed without a word".into() } else { said };
     Ok(Outcome::Failed(said))
 }
+
+/// By a handler, as an engine ends by others: 128 and the signal's number (`docs/engine.md`).
+const OUT_OF_TIME: i32 = 128 + libc::SIGXCPU;
 
 fn is_elf(file: &File) -> Result<bool> {
     let mut head = [0; 4];
