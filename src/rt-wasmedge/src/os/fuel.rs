@@ -1,0 +1,118 @@
+//! A run whose instructions are counted: by WasmEdge's C interface, since wasmedge-sys frees the statistics, which count, as soon as
+//! an executor has them.
+
+use std::ffi::{CStr, CString, c_int};
+use std::ptr;
+
+use wasmedge_sdk::{AsInstance, RunMode};
+use wasmedge_sys::ffi;
+
+use super::{close, end_after, name_memory_of, take_log, trim_memory};
+
+/// Where a module comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Bytes(&'a [u8]),
+    /// The descriptor of what it was compiled to, which is closed when it was loaded.
+    Native(c_int),
+}
+
+/// Runs a module's `_start` for so many instructions. The outer error is of a module that never started, the inner one a trap.
+pub(crate) fn run_with_fuel(
+    source: Source<'_>,
+    wasi: &mut wasmedge_sys::Instance,
+    most_pages: Option<u32>,
+    timeout: Option<c_int>,
+    fuel: u64,
+) -> Result<Result<(), String>, String> {
+    let mut config = wasmedge_sys::Config::create().map_err(|error| error.to_string())?;
+    config.measure_cost(true);
+    config.set_run_mode(match source {
+        Source::Bytes(_) => RunMode::Interpreter,
+        Source::Native(_) => RunMode::Aot,
+    });
+    if let Some(pages) = most_pages {
+        config.set_max_memory_pages(pages);
+    }
+    // SAFETY: the configuration lives across the call, and a store of its own is made for null. The machine is never freed: the
+    // process ends with it.
+    let vm = unsafe { ffi::WasmEdge_VMCreate(config.as_ptr(), ptr::null_mut()) };
+    if vm.is_null() {
+        return Err("make a virtual machine".into());
+    }
+    // SAFETY: `vm` is a machine, and its statistics live as long as it does.
+    let statistics = unsafe { ffi::WasmEdge_VMGetStatisticsContext(vm) };
+    // SAFETY: as above; a number is set.
+    unsafe { ffi::WasmEdge_StatisticsSetCostLimit(statistics, fuel) };
+    // SAFETY: the instance is borrowed, and not freed before the machine has run for the last time.
+    let wasi = unsafe { wasi.as_ptr() };
+    // SAFETY: both are what they are said to be.
+    check(unsafe { ffi::WasmEdge_VMRegisterModuleFromImport(vm, wasi) })?;
+    let loaded = match source {
+        Source::Bytes(bytes) => {
+            // SAFETY: the bytes are copied (`wasmedge_basic.h`).
+            let copy = unsafe {
+                ffi::WasmEdge_BytesCreate(bytes.as_ptr(), u32::try_from(bytes.len()).unwrap_or(0))
+            };
+            // SAFETY: `copy` was just made, and is not freed.
+            unsafe { ffi::WasmEdge_VMLoadWasmFromBytes(vm, copy) }
+        }
+        Source::Native(descriptor) => {
+            let path = CString::new(format!("/proc/self/fd/{descriptor}")).unwrap_or_default();
+            // SAFETY: the path is NUL-terminated and lives across the call.
+            let loaded = unsafe { ffi::WasmEdge_VMLoadWasmFromFile(vm, path.as_ptr()) };
+            close(descriptor);
+            loaded
+        }
+    };
+    check(loaded)?;
+    // SAFETY: the machine has a module.
+    check(unsafe { ffi::WasmEdge_VMValidate(vm) })?;
+    if let Some(timeout) = timeout {
+        end_after(timeout)?;
+    }
+    // SAFETY: it is validated. A start function runs in here, and may end everything.
+    let result = unsafe { ffi::WasmEdge_VMInstantiate(vm) };
+    if check(result).is_err() || ended(result) {
+        return if ended(result) || is_of_execution(result) {
+            Ok(check(result))
+        } else {
+            Err(check(result).err().unwrap_or_default())
+        };
+    }
+    take_log();
+    trim_memory();
+    // SAFETY: the machine has an active module, which lives as long as it does.
+    name_memory_of(unsafe { ffi::WasmEdge_VMGetActiveModule(vm) });
+    // SAFETY: the literal is NUL-terminated, and copied.
+    let start = unsafe { ffi::WasmEdge_StringCreateByCString(c"_start".as_ptr()) };
+    // SAFETY: no arguments and no results are passed, as their numbers say.
+    let result = unsafe { ffi::WasmEdge_VMExecute(vm, start, ptr::null(), 0, ptr::null_mut(), 0) };
+    Ok(check(result))
+}
+
+/// Whether the guest has ended by `proc_exit` (`WasmEdge_ErrCode_Terminated`).
+fn ended(result: ffi::WasmEdge_Result) -> bool {
+    // SAFETY: takes a plain value.
+    unsafe { ffi::WasmEdge_ResultGetCode(result) == 1 }
+}
+
+/// Whether it is a trap: the codes of execution are from 0x400 on, and that of costs is 3 (`enum_errcode.h`).
+fn is_of_execution(result: ffi::WasmEdge_Result) -> bool {
+    // SAFETY: takes a plain value.
+    let code = unsafe { ffi::WasmEdge_ResultGetCode(result) };
+    (0x400..0x500).contains(&code) || code == 3
+}
+
+/// The text of an error. What ended by `proc_exit` is none.
+fn check(result: ffi::WasmEdge_Result) -> Result<(), String> {
+    // SAFETY: takes a plain value.
+    if unsafe { ffi::WasmEdge_ResultOK(result) } {
+        return Ok(());
+    }
+    // SAFETY: takes a plain value, and returns a literal of the library's (`wasmedge_basic.h`).
+    let message = unsafe { ffi::WasmEdge_ResultGetMessage(result) };
+    // SAFETY: a literal is NUL-terminated, and lives for ever.
+    let message = unsafe { CStr::from_ptr(message) };
+    Err(message.to_string_lossy().into_owned())
+}

@@ -1,0 +1,174 @@
+//! Functions that WasmEdge finds here in place of the C and C++ libraries': where they leave a guest more than it should have, or
+//! less. The build exports their names, and the loader takes a program's before any library's.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{exit_now, own};
+
+/// What WasmEdge waits by for clocks and sockets (`epoll_wait(2)`), in the C library's place.
+///
+/// A process that was stopped and goes on, by SIGCONT, a freezer or a tracer, is told EINTR here though no handler ran
+/// (`signal(7)`, "Interruption of system calls and library functions by stop signals"); WasmEdge hands that to the guest, whose
+/// library takes it for a failure. So the wait goes on, for what is left of its time.
+///
+/// # Safety
+///
+/// As `epoll_wait(2)`: `events` points to `most` places.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut libc::epoll_event,
+    most: c_int,
+    timeout: c_int,
+) -> c_int {
+    let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
+    let mut left = timeout;
+    loop {
+        // SAFETY: the arguments are the caller's, who keeps the contract above; the null signal mask is not read.
+        let ready = unsafe {
+            libc::syscall(libc::SYS_epoll_pwait, epoll, events, most, left, ptr::null::<u8>(), 8)
+        };
+        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if ready >= 0 || !interrupted {
+            return c_int::try_from(ready).unwrap_or(-1);
+        }
+        if let Some(end) = end {
+            let rest = end.saturating_duration_since(Instant::now()).as_millis();
+            left = c_int::try_from(rest).unwrap_or(c_int::MAX);
+        }
+    }
+}
+
+/// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,
+/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts.
+const KERNELS: [u64; 15] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x6165_676c,
+    0xde5e_81e4,
+    0x4249_4e4d,
+    0xf97c_ff8c,
+    0x6265_6570,
+    0x6e73_6673,
+    0x1cd1,
+];
+
+/// Devices that are no more than a file: null, zero, full, random, urandom.
+const PLAIN: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
+
+/// Whether what is opened is a guest's wish: the engine's own are over then.
+static GUARDED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, what is opened is looked at ([`openat`]).
+pub(crate) fn guard_files() {
+    GUARDED.store(true, Ordering::Relaxed);
+}
+
+/// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as [`epoll_wait`].
+///
+/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could write to this process, and so would
+/// be no guest any longer: what is the kernel's or a device is refused, `EACCES`, and no magic link is followed.
+///
+/// # Safety
+///
+/// As `openat(2)`: `path` is NUL-terminated.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn openat(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: libc::mode_t,
+) -> c_int {
+    let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let mode = if creates { mode } else { 0 };
+    // SAFETY: `open_how` is plain integers; all zeroes is its default.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from(flags.unsigned_abs());
+    how.mode = mode.into();
+    let guarded = GUARDED.load(Ordering::Relaxed);
+    how.resolve = if guarded { libc::RESOLVE_NO_MAGICLINKS } else { 0 };
+    let size = size_of::<libc::open_how>();
+    // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call, and its size is passed.
+    let mut opened =
+        unsafe { libc::syscall(libc::SYS_openat2, directory, path, &raw const how, size) };
+    // Forbidden by a filter, or older than the kernel: WasmEdge follows links itself, and gets to none of procfs's.
+    let error = io::Error::last_os_error().raw_os_error();
+    if opened < 0 && matches!(error, Some(libc::ENOSYS | libc::EPERM)) {
+        // SAFETY: as above.
+        opened = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) };
+    }
+    let opened = c_int::try_from(opened).unwrap_or(-1);
+    if opened >= 0 && guarded && !is_for_guests(opened) {
+        drop(own(opened));
+        // SAFETY: takes nothing.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: the address of this thread's errno is always valid.
+        unsafe { *errno = libc::EACCES };
+        return -1;
+    }
+    opened
+}
+
+/// Whether what was opened is a file, and not the kernel's own or a device.
+fn is_for_guests(descriptor: c_int) -> bool {
+    // SAFETY: `stat` is plain integers.
+    let mut file: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `file` is a valid place to write to.
+    if unsafe { libc::fstat(descriptor, &raw mut file) } < 0 {
+        return false;
+    }
+    if matches!(file.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+        let number = (libc::major(file.st_rdev), libc::minor(file.st_rdev));
+        return file.st_mode & libc::S_IFMT == libc::S_IFCHR && PLAIN.contains(&number);
+    }
+    // SAFETY: `statfs` is plain integers.
+    let mut filesystem: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `filesystem` is a valid place to write to.
+    if unsafe { libc::fstatfs(descriptor, &raw mut filesystem) } < 0 {
+        return false;
+    }
+    // As the kernel has it, a number of 32 bits.
+    let kind = filesystem.f_type.cast_unsigned() & 0xffff_ffff;
+    !KERNELS.contains(&kind)
+}
+
+/// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
+/// end.
+static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// From now on, larger ones are a trap. A linear memory is none of them: it is mapped.
+pub(crate) fn limit_pieces(bytes: usize) {
+    LARGEST.store(bytes, Ordering::Relaxed);
+}
+
+/// C++'s `operator new`, in its library's place, as [`epoll_wait`].
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
+    let end = |message: &'static [u8]| -> ! {
+        // SAFETY: write(2) reads as many bytes as the message has. With standard error closed there is nobody to tell.
+        unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+        exit_now(TRAPPED)
+    };
+    if size > LARGEST.load(Ordering::Relaxed) {
+        end(b"rt-wasmedge: trap: call stack exhausted, or a table too large\n");
+    }
+    // SAFETY: malloc(3) takes any size; 0 may give null.
+    let piece = unsafe { libc::malloc(size.max(1)) };
+    if piece.is_null() {
+        end(b"rt-wasmedge: trap: out of memory\n");
+    }
+    piece
+}
+
+/// As in `main`.
+const TRAPPED: c_int = 134;
