@@ -6,14 +6,20 @@ use super::needs;
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_limits":
-    memory_grows_to_the_limit_and_no_further, all_memories_share_the_limit, a_limit_above_counts_too, without_a_limit_memory_grows,
+    memory_grows_to_the_limit_and_no_further, all_memories_share_the_limit, a_large_memory_leaves_less_to_the_others, a_table_is_counted_too, a_limit_above_counts_too, without_a_limit_memory_grows,
     exec_is_limited_too, a_module_has_what_it_begins_with,
 }
 
 /// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with the number of mebibytes, or with
 /// 200 when there are so many.
 fn growing(memories: usize) -> Outcome<Vec<u8>> {
-    let memory = "(memory 1)".repeat(memories);
+    growing_from(&vec![1; memories])
+}
+
+/// Memories that begin with so many pages.
+fn growing_from(pages: &[u32]) -> Outcome<Vec<u8>> {
+    let memories = pages.len();
+    let memory: String = pages.iter().map(|pages| format!("(memory {pages})")).collect();
     let grow: String = (0..memories)
         .map(|memory| {
             format!(
@@ -56,6 +62,20 @@ fn memory_grows_to_the_limit_and_no_further(test: &Test) -> Outcome {
 fn all_memories_share_the_limit(test: &Test) -> Outcome {
     let grown = grown(&limited(test, &growing(3)?, 64)?)?;
     ensure((50..64).contains(&grown), format!("{grown} MiB of 64"))
+}
+
+/// WasmEdge caps each for itself.
+fn a_large_memory_leaves_less_to_the_others(test: &Test) -> Outcome {
+    let bundle = limited(test, &growing_from(&[1, 640])?, 64)?;
+    let output = bundle.run()?;
+    ensure(output.code.is_some_and(|grown| (8..24).contains(&grown)), format!("{output:?}"))
+}
+
+fn a_table_is_counted_too(test: &Test) -> Outcome {
+    let text = r#"(module (table 1 funcref) (memory 1)
+        (func (export "_start") (loop $more (drop (table.grow 0 (ref.null func) (i32.const 1000000))) (br $more))))"#;
+    let output = limited(test, &wat::parse_str(text)?, 64)?.run()?.code(134)?;
+    ensure(output.stderr.contains("trap: "), output.stderr)
 }
 
 /// A pod's cgroup has one, and its container none.

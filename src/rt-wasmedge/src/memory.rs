@@ -18,18 +18,28 @@ const SHARE: u64 = 256;
 /// And what does not: stacks, descriptors, buffers of sockets.
 const RESERVE: u64 = 1 << 20;
 
+/// How many bytes more this process may use, when its container may use so many: for a module's memories, of which WasmEdge caps only
+/// each for itself, its tables, and the interpreter's stack. Never less than what the memories begin with.
+pub(crate) fn most_bytes(module: &[u8], limit: u64) -> u64 {
+    let memories = memories(module);
+    let initial = memories.iter().map(|memory| memory.initial.saturating_mul(PAGE));
+    left(limit, used()).max(initial.fold(RESERVE, u64::saturating_add))
+}
+
+fn left(limit: u64, used: u64) -> u64 {
+    limit.saturating_sub(used + RESERVE + limit / SHARE)
+}
+
 /// How many pages each memory of a module may have, when the container may use this many bytes. A module that begins with
 /// more gets what it begins with: it may never touch it.
 pub(crate) fn most_pages(module: &[u8], limit: u64) -> u32 {
     let memories = memories(module);
-    let count = memories.len().max(1) as u64;
     let smallest = memories.iter().map(|memory| memory.initial).max().unwrap_or(0);
-    pages(limit, used(), count, smallest)
+    pages(limit, used(), smallest)
 }
 
-fn pages(limit: u64, used: u64, count: u64, smallest: u64) -> u32 {
-    let left = limit.saturating_sub(used + RESERVE + limit / SHARE);
-    let pages = (left / count / PAGE).max(smallest).min(MOST);
+fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
+    let pages = (left(limit, used) / PAGE).max(smallest).min(MOST);
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
@@ -72,18 +82,22 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_limit_is_shared_between_memories() {
-        assert_eq!(pages(64 * MIB, 3 * MIB, 1, 17), ((60 * MIB - 64 * MIB / SHARE) / PAGE) as u32);
-        assert_eq!(
-            pages(64 * MIB, 3 * MIB, 2, 17),
-            ((60 * MIB - 64 * MIB / SHARE) / 2 / PAGE) as u32
-        );
+    fn a_memory_may_have_what_is_left() {
+        assert_eq!(pages(64 * MIB, 3 * MIB, 17), ((60 * MIB - 64 * MIB / SHARE) / PAGE) as u32);
+    }
+
+    #[test]
+    fn all_may_have_what_they_begin_with() {
+        // (module (import "a" "b" (memory 3)) (memory 5 6))
+        let module = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b\x02\0\x03\x05\x04\x01\x01\x05\x06";
+        assert_eq!(most_bytes(module, 0), 8 * PAGE + RESERVE);
+        assert!(most_bytes(module, 1 << 40) > 1 << 39);
     }
 
     #[test]
     fn a_module_has_what_it_begins_with() {
-        assert_eq!(pages(MIB, 3 * MIB, 1, 17), 17);
-        assert_eq!(pages(u64::MAX / 2, 0, 1, 17), 65536);
+        assert_eq!(pages(MIB, 3 * MIB, 17), 17);
+        assert_eq!(pages(u64::MAX / 2, 0, 17), 65536);
     }
 
     #[test]

@@ -200,6 +200,28 @@ pub(crate) fn name_process(program: &str) {
     }
 }
 
+/// From now on, this process may map so many bytes more that it can write to (`RLIMIT_DATA`, getrlimit(2)): then a memory does not
+/// grow, or an allocation fails, before the kernel would kill it for its container's limit.
+pub(crate) fn limit_data(more: u64) -> Result<(), String> {
+    let status = std::fs::read_to_string("/proc/self/status");
+    let status = status.map_err(|error| format!("read `/proc/self/status`: {error}"))?;
+    let mapped = status.lines().find_map(|line| {
+        line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    let most = mapped.unwrap_or(0).saturating_mul(1024).saturating_add(more);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place to write to.
+    if unsafe { libc::getrlimit(libc::RLIMIT_DATA, &raw mut limit) } < 0 {
+        return Err(format!("get RLIMIT_DATA: {}", io::Error::last_os_error()));
+    }
+    limit.rlim_cur = limit.rlim_cur.min(most);
+    // SAFETY: `limit` is initialised and only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) } < 0 {
+        return Err(format!("set RLIMIT_DATA: {}", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
 /// Gives memory that is free back to the kernel (`malloc_trim(3)`).
 pub(crate) fn trim_memory() {
     // SAFETY: works on the allocator's own free memory; the process has one thread.

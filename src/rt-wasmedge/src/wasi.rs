@@ -78,6 +78,9 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         }
     }
     os::limit_pieces(largest_piece(contract.memory));
+    if let Some(limit) = contract.memory {
+        os::limit_data(memory::most_bytes(&bytes, limit))?;
+    }
     if let Some(fuel) = contract.fuel {
         // The machine makes its own of what plugins offer.
         drop((module, offered));
