@@ -58,10 +58,13 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
 }
 
 fn start(contract: &Contract) -> Result<End, String> {
-    let module = read(contract.module, "read the module")?;
-    let environment = read(contract.environment, "read the environment")?;
+    let open = |descriptor| os::own(descriptor).map(File::from);
+    let module = open(contract.module).map_err(|error| format!("read the module: {error}"))?;
+    let environment = open(contract.environment)
+        .and_then(|file| read(&file))
+        .map_err(|error| format!("read the environment: {error}"))?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
-    let kept: Vec<i32> = [contract.engine_dir]
+    let kept: Vec<i32> = [contract.engine_dir, contract.module]
         .into_iter()
         .chain(contract.native)
         .chain(contract.plugin_dir)
@@ -71,15 +74,12 @@ fn start(contract: &Contract) -> Result<End, String> {
     wasi::run(module, contract, &environment)
 }
 
-fn read(descriptor: i32, intent: &str) -> Result<Vec<u8>, String> {
+/// All of a file.
+fn read(mut file: &File) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut read = || -> std::io::Result<()> {
-        let mut file = File::from(os::own(descriptor)?);
-        file.rewind()?;
-        bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-        file.read_to_end(&mut bytes).map(drop)
-    };
-    read().map_err(|error| format!("{intent}: {error}"))?;
+    file.rewind()?;
+    bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

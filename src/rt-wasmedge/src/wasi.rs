@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 
 use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
@@ -13,17 +14,16 @@ use wasmedge_sdk::{AsInstance, Instance, Module, RunMode, Store, Vm};
 use crate::End;
 use crate::contract::Contract;
 use crate::os::Source;
-use crate::{memory, os};
+use crate::{memory, os, read};
 
 const WASI: &str = "wasi_snapshot_preview1";
 
-pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Result<End, String> {
+pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result<End, String> {
     os::keep_log();
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
     let config = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
     let mode = |mode| CommonConfigOptions::default().run_mode(mode);
-    check_head(&bytes).map_err(refused)?;
     let mut loaded = None;
     if let Some(native) = contract.native {
         let common = mode(RunMode::Aot);
@@ -34,17 +34,23 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         loaded = module.ok().map(|module| (common, module));
     }
     let is_native = loaded.is_some();
-    let (common, module) = match loaded {
-        Some(loaded) => loaded,
+    let mut bytes = Vec::new();
+    let (common, module, memories) = match loaded {
+        // All that runs is in there.
+        Some((common, module)) => (common, module, memory::of_file(&file)),
         // Native code inside of a module is not looked at.
         None => {
+            bytes = read(&file).map_err(|error| format!("read the module: {error}"))?;
+            check_head(&bytes).map_err(refused)?;
             let common = mode(RunMode::Interpreter);
             let loading = config(ConfigBuilder::new(common))?;
             let module = Module::from_bytes(Some(&loading), &bytes);
-            (common, module.map_err(|error| refused(explain(&error)))?)
+            let memories = memory::of_bytes(&bytes);
+            (common, module.map_err(|error| refused(explain(&error)))?, memories)
         }
     };
-    let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
+    drop(file);
+    let most_pages = contract.memory.map(|limit| memory::most_pages(&memories, limit));
     if module.get_export("_start").is_none() {
         return Err(refused("it exports no `_start`: a WASI command module is needed".into()));
     }
