@@ -62,7 +62,7 @@ test-vm: build guests vm-deps ## the black-box tests in an emulated machine with
 	runtime-tests/vm/run $(DIST)
 
 .PHONY: bench
-bench: build guests test-deps vm-deps ## measure rt beside crun, runc and the floor
+bench: build guests test-deps vm-deps bench-deps ## measure rt beside crun, runc and the floor, and modules beside WasmEdge
 	runtime-tests/bench/run $(DIST)/bin/rt
 
 .PHONY: install
@@ -96,10 +96,12 @@ deb rpm tarball: ## a package of target/dist, in target/packages
 clean: ## remove everything that was built
 	rm -rf target
 
-.PHONY: build-deps test-deps vm-deps
+.PHONY: build-deps test-deps vm-deps bench-deps
 build-deps:
 	@packaging/dependencies build
 test-deps:
 	@packaging/dependencies test
 vm-deps:
 	@packaging/dependencies vm
+bench-deps:
+	@packaging/dependencies bench

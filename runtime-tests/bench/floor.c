@@ -3,21 +3,27 @@
  * One clone3(2) into the same namespaces, the mounts and devices of the default configuration with mount(2), pivot_root(2) and
  * execve(2), without a configuration to read, a state to keep or anything to protect. FLOOR_CGROUPS=DIR:DIR… makes a leaf in
  * each of these cgroup directories and puts the process there.
+ *
+ * FLOOR_ENGINE=DIR: PROGRAM is a module, which the engine in DIR runs from a detached mount of that directory (docs/engine.md).
+ * FLOOR_NATIVE=FILE is what the module was compiled to.
  */
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,7 +44,6 @@ static void copy_file(const char *from, const char *to) {
 
 static void enter_cgroup(const char *leaf, const char *above, pid_t pid) {
   char from[512], to[512], number[16];
-  must(mkdir(leaf, 0755), leaf);
   /* A v1 cpuset takes no process before it has both. */
   const char *files[] = {"cpuset.cpus", "cpuset.mems"};
   for (int i = 0; i < 2 && strstr(above, "cpuset"); i++) {
@@ -54,7 +59,43 @@ static void enter_cgroup(const char *leaf, const char *above, pid_t pid) {
   close(file);
 }
 
-static void inside(const char *root, char **argv) {
+static int detached(const char *path) {
+  int mount = path ? open_tree(AT_FDCWD, path, OPEN_TREE_CLONE) : -1;
+  if (!path) return mount;
+  must(mount, path);
+  struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+  must(mount_setattr(mount, "", AT_EMPTY_PATH, &attr, sizeof attr), "mount_setattr");
+  return mount;
+}
+
+static void start_engine(int engine, int native, char **argv) {
+  enum { OPTIONS = 10, LONGEST = 64 };
+  char text[OPTIONS][LONGEST];
+  int module = open(argv[0], O_RDONLY), environment = memfd_create("environment", 0), count = 0;
+  must(module, argv[0]);
+  must(environment, "memfd_create");
+  snprintf(text[count++], LONGEST, "/proc/self/fd/%d/ld.so", engine);
+  snprintf(text[count++], LONGEST, "--inhibit-cache");
+  snprintf(text[count++], LONGEST, "--library-path");
+  snprintf(text[count++], LONGEST, "/proc/self/fd/%d/lib", engine);
+  snprintf(text[count++], LONGEST, "/proc/self/fd/%d/rt-wasmedge", engine);
+  snprintf(text[count++], LONGEST, "--contract=1");
+  snprintf(text[count++], LONGEST, "--engine-dir=%d", engine);
+  snprintf(text[count++], LONGEST, "--module=%d", module);
+  snprintf(text[count++], LONGEST, "--env=%d", environment);
+  if (native >= 0) snprintf(text[count++], LONGEST, "--native=%d", native);
+  char *args[OPTIONS + MOST], *nothing[] = {NULL};
+  int length = 0;
+  while (length < count) args[length] = text[length], length++;
+  args[length++] = "--dir=rw:/";
+  args[length++] = "--";
+  while (*argv && length < OPTIONS + MOST - 1) args[length++] = *argv++;
+  args[length] = NULL;
+  execve(args[0], args, nothing);
+  err(98, "%s", args[0]);
+}
+
+static void inside(const char *root, char **argv, int engine, int native) {
   must(mount("", "/", NULL, MS_REC | MS_SLAVE, NULL), "make / a slave");
   must(mount(root, root, NULL, MS_BIND | MS_REC, NULL), "bind the rootfs");
   must(chdir(root), root);
@@ -91,32 +132,48 @@ static void inside(const char *root, char **argv) {
   must((int)syscall(SYS_pivot_root, ".", "."), "pivot_root");
   must(umount2(".", MNT_DETACH), "umount");
   must(chdir("/"), "chdir");
+  if (engine >= 0) start_engine(engine, native, argv);
   execv(argv[0], argv);
   err(98, "%s", argv[0]);
 }
 
 int main(int argc, char **argv) {
   if (argc < 3) errx(2, "usage: %s ROOTFS PROGRAM [ARG...]", argv[0]);
+  int engine = detached(getenv("FLOOR_ENGINE")), native = detached(getenv("FLOOR_NATIVE"));
   int go[2];
   must(pipe2(go, O_CLOEXEC), "pipe");
   struct clone_args args = {
       .flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP,
       .exit_signal = SIGCHLD,
   };
+  char leaves[MOST][512], *above[MOST];
+  int count = 0;
+  char *list = getenv("FLOOR_CGROUPS");
+  for (char *next = list ? strtok(list, ":") : NULL; next && count < MOST; next = strtok(NULL, ":")) {
+    snprintf(leaves[count], sizeof leaves[count], "%.400s/floor-%d", next, getpid());
+    must(mkdir(leaves[count], 0755), leaves[count]);
+    /* To be born in a cgroup of v2 is cheaper than to be moved to it. */
+    struct statfs kind;
+    must(statfs(next, &kind), next);
+    above[count] = next;
+    if (kind.f_type == CGROUP2_SUPER_MAGIC) {
+      int leaf = open(leaves[count], O_PATH | O_CLOEXEC);
+      must(leaf, leaves[count]);
+      args.cgroup = leaf;
+      args.flags |= CLONE_INTO_CGROUP;
+      above[count] = NULL;
+    }
+    count++;
+  }
   pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
   must(pid, "clone3");
   char byte = 0;
   if (pid == 0) {
     if (read(go[0], &byte, 1) != 1) _exit(97);
-    inside(argv[1], argv + 2);
+    inside(argv[1], argv + 2, engine, native);
   }
-  char leaves[MOST][512];
-  int count = 0;
-  char *list = getenv("FLOOR_CGROUPS");
-  for (char *above = list ? strtok(list, ":") : NULL; above && count < MOST; above = strtok(NULL, ":")) {
-    snprintf(leaves[count], sizeof leaves[count], "%.400s/floor-%d", above, getpid());
-    enter_cgroup(leaves[count++], above, pid);
-  }
+  for (int i = 0; i < count; i++)
+    if (above[i]) enter_cgroup(leaves[i], above[i], pid);
   must((int)write(go[1], &byte, 1), "pipe");
   int status = 0;
   must(waitpid(pid, &status, 0), "waitpid");

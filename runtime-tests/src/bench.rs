@@ -3,10 +3,10 @@
 
 mod chart;
 mod crowd;
+mod wasm;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -18,9 +18,11 @@ use crate::harness::{Host, Outcome, Stop};
 const ROUNDS: usize = 60;
 const WARM_UP: usize = 5;
 
+/// `OUT`: of Linux containers; `OUT wasm`: of modules.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     let out = args.first().map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
-    match measure(&out) {
+    let of_modules = args.get(1).is_some_and(|what| what == "wasm");
+    match if of_modules { wasm::measure(&out) } else { measure(&out) } {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(message) | Stop::Skipped(message)) => {
             eprintln!("bench: {message}");
@@ -91,15 +93,19 @@ fn measure(out: &Path) -> Outcome {
             _ => println!("({name} is left out: it is not there, or cannot run here)"),
         }
     }
+    if host.by_systemd {
+        // Where cgroups have all controllers.
+        wasm::memory_in_cgroups(&host)?;
+    }
     let manager = if host.by_systemd { ", cgroups by systemd" } else { "" };
     println!("\n== lane {}{manager}: medians of {ROUNDS}, in milliseconds", host.lane);
 
     let mut contestants: Vec<Contestant> =
         runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, &host)).collect();
     if !host.by_systemd {
-        contestants.push(floor(&host, &bundles, out));
+        contestants.push(repeated("floor", floor(out, &bundles.linux, "/bin/true", &host)));
     }
-    round_robin("run /bin/true", &contestants, &mut times)?;
+    round_robin(&[("run /bin/true", contestants)], ROUNDS, &mut times)?;
 
     let version = |(name, path): &(String, PathBuf)| {
         let path = path.clone();
@@ -108,7 +114,8 @@ fn measure(out: &Path) -> Outcome {
             once: Box::new(move |_| timed(Command::new(&path).arg("--version"))),
         }
     };
-    round_robin("--version", &runtimes.iter().map(version).collect::<Vec<_>>(), &mut times)?;
+    let versions = runtimes.iter().map(version).collect();
+    round_robin(&[("--version", versions)], ROUNDS, &mut times)?;
 
     for round in 0..ROUNDS + WARM_UP {
         for (name, path) in &runtimes {
@@ -136,17 +143,14 @@ fn measure(out: &Path) -> Outcome {
     let runs = |bundle: &Path| -> Vec<Contestant> {
         pair.iter().map(|(name, path)| run_of(name, path, bundle, &host)).collect()
     };
-    round_robin("run, as Docker's", &runs(&bundles.docker), &mut times)?;
+    round_robin(&[("run, as Docker's", runs(&bundles.docker))], ROUNDS, &mut times)?;
     for (number, bundle) in &bundles.mounts {
-        round_robin(&format!("run, {number} mounts"), &runs(bundle), &mut times)?;
+        let row = format!("run, {number} mounts");
+        round_robin(&[(&row, runs(bundle))], ROUNDS, &mut times)?;
     }
     if let Some(wasm) = &bundles.wasm {
-        let rt = &runtimes[..1];
-        round_robin(
-            "run hello.wasm",
-            &rt.iter().map(|(n, p)| run_of(n, p, wasm, &host)).collect::<Vec<_>>(),
-            &mut times,
-        )?;
+        let rt = vec![run_of("rt", &host.runtime, wasm, &host)];
+        round_robin(&[("run hello.wasm", rt)], ROUNDS, &mut times)?;
     }
     let sleep = bundles.linux.with_file_name("sleep");
     times.extend(crowd::growth(&runtimes, &sleep, &host)?);
@@ -157,9 +161,6 @@ fn measure(out: &Path) -> Outcome {
     for (name, path) in &runtimes {
         println!("{name}: {:.0} kB at most in `create`", crowd::peak(path, &sleep, &host)?);
     }
-    if let Some(sleeping) = &bundles.sleeping {
-        println!("one of ten sleeping Wasm containers: {} kB (PSS)", memory(&host, sleeping)?);
-    }
     let file = out.join(format!("{}.json", host.lane));
     fs::write(
         &file,
@@ -168,20 +169,23 @@ fn measure(out: &Path) -> Outcome {
     println!("raw numbers: {}", file.display());
     let title = format!("Milliseconds, medians of {ROUNDS}, cgroups: {}", host.lane);
     let picture = out.join(format!("{}.svg", host.lane));
-    fs::write(&picture, chart::draw(&title, &ROWS, &times))?;
+    fs::write(&picture, chart::draw(&title, &NAMES, &ROWS, &times))?;
     println!("chart: {}", picture.display());
     drop(state);
     host.remove();
     Ok(())
 }
 
-fn round_robin(row: &str, contestants: &[Contestant], times: &mut Times) -> Outcome {
-    for round in 0..ROUNDS + WARM_UP {
-        for contestant in contestants {
+/// Everybody takes turns, in all of these rows.
+fn round_robin(rows: &[(&str, Vec<Contestant>)], rounds: usize, times: &mut Times) -> Outcome {
+    for round in 0..rounds + WARM_UP {
+        for (row, contestant) in
+            rows.iter().flat_map(|(row, all)| all.iter().map(move |one| (row, one)))
+        {
             let milliseconds = (contestant.once)(round)?;
             if round >= WARM_UP {
                 times
-                    .entry(row.to_owned())
+                    .entry((*row).to_owned())
                     .or_default()
                     .entry(contestant.name.clone())
                     .or_default()
@@ -229,10 +233,18 @@ fn state_of(path: &Path, host: &Host) -> PathBuf {
 }
 
 fn runtime(path: &Path, host: &Host) -> Command {
+    runtime_with(path, host, &host.folder.join("wasm.json"))
+}
+
+/// What is decided about modules is for rt to know.
+fn runtime_with(path: &Path, host: &Host, modules: &Path) -> Command {
     let mut command = Command::new(path);
     command.arg("--root").arg(state_of(path, host));
     if host.by_systemd {
         command.arg("--systemd-cgroup");
+    }
+    if path == host.runtime {
+        command.arg("--wasm-config").arg(modules);
     }
     command
 }
@@ -242,21 +254,25 @@ fn works(path: &Path, bundle: &Path, host: &Host) -> bool {
 }
 
 fn run_of(name: &str, path: &Path, bundle: &Path, host: &Host) -> Contestant {
-    let (path, bundle, by_systemd) = (path.to_owned(), bundle.to_owned(), host.by_systemd);
-    let state = state_of(&path, host);
-    let once = move |round| {
-        let mut command = Command::new(&path);
-        command.arg("--root").arg(&state);
-        if by_systemd {
-            command.arg("--systemd-cgroup");
-        }
-        timed(command.args(["run", "--bundle"]).arg(&bundle).arg(format!("bench-{round}")))
-    };
-    Contestant { name: name.to_owned(), once: Box::new(once) }
+    let mut command = runtime(path, host);
+    command.args(["run", "--bundle"]).arg(bundle).arg("bench");
+    repeated(name, command)
 }
 
-fn floor(host: &Host, bundles: &Bundles, out: &Path) -> Contestant {
-    let (program, rootfs) = (out.join("floor"), bundles.linux.join("rootfs"));
+fn repeated(name: &str, command: Command) -> Contestant {
+    Contestant { name: name.to_owned(), once: Box::new(move |_| timed(&mut again(&command))) }
+}
+
+/// The same command once more.
+fn again(command: &Command) -> Command {
+    let mut again = Command::new(command.get_program());
+    again.args(command.get_args());
+    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    again
+}
+
+/// The floor with a program of a bundle's, and with what `floor.c` reads in its environment.
+fn floor(out: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
     let roots: Vec<PathBuf> = match host.lane.as_str() {
         "v2" => vec!["/sys/fs/cgroup".into()],
         _ => fs::read_dir("/sys/fs/cgroup")
@@ -271,15 +287,9 @@ fn floor(host: &Host, bundles: &Bundles, out: &Path) -> Contestant {
         .filter(|root| root.join("cgroup.procs").exists() && !root.is_symlink())
         .map(|root| root.display().to_string())
         .collect();
-    let once = move |_| {
-        timed(
-            Command::new(&program)
-                .arg(&rootfs)
-                .arg("/bin/true")
-                .env("FLOOR_CGROUPS", roots.join(":")),
-        )
-    };
-    Contestant { name: "floor".to_owned(), once: Box::new(once) }
+    let mut command = Command::new(out.join("floor"));
+    command.arg(bundle.join("rootfs")).arg(program).env("FLOOR_CGROUPS", roots.join(":"));
+    command
 }
 
 /// The commands of one container's life, each timed.
@@ -312,31 +322,6 @@ fn wait_until_stopped(path: &Path, host: &Host, id: &str) -> Outcome {
     })
 }
 
-/// What one of ten waiting engines has for itself, with a fair share of what they share.
-fn memory(host: &Host, bundle: &Path) -> Outcome<u64> {
-    let ids: Vec<String> = (0..10).map(|number| format!("memory-{number}")).collect();
-    let mut total = 0;
-    for id in &ids {
-        timed(
-            runtime(&host.runtime, host).args(["run", "--detach", "--bundle"]).arg(bundle).arg(id),
-        )?;
-    }
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    for id in &ids {
-        let state = runtime(&host.runtime, host).args(["state", id]).output()?;
-        let pid =
-            serde_json::from_slice::<Value>(&state.stdout)?["pid"].as_i64().unwrap_or_default();
-        let mut text = String::new();
-        File::open(format!("/proc/{pid}/smaps_rollup"))?.read_to_string(&mut text)?;
-        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss")?;
-        total += pss.trim().trim_end_matches(" kB").parse::<u64>()?;
-    }
-    for id in &ids {
-        timed(runtime(&host.runtime, host).args(["delete", "--force", id]))?;
-    }
-    Ok(total / 10)
-}
-
 fn print(times: &Times) {
     println!(
         "{:20}{}",
@@ -363,6 +348,26 @@ fn median(all: &[f64]) -> f64 {
     all[all.len() / 2]
 }
 
+/// A bundle on disk, of rt's template, which is runc's and crun's.
+fn bundle(
+    host: &Host,
+    name: &str,
+    rootfs: &dyn Fn(&Path) -> Outcome,
+    change: &dyn Fn(&mut Value),
+) -> Outcome<PathBuf> {
+    let folder = host.folder.join("bench").join(name);
+    fs::create_dir_all(folder.join("rootfs"))?;
+    rootfs(&folder.join("rootfs"))?;
+    let made = Command::new(&host.runtime).args(["spec", "--bundle"]).arg(&folder).status()?;
+    crate::harness::ensure(made.success(), "spec")?;
+    let file = folder.join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+    config["process"]["terminal"] = json!(false);
+    change(&mut config);
+    fs::write(file, config.to_string())?;
+    Ok(folder)
+}
+
 /// The bundles that are run, on disk.
 struct Bundles {
     linux: PathBuf,
@@ -370,38 +375,14 @@ struct Bundles {
     docker: PathBuf,
     mounts: Vec<(usize, PathBuf)>,
     wasm: Option<PathBuf>,
-    sleeping: Option<PathBuf>,
 }
-
-/// The smallest module that sleeps, for a million seconds.
-const SLEEP: &str = r#"(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1)) ;; a clock's subscription: the monotonic clock,
-    (i64.store (i32.const 24) (i64.const 1000000000000000)) ;; in so many nanoseconds
-    (drop (call $poll_oneoff (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
 
 impl Bundles {
     fn make(host: &Host) -> Outcome<Bundles> {
-        let bundle = |name: &str,
-                      rootfs: &dyn Fn(&Path) -> Outcome,
-                      change: &dyn Fn(&mut Value)|
-         -> Outcome<PathBuf> {
-            let folder = host.folder.join("bench").join(name);
-            fs::create_dir_all(folder.join("rootfs"))?;
-            rootfs(&folder.join("rootfs"))?;
-            // rt's template is runc's and crun's.
-            let made =
-                Command::new(&host.runtime).args(["spec", "--bundle"]).arg(&folder).status()?;
-            crate::harness::ensure(made.success(), "spec")?;
-            let file = folder.join("config.json");
-            let mut config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
-            config["process"]["terminal"] = json!(false);
-            change(&mut config);
-            fs::write(file, config.to_string())?;
-            Ok(folder)
-        };
+        let bundle =
+            |name: &str, rootfs: &dyn Fn(&Path) -> Outcome, change: &dyn Fn(&mut Value)| {
+                bundle(host, name, rootfs, change)
+            };
         let linux = |args: &'static [&'static str]| {
             move |config: &mut Value| config["process"]["args"] = json!(args)
         };
@@ -433,32 +414,9 @@ impl Bundles {
             made.map(|made| (number, made))
         });
         let mounts = mounts.into_iter().collect::<Outcome<Vec<_>>>()?;
-        let module = |config: &mut Value| {
-            config["process"]["args"] = json!(["/app.wasm"]);
-            config["annotations"] = json!({ "run.oci.handler": "wasm" });
-        };
-        let hello = host.guest("hello").ok();
-        let wasm = hello.as_ref().map(|hello| {
-            bundle(
-                "hello",
-                &|rootfs| Ok(fs::copy(hello, rootfs.join("app.wasm")).map(drop)?),
-                &module,
-            )
-        });
-        let sleeping = hello.as_ref().map(|_| {
-            bundle(
-                "sleeping",
-                &|rootfs| Ok(fs::write(rootfs.join("app.wasm"), wat::parse_str(SLEEP)?)?),
-                &module,
-            )
-        });
-        Ok(Bundles {
-            linux: linux_bundle,
-            docker,
-            mounts,
-            wasm: wasm.transpose()?,
-            sleeping: sleeping.transpose()?,
-        })
+        let wasm =
+            host.guest("hello").ok().map(|hello| wasm::bundle_of(host, "hello", &hello, &[]));
+        Ok(Bundles { linux: linux_bundle, docker, mounts, wasm: wasm.transpose()? })
     }
 }
 

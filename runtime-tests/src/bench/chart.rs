@@ -2,27 +2,28 @@
 
 use std::fmt::Write;
 
-use super::{NAMES, Times, median};
+use super::{Times, median};
 
-const COLOURS: [&str; 4] = ["#2563eb", "#d97706", "#6b7280", "#10b981"];
+const COLOURS: [&str; 7] =
+    ["#2563eb", "#d97706", "#6b7280", "#10b981", "#7c3aed", "#dc2626", "#0891b2"];
 const LEFT: f64 = 190.0;
 const WIDTH: f64 = 560.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 12.0;
 
-/// One group of bars for each row, one bar for each runtime that was measured in it. The scale is logarithmic: a `state` and a
+/// One group of bars for each row, one bar for each of these names that was measured in it. The scale is logarithmic: a `state` and a
 /// `run` are a hundred times apart.
-pub(super) fn draw(title: &str, rows: &[&str], times: &Times) -> String {
+pub(super) fn draw(title: &str, names: &[&str], rows: &[&str], times: &Times) -> String {
     let value = |row: &str, name: &str| times.get(row)?.get(name).map(|all| median(all));
     let all: Vec<f64> =
-        rows.iter().flat_map(|row| NAMES.iter().filter_map(|name| value(row, name))).collect();
+        rows.iter().flat_map(|row| names.iter().filter_map(|name| value(row, name))).collect();
     let least = all.iter().copied().fold(f64::INFINITY, f64::min) / 1.5;
     let most = all.iter().copied().fold(0.0, f64::max);
     let length = |value: f64| (value / least).ln() / (most / least).ln() * WIDTH;
     let mut body = String::new();
     let mut y = 50.0;
     for row in rows {
-        let bars: Vec<(usize, f64)> = NAMES
+        let bars: Vec<(usize, f64)> = names
             .iter()
             .enumerate()
             .filter_map(|(at, name)| Some((at, value(row, name)?)))
@@ -45,7 +46,7 @@ pub(super) fn draw(title: &str, rows: &[&str], times: &Times) -> String {
                 COLOURS[at],
                 LEFT + length(value) + 5.0,
                 y + BAR - 2.0,
-                NAMES[at],
+                names[at],
             );
             y += BAR + 2.0;
         }

@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ impl Output {
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.as_bytes())?;
         }
-        let status = child.wait()?;
+        let status = wait(&mut child)?;
         let read = |path: &PathBuf| {
             fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         };
@@ -72,6 +73,26 @@ impl Output {
         ensure(self.stderr.contains(words), format!("no {words:?} in: {}", self.stderr))?;
         ensure_eq(self.stderr.matches('\n').count(), 1)?;
         Ok(self)
+    }
+}
+
+/// No command of a test takes this long: one that does not end is ended, and its test fails.
+const LONGEST: Duration = Duration::from_secs(600);
+
+fn wait(child: &mut Child) -> Outcome<ExitStatus> {
+    let end = Instant::now() + LONGEST;
+    let mut pause = Duration::from_micros(100);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            return Err(format!("it did not end within {LONGEST:?}").into());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 

@@ -2,10 +2,12 @@
 //! compiles"). It runs in a container of its own, and in its working directory it writes what it needs on the way.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::fs;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::Path;
 
+use object::{Object, ObjectSegment, ObjectSymbol};
 use wasmedge_sdk::config::{
     CommonConfigOptions, CompilerConfigOptions, ConfigBuilder, StatisticsConfigOptions,
 };
@@ -40,30 +42,102 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
         Compiler::new(Some(&config))?.compile_from_bytes(&module, NAME, Path::new("."))
     };
     let path = compile().map_err(|error| wasi::explain(&error))?;
-    let mut file = File::open(&path).map_err(|error| format!("open the native code: {error}"))?;
+    let mut library = fs::read(&path).map_err(|error| format!("read the native code: {error}"))?;
+    // It is good without that too.
+    shorten(&mut library, &module).unwrap_or_default();
     let mut out = std::io::stdout().lock();
-    std::io::copy(&mut file, &mut out)
-        .and_then(|_| out.flush())
+    out.write_all(&library)
+        .and_then(|()| out.flush())
         .map_err(|error| format!("write the native code: {error}"))
+}
+
+/// Makes the module in the library as short as it can be: each start copies it twice, and of its functions it runs the native code.
+/// None when the library is not as expected, and left as it is.
+fn shorten(library: &mut [u8], module: &[u8]) -> Option<()> {
+    let short = without_functions(module)?;
+    let (code, size) = (place(library, "wasm.code")?, place(library, "wasm.size")?);
+    let number = |module: &[u8]| u32::try_from(module.len()).ok().map(u32::to_le_bytes);
+    let is_expected = library.get(code.clone())? == module
+        && library.get(size.clone())? == number(module)?
+        && short.len() <= module.len();
+    if !is_expected {
+        return None;
+    }
+    library[code.clone()].fill(0);
+    library[code][..short.len()].copy_from_slice(&short);
+    library[size].copy_from_slice(&number(&short)?);
+    Some(())
+}
+
+/// Where a library holds what it calls by a name.
+fn place(library: &[u8], name: &str) -> Option<Range<usize>> {
+    let file = object::File::parse(library).ok()?;
+    let symbol = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(name))?;
+    let inside = |segment: &object::Segment<'_, '_>| {
+        symbol.address().checked_sub(segment.address()).is_some_and(|at| at < segment.size())
+    };
+    let segment = file.segments().find(inside)?;
+    let start = segment.file_range().0 + (symbol.address() - segment.address());
+    Some(usize::try_from(start).ok()?..usize::try_from(start + symbol.size()).ok()?)
+}
+
+const HEAD: usize = 8;
+const CUSTOM: u8 = 0;
+const CODE: u8 = 10;
+
+/// A section: its number, its content, and all of it.
+type Section<'a> = (u8, &'a [u8], &'a [u8]);
+
+/// None when it is no sequence of sections.
+fn sections(module: &[u8]) -> Option<Vec<Section<'_>>> {
+    let mut rest = module.get(HEAD..)?;
+    let mut sections = Vec::new();
+    while let [kind, after @ ..] = rest {
+        let (length, content) = number(after)?;
+        let (content, next) = content.split_at_checked(length)?;
+        sections.push((*kind, content, &rest[..rest.len() - next.len()]));
+        rest = next;
+    }
+    Some(sections)
 }
 
 /// The module without the sections that hold native code, which nobody but this compiler shall have made. None when it is no
 /// sequence of sections.
 fn without_native_code(module: &[u8]) -> Option<Vec<u8>> {
-    const HEAD: usize = 8;
-    const CUSTOM: u8 = 0;
-    let (head, mut rest) = module.split_at_checked(HEAD)?;
-    let mut kept = head.to_vec();
-    while let [kind, after @ ..] = rest {
-        let (length, content) = number(after)?;
-        let (content, next) = content.split_at_checked(length)?;
-        let section = &rest[..rest.len() - next.len()];
-        let is_native = *kind == CUSTOM
+    let mut kept = module.get(..HEAD)?.to_vec();
+    for (kind, content, section) in sections(module)? {
+        let is_native = kind == CUSTOM
             && number(content).is_some_and(|(length, name)| name.get(..length) == Some(NATIVE));
         if !is_native {
             kept.extend_from_slice(section);
         }
-        rest = next;
+    }
+    Some(kept)
+}
+
+/// The module with functions that do nothing but trap, and without what is no part of it.
+fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
+    /// Three bytes: no variables, `unreachable`, `end`.
+    const TRAP: [u8; 4] = [3, 0, 0, 0x0b];
+    let mut kept = module.get(..HEAD)?.to_vec();
+    for (kind, content, section) in sections(module)? {
+        match kind {
+            CUSTOM => {}
+            CODE => {
+                let (count, functions) = number(content)?;
+                let count_as_it_is = &content[..content.len() - functions.len()];
+                let length = u32::try_from(count_as_it_is.len() + count * TRAP.len()).ok()?;
+                kept.push(CODE);
+                kept.extend((0..5).map(|at| {
+                    // In LEB128, as long as it may be.
+                    let bits = (length >> (7 * at)) as u8 & 0x7f;
+                    if at < 4 { bits | 0x80 } else { bits }
+                }));
+                kept.extend_from_slice(count_as_it_is);
+                kept.extend(std::iter::repeat_n(TRAP, count).flatten());
+            }
+            _ => kept.extend_from_slice(section),
+        }
     }
     Some(kept)
 }
@@ -97,6 +171,18 @@ mod tests {
         let expected = [&head[..], &other, &custom(b"name")].concat();
         assert_eq!(without_native_code(&module), Some(expected));
         assert_eq!(without_native_code(head), Some(head.to_vec()));
+    }
+
+    #[test]
+    fn functions_trap_where_they_are_native() {
+        // Two functions of the type () -> (), one that calls the other, and a name for both.
+        let types = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0";
+        let module =
+            [&types[..], b"\x0a\x09\x02\x02\0\x0b\x04\0\x10\0\x0b", b"\0\x05\x04name"].concat();
+        let trap = [3, 0, 0, 0x0b];
+        let expected =
+            [&types[..], &[10, 0x89, 0x80, 0x80, 0x80, 0, 2], &trap[..], &trap[..]].concat();
+        assert_eq!(without_functions(&module), Some(expected));
     }
 
     #[test]

@@ -58,26 +58,26 @@ fn run(args: impl Iterator<Item = OsString>) -> Result<End, String> {
 }
 
 fn start(contract: &Contract) -> Result<End, String> {
-    let module = read(contract.module, "read the module")?;
-    let environment = read(contract.environment, "read the environment")?;
+    let open = |descriptor| os::own(descriptor).map(File::from);
+    let module = open(contract.module).map_err(|error| format!("read the module: {error}"))?;
+    let environment = open(contract.environment)
+        .and_then(|file| read(&file))
+        .map_err(|error| format!("read the environment: {error}"))?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
     let directories = contract.directories.iter().filter_map(|directory| directory.descriptor);
-    let kept = [contract.engine_dir].into_iter().chain(contract.native).chain(contract.plugin_dir);
-    let kept: Vec<i32> = kept.chain(directories).collect();
+    let kept = [contract.engine_dir, contract.module].into_iter().chain(contract.native);
+    let kept: Vec<i32> = kept.chain(contract.plugin_dir).chain(directories).collect();
     os::close_all_but(&kept)?;
     os::fix_name_lookups();
     wasi::run(module, contract, &environment)
 }
 
-fn read(descriptor: i32, intent: &str) -> Result<Vec<u8>, String> {
+/// All of a file.
+fn read(mut file: &File) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut read = || -> std::io::Result<()> {
-        let mut file = File::from(os::own(descriptor)?);
-        file.rewind()?;
-        bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-        file.read_to_end(&mut bytes).map(drop)
-    };
-    read().map_err(|error| format!("{intent}: {error}"))?;
+    file.rewind()?;
+    bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 
 use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
@@ -14,20 +15,19 @@ use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Module, RunMode, 
 use crate::End;
 use crate::contract::Contract;
 use crate::os::Source;
-use crate::{memory, os};
+use crate::{memory, os, read};
 
 const WASI: &str = "wasi_snapshot_preview1";
 
 const NO_ADDRESSES: &str =
     "too few addresses for its memory, which takes 12 GiB of them (`RLIMIT_AS`)";
 
-pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Result<End, String> {
+pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result<End, String> {
     os::keep_log();
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
     let config = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
     let mode = |mode| CommonConfigOptions::default().run_mode(mode);
-    check_head(&bytes).map_err(refused)?;
     let mut loaded = None;
     if let Some(native) = contract.native {
         let common = mode(RunMode::Aot);
@@ -38,17 +38,23 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
         loaded = module.ok().map(|module| (common, module));
     }
     let is_native = loaded.is_some();
-    let (common, module) = match loaded {
-        Some(loaded) => loaded,
+    let mut bytes = Vec::new();
+    let (common, module, memories) = match loaded {
+        // All that runs is in there.
+        Some((common, module)) => (common, module, memory::of_file(&file)),
         // Native code inside of a module is not looked at.
         None => {
+            bytes = read(&file).map_err(|error| format!("read the module: {error}"))?;
+            check_head(&bytes).map_err(refused)?;
             let common = mode(RunMode::Interpreter);
             let loading = config(ConfigBuilder::new(common))?;
             let module = Module::from_bytes(Some(&loading), &bytes);
-            (common, module.map_err(|error| refused(explain(&error)))?)
+            let memories = memory::of_bytes(&bytes);
+            (common, module.map_err(|error| refused(explain(&error)))?, memories)
         }
     };
-    let most_pages = contract.memory.map(|limit| memory::most_pages(&bytes, limit));
+    drop(file);
+    let most_pages = contract.memory.map(|limit| memory::most_pages(&memories, limit));
     match module.get_export("_start") {
         Some(ExternalInstanceType::Func(kind)) if kind.args_len() + kind.returns_len() == 0 => {}
         Some(_) => return Err(refused("its `_start` is no function without arguments".into())),
@@ -79,7 +85,7 @@ pub(crate) fn run(bytes: Vec<u8>, contract: &Contract, environment: &[u8]) -> Re
     }
     os::limit_pieces(largest_piece(contract.memory));
     if let Some(limit) = contract.memory {
-        os::limit_data(memory::most_bytes(&bytes, limit))?;
+        os::limit_data(memory::most_bytes(&memories, limit))?;
     }
     if let Some(fuel) = contract.fuel {
         // The machine makes its own of what plugins offer.
