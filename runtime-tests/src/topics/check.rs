@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq};
 
 super::tests! { "check":
-    a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told,
+    a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told, what_modules_can_have_is_told,
     it_makes_nothing,
 }
 
@@ -72,6 +72,28 @@ fn an_engine_that_is_not_there_is_told(test: &Test) -> Outcome {
     command.args(["check", "--format=json"]);
     let findings = findings(&Output::of(command)?.success()?)?;
     ensure_eq(verdict(&findings, "wasmedge"), "limited")
+}
+
+fn what_modules_can_have_is_told(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let file = test.folder.join("wasm.json");
+    let told = |settings: &str| -> Outcome<(String, String)> {
+        fs::write(&file, settings)?;
+        let findings = findings(&test.rt(["check", "--format=json"])?.success()?)?;
+        let name = "native code of wasmedge";
+        let found = findings.iter().find(|finding| finding["name"] == name).ok_or("not told")?;
+        let detail = found["detail"].as_str().unwrap_or_default().to_owned();
+        Ok((verdict(&findings, name).to_owned(), detail))
+    };
+    ensure_eq(told(r#"{ "compile": "off" }"#)?.1.as_str(), "switched off by the configuration")?;
+    let (verdict, detail) = told(r#"{ "compile": 1 }"#)?;
+    ensure(verdict == "limited" && detail.contains("wasm.json`: "), detail)?;
+    let (verdict, detail) = told(r#"{ "cache": { "directory": "/dev/null/none" } }"#)?;
+    if super::wasm_cache::has_compiler(test) {
+        ensure(verdict == "limited" && detail.contains("`/dev/null`"), detail)?;
+        ensure_eq(told("{}")?.1.as_str(), "kept in `/var/cache/rt/wasm`")?;
+    }
+    Ok(())
 }
 
 fn it_makes_nothing(test: &Test) -> Outcome {

@@ -126,7 +126,7 @@ pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
         Command::List(args) => list::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
-        Command::Check(args) => check::execute(&root, &args),
+        Command::Check(args) => check::execute(&root, global, &args),
         Command::Wasm(args) => wasm::execute(&root, global, &args),
         Command::Completion(args) => completion::execute(&args),
     }

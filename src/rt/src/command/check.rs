@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::cli::{self, CheckFormat};
+use crate::cli::{self, CheckFormat, Global};
 use crate::state::Root;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -55,13 +55,13 @@ impl Finding {
     }
 }
 
-pub(super) fn execute(root: &Root, args: &cli::Check) -> Result<ExitCode> {
+pub(super) fn execute(root: &Root, global: &Global, args: &cli::Check) -> Result<ExitCode> {
     let mut findings = host::kernel();
     findings.extend(host::namespaces());
     findings.extend(cgroups::all());
     findings.extend(host::security());
     findings.push(host::state(root));
-    findings.extend(host::engines());
+    findings.extend(host::engines(global.wasm_config.as_deref()));
     findings.extend(host::programs());
     findings.extend(callers::all());
     let usable = findings.iter().all(|finding| finding.verdict != Verdict::Missing);

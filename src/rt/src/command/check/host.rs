@@ -12,11 +12,11 @@ use rustix::mount::OpenTreeFlags;
 
 use super::{Finding, Verdict};
 use crate::container::{criu, rootless};
-use crate::engine;
+use crate::engine::{self, Settings};
 use crate::exe;
 use crate::state::{self, Root};
 use crate::syscall::{self, MountAttr};
-use crate::workload::Engine;
+use crate::workload::{Compile, Engine};
 
 const KERNEL: &str = "kernel";
 const NEWER: &str = "use Linux 5.12 or later";
@@ -154,14 +154,20 @@ pub(super) fn security() -> Vec<Finding> {
     vec![seccomp, Finding::good(SECURITY, "labels", label)]
 }
 
+/// Whether a directory could be made; else what is there in its stead, and why not.
+fn writable(directory: &Path) -> Result<(), (&Path, Errno)> {
+    let nearest = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let access = rustix::fs::access(nearest, Access::WRITE_OK);
+    let access = access.and(if nearest.is_dir() { Ok(()) } else { Err(Errno::NOTDIR) });
+    access.map_err(|error| (nearest, error))
+}
+
 /// Where the state of containers is kept.
 pub(super) fn state(root: &Root) -> Finding {
     let (topic, name) = ("state", root.path().display().to_string());
-    let nearest = root.path().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let writable = rustix::fs::access(nearest, Access::WRITE_OK);
-    match writable.and(if nearest.is_dir() { Ok(()) } else { Err(Errno::NOTDIR) }) {
+    match writable(root.path()) {
         Ok(()) => Finding::good(topic, name, "can be written"),
-        Err(error) => Finding::bad(
+        Err((nearest, error)) => Finding::bad(
             topic,
             name,
             Verdict::Missing,
@@ -171,8 +177,57 @@ pub(super) fn state(root: &Root) -> Finding {
     }
 }
 
-pub(super) fn engines() -> Vec<Finding> {
-    [Engine::WasmEdge].into_iter().map(engine).collect()
+pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
+    let engines = [Engine::WasmEdge].into_iter();
+    engines.flat_map(|it| [engine(it), native_code(it, config)]).chain([ports()]).collect()
+}
+
+/// Whether modules are compiled.
+fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
+    let (topic, name) = ("engines", format!("native code of {}", engine.name()));
+    let bad = |detail: String, fix: &str| {
+        Finding::bad(topic, name.clone(), Verdict::Limited, detail, fix.to_owned())
+    };
+    let settings = match Settings::read(config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            return bad(format!("{error:#}"), "mend the file: no Wasm container starts with it");
+        }
+    };
+    if settings.compile == Compile::Off {
+        return Finding::good(topic, name, "switched off by the configuration");
+    }
+    let described = engine::path(engine).and_then(|path| engine::describe(&path));
+    if !described.is_ok_and(|described| described.compiler.is_some()) {
+        let fix = "install its compiler, the directory `compiler` in that of the engine";
+        return bad("no compiler: modules are interpreted".into(), fix);
+    }
+    if !state::is_host_root() {
+        return Finding::good(topic, name, "not for ordinary users: their modules are interpreted");
+    }
+    let directory = &settings.cache.directory;
+    match writable(directory) {
+        Ok(()) => Finding::good(topic, name, format!("kept in `{}`", directory.display())),
+        Err((nearest, error)) => bad(
+            format!("`{}`: {error}: what is not there already is interpreted", nearest.display()),
+            "name another `cache.directory` in /etc/rt/wasm.json",
+        ),
+    }
+}
+
+/// Whether a module's ports of TCP can be limited.
+fn ports() -> Finding {
+    let (topic, name) = ("engines", "ports of modules");
+    match syscall::landlock_create_ruleset(syscall::LANDLOCK_ACCESS_NET_BIND_TCP) {
+        Ok(_) => Finding::good(topic, name, "can be limited"),
+        Err(_) => Finding::bad(
+            topic,
+            name,
+            Verdict::Limited,
+            "no Landlock that knows ports: `run.oci.wasm.bind` and `connect` fail for those of TCP",
+            "take Linux 6.7 or newer, with `landlock` among `lsm=`",
+        ),
+    }
 }
 
 fn engine(engine: Engine) -> Finding {
