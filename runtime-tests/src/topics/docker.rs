@@ -184,9 +184,7 @@ fn pauses_a_container(test: &Test) -> Outcome {
 
 fn pauses_a_module(test: &Test) -> Outcome {
     let docker = Docker::new(test, true)?;
-    docker
-        .run(&["--detach", "--annotation", "run.oci.handler=wasm"], &["/probe.wasm", "sleep"])?
-        .success()?;
+    docker.run_by("rt-wasm", &["--detach"], &["/probe.wasm", "sleep"])?.success()?;
     docker.docker(&["pause", &docker.name()])?.success()?;
     docker.docker(&["unpause", &docker.name()])?.success()?;
     std::thread::sleep(Duration::from_millis(200));

@@ -12,22 +12,23 @@ use crate::engine::cache::{Entry, Kind};
 use crate::state::Root;
 
 pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<()> {
-    let (_, native) = super::compiler(root, global)?;
+    let open = || super::compiler(root, global).map(|(_, native)| native);
     match &args.command {
-        WasmCacheCommand::List(args) => list(&native, args.format).context("list the cache"),
+        WasmCacheCommand::List(args) => list(&open()?, args.format).context("list the cache"),
         WasmCacheCommand::Prune(args) => {
-            let most = match &args.size {
-                None => native.settings.cache.max_bytes,
-                Some(text) => {
-                    let size = super::super::update::bytes(text).ok();
-                    let size = size.and_then(|size| u64::try_from(size).ok());
-                    size.with_context(|| format!("wrong value `{text}` for `--size`"))?
-                }
-            };
+            // What is wrong on the line is told on a host without a compiler too.
+            let asked = args.size.as_deref().map(limit).transpose()?;
+            let native = open()?;
+            let most = asked.unwrap_or(native.settings.cache.max_bytes);
             prune(&native, most).context("prune the cache")
         }
-        WasmCacheCommand::Clear => prune(&native, 0).context("clear the cache"),
+        WasmCacheCommand::Clear => prune(&open()?, 0).context("clear the cache"),
     }
+}
+
+fn limit(text: &str) -> Result<u64> {
+    let size = super::super::update::bytes(text).ok().and_then(|size| u64::try_from(size).ok());
+    size.with_context(|| format!("wrong value `{text}` for `--size`"))
 }
 
 fn prune(native: &Native, most: u64) -> Result<()> {

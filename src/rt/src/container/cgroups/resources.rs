@@ -203,7 +203,8 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], resources: &LinuxResources) 
     Ok(())
 }
 
-/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`, as runc and crun take it.
+/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an update it changes nothing, as in
+/// runc and crun.
 pub(super) fn limit_of_processes(resources: &LinuxResources) -> Option<i64> {
     resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0)
 }

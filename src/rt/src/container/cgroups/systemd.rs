@@ -104,7 +104,7 @@ pub(super) fn start(
     for what in ["CPU", "IO", "Memory", "Tasks"] {
         own.push((format!("{what}Accounting"), Value::Bool(true)));
     }
-    own.extend(resources.map(properties::of_resources).unwrap_or_default());
+    own.extend(resources.map(properties::of_new).unwrap_or_default());
     own.extend(rules.map(properties::of_devices).unwrap_or_default());
     for properties in [&mut needed, &mut own] {
         properties.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));

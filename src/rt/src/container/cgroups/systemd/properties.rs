@@ -17,6 +17,16 @@ pub(crate) type Property = (String, Value);
 /// To systemd, no limit is the largest number.
 const INFINITY: u64 = u64::MAX;
 
+/// For a scope that is made: [`of_resources`], and no limit of processes where 0 asks for none. systemd has a default of its own
+/// (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman writes 0 for `--pids-limit -1`.
+pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
+    let mut properties = of_resources(resources);
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
+        properties.push(("TasksMax".to_owned(), Value::Uint64(INFINITY)));
+    }
+    properties
+}
+
 /// What of the limits systemd has words for. The rest is written to the cgroup's files, as all of it is.
 pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = Vec::new();
