@@ -12,7 +12,7 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "attacks":
     a_label_is_not_written_to_a_false_proc, a_place_that_is_exchanged_for_a_link_stays_inside,
-    added_capabilities_are_not_inherited, a_linked_proc_is_masked_all_the_same, nothing_is_made_on_the_host_through_an_exchanged_link,
+    added_capabilities_are_not_inherited, a_linked_proc_is_refused, a_proc_that_was_moved_away_is_masked, nothing_is_made_on_the_host_through_an_exchanged_link,
     a_false_null_device_masks_nothing, a_linked_console_leads_nowhere, a_sysctl_is_not_written_to_a_false_proc,
     exec_cannot_begin_in_a_directory_of_the_hosts,
 }
@@ -140,17 +140,34 @@ fn added_capabilities_are_not_inherited(test: &Test) -> Outcome {
 }
 
 /// CVE-2023-27561 and CVE-2023-28642: with a link in place of `/proc`, what should be hidden was where the link was.
-fn a_linked_proc_is_masked_all_the_same(test: &Test) -> Outcome {
-    let bundle = test.sh("cat /proc/version | wc -c; touch /proc/sys/kernel/domainname 2>/dev/null; echo x 2>/dev/null > /proc/sys/kernel/domainname || echo refused")?;
+fn a_linked_proc_is_refused(test: &Test) -> Outcome {
+    let bundle = test.sh("true")?;
     fs::remove_dir(bundle.rootfs().join("proc"))?;
     fs::create_dir(bundle.rootfs().join("other"))?;
     symlink("other", bundle.rootfs().join("proc"))?;
-    let bundle = bundle.edit(|config| {
-        config["linux"]["maskedPaths"] = json!(["/proc/version"]);
-        config["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
-    });
+    bundle.run()?.fails_with(if test.host.is_rt { "Not a directory" } else { "" }).map(drop)
+}
+
+/// The same by whoever shares a volume, after the mounts and before the masks: here, a hook.
+fn a_proc_that_was_moved_away_is_masked(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    fs::create_dir_all(volume.join("p"))?;
+    let exchange = format!("cd {} && mv p q && mkdir p", volume.display());
+    let script = "wc -c < /v/q/version; touch /v/q/sys/kernel/domainname; \
+                  echo x 2>/dev/null > /v/q/sys/kernel/domainname || echo refused";
+    let bundle = test
+        .sh(script)?
+        .mount(json!({ "destination": "/v", "source": volume, "options": ["rbind"] }))
+        .mount(json!({ "destination": "/v/p", "type": "proc", "source": "proc" }))
+        .edit(|config| {
+            config["linux"]["maskedPaths"] = json!(["/v/p/version"]);
+            config["linux"]["readonlyPaths"] = json!(["/v/p/sys"]);
+            config["hooks"] = json!({ "createRuntime": [
+                { "path": "/bin/sh", "args": ["sh", "-c", exchange], "env": ["PATH=/usr/bin:/bin"] },
+            ]});
+        });
     let output = bundle.run()?;
-    // To refuse such an image, as runc does, is as good.
+    // To refuse it is as good.
     ensure(output.code != Some(0) || output.stdout == "0\nrefused\n", output.stdout)
 }
 

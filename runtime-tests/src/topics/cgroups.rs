@@ -8,7 +8,8 @@ use serde_json::json;
 use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "cgroups":
-    no_processes_are_no_limit, update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
+    no_processes_are_no_limit, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
+    every_number_of_bytes_is_taken, update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
@@ -68,6 +69,76 @@ fn no_processes_are_no_limit(test: &Test) -> Outcome {
     let command = test.command(["update", "--resources", "-", &container.id]);
     Output::with_input(command, r#"{"pids":{"limit":0}}"#)?.success()?;
     ensure_eq(pids_limit(test, &container)?.as_str(), "20")
+}
+
+fn memory_without_a_limit_has_none_with_swap(test: &Test) -> Outcome {
+    needs_file(test, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    container.rt(&["update", "--memory", "104857600", "--memory-swap", "209715200"])?.success()?;
+    container.rt(&["update", "--memory", "-1"])?.success()?;
+    let limit = value(test, &container, "memory.limit_in_bytes", "memory.max")?;
+    ensure(limit == "max" || limit.len() > 15, limit)?;
+    let swap = value(test, &container, "memory.memsw.limit_in_bytes", "memory.swap.max")?;
+    ensure(swap == "max" || swap.len() > 15, swap)
+}
+
+fn a_quota_goes_below_its_burst(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    for (quota, burst) in [("100000", "50000"), ("20000", "10000"), ("200000", "150000")] {
+        let flags =
+            ["update", "--cpu-period", "100000", "--cpu-quota", quota, "--cpu-burst", burst];
+        container.rt(&flags)?.success()?;
+        let there = value(test, &container, "cpu.cfs_quota_us", "cpu.max")?;
+        ensure_eq(there.trim_end_matches(" 100000"), quota)?;
+        ensure_eq(value(test, &container, "cpu.cfs_burst_us", "cpu.max.burst")?.as_str(), burst)?;
+    }
+    Ok(())
+}
+
+fn several_lines_are_written_one_by_one(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return skip("only cgroup v2 has files by name");
+    }
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["unified"] = json!({ "cgroup.max.depth": "7\n8" });
+    });
+    let container = bundle.create()?;
+    let path = cgroup(test, &container, "")?.join("cgroup.max.depth");
+    ensure_eq(fs::read_to_string(path)?.trim(), "8")
+}
+
+fn devices_are_denied_without_a_rule(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mknod = json!(["CAP_MKNOD", "CAP_KILL"]);
+    for none in ["a list of none", "no list", "no limits"] {
+        let bundle = test.sh("mknod /kmsg c 1 11; head -c 1 /kmsg >/dev/null 2>&1 || echo refused; head -c 1 /dev/zero | wc -c")?;
+        let bundle = bundle.edit(|config| {
+            config["process"]["capabilities"] =
+                json!({ "bounding": mknod, "effective": mknod, "permitted": mknod });
+            let linux = &mut config["linux"];
+            match none {
+                "a list of none" => linux["resources"]["devices"] = json!([]),
+                "no list" => linux["resources"] = json!({}),
+                _ => drop(linux.as_object_mut().map(|linux| linux.remove("resources"))),
+            }
+        });
+        let output = bundle.run()?.success()?;
+        ensure_eq((none, output.stdout.as_str()), (none, "refused\n1\n"))?;
+    }
+    Ok(())
+}
+
+/// `uint64` in the specification, and whatever the capabilities are called.
+fn every_number_of_bytes_is_taken(test: &Test) -> Outcome {
+    needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["hugepageLimits"] =
+            json!([{ "pageSize": "2MB", "limit": u64::MAX }]);
+    });
+    bundle.create().map(drop)
 }
 
 fn pids_limit(test: &Test, container: &Container<'_>) -> Outcome<String> {
@@ -618,7 +689,18 @@ fn huge_pages_are_limited(test: &Test) -> Outcome {
     needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
     let limits = json!([{ "pageSize": "2MB", "limit": 4_194_304 }]);
     let v1 = [("hugetlb.2MB.limit_in_bytes", "4194304")];
-    written(test, "hugetlb", ("hugepageLimits", limits), &v1, &[("hugetlb.2MB.max", "4194304")])
+    written(
+        test,
+        "hugetlb",
+        ("hugepageLimits", limits.clone()),
+        &v1,
+        &[("hugetlb.2MB.max", "4194304")],
+    )?;
+    // And what is reserved.
+    let (v1, v2) = ("hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.rsvd.max");
+    needs_file(test, "hugetlb", v1, v2)?;
+    test.only_rt()?;
+    written(test, "hugetlb", ("hugepageLimits", limits), &[(v1, "4194304")], &[(v2, "4194304")])
 }
 
 fn networks_have_a_class(test: &Test) -> Outcome {

@@ -14,7 +14,7 @@ use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq
 super::tests! { "exec":
     runs_in_the_same_namespaces, joins_a_user_namespace, its_exit_code_is_passed_on, it_reads_and_writes_the_callers_streams,
     is_in_the_containers_cgroup, is_in_a_cgroup_below_it, goes_where_init_is_when_the_cgroup_takes_no_process, obeys_the_seccomp_filter,
-    has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, detached_it_lives_on,
+    has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, what_a_process_file_leaves_out_is_the_containers, detached_it_lives_on,
     a_pid_file_is_written_only_if_it_runs, a_pid_file_that_cannot_be_written_ends_it, nothing_after_the_name_is_a_flag, a_program_that_is_missing, a_terminal_in_the_foreground, a_terminal_by_its_socket,
     only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
@@ -230,6 +230,26 @@ fn a_process_file_replaces_them(test: &Test) -> Outcome {
     test.rt(["exec", "--process", &file, &container.id, "/bin/true"])?
         .fails_with("exclude each other")
         .map(drop)
+}
+
+fn what_a_process_file_leaves_out_is_the_containers(test: &Test) -> Outcome {
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 0, "gid": 7 });
+        config["process"]["cwd"] = json!("/tmp");
+        config["process"]["env"] = json!(["PATH=/bin", "HOW=as the container"]);
+        config["process"]["rlimits"] =
+            json!([{ "type": "RLIMIT_NOFILE", "soft": 99, "hard": 100 }]);
+        config["process"]["capabilities"] = json!({ "bounding": ["CAP_CHOWN", "CAP_NOPE"],
+            "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"] });
+    });
+    let container = bundle.start()?;
+    let file = test.folder.join("process.json");
+    let script = "id -g; pwd; echo $HOW; ulimit -n; grep CapEff /proc/self/status";
+    fs::write(&file, json!({ "args": ["/bin/sh", "-c", script] }).to_string())?;
+    let file = file.display().to_string();
+    let expected = "7\n/tmp\nas the container\n99\nCapEff:\t0000000000000001\n";
+    test.only_rt()?;
+    container.rt(&["exec", "--process", &file])?.success()?.stdout(expected).map(drop)
 }
 
 fn detached_it_lives_on(test: &Test) -> Outcome {

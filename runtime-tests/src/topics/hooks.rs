@@ -4,9 +4,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq};
 
-super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error }
+super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error }
 
 fn hook(script: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
@@ -82,6 +82,61 @@ fn a_hook_that_takes_too_long_is_ended(test: &Test) -> Outcome {
     let output = bundle.try_create(&test.id())?;
     ensure(output.code != Some(0), "it was created")?;
     ensure(!test.host.is_rt || output.stderr.contains("it took longer than 1 s"), output.stderr)
+}
+
+fn a_hook_that_does_not_read_a_long_state_is_ended(test: &Test) -> Outcome {
+    let mut slow = hook("exec sleep 1000");
+    slow["timeout"] = json!(1);
+    let mut bundle = with_hooks(test.sh("true")?, json!({ "createRuntime": [slow] }));
+    // More than a pipe holds.
+    for number in 0..100 {
+        bundle = bundle.annotation(&format!("org.example.{number}"), &"x".repeat(1000));
+    }
+    let output = bundle.try_create(&test.id())?;
+    ensure(output.code != Some(0), "it was created")?;
+    ensure(!test.host.is_rt || output.stderr.contains("it took longer than 1 s"), output.stderr)
+}
+
+fn a_timeout_that_is_none_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for timeout in [0, -1] {
+        let mut hook = hook("true");
+        hook["timeout"] = json!(timeout);
+        let bundle = with_hooks(test.sh("true")?, json!({ "poststop": [hook] }));
+        bundle.try_create(&test.id())?.fails_with("is not greater than 0")?;
+    }
+    Ok(())
+}
+
+/// On the host the caller's, in the container the container's.
+fn have_the_environment_around_them_without_one_of_their_own(test: &Test) -> Outcome {
+    let file = test.folder.join("seen");
+    let outside = format!("echo $AROUND >> {}", file.display());
+    let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    let bundle = with_hooks(
+        test.sh("cat /tmp/inside")?,
+        json!({ "createRuntime": hook(&outside), "startContainer": hook("echo $AROUND > /tmp/inside") }),
+    );
+    let bundle =
+        bundle.edit(|config| config["process"]["env"] = json!(["PATH=/bin", "AROUND=inside"]));
+    bundle.write()?;
+    let mut command =
+        test.command(["run", "--bundle", &bundle.folder.display().to_string(), &test.id()]);
+    command.env("AROUND", "outside");
+    Output::of(command)?.success()?.stdout("inside\n")?;
+    ensure_eq(fs::read_to_string(file)?.as_str(), "outside\n")
+}
+
+fn run_in_the_bundle(test: &Test) -> Outcome {
+    let file = test.folder.join("seen");
+    let note = json!([hook(&format!("pwd >> {}", file.display()))]);
+    let bundle = with_hooks(
+        test.sh("true")?,
+        json!({ "prestart": note, "createRuntime": note, "poststart": note, "poststop": note }),
+    );
+    bundle.run()?.success()?;
+    let expected = format!("{}\n", bundle.folder.display()).repeat(4);
+    ensure_eq(fs::read_to_string(file)?, expected)
 }
 
 fn get_their_arguments_and_environment_only(test: &Test) -> Outcome {

@@ -21,7 +21,8 @@ super::tests! { "mounts":
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
     the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
     works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace, can_be_added_and_removed_below_a_link,
-    what_cannot_be_added_is_refused,
+    what_cannot_be_added_is_refused, long_options_are_taken, a_file_does_not_go_on_a_directory, a_step_back_from_what_is_missing_is_one,
+    every_flag_that_is_for_all_below_takes_effect,
 }
 
 fn volume(test: &Test) -> Outcome<std::path::PathBuf> {
@@ -598,4 +599,81 @@ fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
         .fails_with("add mounts to `nobody`: container does not exist")?;
     let seen = fs::read_to_string(format!("/proc/{}/mountinfo", container.pid()?))?;
     ensure(!seen.contains(" /x "), seen)
+}
+
+/// Of an overlay's layers: longer than one value of the newer system call.
+fn long_options_are_taken(test: &Test) -> Outcome {
+    let layers: Vec<_> =
+        ["a", "b"].map(|name| test.folder.join(name.repeat(120)).join(name.repeat(120))).into();
+    for (number, layer) in layers.iter().enumerate() {
+        fs::create_dir_all(layer)?;
+        fs::write(layer.join(number.to_string()), "")?;
+    }
+    let lower = format!("lowerdir={}:{}", layers[0].display(), layers[1].display());
+    let bundle = test.sh("ls /o; touch /o/new 2>/dev/null || echo refused; grep -c ' /o ' /proc/self/mountinfo; grep ' /o ' /proc/self/mountinfo | grep -c nodev")?.mount(json!({
+        "destination": "/o", "type": "overlay", "source": "overlay", "options": [lower, "ro", "nodev"],
+    }));
+    bundle.run()?.success()?.stdout("0\n1\nrefused\n1\n1\n").map(drop)
+}
+
+fn a_file_does_not_go_on_a_directory(test: &Test) -> Outcome {
+    let volume = volume(test)?;
+    for (source, destination) in [(volume.join("file"), "/tmp"), (volume, "/etc/passwd")] {
+        let bundle = test.sh("true")?;
+        fs::write(bundle.rootfs().join("etc/passwd"), "")?;
+        let bundle = bundle
+            .mount(json!({ "destination": destination, "source": source, "options": ["bind"] }));
+        bundle.try_create(&test.id())?.fails_with("ot a directory")?;
+    }
+    Ok(())
+}
+
+fn a_step_back_from_what_is_missing_is_one(test: &Test) -> Outcome {
+    let bundle = test.sh("cat /tmp/b/file")?.mount(
+        json!({ "destination": "/tmp/a/../b", "source": volume(test)?, "options": ["bind"] }),
+    );
+    bundle.run()?.success()?.stdout("content\n").map(drop)
+}
+
+fn every_flag_that_is_for_all_below_takes_effect(test: &Test) -> Outcome {
+    // Seen from the host's side, a volume with a mount below it that has other flags.
+    let volume = volume(test)?;
+    let below = volume.join("below");
+    fs::create_dir(&below)?;
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "ro,nosuid,nodev,noexec,relatime", "tmpfs"]).arg(&below);
+    Output::of(mount)?.success()?;
+    let flags_with = |option: &str| -> Outcome<String> {
+        let bundle = test
+            .sh("grep ' /v/below ' /proc/self/mountinfo | cut -d' ' -f6")?
+            .mount(json!({ "destination": "/v", "source": volume, "options": ["rbind", option] }));
+        Ok(bundle.run()?.success()?.stdout.trim().to_owned())
+    };
+    let check = || {
+        for (option, flag, there) in [
+            ("rrw", "ro", false),
+            ("rsuid", "nosuid", false),
+            ("rdev", "nodev", false),
+            ("rexec", "noexec", false),
+            ("rro", "ro", true),
+            ("rnosuid", "nosuid", true),
+            ("rnodev", "nodev", true),
+            ("rnoexec", "noexec", true),
+            ("rnoatime", "noatime", true),
+            ("rnodiratime", "nodiratime", true),
+            ("rnosymfollow", "nosymfollow", true),
+        ] {
+            let flags = flags_with(option)?;
+            ensure(
+                flags.split(',').any(|word| word == flag) == there,
+                format!("{option}: {flags}"),
+            )?;
+        }
+        Ok(())
+    };
+    let outcome = check();
+    let mut unmount = std::process::Command::new("umount");
+    unmount.arg(&below);
+    Output::of(unmount)?.success()?;
+    outcome
 }

@@ -1,6 +1,7 @@
 //! The first process, as it sees itself.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -12,11 +13,11 @@ use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 super::tests! { "process":
     has_its_scheduler, has_its_io_priority, has_its_memory_policy, has_its_personality,
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
-    a_missing_working_directory_is_made, has_its_user_and_groups, has_its_umask, has_its_capabilities,
-    has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, leads_a_session,
+    a_missing_working_directory_is_made, begins_where_only_root_may_go, begins_where_only_its_user_may_go, has_its_user_and_groups, has_its_umask, has_its_capabilities,
+    has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, has_limits_that_root_of_its_user_namespace_could_not_set, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
-    has_its_apparmor_profile,
+    has_its_apparmor_profile, an_unknown_capability_is_a_warning,
 }
 
 /// What a tool of the host's says of a container's first process.
@@ -121,6 +122,43 @@ fn a_missing_working_directory_is_made(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("/new/folder\n").map(drop)
 }
 
+/// `WORKDIR /root` of an image whose user is not root.
+fn begins_where_only_root_may_go(test: &Test) -> Outcome {
+    let bundle = test.sh("pwd")?;
+    let root = bundle.rootfs().join("root");
+    fs::create_dir_all(&root)?;
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["cwd"] = json!("/root");
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+    });
+    bundle.run()?.success()?.stdout("/root\n")?;
+    let sleeping = bundle.edit(|config| {
+        config["process"]["args"] = json!(["/bin/sleep", "60"]);
+        config["process"]["cwd"] = json!("/");
+    });
+    let container = sleeping.start()?;
+    let flags = ["exec", "--cwd", "/root", &container.id, "/bin/sh", "-c", "pwd; id -u"];
+    test.rt(flags)?.success()?.stdout("/root\n1000\n").map(drop)
+}
+
+/// A home on a filesystem that keeps root out, as a network's does; here, root without the capability.
+fn begins_where_only_its_user_may_go(test: &Test) -> Outcome {
+    let bundle = super::namespaces::in_user_namespace(test.sh("pwd")?)?;
+    let home = bundle.rootfs().join("home/own");
+    fs::create_dir_all(&home)?;
+    // Of an id that the user namespace does not map, and for the group of the program alone.
+    std::os::unix::fs::chown(&home, Some(0), Some(101_000))?;
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o710))?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["cwd"] = json!("/home/own");
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+    });
+    bundle.run()?.success()?.stdout("/home/own\n").map(drop)
+}
+
 fn has_its_user_and_groups(test: &Test) -> Outcome {
     let user = json!({ "uid": 1000, "gid": 1001, "additionalGids": [5, 6] });
     let bundle = test.sh("id -u; id -g; id -G")?.edit(|config| config["process"]["user"] = user);
@@ -209,6 +247,27 @@ fn has_its_oom_score(test: &Test) -> Outcome {
         .success()?
         .stdout("555\n")
         .map(drop)
+}
+
+/// They are the caller's to set, who has rights over the whole host.
+fn has_limits_that_root_of_its_user_namespace_could_not_set(test: &Test) -> Outcome {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string("/proc/self/status")?;
+    let own = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).ok_or("no CapEff")?;
+    let may = u64::from_str_radix(own, 16)? & (1 << CAP_SYS_RESOURCE) != 0;
+    let bundle =
+        super::namespaces::in_user_namespace(test.sh("cat /proc/self/oom_score_adj; ulimit -Hn")?)?
+            .edit(|config| {
+                config["process"]["oomScoreAdj"] = json!(-100);
+                config["process"]["rlimits"] =
+                    json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 1_000_000 }]);
+            });
+    if may {
+        bundle.run()?.success()?.stdout("-100\n1000000\n").map(drop)
+    } else {
+        // It is told that it has not been done.
+        bundle.run()?.fails_with("oom_score_adj").map(drop)
+    }
 }
 
 fn leads_a_session(test: &Test) -> Outcome {
@@ -302,10 +361,7 @@ fn a_relative_program_is_found_in_path(test: &Test) -> Outcome {
 fn an_exec_only_program_runs(test: &Test) -> Outcome {
     let bundle = test.linux(&["/busybox", "echo", "ran"])?;
     fs::copy("/bin/busybox", bundle.rootfs().join("busybox"))?;
-    fs::set_permissions(
-        bundle.rootfs().join("busybox"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o711),
-    )?;
+    fs::set_permissions(bundle.rootfs().join("busybox"), PermissionsExt::from_mode(0o711))?;
     let bundle =
         bundle.edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
     bundle.run()?.success()?.stdout("ran\n").map(drop)
@@ -341,4 +397,19 @@ fn has_its_apparmor_profile(test: &Test) -> Outcome {
     container.wait()?;
     parser("--remove")?;
     Ok(())
+}
+
+/// It may be newer than the runtime.
+fn an_unknown_capability_is_a_warning(test: &Test) -> Outcome {
+    let bundle = test.sh("grep CapBnd /proc/self/status")?.edit(|config| {
+        config["process"]["capabilities"]["bounding"] = json!(["CAP_CHOWN", "CAP_NOPE"]);
+        for set in ["effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(["CAP_CHOWN"]);
+        }
+    });
+    let output = bundle.run()?.success()?.stdout("CapBnd:\t0000000000000001\n")?;
+    ensure(
+        !test.host.is_rt || output.stderr.contains("unknown capability `CAP_NOPE`"),
+        output.stderr,
+    )
 }

@@ -35,6 +35,8 @@ super::tests! { "seccomp":
     a_compiled_filter_is_kept,
     a_damaged_filter_is_not_used,
     a_filter_that_others_could_write_is_not_used,
+    need_not_allow_what_is_done_before_the_program_runs,
+    need_not_allow_messages_with_new_privileges,
 }
 
 fn deny(action: Value) -> Value {
@@ -385,4 +387,63 @@ fn a_filter_that_others_could_write_is_not_used(test: &Test) -> Outcome {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
     a_call_is_refused(test)?;
     ensure_eq(fs::metadata(&file)?.mode() & 0o22, 0)
+}
+
+/// A filter that allows these calls alone.
+fn allow(names: &[&str]) -> Value {
+    json!({ "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] })
+}
+
+/// A profile that was recorded from the program alone.
+fn need_not_allow_what_is_done_before_the_program_runs(test: &Test) -> Outcome {
+    let filter = allow(&[
+        "access",
+        "arch_prctl",
+        "brk",
+        "close",
+        "execve",
+        "exit_group",
+        "fstat",
+        "getrandom",
+        "getuid",
+        "mmap",
+        "mprotect",
+        "munmap",
+        "newfstatat",
+        "openat",
+        "pread64",
+        "prlimit64",
+        "read",
+        "rseq",
+        "set_robust_list",
+        "set_tid_address",
+        "write",
+    ]);
+    let bundle = test.linux(&["/bin/busybox", "true"])?.edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(true);
+        config["linux"]["seccomp"] = filter;
+    });
+    bundle.run()?.success()?;
+    bundle.start()?.wait()?;
+    // The same for what exec starts.
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": ["sendmsg", "recvmsg", "poll", "ppoll", "fcntl", "rt_sigprocmask"], "action": "SCMP_ACT_KILL_PROCESS" }] });
+    let bundle = test.linux(&["/bin/busybox", "sleep", "60"])?.edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(true);
+        config["linux"]["seccomp"] = filter;
+    });
+    let container = bundle.start()?;
+    test.rt(["exec", &container.id, "/bin/busybox", "true"])?.success().map(drop)
+}
+
+fn need_not_allow_messages_with_new_privileges(test: &Test) -> Outcome {
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": ["sendmsg", "sendto", "recvmsg", "recvfrom", "socket", "connect"], "action": ERRNO }] });
+    let bundle = test.linux(&["/bin/true"])?.edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(false);
+        config["linux"]["seccomp"] = filter;
+    });
+    bundle.run()?.success()?;
+    bundle.start()?.wait().map(drop)
 }

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Linux, Process, Root, Spec};
+use libcontainer::oci_spec::runtime::{Capability, Linux, Process, Root, Spec};
+use serde_json::Value;
 
 use crate::container::rootless;
 
@@ -75,8 +76,7 @@ pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec s
 
 /// A configuration that follows the rules of `config.md`, with a `linux`.
 pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
-    // serde_json says line and column.
-    let mut spec: Spec = serde_json::from_slice(config)?;
+    let mut spec = spec(config)?;
     if spec.linux().is_none() {
         // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
         spec.set_linux(Some(serde_json::from_str("{}")?));
@@ -84,6 +84,51 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     rootless::complete(&mut spec)?;
     check(&spec)?;
     Ok(spec)
+}
+
+/// A configuration as it stands there.
+pub(crate) fn spec(config: &[u8]) -> Result<Spec> {
+    // serde_json says line and column.
+    let error = match serde_json::from_slice(config) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    // What the specification allows and the types do not.
+    let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error.into()) };
+    json.pointer_mut("/process").map(leave_out_unknown_capabilities);
+    json.pointer_mut("/linux/resources/hugepageLimits").map(cap_limits_of_huge_pages);
+    // The first error is the one that has a line.
+    serde_json::from_value(json).map_err(|_| error.into())
+}
+
+/// "Any value which cannot be mapped to a relevant kernel interface … MUST be logged as a warning by the runtime" and is no error
+/// (runtime-spec, `config.md`, "Linux Process"): a name may be newer than this runtime.
+pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) {
+    let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else { return };
+    let mut unknown = Vec::new();
+    for names in sets.values_mut().filter_map(Value::as_array_mut) {
+        names.retain(|name| {
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if let (false, Some(text)) = (known, name.as_str())
+                && !unknown.contains(&text.to_owned())
+            {
+                unknown.push(text.to_owned());
+            }
+            known || !name.is_string()
+        });
+    }
+    for name in unknown {
+        crate::warn(&format!("unknown capability `{name}`: nobody gets it"));
+    }
+}
+
+/// They are `uint64` there.
+fn cap_limits_of_huge_pages(limits: &mut Value) {
+    for limit in limits.as_array_mut().into_iter().flatten() {
+        if limit["limit"].as_u64().is_some_and(|limit| i64::try_from(limit).is_err()) {
+            limit["limit"] = i64::MAX.into();
+        }
+    }
 }
 
 /// The rules that the types cannot express.
@@ -118,6 +163,13 @@ fn check(spec: &Spec) -> Result<()> {
             "the hook path `{}` is not absolute",
             hook.path().display()
         );
+        if let Some(timeout) = hook.timeout() {
+            ensure!(
+                timeout > 0,
+                "the timeout {timeout} of the hook `{}` is not greater than 0",
+                hook.path().display()
+            );
+        }
     }
     for mount in spec.mounts().iter().flatten() {
         if !mount.destination().is_absolute() {

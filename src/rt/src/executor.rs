@@ -381,8 +381,10 @@ fn open_own_links(proc: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 impl Program {
-    /// Blocks what the program wants to find blocked, and nothing else. A signal that is sent before the start waits then.
-    pub(crate) fn block_signals(&self) {
+    /// Blocks what the program wants to find blocked, and nothing else; a signal that is sent before the start waits then. None is
+    /// ignored any more. Before a filter of system calls is loaded, which need not allow either.
+    pub(crate) fn take_signals(&self) {
+        syscall::default_signal_actions();
         syscall::block_only(&self.blocked);
     }
 
@@ -393,8 +395,6 @@ impl Program {
                 return Error::from(error).context("hand a descriptor to the engine");
             }
         }
-        syscall::default_signal_actions();
-        self.block_signals();
         let error = syscall::execve(&self.path, &self.argv, &self.envp);
         Error::from(error).context(format!("exec `{}`", self.path.to_string_lossy()))
     }

@@ -63,6 +63,9 @@ pub(crate) struct State {
     /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to know. None with a terminal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) descriptors: Vec<String>,
+    /// `create --no-new-keyring`, which holds for what `exec` starts too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) keeps_keyring: bool,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
@@ -145,6 +148,7 @@ impl State {
             run: None,
             rdt: None,
             descriptors: Vec::new(),
+            keeps_keyring: false,
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),
@@ -381,7 +385,7 @@ impl Directory {
 
     /// The configuration as it was at `create`. None when it is not there or cannot be understood.
     pub(crate) fn config(&self) -> Option<Spec> {
-        serde_json::from_slice(&fs::read(self.path.join("config.json")).ok()?).ok()
+        crate::bundle::spec(&fs::read(self.path.join("config.json")).ok()?).ok()
     }
 
     fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {

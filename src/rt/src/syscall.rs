@@ -442,6 +442,21 @@ pub(crate) fn seccomp_set_mode_filter(
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Whether the kernel knows these flags of `SECCOMP_SET_MODE_FILTER`: it looks at them before it looks for the filter (`seccomp(2)`,
+/// which has the same for single flags).
+pub(crate) fn seccomp_knows_flags(flags: u64) -> bool {
+    // SAFETY: with no filter there is nothing to load: the call reads nothing, and fails with EFAULT or EINVAL.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            ptr::null::<libc::sock_fprog>(),
+        )
+    };
+    check(returned) == Err(Errno::FAULT)
+}
+
 /// `kill(2)` of one process, by any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.

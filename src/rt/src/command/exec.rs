@@ -90,7 +90,7 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     let mut process = match &args.process {
         Some(file) => {
             ensure!(args.words.others().is_empty(), "a program and `--process` exclude each other");
-            read(file)?
+            read(file, spec)?
         }
         None => {
             ensure!(
@@ -147,10 +147,29 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     Ok(process)
 }
 
-fn read(file: &Path) -> Result<Process> {
+/// What a file may leave out, and has then from the container's own process: as with crun, but for `rlimits`, which crun and runc leave
+/// at those of their caller.
+const INHERITED: [&str; 7] =
+    ["apparmorProfile", "capabilities", "cwd", "env", "rlimits", "selinuxLabel", "user"];
+
+fn read(file: &Path, spec: &Spec) -> Result<Process> {
     let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
-    serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))
+    let show = || format!("parse `{}`", file.display());
+    let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;
+    bundle::leave_out_unknown_capabilities(&mut process);
+    let own = spec.process().as_ref().map(serde_json::to_value).transpose()?;
+    if let (Some(process), Some(own)) = (process.as_object_mut(), &own) {
+        for key in INHERITED {
+            if let Some(value) = own.get(key).filter(|value| !value.is_null()) {
+                process.entry(key).or_insert_with(|| value.clone());
+            }
+        }
+    }
+    if process.is_object() {
+        return serde_json::from_value(process).with_context(show);
+    }
+    serde_json::from_slice(&text).with_context(show)
 }
 
 /// To the bounding, permitted and effective sets, as runc does; an inheritable one would outlive a change of the user

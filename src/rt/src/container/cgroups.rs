@@ -299,9 +299,9 @@ impl Cgroup {
 
     fn enter_unit(&mut self, pid: Pid, resources: Option<&LinuxResources>) -> Result<()> {
         let unit = self.unit.clone().unwrap_or_default();
-        let rules = resources.map(device_rules).transpose()?;
+        let rules = device_rules(resources)?;
         let wishes = &self.wishes.properties;
-        let scope = systemd::start(&unit, pid, resources, rules.as_deref(), wishes)?;
+        let scope = systemd::start(&unit, pid, resources, &rules, wishes)?;
         self.paths = vec![scope];
         // What systemd has no words for; and it rounds a quota.
         self.limit(resources)?;
@@ -316,11 +316,10 @@ impl Cgroup {
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        let Some(resources) = resources else { return Ok(()) };
         if self.version == Version::V1 {
-            resources::apply_devices_v1(&self.paths, resources)?;
+            resources::apply_devices_v1(&self.paths, &device_rules(resources)?)?;
         }
-        self.apply(resources)
+        resources.map_or(Ok(()), |resources| self.apply(resources))
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<()> {
@@ -375,8 +374,7 @@ impl Cgroup {
 
     /// Attaches the device rules, which with v1 are among the limits.
     pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        let (Some(resources), Version::V2) = (resources, self.version) else { return Ok(()) };
-        if self.manager == Manager::Disabled {
+        if self.version == Version::V1 || self.manager == Manager::Disabled {
             return Ok(());
         }
         let cgroup = open_directory(&self.paths[0])?;
@@ -572,8 +570,10 @@ impl Cgroup {
     }
 }
 
-fn device_rules(resources: &LinuxResources) -> Result<Vec<devices::Rule>> {
-    devices::rules(resources.devices().as_deref().unwrap_or_default())
+/// Without any, a container has the default devices, as with runc.
+fn device_rules(resources: Option<&LinuxResources>) -> Result<Vec<devices::Rule>> {
+    let configured = resources.and_then(|resources| resources.devices().as_deref());
+    devices::rules(configured.unwrap_or_default())
 }
 
 /// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s by.
@@ -708,7 +708,7 @@ pub(crate) mod fuzzed {
         let _ = Cgroup::plan(Manager::Cgroupfs, path, "c");
         let _ = Cgroup::guess(path, "c");
         let Some(resources) = resources else { return Ok(()) };
-        let rules = device_rules(resources)?;
+        let rules = device_rules(Some(resources))?;
         let _ = devices::understand(&rules);
         systemd::fuzzed::limits(resources, &rules);
         resources::understand(resources)

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
-use super::hooks::Streams;
+use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
@@ -110,6 +110,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, streams };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.engine = options.asked;
+    state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
         state.descriptors = standard_streams();
     }
@@ -340,6 +341,9 @@ fn serve(
             None => return Err(how_init_died(pid, state)),
         }
     }
+    if limits_it(state, &prepared.namespaces) {
+        process::limit(Some(pid), options.bundle.process())?;
+    }
     process::set_priorities(pid, options.bundle.process())?;
     state.cgroup.hand_down();
     record.publish()?;
@@ -356,6 +360,13 @@ fn serve(
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
+}
+
+/// Whether the caller's process sets the limits of init, which in a user namespace has lost the right to raise them, or to be killed
+/// later than others (`CAP_SYS_RESOURCE` of the initial one). An ordinary user has no more rights than init there, but fewer over it.
+pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
+    let user = libc::CLONE_NEWUSER;
+    state.uid == 0 && (namespaces.makes(user) || namespaces.joins(user))
 }
 
 /// Makes a process the one that the state is of.
@@ -396,8 +407,9 @@ pub(super) fn run_create_hooks(
     let Some(hooks) = hooks else { return Ok(()) };
     let json = hooks::state_json(state, Status::Creating);
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
-    hooks::run("prestart", &list(hooks.prestart()), &json, streams)?;
-    hooks::run("createRuntime", &list(hooks.create_runtime()), &json, streams)
+    let place = Place::bundle(state);
+    hooks::run("prestart", &list(hooks.prestart()), &json, place, streams)?;
+    hooks::run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
 }
 
 fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {

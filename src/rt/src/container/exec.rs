@@ -14,14 +14,14 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
 use super::cgroups::{self, Doors};
-use super::init;
+use super::init::{self, Ready};
 use super::namespaces::{self, ForChildren, Namespaces, Side};
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{create, module, process, terminal};
 use crate::engine::{self, Found};
-use crate::executor::{self, Program};
+use crate::executor;
 use crate::state::{Draft, State, Status};
 use crate::syscall;
 use crate::workload::{self, Rights};
@@ -151,10 +151,7 @@ fn serve(
     pid: Pid,
     pidfd: &OwnedFd,
 ) -> Result<()> {
-    if let Some(value) = options.process.oom_score_adj() {
-        process::set_oom_score_adj(Some(pid), value)?;
-    }
-    process::set_limits(Some(pid), options.process.rlimits().as_deref().unwrap_or_default())?;
+    process::limit(Some(pid), options.process)?;
     if let Some(groups) = &options.state.rdt {
         groups.enter(pid)?;
     }
@@ -227,14 +224,14 @@ fn how_it_died(pid: Pid) -> anyhow::Error {
 
 /// Runs the new process. Ends in the program, or in the end of the process.
 fn main(plan: &Plan<'_>) -> ! {
-    let error = match set_up(plan).and_then(|(program, listener, modules)| {
-        program.block_signals();
+    let error = match set_up(plan).and_then(|ready| {
+        ready.program.take_signals();
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
-        drop(listener);
-        rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
-        module::enter(modules)?;
-        Ok(program)
+        drop(ready.listener);
+        module::enter(ready.modules)?;
+        init::load_last(ready.filter)?;
+        Ok(ready.program)
     }) {
         Ok(program) => program.exec(),
         Err(error) => error,
@@ -245,7 +242,7 @@ fn main(plan: &Plan<'_>) -> ! {
 }
 
 /// Everything but the exec. The order and what is returned are those of [`init`], for the same reasons.
-fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)> {
+fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
@@ -259,7 +256,9 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)
         rustix::process::fchdir(root).context("enter the container's root")?;
         rustix::process::chroot(".").context("make it the root")?;
     }
-    init::join_session_keyring(&options.state.id)?;
+    if !options.state.keeps_keyring {
+        init::join_session_keyring(&options.state.id)?;
+    }
     let rootfs = Rootfs::open_as_is(Path::new("/")).context("open the container's root")?;
     if let Some(console) = &options.console {
         terminal::set_up(&rootfs, process, console.as_fd(), false)
@@ -277,8 +276,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)
     let keep = options.spec.annotations().as_ref().and_then(|all| all.get(init::KEEP_GROUPS));
     let keep = keep.is_some_and(|value| value != "0");
     let filter = options.filter.as_ref();
-    let mut listener = init::become_unprivileged(process, filter, &plan.socket, keep)?;
-    init::enter_working_directory(process.cwd())?;
+    let listener = init::become_unprivileged(process, filter, &plan.socket, keep)?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
         env: init::environment(process, home, 0, false),
@@ -298,12 +296,8 @@ fn set_up(plan: &Plan<'_>) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)
     } else {
         modules = None;
     }
-    if process.no_new_privileges() == Some(true)
-        && let Some(filter) = filter
-    {
-        listener = filter.load(&plan.socket)?;
-    }
-    Ok((program, listener, modules))
+    let (now, filter) = init::load_or_keep(process, filter, &plan.socket)?;
+    Ok(Ready { program, listener: listener.or(now), filter, modules })
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {

@@ -5,15 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::Hook;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::state::{State, Status};
@@ -55,10 +57,32 @@ impl Streams {
     }
 }
 
+/// What hooks find, besides the state on their standard input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    /// Their working directory; none for the one that this process is in.
+    pub(crate) folder: Option<&'a Path>,
+    /// The environment of a hook that has none of its own; none for this process's, as with runc and crun.
+    pub(crate) environment: Option<&'a [String]>,
+}
+
+impl<'a> Place<'a> {
+    /// On the host.
+    pub(crate) fn bundle(state: &'a State) -> Place<'a> {
+        Place { folder: Some(&state.bundle), environment: None }
+    }
+}
+
 /// Runs hooks one after the other; the first that fails is the end.
-pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str, streams: &Streams) -> Result<()> {
+pub(crate) fn run(
+    kind: &str,
+    hooks: &[Hook],
+    state: &str,
+    place: Place<'_>,
+    streams: &Streams,
+) -> Result<()> {
     for hook in hooks {
-        run_one(hook, state, streams)
+        run_one(hook, state, place, streams)
             .with_context(|| format!("run {kind} hook `{}`", hook.path().display()))?;
     }
     Ok(())
@@ -75,8 +99,11 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
         crate::warn(&format!("run {kind} hooks: {error:#}"));
         Streams::default()
     });
+    // So is a bundle that is gone.
+    let mut place = Place::bundle(state);
+    place.folder = place.folder.filter(|folder| folder.is_dir());
     for hook in hooks {
-        if let Err(error) = run_one(hook, &json, &streams) {
+        if let Err(error) = run_one(hook, &json, place, &streams) {
             crate::warn(&format!(
                 "run {kind} hook `{}`: {}",
                 hook.path().display(),
@@ -86,13 +113,27 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     }
 }
 
-fn run_one(hook: &Hook, state: &str, streams: &Streams) -> Result<()> {
+/// A standard input that holds the state. Not a pipe: a hook that does not read it would hold up who writes to it, over its timeout.
+fn input(state: &str) -> Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?);
+    file.write_all(state.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<()> {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
     }
-    let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
-    command.env_clear().envs(variables).stdin(Stdio::piped());
+    if let Some(environment) = hook.env().as_deref().or(place.environment) {
+        let variables = environment.iter().filter_map(|variable| variable.split_once('='));
+        command.env_clear().envs(variables);
+    }
+    if let Some(folder) = place.folder {
+        command.current_dir(folder);
+    }
+    command.stdin(input(state).context("have the state ready")?);
     let stream = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
     command.stdout(stream(&streams.stdout)?.map_or_else(Stdio::null, Stdio::from));
     if let Some(file) = stream(&streams.stderr)? {
@@ -100,18 +141,8 @@ fn run_one(hook: &Hook, state: &str, streams: &Streams) -> Result<()> {
     }
     syscall::end_with_parent(&mut command);
     let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read it.
-        match stdin.write_all(state.as_bytes()) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                return Err(error).context("send it the state");
-            }
-            _ => {}
-        }
-    }
-    if let Some(seconds) =
-        hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).filter(|s| *s > 0)
-    {
+    // `bundle` refuses one that is not greater than 0.
+    if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
         let pid = Pid::from_raw(i32::try_from(child.id())?).context("no process")?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         let limit = Timespec::try_from(Duration::from_secs(seconds))?;

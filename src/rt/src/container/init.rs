@@ -62,7 +62,7 @@ const NOT_THERE: i32 = 127;
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = std::mem::take(&mut plan.mounts);
     let plan = &plan;
-    let (program, listener, modules) = match set_up(plan, opened) {
+    let ready = match set_up(plan, opened) {
         Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -71,9 +71,13 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         }
     };
     // From now on the container can be signalled.
-    program.block_signals();
-    let error = match wait_for_start(plan, listener).and_then(|()| module::enter(modules)) {
-        Ok(()) => program.exec(),
+    ready.program.take_signals();
+    let error = match wait_for_start(plan, ready.listener)
+        .and_then(|()| load_last(ready.filter))
+        .and_then(|()| run_start_hooks(plan))
+        .and_then(|()| module::enter(ready.modules))
+    {
+        Ok(()) => ready.program.exec(),
         Err(error) => error,
     };
     // The caller has gone: the one place left is the container's own standard error.
@@ -83,12 +87,18 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// Everything up to the point where only the start is missing. With the program come the listener of a filter that notifies, and
-/// the way into the cgroup for modules.
-fn set_up(
-    plan: &Plan<'_>,
-    opened: Vec<Option<Detached>>,
-) -> Result<(Program, Option<OwnedFd>, Option<OwnedFd>)> {
+/// What is there when only the start is missing.
+pub(super) struct Ready<'a> {
+    pub(super) program: Program,
+    /// Of a filter that notifies.
+    pub(super) listener: Option<OwnedFd>,
+    /// A filter that is loaded when nothing is left to do but the exec.
+    pub(super) filter: Option<&'a Filter>,
+    /// The way into the cgroup for modules.
+    pub(super) modules: Option<OwnedFd>,
+}
+
+fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a>> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -125,14 +135,14 @@ fn set_up(
     }
 
     let propagation = linux.rootfs_propagation().as_deref();
-    let rootfs = if namespaces.has_mount() {
+    let mut rootfs = if namespaces.has_mount() {
         Rootfs::enter(&bundle.rootfs, propagation)
     } else {
         Rootfs::open_as_is(&bundle.rootfs)
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
     let entries = spec.mounts().as_deref().unwrap_or_default();
-    let place = mount_all(plan, &rootfs, entries, opened, place)?;
+    let place = mount_all(plan, &mut rootfs, entries, opened, place)?;
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
@@ -169,10 +179,9 @@ fn set_up(
     }
 
     // What needs the host's /proc, or privileges, before both are gone.
-    if let Some(value) = process.oom_score_adj() {
-        process::set_oom_score_adj(None, value)?;
+    if !create::limits_it(plan.state, namespaces) {
+        process::limit(None, process)?;
     }
-    process::set_limits(None, process.rlimits().as_deref().unwrap_or_default())?;
     if let Some(personality) = linux.personality() {
         process::set_personality(personality)?;
     }
@@ -196,12 +205,11 @@ fn set_up(
     drop(empty);
 
     let keep = options.bundle.annotation(KEEP_GROUPS).is_some_and(|value| value != "0");
-    let mut listener = become_unprivileged(process, plan.filter, &plan.socket, keep)?;
+    let listener = become_unprivileged(process, plan.filter, &plan.socket, keep)?;
     // Of the same user and in the same pid namespace, another container could reach this process's descriptors, and start it
     // or hold its engine's directory. The exec ends this.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep others out of init")?;
-    enter_working_directory(process.cwd())?;
     let request = executor::Request {
         args: process.args().as_deref().unwrap_or_default(),
         env: environment(process, home, options.listen_fds, plan.notify.is_some()),
@@ -222,19 +230,35 @@ fn set_up(
     if program.is_module {
         module::confine(plan.rights, place.modules.as_ref())?;
     }
-    if process.no_new_privileges() == Some(true)
-        && let Some(filter) = plan.filter
-    {
-        listener = filter.load(&plan.socket)?;
+    let (now, filter) = load_or_keep(process, plan.filter, &plan.socket)?;
+    let listener = listener.or(now);
+    Ok(Ready { program, listener, filter, modules: place.modules })
+}
+
+/// Where there are no new privileges, a filter is loaded without any: last of all, so that it need not allow what is done before. One
+/// that notifies is loaded while there is somebody to serve its listener, and one that the kernel might refuse while `create` can
+/// fail. Returns the listener, or the filter that is left.
+pub(super) fn load_or_keep<'a>(
+    process: &Process,
+    filter: Option<&'a Filter>,
+    socket: &Socket,
+) -> Result<(Option<OwnedFd>, Option<&'a Filter>)> {
+    match filter.filter(|_| process.no_new_privileges() == Some(true)) {
+        Some(filter) if filter.can_wait() => Ok((None, Some(filter))),
+        Some(filter) => Ok((filter.load(socket)?, None)),
+        None => Ok((None, None)),
     }
-    Ok((program, listener, place.modules))
+}
+
+pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
+    filter.map_or(Ok(()), Filter::load_unheard)
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
 /// init is in its cgroup; until then both processes work side by side. Returns the place in it when that has happened.
 fn mount_all(
     plan: &Plan<'_>,
-    rootfs: &Rootfs,
+    rootfs: &mut Rootfs,
     entries: &[Mount],
     opened: Vec<Option<Detached>>,
     mut place: Option<Place>,
@@ -298,6 +322,7 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
         "createContainer",
         list,
         &hooks::state_json(plan.state, Status::Creating),
+        hooks::Place::bundle(plan.state),
         plan.streams,
     )
 }
@@ -380,7 +405,8 @@ pub(super) fn environment(
     env
 }
 
-/// Takes from this process what its program shall not have. Returns the listener of a filter that notifies, if it is loaded
+/// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
+/// do, since an image's `/root` is its directory also where its user is somebody else. Returns the listener of a filter that notifies, if it is loaded
 /// already.
 pub(super) fn become_unprivileged(
     process: &Process,
@@ -389,6 +415,8 @@ pub(super) fn become_unprivileged(
     keep_groups: bool,
 ) -> Result<Option<OwnedFd>> {
     let mut listener = None;
+    // Before a filter can forbid it. From now on this process learns by the socket that the caller has ended.
+    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -403,15 +431,23 @@ pub(super) fn become_unprivileged(
         // Loading one takes CAP_SYS_ADMIN, unless no new privileges can be had (seccomp(2)).
         listener = filter.load(socket)?;
     }
+    let entered = enter_working_directory(process.cwd());
     process::become_user(user, keep_groups)?;
     process::set_capabilities(capabilities)?;
+    match entered {
+        // Only its user may: a home that the owner of a network's filesystem keeps from root.
+        Err(error) if matches!(error.downcast_ref(), Some(&(Errno::ACCESS | Errno::PERM))) => {
+            enter_working_directory(process.cwd())?;
+        }
+        entered => entered?,
+    }
     if process.no_new_privileges() == Some(true) {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
     Ok(listener)
 }
 
-pub(super) fn enter_working_directory(path: &Path) -> Result<()> {
+fn enter_working_directory(path: &Path) -> Result<()> {
     let show = || format!("enter the working directory `{}`", path.display());
     rustix::process::chdir(path).with_context(show)?;
     // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.
@@ -423,7 +459,6 @@ pub(super) fn enter_working_directory(path: &Path) -> Result<()> {
 /// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
 /// would hide from the kernel that the agent is gone.
 fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
-    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
@@ -434,12 +469,20 @@ fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
         }
         None => plan.socket.expect(&Message::Start)?,
     }
+    Ok(())
+}
+
+fn run_start_hooks(plan: &Plan<'_>) -> Result<()> {
     let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
     let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
+    // In the container, they are the container's.
+    let environment = plan.options.bundle.process().env().as_deref();
+    let place = hooks::Place { folder: None, environment: Some(environment.unwrap_or_default()) };
     hooks::run(
         "startContainer",
         list,
         &hooks::state_json(plan.state, Status::Created),
+        place,
         plan.streams,
     )
 }

@@ -75,7 +75,7 @@ fn identity(path: &Path) -> rustix::io::Result<(u64, u64)> {
 }
 
 /// Does something in a process that sees the container's mounts, and whose root is the container's.
-pub(super) fn inside(state: &State, mut act: impl FnMut(&Rootfs) -> Result<()>) -> Result<()> {
+pub(super) fn inside(state: &State, mut act: impl FnMut(&mut Rootfs) -> Result<()>) -> Result<()> {
     // In there, the container's processes could reach it, and what it has open (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep the container out")?;
@@ -102,7 +102,7 @@ pub(super) fn inside(state: &State, mut act: impl FnMut(&Rootfs) -> Result<()>) 
                     .context("join the mount namespace")
             })
             .and_then(|()| Rootfs::open_as_is(Path::new("/")).context("open the container's root"))
-            .and_then(|root| act(&root));
+            .and_then(|mut root| act(&mut root));
         let message = match outcome {
             Ok(()) => Message::Ready,
             Err(error) => Message::Failed(format!("{error:#}")),

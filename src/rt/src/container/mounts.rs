@@ -9,21 +9,23 @@ mod copy_up;
 mod idmap;
 mod options;
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, CWD, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 
 pub(crate) use options::{NAMES, Options};
 
 use super::namespaces::Namespaces;
-use super::rootfs::Rootfs;
+use super::rootfs::{Rootfs, is_directory};
 use crate::bundle::Bundle;
 use crate::syscall::{self, MountAttr};
 
@@ -64,7 +66,7 @@ fn open_one(bundle: &Bundle, namespaces: &Namespaces, entry: &Mount) -> Result<O
     if options.copy_symlink && is_symlink(&bundle.path, entry) {
         return Ok(None);
     }
-    let mount = match open(bundle, namespaces, entry, &options) {
+    let mount = match open(bundle, namespaces, entry, &options, None) {
         // This process has no more rights than init will have.
         Err(error) if mapping.is_none() && is_refusal(&error) => return Ok(None),
         mount => mount?,
@@ -93,7 +95,7 @@ pub(crate) fn open_detached(
     entry: &Mount,
 ) -> Result<Detached> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
-    let mount = open(bundle, namespaces, entry, &options)?;
+    let mount = open(bundle, namespaces, entry, &options, None)?;
     if is_bind(entry, &options) {
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
         syscall::mount_setattr(mount.as_fd(), private, true).context("make the mount private")?;
@@ -105,7 +107,7 @@ pub(crate) fn open_detached(
     Ok(Detached { mount, finished: false })
 }
 
-fn is_refusal(error: &anyhow::Error) -> bool {
+fn is_refusal(error: &Error) -> bool {
     matches!(error.downcast_ref(), Some(&(Errno::PERM | Errno::ACCESS)))
 }
 
@@ -134,7 +136,7 @@ fn is_bind(entry: &Mount, options: &Options) -> bool {
 
 /// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source is relative to the bundle.
 pub(crate) fn mount(
-    rootfs: &Rootfs,
+    rootfs: &mut Rootfs,
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
@@ -150,17 +152,26 @@ pub(crate) fn mount(
     }
     let Detached { mount, finished } = match opened {
         Some(opened) => opened,
-        None => Detached { mount: open(bundle, namespaces, entry, &options)?, finished: false },
+        None => {
+            let scratch = Some(bundle.rootfs.as_path());
+            let mount = open(bundle, namespaces, entry, &options, scratch)?;
+            Detached { mount, finished: false }
+        }
     };
-    let is_directory = !bind || rustix::fs::fstat(&mount)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    let is_kernels = !bind && matches!(entry.typ().as_deref(), Some("proc" | "sysfs"));
+    let directory = !bind || is_directory(mount.as_fd())?;
     // What is made now has nothing to copy, its mode included.
     let copy_up =
         options.copy_up && !bind && rootfs.open(entry.destination(), OFlags::PATH).is_ok();
-    let destination = if options.destination_no_follow {
-        rootfs.make_without_following(entry.destination(), is_directory)?
+    let destination = if options.destination_no_follow || is_kernels {
+        rootfs.make_without_following(entry.destination(), directory)?
     } else {
-        rootfs.make(entry.destination(), is_directory)?
+        rootfs.make(entry.destination(), directory)?
     };
+    ensure!(
+        !is_kernels || is_directory(destination.as_fd())?,
+        "in the rootfs, it is no directory: Not a directory"
+    );
     if copy_up {
         let own_mode = options.data.iter().any(|(name, _)| name == "mode");
         copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode)?;
@@ -168,16 +179,35 @@ pub(crate) fn mount(
     if !finished {
         options.finish(mount.as_fd(), !bind)?;
     }
-    attach(mount.as_fd(), destination.as_fd())?;
-    options.propagate(mount.as_fd())
+    attach(mount.as_fd(), destination.as_fd()).map_err(|error| {
+        let there = is_directory(destination.as_fd());
+        // The kernel's word for it is `Invalid argument`.
+        if there.is_ok_and(|there| there != directory) {
+            return Error::from(Errno::NOTDIR).context(if directory {
+                "a directory on what is none"
+            } else {
+                "a file on a directory"
+            });
+        }
+        error
+    })?;
+    options.propagate(mount.as_fd())?;
+    let of_hosts =
+        || [Path::new("/proc"), Path::new("/sys")].contains(&entry.destination().as_path());
+    if is_kernels || bind && of_hosts() {
+        rootfs.keep(entry.destination(), mount);
+    }
+    Ok(())
 }
 
-/// What an entry mounts, detached.
+/// What an entry mounts, detached. In a mount namespace of its own, where a filesystem can be mounted for a moment, that place is
+/// given as `scratch`.
 fn open(
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
     options: &Options,
+    scratch: Option<&Path>,
 ) -> Result<OwnedFd> {
     if is_bind(entry, options) {
         return clone(&bundle.path, entry, options);
@@ -186,7 +216,7 @@ fn open(
     let source = entry.source().as_deref();
     let label = bundle.linux().mount_label().as_deref().filter(|label| !label.is_empty());
     let made = match label.filter(|_| !matches!(kind, "proc" | "sysfs")) {
-        None => make(kind, source, options),
+        None => make_in(kind, source, options, scratch),
         Some(label) => {
             let key = bundle.annotation(CONTEXT).unwrap_or("context");
             ensure!(
@@ -195,7 +225,7 @@ fn open(
             );
             let mut options = options.clone();
             options.data.push((key.to_owned(), Some(label.to_owned())));
-            make(kind, source, &options)
+            make_in(kind, source, &options, scratch)
         }
     };
     match made {
@@ -250,6 +280,52 @@ fn clone_tree_at(
     rustix::mount::open_tree(at, path, flags)
 }
 
+/// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them: `strndup_user` in the kernel's `fs/fsopen.c`.
+const LONGEST_VALUE: usize = 255;
+
+/// A new filesystem, as a detached mount; by the old call and in a `scratch` place where the new one is too narrow: the layers of an
+/// overlay, the options of a network's disk.
+fn make_in(
+    kind: &str,
+    source: Option<&Path>,
+    options: &Options,
+    scratch: Option<&Path>,
+) -> Result<OwnedFd> {
+    let values = options.data.iter().filter_map(|(_, value)| value.as_deref());
+    let source_bytes = source.map_or(0, |source| source.as_os_str().len());
+    if values.map(str::len).chain([source_bytes]).all(|length| length <= LONGEST_VALUE) {
+        return make(kind, source, options);
+    }
+    let Some(scratch) = scratch else {
+        bail!("a source or an option of more than {LONGEST_VALUE} bytes")
+    };
+    let mut flags = MountFlags::empty();
+    let mut data = Vec::new();
+    for flag in &options.superblock {
+        match *flag {
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
+            "lazytime" => flags |= MountFlags::LAZYTIME,
+            other => data.push(other.to_owned()),
+        }
+    }
+    flags.set(MountFlags::RDONLY, options.is_read_only());
+    data.extend(options.data.iter().map(|(key, value)| match value {
+        Some(value) => format!("{key}={value}"),
+        None => key.clone(),
+    }));
+    let data = CString::new(data.join(","))?;
+    let source = source.unwrap_or(Path::new("none"));
+    rustix::mount::mount(source, scratch, kind, flags, Some(data.as_c_str()))
+        .with_context(|| format!("mount a `{kind}`"))?;
+    let made = clone_tree(CWD, scratch, false).context("open the new mount");
+    rustix::mount::unmount(scratch, UnmountFlags::DETACH).context("tidy up a mount")?;
+    let made = made?;
+    let attr = MountAttr { set: options.at_birth(), ..MountAttr::default() };
+    syscall::mount_setattr(made.as_fd(), attr, false).context("set the attributes of the mount")?;
+    Ok(made)
+}
+
 /// A new filesystem, as a detached mount.
 pub(crate) fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd> {
     let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
@@ -291,7 +367,7 @@ fn configure(filesystem: &OwnedFd, options: &Options, read_only: bool) -> Result
 
 /// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after its level (`e `, `w `,
 /// `i `).
-fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> anyhow::Error {
+fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> Error {
     let mut texts = Vec::new();
     let mut buffer = [0; 1024];
     while let Ok(length @ 1..) = rustix::io::read(filesystem, &mut buffer) {
@@ -300,7 +376,7 @@ fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> anyhow::Error {
     }
     let message = texts.join(", ");
     let context = if message.is_empty() { what } else { format!("{what}: {message}") };
-    anyhow::Error::from(error).context(context)
+    Error::from(error).context(context)
 }
 
 /// Puts a detached mount in its place.

@@ -21,8 +21,15 @@ use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 use crate::state::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
-/// Of this process, or of another one that its caller sets them for.
-pub(crate) fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()> {
+/// `rlimits` and `oomScoreAdj`, of this process or of another one that its caller sets them for.
+pub(crate) fn limit(pid: Option<Pid>, process: &Process) -> Result<()> {
+    if let Some(value) = process.oom_score_adj() {
+        set_oom_score_adj(pid, value)?;
+    }
+    set_limits(pid, process.rlimits().as_deref().unwrap_or_default())
+}
+
+fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()> {
     for limit in limits {
         let resource = match limit.typ() {
             PosixRlimitType::RlimitCpu => Resource::Cpu,
@@ -52,7 +59,7 @@ pub(crate) fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()>
     Ok(())
 }
 
-pub(crate) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
+fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let path = format!("/proc/{pid}/oom_score_adj");
     match fs::write(&path, value.to_string()) {

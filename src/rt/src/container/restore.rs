@@ -261,8 +261,8 @@ fn prepare_place(
     syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
     let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
-    let rootfs = Rootfs::mount(&bundle.rootfs, place)?;
-    make_mount_points(&rootfs, bundle, namespaces)?;
+    let mut rootfs = Rootfs::mount(&bundle.rootfs, place)?;
+    make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
     Rootfs::mount(&bundle.rootfs, place).map(drop)
@@ -270,7 +270,7 @@ fn prepare_place(
 
 /// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU restores come with it; those
 /// in what is mounted from the host are made there, as at a creation.
-fn make_mount_points(rootfs: &Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
+fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
     let mut restored: Vec<&Path> = Vec::new();
     // On its way to the new root CRIU needs a directory of this name, or to make one, which a read-only root does not let it.
     if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {

@@ -24,6 +24,8 @@ use crate::syscall::{self, MountAttr};
 pub(crate) struct Rootfs {
     /// Opened with `O_PATH`.
     root: OwnedFd,
+    /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
+    kernels: Vec<(PathBuf, OwnedFd)>,
 }
 
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
@@ -51,7 +53,7 @@ impl Rootfs {
         syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
         let place = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         mounts::attach(tree.as_fd(), place.as_fd())?;
-        Ok(Rootfs { root: tree })
+        Ok(Rootfs { root: tree, kernels: Vec::new() })
     }
 
     /// The rootfs as it is, for a container without a mount namespace of its own.
@@ -62,23 +64,32 @@ impl Rootfs {
                 OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
                 Mode::empty(),
             )?,
+            kernels: Vec::new(),
+        })
+    }
+
+    /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not by the way that led to it: who
+    /// shares a volume with the container could have changed that since (CVE-2019-19921, CVE-2023-27561).
+    pub(super) fn keep(&mut self, destination: &Path, mount: OwnedFd) {
+        self.kernels.push((destination.to_owned(), mount));
+    }
+
+    /// The mount that [`Rootfs::keep`] was told of, and the way from there.
+    fn kernels<'a>(&self, path: &'a Path) -> Option<(BorrowedFd<'_>, &'a Path)> {
+        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        if !path.components().all(plain) {
+            return None;
+        }
+        self.kernels.iter().rev().find_map(|(destination, mount)| {
+            let rest = path.strip_prefix(destination).ok()?;
+            let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
+            Some((mount.as_fd(), rest))
         })
     }
 
     /// Opens what `path` is for the container.
     pub(crate) fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC;
-        loop {
-            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
-            {
-                // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
-                Err(Errno::AGAIN) => {}
-                Err(Errno::NOSYS | Errno::PERM) => {
-                    return walk::open(self.root.as_fd(), path, flags);
-                }
-                result => return result,
-            }
-        }
+        open_in(self.root.as_fd(), path, flags)
     }
 
     /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not there.
@@ -117,10 +128,10 @@ impl Rootfs {
         if links == MOST_LINKS {
             return Err(Errno::LOOP.into());
         }
-        let (Some(name), Some(above)) = (last_name(path), path.parent()) else {
-            bail!("not a path that can be made")
-        };
+        let Some(above) = path.parent() else { bail!("not a path that can be made") };
         let parent = self.make_counted(above, true, links)?;
+        // `..`, of which the directory before it was not there.
+        let Some(name) = last_name(path) else { return Ok(self.open(path, OFlags::PATH)?) };
         let made = if is_directory {
             rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
         } else {
@@ -175,7 +186,8 @@ impl Rootfs {
 
     /// None when it is not there.
     pub(super) fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        match self.open(path, OFlags::PATH) {
+        let (root, path) = self.kernels(path).unwrap_or((self.root.as_fd(), path));
+        match open_in(root, path, OFlags::PATH) {
             Ok(place) => Ok(Some(place)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error.into()),
@@ -231,6 +243,18 @@ impl Rootfs {
         let attr = MountAttr { propagation: kind, ..MountAttr::default() };
         syscall::mount_setattr(self.root.as_fd(), attr, recursive)
             .context("set `rootfsPropagation`")
+    }
+}
+
+fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    loop {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
+            Err(Errno::AGAIN) => {}
+            Err(Errno::NOSYS | Errno::PERM) => return walk::open(root, path, flags),
+            result => return result,
+        }
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Filter {
     flags: u64,
     /// Whether some call is to be decided by another process.
     notifies: bool,
+    /// The kernel may find it wrong: not libseccomp has made it.
+    raw: bool,
 }
 
 /// Fails where the configuration names a call that libseccomp does not know; otherwise such a rule is left out, since the
@@ -68,7 +70,7 @@ pub(crate) fn prepare(spec: &Spec, cache: &Path) -> Result<Option<Filter>> {
         // It is about notifications only, and refused without.
         flags &= !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     }
-    Ok(Some(Filter { program, flags, notifies }))
+    Ok(Some(Filter { program, flags, notifies, raw: annotation(spec, RAW).is_some() }))
 }
 
 fn number(flag: LinuxSeccompFilterFlag) -> u64 {
@@ -125,6 +127,18 @@ fn bytes(program: &[sock_filter]) -> Vec<u8> {
 }
 
 impl Filter {
+    /// Whether nothing is lost when it is loaded at the last moment: nobody waits for its listener, and the kernel will take it.
+    pub(crate) fn can_wait(&self) -> bool {
+        !self.notifies && !self.raw && syscall::seccomp_knows_flags(self.flags)
+    }
+
+    /// Loads a filter that [can wait](Filter::can_wait).
+    pub(crate) fn load_unheard(&self) -> Result<()> {
+        syscall::seccomp_set_mode_filter(self.flags, &self.program)
+            .context("load the seccomp filter")
+            .map(drop)
+    }
+
     /// Whether somebody has to be there who decides.
     pub(crate) fn notifies(&self) -> bool {
         self.notifies

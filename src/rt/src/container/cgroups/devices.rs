@@ -38,7 +38,16 @@ const ALL: i32 = MAKE | READ | WRITE;
 /// The rules of the configuration, then those for what every container has: making nodes, which is harmless, since opening them is
 /// what is controlled; the default devices; consoles and terminals. As runc and crun have them.
 pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
-    let mut rules = configured.iter().map(rule).collect::<Result<Vec<_>>>()?;
+    // A new cgroup of v1 allows what the one above it does, while a program forbids what no rule allows.
+    let nothing = Rule { allow: false, kind: None, major: None, minor: None, access: ALL };
+    let mut rules = vec![nothing];
+    for configured in configured {
+        let rule = rule(configured)?;
+        if rule.is_for_all() {
+            rules.clear();
+        }
+        rules.push(rule);
+    }
     let allow =
         |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
     rules.extend([allow(CHAR, None, None, MAKE), allow(BLOCK, None, None, MAKE)]);
@@ -80,6 +89,11 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
 }
 
 impl Rule {
+    /// Whether no rule before it counts.
+    fn is_for_all(&self) -> bool {
+        self.kind.is_none() && self.major.is_none() && self.minor.is_none() && self.access == ALL
+    }
+
     pub(super) fn is_allowing(&self) -> bool {
         self.allow
     }

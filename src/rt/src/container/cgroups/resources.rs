@@ -26,14 +26,23 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         io_v2(io, &set)?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
-        set(&format!("hugetlb.{}.max", limit.page_size()), &limit.limit().to_string())?;
+        let (size, limit) = (limit.page_size(), limit.limit().to_string());
+        set(&format!("hugetlb.{size}.max"), &limit)?;
+        // What is reserved is limited too where the kernel can (5.7), as the specification has it.
+        let reserved = format!("hugetlb.{size}.rsvd.max");
+        if cgroup.join(&reserved).exists() {
+            set(&reserved, &limit)?;
+        }
     }
     for (device, limit) in resources.rdma().iter().flatten() {
         set("rdma.max", &rdma(device, limit.hca_handles(), limit.hca_objects()))?;
     }
     for (file, value) in resources.unified().iter().flatten() {
         ensure!(!file.contains('/'), "`{file}` in `unified` is not a file name");
-        set(file, value)?;
+        // Of several devices each is a line, and the kernel takes one with each write.
+        for line in value.lines() {
+            set(file, line)?;
+        }
     }
     Ok(())
 }
@@ -66,9 +75,15 @@ fn max(limit: i64) -> String {
 
 type Set<'a> = &'a dyn Fn(&str, &str) -> Result<()>;
 
+/// Of memory and swap together. There is none where memory has none and nothing is said of swap, as in runc: a limit that was set
+/// before would be less than that of memory.
+pub(super) fn swap_limit(memory: &LinuxMemory) -> Option<i64> {
+    memory.swap().or_else(|| memory.limit().filter(|limit| *limit < 0))
+}
+
 fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     // Swap first: the memory limit may only fit once there is less of it.
-    if let Some(swap) = memory.swap() {
+    if let Some(swap) = swap_limit(memory) {
         // `swap` is memory and swap together, memory.swap.max is swap alone.
         let value = match memory.limit() {
             _ if swap < 0 => "max".to_owned(),
@@ -79,7 +94,11 @@ fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
             _ if swap == 0 => "0".to_owned(),
             _ => return Err(anyhow::anyhow!("`memory.swap` needs `memory.limit`")),
         };
-        set("memory.swap.max", &value)?;
+        let result = set("memory.swap.max", &value);
+        // What nobody asked for, a kernel may be without.
+        if memory.swap().is_some() {
+            result?;
+        }
     }
     if let Some(limit) = memory.limit().filter(|limit| *limit != 0) {
         set("memory.max", &max(limit))?;
@@ -100,6 +119,9 @@ fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
         Some(_) => Some("max".to_owned()),
         None => None,
     };
+    let set_burst = || cpu.burst().map_or(Ok(()), |burst| set("cpu.max.burst", &burst.to_string()));
+    // Never more than the quota: it goes down first, and up last.
+    let first = set_burst();
     match (quota, period) {
         (None, None) => {}
         (Some(quota), Some(period)) => set("cpu.max", &format!("{quota} {period}"))?,
@@ -111,9 +133,7 @@ fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
             set("cpu.max", &format!("{quota} {period}"))?;
         }
     }
-    if let Some(burst) = cpu.burst() {
-        set("cpu.max.burst", &burst.to_string())?;
-    }
+    first.or_else(|_| set_burst())?;
     if let Some(idle) = cpu.idle() {
         set("cpu.idle", &idle.to_string())?;
     }
@@ -193,9 +213,9 @@ fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<()> {
 }
 
 /// The device rules, for v1 files.
-pub(super) fn apply_devices_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
+pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> Result<()> {
     if v1::of_controller(cgroups, "devices").is_some() {
-        for rule in devices::rules(resources.devices().as_deref().unwrap_or_default())? {
+        for rule in rules {
             let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
             set_v1(cgroups, file, &rule.line())?;
         }
@@ -228,7 +248,13 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
         io_v1(io, &set)?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
-        set(&format!("hugetlb.{}.limit_in_bytes", limit.page_size()), &limit.limit().to_string())?;
+        let (size, limit) = (limit.page_size(), limit.limit().to_string());
+        set(&format!("hugetlb.{size}.limit_in_bytes"), &limit)?;
+        let reserved = format!("hugetlb.{size}.rsvd.limit_in_bytes");
+        let there = v1::of_controller(cgroups, "hugetlb");
+        if there.is_some_and(|cgroup| cgroup.join(&reserved).exists()) {
+            set(&reserved, &limit)?;
+        }
     }
     if let Some(network) = resources.network() {
         network_v1(network, &set)?;
@@ -241,11 +267,15 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
 
 fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     let limit = memory.limit().filter(|limit| *limit != 0);
-    let swap = memory.swap().filter(|swap| *swap != 0);
+    let swap = swap_limit(memory).filter(|swap| *swap != 0);
     let set_limit =
         || limit.map_or(Ok(()), |limit| set("memory.limit_in_bytes", &limit.to_string()));
-    let set_swap =
-        || swap.map_or(Ok(()), |swap| set("memory.memsw.limit_in_bytes", &swap.to_string()));
+    let set_swap = || {
+        let set = |swap: i64| set("memory.memsw.limit_in_bytes", &swap.to_string());
+        let result = swap.map_or(Ok(()), set);
+        // What nobody asked for, a kernel may be without.
+        if memory.swap().is_some() { result } else { Ok(()) }
+    };
     // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up last.
     if set_limit().is_err() {
         set_swap()?;
@@ -281,10 +311,12 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
         set_quota()?;
         set_period()?;
     }
+    let set_burst =
+        || cpu.burst().map_or(Ok(()), |burst| set("cpu.cfs_burst_us", &burst.to_string()));
+    // Never more than the quota: it goes down first, and up last.
+    let first = set_burst();
     set_quota()?;
-    if let Some(burst) = cpu.burst() {
-        set("cpu.cfs_burst_us", &burst.to_string())?;
-    }
+    first.or_else(|_| set_burst())?;
     if let Some(idle) = cpu.idle() {
         set("cpu.idle", &idle.to_string())?;
     }

@@ -78,7 +78,7 @@ pub(super) fn start(
     unit: &str,
     pid: Pid,
     resources: Option<&LinuxResources>,
-    rules: Option<&[Rule]>,
+    rules: &[Rule],
     asked: &[Property],
 ) -> Result<PathBuf> {
     let name = unit;
@@ -105,7 +105,7 @@ pub(super) fn start(
         own.push((format!("{what}Accounting"), Value::Bool(true)));
     }
     own.extend(resources.map(properties::of_new).unwrap_or_default());
-    own.extend(rules.map(properties::of_devices).unwrap_or_default());
+    own.extend(properties::of_devices(rules));
     for properties in [&mut needed, &mut own] {
         properties.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
     }

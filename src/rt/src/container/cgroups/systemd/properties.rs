@@ -67,7 +67,7 @@ fn of_memory(memory: &LinuxMemory, set: Set<'_>) {
     if let Some(low) = given(memory.reservation()) {
         set("MemoryLow", limit(low));
     }
-    match (memory.swap(), memory.limit()) {
+    match (resources::swap_limit(memory), memory.limit()) {
         (Some(swap), _) if swap < 0 => set("MemorySwapMax", Value::Uint64(INFINITY)),
         // `swap` is memory and swap together.
         (Some(swap), Some(max)) if max > 0 && swap >= max => {
