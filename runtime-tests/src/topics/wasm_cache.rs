@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until, wait_up_to,
+    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, has_a_changeable_mount, skip,
+    wait_until, wait_up_to,
 };
 
 super::tests! { "wasm_cache":
@@ -570,8 +571,11 @@ fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
     fs::copy("/bin/busybox", bundle.rootfs().join("bin/busybox"))?;
     let file = compiled(test)?;
     let before = fs::read(&file)?;
-    let container = bundle.start()?;
+    let container = bundle.create()?;
+    ensure(!has_a_changeable_mount(&container)?, "it can be made writable before the start")?;
+    container.start()?;
     container.wait_for_output("ready\n")?;
+    ensure(!has_a_changeable_mount(&container)?, "it can be made writable")?;
     ensure_eq(mode(&container)?.as_str(), "aot")?;
     // No descriptor of it is left, and what is mapped is on a read-only mount.
     let script = "cd /proc/1; busybox ls -l fd | busybox grep -c '\\.so'; n=0; for file in map_files/*; do n=$((n+1)); \

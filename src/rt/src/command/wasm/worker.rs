@@ -154,7 +154,7 @@ fn run(
 fn take_streams() -> Result<Pipes> {
     // By a read-only mount: init gives the container's user what it reads from, and a file of the cache's is not to be given away,
     // nor opened once more for writing. Its lock is in another place: the caller of this function holds it.
-    let mount = engine::mount_of(rustix::stdio::stdin())?;
+    let mount = engine::cut_off_file(rustix::stdio::stdin())?;
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context("open the module")?;
