@@ -348,7 +348,8 @@ impl Test {
         find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut left);
         ensure(left.is_empty(), format!("cgroups are left: {left:?}"))?;
         // podman's conmon takes a moment to clean up after itself.
-        wait_until("no process is left", || !has_process(&folder))?;
+        // A compiler waits until that of another test is done.
+        wait_up_to(Duration::from_secs(60), "no process is left", || !has_process(&folder))?;
         fs::remove_dir_all(&self.folder)?;
         Ok(())
     }
