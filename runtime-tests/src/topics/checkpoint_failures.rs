@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, criu, images, needs_criu, restore_command, start, write};
+use super::checkpoint::{COUNT, criu, images, needs_criu, piped, restore_command, start, write};
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process,
     wait_until,
@@ -18,7 +18,7 @@ super::tests! { "checkpoint_failures":
     a_restore_that_is_killed_can_be_deleted_without_a_cgroup, a_checkpoint_that_is_killed_lets_the_container_go_on,
     a_container_that_ends_meanwhile_is_not_written, a_cgroup_in_use_is_left_alone, a_damaged_checkpoint_leaves_nothing,
     what_cannot_be_written_is_refused, namespaces_that_could_not_be_restored_are_refused, what_cannot_be_restored_is_refused,
-    only_the_administrators_configuration_is_taken, what_would_be_lost_is_refused, without_criu_it_says_so,
+    only_the_administrators_configuration_is_taken, what_would_be_lost_is_refused, without_criu_it_says_so, cgroups_of_others_are_not_made_again,
 }
 
 fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
@@ -318,4 +318,56 @@ fn only_the_administrators_configuration_is_taken(test: &Test) -> Outcome {
     write(test, &container, &[])?
         .fails_with(&format!("the annotation `org.criu.config`: `{own}` is not in `/etc/criu`"))?;
     ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// CRIU takes along what is below the cgroup that a process is in: the root's of a hierarchy, or the caller's.
+fn cgroups_of_others_are_not_made_again(test: &Test) -> Outcome {
+    needs_criu()?;
+    let hierarchy = test.folder.join("hierarchy");
+    fs::create_dir(&hierarchy)?;
+    let mount = |program: &str, args: &[&str]| -> Outcome {
+        let mut command = Command::new(program);
+        command.args(args).arg(&hierarchy);
+        Output::of(command)?.success().map(drop)
+    };
+    mount("mount", &["-t", "cgroup2", "cgroup2"])?;
+    let check = || -> Outcome {
+        let table = fs::read_to_string("/proc/self/cgroup")?;
+        let own = table.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("in no cgroup")?;
+        let bundle = test.sh(COUNT)?;
+        bundle.write()?;
+        let folder = bundle.folder.display().to_string();
+        for manager in [&[][..], &["--cgroup-manager=disabled"]] {
+            let other = hierarchy.join(own).join(format!("of-others-{}", test.id()));
+            fs::create_dir(&other)?;
+            let id = test.id();
+            let create = [manager, &["create", "--bundle", &folder, &id]].concat();
+            let container = piped(test, &id, test.command(create))?;
+            container.start()?;
+            container.wait_for_output("1\n")?;
+            let written = write(test, &container, &[]);
+            fs::remove_dir(&other)?;
+            written?.success()?;
+            let id = test.id();
+            let restore = restore_command(&bundle, &id, &["--detach"]);
+            let args: Vec<_> = manager
+                .iter()
+                .map(|flag| (*flag).to_owned())
+                .chain(restore.get_args().map(|arg| arg.to_string_lossy().into_owned()))
+                .collect();
+            let mut command = Command::new(restore.get_program());
+            command.args(args);
+            let restored = piped(test, &id, command)?;
+            let again = fs::remove_dir(&other).is_ok();
+            restored.kill("KILL")?;
+            restored.wait()?;
+            restored.delete()?;
+            ensure(!again, format!("{manager:?}: it was made again"))?;
+            fs::remove_dir_all(images(test))?;
+        }
+        Ok(())
+    };
+    let checked = check();
+    mount("umount", &[])?;
+    checked
 }

@@ -16,8 +16,8 @@ use libcontainer::oci_spec::runtime::{
 };
 use rustix::fs::{AtFlags, CWD, Mode, StatVfsMountFlags, StatxFlags};
 
-use super::cgroups::DELEGATE;
-use super::criu::{self, Criu, Criu_opts, Criu_page_server_info, Kind};
+use super::cgroups::{DELEGATE, Manager};
+use super::criu::{self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Kind};
 use super::external_mounts::Offers;
 use super::mount_table::{self, Entry};
 use super::mounts;
@@ -98,6 +98,14 @@ pub(crate) fn checkpoint(
         ensure!(there.is_dir(), "`--parent-path`: `{}` is no directory", there.display());
         request.parent_img = Some(parent.to_string_lossy().into_owned());
     }
+    let (own, whole) = hierarchies(state.pid)?;
+    if whole {
+        request.cgroup_dump_controller = own;
+    }
+    let nothing = whole && request.cgroup_dump_controller.is_empty();
+    if options.common.cgroups.is_none() && (nothing || state.cgroup.manager == Manager::Disabled) {
+        request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
+    }
     if options.pre_dump || options.parent.is_some() {
         request.track_mem = Some(true);
     }
@@ -125,6 +133,19 @@ pub(crate) fn checkpoint(
             state.cgroup.thaw();
         }
     })
+}
+
+/// The controllers of the hierarchies in which a process is in a cgroup of its own, and whether there are others, in which it is in the
+/// root. CRIU takes along what is below the cgroup that a process is in: from the root that is every cgroup of the host, and a restore
+/// would make them all again.
+fn hierarchies(pid: i32) -> Result<(Vec<String>, bool)> {
+    let path = format!("/proc/{pid}/cgroup");
+    let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+    // `ID:CONTROLLERS:PATH` (cgroups(7)).
+    let lines = table.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let (roots, own): (Vec<_>, Vec<_>) = lines.partition(|(_, path)| *path == "/");
+    let names = own.iter().flat_map(|(controllers, _)| controllers.split(','));
+    Ok((names.map(str::to_owned).collect(), !roots.is_empty()))
 }
 
 fn has_user_namespace(spec: &Spec) -> bool {

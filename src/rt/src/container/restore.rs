@@ -19,7 +19,9 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{self, Manager};
 use super::checkpoint::{self, DESCRIPTORS, NETWORK, PIDS};
-use super::criu::{self, Cgroup_root, Criu, Criu_opts, Inherit_fd, Join_namespace, Kind};
+use super::criu::{
+    self, Cgroup_root, CgroupsMode, Criu, Criu_opts, Inherit_fd, Join_namespace, Kind,
+};
 use super::external_mounts::Offers;
 use super::hooks::Streams;
 use super::mounts;
@@ -158,7 +160,7 @@ fn make(
     }
     let mounts = Offers::new(bundle, &state.cgroup, &notify)?.all();
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
-    let request = Criu_opts {
+    let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
         rst_sibling: Some(true),
         evasive_devices: Some(true),
@@ -172,6 +174,9 @@ fn make(
         mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
         ..options.common.request(LOG, annotation)?
     };
+    if options.common.cgroups.is_none() && state.cgroup.manager == Manager::Disabled {
+        request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
+    }
     let hooks = bundle.spec.hooks().as_ref();
     let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
