@@ -111,6 +111,12 @@ pub(crate) struct Pod {
 }
 
 impl<'a> Kubelet<'a> {
+    /// containerd's.
+    pub(crate) fn version(&self) -> Outcome<String> {
+        let version = cri::VersionRequest::default();
+        Ok(self.ask(async |mut client| client.version(version).await)?.runtime_version)
+    }
+
     pub(crate) fn new(test: &'a Test) -> Outcome<Kubelet<'a>> {
         test.only_rt()?;
         // Of each of its containers, containerd asks for a share.

@@ -9,7 +9,7 @@ use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "cgroups":
     no_processes_are_no_limit, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
-    every_number_of_bytes_is_taken, update_by_flags, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
+    every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
@@ -164,6 +164,47 @@ fn update_by_flags(test: &Test) -> Outcome {
     container.rt(&[&["update"], &flags[..]].concat())?.success()?;
     let memory = value(test, &container, "memory.limit_in_bytes", "memory.max")?;
     ensure_eq(memory.as_str(), "134217728")
+}
+
+fn update_takes_every_flag(test: &Test) -> Outcome {
+    // The same value for a file of v1 and of v2, where there is one.
+    let flags = [
+        ("--cpu-period=50000", "cpu.cfs_period_us", "cpu.max", "max 50000", "50000"),
+        ("--cpu-rt-period=500000", "cpu.rt_period_us", "", "", "500000"),
+        ("--cpuset-cpus=0", "cpuset.cpus", "cpuset.cpus", "0", "0"),
+        ("--cpuset-mems=0", "cpuset.mems", "cpuset.mems", "0", "0"),
+        (
+            "--memory-reservation=33554432",
+            "memory.soft_limit_in_bytes",
+            "memory.low",
+            "33554432",
+            "33554432",
+        ),
+        ("--blkio-weight=200", "blkio.bfq.weight", "io.weight", "default 1920", "200"),
+        ("--pids-limit=21", "pids.max", "pids.max", "21", "21"),
+    ];
+    let container = test.sh("exec sleep 60")?.start()?;
+    let mut tried = 0;
+    for (flag, v1, v2, on_v2, on_v1) in flags {
+        let (file, expected) = if test.host.lane == "v2" { (v2, on_v2) } else { (v1, on_v1) };
+        let controller = v1.split('.').next().unwrap_or_default();
+        let there = !file.is_empty()
+            && needs(test, if file.starts_with("io.") { "io" } else { controller }).is_ok()
+            && cgroup(test, &container, controller)?.join(file).exists();
+        if there {
+            container.rt(&["update", flag])?.success()?;
+            ensure_eq((flag, value(test, &container, v1, v2)?.as_str()), (flag, expected))?;
+            tried += 1;
+        }
+    }
+    if tried == 0 {
+        return skip("no controller here has any of these");
+    }
+    // What no kernel has any more is taken and does nothing, as with runc.
+    container
+        .rt(&["update", "--kernel-memory=1048576", "--kernel-memory-tcp=0"])?
+        .success()
+        .map(drop)
 }
 
 fn update_by_json(test: &Test) -> Outcome {

@@ -331,7 +331,11 @@ fn a_container_at_its_limit_of_processes_comes_back(test: &Test) -> Outcome {
     if !has_pids() {
         return skip("no controller `pids` here");
     }
-    let bundle = test.sh("echo up; exec sleep 60")?;
+    // Not sleep(1), which ends early where its system call is begun anew.
+    let bundle = test.sh("exec 3<>/fifo; echo up; read line <&3")?;
+    let mut mkfifo = Command::new("mkfifo");
+    mkfifo.arg(bundle.rootfs().join("fifo"));
+    Output::of(mkfifo)?.success()?;
     let limited =
         bundle.edit(|config| config["linux"]["resources"]["pids"] = json!({ "limit": 1 }));
     let container = start(&limited)?;

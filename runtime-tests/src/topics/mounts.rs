@@ -19,7 +19,7 @@ super::tests! { "mounts":
     ids_are_mapped_below_if_asked_for, a_new_filesystem_can_be_mapped, an_id_mapping_without_ids_is_an_error,
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
-    the_host_sysfs_is_shown_where_none_can_be_made, an_unknown_context_type_is_an_error,
+    the_host_sysfs_is_shown_where_none_can_be_made, the_host_procfs_is_shown_where_none_can_be_made, its_cgroup_is_shown_in_a_user_namespace, an_unknown_context_type_is_an_error,
     works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace, can_be_added_and_removed_below_a_link,
     what_cannot_be_added_is_refused, long_options_are_taken, a_file_does_not_go_on_a_directory, a_step_back_from_what_is_missing_is_one,
     every_flag_that_is_for_all_below_takes_effect,
@@ -442,6 +442,49 @@ fn the_host_sysfs_is_shown_where_none_can_be_made(test: &Test) -> Outcome {
         }
     });
     bundle.run()?.success()?.stdout("there\nrefused\n").map(drop)
+}
+
+fn the_host_procfs_is_shown_where_none_can_be_made(test: &Test) -> Outcome {
+    let own = std::process::id();
+    let script = format!(
+        "test -d /proc/{own} && echo there; cat /proc/version | wc -c; echo x 2>/dev/null > /proc/sys/kernel/domainname || echo refused"
+    );
+    let bundle = in_user_namespace(test.sh(&script)?)?.edit(|config| {
+        config["linux"]["maskedPaths"] = json!(["/proc/version"]);
+        config["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    bundle.run()?.success()?.stdout("there\n0\nrefused\n").map(drop)
+}
+
+fn its_cgroup_is_shown_in_a_user_namespace(test: &Test) -> Outcome {
+    for own in [true, false] {
+        let script = "ls -d /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null | grep -q . && echo there; exec sleep 60";
+        let bundle = in_user_namespace(test.sh(script)?)?.mount(json!({
+            "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"],
+        }));
+        let bundle = bundle.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "cgroup");
+                if own {
+                    namespaces.push(json!({ "type": "cgroup" }));
+                }
+            }
+            if let Some(mounts) = config["mounts"].as_array_mut() {
+                let last = mounts.len() - 1;
+                let mut seen = 0;
+                mounts.retain(|mount| {
+                    seen += 1;
+                    mount["destination"] != "/sys/fs/cgroup" || seen > last
+                });
+            }
+        });
+        let container = bundle.start()?;
+        container.wait_for_output("there\n")?;
+    }
+    Ok(())
 }
 
 fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {

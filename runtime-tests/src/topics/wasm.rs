@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{
-    Container, Outcome, Output, Test, ensure, ensure_eq, executable_is_read_only, skip, wait_until,
+    Container, Outcome, Output, Test, ensure, ensure_eq, executable_is_read_only,
+    has_a_changeable_mount, skip, wait_until,
 };
 
 super::tests! { "wasm":
@@ -286,7 +287,13 @@ fn the_engine_cannot_be_written_to(test: &Test) -> Outcome {
     let container = waiting(test)?;
     let engine = fs::read_link(format!("/proc/{}/exe", container.pid()?))?;
     ensure_eq(engine.display().to_string().as_str(), "/ld.so")?;
-    ensure(executable_is_read_only(&container)?, "it can be written to")
+    ensure(executable_is_read_only(&container)?, "it can be written to")?;
+    test.only_rt()?;
+    let message = "it can be made writable";
+    ensure(!has_a_changeable_mount(&container)?, message)?;
+    // Before the start, and of what was compiled.
+    let container = test.wasm("probe", &["sleep"])?.create()?;
+    ensure(!has_a_changeable_mount(&container)?, message)
 }
 
 fn waiting(test: &Test) -> Outcome<Container<'_>> {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until, wait_up_to,
+    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, has_a_changeable_mount, skip,
+    wait_until, wait_up_to,
 };
 
 super::tests! { "wasm_cache":
@@ -418,6 +419,7 @@ fn a_module_with_native_code_is_compiled_again(test: &Test) -> Outcome {
 /// Who reads what `create` prints reads to its end, while the compiler is at work.
 fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
     host(test, json!({}))?;
+    let lock = hold_compilers()?;
     let bundle = test.wasm("wasi", &["none"])?;
     bundle.write()?;
     let output =
@@ -425,6 +427,7 @@ fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
     let waiting = files(test, "job").len();
     ensure(output.status.code().is_some(), "it was ended")?;
     ensure_eq(waiting, 1)?;
+    drop(lock);
     compiled(test).map(drop)
 }
 
@@ -534,7 +537,7 @@ fn a_compiler_that_was_killed_leaves_nothing(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let bundle = sleeper(test)?;
     bundle.start()?;
-    signal("-KILL", &worker_of(a_compiler(test)?)?)?;
+    signal("-KILL", &a_worker(test)?)?;
     wait_until("the compiler ends with it", || compilers(test).is_empty())?;
     // The next one takes over.
     ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
@@ -567,8 +570,11 @@ fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
     fs::copy("/bin/busybox", bundle.rootfs().join("bin/busybox"))?;
     let file = compiled(test)?;
     let before = fs::read(&file)?;
-    let container = bundle.start()?;
+    let container = bundle.create()?;
+    ensure(!has_a_changeable_mount(&container)?, "it can be made writable before the start")?;
+    container.start()?;
     container.wait_for_output("ready\n")?;
+    ensure(!has_a_changeable_mount(&container)?, "it can be made writable")?;
     ensure_eq(mode(&container)?.as_str(), "aot")?;
     // No descriptor of it is left, and what is mapped is on a read-only mount.
     let script = "cd /proc/1; busybox ls -l fd | busybox grep -c '\\.so'; n=0; for file in map_files/*; do n=$((n+1)); \
@@ -774,13 +780,6 @@ fn wrong_settings_are_errors(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// The process that had a compiler started.
-fn worker_of(compiler: i32) -> Outcome<String> {
-    let status = fs::read_to_string(format!("/proc/{compiler}/status"))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
-    Ok(parent.ok_or("no parent")?.to_owned())
-}
-
 fn signal(name: &str, pid: &str) -> Outcome {
     ensure(Command::new("kill").args([name, pid]).status()?.success(), format!("kill {name} {pid}"))
 }
@@ -793,6 +792,19 @@ fn a_compiler(test: &Test) -> Outcome<i32> {
         !found.is_empty()
     })?;
     Ok(found[0])
+}
+
+/// The process that had it started.
+fn a_worker(test: &Test) -> Outcome<String> {
+    let mut found = None;
+    wait_for_compiler("a worker waits for a compiler", || {
+        // It may have given way to another test's meanwhile.
+        let compiler = compilers(test).first().copied().unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{compiler}/status")).unwrap_or_default();
+        found = status.lines().find_map(|line| line.strip_prefix("PPid:\t").map(str::to_owned));
+        found.is_some()
+    })?;
+    found.ok_or_else(|| "no worker".into())
 }
 
 /// As the one who starts the module of a tenant could hold up another tenant's.
@@ -822,7 +834,7 @@ fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
 fn a_signal_ends_the_waiting(test: &Test) -> Outcome {
     host(test, json!({}))?;
     sleeper(test)?.start()?;
-    let worker = worker_of(a_compiler(test)?)?;
+    let worker = a_worker(test)?;
     signal("-STOP", &worker)?;
     let bundle = sleeper(test)?.annotation(COMPILE, "eager");
     bundle.write()?;
@@ -945,11 +957,14 @@ fn the_background_gives_way_to_all_others(test: &Test) -> Outcome {
     host(test, json!({ "compiler": { "idle": true } }))?;
     let bundle = test.module(&many_functions()?)?;
     bundle.create()?;
-    let compiler = a_compiler(test)?;
-    let (idle, files) = (is_idle(compiler), idle_files(compiler));
+    let mut files = Vec::new();
+    let waited = wait_for_compiler("a compiler has what nobody else wants", || {
+        files = compilers(test).first().map(|pid| idle_files(*pid)).unwrap_or_default();
+        compilers(test).first().is_some_and(|pid| is_idle(*pid) == Some(true))
+    });
     // Now it need not wait any more.
     bundle.annotation(COMPILE, "eager").run()?.success()?;
-    ensure_eq(idle, Some(true))?;
+    waited?;
     if files.is_empty() {
         return skip("no controller of the processor's time, or no `cpu.idle`");
     }
@@ -998,8 +1013,11 @@ fn a_full_disk_is_remembered_for_a_while(test: &Test) -> Outcome {
 fn a_compiler_that_stands_still_is_ended(test: &Test) -> Outcome {
     host(test, json!({ "compiler": { "seconds": 1 } }))?;
     test.module(&many_functions()?)?.create()?;
-    signal("-STOP", &a_compiler(test)?.to_string())?;
-    wait_for_compiler("it is ended", || !files(test, "failed").is_empty())?;
+    wait_for_compiler("it is ended", || {
+        // Each of them: one may have given way to another test's.
+        compilers(test).iter().for_each(|pid| drop(signal("-STOP", &pid.to_string())));
+        !files(test, "failed").is_empty()
+    })?;
     let listed = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
     ensure(listed.contains("it was not compiled in 10 s"), listed)?;
     wait_until("its module is gone", || files(test, "job").is_empty())?;

@@ -7,7 +7,7 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_limits":
     memory_grows_to_the_limit_and_no_further, all_memories_share_the_limit, a_large_memory_leaves_less_to_the_others, a_table_is_counted_too, a_limit_above_counts_too, without_a_limit_memory_grows,
-    exec_is_limited_too, a_module_has_what_it_begins_with,
+    exec_is_limited_too, a_module_has_what_it_begins_with, a_module_may_bring_much_along,
 }
 
 /// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with the number of mebibytes, or with
@@ -124,4 +124,31 @@ fn exec_is_limited_too(test: &Test) -> Outcome {
 fn a_module_has_what_it_begins_with(test: &Test) -> Outcome {
     let text = "(module (memory 2048) (func (export \"_start\")))";
     limited(test, &wat::parse_str(text)?, 32)?.run()?.success().map(drop)
+}
+
+/// Of its data, 130 MiB in one piece: more than the interpreter's stack may have.
+fn a_module_may_bring_much_along(test: &Test) -> Outcome {
+    let number = |number: usize| -> Vec<u8> {
+        // LEB128.
+        let (mut rest, mut bytes) = (number, Vec::new());
+        while rest > 0x7f {
+            bytes.push((rest & 0x7f | 0x80) as u8);
+            rest >>= 7;
+        }
+        bytes.push(rest as u8);
+        bytes
+    };
+    let section = |kind: u8, body: &[u8]| [&[kind], &number(body.len())[..], body].concat();
+    let data = vec![7; 130 << 20];
+    let module = [
+        b"\0asm\x01\0\0\0".to_vec(),
+        section(1, b"\x01\x60\0\0"),
+        section(3, b"\x01\0"),
+        section(5, &[b"\x01\0", &number(2200)[..]].concat()),
+        section(7, b"\x01\x06_start\0\0"),
+        section(10, b"\x01\x02\0\x0b"),
+        section(11, &[b"\x01\0\x41\0\x0b", &number(data.len())[..], &data].concat()),
+    ];
+    let bundle = test.module(&module.concat())?.annotation("run.oci.wasm.compile", "off");
+    bundle.run()?.success().map(drop)
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, has_a_changeable_mount, skip};
 
 super::tests! { "wasm_plugins":
     a_module_gets_what_a_plugin_offers, exec_gets_it_too, native_code_gets_it_too, counted_code_gets_it_too, without_asking_there_is_none,
@@ -205,6 +205,7 @@ fn the_container_cannot_change_it(test: &Test) -> Outcome {
     });
     let container = bundle.start()?;
     container.wait_for_output("ready\n")?;
+    ensure(!has_a_changeable_mount(&container)?, "it can be made writable")?;
     // The directory stays open, for what a plugin may load later.
     let script = "n=0; for folder in /proc/1/fd/*; do [ -e $folder/plugin.so ] || continue; n=$((n+1)); \
                   for file in $folder/plugin.so $folder/new $folder/../new; do (echo x >$file) 2>/dev/null && echo \"written: $file\"; done; done; echo $n";

@@ -60,6 +60,7 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
             (common, module.map_err(|error| refused(explain(&error)))?, memories)
         }
     };
+    let length = file.metadata().map_or(0, |file| file.len());
     drop(file);
     let most_pages = contract.memory.map(|limit| memory::most_pages(&memories, limit));
     match module.get_export("_start") {
@@ -90,7 +91,8 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
             return Err(refused(format!("unknown import `{name}` from `{from}`")));
         }
     }
-    os::limit_pieces(largest_piece(contract.memory));
+    // What the module brings along, it may have: a data segment is copied in one piece.
+    os::limit_pieces(largest_piece(contract.memory).max(length as usize));
     if let Some(limit) = contract.memory {
         os::limit_data(memory::most_bytes(&memories, limit))?;
     }

@@ -9,13 +9,13 @@ mod plugins;
 mod settings;
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-pub(crate) use native::{Found, Host, Later, Native, mount_of};
+pub(crate) use native::{Found, Host, Later, Native};
 pub(crate) use plugins::Plugins;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use serde::Deserialize;
 pub(crate) use settings::{CompilerSettings, Settings};
@@ -54,7 +54,7 @@ pub(crate) struct Compiler {
     pub(crate) libraries: Option<PathBuf>,
 }
 
-/// An engine that can be started: its description, and its directory as a detached, read-only mount.
+/// An engine that can be started: its description, and its directory on a read-only mount that nobody can change.
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) description: Description,
@@ -113,21 +113,35 @@ fn open_directory(path: &Path, host: &Host<'_>, rights: &Rights) -> Result<Direc
     for file in files.into_iter().flatten() {
         fs::metadata(path.join(file)).with_context(|| format!("find `{}`", file.display()))?;
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(CWD, path, flags).context("clone its mount")?;
-    read_only(mount.as_fd()).context("make its mount read-only")?;
+    let mount = cut_off(CWD, path).context("have a mount of its own for it")?;
     let settings = Settings::read(host.config)?;
     let plugins = plugins::open(&settings.plugins, &rights.plugins)?;
     let native = Native::new(&description, settings, host)?;
     Ok(Directory { description, mount, native, plugins })
 }
 
-/// Of a detached mount that goes into a container: nothing can be written through it, and code in it can be run, whatever the
-/// host has its filesystem mounted with.
-pub(crate) fn read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// A file or a directory of the host's that goes into a container: through what is returned nothing can be written, ever, and code
+/// can be run, whatever the host has its filesystem mounted with.
+///
+/// It is on a mount that is nowhere. A detached mount is alive as long as the descriptor that `open_tree(2)` made is open, and so long
+/// whoever has `CAP_SYS_ADMIN` in a user namespace of their own, which is anybody, may make it writable by `mount_setattr(2)`. So that
+/// one is closed here, before any other process has it: the kernel lets go of the mount, and nobody can change one that is let go of
+/// (`dissolve_on_fput` and `do_mount_setattr` in its `fs/namespace.c`), while what was opened on it before stays as it is.
+fn cut_off(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
+    let alive = rustix::mount::open_tree(at, path, flags).context("clone the mount")?;
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     let attr = MountAttr { set, clear: libc::MOUNT_ATTR_NOEXEC, ..MountAttr::default() };
-    syscall::mount_setattr(mount, attr, false)
+    syscall::mount_setattr(alive.as_fd(), attr, false).context("make the mount read-only")?;
+    let link = format!("/proc/self/fd/{}", alive.as_raw_fd());
+    rustix::fs::open(&link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("open `{link}`"))
+}
+
+/// [`cut_off`], of a file that is open.
+pub(crate) fn cut_off_file(file: BorrowedFd<'_>) -> Result<OwnedFd> {
+    cut_off(file, Path::new(""))
 }
 
 /// Reads and checks `engine.json`.

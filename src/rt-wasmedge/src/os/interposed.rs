@@ -160,7 +160,7 @@ pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
         exit_now(TRAPPED)
     };
     if size > LARGEST.load(Ordering::Relaxed) {
-        end(b"rt-wasmedge: trap: call stack exhausted, or a table too large\n");
+        end(b"rt-wasmedge: trap: call stack exhausted, or a table or array too large\n");
     }
     // SAFETY: malloc(3) takes any size; 0 may give null.
     let piece = unsafe { libc::malloc(size.max(1)) };

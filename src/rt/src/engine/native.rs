@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::mount::OpenTreeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
+use super::Description;
 use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind};
 use super::settings::{CacheSettings, Settings};
-use super::{Description, read_only};
 use crate::exe;
 use crate::workload::{Compile, Wish};
 
@@ -55,7 +54,7 @@ pub(crate) struct Host<'a> {
 /// What there is for a module.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// A detached, read-only mount of the one file.
+    /// The one file, on a read-only mount of its own that nobody can change.
     pub(crate) native: Option<OwnedFd>,
     /// To be started when the container is made.
     pub(crate) later: Option<Later>,
@@ -293,19 +292,9 @@ fn ensure_uninterrupted() -> Result<()> {
     Ok(())
 }
 
-/// What init hands to the engine: a mount of its own of the one file, through which nothing can be written or found.
+/// What init hands to the engine: the one file, on a mount of its own.
 fn detach(file: BorrowedFd<'_>) -> Result<Found> {
-    Ok(Found { native: Some(mount_of(file)?), later: None })
-}
-
-/// A detached, read-only mount of one file.
-pub(crate) fn mount_of(file: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let mount = rustix::mount::open_tree(file, "", flags).context("clone the mount of a file")?;
-    read_only(mount.as_fd()).context("make the mount of a file read-only")?;
-    Ok(mount)
+    Ok(Found { native: Some(super::cut_off_file(file)?), later: None })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -2,21 +2,19 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::CWD;
-use rustix::mount::OpenTreeFlags;
 
-use super::read_only;
 use super::settings::PluginSettings;
 
 /// What an engine is to load.
 #[derive(Debug)]
 pub(crate) struct Plugins {
-    /// Their directory, as a detached, read-only mount: the container cannot write to it, and finds nothing above it.
+    /// Their directory, on a read-only mount of its own that nobody can change: the container cannot write to it, and finds nothing above it.
     pub(crate) mount: OwnedFd,
     /// Files in it.
     pub(crate) files: Vec<PathBuf>,
@@ -53,10 +51,7 @@ pub(super) fn open(settings: &PluginSettings, names: &[String]) -> Result<Option
                 file.display()
             );
         }
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let mount = rustix::mount::open_tree(CWD, directory, flags).context("clone its mount")?;
-        read_only(mount.as_fd()).context("make its mount read-only")?;
-        Ok(mount)
+        super::cut_off(CWD, directory)
     };
     let mount = open().with_context(|| format!("open the plugins in `{}`", directory.display()))?;
     Ok(Some(Plugins { mount, files }))

@@ -99,7 +99,16 @@ impl Rights {
 /// `PATH`, `PATH:ro`, with commas between.
 fn directories(value: &str) -> Result<Vec<Directory>> {
     let entries = value.split(',').filter(|_| !value.is_empty());
-    entries.map(|entry| directory(entry).with_context(|| format!("`{entry}`"))).collect()
+    let entries = entries.map(|entry| directory(entry).with_context(|| format!("`{entry}`")));
+    let directories = entries.collect::<Result<Vec<_>>>()?;
+    for inner in directories.iter().filter(|directory| directory.read_only) {
+        let outer = directories.iter().find(|it| !it.read_only && inner.path.starts_with(&it.path));
+        if let Some(outer) = outer {
+            let (inner, outer) = (inner.path.display(), outer.path.display());
+            bail!("`{inner}:ro` can be written to by way of `{outer}`");
+        }
+    }
+    Ok(directories)
 }
 
 fn directory(entry: &str) -> Result<Directory> {
@@ -145,13 +154,26 @@ mod tests {
         let entry = |path: &str, read_only| Directory { path: path.into(), read_only };
         let of = |value| of("dirs", value).expect(value).directories;
         assert_eq!(of("/data,/etc/x:ro"), Some(vec![entry("/data", false), entry("/etc/x", true)]));
+        let narrower = vec![entry("/a", true), entry("/a/b", false)];
+        assert_eq!(of("/a:ro,/a/b"), Some(narrower));
         assert_eq!(of("/"), Some(vec![entry("/", false)]));
         assert_eq!(of(""), Some(Vec::new()));
     }
 
     #[test]
     fn what_is_not_understood_is_an_error() {
-        for wrong in ["data", "/a/../b", "/a:rw", "/a:ro:ro", "/a,", "/proc/self", "/sys", "/dev"] {
+        for wrong in [
+            "data",
+            "/a/../b",
+            "/a:rw",
+            "/a:ro:ro",
+            "/a,",
+            "/proc/self",
+            "/sys",
+            "/dev",
+            "/a,/a/b:ro",
+            "/a:ro,/a",
+        ] {
             assert!(of("dirs", wrong).is_err(), "{wrong}");
         }
         for wrong in ["", "no", "OFF"] {

@@ -188,9 +188,7 @@ fn run(
     // It may have little time to end in.
     confine::set_idle(&container.state.cgroup, false);
     let oom = container.state.cgroup.was_out_of_memory();
-    let deleted = container::delete(&container.directory, &container.state, true);
-    confine::set_idle(&container.state.cgroup, settings.idle);
-    deleted?;
+    container::delete(&container.directory, &container.state, true)?;
     match outcome? {
         Outcome::Ended(libc::SIGKILL) if oom => {
             Ok(Outcome::Failed("it takes more memory than the compiler may use".into()))
@@ -217,7 +215,7 @@ fn run(
 fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
     // By a read-only mount: init gives the container's user what it reads from, and a file of the cache's is not to be given away,
     // nor opened once more for writing. Its lock is in another place: the caller of this function holds it.
-    let mount = engine::mount_of(module)?;
+    let mount = engine::cut_off_file(module)?;
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context("open the module")?;
