@@ -20,7 +20,7 @@ super::tests! { "bad_input":
     an_unknown_signal, a_console_socket_nobody_listens_on, a_terminal_that_nobody_takes, a_console_nobody_asked_for,
     a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
     the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
-    a_sysctl_of_the_hosts, an_unknown_capability, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
+    a_sysctl_of_the_hosts, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
 }
@@ -305,14 +305,6 @@ fn a_sysctl_of_the_hosts(test: &Test) -> Outcome {
         )?;
     }
     Ok(())
-}
-
-fn an_unknown_capability(test: &Test) -> Outcome {
-    test.only_rt()?;
-    let bundle = test
-        .sh("true")?
-        .edit(|config| config["process"]["capabilities"]["bounding"] = json!(["CAP_NO_SUCH"]));
-    create_fails(&bundle, "CAP_NO_SUCH")
 }
 
 fn a_newer_state_is_left_alone(test: &Test) -> Outcome {
