@@ -22,7 +22,12 @@ super::tests! { "wasm_cache":
     a_compiler_that_takes_too_long_is_ended, a_compiler_that_takes_too_much_memory_is_ended, what_cannot_be_compiled_is_remembered, a_compiler_that_was_killed_leaves_nothing,
     nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed, ends_as_the_interpreter_does, a_stack_overflow_is_a_fault,
     compile_takes_a_module_or_a_bundle, compile_refuses_what_is_no_module, the_cache_is_listed, hits_are_counted, the_cache_can_be_pruned_and_cleared, the_cache_keeps_to_its_size,
-    what_was_left_waiting_is_in_nobodys_way,
+    what_was_left_waiting_is_in_nobodys_way, a_start_that_is_held_up_holds_up_no_other, a_signal_ends_the_waiting,
+    one_container_does_not_stop_the_others, what_waits_takes_a_part_of_the_cache_only, a_start_that_fails_leaves_no_module_behind,
+    who_waits_goes_before_the_background, who_waits_hurries_the_background, the_background_gives_way_to_all_others,
+    a_full_disk_loses_what_was_not_used, a_full_disk_is_remembered_for_a_while, a_compiler_that_stands_still_is_ended,
+    listing_it_is_no_use_of_it, a_file_whose_time_was_set_back_is_replaced, the_engine_says_when_native_code_does_not_load,
+    names_do_not_command_a_terminal, native_code_needs_no_compiler, raised_limits_are_another_chance, old_failures_are_forgotten,
     wrong_settings_are_errors,
 }
 
@@ -41,6 +46,10 @@ pub(super) fn host(test: &Test, settings: Value) -> Outcome {
     }
     let mut settings = settings;
     settings["cache"]["directory"] = json!(cache(test));
+    if settings["compiler"]["idle"].is_null() {
+        // Elsewhere there may be much to do meanwhile, and then nothing is compiled in the background.
+        settings["compiler"]["idle"] = json!(false);
+    }
     fs::write(test.folder.join("wasm.json"), settings.to_string())?;
     Ok(())
 }
@@ -410,6 +419,7 @@ fn a_module_with_native_code_is_compiled_again(test: &Test) -> Outcome {
 /// Who reads what `create` prints reads to its end, while the compiler is at work.
 fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
     host(test, json!({}))?;
+    let lock = hold_compilers()?;
     let bundle = test.wasm("wasi", &["none"])?;
     bundle.write()?;
     let output =
@@ -417,18 +427,14 @@ fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
     let waiting = files(test, "job").len();
     ensure(output.status.code().is_some(), "it was ended")?;
     ensure_eq(waiting, 1)?;
+    drop(lock);
     compiled(test).map(drop)
 }
 
 fn the_compiler_is_confined(test: &Test) -> Outcome {
     host(test, json!({}))?;
     sleeper(test)?.start()?;
-    let mut found = None;
-    wait_for_compiler("a compiler runs", || {
-        found = compilers(test).first().copied();
-        found.is_some()
-    })?;
-    let pid = found.ok_or("no compiler")?;
+    let pid = a_compiler(test)?;
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
     let status = read("status")?;
     let field = |name: &str| {
@@ -453,10 +459,6 @@ fn the_compiler_is_confined(test: &Test) -> Outcome {
         )?;
     }
     ensure_eq(read("oom_score_adj")?.trim(), "1000")?;
-    // SCHED_IDLE is 5, sched(7): field 41 of proc_pid_stat(5).
-    let stat = read("stat")?;
-    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
-    ensure_eq(fields[38], "5")?;
     let cgroup = read("cgroup")?;
     ensure(cgroup.contains("rt-compiler") || cgroup.contains("compiler-"), cgroup)?;
     // Nothing of the container that it is for, and nothing of its caller's.
@@ -486,7 +488,11 @@ fn many_functions() -> Outcome<Vec<u8>> {
 /// Compiling such a module fails in this way, once and for all; the module runs all the same.
 fn fails_to_compile(test: &Test, words: &str) -> Outcome {
     let bundle = test.module(&many_functions()?)?;
-    bundle.run()?.success()?.stdout("")?;
+    let output = bundle.run()?.success()?.stdout("")?;
+    ensure(
+        output.stderr.starts_with("rt: warning: the module `/module.wasm` is interpreted: "),
+        output.stderr,
+    )?;
     let failed = files(test, "failed");
     let left = ["so", "job", "part"].map(|end| files(test, end).len());
     ensure_eq((failed.len(), left), (1, [0, 0, 0]))?;
@@ -531,14 +537,7 @@ fn a_compiler_that_was_killed_leaves_nothing(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let bundle = sleeper(test)?;
     bundle.start()?;
-    let mut found = Vec::new();
-    wait_for_compiler("a compiler runs", || {
-        found = compilers(test);
-        !found.is_empty()
-    })?;
-    let status = fs::read_to_string(format!("/proc/{}/status", found[0]))?;
-    let worker = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).ok_or("no parent")?;
-    ensure(Command::new("kill").args(["-KILL", worker]).status()?.success(), "kill")?;
+    signal("-KILL", &a_worker(test)?)?;
     wait_until("the compiler ends with it", || compilers(test).is_empty())?;
     // The next one takes over.
     ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
@@ -779,4 +778,358 @@ fn wrong_settings_are_errors(test: &Test) -> Outcome {
         .try_create(&test.id())?
         .fails_with("the annotation `run.oci.wasm.compile`: `always` is none of")
         .map(drop)
+}
+
+fn signal(name: &str, pid: &str) -> Outcome {
+    ensure(Command::new("kill").args([name, pid]).status()?.success(), format!("kill {name} {pid}"))
+}
+
+/// The first compiler that this test has.
+fn a_compiler(test: &Test) -> Outcome<i32> {
+    let mut found = Vec::new();
+    wait_for_compiler("a compiler runs", || {
+        found = compilers(test);
+        !found.is_empty()
+    })?;
+    Ok(found[0])
+}
+
+/// The process that had it started.
+fn a_worker(test: &Test) -> Outcome<String> {
+    let mut found = None;
+    wait_for_compiler("a worker waits for a compiler", || {
+        // It may have given way to another test's meanwhile.
+        let compiler = compilers(test).first().copied().unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{compiler}/status")).unwrap_or_default();
+        found = status.lines().find_map(|line| line.strip_prefix("PPid:\t").map(str::to_owned));
+        found.is_some()
+    })?;
+    found.ok_or_else(|| "no worker".into())
+}
+
+/// As the one who starts the module of a tenant could hold up another tenant's.
+fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+    host(test, json!({}))?;
+    // A socket with room for one, which is taken: whoever wants to connect to it waits.
+    let path = test.folder.join("socket");
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    rustix::net::listen(&socket, 0)?;
+    let _first = std::os::unix::net::UnixStream::connect(&path)?;
+    let held = sleeper(test)?.flag(format!("--pidfd-socket={}", path.display()));
+    held.write()?;
+    let id = test.id();
+    let mut command = test.command(held.command_line("create", &id));
+    let mut caller = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let state = test.state_root().join(&id).join("state.json");
+    wait_until("it is on record", || state.exists())?;
+    let mode = started(&sleeper(test)?.annotation(COMPILE, "eager"));
+    drop(socket);
+    caller.wait()?;
+    ensure_eq(mode?.as_str(), "aot")
+}
+
+/// It is passed on to the module, which is interpreted.
+fn a_signal_ends_the_waiting(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    sleeper(test)?.start()?;
+    let worker = a_worker(test)?;
+    signal("-STOP", &worker)?;
+    let bundle = sleeper(test)?.annotation(COMPILE, "eager");
+    bundle.write()?;
+    let log = test.folder.join("stderr");
+    let mut command = test.command(bundle.command_line("run", &test.id()));
+    let mut caller = command.stdout(Stdio::null()).stderr(fs::File::create(&log)?).spawn()?;
+    let pid = caller.id().to_string();
+    let waits = || {
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut targets = links.filter_map(|link| fs::read_link(link.path()).ok());
+        targets.any(|target| target.extension().is_some_and(|end| end == "job"))
+    };
+    let waited = wait_until("it waits", waits).and_then(|()| signal("-TERM", &pid));
+    let code = waited.and_then(|()| Ok(caller.wait()?.code()));
+    signal("-KILL", &worker)?;
+    ensure_eq(code?, Some(143))?;
+    let said = fs::read_to_string(log)?;
+    ensure(said.contains("is interpreted: a signal came while others compile it"), said)
+}
+
+/// No other compiler on this host starts meanwhile.
+fn hold_compilers() -> Outcome<fs::File> {
+    fs::create_dir_all("/run/rt-compiler")?;
+    let lock = fs::File::options().create(true).append(true).open("/run/rt-compiler/@lock")?;
+    wait_for_compiler("others have ended", || {
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::flock(&lock, operation).is_ok()
+    })?;
+    Ok(lock)
+}
+
+fn one_container_does_not_stop_the_others(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let lock = hold_compilers()?;
+    let bundle = sleeper(test)?;
+    for guest in ["hello", "wasi", "http-server"] {
+        fs::copy(test.host.guest(guest)?, bundle.rootfs().join(format!("{guest}.wasm")))?;
+    }
+    let container = bundle.start()?;
+    for guest in ["hello", "wasi"] {
+        test.rt(["exec", "--detach", &container.id, &format!("/{guest}.wasm")])?.success()?;
+    }
+    ensure_eq(files(test, "job").len(), 2)?;
+    test.wasm("http-server", &[])?.create()?;
+    ensure_eq(files(test, "job").len(), 3)?;
+    drop(lock);
+    wait_for_compiler("all are compiled", || files(test, "so").len() == 3)
+}
+
+fn what_waits_takes_a_part_of_the_cache_only(test: &Test) -> Outcome {
+    host(test, json!({ "cache": { "maxBytes": 300 << 10 } }))?;
+    let lock = hold_compilers()?;
+    for guest in ["hello", "wasi", "probe"] {
+        test.wasm(guest, &["none"])?.create()?;
+    }
+    ensure_eq(files(test, "job").len(), 1)?;
+    drop(lock);
+    compiled(test).map(drop)
+}
+
+fn a_start_that_fails_leaves_no_module_behind(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let bundle = sleeper(test)?.flag("--pidfd-socket=/nowhere");
+    bundle.try_create(&test.id())?.fails_with("/nowhere")?;
+    ensure_eq(files(test, "job").len(), 0)
+}
+
+fn who_waits_goes_before_the_background(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    test.module(&many_functions()?)?.create()?;
+    a_compiler(test)?;
+    ensure_eq(started(&sleeper(test)?.annotation(COMPILE, "eager"))?.as_str(), "aot")?;
+    ensure_eq((files(test, "so").len(), files(test, "job").len()), (1, 1))?;
+    wait_for_compiler("the other one is compiled too", || files(test, "so").len() == 2)
+}
+
+/// SCHED_IDLE is 5, sched(7): field 41 of proc_pid_stat(5).
+fn is_idle(pid: i32) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(38)? == "5")
+}
+
+/// What the cgroups of a compiler say that are above its own, and its own.
+fn idle_files(pid: i32) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut files = Vec::new();
+    for line in table.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (names, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let root = if names.is_empty() { "" } else { names };
+        let own = Path::new("/sys/fs/cgroup").join(root).join(path.trim_start_matches('/'));
+        let ours = own.ancestors().filter(|path| path.to_string_lossy().contains("compiler"));
+        files.extend(ours.filter_map(|path| fs::read_to_string(path.join("cpu.idle")).ok()));
+    }
+    files.iter().map(|text| text.trim().to_owned()).collect()
+}
+
+fn who_waits_hurries_the_background(test: &Test) -> Outcome {
+    host(test, json!({ "compiler": { "idle": true } }))?;
+    let bundle = test.module(&many_functions()?)?;
+    bundle.create()?;
+    let first = a_compiler(test)?;
+    let eager = bundle.annotation(COMPILE, "eager");
+    eager.write()?;
+    let mut caller = test.command(eager.command_line("run", &test.id())).spawn()?;
+    let mut files_of_its = Vec::new();
+    wait_for_compiler("it is compiled at once", || {
+        let urgent = compilers(test).into_iter().find(|pid| is_idle(*pid) == Some(false));
+        urgent.filter(|pid| *pid != first).is_some_and(|pid| {
+            files_of_its = idle_files(pid);
+            true
+        })
+    })?;
+    ensure(files_of_its.iter().all(|idle| idle == "0"), format!("{files_of_its:?}"))?;
+    ensure(caller.wait()?.success(), "it failed")?;
+    compiled(test).map(drop)
+}
+
+fn the_background_gives_way_to_all_others(test: &Test) -> Outcome {
+    host(test, json!({ "compiler": { "idle": true } }))?;
+    let bundle = test.module(&many_functions()?)?;
+    bundle.create()?;
+    let mut files = Vec::new();
+    let waited = wait_for_compiler("a compiler has what nobody else wants", || {
+        files = compilers(test).first().map(|pid| idle_files(*pid)).unwrap_or_default();
+        compilers(test).first().is_some_and(|pid| is_idle(*pid) == Some(true))
+    });
+    // Now it need not wait any more.
+    bundle.annotation(COMPILE, "eager").run()?.success()?;
+    waited?;
+    if files.is_empty() {
+        return skip("no controller of the processor's time, or no `cpu.idle`");
+    }
+    ensure(files.iter().all(|idle| idle == "1"), format!("{files:?}"))
+}
+
+/// A command as a shell takes it.
+fn line(test: &Test, args: &[&str]) -> String {
+    let command = test.command(args);
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    words.map(|word| format!("'{}' ", word.display())).collect()
+}
+
+/// What a cache on a disk of this size holds after some commands, as `rt wasm cache list --format=json` tells it.
+fn on_a_disk(test: &Test, size: &str, commands: &[String]) -> Outcome<Vec<Value>> {
+    let script = format!(
+        "mkdir -m 700 cache; mount -t tmpfs -o size={size},mode=700 tmpfs cache; set +e; ({}) >said 2>&1; set -e",
+        commands.join("; ")
+    );
+    let list = ["wasm", "cache", "list", "--format=json"].map(str::to_owned).to_vec();
+    Ok(serde_json::from_str(&elsewhere(test, &script, list)?.success()?.stdout)?)
+}
+
+fn a_full_disk_loses_what_was_not_used(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let [first, second] = [test.host.guest("hello")?, test.host.guest("probe")?];
+    let [first, second] = [first.display().to_string(), second.display().to_string()];
+    let compile = |file: &str| line(test, &["wasm", "compile", file]);
+    let left = on_a_disk(test, "600k", &[compile(&first), compile(&second)])?;
+    let names: Vec<_> = left.iter().map(|entry| entry["native"]["name"].as_str()).collect();
+    let said = fs::read_to_string(test.folder.join("said"))?;
+    ensure(names == [Some(second.as_str())], format!("{names:?}: {said}"))
+}
+
+fn a_full_disk_is_remembered_for_a_while(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let compile =
+        line(test, &["wasm", "compile", &test.host.guest("hello")?.display().to_string()]);
+    let left = on_a_disk(test, "80k", &[compile.clone(), compile])?;
+    let said = fs::read_to_string(test.folder.join("said"))?;
+    ensure_eq(left.len(), 1)?;
+    ensure(left[0]["failure"]["until"].as_u64().is_some(), format!("{left:?}: {said}"))?;
+    ensure(said.contains("could not be compiled before") && said.contains("No space left"), said)
+}
+
+fn a_compiler_that_stands_still_is_ended(test: &Test) -> Outcome {
+    host(test, json!({ "compiler": { "seconds": 1 } }))?;
+    test.module(&many_functions()?)?.create()?;
+    wait_for_compiler("it is ended", || {
+        // Each of them: one may have given way to another test's.
+        compilers(test).iter().for_each(|pid| drop(signal("-STOP", &pid.to_string())));
+        !files(test, "failed").is_empty()
+    })?;
+    let listed = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
+    ensure(listed.contains("it was not compiled in 10 s"), listed)?;
+    wait_until("its module is gone", || files(test, "job").is_empty())?;
+    ensure_eq(compilers(test).len(), 0)
+}
+
+fn listing_it_is_no_use_of_it(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    for end in ["so", "hits"] {
+        fs::File::open(&files(test, end)[0])?.set_modified(an_hour_ago)?;
+    }
+    let used = || -> Outcome<Option<u64>> {
+        let json = test.rt(["wasm", "cache", "list", "--format=json"])?.success()?.stdout;
+        Ok(serde_json::from_str::<Value>(&json)?[0]["used"].as_u64())
+    };
+    let before = used()?.ok_or("no time")?;
+    fs::read(compiled(test)?)?;
+    ensure_eq(used()?, Some(before))?;
+    started(&bundle)?;
+    ensure(used()? > Some(before), "its use was not noted")
+}
+
+fn a_file_whose_time_was_set_back_is_replaced(test: &Test) -> Outcome {
+    use std::os::unix::fs::FileExt;
+    is_replaced(test, |file| {
+        let open = fs::File::options().read(true).write(true).open(file)?;
+        let before = open.metadata()?.modified()?;
+        let mut byte = [0];
+        open.read_exact_at(&mut byte, 5000)?;
+        open.write_all_at(&[!byte[0]], 5000)?;
+        Ok(open.set_modified(before)?)
+    })
+}
+
+fn the_engine_says_when_native_code_does_not_load(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    let engine = engine.join("libexec/rt/wasmedge").display().to_string();
+    let script = format!(
+        "exec 3<{engine} 4<{} 5</dev/null 6</bin/busybox; exec {engine}/ld.so --inhibit-cache --library-path {engine}/lib \
+         {engine}/rt-wasmedge --contract=1 --engine-dir=3 --module=4 --env=5 --native=6 -- /hello.wasm",
+        test.host.guest("hello")?.display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]);
+    let output = Output::of(shell)?.success()?.stdout("Hello from Wasm!\n")?;
+    let words =
+        "rt-wasmedge: the native code of `/hello.wasm` does not load, so it is interpreted: ";
+    ensure(output.stderr.starts_with(words) && output.stderr.lines().count() == 1, output.stderr)
+}
+
+fn names_do_not_command_a_terminal(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let name = "/\u{1b}[2J\u{9b}2J\u{202e}.wasm";
+    let file = name.trim_start_matches('/');
+    let good = test.wasm("hello", &[])?.file(file, fs::read(test.host.guest("hello")?)?)?;
+    let bad = test.wasm("hello", &[])?.file(file, b"\0asm\x01\0\0\0\x01\x05\0")?;
+    for bundle in [good.args(&[name]), bad.args(&[name])] {
+        bundle.write()?;
+        let folder = bundle.folder.display().to_string();
+        let output = test.rt(["wasm", "compile", &folder])?;
+        let said = output.stdout + &output.stderr;
+        ensure(!said.contains(['\u{1b}', '\u{9b}', '\u{202e}']), said)?;
+    }
+    let table = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
+    ensure(!table.contains(['\u{1b}', '\u{9b}', '\u{202e}']), &table)?;
+    ensure_eq(table.matches("/\\u{1b}[2J\\u{9b}2J\\u{202e}.wasm").count(), 2)
+}
+
+fn native_code_needs_no_compiler(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    bundle.write()?;
+    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    let script = format!(
+        "mkdir engine; cp -al '{0}'/. engine; rm -r engine/compiler; mount --bind engine '{0}'",
+        engine.join("libexec/rt/wasmedge").display()
+    );
+    let id = test.id();
+    elsewhere(test, &script, bundle.command_line("create", &id))?.success()?;
+    ensure_eq(mode_of(test, &id)?.as_str(), "aot")?;
+    let again = "mount --bind engine";
+    let script = script.split_once("; mount").map(|(_, rest)| format!("mount{rest}"));
+    let script = script.filter(|script| script.starts_with(again)).ok_or("no mount")?;
+    let list = ["wasm", "cache", "list"].map(str::to_owned).to_vec();
+    let listed = elsewhere(test, &script, list)?.success()?.stdout;
+    ensure(listed.contains(" native "), listed)?;
+    let hello = test.wasm("hello", &[])?.annotation(COMPILE, "eager");
+    hello.write()?;
+    let output = elsewhere(test, &script, hello.command_line("run", &test.id()))?.success()?;
+    ensure(output.stderr.contains("this installation compiles no modules"), output.stderr)?;
+    let clear = ["wasm", "cache", "clear"].map(str::to_owned).to_vec();
+    elsewhere(test, &script, clear)?.success()?;
+    ensure_eq(files(test, "so").len(), 0)
+}
+
+fn raised_limits_are_another_chance(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager", "compiler": { "seconds": 1 } }))?;
+    let bundle = test.module(&many_functions()?)?;
+    bundle.run()?.success()?;
+    ensure_eq(files(test, "failed").len(), 1)?;
+    host(test, json!({ "compile": "eager", "compiler": { "seconds": 600 } }))?;
+    bundle.run()?.success()?;
+    ensure_eq((files(test, "so").len(), files(test, "failed").len()), (1, 0))
+}
+
+fn old_failures_are_forgotten(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    test.module(b"\0asm\x01\0\0\0\x01\x05\0")?.run()?.code(126)?;
+    let month = Duration::from_secs(31 * 24 * 3600);
+    let failed = fs::File::open(&files(test, "failed")[0])?;
+    failed.set_modified(std::time::SystemTime::now() - month)?;
+    started(&sleeper(test)?)?;
+    ensure_eq(files(test, "failed").len(), 0)
 }

@@ -15,7 +15,7 @@ use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Module, RunMode, 
 use crate::End;
 use crate::contract::Contract;
 use crate::os::Source;
-use crate::{memory, os, read};
+use crate::{memory, os, read, say};
 
 const WASI: &str = "wasi_snapshot_preview1";
 
@@ -35,7 +35,14 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
         // what it leads to cannot be changed.
         let path = format!("/proc/self/fd/{native}");
         let module = Module::from_file(Some(&config(ConfigBuilder::new(common))?), path);
-        loaded = module.ok().map(|module| (common, module));
+        // Slower than it could be, which somebody may look for.
+        let told = module.inspect_err(|error| {
+            let why = explain(error);
+            say(&format!(
+                "the native code of `{program}` does not load, so it is interpreted: {why}"
+            ));
+        });
+        loaded = told.ok().map(|module| (common, module));
     }
     let is_native = loaded.is_some();
     let mut bytes = Vec::new();

@@ -42,6 +42,9 @@ pub(crate) struct Description {
     build: Option<String>,
     /// There if the program compiles modules, and runs what they are compiled to.
     pub(crate) compiler: Option<Compiler>,
+    /// What it takes to compile is there too.
+    #[serde(skip)]
+    pub(crate) can_compile: bool,
 }
 
 /// How the program is started to compile.
@@ -159,8 +162,7 @@ pub(crate) fn describe(path: &Path) -> Result<Description> {
         ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
     }
     // A distributor may leave them away: they are the largest part of an engine.
-    if compiler.is_some_and(|libraries| !path.join(libraries).is_dir()) {
-        description.compiler = None;
-    }
+    let is_there = compiler.is_none_or(|libraries| path.join(libraries).is_dir());
+    description.can_compile = description.compiler.is_some() && is_there;
     Ok(description)
 }

@@ -86,7 +86,7 @@ fn fail(line: &str) -> ExitCode {
 /// What went wrong without being the command's failure.
 fn warn(line: &str) {
     // As for an error.
-    let _ = std::io::stderr().write_all(format!("rt: warning: {line}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("rt: warning: {}\n", one_line(line)).as_bytes());
 }
 
 /// The causes of an error on one line, outermost first, without Rust's ` (os error N)`.
@@ -100,7 +100,21 @@ fn one_line(text: &str) -> String {
         let Some(length) = line[start..].find(')') else { break };
         line.replace_range(start..=start + length, "");
     }
-    line
+    visible(&line)
+}
+
+/// For a terminal, which obeys what is not to be seen: the names of programs and modules are an image's to choose.
+fn visible(text: &str) -> String {
+    let is_hidden = |c: char| {
+        c.is_control()
+            // Marks and overrides of the direction of writing, and what has no width.
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 #[cfg(test)]

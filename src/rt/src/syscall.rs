@@ -223,6 +223,61 @@ pub(crate) fn signalfd(signals: &[c_int]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether one of these signals, which are blocked, has arrived (`sigpending(2)`).
+pub(crate) fn pending(signals: &[c_int]) -> bool {
+    let mut set = signal_set(&[]);
+    // SAFETY: `set` is a valid place to write to.
+    unsafe { libc::sigpending(&raw mut set) };
+    // SAFETY: `set` is initialised and read only; of a number that is none the answer is -1.
+    signals.iter().any(|&signal| unsafe { libc::sigismember(&raw const set, signal) } == 1)
+}
+
+/// What locks a part of a file of an open file description (`fcntl(2)`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lock {
+    /// Others may read too.
+    Read,
+    Write,
+}
+
+/// So many bytes of a file, from a place on; 0 are all that follow.
+fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
+    // SAFETY: the structure is plain integers; the kernel wants 0 for the process.
+    let mut of: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = match lock {
+        Lock::Read => libc::F_RDLCK,
+        Lock::Write => libc::F_WRLCK,
+    };
+    of.l_type = libc::c_short::try_from(kind).map_err(|_| Errno::INVAL)?;
+    of.l_whence = libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?;
+    of.l_start = libc::off_t::try_from(start).map_err(|_| Errno::INVAL)?;
+    of.l_len = libc::off_t::try_from(length).map_err(|_| Errno::INVAL)?;
+    Ok(of)
+}
+
+/// `F_OFD_SETLK`: `EAGAIN` when another one keeps it out. The lock goes with the descriptor to whatever process inherits it.
+pub(crate) fn lock(file: BorrowedFd<'_>, lock: Lock, start: u64, length: u64) -> Result<()> {
+    let of = lock_of(lock, start, length)?;
+    // SAFETY: the descriptor is borrowed and open; `of` is initialised, lives across the call and is only read.
+    let returned = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const of) };
+    check(returned.into()).map(drop)
+}
+
+/// `F_OFD_GETLK`: where the first lock begins that would keep this one out. Takes none.
+pub(crate) fn locked(
+    file: BorrowedFd<'_>,
+    lock: Lock,
+    start: u64,
+    length: u64,
+) -> Result<Option<u64>> {
+    let mut of = lock_of(lock, start, length)?;
+    // SAFETY: the descriptor is borrowed and open; `of` is initialised, lives across the call and is a valid place to write to.
+    let returned = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut of) };
+    check(returned.into())?;
+    let free = c_int::from(of.l_type) == libc::F_UNLCK;
+    Ok(u64::try_from(of.l_start).ok().filter(|_| !free))
+}
+
 /// `pidfd_send_signal(2)`; any signal number, also 0 (a test) and the real-time ones.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
     // SAFETY: the descriptor is borrowed and open; a null siginfo stands for what kill(2) sends.

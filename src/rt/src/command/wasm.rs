@@ -8,7 +8,7 @@ mod worker;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::cli::{self, Global, WasmCommand};
 use crate::engine::{self, Description, Native, Settings};
@@ -32,12 +32,19 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// What compiles modules here.
-fn compiler(root: &Root, global: &Global) -> Result<(Description, Native)> {
+/// What runs compiled modules here.
+fn native(root: &Root, global: &Global) -> Result<(Description, Native)> {
     let path = engine::path(ENGINE)?;
     let show = || format!("open engine `{}` in `{}`", ENGINE.name(), path.display());
     let description = engine::describe(&path).with_context(show)?;
     let host = super::host(root, global);
     let native = Native::new(&description, Settings::read(host.config)?, &host)?;
-    Ok((description, native.context("this installation compiles no modules").with_context(show)?))
+    Ok((description, native.context("it runs no compiled modules").with_context(show)?))
+}
+
+/// What compiles modules here.
+fn compiler(root: &Root, global: &Global) -> Result<(Description, Native)> {
+    let (description, native) = native(root, global)?;
+    ensure!(native.can_compile, "this installation compiles no modules");
+    Ok((description, native))
 }

@@ -356,7 +356,7 @@ fn serve(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later);
+        native.compile_later(found.later, options.id);
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))

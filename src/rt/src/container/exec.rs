@@ -206,7 +206,7 @@ fn serve(
         Some(message) => bail!("the new process sent {message:?}"),
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later);
+        native.compile_later(found.later, &options.state.id);
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }

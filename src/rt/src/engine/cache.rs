@@ -4,9 +4,11 @@
 //! | file | what it is |
 //! |---|---|
 //! | `KEY.so` | the engine's native code, then [`About`] it as JSON, then the length of that and [`MAGIC`] |
+//! | `KEY.hits` | a byte for each start that used it, and when that was last, by the time of its modification |
 //! | `KEY.job` | a module that is to be compiled; locked by whoever does it or has it done |
 //! | `KEY.failed` | why the module cannot be compiled: it is not tried again |
 //! | `KEY.part` | what becomes `KEY.so` |
+//! | `.KEY.…` | what becomes one of these |
 //!
 //! The directory is its owner's alone, and so is what is in it: native code runs in containers without being looked at. Runs in
 //! the caller's process.
@@ -19,12 +21,14 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
-use rustix::fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::settings::CompilerSettings;
 use crate::state::Draft;
+use crate::syscall::{self, Lock};
 
 /// The end of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
@@ -38,8 +42,32 @@ const LONGEST: u64 = 64 << 10;
 /// A larger module is left to the interpreter.
 const LARGEST: u64 = 256 << 20;
 
-/// How many modules may wait to be compiled. Others are compiled after one of their next starts.
+/// How many modules may wait to be compiled in the background, and how many of one container's. Others are compiled after one of
+/// their next starts.
 const MOST_JOBS: usize = 16;
+const MOST_OF_ONE: usize = 2;
+
+/// Which part of the cache's size these may take, so that they drive out little of what is there.
+const SHARE_OF_JOBS: u64 = 4;
+
+/// How many failures are remembered, and for how long.
+const MOST_FAILURES: usize = 1000;
+const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What is written in one go and is older was left by a process that was killed.
+const DRAFT: Duration = Duration::from_secs(60);
+
+/// The locks of a job, each of one byte: whoever has claimed it; those that wait for it, who share theirs; and, of one in the
+/// background, whom it is for, by a number of 62 bits. So all that is known of a job ends with its process.
+const CLAIM: u64 = 0;
+const AWAITED: u64 = 1;
+const FOR: u64 = 2;
+
+/// No more starts are counted: a file grows with them.
+const MOST_HITS: u64 = 1 << 20;
+
+/// Another one each time that the host is booted.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What a module's native code depends on: the module, the engine, the processor, the way it is compiled.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -84,16 +112,35 @@ pub(crate) struct About {
 
 /// Why a module cannot be compiled.
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Failure {
     /// BLAKE3 of the module.
     pub(crate) module: String,
     pub(crate) name: String,
     pub(crate) why: String,
+    /// The limits that the compiler had.
+    #[serde(default)]
+    pub(crate) seconds: u64,
+    #[serde(default)]
+    pub(crate) memory_bytes: u64,
+    /// When it is tried again, if before long, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) until: Option<u64>,
+}
+
+impl Failure {
+    /// Whether there is no hope that it would be otherwise now: nobody has raised a limit, and it was not long ago.
+    pub(crate) fn holds(&self, settings: &CompilerSettings) -> bool {
+        settings.seconds <= self.seconds
+            && settings.memory_bytes <= self.memory_bytes
+            && self.until.is_none_or(|until| now() < until)
+    }
 }
 
 /// A module that is to be compiled, and this process is the only one to do so.
 #[derive(Debug)]
 pub(crate) struct Job {
+    pub(crate) key: Key,
     /// The module, from its beginning. The lock goes with the descriptor to whatever process inherits it.
     pub(crate) file: OwnedFd,
 }
@@ -104,7 +151,7 @@ pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) bytes: u64,
     pub(crate) used: SystemTime,
-    /// How many starts found it, since the host was booted.
+    /// How many starts have used it.
     pub(crate) hits: u64,
     pub(crate) kind: Kind,
 }
@@ -124,11 +171,13 @@ pub(crate) struct Cache {
     directory: PathBuf,
     /// Where it is kept which files were looked at since the host was booted.
     verified: PathBuf,
+    /// How large it may become.
+    most: u64,
 }
 
 impl Cache {
-    pub(crate) fn new(directory: &Path, verified: PathBuf) -> Cache {
-        Cache { directory: directory.to_owned(), verified }
+    pub(crate) fn new(directory: &Path, verified: PathBuf, most: u64) -> Cache {
+        Cache { directory: directory.to_owned(), verified, most }
     }
 
     fn file(&self, key: &impl ToString, end: &str) -> PathBuf {
@@ -146,19 +195,28 @@ impl Cache {
             let _ = fs::remove_file(self.file(key, "so"));
             return None;
         }
-        touch(&file, &metadata);
-        self.count_hit(key);
         Some(file)
     }
 
-    fn hits(&self, key: &str) -> PathBuf {
-        self.verified.join(format!("{key}.hits"))
-    }
-
-    /// One byte more in a file: of two processes neither loses its own.
-    fn count_hit(&self, key: &Key) {
-        let file = File::options().append(true).create(true).open(self.hits(&key.to_string()));
-        if let Err(error) = file.and_then(|mut file| file.write_all(b".")) {
+    /// Notes that native code is used, by one byte more in a file: of two processes neither loses its own. Not by the time of
+    /// access, which whoever reads a file changes.
+    pub(crate) fn count_hit(&self, key: &Key) {
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::CLOEXEC;
+        let count = || -> io::Result<()> {
+            let path = self.file(key, "hits");
+            let mut file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+            if file.metadata()?.len() < MOST_HITS {
+                return file.write_all(b".");
+            }
+            file.set_modified(SystemTime::now())
+        };
+        if let Err(error) = count() {
+            // On a read-only filesystem nothing is removed either.
             tracing::debug!("count that `{key}` is used: {error}");
         }
     }
@@ -178,13 +236,17 @@ impl Cache {
     /// Whether the native code is what was written, once since the host was booted: reading it all takes longer than starting it.
     fn verify(&self, file: &File, metadata: &fs::Metadata, about: &About) -> bool {
         let known = self.verified.join(&about.key);
+        // The time of the last change of any kind is nobody's to set.
         let stamp = format!(
-            "{} {} {} {}.{}",
+            "{} {} {} {} {}.{} {}.{}",
+            fs::read_to_string(BOOT).unwrap_or_default().trim(),
             metadata.dev(),
             metadata.ino(),
             metadata.len(),
             metadata.mtime(),
-            metadata.mtime_nsec()
+            metadata.mtime_nsec(),
+            metadata.ctime(),
+            metadata.ctime_nsec()
         );
         if fs::read_to_string(&known).is_ok_and(|known| known == stamp) {
             return true;
@@ -208,33 +270,63 @@ impl Cache {
         serde_json::from_reader(file.take(LONGEST)).ok()
     }
 
-    /// Claims a module that is to be compiled. None when another process has it, or too many wait already.
-    pub(crate) fn claim(&self, key: &Key, module: BorrowedFd<'_>) -> Result<Option<Job>> {
+    /// Claims a module that is to be compiled, in the background for somebody. None when another process has it, or too many
+    /// modules of this or of all containers wait already: then those in the background wait, and nobody for them.
+    pub(crate) fn claim(
+        &self,
+        key: &Key,
+        module: BorrowedFd<'_>,
+        background: Option<&str>,
+    ) -> Result<Option<Job>> {
         let show = || format!("keep a module in `{}`", self.directory.display());
         self.make().with_context(show)?;
-        if self.jobs() >= MOST_JOBS {
+        self.tidy();
+        let path = self.file(key, "job");
+        let whom = background.map(number_of);
+        let size = u64::try_from(rustix::fs::fstat(module)?.st_size).unwrap_or(0);
+        if is_claimed(&path) || whom.is_some_and(|whom| !self.has_room(whom, size)) {
             return Ok(None);
         }
-        let path = self.file(key, "job");
-        let Some(job) = lock(&path).with_context(show)? else { return Ok(None) };
-        let copied = copy(module, &job).with_context(show);
-        // It may have been changed since it was looked at.
-        if !matches!(&copied, Ok(digest) if *digest == key.module) {
-            let _ = fs::remove_file(&path);
-            return copied.map(|_| None);
-        }
-        Ok(Some(Job { file: job.into() }))
+        // Where nobody else sees it, and waits for it: reading may take for ever, where an image's filesystem is a program.
+        let draft = self.directory.join(format!(".{key}.job.{}", std::process::id()));
+        let claim = || -> Result<Option<Job>> {
+            let flags =
+                OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&draft, flags, Mode::RUSR | Mode::WUSR)?);
+            let places = [Some(CLAIM), whom.map(|whom| FOR + whom)];
+            for place in places.into_iter().flatten() {
+                syscall::lock(file.as_fd(), Lock::Write, place, 1)?;
+            }
+            ensure!(copy(module, &file)? == key.module, "it was changed since it was looked at");
+            let flags = RenameFlags::NOREPLACE;
+            match rustix::fs::renameat_with(CWD, &draft, CWD, &path, flags) {
+                Err(Errno::EXIST) => Ok(None),
+                renamed => Ok(renamed.map(|()| Some(Job { key: key.clone(), file: file.into() }))?),
+            }
+        };
+        let claimed = claim().with_context(show);
+        discard(&draft);
+        claimed
     }
 
-    /// Waits until nobody has a module to be compiled any more, for so long at the most.
-    pub(crate) fn wait_for(&self, key: &Key, most: Duration) -> Result<()> {
+    /// Waits until nobody has a module to be compiled any more, until then at the most, or until a signal has come. Whoever
+    /// compiles it in the background hurries.
+    pub(crate) fn wait_for(&self, key: &Key, end: Instant) -> Result<()> {
         let path = self.file(key, "job");
-        match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(job) => lock_within(job.as_fd(), FlockOperation::NonBlockingLockShared, most)
-                .with_context(|| format!("wait for `{}`", path.display())),
-            Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("open `{}`", path.display())),
+        let job = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(job) => job,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
+        };
+        syscall::lock(job.as_fd(), Lock::Read, AWAITED, 1).context("say that it is waited for")?;
+        while is_locked(job.as_fd(), CLAIM, 1) {
+            ensure!(!is_interrupted(), "a signal came while others compile it");
+            if Instant::now() >= end {
+                bail!("others have not compiled it in time");
+            }
+            std::thread::sleep(TURN);
         }
+        Ok(())
     }
 
     fn make(&self) -> Result<()> {
@@ -248,19 +340,54 @@ impl Cache {
         Ok(())
     }
 
-    fn jobs(&self) -> usize {
-        let names = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let paths = names.map(|entry| entry.path());
-        // What nobody works on any more is no queue.
-        paths
-            .filter(|path| path.extension().is_some_and(|end| end == "job") && is_locked(path))
-            .count()
+    /// Whether one more module of that size may wait to be compiled for somebody.
+    fn has_room(&self, whom: u64, size: u64) -> bool {
+        let (mut all, mut own, mut bytes) = (0, 0, 0);
+        for path in self.paths().filter(|path| path.extension().is_some_and(|end| end == "job")) {
+            let Ok(job) = open(&path) else { continue };
+            // What nobody works on any more is no queue; and what somebody waits for not this one.
+            if let Ok(Some(place)) = syscall::locked(job.as_fd(), Lock::Write, FOR, 0) {
+                all += 1;
+                own += usize::from(place == FOR + whom);
+                bytes +=
+                    rustix::fs::fstat(&job).map_or(0, |it| u64::try_from(it.st_size).unwrap_or(0));
+            }
+        }
+        all < MOST_JOBS
+            && own < MOST_OF_ONE
+            && (all == 0 || bytes + size <= self.most / SHARE_OF_JOBS)
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        fs::read_dir(&self.directory).into_iter().flatten().flatten().map(|entry| entry.path())
+    }
+
+    /// Removes what processes have left that were killed, and failures that are old.
+    fn tidy(&self) {
+        let mut failures = Vec::new();
+        for path in self.paths() {
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+            let is_older = |than| age.is_some_and(|age| age > than);
+            let is_draft = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+            match path.extension().and_then(|end| end.to_str()) {
+                _ if is_draft && !is_older(DRAFT) => {}
+                _ if is_draft => remove_unclaimed(&path),
+                Some("job") => remove_unclaimed(&path),
+                Some("part") if !is_claimed(&path.with_extension("job")) => discard(&path),
+                Some("hits") if !path.with_extension("so").exists() => discard(&path),
+                Some("failed") if is_older(LONGEST_FAILURE) => discard(&path),
+                Some("failed") => failures.push((age, path)),
+                _ => {}
+            }
+        }
+        failures.sort_unstable();
+        failures.iter().skip(MOST_FAILURES).for_each(|(_, path)| discard(path));
     }
 
     /// The end of a job, whatever has become of it.
     pub(crate) fn done(&self, key: &Key) {
-        // What is left is taken over by the next one.
-        let _ = fs::remove_file(self.file(key, "job"));
+        discard(&self.file(key, "job"));
     }
 
     /// Where native code is to be written.
@@ -270,6 +397,27 @@ impl Cache {
             OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR);
         file.map(File::from).with_context(|| format!("make `{}`", path.display()))
+    }
+
+    /// Writes to it. On a full disk, what was not used for the longest time makes room.
+    pub(crate) fn write(&self, mut part: &File, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match part.write(bytes) {
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_full(&error) && self.make_room() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// False when nothing is left that could be removed.
+    fn make_room(&self) -> bool {
+        let entries = self.entries().unwrap_or_default();
+        let is_native = |entry: &&Entry| matches!(entry.kind, Kind::Native(_));
+        let last = entries.iter().rev().find(is_native);
+        last.is_some_and(|entry| self.remove(entry).is_ok())
     }
 
     /// Makes what was written to [`Cache::part`] the module's native code.
@@ -282,11 +430,12 @@ impl Cache {
             let text = serde_json::to_vec(&about)?;
             let length = u32::try_from(text.len()).context("too much to say of it")?;
             part.seek(io::SeekFrom::End(0))?;
-            part.write_all(&[&text[..], &length.to_le_bytes(), MAGIC].concat())?;
+            self.write(&part, &[&text[..], &length.to_le_bytes(), MAGIC].concat())?;
             // The container's user reads it, by a descriptor: nobody else gets into the directory.
             rustix::fs::fchmod(&part, Mode::from_raw_mode(0o444))?;
             part.sync_all()?;
             fs::rename(self.file(key, "part"), &path)?;
+            self.forget_failure(key);
             Ok(about.clone())
         };
         let kept = keep().with_context(|| format!("write `{}`", path.display()));
@@ -294,15 +443,27 @@ impl Cache {
     }
 
     pub(crate) fn discard(&self, key: &Key) {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(self.file(key, "part"));
+        discard(&self.file(key, "part"));
     }
 
-    /// Remembers that a module cannot be compiled.
-    pub(crate) fn give_up(&self, key: &Key, name: &str, why: &str) -> Result<()> {
+    /// Remembers that a module cannot be compiled with these limits, for a while or until it is forgotten.
+    pub(crate) fn give_up(
+        &self,
+        key: &Key,
+        name: &str,
+        why: &str,
+        settings: &CompilerSettings,
+        hold: Option<Duration>,
+    ) -> Result<()> {
         let path = self.file(key, "failed");
-        let module = key.module.to_hex().to_string();
-        let failure = Failure { module, name: name.to_owned(), why: why.to_owned() };
+        let failure = Failure {
+            module: key.module.to_hex().to_string(),
+            name: name.to_owned(),
+            why: why.to_owned(),
+            seconds: settings.seconds,
+            memory_bytes: settings.memory_bytes,
+            until: hold.map(|hold| now() + hold.as_secs()),
+        };
         Draft::write(path.clone(), &serde_json::to_vec(&failure)?, 0o600)
             .with_context(|| format!("write `{}`", path.display()))?
             .publish()
@@ -310,7 +471,7 @@ impl Cache {
 
     pub(crate) fn forget_failure(&self, key: &Key) {
         // As a rule there is none.
-        let _ = fs::remove_file(self.file(key, "failed"));
+        discard(&self.file(key, "failed"));
     }
 
     /// All that is in it, what was used last first.
@@ -342,49 +503,59 @@ impl Cache {
                     .map_or(Kind::Useless, |about| Kind::Native(Box::new(about)))
             }
             "failed" => self.failure(&key).map_or(Kind::Useless, Kind::Failed),
-            "job" if is_locked(path) => Kind::Job,
+            "job" if is_claimed(path) => Kind::Job,
             // What a job is writing.
-            "part" if is_locked(&path.with_extension("job")) => return None,
+            "part" if is_claimed(&path.with_extension("job")) => return None,
             "job" | "part" => Kind::Useless,
             _ => return None,
         };
-        let hits = fs::metadata(self.hits(&key)).map_or(0, |hits| hits.len());
-        let used = metadata.accessed().ok()?;
-        Some(Entry { key, bytes: metadata.len(), used, hits, kind })
+        let mut entry =
+            Entry { bytes: metadata.len(), used: metadata.modified().ok()?, hits: 0, key, kind };
+        if let (Kind::Native(_), Ok(hits)) =
+            (&entry.kind, fs::metadata(self.file(&entry.key, "hits")))
+        {
+            entry.hits = hits.len();
+            entry.used = hits.modified().map_or(entry.used, |used| used.max(entry.used));
+        }
+        Some(entry)
     }
 
     /// Removes what nobody can use any more and, of the rest, what was not used for the longest time, until no more than so many
-    /// bytes are left; one is kept in any case. Returns how many entries and bytes went.
+    /// bytes are left, with what waits to be compiled, but for one that is just being compiled. Returns how many entries and bytes
+    /// went.
     pub(crate) fn prune(
         &self,
         most: u64,
         useful: impl Fn(&Entry) -> bool,
-        kept: Option<&Key>,
+        own: Option<&Key>,
     ) -> Result<(usize, u64)> {
-        let kept = kept.map(ToString::to_string);
-        let (mut left, mut gone) = (0_u64, (0, 0));
-        for entry in self.entries()? {
-            if matches!(entry.kind, Kind::Job) {
-                continue;
-            }
-            let kept = kept.as_ref() == Some(&entry.key);
-            if kept || useful(&entry) && left + entry.bytes <= most {
+        let own = own.map(ToString::to_string);
+        let entries = self.entries()?;
+        let is_job = |entry: &&Entry| matches!(entry.kind, Kind::Job);
+        let waiting = entries.iter().filter(is_job).filter(|job| Some(&job.key) != own.as_ref());
+        let (mut left, mut gone) = (waiting.map(|job| job.bytes).sum::<u64>(), (0, 0));
+        for entry in entries.iter().filter(|entry| !is_job(entry)) {
+            if useful(entry) && left + entry.bytes <= most {
                 left += entry.bytes;
                 continue;
             }
-            self.remove(&entry)?;
+            self.remove(entry)?;
             gone = (gone.0 + 1, gone.1 + entry.bytes);
         }
+        self.tidy();
         Ok(gone)
     }
 
     fn remove(&self, entry: &Entry) -> Result<()> {
         let ends: &[&str] = match entry.kind {
-            Kind::Native(_) => &["so"],
+            Kind::Native(_) => &["so", "hits"],
             Kind::Failed(_) => &["failed"],
-            Kind::Job | Kind::Useless => &["so", "failed", "job", "part"],
+            Kind::Job | Kind::Useless => &["so", "hits", "failed", "part"],
         };
-        for end in ends {
+        let job = self.file(&entry.key, "job");
+        remove_unclaimed(&job);
+        // What a job is writing stays.
+        for end in ends.iter().filter(|end| **end != "part" || !job.exists()) {
             let path = self.file(&entry.key, end);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -393,57 +564,75 @@ impl Cache {
                 _ => {}
             }
         }
-        for file in [self.verified.join(&entry.key), self.hits(&entry.key)] {
-            let _ = fs::remove_file(file);
-        }
+        discard(&self.verified.join(&entry.key));
         Ok(())
     }
 }
 
-/// None when somebody else holds it.
-fn lock(path: &Path) -> Result<Option<File>> {
-    loop {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            locked => locked?,
-        }
-        // Whoever held it before may have removed it.
-        let ours = rustix::fs::fstat(&file)?;
-        match rustix::fs::lstat(path) {
-            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
-                return Ok(Some(file.into()));
-            }
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+/// Of what may be gone already, or cannot go; then the first error is the one to tell.
+fn discard(path: &Path) {
+    let _ = fs::remove_file(path);
+}
+
+fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn is_locked(file: BorrowedFd<'_>, start: u64, length: u64) -> bool {
+    // Where there are no locks nobody has one.
+    syscall::locked(file, Lock::Write, start, length).is_ok_and(|place| place.is_some())
 }
 
 /// Whether somebody works on a job.
-fn is_locked(path: &Path) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
-    let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
-    lock == Err(Errno::WOULDBLOCK)
+fn is_claimed(path: &Path) -> bool {
+    open(path).is_ok_and(|job| is_locked(job.as_fd(), CLAIM, 1))
 }
 
-/// Locks a file, and waits for others that have it locked, for so long at the most.
-pub(crate) fn lock_within(
-    file: BorrowedFd<'_>,
-    operation: FlockOperation,
-    most: Duration,
-) -> rustix::io::Result<()> {
-    let end = Instant::now() + most;
-    loop {
-        match rustix::fs::flock(file, operation) {
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            locked => return locked,
-        }
+/// Whether somebody waits for the job that this process has claimed.
+pub(crate) fn is_awaited(job: BorrowedFd<'_>) -> bool {
+    is_locked(job, AWAITED, 1)
+}
+
+/// Removes a job that nobody works on any more. A new one of that name comes only where there is none, so of all those who find
+/// it the one that has it locked is the one to remove it.
+fn remove_unclaimed(path: &Path) {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(job) = rustix::fs::open(path, flags, Mode::empty()) else { return };
+    if syscall::lock(job.as_fd(), Lock::Write, CLAIM, 1).is_err() {
+        return;
     }
+    if let (Ok(ours), Ok(there)) = (rustix::fs::fstat(&job), rustix::fs::lstat(path))
+        && (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+    {
+        discard(path);
+    }
+}
+
+/// Whom a module is compiled for, as the place of a lock.
+fn number_of(whom: &str) -> u64 {
+    let digest = blake3::hash(whom.as_bytes());
+    let (first, _) = digest.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
+    // One that ends before the largest place that there is.
+    u64::from_le_bytes(*first) >> 2
+}
+
+/// How often whoever waits looks.
+pub(crate) const TURN: Duration = Duration::from_millis(20);
+
+/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
+pub(crate) fn is_interrupted() -> bool {
+    syscall::pending(&[libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP])
+}
+
+/// Whether there is no space left.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// What stands at the end of a file of native code. None when it is not whole.
@@ -487,7 +676,6 @@ pub(crate) fn digest(module: BorrowedFd<'_>) -> Result<Option<blake3::Hash>> {
 
 /// Copies a module into an empty file, and says what was copied.
 fn copy(module: BorrowedFd<'_>, to: &File) -> io::Result<blake3::Hash> {
-    to.set_len(0)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 128 << 10];
     let mut at = 0;
@@ -501,21 +689,4 @@ fn copy(module: BorrowedFd<'_>, to: &File) -> io::Result<blake3::Hash> {
         at += length as u64;
     }
     Ok(hasher.finalize())
-}
-
-/// Notes that native code is used, for [`Cache::prune`]: not at every start of a crowd.
-fn touch(file: &File, metadata: &fs::Metadata) {
-    const OFTEN: Duration = Duration::from_secs(60);
-    let lately = metadata.accessed().is_ok_and(|used| used.elapsed().is_ok_and(|age| age < OFTEN));
-    if lately {
-        return;
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: seconds, tv_nsec: 0 },
-        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-    };
-    // On a read-only filesystem nothing is removed either.
-    let _ = rustix::fs::futimens(file, &times);
 }

@@ -8,14 +8,17 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
 use super::Description;
-use super::cache::{self, Cache, Entry, Job, Key, Kind};
-use super::settings::Settings;
+use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind};
+use super::settings::{CacheSettings, Settings};
 use crate::exe;
 use crate::workload::{Compile, Wish};
 
@@ -34,6 +37,8 @@ pub(crate) struct Native {
     surroundings: String,
     /// The arguments of this runtime that a compiler of modules is started with too.
     flags: Vec<String>,
+    /// Without, what is there already is used.
+    pub(crate) can_compile: bool,
 }
 
 /// What the command line says that a compiler of modules has to know.
@@ -55,10 +60,11 @@ pub(crate) struct Found {
     pub(crate) later: Option<Later>,
 }
 
-/// A module that is compiled in the background.
+/// A module that is to be compiled.
 #[derive(Debug)]
 pub(crate) struct Later {
-    pub(crate) job: Job,
+    pub(crate) key: Key,
+    pub(crate) module: OwnedFd,
     /// What its container calls it.
     pub(crate) name: String,
     /// Its instructions are to be counted.
@@ -66,7 +72,7 @@ pub(crate) struct Later {
 }
 
 impl Native {
-    /// None when the engine cannot compile.
+    /// None when the engine runs nothing but modules.
     pub(crate) fn new(
         description: &Description,
         settings: Settings,
@@ -86,13 +92,15 @@ impl Native {
             description.build.as_deref().unwrap_or_default(),
             std::env::consts::ARCH,
         );
-        let cache = Cache::new(&settings.cache.directory, host.root.join("@wasm"));
+        let CacheSettings { directory, max_bytes } = &settings.cache;
+        let cache = Cache::new(directory, host.root.join("@wasm"), *max_bytes);
         let mut flags = vec![format!("--root={}", absolute(host.root)?.display())];
         if let Some(config) = host.config {
             flags.push(format!("--wasm-config={}", absolute(config)?.display()));
         }
         flags.extend(host.cgroups.map(str::to_owned));
-        Ok(Some(Native { settings, cache, surroundings, flags }))
+        let can_compile = description.can_compile;
+        Ok(Some(Native { settings, cache, surroundings, flags, can_compile }))
     }
 
     /// None for a module that is too large.
@@ -114,7 +122,13 @@ impl Native {
             own => wish.compile.unwrap_or(own),
         };
         self.try_look_up(mode, wish.counting, module, name).unwrap_or_else(|error| {
-            tracing::warn!("the module `{name}` is interpreted: {error:#}");
+            let line = format!("the module `{name}` is interpreted: {error:#}");
+            if mode == Compile::Eager {
+                // It was to be otherwise.
+                crate::warn(&line);
+            } else {
+                tracing::warn!("{line}");
+            }
             Found::default()
         })
     }
@@ -129,24 +143,55 @@ impl Native {
         if mode == Compile::Off {
             return Ok(Found::default());
         }
-        let Some(key) = self.key(module, counting)? else { return Ok(Found::default()) };
+        let hopeless = |why: String| {
+            ensure!(mode != Compile::Eager, why);
+            tracing::debug!("the module `{name}` is interpreted: {why}");
+            Ok(Found::default())
+        };
+        let Some(key) = self.key(module, counting)? else {
+            return hopeless("it is too large to be compiled".to_owned());
+        };
         if let Some(file) = self.cache.find(&key) {
+            self.cache.count_hit(&key);
             return detach(file.as_fd());
         }
-        if let Some(failure) = self.cache.failure(&key) {
-            tracing::debug!("the module `{name}` cannot be compiled: {}", failure.why);
-            return Ok(Found::default());
+        if !self.can_compile {
+            return hopeless("this installation compiles no modules".to_owned());
         }
-        let job = self.cache.claim(&key, module)?;
+        if let Some(failure) = self.failure(&key) {
+            return hopeless(format!("it cannot be compiled: {}", failure.why));
+        }
+        let module = module.try_clone_to_owned().context("keep the module open")?;
+        let later = Later { key: key.clone(), module, name: name.to_owned(), counting };
         if mode == Compile::Lazy {
-            let later = job.map(|job| Later { job, name: name.to_owned(), counting });
-            return Ok(Found { native: None, later });
+            // Not claimed yet: this process goes on when init lets it, which others may keep from doing so.
+            return Ok(Found { native: None, later: Some(later) });
         }
-        match job {
-            Some(job) => self.compile(Later { job, name: name.to_owned(), counting }, false)?,
-            None => self.cache.wait_for(&key, self.patience())?,
+        self.compile_now(&later)?;
+        let file = self.cache.find(&key).context("the compiler of modules failed")?;
+        self.cache.count_hit(&key);
+        detach(file.as_fd())
+    }
+
+    /// Why a module cannot be compiled, if that was tried and it would not be otherwise now.
+    pub(crate) fn failure(&self, key: &Key) -> Option<Failure> {
+        self.cache.failure(key).filter(|failure| failure.holds(&self.settings.compiler))
+    }
+
+    /// Has a module compiled while its container waits, or waits for somebody else who has it.
+    fn compile_now(&self, what: &Later) -> Result<()> {
+        let end = Instant::now() + self.patience();
+        while Instant::now() < end {
+            if let Some(job) = self.cache.claim(&what.key, what.module.as_fd(), None)? {
+                let worker = self.start(job, what, false, Stdio::null())?;
+                return Self::wait(worker, ensure_uninterrupted);
+            }
+            self.cache.wait_for(&what.key, end)?;
+            if self.cache.find(&what.key).is_some() || self.failure(&what.key).is_some() {
+                return Ok(());
+            }
         }
-        self.cache.find(&key).map_or_else(|| Ok(Found::default()), |file| detach(file.as_fd()))
+        bail!("others have not compiled it in time")
     }
 
     /// How long somebody who waits for a module waits for the compilers of others, before it goes without.
@@ -157,31 +202,59 @@ impl Native {
 
     /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of the caller's that it held open
     /// would keep the caller waiting.
-    pub(crate) fn start(&self, what: Later, background: bool, errors: Stdio) -> Result<Child> {
-        let Later { job, name, counting } = what;
-        let mut worker = exe::again().context("start a compiler of modules")?;
-        worker.args(&self.flags).args(["wasm", "worker", "--name", &name]);
-        if background {
-            worker.arg("--background");
-        }
-        if counting {
-            worker.arg("--counting");
-        }
-        worker
-            .stdin(Stdio::from(job.file))
-            .stdout(Stdio::null())
-            .stderr(errors)
-            .current_dir("/")
-            .spawn()
-            .context("start a compiler of modules")
+    pub(crate) fn start(
+        &self,
+        job: Job,
+        what: &Later,
+        background: bool,
+        errors: Stdio,
+    ) -> Result<Child> {
+        let Job { key, file } = job;
+        let start = || -> Result<Child> {
+            let mut worker = exe::again()?;
+            worker.args(&self.flags).args(["wasm", "worker", "--name", &what.name]);
+            if background {
+                worker.arg("--background");
+            }
+            if what.counting {
+                worker.arg("--counting");
+            }
+            let worker = worker.stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(errors);
+            Ok(worker.current_dir("/").spawn()?)
+        };
+        // Otherwise the worker does that.
+        start().context("start a compiler of modules").inspect_err(|_| self.cache.done(&key))
     }
 
-    /// And waits for it: in the background, until it has left.
-    fn compile(&self, what: Later, background: bool) -> Result<()> {
-        let worker = self.start(what, background, Stdio::null())?.wait();
-        let status = worker.context("wait for a compiler of modules")?;
-        ensure!(status.success(), "the compiler of modules failed");
-        Ok(())
+    /// Waits for a worker: in the background, until it has left. From time to time something else is done, and when that fails the
+    /// worker is ended.
+    pub(crate) fn wait(mut worker: Child, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut wait = || -> Result<ExitStatus> {
+            let pidfd = rustix::process::pidfd_open(Pid::from_child(&worker), PidfdFlags::empty())?;
+            loop {
+                if let Some(status) = worker.try_wait()? {
+                    return Ok(status);
+                }
+                meanwhile()?;
+                let turn = Timespec::try_from(cache::TURN)?;
+                match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&turn)) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        match wait() {
+            Ok(status) => {
+                ensure!(status.success(), "the compiler of modules failed");
+                Ok(())
+            }
+            Err(error) => {
+                // The compiler ends with it.
+                let _ = worker.kill();
+                let _ = worker.wait();
+                Err(error).context("wait for a compiler of modules")
+            }
+        }
     }
 
     /// Whether an entry of the cache is for this engine and this processor.
@@ -199,14 +272,24 @@ impl Native {
         })
     }
 
-    /// As [`Native::compile`], in the background: the container is made, whatever becomes of it.
-    pub(crate) fn compile_later(&self, later: Option<Later>) {
+    /// Has a module compiled in the background, for a container of this name: that one is made, whatever becomes of it.
+    pub(crate) fn compile_later(&self, later: Option<Later>, container: &str) {
         let Some(later) = later else { return };
-        let name = later.name.clone();
-        if let Err(error) = self.compile(later, true) {
-            tracing::warn!("the module `{name}` is not compiled: {error:#}");
+        let start = || {
+            let job = self.cache.claim(&later.key, later.module.as_fd(), Some(container))?;
+            job.map_or(Ok(()), |job| {
+                Self::wait(self.start(job, &later, true, Stdio::null())?, || Ok(()))
+            })
+        };
+        if let Err(error) = start() {
+            tracing::warn!("the module `{}` is not compiled: {error:#}", later.name);
         }
     }
+}
+
+fn ensure_uninterrupted() -> Result<()> {
+    ensure!(!cache::is_interrupted(), "a signal came while it was compiled");
+    Ok(())
 }
 
 /// What init hands to the engine: the one file, on a mount of its own.

@@ -56,13 +56,15 @@ pub(crate) struct CompilerSettings {
     pub(crate) user: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) seconds: u64,
+    /// In the background, only the time that nobody else wants.
+    pub(crate) idle: bool,
 }
 
 impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
         // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges that systemd and subuid(5)
         // give to containers.
-        CompilerSettings { user: 1_879_048_192, memory_bytes: 2 << 30, seconds: 600 }
+        CompilerSettings { user: 1_879_048_192, memory_bytes: 2 << 30, seconds: 600, idle: true }
     }
 }
 

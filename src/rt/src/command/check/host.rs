@@ -198,9 +198,12 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
         return Finding::good(topic, name, "switched off by the configuration");
     }
     let described = engine::path(engine).and_then(|path| engine::describe(&path));
-    if !described.is_ok_and(|described| described.compiler.is_some()) {
+    if !described.is_ok_and(|described| described.can_compile) {
         let fix = "install its compiler, the directory `compiler` in that of the engine";
-        return bad("no compiler: modules are interpreted".into(), fix);
+        return bad(
+            "no compiler: modules that were not compiled before are interpreted".into(),
+            fix,
+        );
     }
     if !state::is_host_root() {
         return Finding::good(topic, name, "not for ordinary users: their modules are interpreted");

@@ -12,11 +12,11 @@ use crate::engine::cache::{Entry, Kind};
 use crate::state::Root;
 
 pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<()> {
-    let open = || super::compiler(root, global).map(|(_, native)| native);
+    let open = || super::native(root, global).map(|(_, native)| native);
     match &args.command {
         WasmCacheCommand::List(args) => list(&open()?, args.format).context("list the cache"),
         WasmCacheCommand::Prune(args) => {
-            // What is wrong on the line is told on a host without a compiler too.
+            // What is wrong on the line is told on a host without an engine too.
             let asked = args.size.as_deref().map(limit).transpose()?;
             let native = open()?;
             let most = asked.unwrap_or(native.settings.cache.max_bytes);
@@ -82,10 +82,11 @@ fn table(native: &Native, entries: &[Entry]) -> String {
             Kind::Native(about) => {
                 let compiled =
                     SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(about.compiled);
-                (short(&about.module), age(compiled), about.name.clone())
+                (short(&about.module), age(compiled), crate::visible(&about.name))
             }
             Kind::Failed(failure) => {
                 let said = format!("{}: {}", failure.name, failure.why);
+                let said = crate::visible(&said);
                 (short(&failure.module), String::new(), said)
             }
             Kind::Job | Kind::Useless => Default::default(),

@@ -5,14 +5,14 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
-use crate::engine::Later;
+use crate::engine::{Later, Native};
 use crate::state::Root;
 use crate::workload::{self, Format, Rights};
 
@@ -23,46 +23,52 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     ensure!(Format::of(&head[..length]) == Format::Module, "it is not a WebAssembly module");
     let (_, native) = super::compiler(root, global)?;
     let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
+    let shown = crate::visible(&name);
     if native.cache.find(&key).is_some() {
-        return super::super::print(&format!("{name}: is compiled already\n"));
+        return super::super::print(&format!("{shown}: is compiled already\n"));
     }
-    if let Some(failure) = native.cache.failure(&key).filter(|_| !args.force) {
+    if let Some(failure) = native.failure(&key).filter(|_| !args.force) {
         bail!("it could not be compiled before (`--force` tries again): {}", failure.why);
     }
     native.cache.forget_failure(&key);
     let begun = Instant::now();
     let mut said = String::new();
-    match native.cache.claim(&key, module.as_fd())? {
+    match native.cache.claim(&key, module.as_fd(), None)? {
         Some(job) => {
-            let what = Later { job, name: name.clone(), counting };
-            let mut worker = native.start(what, false, Stdio::piped())?;
+            let what = Later { key: key.clone(), module, name, counting };
+            let mut worker = native.start(job, &what, false, Stdio::piped())?;
+            let errors = worker.stderr.take();
             // A line that is written again and again is for eyes.
             let watched = std::io::stderr().is_terminal();
-            while worker.try_wait().context("wait for the compiler")?.is_none() {
+            let show = || {
                 if watched {
+                    let seconds = begun.elapsed().as_secs();
                     // With standard error closed there is nobody to tell.
-                    let _ = write!(std::io::stderr(), "\r{name}: {} s", begun.elapsed().as_secs());
+                    let _ = write!(std::io::stderr(), "\r{shown}: {seconds} s");
                 }
-                std::thread::sleep(Duration::from_millis(50));
-            }
+                Ok(())
+            };
+            let outcome = Native::wait(worker, show);
             if watched {
                 let _ = write!(std::io::stderr(), "\r\x1b[K");
             }
             // One line, after which it has ended.
-            if let Some(mut errors) = worker.stderr.take() {
+            if let Some(mut errors) = errors {
                 errors.read_to_string(&mut said).context("read what the compiler says")?;
             }
+            // What it says is more.
+            outcome.or_else(|error| if said.is_empty() { Err(error) } else { Ok(()) })?;
         }
-        None => native.cache.wait_for(&key, native.patience())?,
+        None => native.cache.wait_for(&key, begun + native.patience())?,
     }
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {
             Some(failure) => bail!(failure.why),
-            None if said.is_empty() => bail!("too many modules wait to be compiled: try again"),
+            None if said.is_empty() => bail!("others have not compiled it: try again"),
             None => bail!("{}", said.trim_end().trim_start_matches("rt: ")),
         }
     }
-    super::super::print(&format!("{name}: compiled in {:.1} s\n", begun.elapsed().as_secs_f32()))
+    super::super::print(&format!("{shown}: compiled in {:.1} s\n", begun.elapsed().as_secs_f32()))
 }
 
 /// The module, what its container calls it, and whether its instructions are to be counted.

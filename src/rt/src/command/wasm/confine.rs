@@ -1,16 +1,17 @@
 //! Where modules are compiled: in a container, since a module is hostile input for a compiler. It has an unprivileged user, no
 //! capabilities, no network, a read-only root that holds the engine and an empty folder of its own, few system calls, limits of
-//! memory and time, a cgroup of its own and, in the background, the lowest priority.
+//! memory and time, a cgroup of its own and, in the background, the lowest priority: then it gives way to one that somebody waits for.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::Pid;
 use serde_json::json;
 
@@ -20,7 +21,10 @@ use crate::container::cgroups::{self, Cgroup, Manager};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::{self, CompilerSettings, Description, cache};
 use crate::state::Root;
-use crate::syscall;
+use crate::syscall::{self, Lock};
+
+/// Above the compilers' cgroups, where there is no systemd to make them: what counts beside those of all others.
+const CGROUP: &str = "rt-compiler";
 
 /// Where the engine is, for the compiler.
 const ENGINE: &str = "/engine";
@@ -44,7 +48,9 @@ const SYSCALLS: &str = "\
 pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
     // A scope of systemd's is one process's.
     let id = format!("worker-{}", std::process::id());
-    let own = Cgroup::plan(manager, cgroup_path(manager, "worker").as_deref(), &id);
+    // Not below the compiler's, whose priority is too low for somebody who has to end it.
+    let path = (manager == Manager::Cgroupfs).then(|| Path::new("/rt-compiler-worker"));
+    let own = Cgroup::plan(manager, path, &id);
     // Without a cgroup of its own it works as well.
     let mut own = own.inspect_err(|error| tracing::debug!("stay in the cgroup: {error:#}")).ok();
     let birthplace = own.as_mut().and_then(|own| own.make_for_birth().ok()).flatten();
@@ -73,7 +79,29 @@ fn enter(own: &mut Cgroup, pid: Pid) -> Result<()> {
 
 /// Beside the containers' cgroups; systemd makes a scope of a name as it makes those of containers.
 fn cgroup_path(manager: Manager, name: &str) -> Option<PathBuf> {
-    (manager == Manager::Cgroupfs).then(|| Path::new("/rt-compiler").join(name))
+    (manager == Manager::Cgroupfs).then(|| Path::new("/").join(CGROUP).join(name))
+}
+
+/// Whether a compiler gets only the time that nobody else on this host wants. `SCHED_IDLE` says so to the processes of its own cgroup
+/// and no others; beside these, weights count (kernel documentation, `cgroup-v2.rst`, "CPU"; `sched-design-CFS.rst`).
+pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
+    let above = |path: &Path| {
+        let above = path.parent().filter(|above| above.file_name().is_some_and(|it| it == CGROUP));
+        above.map(Path::to_owned)
+    };
+    let directories =
+        cgroup.paths.iter().flat_map(|path| above(path).into_iter().chain([path.clone()]));
+    for directory in directories {
+        // The first of them is Linux 5.15's; the others are of v1 and of v2, each with its least and its usual value.
+        let files =
+            [("cpu.idle", "1", "0"), ("cpu.shares", "2", "1024"), ("cpu.weight", "1", "100")];
+        let mut there = files.iter().filter(|(name, ..)| directory.join(name).exists());
+        if let Some((name, least, usual)) = there.next()
+            && let Err(error) = fs::write(directory.join(name), if idle { least } else { usual })
+        {
+            tracing::debug!("set the priority of `{}`: {error}", directory.display());
+        }
+    }
 }
 
 /// The state of the compiler's container, apart from the containers of callers: one place for all of a host, whatever their roots.
@@ -84,6 +112,22 @@ pub(super) struct Place {
 }
 
 const PLACE: &str = "/run/rt-compiler";
+
+/// As long as it is there, no other compiler runs on this host.
+pub(super) struct Turn {
+    lock: OwnedFd,
+    /// Locked by all whose compilers somebody waits for.
+    urgent: OwnedFd,
+    pub(super) is_urgent: bool,
+}
+
+impl Turn {
+    /// Whether another one is to have it, since somebody waits for that.
+    pub(super) fn is_wanted(&self) -> Result<bool> {
+        let place = syscall::locked(self.urgent.as_fd(), Lock::Write, 0, 1);
+        Ok(!self.is_urgent && place.context("ask whether somebody waits")?.is_some())
+    }
+}
 
 impl Place {
     pub(super) fn new() -> Result<Place> {
@@ -97,15 +141,32 @@ impl Place {
         Ok(Place { root: Root::new(Some(&path)), rootfs, path })
     }
 
-    /// Waits until no other compiler runs on this host. As long as the descriptor is open, none does.
-    pub(super) fn one_at_a_time(&self, most: Duration) -> Result<OwnedFd> {
-        let path = self.path.join("@lock");
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let show = || format!("wait for other compilers by `{}`", path.display());
-        let lock = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).with_context(show)?;
-        let operation = FlockOperation::NonBlockingLockExclusive;
-        cache::lock_within(lock.as_fd(), operation, most).with_context(show)?;
-        Ok(lock)
+    /// Waits until no other compiler runs on this host, for so long at the most. Those that somebody waits for come first.
+    pub(super) fn turn(&self, most: Duration, is_awaited: impl Fn() -> bool) -> Result<Turn> {
+        let open = |name: &str| {
+            let path = self.path.join(name);
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+                .with_context(|| format!("open `{}`", path.display()))
+        };
+        let (lock, urgent) = (open("@lock")?, open("@urgent")?);
+        let mut turn = Turn { lock, urgent, is_urgent: false };
+        let end = Instant::now() + most;
+        loop {
+            if !turn.is_urgent && is_awaited() {
+                syscall::lock(turn.urgent.as_fd(), Lock::Read, 0, 1)
+                    .context("say that somebody waits")?;
+                turn.is_urgent = true;
+            }
+            if turn.is_urgent || !turn.is_wanted()? {
+                match rustix::fs::flock(&turn.lock, FlockOperation::NonBlockingLockExclusive) {
+                    Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                    locked => return locked.map(|()| turn).context("wait for other compilers"),
+                }
+            }
+            ensure!(Instant::now() < end, "other compilers have not ended in time");
+            std::thread::sleep(cache::TURN);
+        }
     }
 
     /// Removes what a worker has left that was killed: nobody else is at work here.
@@ -128,14 +189,14 @@ impl Place {
         settings: &CompilerSettings,
         manager: Manager,
         args: &WasmWorker,
+        is_idle: bool,
     ) -> Result<Bundle> {
         let engine = engine::path(super::ENGINE)?;
         let mut config = config(&self.rootfs, &engine, description, settings, manager);
         if let Some(argv) = config["process"]["args"].as_array_mut().filter(|_| args.counting) {
             argv.push(json!("--counting"));
         }
-        if args.background {
-            // Nobody waits for it.
+        if is_idle {
             config["process"]["scheduler"] = json!({ "policy": "SCHED_IDLE" });
             config["process"]["ioPriority"] =
                 json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 });

@@ -1,22 +1,23 @@
 //! `rt wasm worker`: compiles one module. Started by `create`, `run`, `exec` and `rt wasm compile`, with the module as standard input;
-//! the lock on that file says that it is being compiled. One runs at a time on a host.
+//! the lock on that file says that it is being compiled. One runs at a time on a host: in the background it gives way to one that
+//! somebody waits for, and begins again later.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::io::Read as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::confine;
+use super::confine::{self, Turn};
 use crate::cli::{Global, WasmWorker};
 use crate::container::{self, Container};
-use crate::engine::cache::{About, Entry, Key, Kind};
+use crate::engine::cache::{self, About, Cache, Entry, Key, Kind};
 use crate::engine::{self, Description, Native};
 use crate::state::Root;
 
@@ -28,69 +29,121 @@ pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()
         return Ok(());
     }
     let key = native.key(module.as_fd(), args.counting)?.context("it is too large")?;
-    let outcome = compile(global, &native, &description, &key, args);
+    let what = What { args, key: &key, module: module.as_fd() };
+    let outcome = compile(global, &native, &description, &what);
     native.cache.done(&key);
     outcome
 }
+
+/// What is to be compiled.
+struct What<'a> {
+    args: &'a WasmWorker,
+    key: &'a Key,
+    /// The job, which is locked.
+    module: BorrowedFd<'a>,
+}
+
+impl What<'_> {
+    /// In the background too somebody may come to wait for it.
+    fn is_awaited(&self) -> bool {
+        !self.args.background || cache::is_awaited(self.module)
+    }
+}
+
+/// How much longer than the time of the processor's that it may take a compiler may run: on a busy host, with the lowest priority.
+const LONGEST: u64 = 10;
+
+/// How long it is remembered that a module was not compiled in that time, and that there was no space for what it is compiled to.
+const SLOW: Duration = Duration::from_secs(24 * 3600);
+const FULL: Duration = Duration::from_secs(600);
 
 fn compile(
     global: &Global,
     native: &Native,
     description: &Description,
-    key: &Key,
-    args: &WasmWorker,
+    what: &What<'_>,
 ) -> Result<()> {
-    let name = &args.name;
+    let (key, name) = (what.key, &what.args.name);
+    let settings = &native.settings.compiler;
     let place = confine::Place::new()?;
     // Somebody waits for it, or nobody does.
-    let patience = if args.background {
-        Duration::from_secs(100 * native.settings.compiler.seconds)
+    let patience = if what.args.background {
+        Duration::from_secs(settings.seconds.saturating_mul(100))
     } else {
         native.patience()
     };
-    let _lock = place.one_at_a_time(patience)?;
-    // Somebody may have been faster.
-    if native.cache.find(key).is_some() {
-        return Ok(());
+    loop {
+        let turn = place.turn(patience, || what.is_awaited())?;
+        // Somebody may have been faster.
+        if native.cache.find(key).is_some() {
+            return Ok(());
+        }
+        let outcome = make(&place, &turn, global, native, description, what);
+        if !matches!(outcome, Ok(Outcome::Compiled)) {
+            native.cache.discard(key);
+        }
+        let (why, hold) = match outcome {
+            Ok(Outcome::Compiled) => return Ok(()),
+            Ok(Outcome::GaveWay) => continue,
+            Ok(Outcome::Failed(why)) => (why, None),
+            Ok(Outcome::TooSlow(why)) => (why, Some(SLOW)),
+            Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
+            Err(error) if is_full(&error) => (format!("{error:#}"), Some(FULL)),
+            Err(error) => return Err(error),
+        };
+        native.cache.give_up(key, name, &why, settings, hold)?;
+        bail!(why);
     }
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(cache::is_full))
+}
+
+/// Runs the compiler, and keeps what it makes.
+fn make(
+    place: &confine::Place,
+    turn: &Turn,
+    global: &Global,
+    native: &Native,
+    description: &Description,
+    what: &What<'_>,
+) -> Result<Outcome> {
     let begun = Instant::now();
-    let part = native.cache.part(key)?;
-    match run(&place, global, native, description, &part, args) {
-        Ok(Outcome::Compiled) => {}
-        Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
-        Ok(Outcome::Failed(why)) => {
-            native.cache.discard(key);
-            native.cache.give_up(key, name, &why)?;
-            bail!(why);
-        }
-        Err(error) => {
-            native.cache.discard(key);
-            return Err(error);
-        }
+    let part = native.cache.part(what.key)?;
+    let outcome = run(place, turn, global, native, description, &part, what)?;
+    if !matches!(outcome, Outcome::Compiled) {
+        return Ok(outcome);
     }
-    let module = rustix::fs::fstat(rustix::stdio::stdin()).context("stat the module")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let module = rustix::fs::fstat(what.module).context("stat the module")?;
     let about = About {
-        key: key.to_string(),
-        module: key.module.to_hex().to_string(),
+        key: what.key.to_string(),
+        module: what.key.module.to_hex().to_string(),
         module_bytes: u64::try_from(module.st_size).unwrap_or(0),
-        name: name.clone(),
+        name: what.args.name.clone(),
         engine: description.label(),
         native: String::new(),
         native_bytes: 0,
-        compiled: now.as_secs(),
+        compiled: cache::now(),
         milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
-    native.cache.keep(key, part, about)?;
     // Another rt on this host may have use for what is foreign to this one.
     let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
-    native.cache.prune(native.settings.cache.max_bytes, useful, Some(key)).map(drop)
+    let own = part.metadata().context("stat native code")?.len();
+    let others = native.settings.cache.max_bytes.saturating_sub(own);
+    native.cache.prune(others, useful, Some(what.key))?;
+    native.cache.keep(what.key, part, about)?;
+    Ok(Outcome::Compiled)
 }
 
 enum Outcome {
     Compiled,
     /// Because of the module: it would fail again.
     Failed(String),
+    /// Because of the module, or since others had much to do.
+    TooSlow(String),
+    /// To another one, which somebody waits for.
+    GaveWay,
     /// By a signal.
     Ended(i32),
 }
@@ -104,17 +157,21 @@ struct Pipes {
 /// Runs the compiler in a container of its own, and writes what it makes to a file.
 fn run(
     place: &confine::Place,
+    turn: &Turn,
     global: &Global,
     native: &Native,
     description: &Description,
     part: &File,
-    args: &WasmWorker,
+    what: &What<'_>,
 ) -> Result<Outcome> {
     place.clean()?;
     let manager = super::super::manager(global);
-    let bundle = place.bundle(description, &native.settings.compiler, manager, args)?;
+    let settings = &native.settings.compiler;
+    // Otherwise somebody waits for it.
+    let is_idle = settings.idle && !turn.is_urgent;
+    let bundle = place.bundle(description, settings, manager, what.args, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
-    let pipes = take_streams()?;
+    let pipes = take_streams(what.module)?;
     let made = place.create(&bundle, manager);
     // The container has them now.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -122,10 +179,14 @@ fn run(
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&own)?;
     let container = made?;
-    let seconds = native.settings.compiler.seconds;
+    confine::set_idle(&container.state.cgroup, is_idle);
     // The limit is of the processor's time; on a busy host that takes longer.
-    let end = Instant::now() + Duration::from_secs(100 * seconds);
-    let outcome = follow(&container, pipes, part, end);
+    let seconds = settings.seconds;
+    let longest = Duration::from_secs(LONGEST.saturating_mul(seconds));
+    let gives_way = || Ok(!turn.is_urgent && (what.is_awaited() || turn.is_wanted()?));
+    let outcome = follow(&container, &native.cache, pipes, part, longest, gives_way);
+    // It may have little time to end in.
+    confine::set_idle(&container.state.cgroup, false);
     let oom = container.state.cgroup.was_out_of_memory();
     container::delete(&container.directory, &container.state, true)?;
     match outcome? {
@@ -151,10 +212,10 @@ fn run(
 }
 
 /// Makes pipes of the standard streams, which the container's process inherits. What goes in is the module, open for reading only.
-fn take_streams() -> Result<Pipes> {
+fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
     // By a read-only mount: init gives the container's user what it reads from, and a file of the cache's is not to be given away,
     // nor opened once more for writing. Its lock is in another place: the caller of this function holds it.
-    let mount = engine::cut_off_file(rustix::stdio::stdin())?;
+    let mount = engine::cut_off_file(module)?;
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context("open the module")?;
@@ -166,17 +227,22 @@ fn take_streams() -> Result<Pipes> {
     Ok(Pipes { out: out.into(), err: err.into() })
 }
 
-/// Takes what the compiler makes until it has ended.
+/// Takes what the compiler makes until it has ended, has to give way, or has taken too long.
 fn follow(
     container: &Container,
+    cache: &Cache,
     mut pipes: Pipes,
-    mut part: &File,
-    end: Instant,
+    part: &File,
+    longest: Duration,
+    gives_way: impl Fn() -> Result<bool>,
 ) -> Result<Outcome> {
     /// More than the module's size by far; a compiler that writes for ever is ended.
     const LARGEST: u64 = 4 << 30;
-    const LONGEST: usize = 4096;
+    const MOST_SAID: usize = 4096;
+    /// How often it is asked whether somebody else has it more urgent.
+    const TURN: Duration = Duration::from_millis(50);
     container.go()?;
+    let end = Instant::now() + longest;
     let (mut written, mut said) = (0_u64, Vec::new());
     let mut buffer = vec![0; 64 << 10];
     let mut open = [true, true];
@@ -186,8 +252,12 @@ fn follow(
             PollFd::new(&pipes.out, if open[0] { PollFlags::IN } else { PollFlags::empty() }),
             PollFd::new(&pipes.err, if open[1] { PollFlags::IN } else { PollFlags::empty() }),
         ];
-        match rustix::event::poll(&mut polled, Some(&Timespec::try_from(left)?)) {
-            Ok(0) => bail!("the compiler did not end in time"),
+        match rustix::event::poll(&mut polled, Some(&Timespec::try_from(left.min(TURN))?)) {
+            Ok(_) if left.is_zero() => {
+                let why = format!("it was not compiled in {} s", longest.as_secs());
+                return Ok(Outcome::TooSlow(why));
+            }
+            Ok(_) if gives_way()? => return Ok(Outcome::GaveWay),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the compiler"),
         }
@@ -196,13 +266,16 @@ fn follow(
             let length = pipes.out.read(&mut buffer).context("read from the compiler")?;
             open[0] = length > 0;
             written += length as u64;
-            ensure!(written <= LARGEST, "the compiler writes more than {LARGEST} bytes");
-            part.write_all(&buffer[..length]).context("write native code")?;
+            if written > LARGEST {
+                let why = format!("it is compiled to more than {LARGEST} bytes");
+                return Ok(Outcome::Failed(why));
+            }
+            cache.write(part, &buffer[..length]).context("write native code")?;
         }
         if open[1] && ready[1] {
             let length = pipes.err.read(&mut buffer).context("read from the compiler")?;
             open[1] = length > 0;
-            said.extend(&buffer[..length.min(LONGEST.saturating_sub(said.len()))]);
+            said.extend(&buffer[..length.min(MOST_SAID.saturating_sub(said.len()))]);
         }
     }
     let status = container::wait(container.pid)?;
