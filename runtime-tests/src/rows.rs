@@ -301,6 +301,9 @@ const ROWS: &[Row] = &[
     row("wasm: limits", &["wasm_limits"]),
     row("wasm: rights by annotation", &["wasm_rights"]),
     row("wasm: ports by annotation", &["wasm_ports"]),
+    row("wasm: native code, its cache", &["wasm_cache"]),
+    row("wasm: native code, its compiler", &["wasm_compiler"]),
+    row("wasm: plugins", &["wasm_plugins"]),
 ];
 
 /// What became of each test, by its name: `passed`, `failed`, `skipped`.

@@ -36,6 +36,7 @@ mod terminal;
 mod wasi;
 mod wasm;
 mod wasm_cache;
+mod wasm_compiler;
 mod wasm_limits;
 mod wasm_plugins;
 mod wasm_ports;
@@ -94,6 +95,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasi::TESTS,
         wasm::TESTS,
         wasm_cache::TESTS,
+        wasm_compiler::TESTS,
         wasm_limits::TESTS,
         wasm_plugins::TESTS,
         wasm_ports::TESTS,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -20,7 +20,7 @@ super::tests! { "wasm":
     an_unknown_import_is_named, a_module_without_start_is_refused, reads_and_writes_its_rootfs,
     a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
-    serves_http, resolves_names_from_etc_hosts, runs_without_any_capability, leaves_descriptors_behind,
+    serves_http, resolves_names_from_etc_hosts, asks_the_server_in_resolv_conf, runs_without_any_capability, leaves_descriptors_behind,
     prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden, is_told_of_by_state_and_list,
     takes_ten_thousand_arguments, binds_a_low_port_with_the_capability_only, has_a_terminal,
 }
@@ -339,6 +339,49 @@ fn resolves_names_from_etc_hosts(test: &Test) -> Outcome {
         .run()?
         .success()?;
     ensure(output.stdout.contains("10.9.8.7"), output.stdout)
+}
+
+/// In an image of nothing but the module, with the file that its caller mounts.
+fn asks_the_server_in_resolv_conf(test: &Test) -> Outcome {
+    // Of this test's own on loopback, which is the host's here.
+    let Ok(server) = UdpSocket::bind("127.77.0.1:53") else {
+        return skip("the port of DNS cannot be had");
+    };
+    server.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let answers = std::thread::spawn(move || {
+        // Both an IPv4 and an IPv6 address may be asked for, RFC 1035, 4.1.
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = server.recv_from(&mut buffer) {
+            let query = &buffer[..length];
+            let Some(end) = query.iter().skip(12).position(|byte| *byte == 0) else { return };
+            let question = &query[12..(12 + end + 5).min(length)];
+            let is_v4 = question.ends_with(&[0, 1, 0, 1]);
+            let head = [0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0];
+            let address: &[u8] =
+                if is_v4 { &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 6, 5, 4] } else { &[] };
+            let _ = server.send_to(&[&query[..2], &head, question, address].concat(), from);
+            if question.starts_with(b"\x04last") {
+                return;
+            }
+        }
+    });
+    let mounted = test.folder.join("resolv.conf");
+    fs::write(&mounted, "nameserver 127.77.0.1\n")?;
+    let bundle = test.wasm("probe", &["resolve", "db.example"])?.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
+    });
+    let bundle = bundle.mount(
+        json!({ "destination": "/etc/resolv.conf", "source": mounted, "options": ["bind", "ro"] }),
+    );
+    let output = bundle.run();
+    // The server ends.
+    let stop = UdpSocket::bind("127.0.0.1:0")?;
+    stop.send_to(b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x04last\0\0\x01\0\x01", "127.77.0.1:53")?;
+    answers.join().map_err(|_| "the server")?;
+    let output = output?.success()?;
+    ensure(output.stdout.contains("10.6.5.4"), output.stdout)
 }
 
 fn runs_without_any_capability(test: &Test) -> Outcome {

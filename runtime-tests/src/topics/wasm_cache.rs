@@ -1,37 +1,31 @@
-//! Modules that are compiled: when, how, by whom, and what is kept of them.
+//! Modules that are compiled: when, and what is kept of them. Who compiles them: `wasm_compiler`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, has_a_changeable_mount, skip,
-    wait_until, wait_up_to,
+    wait_up_to,
 };
 
 super::tests! { "wasm_cache":
     the_second_start_is_native, can_be_compiled_before_its_start, can_be_left_to_the_interpreter, what_the_host_forbids_no_container_gets,
-    many_starts_compile_once, one_module_is_compiled_at_a_time, a_module_that_exec_starts_is_compiled_too, native_code_is_shared_between_containers,
-    a_truncated_file_is_replaced, a_damaged_file_is_replaced, another_modules_file_is_not_taken, a_file_that_others_could_write_is_not_taken,
-    another_processors_file_is_not_taken, another_builds_file_is_not_taken, works_where_nothing_can_be_written, works_on_a_full_disk,
-    native_code_of_an_image_is_not_run, a_module_with_native_code_is_compiled_again, its_caller_is_not_kept_waiting, the_compiler_is_confined,
-    a_compiler_that_takes_too_long_is_ended, a_compiler_that_takes_too_much_memory_is_ended, what_cannot_be_compiled_is_remembered, a_compiler_that_was_killed_leaves_nothing,
-    nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed, ends_as_the_interpreter_does, a_stack_overflow_is_a_fault,
-    compile_takes_a_module_or_a_bundle, compile_refuses_what_is_no_module, the_cache_is_listed, hits_are_counted, the_cache_can_be_pruned_and_cleared, the_cache_keeps_to_its_size,
-    what_was_left_waiting_is_in_nobodys_way, a_start_that_is_held_up_holds_up_no_other, a_signal_ends_the_waiting,
-    one_container_does_not_stop_the_others, what_waits_takes_a_part_of_the_cache_only, a_start_that_fails_leaves_no_module_behind,
-    who_waits_goes_before_the_background, who_waits_hurries_the_background, the_background_gives_way_to_all_others,
-    a_full_disk_loses_what_was_not_used, a_full_disk_is_remembered_for_a_while, a_compiler_that_stands_still_is_ended,
-    listing_it_is_no_use_of_it, a_file_whose_time_was_set_back_is_replaced, the_engine_says_when_native_code_does_not_load,
-    names_do_not_command_a_terminal, native_code_needs_no_compiler, raised_limits_are_another_chance, old_failures_are_forgotten,
-    wrong_settings_are_errors,
+    a_module_that_exec_starts_is_compiled_too, native_code_is_shared_between_containers, a_truncated_file_is_replaced, a_damaged_file_is_replaced,
+    another_modules_file_is_not_taken, a_file_that_others_could_write_is_not_taken, another_processors_file_is_not_taken,
+    another_builds_file_is_not_taken, works_where_nothing_can_be_written, works_on_a_full_disk, native_code_of_an_image_is_not_run,
+    a_module_with_native_code_is_compiled_again, nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed,
+    ends_as_the_interpreter_does, a_stack_overflow_is_a_fault, the_cache_is_listed, hits_are_counted, the_cache_can_be_pruned_and_cleared,
+    the_cache_keeps_to_its_size, a_full_disk_loses_what_was_not_used, a_full_disk_is_remembered_for_a_while, listing_it_is_no_use_of_it,
+    a_file_whose_time_was_set_back_is_replaced, the_engine_says_when_native_code_does_not_load, names_do_not_command_a_terminal,
+    native_code_needs_no_compiler, wrong_settings_are_errors,
 }
 
-const COMPILE: &str = "run.oci.wasm.compile";
+pub(super) const COMPILE: &str = "run.oci.wasm.compile";
 
 pub(super) fn has_compiler(test: &Test) -> bool {
     let prefix = test.host.runtime.parent().and_then(Path::parent);
@@ -54,12 +48,12 @@ pub(super) fn host(test: &Test, settings: Value) -> Outcome {
     Ok(())
 }
 
-fn cache(test: &Test) -> PathBuf {
+pub(super) fn cache(test: &Test) -> PathBuf {
     test.folder.join("cache")
 }
 
 /// What is compiled in the background waits for everybody else.
-fn wait_for_compiler(what: &str, holds: impl FnMut() -> bool) -> Outcome {
+pub(super) fn wait_for_compiler(what: &str, holds: impl FnMut() -> bool) -> Outcome {
     wait_up_to(Duration::from_secs(120), what, holds)
 }
 
@@ -72,7 +66,7 @@ pub(super) fn files(test: &Test, end: &str) -> Vec<PathBuf> {
 }
 
 /// The one file of native code, when it is there.
-fn compiled(test: &Test) -> Outcome<PathBuf> {
+pub(super) fn compiled(test: &Test) -> Outcome<PathBuf> {
     wait_for_compiler("a module is compiled", || !files(test, "so").is_empty())?;
     wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
     let found = files(test, "so");
@@ -86,12 +80,12 @@ pub(super) fn mode(container: &Container<'_>) -> Outcome<String> {
     Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
 }
 
-fn sleeper(test: &Test) -> Outcome<Bundle<'_>> {
+pub(super) fn sleeper(test: &Test) -> Outcome<Bundle<'_>> {
     test.wasm("probe", &["sleep"])
 }
 
 /// Starts it, and says how it is run.
-fn started(bundle: &Bundle<'_>) -> Outcome<String> {
+pub(super) fn started(bundle: &Bundle<'_>) -> Outcome<String> {
     let container = bundle.start()?;
     container.wait_for_output("ready\n")?;
     mode(&container)
@@ -141,61 +135,6 @@ fn what_the_host_forbids_no_container_gets(test: &Test) -> Outcome {
     let bundle = sleeper(test)?.annotation(COMPILE, "eager");
     ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
     ensure(!cache(test).exists(), "something was kept")
-}
-
-fn many_starts_compile_once(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager" }))?;
-    let bundle = sleeper(test)?;
-    bundle.write()?;
-    let ids: Vec<String> = (0..6).map(|_| test.id()).collect();
-    let start = |id: &String| {
-        test.command(bundle.command_line("create", id))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-    };
-    let callers = ids.iter().map(start).collect::<Result<Vec<_>, _>>()?;
-    for mut caller in callers {
-        ensure(caller.wait()?.success(), "a creation failed")?;
-    }
-    for id in &ids {
-        let state: Value = serde_json::from_str(&test.rt(["state", id])?.success()?.stdout)?;
-        ensure_eq(state["annotations"]["run.oci.engine.mode"].as_str(), Some("aot"))?;
-    }
-    compiled(test).map(drop)
-}
-
-/// The compilers that run for this test.
-fn compilers(test: &Test) -> Vec<i32> {
-    let root = test.state_root().display().to_string();
-    let is_ours = |pid: &i32| {
-        let read = |pid: i32, file: &str| {
-            let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            String::from_utf8_lossy(&text).into_owned()
-        };
-        // Its parent is a worker, which says where the state is.
-        let parent = read(*pid, "status");
-        let parent = parent.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
-        read(*pid, "cmdline").contains("--compile")
-            && parent.is_some_and(|parent| read(parent, "cmdline").contains(&root))
-    };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
-}
-
-fn one_module_is_compiled_at_a_time(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    for guest in ["probe", "wasi", "http-server", "hello"] {
-        let id = test.id();
-        let bundle = test.wasm(guest, &["args"])?;
-        bundle.try_create(&id)?.success()?;
-    }
-    let mut most = 0;
-    wait_for_compiler("all are compiled", || {
-        most = most.max(compilers(test).len());
-        files(test, "so").len() == 4
-    })?;
-    ensure_eq(most, 1)
 }
 
 fn a_module_that_exec_starts_is_compiled_too(test: &Test) -> Outcome {
@@ -416,141 +355,6 @@ fn a_module_with_native_code_is_compiled_again(test: &Test) -> Outcome {
     ensure(!native.windows(17).any(|part| part == b"this would be run"), "it is still there")
 }
 
-/// Who reads what `create` prints reads to its end, while the compiler is at work.
-fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    let lock = hold_compilers()?;
-    let bundle = test.wasm("wasi", &["none"])?;
-    bundle.write()?;
-    let output =
-        test.command(bundle.command_line("run", &test.id())).stderr(Stdio::piped()).output()?;
-    let waiting = files(test, "job").len();
-    ensure(output.status.code().is_some(), "it was ended")?;
-    ensure_eq(waiting, 1)?;
-    drop(lock);
-    compiled(test).map(drop)
-}
-
-fn the_compiler_is_confined(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    sleeper(test)?.start()?;
-    let pid = a_compiler(test)?;
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let status = read("status")?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
-        line.unwrap_or_default().to_owned()
-    };
-    for (name, value) in [
-        ("Uid", "1879048192\t1879048192\t1879048192\t1879048192"),
-        ("Gid", "1879048192\t1879048192\t1879048192\t1879048192"),
-        ("CapEff", "0000000000000000"),
-        ("CapBnd", "0000000000000000"),
-        ("NoNewPrivs", "1"),
-        ("Seccomp", "2"),
-    ] {
-        ensure_eq((name, field(name).as_str()), (name, value))?;
-    }
-    for namespace in ["net", "pid", "mnt", "ipc", "uts", "cgroup"] {
-        let link = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));
-        ensure(
-            link(&pid.to_string())? != link("self")?,
-            format!("the {namespace} namespace is ours"),
-        )?;
-    }
-    ensure_eq(read("oom_score_adj")?.trim(), "1000")?;
-    let cgroup = read("cgroup")?;
-    ensure(cgroup.contains("rt-compiler") || cgroup.contains("compiler-"), cgroup)?;
-    // Nothing of the container that it is for, and nothing of its caller's.
-    let links = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-    let targets: Vec<String> = links
-        .filter_map(|link| Some(fs::read_link(link.path()).ok()?.display().to_string()))
-        .collect();
-    let folder = test.folder.display().to_string();
-    let foreign = targets.iter().find(|target| {
-        target.starts_with(&folder) && !target.contains("/cache/") || target.starts_with("socket:")
-    });
-    ensure_eq(foreign, None)?;
-    compiled(test).map(drop)
-}
-
-/// A module that keeps a compiler at work for a while, does nothing, and says nothing.
-fn many_functions() -> Outcome<Vec<u8>> {
-    let mut text = String::from("(module");
-    for number in 0..20_000 {
-        text += &format!(
-            "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const {number})))"
-        );
-    }
-    Ok(wat::parse_str(text + "(memory (export \"memory\") 1) (func (export \"_start\")))")?)
-}
-
-/// Compiling such a module fails in this way, once and for all; the module runs all the same.
-fn fails_to_compile(test: &Test, words: &str) -> Outcome {
-    let bundle = test.module(&many_functions()?)?;
-    let output = bundle.run()?.success()?.stdout("")?;
-    ensure(
-        output.stderr.starts_with("rt: warning: the module `/module.wasm` is interpreted: "),
-        output.stderr,
-    )?;
-    let failed = files(test, "failed");
-    let left = ["so", "job", "part"].map(|end| files(test, end).len());
-    ensure_eq((failed.len(), left), (1, [0, 0, 0]))?;
-    let listed = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
-    ensure(listed.contains(" failed ") && listed.contains(words), listed)?;
-    let time = fs::metadata(&failed[0])?.modified()?;
-    bundle.run()?.success()?.stdout("")?;
-    ensure_eq(fs::metadata(&failed[0])?.modified()?, time)
-}
-
-fn a_compiler_that_takes_too_long_is_ended(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager", "compiler": { "seconds": 1 } }))?;
-    fails_to_compile(test, "it takes longer than 1 s of the processor")
-}
-
-fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager", "compiler": { "memoryBytes": 48 << 20 } }))?;
-    let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    let counted =
-        Path::new("/sys/fs/cgroup/memory").exists() || v2.is_ok_and(|list| list.contains("memory"));
-    // Without that controller, the compiler itself is told that there is no more.
-    let words =
-        if counted { "it takes more memory than the compiler may use" } else { "the compiler " };
-    fails_to_compile(test, words)
-}
-
-fn what_cannot_be_compiled_is_remembered(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager" }))?;
-    let bundle = test.module(b"\0asm\x01\0\0\0\x01\x05\0")?;
-    bundle.run()?.code(126)?;
-    let failed = files(test, "failed");
-    ensure_eq(failed.len(), 1)?;
-    let why = fs::read_to_string(&failed[0])?;
-    ensure(why.contains("malformed"), why)?;
-    bundle.run()?.code(126)?;
-    let path = bundle.rootfs().join("module.wasm").display().to_string();
-    test.rt(["wasm", "compile", &path])?.fails_with("could not be compiled before")?;
-    test.rt(["wasm", "compile", "--force", &path])?.fails_with("malformed").map(drop)
-}
-
-fn a_compiler_that_was_killed_leaves_nothing(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    let bundle = sleeper(test)?;
-    bundle.start()?;
-    signal("-KILL", &a_worker(test)?)?;
-    wait_until("the compiler ends with it", || compilers(test).is_empty())?;
-    // The next one takes over.
-    ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
-    compiled(test)?;
-    ensure_eq(files(test, "part").len(), 0)?;
-    let left: Vec<_> = fs::read_dir("/run/rt-compiler")?
-        .flatten()
-        .map(|entry| entry.file_name())
-        .filter(|name| !name.to_string_lossy().starts_with('@'))
-        .collect();
-    ensure_eq(left.len(), 0)
-}
-
 /// Also not root of the container, by what the kernel shows of the process.
 fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
     let bundle = with_native_code(test)?;
@@ -628,52 +432,6 @@ fn a_stack_overflow_is_a_fault(test: &Test) -> Outcome {
     ensure(matches!(output.code, Some(134 | 139)), format!("{:?}: {}", output.code, output.stderr))
 }
 
-fn compile_takes_a_module_or_a_bundle(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    let bundle = test.wasm("hello", &[])?;
-    bundle.write()?;
-    let folder = bundle.folder.display().to_string();
-    let said = test.rt(["wasm", "compile", &folder])?.success()?.stdout;
-    ensure(said.starts_with("/hello.wasm: compiled in ") && said.lines().count() == 1, said)?;
-    let file = bundle.rootfs().join("hello.wasm").display().to_string();
-    test.rt(["wasm", "compile", &file])?
-        .success()?
-        .stdout(&format!("{file}: is compiled already\n"))?;
-    // As its container finds it: by PATH, in the working directory, through a link that stays inside.
-    let rootfs = bundle.rootfs();
-    fs::create_dir_all(rootfs.join("opt/bin"))?;
-    fs::rename(rootfs.join("hello.wasm"), rootfs.join("opt/bin/app.wasm"))?;
-    std::os::unix::fs::symlink("/opt/bin/app.wasm", rootfs.join("opt/bin/link.wasm"))?;
-    for name in ["app.wasm", "link.wasm", "/opt/bin/link.wasm"] {
-        let bundle = bundle
-            .clone()
-            .args(&[name])
-            .edit(|config| config["process"]["env"] = json!(["PATH=/bin:/opt/bin"]));
-        bundle.write()?;
-        test.rt(["wasm", "compile", &folder])?
-            .success()?
-            .stdout(&format!("{name}: is compiled already\n"))?;
-    }
-    Ok(())
-}
-
-fn compile_refuses_what_is_no_module(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    test.rt(["wasm", "compile", "/bin/busybox"])?
-        .fails_with("compile `/bin/busybox`: it is not a WebAssembly module")?;
-    test.rt(["wasm", "compile", "/none"])?
-        .fails_with("compile `/none`: open it: No such file or directory")?;
-    let component = test.folder.join("component.wasm");
-    fs::write(&component, b"\0asm\x0d\0\x01\0")?;
-    test.rt(["wasm", "compile", &component.display().to_string()])?
-        .fails_with("it is not a WebAssembly module")?;
-    let bundle = test.sh("true")?;
-    bundle.write()?;
-    test.rt(["wasm", "compile", &bundle.folder.display().to_string()])?
-        .fails_with("it is not a WebAssembly module")?;
-    ensure(!cache(test).exists(), "something was kept")
-}
-
 fn the_cache_is_listed(test: &Test) -> Outcome {
     host(test, json!({}))?;
     test.rt(["wasm", "cache", "list"])?
@@ -746,18 +504,6 @@ fn the_cache_keeps_to_its_size(test: &Test) -> Outcome {
     ensure((1..=450 << 10).contains(&sizes), format!("{sizes} bytes are kept"))
 }
 
-/// By workers that were killed.
-fn what_was_left_waiting_is_in_nobodys_way(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager" }))?;
-    fs::create_dir(cache(test))?;
-    fs::set_permissions(cache(test), fs::Permissions::from_mode(0o700))?;
-    for number in 0..20 {
-        fs::write(cache(test).join(format!("{number}.job")), "")?;
-    }
-    ensure_eq(started(&sleeper(test)?)?.as_str(), "aot")?;
-    ensure_eq(files(test, "job").len(), 0)
-}
-
 fn wrong_settings_are_errors(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.wasm("hello", &[])?;
@@ -778,197 +524,6 @@ fn wrong_settings_are_errors(test: &Test) -> Outcome {
         .try_create(&test.id())?
         .fails_with("the annotation `run.oci.wasm.compile`: `always` is none of")
         .map(drop)
-}
-
-fn signal(name: &str, pid: &str) -> Outcome {
-    ensure(Command::new("kill").args([name, pid]).status()?.success(), format!("kill {name} {pid}"))
-}
-
-/// The first compiler that this test has.
-fn a_compiler(test: &Test) -> Outcome<i32> {
-    let mut found = Vec::new();
-    wait_for_compiler("a compiler runs", || {
-        found = compilers(test);
-        !found.is_empty()
-    })?;
-    Ok(found[0])
-}
-
-/// The process that had it started.
-fn a_worker(test: &Test) -> Outcome<String> {
-    let mut found = None;
-    wait_for_compiler("a worker waits for a compiler", || {
-        // It may have given way to another test's meanwhile.
-        let compiler = compilers(test).first().copied().unwrap_or_default();
-        let status = fs::read_to_string(format!("/proc/{compiler}/status")).unwrap_or_default();
-        found = status.lines().find_map(|line| line.strip_prefix("PPid:\t").map(str::to_owned));
-        found.is_some()
-    })?;
-    found.ok_or_else(|| "no worker".into())
-}
-
-/// As the one who starts the module of a tenant could hold up another tenant's.
-fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
-    host(test, json!({}))?;
-    // A socket with room for one, which is taken: whoever wants to connect to it waits.
-    let path = test.folder.join("socket");
-    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
-    rustix::net::listen(&socket, 0)?;
-    let _first = std::os::unix::net::UnixStream::connect(&path)?;
-    let held = sleeper(test)?.flag(format!("--pidfd-socket={}", path.display()));
-    held.write()?;
-    let id = test.id();
-    let mut command = test.command(held.command_line("create", &id));
-    let mut caller = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let state = test.state_root().join(&id).join("state.json");
-    wait_until("it is on record", || state.exists())?;
-    let mode = started(&sleeper(test)?.annotation(COMPILE, "eager"));
-    drop(socket);
-    caller.wait()?;
-    ensure_eq(mode?.as_str(), "aot")
-}
-
-/// It is passed on to the module, which is interpreted.
-fn a_signal_ends_the_waiting(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    sleeper(test)?.start()?;
-    let worker = a_worker(test)?;
-    signal("-STOP", &worker)?;
-    let bundle = sleeper(test)?.annotation(COMPILE, "eager");
-    bundle.write()?;
-    let log = test.folder.join("stderr");
-    let mut command = test.command(bundle.command_line("run", &test.id()));
-    let mut caller = command.stdout(Stdio::null()).stderr(fs::File::create(&log)?).spawn()?;
-    let pid = caller.id().to_string();
-    let waits = || {
-        let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let mut targets = links.filter_map(|link| fs::read_link(link.path()).ok());
-        targets.any(|target| target.extension().is_some_and(|end| end == "job"))
-    };
-    let waited = wait_until("it waits", waits).and_then(|()| signal("-TERM", &pid));
-    let code = waited.and_then(|()| Ok(caller.wait()?.code()));
-    signal("-KILL", &worker)?;
-    ensure_eq(code?, Some(143))?;
-    let said = fs::read_to_string(log)?;
-    ensure(said.contains("is interpreted: a signal came while others compile it"), said)
-}
-
-/// No other compiler on this host starts meanwhile.
-fn hold_compilers() -> Outcome<fs::File> {
-    fs::create_dir_all("/run/rt-compiler")?;
-    let lock = fs::File::options().create(true).append(true).open("/run/rt-compiler/@lock")?;
-    wait_for_compiler("others have ended", || {
-        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        rustix::fs::flock(&lock, operation).is_ok()
-    })?;
-    Ok(lock)
-}
-
-fn one_container_does_not_stop_the_others(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    let lock = hold_compilers()?;
-    let bundle = sleeper(test)?;
-    for guest in ["hello", "wasi", "http-server"] {
-        fs::copy(test.host.guest(guest)?, bundle.rootfs().join(format!("{guest}.wasm")))?;
-    }
-    let container = bundle.start()?;
-    for guest in ["hello", "wasi"] {
-        test.rt(["exec", "--detach", &container.id, &format!("/{guest}.wasm")])?.success()?;
-    }
-    ensure_eq(files(test, "job").len(), 2)?;
-    test.wasm("http-server", &[])?.create()?;
-    ensure_eq(files(test, "job").len(), 3)?;
-    drop(lock);
-    wait_for_compiler("all are compiled", || files(test, "so").len() == 3)
-}
-
-fn what_waits_takes_a_part_of_the_cache_only(test: &Test) -> Outcome {
-    host(test, json!({ "cache": { "maxBytes": 300 << 10 } }))?;
-    let lock = hold_compilers()?;
-    for guest in ["hello", "wasi", "probe"] {
-        test.wasm(guest, &["none"])?.create()?;
-    }
-    ensure_eq(files(test, "job").len(), 1)?;
-    drop(lock);
-    compiled(test).map(drop)
-}
-
-fn a_start_that_fails_leaves_no_module_behind(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    let bundle = sleeper(test)?.flag("--pidfd-socket=/nowhere");
-    bundle.try_create(&test.id())?.fails_with("/nowhere")?;
-    ensure_eq(files(test, "job").len(), 0)
-}
-
-fn who_waits_goes_before_the_background(test: &Test) -> Outcome {
-    host(test, json!({}))?;
-    test.module(&many_functions()?)?.create()?;
-    a_compiler(test)?;
-    ensure_eq(started(&sleeper(test)?.annotation(COMPILE, "eager"))?.as_str(), "aot")?;
-    ensure_eq((files(test, "so").len(), files(test, "job").len()), (1, 1))?;
-    wait_for_compiler("the other one is compiled too", || files(test, "so").len() == 2)
-}
-
-/// SCHED_IDLE is 5, sched(7): field 41 of proc_pid_stat(5).
-fn is_idle(pid: i32) -> Option<bool> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(38)? == "5")
-}
-
-/// What the cgroups of a compiler say that are above its own, and its own.
-fn idle_files(pid: i32) -> Vec<String> {
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let mut files = Vec::new();
-    for line in table.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (names, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let root = if names.is_empty() { "" } else { names };
-        let own = Path::new("/sys/fs/cgroup").join(root).join(path.trim_start_matches('/'));
-        let ours = own.ancestors().filter(|path| path.to_string_lossy().contains("compiler"));
-        files.extend(ours.filter_map(|path| fs::read_to_string(path.join("cpu.idle")).ok()));
-    }
-    files.iter().map(|text| text.trim().to_owned()).collect()
-}
-
-fn who_waits_hurries_the_background(test: &Test) -> Outcome {
-    host(test, json!({ "compiler": { "idle": true } }))?;
-    let bundle = test.module(&many_functions()?)?;
-    bundle.create()?;
-    let first = a_compiler(test)?;
-    let eager = bundle.annotation(COMPILE, "eager");
-    eager.write()?;
-    let mut caller = test.command(eager.command_line("run", &test.id())).spawn()?;
-    let mut files_of_its = Vec::new();
-    wait_for_compiler("it is compiled at once", || {
-        let urgent = compilers(test).into_iter().find(|pid| is_idle(*pid) == Some(false));
-        urgent.filter(|pid| *pid != first).is_some_and(|pid| {
-            files_of_its = idle_files(pid);
-            true
-        })
-    })?;
-    ensure(files_of_its.iter().all(|idle| idle == "0"), format!("{files_of_its:?}"))?;
-    ensure(caller.wait()?.success(), "it failed")?;
-    compiled(test).map(drop)
-}
-
-fn the_background_gives_way_to_all_others(test: &Test) -> Outcome {
-    host(test, json!({ "compiler": { "idle": true } }))?;
-    let bundle = test.module(&many_functions()?)?;
-    bundle.create()?;
-    let mut files = Vec::new();
-    let waited = wait_for_compiler("a compiler has what nobody else wants", || {
-        files = compilers(test).first().map(|pid| idle_files(*pid)).unwrap_or_default();
-        compilers(test).first().is_some_and(|pid| is_idle(*pid) == Some(true))
-    });
-    // Now it need not wait any more.
-    bundle.annotation(COMPILE, "eager").run()?.success()?;
-    waited?;
-    if files.is_empty() {
-        return skip("no controller of the processor's time, or no `cpu.idle`");
-    }
-    ensure(files.iter().all(|idle| idle == "1"), format!("{files:?}"))
 }
 
 /// A command as a shell takes it.
@@ -1008,20 +563,6 @@ fn a_full_disk_is_remembered_for_a_while(test: &Test) -> Outcome {
     ensure_eq(left.len(), 1)?;
     ensure(left[0]["failure"]["until"].as_u64().is_some(), format!("{left:?}: {said}"))?;
     ensure(said.contains("could not be compiled before") && said.contains("No space left"), said)
-}
-
-fn a_compiler_that_stands_still_is_ended(test: &Test) -> Outcome {
-    host(test, json!({ "compiler": { "seconds": 1 } }))?;
-    test.module(&many_functions()?)?.create()?;
-    wait_for_compiler("it is ended", || {
-        // Each of them: one may have given way to another test's.
-        compilers(test).iter().for_each(|pid| drop(signal("-STOP", &pid.to_string())));
-        !files(test, "failed").is_empty()
-    })?;
-    let listed = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
-    ensure(listed.contains("it was not compiled in 10 s"), listed)?;
-    wait_until("its module is gone", || files(test, "job").is_empty())?;
-    ensure_eq(compilers(test).len(), 0)
 }
 
 fn listing_it_is_no_use_of_it(test: &Test) -> Outcome {
@@ -1112,24 +653,4 @@ fn native_code_needs_no_compiler(test: &Test) -> Outcome {
     let clear = ["wasm", "cache", "clear"].map(str::to_owned).to_vec();
     elsewhere(test, &script, clear)?.success()?;
     ensure_eq(files(test, "so").len(), 0)
-}
-
-fn raised_limits_are_another_chance(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager", "compiler": { "seconds": 1 } }))?;
-    let bundle = test.module(&many_functions()?)?;
-    bundle.run()?.success()?;
-    ensure_eq(files(test, "failed").len(), 1)?;
-    host(test, json!({ "compile": "eager", "compiler": { "seconds": 600 } }))?;
-    bundle.run()?.success()?;
-    ensure_eq((files(test, "so").len(), files(test, "failed").len()), (1, 0))
-}
-
-fn old_failures_are_forgotten(test: &Test) -> Outcome {
-    host(test, json!({ "compile": "eager" }))?;
-    test.module(b"\0asm\x01\0\0\0\x01\x05\0")?.run()?.code(126)?;
-    let month = Duration::from_secs(31 * 24 * 3600);
-    let failed = fs::File::open(&files(test, "failed")[0])?;
-    failed.set_modified(std::time::SystemTime::now() - month)?;
-    started(&sleeper(test)?)?;
-    ensure_eq(files(test, "failed").len(), 0)
 }
