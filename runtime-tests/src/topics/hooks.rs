@@ -111,7 +111,7 @@ fn a_timeout_that_is_none_is_an_error(test: &Test) -> Outcome {
 /// On the host the caller's, in the container the container's.
 fn have_the_environment_around_them_without_one_of_their_own(test: &Test) -> Outcome {
     let file = test.folder.join("seen");
-    let outside = format!("echo $AROUND >> {}", file.display());
+    let outside = format!("(echo $AROUND; env | grep -c ^_RT) >> {}; true", file.display());
     let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
     let bundle = with_hooks(
         test.sh("cat /tmp/inside")?,
@@ -124,7 +124,7 @@ fn have_the_environment_around_them_without_one_of_their_own(test: &Test) -> Out
         test.command(["run", "--bundle", &bundle.folder.display().to_string(), &test.id()]);
     command.env("AROUND", "outside");
     Output::of(command)?.success()?.stdout("inside\n")?;
-    ensure_eq(fs::read_to_string(file)?.as_str(), "outside\n")
+    ensure_eq(fs::read_to_string(file)?.as_str(), "outside\n0\n")
 }
 
 fn run_in_the_bundle(test: &Test) -> Outcome {

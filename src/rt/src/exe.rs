@@ -26,7 +26,7 @@ use rustix::mount::OpenTreeFlags;
 use crate::syscall::{self, MountAttr};
 
 /// Carries the directory of the engines over the exec, after which `/proc/self/exe` has no path of an installation.
-const ENGINES: &str = "_RT_ENGINES";
+pub(crate) const ENGINES: &str = "_RT_ENGINES";
 
 /// Makes sure that this process runs from a file that nothing can write to, by replacing it if need be.
 /// Runs in the caller's process, before anything is opened.

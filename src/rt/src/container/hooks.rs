@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags};
 
+use crate::exe;
 use crate::state::{State, Status};
 use crate::syscall;
 
@@ -126,6 +127,8 @@ fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Res
     if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
     }
+    // Of the caller's, this one is not.
+    command.env_remove(exe::ENGINES);
     if let Some(environment) = hook.env().as_deref().or(place.environment) {
         let variables = environment.iter().filter_map(|variable| variable.split_once('='));
         command.env_clear().envs(variables);
