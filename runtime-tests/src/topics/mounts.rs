@@ -653,8 +653,8 @@ fn long_options_are_taken(test: &Test) -> Outcome {
         fs::write(layer.join(number.to_string()), "")?;
     }
     let lower = format!("lowerdir={}:{}", layers[0].display(), layers[1].display());
-    let bundle = test.sh("ls /o; touch /o/new 2>/dev/null || echo refused; grep -c ' /o ' /proc/self/mountinfo; grep ' /o ' /proc/self/mountinfo | grep -c nodev")?.mount(json!({
-        "destination": "/o", "type": "overlay", "source": "overlay", "options": [lower, "ro", "nodev"],
+    let bundle = test.sh("ls /o; touch /o/new 2>/dev/null || echo refused; grep -c ' /o ' /proc/self/mountinfo; grep ' /o ' /proc/self/mountinfo | grep nodev | grep -c noatime")?.mount(json!({
+        "destination": "/o", "type": "overlay", "source": "overlay", "options": [lower, "ro", "nodev", "noatime"],
     }));
     bundle.run()?.success()?.stdout("0\n1\nrefused\n1\n1\n").map(drop)
 }

@@ -76,7 +76,8 @@ pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec s
 
 /// A configuration that follows the rules of `config.md`, with a `linux`.
 pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
-    let mut spec = spec(config)?;
+    let (mut spec, unknown) = spec(config)?;
+    warn_of_unknown_capabilities(&unknown);
     if spec.linux().is_none() {
         // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
         spec.set_linux(Some(serde_json::from_str("{}")?));
@@ -86,26 +87,28 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     Ok(spec)
 }
 
-/// A configuration as it stands there.
-pub(crate) fn spec(config: &[u8]) -> Result<Spec> {
+/// A configuration as it stands there, and the capabilities in it that are unknown.
+pub(crate) fn spec(config: &[u8]) -> Result<(Spec, Vec<String>)> {
     // serde_json says line and column.
     let error = match serde_json::from_slice(config) {
-        Ok(spec) => return Ok(spec),
+        Ok(spec) => return Ok((spec, Vec::new())),
         Err(error) => error,
     };
     // What the specification allows and the types do not.
     let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error.into()) };
-    json.pointer_mut("/process").map(leave_out_unknown_capabilities);
+    let unknown = json.pointer_mut("/process").map(leave_out_unknown_capabilities);
     json.pointer_mut("/linux/resources/hugepageLimits").map(cap_limits_of_huge_pages);
     // The first error is the one that has a line.
-    serde_json::from_value(json).map_err(|_| error.into())
+    let spec = serde_json::from_value(json).map_err(|_| error)?;
+    Ok((spec, unknown.unwrap_or_default()))
 }
 
-/// "Any value which cannot be mapped to a relevant kernel interface … MUST be logged as a warning by the runtime" and is no error
-/// (runtime-spec, `config.md`, "Linux Process"): a name may be newer than this runtime.
-pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) {
-    let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else { return };
+/// They are a warning and no error (runtime-spec, `config.md`, "Linux Process"): a name may be newer than this runtime.
+pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
+    let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else {
+        return unknown;
+    };
     for names in sets.values_mut().filter_map(Value::as_array_mut) {
         names.retain(|name| {
             let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
@@ -117,7 +120,11 @@ pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) {
             known || !name.is_string()
         });
     }
-    for name in unknown {
+    unknown
+}
+
+pub(crate) fn warn_of_unknown_capabilities(names: &[String]) {
+    for name in names {
         crate::warn(&format!("unknown capability `{name}`: nobody gets it"));
     }
 }

@@ -385,7 +385,8 @@ impl Directory {
 
     /// The configuration as it was at `create`. None when it is not there or cannot be understood.
     pub(crate) fn config(&self) -> Option<Spec> {
-        crate::bundle::spec(&fs::read(self.path.join("config.json")).ok()?).ok()
+        let (spec, _) = crate::bundle::spec(&fs::read(self.path.join("config.json")).ok()?).ok()?;
+        Some(spec)
     }
 
     fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {

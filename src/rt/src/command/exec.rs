@@ -157,7 +157,7 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
     // serde_json says line and column.
     let show = || format!("parse `{}`", file.display());
     let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;
-    bundle::leave_out_unknown_capabilities(&mut process);
+    bundle::warn_of_unknown_capabilities(&bundle::leave_out_unknown_capabilities(&mut process));
     let own = spec.process().as_ref().map(serde_json::to_value).transpose()?;
     if let (Some(process), Some(own)) = (process.as_object_mut(), &own) {
         for key in INHERITED {
@@ -166,10 +166,7 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
             }
         }
     }
-    if process.is_object() {
-        return serde_json::from_value(process).with_context(show);
-    }
-    serde_json::from_slice(&text).with_context(show)
+    serde_json::from_value(process).with_context(show)
 }
 
 /// To the bounding, permitted and effective sets, as runc does; an inheritable one would outlive a change of the user

@@ -229,6 +229,7 @@ fn main(plan: &Plan<'_>) -> ! {
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(ready.listener);
+        rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
         module::enter(ready.modules)?;
         init::load_last(ready.filter)?;
         Ok(ready.program)

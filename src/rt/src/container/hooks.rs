@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::Hook;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{Access, MemfdFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::exe;
@@ -68,9 +68,11 @@ pub(crate) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// On the host.
+    /// On the host: in the bundle, unless that is gone, or closed to root of a user namespace.
     pub(crate) fn bundle(state: &'a State) -> Place<'a> {
-        Place { folder: Some(&state.bundle), environment: None }
+        let folder = Some(state.bundle.as_path());
+        let open = |folder: &&Path| rustix::fs::access(*folder, Access::EXEC_OK).is_ok();
+        Place { folder: folder.filter(open), environment: None }
     }
 }
 
@@ -100,9 +102,7 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
         crate::warn(&format!("run {kind} hooks: {error:#}"));
         Streams::default()
     });
-    // So is a bundle that is gone.
-    let mut place = Place::bundle(state);
-    place.folder = place.folder.filter(|folder| folder.is_dir());
+    let place = Place::bundle(state);
     for hook in hooks {
         if let Err(error) = run_one(hook, &json, place, &streams) {
             crate::warn(&format!(

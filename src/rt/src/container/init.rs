@@ -98,6 +98,7 @@ pub(super) struct Ready<'a> {
     pub(super) modules: Option<OwnedFd>,
 }
 
+/// Everything up to that point.
 fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a>> {
     let options = plan.options;
     let bundle = options.bundle;
@@ -406,8 +407,8 @@ pub(super) fn environment(
 }
 
 /// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
-/// do, since an image's `/root` is its directory also where its user is somebody else. Returns the listener of a filter that notifies, if it is loaded
-/// already.
+/// do, since an image's `/root` is its directory also where its user is somebody else. Returns the listener of a filter that
+/// notifies, if it is loaded already.
 pub(super) fn become_unprivileged(
     process: &Process,
     filter: Option<&Filter>,
@@ -415,8 +416,6 @@ pub(super) fn become_unprivileged(
     keep_groups: bool,
 ) -> Result<Option<OwnedFd>> {
     let mut listener = None;
-    // Before a filter can forbid it. From now on this process learns by the socket that the caller has ended.
-    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     let user = process.user();
     let capabilities = process.capabilities().as_ref();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -459,6 +458,7 @@ fn enter_working_directory(path: &Path) -> Result<()> {
 /// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
 /// would hide from the kernel that the agent is gone.
 fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {

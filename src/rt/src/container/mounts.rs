@@ -192,6 +192,7 @@ pub(crate) fn mount(
         error
     })?;
     options.propagate(mount.as_fd())?;
+    rootfs.cover(entry.destination());
     let of_hosts =
         || [Path::new("/proc"), Path::new("/sys")].contains(&entry.destination().as_path());
     if is_kernels || bind && of_hosts() {
@@ -321,7 +322,7 @@ fn make_in(
     let made = clone_tree(CWD, scratch, false).context("open the new mount");
     rustix::mount::unmount(scratch, UnmountFlags::DETACH).context("tidy up a mount")?;
     let made = made?;
-    let attr = MountAttr { set: options.at_birth(), ..MountAttr::default() };
+    let attr = MountAttr { set: options.at_birth(), ..options.attr };
     syscall::mount_setattr(made.as_fd(), attr, false).context("set the attributes of the mount")?;
     Ok(made)
 }

@@ -74,6 +74,11 @@ impl Rootfs {
         self.kernels.push((destination.to_owned(), mount));
     }
 
+    /// What is below a newer mount is not seen any more.
+    pub(super) fn cover(&mut self, destination: &Path) {
+        self.kernels.retain(|(covered, _)| !covered.starts_with(destination));
+    }
+
     /// The mount that [`Rootfs::keep`] was told of, and the way from there.
     fn kernels<'a>(&self, path: &'a Path) -> Option<(BorrowedFd<'_>, &'a Path)> {
         let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));

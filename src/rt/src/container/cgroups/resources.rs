@@ -217,10 +217,19 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> 
     if v1::of_controller(cgroups, "devices").is_some() {
         for rule in rules {
             let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
-            set_v1(cgroups, file, &rule.line())?;
+            match set_v1(cgroups, file, &rule.line()) {
+                // As for the program of v2.
+                Err(error) if is_refused(&error) && !crate::state::is_host_root() => {}
+                result => result?,
+            }
         }
     }
     Ok(())
+}
+
+fn is_refused(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an update it changes nothing, as in

@@ -21,7 +21,8 @@ const INFINITY: u64 = u64::MAX;
 /// (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman writes 0 for `--pids-limit -1`.
 pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = of_resources(resources);
-    if resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
+    let given = properties.iter().any(|(name, _)| name == "TasksMax");
+    if !given && resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
         properties.push(("TasksMax".to_owned(), Value::Uint64(INFINITY)));
     }
     properties
