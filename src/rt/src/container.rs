@@ -1,6 +1,7 @@
 //! Containers: made, and unmade. One room per thing that the kernel or the OCI specification has a name for.
 #![forbid(unsafe_code)]
 
+mod becoming;
 mod cgroup_mount;
 pub(crate) mod cgroups;
 mod checkpoint;
@@ -27,6 +28,7 @@ mod restore;
 mod rootfs;
 pub(crate) mod rootless;
 pub(crate) mod seccomp;
+mod serve;
 mod start;
 mod sync;
 mod sysctl;

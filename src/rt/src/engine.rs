@@ -66,6 +66,11 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    /// The files of plugins to load, in their own directory.
+    pub(crate) fn plugin_files(&self) -> &[PathBuf] {
+        self.plugins.as_ref().map_or(&[], |plugins| &plugins.files)
+    }
+
     /// What `state` says of a module that it runs.
     pub(crate) fn run(&self, found: &Found) -> Run {
         let mode = if found.native.is_some() { RunMode::Aot } else { RunMode::Interpreter };

@@ -17,6 +17,7 @@ mod log;
 mod signals;
 mod state;
 mod syscall;
+mod walk;
 mod workload;
 
 use std::ffi::OsString;

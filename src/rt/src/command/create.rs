@@ -70,6 +70,7 @@ pub(super) fn container(
         no_pivot: args.no_pivot,
         new_keyring: !args.no_new_keyring,
         listen_fds: super::listen_fds(),
+        first_own: 3 + args.handover.preserve_fds + super::listen_fds(),
     };
     container::create(root, options)
 }

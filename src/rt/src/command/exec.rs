@@ -78,6 +78,8 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         filter,
         rights,
         agent,
+        // Sockets are for the container's first process.
+        first_own: 3 + args.handover.preserve_fds,
     };
     let (pid, pidfd) = container::exec(options)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };

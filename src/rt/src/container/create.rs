@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
 use super::hooks::{Place, Streams};
@@ -19,7 +19,7 @@ use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, net_devices, notify_socket, process, sysctl, terminal};
+use super::{becoming, hooks, init, net_devices, notify_socket, process, serve, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -54,6 +54,8 @@ pub(crate) struct Options<'a> {
     pub(crate) new_keyring: bool,
     /// How many of the descriptors from 3 on are sockets for the program (`sd_listen_fds(3)`).
     pub(crate) listen_fds: u32,
+    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    pub(crate) first_own: u32,
 }
 
 /// A container that is ready to start.
@@ -91,6 +93,11 @@ struct Prepared {
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
+    if state::is_host_root() {
+        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the same user, could reach it.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .context("keep others out of init")?;
+    }
     // What is made in the rootfs is for the container's users to look at and for nobody else to write to, whatever the caller's
     // umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -216,12 +223,16 @@ fn make(
     let birthplace = state.cgroup.make_for_birth()?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
+    let first = || {
+        if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
+    };
     let pid = match namespaces::spawn(
         &prepared.namespaces,
         linux,
         birthplace.as_ref().map(AsFd::as_fd),
         &caller,
         &init,
+        &first,
     )? {
         Side::Caller(pid) => pid,
         Side::Init => {
@@ -230,8 +241,11 @@ fn make(
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
+            // Of the host's cgroups nothing is open any more when init looks at what is the container's.
+            drop(birthplace);
             let Prepared { namespaces, filter, rights, mounts, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
+            let streams = std::mem::take(streams);
             init::main(init::Plan {
                 options,
                 namespaces,
@@ -242,6 +256,7 @@ fn make(
                 notify,
                 start_fifo,
                 socket: init,
+                first_own: options.first_own,
                 state,
             });
         }
@@ -301,13 +316,13 @@ fn serve(
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     let memory = options.engine.as_ref().and_then(|_| state.cgroup.memory_limit());
-    let modules = match options.engine {
+    let mut modules = match options.engine {
         Some(_) => state.cgroup.for_modules(&prepared.rights.ports)?,
         None => None,
     };
-    let files: Vec<_> = tasks.iter().chain(&modules).map(AsFd::as_fd).collect();
-    socket.send_with(&Message::Cgroup { memory, modules: modules.is_some() }, &files)?;
-    drop((tasks, modules));
+    let files: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory }, &files)?;
+    drop(tasks);
     // While init is at work.
     let mut record = directory.draft(state)?;
     if !systemd {
@@ -327,12 +342,16 @@ fn serve(
                 }
             }
             Some(Message::Module) => {
-                let engine = options.engine.as_ref().context("no engine was opened")?;
-                let name = &options.bundle.process().args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(prepared.rights.wish(), files.first(), name);
-                let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
-                socket.send_with(&Message::Native, &native)?;
-                state.run = Some(engine.run(&found));
+                let engine = options.engine.as_ref();
+                found = serve::give_engine(
+                    socket,
+                    engine,
+                    &prepared.rights,
+                    options.bundle.process(),
+                    files.first(),
+                    modules.take(),
+                )?;
+                state.run = engine.map(|engine| engine.run(&found));
                 record = directory.draft(state)?;
             }
             Some(Message::Ready) => break,

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{
@@ -222,20 +222,17 @@ pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
         .with_context(|| format!("become user {}", user.uid()))
 }
 
-/// The capabilities that the program starts with. The order is the kernel's (`capabilities(7)`): ambient ones must be
-/// permitted and inheritable first.
-pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
-    let part = |part: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-        set(capabilities.and_then(|c| part(c).as_ref()))
-    };
-    let sets = CapabilitySets {
-        effective: part(LinuxCapabilities::effective)?,
-        permitted: part(LinuxCapabilities::permitted)?,
-        inheritable: part(LinuxCapabilities::inheritable)?,
-    };
+/// The capabilities that the program starts with; `spare` are permitted besides, and not in force. The order is the kernel's
+/// (`capabilities(7)`): ambient ones must be permitted and inheritable first.
+pub(crate) fn set_capabilities(
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+) -> Result<()> {
+    let mut sets = sets(capabilities)?;
+    sets.permitted |= spare;
     rustix::thread::set_capabilities(None, sets).context("set the capabilities")?;
     rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
-    for capability in part(LinuxCapabilities::ambient)?.iter() {
+    for capability in set(capabilities.and_then(|c| c.ambient().as_ref()))?.iter() {
         match rustix::thread::configure_capability_in_ambient_set(capability, true) {
             // It is not permitted and inheritable: podman's `exec --user` writes such sets, and runc and crun pass over it.
             Err(Errno::PERM) => {}
@@ -245,26 +242,45 @@ pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Resu
     Ok(())
 }
 
+/// Does something that takes capabilities which [`set_capabilities`] has spared, and gives them up: in one system call, which the
+/// container's filter has to allow if it was loaded in between.
+pub(crate) fn with_spare<T>(
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let given = sets(capabilities)?;
+    let mut raised = given;
+    raised.permitted |= spare;
+    raised.effective |= spare;
+    rustix::thread::set_capabilities(None, raised).context("set the capabilities")?;
+    let done = act()?;
+    if raised.permitted != given.permitted || raised.effective != given.effective {
+        rustix::thread::set_capabilities(None, given).context("give capabilities up")?;
+    }
+    Ok(done)
+}
+
+fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
+    let part = |part: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        set(capabilities.and_then(|c| part(c).as_ref()))
+    };
+    Ok(CapabilitySets {
+        effective: part(LinuxCapabilities::effective)?,
+        permitted: part(LinuxCapabilities::permitted)?,
+        inheritable: part(LinuxCapabilities::inheritable)?,
+    })
+}
+
 /// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of the host's mounts, by which
 /// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
 pub(crate) fn own_null() -> Result<()> {
-    let is_null = |file: BorrowedFd<'_>| {
-        rustix::fs::fstat(file).is_ok_and(|there| {
-            there.st_mode & libc::S_IFMT == libc::S_IFCHR
-                && there.st_rdev == rustix::fs::makedev(1, 3)
-        })
-    };
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let theirs = streams.map(is_null);
     if theirs == [false; 3] {
         return Ok(());
     }
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // An image may have something else there, or nothing.
-    let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
-    if !is_null(null.as_fd()) {
-        return Ok(());
-    }
+    let Some(null) = open_null() else { return Ok(()) };
     let [stdin, stdout, stderr] = theirs;
     let put = || {
         stdin.then(|| rustix::stdio::dup2_stdin(&null)).transpose()?;
@@ -272,6 +288,25 @@ pub(crate) fn own_null() -> Result<()> {
         stderr.then(|| rustix::stdio::dup2_stderr(&null)).transpose()
     };
     put().map(drop).context("take the container's `/dev/null`")
+}
+
+fn is_null(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|there| {
+        there.st_mode & libc::S_IFMT == libc::S_IFCHR && there.st_rdev == rustix::fs::makedev(1, 3)
+    })
+}
+
+/// The `/dev/null` that this process sees. None where something else is in its place, or nothing.
+pub(crate) fn open_null() -> Option<OwnedFd> {
+    // A fifo would be waited for, were it not for NONBLOCK.
+    let flags =
+        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty()).ok()?;
+    if !is_null(null.as_fd()) {
+        return None;
+    }
+    rustix::fs::fcntl_setfl(&null, OFlags::RDWR).ok()?;
+    Some(null)
 }
 
 /// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again

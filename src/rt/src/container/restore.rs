@@ -152,7 +152,7 @@ fn make(
             state.cgroup.filter_devices(linux.resources().as_ref())?;
             directory.write(state)?;
             let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
-            socket.send_with(&Message::Cgroup { memory: None, modules: false }, &tasks)
+            socket.send_with(&Message::Cgroup { memory: None }, &tasks)
         },
     )?;
     if let Some(images) = images {

@@ -5,8 +5,6 @@
 //! leads to where it would lead inside the container, and never out of it. What was looked up is held by descriptor.
 #![forbid(unsafe_code)]
 
-mod walk;
-
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -19,6 +17,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use super::mount_table;
 use super::mounts::{self, Options};
 use crate::syscall::{self, MountAttr};
+use crate::walk::{self, MOST_LINKS};
 
 #[derive(Debug)]
 pub(crate) struct Rootfs {
@@ -27,9 +26,6 @@ pub(crate) struct Rootfs {
     /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
     kernels: Vec<(PathBuf, OwnedFd)>,
 }
-
-/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
-const MOST_LINKS: u32 = 40;
 
 impl Rootfs {
     /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.

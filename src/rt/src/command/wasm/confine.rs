@@ -225,6 +225,7 @@ impl Place {
                 no_pivot: false,
                 new_keyring: true,
                 listen_fds: 0,
+                first_own: 3,
             },
         )
         .context("make a container for the compiler")
