@@ -13,6 +13,7 @@ mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
+mod descriptors;
 mod devices;
 mod docker;
 mod events;
@@ -72,6 +73,7 @@ pub(crate) fn all() -> Vec<Entry> {
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,
+        descriptors::TESTS,
         devices::TESTS,
         docker::TESTS,
         events::TESTS,
