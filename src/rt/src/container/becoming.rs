@@ -50,6 +50,8 @@ pub(super) struct Plan<'a> {
     pub(super) kept: Vec<BorrowedFd<'a>>,
     /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
     pub(super) keep_groups: bool,
+    /// Whether root of the host makes it.
+    pub(super) by_root: bool,
     /// Of a module.
     pub(super) rights: &'a Rights,
     pub(super) request: executor::Request<'a>,
@@ -135,7 +137,7 @@ fn become_unprivileged(plan: &Plan<'_>, spare: CapabilitySet) -> Result<()> {
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
     let entered = enter_working_directory(process.cwd());
-    process::become_user(user, plan.keep_groups)?;
+    process::become_user(user, plan.keep_groups, plan.by_root)?;
     process::set_capabilities(capabilities, spare)?;
     // The change of the user has undone it. What follows gives up rights only, which leaves it as it is.
     keep_neighbours_out()?;
@@ -226,10 +228,13 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
         return None;
     }
     let find = || {
-        let file = rootfs.open(Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
-        if rustix::fs::fstat(&file).ok()?.st_mode & libc::S_IFMT != libc::S_IFREG {
-            return None;
-        }
+        let open = |flags| rootfs.open(Path::new("/etc/passwd"), flags).ok();
+        let is_regular = |file: &OwnedFd| {
+            rustix::fs::fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFREG)
+        };
+        // To open a device may do something already.
+        open(OFlags::PATH).filter(is_regular)?;
+        let file = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).filter(is_regular)?;
         const LONGEST: u64 = 1 << 20;
         let mut text = String::new();
         File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;

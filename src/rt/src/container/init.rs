@@ -201,6 +201,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         first_own: plan.first_own,
         kept,
         keep_groups,
+        by_root: plan.state.uid == 0,
         rights: plan.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),

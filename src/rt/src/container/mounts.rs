@@ -231,12 +231,12 @@ fn open(
     };
     match made {
         // Root of a user namespace may make these only where it also owns what they show (`user_namespaces(7)`): without a
-        // network, pid or ipc namespace of the container's own they show the host's, which it can see anyway.
+        // network, pid or ipc namespace that is not the host's they show the host's, which it can see anyway.
         Err(error) if is_refusal(&error) => {
             let there = match kind {
-                "sysfs" if !namespaces.makes(libc::CLONE_NEWNET) => "/sys",
-                "proc" if !namespaces.makes(libc::CLONE_NEWPID) => "/proc",
-                "mqueue" if !namespaces.makes(libc::CLONE_NEWIPC) => "/dev/mqueue",
+                "sysfs" if !namespaces.has(libc::CLONE_NEWNET) => "/sys",
+                "proc" if !namespaces.has(libc::CLONE_NEWPID) => "/proc",
+                "mqueue" if !namespaces.has(libc::CLONE_NEWIPC) => "/dev/mqueue",
                 _ => return Err(error),
             };
             let mount = clone_tree(CWD, Path::new(there), true)
