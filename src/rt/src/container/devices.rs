@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -125,28 +125,25 @@ fn make_node(
     }
     let name = path.file_name().context("not a path")?;
     let number = rustix::fs::makedev(node.major, node.minor);
-    match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => {
-            // An image may bring its own node; anything else under that name is not to be trusted.
-            let there = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let same = FileType::from_raw_mode(there.st_mode) == node.kind
-                && (node.kind == FileType::Fifo || there.st_rdev == number);
-            if !same {
-                bail!("another file is in its place");
-            }
-            return Ok(());
-        }
+    let made = match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
+        Ok(()) => true,
+        // An image may bring its own node.
+        Err(Errno::EXIST) => false,
         Err(error) => return Err(error.into()),
+    };
+    // Whoever shares this directory, as a volume, may have put another file there, or a link to one: what is opened here is
+    // looked at, and nothing is done by the name any more. With O_PATH, a device is not touched.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let there = rustix::fs::fstat(&file)?;
+    let same = FileType::from_raw_mode(there.st_mode) == node.kind
+        && (node.kind == FileType::Fifo || there.st_rdev == number);
+    ensure!(same, "another file is in its place");
+    if !made {
+        return Ok(());
     }
-    // Opened with O_PATH, a device is not touched. The umask cut the mode of mknod(2).
-    let file = rustix::fs::openat(
-        directory,
-        name,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    rustix::fs::chmodat(directory, name, node.mode, AtFlags::empty())?;
+    // The umask cut the mode of mknod(2).
+    rootfs.proc()?.chmod(file.as_fd(), node.mode).context("set its mode")?;
     if let Some((uid, gid)) = node.owner.filter(|(uid, gid)| !uid.is_root() || !gid.is_root()) {
         rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
+use super::host_proc::{self, HostProc};
 use super::mount_table;
 use super::mounts::{self, Options};
 use crate::syscall::{self, MountAttr};
@@ -26,6 +27,8 @@ pub(crate) struct Rootfs {
     root: OwnedFd,
     /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
     kernels: Vec<(PathBuf, OwnedFd)>,
+    /// None where it cannot be known to be the host's.
+    proc: Option<HostProc>,
 }
 
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
@@ -53,7 +56,12 @@ impl Rootfs {
         syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
         let place = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         mounts::attach(tree.as_fd(), place.as_fd())?;
-        Ok(Rootfs { root: tree, kernels: Vec::new() })
+        Ok(Rootfs { root: tree, kernels: Vec::new(), proc: Some(HostProc::open()?) })
+    }
+
+    /// The root of a container that runs, in whose mount namespace this process is. `proc` was opened before it entered.
+    pub(super) fn of_running(proc: HostProc) -> Result<Rootfs> {
+        Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(Path::new("/"))? })
     }
 
     /// The rootfs as it is, for a container without a mount namespace of its own.
@@ -65,7 +73,12 @@ impl Rootfs {
                 Mode::empty(),
             )?,
             kernels: Vec::new(),
+            proc: None,
         })
+    }
+
+    pub(super) fn proc(&self) -> Result<&HostProc> {
+        self.proc.as_ref().context("the host's `/proc` was not opened")
     }
 
     /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not by the way that led to it: who
@@ -119,10 +132,16 @@ impl Rootfs {
     ) -> Result<OwnedFd> {
         let (above, name) = self.make_parent(path)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&above, name, flags, Mode::empty()) {
-            Err(Errno::NOENT) => self.make(path, is_directory),
-            place => place.with_context(|| format!("open `{}`", path.display())),
-        }
+        let open = || rustix::fs::openat(&above, name, flags, Mode::empty());
+        let place = match open() {
+            // By the name alone: of whoever shares a volume, a link could be there by now.
+            Err(Errno::NOENT) => match make_one(&above, name, is_directory) {
+                Ok(()) | Err(Errno::EXIST) => open(),
+                Err(error) => Err(error),
+            },
+            place => place,
+        };
+        place.with_context(|| format!("make `{}` in the rootfs", path.display()))
     }
 
     fn make_counted(&self, path: &Path, is_directory: bool, links: u32) -> Result<OwnedFd> {
@@ -137,13 +156,7 @@ impl Rootfs {
         let parent = self.make_counted(above, true, links)?;
         // `..`, of which the directory before it was not there.
         let Some(name) = last_name(path) else { return Ok(self.open(path, OFlags::PATH)?) };
-        let made = if is_directory {
-            rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
-        } else {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
-        };
-        match made {
+        match make_one(&parent, name, is_directory) {
             Ok(()) => Ok(self.open(path, OFlags::PATH)?),
             // A link to what is not there, or somebody was faster.
             Err(Errno::EXIST) => match rustix::fs::readlinkat(&parent, name, Vec::new()) {
@@ -261,6 +274,15 @@ fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Resu
             result => return result,
         }
     }
+}
+
+/// Follows no link: what is there under that name, whatever it is, is an error.
+fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::Result<()> {
+    if is_directory {
+        return rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
 fn last_name(path: &Path) -> Option<&OsStr> {
