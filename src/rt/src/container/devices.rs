@@ -121,7 +121,7 @@ fn make_node(
         let mount = mounts::clone_tree(CWD, &host, false)
             .with_context(|| format!("open `{}`", host.display()))?;
         let place = rootfs.make(path, false)?;
-        return mounts::attach(mount.as_fd(), place.as_fd());
+        return rootfs.attach(mount.as_fd(), place.as_fd(), path);
     }
     let name = path.file_name().context("not a path")?;
     let number = rustix::fs::makedev(node.major, node.minor);

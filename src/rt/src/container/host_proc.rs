@@ -62,6 +62,11 @@ impl HostProc {
         rustix::mount::unmount(link(mount), UnmountFlags::DETACH)
     }
 
+    pub(super) fn mount_namespace(&self) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, "self/ns/mnt", flags, Mode::empty())
+    }
+
     /// The mounts that this process sees.
     pub(super) fn mounts(&self) -> Result<Vec<Entry>> {
         mount_table::own_by(self.0.as_fd())

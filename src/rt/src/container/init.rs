@@ -197,7 +197,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     if !namespaces.has_mount() {
         rootfs.chroot()?;
     } else if options.no_pivot {
-        rootfs.move_and_chroot(&bundle.rootfs, propagation)?;
+        rootfs.move_and_chroot(propagation)?;
     } else {
         rootfs.pivot(propagation)?;
     }

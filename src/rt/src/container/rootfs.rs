@@ -7,17 +7,20 @@
 
 mod walk;
 
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::thread::LinkNameSpaceType;
 
 use super::host_proc::{self, HostProc};
-use super::mount_table;
+use super::mount_table::{self, Entry};
 use super::mounts::{self, Options};
 use crate::syscall::{self, MountAttr};
 
@@ -27,12 +30,34 @@ pub(crate) struct Rootfs {
     root: OwnedFd,
     /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
     kernels: Vec<(PathBuf, OwnedFd)>,
+    /// For each of them, whether its path leads to it. None until that is asked.
+    shown: OnceCell<Vec<bool>>,
     /// None where it cannot be known to be the host's.
     proc: Option<HostProc>,
 }
 
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
 const MOST_LINKS: u32 = 40;
+
+const PROC: &str = "/proc";
+
+/// Of its directory: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
+const ROOT_OF_PROCFS: u64 = 1;
+
+/// What can be mounted on in `/proc`: runc's list.
+const EMULATED: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
 
 impl Rootfs {
     /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.
@@ -56,7 +81,12 @@ impl Rootfs {
         syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
         let place = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         mounts::attach(tree.as_fd(), place.as_fd())?;
-        Ok(Rootfs { root: tree, kernels: Vec::new(), proc: Some(HostProc::open()?) })
+        Ok(Rootfs {
+            root: tree,
+            kernels: Vec::new(),
+            shown: OnceCell::new(),
+            proc: Some(HostProc::open()?),
+        })
     }
 
     /// The root of a container that runs, in whose mount namespace this process is. `proc` was opened before it entered.
@@ -73,6 +103,7 @@ impl Rootfs {
                 Mode::empty(),
             )?,
             kernels: Vec::new(),
+            shown: OnceCell::new(),
             proc: None,
         })
     }
@@ -85,24 +116,74 @@ impl Rootfs {
     /// shares a volume with the container could have changed that since (CVE-2019-19921, CVE-2023-27561).
     pub(super) fn keep(&mut self, destination: &Path, mount: OwnedFd) {
         self.kernels.push((destination.to_owned(), mount));
+        self.look_again();
     }
 
     /// What is below a newer mount is not seen any more.
     pub(super) fn cover(&mut self, destination: &Path) {
         self.kernels.retain(|(covered, _)| !covered.starts_with(destination));
+        self.look_again();
     }
 
-    /// The mount that [`Rootfs::keep`] was told of, and the way from there.
-    fn kernels<'a>(&self, path: &'a Path) -> Option<(BorrowedFd<'_>, &'a Path)> {
-        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
-        if !path.components().all(plain) {
+    /// Mounts have changed.
+    pub(super) fn look_again(&mut self) {
+        self.shown = OnceCell::new();
+    }
+
+    /// Which mount that [`Rootfs::keep`] was told of a path is below, and the way from there.
+    fn kernels<'a>(&self, path: &'a Path) -> Option<(usize, &'a Path)> {
+        if !is_plain(path) {
             return None;
         }
-        self.kernels.iter().rev().find_map(|(destination, mount)| {
+        self.kernels.iter().enumerate().rev().find_map(|(number, (destination, _))| {
             let rest = path.strip_prefix(destination).ok()?;
             let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
-            Some((mount.as_fd(), rest))
+            Some((number, rest))
         })
+    }
+
+    /// Whether the path of a kept mount leads to it, and not to another one that was mounted there under another name.
+    fn is_shown(&self, number: usize) -> bool {
+        let shown = self.shown.get_or_init(|| {
+            let shown = |(destination, mount): &(PathBuf, OwnedFd)| {
+                let there =
+                    self.open(destination, OFlags::PATH).and_then(|it| identity(it.as_fd()));
+                there.is_ok_and(|there| identity(mount.as_fd()) == Ok(there))
+            };
+            self.kernels.iter().map(shown).collect()
+        });
+        shown[number]
+    }
+
+    /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which programs trust: as with runc, nothing
+    /// is mounted there but a whole procfs, and the few files that lxcfs shows in another way.
+    pub(super) fn attach(
+        &self,
+        mount: BorrowedFd<'_>,
+        place: BorrowedFd<'_>,
+        destination: &Path,
+    ) -> Result<()> {
+        let proc = self.proc()?;
+        let (root, at) = (proc.path_of(self.root.as_fd())?, proc.path_of(place)?);
+        let at = at.strip_prefix(root).context("its place was moved out of the rootfs")?;
+        let at = Path::new("/").join(at);
+        let named = is_plain(destination).then_some(destination);
+        let in_proc = |path: &Path| path.starts_with(PROC);
+        if in_proc(&at) || named.is_some_and(in_proc) {
+            let is = |path: &Path| at == path || named == Some(path);
+            if is(Path::new(PROC)) {
+                let whole = host_proc::is_procfs(mount)?
+                    && rustix::fs::fstat(mount)?.st_ino == ROOT_OF_PROCFS;
+                ensure!(whole, "only a procfs can be mounted on `/proc`");
+            } else {
+                ensure!(
+                    EMULATED.iter().any(|name| is(&Path::new(PROC).join(name))),
+                    "nothing can be mounted inside of `/proc`, but on {}",
+                    EMULATED.join(", ")
+                );
+            }
+        }
+        mounts::attach(mount, place)
     }
 
     /// Opens what `path` is for the container.
@@ -173,43 +254,59 @@ impl Rootfs {
 
     /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not there needs no mask.
     pub(crate) fn mask(&self, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-        let Some(place) = self.find(path)? else { return Ok(()) };
-        let is_directory = is_directory(place.as_fd())?;
-        let cover = match (is_directory, empty.as_ref()) {
-            (false, _) => mounts::clone_tree(CWD, Path::new("/dev/null"), false)
-                .context("open `/dev/null`")?,
-            // One empty filesystem serves all masked directories.
-            (true, Some(empty)) => mounts::clone_tree(empty.as_fd(), Path::new(""), false)?,
-            (true, None) => {
-                let options =
-                    ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
-                mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?
+        for place in self.find(path)? {
+            let is_directory = is_directory(place.as_fd())?;
+            let cover = match (is_directory, empty.as_ref()) {
+                (false, _) => mounts::clone_tree(CWD, Path::new("/dev/null"), false)
+                    .context("open `/dev/null`")?,
+                // One empty filesystem serves all masked directories.
+                (true, Some(empty)) => mounts::clone_tree(empty.as_fd(), Path::new(""), false)?,
+                (true, None) => make_empty()?,
+            };
+            mounts::attach(cover.as_fd(), place.as_fd())?;
+            if is_directory && empty.is_none() {
+                *empty = Some(cover);
             }
-        };
-        mounts::attach(cover.as_fd(), place.as_fd())?;
-        if is_directory && empty.is_none() {
-            *empty = Some(cover);
         }
         Ok(())
     }
 
     /// Makes a path, and all below it, read-only. What is not there needs no protection.
     pub(crate) fn make_read_only(&self, path: &Path) -> Result<()> {
-        let Some(place) = self.find(path)? else { return Ok(()) };
-        let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
-        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-        syscall::mount_setattr(tree.as_fd(), attr, true)?;
-        mounts::attach(tree.as_fd(), place.as_fd())
+        for place in self.find(path)? {
+            let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
+            let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+            syscall::mount_setattr(tree.as_fd(), attr, true)?;
+            mounts::attach(tree.as_fd(), place.as_fd())?;
+        }
+        Ok(())
     }
 
-    /// None when it is not there.
-    pub(super) fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        let (root, path) = self.kernels(path).unwrap_or((self.root.as_fd(), path));
-        match open_in(root, path, OFlags::PATH) {
-            Ok(place) => Ok(Some(place)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// What a path is in the mount of the kernel's that is called so, and what it is for the container, which can be another one. None
+    /// when it is not there.
+    pub(super) fn find(&self, path: &Path) -> Result<Vec<OwnedFd>> {
+        let mut places = Vec::new();
+        let mut look = |root: BorrowedFd<'_>, path: &Path| -> Result<()> {
+            match open_in(root, path, OFlags::PATH) {
+                Ok(place) => places.push(place),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok(())
+        };
+        let kernels = self.kernels(path);
+        if let Some((number, rest)) = kernels {
+            look(self.kernels[number].1.as_fd(), rest)?;
         }
+        if kernels.is_none_or(|(number, _)| !self.is_shown(number)) {
+            look(self.root.as_fd(), path)?;
+        }
+        if let [one, other] = &places[..]
+            && identity(one.as_fd())? == identity(other.as_fd())?
+        {
+            places.pop();
+        }
+        Ok(places)
     }
 
     /// `root.readonly`: the rootfs itself, not what is mounted in it.
@@ -236,12 +333,88 @@ impl Rootfs {
         self.propagate(propagation)
     }
 
-    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead.
-    pub(crate) fn move_and_chroot(&self, path: &Path, propagation: Option<&str>) -> Result<()> {
-        rustix::process::fchdir(&self.root).context("enter the rootfs")?;
-        rustix::mount::mount_move(path, "/").context("move the rootfs over the root")?;
+    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead. The old root cannot be
+    /// unmounted and stays below.
+    pub(crate) fn move_and_chroot(&self, propagation: Option<&str>) -> Result<()> {
+        // The root of the mount namespace, also where this runtime was started in a chroot: what is outside of that is in the
+        // namespace too, and whoever joins it starts there.
+        let own = self.proc()?.mount_namespace().context("open the mount namespace")?;
+        rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Mount))
+            .context("enter the root of the mount namespace")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let old = rustix::fs::open("/", flags, Mode::empty())?;
+        mounts::attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
+        self.hide_kernels(&mount_id(old.as_fd())?).context("hide the host's `/proc` and `/sys`")?;
         self.chroot()?;
         self.propagate(propagation)
+    }
+
+    /// Takes every whole procfs and sysfs of the old root away. Nobody reaches them by a path, but where one is in the mount
+    /// namespace, the kernel lets root of any user namespace mount another one, in which nothing is masked: what that shows, it
+    /// takes for seen already (`mount_too_revealing`, `fs/namespace.c`). procfs and sysfs are the only filesystems with that
+    /// rule; what others there are that a user namespace may mount shows only what belongs to it. Runs in init, which has moved
+    /// the rootfs and still has its old root.
+    fn hide_kernels(&self, old: &str) -> Result<()> {
+        let proc = self.proc()?;
+        let rootfs = mount_id(self.root.as_fd())?;
+        // In every round a mount goes, or is covered for good.
+        let mut rounds = proc.mounts()?.len();
+        loop {
+            let table = proc.mounts()?;
+            let by_id: BTreeMap<&str, &Entry> =
+                table.iter().map(|mount| (mount.id.as_str(), mount)).collect();
+            // From a mount up to the one that is on the old root; none for that one, and for what is in the rootfs.
+            let top = |mount: &Entry| -> Option<&Entry> {
+                let mut at = *by_id.get(mount.id.as_str())?;
+                for _ in 0..table.len() {
+                    if at.id == rootfs || at.id == old {
+                        return None;
+                    }
+                    match by_id.get(at.parent.as_str()) {
+                        Some(parent) if at.parent != old => at = parent,
+                        _ => break,
+                    }
+                }
+                Some(at)
+            };
+            let is_covered = |mount: &Entry| {
+                table.iter().any(|it| it.parent == mount.id && it.point == mount.point)
+            };
+            let shown = table.iter().find_map(|mount| {
+                let whole = matches!(mount.kind.as_str(), "proc" | "sysfs")
+                    && mount.root == Path::new("/")
+                    && !is_covered(mount);
+                Some((mount, top(mount).filter(|_| whole)?))
+            });
+            let Some((mount, top)) = shown else { return Ok(()) };
+            let show = || format!("unmount `{}`", mount.point.display());
+            ensure!(rounds > 0, "{}: it is hidden by other mounts", show());
+            rounds -= 1;
+            // Of those on the old root, the one that the path leads to first: it may hide the one that this is in.
+            let siblings = table.iter().filter(|it| it.parent == top.parent && it.id != rootfs);
+            let first = siblings.filter(|it| mount.point.starts_with(&it.point));
+            let first = first.min_by_key(|it| it.point.components().count()).unwrap_or(top);
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let there = rustix::fs::open(&first.point, flags, Mode::empty()).with_context(show)?;
+            // What is unmounted or covered here must stay as it is on the host.
+            let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
+            syscall::mount_setattr(there.as_fd(), slave, true).with_context(show)?;
+            match proc.unmount(there.as_fd()) {
+                Ok(()) => {}
+                // In a user namespace, what the host has mounted can only be covered.
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let place =
+                        rustix::fs::open(&mount.point, flags, Mode::empty()).with_context(show)?;
+                    ensure!(
+                        mount_id(place.as_fd())? == mount.id,
+                        "{}: it is hidden by other mounts",
+                        show()
+                    );
+                    mounts::attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
+                }
+                Err(error) => return Err(error).with_context(show),
+            }
+        }
     }
 
     pub(crate) fn chroot(&self) -> Result<()> {
@@ -283,6 +456,30 @@ fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::R
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+/// A filesystem that is empty, and stays so.
+fn make_empty() -> Result<OwnedFd> {
+    let options = ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
+    mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)
+}
+
+/// Which mount a file is looked at through, and which file of it.
+fn identity(file: BorrowedFd<'_>) -> rustix::io::Result<(u64, u64)> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
+    Ok((found.stx_mnt_id, found.stx_ino))
+}
+
+/// As the kernel's table has it.
+fn mount_id(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    Ok(found.stx_mnt_id.to_string())
+}
+
+/// Without `..` and `.`.
+fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
 fn last_name(path: &Path) -> Option<&OsStr> {

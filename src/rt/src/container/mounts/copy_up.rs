@@ -79,13 +79,7 @@ fn copy_directory(
                 copy_directory(source.as_fd(), copied.as_fd(), &path, proc)?;
             }
             let owner = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
-            rustix::fs::chownat(
-                &copied,
-                "",
-                Some(owner.0),
-                Some(owner.1),
-                AtFlags::EMPTY_PATH,
-            )?;
+            rustix::fs::chownat(&copied, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
             if kind != FileType::Symlink {
                 // The umask cut the mode, and chown(2) the set-id bits.
                 proc.chmod(copied.as_fd(), mode)?;
