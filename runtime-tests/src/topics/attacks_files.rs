@@ -22,7 +22,7 @@ super::tests! { "attacks_files":
     nothing_is_mounted_in_proc, what_lxcfs_shows_is_mounted_in_proc, a_procfs_is_mounted_on_proc, nothing_is_added_in_proc,
     no_proc_of_the_hosts_is_below_a_moved_root, no_sysfs_of_the_hosts_is_below_a_moved_root, no_hidden_proc_is_below_a_moved_root,
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
-    the_host_keeps_its_mounts_below_a_moved_root,
+    the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
 }
 
 fn change(test: &Test, verb: &str, container: &Container<'_>, entries: &Value) -> Outcome<Output> {
@@ -616,7 +616,13 @@ fn no_proc_is_outside_of_the_chroot_of_a_moved_root(test: &Test) -> Outcome {
 
 /// Also where mounts of the container's are to reach it.
 fn the_host_keeps_its_mounts_below_a_moved_root(test: &Test) -> Outcome {
-    for propagation in ["private", "rslave", "rshared"] {
+    for (propagation, prepare) in [
+        ("private", "true"),
+        ("rslave", "true"),
+        ("rshared", "true"),
+        // Not on the host's root mount.
+        ("rshared", "mount --bind $1 $1; mount --make-rprivate $1"),
+    ] {
         let bundle = test
             .sh("true")?
             .flag("--no-pivot")
@@ -624,13 +630,58 @@ fn the_host_keeps_its_mounts_below_a_moved_root(test: &Test) -> Outcome {
         bundle.write()?;
         let rt = test.command(bundle.command_line("run", &test.id()));
         let mut command = Command::new("unshare");
-        let script =
-            "cat /proc/self/mountinfo > $0/before; \"$@\"; cat /proc/self/mountinfo > $0/after";
-        command.args(["--mount", "--propagation=shared", "sh", "-ec", script]).arg(&test.folder);
-        command.arg(rt.get_program()).args(rt.get_args()).stdin(Stdio::null());
+        let script = format!(
+            "{prepare}; shift; cat /proc/self/mountinfo > $0/before; \"$@\"; cat /proc/self/mountinfo > $0/after"
+        );
+        command.args(["--mount", "--propagation=shared", "sh", "-ec", &script]).arg(&test.folder);
+        command.arg(bundle.rootfs()).arg(rt.get_program()).args(rt.get_args());
+        command.stdin(Stdio::null());
         Output::of(command)?.success()?;
         let read = |name: &str| fs::read_to_string(test.folder.join(name));
         ensure_eq(read("after")?, read("before")?)?;
     }
     Ok(())
+}
+
+/// The host mounts one when the container runs already.
+fn no_proc_comes_below_a_moved_root_later(test: &Test) -> Outcome {
+    for user_namespace in [false, true] {
+        let mut bundle = unsharing(test, "proc")?;
+        if user_namespace {
+            bundle = in_user_namespace(bundle)?;
+        }
+        are_refused(&bundle, "proc refused\n")?;
+        let wait = r#"open(my $ready, ">", "/tmp/ready") or die $!; for (1..2000) { last if -e "/tmp/go"; select(undef, undef, undef, 0.005) }"#;
+        let script = format!("{wait} {}", UNSHARE.replace("KINDS", "proc"));
+        let bundle = bundle.args(&["/usr/bin/perl", "-e", &script]);
+        let tmp = bundle.rootfs().join("tmp");
+        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o777))?;
+        bundle.write()?;
+        let late = test.folder.join(format!("late-{user_namespace}"));
+        fs::create_dir(&late)?;
+        let rt = test.command(bundle.command_line("run", &test.id()));
+        let mut command = Command::new("unshare");
+        let script = "tmp=$1; shift; \"$@\" & i=0; \
+                      while [ ! -e $tmp/ready ] && [ $i -lt 2000 ]; do sleep 0.005; i=$((i + 1)); done; \
+                      mount -t proc proc $0; touch $tmp/go; wait $!";
+        command.args(["--mount", "--propagation=shared", "sh", "-ec", script]).arg(&late);
+        command.arg(&tmp).arg(rt.get_program()).args(rt.get_args()).stdin(Stdio::null());
+        Output::of(command)?.success()?.stdout("proc refused\n")?;
+    }
+    Ok(())
+}
+
+/// By `exec` and by `mounts add`, who come to the root of the mount namespace.
+fn a_moved_root_can_be_entered(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.flag("--no-pivot").start()?;
+    let entries = json!([tmpfs("/data")]);
+    change(test, "add", &container, &entries)?.success()?;
+    ensure_eq(
+        in_container(test, &container, "ls -d /bin /data /usr /proc/1 2>/dev/null; true")?.as_str(),
+        "/bin\n/data\n/proc/1\n",
+    )?;
+    ensure(points(&container)?.contains(&"/data".to_owned()), "it is not mounted")?;
+    change(test, "remove", &container, &entries)?.success()?;
+    ensure(!points(&container)?.contains(&"/data".to_owned()), "it is mounted still")
 }

@@ -343,78 +343,12 @@ impl Rootfs {
             .context("enter the root of the mount namespace")?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let old = rustix::fs::open("/", flags, Mode::empty())?;
+        // Neither the move nor what the host mounts later may reach the other.
+        set_propagation(old.as_fd(), libc::MS_PRIVATE, false).context("make the root private")?;
         mounts::attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
-        self.hide_kernels(&mount_id(old.as_fd())?).context("hide the host's `/proc` and `/sys`")?;
+        OldRoot::new(self, &old)?.empty().context("empty the old root")?;
         self.chroot()?;
         self.propagate(propagation)
-    }
-
-    /// Takes every whole procfs and sysfs of the old root away. Nobody reaches them by a path, but where one is in the mount
-    /// namespace, the kernel lets root of any user namespace mount another one, in which nothing is masked: what that shows, it
-    /// takes for seen already (`mount_too_revealing`, `fs/namespace.c`). procfs and sysfs are the only filesystems with that
-    /// rule; what others there are that a user namespace may mount shows only what belongs to it. Runs in init, which has moved
-    /// the rootfs and still has its old root.
-    fn hide_kernels(&self, old: &str) -> Result<()> {
-        let proc = self.proc()?;
-        let rootfs = mount_id(self.root.as_fd())?;
-        // In every round a mount goes, or is covered for good.
-        let mut rounds = proc.mounts()?.len();
-        loop {
-            let table = proc.mounts()?;
-            let by_id: BTreeMap<&str, &Entry> =
-                table.iter().map(|mount| (mount.id.as_str(), mount)).collect();
-            // From a mount up to the one that is on the old root; none for that one, and for what is in the rootfs.
-            let top = |mount: &Entry| -> Option<&Entry> {
-                let mut at = *by_id.get(mount.id.as_str())?;
-                for _ in 0..table.len() {
-                    if at.id == rootfs || at.id == old {
-                        return None;
-                    }
-                    match by_id.get(at.parent.as_str()) {
-                        Some(parent) if at.parent != old => at = parent,
-                        _ => break,
-                    }
-                }
-                Some(at)
-            };
-            let is_covered = |mount: &Entry| {
-                table.iter().any(|it| it.parent == mount.id && it.point == mount.point)
-            };
-            let shown = table.iter().find_map(|mount| {
-                let whole = matches!(mount.kind.as_str(), "proc" | "sysfs")
-                    && mount.root == Path::new("/")
-                    && !is_covered(mount);
-                Some((mount, top(mount).filter(|_| whole)?))
-            });
-            let Some((mount, top)) = shown else { return Ok(()) };
-            let show = || format!("unmount `{}`", mount.point.display());
-            ensure!(rounds > 0, "{}: it is hidden by other mounts", show());
-            rounds -= 1;
-            // Of those on the old root, the one that the path leads to first: it may hide the one that this is in.
-            let siblings = table.iter().filter(|it| it.parent == top.parent && it.id != rootfs);
-            let first = siblings.filter(|it| mount.point.starts_with(&it.point));
-            let first = first.min_by_key(|it| it.point.components().count()).unwrap_or(top);
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let there = rustix::fs::open(&first.point, flags, Mode::empty()).with_context(show)?;
-            // What is unmounted or covered here must stay as it is on the host.
-            let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
-            syscall::mount_setattr(there.as_fd(), slave, true).with_context(show)?;
-            match proc.unmount(there.as_fd()) {
-                Ok(()) => {}
-                // In a user namespace, what the host has mounted can only be covered.
-                Err(Errno::INVAL | Errno::PERM) => {
-                    let place =
-                        rustix::fs::open(&mount.point, flags, Mode::empty()).with_context(show)?;
-                    ensure!(
-                        mount_id(place.as_fd())? == mount.id,
-                        "{}: it is hidden by other mounts",
-                        show()
-                    );
-                    mounts::attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
-                }
-                Err(error) => return Err(error).with_context(show),
-            }
-        }
     }
 
     pub(crate) fn chroot(&self) -> Result<()> {
@@ -435,6 +369,94 @@ impl Rootfs {
         syscall::mount_setattr(self.root.as_fd(), attr, recursive)
             .context("set `rootfsPropagation`")
     }
+}
+
+/// The host's root below a rootfs that was moved over it. Nobody reaches it by a path, but where a whole procfs or sysfs is in the
+/// mount namespace, the kernel lets root of any user namespace mount another one, in which nothing is masked: what that shows, it
+/// takes for seen already (`mount_too_revealing`, `fs/namespace.c`). These two are the only filesystems with that rule; of others,
+/// a user namespace may mount only what shows what belongs to it. Used in init, which still has it as its root.
+struct OldRoot<'a> {
+    proc: &'a HostProc,
+    /// The mounts' ids.
+    rootfs: String,
+    id: String,
+}
+
+/// Ends the search for something that cannot be reached.
+const HIDDEN: &str = "it is hidden by other mounts";
+
+impl OldRoot<'_> {
+    fn new<'a>(rootfs: &'a Rootfs, old: &OwnedFd) -> Result<OldRoot<'a>> {
+        let (rootfs, proc) = (mount_id(rootfs.root.as_fd())?, rootfs.proc()?);
+        Ok(OldRoot { proc, rootfs, id: mount_id(old.as_fd())? })
+    }
+
+    /// Unmounts all that is mounted on it. In a user namespace the kernel forbids that; then every whole procfs and sysfs is covered.
+    fn empty(&self) -> Result<()> {
+        // Each round unmounts one.
+        for _ in 0..self.proc.mounts()?.len() {
+            let table = self.proc.mounts()?;
+            // What is hidden by another one comes after it.
+            let first = self.on_it(&table).min_by_key(|it| it.point.components().count());
+            let Some(first) = first else { return Ok(()) };
+            let show = || format!("unmount `{}`", first.point.display());
+            let there = open_place(&first.point).with_context(show)?;
+            // On the host it stays.
+            set_propagation(there.as_fd(), libc::MS_PRIVATE, true).with_context(show)?;
+            match self.proc.unmount(there.as_fd()) {
+                Ok(()) => {}
+                Err(Errno::INVAL | Errno::PERM) => return self.cover_kernels(),
+                Err(error) => return Err(error).with_context(show),
+            }
+        }
+        let table = self.proc.mounts()?;
+        ensure!(self.on_it(&table).next().is_none(), "unmount what is on it: {HIDDEN}");
+        Ok(())
+    }
+
+    fn on_it<'t>(&self, table: &'t [Entry]) -> impl Iterator<Item = &'t Entry> {
+        table.iter().filter(|it| it.parent == self.id && it.id != self.rootfs)
+    }
+
+    fn cover_kernels(&self) -> Result<()> {
+        for mount in self.on_it(&self.proc.mounts()?) {
+            let show = || format!("cut off `{}`", mount.point.display());
+            let there = open_place(&mount.point).with_context(show)?;
+            set_propagation(there.as_fd(), libc::MS_PRIVATE, true).with_context(show)?;
+        }
+        let table = self.proc.mounts()?;
+        let by_id: BTreeMap<&str, &Entry> = table.iter().map(|it| (it.id.as_str(), it)).collect();
+        let is_in_rootfs = |mount: &Entry| {
+            // As many steps up as there are mounts, at the most.
+            let up = |at: &&Entry| by_id.get(at.parent.as_str()).copied();
+            let mut line = std::iter::successors(Some(mount), up).take(table.len());
+            line.any(|at| at.id == self.rootfs)
+        };
+        let is_covered =
+            |mount: &Entry| table.iter().any(|it| it.parent == mount.id && it.point == mount.point);
+        for mount in &table {
+            let is_kernels = matches!(mount.kind.as_str(), "proc" | "sysfs");
+            let is_whole = is_kernels && mount.root == Path::new("/");
+            if !is_whole || is_covered(mount) || is_in_rootfs(mount) {
+                continue;
+            }
+            let show = || format!("cover `{}`", mount.point.display());
+            let place = open_place(&mount.point).with_context(show)?;
+            ensure!(mount_id(place.as_fd())? == mount.id, "{}: {HIDDEN}", show());
+            mounts::attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
+        }
+        Ok(())
+    }
+}
+
+fn open_place(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix::io::Result<()> {
+    let attr = MountAttr { propagation: kind, ..MountAttr::default() };
+    syscall::mount_setattr(mount, attr, recursive)
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
