@@ -23,6 +23,7 @@ super::tests! { "attacks_files":
     no_proc_of_the_hosts_is_below_a_moved_root, no_sysfs_of_the_hosts_is_below_a_moved_root, no_hidden_proc_is_below_a_moved_root,
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
     the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
+    a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again,
 }
 
 fn change(test: &Test, verb: &str, container: &Container<'_>, entries: &Value) -> Outcome<Output> {
@@ -684,4 +685,71 @@ fn a_moved_root_can_be_entered(test: &Test) -> Outcome {
     ensure(points(&container)?.contains(&"/data".to_owned()), "it is not mounted")?;
     change(test, "remove", &container, &entries)?.success()?;
     ensure(!points(&container)?.contains(&"/data".to_owned()), "it is mounted still")
+}
+
+/// CVE-2025-52565 by whoever shares a volume: a link comes where no console was.
+fn a_new_console_is_not_exchanged_for_a_link(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    fs::create_dir(&volume)?;
+    let script = "test -t 0 && echo terminal; test -c /proc/version && echo mounted; true";
+    let bundle = test.sh(script)?.edit(|config| {
+        config["process"]["terminal"] = json!(true);
+        config["mounts"][1] =
+            json!({ "destination": "/dev", "source": volume, "options": ["bind"] });
+    });
+    let console = volume.join("console");
+    let repeat = || {
+        let _ = symlink("/proc/version", &console);
+        let _ = fs::remove_file(&console);
+    };
+    let socket = test.folder.join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let bundle = bundle.flag(format!("--console-socket={}", socket.display()));
+    meanwhile(repeat, || {
+        let mut ran = 0;
+        for _ in 0..100 {
+            let id = test.id();
+            // What was made in vain may have sent its terminal before it failed.
+            let created = bundle.try_create(&id)?.code == Some(0);
+            listener.set_nonblocking(!created)?;
+            let Ok(master) = super::terminal::receive(&listener) else { continue };
+            if created {
+                test.rt(["start", &id])?.success()?;
+                let text = super::terminal::read_all(master.into());
+                ensure(text.contains("terminal"), &text)?;
+                ensure(!text.contains("mounted"), "the console is on what the link leads to")?;
+                test.rt(["delete", "--force", &id])?.success()?;
+                ran += 1;
+            }
+        }
+        ensure(ran > 0, "it never ran")
+    })
+}
+
+/// Before Linux 6.8.
+fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = protected(test.sh("exec sleep 60")?).start()?;
+    let before = points(&container)?;
+    let entries = json!([tmpfs("/mnt/data")]);
+    change(test, "add", &container, &entries)?.success()?;
+    let file = test.state_root().join(&container.id).join("state.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    state["added"][0].as_object_mut().map(|added| added.remove("unique"));
+    fs::write(&file, state.to_string())?;
+    in_container(
+        test,
+        &container,
+        "busybox mv /mnt /mnt2 && mkdir /mnt && busybox ln -s /proc/sys /mnt/data",
+    )?;
+    change(test, "remove", &container, &entries)?.success()?;
+    ensure_eq(points(&container)?, before)?;
+    // And as an older rt has left it.
+    change(test, "add", &container, &json!([tmpfs("/other")]))?.success()?;
+    let mut state: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    state.as_object_mut().map(|state| state.remove("added"));
+    fs::write(&file, state.to_string())?;
+    change(test, "remove", &container, &json!([tmpfs("/other")]))?
+        .fails_with("`mounts add` has mounted nothing there")
+        .map(drop)
 }
