@@ -1,6 +1,7 @@
 //! The tests, a file per topic. A test's name says what holds.
 
 mod attacks;
+mod attacks_files;
 mod bad_flags;
 mod bad_input;
 mod cgroups;
@@ -61,6 +62,7 @@ pub(crate) use tests;
 pub(crate) fn all() -> Vec<Entry> {
     [
         attacks::TESTS,
+        attacks_files::TESTS,
         bad_flags::TESTS,
         bad_input::TESTS,
         cgroups::TESTS,

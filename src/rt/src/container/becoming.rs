@@ -228,13 +228,7 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
         return None;
     }
     let find = || {
-        let open = |flags| rootfs.open(Path::new("/etc/passwd"), flags).ok();
-        let is_regular = |file: &OwnedFd| {
-            rustix::fs::fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFREG)
-        };
-        // To open a device may do something already.
-        open(OFlags::PATH).filter(is_regular)?;
-        let file = open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).filter(is_regular)?;
+        let file = rootfs.open_regular(Path::new("/etc/passwd")).ok()?;
         const LONGEST: u64 = 1 << 20;
         let mut text = String::new();
         File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;
