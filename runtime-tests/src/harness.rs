@@ -356,6 +356,30 @@ impl Test {
     }
 }
 
+/// The runtime, with a filter around it that answers one system call with an error. Calls newer than 424 have one number on all
+/// processors.
+pub(crate) fn under_a_filter(
+    test: &Test,
+    call: u32,
+    errno: u32,
+    args: &[String],
+) -> Outcome<Command> {
+    if !Path::new("/usr/bin/perl").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("it takes perl, and the numbers of x86-64");
+    }
+    // prctl(PR_SET_NO_NEW_PRIVS), prctl(PR_SET_SECCOMP).
+    let script = r#"
+        ($call, $errno) = splice(@ARGV, 0, 2);
+        $filter = pack("SCCL" x 4, 0x20,0,0,0, 0x15,0,1,$call, 0x06,0,0,0x50000 | $errno, 0x06,0,0,0x7fff0000);
+        syscall(157, 38, 1, 0, 0, 0) == 0 or die; syscall(157, 22, 2, pack("S x6 P", 4, $filter)) == 0 or die;
+        exec @ARGV"#;
+    let mut command = Command::new("/usr/bin/perl");
+    command.args(["-e", script, &call.to_string(), &errno.to_string()]);
+    let runtime = test.command(args);
+    command.arg(runtime.get_program()).args(runtime.get_args()).stdin(Stdio::null());
+    Ok(command)
+}
+
 /// By another process: what this one has open for writing, a child that another test starts meanwhile has too, and a program that
 /// somebody has open for writing cannot be executed (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: impl AsRef<Path>) -> Outcome {

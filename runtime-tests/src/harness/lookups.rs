@@ -1,10 +1,11 @@
 //! What a process of the runtime has open when it looks up a name that the container chooses: the runtime is traced (`ptrace(2)`), and
 //! stopped before and after each such system call that a process makes whose root is the container's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -105,6 +106,25 @@ fn open_files(pid: Pid) -> Vec<Open> {
 pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<LookUp>)> {
     let root = identity(&rootfs.display().to_string());
     ensure(root.is_some(), "no rootfs")?;
+    let is_inside = |pid: Pid| identity(&format!("/proc/{pid}/root/.")) == root;
+    let mut seen = Vec::new();
+    let status = trace(command, is_inside, |pid, name, path| {
+        if path != "/" && is_inside(pid) {
+            let owner = fs::metadata(format!("/proc/{pid}/environ")).map_or(0, |it| it.uid());
+            seen.push(LookUp { what: format!("{name} `{path}`"), open: open_files(pid), owner });
+        }
+        Ok(())
+    })?;
+    Ok((status, seen))
+}
+
+/// Runs a command of the runtime to its end, and calls `at` before and after each look-up, with the process, the system call and the
+/// path, while the process is stopped. A process that has executed a program is let go of if `is_done` says so.
+pub(crate) fn trace(
+    command: &Command,
+    is_done: impl Fn(Pid) -> bool,
+    mut at: impl FnMut(Pid, &str, &str) -> Outcome,
+) -> Outcome<ExitStatus> {
     // It waits until it is traced.
     let mut shell = Command::new("sh");
     shell.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
@@ -129,33 +149,22 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
             | Options::PTRACE_O_EXITKILL,
     )?;
     kill(first, Signal::SIGCONT)?;
-    let mut seen = Vec::new();
-    let mut traced: BTreeMap<Pid, ()> = [(first, ())].into();
+    let mut traced: BTreeSet<Pid> = [first].into();
     // Only of this thread: others have children of their own.
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     let status = loop {
         let status = waitpid(None, Some(flags))?;
         let Some(pid) = status.pid() else { continue };
-        traced.insert(pid, ());
+        traced.insert(pid);
         let mut deliver = None;
         match status {
             WaitStatus::PtraceSyscall(_) => {
-                if let Some((name, path)) = call(pid).filter(|(_, path)| path != "/")
-                    && identity(&format!("/proc/{pid}/root/.")) == root
-                {
-                    let owner =
-                        fs::metadata(format!("/proc/{pid}/environ")).map_or(0, |it| it.uid());
-                    seen.push(LookUp {
-                        what: format!("{name} `{path}`"),
-                        open: open_files(pid),
-                        owner,
-                    });
+                if let Some((name, path)) = call(pid) {
+                    at(pid, name, &path)?;
                 }
             }
-            // The program runs.
             WaitStatus::PtraceEvent(_, _, event)
-                if event == nix::libc::PTRACE_EVENT_EXEC
-                    && identity(&format!("/proc/{pid}/root/.")) == root =>
+                if event == nix::libc::PTRACE_EVENT_EXEC && is_done(pid) =>
             {
                 traced.remove(&pid);
                 let _ = ptrace::detach(pid, None);
@@ -167,8 +176,8 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
                     continue;
                 }
                 break match status {
-                    WaitStatus::Exited(_, code) => code,
-                    _ => -1,
+                    WaitStatus::Exited(_, code) => code << 8,
+                    _ => nix::libc::SIGKILL,
                 };
             }
             WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP => deliver = Some(signal),
@@ -177,7 +186,7 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
         // It may be gone already.
         let _ = ptrace::syscall(pid, deliver);
     };
-    for pid in traced.into_keys() {
+    for pid in traced {
         if ptrace::interrupt(pid).is_ok() {
             let _ = waitpid(pid, Some(flags));
             let _ = ptrace::detach(pid, None);
@@ -185,6 +194,5 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
     }
     // It has been waited for.
     let _ = child.try_wait();
-    use std::os::unix::process::ExitStatusExt;
-    Ok((ExitStatus::from_raw(if status < 0 { 9 } else { status << 8 }), seen))
+    Ok(ExitStatus::from_raw(status))
 }

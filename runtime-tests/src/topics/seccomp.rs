@@ -11,7 +11,7 @@ use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
 use serde_json::{Value, json};
 
 use super::terminal::receive_with_text;
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "seccomp":
     a_call_is_refused,
@@ -37,7 +37,7 @@ super::tests! { "seccomp":
     a_damaged_filter_is_not_used,
     a_filter_that_others_could_write_is_not_used,
     need_not_allow_what_is_done_before_the_program_runs,
-    need_not_allow_messages_with_new_privileges,
+    need_not_allow_messages_with_new_privileges, need_not_allow_what_the_runtime_does_first,
 }
 
 fn deny(action: Value) -> Value {
@@ -466,4 +466,60 @@ fn need_not_allow_messages_with_new_privileges(test: &Test) -> Outcome {
     });
     bundle.run()?.success()?;
     bundle.start()?.wait().map(drop)
+}
+
+/// What the runtime asks of the kernel itself, before the program: a caller's filter is written for the program.
+fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let calls = [
+        "faccessat2",
+        "openat2",
+        "statx",
+        "fstatfs",
+        "chdir",
+        "getcwd",
+        "setgroups",
+        "setresuid",
+        "setresgid",
+        "prctl",
+        "close_range",
+        "keyctl",
+        "sendmsg",
+        "recvmsg",
+        "landlock_create_ruleset",
+        "memfd_create",
+        "rt_sigaction",
+        "getgroups",
+        "capget",
+        "faccessat",
+        "mount_setattr",
+    ];
+    for no_new_privileges in [false, true] {
+        for errno in [1, 38] {
+            // One after the other, and all at once.
+            let mut sets: Vec<&[&str]> = calls.chunks(1).collect();
+            sets.push(&calls);
+            for names in sets {
+                let bundle = test.linux(&["/bin/true"])?.edit(|config| {
+                    config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                    config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                        "syscalls": [{ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno }] });
+                });
+                let how = |output: &Output| {
+                    format!("{names:?}, errno {errno}, {no_new_privileges}: {output:?}")
+                };
+                let output = bundle.run()?;
+                ensure(output.code == Some(0), how(&output))?;
+            }
+        }
+        let bundle = test.linux(&["sleep", "60"])?.edit(|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            // As runtime-tools' own, which CRI-O has for pods that are privileged: what is not named is EPERM.
+            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }] });
+        });
+        let container = bundle.start()?;
+        test.rt(["exec", &container.id, "/bin/true"])?.success()?;
+    }
+    Ok(())
 }
