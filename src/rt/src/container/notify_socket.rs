@@ -53,14 +53,41 @@ pub(super) fn variable() -> String {
     format!("NOTIFY_SOCKET={FOLDER}/{NAME}")
 }
 
-/// Makes the folder that the container will see, if its manager wants to hear something. The socket is made when it starts.
-pub(super) fn prepare(folder: &Path) -> Result<Option<&Path>> {
+/// The folder of the socket. On the host it is in a directory that only its owner can pass, so the container reaches it by its mount
+/// alone, and other users and containers do not.
+#[derive(Debug)]
+pub(super) enum Folder {
+    /// A mount that is not attached yet.
+    Opened(OwnedFd),
+    /// An ordinary user's, who may open no mount: init can, and is the same user.
+    Named(PathBuf),
+}
+
+/// Makes the folder that the container will see, if its manager wants to hear something, and opens it for init, which as root of a
+/// user namespace cannot come there. The socket is made when the container starts.
+pub(super) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     if manager().is_none() {
         return Ok(None);
     }
-    rustix::fs::mkdir(folder, Mode::from_raw_mode(0o755))
-        .with_context(|| format!("make `{}`", folder.display()))?;
-    Ok(Some(folder))
+    // In the container, for all of its users.
+    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
+        .with_context(|| format!("make `{}`", path.display()))?;
+    match open(&path) {
+        Ok(mount) => Ok(Some(Folder::Opened(mount))),
+        Err(error) if error.downcast_ref() == Some(&Errno::PERM) => Ok(Some(Folder::Named(path))),
+        Err(error) => Err(error),
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let mount = mounts::clone_tree(CWD, path, false)
+        .with_context(|| format!("open `{}`", path.display()))?;
+    // Nothing of the host's that is mounted there later shall be seen.
+    let propagation = libc::MS_PRIVATE;
+    let attr = MountAttr { set: RESTRICTIONS, propagation, ..MountAttr::default() };
+    syscall::mount_setattr(mount.as_fd(), attr, false)
+        .context("set the attributes of the mount")?;
+    Ok(mount)
 }
 
 /// What the container may not do with it.
@@ -70,12 +97,11 @@ pub(super) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NOEXEC;
 
 /// Shows the folder to the container. Runs in init, before the root is changed.
-pub(super) fn mount(rootfs: &Rootfs, folder: &Path) -> Result<()> {
-    let mount = mounts::clone_tree(CWD, folder, false)
-        .with_context(|| format!("open `{}`", folder.display()))?;
-    let attr = MountAttr { set: RESTRICTIONS, ..MountAttr::default() };
-    syscall::mount_setattr(mount.as_fd(), attr, false)
-        .context("set the attributes of the mount")?;
+pub(super) fn mount(rootfs: &Rootfs, folder: Folder) -> Result<()> {
+    let mount = match folder {
+        Folder::Opened(mount) => mount,
+        Folder::Named(path) => open(&path)?,
+    };
     let place = rootfs.make(Path::new(FOLDER), true)?;
     mounts::attach(mount.as_fd(), place.as_fd()).with_context(|| format!("mount `{FOLDER}`"))
 }
@@ -106,9 +132,13 @@ impl Relay {
             .with_context(|| format!("open `{}`", folder.display()))?;
         let path = format!("/proc/self/fd/{}/{NAME}", opened.as_raw_fd());
         let bind = || {
-            rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?)?;
-            // Whoever the container's user is.
-            rustix::fs::chmod(&path, Mode::from_raw_mode(0o777))
+            // For whoever the container's user is. A socket hands its mode on to its file, less the umask (unix(7)); to change that of
+            // the file would be to go by its name once more.
+            rustix::fs::fchmod(&ours, Mode::from_raw_mode(0o666))?;
+            let umask = rustix::process::umask(Mode::empty());
+            let bound = rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?);
+            rustix::process::umask(umask);
+            bound
         };
         bind().with_context(|| format!("make the socket `{}`", folder.join(NAME).display()))?;
         Ok(Some(Relay { ours, manager }))
