@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use protobuf::Message as _;
 use rust_criu::rust_criu_protobuf::rpc;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Access, Mode, OFlags};
+use rustix::fs::Access;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
@@ -30,7 +30,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::namespaces;
 use super::sync::{self, Message, Socket};
-use crate::syscall;
+use crate::{syscall, trust};
 
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
 pub(crate) use rpc::Criu_network_lock_method as NetworkLock;
@@ -89,16 +89,16 @@ impl Options<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        // Before anything is asked of CRIU.
+        self.open().map(drop)
     }
 
-    /// The directories of the checkpoint and of the log. Runs in CRIU's process: CRIU mounts in them, which it can only do in what its own
-    /// mount namespace holds.
+    /// The directories of the checkpoint and of the log, which nobody else can write to: CRIU follows what links are there, and does as
+    /// root what the images say. Runs in CRIU's process: CRIU mounts in them, which it can only do in what its own mount namespace
+    /// holds.
     fn open(&self) -> Result<Vec<OwnedFd>> {
         let open = |path: &Path| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty())
-                .with_context(|| format!("open `{}`", path.display()))
+            trust::own_directory(path).with_context(|| format!("open `{}`", path.display()))
         };
         [self.images, self.work.unwrap_or(self.images)].into_iter().map(open).collect()
     }
