@@ -109,7 +109,7 @@ fn a_planted_hard_link_is_not_written_through(test: &Test) -> Outcome {
 }
 
 fn a_planted_fifo_holds_nobody_up(test: &Test) -> Outcome {
-    planted(test, |place| fifo(place))
+    planted(test, fifo)
 }
 
 fn fifo(place: &Path) -> Outcome {

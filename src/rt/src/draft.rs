@@ -1,9 +1,12 @@
 //! Files that are written whole or not at all: whoever opens one sees the old text or the new, never a part.
 //!
 //! The directory may be anybody's, as that of a pid file is. So it is opened once, and everything is done by that descriptor; and
-//! the text is written to a file that has no name yet, or where the filesystem has no such files, one that nobody can guess.
-//! What others put into the directory meanwhile, links above all, is never written to. Without a name, nothing is left of a draft
-//! either when this process is killed.
+//! the text is written to a file that has no name yet, or one that nobody can guess. What others put into the directory meanwhile,
+//! links above all, is never written to.
+//!
+//! Without a name, nothing is left of a draft when this process is killed: so it is done in directories of others, which `rt` does
+//! not tidy up. In its own, a name is better: to take the place of a file that is there, a draft has to have one, and on ext4 giving
+//! it one and renaming it takes five times as long (1.6 ms, and 0.3; on tmpfs 25 µs, and 15).
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -33,36 +36,43 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// `mode` is that of the file, from which the umask may take something.
+    /// Of a file in a directory of anybody's. `mode` is that of the file, from which the umask may take something.
     pub(crate) fn write(path: PathBuf, text: &[u8], mode: u32) -> Result<Draft> {
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());
         let directory = trust::enter(above.unwrap_or(Path::new(".")))?;
-        Draft::write_in(directory, path, text, mode)
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(&directory, ".", flags, Mode::from_raw_mode(mode)) {
+            // The second is a kernel's or a filesystem's that takes the flag for O_DIRECTORY (open(2)).
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                Draft::write_in(directory, path, text, mode)
+            }
+            file => Draft::fill(directory, path, file?, None, text),
+        }
     }
 
-    /// The same, in a directory that was opened already: the one that the path names.
+    /// Of a file of our own, in the directory that the path names, which is open already.
     pub(crate) fn write_in(
         directory: OwnedFd,
         path: PathBuf,
         text: &[u8],
         mode: u32,
     ) -> Result<Draft> {
-        let name = path.file_name().ok_or(Errno::ISDIR)?.to_owned();
+        let temporary = unguessable()?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let (file, temporary) = match rustix::fs::openat(&directory, ".", flags, mode) {
-            // The second is a kernel's or a filesystem's that takes the flag for O_DIRECTORY (open(2)).
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                let temporary = unguessable()?;
-                let flags = OFlags::WRONLY
-                    | OFlags::CREATE
-                    | OFlags::EXCL
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
-                (rustix::fs::openat(&directory, &temporary, flags, mode)?, Some(temporary))
-            }
-            file => (file?, None),
-        };
+        let file = rustix::fs::openat(&directory, &temporary, flags, mode)?;
+        Draft::fill(directory, path, file, Some(temporary), text)
+    }
+
+    fn fill(
+        directory: OwnedFd,
+        path: PathBuf,
+        file: OwnedFd,
+        temporary: Option<String>,
+        text: &[u8],
+    ) -> Result<Draft> {
+        let name = path.file_name().unwrap_or_default().to_owned();
         // From here on, what has a name is removed with the draft.
         let mut draft = Draft { path, name, directory, file: file.into(), temporary };
         draft.file.write_all(text)?;

@@ -549,6 +549,24 @@ mod tests {
     }
 
     #[test]
+    fn others_pass_only_to_a_root_that_is_being_restored() {
+        let folder = std::env::temp_dir().join(format!("rt-state-{}", std::process::id()));
+        let root = Root::new(Some(&folder.join("above/root")));
+        let (own, _lock) = root.add("own").expect("a container");
+        let (other, _lock) = root.add("other").expect("a container");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+        let modes = || [mode(&root.path), mode(&own.path), mode(&other.path)];
+        assert_eq!(modes(), [0o700; 3]);
+        other.make_root_folder(false).expect("a folder");
+        assert_eq!(modes(), [0o700; 3]);
+        let place = own.make_root_folder(true).expect("a folder");
+        assert_eq!((modes(), mode(&place)), ([0o711, 0o711, 0o700], 0o711));
+        own.close().expect("closed");
+        assert_eq!(modes(), [0o711, 0o700, 0o700]);
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
     fn the_start_time_is_found_behind_any_program_name() {
         let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
         for (text, dead) in [("7 (sh) S ", false), ("7 (a) b) S (c) R ", false), ("7 (x) Z ", true)]
