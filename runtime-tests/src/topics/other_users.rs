@@ -1,5 +1,5 @@
-//! What other users of the host try: links and worse where root writes a file, the socket of a service, and a state of their own
-//! making.
+//! What other users of the host try: links and worse where root writes a file, the socket of a
+//! service, and a state of their own making.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,19 +14,25 @@ use serde_json::json;
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "other_users":
-    a_planted_link_is_not_written_through, a_planted_hard_link_is_not_written_through, a_planted_fifo_holds_nobody_up,
-    a_planted_directory_is_no_hindrance, a_pid_file_takes_the_place_of_a_link, a_pid_file_is_not_led_away_by_a_link_of_others,
-    a_link_of_roots_leads_to_the_pid_file, a_program_that_cannot_run_leaves_no_draft, a_filesystem_without_nameless_files_will_do,
-    a_log_is_not_led_away_by_a_link_of_others, a_log_is_not_a_hard_link_that_others_made, a_log_that_is_a_fifo_holds_nobody_up,
-    a_log_is_for_its_owner_to_write, standard_error_can_be_the_log, what_hooks_print_is_for_its_owner, what_hooks_print_is_not_led_away,
-    a_checkpoint_is_not_written_where_others_can, a_cache_of_modules_that_others_could_exchange_is_not_used,
-    only_the_owner_of_the_state_can_pass, nobody_else_reaches_the_socket_of_a_service, nobody_else_reaches_that_of_a_user_namespace,
-    nobody_else_reaches_that_in_an_older_root, root_of_a_user_namespace_tells_its_manager, an_ordinary_users_container_tells_its_manager,
-    a_manager_without_a_file_hears_it_too,
-    a_root_of_others_is_refused, a_root_that_others_can_write_to_is_refused, a_root_in_a_directory_of_others_is_refused,
-    a_root_in_a_directory_that_others_can_write_to_is_refused, a_root_behind_a_link_of_others_is_refused,
-    a_container_that_others_put_there_is_refused, in_a_root_for_all_each_container_is_looked_at, hooks_that_others_put_there_are_not_run, a_root_of_our_own_is_taken,
-    root_of_a_user_namespace_has_a_root_of_its_own,
+    a_planted_link_is_not_written_through, a_planted_hard_link_is_not_written_through,
+    a_planted_fifo_holds_nobody_up, a_planted_directory_is_no_hindrance,
+    a_pid_file_takes_the_place_of_a_link, a_pid_file_is_not_led_away_by_a_link_of_others,
+    a_link_of_roots_leads_to_the_pid_file, a_program_that_cannot_run_leaves_no_draft,
+    a_filesystem_without_nameless_files_will_do, a_log_is_not_led_away_by_a_link_of_others,
+    a_log_is_not_a_hard_link_that_others_made, a_log_that_is_a_fifo_holds_nobody_up,
+    a_log_is_for_its_owner_to_write, standard_error_can_be_the_log,
+    what_hooks_print_is_for_its_owner, what_hooks_print_is_not_led_away,
+    a_checkpoint_is_not_written_where_others_can, the_log_of_a_checkpoint_may_be_its_roots,
+    a_cache_of_modules_that_others_could_exchange_is_not_used, only_the_owner_of_the_state_can_pass,
+    nobody_else_reaches_the_socket_of_a_service, nobody_else_reaches_that_of_a_user_namespace,
+    nobody_else_reaches_that_in_an_older_root, root_of_a_user_namespace_tells_its_manager,
+    an_ordinary_users_container_tells_its_manager, a_manager_without_a_file_hears_it_too,
+    a_root_of_others_is_refused, a_root_that_others_can_write_to_is_refused,
+    a_root_in_a_directory_of_others_is_refused,
+    a_root_in_a_directory_that_others_can_write_to_is_refused,
+    a_root_behind_a_link_of_others_is_refused, a_container_that_others_put_there_is_refused,
+    in_a_root_for_all_each_container_is_looked_at, hooks_that_others_put_there_are_not_run,
+    a_root_of_our_own_is_taken, root_of_a_user_namespace_has_a_root_of_its_own,
 }
 
 /// An ordinary user, and the one that stands for nobody.
@@ -70,7 +76,8 @@ fn in_time(command: &Command) -> Command {
     timeout
 }
 
-/// Another user owns the directory of the pid file, and plants something under every name that was the draft's for some process.
+/// Another user owns the directory of the pid file, and plants something under every name that was
+/// the draft's for some process.
 fn planted(test: &Test, plant: impl Fn(&Path) -> Outcome) -> Outcome {
     let (folder, precious) = (of_others(test, "theirs")?, precious(test)?);
     let container = test.sh("exec sleep 60")?.start()?;
@@ -311,6 +318,28 @@ fn a_checkpoint_is_not_written_where_others_can(test: &Test) -> Outcome {
     Ok(())
 }
 
+/// podman gives the directory of the log to root of the container's user namespace.
+fn the_log_of_a_checkpoint_may_be_its_roots(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = mapped(test.sh("exec sleep 60")?).start()?;
+    let work = test.folder.join("work");
+    fs::create_dir(&work)?;
+    let checkpoint = |path: &str| {
+        let mut command = test.command(["checkpoint", "--leave-running", "--work-path"]);
+        command.arg(&work).arg("--image-path").arg(test.folder.join(path)).arg(&container.id);
+        Output::of(command)
+    };
+    chown(&work, Some(100_000), Some(100_000))?;
+    // It fails later, if at all: there may be no CRIU.
+    ensure(!checkpoint("images")?.stderr.contains("belongs to"), "it was refused")?;
+    ensure(test.folder.join("images").is_dir(), "it did not come so far")?;
+    chown(&work, Some(100_001), None)?;
+    checkpoint("images")?.fails_with("belongs to user 100001")?;
+    fs::create_dir(test.folder.join("theirs"))?;
+    chown(test.folder.join("theirs"), Some(100_000), None)?;
+    checkpoint("theirs")?.fails_with("belongs to user 100000").map(drop)
+}
+
 fn a_cache_of_modules_that_others_could_exchange_is_not_used(test: &Test) -> Outcome {
     super::wasm_cache::host(test, json!({}))?;
     let module = test.host.guest("hello")?.display().to_string();
@@ -369,7 +398,12 @@ fn hear(manager: &UnixDatagram) -> Outcome<String> {
     Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
 }
 
-const SAY: &str = r#"use Socket; socket(S, AF_UNIX, SOCK_DGRAM, 0); $a = pack_sockaddr_un($ARGV[0] || $ENV{NOTIFY_SOCKET}); sub say { defined send(S, $_[0], 0, $a) or die "$!\n" }"#;
+const SAY: &str = r#"
+    use Socket;
+    socket(S, AF_UNIX, SOCK_DGRAM, 0);
+    my $a = pack_sockaddr_un($ARGV[0] || $ENV{NOTIFY_SOCKET});
+    sub say { defined send(S, $_[0], 0, $a) or die "$!\n" }
+"#;
 
 /// A container that speaks for itself, and then lives until it is ended.
 fn speaking<'a>(test: &'a Test) -> Outcome<Bundle<'a>> {

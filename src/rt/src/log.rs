@@ -1,7 +1,8 @@
 //! The log: `--log`, `--log-format`, `--log-level`.
 //!
-//! A leaf, but for [`trust`]. Callers parse it: podman reads the whole file as *one* JSON object, containerd a stream of them, of which the
-//! last with `"level":"error"` counts. So at the default level nothing is written but the one error of a failed command.
+//! A leaf, but for [`trust`]. Callers parse it: podman reads the whole file as *one* JSON object,
+//! containerd a stream of them, of which the last with `"level":"error"` counts. So at the default
+//! level nothing is written but the one error of a failed command.
 #![forbid(unsafe_code)]
 
 use std::fmt;

@@ -428,8 +428,9 @@ impl Directory {
         self.path.join("notify")
     }
 
-    /// Where a container that is restored has its root for a while, in a mount namespace that nobody else sees. Root of a user
-    /// namespace, which CRIU becomes on its way, has to come there by name: only then others may pass.
+    /// Where a container that is restored has its root for a while, in a mount namespace that
+    /// nobody else sees. With a user namespace, CRIU goes there by name as the container's root, so
+    /// others have to be let pass.
     pub(crate) fn make_root_folder(&self, others_pass: bool) -> Result<PathBuf> {
         let path = self.path.join("root");
         DirBuilder::new()
@@ -437,7 +438,8 @@ impl Directory {
             .create(&path)
             .with_context(|| format!("make `{}`", path.display()))?;
         if others_pass {
-            // The root of the state stays as it is then: another restore may be at work, and whom it lets pass comes no further.
+            // Nobody closes the root again: another restore may need it, and the containers'
+            // directories are closed.
             for path in self.path.parent().into_iter().chain([self.path.as_path()]) {
                 self.set_passable(path, true)?;
             }

@@ -1,11 +1,12 @@
 //! Which directories and files `rt` trusts, and how it opens those that it does not.
 //!
-//! A directory is trusted if nobody but root and the own user could change what is in it, or exchange the directory itself:
-//! [`directory`] goes the way from `/` on, component by component, and looks at each one by descriptor. So no one else can
-//! rename anything on that way afterwards, and the path stays good for as long as the command runs.
+//! `rt` trusts a directory if only root and the own user can change its content, or put another
+//! directory in its place. [`directory`] goes along the path from `/` on and looks at each
+//! component by descriptor. Nobody else can rename a component of a path that has passed, so the
+//! path means the same directory for as long as the command runs.
 //!
-//! A caller also names files in directories of others: a pid file, a log. There, [`enter`] and [`append`] only see to it that
-//! nobody else's symbolic link is followed.
+//! A caller may also name files in directories of others: a pid file, a log. There, [`enter`] and
+//! [`append`] follow no symbolic link that belongs to another user.
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -21,7 +22,8 @@ use rustix::io::Errno;
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
 const MOST_LINKS: u32 = 40;
 
-/// Those who may write beside the owner: the group and all others. With an access control list, the group's bits are its mask.
+/// The write permission of the group and of all others. With an access control list, the group's
+/// bits are its mask.
 const OTHERS: u32 = 0o022;
 
 /// In a directory that has this bit, only the owner of a file may rename or remove it.
@@ -30,7 +32,8 @@ const STICKY: u32 = 0o1000;
 /// `<linux/magic.h>`.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
-/// Whether nobody but root and the own user could have written a file, or can change what is in a directory.
+/// Whether nobody but root and the own user could have written a file, or can change what is in a
+/// directory.
 pub(crate) fn is_ours(there: &Stat) -> bool {
     is_own(there.st_uid) && there.st_mode & OTHERS == 0
 }
@@ -44,13 +47,15 @@ pub(crate) fn directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Trusted, End::Directory, None)?.directory)
 }
 
-/// As [`directory`], and makes it, for its owner alone, if it is not there. Those above it are made so that others can pass.
+/// As [`directory`], and makes it, for its owner alone, if it is not there. Those above it are made
+/// so that others can pass.
 pub(crate) fn make_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Trusted, End::Directory, Some(Mode::RWXU))?.directory)
 }
 
-/// Opens a directory of which what we made in it is trusted (`O_PATH`): as [`directory`], but others may be able to make files
-/// of their own in it, beside ours, as in `/tmp`. Each of ours has to be looked at ([`directory_in`]).
+/// As [`directory`], but the last directory may be sticky and writable for others, as `/tmp`: they
+/// can add to it, but not change what is ours. So each directory in it has to be looked at too
+/// ([`directory_in`]).
 pub(crate) fn shared_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Shared, End::Directory, None)?.directory)
 }
@@ -60,7 +65,8 @@ pub(crate) fn make_shared_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Shared, End::Directory, Some(Mode::RWXU))?.directory)
 }
 
-/// Opens a directory of that name in one that is trusted (`O_PATH`), whose path is given for the error.
+/// Opens a directory of that name in one that is trusted (`O_PATH`), whose path is given for the
+/// error.
 pub(crate) fn directory_in(above: &OwnedFd, name: &str, path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(above, name, flags, Mode::empty())?;
@@ -68,11 +74,15 @@ pub(crate) fn directory_in(above: &OwnedFd, name: &str, path: &Path) -> Result<O
     Ok(directory)
 }
 
-/// Opens a directory that is our own, in a place of anybody's: for reading, and for use by this descriptor only.
-pub(crate) fn own_directory(path: &Path) -> Result<OwnedFd> {
+/// Opens a directory that only we and root can write to, or one more user. The directories above it
+/// may be anybody's, so it may be used by this descriptor only.
+pub(crate) fn own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(enter(path)?, ".", flags, Mode::empty())?;
-    let there = rustix::fs::fstat(&directory)?;
+    let mut there = rustix::fs::fstat(&directory)?;
+    if or_of == Some(there.st_uid) {
+        there.st_uid = 0;
+    }
     Rule::Trusted.check(&there, path, true)?;
     Ok(directory)
 }
@@ -106,11 +116,11 @@ pub(crate) fn append(path: &Path, mode: u32) -> Result<File> {
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Rule {
-    /// Every directory on the way is one that nobody else can change.
+    /// Nobody else can change a directory on the way, or a link.
     Trusted,
-    /// The same, but that others may add to the last one.
+    /// The same, but others may add to the last directory.
     Shared,
-    /// No symbolic link on the way is anybody else's.
+    /// Nobody else can change a link on the way.
     Links,
 }
 
@@ -130,7 +140,8 @@ struct Place {
     is_magic: bool,
 }
 
-/// Goes along a path. Each part is opened without following a link, and looked at by the descriptor.
+/// Goes along a path. Each part is opened without following a link, and looked at by the
+/// descriptor.
 fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> {
     let path = std::path::absolute(path)?;
     let mut at = open_root()?;
@@ -223,14 +234,14 @@ impl Rule {
         if self == Rule::Links {
             return Ok(());
         }
-        // What the last one holds is ours. Of those above it, it is enough that they are nobody's who could exchange it.
         let (uid, mode) = (there.st_uid, there.st_mode);
         ensure!(
             is_own(uid) || !is_last && is_perhaps_roots(uid),
             "`{}` belongs to user {uid}, who could change what is in it",
             path.display()
         );
-        // In a sticky directory, others cannot rename what is ours or root's; and nothing else is gone through.
+        // In a sticky directory, others cannot rename what is ours or root's; and nothing else is
+        // gone through.
         let may_be_sticky = !is_last || self == Rule::Shared;
         ensure!(
             mode & OTHERS == 0 || may_be_sticky && mode & STICKY != 0,
@@ -242,9 +253,11 @@ impl Rule {
     }
 }
 
-/// In a user namespace that lacks some of the host's ids, these are all shown as one (`user_namespaces(7)`, "Unmapped user and group
-/// IDs"), root of the host among them, who owns `/`. Another user of the host cannot be told from it there. It gains that user
-/// nothing: the directory at the end has to be our own, which nobody else can make, and ours is not made where others own the place.
+/// A user namespace without all of the host's ids shows one id for all that it lacks
+/// (`user_namespaces(7)`, "Unmapped user and group IDs"). Root of the host, who owns `/`, is one of
+/// them; any other user of the host may be too, and looks the same. Such a user gains nothing as
+/// the owner of a directory on the way: the last directory has to be our own, and nobody else can
+/// make one that is.
 fn is_perhaps_roots(uid: u32) -> bool {
     const OVERFLOW: u32 = 65534;
     let overflow = || {

@@ -53,8 +53,8 @@ pub(super) fn variable() -> String {
     format!("NOTIFY_SOCKET={FOLDER}/{NAME}")
 }
 
-/// The folder of the socket. On the host it is in a directory that only its owner can pass, so the container reaches it by its mount
-/// alone, and other users and containers do not.
+/// The folder of the socket. On the host it is in a directory that only its owner can pass, so the
+/// container reaches it by its mount alone, and other users and containers do not.
 #[derive(Debug)]
 pub(super) enum Folder {
     /// A mount that is not attached yet.
@@ -63,8 +63,9 @@ pub(super) enum Folder {
     Named(PathBuf),
 }
 
-/// Makes the folder that the container will see, if its manager wants to hear something, and opens it for init, which as root of a
-/// user namespace cannot come there. The socket is made when the container starts.
+/// Makes the folder that the container will see, if its manager wants to hear something, and opens
+/// it for init, which as root of a user namespace cannot come there. The socket is made when the
+/// container starts.
 pub(super) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     if manager().is_none() {
         return Ok(None);
@@ -132,8 +133,8 @@ impl Relay {
             .with_context(|| format!("open `{}`", folder.display()))?;
         let path = format!("/proc/self/fd/{}/{NAME}", opened.as_raw_fd());
         let bind = || {
-            // For whoever the container's user is. A socket hands its mode on to its file, less the umask (unix(7)); to change that of
-            // the file would be to go by its name once more.
+            // For whoever the container's user is. A socket hands its mode on to its file, less the
+            // umask (unix(7)); to change that of the file would be to go by its name once more.
             rustix::fs::fchmod(&ours, Mode::from_raw_mode(0o666))?;
             let umask = rustix::process::umask(Mode::empty());
             let bound = rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?);
