@@ -578,6 +578,8 @@ fn a_root_of_others_is_refused(test: &Test) -> Outcome {
         chown(&root, Some(user), Some(user))?;
         refused(test, &root, &format!("belongs to user {user}"), &root)?;
     }
+    let check = with_root(test, &test.folder.join("root0"), &["check".to_owned()])?.code(1)?;
+    ensure(check.stdout.contains("belongs to user 1000"), check.stdout)?;
     // Relative, as a caller may give it.
     let mut command = Command::new(&test.host.runtime);
     command.args(["--root", "root0/.", "list"]).current_dir(&test.folder);
