@@ -339,7 +339,11 @@ impl Test {
         find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut early);
         early.retain(|path| !ids.iter().any(|id| path.to_string_lossy().contains(id.as_str())));
         ensure(early.is_empty(), format!("cgroups are left: {early:?}"))?;
+        // A user's own, which root does not take for one of its own.
+        let own = |path: &Path| std::os::unix::fs::lchown(path, Some(0), Some(0));
         for id in &ids {
+            own(&self.state_root())?;
+            own(&self.state_root().join(id))?;
             self.rt(["delete", "--force", id])?.success()?;
         }
         let folder = self.folder.display().to_string();

@@ -26,6 +26,7 @@ mod kubernetes;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod other_users;
 mod package;
 mod podman;
 mod podman_rootless;
@@ -87,6 +88,7 @@ pub(crate) fn all() -> Vec<Entry> {
         lifecycle::TESTS,
         mounts::TESTS,
         namespaces::TESTS,
+        other_users::TESTS,
         package::TESTS,
         podman::TESTS,
         podman_rootless::TESTS,

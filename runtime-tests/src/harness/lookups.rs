@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -70,12 +70,9 @@ fn call(pid: Pid) -> Option<(&'static str, String)> {
     let mut memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
     memory.seek(SeekFrom::Start(address)).ok()?;
     let mut bytes = Vec::new();
-    for byte in memory.take(4096).bytes() {
-        match byte {
-            Ok(0) | Err(_) => break,
-            Ok(byte) => bytes.push(byte),
-        }
-    }
+    // A read across the end of a mapping is cut there.
+    std::io::BufReader::new(memory.take(4096)).read_until(0, &mut bytes).ok()?;
+    bytes.pop();
     Some((name, String::from_utf8_lossy(&bytes).into_owned()))
 }
 

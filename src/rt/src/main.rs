@@ -8,6 +8,7 @@ mod bundle;
 mod cli;
 mod command;
 mod container;
+mod draft;
 mod engine;
 mod exe;
 mod executor;
@@ -17,6 +18,7 @@ mod log;
 mod signals;
 mod state;
 mod syscall;
+mod trust;
 mod walk;
 mod workload;
 

@@ -14,10 +14,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::cgroups::Cgroup;
 use crate::container::intel_rdt::Groups;
-use crate::workload;
+pub(crate) use crate::draft::Draft;
+use crate::{trust, workload};
 
 /// The version of the format that this runtime writes. It reads all up to this one.
 const VERSION: u32 = 1;
@@ -265,13 +266,9 @@ impl Root {
     pub(crate) fn add(&self, id: &str) -> Result<(Directory, OwnedFd)> {
         check_id(id)?;
         let show = |path: &Path| format!("make state directory `{}`", path.display());
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&self.path)
-            .with_context(|| show(&self.path))?;
+        let root = self.make().with_context(|| show(&self.path))?;
         let path = self.path.join(id);
-        match DirBuilder::new().mode(0o711).create(&path) {
+        match rustix::fs::mkdirat(&root, id, Mode::RWXU) {
             Ok(()) => {
                 let directory = Directory { path };
                 let lock = directory.open()?;
@@ -279,11 +276,19 @@ impl Root {
                     .context("lock the state directory")?;
                 Ok((directory, lock))
             }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                bail!("container with given ID already exists")
-            }
+            Err(Errno::EXIST) => bail!("container with given ID already exists"),
             Err(error) => Err(error).with_context(|| show(&path)),
         }
+    }
+
+    /// For its owner alone. One that is there keeps the mode that it has.
+    fn make(&self) -> Result<OwnedFd> {
+        trust::make_shared_directory(&self.path)
+    }
+
+    /// Fails if others could change what is in it. It need not be there.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.open().map(drop)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -298,8 +303,24 @@ impl Root {
     /// The directory of a container, or None when there is no such container.
     pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
         check_id(id)?;
-        let path = self.path.join(id);
-        Ok(path.is_dir().then_some(Directory { path }))
+        let Some(root) = self.open()? else { return Ok(None) };
+        let there = trust::directory_in(&root, id, &self.path);
+        Ok(self.unless_missing(there)?.map(|_| Directory { path: self.path.join(id) }))
+    }
+
+    /// None when there is no container yet. Fails if others could change what is in it.
+    fn open(&self) -> Result<Option<OwnedFd>> {
+        self.unless_missing(trust::shared_directory(&self.path))
+    }
+
+    fn unless_missing(&self, opened: Result<OwnedFd>) -> Result<Option<OwnedFd>> {
+        match opened {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) => match error.downcast_ref() {
+                Some(&(Errno::NOENT | Errno::NOTDIR)) => Ok(None),
+                _ => Err(error).with_context(|| format!("use root `{}`", self.path.display())),
+            },
+        }
     }
 
     /// The directory and the state of a container that must be there.
@@ -322,6 +343,7 @@ impl Root {
 
     /// The names of all containers, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<String>> {
+        self.check()?;
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -409,7 +431,8 @@ impl Directory {
         let path = self.path.join(name);
         let show = format!("write `{}`", path.display());
         // For its owner alone: what it says is done by root, and an environment may hold secrets.
-        Draft::write(path, text, 0o600).context(show)
+        let draft = self.open().and_then(|at| Draft::write_in(at, path, text, 0o600));
+        draft.context(show)
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {
@@ -421,15 +444,43 @@ impl Directory {
         self.path.join("notify")
     }
 
-    /// Where a container that is restored has its root for a while, in a mount namespace that nobody else sees.
-    pub(crate) fn make_root_folder(&self) -> Result<PathBuf> {
+    /// Where a container that is restored has its root for a while, in a mount namespace that
+    /// nobody else sees. With a user namespace, CRIU goes there by name as the container's root, so
+    /// others have to be let pass.
+    pub(crate) fn make_root_folder(&self, others_pass: bool) -> Result<PathBuf> {
         let path = self.path.join("root");
         DirBuilder::new()
-            .mode(0o711)
+            .mode(if others_pass { 0o711 } else { 0o700 })
             .create(&path)
             .with_context(|| format!("make `{}`", path.display()))?;
+        if others_pass {
+            // Nobody closes the root again: another restore may need it, and the containers'
+            // directories are closed.
+            for path in self.path.parent().into_iter().chain([self.path.as_path()]) {
+                self.set_passable(path, true)?;
+            }
+        }
         // CRIU wants it without symbolic links.
         path.canonicalize().with_context(|| format!("find `{}`", path.display()))
+    }
+
+    /// After a restore nobody has to come in any more.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.set_passable(&self.path, false)
+    }
+
+    /// Lets others search a directory, by name; or nobody.
+    fn set_passable(&self, path: &Path, passable: bool) -> Result<()> {
+        const SEARCH: u32 = 0o011;
+        let change = || -> Result<()> {
+            let mode = fs::metadata(path)?.permissions().mode();
+            let wanted = if passable { mode | SEARCH } else { mode & !SEARCH };
+            if wanted != mode {
+                fs::set_permissions(path, fs::Permissions::from_mode(wanted & 0o7777))?;
+            }
+            Ok(())
+        };
+        change().with_context(|| format!("set the mode of `{}`", path.display()))
     }
 
     pub(crate) fn make_start_fifo(&self) -> Result<()> {
@@ -470,42 +521,22 @@ pub(crate) fn sample() -> Vec<u8> {
     serde_json::to_vec(&state).expect("a state")
 }
 
-/// A file that is written whole or not at all: whoever opens `path` sees the old text or the new, never a part.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    path: PathBuf,
-    draft: PathBuf,
-}
-
-impl Draft {
-    /// `mode` is that of the file, from which the umask may take something.
-    pub(crate) fn write(path: PathBuf, text: &[u8], mode: u32) -> io::Result<Draft> {
-        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
-        let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
-        let open =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft);
-        open.and_then(|mut file| file.write_all(text)).inspect_err(|_| discard(&draft))?;
-        Ok(Draft { path, draft })
-    }
-
-    pub(crate) fn publish(self) -> Result<()> {
-        fs::rename(&self.draft, &self.path)
-            .inspect_err(|_| discard(&self.draft))
-            .with_context(|| format!("write `{}`", self.path.display()))
-    }
-}
-
-fn discard(draft: &Path) {
-    // The first error is the one to tell.
-    let _ = fs::remove_file(draft);
-}
-
 /// Whether this process is root, and not only of a user namespace of its own.
 pub(crate) fn is_host_root() -> bool {
-    // The initial user namespace maps every id to itself (`user_namespaces(7)`).
-    let initial = |map: &str| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     rustix::process::geteuid().is_root()
-        && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| initial(&map))
+        && fs::read_to_string(UID_MAP).is_ok_and(|map| is_whole(&map))
+}
+
+/// Whether this process is in a user namespace without all of the host's ids.
+pub(crate) fn lacks_ids() -> bool {
+    fs::read_to_string(UID_MAP).is_ok_and(|map| !is_whole(&map))
+}
+
+const UID_MAP: &str = "/proc/self/uid_map";
+
+/// The initial user namespace maps every id to itself (`user_namespaces(7)`).
+fn is_whole(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// runc's rule for names.
@@ -533,6 +564,24 @@ mod tests {
         for id in ["", ".", "..", "/", "a/b", "a b", "a\n", "ä", &"x".repeat(256)] {
             assert!(check_id(id).is_err(), "{id}");
         }
+    }
+
+    #[test]
+    fn others_pass_only_to_a_root_that_is_being_restored() {
+        let folder = std::env::temp_dir().join(format!("rt-state-{}", std::process::id()));
+        let root = Root::new(Some(&folder.join("above/root")));
+        let (own, _lock) = root.add("own").expect("a container");
+        let (other, _lock) = root.add("other").expect("a container");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+        let modes = || [mode(&root.path), mode(&own.path), mode(&other.path)];
+        assert_eq!(modes(), [0o700; 3]);
+        other.make_root_folder(false).expect("a folder");
+        assert_eq!(modes(), [0o700; 3]);
+        let place = own.make_root_folder(true).expect("a folder");
+        assert_eq!((modes(), mode(&place)), ([0o711, 0o711, 0o700], 0o711));
+        own.close().expect("closed");
+        assert_eq!(modes(), [0o711, 0o700, 0o700]);
+        fs::remove_dir_all(folder).expect("removed");
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let options = RestoreOptions {
-        common: checkpoint::options(&args.images),
+        common: checkpoint::options(&args.images, &bundle),
         id: &args.id,
         bundle: &bundle,
         manager,

@@ -217,9 +217,10 @@ fn make(
             )
         }
     };
-    let notify = directory.notify_folder();
-    let notify =
-        if prepared.namespaces.has_mount() { notify_socket::prepare(&notify)? } else { None };
+    let notify = match prepared.namespaces.has_mount() {
+        true => notify_socket::prepare(directory.notify_folder())?,
+        false => None,
+    };
     let birthplace = state.cgroup.make_for_birth()?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
@@ -264,6 +265,7 @@ fn make(
     drop(init);
     drop(birthplace);
     drop(start_fifo);
+    drop(notify);
     prepared.mounts.clear();
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;

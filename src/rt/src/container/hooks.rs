@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::{namespaces, process};
 use crate::exe;
 use crate::state::{State, Status};
-use crate::syscall;
+use crate::{syscall, trust};
 
 /// The state of the container as a hook reads it from its standard input (runtime-spec, `runtime.md`, "State").
 pub(crate) fn state_json(state: &State, status: Status) -> String {
@@ -59,9 +58,8 @@ impl Streams {
     pub(crate) fn open(annotations: &BTreeMap<String, String>) -> Result<Streams> {
         let open = |key: &str| -> Result<Option<File>> {
             let Some(path) = annotations.get(key) else { return Ok(None) };
-            let file = OpenOptions::new().append(true).create(true).mode(0o700).open(path);
             let show = || format!("open `{path}`, the annotation `{key}`");
-            file.with_context(show).map(Some)
+            trust::append(Path::new(path), 0o600).with_context(show).map(Some)
         };
         Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
     }

@@ -44,7 +44,7 @@ pub(super) struct Plan<'a> {
     /// Where hooks print to.
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
-    pub(super) notify: Option<&'a Path>,
+    pub(super) notify: Option<notify_socket::Folder>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
@@ -60,7 +60,8 @@ const NOT_THERE: i32 = 127;
 /// Runs init. Ends in the program, or in the end of the process.
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = std::mem::take(&mut plan.mounts);
-    let ready = match set_up(&plan, opened) {
+    let notify = plan.notify.take();
+    let ready = match set_up(&plan, opened, notify) {
         Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -89,7 +90,11 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
 }
 
 /// Everything up to that point.
-fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a>> {
+fn set_up<'a>(
+    plan: &Plan<'a>,
+    opened: Vec<Option<Detached>>,
+    notify: Option<notify_socket::Folder>,
+) -> Result<Ready<'a>> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -97,6 +102,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     let process = bundle.process();
     let namespaces = plan.namespaces;
 
+    let is_service = notify.is_some();
     // Until the caller has recorded it. What changes the user ends this too; from then on init notices by itself, since it
     // waits for the caller's word.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -135,7 +141,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
         devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), entries, bind)?;
-        if let Some(folder) = plan.notify {
+        if let Some(folder) = notify {
             notify_socket::mount(&rootfs, folder)?;
         }
     }
@@ -205,7 +211,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         rights: plan.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
-            env: becoming::environment(process, home, options.listen_fds, plan.notify.is_some()),
+            env: becoming::environment(process, home, options.listen_fds, is_service),
             cwd: process.cwd(),
             asked: options.asked,
             engine: engine.map(|engine| &engine.description),

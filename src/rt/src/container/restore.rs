@@ -118,7 +118,8 @@ fn make(
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&bundle.config)?;
     directory.write(state)?;
-    let place = directory.make_root_folder()?;
+    let user = namespaces.makes(libc::CLONE_NEWUSER);
+    let place = directory.make_root_folder(user)?;
     options.common.make_directories(false)?;
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
@@ -207,6 +208,9 @@ fn make(
     }
     // Mounted on in CRIU's mount namespace only, which is gone.
     let _ = fs::remove_dir(&place);
+    if user {
+        directory.close()?;
+    }
     let pid = Pid::from_raw(state.pid).context("no process")?;
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;

@@ -14,10 +14,10 @@
 //! the caller's process.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,8 +27,9 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::settings::CompilerSettings;
-use crate::state::Draft;
+use crate::draft::Draft;
 use crate::syscall::{self, Lock};
+use crate::trust;
 
 /// The end of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
@@ -223,13 +224,11 @@ impl Cache {
 
     /// A file of the cache's, if nobody else can have written it.
     fn open(&self, path: &Path) -> Option<(File, fs::Metadata)> {
-        let own = rustix::process::geteuid().as_raw();
-        let trusted =
-            |metadata: &fs::Metadata| metadata.uid() == own && metadata.mode() & 0o022 == 0;
-        fs::symlink_metadata(&self.directory).ok().filter(trusted)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok().filter(fs::Metadata::is_file).filter(trusted)?;
+        trust::directory(&self.directory).ok()?;
+        let file = open(path).ok()?;
+        rustix::fs::fstat(&file).ok().filter(trust::is_ours)?;
+        let file = File::from(file);
+        let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
         Some((file, metadata))
     }
 
@@ -248,18 +247,24 @@ impl Cache {
             metadata.ctime(),
             metadata.ctime_nsec()
         );
-        if fs::read_to_string(&known).is_ok_and(|known| known == stamp) {
+        let is_known = || fs::read_to_string(&known).is_ok_and(|known| known == stamp);
+        if trust::directory(&self.verified).is_ok() && is_known() {
             return true;
         }
         let digest = hash(file.as_fd(), about.native_bytes);
         if !digest.is_ok_and(|(digest, _)| digest.to_hex().as_str() == about.native) {
             return false;
         }
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.verified);
-        if let Err(error) =
-            made.and_then(|()| Draft::write(known, stamp.as_bytes(), 0o600)).map(Draft::publish)
-        {
-            tracing::debug!("keep that `{}` is sound: {error}", about.key);
+        let keep = || -> Result<()> {
+            // It may be the first that is made below the root of the state.
+            if let Some(root) = self.verified.parent() {
+                trust::make_shared_directory(root)?;
+            }
+            let directory = trust::make_directory(&self.verified)?;
+            Draft::write_in(directory, known, stamp.as_bytes(), 0o600)?.publish()
+        };
+        if let Err(error) = keep() {
+            tracing::debug!("keep that `{}` is sound: {error:#}", about.key);
         }
         true
     }
@@ -330,14 +335,7 @@ impl Cache {
     }
 
     fn make(&self) -> Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let metadata = fs::symlink_metadata(&self.directory)?;
-        let own = rustix::process::geteuid().as_raw();
-        ensure!(
-            metadata.is_dir() && metadata.uid() == own && metadata.mode() & 0o022 == 0,
-            "others can write to it"
-        );
-        Ok(())
+        trust::make_directory(&self.directory).map(drop)
     }
 
     /// Whether one more module of that size may wait to be compiled for somebody.
