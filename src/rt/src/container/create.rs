@@ -329,7 +329,7 @@ fn serve(
             Some(Message::Module) => {
                 let engine = options.engine.as_ref().context("no engine was opened")?;
                 let name = &options.bundle.process().args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(prepared.rights.wish(), files.first(), name);
+                found = engine.look_up(prepared.rights.wish(), files.first(), name, state);
                 let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
                 socket.send_with(&Message::Native, &native)?;
                 state.run = Some(engine.run(&found));
@@ -356,7 +356,7 @@ fn serve(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, options.id);
+        native.compile_later(found.later);
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))

@@ -173,7 +173,7 @@ fn serve(
                 own.map_or(Ok(()), ForChildren::restore)?;
                 let engine = options.engine.as_ref().context("no engine was opened")?;
                 let name = &options.process.args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(options.rights.wish(), files.first(), name);
+                found = engine.look_up(options.rights.wish(), files.first(), name, options.state);
                 let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
                 socket.send_with(&Message::Native, &native)?;
             }
@@ -206,7 +206,7 @@ fn serve(
         Some(message) => bail!("the new process sent {message:?}"),
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, &options.state.id);
+        native.compile_later(found.later);
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }

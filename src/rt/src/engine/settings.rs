@@ -56,6 +56,8 @@ pub(crate) struct CompilerSettings {
     pub(crate) user: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) seconds: u64,
+    /// How long a container that wants native code waits for the compilers of others.
+    pub(crate) wait_seconds: u64,
     /// In the background, only the time that nobody else wants.
     pub(crate) idle: bool,
 }
@@ -64,7 +66,13 @@ impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
         // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges that systemd and subuid(5)
         // give to containers.
-        CompilerSettings { user: 1_879_048_192, memory_bytes: 2 << 30, seconds: 600, idle: true }
+        CompilerSettings {
+            user: 1_879_048_192,
+            memory_bytes: 2 << 30,
+            seconds: 600,
+            wait_seconds: 10,
+            idle: true,
+        }
     }
 }
 
@@ -123,6 +131,7 @@ mod tests {
         assert_eq!(settings.cache.max_bytes, 5);
         assert_eq!(settings.cache.directory, Path::new("/var/cache/rt/wasm"));
         assert_eq!(settings.compiler.user, 0x7000_0000);
+        assert_eq!(settings.compiler.wait_seconds, 10);
     }
 
     #[test]
