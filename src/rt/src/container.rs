@@ -13,6 +13,7 @@ mod external_mounts;
 mod hooks;
 mod init;
 pub(crate) mod intel_rdt;
+mod interrupt;
 mod landlock;
 mod live_mounts;
 mod module;

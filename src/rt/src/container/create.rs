@@ -19,7 +19,7 @@ use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, net_devices, notify_socket, process, sysctl, terminal};
+use super::{hooks, init, interrupt, net_devices, notify_socket, process, sysctl, terminal};
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -31,11 +31,11 @@ const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
 
 /// How the new container's program is kept from running before its time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Wait {
+pub(crate) enum Wait<'a> {
     /// Until `start` writes to a fifo, whenever that is.
     ForStart,
-    /// Until [`Container::go`], by the same process.
-    ForCaller,
+    /// Until [`Container::go`], by the same process, which blocks these signals from the moment that something is made.
+    ForCaller { blocked: &'a [i32] },
 }
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct Options<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
-    pub(crate) wait: Wait,
+    pub(crate) wait: Wait<'a>,
     pub(crate) asked: Option<workload::Engine>,
     pub(crate) engine: Option<engine::Directory>,
     pub(crate) pid_file: Option<&'a Path>,
@@ -114,11 +114,16 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     if options.console.is_none() {
         state.descriptors = standard_streams();
     }
+    // Until here nothing was made: a signal ends this process at once.
+    if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
+        syscall::block_only(blocked);
+    }
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
     match make(&mut options, &mut prepared, &directory, &mut lock, &mut state) {
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
+            interrupt::forget();
             if let Err(left) = undo(&directory, &state) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
@@ -199,7 +204,7 @@ fn make(
     // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
-        Wait::ForCaller => None,
+        Wait::ForCaller { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
             // Without O_NONBLOCK this would wait for the one who starts.

@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::Hook;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, MemfdFlags};
-use rustix::process::{Pid, PidfdFlags};
 
+use super::interrupt;
 use crate::exe;
 use crate::state::{State, Status};
 use crate::syscall;
@@ -145,16 +144,11 @@ fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Res
     syscall::end_with_parent(&mut command);
     let mut child = command.spawn()?;
     // `bundle` refuses one that is not greater than 0.
-    if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
-        let pid = Pid::from_raw(i32::try_from(child.id())?).context("no process")?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let limit = Timespec::try_from(Duration::from_secs(seconds))?;
-        let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
-        if ended == 0 {
-            child.kill()?;
-            child.wait()?;
-            bail!("it took longer than {seconds} s");
-        }
+    let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
+    if let Err(error) = interrupt::wait_for(&child, seconds.map(Duration::from_secs)) {
+        child.kill()?;
+        child.wait()?;
+        return Err(error);
     }
     let status = child.wait()?;
     match (status.code(), status.signal()) {

@@ -449,9 +449,8 @@ impl Cache {
         let own = part.metadata().map_or(0, |part| part.len());
         let all = own + bytes_of(&entries, |_| true);
         let own = own + bytes_of(&entries, |entry| entry.is_of(tenant));
-        let first = entries.iter().rev().find(|entry| {
-            entry.is_of(tenant) && own > all / SHARE_OF_TENANT
-        });
+        let first =
+            entries.iter().rev().find(|entry| entry.is_of(tenant) && own > all / SHARE_OF_TENANT);
         first.or(entries.last()).is_some_and(|entry| self.remove(entry).is_ok())
     }
 
@@ -714,9 +713,12 @@ pub(crate) fn number_of(tenant: &str) -> u64 {
 /// How often whoever waits looks.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 
+/// The signals that ask for an end.
+pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
 /// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
 pub(crate) fn is_interrupted() -> bool {
-    syscall::pending(&[libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP])
+    syscall::pending(&ENDING)
 }
 
 /// Whether there is no space left.

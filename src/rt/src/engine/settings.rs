@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
@@ -80,7 +79,7 @@ impl Settings {
     pub(crate) fn read(path: Option<&Path>) -> Result<Settings> {
         let file = path.unwrap_or(Path::new(FILE));
         let read = || -> Result<Settings> {
-            let text = match fs::read(file) {
+            let text = match crate::read_file(file) {
                 Ok(text) => text,
                 Err(error) if error.kind() == ErrorKind::NotFound && path.is_none() => {
                     return Ok(Settings::default());

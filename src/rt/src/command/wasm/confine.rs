@@ -402,7 +402,7 @@ impl Place {
                 id: &id,
                 bundle,
                 manager,
-                wait: Wait::ForCaller,
+                wait: Wait::ForCaller { blocked: &[] },
                 asked: None,
                 engine: None,
                 pid_file: None,
