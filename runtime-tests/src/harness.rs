@@ -139,7 +139,11 @@ impl Host {
         fs::copy("/bin/busybox", self.folder.join("busybox"))?;
         let compile = std::env::var("RT_TESTS_COMPILE").unwrap_or_else(|_| "off".into());
         let cache = self.folder.join("native");
-        let settings = json!({ "compile": compile, "cache": { "directory": cache } });
+        let mut settings = json!({ "compile": compile, "cache": { "directory": cache } });
+        if compile == "eager" {
+            // Many tests compile at a time.
+            settings["compiler"] = json!({ "waitSeconds": 300 });
+        }
         fs::write(self.folder.join("wasm.json"), settings.to_string())
     }
 

@@ -22,6 +22,7 @@ mod exec;
 mod executable;
 mod freezer;
 mod hooks;
+mod interrupts;
 mod kubernetes;
 mod lifecycle;
 mod mounts;
@@ -44,6 +45,7 @@ mod wasm_limits;
 mod wasm_plugins;
 mod wasm_ports;
 mod wasm_rights;
+mod wasm_shares;
 mod workload;
 
 use crate::harness::{Outcome, Test};
@@ -84,6 +86,7 @@ pub(crate) fn all() -> Vec<Entry> {
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
+        interrupts::TESTS,
         kubernetes::TESTS,
         lifecycle::TESTS,
         mounts::TESTS,
@@ -106,6 +109,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_plugins::TESTS,
         wasm_ports::TESTS,
         wasm_rights::TESTS,
+        wasm_shares::TESTS,
         workload::TESTS,
     ]
     .concat()

@@ -15,6 +15,7 @@ mod hooks;
 mod host_proc;
 mod init;
 pub(crate) mod intel_rdt;
+mod interrupt;
 mod landlock;
 mod live_mounts;
 mod module;

@@ -313,6 +313,8 @@ pub(crate) enum Lock {
     /// Others may read too.
     Read,
     Write,
+    /// None any more.
+    Free,
 }
 
 /// So many bytes of a file, from a place on; 0 are all that follow.
@@ -322,6 +324,7 @@ fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
     let kind = match lock {
         Lock::Read => libc::F_RDLCK,
         Lock::Write => libc::F_WRLCK,
+        Lock::Free => libc::F_UNLCK,
     };
     of.l_type = libc::c_short::try_from(kind).map_err(|_| Errno::INVAL)?;
     of.l_whence = libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?;

@@ -2,7 +2,6 @@
 //! `config.json`. crun's command.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,7 +49,7 @@ fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Resu
 }
 
 fn read(file: &Path) -> Result<Vec<Mount>> {
-    let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
     let entries: Vec<Mount> =
         serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;

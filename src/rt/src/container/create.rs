@@ -19,7 +19,9 @@ use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{becoming, hooks, init, net_devices, notify_socket, process, serve, sysctl, terminal};
+use super::{
+    becoming, hooks, init, interrupt, net_devices, notify_socket, process, serve, sysctl, terminal,
+};
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -31,11 +33,11 @@ const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
 
 /// How the new container's program is kept from running before its time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Wait {
+pub(crate) enum Wait<'a> {
     /// Until `start` writes to a fifo, whenever that is.
     ForStart,
-    /// Until [`Container::go`], by the same process.
-    ForCaller,
+    /// Until [`Container::go`], by the same process, which blocks these signals from the moment that something is made.
+    ForCaller { blocked: &'a [i32] },
 }
 
 #[derive(Debug)]
@@ -43,7 +45,7 @@ pub(crate) struct Options<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
-    pub(crate) wait: Wait,
+    pub(crate) wait: Wait<'a>,
     pub(crate) asked: Option<workload::Engine>,
     pub(crate) engine: Option<engine::Directory>,
     pub(crate) pid_file: Option<&'a Path>,
@@ -121,11 +123,16 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     if options.console.is_none() {
         state.descriptors = standard_streams();
     }
+    // Until here nothing was made: a signal ends this process at once.
+    if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
+        syscall::block_only(blocked);
+    }
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
     match make(&mut options, &mut prepared, &directory, &mut lock, &mut state) {
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
+            interrupt::forget();
             if let Err(left) = undo(&directory, &state) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
@@ -206,7 +213,7 @@ fn make(
     // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
-        Wait::ForCaller => None,
+        Wait::ForCaller { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
             // Without O_NONBLOCK this would wait for the one who starts.
@@ -352,6 +359,7 @@ fn serve(
                     options.bundle.process(),
                     files.first(),
                     modules.as_ref(),
+                    state,
                 )?;
                 state.run = engine.map(|engine| engine.run(&found));
                 record = directory.draft(state)?;
@@ -377,7 +385,7 @@ fn serve(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, options.id);
+        native.compile_later(found.later);
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))

@@ -174,6 +174,7 @@ fn attend(
                     options.process,
                     files.first(),
                     modules.as_ref(),
+                    options.state,
                 )?;
             }
             Some(Message::Listener(number)) => {
@@ -205,7 +206,7 @@ fn attend(
         Some(message) => bail!("the new process sent {message:?}"),
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, &options.state.id);
+        native.compile_later(found.later);
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }

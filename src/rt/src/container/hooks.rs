@@ -14,13 +14,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::Hook;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, MemfdFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, Signal};
 
-use super::{namespaces, process};
+use super::{interrupt, namespaces, process};
 use crate::exe;
 use crate::state::{State, Status};
 use crate::{syscall, trust};
@@ -132,15 +131,11 @@ fn input(state: &str) -> Result<File> {
 fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<()> {
     let pid = start(hook, state, place, streams)?;
     // `bundle` refuses one that is not greater than 0.
-    if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let limit = Timespec::try_from(Duration::from_secs(seconds))?;
-        let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
-        if ended == 0 {
-            syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
-            namespaces::wait(pid)?;
-            bail!("it took longer than {seconds} s");
-        }
+    let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
+    if let Err(error) = interrupt::wait_for(pid, seconds.map(Duration::from_secs)) {
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        namespaces::wait(pid)?;
+        return Err(error);
     }
     let status = namespaces::wait(pid)?;
     match (status.exit_status(), status.terminating_signal()) {

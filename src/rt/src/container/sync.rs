@@ -12,9 +12,10 @@ use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt::Timeout,
 };
 
+use super::interrupt::{self, Watch};
 use crate::executor::Given;
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,6 +68,10 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
         None,
     )
     .context("make a socket pair")?;
+    // The first is the end of the caller's process, which may have blocked the signals that are to end it.
+    let turn = Some(interrupt::TURN);
+    rustix::net::sockopt::set_socket_timeout(&one, Timeout::Recv, turn)
+        .context("limit the wait for a message")?;
     Ok((Socket(one), Socket(other)))
 }
 
@@ -106,13 +111,14 @@ impl Socket {
 
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let mut buffer = [0; LONGEST];
+        let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         loop {
             // As for sending: not recvmsg(2).
             match rustix::io::read(&self.0, &mut buffer) {
                 Ok(0) => return Ok(None),
                 Ok(length) => return decode(&buffer[..length]).map(Some),
                 Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         }
@@ -120,7 +126,7 @@ impl Socket {
 
     /// And the files that come with it.
     pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
-        let mut buffer = [0; LONGEST];
+        let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let length = loop {
@@ -129,6 +135,7 @@ impl Socket {
                 Ok(received) => break received.bytes,
                 // Reset is said once, before what the other side sent last, when it died with something unread.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         };

@@ -32,6 +32,16 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
         context.add_arch(arch).with_context(|| format!("add the architecture {arch:?}"))?;
     }
     let rules = seccomp.syscalls().as_deref().unwrap_or_default();
+    // Each takes an instruction at least, and libseccomp's time grows with the square of their number: 20000 take minutes.
+    let conditional = |rule: &LinuxSyscall| {
+        if rule.args().iter().flatten().next().is_some() { rule.names().len() } else { 0 }
+    };
+    let conditional: usize = rules.iter().map(conditional).sum();
+    ensure!(
+        conditional <= super::LONGEST,
+        "{conditional} rules with arguments, of which a filter has {} at most",
+        super::LONGEST
+    );
     for rule in rules {
         add(&mut context, rule, default, strict)?;
     }
