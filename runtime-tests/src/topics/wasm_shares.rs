@@ -10,7 +10,7 @@ use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
 use super::wasm_cache::{COMPILE, files, host, host_with_defaults, wait_for_compiler};
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
 super::tests! { "wasm_shares":
     a_slow_module_does_not_hold_up_another_tenants, a_tenant_has_one_compiler_at_a_time, waiting_for_others_has_a_limit_of_its_own,
@@ -80,9 +80,13 @@ fn large(test: &Test, seed: u8, bytes: usize) -> Outcome<Vec<u8>> {
     Ok(module)
 }
 
+fn compilers_folder(test: &Test) -> PathBuf {
+    test.folder.join("compilers")
+}
+
 /// What `/run/rt-compiler` is for the test's commands.
 fn compilers_place(test: &Test) -> Outcome<PathBuf> {
-    let place = test.folder.join("compilers");
+    let place = compilers_folder(test);
     fs::create_dir_all(&place)?;
     Ok(place)
 }
@@ -157,16 +161,42 @@ fn signal(name: &str, pids: &[i32]) -> Outcome {
     Ok(())
 }
 
-/// Ends what a test has begun: the compilers, and then those that wait for them.
+/// Compilers of this test, also those whose parent has ended: their root is in its folder.
+fn orphans(test: &Test) -> Vec<i32> {
+    let folder = compilers_folder(test).display().to_string();
+    let is_ours = |pid: &i32| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.lines().any(|line| {
+            let root = line.split(' ').nth(3).unwrap_or_default();
+            root.starts_with(&folder) && line.split(' ').nth(4) == Some("/")
+        })
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
+}
+
+/// Ends what a test has begun: those that wait for compilers, and these, which end with those that have them run. No later worker comes
+/// to their places, so their cgroups are removed here.
 fn end(test: &Test, callers: Vec<Child>) -> Outcome {
     for mut caller in callers {
         signal("-KILL", &[i32::try_from(caller.id())?])?;
         caller.wait()?;
     }
-    signal("-KILL", &workers(test))?;
-    wait_until("the compilers have ended", || {
-        compilers(test).is_empty() && workers(test).is_empty()
-    })
+    let ended = workers(test);
+    signal("-KILL", &ended)?;
+    let left = wait_until("the compilers have ended", || {
+        workers(test).is_empty() && orphans(test).is_empty()
+    });
+    signal("-KILL", &orphans(test))?;
+    for pid in ended {
+        let name = format!("rt-compiler/{pid}");
+        for cgroup in cgroups_of(&pid.to_string()).iter().filter(|path| path.ends_with(&name)) {
+            wait_until("its cgroup is empty", || {
+                fs::remove_dir(cgroup).is_ok() || !cgroup.exists()
+            })?;
+        }
+    }
+    left
 }
 
 /// Keeps one of the two places to compile in from all others.
