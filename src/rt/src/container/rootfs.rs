@@ -195,6 +195,16 @@ impl Rootfs {
         }
     }
 
+    /// Makes device nodes that came with the rootfs useless, if the container's own are not in it.
+    pub(crate) fn ignore_devices(&self) -> Result<()> {
+        let Some(dev) = self.find(Path::new("/dev"))? else { return Ok(()) };
+        if rustix::fs::fstat(&dev)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev {
+            return Ok(());
+        }
+        let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
+        Ok(syscall::mount_setattr(self.root.as_fd(), attr, false)?)
+    }
+
     /// `root.readonly`: the rootfs itself, not what is mounted in it.
     pub(crate) fn make_root_read_only(&self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
