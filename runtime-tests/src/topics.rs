@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_flags;
 mod bad_input;
+mod cgroup_attacks;
 mod cgroups;
 mod check;
 mod checkpoint;
@@ -62,6 +63,7 @@ pub(crate) fn all() -> Vec<Entry> {
         attacks::TESTS,
         bad_flags::TESTS,
         bad_input::TESTS,
+        cgroup_attacks::TESTS,
         cgroups::TESTS,
         check::TESTS,
         checkpoint::TESTS,
