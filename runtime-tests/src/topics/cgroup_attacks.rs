@@ -1,5 +1,5 @@
-//! Cgroups that are not what they seem, or that somebody else than rt's user has: what a container and other users of the host can do
-//! to a command by them.
+//! Cgroups that are not what they seem, or that somebody else than rt's user has: what a container
+//! and other users of the host can do to a command by them.
 
 mod bus;
 
@@ -18,13 +18,29 @@ use crate::harness::{
 };
 
 super::tests! { "cgroup_attacks":
-    device_rules_hold_without_their_hierarchy, a_device_rule_that_is_not_understood_is_an_error,
-    without_cgroups_the_hosts_devices_are_out_of_reach, without_cgroups_all_devices_can_be_allowed, without_cgroups_limits_are_an_error, an_empty_folder_is_no_hierarchy,
-    the_deepest_cgroups_are_found, a_cgroup_of_another_user_is_refused, an_empty_cgroup_is_taken, of_two_creations_one_has_the_cgroup,
-    a_creation_that_was_cut_short_ends_nobody_else, nothing_is_made_in_a_frozen_cgroup, exec_fails_in_a_frozen_cgroup,
-    exec_ends_when_its_cgroup_is_frozen_meanwhile, exec_ends_when_it_is_stopped, exec_can_be_ended_while_it_waits, exec_waits_for_a_paused_container_if_asked_to,
-    who_forks_all_the_time_is_killed_with_all, signals_to_all_end_where_they_are_ignored, no_release_agent_is_seen,
-    an_annotation_replaces_nothing_of_rts, only_systemd_ends_its_jobs, a_process_that_cannot_be_read_is_alive,
+    device_rules_hold_without_their_hierarchy,
+    a_device_rule_that_is_not_understood_is_an_error,
+    without_cgroups_the_hosts_devices_are_out_of_reach,
+    without_cgroups_all_devices_can_be_allowed,
+    without_cgroups_limits_are_an_error,
+    an_empty_folder_is_no_hierarchy,
+    the_deepest_cgroups_are_found,
+    a_cgroup_of_another_user_is_refused,
+    an_empty_cgroup_is_taken,
+    of_two_creations_one_has_the_cgroup,
+    a_creation_that_was_cut_short_ends_nobody_else,
+    nothing_is_made_in_a_frozen_cgroup,
+    exec_fails_in_a_frozen_cgroup,
+    exec_ends_when_its_cgroup_is_frozen_meanwhile,
+    exec_ends_when_it_is_stopped,
+    exec_can_be_ended_while_it_waits,
+    exec_waits_for_a_paused_container_if_asked_to,
+    who_forks_all_the_time_is_killed_with_all,
+    signals_to_all_end_where_they_are_ignored,
+    no_release_agent_is_seen,
+    an_annotation_replaces_nothing_of_rts,
+    only_systemd_ends_its_jobs,
+    a_process_that_cannot_be_read_is_alive,
 }
 
 /// The runtime in a mount namespace of its own, where a shell script has changed something before.
@@ -54,7 +70,8 @@ fn only_v2(test: &Test) -> Outcome {
     if test.host.lane == "v2" { Ok(()) } else { skip("only cgroup v2 has this") }
 }
 
-/// A block device of the host's, which any container's root could read but for device rules: its numbers.
+/// A block device of the host's, which any container's root could read but for device rules: its
+/// numbers.
 fn disk() -> Outcome<(String, String)> {
     let disks = fs::read_dir("/sys/class/block")?.flatten();
     let number = disks.filter_map(|disk| fs::read_to_string(disk.path().join("dev")).ok()).next();
@@ -67,7 +84,8 @@ fn disk() -> Outcome<(String, String)> {
 fn reading() -> Outcome<String> {
     let (major, minor) = disk()?;
     Ok(format!(
-        "mknod /disk b {major} {minor} 2>/dev/null; (: < /disk) 2>/dev/null && echo opened || echo refused; \
+        "mknod /disk b {major} {minor} 2>/dev/null; \
+         (: < /disk) 2>/dev/null && echo opened || echo refused; \
          head -c 1 /dev/zero | wc -c"
     ))
 }
@@ -128,7 +146,8 @@ fn disabled(bundle: &Bundle<'_>) -> Outcome<Output> {
 fn without_cgroups_the_hosts_devices_are_out_of_reach(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = format!(
-        "{}; (: < /theirs) 2>/dev/null && echo opened || echo refused; grep CapBnd /proc/self/status",
+        "{}; (: < /theirs) 2>/dev/null && echo opened || echo refused; \
+         grep CapBnd /proc/self/status",
         reading()?
     );
     let bundle = with_mknod(test.sh(&script)?);
@@ -171,7 +190,8 @@ fn without_cgroups_limits_are_an_error(test: &Test) -> Outcome {
 fn an_empty_folder_is_no_hierarchy(test: &Test) -> Outcome {
     only_v1(test)?;
     test.only_rt()?;
-    // Over the host's, a copy of it with folders of controllers that it does not have, as some distributions leave them.
+    // Over the host's, a copy of it with folders of controllers that it does not have, as some
+    // distributions leave them.
     let script = "mkdir all; mount -t tmpfs none all
         for there in /sys/fs/cgroup/*; do
             place=all/${there##*/}; mkdir $place
@@ -226,7 +246,8 @@ fn remove_below(directory: &OwnedFd) -> Outcome {
     Ok(())
 }
 
-/// Thirty cgroups in one another, with a path that is longer than PATH_MAX, and a process in the last.
+/// Thirty cgroups in one another, with a path that is longer than PATH_MAX, and a process in the
+/// last.
 fn the_deepest_cgroups_are_found(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
@@ -356,7 +377,8 @@ fn of_two_creations_one_has_the_cgroup(test: &Test) -> Outcome {
     ensure(made > 0, "none was ever made")
 }
 
-/// A state says which cgroup a container wanted; whose it came to be, nobody knows when the creation was killed before its first process.
+/// A state says which cgroup a container wanted; whose it came to be, nobody knows when the
+/// creation was killed before its first process.
 fn a_creation_that_was_cut_short_ends_nobody_else(test: &Test) -> Outcome {
     test.only_rt()?;
     let name = test.id();
@@ -461,7 +483,8 @@ fn children(parent: u32, text: &str) -> Vec<i32> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }
 
-/// An `exec` that is slow after it has made its first process; meanwhile, something is done to that. Returns how it ended.
+/// An `exec` that is slow after it has made its first process; meanwhile, something is done to
+/// that. Returns how it ended.
 fn exec_while(
     test: &Test,
     container: &Container<'_>,
@@ -556,8 +579,11 @@ fn exec_waits_for_a_paused_container_if_asked_to(test: &Test) -> Outcome {
     ensure(exec.wait()?.success(), "exec failed")
 }
 
-const CHURN: &str = "trap '' TERM; for i in 1 2 3 4 5 6 7 8; do sh -c 'trap \"\" TERM; again() { again; }; \
-                     while :; do (sleep 0.01) & wait; done' & done; echo all; while :; do sleep 1; done";
+const CHURN: &str = "trap '' TERM
+    for i in 1 2 3 4 5 6 7 8; do
+        sh -c 'trap \"\" TERM; while :; do (sleep 0.01) & wait; done' &
+    done
+    echo all; while :; do sleep 1; done";
 
 /// Without `cgroup.kill`, which v1 does not have, they are signalled one by one.
 fn who_forks_all_the_time_is_killed_with_all(test: &Test) -> Outcome {
@@ -592,9 +618,10 @@ fn no_release_agent_is_seen(test: &Test) -> Outcome {
     for own in [true, false] {
         let script =
             "find /sys/fs/cgroup -name release_agent; cat /sys/fs/cgroup/pids/notify_on_release";
-        let mut bundle = test.sh(script)?.mount(
-            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"] }),
-        );
+        let mut bundle = test
+            .sh(script)?
+            .mount(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                "options": ["rw"] }));
         if own {
             bundle = bundle.namespace(json!({ "type": "cgroup" }));
         }

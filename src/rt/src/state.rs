@@ -213,8 +213,8 @@ pub(crate) struct Stat {
     pub(crate) start_time: u64,
 }
 
-/// None when there is certainly no such process. What cannot be read is an error: a container that lives must not be taken for one
-/// that has ended.
+/// None when there is certainly no such process. What cannot be read is an error: a container that
+/// lives must not be taken for one that has ended.
 pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     let path = format!("/proc/{pid}/stat");
     let show = || format!("read `{path}`");
@@ -238,8 +238,8 @@ pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
     Ok(stat(pid)?.map(|stat| stat.parent))
 }
 
-/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an ordinary user, `hidepid` hides others'
-/// processes, which may not be signalled either.
+/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
+/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
 fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
     if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
         return Ok(false);

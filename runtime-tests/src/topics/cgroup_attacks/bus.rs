@@ -1,4 +1,5 @@
-//! A bus with a systemd on it, as much of both as makes one scope, and a stranger who sends a false signal first.
+//! A bus with a systemd on it, as much of both as makes one scope, and a stranger who sends a false
+//! signal first.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +12,8 @@ const JOB: &str = "/org/freedesktop/systemd1/job/7";
 const OWNER: &str = ":1.1";
 const STRANGER: &str = ":1.666";
 
-/// Listens at a path, and puts the process that a scope shall have into a cgroup. Ends with the test program.
+/// Listens at a path, and puts the process that a scope shall have into a cgroup. Ends with the
+/// test program.
 pub(super) fn start(socket: &Path, scope: PathBuf) -> Outcome {
     let listener = UnixListener::bind(socket)?;
     std::thread::spawn(move || {

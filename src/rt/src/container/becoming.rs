@@ -48,7 +48,8 @@ pub(super) struct Plan<'a> {
     pub(super) first_own: u32,
     /// Which of these stay open, besides the socket.
     pub(super) kept: Vec<BorrowedFd<'a>>,
-    /// Whether no device rules are in force, so that only the rights to make a device node keep the program from the host's devices.
+    /// Whether no device rules are in force, so that only the rights to make a device node keep the
+    /// program from the host's devices.
     pub(super) withhold_devices: bool,
     /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
     pub(super) keep_groups: bool,

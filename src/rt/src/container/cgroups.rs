@@ -256,8 +256,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Claims the cgroup. Where there is a second-version one, which on a hybrid host is one of several, a process can be born in it,
-    /// which saves the move (`CLONE_INTO_CGROUP`): its directory is returned, and the claim lasts until it is closed.
+    /// Claims the cgroup. Where there is a second-version one, which on a hybrid host is one of
+    /// several, a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`): its
+    /// directory is returned, and the claim lasts until it is closed.
     pub(crate) fn make_for_birth(&mut self) -> Result<Option<OwnedFd>> {
         if self.manager != Manager::Cgroupfs {
             return Ok(None);
@@ -394,8 +395,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Fails for device rules that make no sense or could not be enforced, and for what annotations may not replace. Nothing is made
-    /// yet.
+    /// Fails for device rules that make no sense or could not be enforced, and for what annotations
+    /// may not replace. Nothing is made yet.
     pub(crate) fn check(&self, resources: Option<&LinuxResources>) -> Result<()> {
         device_rules(resources)?;
         if let Some(resources) = resources {
@@ -407,8 +408,8 @@ impl Cgroup {
                 || v1::of_controller(&self.paths, "devices").is_some()
                 || v1::unified(&self.paths).is_some()
                 || !crate::state::is_host_root(),
-            "device rules cannot be enforced: no cgroup controller `devices` is mounted at `{ROOT}/devices`, \
-             and no second-version hierarchy at `{ROOT}/unified`"
+            "device rules cannot be enforced: no cgroup controller `devices` is mounted at \
+             `{ROOT}/devices`, and no second-version hierarchy at `{ROOT}/unified`"
         );
         Ok(())
     }
@@ -422,7 +423,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Whether nothing but its capabilities keeps the container from the host's devices, although not all of them are allowed.
+    /// Whether nothing but its capabilities keeps the container from the host's devices, although
+    /// not all of them are allowed.
     pub(crate) fn leaves_devices_open(&self, resources: Option<&LinuxResources>) -> Result<bool> {
         Ok(self.manager == Manager::Disabled
             && crate::state::is_host_root()
@@ -563,7 +565,8 @@ impl Cgroup {
         if signal == libc::SIGKILL && self.version == Version::V2 && self.kill()? {
             return Ok(());
         }
-        // A process that is frozen neither forks nor ends, so its number stays its own until it has the signal.
+        // A process that is frozen neither forks nor ends, so its number stays its own until it has
+        // the signal.
         let held = !self.is_frozen() && self.freeze().is_ok();
         let signalled = self.signal_one_by_one(signal);
         if held {
@@ -572,8 +575,8 @@ impl Cgroup {
         signalled
     }
 
-    /// Kills all in it and below it in one step, so that nothing is forked meanwhile (Linux 5.14). False where the kernel cannot:
-    /// it is older, or the cgroup is threaded.
+    /// Kills all in it and below it in one step, so that nothing is forked meanwhile (Linux 5.14).
+    /// False where the kernel cannot: it is older, or the cgroup is threaded.
     fn kill(&self) -> Result<bool> {
         let Some(path) = self.paths.first().map(|path| path.join("cgroup.kill")) else {
             return Ok(false);
@@ -592,8 +595,8 @@ impl Cgroup {
         }
     }
 
-    /// Where nothing could be frozen, what is forked between two readings is caught by the next; a pass that finds nobody new is the
-    /// last.
+    /// Where nothing could be frozen, what is forked between two readings is caught by the next; a
+    /// pass that finds nobody new is the last.
     fn signal_one_by_one(&self, signal: i32) -> Result<()> {
         let end = Instant::now() + SIGNALLING;
         let mut signalled = HashSet::new();
@@ -651,7 +654,8 @@ impl Cgroup {
         for path in &self.paths {
             tree::remove(path, &mut || {
                 self.end_processes()?;
-                // With v1, a process may have left the hierarchy that lists them, and that one alone.
+                // With v1, a process may have left the hierarchy that lists them, and that one
+                // alone.
                 match self.version {
                     Version::V1 => {
                         Cgroup { paths: vec![path.clone()], ..self.clone() }.end_processes()
@@ -663,8 +667,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes it when nobody is in it. For a creation that was cut short: a process of its own ends with its maker, and one that
-    /// stays is another container's, which has the same path.
+    /// Removes it when nobody is in it. For a creation that was cut short: a process of its own
+    /// ends with its maker, and one that stays is another container's, which has the same path.
     pub(crate) fn remove_unused(&self) -> Result<()> {
         if self.manager == Manager::Systemd {
             return self.remove();
@@ -720,7 +724,8 @@ pub(crate) struct Doors {
     pub(crate) freezers: Freezers,
 }
 
-/// The files that say whether the processes of a cgroup are frozen: its own, and with v2 those of all above it.
+/// The files that say whether the processes of a cgroup are frozen: its own, and with v2 those of
+/// all above it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Freezers(Vec<PathBuf>);
 
@@ -843,11 +848,13 @@ const FREEZING: Duration = Duration::from_secs(2);
 /// The words are runc's: a process would stop in it, and nobody would let it go on.
 const FROZEN: &str = "container's cgroup unexpectedly frozen";
 
-/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it. The lock goes with the descriptor;
-/// when it is closed, a process has to be in the cgroup, which keeps others out from then on.
+/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it.
+/// The lock goes with the descriptor; when it is closed, a process has to be in the cgroup, which
+/// keeps others out from then on.
 ///
-/// It may have been there, empty: callers make one beforehand, and a creation that was killed leaves one. Its owner can freeze and
-/// kill what is in it, so it has to be the user that rt runs as.
+/// It may have been there, empty: callers make one beforehand, and a creation that was killed
+/// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
+/// as.
 fn claim(path: &Path) -> Result<OwnedFd> {
     let show = || format!("claim the cgroup `{}`", path.display());
     let directory = open_directory(path).with_context(show)?;

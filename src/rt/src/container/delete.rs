@@ -26,7 +26,8 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         Status::Running | Status::Paused if force => end(state)?,
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
     }
-    // Before there is a process on record, nobody knows whether the cgroup came to be this container's, or is another's.
+    // Before there is a process on record, nobody knows whether the cgroup came to be this
+    // container's, or is another's.
     let removed = if state.pid == 0 { state.cgroup.remove_unused() } else { state.cgroup.remove() };
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;

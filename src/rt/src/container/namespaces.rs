@@ -280,8 +280,8 @@ fn by_helper(
 ) -> Result<Side> {
     if let Some(helper) = clone(0, cgroup)? {
         let message = patience.receive(caller, helper);
-        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself. Where the caller ignores the end of
-        // its children, it may be gone already.
+        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
+        // Where the caller ignores the end of its children, it may be gone already.
         if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
             super::patience::end(helper, pidfd.as_fd());
         }

@@ -1,6 +1,6 @@
-//! Waiting for a process that is half made, and that a container can hold up: who has a cgroup can freeze it,
-//! and a neighbour in the same pid namespace, with the rights for it, can stop it (SIGSTOP). No such wait
-//! is without an end. Runs in the caller's process.
+//! Waiting for a process that is half made, and that a container can hold up: who has a cgroup can
+//! freeze it, and a neighbour in the same pid namespace, with the rights for it, can stop it
+//! (SIGSTOP). No such wait is without an end. Runs in the caller's process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,7 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Patience {
     /// Where it is said that the process is frozen.
     freezers: Freezers,
-    /// None where the process waits for others that may take their time: hooks, an agent that decides on system calls.
+    /// None where the process waits for others that may take their time: hooks, an agent that
+    /// decides on system calls.
     longest: Option<Duration>,
     /// These, which the caller's process has blocked.
     signals: &'static [i32],
@@ -48,8 +49,9 @@ impl Patience {
         Patience { freezers, longest: None, signals: &[] }
     }
 
-    /// With a process that joins a container which runs. `paused` is for a caller who knows that it is frozen and waits until it is
-    /// not, and `agent` for a filter that lets another process decide.
+    /// With a process that joins a container which runs. `paused` is for a caller who knows that it
+    /// is frozen and waits until it is not, and `agent` for a filter that lets another process
+    /// decide.
     pub(crate) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
         Patience {
             freezers: if paused { Freezers::default() } else { freezers },
@@ -118,8 +120,8 @@ fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> Result<bo
     }
 }
 
-/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One that does not die, in a call to the
-/// kernel that does not end, is left to whoever inherits it.
+/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One
+/// that does not die, in a call to the kernel that does not end, is left to whoever inherits it.
 pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
     let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
     let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);

@@ -48,7 +48,7 @@ pub(super) fn all() -> Vec<Finding> {
             TOPIC,
             DEVICE_RULES,
             Verdict::Missing,
-            format!("no hierarchy of `devices` is mounted, and no cgroup v2 beside it at `{ROOT}/unified`"),
+            format!("no hierarchy of `devices` is mounted, and no cgroup v2 at `{ROOT}/unified`"),
             format!("mount -t cgroup -o devices none {ROOT}/devices"),
         ),
         _ => device_programs(),

@@ -252,8 +252,8 @@ impl Manager {
         let answer = self.connection.reply(*last)?;
         let job = answer.body.first().and_then(Value::as_text).context("systemd named no job")?;
         let done = self.connection.wait(|message| {
-            // Every user of the bus may send signals to every connection. Who has answered is systemd: the daemon lets nobody
-            // else answer a call.
+            // Every user of the bus may send signals to every connection. Who has answered is
+            // systemd: the daemon lets nobody else answer a call.
             message.kind == dbus::SIGNAL
                 && message.sender == answer.sender
                 && message.member == "JobRemoved"

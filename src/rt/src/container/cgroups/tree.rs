@@ -1,8 +1,9 @@
-//! A cgroup with all below it, which the container may have made: as many as it likes, as deep as it likes.
+//! A cgroup with all below it, which the container may have made: as many as it likes, as deep as
+//! it likes.
 //!
 //! The path of the deepest can be longer than the kernel takes (`PATH_MAX`), so rt walks from
-//! directory to directory by descriptors, and comes back by `..`. Two are open at a time. cgroupfs has
-//! no links, and lets nobody move a directory to another parent.
+//! directory to directory by descriptors, and comes back by `..`. Two are open at a time. cgroupfs
+//! has no links, and lets nobody move a directory to another parent.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -17,7 +18,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-/// More cgroups than a walk goes through. The kernel itself has fewer with most controllers (65535).
+/// More cgroups than a walk goes through. The kernel itself has fewer with most controllers
+/// (65535).
 const MOST: usize = 1 << 18;
 
 /// How long a killed process may stay in its cgroup, and how long all of a removal may take.
@@ -113,8 +115,8 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
     let mut collect = |directory: BorrowedFd<'_>| {
         let top = std::mem::replace(&mut is_top, false);
         let text = match read(directory, c"cgroup.procs") {
-            // A threaded cgroup; its processes are listed above it (cgroup-v2.rst, "Threads"). If that is outside, any
-            // of their threads will do.
+            // A threaded cgroup; its processes are listed above it (cgroup-v2.rst, "Threads"). If
+            // that is outside, any of their threads will do.
             Err(Errno::OPNOTSUPP) if top => read(directory, c"cgroup.threads")?,
             Err(Errno::OPNOTSUPP) => None,
             text => text?,
@@ -128,7 +130,8 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
     Ok(pids)
 }
 
-/// Whether no process is in a cgroup and below it, or soon none is any more: init ends with its maker.
+/// Whether no process is in a cgroup and below it, or soon none is any more: init ends with its
+/// maker.
 pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
     let end = Instant::now() + GOING;
     loop {
@@ -158,8 +161,8 @@ fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<Str
     }
 }
 
-/// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again: a
-/// killed process is in its cgroup for a little longer, for which there is no event with v1.
+/// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again:
+/// a killed process is in its cgroup for a little longer, for which there is no event with v1.
 pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<()>) -> Result<()> {
     let show = || format!("remove cgroup `{}`", path.display());
     let end = Instant::now() + LONGEST;

@@ -28,7 +28,8 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     make_directory(path, made)
 }
 
-/// Whether what is born in a cgroup is frozen, by itself or by one above it. Where the kernel cannot freeze, it is not.
+/// Whether what is born in a cgroup is frozen, by itself or by one above it. Where the kernel
+/// cannot freeze, it is not.
 pub(super) fn is_frozen(cgroup: BorrowedFd<'_>) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(cgroup, "cgroup.events", flags, Mode::empty());

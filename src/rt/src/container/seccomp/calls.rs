@@ -1,5 +1,5 @@
-//! System calls that are newer than libseccomp, or than what it knows of an architecture. A filter that
-//! lets all calls pass but some would let these pass too.
+//! System calls that are newer than libseccomp, or than what it knows of an architecture. A filter
+//! that lets all calls pass but some would let these pass too.
 #![forbid(unsafe_code)]
 
 use libseccomp::{ScmpArch, ScmpSyscall};

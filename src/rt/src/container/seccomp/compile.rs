@@ -87,7 +87,8 @@ fn add(
     Ok(())
 }
 
-/// Leaves out a rule for a call that nobody knows, unless it may be one of this kernel's that the rule was to keep from the container.
+/// Leaves out a rule for a call that nobody knows, unless it may be one of this kernel's that the
+/// rule was to keep from the container.
 fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) -> Result<()> {
     ensure!(!strict, "unknown system call `{name}`");
     if strictness(action) <= strictness(default) || strictness(default) > PASSING {
@@ -97,7 +98,8 @@ fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) 
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     ensure!(
         !calls::may_have_others(&release),
-        "a rule restricts the system call `{name}`, which is unknown here: Linux {release} is newer than rt, and may have it"
+        "a rule restricts the unknown system call `{name}`, which Linux {release}, newer than rt, \
+         may have"
     );
     crate::warn(&format!(
         "the seccomp filter restricts `{name}`, which is no system call of Linux {release}"
@@ -257,8 +259,8 @@ const ARCH: u32 = 4;
 /// Where the arguments are, 64 bits each.
 const ARGUMENTS: u32 = 16;
 
-/// What comes before libseccomp's program: rules for calls that libseccomp does not know, and ENOSYS for calls that are newer than the
-/// configuration.
+/// What comes before libseccomp's program: rules for calls that libseccomp does not know, and
+/// ENOSYS for calls that are newer than the configuration.
 fn before(
     seccomp: &LinuxSeccomp,
     rules: &[LinuxSyscall],
@@ -322,7 +324,8 @@ fn newer_calls(
     arch: ScmpArch,
     with_x32: bool,
 ) -> Vec<sock_filter> {
-    // Where the default lets calls pass, there is nothing to tell apart; a tracer decides for itself, as in runc.
+    // Where the default lets calls pass, there is nothing to tell apart; a tracer decides for
+    // itself, as in runc.
     let allows = matches!(
         seccomp.default_action(),
         LinuxSeccompAction::ScmpActAllow
@@ -351,7 +354,8 @@ fn newer_calls(
     section
 }
 
-/// The rules for calls of an architecture that libseccomp does not know. Of those that match a call, the strictest counts.
+/// The rules for calls of an architecture that libseccomp does not know. Of those that match a
+/// call, the strictest counts.
 fn unknown_calls(
     seccomp: &LinuxSeccomp,
     rules: &[LinuxSyscall],
@@ -418,13 +422,15 @@ enum To {
     No,
 }
 
-/// Compares an argument, half by half, since classic BPF has words of 32 bits. What comes next is for "no", and after that for "yes".
+/// Compares an argument, half by half, since classic BPF has words of 32 bits. What comes next is
+/// for "no", and after that for "yes".
 fn compare(argument: &LinuxSeccompArg) -> Vec<sock_filter> {
     use To::{Next, No, Yes};
     use libc::{BPF_JEQ, BPF_JGE, BPF_JGT};
     let value = argument.value();
     let (mask, value) = match argument.op() {
-        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md, "Seccomp").
+        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md,
+        // "Seccomp").
         LinuxSeccompOperator::ScmpCmpMaskedEq => (value, argument.value_two().unwrap_or(0)),
         _ => (u64::MAX, value),
     };

@@ -311,7 +311,8 @@ impl Call<'_> {
 pub(super) struct Message {
     pub(super) kind: u8,
     reply_to: u32,
-    /// The unique name of who has sent it, which the bus's daemon writes; nothing where there is no daemon between.
+    /// The unique name of who has sent it, which the bus's daemon writes; nothing where there is no
+    /// daemon between.
     pub(super) sender: String,
     pub(super) member: String,
     error: String,

@@ -189,8 +189,9 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
     Ok(properties)
 }
 
-/// Whether a property decides which processes are in the scope, where it is, who manages what is below it, what is counted, and which
-/// devices there are. An annotation can be somebody else's than the administrator's, and would replace what rt says.
+/// Whether a property decides which processes are in the scope, where it is, who manages what is
+/// below it, what is counted, and which devices there are. An annotation can be somebody else's
+/// than the administrator's, and would replace what rt says.
 fn is_rts(name: &str) -> bool {
     let kinds = ["PIDs", "PIDFDs", "Slice", "Delegate", "ControlGroup", "Device", "Controller"];
     kinds.iter().any(|kind| name.starts_with(kind)) || name.ends_with("Accounting")
