@@ -2,6 +2,7 @@
 
 mod bundle;
 mod container;
+pub(crate) mod lookups;
 
 use std::fmt::Display;
 use std::fs;

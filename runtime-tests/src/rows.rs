@@ -310,7 +310,7 @@ const ROWS: &[Row] = &[
         ],
     ),
     row("bad input", &["bad_input", "bad_flags"]),
-    row("attacks", &["attacks", "executable"]),
+    row("attacks", &["attacks", "attacks_files", "executable"]),
     row("wasm", &["wasm", "workload"]),
     row("wasm: WASI preview1", &["wasi"]),
     row("wasm: limits", &["wasm_limits"]),

@@ -1,6 +1,7 @@
 //! The tests, a file per topic. A test's name says what holds.
 
 mod attacks;
+mod attacks_files;
 mod bad_flags;
 mod bad_input;
 mod cgroup_attacks;
@@ -14,6 +15,7 @@ mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
+mod descriptors;
 mod devices;
 mod docker;
 mod events;
@@ -61,6 +63,7 @@ pub(crate) use tests;
 pub(crate) fn all() -> Vec<Entry> {
     [
         attacks::TESTS,
+        attacks_files::TESTS,
         bad_flags::TESTS,
         bad_input::TESTS,
         cgroup_attacks::TESTS,
@@ -74,6 +77,7 @@ pub(crate) fn all() -> Vec<Entry> {
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,
+        descriptors::TESTS,
         devices::TESTS,
         docker::TESTS,
         events::TESTS,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "attacks":
     a_label_is_not_written_to_a_false_proc, a_place_that_is_exchanged_for_a_link_stays_inside,
@@ -17,12 +17,24 @@ super::tests! { "attacks":
     exec_cannot_begin_in_a_directory_of_the_hosts,
 }
 
-/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one.
+/// Without a procfs, `/proc` is the image's, or a volume's.
+fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["destination"] != "/proc");
+        }
+    })
+}
+
+/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume is refused there; what the image
+/// has is not.
 fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     if Path::new("/sys/kernel/security/apparmor/profiles").exists() {
         return crate::harness::skip("this kernel has AppArmor, which would take the label");
     }
-    let volume = test.folder.join("volume");
+    let bundle = without_proc(test.sh("true")?)
+        .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"));
+    let volume = bundle.rootfs().join("proc");
     let places = [
         "self/attr/apparmor",
         "thread-self/attr/apparmor",
@@ -34,10 +46,9 @@ fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
         fs::create_dir_all(volume.join(place))?;
         fs::write(volume.join(place).join("exec"), "")?;
     }
-    let bundle = test
-        .sh("true")?
-        .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"))
-        .mount(json!({ "destination": "/proc", "source": volume, "type": "bind", "options": ["bind"] }));
+    let other =
+        json!({ "destination": "/proc", "source": volume, "type": "bind", "options": ["bind"] });
+    ensure(bundle.clone().mount(other).run()?.code != Some(0), "a volume is mounted on /proc")?;
     let output = bundle.run()?;
     ensure(output.code != Some(0), "it ran without its label")?;
     for place in places {
@@ -226,15 +237,16 @@ fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
 
 /// CVE-2025-52881: what was meant for `/proc/sys` went to another file.
 fn a_sysctl_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
-    let volume = test.folder.join("volume");
-    fs::create_dir_all(volume.join("net/ipv4"))?;
-    fs::write(volume.join("net/ipv4/ip_forward"), "false\n")?;
-    let bundle = test
-        .sh("true")?
-        .mount(json!({ "destination": "/proc/sys", "source": volume, "options": ["bind"] }))
+    let bundle = without_proc(test.sh("true")?)
+        .file("/proc/sys/net/ipv4/ip_forward", "false\n")?
         .edit(|config| config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" }));
-    bundle.run()?;
-    ensure_eq(fs::read_to_string(volume.join("net/ipv4/ip_forward"))?.as_str(), "false\n")
+    let volume = bundle.rootfs().join("proc/sys");
+    let mount = json!({ "destination": "/proc/sys", "source": volume, "options": ["bind"] });
+    for bundle in [bundle.clone().mount(mount), bundle] {
+        bundle.run()?;
+        ensure_eq(fs::read_to_string(volume.join("net/ipv4/ip_forward"))?.as_str(), "false\n")?;
+    }
+    Ok(())
 }
 
 /// CVE-2024-21626, by `exec`.

@@ -629,14 +629,9 @@ fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
     add(json!([{ "destination": "x", "type": "tmpfs" }]))?
         .fails_with("the mount destination `x` is not absolute")?;
     add(json!({}))?.fails_with("parse `")?;
-    for (wrong, why) in [
-        ("/etc", "Invalid argument"),
-        ("/", "it is the container's root"),
-        ("/etc/..", "it is the container's root"),
-        ("/none", "No such file or directory"),
-    ] {
+    for wrong in ["/etc", "/", "/etc/..", "/none"] {
         change(test, "remove", &container.id, &json!([{ "destination": wrong }]))?
-            .fails_with(&format!("unmount `{wrong}`: {why}"))?;
+            .fails_with(&format!("unmount `{wrong}`: `mounts add` has mounted nothing there"))?;
     }
     change(test, "add", "nobody", &bind("/etc"))?
         .fails_with("add mounts to `nobody`: container does not exist")?;

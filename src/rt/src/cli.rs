@@ -453,7 +453,7 @@ pub(crate) struct Mounts {
 pub(crate) enum MountsCommand {
     /// Mount what a file lists: bind mounts and tmpfs
     Add(MountsChange),
-    /// Unmount what is at the destinations in a file
+    /// Unmount what `mounts add` has mounted at the destinations in a file
     Remove(MountsChange),
 }
 

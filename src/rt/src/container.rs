@@ -12,6 +12,7 @@ mod devices;
 mod exec;
 mod external_mounts;
 mod hooks;
+mod host_proc;
 mod init;
 pub(crate) mod intel_rdt;
 mod landlock;

@@ -68,11 +68,26 @@ pub(crate) struct State {
     /// `create --no-new-keyring`, which holds for what `exec` starts too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keeps_keyring: bool,
+    /// What `mounts add` has mounted, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) added: Vec<AddedMount>,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststop: Vec<Hook>,
+}
+
+/// A mount that `mounts add` has made. Where it is by now is the container's choice; which one it is, is not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct AddedMount {
+    /// As it was asked for.
+    pub(crate) destination: PathBuf,
+    /// As the kernel's table of mounts has it. When the mount is gone, another one can get it.
+    pub(crate) id: u64,
+    /// One that no other mount gets, where the kernel knows such (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unique: Option<u64>,
 }
 
 /// How a module is run.
@@ -151,6 +166,7 @@ impl State {
             rdt: None,
             descriptors: Vec::new(),
             keeps_keyring: false,
+            added: Vec::new(),
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
@@ -107,6 +108,23 @@ fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: boo
             flags,
             ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// `fchmodat2(2)` with `AT_EMPTY_PATH`: the mode of the very file that a descriptor of `O_PATH` is of (Linux 6.6).
+pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
+    // The same number on every architecture that Rust knows; the libc crate lacks it for some.
+    const SYS_FCHMODAT2: libc::c_long = 452;
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal that is only read.
+    let returned = unsafe {
+        libc::syscall(
+            SYS_FCHMODAT2,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            mode.as_raw_mode(),
+            libc::AT_EMPTY_PATH,
         )
     };
     check(returned).map(drop)

@@ -53,6 +53,8 @@ pub(super) struct Plan<'a> {
     pub(super) withhold_devices: bool,
     /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
     pub(super) keep_groups: bool,
+    /// Whether root of the host makes it.
+    pub(super) by_root: bool,
     /// Of a module.
     pub(super) rights: &'a Rights,
     pub(super) request: executor::Request<'a>,
@@ -162,7 +164,7 @@ fn become_unprivileged(
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
     let entered = enter_working_directory(process.cwd());
-    process::become_user(user, plan.keep_groups)?;
+    process::become_user(user, plan.keep_groups, plan.by_root)?;
     process::set_capabilities(capabilities, spare)?;
     // The change of the user has undone it. What follows gives up rights only, which leaves it as it is.
     keep_neighbours_out()?;
@@ -253,10 +255,7 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
         return None;
     }
     let find = || {
-        let file = rootfs.open(Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
-        if rustix::fs::fstat(&file).ok()?.st_mode & libc::S_IFMT != libc::S_IFREG {
-            return None;
-        }
+        let file = rootfs.open_regular(Path::new("/etc/passwd")).ok()?;
         const LONGEST: u64 = 1 << 20;
         let mut text = String::new();
         File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;

@@ -319,7 +319,7 @@ fn serve(
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     let memory = options.engine.as_ref().and_then(|_| state.cgroup.memory_limit());
-    let mut modules = match options.engine {
+    let modules = match options.engine {
         Some(_) => state.cgroup.for_modules(&prepared.rights.ports)?,
         None => None,
     };
@@ -353,7 +353,7 @@ fn serve(
                     &prepared.rights,
                     options.bundle.process(),
                     files.first(),
-                    modules.take(),
+                    modules.as_ref(),
                 )?;
                 state.run = engine.map(|engine| engine.run(&found));
                 record = directory.draft(state)?;

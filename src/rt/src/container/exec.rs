@@ -71,7 +71,10 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         .context("keep the container out")?;
     let stopped = || anyhow!("cannot exec in a stopped container");
     let init = options.state.process()?.ok_or_else(stopped)?;
-    let namespaces = Namespaces::of(options.state.pid)?;
+    let namespaces = match Namespaces::of(options.state.pid) {
+        Err(_) if namespaces::has_ended(init.as_fd())? => return Err(stopped()),
+        namespaces => namespaces?,
+    };
     let root = if namespaces.has_mount() {
         None
     } else {
@@ -82,8 +85,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
                 .with_context(|| format!("open `{path}`"))?,
         )
     };
-    // If it lives still, its pid was nobody else's when they were opened.
-    syscall::pidfd_send_signal(init.as_fd(), 0).map_err(|_| stopped())?;
+    // If it has not ended, its pid was nobody else's when they were opened, and all of them were there.
+    ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // Who lays labels also keeps containers from looking into what is not theirs, whatever capabilities they have.
     let label = becoming::has_security_label(options.process)?;
@@ -170,7 +173,7 @@ fn attend(
     }
     let affinity = options.process.exec_cpu_affinity().as_ref();
     let memory = options.engine.as_ref().and_then(|_| options.state.cgroup.memory_left());
-    let mut modules = match options.engine {
+    let modules = match options.engine {
         Some(_) => options.state.cgroup.clone().for_modules(&options.rights.ports)?,
         None => None,
     };
@@ -189,7 +192,7 @@ fn attend(
                     &options.rights,
                     options.process,
                     files.first(),
-                    modules.take(),
+                    modules.as_ref(),
                 )?;
             }
             Some(Message::Listener(number)) => {
@@ -295,6 +298,7 @@ fn set_up<'a>(plan: &Plan<'a>, proc: Option<OwnedFd>) -> Result<Ready<'a>> {
         kept: Vec::new(),
         withhold_devices: plan.withhold_devices,
         keep_groups: keep_groups.is_some_and(|value| value != "0"),
+        by_root: options.state.uid == 0,
         rights: &options.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),

@@ -19,7 +19,7 @@ use super::create::{self, Options};
 use super::hooks::Streams;
 use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
-use super::rootfs::Rootfs;
+use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
 use super::sync::{Message, Socket};
 use super::{
@@ -149,9 +149,9 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     run_hooks_before_pivot(plan)?;
 
-    let mut empty = None;
+    let mut covers = Covers::default();
     for path in linux.masked_paths().iter().flatten() {
-        rootfs.mask(Path::new(path), &mut empty).with_context(|| format!("mask `{path}`"))?;
+        rootfs.mask(Path::new(path), &mut covers).with_context(|| format!("mask `{path}`"))?;
     }
     for path in linux.readonly_paths().iter().flatten() {
         rootfs
@@ -189,12 +189,12 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     if !namespaces.has_mount() {
         rootfs.chroot()?;
     } else if options.no_pivot {
-        rootfs.move_and_chroot(&bundle.rootfs, propagation)?;
+        rootfs.move_and_chroot(propagation)?;
     } else {
         rootfs.pivot(propagation)?;
     }
     drop(rootfs);
-    drop(empty);
+    drop(covers);
 
     let keep_groups = bundle.annotation(becoming::KEEP_GROUPS).is_some_and(|value| value != "0");
     let engine = options.engine.as_ref();
@@ -207,6 +207,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         kept,
         withhold_devices,
         keep_groups,
+        by_root: plan.state.uid == 0,
         rights: plan.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),

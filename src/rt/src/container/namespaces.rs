@@ -11,6 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -46,18 +47,25 @@ impl Joined {
 }
 
 impl Namespaces {
-    /// Opens what is to be joined. Runs in the caller's process.
+    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none: the container has no other then, and
+    /// may not change it. Runs in the caller's process.
     pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
         for namespace in linux.namespaces().iter().flatten() {
-            let (flag, name, kind) = describe(namespace.typ());
+            let namespace_kind = namespace.typ();
+            let (flag, name, kind) = describe(namespace_kind);
             let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
             else {
                 namespaces.new |= flag;
                 continue;
             };
-            let namespace = open(path)
-                .with_context(|| format!("open {name} namespace `{}`", path.display()))?;
+            let show = || format!("open {name} namespace `{}`", path.display());
+            let namespace = open(path).with_context(show)?;
+            if is_own(&namespace, namespace_file(namespace_kind)).with_context(show)? {
+                // What is set in it would be set on the host.
+                ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
+                continue;
+            }
             namespaces.joined.push(Joined { flag, name, kind, namespace });
         }
         Ok(namespaces)
@@ -65,30 +73,31 @@ impl Namespaces {
 
     /// Those of a running process that this one is not in already. Runs in the caller's process.
     pub(crate) fn of(pid: i32) -> Result<Namespaces> {
-        const ALL: [(&str, LinuxNamespaceType); 8] = [
-            ("mnt", LinuxNamespaceType::Mount),
-            ("cgroup", LinuxNamespaceType::Cgroup),
-            ("uts", LinuxNamespaceType::Uts),
-            ("ipc", LinuxNamespaceType::Ipc),
-            ("user", LinuxNamespaceType::User),
-            ("pid", LinuxNamespaceType::Pid),
-            ("net", LinuxNamespaceType::Network),
-            ("time", LinuxNamespaceType::Time),
+        const ALL: [LinuxNamespaceType; 8] = [
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::Cgroup,
+            LinuxNamespaceType::Uts,
+            LinuxNamespaceType::Ipc,
+            LinuxNamespaceType::User,
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Network,
+            LinuxNamespaceType::Time,
         ];
         let mut namespaces = Namespaces::default();
-        for (file, kind) in ALL {
+        for kind in ALL {
+            let file = namespace_file(kind);
             let path = format!("/proc/{pid}/ns/{file}");
             let show = || format!("open namespace `{path}`");
             let namespace = match open(Path::new(&path)) {
                 Ok(namespace) => namespace,
-                // A kernel that has no namespaces of this kind.
-                Err(Errno::NOENT) if Path::new(&format!("/proc/{pid}/ns")).exists() => continue,
+                // A kernel that has no namespaces of this kind. Of a process that is ending, the file is not there either.
+                Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
+                    continue;
+                }
                 Err(error) => return Err(error).with_context(show),
             };
-            let theirs = rustix::fs::fstat(&namespace).with_context(show)?;
-            let ours = rustix::fs::stat(format!("/proc/self/ns/{file}")).with_context(show)?;
             // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
-            if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+            if !is_own(&namespace, file).with_context(show)? {
                 let (flag, name, kind) = describe(kind);
                 namespaces.joined.push(Joined { flag, name, kind, namespace });
             }
@@ -102,7 +111,12 @@ impl Namespaces {
 
     /// A mount namespace of the container's own, so that mounting in it does not change the host.
     pub(crate) fn has_mount(&self) -> bool {
-        self.makes(libc::CLONE_NEWNS) || self.joins(libc::CLONE_NEWNS)
+        self.has(libc::CLONE_NEWNS)
+    }
+
+    /// Whether the container has a namespace of this kind that is not its caller's.
+    pub(crate) fn has(&self, flag: i32) -> bool {
+        self.makes(flag) || self.joins(flag)
     }
 
     pub(crate) fn joins(&self, flag: i32) -> bool {
@@ -183,6 +197,27 @@ fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) 
         LinuxNamespaceType::Network => (libc::CLONE_NEWNET, "network", LinkNameSpaceType::Network),
         LinuxNamespaceType::Time => (CLONE_NEWTIME, "time", LinkNameSpaceType::Time),
     }
+}
+
+/// Its name in `/proc/PID/ns` (`namespaces(7)`).
+fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "net",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+/// Whether a namespace is the one that this process is in.
+fn is_own(namespace: &OwnedFd, file: &str) -> rustix::io::Result<bool> {
+    let there = rustix::fs::fstat(namespace)?;
+    let own = rustix::fs::stat(format!("/proc/self/ns/{file}"))?;
+    Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino))
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -301,6 +336,14 @@ fn by_helper(
     // If this fails, the caller reads the end of the stream.
     let _ = init.send(&message);
     syscall::exit_now(0)
+}
+
+/// Whether a process has ended, also if nobody has waited for it yet.
+pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)));
+    Ok(ended.context("ask whether a process has ended")? > 0)
 }
 
 /// For a process that nobody holds up.

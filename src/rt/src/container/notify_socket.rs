@@ -77,7 +77,9 @@ pub(super) fn mount(rootfs: &Rootfs, folder: &Path) -> Result<()> {
     syscall::mount_setattr(mount.as_fd(), attr, false)
         .context("set the attributes of the mount")?;
     let place = rootfs.make(Path::new(FOLDER), true)?;
-    mounts::attach(mount.as_fd(), place.as_fd()).with_context(|| format!("mount `{FOLDER}`"))
+    rootfs
+        .attach(mount.as_fd(), place.as_fd(), Path::new(FOLDER))
+        .with_context(|| format!("mount `{FOLDER}`"))
 }
 
 /// The container's socket, and the way to the manager.

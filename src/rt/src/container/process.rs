@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{
@@ -13,11 +14,12 @@ use libcontainer::oci_spec::runtime::{
 };
 use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::linux::LinuxSyscall;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
+use super::mounts;
 use crate::state::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
@@ -193,24 +195,32 @@ fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
 /// privileged: it takes CAP_SETPCAP.
 pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
     let keep = set(capabilities.and_then(|capabilities| capabilities.bounding().as_ref()))?;
-    for capability in CapabilitySet::all().difference(keep).iter() {
+    // By number, for a kernel may have more of them than have names here. The set of them has 64 bits.
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if keep.contains(capability) {
+            continue;
+        }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // A capability that this kernel does not have yet.
-            Ok(()) | Err(Errno::INVAL) => {}
+            Ok(()) => {}
+            // This kernel has no more.
+            Err(Errno::INVAL) => break,
             Err(error) => return Err(error).context("drop capabilities from the bounding set"),
         }
     }
     Ok(())
 }
 
-/// Becomes the container's user, and keeps the capabilities for the moment.
-pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
+/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` says that root of the host makes the
+/// container.
+pub(crate) fn become_user(user: &User, keep_groups: bool, is_root: bool) -> Result<()> {
     if !keep_groups {
         let groups: Vec<Gid> =
             user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
         match rustix::thread::set_thread_groups(&groups) {
-            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either.
-            Err(Errno::PERM) if groups.is_empty() => {}
+            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either. Those of an
+            // ordinary user stay (`user_namespaces(7)`); root's would be a gift.
+            Err(Errno::PERM) if groups.is_empty() && (!is_root || has_no_groups()?) => {}
             result => result.context("set the additional groups")?,
         }
     }
@@ -220,6 +230,11 @@ pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
         .with_context(|| format!("become group {}", user.gid()))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)
         .with_context(|| format!("become user {}", user.uid()))
+}
+
+fn has_no_groups() -> Result<bool> {
+    let groups = rustix::process::getgroups().context("ask for the additional groups")?;
+    Ok(groups.is_empty())
 }
 
 /// The capabilities that the program starts with; `spare` are permitted besides, and not in force. The order is the kernel's
@@ -280,7 +295,12 @@ pub(crate) fn own_null() -> Result<()> {
     if theirs == [false; 3] {
         return Ok(());
     }
-    let Some(null) = open_null() else { return Ok(()) };
+    let null = match open_null().map_or_else(private_null, Ok) {
+        Ok(null) => null,
+        // In a user namespace no device can be made. The host's is nobody's there, whose mode none of its users may change.
+        Err(_) if is_nobodys(&streams, theirs)? => return Ok(()),
+        Err(error) => return Err(error),
+    };
     let [stdin, stdout, stderr] = theirs;
     let put = || {
         stdin.then(|| rustix::stdio::dup2_stdin(&null)).transpose()?;
@@ -288,6 +308,34 @@ pub(crate) fn own_null() -> Result<()> {
         stderr.then(|| rustix::stdio::dup2_stderr(&null)).transpose()
     };
     put().map(drop).context("take the container's `/dev/null`")
+}
+
+/// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container that has lost its own.
+fn private_null() -> Result<OwnedFd> {
+    let make = || -> Result<OwnedFd> {
+        let options = mounts::Options::parse(&["size=0k".to_owned()])?;
+        let folder = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
+        let mode = Mode::from_raw_mode(0o666);
+        let number = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(&folder, "null", FileType::CharacterDevice, mode, number)?;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&folder, "null", flags, Mode::empty())?)
+    };
+    make().context("the container has no `/dev/null`: make one")
+}
+
+/// Whether none of the streams that are the host's null device belongs to an id that this user namespace knows.
+fn is_nobodys(streams: &[BorrowedFd<'_>; 3], theirs: [bool; 3]) -> Result<bool> {
+    let overflow: u32 = fs::read_to_string("/proc/sys/kernel/overflowuid")
+        .ok()
+        .and_then(|id| id.trim().parse().ok())
+        .unwrap_or(65534);
+    for (stream, _) in streams.iter().zip(theirs).filter(|(_, is_theirs)| *is_theirs) {
+        if rustix::fs::fstat(stream)?.st_uid != overflow {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn is_null(file: BorrowedFd<'_>) -> bool {

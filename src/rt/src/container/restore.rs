@@ -333,20 +333,25 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
         | libc::MOUNT_ATTR_NOEXEC
         | libc::MOUNT_ATTR_NOSYMFOLLOW;
     let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
-    live_mounts::inside(state, |root| {
+    let act = |root: &Rootfs| {
         let restrict = |path: &Path, set: u64, recursive: bool| -> Result<()> {
             let attr = MountAttr { set: set & RESTRICTIONS, ..MountAttr::default() };
-            let Some(place) = root.find(path)?.filter(|_| attr != MountAttr::default()) else {
+            if attr == MountAttr::default() {
                 return Ok(());
-            };
-            match syscall::mount_setattr(place.as_fd(), attr, recursive) {
-                // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
-                // open for writing, so that it was not read-only before either.
-                Ok(()) | Err(Errno::INVAL | Errno::BUSY) => Ok(()),
-                Err(error) => Err(error).with_context(|| {
-                    format!("set the attributes of the mount `{}`", path.display())
-                }),
             }
+            for place in root.find(path)? {
+                match syscall::mount_setattr(place.as_fd(), attr, recursive) {
+                    // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
+                    // open for writing, so that it was not read-only before either.
+                    Ok(()) | Err(Errno::INVAL | Errno::BUSY) => {}
+                    Err(error) => {
+                        return Err(error).with_context(|| {
+                            format!("set the attributes of the mount `{}`", path.display())
+                        });
+                    }
+                }
+            }
+            Ok(())
         };
         for (at, entry) in entries.iter().enumerate() {
             let path = entry.destination();
@@ -367,7 +372,8 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
             restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
         }
         Ok(())
-    })
+    };
+    live_mounts::Entrance::open(state)?.inside(&mut |root, _| act(root)).1
 }
 
 /// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in

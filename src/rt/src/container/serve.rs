@@ -17,13 +17,13 @@ pub(super) fn give_engine(
     rights: &Rights,
     process: &Process,
     module: Option<&OwnedFd>,
-    cgroup: Option<OwnedFd>,
+    cgroup: Option<&OwnedFd>,
 ) -> Result<Found> {
     let engine = engine.context("no engine was opened")?;
     let name = &process.args().as_deref().unwrap_or_default()[0];
     let found = engine.look_up(rights.wish(), module, name);
     let plugins = engine.plugins.as_ref().map(|plugins| plugins.mount.as_fd());
-    let (cgroup, native) = (cgroup.as_ref().map(AsFd::as_fd), found.native.as_ref());
+    let (cgroup, native) = (cgroup.map(AsFd::as_fd), found.native.as_ref());
     socket.give_engine(engine.mount.as_fd(), plugins, cgroup, native.map(AsFd::as_fd))?;
     Ok(found)
 }

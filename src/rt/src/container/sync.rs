@@ -44,6 +44,8 @@ pub(crate) enum Message {
     Start,
     /// From init: it loads a seccomp filter now, whose listener will have this number.
     Listener(i32),
+    /// From the process that changes mounts of a container: of those that were added, the one of this number is not there any more.
+    Gone(usize),
     /// From init: why it gave up, on one line.
     Failed(String),
 }
@@ -204,6 +206,7 @@ fn encode(message: &Message) -> Vec<u8> {
         }
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
+        Message::Gone(number) => (b'U', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Module => (b'E', Vec::new()),
@@ -229,6 +232,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         }
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
+        b'U' => Message::Gone(text().parse().context("parse the number of a mount")?),
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'E' => Message::Module,
@@ -258,6 +262,7 @@ mod tests {
             Message::Cgroup { memory: Some(64 << 20) },
             Message::Init(4711),
             Message::Listener(7),
+            Message::Gone(3),
             Message::BeforePivot,
             Message::HooksDone,
             Message::Module,
