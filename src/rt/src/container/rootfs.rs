@@ -330,7 +330,11 @@ impl Rootfs {
 
     /// Makes device nodes that came with the rootfs useless, if the container's own are not in it.
     pub(crate) fn ignore_devices(&self) -> Result<()> {
-        let Some(dev) = self.find(Path::new("/dev"))? else { return Ok(()) };
+        let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
+            Ok(dev) => dev,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         if rustix::fs::fstat(&dev)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev {
             return Ok(());
         }
