@@ -114,7 +114,22 @@ const ROWS: &[Row] = &[
             "cgroups::the_name_of_a_scope_is_free_after_a_deletion",
         ],
     ),
-    row("cgroups: disabled", &["cgroups::without_a_manager_there_is_none"]),
+    row(
+        "cgroups: disabled",
+        &[
+            "cgroups::without_a_manager_there_is_none",
+            "cgroup_attacks::without_cgroups_the_hosts_devices_are_out_of_reach",
+        ],
+    ),
+    row(
+        "cgroups: nobody else's, and held up by nobody",
+        &[
+            "cgroup_attacks::a_cgroup_of_another_user_is_refused",
+            "cgroup_attacks::of_two_creations_one_has_the_cgroup",
+            "cgroup_attacks::the_deepest_cgroups_are_found",
+            "cgroup_attacks::exec_ends_when_its_cgroup_is_frozen_meanwhile",
+        ],
+    ),
     in_the_machine("cgroups: unified", &["cgroups::unified_values_are_written"]),
     row("cgroups: memory", &["cgroups::memory_is_limited"]),
     in_the_machine("cgroups: swap", &["cgroups::swap_is_limited"]),

@@ -4,6 +4,7 @@ mod attacks;
 mod attacks_files;
 mod bad_flags;
 mod bad_input;
+mod cgroup_attacks;
 mod cgroups;
 mod check;
 mod checkpoint;
@@ -68,6 +69,7 @@ pub(crate) fn all() -> Vec<Entry> {
         attacks_files::TESTS,
         bad_flags::TESTS,
         bad_input::TESTS,
+        cgroup_attacks::TESTS,
         cgroups::TESTS,
         check::TESTS,
         checkpoint::TESTS,

@@ -25,6 +25,7 @@ mod namespaces;
 mod net_devices;
 mod netlink;
 pub(crate) mod notify_socket;
+mod patience;
 mod process;
 mod restore;
 mod rootfs;

@@ -16,13 +16,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::cgroups::Cgroup;
 use crate::container::intel_rdt::Groups;
 pub(crate) use crate::draft::Draft;
-use crate::{trust, workload};
+use crate::{syscall, trust, workload};
 
 /// The version of the format that this runtime writes. It reads all up to this one.
 const VERSION: u32 = 1;
@@ -184,8 +185,13 @@ impl State {
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
         // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
-        let alive = stat(pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.dead);
-        Ok(alive.then_some(pidfd))
+        match stat(pid)? {
+            Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
+            None if is_hidden(&pidfd)? => {
+                bail!("process {pid} is there, and `/proc` does not show it")
+            }
+            None => Ok(None),
+        }
     }
 
     /// The configuration's annotations, and what there is to say of a module.
@@ -217,25 +223,56 @@ impl State {
 pub(crate) struct Stat {
     /// It has ended, and is there only until its parent has read how.
     dead: bool,
+    /// By a signal.
+    pub(crate) stopped: bool,
+    parent: i32,
     pub(crate) start_time: u64,
 }
 
-/// None when there is no such process.
-pub(crate) fn stat(pid: Pid) -> Option<Stat> {
+/// None when there is certainly no such process. What cannot be read is an error: a container that
+/// lives must not be taken for one that has ended.
+pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
+    let path = format!("/proc/{pid}/stat");
+    let show = || format!("read `{path}`");
     // In one reading: a line has less than 400 bytes.
     let mut text = [0; 1024];
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(format!("/proc/{pid}/stat"), flags, Mode::empty()).ok()?;
-    let length = rustix::io::read(&file, &mut text).ok()?;
-    parse_stat(&String::from_utf8_lossy(&text[..length]))
+    let read = rustix::fs::open(&path, flags, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut text));
+    match read {
+        Ok(length) => {
+            let stat = parse_stat(&String::from_utf8_lossy(&text[..length]));
+            Ok(Some(stat.with_context(|| format!("{}: it is not a line of procfs", show()))?))
+        }
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).with_context(show),
+    }
+}
+
+/// The process that a process is a child of; None when it is gone.
+pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
+    Ok(stat(pid)?.map(|stat| stat.parent))
+}
+
+/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
+/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
+fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
+    if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    let ended = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    Ok(ended.context("ask whether a process has ended")? == 0)
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
     // The program's name, in parentheses, can hold anything, parentheses and spaces included.
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
-    let dead = matches!(fields.next()?, "Z" | "X" | "x");
-    Some(Stat { dead, start_time: fields.nth(18)?.parse().ok()? })
+    let state = fields.next()?;
+    let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), state == "T");
+    let parent = fields.next()?.parse().ok()?;
+    Some(Stat { dead, stopped, parent, start_time: fields.nth(17)?.parse().ok()? })
 }
 
 /// The root of the state: the directory that holds one directory per container.
@@ -591,7 +628,7 @@ mod tests {
         {
             assert_eq!(
                 parse_stat(&format!("{text}{rest}")),
-                Some(Stat { dead, start_time: 4711 }),
+                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711 }),
                 "{text}"
             );
         }

@@ -75,6 +75,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
+        ignore_paused: args.ignore_paused,
         filter,
         rights,
         agent,

@@ -26,7 +26,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Process;
+use libcontainer::oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
@@ -48,6 +48,9 @@ pub(super) struct Plan<'a> {
     pub(super) first_own: u32,
     /// Which of these stay open, besides the socket.
     pub(super) kept: Vec<BorrowedFd<'a>>,
+    /// Whether no device rules are in force, so that only the rights to make a device node keep the
+    /// program from the host's devices.
+    pub(super) withhold_devices: bool,
     /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
     pub(super) keep_groups: bool,
     /// Whether root of the host makes it.
@@ -55,6 +58,26 @@ pub(super) struct Plan<'a> {
     /// Of a module.
     pub(super) rights: &'a Rights,
     pub(super) request: executor::Request<'a>,
+}
+
+impl Plan<'_> {
+    /// What the program gets of those that the configuration asks for.
+    fn capabilities(&self) -> Option<LinuxCapabilities> {
+        let mut sets = self.process.capabilities().clone()?;
+        if self.withhold_devices {
+            let without = |set: &Option<Capabilities>| {
+                let mut set = set.clone()?;
+                set.remove(&Capability::Mknod);
+                Some(set)
+            };
+            sets.set_bounding(without(sets.bounding()));
+            sets.set_effective(without(sets.effective()));
+            sets.set_permitted(without(sets.permitted()));
+            sets.set_inheritable(without(sets.inheritable()));
+            sets.set_ambient(without(sets.ambient()));
+        }
+        Some(sets)
+    }
 }
 
 /// What is there when only the start is missing.
@@ -73,11 +96,12 @@ pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// Everything but the start and the exec. What the process owned before is closed: see [`syscall::close_all_but`].
 pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<Ready<'a>> {
-    let capabilities = plan.process.capabilities().as_ref();
+    let capabilities = plan.capabilities();
+    let capabilities = capabilities.as_ref();
     let no_new_privileges = plan.process.no_new_privileges() == Some(true);
     close_the_hosts(plan)?;
     let spare = spare_for(filter.filter(|_| !no_new_privileges));
-    become_unprivileged(plan, spare)?;
+    become_unprivileged(plan, capabilities, spare)?;
     if no_new_privileges {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
@@ -127,10 +151,13 @@ fn spare_for(filter: Option<&Filter>) -> CapabilitySet {
 
 /// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
 /// do, since an image's `/root` is its directory also where its user is somebody else.
-fn become_unprivileged(plan: &Plan<'_>, spare: CapabilitySet) -> Result<()> {
+fn become_unprivileged(
+    plan: &Plan<'_>,
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+) -> Result<()> {
     let process = plan.process;
     let user = process.user();
-    let capabilities = process.capabilities().as_ref();
     keep_neighbours_out()?;
     process::set_umask(user.umask());
     process::own_null()?;

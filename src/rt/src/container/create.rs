@@ -17,6 +17,7 @@ use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
+use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{
@@ -118,6 +119,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     };
     let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, streams };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
+    state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
     state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
@@ -152,6 +154,7 @@ pub(super) fn plan_state(
     let mut cgroup = Cgroup::plan(manager, linux.cgroups_path().as_deref(), id)?;
     cgroup.wish(&annotations)?;
     cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
+    cgroup.check(linux.resources().as_ref())?;
     let mut state = State::new(id, spec.version(), &bundle.path, &bundle.rootfs, cgroup);
     let rdt = linux.intel_rdt().as_ref();
     state.rdt = rdt.map(|rdt| Groups::plan(rdt, id)).transpose()?;
@@ -241,6 +244,7 @@ fn make(
         &caller,
         &init,
         &first,
+        &Patience::with_init(state.cgroup.freezers()),
     )? {
         Side::Caller(pid) => pid,
         Side::Init => {
@@ -251,6 +255,7 @@ fn make(
             prepared.agent = None;
             // Of the host's cgroups nothing is open any more when init looks at what is the container's.
             drop(birthplace);
+            state.cgroup.leave_claim();
             let Prepared { namespaces, filter, rights, mounts, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
             let streams = std::mem::take(streams);
@@ -282,8 +287,7 @@ fn make(
         Ok(()) => Ok((pid, pidfd, caller)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = namespaces::wait(pid);
+            patience::end(pid, pidfd.as_fd());
             Err(error)
         }
     }
@@ -338,8 +342,9 @@ fn serve(
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     let mut found = Found::default();
+    let patience = Patience::with_init(state.cgroup.freezers());
     loop {
-        let (message, files) = socket.receive_with()?;
+        let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::BeforePivot) => {
                 run_create_hooks(options.bundle.spec.hooks().as_ref(), state, &prepared.streams)?;
@@ -401,7 +406,7 @@ pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
 /// Makes a process the one that the state is of.
 pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
     state.pid = pid.as_raw_nonzero().get();
-    state.start_time = state::stat(pid).context("init is gone")?.start_time;
+    state.start_time = state::stat(pid)?.context("init is gone")?.start_time;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 use super::becoming::{self, Ready};
 use super::cgroups::{self, Doors};
 use super::namespaces::{self, Namespaces, Side};
+use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
 use super::sync::{self, Message, Socket};
@@ -40,6 +41,8 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup.
     pub(crate) cgroup: Option<&'a Path>,
+    /// It is paused, and the caller waits until it is not.
+    pub(crate) ignore_paused: bool,
     pub(crate) filter: Option<Filter>,
     /// Of a module.
     pub(crate) rights: Rights,
@@ -56,6 +59,7 @@ struct Plan<'a> {
     /// The host's `/proc`, if the program gets a label.
     proc: Option<OwnedFd>,
     registered: workload::Registered,
+    withhold_devices: bool,
     socket: Socket,
 }
 
@@ -94,15 +98,21 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         process::set_affinity(None, processors).context("set `execCPUAffinity.initial`")?;
     }
 
-    let doors = options.state.cgroup.doors(options.cgroup)?;
+    let mut doors = options.state.cgroup.doors(options.cgroup)?;
     let registered = create::registered_formats();
+    let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
     let kept: Vec<_> = [&options.console, &proc].into_iter().flatten().map(AsFd::as_fd).collect();
     let first = || match options.state.keeps_keyring {
         true => Ok(()),
         false => becoming::leave_session_keyring(&options.state.id),
     };
+    let agent = options.agent.is_some();
+    let patience =
+        |doors: &Doors| Patience::with_new(doors.freezers.clone(), options.ignore_paused, agent);
     let spawn = |doors: &Doors| {
+        ensure!(options.ignore_paused || !doors.freezers.are_closed(), FROZEN);
         namespaces::spawn_inside(
             &namespaces,
             root.as_ref().map(AsFd::as_fd),
@@ -110,31 +120,39 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
             (&caller, &socket),
             (options.first_own, &kept),
             &first,
+            &patience(doors),
         )
     };
     let side = match spawn(&doors) {
         // What runs in the container has made cgroups with controllers of their own below its cgroup, which then takes no
         // processes itself (cgroup-v2.rst, "No Internal Process Constraint"): go where init went.
         Err(error) if options.cgroup.is_none() && is_busy(&error) => {
-            spawn(&options.state.cgroup.doors_of(options.state.pid)?)
+            doors = options.state.cgroup.doors_of(options.state.pid)?;
+            spawn(&doors)
         }
         side => side,
     };
+    let side = side.inspect_err(|_| {
+        // The one that joins namespaces was held up; what it has made could be there already.
+        if let Err(error) = options.state.cgroup.end_children() {
+            tracing::debug!("end what was half made: {error:#}");
+        }
+    });
     let pid = match side? {
         Side::Caller(pid) => pid,
         // All else that this process had open is closed already.
-        Side::Init => main(Plan { options: &options, proc, registered, socket }),
+        Side::Init => main(Plan { options: &options, proc, registered, withhold_devices, socket }),
     };
     drop(socket);
     options.console = None;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .context("open a pidfd of the new process")?;
-    match attend(&options, doors, &caller, pid, &pidfd) {
+    let patience = patience(&doors);
+    match attend(&options, doors, &patience, &caller, pid, &pidfd) {
         Ok(()) => Ok((pid, pidfd)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = namespaces::wait(pid);
+            patience::end(pid, pidfd.as_fd());
             Err(error)
         }
     }
@@ -144,6 +162,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
 fn attend(
     options: &ExecOptions<'_>,
     doors: Doors,
+    patience: &Patience,
     socket: &Socket,
     pid: Pid,
     pidfd: &OwnedFd,
@@ -163,7 +182,7 @@ fn attend(
     drop(doors);
     let mut found = Found::default();
     loop {
-        let (message, files) = socket.receive_with()?;
+        let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::Ready) => break,
             Some(Message::Module) => {
@@ -200,7 +219,7 @@ fn attend(
     let pid_file = options.pid_file.map(|path| create::draft_pid_file(path, pid)).transpose()?;
     socket.send(&Message::Start)?;
     // The exec closes its end.
-    match socket.receive()? {
+    match patience.receive(socket, pid)? {
         None => {}
         Some(Message::Failed(text)) => bail!(text),
         Some(message) => bail!("the new process sent {message:?}"),
@@ -210,6 +229,9 @@ fn attend(
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }
+
+const FROZEN: &str =
+    "cannot exec in a paused container: its cgroup is frozen (use --ignore-paused to override)";
 
 fn how_it_died(pid: Pid) -> anyhow::Error {
     let status = namespaces::wait(pid).ok();
@@ -275,6 +297,7 @@ fn set_up<'a>(plan: &Plan<'a>, proc: Option<OwnedFd>) -> Result<Ready<'a>> {
         socket: &plan.socket,
         first_own: options.first_own,
         kept: Vec::new(),
+        withhold_devices: plan.withhold_devices,
         keep_groups: keep_groups.is_some_and(|value| value != "0"),
         by_root: options.state.uid == 0,
         rights: &options.rights,

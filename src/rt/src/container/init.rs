@@ -171,6 +171,11 @@ fn set_up<'a>(
         );
         rootfs.make_root_read_only()?;
     }
+    // While the host's `/proc` is there, which says whose root this is.
+    let withhold_devices = plan.state.cgroup.leaves_devices_open(linux.resources().as_ref())?;
+    if withhold_devices && namespaces.has_mount() {
+        rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
+    }
 
     // What needs the host's /proc, or privileges, before both are gone.
     if !create::limits_it(plan.state, namespaces) {
@@ -206,6 +211,7 @@ fn set_up<'a>(
         socket: &plan.socket,
         first_own: plan.first_own,
         kept,
+        withhold_devices,
         keep_groups,
         by_root: plan.state.uid == 0,
         rights: plan.rights,

@@ -15,9 +15,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
+use super::patience::Patience;
 use super::rootless;
 use super::sync::{self, Message, Socket};
 use crate::syscall;
@@ -247,9 +248,10 @@ pub(crate) fn spawn(
     caller: &Socket,
     init: &Socket,
     first: First<'_>,
+    patience: &Patience,
 ) -> Result<Side> {
     if namespaces.need_helper() {
-        return by_helper(cgroup, caller, init, || {
+        return by_helper(cgroup, caller, init, patience, || {
             first()?;
             namespaces.join()?;
             if namespaces.makes(CLONE_NEWTIME) {
@@ -284,8 +286,9 @@ pub(crate) fn spawn_inside(
     (caller, init): (&Socket, &Socket),
     (first_own, kept): (u32, &[BorrowedFd<'_>]),
     first: First<'_>,
+    patience: &Patience,
 ) -> Result<Side> {
-    by_helper(cgroup, caller, init, || {
+    by_helper(cgroup, caller, init, patience, || {
         first()?;
         namespaces.join()?;
         if let Some(root) = root {
@@ -307,11 +310,16 @@ fn by_helper(
     cgroup: Option<BorrowedFd<'_>>,
     caller: &Socket,
     init: &Socket,
+    patience: &Patience,
     make: impl FnOnce() -> Result<Option<Pid>>,
 ) -> Result<Side> {
     if let Some(helper) = clone(0, cgroup)? {
-        let message = caller.receive();
-        wait(helper)?;
+        let message = patience.receive(caller, helper);
+        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
+        // Where the caller ignores the end of its children, it may be gone already.
+        if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
+            super::patience::end(helper, pidfd.as_fd());
+        }
         return match message? {
             Some(Message::Init(pid)) => {
                 Ok(Side::Caller(Pid::from_raw(pid).context("the helper sent no process id")?))
@@ -338,6 +346,7 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     Ok(ended.context("ask whether a process has ended")? > 0)
 }
 
+/// For a process that nobody holds up.
 pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     loop {
         match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {

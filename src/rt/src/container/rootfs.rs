@@ -328,6 +328,20 @@ impl Rootfs {
         Ok(places)
     }
 
+    /// Makes device nodes that came with the rootfs useless, if the container's own are not in it.
+    pub(crate) fn ignore_devices(&self) -> Result<()> {
+        let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
+            Ok(dev) => dev,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if rustix::fs::fstat(&dev)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev {
+            return Ok(());
+        }
+        let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
+        Ok(syscall::mount_setattr(self.root.as_fd(), attr, false)?)
+    }
+
     /// `root.readonly`: the rootfs itself, not what is mounted in it.
     pub(crate) fn make_root_read_only(&self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };

@@ -18,7 +18,7 @@ use crate::draft::Draft;
 use crate::trust;
 
 /// To be raised when the same configuration comes to be compiled to something else.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A host has a handful of different filters; the oldest go first.
 const MOST: usize = 64;
