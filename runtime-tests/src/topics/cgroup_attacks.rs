@@ -561,7 +561,7 @@ fn exec_can_be_ended_while_it_waits(test: &Test) -> Outcome {
         made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))?;
         send(runtime, rustix::process::Signal::TERM)
     })?;
-    output.fails_with("ended by a signal").map(drop)
+    output.fails_with("a signal asked for an end").map(drop)
 }
 
 fn exec_waits_for_a_paused_container_if_asked_to(test: &Test) -> Outcome {
