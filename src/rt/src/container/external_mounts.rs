@@ -99,7 +99,7 @@ impl<'a> Offers<'a> {
     }
 
     /// For a restore: what to mount for each name that a checkpoint may hold.
-    pub(super) fn all(&self) -> Vec<Ext_mount_map> {
+    pub(super) fn all(&self) -> Result<Vec<Ext_mount_map>> {
         let mut all = self.sources.clone();
         all.entry(NULL.into()).or_insert_with(|| NULL.into());
         all.iter().map(|(name, source)| external(name, source)).collect()
@@ -133,7 +133,7 @@ impl<'a> Offers<'a> {
                 );
             }
         }
-        Ok(names.iter().filter_map(|(point, name)| Some(external(point, (*name)?))).collect())
+        names.iter().filter_map(|(point, name)| Some(external(point, (*name)?))).collect()
     }
 
     /// Whether a mount shows what a restore would mount in its place. The container may have put another one there, and the
@@ -186,12 +186,16 @@ impl<'a> Offers<'a> {
     }
 }
 
-fn external(key: &Path, value: &Path) -> Ext_mount_map {
-    Ext_mount_map {
-        key: Some(key.to_string_lossy().into_owned()),
-        val: Some(value.to_string_lossy().into_owned()),
-        ..Ext_mount_map::default()
-    }
+/// CRIU writes both into one text, `mnt[KEY]:VALUE`, and reads it again: a name that a container or an image chooses could be read as
+/// another one's.
+fn external(key: &Path, value: &Path) -> Result<Ext_mount_map> {
+    let text = |path: &Path| {
+        let text =
+            path.to_str().filter(|text| !text.contains("]:") && !text.contains(char::is_control));
+        let why = || format!("a mount `{}`: `criu` cannot be told of such a name", path.display());
+        text.map(str::to_owned).with_context(why)
+    };
+    Ok(Ext_mount_map { key: Some(text(key)?), val: Some(text(value)?), ..Ext_mount_map::default() })
 }
 
 fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {

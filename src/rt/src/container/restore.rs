@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxResources, Mount};
@@ -28,7 +28,7 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, live_mounts, notify_socket, terminal};
+use super::{create, delete, devices, live_mounts, notify_socket, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -159,7 +159,7 @@ fn make(
     if let Some(images) = images {
         criu.read_through(images);
     }
-    let mounts = Offers::new(bundle, &state.cgroup, &notify)?.all();
+    let mounts = Offers::new(bundle, &state.cgroup, &notify)?.all()?;
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -374,6 +374,13 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
         }
         for path in bundle.linux().readonly_paths().iter().flatten() {
             restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
+        }
+        // The host's devices, which are not the container's to change.
+        let devices = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
+        let defaults = devices::DEFAULT.iter().map(|(name, ..)| Path::new("/dev").join(name));
+        let masks = bundle.linux().masked_paths().iter().flatten().map(PathBuf::from);
+        for path in devices.chain(defaults).chain(masks) {
+            restrict(&path, libc::MOUNT_ATTR_RDONLY, false)?;
         }
         Ok(())
     };
