@@ -26,7 +26,7 @@ super::tests! { "cgroup_attacks":
     an_empty_folder_is_no_hierarchy,
     the_deepest_cgroups_are_found,
     a_cgroup_of_another_user_is_refused,
-    an_empty_cgroup_is_taken,
+    an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
     of_two_creations_one_has_the_cgroup,
     a_creation_that_was_cut_short_ends_nobody_else,
     nothing_is_made_in_a_frozen_cgroup,
@@ -340,6 +340,33 @@ fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
         fs::create_dir(path)?;
     }
     let output = at(test.sh("echo ran")?, &name).run();
+    remove_all(&all);
+    output?.success()?.stdout("ran\n").map(drop)
+}
+
+/// Who may only look into a cgroup's directory can lock it all the same.
+fn a_lock_of_another_user_is_in_nobodys_way(test: &Test) -> Outcome {
+    let name = test.id();
+    let all = everywhere(test, &name)?;
+    let mut holders = Vec::new();
+    for path in &all {
+        fs::create_dir(path)?;
+        let mut holder = Command::new("setpriv");
+        holder.args(["--reuid=65534", "--clear-groups", "flock", "--shared"]).arg(path);
+        let script = "echo locked; exec sleep 60";
+        let mut holder =
+            holder.args(["sh", "-c", script]).stdout(std::process::Stdio::piped()).spawn()?;
+        let mut said = [0; 7];
+        if let Some(stdout) = &mut holder.stdout {
+            std::io::Read::read_exact(stdout, &mut said)?;
+        }
+        holders.push(holder);
+    }
+    let output = at(test.sh("echo ran")?, &name).run();
+    for mut holder in holders {
+        holder.kill()?;
+        holder.wait()?;
+    }
     remove_all(&all);
     output?.success()?.stdout("ran\n").map(drop)
 }

@@ -17,7 +17,7 @@ super::tests! { "other_users":
     a_planted_link_is_not_written_through, a_planted_hard_link_is_not_written_through,
     a_planted_fifo_holds_nobody_up, a_planted_directory_is_no_hindrance,
     a_pid_file_takes_the_place_of_a_link, a_pid_file_is_not_led_away_by_a_link_of_others,
-    a_link_of_roots_leads_to_the_pid_file, a_program_that_cannot_run_leaves_no_draft,
+    exec_removes_no_pid_file_behind_a_link_of_others, a_link_of_roots_leads_to_the_pid_file, a_program_that_cannot_run_leaves_no_draft,
     a_filesystem_without_nameless_files_will_do, a_log_is_not_led_away_by_a_link_of_others,
     a_log_is_not_a_hard_link_that_others_made, a_log_that_is_a_fifo_holds_nobody_up,
     a_log_is_for_its_owner_to_write, standard_error_can_be_the_log,
@@ -131,6 +131,23 @@ fn a_planted_directory_is_no_hindrance(test: &Test) -> Outcome {
 
 fn with_pid_file<'a>(test: &'a Test, path: &Path) -> Outcome<Bundle<'a>> {
     Ok(test.sh("exec sleep 60")?.flag("--pid-file").flag(path.display().to_string()))
+}
+
+/// An old pid file is removed before anything else.
+fn exec_removes_no_pid_file_behind_a_link_of_others(test: &Test) -> Outcome {
+    let precious = precious(test)?;
+    let folder = of_others(test, "att")?;
+    let above = precious.parent().ok_or("no folder")?;
+    link_of_others(above, &folder.join("link"))?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let name = precious.file_name().ok_or("no name")?;
+    let path = folder.join("link").join(name).display().to_string();
+    for id in [container.id.as_str(), "there-is-none"] {
+        let output = test.rt(["exec", "--detach", "--pid-file", &path, id, "true"])?;
+        ensure(output.code != Some(0) || !test.host.is_rt, "it ran")?;
+        ensure(precious.exists(), "a file behind the link was removed")?;
+    }
+    Ok(())
 }
 
 fn a_pid_file_takes_the_place_of_a_link(test: &Test) -> Outcome {

@@ -37,6 +37,18 @@ pub(crate) struct Draft {
     temporary: Option<String>,
 }
 
+/// Removes a file in a directory of anybody's, if it is there. No link of others leads there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    let name = path.file_name().context("not a path of a file")?;
+    let gone = trust::enter(above.unwrap_or(Path::new(".")))
+        .and_then(|directory| Ok(rustix::fs::unlinkat(&directory, name, AtFlags::empty())?));
+    match gone {
+        Err(error) if error.downcast_ref() != Some(&Errno::NOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Draft {
     /// Of a file in a directory of anybody's. `mode` is that of the file, from which the umask may
     /// take something.

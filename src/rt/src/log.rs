@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::OFlags;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -75,7 +76,11 @@ fn open_file(path: &Path) -> Result<File> {
         bail!("rt logs to files only");
     }
     // For others to read, as containerd's umask of 0 would let them write too.
-    trust::append(&path, 0o644)
+    let file = trust::append(&path, 0o644)?;
+    // A fifo whose reader does not read must not hold up what is told.
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// The one line of a command that failed, into the log if there is one. Standard error is the caller's business.

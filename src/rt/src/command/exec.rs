@@ -2,7 +2,6 @@
 //! it is the container's own process with other arguments and what the flags change.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,6 +13,7 @@ use super::foreground::{self, Signals};
 use crate::bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, ExecOptions, seccomp, terminal};
+use crate::draft;
 use crate::engine;
 use crate::state::{Root, Status};
 use crate::workload::Rights;
@@ -24,11 +24,8 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Exec) -> Result<
 
 fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
     // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process, also when there is none.
-    if let Some(path) = &args.handover.pid_file
-        && let Err(error) = fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("remove pid file `{}`", path.display()));
+    if let Some(path) = &args.handover.pid_file {
+        draft::remove(path).with_context(|| format!("remove pid file `{}`", path.display()))?;
     }
     let (directory, state) = root.load(args.words.id())?;
     // The words are runc's, which callers show.

@@ -31,7 +31,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::syscall;
+use crate::state::is_host_root;
+use crate::syscall::{self, Lock};
+use crate::trust;
 
 /// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`, `update`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -235,7 +237,7 @@ impl Cgroup {
         };
         // In other hierarchies it is as in the first.
         let Some(path) = self.paths.first().filter(|path| !writable(path)) else { return Ok(()) };
-        if crate::state::is_host_root() {
+        if is_host_root() {
             // It will be told why.
             return Ok(());
         }
@@ -276,7 +278,7 @@ impl Cgroup {
             Version::V1 => v1::make(&path, &mut self.made)
                 .with_context(|| format!("make cgroup `{}`", path.display()))?,
         }
-        let claim = claim(&path).inspect_err(|error| {
+        let (directory, lock) = claim(&path).inspect_err(|error| {
             // It is not this container's, whose deletion would remove it.
             if error.is::<Taken>() {
                 self.made.retain(|made| *made != path);
@@ -284,10 +286,11 @@ impl Cgroup {
         })?;
         self.is_claimed = true;
         if is_birthplace {
-            ensure!(!v2::is_frozen(claim.as_fd())?, FROZEN);
-            return Ok(Some(claim));
+            ensure!(!v2::is_frozen(directory.as_fd())?, FROZEN);
+            self.claim = lock.map(Rc::new);
+            return Ok(Some(directory));
         }
-        self.claim = Some(Rc::new(claim));
+        self.claim = Some(Rc::new(lock.unwrap_or(directory)));
         Ok(None)
     }
 
@@ -407,7 +410,7 @@ impl Cgroup {
                 || self.version == Version::V2
                 || v1::of_controller(&self.paths, "devices").is_some()
                 || v1::unified(&self.paths).is_some()
-                || !crate::state::is_host_root(),
+                || !is_host_root(),
             "device rules cannot be enforced: no cgroup controller `devices` is mounted at \
              `{ROOT}/devices`, and no second-version hierarchy at `{ROOT}/unified`"
         );
@@ -427,7 +430,7 @@ impl Cgroup {
     /// not all of them are allowed.
     pub(crate) fn leaves_devices_open(&self, resources: Option<&LinuxResources>) -> Result<bool> {
         Ok(self.manager == Manager::Disabled
-            && crate::state::is_host_root()
+            && is_host_root()
             && !devices::allow_everything(&device_rules(resources)?))
     }
 
@@ -854,19 +857,52 @@ const FROZEN: &str = "container's cgroup unexpectedly frozen";
 ///
 /// It may have been there, empty: callers make one beforehand, and a creation that was killed
 /// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
-/// as.
-fn claim(path: &Path) -> Result<OwnedFd> {
+/// as. Returns its directory, and the lock; without one, the directory is locked.
+fn claim(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let show = || format!("claim the cgroup `{}`", path.display());
     let directory = open_directory(path).with_context(show)?;
-    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => {
+    let there = rustix::fs::fstat(&directory).with_context(show)?;
+    let lock = open_claims().with_context(show)?;
+    let locked = match &lock {
+        Some(file) => syscall::lock(file.as_fd(), Lock::Write, place_of(&there), 1),
+        None => rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive),
+    };
+    match locked {
+        Err(Errno::AGAIN | Errno::ACCESS) => {
             bail!(Taken(format!("{}: another container is being made in it", show())))
         }
         locked => locked.with_context(show)?,
     }
     refuse_others(directory.as_fd(), path)?;
     refuse_processes(path)?;
-    Ok(directory)
+    Ok((directory, lock))
+}
+
+/// The file of which each byte stands for a cgroup: who has locked it makes a container there. Not the cgroup's directory, which
+/// every user of the host may open, and so lock. None where it cannot be made, as for an ordinary user without a folder in `/run`.
+fn open_claims() -> Result<Option<OwnedFd>> {
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        Some(own) if !is_host_root() => PathBuf::from(own),
+        _ => PathBuf::from("/run"),
+    };
+    let path = folder.join("rt-claims");
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+        Err(Errno::ACCESS | Errno::ROFS | Errno::NOENT | Errno::PERM) => return Ok(None),
+        file => file.with_context(|| format!("open `{}`", path.display()))?,
+    };
+    let there = rustix::fs::fstat(&file)?;
+    ensure!(trust::is_ours(&there), "others can change `{}`", path.display());
+    Ok(Some(file))
+}
+
+/// Of 62 bits: an offset is no larger, and the cgroup's number has 64.
+fn place_of(there: &rustix::fs::Stat) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&there.st_dev.to_ne_bytes()).update(&there.st_ino.to_ne_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h]) >> 2
 }
 
 /// A cgroup is somebody else's.
