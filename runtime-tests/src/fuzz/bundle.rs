@@ -122,6 +122,7 @@ impl Bundle {
             Twist::PidFile(name) => {
                 self.flags.push(format!("--pid-file={}", self.spool().join(name).display()));
             }
+            Twist::Notify if !self.sockets.is_empty() => {}
             Twist::Notify => {
                 let path = self.folder.join("notify");
                 self.sockets.push(UnixDatagram::bind(&path)?);
