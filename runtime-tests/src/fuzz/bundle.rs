@@ -47,6 +47,7 @@ pub(super) struct Bundle {
     pub(super) env: Vec<(String, String)>,
     pub(super) exchange: Option<Vec<String>>,
     pub(super) descriptors: u32,
+    things: Vec<(String, Thing)>,
     sockets: Vec<UnixDatagram>,
     listeners: Vec<UnixListener>,
 }
@@ -58,6 +59,21 @@ impl Bundle {
 
     pub(super) fn volume(&self) -> PathBuf {
         self.folder.join("volume")
+    }
+
+    /// Makes the volume as it is at first.
+    pub(super) fn fill_volume(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.volume())?.flatten() {
+            let path = entry.path();
+            // A folder, or anything else.
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
+        let mut volume = Tree::open(&self.volume())?;
+        for (place, thing) in &self.things {
+            // What was put first may be in the way.
+            let _ = volume.put(place, thing);
+        }
+        Ok(())
     }
 
     /// Whoever can write there is not trusted.
@@ -73,12 +89,14 @@ impl Bundle {
             env: Vec::new(),
             exchange: None,
             descriptors: 0,
+            things: Vec::new(),
             sockets: Vec::new(),
             listeners: Vec::new(),
         };
-        for name in ["rootfs", "volume", "spool"] {
+        for name in ["rootfs", "volume", "spool", "own"] {
             fs::create_dir_all(folder.join(name))?;
         }
+        fs::write(folder.join("own/file"), "the caller's\n")?;
         fill(&bundle.rootfs())?;
         let mut tree = Tree::open(&bundle.rootfs())?;
         for twist in twists {
@@ -104,10 +122,8 @@ impl Bundle {
             },
             Twist::Unmount(destination) => self.unmount(destination),
             Twist::Volume { destination, things } => {
-                let mut volume = Tree::open(&self.volume())?;
-                for (place, thing) in things {
-                    let _ = volume.put(place, thing);
-                }
+                self.things.extend(things.iter().cloned());
+                self.fill_volume()?;
                 self.unmount(destination);
                 let mount = json!({
                     "destination": destination, "type": "bind", "source": self.volume(), "options": ["rbind"],
@@ -266,11 +282,12 @@ fn above(path: &str) -> &str {
 
 /// A mount; what it shows of the host is the volume, or what every caller mounts.
 pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Value {
-    let volume = folder.join("volume").display().to_string();
+    let own = |name: &str| folder.join(name).display().to_string();
     let (kind, source) = match random.below(16) {
-        0..=3 => ("bind", volume),
-        4 => ("bind", format!("{volume}/a")),
-        5 => ("bind", "/etc/hostname".to_owned()),
+        0..=2 => ("bind", own("volume")),
+        3 => ("bind", own("own")),
+        4 => ("bind", own("own/file")),
+        5 => ("bind", own("volume/link")),
         6..=8 => ("tmpfs", "tmpfs".to_owned()),
         9 => ("proc", "proc".to_owned()),
         10 => ("sysfs", "sysfs".to_owned()),
@@ -278,11 +295,15 @@ pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Va
         12 => ("mqueue", "mqueue".to_owned()),
         13 => ("devpts", "devpts".to_owned()),
         14 => ("", String::new()),
-        _ => ("bind", format!("{volume}/link")),
+        _ => ("bind", own("own/nothing")),
     };
     let mut options = Vec::new();
     if kind == "bind" {
         options.push(random.of(&["bind", "rbind"]).to_owned());
+    }
+    if source.ends_with("link") {
+        // Where the host's own paths lead is the caller's to know; but with these, it wants what is there, and no more.
+        options.push(random.of(&["src-nofollow", "copy-symlink"]).to_owned());
     }
     if kind == "tmpfs" && random.once_in(2) {
         options.push("tmpcopyup".to_owned());

@@ -293,6 +293,17 @@ fn cgroups() -> BTreeSet<PathBuf> {
     found
 }
 
+/// Those that had to be made for a container's to be below them, in each hierarchy, if nothing is left in them.
+pub(super) fn remove_cgroups_above(path: &str) {
+    let path = path.trim_start_matches('/');
+    for folder in Path::new(path).ancestors().skip(1).filter(|folder| *folder != Path::new("")) {
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(hierarchy.path().join(folder));
+        }
+        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(folder));
+    }
+}
+
 fn processes() -> BTreeSet<u32> {
     let folder = fs::read_dir("/proc").into_iter().flatten().flatten();
     folder.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()

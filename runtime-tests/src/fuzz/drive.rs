@@ -12,7 +12,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
 use super::bundle::{self, Bundle, Twist};
-use super::canary::{Canary, Change, STATE};
+use super::canary::{self, Canary, Change, STATE};
 use super::neighbour::{self, Watch};
 use super::programs::STARTED;
 use super::random::Random;
@@ -233,13 +233,9 @@ pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io:
     let spool = bundle.spool();
     neighbour::plant(&spool);
     let watch = Watch::begin(&spool)?;
-    let (volume, exchange) = (bundle.volume(), bundle.exchange.clone());
     let mut play =
         Play { canary, bundle, id: id.to_owned(), played: Played::default(), streams: Vec::new() };
-    match exchange {
-        Some(targets) => neighbour::exchanging(&volume, &targets, || play.steps(&plan.steps))?,
-        None => play.steps(&plan.steps)?,
-    }
+    play.all(&plan.steps)?;
     watch.end();
     let mut played = play.played;
     played.findings.extend(canary.changes());
@@ -252,6 +248,25 @@ pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io:
 }
 
 impl Play<'_> {
+    fn all(&mut self, steps: &[Step]) -> io::Result<()> {
+        if let Some(targets) = self.bundle.exchange.clone() {
+            // Each attempt of a race begins anew.
+            let is_race = steps.iter().all(|step| matches!(step, Step::Run));
+            for attempt in steps.chunks(if is_race { 1 } else { steps.len().max(1) }) {
+                self.bundle.fill_volume()?;
+                let volume = self.bundle.volume();
+                neighbour::exchanging(&volume, &targets, || self.steps(attempt))?;
+            }
+        } else {
+            self.steps(steps)?;
+        }
+        // The cgroups above a container's are for whoever named them to remove.
+        if let Some(path) = self.bundle.config["linux"]["cgroupsPath"].as_str() {
+            canary::remove_cgroups_above(path);
+        }
+        Ok(())
+    }
+
     fn steps(&mut self, steps: &[Step]) -> io::Result<()> {
         for step in steps {
             if !self.step(step)? {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, inotify};
 
@@ -16,6 +16,11 @@ use super::words::OUTSIDE;
 
 /// Names that were seen to appear in volumes. A neighbour who has seen one start of a container knows what the next one makes.
 static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Which of them are exchanged next.
+static TURN: AtomicUsize = AtomicUsize::new(0);
+
+const AT_ONCE: usize = 6;
 
 /// As [`SEEN`], in folders of pid files: names that end with a number, without it.
 static DRAFTS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -27,8 +32,11 @@ pub(super) fn exchanging<T>(volume: &Path, targets: &[String], meanwhile: impl F
         scope.spawn(|| {
             let names: Vec<String> =
                 SEEN.lock().map(|seen| seen.iter().cloned().collect()).unwrap_or_default();
+            // A few of them at a time: who does less is faster.
+            let first = TURN.fetch_add(3, Ordering::Relaxed) % names.len().max(1);
+            let some = names.iter().cycle().skip(first).take(AT_ONCE.min(names.len()));
             let mut pairs = Vec::new();
-            for (name, target) in names.iter().zip(targets.iter().cycle()) {
+            for (name, target) in some.zip(targets.iter().cycle()) {
                 let link = volume.join(format!("{name}.link"));
                 // A target that is no path has no link.
                 if symlink(target, &link).is_ok() {
@@ -41,7 +49,7 @@ pub(super) fn exchanging<T>(volume: &Path, targets: &[String], meanwhile: impl F
                     // Fails as long as nothing is there, and while a mount is on it.
                     let _ = rustix::fs::renameat_with(CWD, place, CWD, link, RenameFlags::EXCHANGE);
                 }
-                if round % 64 == 0 {
+                if round.is_multiple_of(1024) {
                     notice(volume);
                 }
                 round = round.wrapping_add(1);
