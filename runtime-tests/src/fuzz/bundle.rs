@@ -68,7 +68,7 @@ impl Bundle {
             // A folder, or anything else.
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         }
-        let mut volume = Tree::open(&self.volume())?;
+        let volume = Tree::open(&self.volume())?;
         for (place, thing) in &self.things {
             // What was put first may be in the way.
             let _ = volume.put(place, thing);
@@ -98,15 +98,15 @@ impl Bundle {
         }
         fs::write(folder.join("own/file"), "the caller's\n")?;
         fill(&bundle.rootfs())?;
-        let mut tree = Tree::open(&bundle.rootfs())?;
+        let tree = Tree::open(&bundle.rootfs())?;
         for twist in twists {
-            bundle.apply(twist, &mut tree)?;
+            bundle.apply(twist, &tree)?;
         }
         fs::write(folder.join("config.json"), bundle.config.to_string())?;
         Ok(bundle)
     }
 
-    fn apply(&mut self, twist: &Twist, tree: &mut Tree) -> io::Result<()> {
+    fn apply(&mut self, twist: &Twist, tree: &Tree) -> io::Result<()> {
         match twist {
             // What was put first may be in the way.
             Twist::Put(place, thing) => drop(tree.put(place, thing)),

@@ -335,7 +335,7 @@ impl Play<'_> {
             Some(pid) => format!("/proc/{pid}/root").into(),
             None => self.bundle.rootfs(),
         };
-        let put = Tree::open(&root).and_then(|mut tree| tree.put(place, thing));
+        let put = Tree::open(&root).and_then(|tree| tree.put(place, thing));
         self.played.log.push(format!("put {thing:?} at {place:?} of {}: {put:?}", root.display()));
     }
 

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 
 use super::programs;
 
@@ -29,15 +30,17 @@ pub(super) enum Thing {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
-    moved: u32,
 }
+
+/// How many things were moved aside.
+static MOVED: AtomicU32 = AtomicU32::new(0);
 
 const EXECUTABLE: u32 = 0o755;
 
 impl Tree {
     pub(super) fn open(root: &Path) -> io::Result<Tree> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Tree { root: rustix::fs::open(root, flags, Mode::empty())?, moved: 0 })
+        Ok(Tree { root: rustix::fs::open(root, flags, Mode::empty())? })
     }
 
     fn folder(&self, path: &str) -> io::Result<OwnedFd> {
@@ -49,7 +52,7 @@ impl Tree {
 
     /// Puts a thing at a place, and makes the folders that lead there. What was there is moved beside it, as a container
     /// would do that: something may be mounted on it.
-    pub(super) fn put(&mut self, place: &str, thing: &Thing) -> io::Result<()> {
+    pub(super) fn put(&self, place: &str, thing: &Thing) -> io::Result<()> {
         let place = place.trim_end_matches('/');
         let (parent, name) = place.rsplit_once('/').unwrap_or(("", place));
         if matches!(name, "" | "." | "..") {
@@ -63,9 +66,9 @@ impl Tree {
         }
         let folder = self.folder(parent)?;
         if rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            self.moved += 1;
-            let aside = format!("moved-{}", self.moved);
-            rustix::fs::renameat(&folder, name, &folder, aside)?;
+            // Never onto another one, which the kernel would unmount in the container.
+            let aside = format!("moved-{}", MOVED.fetch_add(1, Ordering::Relaxed));
+            rustix::fs::renameat_with(&folder, name, &folder, aside, RenameFlags::NOREPLACE)?;
         }
         let node =
             |kind, mode, device| rustix::fs::mknodat(&folder, name, kind, Mode::from(mode), device);
