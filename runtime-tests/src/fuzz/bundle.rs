@@ -28,6 +28,8 @@ pub(super) enum Twist {
     Volume { destination: String, things: Vec<(String, Thing)> },
     /// Whoever shares the volume exchanges what appears in it for links that lead here.
     Exchange(Vec<String>),
+    /// What a container that stays does with what it sees.
+    Upset(Vec<String>),
     /// A flag of `create` and `run`.
     Flag(String),
     /// A pid file in a folder of somebody else's, who has put links there in the place of what was seen there before.
@@ -134,6 +136,7 @@ impl Bundle {
                 }
             }
             Twist::Exchange(targets) => self.exchange = Some(targets.clone()),
+            Twist::Upset(lines) => drop(tree.put("/upset", &Thing::Text(lines.join("\n") + "\n"))),
             Twist::Flag(flag) => self.flags.push(flag.clone()),
             Twist::PidFile(name) => {
                 self.flags.push(format!("--pid-file={}", self.spool().join(name).display()));
@@ -428,6 +431,71 @@ fn twist(random: &mut Random, folder: &Path) -> Vec<Twist> {
             _ => set("process terminal", true),
         }],
         _ => vec![other(random)],
+    }
+}
+
+/// A container that has rights over its own mounts, or its own cgroup, and uses them before anything is done with it.
+pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
+    let mut twists = Vec::new();
+    if random.once_in(2) {
+        let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        let all = json!([
+            "CAP_SYS_ADMIN",
+            "CAP_SYS_PTRACE",
+            "CAP_SYS_CHROOT",
+            "CAP_MKNOD",
+            "CAP_DAC_OVERRIDE",
+            "CAP_KILL",
+            "CAP_SETUID"
+        ]);
+        twists.push(push("linux namespaces", json!({ "type": "user" })));
+        twists.push(push("linux namespaces", json!({ "type": "cgroup" })));
+        twists.push(set("linux uidMappings", map.clone()));
+        twists.push(set("linux gidMappings", map));
+        twists.push(set(
+            "process capabilities",
+            json!({ "bounding": all, "effective": all, "permitted": all }),
+        ));
+    }
+    if random.once_in(2) {
+        // Its own, to write to.
+        twists.push(push("linux namespaces", json!({ "type": "cgroup" })));
+        twists.push(push(
+            "mounts",
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" }),
+        ));
+    }
+    let lines = (0..=random.below(5)).map(|_| command(random)).collect();
+    twists.push(Twist::Upset(lines));
+    twists
+}
+
+/// A line of a shell script.
+fn command(random: &mut Random) -> String {
+    const FOLDERS: [&str; 9] =
+        ["/proc", "/proc/sys", "/dev", "/sys", "/sys/fs/cgroup", "/mnt", "/t", "/", "/run"];
+    let folder = random.of(&FOLDERS);
+    let place = words::place(random);
+    let target = words::escape(random);
+    let tool = "/bin/busybox";
+    match random.below(18) {
+        0 | 1 => format!("{tool} mount -t tmpfs none {folder}"),
+        2 => format!("{tool} mount --bind {} {folder}", random.of(&FOLDERS)),
+        3 => format!("{tool} umount -l {folder}"),
+        4 => format!("{tool} mount -o remount,ro,bind {folder}"),
+        5 => format!("{tool} mount --move {folder} {}", random.of(&FOLDERS)),
+        6 => format!("{tool} mount -t proc proc {folder}"),
+        7 => format!("{tool} mv {folder} {folder}-moved; {tool} ln -s {target} {folder}"),
+        8 | 9 => format!("{tool} rm -f {place}; {tool} ln -s {target} {place}"),
+        10 => format!("{tool} rm -f {place}; {tool} mkfifo {place}"),
+        11 => format!("{tool} mkdir -p {folder}/self/fd {folder}/self/ns {folder}/self/attr; {tool} ln -s {target} {folder}/self/exe"),
+        12 => "for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir -p $way/a/b/c; echo 0 >$way/a/b/cgroup.procs; done".to_owned(),
+        13 => "for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir $way/$$; echo threaded >$way/$$/cgroup.type; echo 0 >$way/$$/cgroup.threads; done".to_owned(),
+        // Another of its processes stops where it is, in a cgroup of its own.
+        14 => "(for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir $way/ice; echo 0 >$way/ice/cgroup.procs; echo 1 >$way/ice/cgroup.freeze; echo FROZEN >$way/ice/freezer.state; done; sleep 60) &".to_owned(),
+        15 => "number=0; while [ $number -lt 30 ]; do (sleep 60) & number=$((number + 1)); done".to_owned(),
+        16 => random.of(&["exit 3", "kill -STOP $$", "exec 60</; cd /proc/self/fd"]).to_owned(),
+        _ => format!("{tool} chmod 0 {folder}"),
     }
 }
 

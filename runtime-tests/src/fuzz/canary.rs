@@ -293,6 +293,20 @@ fn cgroups() -> BTreeSet<PathBuf> {
     found
 }
 
+/// What another user of the host could read, or connect to.
+pub(super) fn open_to_others(folder: &Path) -> Vec<PathBuf> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(data) = entry.path().symlink_metadata() else { continue };
+        if data.is_dir() && data.mode() & 0o001 != 0 {
+            open.extend(open_to_others(&entry.path()));
+        } else if !data.is_dir() && !data.is_symlink() && data.mode() & 0o006 != 0 {
+            open.push(entry.path());
+        }
+    }
+    open
+}
+
 /// Those that had to be made for a container's to be below them, in each hierarchy, if nothing is left in them.
 pub(super) fn remove_cgroups_above(path: &str) {
     let path = path.trim_start_matches('/');

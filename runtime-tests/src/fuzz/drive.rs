@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use super::bundle::{self, Bundle, Twist};
 use super::canary::{self, Canary, Change, STATE};
 use super::neighbour::{self, Watch};
-use super::programs::STARTED;
+use super::programs::{SETTLED, STARTED};
 use super::random::Random;
 use super::tree::{Thing, Tree};
 use super::words;
@@ -75,14 +76,18 @@ impl Plan {
         }
         // With fewer twists, or it would hardly ever be there to do something with.
         twists.truncate(random.below(3));
-        // The witness never says that it is ready, which `start` would wait for.
-        twists.retain(|twist| !matches!(twist, Twist::Notify));
         let argument = random.of(&["live", "live", "snoop"]);
+        if random.once_in(3) {
+            twists.extend(bundle::upset(random));
+        }
         let mut steps = vec![Step::Create];
         if random.once_in(4) {
             steps.push(put(random));
         }
-        steps.push(Step::Start);
+        // The witness never says that it is ready, which `start` would wait for.
+        if !twists.iter().any(|twist| matches!(twist, Twist::Notify)) {
+            steps.push(Step::Start);
+        }
         for _ in 0..1 + random.below(5) {
             step(random, folder, &mut steps);
         }
@@ -277,8 +282,8 @@ impl Play<'_> {
             self.command(&["delete", "--force"], &[])?;
         }
         // What a created container wrote until now, also to standard error.
-        for mut stream in std::mem::take(&mut self.streams) {
-            let text = read(&mut stream)?;
+        for stream in std::mem::take(&mut self.streams) {
+            let text = read(&stream)?;
             self.saw(&text, "the container");
         }
         Ok(())
@@ -302,11 +307,17 @@ impl Play<'_> {
                 };
                 let said = self.creation("create", console)?;
                 self.played.refused += u32::from(said.code != Some(0));
+                for path in canary::open_to_others(Path::new(STATE)) {
+                    self.found("a state is open to other users", path.display().to_string());
+                }
                 return Ok(said.code == Some(0));
             }
             Step::Start => {
                 let said = self.command(&["start"], &[])?;
                 self.played.started += u32::from(said.code == Some(0));
+                if said.code == Some(0) {
+                    self.settle()?;
+                }
                 return Ok(said.code == Some(0));
             }
             Step::Exec { flags, args } => {
@@ -328,6 +339,16 @@ impl Play<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Waits until the witness has done what it does first. It may have been replaced by something that says nothing.
+    fn settle(&mut self) -> io::Result<()> {
+        let end = Instant::now() + Duration::from_millis(100);
+        let Some(out) = self.streams.first() else { return Ok(()) };
+        while !read(out)?.contains(SETTLED) && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Ok(())
     }
 
     fn put(&mut self, from_inside: bool, place: &str, thing: &Thing) {
@@ -408,13 +429,13 @@ impl Play<'_> {
         };
         command.args(&words).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.envs(self.bundle.env.iter().cloned());
-        let [mut out, mut err] = [memory()?, memory()?];
+        let [out, err] = [memory()?, memory()?];
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?);
         let mut child = command.spawn()?;
         let runs_program = matches!(before.first(), Some(&("run" | "exec")));
         let hung = self.wait(&mut child, runs_program)?;
         let code = child.wait()?.code();
-        let said = Said { code, hung, out: read(&mut out)?, err: read(&mut err)? };
+        let said = Said { code, hung, out: read(&out)?, err: read(&err)? };
         self.played.commands += 1;
         self.played.log.push(format!(
             "rt {words:.300?}: {:?}\n    out: {:.600?}\n    err: {:.600?}",
@@ -551,9 +572,10 @@ fn memory() -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC)?))
 }
 
-fn read(file: &mut File) -> io::Result<String> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut bytes = Vec::new();
-    file.take(1 << 20).read_to_end(&mut bytes)?;
+/// All of it, without moving the place that it is written at.
+fn read(file: &File) -> io::Result<String> {
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0).min(1 << 20)];
+    let length = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(length);
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -3,6 +3,9 @@
 /// What the witness prints first: a container really ran.
 pub(super) const STARTED: &str = "WITNESS STARTED";
 
+/// What it prints when it has looked around, and turned its container upside down if it was told to.
+pub(super) const SETTLED: &str = "WITNESS SETTLED";
+
 /// An ELF program that prints a text and ends with exit code 77, wherever it is loaded to. `interpreter` is its `PT_INTERP`.
 pub(super) fn elf(text: &str, interpreter: Option<&str>) -> Vec<u8> {
     let text = format!("{text}\n");
@@ -78,7 +81,8 @@ fn code(text: &str) -> Vec<u8> {
 }
 
 /// The script that looks for a way out, by every descriptor and directory that it has, and prints what it finds there. It uses
-/// nothing but the shell itself. `live` as its argument: it stays; `snoop`: it looks at other processes of the container first.
+/// nothing but the shell itself. `live` as its argument: it does what the bundle has in `/upset`, and stays;
+/// `snoop`: it looks at other processes of the container too.
 pub(super) fn witness() -> String {
     format!(
         r#"exec 2>&1
@@ -99,6 +103,8 @@ for file in /proc/self/mountinfo /proc/keys; do
     case $line in *room-srv*|*room-key*|*room-changes*) echo "LEAK in $file: $line" ;; esac
   done <"$file"
 done
+[ -z "$1" ] || [ ! -f /upset ] || . /upset
+echo {SETTLED}
 if [ "$1" = snoop ]; then
   round=0
   while [ $round -lt 3000 ]; do
