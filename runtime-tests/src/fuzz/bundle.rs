@@ -525,7 +525,7 @@ fn sysctl(random: &mut Random) -> Twist {
     };
     Twist::Set(
         [keys("linux sysctl"), vec![name]].concat(),
-        json!(random.of(&["1", "0", "core.x", "a\nb"])),
+        json!(random.of(&["1", "0", "core.fuzz", "a\nb"])),
     )
 }
 

@@ -21,32 +21,36 @@ pub(super) const ROUNDS: &str = "/tmp";
 /// What the overlay has kept of changes to the host's files, devices, and what else is not a bundle's.
 const WATCHED: [&str; 4] = ["/srv", "/dev", "/run", "/room/changes"];
 
-/// Parameters of the kernel's that belong to the host, or to the namespaces that the runtime was started in.
-const PARAMETERS: [&str; 24] = [
-    "kernel/core_pattern",
-    "kernel/core_uses_pid",
+/// Parameters of the kernel's in the namespaces that the runtime was started in, which are the room's own.
+const PARAMETERS: [&str; 12] = [
     "kernel/domainname",
     "kernel/hostname",
-    "kernel/kptr_restrict",
-    "kernel/modprobe",
     "kernel/msgmax",
     "kernel/msgmni",
-    "kernel/panic",
-    "kernel/randomize_va_space",
     "kernel/sem",
     "kernel/shmmax",
     "kernel/shm_rmid_forced",
+    "fs/mqueue/msg_max",
+    "net/core/somaxconn",
+    "net/ipv4/ip_forward",
+    "net/ipv4/ping_group_range",
+    "net/ipv4/ip_unprivileged_port_start",
+];
+
+/// Parameters of the whole machine. Others may change them meanwhile.
+const SHARED: [&str; 12] = [
+    "kernel/core_pattern",
+    "kernel/core_uses_pid",
+    "kernel/kptr_restrict",
+    "kernel/modprobe",
+    "kernel/panic",
+    "kernel/randomize_va_space",
     "kernel/sysrq",
     "kernel/threads-max",
-    "fs/file-max",
-    "fs/mqueue/msg_max",
     "fs/protected_symlinks",
     "fs/suid_dumpable",
     "vm/overcommit_memory",
     "vm/swappiness",
-    "net/core/somaxconn",
-    "net/ipv4/ip_forward",
-    "net/ipv4/ping_group_range",
 ];
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -121,7 +125,7 @@ impl Canary {
             }
         }
         self.files = files();
-        self.parameters = parameters();
+        self.parameters = parameters(&PARAMETERS);
         self.mounts = mounts();
         self.cgroups = cgroups();
         self.processes = processes();
@@ -171,7 +175,7 @@ impl Canary {
         for path in now.keys().filter(|path| !self.files.contains_key(*path)) {
             changes.push(("a file of the host's is new", path.display().to_string()));
         }
-        let now = parameters();
+        let now = parameters(&PARAMETERS);
         for (name, value) in &self.parameters {
             if now.get(name) != Some(value) {
                 let detail = format!("{name}: was {value:?}, is {:?}", now.get(name));
@@ -267,11 +271,42 @@ fn walk(path: &Path, found: &mut BTreeMap<PathBuf, Entry>) {
     }
 }
 
-fn parameters() -> BTreeMap<&'static str, String> {
-    let read = |name: &'static str| {
-        Some((name, fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?))
+fn parameters(names: &[&'static str]) -> BTreeMap<&'static str, String> {
+    let read = |name: &&'static str| {
+        Some((*name, fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?))
     };
-    PARAMETERS.into_iter().filter_map(read).collect()
+    names.iter().filter_map(read).collect()
+}
+
+/// The machine's own parameters, which no container may change.
+#[derive(Debug)]
+pub(super) struct Machine(BTreeMap<&'static str, String>);
+
+impl Machine {
+    pub(super) fn now() -> Machine {
+        Machine(parameters(&SHARED))
+    }
+
+    /// Those that have changed since, if the configuration speaks of them: otherwise somebody else has changed them. They are
+    /// set back.
+    pub(super) fn changes(&self, config: &str) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (name, value) in parameters(&SHARED) {
+            let Some(before) = self.0.get(name).filter(|before| **before != value) else {
+                continue;
+            };
+            if Path::new(name)
+                .file_name()
+                .is_some_and(|name| config.contains(&*name.to_string_lossy()))
+            {
+                let detail = format!("{name}: was {before:?}, is {value:?}");
+                changes.push(("a parameter of the machine's was changed", detail));
+                // What it was before is good.
+                let _ = fs::write(Path::new("/proc/sys").join(name), before);
+            }
+        }
+        changes
+    }
 }
 
 fn mounts() -> BTreeSet<String> {

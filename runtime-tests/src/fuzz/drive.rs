@@ -13,7 +13,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 
 use super::bundle::{self, Bundle, Twist};
-use super::canary::{self, Canary, Change, STATE};
+use super::canary::{self, Canary, Change, Machine, STATE};
 use super::neighbour::{self, Watch};
 use super::programs::{SETTLED, STARTED};
 use super::random::Random;
@@ -240,10 +240,12 @@ pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io:
     let watch = Watch::begin(&spool)?;
     let mut play =
         Play { canary, bundle, id: id.to_owned(), played: Played::default(), streams: Vec::new() };
+    let machine = Machine::now();
     play.all(&plan.steps)?;
     watch.end();
     let mut played = play.played;
     played.findings.extend(canary.changes());
+    played.findings.extend(machine.changes(&play.bundle.config.to_string()));
     // Whatever a container has made in its rootfs, it has no mounts there any more.
     if let Err(error) = fs::remove_dir_all(folder) {
         played.findings.push(("the bundle cannot be removed", error.to_string()));
@@ -343,7 +345,7 @@ impl Play<'_> {
 
     /// Waits until the witness has done what it does first. It may have been replaced by something that says nothing.
     fn settle(&mut self) -> io::Result<()> {
-        let end = Instant::now() + Duration::from_millis(100);
+        let end = Instant::now() + Duration::from_millis(30);
         let Some(out) = self.streams.first() else { return Ok(()) };
         while !read(out)?.contains(SETTLED) && Instant::now() < end {
             std::thread::sleep(Duration::from_micros(500));
