@@ -1,8 +1,10 @@
-//! Made-up bundles for the real program, as root, in a throw-away copy of this host (`runtime-tests/room`). Whatever a bundle is,
-//! nothing outside of it, of its state and of its cgroup may be changed, read or executed.
+//! Made-up bundles for the real program, as root, in a throw-away copy of this host
+//! (`runtime-tests/room`). Whatever a bundle is, nothing outside of it, of its state and of its
+//! cgroup may be changed, read or executed.
 //!
-//! `runtime-tests fuzz` goes on for `RT_FUZZ_SECONDS`, with the seed in `RT_FUZZ_SEED`; `RT_FUZZ_ROUND` repeats one round of a
-//! seed and shows all of it. What it finds is reduced to the fewest twists that still show it.
+//! `runtime-tests fuzz` goes on for `RT_FUZZ_SECONDS`, with the seed in `RT_FUZZ_SEED`;
+//! `RT_FUZZ_ROUND` repeats one round of a seed and shows all of it. What it finds is reduced to the
+//! fewest twists that still show it.
 
 mod bundle;
 mod canary;

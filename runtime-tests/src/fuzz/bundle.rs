@@ -32,7 +32,8 @@ pub(super) enum Twist {
     Upset(Vec<String>),
     /// A flag of `create` and `run`.
     Flag(String),
-    /// A pid file in a folder of somebody else's, who has put links there in the place of what was seen there before.
+    /// A pid file in a folder of somebody else's, who has put links there in the place of what was
+    /// seen there before.
     PidFile(String),
     /// A service manager that wants to hear of the container.
     Notify,
@@ -128,7 +129,8 @@ impl Bundle {
                 self.fill_volume()?;
                 self.unmount(destination);
                 let mount = json!({
-                    "destination": destination, "type": "bind", "source": self.volume(), "options": ["rbind"],
+                    "destination": destination, "type": "bind", "source": self.volume(),
+                    "options": ["rbind"],
                 });
                 if let Some(mounts) = self.config["mounts"].as_array_mut() {
                     // After /proc, which all that follows may be below of.
@@ -209,21 +211,26 @@ fn good(argument: &str) -> Value {
             "args": args,
             "env": ["PATH=/bin"],
             "cwd": "/",
-            "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+            },
             "noNewPrivileges": true,
         },
         "root": { "path": "rootfs" },
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+              "options": ["nosuid", "mode=755", "size=65536k"] },
             { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs",
+              "options": ["nosuid", "noexec", "nodev", "ro"] },
         ],
         "linux": {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
             "namespaces": [
-                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
+                { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "mount" },
             ],
             "maskedPaths": ["/proc/kcore", "/proc/timer_list"],
             "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
@@ -305,7 +312,8 @@ pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Va
         options.push(random.of(&["bind", "rbind"]).to_owned());
     }
     if source.ends_with("link") {
-        // Where the host's own paths lead is the caller's to know; but with these, it wants what is there, and no more.
+        // Where the host's own paths lead is the caller's to know; but with these, it wants what is
+        // there, and no more.
         options.push(random.of(&["src-nofollow", "copy-symlink"]).to_owned());
     }
     if kind == "tmpfs" && random.once_in(2) {
@@ -434,7 +442,8 @@ fn twist(random: &mut Random, folder: &Path) -> Vec<Twist> {
     }
 }
 
-/// A container that has rights over its own mounts, or its own cgroup, and uses them before anything is done with it.
+/// A container that has rights over its own mounts, or its own cgroup, and uses them before
+/// anything is done with it.
 pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
     let mut twists = Vec::new();
     if random.once_in(2) {
@@ -470,6 +479,10 @@ pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
     twists
 }
 
+fn each_cgroup(commands: &str) -> String {
+    format!("for way in /sys/fs/cgroup /sys/fs/cgroup/*; do {commands}; done")
+}
+
 /// A line of a shell script.
 fn command(random: &mut Random) -> String {
     const FOLDERS: [&str; 9] =
@@ -488,12 +501,22 @@ fn command(random: &mut Random) -> String {
         7 => format!("{tool} mv {folder} {folder}-moved; {tool} ln -s {target} {folder}"),
         8 | 9 => format!("{tool} rm -f {place}; {tool} ln -s {target} {place}"),
         10 => format!("{tool} rm -f {place}; {tool} mkfifo {place}"),
-        11 => format!("{tool} mkdir -p {folder}/self/fd {folder}/self/ns {folder}/self/attr; {tool} ln -s {target} {folder}/self/exe"),
-        12 => "for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir -p $way/a/b/c; echo 0 >$way/a/b/cgroup.procs; done".to_owned(),
-        13 => "for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir $way/$$; echo threaded >$way/$$/cgroup.type; echo 0 >$way/$$/cgroup.threads; done".to_owned(),
+        11 => format!(
+            "{tool} mkdir -p {folder}/self/fd {folder}/self/attr; {tool} ln -s {target} {folder}/self/exe"
+        ),
+        12 => each_cgroup("/bin/busybox mkdir -p $way/a/b/c; echo 0 >$way/a/b/cgroup.procs"),
+        13 => each_cgroup(
+            "/bin/busybox mkdir $way/$$; echo threaded >$way/$$/cgroup.type; \
+             echo 0 >$way/$$/cgroup.threads",
+        ),
         // Another of its processes stops where it is, in a cgroup of its own.
-        14 => "(for way in /sys/fs/cgroup /sys/fs/cgroup/*; do /bin/busybox mkdir $way/ice; echo 0 >$way/ice/cgroup.procs; echo 1 >$way/ice/cgroup.freeze; echo FROZEN >$way/ice/freezer.state; done; sleep 60) &".to_owned(),
-        15 => "number=0; while [ $number -lt 30 ]; do (sleep 60) & number=$((number + 1)); done".to_owned(),
+        14 => {
+            let freeze = "/bin/busybox mkdir $way/ice; echo 0 >$way/ice/cgroup.procs; \
+                          echo 1 >$way/ice/cgroup.freeze; echo FROZEN >$way/ice/freezer.state";
+            format!("({}; sleep 60) &", each_cgroup(freeze))
+        }
+        15 => "number=0; while [ $number -lt 30 ]; do (sleep 60) & number=$((number + 1)); done"
+            .to_owned(),
         16 => random.of(&["exit 3", "kill -STOP $$", "exec 60</; cd /proc/self/fd"]).to_owned(),
         _ => format!("{tool} chmod 0 {folder}"),
     }
@@ -654,9 +677,20 @@ fn exchanged(random: &mut Random) -> Vec<Twist> {
     let mut twists =
         vec![Twist::Volume { destination, things: things(random) }, Twist::Exchange(targets)];
     match random.below(6) {
-        0 => twists.push(push("linux devices", json!({ "path": below, "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 }))),
-        1 => twists.push(push("mounts", json!({ "destination": below, "type": "tmpfs", "options": ["tmpcopyup"] }))),
-        2 => twists.push(push("mounts", json!({ "destination": below, "type": "bind", "source": "/etc/hostname", "options": ["bind"] }))),
+        0 => twists.push(push(
+            "linux devices",
+            json!({ "path": below, "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 }),
+        )),
+        1 => twists.push(push(
+            "mounts",
+            json!({ "destination": below, "type": "tmpfs", "options": ["tmpcopyup"] }),
+        )),
+        2 => twists.push(push(
+            "mounts",
+            json!({
+                "destination": below, "type": "bind", "source": "/etc/hostname", "options": ["bind"],
+            }),
+        )),
         3 => twists.push(set("process cwd", below)),
         4 => twists.push(push("linux maskedPaths", json!(below))),
         _ => {}
@@ -678,7 +712,10 @@ fn user(random: &mut Random) -> Twist {
                 json!(["CAP_SYS_PTRACE", "CAP_KILL", "CAP_SETUID", "CAP_FOWNER", "CAP_CHOWN"]);
             set(
                 "process capabilities",
-                json!({ "bounding": some, "effective": some, "permitted": some, "inheritable": some, "ambient": some }),
+                json!({
+                    "bounding": some, "effective": some, "permitted": some, "inheritable": some,
+                    "ambient": some,
+                }),
             )
         }
         _ => set("process capabilities", json!({})),
@@ -700,7 +737,10 @@ fn other(random: &mut Random) -> Twist {
             "linux seccomp",
             json!({
                 "defaultAction": random.of(&["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_ERRNO"]),
-                "syscalls": [{ "names": [random.of(&["mkdir", "chown", "execve", "openat2", "fchdir"])], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }],
+                "syscalls": [{
+                    "names": [random.of(&["mkdir", "chown", "execve", "openat2", "fchdir"])],
+                    "action": "SCMP_ACT_ERRNO", "errnoRet": 38,
+                }],
             }),
         ),
         4 => set("linux intelRdt", json!({ "closID": words::name(random) })),

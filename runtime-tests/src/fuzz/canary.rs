@@ -1,7 +1,8 @@
 //! What is outside of all bundles, and whether it is still as it was.
 //!
-//! `/srv/canary` is there to be reached. All the rest of the host's files is below an overlay, so that whatever is changed of
-//! them shows in one folder. What a container can read, but not change, has a token in it, which must not show in any output.
+//! `/srv/canary` is there to be reached. All the rest of the host's files is below an overlay, so
+//! that whatever is changed of them shows in one folder. What a container can read, but not change,
+//! has a token in it, which must not show in any output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -18,10 +19,12 @@ pub(super) const STATE: &str = "/run/rt";
 /// Where all that a round makes is.
 pub(super) const ROUNDS: &str = "/tmp";
 
-/// What the overlay has kept of changes to the host's files, devices, and what else is not a bundle's.
+/// What the overlay has kept of changes to the host's files, devices, and what else is not a
+/// bundle's.
 const WATCHED: [&str; 4] = ["/srv", "/dev", "/run", "/room/changes"];
 
-/// Parameters of the kernel's in the namespaces that the runtime was started in, which are the room's own.
+/// Parameters of the kernel's in the namespaces that the runtime was started in, which are the
+/// room's own.
 const PARAMETERS: [&str; 12] = [
     "kernel/domainname",
     "kernel/hostname",
@@ -287,8 +290,8 @@ impl Machine {
         Machine(parameters(&SHARED))
     }
 
-    /// Those that have changed since, if the configuration speaks of them: otherwise somebody else has changed them. They are
-    /// set back.
+    /// Those that have changed since, if the configuration speaks of them: otherwise somebody else
+    /// has changed them. They are set back.
     pub(super) fn changes(&self, config: &str) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, value) in parameters(&SHARED) {
@@ -342,7 +345,8 @@ pub(super) fn open_to_others(folder: &Path) -> Vec<PathBuf> {
     open
 }
 
-/// Those that had to be made for a container's to be below them, in each hierarchy, if nothing is left in them.
+/// Those that had to be made for a container's to be below them, in each hierarchy, if nothing is
+/// left in them.
 pub(super) fn remove_cgroups_above(path: &str) {
     let path = path.trim_start_matches('/');
     for folder in Path::new(path).ancestors().skip(1).filter(|folder| *folder != Path::new("")) {

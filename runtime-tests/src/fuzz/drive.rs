@@ -177,7 +177,7 @@ fn step(random: &mut Random, folder: &Path, steps: &mut Vec<Step>) {
         12 => steps.push(other(&["ps"], &[])),
         13 => steps.push(other(&["events", "--stats"], &[])),
         14 => {
-            steps.extend([other(&["pause"], &[]), other(&["state"], &[]), other(&["resume"], &[])])
+            steps.extend(["pause", "state", "resume"].map(|word| other(&[word], &[])));
         }
         _ => steps.push(other(
             &["kill"],
@@ -343,7 +343,8 @@ impl Play<'_> {
         Ok(true)
     }
 
-    /// Waits until the witness has done what it does first. It may have been replaced by something that says nothing.
+    /// Waits until the witness has done what it does first. It may have been replaced by something
+    /// that says nothing.
     fn settle(&mut self) -> io::Result<()> {
         let end = Instant::now() + Duration::from_millis(30);
         let Some(out) = self.streams.first() else { return Ok(()) };
@@ -455,7 +456,8 @@ impl Play<'_> {
         let pid = rustix::process::Pid::from_child(child);
         let end = Instant::now() + LONGEST;
         if runs_program && !ends(pid, PATIENCE)? {
-            // Once the container's own program is there, it may take as long as it likes. It must end when it is killed.
+            // Once the container's own program is there, it may take as long as it likes. It must
+            // end when it is killed.
             let mut delete = Command::new("/room/bin/rt");
             delete.args(["--root", STATE, "delete", "--force", &self.id]);
             delete.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -496,8 +498,8 @@ impl Play<'_> {
         let own: Vec<&str> = said.err.lines().filter(|line| line.starts_with("rt: ")).collect();
         let errors = own.iter().filter(|line| !line.starts_with("rt: warning: ")).count();
         let others = said.err.lines().filter(|line| !line.starts_with("rt: "));
-        // Programs of a container write to the same stream, the witness and the shells to standard output but for what the
-        // shell says of itself; those of busybox begin with their names.
+        // Programs of a container write to the same stream, the witness and the shells to standard
+        // output but for what the shell says of itself; those of busybox begin with their names.
         let strays: Vec<&str> =
             others.filter(|line| !line.is_empty() && !line.contains(": ")).collect();
         let is_strict = !matches!(what, "run" | "exec");

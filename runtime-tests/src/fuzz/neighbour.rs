@@ -1,4 +1,5 @@
-//! Others who can write where the runtime works: one that shares a volume, and one that owns the folder of a pid file.
+//! Others who can write where the runtime works: one that shares a volume, and one that owns the
+//! folder of a pid file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,8 @@ use rustix::fs::{CWD, RenameFlags, inotify};
 
 use super::words::OUTSIDE;
 
-/// Names that were seen to appear in volumes. A neighbour who has seen one start of a container knows what the next one makes.
+/// Names that were seen to appear in volumes. A neighbour who has seen one start of a container
+/// knows what the next one makes.
 static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Which of them are exchanged next.
@@ -25,7 +27,8 @@ const AT_ONCE: usize = 6;
 /// As [`SEEN`], in folders of pid files: names that end with a number, without it.
 static DRAFTS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Exchanges, again and again, what is in a volume for links to these targets, while `meanwhile` runs.
+/// Exchanges, again and again, what is in a volume for links to these targets, while `meanwhile`
+/// runs.
 pub(super) fn exchanging<T>(volume: &Path, targets: &[String], meanwhile: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -99,8 +102,8 @@ impl Watch {
     }
 }
 
-/// Puts links to a file of the host's where a runtime is going to make a file, if its name can be told from those before:
-/// by counting on from the last process.
+/// Puts links to a file of the host's where a runtime is going to make a file, if its name can be
+/// told from those before: by counting on from the last process.
 pub(super) fn plant(folder: &Path) {
     let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let last: u32 = loads.split_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or(0);

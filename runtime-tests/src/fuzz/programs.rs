@@ -1,12 +1,15 @@
-//! Programs that need nothing but a kernel: what is executed when something of the host's is, and what looks around in a container.
+//! Programs that need nothing but a kernel: what is executed when something of the host's is, and
+//! what looks around in a container.
 
 /// What the witness prints first: a container really ran.
 pub(super) const STARTED: &str = "WITNESS STARTED";
 
-/// What it prints when it has looked around, and turned its container upside down if it was told to.
+/// What it prints when it has looked around, and turned its container upside down if it was told
+/// to.
 pub(super) const SETTLED: &str = "WITNESS SETTLED";
 
-/// An ELF program that prints a text and ends with exit code 77, wherever it is loaded to. `interpreter` is its `PT_INTERP`.
+/// An ELF program that prints a text and ends with exit code 77, wherever it is loaded to.
+/// `interpreter` is its `PT_INTERP`.
 pub(super) fn elf(text: &str, interpreter: Option<&str>) -> Vec<u8> {
     let text = format!("{text}\n");
     let code = code(&text);
@@ -55,7 +58,8 @@ fn code(text: &str) -> Vec<u8> {
     code.push(0xba); // mov edx, length
     code.extend((text.len() as u64).to_le_bytes().into_iter().take(4));
     code.extend([0xb8, 1, 0, 0, 0, 0x0f, 0x05]); // mov eax, 1; syscall
-    code.extend([0xbf, 77, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]); // mov edi, 77; mov eax, 60; syscall
+    // mov edi, 77; mov eax, 60; syscall
+    code.extend([0xbf, 77, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05]);
     code.extend(text.as_bytes());
     code
 }
@@ -80,9 +84,10 @@ fn code(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The script that looks for a way out, by every descriptor and directory that it has, and prints what it finds there. It uses
-/// nothing but the shell itself. `live` as its argument: it does what the bundle has in `/upset`, and stays;
-/// `snoop`: it looks at other processes of the container too.
+/// The script that looks for a way out, by every descriptor and directory that it has, and prints
+/// what it finds there. It uses nothing but the shell itself. `live` as its argument: it does what
+/// the bundle has in `/upset`, and stays; `snoop`: it looks at other processes of the container
+/// too.
 pub(super) fn witness() -> String {
     format!(
         r#"exec 2>&1

@@ -1,6 +1,7 @@
 //! Numbers that a seed repeats.
 
-/// The generator called splitmix64: each round begins from its own state, so one round can be repeated without those before it.
+/// The generator called splitmix64: each round begins from its own state, so one round can be
+/// repeated without those before it.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 

@@ -1,5 +1,5 @@
-//! A rootfs, or a volume, into which hostile things are put. What is put first must not lead what is put next out of it, so all
-//! paths are looked up by the kernel as if the tree was all there is.
+//! A rootfs, or a volume, into which hostile things are put. What is put first must not lead what
+//! is put next out of it, so all paths are looked up by the kernel as if the tree was all there is.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -50,8 +50,8 @@ impl Tree {
         Ok(rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve)?)
     }
 
-    /// Puts a thing at a place, and makes the folders that lead there. What was there is moved beside it, as a container
-    /// would do that: something may be mounted on it.
+    /// Puts a thing at a place, and makes the folders that lead there. What was there is moved
+    /// beside it, as a container would do that: something may be mounted on it.
     pub(super) fn put(&self, place: &str, thing: &Thing) -> io::Result<()> {
         let place = place.trim_end_matches('/');
         let (parent, name) = place.rsplit_once('/').unwrap_or(("", place));

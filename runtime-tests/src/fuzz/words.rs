@@ -1,7 +1,8 @@
 //! Words that are made up for a bundle: paths that lead out of it, or try to.
 //!
-//! The grammar knows where the kernel keeps ways out (`/proc/…/fd/N`, `/proc/…/root`, `..`), and what there is outside. Which
-//! number, how many steps up, and where such a path is put, is left to chance.
+//! The grammar knows where the kernel keeps ways out (`/proc/…/fd/N`, `/proc/…/root`, `..`), and
+//! what there is outside. Which number, how many steps up, and where such a path is put, is left to
+//! chance.
 
 use super::random::Random;
 
@@ -121,7 +122,8 @@ fn process(random: &mut Random) -> &'static str {
     random.of(&["self", "self", "self", "thread-self", "1", "self/task/1"])
 }
 
-/// A path by which whoever looks it up with the wrong root, or with a forgotten descriptor, is outside.
+/// A path by which whoever looks it up with the wrong root, or with a forgotten descriptor, is
+/// outside.
 pub(super) fn escape(random: &mut Random) -> String {
     let target = outside(random);
     escape_to(random, &target)
