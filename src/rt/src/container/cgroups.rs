@@ -428,18 +428,24 @@ impl Cgroup {
             .context("this host has no cgroup controller `freezer`")
     }
 
-    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them.
+    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them. With v1 a container
+    /// that may write to its cgroup can also have frozen one below, which stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
-        let (path, value) = match self.version {
-            Version::V2 => (self.paths.first().map(|path| path.join("cgroup.freeze")), "0"),
-            Version::V1 => (
-                v1::of_controller(&self.paths, "freezer").map(|path| path.join("freezer.state")),
-                "THAWED",
-            ),
-        };
-        if let Some(path) = path {
-            // What cannot be thawed is noticed where the processes are waited for.
-            let _ = fs::write(path, value);
+        // What cannot be thawed is noticed where the processes are waited for.
+        match self.version {
+            Version::V2 => {
+                if let Some(path) = self.paths.first() {
+                    let _ = fs::write(path.join("cgroup.freeze"), "0");
+                }
+            }
+            Version::V1 => {
+                let mut frozen: Vec<PathBuf> =
+                    v1::of_controller(&self.paths, "freezer").into_iter().cloned().collect();
+                while let Some(path) = frozen.pop() {
+                    let _ = fs::write(path.join("freezer.state"), "THAWED");
+                    frozen.extend(directories(&path));
+                }
+            }
         }
     }
 
