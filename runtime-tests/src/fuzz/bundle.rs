@@ -105,6 +105,12 @@ impl Bundle {
         for twist in twists {
             bundle.apply(twist, &tree)?;
         }
+        // A name for the caller's own namespace is what the configuration wants, as with runc.
+        let namespaces = bundle.config["linux"]["namespaces"].as_array();
+        if namespaces.into_iter().flatten().any(|it| it["type"] == "uts" && it["path"].is_string())
+        {
+            bundle.config["hostname"].take();
+        }
         fs::write(folder.join("config.json"), bundle.config.to_string())?;
         Ok(bundle)
     }
@@ -445,7 +451,7 @@ fn twist(random: &mut Random, folder: &Path) -> Vec<Twist> {
 /// A container that has rights over its own mounts, or its own cgroup, and uses them before
 /// anything is done with it.
 pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
-    let mut twists = Vec::new();
+    let mut twists = vec![push("linux namespaces", json!({ "type": "cgroup" }))];
     if random.once_in(2) {
         let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
         let all = json!([
@@ -458,7 +464,6 @@ pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
             "CAP_SETUID"
         ]);
         twists.push(push("linux namespaces", json!({ "type": "user" })));
-        twists.push(push("linux namespaces", json!({ "type": "cgroup" })));
         twists.push(set("linux uidMappings", map.clone()));
         twists.push(set("linux gidMappings", map));
         twists.push(set(
@@ -468,7 +473,6 @@ pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
     }
     if random.once_in(2) {
         // Its own, to write to.
-        twists.push(push("linux namespaces", json!({ "type": "cgroup" })));
         twists.push(push(
             "mounts",
             json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" }),

@@ -146,6 +146,10 @@ impl Canary {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
+        for cgroup in cgroups().difference(&self.cgroups) {
+            // Not even that ends a process that a v1 cgroup has frozen.
+            let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
+        }
         settle(|| processes().is_subset(&self.processes));
         for line in mounts().difference(&self.mounts) {
             if let Some(path) = line.split(' ').nth(4) {
