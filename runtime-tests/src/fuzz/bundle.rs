@@ -105,6 +105,13 @@ impl Bundle {
         for twist in twists {
             bundle.apply(twist, &tree)?;
         }
+        // With the host's processes, the right to look into them is the right to the host's files.
+        let namespaces = bundle.config["linux"]["namespaces"].as_array();
+        if !namespaces.into_iter().flatten().any(|it| it["type"] == "pid" && it["path"].is_null())
+            && let Some(argument) = bundle.config["process"]["args"].get_mut(2)
+        {
+            *argument = json!("live");
+        }
         // A name for the caller's own namespace is what the configuration wants, as with runc.
         let namespaces = bundle.config["linux"]["namespaces"].as_array();
         if namespaces.into_iter().flatten().any(|it| it["type"] == "uts" && it["path"].is_string())
