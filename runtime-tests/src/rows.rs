@@ -114,7 +114,22 @@ const ROWS: &[Row] = &[
             "cgroups::the_name_of_a_scope_is_free_after_a_deletion",
         ],
     ),
-    row("cgroups: disabled", &["cgroups::without_a_manager_there_is_none"]),
+    row(
+        "cgroups: disabled",
+        &[
+            "cgroups::without_a_manager_there_is_none",
+            "cgroup_attacks::without_cgroups_the_hosts_devices_are_out_of_reach",
+        ],
+    ),
+    row(
+        "cgroups: nobody else's, and held up by nobody",
+        &[
+            "cgroup_attacks::a_cgroup_of_another_user_is_refused",
+            "cgroup_attacks::of_two_creations_one_has_the_cgroup",
+            "cgroup_attacks::the_deepest_cgroups_are_found",
+            "cgroup_attacks::exec_ends_when_its_cgroup_is_frozen_meanwhile",
+        ],
+    ),
     in_the_machine("cgroups: unified", &["cgroups::unified_values_are_written"]),
     row("cgroups: memory", &["cgroups::memory_is_limited"]),
     in_the_machine("cgroups: swap", &["cgroups::swap_is_limited"]),
@@ -295,7 +310,7 @@ const ROWS: &[Row] = &[
         ],
     ),
     row("bad input", &["bad_input", "bad_flags"]),
-    row("attacks", &["attacks", "executable"]),
+    row("attacks", &["attacks", "attacks_files", "executable"]),
     row("wasm", &["wasm", "workload"]),
     row("wasm: WASI preview1", &["wasi"]),
     row("wasm: limits", &["wasm_limits"]),
@@ -303,6 +318,7 @@ const ROWS: &[Row] = &[
     row("wasm: ports by annotation", &["wasm_ports"]),
     row("wasm: native code, its cache", &["wasm_cache"]),
     row("wasm: native code, its compiler", &["wasm_compiler"]),
+    row("wasm: native code, fair shares", &["wasm_shares"]),
     row("wasm: plugins", &["wasm_plugins"]),
 ];
 

@@ -1,8 +1,10 @@
 //! The tests, a file per topic. A test's name says what holds.
 
 mod attacks;
+mod attacks_files;
 mod bad_flags;
 mod bad_input;
+mod cgroup_attacks;
 mod cgroups;
 mod check;
 mod checkpoint;
@@ -13,6 +15,7 @@ mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
+mod descriptors;
 mod devices;
 mod docker;
 mod events;
@@ -20,10 +23,12 @@ mod exec;
 mod executable;
 mod freezer;
 mod hooks;
+mod interrupts;
 mod kubernetes;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod other_users;
 mod package;
 mod podman;
 mod podman_rootless;
@@ -41,6 +46,7 @@ mod wasm_limits;
 mod wasm_plugins;
 mod wasm_ports;
 mod wasm_rights;
+mod wasm_shares;
 mod workload;
 
 use crate::harness::{Outcome, Test};
@@ -60,8 +66,10 @@ pub(crate) use tests;
 pub(crate) fn all() -> Vec<Entry> {
     [
         attacks::TESTS,
+        attacks_files::TESTS,
         bad_flags::TESTS,
         bad_input::TESTS,
+        cgroup_attacks::TESTS,
         cgroups::TESTS,
         check::TESTS,
         checkpoint::TESTS,
@@ -72,6 +80,7 @@ pub(crate) fn all() -> Vec<Entry> {
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,
+        descriptors::TESTS,
         devices::TESTS,
         docker::TESTS,
         events::TESTS,
@@ -79,10 +88,12 @@ pub(crate) fn all() -> Vec<Entry> {
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
+        interrupts::TESTS,
         kubernetes::TESTS,
         lifecycle::TESTS,
         mounts::TESTS,
         namespaces::TESTS,
+        other_users::TESTS,
         package::TESTS,
         podman::TESTS,
         podman_rootless::TESTS,
@@ -100,6 +111,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_plugins::TESTS,
         wasm_ports::TESTS,
         wasm_rights::TESTS,
+        wasm_shares::TESTS,
         workload::TESTS,
     ]
     .concat()

@@ -99,7 +99,7 @@ fn wait(child: &mut Child) -> Outcome<ExitStatus> {
 /// A container that was created. It is deleted with its test.
 #[derive(Debug)]
 pub(crate) struct Container<'a> {
-    test: &'a Test,
+    pub(crate) test: &'a Test,
     pub(crate) id: String,
     out: PathBuf,
     err: PathBuf,

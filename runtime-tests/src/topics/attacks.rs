@@ -8,21 +8,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, lookups, skip, wait_until};
 
 super::tests! { "attacks":
     a_label_is_not_written_to_a_false_proc, a_place_that_is_exchanged_for_a_link_stays_inside,
     added_capabilities_are_not_inherited, a_linked_proc_is_refused, a_proc_that_was_moved_away_is_masked, nothing_is_made_on_the_host_through_an_exchanged_link,
     a_false_null_device_masks_nothing, a_linked_console_leads_nowhere, a_sysctl_is_not_written_to_a_false_proc,
     exec_cannot_begin_in_a_directory_of_the_hosts,
+    a_masked_file_is_not_the_hosts_null_device, a_container_without_a_null_device_does_not_get_the_hosts,
+    a_namespace_of_the_hosts_is_none_of_the_containers, a_joined_namespace_does_not_show_the_hosts,
+    exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_keyring_that_others_prepared_is_not_joined,
 }
 
-/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one.
+/// Without a procfs, `/proc` is the image's, or a volume's.
+fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["destination"] != "/proc");
+        }
+    })
+}
+
+/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume is refused there; what the image
+/// has is not.
 fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     if Path::new("/sys/kernel/security/apparmor/profiles").exists() {
-        return crate::harness::skip("this kernel has AppArmor, which would take the label");
+        return skip("this kernel has AppArmor, which would take the label");
     }
-    let volume = test.folder.join("volume");
+    let bundle = without_proc(test.sh("true")?)
+        .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"));
+    let volume = bundle.rootfs().join("proc");
     let places = [
         "self/attr/apparmor",
         "thread-self/attr/apparmor",
@@ -34,10 +49,9 @@ fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
         fs::create_dir_all(volume.join(place))?;
         fs::write(volume.join(place).join("exec"), "")?;
     }
-    let bundle = test
-        .sh("true")?
-        .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"))
-        .mount(json!({ "destination": "/proc", "source": volume, "type": "bind", "options": ["bind"] }));
+    let other =
+        json!({ "destination": "/proc", "source": volume, "type": "bind", "options": ["bind"] });
+    ensure(bundle.clone().mount(other).run()?.code != Some(0), "a volume is mounted on /proc")?;
     let output = bundle.run()?;
     ensure(output.code != Some(0), "it ran without its label")?;
     for place in places {
@@ -226,15 +240,16 @@ fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
 
 /// CVE-2025-52881: what was meant for `/proc/sys` went to another file.
 fn a_sysctl_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
-    let volume = test.folder.join("volume");
-    fs::create_dir_all(volume.join("net/ipv4"))?;
-    fs::write(volume.join("net/ipv4/ip_forward"), "false\n")?;
-    let bundle = test
-        .sh("true")?
-        .mount(json!({ "destination": "/proc/sys", "source": volume, "options": ["bind"] }))
+    let bundle = without_proc(test.sh("true")?)
+        .file("/proc/sys/net/ipv4/ip_forward", "false\n")?
         .edit(|config| config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" }));
-    bundle.run()?;
-    ensure_eq(fs::read_to_string(volume.join("net/ipv4/ip_forward"))?.as_str(), "false\n")
+    let volume = bundle.rootfs().join("proc/sys");
+    let mount = json!({ "destination": "/proc/sys", "source": volume, "options": ["bind"] });
+    for bundle in [bundle.clone().mount(mount), bundle] {
+        bundle.run()?;
+        ensure_eq(fs::read_to_string(volume.join("net/ipv4/ip_forward"))?.as_str(), "false\n")?;
+    }
+    Ok(())
 }
 
 /// CVE-2024-21626, by `exec`.
@@ -249,4 +264,211 @@ fn exec_cannot_begin_in_a_directory_of_the_hosts(test: &Test) -> Outcome {
         )?;
     }
     Ok(())
+}
+
+/// What a container may not do to the host's `/dev/null`, which is shown in it and which everybody needs.
+fn the_null_device_stays(act: impl FnOnce() -> Outcome) -> Outcome {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let now = || fs::metadata("/dev/null").map(|there| (there.mode(), there.uid(), there.mtime()));
+    let before = now()?;
+    let outcome = act();
+    let after = now()?;
+    if before.0 != after.0 {
+        fs::set_permissions("/dev/null", fs::Permissions::from_mode(before.0 & 0o7777))?;
+    }
+    outcome?;
+    ensure_eq(after, before)
+}
+
+fn a_masked_file_is_not_the_hosts_null_device(test: &Test) -> Outcome {
+    let script = "chmod 600 /proc/version; chmod 600 /data; touch -d 2001-01-01 /proc/version; cat /proc/version /data";
+    let bundle = test.sh(script)?.file("/data", "hidden")?.edit(|config| {
+        config["linux"]["maskedPaths"] = json!(["/proc/version", "/data"]);
+    });
+    the_null_device_stays(|| bundle.run()?.stdout("").map(drop))
+}
+
+/// Its standard input is the host's, or its own; if it has none, one that nobody else has.
+fn a_container_without_a_null_device_does_not_get_the_hosts(test: &Test) -> Outcome {
+    let container = test.sh("rm /dev/null; echo gone; exec sleep 60")?.start()?;
+    container.wait_for_output("gone")?;
+    let script = "chmod 600 /proc/self/fd/0; stat -L -c %t:%T /proc/self/fd/0; readlink /proc/self/fd/0 | grep -c deleted";
+    the_null_device_stays(|| {
+        let output = test.rt(["exec", &container.id, "sh", "-c", script])?;
+        ensure(output.stdout.starts_with("1:3\n"), format!("{output:?}"))
+    })
+}
+
+/// A caller's own, by its path: what would be set in it would be set on the host.
+fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
+    // In namespaces that take the host's place.
+    let run = |bundle: &Bundle<'_>| {
+        bundle.write()?;
+        let plain = test.command(bundle.command_line("run", &test.id()));
+        let script = "cat /proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_default_ttl; \"$@\"; echo $?; \
+                      cat /proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_default_ttl; test -d /usr && echo root";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--net", "--uts", "--mount", "sh", "-c", script, "sh"]);
+        command.arg(plain.get_program()).args(plain.get_args());
+        Output::of(command)
+    };
+    let own = |kind: &str| format!("/proc/self/ns/{kind}");
+    let network = test.sh("true")?.namespace(json!({ "type": "network", "path": own("net") }));
+    let network = network
+        .edit(|config| config["linux"]["sysctl"] = json!({ "net.ipv4.ip_default_ttl": "77" }));
+    let uts = test.sh("true")?.namespace(json!({ "type": "uts", "path": own("uts") }));
+    let uts = uts.edit(|config| config["hostname"] = json!("changed"));
+    let mount = test.sh("true")?.namespace(json!({ "type": "mount", "path": own("mnt") }));
+    for bundle in [network, uts, mount] {
+        let output = run(&bundle)?;
+        let lines: Vec<&str> = output.stdout.lines().collect();
+        let [name, ttl, code, name_after, ttl_after, root] = lines[..] else {
+            return ensure(false, format!("{output:?}"));
+        };
+        ensure(code != "0", "it is made")?;
+        ensure_eq((name_after, ttl_after, root), (name, ttl, "root"))?;
+    }
+    // Without anything to set in it, it is as if it were not named.
+    let bundle = test.sh("true")?.namespace(json!({ "type": "network", "path": own("net") }));
+    bundle.run()?.success().map(drop)
+}
+
+/// What a user namespace may not mount is not taken from the host, where another container's is meant.
+fn a_joined_namespace_does_not_show_the_hosts(test: &Test) -> Outcome {
+    let other = test.sh("exec sleep 60")?.start()?;
+    let pid = other.pid()?;
+    for (kind, file, script) in [
+        ("pid", "pid", "ls -d /proc/[0-9]* | wc -l"),
+        ("network", "net", "ls /sys/class/net | wc -l"),
+    ] {
+        let bundle = test.sh(script)?.namespace(json!({ "type": "user" })).edit(|config| {
+            let all = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+            config["linux"]["uidMappings"] = all.clone();
+            config["linux"]["gidMappings"] = all;
+        });
+        let path = format!("/proc/{pid}/ns/{file}");
+        let bundle = bundle.namespace(json!({ "type": kind, "path": path }));
+        let output = bundle.run()?;
+        let few = output.stdout.trim().parse::<u32>().is_ok_and(|count| count < 6);
+        ensure(output.code != Some(0) || few, format!("{kind}: {output:?}"))?;
+    }
+    Ok(())
+}
+
+/// The first process ends while `exec` opens its namespaces, one after the other.
+fn exec_into_what_is_ending_stays_inside(test: &Test) -> Outcome {
+    for kind in ["mnt", "uts", "net", "time"] {
+        // A pid namespace of its own would end with it.
+        let bundle = test.sh("exec sleep 60")?.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "pid");
+            }
+        });
+        let container = bundle.start()?;
+        let pid = container.pid()?;
+        let trace = test.folder.join("trace");
+        let command = test.command([
+            "exec",
+            &container.id,
+            "sh",
+            "-c",
+            &format!("echo > {}", trace.display()),
+        ]);
+        let path = format!("/proc/{pid}/ns/{kind}");
+        let mut killed = false;
+        let status = lookups::trace(
+            &command,
+            |_| true,
+            |_, _, name| {
+                if name == path && !killed {
+                    killed = true;
+                    test.rt(["kill", &container.id, "KILL"])?.success()?;
+                    wait_until("it has ended", || fs::read_link(&path).is_err())?;
+                }
+                Ok(())
+            },
+        )?;
+        ensure(killed || !test.host.is_rt, format!("{path} was not opened"))?;
+        ensure(!status.success() || !killed, format!("{kind}: a program ran"))?;
+        container.delete()?;
+    }
+    Ok(())
+}
+
+/// A key of the caller's, in a session keyring: what `/proc/keys` shows of it. 250 is keyctl(2), 248 add_key(2).
+fn with_a_secret(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
+    if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("a kernel without keyrings, or other numbers of system calls");
+    }
+    bundle.write()?;
+    let script = r#"
+        syscall(250, 1, my $name = "callers") > 0 or die; my ($type, $key, $text) = ("user", "the-callers-secret", "x");
+        syscall(248, $type, $key, $text, 1, -3) > 0 or die; exec @ARGV"#;
+    let plain = test.command(bundle.command_line("run", &test.id()));
+    let mut command = std::process::Command::new("/usr/bin/perl");
+    command.args(["-e", script]).arg(plain.get_program()).args(plain.get_args());
+    Output::of(command)
+}
+
+/// In a user namespace whose root nobody else is.
+fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.namespace(json!({ "type": "user" })).edit(|config| {
+        let one = json!([{ "containerID": 0, "hostID": 2_147_000_000, "size": 1 }]);
+        config["linux"]["uidMappings"] = one.clone();
+        config["linux"]["gidMappings"] = one;
+    })
+}
+
+/// Two hundred keys are all that a user may have. A neighbour of the same mapping makes them.
+fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
+    let fill = r#"
+        $| = 1; for (1..230) { my $pid = fork; next if $pid;
+            my $made = syscall(250, 1, my $name = "full$_"); print "full\n" if $made < 0; sleep 60; exit } sleep 60"#;
+    let neighbour = mapped(test.perl(fill)?).start()?;
+    neighbour.wait_for_output("full")?;
+    // It is the caller's quota that counts, or it is an error; never the caller's keyring.
+    let bundle = mapped(test.linux(&["/bin/cat", "/proc/keys"])?);
+    let output = with_a_secret(test, &bundle)?;
+    ensure(!output.stdout.contains("the-callers-secret"), &output.stdout)?;
+    ensure(output.code == Some(0) || output.stderr.contains("keyring"), format!("{output:?}"))?;
+    // The same for what `exec` starts in it.
+    let output = test.rt(["exec", &neighbour.id, "/bin/cat", "/proc/keys"])?;
+    ensure(output.code == Some(0) || output.stderr.contains("keyring"), format!("{output:?}"))?;
+    // An ordinary container has one of its own in any case.
+    let output = with_a_secret(test, &test.linux(&["/bin/cat", "/proc/keys"])?)?.success()?;
+    ensure(!output.stdout.contains("the-callers-secret"), output.stdout)
+}
+
+/// Any user of the host can make a keyring of any name, and let everybody search it.
+fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("a kernel without keyrings, or other numbers of system calls");
+    }
+    let bundle = test.linux(&["/bin/cat", "/proc/keys"])?;
+    bundle.write()?;
+    let id = test.id();
+    // KEYCTL_SETPERM of the session keyring, then one that waits with it.
+    let prepare = r#"
+        $> = $< = 65534; my $ring = syscall(250, 1, my $name = "_ses.$ARGV[0]"); $ring > 0 or die;
+        my ($type, $key, $text) = ("user", "planted", "x"); syscall(248, $type, $key, $text, 1, -3) > 0 or die;
+        syscall(250, 5, -3, 0x3f3f3f3f) == 0 or die; print "ready\n"; close STDOUT; sleep 60"#;
+    let mut attacker = std::process::Command::new("/usr/bin/perl")
+        .args(["-e", prepare, &id])
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut ready = String::new();
+    if let Some(stdout) = attacker.stdout.take() {
+        std::io::Read::read_to_string(&mut std::io::BufReader::new(stdout), &mut ready)?;
+    }
+    let output = Output::of(test.command(bundle.command_line("run", &id)));
+    attacker.kill()?;
+    attacker.wait()?;
+    ensure_eq(ready.as_str(), "ready\n")?;
+    let output = output?.success()?;
+    ensure(output.stdout.contains("_ses."), &output.stdout)?;
+    ensure(
+        !output.stdout.contains("planted") && !output.stdout.contains(&format!("_ses.{id}:")),
+        output.stdout,
+    )
 }

@@ -23,6 +23,7 @@ super::tests! { "bad_input":
     a_sysctl_of_the_hosts, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
+    files_of_an_enormous_size,
 }
 
 /// Creating it fails with these words, leaves no state, and says nothing else.
@@ -495,4 +496,30 @@ fn an_engine_without_its_program(test: &Test) -> Outcome {
         .arg(&bundle.folder)
         .arg(test.id());
     Output::of(command)?.fails_with("find `not-there`: No such file or directory").map(drop)
+}
+
+/// What the caller hands over, and the administrator's file: a sparse one claims any size.
+fn files_of_an_enormous_size(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let large = test.folder.join("large");
+    fs::File::create(&large)?.set_len(1 << 30)?;
+    let large = large.display().to_string();
+    let words = "it is larger than 268435456 bytes";
+    let bundle = test.sh("exec sleep 60")?;
+    create_fails(&bundle.clone().flag(format!("--config={large}")), words)?;
+    let container = bundle.start()?;
+    for args in [
+        ["exec", "--process", &large, &container.id],
+        ["update", "--resources", &large, &container.id],
+    ] {
+        test.rt(args)?.fails_with(words)?;
+    }
+    test.rt(["mounts", "add", &container.id, &large])?.fails_with(words)?;
+    let mut update = test.command(["update", "--resources", "-", &container.id]);
+    update.stdin(fs::File::open(&large)?);
+    let said = update.output()?;
+    ensure(String::from_utf8_lossy(&said.stderr).contains(words), "an update of standard input")?;
+    let module = test.wasm("hello", &[])?;
+    fs::rename(&large, test.folder.join("wasm.json"))?;
+    module.try_create(&test.id())?.fails_with(words).map(drop)
 }

@@ -43,7 +43,8 @@ pub(crate) fn needs(test: &Test, controller: &str) -> Outcome {
         "v2" => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?
             .split_whitespace()
             .any(|name| name == controller),
-        _ => Path::new("/sys/fs/cgroup").join(controller).exists(),
+        // A folder can be there without a hierarchy on it.
+        _ => Path::new("/sys/fs/cgroup").join(controller).join("cgroup.procs").exists(),
     };
     if there { Ok(()) } else { skip(format!("no cgroup controller `{controller}` in this lane")) }
 }

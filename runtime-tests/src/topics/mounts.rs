@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::namespaces::in_user_namespace;
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, under_a_filter};
 
 super::tests! { "mounts":
     a_bind_mount_shows_the_host, a_bind_mount_can_be_read_only, a_file_can_be_mounted, a_missing_place_is_made,
@@ -496,22 +496,9 @@ fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
 
 /// Runs a bundle in a sandbox with an older filter, such as that of a container that makes containers.
 pub(super) fn run_without_openat2(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
-    if !std::path::Path::new("/usr/bin/perl").exists() || !cfg!(target_arch = "x86_64") {
-        return skip("it takes perl, and the numbers of x86-64");
-    }
+    const OPENAT2: u32 = 437;
     bundle.write()?;
-    // prctl(PR_SET_NO_NEW_PRIVS), prctl(PR_SET_SECCOMP): EPERM for openat2(2), 437.
-    let script = r#"
-        $filter = pack("SCCL" x 4, 0x20,0,0,0, 0x15,0,1,437, 0x06,0,0,0x50001, 0x06,0,0,0x7fff0000);
-        syscall(157, 38, 1, 0, 0, 0) == 0 or die; syscall(157, 22, 2, pack("S x6 P", 4, $filter)) == 0 or die;
-        exec @ARGV"#;
-    let mut command = std::process::Command::new("/usr/bin/perl");
-    command.args(["-e", script]).arg(&test.host.runtime).arg("--root").arg(test.state_root());
-    if test.host.by_systemd {
-        command.arg("--systemd-cgroup");
-    }
-    command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-    Output::of(command)
+    Output::of(under_a_filter(test, OPENAT2, 1, &bundle.command_line("run", &test.id()))?)
 }
 
 fn works_where_openat2_is_forbidden(test: &Test) -> Outcome {
@@ -629,14 +616,9 @@ fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
     add(json!([{ "destination": "x", "type": "tmpfs" }]))?
         .fails_with("the mount destination `x` is not absolute")?;
     add(json!({}))?.fails_with("parse `")?;
-    for (wrong, why) in [
-        ("/etc", "Invalid argument"),
-        ("/", "it is the container's root"),
-        ("/etc/..", "it is the container's root"),
-        ("/none", "No such file or directory"),
-    ] {
+    for wrong in ["/etc", "/", "/etc/..", "/none"] {
         change(test, "remove", &container.id, &json!([{ "destination": wrong }]))?
-            .fails_with(&format!("unmount `{wrong}`: {why}"))?;
+            .fails_with(&format!("unmount `{wrong}`: `mounts add` has mounted nothing there"))?;
     }
     change(test, "add", "nobody", &bind("/etc"))?
         .fails_with("add mounts to `nobody`: container does not exist")?;

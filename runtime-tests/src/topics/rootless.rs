@@ -66,6 +66,13 @@ fn run(test: &Test, bundle: &Bundle<'_>, subids: &str) -> Outcome<Output> {
     Output::of(as_user(test, subids, &[], &["run", "--bundle", &folder, &test.id()])?)
 }
 
+/// With arguments for env(1).
+pub(super) fn run_with(test: &Test, bundle: Bundle<'_>, before: &[&str]) -> Outcome<Output> {
+    let bundle = owned(test, bundle)?;
+    let folder = bundle.folder.display().to_string();
+    Output::of(as_user(test, SUBIDS, before, &["run", "--bundle", &folder, &test.id()])?)
+}
+
 /// As the kernel prints it.
 fn squeezed(output: &Output) -> String {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");

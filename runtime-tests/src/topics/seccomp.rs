@@ -11,7 +11,7 @@ use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
 use serde_json::{Value, json};
 
 use super::terminal::receive_with_text;
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "seccomp":
     a_call_is_refused,
@@ -25,6 +25,9 @@ super::tests! { "seccomp":
     a_filter_is_loaded,
     an_unknown_call_is_no_error,
     an_unknown_call_is_an_error_if_asked_for,
+    a_rule_holds_for_a_call_that_libseccomp_does_not_know,
+    arguments_of_such_a_call_are_compared,
+    such_a_call_can_be_allowed,
     an_agent_decides,
     an_agent_decides_without_no_new_privileges,
     an_agent_decides_for_exec_too,
@@ -37,11 +40,11 @@ super::tests! { "seccomp":
     a_damaged_filter_is_not_used,
     a_filter_that_others_could_write_is_not_used,
     need_not_allow_what_is_done_before_the_program_runs,
-    need_not_allow_messages_with_new_privileges,
+    need_not_allow_messages_with_new_privileges, need_not_allow_what_the_runtime_does_first,
 }
 
 fn deny(action: Value) -> Value {
-    let mut rule = json!({ "names": ["mkdir", "mkdirat", "no_such_system_call"] });
+    let mut rule = json!({ "names": ["mkdir", "mkdirat"] });
     if let (Some(rule), Some(action)) = (rule.as_object_mut(), action.as_object()) {
         rule.extend(action.clone());
     }
@@ -237,6 +240,84 @@ fn an_unknown_call_is_an_error_if_asked_for(test: &Test) -> Outcome {
     let bundle = filtered(test, unknown(), "echo ran")?
         .annotation("run.oci.seccomp_fail_unknown_syscall", "1");
     bundle.run()?.fails_with("no_such_system_call").map(drop)
+}
+
+/// Makes system calls, with these third arguments, and prints their errnos.
+fn errnos(test: &Test, filter: Value, calls: &[(u32, u64)]) -> Outcome<Vec<i32>> {
+    let calls: Vec<String> =
+        calls.iter().map(|(call, argument)| format!("[{call}, {argument}]")).collect();
+    let script = format!(
+        "for ({}) {{ $! = 0; syscall($$_[0], 0, 0, $$_[1], 0, 0); print $! + 0, ' '; }}",
+        calls.join(", ")
+    );
+    let bundle = test.perl(&script)?.edit(|config| config["linux"]["seccomp"] = filter);
+    let output = bundle.run()?.success()?;
+    Ok(output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+}
+
+/// A list of what is forbidden would let it pass.
+fn a_rule_holds_for_a_call_that_libseccomp_does_not_know(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let names =
+        ["statmount", "listmount", "setxattrat", "open_tree_attr", "file_setattr", "fchmodat2"];
+    let calls = [457, 458, 463, 467, 469, 452].map(|number| (number, 0));
+    for architectures in
+        [json!(["SCMP_ARCH_NATIVE"]), json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"])]
+    {
+        // 77 is EBADFD, which none of them has of its own.
+        let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
+            "syscalls": [{ "names": names, "action": ERRNO, "errnoRet": 77 }] });
+        ensure_eq(errnos(test, filter, &calls)?, vec![77; 6])?;
+    }
+    Ok(())
+}
+
+fn arguments_of_such_a_call_are_compared(test: &Test) -> Outcome {
+    test.only_rt()?;
+    const LARGE: u64 = (1 << 32) + 5;
+    let values = [1, 5, 6, LARGE];
+    for (operator, value, two, matched) in [
+        ("EQ", 5, 0, &[5][..]),
+        ("EQ", LARGE, 0, &[LARGE]),
+        ("NE", 5, 0, &[1, 6, LARGE]),
+        ("LT", 5, 0, &[1]),
+        ("LT", LARGE, 0, &[1, 5, 6]),
+        ("LE", 5, 0, &[1, 5]),
+        ("GT", 5, 0, &[6, LARGE]),
+        ("GT", 1 << 32, 0, &[LARGE]),
+        ("GE", 5, 0, &[5, 6, LARGE]),
+        ("GE", LARGE, 0, &[LARGE]),
+        ("MASKED_EQ", 6, 4, &[5, LARGE]),
+        ("MASKED_EQ", 1 << 32, 0, &[1, 5, 6]),
+    ] {
+        let operator = format!("SCMP_CMP_{operator}");
+        // `mseal`, whose third argument has to be 0: 22 is EINVAL.
+        let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
+            "names": ["mseal"], "action": ERRNO, "errnoRet": 77,
+            "args": [{ "index": 2, "op": operator, "value": value, "valueTwo": two }],
+        }]});
+        let expected = values.map(|value| if matched.contains(&value) { 77 } else { 22 });
+        let got = errnos(test, filter, &values.map(|value| (462, value)))?;
+        ensure_eq((&operator, value, got), (&operator, value, expected.to_vec()))?;
+    }
+    // Any of several, and the strictest.
+    let one = |value: u32| json!({ "index": 2, "op": "SCMP_CMP_EQ", "value": value });
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        { "names": ["mseal"], "action": "SCMP_ACT_LOG" },
+        { "names": ["mseal"], "action": ERRNO, "errnoRet": 77, "args": [one(1), one(6)] },
+    ]});
+    let got = errnos(test, filter, &values.map(|value| (462, value)))?;
+    ensure_eq(got, vec![77, 22, 77, 22])
+}
+
+fn such_a_call_can_be_allowed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let known = (0..450).filter_map(|number| libseccomp::ScmpSyscall::from(number).get_name().ok());
+    let names: Vec<String> = known.chain(["mseal".to_owned()]).collect();
+    let filter = json!({ "defaultAction": ERRNO,
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] });
+    // The kernel's EINVAL; one that is not allowed; one that is newer than all that are.
+    ensure_eq(errnos(test, filter, &[(462, 1), (458, 0), (467, 0)])?, vec![22, 1, 38])
 }
 
 /// Waits for a listener, and answers one call with an errno. Returns what came with it.
@@ -466,4 +547,60 @@ fn need_not_allow_messages_with_new_privileges(test: &Test) -> Outcome {
     });
     bundle.run()?.success()?;
     bundle.start()?.wait().map(drop)
+}
+
+/// What the runtime asks of the kernel itself, before the program: a caller's filter is written for the program.
+fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let calls = [
+        "faccessat2",
+        "openat2",
+        "statx",
+        "fstatfs",
+        "chdir",
+        "getcwd",
+        "setgroups",
+        "setresuid",
+        "setresgid",
+        "prctl",
+        "close_range",
+        "keyctl",
+        "sendmsg",
+        "recvmsg",
+        "landlock_create_ruleset",
+        "memfd_create",
+        "rt_sigaction",
+        "getgroups",
+        "capget",
+        "faccessat",
+        "mount_setattr",
+    ];
+    for no_new_privileges in [false, true] {
+        for errno in [1, 38] {
+            // One after the other, and all at once.
+            let mut sets: Vec<&[&str]> = calls.chunks(1).collect();
+            sets.push(&calls);
+            for names in sets {
+                let bundle = test.linux(&["/bin/true"])?.edit(|config| {
+                    config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                    config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                        "syscalls": [{ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno }] });
+                });
+                let how = |output: &Output| {
+                    format!("{names:?}, errno {errno}, {no_new_privileges}: {output:?}")
+                };
+                let output = bundle.run()?;
+                ensure(output.code == Some(0), how(&output))?;
+            }
+        }
+        let bundle = test.linux(&["sleep", "60"])?.edit(|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            // As runtime-tools' own, which CRI-O has for pods that are privileged: what is not named is EPERM.
+            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{ "names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }] });
+        });
+        let container = bundle.start()?;
+        test.rt(["exec", &container.id, "/bin/true"])?.success()?;
+    }
+    Ok(())
 }

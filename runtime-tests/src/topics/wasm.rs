@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -23,6 +25,7 @@ super::tests! { "wasm":
     serves_http, resolves_names_from_etc_hosts, asks_the_server_in_resolv_conf, runs_without_any_capability, leaves_descriptors_behind,
     prints_nothing_of_its_own, native_sections_are_not_executed, runs_where_openat2_is_forbidden, is_told_of_by_state_and_list,
     takes_ten_thousand_arguments, binds_a_low_port_with_the_capability_only, has_a_terminal,
+    what_the_engine_says_is_one_line, a_module_of_an_enormous_size_is_refused, an_environment_of_an_enormous_size_is_refused,
 }
 
 fn prints_to_standard_output(test: &Test) -> Outcome {
@@ -613,4 +616,77 @@ fn is_ended_by_each_signal(test: &Test) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Names are the module's and the image's to choose; a terminal obeys some of what may be in them.
+fn what_the_engine_says_is_one_line(test: &Test) -> Outcome {
+    let name = "a\n\u{1b}[31m\u{9b}2J\u{202e}";
+    let importing = |name: &str| {
+        let name: String = name.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+        wat::parse_str(format!(
+            r#"(module (import "{name}" "{name}" (func)) (func (export "_start")))"#
+        ))
+    };
+    let file = format!("/{name}.wasm");
+    let unknown = test.module(&importing(name)?)?;
+    let long = test.module(&importing(&"\n".repeat(60_000))?)?;
+    let no_module = test.module(b"")?.file(&file, b"\0asm\x01\0\0\0\x01\x05\0")?.args(&[&file]);
+    let no_start = test.module(b"")?.file(&file, b"\0asm\x01\0\0\0")?.args(&[&file]);
+    let place = format!("/{name}:b");
+    let colon = test
+        .wasm("hello", &[])?
+        .mount(json!({ "destination": place, "type": "tmpfs", "source": "tmpfs" }));
+    for (bundle, words) in [
+        (unknown, "unknown import `a\\n\\u{1b}[31m"),
+        (long, "unknown import `\\n\\n"),
+        (no_module, "start `/a\\n\\u{1b}[31m"),
+        (no_start, "start `/a\\n\\u{1b}[31m"),
+        (colon, "preopen `/a\\n\\u{1b}[31m"),
+    ] {
+        let output = bundle.run()?;
+        ensure(output.code != Some(0) && output.stderr.contains(words), &output.stderr)?;
+        let lines: Vec<&str> = output.stderr.lines().collect();
+        let hidden = ['\u{1b}', '\u{9b}', '\u{202e}'];
+        ensure(!output.stderr.contains(hidden) && lines.len() == 1, &output.stderr)?;
+        ensure(output.stderr.len() <= 4096, format!("{} bytes", output.stderr.len()))?;
+    }
+    Ok(())
+}
+
+/// A sparse file takes no space.
+fn a_module_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
+    let bundle = test.module(&wat::parse_str(r#"(module (func (export "_start")))"#)?)?;
+    let file = fs::File::options().write(true).open(bundle.rootfs().join("module.wasm"))?;
+    for length in [200 << 30, (1 << 30) + 1] {
+        file.set_len(length)?;
+        let words = format!("read the module: it has {length} bytes, more than 1073741824");
+        bundle.run()?.code(126)?.fails_with(&words)?;
+    }
+    super::needs(test, "memory")?;
+    file.set_len(100 << 20)?;
+    let small = bundle.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
+    });
+    let words = "it has 104857600 bytes, more than 67108864, all that the container may use";
+    small.run()?.code(126)?.fails_with(words).map(drop)
+}
+
+/// Which only a neighbour of the engine's could make so.
+fn an_environment_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    let engine = engine.join("libexec/rt/wasmedge").display().to_string();
+    let large = test.folder.join("environment");
+    fs::File::create(&large)?.set_len(200 << 30)?;
+    let script = format!(
+        "exec 3<{engine} 4<{} 5<{}; exec {engine}/ld.so --inhibit-cache --library-path {engine}/lib \
+         {engine}/rt-wasmedge --contract=1 --engine-dir=3 --module=4 --env=5 -- /hello.wasm",
+        test.host.guest("hello")?.display(),
+        large.display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]);
+    let words =
+        "rt-wasmedge: read the environment: it has 214748364800 bytes, more than 1073741824";
+    Output::of(shell)?.code(126)?.fails_with(words).map(drop)
 }

@@ -33,7 +33,16 @@ pub(super) fn has_compiler(test: &Test) -> bool {
 }
 
 /// A host whose modules are compiled, with a cache of the test's own.
-pub(super) fn host(test: &Test, settings: Value) -> Outcome {
+pub(super) fn host(test: &Test, mut settings: Value) -> Outcome {
+    if settings["compiler"]["waitSeconds"].is_null() {
+        // Many tests compile at a time, and each of their containers is a tenant.
+        settings["compiler"]["waitSeconds"] = json!(300);
+    }
+    host_with_defaults(test, settings)
+}
+
+/// The same, where nobody waits longer for the compilers of others than by default.
+pub(super) fn host_with_defaults(test: &Test, settings: Value) -> Outcome {
     test.only_rt()?;
     if !has_compiler(test) {
         return skip("the engine's compiler is not installed here");

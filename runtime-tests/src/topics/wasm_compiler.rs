@@ -308,7 +308,7 @@ fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
         config["process"]["noNewPrivileges"] = json!(false);
         config["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
-            "syscalls": [{ "names": ["statfs"], "action": "SCMP_ACT_NOTIFY" }],
+            "syscalls": [{ "names": ["capset"], "action": "SCMP_ACT_NOTIFY" }],
         });
     });
     held.write()?;

@@ -166,7 +166,13 @@ fn a_directory_that_others_can_write_to_is_refused(test: &Test) -> Outcome {
     refused("others can write to `plugin.so`")?;
     fs::set_permissions(folder.join("plugin.so"), fs::Permissions::from_mode(0o644))?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))?;
-    refused("others can write to it")
+    refused("others can write to")?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+    // Who owns a directory above exchanges it for another one.
+    std::os::unix::fs::chown(&test.folder, Some(1000), None)?;
+    let outcome = refused("belongs to user 1000");
+    std::os::unix::fs::chown(&test.folder, Some(0), None)?;
+    outcome
 }
 
 fn a_plugin_that_is_none_is_told(test: &Test) -> Outcome {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, under_a_filter,
+};
 
 super::tests! { "wasm_ports":
     binds_only_to_ports_that_are_listed, connects_only_to_ports_that_are_listed, all_else_is_free_without_a_list, holds_for_ipv6, has_no_socket_where_nothing_is_listed,
@@ -307,15 +309,13 @@ fn a_cgroup_that_can_be_left_is_an_error(test: &Test) -> Outcome {
 }
 
 fn a_kernel_without_landlock_is_an_error(test: &Test) -> Outcome {
-    let bundle = limited(test, &["sleep"], "tcp/8080", "")?.edit(|config| {
-        config["process"]["noNewPrivileges"] = json!(false);
-        config["linux"]["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "syscalls": [{ "names": ["landlock_create_ruleset"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 }],
-        });
-    });
+    const LANDLOCK_CREATE_RULESET: u32 = 444;
+    let bundle = limited(test, &["sleep"], "tcp/8080", "")?;
+    bundle.write()?;
+    let args = bundle.command_line("run", &test.id());
     let words = "limit the ports of TCP: this kernel has no Landlock";
-    bundle.try_create(&test.id())?.fails_with(words).map(drop)
+    let command = under_a_filter(test, LANDLOCK_CREATE_RULESET, 38, &args)?;
+    Output::of(command)?.fails_with(words).map(drop)
 }
 
 fn a_kernel_that_knows_no_ports_is_an_error(test: &Test) -> Outcome {

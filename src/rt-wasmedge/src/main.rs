@@ -61,7 +61,8 @@ fn start(contract: &Contract) -> Result<End, String> {
     let open = |descriptor| os::own(descriptor).map(File::from);
     let module = open(contract.module).map_err(|error| format!("read the module: {error}"))?;
     let environment = open(contract.environment)
-        .and_then(|file| read(&file))
+        .map_err(|error| error.to_string())
+        .and_then(|file| read(&file, None))
         .map_err(|error| format!("read the environment: {error}"))?;
     os::name_process(contract.arguments.first().map(String::as_str).unwrap_or_default());
     let directories = contract.directories.iter().filter_map(|directory| directory.descriptor);
@@ -72,17 +73,78 @@ fn start(contract: &Contract) -> Result<End, String> {
     wasi::run(module, contract, &environment)
 }
 
-/// All of a file.
-fn read(mut file: &File) -> std::io::Result<Vec<u8>> {
+/// No file that is read into memory is larger: a module, or the environment.
+const LARGEST: u64 = 1 << 30;
+
+/// All of a file, which may claim any size: a sparse one takes no space.
+fn read(mut file: &File, memory: Option<u64>) -> Result<Vec<u8>, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let length = file.metadata().map_err(failed)?.len();
+    let most = memory.map_or(LARGEST, |memory| memory.min(LARGEST));
+    if length > most {
+        let of = if most < LARGEST { ", all that the container may use" } else { "" };
+        return Err(format!("it has {length} bytes, more than {most}{of}"));
+    }
     let mut bytes = Vec::new();
-    file.rewind()?;
-    bytes.reserve_exact(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-    file.read_to_end(&mut bytes)?;
+    file.rewind().map_err(failed)?;
+    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+    bytes.try_reserve_exact(wanted).map_err(|_| format!("no memory for its {length} bytes"))?;
+    // It may grow meanwhile.
+    file.take(length).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
 /// One line on standard error.
 fn say(message: &str) {
     // With standard error closed there is nobody to tell.
-    let _ = std::io::stderr().write_all(format!("rt-wasmedge: {message}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("rt-wasmedge: {}\n", visible(message)).as_bytes());
+}
+
+/// One line for a terminal, which obeys what is not to be seen: names are the module's to choose. A longer one than the kernel writes in
+/// one piece (`PIPE_BUF`, pipe(7)) is cut.
+fn visible(message: &str) -> String {
+    const LONGEST: usize = 4000;
+    let is_hidden = |c: char| {
+        c.is_control()
+            // Marks and overrides of the direction of writing, and what has no width.
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut shown = String::new();
+    for c in message.chars() {
+        if shown.len() > LONGEST {
+            shown.push('…');
+            break;
+        }
+        if is_hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_that_commands_no_terminal() {
+        assert_eq!(visible("a\u{1b}[31m\nb\u{202e}ü"), "a\\u{1b}[31m\\nb\\u{202e}ü");
+        assert!(visible(&"\n".repeat(10_000)).len() < 4096);
+    }
+
+    #[test]
+    fn a_file_is_not_larger_than_the_memory() {
+        let path = std::env::temp_dir().join(format!("rt-wasmedge-read-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = file.expect("made");
+        std::fs::remove_file(path).expect("removed");
+        for (length, memory, good) in [
+            (5, None, true),
+            (5, Some(5), true),
+            (5, Some(4), false),
+            (LARGEST + 1, None, false),
+            (200 << 30, None, false),
+        ] {
+            file.set_len(length).expect("it is sparse");
+            assert_eq!(read(&file, memory).is_ok(), good, "{length} {memory:?}");
+        }
+    }
 }

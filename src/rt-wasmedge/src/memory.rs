@@ -50,7 +50,8 @@ pub(crate) fn of_file(module: &File) -> Vec<MemoryType> {
         let read = module.read_at(&mut bytes[length..], length as u64).unwrap_or(0);
         length += read;
         let (memories, whole) = parse(&bytes[..length]);
-        if whole || read == 0 {
+        // What has native code is no larger than that.
+        if whole || read == 0 || length as u64 >= crate::LARGEST {
             return memories;
         }
         bytes.resize(bytes.len() * 2, 0);

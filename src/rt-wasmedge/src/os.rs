@@ -83,10 +83,17 @@ pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
     Ok(())
 }
 
-/// Has the kernel end this process when the one that started it has ended, and keep others out of it.
+/// Has the kernel end this process when the one that started it has ended, and keep others out of it. That one reads what this
+/// process prints.
 pub(crate) fn keep_to_parent() {
     // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // It may have ended before; then nobody has the other end of the pipe, and no signal comes.
+    let mut out = libc::pollfd { fd: 1, events: 0, revents: 0 };
+    // SAFETY: poll(2) writes to the one structure that it is given, and does not wait.
+    if unsafe { libc::poll(&raw mut out, 1, 0) } > 0 && out.revents & libc::POLLERR != 0 {
+        exit_now(128 + libc::SIGPIPE);
+    }
     // The first process of a pid namespace gets it only by a handler.
     let handler = end as extern "C" fn(c_int);
     // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe function.

@@ -51,7 +51,8 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
         Some((common, module)) => (common, module, memory::of_file(&file)),
         // Native code inside of a module is not looked at.
         None => {
-            bytes = read(&file).map_err(|error| format!("read the module: {error}"))?;
+            bytes = read(&file, contract.memory)
+                .map_err(|error| refused(format!("read the module: {error}")))?;
             check_head(&bytes).map_err(refused)?;
             let common = mode(RunMode::Interpreter);
             let loading = config(ConfigBuilder::new(common))?;

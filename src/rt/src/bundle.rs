@@ -33,7 +33,7 @@ impl Bundle {
         let path = directory.canonicalize()?;
         let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
         let name = config.unwrap_or(Path::new("config.json")).display();
-        let config = fs::read(&file).with_context(|| format!("read `{name}`"))?;
+        let config = crate::read_file(&file).with_context(|| format!("read `{name}`"))?;
         let spec =
             parse(&config).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
                 Some(_) => error.context(format!("parse `{name}`")),

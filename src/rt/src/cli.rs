@@ -183,6 +183,12 @@ pub(crate) struct WasmWorker {
     /// With instructions that count
     #[arg(long)]
     pub(crate) counting: bool,
+    /// Whom it is for [default: the administrator]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) tenant: Option<u64>,
+    /// How long to wait for the compilers of others, in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    pub(crate) wait: u64,
 }
 
 /// A container's name, and what is none of this program's: after the name nothing is a flag, whatever it looks like. A caller
@@ -453,7 +459,7 @@ pub(crate) struct Mounts {
 pub(crate) enum MountsCommand {
     /// Mount what a file lists: bind mounts and tmpfs
     Add(MountsChange),
-    /// Unmount what is at the destinations in a file
+    /// Unmount what `mounts add` has mounted at the destinations in a file
     Remove(MountsChange),
 }
 

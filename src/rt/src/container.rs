@@ -1,6 +1,7 @@
 //! Containers: made, and unmade. One room per thing that the kernel or the OCI specification has a name for.
 #![forbid(unsafe_code)]
 
+mod becoming;
 mod cgroup_mount;
 pub(crate) mod cgroups;
 mod checkpoint;
@@ -11,8 +12,10 @@ mod devices;
 mod exec;
 mod external_mounts;
 mod hooks;
+mod host_proc;
 mod init;
 pub(crate) mod intel_rdt;
+mod interrupt;
 mod landlock;
 mod live_mounts;
 mod module;
@@ -22,11 +25,13 @@ mod namespaces;
 mod net_devices;
 mod netlink;
 pub(crate) mod notify_socket;
+mod patience;
 mod process;
 mod restore;
 mod rootfs;
 pub(crate) mod rootless;
 pub(crate) mod seccomp;
+mod serve;
 mod start;
 mod sync;
 mod sysctl;
@@ -38,7 +43,7 @@ pub(crate) use delete::{delete, delete_unreadable};
 pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use live_mounts::{add as add_mounts, remove as remove_mounts};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
-pub(crate) use namespaces::wait;
+pub(crate) use namespaces::{root_on_the_host, wait};
 pub(crate) use restore::{RestoreOptions, Restored, restore};
 pub(crate) use start::{start, started};
 

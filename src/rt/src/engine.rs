@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-pub(crate) use native::{Found, Host, Later, Native};
+pub(crate) use native::{BUSY, Found, Host, Later, Native};
 pub(crate) use plugins::Plugins;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
@@ -21,7 +21,7 @@ use serde::Deserialize;
 pub(crate) use settings::{CompilerSettings, Settings};
 
 use crate::exe;
-use crate::state::{Run, RunMode};
+use crate::state::{Run, RunMode, State};
 use crate::syscall::{self, MountAttr};
 use crate::workload::{self, Rights, Wish};
 
@@ -66,6 +66,11 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    /// The files of plugins to load, in their own directory.
+    pub(crate) fn plugin_files(&self) -> &[PathBuf] {
+        self.plugins.as_ref().map_or(&[], |plugins| &plugins.files)
+    }
+
     /// What `state` says of a module that it runs.
     pub(crate) fn run(&self, found: &Found) -> Run {
         let mode = if found.native.is_some() { RunMode::Aot } else { RunMode::Interpreter };
@@ -73,9 +78,15 @@ impl Directory {
     }
 
     /// What there is of native code for a module that it is to run.
-    pub(crate) fn look_up(&self, wish: Wish, module: Option<&OwnedFd>, name: &str) -> Found {
+    pub(crate) fn look_up(
+        &self,
+        wish: Wish,
+        module: Option<&OwnedFd>,
+        name: &str,
+        state: &State,
+    ) -> Found {
         match (&self.native, module) {
-            (Some(native), Some(module)) => native.look_up(wish, module.as_fd(), name),
+            (Some(native), Some(module)) => native.look_up(wish, module.as_fd(), name, state),
             _ => Found::default(),
         }
     }
@@ -146,7 +157,7 @@ pub(crate) fn cut_off_file(file: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// Reads and checks `engine.json`.
 pub(crate) fn describe(path: &Path) -> Result<Description> {
-    let text = fs::read(path.join("engine.json")).context("read `engine.json`")?;
+    let text = crate::read_file(&path.join("engine.json")).context("read `engine.json`")?;
     let mut description: Description =
         serde_json::from_slice(&text).context("parse `engine.json`")?;
     let contract = description.contract;

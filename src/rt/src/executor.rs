@@ -2,7 +2,8 @@
 //! mounts, in two parts: [`prepare`] while `create` can still fail, [`Program::exec`] when the container is started.
 #![forbid(unsafe_code)]
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -10,13 +11,13 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 use rustix::fs::{
-    Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags,
-    StatxFlags,
+    AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags,
 };
 use rustix::io::{Errno, FdFlags};
 
 use crate::engine;
 use crate::syscall;
+use crate::walk;
 use crate::workload::{self, Directory, Rights, Workload};
 
 /// What is needed to choose a program and to start it.
@@ -26,15 +27,32 @@ pub(crate) struct Request<'a> {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: &'a Path,
     pub(crate) asked: Option<workload::Engine>,
-    pub(crate) engine: Option<&'a engine::Directory>,
+    /// What there is to know of the engine. Its directory comes when it is clear that it is needed ([`Given`]): until then no
+    /// name that the container chooses can lead there.
+    pub(crate) engine: Option<&'a engine::Description>,
+    /// The files of plugins that it is to load.
+    pub(crate) plugins: &'a [PathBuf],
     pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
     /// Of a module.
     pub(crate) rights: &'a Rights,
     /// What the container may use of memory, in bytes: for an engine.
     pub(crate) memory: Option<u64>,
-    /// Asks the caller's process what a module was compiled to.
-    pub(crate) native: &'a dyn Fn(BorrowedFd<'_>) -> Result<Option<OwnedFd>>,
+    /// Shows the caller's process a module, and takes what is needed to run it.
+    pub(crate) ask: &'a dyn Fn(BorrowedFd<'_>) -> Result<Given>,
+}
+
+/// What the caller's process hands over for a module.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The engine's directory.
+    pub(crate) engine: OwnedFd,
+    /// The plugins' directory.
+    pub(crate) plugins: Option<OwnedFd>,
+    /// The way into the cgroup for modules.
+    pub(crate) cgroup: Option<OwnedFd>,
+    /// What the module was compiled to.
+    pub(crate) native: Option<OwnedFd>,
 }
 
 /// A program that is there and can be started.
@@ -44,10 +62,12 @@ pub(crate) struct Program {
     argv: Vec<CString>,
     envp: Vec<CString>,
     pub(crate) is_module: bool,
+    /// Of a module: the way into its cgroup.
+    pub(crate) cgroup: Option<OwnedFd>,
     /// Signals that arrive blocked.
     blocked: Vec<i32>,
     /// Open until the exec, and beyond.
-    _descriptors: Vec<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// Finds the program and chooses how it is started.
@@ -59,19 +79,29 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
         // A program that its user may run but not read (mode 0711) is a native one: no engine could read it either.
         None => Workload::Linux,
         Some((_, head)) => workload::choose(request.asked, head, request.registered)
-            .with_context(|| format!("exec: `{}`", found.display()))?,
+            .with_context(|| format!("exec: `{}`", found.path.display()))?,
     };
     match (chosen, head) {
         (Workload::Wasm(_), Some((module, _))) => {
             let engine = request.engine.context("no engine was opened")?;
             wasm(request, engine, module)
-                .with_context(|| format!("prepare engine `{}`", engine.description.name))
+                .with_context(|| format!("prepare engine `{}`", engine.name))
         }
-        _ => {
-            executable(&found).with_context(|| format!("exec: `{name}`"))?;
-            native(request, &found)
+        (_, head) => {
+            executable(&found.file).with_context(|| format!("exec: `{name}`"))?;
+            if let Some((_, head)) = &head {
+                check_interpreter(head).with_context(|| format!("exec: `{name}`"))?;
+            }
+            native(request, &found.path)
         }
     }
+}
+
+/// A file that is the container's, and the path that leads there.
+struct Found {
+    path: PathBuf,
+    /// Opened with `O_PATH`.
+    file: OwnedFd,
 }
 
 /// The words, in lower case, by which callers tell a missing program from one that may not be run (podman, Docker, CRI-O).
@@ -80,73 +110,160 @@ fn refusal(error: Errno) -> Error {
         Errno::NOENT => anyhow!("no such file or directory"),
         Errno::NOTDIR => anyhow!("not a directory: no such file or directory"),
         Errno::ACCESS | Errno::PERM => anyhow!("permission denied"),
+        Errno::XDEV => anyhow!("leads out of the container: permission denied"),
         error => error.into(),
     }
 }
 
-/// The path of the program: as it stands if it holds a slash, or else from PATH (`execvp(3)`). A module may also lie in the
+/// Looks a path of the container's up (`O_PATH`).
+///
+/// Without magic links on the way (`/proc/self/fd/N`, `/proc/1/root`), a path that begins in the container stays there: the root and
+/// the working directory are the container's. A magic link may lead anywhere, so what it leads to has to be on one of the
+/// container's mounts.
+fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::LOOP) => {
+            let file = rustix::fs::open(path, flags, Mode::empty())?;
+            if is_of_the_container(&file)? { Ok(file) } else { Err(Errno::XDEV) }
+        }
+        // Forbidden by a filter around this runtime, or older than the kernel.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let here = rustix::process::getcwd(Vec::new())?;
+            let here = Path::new(OsStr::from_bytes(here.to_bytes())).join(path);
+            let root = rustix::fs::open("/", flags | OFlags::DIRECTORY, Mode::empty())?;
+            walk::open(root.as_fd(), &here, flags)
+        }
+        opened => opened,
+    }
+}
+
+/// Whether a file is on a mount that this process's table of mounts has. The ids of mounts are unique while they are in use.
+fn is_of_the_container(file: &OwnedFd) -> rustix::io::Result<bool> {
+    const LONGEST: u64 = 16 << 20;
+    let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let no_magic = ResolveFlags::NO_MAGICLINKS;
+    let proc = rustix::fs::openat2(CWD, "/proc", flags, Mode::empty(), no_magic)?;
+    if rustix::fs::fstatfs(&proc)?.f_type != PROC_SUPER_MAGIC {
+        return Ok(false);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+    let table = rustix::fs::openat2(&proc, "thread-self/mountinfo", flags, Mode::empty(), resolve)?;
+    let mut text = Vec::new();
+    std::fs::File::from(table)
+        .take(LONGEST)
+        .read_to_end(&mut text)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let id = there.stx_mnt_id.to_string();
+    let is_it = |line: &[u8]| line.split(|byte| *byte == b' ').next() == Some(id.as_bytes());
+    Ok(text.split(|byte| *byte == b'\n').any(is_it))
+}
+
+fn kind(file: &OwnedFd) -> rustix::io::Result<FileType> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
+}
+
+/// The program: as its path stands if it holds a slash, or else from PATH (`execvp(3)`). A module may also lie in the
 /// cwd, since images `FROM scratch` have no PATH.
-fn find(request: &Request<'_>) -> Result<PathBuf> {
+fn find(request: &Request<'_>) -> Result<Found> {
     let name = Path::new(&request.args[0]);
     ensure!(!name.as_os_str().is_empty(), "no such file or directory");
     if name.as_os_str().as_bytes().contains(&b'/') {
-        let metadata = rustix::fs::stat(name).map_err(refusal)?;
-        return match FileType::from_raw_mode(metadata.st_mode) {
-            FileType::RegularFile => Ok(name.to_owned()),
+        let file = look_up(name).map_err(refusal)?;
+        return match kind(&file)? {
+            FileType::RegularFile => Ok(Found { path: name.to_owned(), file }),
             FileType::Directory => Err(anyhow!("is a directory: permission denied")),
             _ => Err(anyhow!("is not a regular file: permission denied")),
         };
     }
     let path = request.env.iter().find_map(|variable| variable.strip_prefix("PATH="));
     let path = path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    let is_file = |path: &Path| {
-        rustix::fs::stat(path)
-            .is_ok_and(|there| FileType::from_raw_mode(there.st_mode) == FileType::RegularFile)
+    let file_at = |path: &Path| {
+        look_up(path).ok().filter(|file| kind(file).is_ok_and(|it| it == FileType::RegularFile))
     };
-    let mut refused = None;
+    let mut refused = false;
     // An empty entry means the cwd (environ(7)).
     for directory in
         path.split(':').map(|directory| if directory.is_empty() { "." } else { directory })
     {
         let candidate = Path::new(directory).join(name);
-        if !is_file(&candidate) {
-            continue;
+        let Some(file) = file_at(&candidate) else { continue };
+        if request.asked.is_some() || executable(&file).is_ok() {
+            return Ok(Found { path: candidate, file });
         }
-        if request.asked.is_some() || executable(&candidate).is_ok() {
-            return Ok(candidate);
-        }
-        refused = Some(candidate);
+        refused = true;
     }
     let here = Path::new(".").join(name);
-    if request.asked.is_some() && is_file(&here) {
-        return Ok(here);
+    if request.asked.is_some()
+        && let Some(file) = file_at(&here)
+    {
+        return Ok(Found { path: here, file });
     }
-    match refused {
-        Some(_) => Err(anyhow!("permission denied")),
-        None => Err(anyhow!("executable file not found in $PATH")),
-    }
+    ensure!(!refused, "permission denied");
+    bail!("executable file not found in $PATH")
 }
 
-fn executable(path: &Path) -> Result<()> {
-    rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).map_err(refusal)
+fn executable(file: &OwnedFd) -> Result<()> {
+    match syscall::may_execute(file.as_fd()) {
+        // Not an answer but a filter's around this runtime, or an old kernel's: execve(2) has the last word.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let mode = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
+            ensure!(mode.intersects(Mode::XUSR | Mode::XGRP | Mode::XOTH), refusal(Errno::ACCESS));
+            Ok(())
+        }
+        answer => answer.map_err(refusal),
+    }
 }
 
 /// The program, open for reading, and its first bytes; None if its user may not read it.
-fn head(path: &Path) -> Result<Option<(OwnedFd, Vec<u8>)>> {
-    let open =
-        rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
-    let file = match open {
+fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
+    let path = &found.path;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // Looked up again, because `/proc` may be missing, by which a descriptor could be opened again.
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::ACCESS) => return Ok(None),
         Err(error) => {
             return Err(refusal(error)).with_context(|| format!("exec: `{}`", path.display()));
         }
     };
+    ensure!(
+        identity(&file)? == identity(&found.file)?,
+        "exec: `{}`: another file has taken its place",
+        path.display()
+    );
     let mut head = vec![0; workload::HEAD];
     let length = rustix::io::pread(&file, &mut head, 0)
         .with_context(|| format!("read `{}`", path.display()))?;
     head.truncate(length);
     Ok(Some((file, head)))
+}
+
+/// Refuses a script whose interpreter is not the container's. The kernel looks it up by itself, and so do those that follow when
+/// it is a script too: here only what can be seen at `create` is told early. What keeps the kernel inside is that nothing of the
+/// host is open then.
+fn check_interpreter(head: &[u8]) -> Result<()> {
+    let Some(line) = head.strip_prefix(b"#!") else { return Ok(()) };
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let words = line.split(|byte| matches!(byte, b' ' | b'\t' | 0));
+    let Some(path) = words.into_iter().find(|word| !word.is_empty()) else { return Ok(()) };
+    let path = Path::new(OsStr::from_bytes(path));
+    match look_up(path) {
+        Err(Errno::XDEV) => {
+            Err(refusal(Errno::XDEV)).with_context(|| format!("interpreter `{}`", path.display()))
+        }
+        // The kernel says what is wrong with it.
+        _ => Ok(()),
+    }
+}
+
+/// Which file on which mount a descriptor is.
+fn identity(file: &OwnedFd) -> rustix::io::Result<(u64, u64, u32, u32)> {
+    let flags = StatxFlags::INO | StatxFlags::MNT_ID;
+    let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, flags)?;
+    Ok((there.stx_mnt_id, there.stx_ino, there.stx_dev_major, there.stx_dev_minor))
 }
 
 fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
@@ -155,8 +272,9 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
         argv: c_strings(request.args)?,
         envp: c_strings(&request.env)?,
         is_module: false,
+        cgroup: None,
         blocked: Vec::new(),
-        _descriptors: Vec::new(),
+        descriptors: Vec::new(),
     })
 }
 
@@ -165,21 +283,21 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
 }
 
 /// The engine's command line: the contract is in `docs/engine.md`.
-fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> Result<Program> {
-    prove_proc(&engine.mount)
-        .context("an engine is started through `/proc`, which this container lacks")?;
+fn wasm(
+    request: &Request<'_>,
+    description: &engine::Description,
+    module: OwnedFd,
+) -> Result<Program> {
     let env = environment(request)?;
-    let native = (request.native)(module.as_fd())?;
-    let engine_dir = rustix::io::fcntl_dupfd_cloexec(&engine.mount, 3)?;
+    let Given { engine: engine_dir, plugins: plugin_dir, cgroup, native } =
+        (request.ask)(module.as_fd())?;
+    prove_proc(&engine_dir)
+        .context("an engine is started through `/proc`, which this container lacks")?;
     let inside = |path: &Path| {
         let mut text = format!("/proc/self/fd/{}/", engine_dir.as_raw_fd()).into_bytes();
         text.extend(path.as_os_str().as_bytes());
         CString::new(text)
     };
-    let plugins = engine.plugins.as_ref();
-    let plugin_dir = plugins.map(|plugins| rustix::io::fcntl_dupfd_cloexec(&plugins.mount, 3));
-    let plugin_dir = plugin_dir.transpose()?;
-    let description = &engine.description;
     let program = inside(&description.program)?;
     let (path, mut argv) = match (&description.loader, &description.libraries) {
         (Some(loader), Some(libraries)) => {
@@ -208,9 +326,9 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
     if let Some(native) = &native {
         argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
     }
-    if let (Some(plugins), Some(directory)) = (plugins, &plugin_dir) {
+    if let Some(directory) = &plugin_dir {
         argv.push(CString::new(format!("--plugin-dir={}", directory.as_raw_fd()))?);
-        for file in &plugins.files {
+        for file in request.plugins {
             argv.push(CString::new([b"--plugin=", file.as_os_str().as_bytes()].concat())?);
         }
     }
@@ -239,9 +357,10 @@ fn wasm(request: &Request<'_>, engine: &engine::Directory, module: OwnedFd) -> R
         // The loader would obey an image's LD_PRELOAD.
         envp: Vec::new(),
         is_module: true,
+        cgroup,
         // As PID 1 the engine would lose those that come before it has its handlers.
         blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
-        _descriptors: descriptors,
+        descriptors,
     })
 }
 
@@ -332,10 +451,11 @@ fn preopen(path: &Path) -> Result<Option<CString>> {
     Ok(Some(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?))
 }
 
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
+
 /// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is procfs, nothing is mounted
 /// between it and the link, and behind the link is the same file on the same mount.
 fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
-    const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     ensure!(rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC, "`/proc` is not procfs");
@@ -350,11 +470,6 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let number = descriptor.as_raw_fd().to_string();
     let behind = rustix::fs::openat(&links, &number, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open `/proc/self/fd/{number}`"))?;
-    let identity = |file: &OwnedFd| {
-        let flags = StatxFlags::INO | StatxFlags::MNT_ID;
-        let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, flags)?;
-        Ok::<_, Errno>((there.stx_mnt_id, there.stx_ino, there.stx_dev_major, there.stx_dev_minor))
-    };
     ensure!(
         identity(&behind)? == identity(descriptor)?,
         "`/proc/self/fd/{number}` is another file"
@@ -390,7 +505,7 @@ impl Program {
 
     /// Becomes the program. Returns only when that failed.
     pub(crate) fn exec(&self) -> Error {
-        for descriptor in &self._descriptors {
+        for descriptor in &self.descriptors {
             if let Err(error) = rustix::io::fcntl_setfd(descriptor.as_fd(), FdFlags::empty()) {
                 return Error::from(error).context("hand a descriptor to the engine");
             }

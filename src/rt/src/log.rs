@@ -1,11 +1,12 @@
 //! The log: `--log`, `--log-format`, `--log-level`.
 //!
-//! A leaf. Callers parse it: podman reads the whole file as *one* JSON object, containerd a stream of them, of which the
-//! last with `"level":"error"` counts. So at the default level nothing is written but the one error of a failed command.
+//! A leaf, but for [`trust`]. Callers parse it: podman reads the whole file as *one* JSON object,
+//! containerd a stream of them, of which the last with `"level":"error"` counts. So at the default
+//! level nothing is written but the one error of a failed command.
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +14,8 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, bail};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
+
+use crate::trust;
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -71,7 +74,8 @@ fn open_file(path: &Path) -> Result<File> {
     {
         bail!("rt logs to files only");
     }
-    Ok(OpenOptions::new().append(true).create(true).open(path)?)
+    // For others to read, as containerd's umask of 0 would let them write too.
+    trust::append(&path, 0o644)
 }
 
 /// The one line of a command that failed, into the log if there is one. Standard error is the caller's business.

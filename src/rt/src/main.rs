@@ -8,6 +8,7 @@ mod bundle;
 mod cli;
 mod command;
 mod container;
+mod draft;
 mod engine;
 mod exe;
 mod executor;
@@ -17,10 +18,14 @@ mod log;
 mod signals;
 mod state;
 mod syscall;
+mod trust;
+mod walk;
 mod workload;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -69,7 +74,7 @@ fn main() -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -79,14 +84,35 @@ fn print(text: &str) -> ExitCode {
 fn fail(line: &str) -> ExitCode {
     log::error(line);
     // With standard error closed there is nobody left to tell.
-    let _ = std::io::stderr().write_all(format!("rt: {line}\n").as_bytes());
+    let _ = io::stderr().write_all(format!("rt: {line}\n").as_bytes());
     ExitCode::FAILURE
 }
 
 /// What went wrong without being the command's failure.
 fn warn(line: &str) {
     // As for an error.
-    let _ = std::io::stderr().write_all(format!("rt: warning: {}\n", one_line(line)).as_bytes());
+    let _ = io::stderr().write_all(format!("rt: warning: {}\n", one_line(line)).as_bytes());
+}
+
+/// No file is larger that is read as a whole, for its size alone: the largest configurations have some megabytes.
+const LARGEST_FILE: u64 = 256 << 20;
+
+/// All of a file of the caller's or the administrator's.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    read_all(&File::open(path)?)
+}
+
+/// All of a file that is open, which may claim any size: a sparse one takes no space.
+fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    let too_large = || io::Error::other(format!("it is larger than {LARGEST_FILE} bytes"));
+    let length = file.metadata()?.len();
+    if length > LARGEST_FILE {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    // A pipe has no length.
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE { Err(too_large()) } else { Ok(bytes) }
 }
 
 /// The causes of an error on one line, outermost first, without Rust's ` (os error N)`.
@@ -123,7 +149,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_without_numbers() {
-        let error = Err::<(), _>(std::io::Error::from_raw_os_error(libc::ENOENT))
+        let error = Err::<(), _>(io::Error::from_raw_os_error(libc::ENOENT))
             .context("read `config.json`")
             .context("open bundle `/b`")
             .expect_err("it is one");

@@ -14,15 +14,16 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -30,7 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::cgroups::Cgroup;
 use crate::container::intel_rdt::Groups;
-use crate::workload;
+pub(crate) use crate::draft::Draft;
+use crate::{syscall, trust, workload};
 
 /// The version of the format that this runtime writes. It reads all up to this one.
 const VERSION: u32 = 1;
@@ -66,11 +68,26 @@ pub(crate) struct State {
     /// `create --no-new-keyring`, which holds for what `exec` starts too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keeps_keyring: bool,
+    /// What `mounts add` has mounted, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) added: Vec<AddedMount>,
     pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststart: Vec<Hook>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststop: Vec<Hook>,
+}
+
+/// A mount that `mounts add` has made. Where it is by now is the container's choice; which one it is, is not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct AddedMount {
+    /// As it was asked for.
+    pub(crate) destination: PathBuf,
+    /// As the kernel's table of mounts has it. When the mount is gone, another one can get it.
+    pub(crate) id: u64,
+    /// One that no other mount gets, where the kernel knows such (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unique: Option<u64>,
 }
 
 /// How a module is run.
@@ -149,6 +166,7 @@ impl State {
             rdt: None,
             descriptors: Vec::new(),
             keeps_keyring: false,
+            added: Vec::new(),
             annotations: BTreeMap::new(),
             poststart: Vec::new(),
             poststop: Vec::new(),
@@ -167,8 +185,13 @@ impl State {
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
         // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
-        let alive = stat(pid).is_some_and(|stat| stat.start_time == self.start_time && !stat.dead);
-        Ok(alive.then_some(pidfd))
+        match stat(pid)? {
+            Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
+            None if is_hidden(&pidfd)? => {
+                bail!("process {pid} is there, and `/proc` does not show it")
+            }
+            None => Ok(None),
+        }
     }
 
     /// The configuration's annotations, and what there is to say of a module.
@@ -200,25 +223,56 @@ impl State {
 pub(crate) struct Stat {
     /// It has ended, and is there only until its parent has read how.
     dead: bool,
+    /// By a signal.
+    pub(crate) stopped: bool,
+    parent: i32,
     pub(crate) start_time: u64,
 }
 
-/// None when there is no such process.
-pub(crate) fn stat(pid: Pid) -> Option<Stat> {
+/// None when there is certainly no such process. What cannot be read is an error: a container that
+/// lives must not be taken for one that has ended.
+pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
+    let path = format!("/proc/{pid}/stat");
+    let show = || format!("read `{path}`");
     // In one reading: a line has less than 400 bytes.
     let mut text = [0; 1024];
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(format!("/proc/{pid}/stat"), flags, Mode::empty()).ok()?;
-    let length = rustix::io::read(&file, &mut text).ok()?;
-    parse_stat(&String::from_utf8_lossy(&text[..length]))
+    let read = rustix::fs::open(&path, flags, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut text));
+    match read {
+        Ok(length) => {
+            let stat = parse_stat(&String::from_utf8_lossy(&text[..length]));
+            Ok(Some(stat.with_context(|| format!("{}: it is not a line of procfs", show()))?))
+        }
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).with_context(show),
+    }
+}
+
+/// The process that a process is a child of; None when it is gone.
+pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
+    Ok(stat(pid)?.map(|stat| stat.parent))
+}
+
+/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
+/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
+fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
+    if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    let ended = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    Ok(ended.context("ask whether a process has ended")? == 0)
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
     // The program's name, in parentheses, can hold anything, parentheses and spaces included.
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
-    let dead = matches!(fields.next()?, "Z" | "X" | "x");
-    Some(Stat { dead, start_time: fields.nth(18)?.parse().ok()? })
+    let state = fields.next()?;
+    let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), state == "T");
+    let parent = fields.next()?.parse().ok()?;
+    Some(Stat { dead, stopped, parent, start_time: fields.nth(17)?.parse().ok()? })
 }
 
 /// The root of the state: the directory that holds one directory per container.
@@ -249,13 +303,9 @@ impl Root {
     pub(crate) fn add(&self, id: &str) -> Result<(Directory, OwnedFd)> {
         check_id(id)?;
         let show = |path: &Path| format!("make state directory `{}`", path.display());
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&self.path)
-            .with_context(|| show(&self.path))?;
+        let root = self.make().with_context(|| show(&self.path))?;
         let path = self.path.join(id);
-        match DirBuilder::new().mode(0o711).create(&path) {
+        match rustix::fs::mkdirat(&root, id, Mode::RWXU) {
             Ok(()) => {
                 let directory = Directory { path };
                 let lock = directory.open()?;
@@ -263,11 +313,19 @@ impl Root {
                     .context("lock the state directory")?;
                 Ok((directory, lock))
             }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                bail!("container with given ID already exists")
-            }
+            Err(Errno::EXIST) => bail!("container with given ID already exists"),
             Err(error) => Err(error).with_context(|| show(&path)),
         }
+    }
+
+    /// For its owner alone. One that is there keeps the mode that it has.
+    fn make(&self) -> Result<OwnedFd> {
+        trust::make_shared_directory(&self.path)
+    }
+
+    /// Fails if others could change what is in it. It need not be there.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.open().map(drop)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -282,8 +340,24 @@ impl Root {
     /// The directory of a container, or None when there is no such container.
     pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
         check_id(id)?;
-        let path = self.path.join(id);
-        Ok(path.is_dir().then_some(Directory { path }))
+        let Some(root) = self.open()? else { return Ok(None) };
+        let there = trust::directory_in(&root, id, &self.path);
+        Ok(self.unless_missing(there)?.map(|_| Directory { path: self.path.join(id) }))
+    }
+
+    /// None when there is no container yet. Fails if others could change what is in it.
+    fn open(&self) -> Result<Option<OwnedFd>> {
+        self.unless_missing(trust::shared_directory(&self.path))
+    }
+
+    fn unless_missing(&self, opened: Result<OwnedFd>) -> Result<Option<OwnedFd>> {
+        match opened {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) => match error.downcast_ref() {
+                Some(&(Errno::NOENT | Errno::NOTDIR)) => Ok(None),
+                _ => Err(error).with_context(|| format!("use root `{}`", self.path.display())),
+            },
+        }
     }
 
     /// The directory and the state of a container that must be there.
@@ -306,6 +380,7 @@ impl Root {
 
     /// The names of all containers, sorted.
     pub(crate) fn ids(&self) -> Result<Vec<String>> {
+        self.check()?;
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -393,7 +468,8 @@ impl Directory {
         let path = self.path.join(name);
         let show = format!("write `{}`", path.display());
         // For its owner alone: what it says is done by root, and an environment may hold secrets.
-        Draft::write(path, text, 0o600).context(show)
+        let draft = self.open().and_then(|at| Draft::write_in(at, path, text, 0o600));
+        draft.context(show)
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {
@@ -405,15 +481,43 @@ impl Directory {
         self.path.join("notify")
     }
 
-    /// Where a container that is restored has its root for a while, in a mount namespace that nobody else sees.
-    pub(crate) fn make_root_folder(&self) -> Result<PathBuf> {
+    /// Where a container that is restored has its root for a while, in a mount namespace that
+    /// nobody else sees. With a user namespace, CRIU goes there by name as the container's root, so
+    /// others have to be let pass.
+    pub(crate) fn make_root_folder(&self, others_pass: bool) -> Result<PathBuf> {
         let path = self.path.join("root");
         DirBuilder::new()
-            .mode(0o711)
+            .mode(if others_pass { 0o711 } else { 0o700 })
             .create(&path)
             .with_context(|| format!("make `{}`", path.display()))?;
+        if others_pass {
+            // Nobody closes the root again: another restore may need it, and the containers'
+            // directories are closed.
+            for path in self.path.parent().into_iter().chain([self.path.as_path()]) {
+                self.set_passable(path, true)?;
+            }
+        }
         // CRIU wants it without symbolic links.
         path.canonicalize().with_context(|| format!("find `{}`", path.display()))
+    }
+
+    /// After a restore nobody has to come in any more.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.set_passable(&self.path, false)
+    }
+
+    /// Lets others search a directory, by name; or nobody.
+    fn set_passable(&self, path: &Path, passable: bool) -> Result<()> {
+        const SEARCH: u32 = 0o011;
+        let change = || -> Result<()> {
+            let mode = fs::metadata(path)?.permissions().mode();
+            let wanted = if passable { mode | SEARCH } else { mode & !SEARCH };
+            if wanted != mode {
+                fs::set_permissions(path, fs::Permissions::from_mode(wanted & 0o7777))?;
+            }
+            Ok(())
+        };
+        change().with_context(|| format!("set the mode of `{}`", path.display()))
     }
 
     pub(crate) fn make_start_fifo(&self) -> Result<()> {
@@ -454,42 +558,22 @@ pub(crate) fn sample() -> Vec<u8> {
     serde_json::to_vec(&state).expect("a state")
 }
 
-/// A file that is written whole or not at all: whoever opens `path` sees the old text or the new, never a part.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    path: PathBuf,
-    draft: PathBuf,
-}
-
-impl Draft {
-    /// `mode` is that of the file, from which the umask may take something.
-    pub(crate) fn write(path: PathBuf, text: &[u8], mode: u32) -> io::Result<Draft> {
-        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
-        let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
-        let open =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft);
-        open.and_then(|mut file| file.write_all(text)).inspect_err(|_| discard(&draft))?;
-        Ok(Draft { path, draft })
-    }
-
-    pub(crate) fn publish(self) -> Result<()> {
-        fs::rename(&self.draft, &self.path)
-            .inspect_err(|_| discard(&self.draft))
-            .with_context(|| format!("write `{}`", self.path.display()))
-    }
-}
-
-fn discard(draft: &Path) {
-    // The first error is the one to tell.
-    let _ = fs::remove_file(draft);
-}
-
 /// Whether this process is root, and not only of a user namespace of its own.
 pub(crate) fn is_host_root() -> bool {
-    // The initial user namespace maps every id to itself (`user_namespaces(7)`).
-    let initial = |map: &str| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     rustix::process::geteuid().is_root()
-        && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| initial(&map))
+        && fs::read_to_string(UID_MAP).is_ok_and(|map| is_whole(&map))
+}
+
+/// Whether this process is in a user namespace without all of the host's ids.
+pub(crate) fn lacks_ids() -> bool {
+    fs::read_to_string(UID_MAP).is_ok_and(|map| !is_whole(&map))
+}
+
+const UID_MAP: &str = "/proc/self/uid_map";
+
+/// The initial user namespace maps every id to itself (`user_namespaces(7)`).
+fn is_whole(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// runc's rule for names.
@@ -520,13 +604,31 @@ mod tests {
     }
 
     #[test]
+    fn others_pass_only_to_a_root_that_is_being_restored() {
+        let folder = std::env::temp_dir().join(format!("rt-state-{}", std::process::id()));
+        let root = Root::new(Some(&folder.join("above/root")));
+        let (own, _lock) = root.add("own").expect("a container");
+        let (other, _lock) = root.add("other").expect("a container");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+        let modes = || [mode(&root.path), mode(&own.path), mode(&other.path)];
+        assert_eq!(modes(), [0o700; 3]);
+        other.make_root_folder(false).expect("a folder");
+        assert_eq!(modes(), [0o700; 3]);
+        let place = own.make_root_folder(true).expect("a folder");
+        assert_eq!((modes(), mode(&place)), ([0o711, 0o711, 0o700], 0o711));
+        own.close().expect("closed");
+        assert_eq!(modes(), [0o711, 0o700, 0o700]);
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
     fn the_start_time_is_found_behind_any_program_name() {
         let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
         for (text, dead) in [("7 (sh) S ", false), ("7 (a) b) S (c) R ", false), ("7 (x) Z ", true)]
         {
             assert_eq!(
                 parse_stat(&format!("{text}{rest}")),
-                Some(Stat { dead, start_time: 4711 }),
+                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711 }),
                 "{text}"
             );
         }

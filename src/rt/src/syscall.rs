@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
@@ -112,12 +113,63 @@ fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: boo
     check(returned).map(drop)
 }
 
+/// `fchmodat2(2)` with `AT_EMPTY_PATH`: the mode of the very file that a descriptor of `O_PATH` is of (Linux 6.6).
+pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
+    // The same number on every architecture that Rust knows; the libc crate lacks it for some.
+    const SYS_FCHMODAT2: libc::c_long = 452;
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal that is only read.
+    let returned = unsafe {
+        libc::syscall(
+            SYS_FCHMODAT2,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            mode.as_raw_mode(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    check(returned).map(drop)
+}
+
 /// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this process inherited;
 /// it must be called before anything of the same numbers is opened.
 pub(crate) fn close_from(first: u32) -> Result<()> {
     // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any number from `first` on
     // (see the contract above), so no owned descriptor is closed behind its owner's back.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// Closes the descriptors from `first` on, for good, but for those that are named (`close_range(2)`).
+///
+/// For a process whose way ends in an exec or in [`exit_now`]: from now on it neither uses nor drops what it owned besides.
+pub(crate) fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|file| file.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut next = first;
+    for number in kept.into_iter().filter(|number| *number >= first) {
+        if number > next {
+            close_range(next, number - 1)?;
+        }
+        next = number + 1;
+    }
+    close_range(next, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: by the contract of `close_all_but`, nobody uses or closes an owned descriptor of these numbers any more. What is
+    // borrowed for `kept` lies outside of every range that is closed.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// [`close_all_but`] one, by `close(2)`, for the descriptors of these numbers. Its contract holds here too.
+pub(crate) fn close_each_but(numbers: std::ops::Range<RawFd>, kept: BorrowedFd<'_>) -> Result<()> {
+    for number in numbers.filter(|number| *number != kept.as_raw_fd()) {
+        // SAFETY: as for `close_range`; a number that is no descriptor's is an error.
+        match check(unsafe { libc::close(number) }.into()) {
+            Ok(_) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor that this process was started with, besides the standard streams. `EBADF` for any other number.
@@ -171,6 +223,29 @@ pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString
         )
     };
     last_errno()
+}
+
+/// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with `AT_EMPTY_PATH`, Linux 5.8). The mount
+/// has a say too (`noexec`).
+pub(crate) fn may_execute(file: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_faccessat2,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::X_OK,
+            libc::AT_EMPTY_PATH | libc::AT_EACCESS,
+        )
+    };
+    check(returned).map(drop)
+}
+
+/// `fork(2)`: as [`clone3`] without flags, where a filter of system calls may know only the older call.
+pub(crate) fn fork() -> Result<Option<Pid>> {
+    // SAFETY: the process has one thread, so no lock of the C library is held by a thread that the child lacks.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
 }
 
 /// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's runtime (SIGPIPE) and
@@ -238,6 +313,8 @@ pub(crate) enum Lock {
     /// Others may read too.
     Read,
     Write,
+    /// None any more.
+    Free,
 }
 
 /// So many bytes of a file, from a place on; 0 are all that follow.
@@ -247,6 +324,7 @@ fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
     let kind = match lock {
         Lock::Read => libc::F_RDLCK,
         Lock::Write => libc::F_WRLCK,
+        Lock::Free => libc::F_UNLCK,
     };
     of.l_type = libc::c_short::try_from(kind).map_err(|_| Errno::INVAL)?;
     of.l_whence = libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?;
@@ -291,19 +369,6 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<
         )
     };
     check(returned).map(drop)
-}
-
-/// Has the program that a command will start end when this process does (`PR_SET_PDEATHSIG(2const)`).
-pub(crate) fn end_with_parent(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: the closure makes one system call, which is async-signal-safe, and allocates nothing.
-    unsafe {
-        command.pre_exec(|| {
-            Ok(rustix::process::set_parent_process_death_signal(Some(
-                rustix::process::Signal::KILL,
-            ))?)
-        });
-    }
 }
 
 // `bpf(2)`, the two commands that a filter of a cgroup takes; numbers from `<linux/bpf.h>`.
@@ -518,7 +583,19 @@ pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into()).map(drop)
 }
 
-/// A new, empty session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).
+/// Whether `keyctl(2)` can be called: asks for the number of the session keyring (`KEYCTL_GET_KEYRING_ID`), and makes none.
+pub(crate) fn has_keyctl() -> bool {
+    const KEYCTL_GET_KEYRING_ID: c_int = 0; // <linux/keyctl.h>
+    const KEY_SPEC_SESSION_KEYRING: c_int = -3;
+    // SAFETY: takes integers, touches no memory of this process.
+    let returned = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0)
+    };
+    !matches!(check(returned), Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS))
+}
+
+/// A session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`): a new one, unless this process may search one of
+/// that name that is there.
 pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1; // <linux/keyctl.h>
     // SAFETY: the name is NUL-terminated and only read.

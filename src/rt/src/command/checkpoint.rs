@@ -37,7 +37,7 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
     let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let options = CheckpointOptions {
-        common: options(&args.images),
+        common: options(&args.images, &bundle),
         parent: args.parent_path.as_deref(),
         pre_dump: args.pre_dump,
         leave_running: args.leave_running,
@@ -55,8 +55,9 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn options(args: &cli::Images) -> criu::Options<'_> {
+pub(super) fn options<'a>(args: &'a cli::Images, bundle: &Bundle) -> criu::Options<'a> {
     criu::Options {
+        root: container::root_on_the_host(bundle.linux()).0.as_raw(),
         images: &args.image_path,
         work: args.work_path.as_deref(),
         tcp_established: args.tcp_established,

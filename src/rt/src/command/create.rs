@@ -49,7 +49,7 @@ pub(super) fn container(
     args: &cli::Create,
     bundle: &Bundle,
     console: Option<OwnedFd>,
-    wait: Wait,
+    wait: Wait<'_>,
 ) -> Result<Container> {
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
@@ -70,6 +70,7 @@ pub(super) fn container(
         no_pivot: args.no_pivot,
         new_keyring: !args.no_new_keyring,
         listen_fds: super::listen_fds(),
+        first_own: 3 + args.handover.preserve_fds + super::listen_fds(),
     };
     container::create(root, options)
 }

@@ -60,7 +60,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
     };
     // As it was decided at `create`, whatever this runtime is called.
     let asked = state.engine;
-    let signals = if args.detach { None } else { Some(Signals::take()?) };
+    let signals = if args.detach { None } else { Some(Signals::new()?) };
     let filter = seccomp::prepare(&spec, &root.filters())?;
     let agent = seccomp::receiver(&spec, filter.as_ref())?;
     let host = super::host(root, global);
@@ -75,10 +75,15 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: args.cgroup.as_deref(),
+        ignore_paused: args.ignore_paused,
         filter,
         rights,
         agent,
+        // Sockets are for the container's first process.
+        first_own: 3 + args.handover.preserve_fds,
     };
+    // Up to here, one that asks for an end has this process ended at once.
+    signals.iter().for_each(Signals::block);
     let (pid, pidfd) = container::exec(options)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     let master = ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
@@ -153,7 +158,7 @@ const INHERITED: [&str; 7] =
     ["apparmorProfile", "capabilities", "cwd", "env", "rlimits", "selinuxLabel", "user"];
 
 fn read(file: &Path, spec: &Spec) -> Result<Process> {
-    let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
     let show = || format!("parse `{}`", file.display());
     let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;

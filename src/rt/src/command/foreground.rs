@@ -18,11 +18,14 @@ use crate::syscall;
 /// The signals that are passed on: all that a process can be asked to end or change by.
 pub(super) struct Signals {
     descriptor: OwnedFd,
+    /// As long as they are not blocked, they do what they do to any process.
+    pub(super) passed: Vec<i32>,
 }
 
 impl Signals {
-    /// From now on, what is sent to this process is for the program. Init and hooks start with nothing blocked.
-    pub(super) fn take() -> Result<Signals> {
+    /// Once they are [blocked](Signals::block), what is sent to this process is for the program. Init and hooks start with nothing
+    /// blocked.
+    pub(super) fn new() -> Result<Signals> {
         // Not those that tell of this process's own faults and children.
         let own = [
             libc::SIGKILL,
@@ -40,8 +43,13 @@ impl Signals {
         let passed: Vec<i32> = (1..=64)
             .filter(|signal| !own.contains(signal) && *signal != 32 && *signal != 33)
             .collect();
-        syscall::block_only(&passed);
-        Ok(Signals { descriptor: syscall::signalfd(&passed).context("open a signalfd")? })
+        let descriptor = syscall::signalfd(&passed).context("open a signalfd")?;
+        Ok(Signals { descriptor, passed })
+    }
+
+    /// From now on, they are for the program.
+    pub(super) fn block(&self) {
+        syscall::block_only(&self.passed);
     }
 }
 

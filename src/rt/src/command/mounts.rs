@@ -2,16 +2,19 @@
 //! `config.json`. crun's command.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 
 use crate::cli::{self, MountsCommand};
 use crate::container;
 use crate::state::{Root, Status};
+
+/// For another one that changes mounts, which takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
     let (intent, change) = match &args.command {
@@ -23,25 +26,30 @@ pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
 }
 
 fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Result<()> {
-    let (directory, state) = root.load(&change.id)?;
+    let (directory, _) = root.load(&change.id)?;
     let entries = read(&change.file)?;
+    // The state is written, and that by one at a time.
+    let Some(_lock) = directory.lock(PATIENCE)? else {
+        bail!("another process is creating, changing or deleting it")
+    };
+    let (_, mut state) = root.load(&change.id)?;
     let status = state.status(&directory)?;
     ensure!(
         matches!(status, Status::Created | Status::Running | Status::Paused),
         "the container does not run: {status}"
     );
     match command {
-        MountsCommand::Remove(_) => container::remove_mounts(&state, &entries),
+        MountsCommand::Remove(_) => container::remove_mounts(&directory, &mut state, &entries),
         MountsCommand::Add(_) => {
             let spec = directory.config();
             let spec = spec.context("read the `config.json` that was kept at `create`")?;
-            container::add_mounts(&state, spec, &entries)
+            container::add_mounts(&directory, &mut state, spec, &entries)
         }
     }
 }
 
 fn read(file: &Path) -> Result<Vec<Mount>> {
-    let text = fs::read(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
     let entries: Vec<Mount> =
         serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;

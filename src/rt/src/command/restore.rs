@@ -30,10 +30,10 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
     } else {
         (create::connect_console(&bundle, args.console_socket.as_deref())?, None)
     };
-    let signals = if args.detach { None } else { Some(Signals::take()?) };
+    let signals = if args.detach { None } else { Some(Signals::new()?) };
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let options = RestoreOptions {
-        common: checkpoint::options(&args.images),
+        common: checkpoint::options(&args.images, &bundle),
         id: &args.id,
         bundle: &bundle,
         manager,
@@ -44,6 +44,7 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
         lsm_profile: args.lsm_profile.as_deref(),
         lsm_mount_context: args.lsm_mount_context.as_deref(),
     };
+    signals.iter().for_each(Signals::block);
     let container = container::restore(root, &options)?;
     // Held here too, the end of the terminal would never be read.
     drop(options);

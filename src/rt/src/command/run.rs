@@ -29,9 +29,10 @@ fn run(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
     } else {
         (create::connect_console(&bundle, args.create.handover.console_socket.as_deref())?, None)
     };
-    let signals = if args.detach { None } else { Some(Signals::take()?) };
-    let container =
-        create::container(root, global, &args.create, &bundle, console, Wait::ForCaller)?;
+    let signals = if args.detach { None } else { Some(Signals::new()?) };
+    let blocked = signals.as_ref().map(|signals| signals.passed.as_slice()).unwrap_or_default();
+    let wait = Wait::ForCaller { blocked };
+    let container = create::container(root, global, &args.create, &bundle, console, wait)?;
     let outcome = start_and_wait(&container, signals.as_ref(), terminal);
     let lives_on = args.detach && outcome.is_ok();
     if !lives_on && !args.keep {

@@ -2,8 +2,8 @@
 //! stays as it is; device rules cannot be updated.
 #![forbid(unsafe_code)]
 
-use std::fs;
-use std::io::Read;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -41,14 +41,15 @@ fn resources(args: &cli::Update) -> Result<LinuxResources> {
         flags.as_object().is_none_or(serde_json::Map::is_empty),
         "`--resources` and flags for single limits exclude each other"
     );
-    let mut text = String::new();
-    if file.as_os_str() == "-" {
-        std::io::stdin().read_to_string(&mut text).context("read standard input")?;
+    let text = if file.as_os_str() == "-" {
+        // Standard input, as a file of its own, which is closed.
+        let input = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        input.and_then(|input| crate::read_all(&input)).context("read standard input")?
     } else {
-        text = fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
-    }
+        crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?
+    };
     // serde_json says line and column.
-    serde_json::from_str(&text).with_context(|| format!("parse `{}`", file.display()))
+    serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))
 }
 
 /// The limits of the flags, as they would be in `linux.resources`.

@@ -26,7 +26,8 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<
         }
         WasmCommand::Cache(args) => cache::execute(root, global, args)?,
         WasmCommand::Worker(args) => {
-            worker::work(root, global, args).with_context(|| format!("compile `{}`", args.name))?;
+            return worker::work(root, global, args)
+                .with_context(|| format!("compile `{}`", args.name));
         }
     }
     Ok(ExitCode::SUCCESS)

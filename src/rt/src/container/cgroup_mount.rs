@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use libcontainer::oci_spec::runtime::Mount;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::cgroups::{self, ROOT, Version};
@@ -25,10 +25,19 @@ pub(super) fn mount(rootfs: &Rootfs, namespaces: &Namespaces, entry: &Mount) -> 
     match cgroups::version()? {
         Version::V2 => {
             let mount = view.v2(Path::new(ROOT))?;
-            mounts::attach(mount.as_fd(), destination.as_fd())
+            rootfs.attach(mount.as_fd(), destination.as_fd(), entry.destination())
         }
-        Version::V1 => all_v1(rootfs, entry.destination(), destination, &view),
+        Version::V1 => all_v1(rootfs, entry.destination(), &destination, &view),
     }
+}
+
+fn directory(above: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(above, name, flags, Mode::empty())
 }
 
 struct View {
@@ -37,11 +46,11 @@ struct View {
 }
 
 /// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
-fn all_v1(rootfs: &Rootfs, path: &Path, destination: OwnedFd, view: &View) -> Result<()> {
+/// The directories are made by way of the tmpfs itself: at its path in the rootfs could be another one by then.
+fn all_v1(rootfs: &Rootfs, path: &Path, destination: &OwnedFd, view: &View) -> Result<()> {
     let options = ["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned);
     let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?;
-    mounts::attach(tmpfs.as_fd(), destination.as_fd())?;
-    drop(destination);
+    rootfs.attach(tmpfs.as_fd(), destination.as_fd(), path)?;
     let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     for hierarchy in cgroups::hierarchies()? {
         let Some(name) = hierarchy.file_name().map(|name| name.to_string_lossy().into_owned())
@@ -49,7 +58,7 @@ fn all_v1(rootfs: &Rootfs, path: &Path, destination: OwnedFd, view: &View) -> Re
             continue;
         };
         let show = || format!("mount the hierarchy `{name}`");
-        let place = rootfs.make(&path.join(&name), true)?;
+        let place = directory(&tmpfs, &name).with_context(show)?;
         let mount = if name == "unified" {
             view.v2(&hierarchy)
         } else {

@@ -12,21 +12,23 @@ mod oom;
 mod resources;
 mod stats;
 mod systemd;
+mod tree;
 mod v1;
 mod v2;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
-use rustix::fs::{FsWord, Mode, OFlags};
+use rustix::fs::{FlockOperation, FsWord, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::syscall;
@@ -82,6 +84,12 @@ pub(crate) struct Cgroup {
     /// The directories that this process has made for it, those above its own included: what a failed creation undoes.
     #[serde(skip)]
     made: Vec<PathBuf>,
+    /// Whether it is this container's alone, so that whoever is in it may be ended.
+    #[serde(skip)]
+    is_claimed: bool,
+    /// With v1 alone: locked until init is in it.
+    #[serde(skip)]
+    claim: Option<Rc<OwnedFd>>,
 }
 
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -129,6 +137,8 @@ impl Cgroup {
             inner: None,
             wishes: Wishes::default(),
             made: Vec::new(),
+            is_claimed: false,
+            claim: None,
         };
         let path = path.filter(|path| !path.as_os_str().is_empty());
         match manager {
@@ -229,13 +239,8 @@ impl Cgroup {
             // It will be told why.
             return Ok(());
         }
-        let mut limits = limits.cloned();
-        if let Some(limits) = &mut limits {
-            limits.set_devices(None);
-        }
         ensure!(
-            limits.is_none_or(|limits| serde_json::to_value(limits)
-                .is_ok_and(|json| json == serde_json::json!({}))),
+            !are_limits(limits),
             "limits need a cgroup, and this user may not make `{}`: use `--systemd-cgroup`",
             path.display()
         );
@@ -246,32 +251,49 @@ impl Cgroup {
     /// A cgroup with processes in it is somebody else's, who would be killed with this container. Nothing is made yet.
     pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
         for path in &self.paths {
-            let mut processes = Vec::new();
-            collect_processes(path, &mut processes);
-            if !processes.is_empty() {
-                bail!(
-                    "the cgroup `{}` is not empty: {} processes are in it",
-                    path.display(),
-                    processes.len()
-                );
-            }
+            refuse_processes(path)?;
         }
         Ok(())
     }
 
-    /// Makes the second-version cgroup: a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`). On a hybrid
-    /// host that is one of several.
+    /// Claims the cgroup. Where there is a second-version one, which on a hybrid host is one of
+    /// several, a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`): its
+    /// directory is returned, and the claim lasts until it is closed.
     pub(crate) fn make_for_birth(&mut self) -> Result<Option<OwnedFd>> {
-        match (self.manager, self.version) {
-            (Manager::Cgroupfs, Version::V2) => v2::make(&self.paths[0], &mut self.made).map(Some),
-            (Manager::Cgroupfs, Version::V1) => {
-                let Some(path) = v1::unified(&self.paths) else { return Ok(None) };
-                let show = || format!("make cgroup `{}`", path.display());
-                v1::make(path, &mut self.made).with_context(show)?;
-                open_directory(path).with_context(show).map(Some)
-            }
-            _ => Ok(None),
+        if self.manager != Manager::Cgroupfs {
+            return Ok(None);
         }
+        let (path, is_birthplace) = match self.version {
+            Version::V2 => (Some(&self.paths[0]), true),
+            Version::V1 => match v1::unified(&self.paths) {
+                Some(unified) => (Some(unified), true),
+                None => (self.process_path(), false),
+            },
+        };
+        let Some(path) = path.cloned() else { return Ok(None) };
+        match self.version {
+            Version::V2 => v2::make(&path, &mut self.made)?,
+            Version::V1 => v1::make(&path, &mut self.made)
+                .with_context(|| format!("make cgroup `{}`", path.display()))?,
+        }
+        let claim = claim(&path).inspect_err(|error| {
+            // It is not this container's, whose deletion would remove it.
+            if error.is::<Taken>() {
+                self.made.retain(|made| *made != path);
+            }
+        })?;
+        self.is_claimed = true;
+        if is_birthplace {
+            ensure!(!v2::is_frozen(claim.as_fd())?, FROZEN);
+            return Ok(Some(claim));
+        }
+        self.claim = Some(Rc::new(claim));
+        Ok(None)
+    }
+
+    /// For init, which holds what its parent has open.
+    pub(crate) fn leave_claim(&mut self) {
+        self.claim = None;
     }
 
     /// Makes what is missing of the cgroup and sets its limits. With systemd, the process is in it then; otherwise it was born
@@ -290,6 +312,7 @@ impl Cgroup {
                     v1::make(path, &mut self.made)
                         .with_context(|| format!("make cgroup `{}`", path.display()))?;
                 }
+                ensure!(!self.is_frozen(), FROZEN);
                 self.limit(resources)?;
                 return v1::tasks(&self.paths);
             }
@@ -316,7 +339,7 @@ impl Cgroup {
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        if self.version == Version::V1 {
+        if self.version == Version::V1 && v1::of_controller(&self.paths, "devices").is_some() {
             resources::apply_devices_v1(&self.paths, &device_rules(resources)?)?;
         }
         resources.map_or(Ok(()), |resources| self.apply(resources))
@@ -372,12 +395,54 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Attaches the device rules, which with v1 are among the limits.
-    pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        if self.version == Version::V1 || self.manager == Manager::Disabled {
-            return Ok(());
+    /// Fails for device rules that make no sense or could not be enforced, and for what annotations
+    /// may not replace. Nothing is made yet.
+    pub(crate) fn check(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        device_rules(resources)?;
+        if let Some(resources) = resources {
+            systemd::refuse_replaced(&self.wishes.properties, resources)?;
         }
-        let cgroup = open_directory(&self.paths[0])?;
+        ensure!(
+            self.manager != Manager::Cgroupfs
+                || self.version == Version::V2
+                || v1::of_controller(&self.paths, "devices").is_some()
+                || v1::unified(&self.paths).is_some()
+                || !crate::state::is_host_root(),
+            "device rules cannot be enforced: no cgroup controller `devices` is mounted at \
+             `{ROOT}/devices`, and no second-version hierarchy at `{ROOT}/unified`"
+        );
+        Ok(())
+    }
+
+    /// Fails for limits where a caller wants no cgroup: nobody would keep them.
+    pub(crate) fn refuse_limits_without(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        ensure!(
+            self.manager != Manager::Disabled || !are_limits(resources),
+            "limits in `linux.resources` need a cgroup, and `--cgroup-manager=disabled` makes none"
+        );
+        Ok(())
+    }
+
+    /// Whether nothing but its capabilities keeps the container from the host's devices, although
+    /// not all of them are allowed.
+    pub(crate) fn leaves_devices_open(&self, resources: Option<&LinuxResources>) -> Result<bool> {
+        Ok(self.manager == Manager::Disabled
+            && crate::state::is_host_root()
+            && !devices::allow_everything(&device_rules(resources)?))
+    }
+
+    /// Attaches the device rules as a program, unless a v1 hierarchy has them among its limits.
+    pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        let path = match (self.manager, self.version) {
+            (Manager::Disabled, _) => None,
+            (_, Version::V2) => self.paths.first(),
+            (_, Version::V1) if v1::of_controller(&self.paths, "devices").is_some() => None,
+            // The kernel asks programs whichever version has the controller.
+            (_, Version::V1) => v1::unified(&self.paths),
+        };
+        let Some(path) = path else { return Ok(()) };
+        let cgroup =
+            open_directory(path).with_context(|| format!("open cgroup `{}`", path.display()))?;
         devices::attach(cgroup.as_fd(), &device_rules(resources)?)
     }
 
@@ -465,6 +530,7 @@ impl Cgroup {
         };
         let used = self
             .processes()
+            .unwrap_or_default()
             .into_iter()
             .map(|pid| used(pid).unwrap_or(0).saturating_mul(1024).saturating_add(KERNELS));
         Some(limit.saturating_sub(used.fold(0, u64::saturating_add)))
@@ -488,11 +554,8 @@ impl Cgroup {
     }
 
     /// All processes in it and below it.
-    pub(crate) fn processes(&self) -> Vec<Pid> {
-        let Some(path) = self.process_path() else { return Vec::new() };
-        let mut pids = Vec::new();
-        collect_processes(path, &mut pids);
-        pids
+    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
+        self.process_path().map_or_else(|| Ok(Vec::new()), |path| tree::processes(path))
     }
 
     /// The directory that lists the processes: with v1 any hierarchy will do.
@@ -505,29 +568,62 @@ impl Cgroup {
 
     /// Sends a signal to all processes in it and below it.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
-        if signal == libc::SIGKILL && self.version == Version::V2 {
-            // Linux 5.14; in one step, so nothing can be forked meanwhile.
-            let kill = self.paths.first().map(|path| path.join("cgroup.kill"));
-            if kill.is_some_and(|kill| fs::write(kill, "1").is_ok()) {
-                return Ok(());
-            }
+        if signal == libc::SIGKILL && self.version == Version::V2 && self.kill()? {
+            return Ok(());
         }
-        // What is forked between two readings is caught by the next; a pass that finds nobody new is the last.
-        let mut signalled = Vec::new();
+        // A process that is frozen neither forks nor ends, so its number stays its own until it has
+        // the signal.
+        let held = !self.is_frozen() && self.freeze().is_ok();
+        let signalled = self.signal_one_by_one(signal);
+        if held {
+            self.thaw();
+        }
+        signalled
+    }
+
+    /// Kills all in it and below it in one step, so that nothing is forked meanwhile (Linux 5.14).
+    /// False where the kernel cannot: it is older, or the cgroup is threaded.
+    fn kill(&self) -> Result<bool> {
+        let Some(path) = self.paths.first().map(|path| path.join("cgroup.kill")) else {
+            return Ok(false);
+        };
+        match fs::OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write_all(b"1")) {
+            Ok(()) => Ok(true),
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP)
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error).with_context(|| format!("write `1` to `{}`", path.display())),
+        }
+    }
+
+    /// Where nothing could be frozen, what is forked between two readings is caught by the next; a
+    /// pass that finds nobody new is the last.
+    fn signal_one_by_one(&self, signal: i32) -> Result<()> {
+        let end = Instant::now() + SIGNALLING;
+        let mut signalled = HashSet::new();
         loop {
             let fresh: Vec<Pid> =
-                self.processes().into_iter().filter(|pid| !signalled.contains(pid)).collect();
+                self.processes()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
             if fresh.is_empty() {
                 return Ok(());
             }
+            ensure!(
+                Instant::now() < end,
+                "send signal {signal}: its processes make new ones faster than they are signalled"
+            );
             for pid in fresh {
                 match syscall::kill(pid, signal) {
-                    Ok(()) | Err(Errno::SRCH) => signalled.push(pid),
+                    Ok(()) | Err(Errno::SRCH) => signalled.insert(pid),
                     Err(error) => {
                         return Err(error)
                             .with_context(|| format!("send signal {signal} to process {pid}"));
                     }
-                }
+                };
             }
         }
     }
@@ -538,9 +634,11 @@ impl Cgroup {
             // Without a path it was not made, and a scope of that name is another container's.
             return if self.paths.is_empty() { Ok(()) } else { self.remove() };
         }
-        let own = |path: &&PathBuf| self.made.contains(path);
-        let paths: Vec<PathBuf> = self.paths.iter().filter(own).cloned().collect();
-        Cgroup { paths, ..self.clone() }.remove()?;
+        if self.is_claimed {
+            let own = |path: &&PathBuf| self.made.contains(path);
+            let paths: Vec<PathBuf> = self.paths.iter().filter(own).cloned().collect();
+            Cgroup { paths, ..self.clone() }.remove()?;
+        }
         for above in self.made.iter().rev() {
             // Another container may have come to use it.
             let _ = fs::remove_dir(above);
@@ -550,30 +648,72 @@ impl Cgroup {
 
     /// Ends what is left in it and removes it, and all cgroups below it.
     pub(crate) fn remove(&self) -> Result<()> {
-        for path in &self.paths {
-            // A state file is only a file: whatever it says, this is never a container's.
-            let depth = path.strip_prefix(ROOT).map_or(0, |path| path.components().count());
-            let shallowest = if self.version == Version::V2 { 1 } else { 2 };
-            if depth < shallowest {
-                bail!("`{}` is not a container's cgroup", path.display());
-            }
-        }
-        if self.paths.iter().any(|path| path.exists()) && !self.processes().is_empty() {
-            self.thaw();
-            self.signal(libc::SIGKILL)?;
-        }
+        self.refuse_roots()?;
         if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
             if self.paths.is_empty() {
                 systemd::stop_when_empty(unit);
             } else {
+                self.end_processes()?;
                 systemd::stop(unit);
             }
         }
         for path in &self.paths {
-            remove(path).with_context(|| format!("remove cgroup `{}`", path.display()))?;
+            tree::remove(path, &mut || {
+                self.end_processes()?;
+                // With v1, a process may have left the hierarchy that lists them, and that one
+                // alone.
+                match self.version {
+                    Version::V1 => {
+                        Cgroup { paths: vec![path.clone()], ..self.clone() }.end_processes()
+                    }
+                    Version::V2 => Ok(()),
+                }
+            })?;
         }
         Ok(())
     }
+
+    /// Removes it when nobody is in it. For a creation that was cut short: a process of its own
+    /// ends with its maker, and one that stays is another container's, which has the same path.
+    pub(crate) fn remove_unused(&self) -> Result<()> {
+        if self.manager == Manager::Systemd {
+            return self.remove();
+        }
+        self.refuse_roots()?;
+        for path in &self.paths {
+            if !tree::becomes_empty(path)? {
+                return Ok(());
+            }
+        }
+        self.paths.iter().try_for_each(|path| tree::remove(path, &mut || Ok(())))
+    }
+
+    /// A state file is only a file: whatever it says, a hierarchy's root is never a container's.
+    fn refuse_roots(&self) -> Result<()> {
+        for path in &self.paths {
+            let depth = path.strip_prefix(ROOT).map_or(0, |path| path.components().count());
+            let shallowest = if self.version == Version::V2 { 1 } else { 2 };
+            ensure!(depth >= shallowest, "`{}` is not a container's cgroup", path.display());
+        }
+        Ok(())
+    }
+
+    /// Kills all in it and below it, and lets them run so that they can die.
+    fn end_processes(&self) -> Result<()> {
+        if self.version == Version::V1 && self.processes()?.is_empty() {
+            return Ok(());
+        }
+        let killed = self.signal(libc::SIGKILL);
+        self.thaw();
+        killed
+    }
+}
+
+/// Whether there is anything besides device rules.
+fn are_limits(limits: Option<&LinuxResources>) -> bool {
+    let Some(mut limits) = limits.cloned() else { return false };
+    limits.set_devices(None);
+    !serde_json::to_value(limits).is_ok_and(|json| json == serde_json::json!({}))
 }
 
 /// Without any, a container has the default devices, as with runc.
@@ -587,6 +727,34 @@ fn device_rules(resources: Option<&LinuxResources>) -> Result<Vec<devices::Rule>
 pub(crate) struct Doors {
     pub(crate) birthplace: Option<OwnedFd>,
     pub(crate) tasks: Vec<OwnedFd>,
+    pub(crate) freezers: Freezers,
+}
+
+/// The files that say whether the processes of a cgroup are frozen: its own, and with v2 those of
+/// all above it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Freezers(Vec<PathBuf>);
+
+impl Freezers {
+    fn of(version: Version, paths: &[PathBuf]) -> Freezers {
+        let (v1, v2) = match version {
+            Version::V2 => (None, paths.first()),
+            Version::V1 => (v1::of_controller(paths, "freezer"), v1::unified(paths)),
+        };
+        let above = v2.into_iter().flat_map(|path| path.ancestors());
+        let above = above.take_while(|path| path.starts_with(ROOT));
+        let files = above.map(|path| path.join("cgroup.freeze"));
+        Freezers(files.chain(v1.map(|path| path.join("freezer.state"))).collect())
+    }
+
+    /// What is gone, and a kernel's root, is not frozen.
+    pub(crate) fn are_closed(&self) -> bool {
+        let frozen = |file: &PathBuf| {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            matches!(text.trim(), "1" | "FROZEN" | "FREEZING")
+        };
+        self.0.iter().any(frozen)
+    }
 }
 
 impl Cgroup {
@@ -611,7 +779,14 @@ impl Cgroup {
         let table = fs::read_to_string(&file).with_context(|| format!("read `{file}`"))?;
         let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
         let path = path.with_context(|| format!("`{file}` names no second-version cgroup"))?;
-        self.open_doors(&[Path::new(ROOT).join(path)])
+        let path = Path::new(ROOT).join(path);
+        // The container says where that is.
+        ensure!(
+            self.paths.first().is_some_and(|own| path.starts_with(own)),
+            "the container's first process has left its cgroup for `{}`",
+            path.display()
+        );
+        self.open_doors(&[path])
     }
 
     fn open_doors(&self, paths: &[PathBuf]) -> Result<Doors> {
@@ -623,8 +798,35 @@ impl Cgroup {
         let open = |path: &PathBuf| {
             open_directory(path).with_context(|| format!("open cgroup `{}`", path.display()))
         };
-        Ok(Doors { birthplace: birthplace.map(open).transpose()?, tasks })
+        let freezers = Freezers::of(self.version, paths);
+        Ok(Doors { birthplace: birthplace.map(open).transpose()?, tasks, freezers })
     }
+
+    /// Where it is said whether its processes are frozen.
+    pub(crate) fn freezers(&self) -> Freezers {
+        Freezers::of(self.version, &self.paths)
+    }
+
+    /// Ends the children of this process that are in it: those that were only half made.
+    pub(crate) fn end_children(&self) -> Result<()> {
+        let own = i32::try_from(std::process::id())?;
+        for path in &self.paths {
+            for pid in tree::processes(path)? {
+                let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+                    continue;
+                };
+                if crate::state::parent(pid)? == Some(own) {
+                    super::patience::end(pid, pidfd.as_fd());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes a process out of the freezer of v1, which would not let it die.
+pub(crate) fn take_out_of_freezer(pid: Pid) -> Result<()> {
+    write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())
 }
 
 /// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is. Runs in init.
@@ -643,46 +845,71 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
 /// What the kernel uses for a process itself, in bytes: stack, page tables, descriptors. Measured: 200 kB.
 const KERNELS: u64 = 512 << 10;
 
+/// How long it may take to send a signal to all of a container's processes.
+const SIGNALLING: Duration = Duration::from_secs(10);
+
 /// How long the freezer may take.
 const FREEZING: Duration = Duration::from_secs(2);
 
-fn collect_processes(path: &Path, pids: &mut Vec<Pid>) {
-    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
-    for below in directories(path) {
-        collect_processes(&below, pids);
-    }
-}
+/// The words are runc's: a process would stop in it, and nobody would let it go on.
+const FROZEN: &str = "container's cgroup unexpectedly frozen";
 
-fn directories(path: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
-}
-
-/// A killed process is in its cgroup for a little longer: EBUSY until then, for which there is no event with v1.
-fn remove(path: &Path) -> io::Result<()> {
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match fs::remove_dir(path) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() != ErrorKind::ResourceBusy => return Err(error),
-            Err(error) => {
-                for below in directories(path) {
-                    remove(&below)?;
-                }
-                // 200 µs, 400 µs, … 1.6 s: three seconds in all.
-                if pause > Duration::from_secs(2) {
-                    return Err(error);
-                }
-                std::thread::sleep(pause);
-                pause *= 2;
-            }
+/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it.
+/// The lock goes with the descriptor; when it is closed, a process has to be in the cgroup, which
+/// keeps others out from then on.
+///
+/// It may have been there, empty: callers make one beforehand, and a creation that was killed
+/// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
+/// as.
+fn claim(path: &Path) -> Result<OwnedFd> {
+    let show = || format!("claim the cgroup `{}`", path.display());
+    let directory = open_directory(path).with_context(show)?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            bail!(Taken(format!("{}: another container is being made in it", show())))
         }
+        locked => locked.with_context(show)?,
     }
+    refuse_others(directory.as_fd(), path)?;
+    refuse_processes(path)?;
+    Ok(directory)
+}
+
+/// A cgroup is somebody else's.
+#[derive(Debug)]
+struct Taken(String);
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Taken {}
+
+/// Fails for what belongs to another user.
+fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let owner =
+        rustix::fs::fstat(file).with_context(|| format!("look at `{}`", path.display()))?.st_uid;
+    if owner != rustix::process::geteuid().as_raw() {
+        bail!(Taken(format!(
+            "the cgroup `{}` belongs to user {owner}, who could freeze and kill the container",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Fails where processes are in a cgroup or below it.
+fn refuse_processes(path: &Path) -> Result<()> {
+    let count = tree::processes(path)?.len();
+    if count > 0 {
+        bail!(Taken(format!(
+            "the cgroup `{}` is not empty: {count} processes are in it",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// A cgroup file takes a value in one `write(2)`.

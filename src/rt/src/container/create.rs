@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use super::cgroups::{Cgroup, Manager};
 use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces, Side};
+use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{hooks, init, net_devices, notify_socket, process, sysctl, terminal};
+use super::{
+    becoming, hooks, init, interrupt, net_devices, notify_socket, process, serve, sysctl, terminal,
+};
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
@@ -31,11 +34,11 @@ const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
 
 /// How the new container's program is kept from running before its time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Wait {
+pub(crate) enum Wait<'a> {
     /// Until `start` writes to a fifo, whenever that is.
     ForStart,
-    /// Until [`Container::go`], by the same process.
-    ForCaller,
+    /// Until [`Container::go`], by the same process, which blocks these signals from the moment that something is made.
+    ForCaller { blocked: &'a [i32] },
 }
 
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub(crate) struct Options<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
-    pub(crate) wait: Wait,
+    pub(crate) wait: Wait<'a>,
     pub(crate) asked: Option<workload::Engine>,
     pub(crate) engine: Option<engine::Directory>,
     pub(crate) pid_file: Option<&'a Path>,
@@ -54,6 +57,8 @@ pub(crate) struct Options<'a> {
     pub(crate) new_keyring: bool,
     /// How many of the descriptors from 3 on are sockets for the program (`sd_listen_fds(3)`).
     pub(crate) listen_fds: u32,
+    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    pub(crate) first_own: u32,
 }
 
 /// A container that is ready to start.
@@ -91,6 +96,11 @@ struct Prepared {
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
+    if state::is_host_root() {
+        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the same user, could reach it.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .context("keep others out of init")?;
+    }
     // What is made in the rootfs is for the container's users to look at and for nobody else to write to, whatever the caller's
     // umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -109,16 +119,22 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     };
     let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, streams };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
+    state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
     state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
         state.descriptors = standard_streams();
+    }
+    // Until here nothing was made: a signal ends this process at once.
+    if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
+        syscall::block_only(blocked);
     }
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
     match make(&mut options, &mut prepared, &directory, &mut lock, &mut state) {
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
+            interrupt::forget();
             if let Err(left) = undo(&directory, &state) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
@@ -138,6 +154,7 @@ pub(super) fn plan_state(
     let mut cgroup = Cgroup::plan(manager, linux.cgroups_path().as_deref(), id)?;
     cgroup.wish(&annotations)?;
     cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
+    cgroup.check(linux.resources().as_ref())?;
     let mut state = State::new(id, spec.version(), &bundle.path, &bundle.rootfs, cgroup);
     let rdt = linux.intel_rdt().as_ref();
     state.rdt = rdt.map(|rdt| Groups::plan(rdt, id)).transpose()?;
@@ -199,7 +216,7 @@ fn make(
     // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
-        Wait::ForCaller => None,
+        Wait::ForCaller { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
             // Without O_NONBLOCK this would wait for the one who starts.
@@ -210,18 +227,24 @@ fn make(
             )
         }
     };
-    let notify = directory.notify_folder();
-    let notify =
-        if prepared.namespaces.has_mount() { notify_socket::prepare(&notify)? } else { None };
+    let notify = match prepared.namespaces.has_mount() {
+        true => notify_socket::prepare(directory.notify_folder())?,
+        false => None,
+    };
     let birthplace = state.cgroup.make_for_birth()?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
+    let first = || {
+        if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
+    };
     let pid = match namespaces::spawn(
         &prepared.namespaces,
         linux,
         birthplace.as_ref().map(AsFd::as_fd),
         &caller,
         &init,
+        &first,
+        &Patience::with_init(state.cgroup.freezers()),
     )? {
         Side::Caller(pid) => pid,
         Side::Init => {
@@ -230,8 +253,12 @@ fn make(
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
+            // Of the host's cgroups nothing is open any more when init looks at what is the container's.
+            drop(birthplace);
+            state.cgroup.leave_claim();
             let Prepared { namespaces, filter, rights, mounts, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
+            let streams = std::mem::take(streams);
             init::main(init::Plan {
                 options,
                 namespaces,
@@ -242,6 +269,7 @@ fn make(
                 notify,
                 start_fifo,
                 socket: init,
+                first_own: options.first_own,
                 state,
             });
         }
@@ -249,6 +277,7 @@ fn make(
     drop(init);
     drop(birthplace);
     drop(start_fifo);
+    drop(notify);
     prepared.mounts.clear();
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;
@@ -258,8 +287,7 @@ fn make(
         Ok(()) => Ok((pid, pidfd, caller)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = namespaces::wait(pid);
+            patience::end(pid, pidfd.as_fd());
             Err(error)
         }
     }
@@ -305,17 +333,18 @@ fn serve(
         Some(_) => state.cgroup.for_modules(&prepared.rights.ports)?,
         None => None,
     };
-    let files: Vec<_> = tasks.iter().chain(&modules).map(AsFd::as_fd).collect();
-    socket.send_with(&Message::Cgroup { memory, modules: modules.is_some() }, &files)?;
-    drop((tasks, modules));
+    let files: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory }, &files)?;
+    drop(tasks);
     // While init is at work.
     let mut record = directory.draft(state)?;
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     let mut found = Found::default();
+    let patience = Patience::with_init(state.cgroup.freezers());
     loop {
-        let (message, files) = socket.receive_with()?;
+        let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::BeforePivot) => {
                 run_create_hooks(options.bundle.spec.hooks().as_ref(), state, &prepared.streams)?;
@@ -327,12 +356,17 @@ fn serve(
                 }
             }
             Some(Message::Module) => {
-                let engine = options.engine.as_ref().context("no engine was opened")?;
-                let name = &options.bundle.process().args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(prepared.rights.wish(), files.first(), name);
-                let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
-                socket.send_with(&Message::Native, &native)?;
-                state.run = Some(engine.run(&found));
+                let engine = options.engine.as_ref();
+                found = serve::give_engine(
+                    socket,
+                    engine,
+                    &prepared.rights,
+                    options.bundle.process(),
+                    files.first(),
+                    modules.as_ref(),
+                    state,
+                )?;
+                state.run = engine.map(|engine| engine.run(&found));
                 record = directory.draft(state)?;
             }
             Some(Message::Ready) => break,
@@ -356,7 +390,7 @@ fn serve(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, options.id);
+        native.compile_later(found.later);
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
@@ -372,7 +406,7 @@ pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
 /// Makes a process the one that the state is of.
 pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
     state.pid = pid.as_raw_nonzero().get();
-    state.start_time = state::stat(pid).context("init is gone")?.start_time;
+    state.start_time = state::stat(pid)?.context("init is gone")?.start_time;
     Ok(())
 }
 

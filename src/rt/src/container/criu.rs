@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use protobuf::Message as _;
 use rust_criu::rust_criu_protobuf::rpc;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Access, Mode, OFlags};
+use rustix::fs::Access;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
@@ -30,7 +30,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::namespaces;
 use super::sync::{self, Message, Socket};
-use crate::syscall;
+use crate::{syscall, trust};
 
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
 pub(crate) use rpc::Criu_network_lock_method as NetworkLock;
@@ -46,6 +46,8 @@ pub(crate) struct Options<'a> {
     pub(crate) images: &'a Path,
     /// Where CRIU's log goes, if that is another directory.
     pub(crate) work: Option<&'a Path>,
+    /// Who root of the container is on the host: podman gives that user the directory of the log.
+    pub(crate) root: u32,
     pub(crate) tcp_established: bool,
     pub(crate) ext_unix_sk: bool,
     pub(crate) shell_job: bool,
@@ -89,18 +91,22 @@ impl Options<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        // Before anything is asked of CRIU.
+        self.open().map(drop)
     }
 
-    /// The directories of the checkpoint and of the log. Runs in CRIU's process: CRIU mounts in them, which it can only do in what its own
-    /// mount namespace holds.
+    /// The directories of the checkpoint and of the log, which nobody else can write to: CRIU
+    /// follows what links are there, and does as root what the images say. Runs in CRIU's process:
+    /// CRIU mounts in them, which it can only do in what its own mount namespace holds.
     fn open(&self) -> Result<Vec<OwnedFd>> {
-        let open = |path: &Path| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty())
-                .with_context(|| format!("open `{}`", path.display()))
+        let open = |path: &Path, or_of| {
+            trust::own_directory(path, or_of).with_context(|| format!("open `{}`", path.display()))
         };
-        [self.images, self.work.unwrap_or(self.images)].into_iter().map(open).collect()
+        let images = open(self.images, None)?;
+        Ok(match self.work {
+            Some(work) => vec![images, open(work, Some(self.root))?],
+            None => vec![images, open(self.images, None)?],
+        })
     }
 
     /// The part of a request that these are.

@@ -26,7 +26,9 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         Status::Running | Status::Paused if force => end(state)?,
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
     }
-    let removed = state.cgroup.remove();
+    // Before there is a process on record, nobody knows whether the cgroup came to be this
+    // container's, or is another's.
+    let removed = if state.pid == 0 { state.cgroup.remove_unused() } else { state.cgroup.remove() };
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;
     if let Some(groups) = &state.rdt {

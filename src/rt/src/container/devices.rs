@@ -5,9 +5,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::mounts;
@@ -118,35 +118,40 @@ fn make_node(
 ) -> Result<()> {
     if bind && node.kind != FileType::Fifo {
         let host: PathBuf = Path::new("/").join(path);
-        let mount = mounts::clone_tree(CWD, &host, false)
-            .with_context(|| format!("open `{}`", host.display()))?;
+        let mount =
+            mounts::clone_device(&host).with_context(|| format!("open `{}`", host.display()))?;
+        // The path is the container's; the host may have another device there, or a file.
+        let there = rustix::fs::fstat(&mount)?;
+        let number = rustix::fs::makedev(node.major, node.minor);
+        ensure!(
+            FileType::from_raw_mode(there.st_mode) == node.kind && there.st_rdev == number,
+            "the host's `{}` is another file",
+            host.display()
+        );
         let place = rootfs.make(path, false)?;
-        return mounts::attach(mount.as_fd(), place.as_fd());
+        return rootfs.attach(mount.as_fd(), place.as_fd(), path);
     }
     let name = path.file_name().context("not a path")?;
     let number = rustix::fs::makedev(node.major, node.minor);
-    match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => {
-            // An image may bring its own node; anything else under that name is not to be trusted.
-            let there = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let same = FileType::from_raw_mode(there.st_mode) == node.kind
-                && (node.kind == FileType::Fifo || there.st_rdev == number);
-            if !same {
-                bail!("another file is in its place");
-            }
-            return Ok(());
-        }
+    let made = match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
+        Ok(()) => true,
+        // An image may bring its own node.
+        Err(Errno::EXIST) => false,
         Err(error) => return Err(error.into()),
+    };
+    // Whoever shares this directory, as a volume, may have put another file there, or a link to one: what is opened here is
+    // looked at, and nothing is done by the name any more. With O_PATH, a device is not touched.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let there = rustix::fs::fstat(&file)?;
+    let same = FileType::from_raw_mode(there.st_mode) == node.kind
+        && (node.kind == FileType::Fifo || there.st_rdev == number);
+    ensure!(same, "another file is in its place");
+    if !made {
+        return Ok(());
     }
-    // Opened with O_PATH, a device is not touched. The umask cut the mode of mknod(2).
-    let file = rustix::fs::openat(
-        directory,
-        name,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    rustix::fs::chmodat(directory, name, node.mode, AtFlags::empty())?;
+    // The umask cut the mode of mknod(2).
+    rootfs.proc()?.chmod(file.as_fd(), node.mode).context("set its mode")?;
     if let Some((uid, gid)) = node.owner.filter(|(uid, gid)| !uid.is_root() || !gid.is_root()) {
         rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }

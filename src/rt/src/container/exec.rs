@@ -4,22 +4,23 @@
 //! namespace's order of joins, and finds the cgroup by its configuration only.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
+use super::becoming::{self, Ready};
 use super::cgroups::{self, Doors};
-use super::init::{self, Ready};
-use super::namespaces::{self, ForChildren, Namespaces, Side};
+use super::namespaces::{self, Namespaces, Side};
+use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
 use super::sync::{self, Message, Socket};
-use super::{create, module, process, terminal};
+use super::{create, module, process, serve, terminal};
 use crate::engine::{self, Found};
 use crate::executor;
 use crate::state::{Draft, State, Status};
@@ -40,23 +41,25 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup.
     pub(crate) cgroup: Option<&'a Path>,
+    /// It is paused, and the caller waits until it is not.
+    pub(crate) ignore_paused: bool,
     pub(crate) filter: Option<Filter>,
     /// Of a module.
     pub(crate) rights: Rights,
     /// Who takes the filter's listener.
     pub(crate) agent: Option<Receiver>,
+    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    pub(crate) first_own: u32,
 }
 
 /// What the new process takes with it into the container.
 #[derive(Debug)]
 struct Plan<'a> {
     options: &'a ExecOptions<'a>,
-    namespaces: &'a Namespaces,
-    /// The host's `/proc`.
-    proc: BorrowedFd<'a>,
-    /// The container's root, for a container that has no mount namespace of its own.
-    root: Option<OwnedFd>,
+    /// The host's `/proc`, if the program gets a label.
+    proc: Option<OwnedFd>,
     registered: workload::Registered,
+    withhold_devices: bool,
     socket: Socket,
 }
 
@@ -68,7 +71,10 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         .context("keep the container out")?;
     let stopped = || anyhow!("cannot exec in a stopped container");
     let init = options.state.process()?.ok_or_else(stopped)?;
-    let mut namespaces = Namespaces::of(options.state.pid)?;
+    let namespaces = match Namespaces::of(options.state.pid) {
+        Err(_) if namespaces::has_ended(init.as_fd())? => return Err(stopped()),
+        namespaces => namespaces?,
+    };
     let root = if namespaces.has_mount() {
         None
     } else {
@@ -79,74 +85,84 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
                 .with_context(|| format!("open `{path}`"))?,
         )
     };
-    // If it lives still, its pid was nobody else's when they were opened.
-    syscall::pidfd_send_signal(init.as_fd(), 0).map_err(|_| stopped())?;
+    // If it has not ended, its pid was nobody else's when they were opened, and all of them were there.
+    ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
+    // Who lays labels also keeps containers from looking into what is not theirs, whatever capabilities they have.
+    let label = becoming::has_security_label(options.process)?;
+    let proc = label.then(|| rustix::fs::open("/proc", flags, Mode::empty()));
+    let proc = proc.transpose().context("open `/proc`")?;
     let affinity = options.process.exec_cpu_affinity().clone();
     let affinity = affinity.as_ref();
     if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
         process::set_affinity(None, processors).context("set `execCPUAffinity.initial`")?;
     }
 
-    let doors = options.state.cgroup.doors(options.cgroup)?;
-    // A compiler of modules is the one other thing that this process may start.
-    let native = options.engine.as_ref().is_some_and(|engine| engine.native.is_some());
-    let own = if native { Some(ForChildren::open()?) } else { None };
-    let joined = namespaces.join_for_children()?;
-    // An ordinary user, who has not joined them, could not go back either.
-    let own = own.filter(|_| joined);
+    let mut doors = options.state.cgroup.doors(options.cgroup)?;
+    let registered = create::registered_formats();
+    let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
+    let kept: Vec<_> = [&options.console, &proc].into_iter().flatten().map(AsFd::as_fd).collect();
+    let first = || match options.state.keeps_keyring {
+        true => Ok(()),
+        false => becoming::leave_session_keyring(&options.state.id),
+    };
+    let agent = options.agent.is_some();
+    let patience =
+        |doors: &Doors| Patience::with_new(doors.freezers.clone(), options.ignore_paused, agent);
     let spawn = |doors: &Doors| {
-        let linux = options.spec.linux().clone().unwrap_or_default();
-        let birthplace = doors.birthplace.as_ref().map(AsFd::as_fd);
-        namespaces::spawn(&namespaces, &linux, birthplace, &caller, &socket)
+        ensure!(options.ignore_paused || !doors.freezers.are_closed(), FROZEN);
+        namespaces::spawn_inside(
+            &namespaces,
+            root.as_ref().map(AsFd::as_fd),
+            doors.birthplace.as_ref().map(AsFd::as_fd),
+            (&caller, &socket),
+            (options.first_own, &kept),
+            &first,
+            &patience(doors),
+        )
     };
     let side = match spawn(&doors) {
         // What runs in the container has made cgroups with controllers of their own below its cgroup, which then takes no
         // processes itself (cgroup-v2.rst, "No Internal Process Constraint"): go where init went.
         Err(error) if options.cgroup.is_none() && is_busy(&error) => {
-            spawn(&options.state.cgroup.doors_of(options.state.pid)?)
+            doors = options.state.cgroup.doors_of(options.state.pid)?;
+            spawn(&doors)
         }
         side => side,
     };
+    let side = side.inspect_err(|_| {
+        // The one that joins namespaces was held up; what it has made could be there already.
+        if let Err(error) = options.state.cgroup.end_children() {
+            tracing::debug!("end what was half made: {error:#}");
+        }
+    });
     let pid = match side? {
         Side::Caller(pid) => pid,
-        Side::Init => {
-            // Held here too, its end would never be read.
-            drop(caller);
-            options.agent = None;
-            let registered = create::registered_formats();
-            main(&Plan {
-                options: &options,
-                namespaces: &namespaces,
-                proc: proc.as_fd(),
-                root,
-                registered,
-                socket,
-            });
-        }
+        // All else that this process had open is closed already.
+        Side::Init => main(Plan { options: &options, proc, registered, withhold_devices, socket }),
     };
     drop(socket);
     options.console = None;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .context("open a pidfd of the new process")?;
-    match serve(&options, doors, own.as_ref(), &caller, pid, &pidfd) {
+    let patience = patience(&doors);
+    match attend(&options, doors, &patience, &caller, pid, &pidfd) {
         Ok(()) => Ok((pid, pidfd)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            let _ = syscall::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = namespaces::wait(pid);
+            patience::end(pid, pidfd.as_fd());
             Err(error)
         }
     }
 }
 
 /// Does for the new process what takes the host's rights, until its program runs. Runs in the caller's process.
-fn serve(
+fn attend(
     options: &ExecOptions<'_>,
     doors: Doors,
-    own: Option<&ForChildren>,
+    patience: &Patience,
     socket: &Socket,
     pid: Pid,
     pidfd: &OwnedFd,
@@ -161,21 +177,24 @@ fn serve(
         Some(_) => options.state.cgroup.clone().for_modules(&options.rights.ports)?,
         None => None,
     };
-    let files: Vec<BorrowedFd<'_>> = doors.tasks.iter().chain(&modules).map(AsFd::as_fd).collect();
-    socket.send_with(&Message::Cgroup { memory, modules: modules.is_some() }, &files)?;
-    drop((doors, modules));
+    let files: Vec<_> = doors.tasks.iter().map(AsFd::as_fd).collect();
+    socket.send_with(&Message::Cgroup { memory }, &files)?;
+    drop(doors);
     let mut found = Found::default();
     loop {
-        let (message, files) = socket.receive_with()?;
+        let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::Ready) => break,
             Some(Message::Module) => {
-                own.map_or(Ok(()), ForChildren::restore)?;
-                let engine = options.engine.as_ref().context("no engine was opened")?;
-                let name = &options.process.args().as_deref().unwrap_or_default()[0];
-                found = engine.look_up(options.rights.wish(), files.first(), name);
-                let native: Vec<_> = found.native.iter().map(AsFd::as_fd).collect();
-                socket.send_with(&Message::Native, &native)?;
+                found = serve::give_engine(
+                    socket,
+                    options.engine.as_ref(),
+                    &options.rights,
+                    options.process,
+                    files.first(),
+                    modules.as_ref(),
+                    options.state,
+                )?;
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
@@ -200,16 +219,19 @@ fn serve(
     let pid_file = options.pid_file.map(|path| create::draft_pid_file(path, pid)).transpose()?;
     socket.send(&Message::Start)?;
     // The exec closes its end.
-    match socket.receive()? {
+    match patience.receive(socket, pid)? {
         None => {}
         Some(Message::Failed(text)) => bail!(text),
         Some(message) => bail!("the new process sent {message:?}"),
     }
     if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later, &options.state.id);
+        native.compile_later(found.later);
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }
+
+const FROZEN: &str =
+    "cannot exec in a paused container: its cgroup is frozen (use --ignore-paused to override)";
 
 fn how_it_died(pid: Pid) -> anyhow::Error {
     let status = namespaces::wait(pid).ok();
@@ -223,15 +245,14 @@ fn how_it_died(pid: Pid) -> anyhow::Error {
 }
 
 /// Runs the new process. Ends in the program, or in the end of the process.
-fn main(plan: &Plan<'_>) -> ! {
-    let error = match set_up(plan).and_then(|ready| {
-        ready.program.take_signals();
+fn main(mut plan: Plan<'_>) -> ! {
+    let proc = plan.proc.take();
+    let error = match set_up(&plan, proc).and_then(|ready| {
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(ready.listener);
-        rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
-        module::enter(ready.modules)?;
-        init::load_last(ready.filter)?;
+        module::enter(ready.cgroup)?;
+        becoming::load_last(ready.filter)?;
         Ok(ready.program)
     }) {
         Ok(program) => program.exec(),
@@ -242,23 +263,18 @@ fn main(plan: &Plan<'_>) -> ! {
     syscall::exit_now(1)
 }
 
-/// Everything but the exec. The order and what is returned are those of [`init`], for the same reasons.
-fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
+/// Everything but the start and the exec.
+fn set_up<'a>(plan: &Plan<'a>, proc: Option<OwnedFd>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
+    if let Some(proc) = proc {
+        becoming::set_security_label(proc.as_fd(), process)?;
+    }
     rustix::process::setsid().context("start a session")?;
-    let (memory, files, mut modules) = plan.socket.expect_cgroup()?;
+    let (memory, files) = plan.socket.expect_cgroup()?;
     for tasks in files {
         cgroups::enter(&tasks).context("enter the cgroup")?;
-    }
-    plan.namespaces.join_rest()?;
-    if let Some(root) = &plan.root {
-        rustix::process::fchdir(root).context("enter the container's root")?;
-        rustix::process::chroot(".").context("make it the root")?;
-    }
-    if !options.state.keeps_keyring {
-        init::join_session_keyring(&options.state.id)?;
     }
     let rootfs = Rootfs::open_as_is(Path::new("/")).context("open the container's root")?;
     if let Some(console) = &options.console {
@@ -270,35 +286,36 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         process::set_personality(personality)?;
     }
     process::set_memory_policy(linux.and_then(|linux| linux.memory_policy().as_ref()))?;
-    let label = init::security_label(plan.proc, process)?;
-    let home = init::home(&rootfs, process);
+    let home = becoming::home(&rootfs, process);
     drop(rootfs);
 
-    let keep = options.spec.annotations().as_ref().and_then(|all| all.get(init::KEEP_GROUPS));
-    let keep = keep.is_some_and(|value| value != "0");
-    let filter = options.filter.as_ref();
-    let listener = init::become_unprivileged(process, filter, &plan.socket, keep)?;
-    let request = executor::Request {
-        args: process.args().as_deref().unwrap_or_default(),
-        env: init::environment(process, home, 0, false),
-        cwd: process.cwd(),
-        asked: options.asked,
-        engine: options.engine.as_ref(),
-        registered: plan.registered,
-        mounts: options.spec.mounts().as_deref().unwrap_or_default(),
+    let annotations = options.spec.annotations().as_ref();
+    let keep_groups = annotations.and_then(|all| all.get(becoming::KEEP_GROUPS));
+    let engine = options.engine.as_ref();
+    let plan = becoming::Plan {
+        process,
+        socket: &plan.socket,
+        first_own: options.first_own,
+        kept: Vec::new(),
+        withhold_devices: plan.withhold_devices,
+        keep_groups: keep_groups.is_some_and(|value| value != "0"),
+        by_root: options.state.uid == 0,
         rights: &options.rights,
-        memory,
-        native: &|module| plan.socket.ask_for_native(module),
+        request: executor::Request {
+            args: process.args().as_deref().unwrap_or_default(),
+            env: becoming::environment(process, home, 0, false),
+            cwd: process.cwd(),
+            asked: options.asked,
+            engine: engine.map(|engine| &engine.description),
+            plugins: engine.map_or(&[], engine::Directory::plugin_files),
+            registered: plan.registered,
+            mounts: options.spec.mounts().as_deref().unwrap_or_default(),
+            rights: &options.rights,
+            memory,
+            ask: &|module| plan.socket.ask_for_engine(module),
+        },
     };
-    let program = executor::prepare(&request)?;
-    init::set_label(label)?;
-    if program.is_module {
-        module::confine(&options.rights, modules.as_ref())?;
-    } else {
-        modules = None;
-    }
-    let (now, filter) = init::load_or_keep(process, filter, &plan.socket)?;
-    Ok(Ready { program, listener: listener.or(now), filter, modules })
+    becoming::ready(&plan, options.filter.as_ref())
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {

@@ -1,26 +1,28 @@
 //! Hooks: programs that the configuration has run at certain points (runtime-spec, `config.md`, "POSIX-platform Hooks").
 //!
-//! Own code, not libcontainer's, which starts a thread for a timeout: `rt` has one thread.
+//! Own code, not libcontainer's, which starts a thread for a timeout and lets a hook inherit what is open: `rt` has one thread.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use libcontainer::oci_spec::runtime::Hook;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, MemfdFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
 
+use super::{interrupt, namespaces, process};
 use crate::exe;
 use crate::state::{State, Status};
-use crate::syscall;
+use crate::{syscall, trust};
 
 /// The state of the container as a hook reads it from its standard input (runtime-spec, `runtime.md`, "State").
 pub(crate) fn state_json(state: &State, status: Status) -> String {
@@ -46,13 +48,17 @@ const STDOUT: &str = "run.oci.hooks.stdout";
 const STDERR: &str = "run.oci.hooks.stderr";
 
 impl Streams {
+    /// The files that are open.
+    pub(crate) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.stdout.iter().chain(&self.stderr).map(AsFd::as_fd)
+    }
+
     /// Opens the files, or makes them. Runs in the caller's process, where they can be reached.
     pub(crate) fn open(annotations: &BTreeMap<String, String>) -> Result<Streams> {
         let open = |key: &str| -> Result<Option<File>> {
             let Some(path) = annotations.get(key) else { return Ok(None) };
-            let file = OpenOptions::new().append(true).create(true).mode(0o700).open(path);
             let show = || format!("open `{path}`, the annotation `{key}`");
-            file.with_context(show).map(Some)
+            trust::append(Path::new(path), 0o600).with_context(show).map(Some)
         };
         Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
     }
@@ -123,43 +129,108 @@ fn input(state: &str) -> Result<File> {
 }
 
 fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<()> {
-    let mut command = Command::new(hook.path());
-    if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
-        command.arg0(name).args(arguments);
-    }
-    // Of the caller's, this one is not.
-    command.env_remove(exe::ENGINES);
-    if let Some(environment) = hook.env().as_deref().or(place.environment) {
-        let variables = environment.iter().filter_map(|variable| variable.split_once('='));
-        command.env_clear().envs(variables);
-    }
-    if let Some(folder) = place.folder {
-        command.current_dir(folder);
-    }
-    command.stdin(input(state).context("have the state ready")?);
-    let stream = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
-    command.stdout(stream(&streams.stdout)?.map_or_else(Stdio::null, Stdio::from));
-    if let Some(file) = stream(&streams.stderr)? {
-        command.stderr(file);
-    }
-    syscall::end_with_parent(&mut command);
-    let mut child = command.spawn()?;
+    let pid = start(hook, state, place, streams)?;
     // `bundle` refuses one that is not greater than 0.
-    if let Some(seconds) = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
-        let pid = Pid::from_raw(i32::try_from(child.id())?).context("no process")?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let limit = Timespec::try_from(Duration::from_secs(seconds))?;
-        let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
-        if ended == 0 {
-            child.kill()?;
-            child.wait()?;
-            bail!("it took longer than {seconds} s");
-        }
+    let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
+    if let Err(error) = interrupt::wait_for(pid, seconds.map(Duration::from_secs)) {
+        rustix::process::kill_process(pid, Signal::KILL)?;
+        namespaces::wait(pid)?;
+        return Err(error);
     }
-    let status = child.wait()?;
-    match (status.code(), status.signal()) {
+    let status = namespaces::wait(pid)?;
+    match (status.exit_status(), status.terminating_signal()) {
         (Some(0), _) => Ok(()),
         (Some(code), _) => bail!("exit status {code}"),
         (None, signal) => bail!("killed by signal {}", signal.unwrap_or(0)),
     }
+}
+
+/// Starts a hook. Own code and not the standard library's: a hook inside of the container is looked up by a name that its image
+/// chooses, so nothing may be open in its process by then but its streams, and a pipe by which it says that it is no program.
+fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<Pid> {
+    let c_string = |text: &[u8]| CString::new(text).context("a NUL byte");
+    let path = c_string(hook.path().as_os_str().as_bytes())?;
+    let argv = match hook.args().as_deref() {
+        Some(args @ [_, ..]) => {
+            args.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_>>()?
+        }
+        _ => vec![path.clone()],
+    };
+    let envp: Vec<CString> = match hook.env().as_deref().or(place.environment) {
+        Some(given) => {
+            // Of two with one name, the last one counts.
+            let counts = |(at, variable): &(usize, &String)| {
+                let own = name(variable);
+                own.is_some() && !given[*at + 1..].iter().any(|later| name(later) == own)
+            };
+            let counting = given.iter().enumerate().filter(counts);
+            counting.map(|(_, variable)| c_string(variable.as_bytes())).collect::<Result<_>>()?
+        }
+        None => std::env::vars_os()
+            // Of the caller's, this one is not.
+            .filter(|(name, _)| name != exe::ENGINES)
+            .map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<Result<_>>()?,
+    };
+    let input = input(state).context("have the state ready")?;
+    let nowhere = match streams.stdout {
+        None => Some(nowhere().context("open `/dev/null`")?),
+        Some(_) => None,
+    };
+    let (told, tell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
+    let Some(pid) = syscall::fork().context("make a process")? else {
+        let become_hook = || -> rustix::io::Result<Errno> {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            syscall::default_signal_actions();
+            syscall::block_only(&[]);
+            rustix::stdio::dup2_stdin(&input)?;
+            match (&streams.stdout, &nowhere) {
+                (Some(file), _) => rustix::stdio::dup2_stdout(file)?,
+                (None, Some(nowhere)) => rustix::stdio::dup2_stdout(nowhere)?,
+                (None, None) => {}
+            }
+            if let Some(file) = &streams.stderr {
+                rustix::stdio::dup2_stderr(file)?;
+            }
+            if let Some(folder) = place.folder {
+                rustix::process::chdir(folder)?;
+            }
+            close_all_but(tell.as_fd())?;
+            Ok(syscall::execve(&path, &argv, &envp))
+        };
+        let error = become_hook().unwrap_or_else(|error| error);
+        // Who reads it is gone, or waits for it.
+        let _ = rustix::io::write(&tell, &error.raw_os_error().to_ne_bytes());
+        syscall::exit_now(1)
+    };
+    drop(tell);
+    let mut number = [0; 4];
+    // Its exec closes the pipe.
+    if rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut number))? == number.len() {
+        namespaces::wait(pid)?;
+        return Err(Errno::from_raw_os_error(i32::from_ne_bytes(number)).into());
+    }
+    Ok(pid)
+}
+
+/// The name of a variable of the environment; none for a text that is no variable.
+fn name(variable: &str) -> Option<&str> {
+    variable.split_once('=').map(|(name, _)| name)
+}
+
+/// Runs in the hook's process.
+fn close_all_but(tell: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    match syscall::close_all_but(3, &[tell]) {
+        // Forbidden by the container's filter of system calls, which is loaded before the hooks that run in it. What init has
+        // open then, it has by low numbers.
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => syscall::close_each_but(3..1024, tell),
+        closed => closed,
+    }
+}
+
+/// Where what a hook prints goes when nobody asked for it: an image may have something else in the place of `/dev/null`, or nothing.
+fn nowhere() -> Result<OwnedFd> {
+    let null = process::open_null()
+        .map_or_else(|| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC), Ok);
+    Ok(null?)
 }

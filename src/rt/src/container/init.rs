@@ -2,31 +2,31 @@
 //! container's namespaces, and the order matters: see `docs/operation.md`.
 #![forbid(unsafe_code)]
 
-use std::ffi::CString;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Mount, Process};
+use anyhow::{Context, Result, ensure};
+use libcontainer::oci_spec::runtime::{Hook, Mount};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 
+use super::becoming::{self, Ready};
 use super::cgroups::Manager;
 use super::create::{self, Options};
 use super::hooks::Streams;
 use super::mounts::Detached;
 use super::namespaces::{self, Namespaces};
-use super::rootfs::Rootfs;
+use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
 use super::sync::{Message, Socket};
 use super::{
     cgroup_mount, cgroups, devices, hooks, module, mounts, notify_socket, process, sysctl, terminal,
 };
-use crate::executor::{self, Program};
+use crate::engine;
+use crate::executor;
 use crate::state::{State, Status};
 use crate::syscall;
 use crate::workload::Rights;
@@ -42,17 +42,16 @@ pub(super) struct Plan<'a> {
     /// What the caller's process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Detached>>,
     /// Where hooks print to.
-    pub(super) streams: &'a Streams,
+    pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
-    pub(super) notify: Option<&'a Path>,
+    pub(super) notify: Option<notify_socket::Folder>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
+    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    pub(super) first_own: u32,
     pub(super) state: &'a State,
 }
-
-/// The annotation that keeps the caller's additional groups.
-pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// The exit codes of a shell for a program that cannot be run, and one that is not there.
 const CANNOT_RUN: i32 = 126;
@@ -61,8 +60,8 @@ const NOT_THERE: i32 = 127;
 /// Runs init. Ends in the program, or in the end of the process.
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = std::mem::take(&mut plan.mounts);
-    let plan = &plan;
-    let ready = match set_up(plan, opened) {
+    let notify = plan.notify.take();
+    let ready = match set_up(&plan, opened, notify) {
         Ok(ready) => ready,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -70,14 +69,17 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
             syscall::exit_now(1)
         }
     };
-    // From now on the container can be signalled.
-    ready.program.take_signals();
-    let error = match wait_for_start(plan, ready.listener)
-        .and_then(|()| load_last(ready.filter))
-        .and_then(|()| run_start_hooks(plan))
-        .and_then(|()| module::enter(ready.modules))
+    let Ready { program, listener, filter, cgroup } = ready;
+    let error = match wait_for_start(&plan, listener)
+        .and_then(|()| becoming::load_last(filter))
+        .and_then(|()| run_start_hooks(&plan))
+        .and_then(|()| module::enter(cgroup))
     {
-        Ok(()) => ready.program.exec(),
+        Ok(()) => {
+            // The kernel looks the program up once more.
+            drop(std::mem::take(&mut plan.streams));
+            program.exec()
+        }
         Err(error) => error,
     };
     // The caller has gone: the one place left is the container's own standard error.
@@ -87,19 +89,12 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// What is there when only the start is missing.
-pub(super) struct Ready<'a> {
-    pub(super) program: Program,
-    /// Of a filter that notifies.
-    pub(super) listener: Option<OwnedFd>,
-    /// A filter that is loaded when nothing is left to do but the exec.
-    pub(super) filter: Option<&'a Filter>,
-    /// The way into the cgroup for modules.
-    pub(super) modules: Option<OwnedFd>,
-}
-
 /// Everything up to that point.
-fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a>> {
+fn set_up<'a>(
+    plan: &Plan<'a>,
+    opened: Vec<Option<Detached>>,
+    notify: Option<notify_socket::Folder>,
+) -> Result<Ready<'a>> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -107,6 +102,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     let process = bundle.process();
     let namespaces = plan.namespaces;
 
+    let is_service = notify.is_some();
     // Until the caller has recorded it. What changes the user ends this too; from then on init notices by itself, since it
     // waits for the caller's word.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -122,9 +118,6 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         place = Some(enter_cgroup(plan)?);
     }
     namespaces.join_rest()?;
-    if options.new_keyring {
-        join_session_keyring(options.id)?;
-    }
     if namespaces.makes(libc::CLONE_NEWNET) {
         namespaces::bring_loopback_up()?;
     }
@@ -148,7 +141,7 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
         devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), entries, bind)?;
-        if let Some(folder) = plan.notify {
+        if let Some(folder) = notify {
             notify_socket::mount(&rootfs, folder)?;
         }
     }
@@ -159,12 +152,12 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
     }
-    let mut place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+    let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     run_hooks_before_pivot(plan)?;
 
-    let mut empty = None;
+    let mut covers = Covers::default();
     for path in linux.masked_paths().iter().flatten() {
-        rootfs.mask(Path::new(path), &mut empty).with_context(|| format!("mask `{path}`"))?;
+        rootfs.mask(Path::new(path), &mut covers).with_context(|| format!("mask `{path}`"))?;
     }
     for path in linux.readonly_paths().iter().flatten() {
         rootfs
@@ -178,6 +171,11 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
         );
         rootfs.make_root_read_only()?;
     }
+    // While the host's `/proc` is there, which says whose root this is.
+    let withhold_devices = plan.state.cgroup.leaves_devices_open(linux.resources().as_ref())?;
+    if withhold_devices && namespaces.has_mount() {
+        rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
+    }
 
     // What needs the host's /proc, or privileges, before both are gone.
     if !create::limits_it(plan.state, namespaces) {
@@ -189,70 +187,49 @@ fn set_up<'a>(plan: &Plan<'a>, opened: Vec<Option<Detached>>) -> Result<Ready<'a
     process::set_memory_policy(linux.memory_policy().as_ref())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
-    let label = security_label(proc.as_fd(), process)?;
+    becoming::set_security_label(proc.as_fd(), process)?;
     drop(proc);
-    let home = home(&rootfs, process);
+    let home = becoming::home(&rootfs, process);
     let registered = create::registered_formats();
 
     if !namespaces.has_mount() {
         rootfs.chroot()?;
     } else if options.no_pivot {
-        rootfs.move_and_chroot(&bundle.rootfs, propagation)?;
+        rootfs.move_and_chroot(propagation)?;
     } else {
         rootfs.pivot(propagation)?;
     }
-    // No descriptor of the host's is left when the working directory is entered (CVE-2024-21626).
     drop(rootfs);
-    drop(empty);
+    drop(covers);
 
-    let keep = options.bundle.annotation(KEEP_GROUPS).is_some_and(|value| value != "0");
-    let listener = become_unprivileged(process, plan.filter, &plan.socket, keep)?;
-    // Of the same user and in the same pid namespace, another container could reach this process's descriptors, and start it
-    // or hold its engine's directory. The exec ends this.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .context("keep others out of init")?;
-    let request = executor::Request {
-        args: process.args().as_deref().unwrap_or_default(),
-        env: environment(process, home, options.listen_fds, plan.notify.is_some()),
-        cwd: process.cwd(),
-        asked: options.asked,
-        engine: options.engine.as_ref(),
-        registered,
-        mounts: spec.mounts().as_deref().unwrap_or_default(),
+    let keep_groups = bundle.annotation(becoming::KEEP_GROUPS).is_some_and(|value| value != "0");
+    let engine = options.engine.as_ref();
+    let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files()).collect();
+    let filter = plan.filter;
+    let plan = becoming::Plan {
+        process,
+        socket: &plan.socket,
+        first_own: plan.first_own,
+        kept,
+        withhold_devices,
+        keep_groups,
+        by_root: plan.state.uid == 0,
         rights: plan.rights,
-        memory: place.memory,
-        native: &|module| plan.socket.ask_for_native(module),
+        request: executor::Request {
+            args: process.args().as_deref().unwrap_or_default(),
+            env: becoming::environment(process, home, options.listen_fds, is_service),
+            cwd: process.cwd(),
+            asked: options.asked,
+            engine: engine.map(|engine| &engine.description),
+            plugins: engine.map_or(&[], engine::Directory::plugin_files),
+            registered,
+            mounts: spec.mounts().as_deref().unwrap_or_default(),
+            rights: plan.rights,
+            memory: place.memory,
+            ask: &|module| plan.socket.ask_for_engine(module),
+        },
     };
-    let program = executor::prepare(&request)?;
-    if !program.is_module {
-        place.modules = None;
-    }
-    set_label(label)?;
-    if program.is_module {
-        module::confine(plan.rights, place.modules.as_ref())?;
-    }
-    let (now, filter) = load_or_keep(process, plan.filter, &plan.socket)?;
-    let listener = listener.or(now);
-    Ok(Ready { program, listener, filter, modules: place.modules })
-}
-
-/// Where there are no new privileges, a filter is loaded without any: last of all, so that it need not allow what is done before. One
-/// that notifies is loaded while there is somebody to serve its listener, and one that the kernel might refuse while `create` can
-/// fail. Returns the listener, or the filter that is left.
-pub(super) fn load_or_keep<'a>(
-    process: &Process,
-    filter: Option<&'a Filter>,
-    socket: &Socket,
-) -> Result<(Option<OwnedFd>, Option<&'a Filter>)> {
-    match filter.filter(|_| process.no_new_privileges() == Some(true)) {
-        Some(filter) if filter.can_wait() => Ok((None, Some(filter))),
-        Some(filter) => Ok((filter.load(socket)?, None)),
-        None => Ok((None, None)),
-    }
-}
-
-pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
-    filter.map_or(Ok(()), Filter::load_unheard)
+    becoming::ready(&plan, filter)
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
@@ -284,13 +261,11 @@ fn mount_all(
 struct Place {
     /// The limit of memory that an engine is told, in bytes.
     memory: Option<u64>,
-    /// The way into the cgroup for modules.
-    modules: Option<OwnedFd>,
 }
 
 /// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
 fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
-    let (memory, mut files, modules) = plan.socket.expect_cgroup()?;
+    let (memory, mut files) = plan.socket.expect_cgroup()?;
     let delegate = plan.options.bundle.annotation(cgroups::DELEGATE);
     let delegated = delegate.filter(|name| !name.is_empty()).and_then(|_| files.pop());
     for tasks in files {
@@ -301,17 +276,7 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     if let Some(entrance) = delegated {
         cgroups::enter(&entrance).context("enter the delegated cgroup")?;
     }
-    Ok(Place { memory, modules })
-}
-
-pub(super) fn join_session_keyring(id: &str) -> Result<()> {
-    match syscall::join_session_keyring(&CString::new(format!("_ses.{id}"))?) {
-        // A kernel without keyrings, or a filter around this runtime that forbids them: there is none to share either.
-        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(()),
-        // A user's quota of keys is small, and the caller's keyring is no secret from a user's own container.
-        Err(Errno::DQUOT) => Ok(()),
-        Err(error) => Err(error).context("make a session keyring"),
-    }
+    Ok(Place { memory })
 }
 
 fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
@@ -324,141 +289,13 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
         list,
         &hooks::state_json(plan.state, Status::Creating),
         hooks::Place::bundle(plan.state),
-        plan.streams,
+        &plan.streams,
     )
-}
-
-/// The file that takes the label of the next program, and what to write to it. Opened on the host's `/proc`: the
-/// container's may be missing or be something else.
-pub(super) fn security_label(
-    proc: BorrowedFd<'_>,
-    process: &Process,
-) -> Result<Option<(File, String)>> {
-    let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
-    let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
-    let (paths, text): (&[&str], String) = match (selinux, apparmor) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => bail!("`selinuxLabel` and `apparmorProfile` exclude each other"),
-        (Some(label), None) => (&["thread-self/attr/exec"], label.clone()),
-        (None, Some(profile)) => {
-            // The second is where it was before Linux 5.8.
-            let paths = &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"];
-            (paths, format!("exec {profile}"))
-        }
-    };
-    let open = |path: &&str| {
-        rustix::fs::openat(proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-    };
-    let file = paths.iter().map(open).find(|file| file.is_ok());
-    let file =
-        file.with_context(|| format!("set the label `{text}`: open `/proc/{}`", paths[0]))??;
-    Ok(Some((File::from(file), text)))
-}
-
-/// For the next program that this process starts.
-pub(super) fn set_label(label: Option<(File, String)>) -> Result<()> {
-    match label {
-        Some((mut file, label)) => {
-            file.write_all(label.as_bytes()).with_context(|| format!("set the label `{label}`"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The user's home in the container's own `/etc/passwd`, for an environment without HOME. The file is read, not asked for
-/// by NSS: that would run the image's libraries.
-pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
-    if process.env().iter().flatten().any(|variable| variable.starts_with("HOME=")) {
-        return None;
-    }
-    let find = || {
-        let file = rootfs.open(Path::new("/etc/passwd"), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
-        if rustix::fs::fstat(&file).ok()?.st_mode & libc::S_IFMT != libc::S_IFREG {
-            return None;
-        }
-        const LONGEST: u64 = 1 << 20;
-        let mut text = String::new();
-        File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;
-        let uid = process.user().uid().to_string();
-        // NAME:PASSWORD:UID:GID:COMMENT:HOME:SHELL, passwd(5).
-        let line = text.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
-        line.split(':').nth(5).filter(|home| !home.is_empty()).map(str::to_owned)
-    };
-    Some(find().unwrap_or_else(|| "/".to_owned()))
-}
-
-pub(super) fn environment(
-    process: &Process,
-    home: Option<String>,
-    listen_fds: u32,
-    notify: bool,
-) -> Vec<String> {
-    let mut env = process.env().clone().unwrap_or_default();
-    env.extend(home.map(|home| format!("HOME={home}")));
-    if notify {
-        env.retain(|variable| !variable.starts_with("NOTIFY_SOCKET="));
-        env.push(notify_socket::variable());
-    }
-    if listen_fds > 0 {
-        // The program is process 1 of its own pid namespace (sd_listen_fds(3)).
-        env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
-    }
-    env
-}
-
-/// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
-/// do, since an image's `/root` is its directory also where its user is somebody else. Returns the listener of a filter that
-/// notifies, if it is loaded already.
-pub(super) fn become_unprivileged(
-    process: &Process,
-    filter: Option<&Filter>,
-    socket: &Socket,
-    keep_groups: bool,
-) -> Result<Option<OwnedFd>> {
-    let mut listener = None;
-    let user = process.user();
-    let capabilities = process.capabilities().as_ref();
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .context("keep others out of init")?;
-    process::set_umask(user.umask());
-    process::own_null()?;
-    process::own_stdio(user)?;
-    process::drop_bounding(capabilities)?;
-    if process.no_new_privileges() != Some(true)
-        && let Some(filter) = filter
-    {
-        // Loading one takes CAP_SYS_ADMIN, unless no new privileges can be had (seccomp(2)).
-        listener = filter.load(socket)?;
-    }
-    let entered = enter_working_directory(process.cwd());
-    process::become_user(user, keep_groups)?;
-    process::set_capabilities(capabilities)?;
-    match entered {
-        // Only its user may: a home that the owner of a network's filesystem keeps from root.
-        Err(error) if matches!(error.downcast_ref(), Some(&(Errno::ACCESS | Errno::PERM))) => {
-            enter_working_directory(process.cwd())?;
-        }
-        entered => entered?,
-    }
-    if process.no_new_privileges() == Some(true) {
-        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
-    }
-    Ok(listener)
-}
-
-fn enter_working_directory(path: &Path) -> Result<()> {
-    let show = || format!("enter the working directory `{}`", path.display());
-    rustix::process::chdir(path).with_context(show)?;
-    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.
-    let here = rustix::process::getcwd(Vec::new()).with_context(show)?;
-    ensure!(here.to_bytes().starts_with(b"/"), "{}: it is outside of the container", show());
-    Ok(())
 }
 
 /// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
 /// would hide from the kernel that the agent is gone.
 fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
-    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")?;
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
@@ -483,7 +320,7 @@ fn run_start_hooks(plan: &Plan<'_>) -> Result<()> {
         list,
         &hooks::state_json(plan.state, Status::Created),
         place,
-        plan.streams,
+        &plan.streams,
     )
 }
 

@@ -1,121 +1,269 @@
 //! Mounts in a container that runs already: crun's `mounts add` and `mounts remove`. libcontainer has nothing like it.
 //!
 //! What is mounted is opened on the host, by the caller; a process of its own joins the container's mount namespace, where a
-//! destination leads to what it is for the container, and puts it there.
+//! destination leads to what it is for the container, and puts it there. The state says which mount that was: only that one is
+//! removed again, wherever the container has made the destination lead to since.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
-use rustix::mount::UnmountFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::LinkNameSpaceType;
 
+use super::host_proc::HostProc;
 use super::mounts::{self, Detached};
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{self, Message};
 use crate::bundle::Bundle;
-use crate::state::State;
+use crate::state::{AddedMount, Directory, State};
 use crate::syscall;
 
-/// Mounts in order. When one fails, those before it stay.
-pub(crate) fn add(state: &State, spec: Spec, entries: &[Mount]) -> Result<()> {
+/// `<linux/stat.h>`; the kernel passes over what it does not know.
+const STATX_MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Mounts in order. When one fails, those before it stay. The caller holds the lock of the directory.
+pub(crate) fn add(
+    directory: &Directory,
+    state: &mut State,
+    spec: Spec,
+    entries: &[Mount],
+) -> Result<()> {
     let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let namespaces = Namespaces::default();
+    let before = state.added.len();
     let mut opened = Vec::new();
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
-        // Others show who mounts them: the caller's processes, its network.
+        // Others show who mounts them: the caller's processes, its network. And what a `remount` changes is what the container makes
+        // of the destination.
         ensure!(
-            mounts::binds(entry) || entry.typ().as_deref() == Some("tmpfs"),
+            mounts::binds(entry)
+                || entry.typ().as_deref() == Some("tmpfs") && !mounts::remounts(entry),
             "{}: only bind mounts and tmpfs can be added",
             show()
         );
         let mount = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
+        // A mount keeps its ids when it is attached.
+        let destination = entry.destination().clone();
+        let (id, unique) = mount.ids().with_context(show)?;
+        state.added.push(AddedMount { destination, id, unique });
         opened.push(Some(mount));
     }
-    inside(state, |root| {
-        for (entry, opened) in entries.iter().zip(&mut opened) {
+    let entrance = Entrance::open(state)?;
+    // Before they are there: none may be there that is in no record.
+    directory.write(state)?;
+    let (gone, added) = entrance.inside(&mut |root, tell| {
+        for (number, (entry, opened)) in entries.iter().zip(&mut opened).enumerate() {
             let show = || format!("mount `{}`", entry.destination().display());
             let opened: Option<Detached> = opened.take();
-            mounts::mount(root, &bundle, &namespaces, entry, opened).with_context(show)?;
+            let mounted = mounts::mount(root, &bundle, &namespaces, entry, opened);
+            // Nor one in the record that is not there: the last one may be, when its propagation failed, and a link
+            // that was copied is no mount.
+            let table = match mounted {
+                Ok(()) if !mounts::copies_symlinks(entry) => continue,
+                _ => root.proc()?.mounts()?,
+            };
+            let later = if mounted.is_ok() { number + 1 } else { entries.len() };
+            for number in number..later {
+                let id = state.added[before + number].id.to_string();
+                if !table.iter().any(|mount| mount.id == id) {
+                    tell(before + number)?;
+                }
+            }
+            mounted.with_context(show)?;
         }
         Ok(())
-    })
+    });
+    match forget(directory, state, &gone) {
+        // A record of what is not there is passed over by a removal.
+        Err(error) if added.is_ok() => Err(error),
+        _ => added,
+    }
 }
 
-/// Unmounts what is at these destinations, the last first.
-pub(crate) fn remove(state: &State, entries: &[Mount]) -> Result<()> {
-    inside(state, |_| {
+/// Unmounts what [`add`] has mounted at these destinations, the last first. The caller holds the lock of the directory.
+pub(crate) fn remove(directory: &Directory, state: &mut State, entries: &[Mount]) -> Result<()> {
+    let entrance = Entrance::open(state)?;
+    // Where the state cannot be written, that is told while nothing has been unmounted.
+    directory.write(state)?;
+    let (gone, removed) = entrance.inside(&mut |root, tell| {
+        let mut left: Vec<_> = state.added.iter().enumerate().collect();
         for entry in entries.iter().rev() {
             let destination = entry.destination();
             let show = || format!("unmount `{}`", destination.display());
-            ensure!(
-                identity(destination).with_context(show)? != identity(Path::new("/"))?,
-                "{}: it is the container's root",
-                show()
-            );
-            // Links lead where they led when it was added; in this process they cannot lead out of the container.
-            rustix::mount::unmount(destination, UnmountFlags::DETACH).with_context(show)?;
+            // Of several at one place, the last is on top.
+            let found = left.iter().rposition(|(_, mount)| mount.destination == *destination);
+            let (number, added) = match found {
+                Some(found) => left.remove(found),
+                None => bail!("{}: `mounts add` has mounted nothing there", show()),
+            };
+            let mount = match find(root, added).with_context(show)? {
+                Found::Here(mount) => mount,
+                Found::Nowhere => {
+                    tell(number)?;
+                    bail!("{}: the container has unmounted it already", show());
+                }
+            };
+            root.proc()?.unmount(mount.as_fd()).with_context(show)?;
+            tell(number)?;
         }
         Ok(())
+    });
+    let forgotten = forget(directory, state, &gone);
+    removed.and(forgotten)
+}
+
+/// Takes mounts out of the record.
+fn forget(directory: &Directory, state: &mut State, gone: &[usize]) -> Result<()> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let mut number = 0;
+    state.added.retain(|_| {
+        number += 1;
+        !gone.contains(&(number - 1))
+    });
+    directory.write(state)
+}
+
+enum Found {
+    Here(OwnedFd),
+    Nowhere,
+}
+
+/// Finds the very mount, by descriptor. The container may have moved the directory that it is on, put a link in its place, or
+/// another mount on it.
+fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
+    let open = |path: &Path| root.open(path, OFlags::PATH).ok().filter(|it| is(it.as_fd(), added));
+    if let Some(mount) = open(&added.destination) {
+        return Ok(Found::Here(mount));
+    }
+    let (table, id) = (root.proc()?.mounts()?, added.id.to_string());
+    let Some(entry) = table.iter().find(|mount| mount.id == id) else { return Ok(Found::Nowhere) };
+    if let Some(mount) = open(&entry.point) {
+        return Ok(Found::Here(mount));
+    }
+    let there = root.open(&entry.point, OFlags::PATH).and_then(|there| look(there.as_fd()));
+    // Another mount has got the number.
+    if there.is_ok_and(|there| there.is_root && there.id == Some(added.id)) {
+        return Ok(Found::Nowhere);
+    }
+    bail!("it is hidden by another mount, at `{}`", entry.point.display())
+}
+
+/// Whether a file is the root of that mount.
+fn is(file: BorrowedFd<'_>, added: &AddedMount) -> bool {
+    look(file).is_ok_and(|there| {
+        there.is_root
+            && match added.unique {
+                Some(_) => there.unique == added.unique,
+                None => there.id == Some(added.id),
+            }
     })
 }
 
-/// Which mount a file is looked at through, and which file it is.
-fn identity(path: &Path) -> rustix::io::Result<(u64, u64)> {
-    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
-    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)?;
-    Ok((found.stx_mnt_id, found.stx_ino))
+/// Which mount a file is looked at through.
+struct Look {
+    id: Option<u64>,
+    unique: Option<u64>,
+    is_root: bool,
 }
 
-/// Does something in a process that sees the container's mounts, and whose root is the container's.
-pub(super) fn inside(state: &State, mut act: impl FnMut(&mut Rootfs) -> Result<()>) -> Result<()> {
-    // In there, the container's processes could reach it, and what it has open (CVE-2016-9962).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .context("keep the container out")?;
-    let init = state.process()?.context("the container does not run")?;
-    let path = format!("/proc/{}/ns/mnt", state.pid);
-    let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .with_context(|| format!("open `{path}`"))?;
-    // If it lives still, its pid was nobody else's when that was opened.
-    syscall::pidfd_send_signal(init.as_fd(), 0).context("the container does not run")?;
-    let theirs = rustix::fs::fstat(&namespace)?;
-    let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
-    ensure!(
-        (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino),
-        "the container has no mount namespace of its own"
-    );
-    let (caller, child) = sync::pair()?;
-    let Some(pid) = syscall::clone3(0, None).context("make a process in it")? else {
-        drop(caller);
-        let kind = Some(LinkNameSpaceType::Mount);
-        let outcome = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .context("end with the caller")
-            .and_then(|()| {
-                rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
-                    .context("join the mount namespace")
-            })
-            .and_then(|()| Rootfs::open_as_is(Path::new("/")).context("open the container's root"))
-            .and_then(|mut root| act(&mut root));
-        let message = match outcome {
-            Ok(()) => Message::Ready,
-            Err(error) => Message::Failed(format!("{error:#}")),
-        };
-        let _ = child.send(&message);
-        syscall::exit_now(0)
+fn look(file: BorrowedFd<'_>) -> rustix::io::Result<Look> {
+    let ask = |what: StatxFlags| {
+        let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, what)?;
+        let known = found.stx_mask & what.bits() != 0;
+        let is_root = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        Ok((known.then_some(found.stx_mnt_id), is_root))
     };
-    drop(child);
-    let message = caller.receive();
-    namespaces::wait(pid)?;
-    match message? {
-        Some(Message::Ready) => Ok(()),
-        Some(Message::Failed(text)) => bail!(text),
-        other => bail!("the process in the container sent {other:?}"),
+    let ((unique, _), (id, is_root)) = (ask(STATX_MNT_ID_UNIQUE)?, ask(StatxFlags::MNT_ID)?);
+    Ok(Look { id, unique, is_root })
+}
+
+impl Detached {
+    /// As [`AddedMount`] has them.
+    fn ids(&self) -> Result<(u64, Option<u64>)> {
+        let found = look(self.as_fd())?;
+        Ok((found.id.context("the kernel tells no number of it")?, found.unique))
+    }
+}
+
+/// The way into a container's mount namespace.
+#[derive(Debug)]
+pub(super) struct Entrance {
+    namespace: OwnedFd,
+    proc: HostProc,
+}
+
+/// What is done inside; it says which mounts are gone, by their numbers.
+type Act<'a> = dyn FnMut(&mut Rootfs, &dyn Fn(usize) -> Result<()>) -> Result<()> + 'a;
+
+impl Entrance {
+    pub(super) fn open(state: &State) -> Result<Entrance> {
+        // In there, the container's processes could reach it, and what it has open (CVE-2016-9962).
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .context("keep the container out")?;
+        let init = state.process()?.context("the container does not run")?;
+        let path = format!("/proc/{}/ns/mnt", state.pid);
+        let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open `{path}`"))?;
+        // If it lives still, its pid was nobody else's when that was opened.
+        syscall::pidfd_send_signal(init.as_fd(), 0).context("the container does not run")?;
+        let theirs = rustix::fs::fstat(&namespace)?;
+        let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
+        ensure!(
+            (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino),
+            "the container has no mount namespace of its own"
+        );
+        Ok(Entrance { namespace, proc: HostProc::open()? })
+    }
+
+    /// Does something in a process that sees the container's mounts, and whose root is the container's. Returns the numbers of the
+    /// mounts that are gone too, also when it failed half-way.
+    pub(super) fn inside(self, act: &mut Act<'_>) -> (Vec<usize>, Result<()>) {
+        let mut gone = Vec::new();
+        let done = self.enter(act, &mut gone);
+        (gone, done)
+    }
+
+    fn enter(self, act: &mut Act<'_>, gone: &mut Vec<usize>) -> Result<()> {
+        let (caller, child) = sync::pair()?;
+        let Some(pid) = syscall::clone3(0, None).context("make a process in it")? else {
+            drop(caller);
+            let kind = Some(LinkNameSpaceType::Mount);
+            let outcome = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .context("end with the caller")
+                .and_then(|()| {
+                    rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)
+                        .context("join the mount namespace")
+                })
+                .and_then(|()| Rootfs::of_running(self.proc).context("open the container's root"))
+                .and_then(|mut root| act(&mut root, &|number| child.send(&Message::Gone(number))));
+            let message = match outcome {
+                Ok(()) => Message::Ready,
+                Err(error) => Message::Failed(format!("{error:#}")),
+            };
+            let _ = child.send(&message);
+            syscall::exit_now(0)
+        };
+        drop(child);
+        let message = loop {
+            match caller.receive() {
+                Ok(Some(Message::Gone(number))) => gone.push(number),
+                other => break other,
+            }
+        };
+        namespaces::wait(pid)?;
+        match message? {
+            Some(Message::Ready) => Ok(()),
+            Some(Message::Failed(text)) => bail!(text),
+            other => bail!("the process in the container sent {other:?}"),
+        }
     }
 }

@@ -1,15 +1,20 @@
 //! The kernel's table of the mounts that a process sees (`proc_pid_mountinfo(5)`).
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 
 /// One line of the table.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) id: String,
+    /// The mount that it is mounted on.
+    pub(crate) parent: String,
     /// `MAJOR:MINOR` of the filesystem; the same for all mounts of it.
     pub(crate) device: String,
     /// Which directory of the filesystem is mounted.
@@ -32,10 +37,27 @@ pub(crate) fn of(pid: i32) -> Result<Vec<Entry>> {
     read(Path::new(&format!("/proc/{pid}/mountinfo")))
 }
 
+/// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the container it is the
+/// container's, and may be anything.
+pub(crate) fn own_by(proc: BorrowedFd<'_>) -> Result<Vec<Entry>> {
+    let read = || -> Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(proc, "self/mountinfo", flags, Mode::empty())?;
+        let mut table = Vec::new();
+        File::from(file).read_to_end(&mut table)?;
+        Ok(table)
+    };
+    Ok(entries(&read().context("read the table of mounts")?))
+}
+
 fn read(path: &Path) -> Result<Vec<Entry>> {
     let table = fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
+    Ok(entries(&table))
+}
+
+fn entries(table: &[u8]) -> Vec<Entry> {
     // A name of any container's may hold any bytes; one that is no text is no name that a configuration could hold.
-    Ok(String::from_utf8_lossy(&table).lines().filter_map(parse).collect())
+    String::from_utf8_lossy(table).lines().filter_map(parse).collect()
 }
 
 /// None for a line that is none of the table's.
@@ -45,7 +67,8 @@ fn parse(line: &str) -> Option<Entry> {
     let mut fields = before.split(' ');
     Some(Entry {
         id: fields.next()?.to_owned(),
-        device: fields.nth(1)?.to_owned(),
+        parent: fields.next()?.to_owned(),
+        device: fields.next()?.to_owned(),
         root: unescape(fields.next()?).into(),
         point: unescape(fields.next()?).into(),
         writable: fields.next()?.split(',').any(|option| option == "rw"),
@@ -70,7 +93,8 @@ mod tests {
     fn a_line_is_taken_apart() {
         let line = r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
         let entry = parse(line).expect("a line of the table");
-        assert_eq!((entry.id.as_str(), entry.device.as_str()), ("36", "98:0"));
+        assert_eq!((entry.id.as_str(), entry.parent.as_str()), ("36", "35"));
+        assert_eq!(entry.device, "98:0");
         assert_eq!((entry.root, entry.point), ("/mnt1".into(), "/mnt 2".into()));
         assert_eq!((entry.kind.as_str(), entry.writable), ("ext3", true));
         assert_eq!(parse("36 35 98:0 /mnt1"), None);

@@ -40,6 +40,12 @@ pub(crate) struct Detached {
     finished: bool,
 }
 
+impl AsFd for Detached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
 /// Opens what init could not: mounts whose ids are mapped, and sources that only the host's root can reach where init is root
 /// of a user namespace. One for each entry of `mounts`. Runs in the caller's process.
 pub(crate) fn open_for_init(
@@ -123,6 +129,12 @@ pub(crate) fn remounts(entry: &Mount) -> bool {
     options.is_ok_and(|options| options.remount)
 }
 
+/// Whether an entry is not mounted where its source is a symbolic link.
+pub(crate) fn copies_symlinks(entry: &Mount) -> bool {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
+    options.is_ok_and(|options| options.copy_symlink)
+}
+
 /// Whether an entry shows files as those of others.
 pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
@@ -144,7 +156,9 @@ pub(crate) fn mount(
 ) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     if options.remount {
-        return remount(rootfs, entry, &options);
+        let remounted = remount(rootfs, entry, &options);
+        rootfs.look_again();
+        return remounted;
     }
     let bind = is_bind(entry, &options);
     if bind && options.copy_symlink && is_symlink(&bundle.path, entry) {
@@ -174,12 +188,15 @@ pub(crate) fn mount(
     );
     if copy_up {
         let own_mode = options.data.iter().any(|(name, _)| name == "mode");
-        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode)?;
+        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, rootfs.proc()?)?;
     }
     if !finished {
         options.finish(mount.as_fd(), !bind)?;
     }
-    attach(mount.as_fd(), destination.as_fd()).map_err(|error| {
+    rootfs.attach(mount.as_fd(), destination.as_fd(), entry.destination()).map_err(|error| {
+        if !matches!(error.downcast_ref(), Some(&(Errno::INVAL | Errno::NOTDIR))) {
+            return error;
+        }
         let there = is_directory(destination.as_fd());
         // The kernel's word for it is `Invalid argument`.
         if there.is_ok_and(|there| there != directory) {
@@ -231,12 +248,12 @@ fn open(
     };
     match made {
         // Root of a user namespace may make these only where it also owns what they show (`user_namespaces(7)`): without a
-        // network, pid or ipc namespace of the container's own they show the host's, which it can see anyway.
+        // network, pid or ipc namespace that is not the host's they show the host's, which it can see anyway.
         Err(error) if is_refusal(&error) => {
             let there = match kind {
-                "sysfs" if !namespaces.makes(libc::CLONE_NEWNET) => "/sys",
-                "proc" if !namespaces.makes(libc::CLONE_NEWPID) => "/proc",
-                "mqueue" if !namespaces.makes(libc::CLONE_NEWIPC) => "/dev/mqueue",
+                "sysfs" if !namespaces.has(libc::CLONE_NEWNET) => "/sys",
+                "proc" if !namespaces.has(libc::CLONE_NEWPID) => "/proc",
+                "mqueue" if !namespaces.has(libc::CLONE_NEWIPC) => "/dev/mqueue",
                 _ => return Err(error),
             };
             let mount = clone_tree(CWD, Path::new(there), true)
@@ -269,6 +286,14 @@ pub(crate) fn clone_tree(
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     clone_tree_at(at, path, flags)
+}
+
+/// A device node of the host's, to be shown in a container: it can be read and written, and neither its mode nor its owner be changed.
+pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mount = clone_tree(CWD, path, false)?;
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    syscall::mount_setattr(mount.as_fd(), MountAttr { set, ..MountAttr::default() }, false)?;
+    Ok(mount)
 }
 
 fn clone_tree_at(
@@ -389,21 +414,23 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Resu
 /// Changes the mount that is at the destination, and its filesystem unless `bind` says that only the mount is meant. What the
 /// options do not name stays as it is.
 fn remount(rootfs: &Rootfs, entry: &Mount, options: &Options) -> Result<()> {
-    let place = rootfs
-        .find(entry.destination())?
-        .context("the option `remount`: there is nothing to mount again")?;
+    let places = rootfs.find(entry.destination())?;
+    ensure!(!places.is_empty(), "the option `remount`: there is nothing to mount again");
     let whole =
         options.bind.is_none() && !(options.data.is_empty() && options.superblock.is_empty());
-    if whole {
-        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
-        let filesystem = rustix::mount::fspick(place.as_fd(), "", flags)
-            .context("the option `remount`: nothing is mounted there")?;
-        configure(&filesystem, options, false)?;
-        rustix::mount::fsconfig_reconfigure(filesystem.as_fd())
-            .map_err(|error| explain(&filesystem, error, "change the filesystem".to_owned()))?;
+    for place in places {
+        if whole {
+            let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+            let filesystem = rustix::mount::fspick(place.as_fd(), "", flags)
+                .context("the option `remount`: nothing is mounted there")?;
+            configure(&filesystem, options, false)?;
+            rustix::mount::fsconfig_reconfigure(filesystem.as_fd())
+                .map_err(|error| explain(&filesystem, error, "change the filesystem".to_owned()))?;
+        }
+        options.finish(place.as_fd(), false).context("the option `remount`")?;
+        options.propagate(place.as_fd())?;
     }
-    options.finish(place.as_fd(), false).context("the option `remount`")?;
-    options.propagate(place.as_fd())
+    Ok(())
 }
 
 fn is_symlink(bundle: &Path, entry: &Mount) -> bool {

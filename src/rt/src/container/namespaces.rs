@@ -11,12 +11,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
+use super::patience::Patience;
 use super::rootless;
 use super::sync::{self, Message, Socket};
 use crate::syscall;
@@ -28,8 +30,6 @@ pub(crate) struct Namespaces {
     /// `CLONE_NEW*` of the namespaces to make.
     new: i32,
     joined: Vec<Joined>,
-    /// Those that a process can only join for its children are joined already, see [`Namespaces::join_for_children`].
-    for_children: bool,
 }
 
 #[derive(Debug)]
@@ -44,26 +44,28 @@ impl Joined {
     fn enter(&self) -> rustix::io::Result<()> {
         rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(self.kind))
     }
-
-    /// A process never changes its own of these, only that of its children (`setns(2)`).
-    fn is_for_children(&self) -> bool {
-        matches!(self.flag, libc::CLONE_NEWPID | CLONE_NEWTIME)
-    }
 }
 
 impl Namespaces {
-    /// Opens what is to be joined. Runs in the caller's process.
+    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none: the container has no other then, and
+    /// may not change it. Runs in the caller's process.
     pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
         for namespace in linux.namespaces().iter().flatten() {
-            let (flag, name, kind) = describe(namespace.typ());
+            let namespace_kind = namespace.typ();
+            let (flag, name, kind) = describe(namespace_kind);
             let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
             else {
                 namespaces.new |= flag;
                 continue;
             };
-            let namespace = open(path)
-                .with_context(|| format!("open {name} namespace `{}`", path.display()))?;
+            let show = || format!("open {name} namespace `{}`", path.display());
+            let namespace = open(path).with_context(show)?;
+            if is_own(&namespace, namespace_file(namespace_kind)).with_context(show)? {
+                // What is set in it would be set on the host.
+                ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
+                continue;
+            }
             namespaces.joined.push(Joined { flag, name, kind, namespace });
         }
         Ok(namespaces)
@@ -71,30 +73,31 @@ impl Namespaces {
 
     /// Those of a running process that this one is not in already. Runs in the caller's process.
     pub(crate) fn of(pid: i32) -> Result<Namespaces> {
-        const ALL: [(&str, LinuxNamespaceType); 8] = [
-            ("mnt", LinuxNamespaceType::Mount),
-            ("cgroup", LinuxNamespaceType::Cgroup),
-            ("uts", LinuxNamespaceType::Uts),
-            ("ipc", LinuxNamespaceType::Ipc),
-            ("user", LinuxNamespaceType::User),
-            ("pid", LinuxNamespaceType::Pid),
-            ("net", LinuxNamespaceType::Network),
-            ("time", LinuxNamespaceType::Time),
+        const ALL: [LinuxNamespaceType; 8] = [
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::Cgroup,
+            LinuxNamespaceType::Uts,
+            LinuxNamespaceType::Ipc,
+            LinuxNamespaceType::User,
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Network,
+            LinuxNamespaceType::Time,
         ];
         let mut namespaces = Namespaces::default();
-        for (file, kind) in ALL {
+        for kind in ALL {
+            let file = namespace_file(kind);
             let path = format!("/proc/{pid}/ns/{file}");
             let show = || format!("open namespace `{path}`");
             let namespace = match open(Path::new(&path)) {
                 Ok(namespace) => namespace,
-                // A kernel that has no namespaces of this kind.
-                Err(Errno::NOENT) if Path::new(&format!("/proc/{pid}/ns")).exists() => continue,
+                // A kernel that has no namespaces of this kind. Of a process that is ending, the file is not there either.
+                Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
+                    continue;
+                }
                 Err(error) => return Err(error).with_context(show),
             };
-            let theirs = rustix::fs::fstat(&namespace).with_context(show)?;
-            let ours = rustix::fs::stat(format!("/proc/self/ns/{file}")).with_context(show)?;
             // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
-            if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+            if !is_own(&namespace, file).with_context(show)? {
                 let (flag, name, kind) = describe(kind);
                 namespaces.joined.push(Joined { flag, name, kind, namespace });
             }
@@ -108,7 +111,12 @@ impl Namespaces {
 
     /// A mount namespace of the container's own, so that mounting in it does not change the host.
     pub(crate) fn has_mount(&self) -> bool {
-        self.makes(libc::CLONE_NEWNS) || self.joins(libc::CLONE_NEWNS)
+        self.has(libc::CLONE_NEWNS)
+    }
+
+    /// Whether the container has a namespace of this kind that is not its caller's.
+    pub(crate) fn has(&self, flag: i32) -> bool {
+        self.makes(flag) || self.joins(flag)
     }
 
     pub(crate) fn joins(&self, flag: i32) -> bool {
@@ -124,9 +132,6 @@ impl Namespaces {
     /// A process cannot change its own pid or time namespace, only that of its children; once in another user
     /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
     fn need_helper(&self) -> bool {
-        if self.for_children {
-            return false;
-        }
         let others = self.joins(libc::CLONE_NEWPID)
             || self.joins(libc::CLONE_NEWUSER)
             || self.joins(CLONE_NEWTIME);
@@ -143,21 +148,6 @@ impl Namespaces {
     /// What a helper has not joined on init's behalf already. Runs in init.
     pub(crate) fn join_rest(&self) -> Result<()> {
         if self.need_helper() { Ok(()) } else { self.join() }
-    }
-
-    /// Joins the pid and time namespaces for the children of this process, which saves the helper. All of its children: it must
-    /// have only the one. Others than root of the host need the rights of the user namespace for that, so they keep the helper.
-    /// Returns whether there is anything to leave again.
-    pub(crate) fn join_for_children(&mut self) -> Result<bool> {
-        if self.new != 0 || !crate::state::is_host_root() {
-            return Ok(false);
-        }
-        for joined in self.joined.iter().filter(|joined| joined.is_for_children()) {
-            joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
-        }
-        self.joined.retain(|joined| !joined.is_for_children());
-        self.for_children = true;
-        Ok(true)
     }
 
     fn join(&self) -> Result<()> {
@@ -209,19 +199,43 @@ fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) 
     }
 }
 
+/// Its name in `/proc/PID/ns` (`namespaces(7)`).
+fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "net",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+/// Whether a namespace is the one that this process is in.
+fn is_own(namespace: &OwnedFd, file: &str) -> rustix::io::Result<bool> {
+    let there = rustix::fs::fstat(namespace)?;
+    let own = rustix::fs::stat(format!("/proc/self/ns/{file}"))?;
+    Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino))
+}
+
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
     // What is no namespace is noticed when it is joined; a fifo would be waited for here.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// The side of `spawn` that a process is on.
+/// The side of a birth that a process is on.
 #[derive(Debug)]
 pub(crate) enum Side {
     /// The caller's process; this is init's process id.
     Caller(Pid),
     Init,
 }
+
+/// What a process does before it has anything of the container's, with the rights and the key quota of who called `rt`.
+pub(crate) type First<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process, and without fail in init.
 ///
@@ -233,15 +247,79 @@ pub(crate) fn spawn(
     cgroup: Option<BorrowedFd<'_>>,
     caller: &Socket,
     init: &Socket,
+    first: First<'_>,
+    patience: &Patience,
 ) -> Result<Side> {
-    let clone =
-        |flags| syscall::clone3(flags, cgroup).context("make the container's first process");
-    if !namespaces.need_helper() {
-        return Ok(clone(namespaces.clone_flags())?.map_or(Side::Init, Side::Caller));
+    if namespaces.need_helper() {
+        return by_helper(cgroup, caller, init, patience, || {
+            first()?;
+            namespaces.join()?;
+            if namespaces.makes(CLONE_NEWTIME) {
+                make_time_namespace(linux)?;
+            }
+            // In its cgroup already: the helper was born in it.
+            clone(namespaces.clone_flags() | libc::CLONE_PARENT, None)
+        });
     }
-    if let Some(helper) = clone(0)? {
-        let message = caller.receive();
-        wait(helper)?;
+    if let Some(pid) = clone(namespaces.clone_flags(), cgroup)? {
+        return Ok(Side::Caller(pid));
+    }
+    match first() {
+        Ok(()) => Ok(Side::Init),
+        Err(error) => {
+            let _ = init.send(&Message::Failed(format!("{error:#}")));
+            syscall::exit_now(1)
+        }
+    }
+}
+
+/// Makes a process inside of a container that is there. Its neighbours may be hostile, and may have the right to look into it
+/// (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all namespaces but the new ones of its own, with the container's
+/// root as its root, and with no descriptor but those in `kept` and its socket. A helper, which the container cannot see, has joined
+/// and closed before. Returns twice, as [`spawn`].
+///
+/// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors are this runtime's.
+pub(crate) fn spawn_inside(
+    namespaces: &Namespaces,
+    root: Option<BorrowedFd<'_>>,
+    cgroup: Option<BorrowedFd<'_>>,
+    (caller, init): (&Socket, &Socket),
+    (first_own, kept): (u32, &[BorrowedFd<'_>]),
+    first: First<'_>,
+    patience: &Patience,
+) -> Result<Side> {
+    by_helper(cgroup, caller, init, patience, || {
+        first()?;
+        namespaces.join()?;
+        if let Some(root) = root {
+            rustix::process::fchdir(root).context("enter the container's root")?;
+            rustix::process::chroot(".").context("make it the root")?;
+        }
+        let kept: Vec<_> = kept.iter().copied().chain([init.as_fd()]).collect();
+        syscall::close_all_but(first_own, &kept).context("close the host's descriptors")?;
+        clone(libc::CLONE_PARENT, None)
+    })
+}
+
+fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
+    syscall::clone3(flags, cgroup).context("make the container's first process")
+}
+
+/// Has a helper process make init, and waits for its end. The helper ends here.
+fn by_helper(
+    cgroup: Option<BorrowedFd<'_>>,
+    caller: &Socket,
+    init: &Socket,
+    patience: &Patience,
+    make: impl FnOnce() -> Result<Option<Pid>>,
+) -> Result<Side> {
+    if let Some(helper) = clone(0, cgroup)? {
+        let message = patience.receive(caller, helper);
+        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
+        // Where the caller ignores the end of its children, it may be gone already.
+        if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
+            super::patience::end(helper, pidfd.as_fd());
+        }
         return match message? {
             Some(Message::Init(pid)) => {
                 Ok(Side::Caller(Pid::from_raw(pid).context("the helper sent no process id")?))
@@ -250,16 +328,7 @@ pub(crate) fn spawn(
             other => bail!("the process that joins namespaces sent {other:?}"),
         };
     }
-    let cloned = (|| {
-        namespaces.join()?;
-        if namespaces.makes(CLONE_NEWTIME) {
-            make_time_namespace(linux)?;
-        }
-        // In its cgroup already: the helper was born in it.
-        syscall::clone3(namespaces.clone_flags() | libc::CLONE_PARENT, None)
-            .context("make the container's first process")
-    })();
-    let message = match cloned {
+    let message = match make() {
         Ok(None) => return Ok(Side::Init),
         Ok(Some(pid)) => Message::Init(pid.as_raw_nonzero().get()),
         Err(error) => Message::Failed(format!("{error:#}")),
@@ -269,30 +338,15 @@ pub(crate) fn spawn(
     syscall::exit_now(0)
 }
 
-/// The pid and time namespaces of this process's children, as they are before [`Namespaces::join_for_children`].
-#[derive(Debug)]
-pub(crate) struct ForChildren([OwnedFd; 2]);
-
-impl ForChildren {
-    pub(crate) fn open() -> Result<ForChildren> {
-        let open = |name: &str| {
-            let path = format!("/proc/self/ns/{name}");
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .with_context(|| format!("open `{path}`"))
-        };
-        Ok(ForChildren([open("pid")?, open("time")?]))
-    }
-
-    /// From now on, children are this process's own again.
-    pub(crate) fn restore(&self) -> Result<()> {
-        for namespace in &self.0 {
-            rustix::thread::move_into_link_name_space(namespace.as_fd(), None)
-                .context("leave the container's namespaces")?;
-        }
-        Ok(())
-    }
+/// Whether a process has ended, also if nobody has waited for it yet.
+pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)));
+    Ok(ended.context("ask whether a process has ended")? > 0)
 }
 
+/// For a process that nobody holds up.
 pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     loop {
         match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
@@ -395,11 +449,18 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
     rootless::map("newuidmap", pid, uids)
 }
 
-/// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing.
+/// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing. One that was not
+/// dumpable is so again: the change of the user makes it what `fs.suid_dumpable` says (`PR_SET_DUMPABLE(2const)`).
 pub(crate) fn become_root() -> Result<()> {
+    let dumpable =
+        rustix::process::dumpable_behavior().context("ask who may reach this process")?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .context("become root's group")?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("become root")
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("become root")?;
+    if dumpable == DumpableBehavior::NotDumpable {
+        rustix::process::set_dumpable_behavior(dumpable).context("keep others out")?;
+    }
+    Ok(())
 }
 
 /// Brings up loopback in a network namespace that was just made: every program expects it. Runs in init.

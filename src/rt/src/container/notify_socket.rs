@@ -53,14 +53,42 @@ pub(super) fn variable() -> String {
     format!("NOTIFY_SOCKET={FOLDER}/{NAME}")
 }
 
-/// Makes the folder that the container will see, if its manager wants to hear something. The socket is made when it starts.
-pub(super) fn prepare(folder: &Path) -> Result<Option<&Path>> {
+/// The folder of the socket. On the host it is in a directory that only its owner can pass, so the
+/// container reaches it by its mount alone, and other users and containers do not.
+#[derive(Debug)]
+pub(super) enum Folder {
+    /// A mount that is not attached yet.
+    Opened(OwnedFd),
+    /// An ordinary user's, who may open no mount: init can, and is the same user.
+    Named(PathBuf),
+}
+
+/// Makes the folder that the container will see, if its manager wants to hear something, and opens
+/// it for init, which as root of a user namespace cannot come there. The socket is made when the
+/// container starts.
+pub(super) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     if manager().is_none() {
         return Ok(None);
     }
-    rustix::fs::mkdir(folder, Mode::from_raw_mode(0o755))
-        .with_context(|| format!("make `{}`", folder.display()))?;
-    Ok(Some(folder))
+    // In the container, for all of its users.
+    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
+        .with_context(|| format!("make `{}`", path.display()))?;
+    match open(&path) {
+        Ok(mount) => Ok(Some(Folder::Opened(mount))),
+        Err(error) if error.downcast_ref() == Some(&Errno::PERM) => Ok(Some(Folder::Named(path))),
+        Err(error) => Err(error),
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let mount = mounts::clone_tree(CWD, path, false)
+        .with_context(|| format!("open `{}`", path.display()))?;
+    // Nothing of the host's that is mounted there later shall be seen.
+    let propagation = libc::MS_PRIVATE;
+    let attr = MountAttr { set: RESTRICTIONS, propagation, ..MountAttr::default() };
+    syscall::mount_setattr(mount.as_fd(), attr, false)
+        .context("set the attributes of the mount")?;
+    Ok(mount)
 }
 
 /// What the container may not do with it.
@@ -70,14 +98,15 @@ pub(super) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NOEXEC;
 
 /// Shows the folder to the container. Runs in init, before the root is changed.
-pub(super) fn mount(rootfs: &Rootfs, folder: &Path) -> Result<()> {
-    let mount = mounts::clone_tree(CWD, folder, false)
-        .with_context(|| format!("open `{}`", folder.display()))?;
-    let attr = MountAttr { set: RESTRICTIONS, ..MountAttr::default() };
-    syscall::mount_setattr(mount.as_fd(), attr, false)
-        .context("set the attributes of the mount")?;
+pub(super) fn mount(rootfs: &Rootfs, folder: Folder) -> Result<()> {
+    let mount = match folder {
+        Folder::Opened(mount) => mount,
+        Folder::Named(path) => open(&path)?,
+    };
     let place = rootfs.make(Path::new(FOLDER), true)?;
-    mounts::attach(mount.as_fd(), place.as_fd()).with_context(|| format!("mount `{FOLDER}`"))
+    rootfs
+        .attach(mount.as_fd(), place.as_fd(), Path::new(FOLDER))
+        .with_context(|| format!("mount `{FOLDER}`"))
 }
 
 /// The container's socket, and the way to the manager.
@@ -106,9 +135,13 @@ impl Relay {
             .with_context(|| format!("open `{}`", folder.display()))?;
         let path = format!("/proc/self/fd/{}/{NAME}", opened.as_raw_fd());
         let bind = || {
-            rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?)?;
-            // Whoever the container's user is.
-            rustix::fs::chmod(&path, Mode::from_raw_mode(0o777))
+            // For whoever the container's user is. A socket hands its mode on to its file, less the
+            // umask (unix(7)); to change that of the file would be to go by its name once more.
+            rustix::fs::fchmod(&ours, Mode::from_raw_mode(0o666))?;
+            let umask = rustix::process::umask(Mode::empty());
+            let bound = rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?);
+            rustix::process::umask(umask);
+            bound
         };
         bind().with_context(|| format!("make the socket `{}`", folder.join(NAME).display()))?;
         Ok(Some(Relay { ours, manager }))
@@ -131,13 +164,11 @@ impl Relay {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(error).context("hear what the container says"),
         };
-        let text = String::from_utf8_lossy(&bytes[..length]);
-        let passed = |line: &&str| PASSED.iter().any(|prefix| line.starts_with(prefix));
-        let lines: Vec<&str> = text.lines().filter(passed).collect();
-        if !lines.is_empty() {
-            self.say(&lines.join("\n"), &[])?;
+        let said = passed(&bytes[..length]);
+        if !said.is_empty() {
+            self.say(&said.join("\n"), &[])?;
         }
-        Ok(lines.contains(&"READY=1"))
+        Ok(said.iter().any(|line| line == "READY=1"))
     }
 
     /// Waits until the container is ready or has ended. Then its first process is the service, since this one ends.
@@ -189,7 +220,31 @@ impl Relay {
     }
 }
 
+/// What of a message is passed on: lines of known names, of characters that can be printed. systemd ends a line at a carriage return
+/// too.
+fn passed(message: &[u8]) -> Vec<String> {
+    let lines = message.split(|byte| matches!(byte, b'\n' | b'\r' | 0));
+    let lines = lines.map(|line| String::from_utf8_lossy(line).into_owned());
+    let is_passed = |line: &String| {
+        PASSED.iter().any(|prefix| line.starts_with(prefix)) && !line.chars().any(char::is_control)
+    };
+    lines.filter(is_passed).collect()
+}
+
 fn socket() -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .context("open a socket")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed;
+
+    #[test]
+    fn a_container_speaks_of_itself_only() {
+        let message = b"STATUS=x\rMAINPID=1\rNOTIFYACCESS=all\r\nFDSTORE=1\nREADY=1\0MAINPID=2";
+        assert_eq!(passed(message), ["STATUS=x", "READY=1"]);
+        assert_eq!(passed(b"STATUS=a\x1b[2J\nSTATUS=\xe2\x80\xa8"), ["STATUS=\u{2028}"]);
+        assert!(passed(b"XREADY=1\n\r\n =").is_empty());
+    }
 }

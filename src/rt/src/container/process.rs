@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{
@@ -13,11 +14,12 @@ use libcontainer::oci_spec::runtime::{
 };
 use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::linux::LinuxSyscall;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
+use super::mounts;
 use crate::state::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
@@ -193,24 +195,32 @@ fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
 /// privileged: it takes CAP_SETPCAP.
 pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
     let keep = set(capabilities.and_then(|capabilities| capabilities.bounding().as_ref()))?;
-    for capability in CapabilitySet::all().difference(keep).iter() {
+    // By number, for a kernel may have more of them than have names here. The set of them has 64 bits.
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if keep.contains(capability) {
+            continue;
+        }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // A capability that this kernel does not have yet.
-            Ok(()) | Err(Errno::INVAL) => {}
+            Ok(()) => {}
+            // This kernel has no more.
+            Err(Errno::INVAL) => break,
             Err(error) => return Err(error).context("drop capabilities from the bounding set"),
         }
     }
     Ok(())
 }
 
-/// Becomes the container's user, and keeps the capabilities for the moment.
-pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
+/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` says that root of the host makes the
+/// container.
+pub(crate) fn become_user(user: &User, keep_groups: bool, is_root: bool) -> Result<()> {
     if !keep_groups {
         let groups: Vec<Gid> =
             user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
         match rustix::thread::set_thread_groups(&groups) {
-            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either.
-            Err(Errno::PERM) if groups.is_empty() => {}
+            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either. Those of an
+            // ordinary user stay (`user_namespaces(7)`); root's would be a gift.
+            Err(Errno::PERM) if groups.is_empty() && (!is_root || has_no_groups()?) => {}
             result => result.context("set the additional groups")?,
         }
     }
@@ -222,20 +232,22 @@ pub(crate) fn become_user(user: &User, keep_groups: bool) -> Result<()> {
         .with_context(|| format!("become user {}", user.uid()))
 }
 
-/// The capabilities that the program starts with. The order is the kernel's (`capabilities(7)`): ambient ones must be
-/// permitted and inheritable first.
-pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
-    let part = |part: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-        set(capabilities.and_then(|c| part(c).as_ref()))
-    };
-    let sets = CapabilitySets {
-        effective: part(LinuxCapabilities::effective)?,
-        permitted: part(LinuxCapabilities::permitted)?,
-        inheritable: part(LinuxCapabilities::inheritable)?,
-    };
+fn has_no_groups() -> Result<bool> {
+    let groups = rustix::process::getgroups().context("ask for the additional groups")?;
+    Ok(groups.is_empty())
+}
+
+/// The capabilities that the program starts with; `spare` are permitted besides, and not in force. The order is the kernel's
+/// (`capabilities(7)`): ambient ones must be permitted and inheritable first.
+pub(crate) fn set_capabilities(
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+) -> Result<()> {
+    let mut sets = sets(capabilities)?;
+    sets.permitted |= spare;
     rustix::thread::set_capabilities(None, sets).context("set the capabilities")?;
     rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
-    for capability in part(LinuxCapabilities::ambient)?.iter() {
+    for capability in set(capabilities.and_then(|c| c.ambient().as_ref()))?.iter() {
         match rustix::thread::configure_capability_in_ambient_set(capability, true) {
             // It is not permitted and inheritable: podman's `exec --user` writes such sets, and runc and crun pass over it.
             Err(Errno::PERM) => {}
@@ -245,26 +257,50 @@ pub(crate) fn set_capabilities(capabilities: Option<&LinuxCapabilities>) -> Resu
     Ok(())
 }
 
+/// Does something that takes capabilities which [`set_capabilities`] has spared, and gives them up: in one system call, which the
+/// container's filter has to allow if it was loaded in between.
+pub(crate) fn with_spare<T>(
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let given = sets(capabilities)?;
+    let mut raised = given;
+    raised.permitted |= spare;
+    raised.effective |= spare;
+    rustix::thread::set_capabilities(None, raised).context("set the capabilities")?;
+    let done = act()?;
+    if raised.permitted != given.permitted || raised.effective != given.effective {
+        rustix::thread::set_capabilities(None, given).context("give capabilities up")?;
+    }
+    Ok(done)
+}
+
+fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
+    let part = |part: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        set(capabilities.and_then(|c| part(c).as_ref()))
+    };
+    Ok(CapabilitySets {
+        effective: part(LinuxCapabilities::effective)?,
+        permitted: part(LinuxCapabilities::permitted)?,
+        inheritable: part(LinuxCapabilities::inheritable)?,
+    })
+}
+
 /// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of the host's mounts, by which
 /// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
 pub(crate) fn own_null() -> Result<()> {
-    let is_null = |file: BorrowedFd<'_>| {
-        rustix::fs::fstat(file).is_ok_and(|there| {
-            there.st_mode & libc::S_IFMT == libc::S_IFCHR
-                && there.st_rdev == rustix::fs::makedev(1, 3)
-        })
-    };
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let theirs = streams.map(is_null);
     if theirs == [false; 3] {
         return Ok(());
     }
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // An image may have something else there, or nothing.
-    let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
-    if !is_null(null.as_fd()) {
-        return Ok(());
-    }
+    let null = match open_null().map_or_else(private_null, Ok) {
+        Ok(null) => null,
+        // In a user namespace no device can be made. The host's is nobody's there, whose mode none of its users may change.
+        Err(_) if is_nobodys(&streams, theirs)? => return Ok(()),
+        Err(error) => return Err(error),
+    };
     let [stdin, stdout, stderr] = theirs;
     let put = || {
         stdin.then(|| rustix::stdio::dup2_stdin(&null)).transpose()?;
@@ -272,6 +308,53 @@ pub(crate) fn own_null() -> Result<()> {
         stderr.then(|| rustix::stdio::dup2_stderr(&null)).transpose()
     };
     put().map(drop).context("take the container's `/dev/null`")
+}
+
+/// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container that has lost its own.
+fn private_null() -> Result<OwnedFd> {
+    let make = || -> Result<OwnedFd> {
+        let options = mounts::Options::parse(&["size=0k".to_owned()])?;
+        let folder = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
+        let mode = Mode::from_raw_mode(0o666);
+        let number = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(&folder, "null", FileType::CharacterDevice, mode, number)?;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&folder, "null", flags, Mode::empty())?)
+    };
+    make().context("the container has no `/dev/null`: make one")
+}
+
+/// Whether none of the streams that are the host's null device belongs to an id that this user namespace knows.
+fn is_nobodys(streams: &[BorrowedFd<'_>; 3], theirs: [bool; 3]) -> Result<bool> {
+    let overflow: u32 = fs::read_to_string("/proc/sys/kernel/overflowuid")
+        .ok()
+        .and_then(|id| id.trim().parse().ok())
+        .unwrap_or(65534);
+    for (stream, _) in streams.iter().zip(theirs).filter(|(_, is_theirs)| *is_theirs) {
+        if rustix::fs::fstat(stream)?.st_uid != overflow {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_null(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|there| {
+        there.st_mode & libc::S_IFMT == libc::S_IFCHR && there.st_rdev == rustix::fs::makedev(1, 3)
+    })
+}
+
+/// The `/dev/null` that this process sees. None where something else is in its place, or nothing.
+pub(crate) fn open_null() -> Option<OwnedFd> {
+    // A fifo would be waited for, were it not for NONBLOCK.
+    let flags =
+        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty()).ok()?;
+    if !is_null(null.as_fd()) {
+        return None;
+    }
+    rustix::fs::fcntl_setfl(&null, OFlags::RDWR).ok()?;
+    Some(null)
 }
 
 /// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again

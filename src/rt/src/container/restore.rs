@@ -118,7 +118,8 @@ fn make(
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&bundle.config)?;
     directory.write(state)?;
-    let place = directory.make_root_folder()?;
+    let user = namespaces.makes(libc::CLONE_NEWUSER);
+    let place = directory.make_root_folder(user)?;
     options.common.make_directories(false)?;
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
@@ -152,7 +153,7 @@ fn make(
             state.cgroup.filter_devices(linux.resources().as_ref())?;
             directory.write(state)?;
             let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
-            socket.send_with(&Message::Cgroup { memory: None, modules: false }, &tasks)
+            socket.send_with(&Message::Cgroup { memory: None }, &tasks)
         },
     )?;
     if let Some(images) = images {
@@ -207,6 +208,9 @@ fn make(
     }
     // Mounted on in CRIU's mount namespace only, which is gone.
     let _ = fs::remove_dir(&place);
+    if user {
+        directory.close()?;
+    }
     let pid = Pid::from_raw(state.pid).context("no process")?;
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
@@ -333,20 +337,25 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
         | libc::MOUNT_ATTR_NOEXEC
         | libc::MOUNT_ATTR_NOSYMFOLLOW;
     let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
-    live_mounts::inside(state, |root| {
+    let act = |root: &Rootfs| {
         let restrict = |path: &Path, set: u64, recursive: bool| -> Result<()> {
             let attr = MountAttr { set: set & RESTRICTIONS, ..MountAttr::default() };
-            let Some(place) = root.find(path)?.filter(|_| attr != MountAttr::default()) else {
+            if attr == MountAttr::default() {
                 return Ok(());
-            };
-            match syscall::mount_setattr(place.as_fd(), attr, recursive) {
-                // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
-                // open for writing, so that it was not read-only before either.
-                Ok(()) | Err(Errno::INVAL | Errno::BUSY) => Ok(()),
-                Err(error) => Err(error).with_context(|| {
-                    format!("set the attributes of the mount `{}`", path.display())
-                }),
             }
+            for place in root.find(path)? {
+                match syscall::mount_setattr(place.as_fd(), attr, recursive) {
+                    // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
+                    // open for writing, so that it was not read-only before either.
+                    Ok(()) | Err(Errno::INVAL | Errno::BUSY) => {}
+                    Err(error) => {
+                        return Err(error).with_context(|| {
+                            format!("set the attributes of the mount `{}`", path.display())
+                        });
+                    }
+                }
+            }
+            Ok(())
         };
         for (at, entry) in entries.iter().enumerate() {
             let path = entry.destination();
@@ -367,7 +376,8 @@ fn protect(state: &State, bundle: &Bundle) -> Result<()> {
             restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
         }
         Ok(())
-    })
+    };
+    live_mounts::Entrance::open(state)?.inside(&mut |root, _| act(root)).1
 }
 
 /// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in

@@ -5,20 +5,23 @@
 //! leads to where it would lead inside the container, and never out of it. What was looked up is held by descriptor.
 #![forbid(unsafe_code)]
 
-mod walk;
-
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::thread::LinkNameSpaceType;
 
-use super::mount_table;
+use super::host_proc::{self, HostProc};
+use super::mount_table::{self, Entry};
 use super::mounts::{self, Options};
 use crate::syscall::{self, MountAttr};
+use crate::walk::{self, MOST_LINKS};
 
 #[derive(Debug)]
 pub(crate) struct Rootfs {
@@ -26,10 +29,40 @@ pub(crate) struct Rootfs {
     root: OwnedFd,
     /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
     kernels: Vec<(PathBuf, OwnedFd)>,
+    /// For each of them, whether its path leads to it. None until that is asked.
+    shown: OnceCell<Vec<bool>>,
+    /// None where it cannot be known to be the host's.
+    proc: Option<HostProc>,
 }
 
-/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
-const MOST_LINKS: u32 = 40;
+/// What masked paths are covered with. One of each serves all.
+#[derive(Debug, Default)]
+pub(crate) struct Covers {
+    /// An empty filesystem, for directories.
+    empty: Option<OwnedFd>,
+    /// The host's `/dev/null`, for files.
+    null: Option<OwnedFd>,
+}
+
+const PROC: &str = "/proc";
+
+/// Of its directory: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
+const ROOT_OF_PROCFS: u64 = 1;
+
+/// What can be mounted on in `/proc`: runc's list.
+const EMULATED: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
 
 impl Rootfs {
     /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.
@@ -48,12 +81,24 @@ impl Rootfs {
 
     /// Mounts the rootfs a second time.
     pub(crate) fn mount(path: &Path, place: &Path) -> Result<Rootfs> {
-        let tree = mounts::clone_tree(CWD, path, true).context("clone the mount of the rootfs")?;
+        let rootfs = open_without_links(path).context("open the rootfs")?;
+        let tree = mounts::clone_tree(rootfs.as_fd(), Path::new(""), true)
+            .context("clone the mount of the rootfs")?;
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
         syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
-        let place = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let place = if place == path { rootfs } else { open_without_links(place)? };
         mounts::attach(tree.as_fd(), place.as_fd())?;
-        Ok(Rootfs { root: tree, kernels: Vec::new() })
+        Ok(Rootfs {
+            root: tree,
+            kernels: Vec::new(),
+            shown: OnceCell::new(),
+            proc: Some(HostProc::open()?),
+        })
+    }
+
+    /// The root of a container that runs, in whose mount namespace this process is. `proc` was opened before it entered.
+    pub(super) fn of_running(proc: HostProc) -> Result<Rootfs> {
+        Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(Path::new("/"))? })
     }
 
     /// The rootfs as it is, for a container without a mount namespace of its own.
@@ -65,36 +110,107 @@ impl Rootfs {
                 Mode::empty(),
             )?,
             kernels: Vec::new(),
+            shown: OnceCell::new(),
+            proc: None,
         })
+    }
+
+    pub(super) fn proc(&self) -> Result<&HostProc> {
+        self.proc.as_ref().context("the host's `/proc` was not opened")
     }
 
     /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not by the way that led to it: who
     /// shares a volume with the container could have changed that since (CVE-2019-19921, CVE-2023-27561).
     pub(super) fn keep(&mut self, destination: &Path, mount: OwnedFd) {
         self.kernels.push((destination.to_owned(), mount));
+        self.look_again();
     }
 
     /// What is below a newer mount is not seen any more.
     pub(super) fn cover(&mut self, destination: &Path) {
         self.kernels.retain(|(covered, _)| !covered.starts_with(destination));
+        self.look_again();
     }
 
-    /// The mount that [`Rootfs::keep`] was told of, and the way from there.
-    fn kernels<'a>(&self, path: &'a Path) -> Option<(BorrowedFd<'_>, &'a Path)> {
-        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
-        if !path.components().all(plain) {
+    /// Mounts have changed.
+    pub(super) fn look_again(&mut self) {
+        self.shown = OnceCell::new();
+    }
+
+    /// Which mount that [`Rootfs::keep`] was told of a path is below, and the way from there.
+    fn kernels<'a>(&self, path: &'a Path) -> Option<(usize, &'a Path)> {
+        if !is_plain(path) {
             return None;
         }
-        self.kernels.iter().rev().find_map(|(destination, mount)| {
+        self.kernels.iter().enumerate().rev().find_map(|(number, (destination, _))| {
             let rest = path.strip_prefix(destination).ok()?;
             let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
-            Some((mount.as_fd(), rest))
+            Some((number, rest))
         })
+    }
+
+    /// Whether the path of a kept mount leads to it, and not to another one that was mounted there under another name.
+    fn is_shown(&self, number: usize) -> bool {
+        let shown = self.shown.get_or_init(|| {
+            let shown = |(destination, mount): &(PathBuf, OwnedFd)| {
+                let there =
+                    self.open(destination, OFlags::PATH).and_then(|it| identity(it.as_fd()));
+                there.is_ok_and(|there| identity(mount.as_fd()) == Ok(there))
+            };
+            self.kernels.iter().map(shown).collect()
+        });
+        shown[number]
+    }
+
+    /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which programs trust: as with runc, nothing
+    /// is mounted there but a whole procfs, and the few files that lxcfs shows in another way.
+    pub(super) fn attach(
+        &self,
+        mount: BorrowedFd<'_>,
+        place: BorrowedFd<'_>,
+        destination: &Path,
+    ) -> Result<()> {
+        let proc = self.proc()?;
+        let (root, at) = (proc.path_of(self.root.as_fd())?, proc.path_of(place)?);
+        let at = at.strip_prefix(root).context("its place was moved out of the rootfs")?;
+        let at = Path::new("/").join(at);
+        let named = is_plain(destination).then_some(destination);
+        let in_proc = |path: &Path| path.starts_with(PROC);
+        if in_proc(&at) || named.is_some_and(in_proc) {
+            let is = |path: &Path| at == path || named == Some(path);
+            if is(Path::new(PROC)) {
+                let whole = host_proc::is_procfs(mount)?
+                    && rustix::fs::fstat(mount)?.st_ino == ROOT_OF_PROCFS;
+                ensure!(whole, "only a procfs can be mounted on `/proc`");
+            } else {
+                ensure!(
+                    EMULATED.iter().any(|name| is(&Path::new(PROC).join(name))),
+                    "nothing can be mounted inside of `/proc`, but on {}",
+                    EMULATED.join(", ")
+                );
+            }
+        }
+        mounts::attach(mount, place)
     }
 
     /// Opens what `path` is for the container.
     pub(crate) fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         open_in(self.root.as_fd(), path, flags)
+    }
+
+    /// Opens a regular file for reading. What else may be there is not opened: with a device, that may do something already.
+    pub(super) fn open_regular(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let is_regular = |file: OwnedFd| {
+            let there = rustix::fs::fstat(&file)?;
+            if there.st_mode & libc::S_IFMT == libc::S_IFREG { Ok(file) } else { Err(Errno::INVAL) }
+        };
+        let file = self.open(path, OFlags::PATH).and_then(is_regular)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match &self.proc {
+            Some(proc) => proc.reopen(file.as_fd(), flags),
+            // By its name again. In a container that runs, the rules of its cgroup say which devices can be opened.
+            None => self.open(path, flags).and_then(is_regular),
+        }
     }
 
     /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not there.
@@ -119,10 +235,16 @@ impl Rootfs {
     ) -> Result<OwnedFd> {
         let (above, name) = self.make_parent(path)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&above, name, flags, Mode::empty()) {
-            Err(Errno::NOENT) => self.make(path, is_directory),
-            place => place.with_context(|| format!("open `{}`", path.display())),
-        }
+        let open = || rustix::fs::openat(&above, name, flags, Mode::empty());
+        let place = match open() {
+            // By the name alone: of whoever shares a volume, a link could be there by now.
+            Err(Errno::NOENT) => match make_one(&above, name, is_directory) {
+                Ok(()) | Err(Errno::EXIST) => open(),
+                Err(error) => Err(error),
+            },
+            place => place,
+        };
+        place.with_context(|| format!("make `{}` in the rootfs", path.display()))
     }
 
     fn make_counted(&self, path: &Path, is_directory: bool, links: u32) -> Result<OwnedFd> {
@@ -137,13 +259,7 @@ impl Rootfs {
         let parent = self.make_counted(above, true, links)?;
         // `..`, of which the directory before it was not there.
         let Some(name) = last_name(path) else { return Ok(self.open(path, OFlags::PATH)?) };
-        let made = if is_directory {
-            rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
-        } else {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
-        };
-        match made {
+        match make_one(&parent, name, is_directory) {
             Ok(()) => Ok(self.open(path, OFlags::PATH)?),
             // A link to what is not there, or somebody was faster.
             Err(Errno::EXIST) => match rustix::fs::readlinkat(&parent, name, Vec::new()) {
@@ -159,44 +275,71 @@ impl Rootfs {
     }
 
     /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not there needs no mask.
-    pub(crate) fn mask(&self, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-        let Some(place) = self.find(path)? else { return Ok(()) };
-        let is_directory = is_directory(place.as_fd())?;
-        let cover = match (is_directory, empty.as_ref()) {
-            (false, _) => mounts::clone_tree(CWD, Path::new("/dev/null"), false)
-                .context("open `/dev/null`")?,
-            // One empty filesystem serves all masked directories.
-            (true, Some(empty)) => mounts::clone_tree(empty.as_fd(), Path::new(""), false)?,
-            (true, None) => {
-                let options =
-                    ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
-                mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?
-            }
-        };
-        mounts::attach(cover.as_fd(), place.as_fd())?;
-        if is_directory && empty.is_none() {
-            *empty = Some(cover);
+    pub(crate) fn mask(&self, path: &Path, covers: &mut Covers) -> Result<()> {
+        for place in self.find(path)? {
+            let is_directory = is_directory(place.as_fd())?;
+            let first = if is_directory { &mut covers.empty } else { &mut covers.null };
+            let cover = match first {
+                Some(first) => mounts::clone_tree(first.as_fd(), Path::new(""), false)?,
+                None if is_directory => make_empty()?,
+                None => mounts::clone_device(Path::new("/dev/null")).context("open `/dev/null`")?,
+            };
+            mounts::attach(cover.as_fd(), place.as_fd())?;
+            first.get_or_insert(cover);
         }
         Ok(())
     }
 
     /// Makes a path, and all below it, read-only. What is not there needs no protection.
     pub(crate) fn make_read_only(&self, path: &Path) -> Result<()> {
-        let Some(place) = self.find(path)? else { return Ok(()) };
-        let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
-        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-        syscall::mount_setattr(tree.as_fd(), attr, true)?;
-        mounts::attach(tree.as_fd(), place.as_fd())
+        for place in self.find(path)? {
+            let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
+            let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+            syscall::mount_setattr(tree.as_fd(), attr, true)?;
+            mounts::attach(tree.as_fd(), place.as_fd())?;
+        }
+        Ok(())
     }
 
-    /// None when it is not there.
-    pub(super) fn find(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        let (root, path) = self.kernels(path).unwrap_or((self.root.as_fd(), path));
-        match open_in(root, path, OFlags::PATH) {
-            Ok(place) => Ok(Some(place)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// What a path is in the mount of the kernel's that is called so, and what it is for the container, which can be another one. None
+    /// when it is not there.
+    pub(super) fn find(&self, path: &Path) -> Result<Vec<OwnedFd>> {
+        let mut places = Vec::new();
+        let mut look = |root: BorrowedFd<'_>, path: &Path| -> Result<()> {
+            match open_in(root, path, OFlags::PATH) {
+                Ok(place) => places.push(place),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok(())
+        };
+        let kernels = self.kernels(path);
+        if let Some((number, rest)) = kernels {
+            look(self.kernels[number].1.as_fd(), rest)?;
         }
+        if kernels.is_none_or(|(number, _)| !self.is_shown(number)) {
+            look(self.root.as_fd(), path)?;
+        }
+        if let [one, other] = &places[..]
+            && identity(one.as_fd())? == identity(other.as_fd())?
+        {
+            places.pop();
+        }
+        Ok(places)
+    }
+
+    /// Makes device nodes that came with the rootfs useless, if the container's own are not in it.
+    pub(crate) fn ignore_devices(&self) -> Result<()> {
+        let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
+            Ok(dev) => dev,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if rustix::fs::fstat(&dev)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev {
+            return Ok(());
+        }
+        let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
+        Ok(syscall::mount_setattr(self.root.as_fd(), attr, false)?)
     }
 
     /// `root.readonly`: the rootfs itself, not what is mounted in it.
@@ -223,10 +366,20 @@ impl Rootfs {
         self.propagate(propagation)
     }
 
-    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead.
-    pub(crate) fn move_and_chroot(&self, path: &Path, propagation: Option<&str>) -> Result<()> {
-        rustix::process::fchdir(&self.root).context("enter the rootfs")?;
-        rustix::mount::mount_move(path, "/").context("move the rootfs over the root")?;
+    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead. The old root cannot be
+    /// unmounted and stays below.
+    pub(crate) fn move_and_chroot(&self, propagation: Option<&str>) -> Result<()> {
+        // The root of the mount namespace, also where this runtime was started in a chroot: what is outside of that is in the
+        // namespace too, and whoever joins it starts there.
+        let own = self.proc()?.mount_namespace().context("open the mount namespace")?;
+        rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Mount))
+            .context("enter the root of the mount namespace")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let old = rustix::fs::open("/", flags, Mode::empty())?;
+        // Neither the move nor what the host mounts later may reach the other.
+        set_propagation(old.as_fd(), libc::MS_PRIVATE, false).context("make the root private")?;
+        mounts::attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
+        OldRoot::new(self, &old)?.empty().context("empty the old root")?;
         self.chroot()?;
         self.propagate(propagation)
     }
@@ -251,6 +404,106 @@ impl Rootfs {
     }
 }
 
+/// The host's root below a rootfs that was moved over it. Nobody reaches it by a path, but where a whole procfs or sysfs is in the
+/// mount namespace, the kernel lets root of any user namespace mount another one, in which nothing is masked: what that shows, it
+/// takes for seen already (`mount_too_revealing`, `fs/namespace.c`). These two are the only filesystems with that rule; of others,
+/// a user namespace may mount only what shows what belongs to it. Used in init, which still has it as its root.
+struct OldRoot<'a> {
+    proc: &'a HostProc,
+    /// The mounts' ids.
+    rootfs: String,
+    id: String,
+}
+
+/// Ends the search for something that cannot be reached.
+const HIDDEN: &str = "it is hidden by other mounts";
+
+impl OldRoot<'_> {
+    fn new<'a>(rootfs: &'a Rootfs, old: &OwnedFd) -> Result<OldRoot<'a>> {
+        let (rootfs, proc) = (mount_id(rootfs.root.as_fd())?, rootfs.proc()?);
+        Ok(OldRoot { proc, rootfs, id: mount_id(old.as_fd())? })
+    }
+
+    /// Unmounts all that is mounted on it. In a user namespace the kernel forbids that; then every whole procfs and sysfs is covered.
+    fn empty(&self) -> Result<()> {
+        // Each round unmounts one.
+        for _ in 0..self.proc.mounts()?.len() {
+            let table = self.proc.mounts()?;
+            // What is hidden by another one comes after it.
+            let first = self.on_it(&table).min_by_key(|it| it.point.components().count());
+            let Some(first) = first else { return Ok(()) };
+            let show = || format!("unmount `{}`", first.point.display());
+            let there = open_place(&first.point).with_context(show)?;
+            // On the host it stays.
+            set_propagation(there.as_fd(), libc::MS_PRIVATE, true).with_context(show)?;
+            match self.proc.unmount(there.as_fd()) {
+                Ok(()) => {}
+                Err(Errno::INVAL | Errno::PERM) => return self.cover_kernels(),
+                Err(error) => return Err(error).with_context(show),
+            }
+        }
+        let table = self.proc.mounts()?;
+        ensure!(self.on_it(&table).next().is_none(), "unmount what is on it: {HIDDEN}");
+        Ok(())
+    }
+
+    fn on_it<'t>(&self, table: &'t [Entry]) -> impl Iterator<Item = &'t Entry> {
+        table.iter().filter(|it| it.parent == self.id && it.id != self.rootfs)
+    }
+
+    fn cover_kernels(&self) -> Result<()> {
+        for mount in self.on_it(&self.proc.mounts()?) {
+            let show = || format!("cut off `{}`", mount.point.display());
+            let there = open_place(&mount.point).with_context(show)?;
+            set_propagation(there.as_fd(), libc::MS_PRIVATE, true).with_context(show)?;
+        }
+        let table = self.proc.mounts()?;
+        let by_id: BTreeMap<&str, &Entry> = table.iter().map(|it| (it.id.as_str(), it)).collect();
+        let is_in_rootfs = |mount: &Entry| {
+            // As many steps up as there are mounts, at the most.
+            let up = |at: &&Entry| by_id.get(at.parent.as_str()).copied();
+            let mut line = std::iter::successors(Some(mount), up).take(table.len());
+            line.any(|at| at.id == self.rootfs)
+        };
+        let is_covered =
+            |mount: &Entry| table.iter().any(|it| it.parent == mount.id && it.point == mount.point);
+        for mount in &table {
+            let is_kernels = matches!(mount.kind.as_str(), "proc" | "sysfs");
+            let is_whole = is_kernels && mount.root == Path::new("/");
+            if !is_whole || is_covered(mount) || is_in_rootfs(mount) {
+                continue;
+            }
+            let show = || format!("cover `{}`", mount.point.display());
+            let place = open_place(&mount.point).with_context(show)?;
+            ensure!(mount_id(place.as_fd())? == mount.id, "{}: {HIDDEN}", show());
+            mounts::attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
+        }
+        Ok(())
+    }
+}
+
+fn open_place(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix::io::Result<()> {
+    let attr = MountAttr { propagation: kind, ..MountAttr::default() };
+    syscall::mount_setattr(mount, attr, recursive)
+}
+
+/// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part that has become one since is an error.
+fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty())
+        }
+        opened => opened,
+    }
+}
+
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC;
     loop {
@@ -261,6 +514,39 @@ fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Resu
             result => return result,
         }
     }
+}
+
+/// Follows no link: what is there under that name, whatever it is, is an error.
+fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::Result<()> {
+    if is_directory {
+        return rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+/// A filesystem that is empty, and stays so.
+fn make_empty() -> Result<OwnedFd> {
+    let options = ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
+    mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)
+}
+
+/// Which mount a file is looked at through, and which file of it.
+fn identity(file: BorrowedFd<'_>) -> rustix::io::Result<(u64, u64)> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
+    Ok((found.stx_mnt_id, found.stx_ino))
+}
+
+/// As the kernel's table has it.
+fn mount_id(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    Ok(found.stx_mnt_id.to_string())
+}
+
+/// Without `..` and `.`.
+fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
 fn last_name(path: &Path) -> Option<&OsStr> {

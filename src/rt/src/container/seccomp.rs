@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod calls;
 mod compile;
 mod notify;
 mod sockets;
@@ -36,8 +37,9 @@ pub(crate) struct Filter {
     raw: bool,
 }
 
-/// Fails where the configuration names a call that libseccomp does not know; otherwise such a rule is left out, since the
-/// call cannot be made here either.
+/// Fails where the configuration names a call that neither libseccomp nor rt knows. Otherwise such
+/// a rule is left out where that takes nothing away: it allows something, or the kernel is old
+/// enough that it has no such call.
 const FAIL_UNKNOWN: &str = "run.oci.seccomp_fail_unknown_syscall";
 
 /// A whole filter in the kernel's format, in base64, in place of the configuration's.

@@ -6,23 +6,25 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt::Timeout,
 };
+
+use super::interrupt::{self, Watch};
+use crate::executor::Given;
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
     /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
-    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes. With `modules`, the last file is
-    /// the one by which an engine enters the cgroup for modules.
-    Cgroup { memory: Option<u64>, modules: bool },
+    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes.
+    Cgroup { memory: Option<u64> },
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
@@ -32,8 +34,9 @@ pub(crate) enum Message {
     HooksDone,
     /// From init: the program is a module, which comes with the message, and an engine will run it.
     Module,
-    /// To init: what there is for the module. What it was compiled to comes with the message, if it was.
-    Native,
+    /// To init: the engine. Its directory comes with the message, then the files that are there: the plugins' directory, the way
+    /// into the cgroup for modules, what the module was compiled to.
+    Engine { plugins: bool, cgroup: bool, native: bool },
     /// From init: all is done, it waits for the start.
     Ready,
     /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
@@ -42,6 +45,8 @@ pub(crate) enum Message {
     Start,
     /// From init: it loads a seccomp filter now, whose listener will have this number.
     Listener(i32),
+    /// From the process that changes mounts of a container: of those that were added, the one of this number is not there any more.
+    Gone(usize),
     /// From init: why it gave up, on one line.
     Failed(String),
 }
@@ -63,6 +68,10 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
         None,
     )
     .context("make a socket pair")?;
+    // The first is the end of the caller's process, which may have blocked the signals that are to end it.
+    let turn = Some(interrupt::TURN);
+    rustix::net::sockopt::set_socket_timeout(&one, Timeout::Recv, turn)
+        .context("limit the wait for a message")?;
     Ok((Socket(one), Socket(other)))
 }
 
@@ -102,13 +111,14 @@ impl Socket {
 
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let mut buffer = [0; LONGEST];
+        let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         loop {
             // As for sending: not recvmsg(2).
             match rustix::io::read(&self.0, &mut buffer) {
                 Ok(0) => return Ok(None),
                 Ok(length) => return decode(&buffer[..length]).map(Some),
                 Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         }
@@ -116,7 +126,7 @@ impl Socket {
 
     /// And the files that come with it.
     pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
-        let mut buffer = [0; LONGEST];
+        let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let length = loop {
@@ -125,6 +135,7 @@ impl Socket {
                 Ok(received) => break received.bytes,
                 // Reset is said once, before what the other side sent last, when it died with something unread.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         };
@@ -144,43 +155,71 @@ impl Socket {
         }
     }
 
-    /// In init: waits until its cgroup is there; takes the limit of memory, the files by which it enters, and the one for the cgroup
-    /// for modules.
-    pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>, Option<OwnedFd>)> {
+    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which it enters.
+    pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>)> {
         match self.receive_with()? {
-            (Some(Message::Cgroup { memory, modules }), mut files) => {
-                let modules = if modules { files.pop() } else { None };
-                Ok((memory, files, modules))
-            }
+            (Some(Message::Cgroup { memory }), files) => Ok((memory, files)),
             (other, _) => bail!("waited for the cgroup, got {other:?}"),
         }
     }
-}
 
-impl Socket {
-    /// In init: shows the caller's process a module, and takes what it was compiled to.
-    pub(crate) fn ask_for_native(&self, module: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    /// In init: shows the caller's process a module, and takes what is needed to run it.
+    pub(crate) fn ask_for_engine(&self, module: BorrowedFd<'_>) -> Result<Given> {
         self.send_with(&Message::Module, &[module])?;
         match self.receive_with()? {
-            (Some(Message::Native), mut files) => Ok(files.pop()),
-            (other, _) => bail!("waited for what a module was compiled to, got {other:?}"),
+            (Some(Message::Engine { plugins, cgroup, native }), files) => {
+                let mut files = files.into_iter();
+                let mut take = |there: bool| if there { files.next() } else { None };
+                Ok(Given {
+                    engine: take(true).context("no engine came")?,
+                    plugins: take(plugins),
+                    cgroup: take(cgroup),
+                    native: take(native),
+                })
+            }
+            (other, _) => bail!("waited for the engine, got {other:?}"),
         }
+    }
+
+    /// In the caller's process: the answer to that.
+    pub(crate) fn give_engine(
+        &self,
+        engine: BorrowedFd<'_>,
+        plugins: Option<BorrowedFd<'_>>,
+        cgroup: Option<BorrowedFd<'_>>,
+        native: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let message = Message::Engine {
+            plugins: plugins.is_some(),
+            cgroup: cgroup.is_some(),
+            native: native.is_some(),
+        };
+        let files = [Some(engine), plugins, cgroup, native];
+        self.send_with(&message, &files.into_iter().flatten().collect::<Vec<_>>())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 fn encode(message: &Message) -> Vec<u8> {
     let (tag, text) = match message {
         Message::Mapped => (b'M', Vec::new()),
-        Message::Cgroup { memory, modules } => (
-            if *modules { b'C' } else { b'G' },
-            memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default(),
-        ),
+        Message::Cgroup { memory } => {
+            (b'G', memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default())
+        }
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
+        Message::Gone(number) => (b'U', number.to_string().into_bytes()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Module => (b'E', Vec::new()),
-        Message::Native => (b'N', Vec::new()),
+        Message::Engine { plugins, cgroup, native } => {
+            (b'N', [plugins, cgroup, native].map(|&there| u8::from(there)).to_vec())
+        }
         Message::Ready => (b'R', Vec::new()),
         Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
@@ -193,20 +232,22 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     let text = || String::from_utf8_lossy(&bytes[1..]).into_owned();
     Ok(match bytes[0] {
         b'M' => Message::Mapped,
-        tag @ (b'G' | b'C') => {
+        b'G' => {
             let limit = Some(text()).filter(|text| !text.is_empty());
             let memory = limit.map(|text| text.parse()).transpose();
-            Message::Cgroup {
-                memory: memory.context("parse a limit of memory")?,
-                modules: tag == b'C',
-            }
+            Message::Cgroup { memory: memory.context("parse a limit of memory")? }
         }
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
+        b'U' => Message::Gone(text().parse().context("parse the number of a mount")?),
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'E' => Message::Module,
-        b'N' => Message::Native,
+        b'N' => {
+            let there = <[u8; 3]>::try_from(&bytes[1..]).context("parse what comes with it")?;
+            let [plugins, cgroup, native] = there;
+            Message::Engine { plugins: plugins == 1, cgroup: cgroup == 1, native: native == 1 }
+        }
         b'R' => Message::Ready,
         b'W' => Message::Recorded,
         b'S' => Message::Start,
@@ -224,14 +265,15 @@ mod tests {
         let (one, other) = pair().expect("a pair");
         for message in [
             Message::Mapped,
-            Message::Cgroup { memory: None, modules: true },
-            Message::Cgroup { memory: Some(64 << 20), modules: false },
+            Message::Cgroup { memory: None },
+            Message::Cgroup { memory: Some(64 << 20) },
             Message::Init(4711),
             Message::Listener(7),
+            Message::Gone(3),
             Message::BeforePivot,
             Message::HooksDone,
             Message::Module,
-            Message::Native,
+            Message::Engine { plugins: true, cgroup: false, native: true },
             Message::Ready,
             Message::Recorded,
             Message::Start,

@@ -14,21 +14,22 @@
 //! the caller's process.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::settings::CompilerSettings;
-use crate::state::Draft;
+use crate::draft::Draft;
 use crate::syscall::{self, Lock};
+use crate::trust;
 
 /// The end of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
@@ -57,11 +58,24 @@ const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What is written in one go and is older was left by a process that was killed.
 const DRAFT: Duration = Duration::from_secs(60);
 
-/// The locks of a job, each of one byte: whoever has claimed it; those that wait for it, who share theirs; and, of one in the
-/// background, whom it is for, by a number of 62 bits. So all that is known of a job ends with its process.
+/// The locks of a job, each of one byte: whoever has claimed it; its compiler, while one runs; in the background, the tenant whom
+/// it is for; and the tenants that wait for it, who share theirs. The last two are ranges of [`TENANTS`] bytes, one for each
+/// tenant. So all that is known of a job ends with its process.
 const CLAIM: u64 = 0;
-const AWAITED: u64 = 1;
-const FOR: u64 = 2;
+const RUNS: u64 = 1;
+const FOR: u64 = TENANTS;
+const WAITS: u64 = 2 * TENANTS;
+
+/// A tenant's number is below. So is every place of a lock: what `off_t` holds is a little less than eight times this.
+pub(crate) const TENANTS: u64 = 1 << 60;
+
+/// The tenant that is the administrator.
+pub(crate) const ADMINISTRATOR: u64 = 0;
+
+/// The part of the cache that one tenant's native code may take when there is no room for all, and the part that the native code
+/// of one module may: the fourth, and the second.
+const SHARE_OF_TENANT: u64 = 4;
+const SHARE_OF_ONE: u64 = 2;
 
 /// No more starts are counted: a file grows with them.
 const MOST_HITS: u64 = 1 << 20;
@@ -108,6 +122,16 @@ pub(crate) struct About {
     /// Seconds since 1970.
     pub(crate) compiled: u64,
     pub(crate) milliseconds: u64,
+    /// The number of the tenant that had it compiled; none if the administrator did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<u64>,
+}
+
+/// How long somebody waits for a module that others have claimed: until they begin to compile it, and then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) before: Duration,
+    pub(crate) during: Duration,
 }
 
 /// Why a module cannot be compiled.
@@ -223,13 +247,11 @@ impl Cache {
 
     /// A file of the cache's, if nobody else can have written it.
     fn open(&self, path: &Path) -> Option<(File, fs::Metadata)> {
-        let own = rustix::process::geteuid().as_raw();
-        let trusted =
-            |metadata: &fs::Metadata| metadata.uid() == own && metadata.mode() & 0o022 == 0;
-        fs::symlink_metadata(&self.directory).ok().filter(trusted)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok().filter(fs::Metadata::is_file).filter(trusted)?;
+        trust::directory(&self.directory).ok()?;
+        let file = open(path).ok()?;
+        rustix::fs::fstat(&file).ok().filter(trust::is_ours)?;
+        let file = File::from(file);
+        let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
         Some((file, metadata))
     }
 
@@ -248,18 +270,24 @@ impl Cache {
             metadata.ctime(),
             metadata.ctime_nsec()
         );
-        if fs::read_to_string(&known).is_ok_and(|known| known == stamp) {
+        let is_known = || fs::read_to_string(&known).is_ok_and(|known| known == stamp);
+        if trust::directory(&self.verified).is_ok() && is_known() {
             return true;
         }
         let digest = hash(file.as_fd(), about.native_bytes);
         if !digest.is_ok_and(|(digest, _)| digest.to_hex().as_str() == about.native) {
             return false;
         }
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.verified);
-        if let Err(error) =
-            made.and_then(|()| Draft::write(known, stamp.as_bytes(), 0o600)).map(Draft::publish)
-        {
-            tracing::debug!("keep that `{}` is sound: {error}", about.key);
+        let keep = || -> Result<()> {
+            // It may be the first that is made below the root of the state.
+            if let Some(root) = self.verified.parent() {
+                trust::make_shared_directory(root)?;
+            }
+            let directory = trust::make_directory(&self.verified)?;
+            Draft::write_in(directory, known, stamp.as_bytes(), 0o600)?.publish()
+        };
+        if let Err(error) = keep() {
+            tracing::debug!("keep that `{}` is sound: {error:#}", about.key);
         }
         true
     }
@@ -270,21 +298,20 @@ impl Cache {
         serde_json::from_reader(file.take(LONGEST)).ok()
     }
 
-    /// Claims a module that is to be compiled, in the background for somebody. None when another process has it, or too many
-    /// modules of this or of all containers wait already: then those in the background wait, and nobody for them.
+    /// Claims a module that is to be compiled, in the background for a tenant. Returns `None` if another process holds the claim
+    /// or, for a background claim, if the tenant's or the host's queue is full. The module is tried again at a later start.
     pub(crate) fn claim(
         &self,
         key: &Key,
         module: BorrowedFd<'_>,
-        background: Option<&str>,
+        background: Option<u64>,
     ) -> Result<Option<Job>> {
         let show = || format!("keep a module in `{}`", self.directory.display());
         self.make().with_context(show)?;
         self.tidy();
         let path = self.file(key, "job");
-        let whom = background.map(number_of);
         let size = u64::try_from(rustix::fs::fstat(module)?.st_size).unwrap_or(0);
-        if is_claimed(&path) || whom.is_some_and(|whom| !self.has_room(whom, size)) {
+        if is_claimed(&path) || background.is_some_and(|whom| !self.has_room(whom, size)) {
             return Ok(None);
         }
         // Where nobody else sees it, and waits for it: reading may take for ever, where an image's filesystem is a program.
@@ -293,7 +320,7 @@ impl Cache {
             let flags =
                 OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = File::from(rustix::fs::open(&draft, flags, Mode::RUSR | Mode::WUSR)?);
-            let places = [Some(CLAIM), whom.map(|whom| FOR + whom)];
+            let places = [Some(CLAIM), background.map(|whom| FOR + whom)];
             for place in places.into_iter().flatten() {
                 syscall::lock(file.as_fd(), Lock::Write, place, 1)?;
             }
@@ -309,35 +336,30 @@ impl Cache {
         claimed
     }
 
-    /// Waits until nobody has a module to be compiled any more, until then at the most, or until a signal has come. Whoever
-    /// compiles it in the background hurries.
-    pub(crate) fn wait_for(&self, key: &Key, end: Instant) -> Result<()> {
+    /// Waits, for a tenant, until nobody has a module to be compiled any more, until patience is over, or until a signal has come.
+    /// Whoever compiles it in the background hurries.
+    pub(crate) fn wait_for(&self, key: &Key, tenant: u64, patience: &mut Patience) -> Result<()> {
         let path = self.file(key, "job");
         let job = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(job) => job,
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
         };
-        syscall::lock(job.as_fd(), Lock::Read, AWAITED, 1).context("say that it is waited for")?;
+        syscall::lock(job.as_fd(), Lock::Read, WAITS + tenant, 1)
+            .context("say that it is waited for")?;
         while is_locked(job.as_fd(), CLAIM, 1) {
             ensure!(!is_interrupted(), "a signal came while others compile it");
-            if Instant::now() >= end {
-                bail!("others have not compiled it in time");
-            }
+            let (begun, runs) = (Instant::now(), is_locked(job.as_fd(), RUNS, 1));
+            let left = if runs { &mut patience.during } else { &mut patience.before };
+            ensure!(!left.is_zero(), "others have not compiled it in time");
             std::thread::sleep(TURN);
+            *left = left.saturating_sub(begun.elapsed());
         }
         Ok(())
     }
 
     fn make(&self) -> Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let metadata = fs::symlink_metadata(&self.directory)?;
-        let own = rustix::process::geteuid().as_raw();
-        ensure!(
-            metadata.is_dir() && metadata.uid() == own && metadata.mode() & 0o022 == 0,
-            "others can write to it"
-        );
-        Ok(())
+        trust::make_directory(&self.directory).map(drop)
     }
 
     /// Whether one more module of that size may wait to be compiled for somebody.
@@ -346,7 +368,7 @@ impl Cache {
         for path in self.paths().filter(|path| path.extension().is_some_and(|end| end == "job")) {
             let Ok(job) = open(&path) else { continue };
             // What nobody works on any more is no queue; and what somebody waits for not this one.
-            if let Ok(Some(place)) = syscall::locked(job.as_fd(), Lock::Write, FOR, 0) {
+            if let Ok(Some(place)) = syscall::locked(job.as_fd(), Lock::Write, FOR, TENANTS) {
                 all += 1;
                 own += usize::from(place == FOR + whom);
                 bytes +=
@@ -399,25 +421,40 @@ impl Cache {
         file.map(File::from).with_context(|| format!("make `{}`", path.display()))
     }
 
-    /// Writes to it. On a full disk, what was not used for the longest time makes room.
-    pub(crate) fn write(&self, mut part: &File, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes to it, for a tenant. On a full disk, what was not used for the longest time makes room.
+    pub(crate) fn write(
+        &self,
+        mut part: &File,
+        mut bytes: &[u8],
+        tenant: Option<u64>,
+    ) -> io::Result<()> {
         while !bytes.is_empty() {
             match part.write(bytes) {
                 Ok(length) => bytes = &bytes[length..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_full(&error) && self.make_room() => {}
+                Err(error) if is_full(&error) && self.make_room(part, tenant) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
+    /// Removes the native code that was not used for the longest time: that of the tenant itself while it has more than its part.
     /// False when nothing is left that could be removed.
-    fn make_room(&self) -> bool {
-        let entries = self.entries().unwrap_or_default();
-        let is_native = |entry: &&Entry| matches!(entry.kind, Kind::Native(_));
-        let last = entries.iter().rev().find(is_native);
-        last.is_some_and(|entry| self.remove(entry).is_ok())
+    fn make_room(&self, part: &File, tenant: Option<u64>) -> bool {
+        let mut entries = self.entries().unwrap_or_default();
+        entries.retain(|entry| matches!(entry.kind, Kind::Native(_)));
+        let own = part.metadata().map_or(0, |part| part.len());
+        let all = own + bytes_of(&entries, |_| true);
+        let own = own + bytes_of(&entries, |entry| entry.is_of(tenant));
+        let first =
+            entries.iter().rev().find(|entry| entry.is_of(tenant) && own > all / SHARE_OF_TENANT);
+        first.or(entries.last()).is_some_and(|entry| self.remove(entry).is_ok())
+    }
+
+    /// Whether native code of so many bytes is more than one module of a tenant's may have.
+    pub(crate) fn is_too_large(&self, bytes: u64) -> bool {
+        bytes > self.most / SHARE_OF_ONE
     }
 
     /// Makes what was written to [`Cache::part`] the module's native code.
@@ -430,7 +467,8 @@ impl Cache {
             let text = serde_json::to_vec(&about)?;
             let length = u32::try_from(text.len()).context("too much to say of it")?;
             part.seek(io::SeekFrom::End(0))?;
-            self.write(&part, &[&text[..], &length.to_le_bytes(), MAGIC].concat())?;
+            let tail = [&text[..], &length.to_le_bytes(), MAGIC].concat();
+            self.write(&part, &tail, about.tenant)?;
             // The container's user reads it, by a descriptor: nobody else gets into the directory.
             rustix::fs::fchmod(&part, Mode::from_raw_mode(0o444))?;
             part.sync_all()?;
@@ -521,19 +559,36 @@ impl Cache {
     }
 
     /// Removes what nobody can use any more and, of the rest, what was not used for the longest time, until no more than so many
-    /// bytes are left, with what waits to be compiled, but for one that is just being compiled. Returns how many entries and bytes
-    /// went.
+    /// bytes are left, with what waits to be compiled, but for what is to be kept next. Returns how many entries and bytes went.
+    ///
+    /// What is to be kept makes room first among the native code of its own tenant, while that has more than its part.
     pub(crate) fn prune(
         &self,
         most: u64,
         useful: impl Fn(&Entry) -> bool,
-        own: Option<&Key>,
+        next: Option<&Next<'_>>,
     ) -> Result<(usize, u64)> {
-        let own = own.map(ToString::to_string);
-        let entries = self.entries()?;
-        let is_job = |entry: &&Entry| matches!(entry.kind, Kind::Job);
-        let waiting = entries.iter().filter(is_job).filter(|job| Some(&job.key) != own.as_ref());
-        let (mut left, mut gone) = (waiting.map(|job| job.bytes).sum::<u64>(), (0, 0));
+        let key = next.map(|next| next.key.to_string());
+        let mut entries = self.entries()?;
+        let is_job = |entry: &Entry| matches!(entry.kind, Kind::Job);
+        let waits = |entry: &Entry| is_job(entry) && Some(&entry.key) != key.as_ref();
+        let (mut left, mut gone) = (bytes_of(&entries, waits), (0, 0));
+        if let Some(next) = next {
+            let mut all = left + bytes_of(&entries, |entry| !is_job(entry) && useful(entry));
+            let is_own = |entry: &Entry| entry.is_of(next.tenant) && useful(entry);
+            let mut own = next.bytes + bytes_of(&entries, is_own);
+            for at in (0..entries.len()).rev() {
+                if all <= most || own <= self.most / SHARE_OF_TENANT {
+                    break;
+                }
+                if is_own(&entries[at]) {
+                    let entry = entries.remove(at);
+                    self.remove(&entry)?;
+                    (all, own) = (all - entry.bytes, own - entry.bytes);
+                    gone = (gone.0 + 1, gone.1 + entry.bytes);
+                }
+            }
+        }
         for entry in entries.iter().filter(|entry| !is_job(entry)) {
             if useful(entry) && left + entry.bytes <= most {
                 left += entry.bytes;
@@ -591,7 +646,44 @@ fn is_claimed(path: &Path) -> bool {
 
 /// Whether somebody waits for the job that this process has claimed.
 pub(crate) fn is_awaited(job: BorrowedFd<'_>) -> bool {
-    is_locked(job, AWAITED, 1)
+    is_locked(job, WAITS, TENANTS)
+}
+
+/// A tenant that waits for a job, other than this one.
+pub(crate) fn another_that_waits(job: BorrowedFd<'_>, own: u64) -> Option<u64> {
+    let others = [(WAITS, own), (WAITS + own + 1, TENANTS - own - 1)];
+    // A length of 0 would be all of the file.
+    let others = others.into_iter().filter(|(_, length)| *length > 0);
+    let find = |(start, length)| syscall::locked(job, Lock::Write, start, length).ok().flatten();
+    others.filter_map(find).next().map(|place| place.saturating_sub(WAITS))
+}
+
+/// Says of a job that its compiler runs, or that it does not.
+pub(crate) fn note_that_it_runs(job: BorrowedFd<'_>, runs: bool) {
+    let lock = if runs { Lock::Write } else { Lock::Free };
+    if let Err(error) = syscall::lock(job, lock, RUNS, 1) {
+        tracing::debug!("say that a compiler runs: {error}");
+    }
+}
+
+/// What is to be kept when others have made room.
+#[derive(Debug)]
+pub(crate) struct Next<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) bytes: u64,
+    /// None is the administrator, who may have all of the cache.
+    pub(crate) tenant: Option<u64>,
+}
+
+impl Entry {
+    /// Whether it is native code that this tenant had compiled; that of the administrator is nobody's.
+    fn is_of(&self, tenant: Option<u64>) -> bool {
+        matches!(&self.kind, Kind::Native(about) if tenant.is_some() && about.tenant == tenant)
+    }
+}
+
+fn bytes_of(entries: &[Entry], which: impl Fn(&Entry) -> bool) -> u64 {
+    entries.iter().filter(|entry| which(entry)).map(|entry| entry.bytes).sum()
 }
 
 /// Removes a job that nobody works on any more. A new one of that name comes only where there is none, so of all those who find
@@ -609,20 +701,22 @@ fn remove_unclaimed(path: &Path) {
     }
 }
 
-/// Whom a module is compiled for, as the place of a lock.
-fn number_of(whom: &str) -> u64 {
-    let digest = blake3::hash(whom.as_bytes());
+/// A tenant, whose modules are compiled one at a time, as the place of a lock.
+pub(crate) fn number_of(tenant: &str) -> u64 {
+    let digest = blake3::hash(tenant.as_bytes());
     let (first, _) = digest.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
-    // One that ends before the largest place that there is.
-    u64::from_le_bytes(*first) >> 2
+    u64::from_le_bytes(*first) % TENANTS
 }
 
 /// How often whoever waits looks.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 
+/// The signals that ask for an end.
+pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
 /// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
 pub(crate) fn is_interrupted() -> bool {
-    syscall::pending(&[libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP])
+    syscall::pending(&ENDING)
 }
 
 /// Whether there is no space left.

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -17,9 +17,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::Description;
-use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind};
-use super::settings::{CacheSettings, Settings};
+use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind, Patience};
+use super::settings::{CacheSettings, CompilerSettings, Settings};
 use crate::exe;
+use crate::state::State;
 use crate::workload::{Compile, Wish};
 
 /// To be raised when what a module is compiled to changes for a reason that the key does not hold.
@@ -37,6 +38,8 @@ pub(crate) struct Native {
     surroundings: String,
     /// The arguments of this runtime that a compiler of modules is started with too.
     flags: Vec<String>,
+    /// The root of the containers' state, absolute.
+    root: PathBuf,
     /// Without, what is there already is used.
     pub(crate) can_compile: bool,
 }
@@ -69,7 +72,16 @@ pub(crate) struct Later {
     pub(crate) name: String,
     /// Its instructions are to be counted.
     pub(crate) counting: bool,
+    /// Whom it is compiled for; none for the administrator.
+    pub(crate) tenant: Option<u64>,
 }
+
+/// The keys by which containerd's and CRI-O's CRI servers name the pod of a container. The configuration is the caller's, who is
+/// trusted: rt takes a pod's name for what it is.
+const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
+
+/// How a compiler ends that had no turn in time.
+pub(crate) const BUSY: u8 = 75;
 
 impl Native {
     /// None when the engine runs nothing but modules.
@@ -94,13 +106,14 @@ impl Native {
         );
         let CacheSettings { directory, max_bytes } = &settings.cache;
         let cache = Cache::new(directory, host.root.join("@wasm"), *max_bytes);
-        let mut flags = vec![format!("--root={}", absolute(host.root)?.display())];
+        let root = absolute(host.root)?;
+        let mut flags = vec![format!("--root={}", root.display())];
         if let Some(config) = host.config {
             flags.push(format!("--wasm-config={}", absolute(config)?.display()));
         }
         flags.extend(host.cgroups.map(str::to_owned));
         let can_compile = description.can_compile;
-        Ok(Some(Native { settings, cache, surroundings, flags, can_compile }))
+        Ok(Some(Native { settings, cache, surroundings, flags, root, can_compile }))
     }
 
     /// None for a module that is too large.
@@ -113,15 +126,30 @@ impl Native {
         Key::new(&format!("{}{counting}", self.surroundings), digest)
     }
 
+    /// The tenant of a container, who has a share of the compilers and of the cache: its pod, or else the container itself.
+    fn tenant(&self, state: &State) -> u64 {
+        let pod = PODS.iter().find_map(|key| state.annotations.get(*key));
+        cache::number_of(&match pod {
+            Some(pod) => format!("pod {pod}"),
+            None => format!("container {} of {}", state.id, self.root.display()),
+        })
+    }
+
     /// What there is for a module, when its container wishes this. Without native code a module is interpreted: nothing that goes
     /// wrong here keeps it from running.
-    pub(crate) fn look_up(&self, wish: Wish, module: BorrowedFd<'_>, name: &str) -> Found {
+    pub(crate) fn look_up(
+        &self,
+        wish: Wish,
+        module: BorrowedFd<'_>,
+        name: &str,
+        state: &State,
+    ) -> Found {
         // The administrator's `off` is not a container's to change.
         let mode = match self.settings.compile {
             Compile::Off => Compile::Off,
             own => wish.compile.unwrap_or(own),
         };
-        self.try_look_up(mode, wish.counting, module, name).unwrap_or_else(|error| {
+        self.try_look_up(mode, wish.counting, module, name, state).unwrap_or_else(|error| {
             let line = format!("the module `{name}` is interpreted: {error:#}");
             if mode == Compile::Eager {
                 // It was to be otherwise.
@@ -139,6 +167,7 @@ impl Native {
         counting: bool,
         module: BorrowedFd<'_>,
         name: &str,
+        state: &State,
     ) -> Result<Found> {
         if mode == Compile::Off {
             return Ok(Found::default());
@@ -162,14 +191,16 @@ impl Native {
             return hopeless(format!("it cannot be compiled: {}", failure.why));
         }
         let module = module.try_clone_to_owned().context("keep the module open")?;
-        let later = Later { key: key.clone(), module, name: name.to_owned(), counting };
+        let tenant = self.tenant(state);
+        let (key, name) = (key.clone(), name.to_owned());
+        let later = Later { key, module, name, counting, tenant: Some(tenant) };
         if mode == Compile::Lazy {
             // Not claimed yet: this process goes on when init lets it, which others may keep from doing so.
             return Ok(Found { native: None, later: Some(later) });
         }
-        self.compile_now(&later)?;
-        let file = self.cache.find(&key).context("the compiler of modules failed")?;
-        self.cache.count_hit(&key);
+        self.compile_now(&later, tenant)?;
+        let file = self.cache.find(&later.key).context("the compiler of modules failed")?;
+        self.cache.count_hit(&later.key);
         detach(file.as_fd())
     }
 
@@ -179,14 +210,20 @@ impl Native {
     }
 
     /// Has a module compiled while its container waits, or waits for somebody else who has it.
-    fn compile_now(&self, what: &Later) -> Result<()> {
-        let end = Instant::now() + self.patience();
-        while Instant::now() < end {
+    fn compile_now(&self, what: &Later, tenant: u64) -> Result<()> {
+        let CompilerSettings { seconds, wait_seconds, .. } = self.settings.compiler;
+        let mut patience = Patience {
+            before: Duration::from_secs(wait_seconds),
+            during: Duration::from_secs(seconds),
+        };
+        // Each round but the last is another process's claim that came to nothing.
+        const MOST_ROUNDS: usize = 16;
+        for _ in 0..MOST_ROUNDS {
             if let Some(job) = self.cache.claim(&what.key, what.module.as_fd(), None)? {
-                let worker = self.start(job, what, false, Stdio::null())?;
+                let worker = self.start(job, what, Some(patience.before), Stdio::null())?;
                 return Self::wait(worker, ensure_uninterrupted);
             }
-            self.cache.wait_for(&what.key, end)?;
+            self.cache.wait_for(&what.key, tenant, &mut patience)?;
             if self.cache.find(&what.key).is_some() || self.failure(&what.key).is_some() {
                 return Ok(());
             }
@@ -194,27 +231,32 @@ impl Native {
         bail!("others have not compiled it in time")
     }
 
-    /// How long somebody who waits for a module waits for the compilers of others, before it goes without.
-    pub(crate) fn patience(&self) -> Duration {
+    /// How long the administrator waits for the compilers of others.
+    pub(crate) fn administrators_patience(&self) -> Patience {
         const LEAST: u64 = 60;
-        Duration::from_secs(self.settings.compiler.seconds.max(LEAST))
+        let seconds = Duration::from_secs(self.settings.compiler.seconds.max(LEAST));
+        Patience { before: seconds, during: seconds }
     }
 
     /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of the caller's that it held open
-    /// would keep the caller waiting.
+    /// would keep the caller waiting. Without a time to wait for others it is compiled in the background.
     pub(crate) fn start(
         &self,
         job: Job,
         what: &Later,
-        background: bool,
+        wait: Option<Duration>,
         errors: Stdio,
     ) -> Result<Child> {
         let Job { key, file } = job;
         let start = || -> Result<Child> {
             let mut worker = exe::again()?;
             worker.args(&self.flags).args(["wasm", "worker", "--name", &what.name]);
-            if background {
-                worker.arg("--background");
+            match wait {
+                Some(wait) => worker.arg(format!("--wait={}", wait.as_millis())),
+                None => worker.arg("--background"),
+            };
+            if let Some(tenant) = what.tenant {
+                worker.arg(format!("--tenant={tenant}"));
             }
             if what.counting {
                 worker.arg("--counting");
@@ -245,6 +287,8 @@ impl Native {
         };
         match wait() {
             Ok(status) => {
+                let is_busy = status.code() == Some(i32::from(BUSY));
+                ensure!(!is_busy, "the compilers of others have not ended in time");
                 ensure!(status.success(), "the compiler of modules failed");
                 Ok(())
             }
@@ -272,13 +316,13 @@ impl Native {
         })
     }
 
-    /// Has a module compiled in the background, for a container of this name: that one is made, whatever becomes of it.
-    pub(crate) fn compile_later(&self, later: Option<Later>, container: &str) {
+    /// Has a module compiled in the background: its container is made, whatever becomes of it.
+    pub(crate) fn compile_later(&self, later: Option<Later>) {
         let Some(later) = later else { return };
         let start = || {
-            let job = self.cache.claim(&later.key, later.module.as_fd(), Some(container))?;
+            let job = self.cache.claim(&later.key, later.module.as_fd(), later.tenant)?;
             job.map_or(Ok(()), |job| {
-                Self::wait(self.start(job, &later, true, Stdio::null())?, || Ok(()))
+                Self::wait(self.start(job, &later, None, Stdio::null())?, || Ok(()))
             })
         };
         if let Err(error) = start() {

@@ -1,15 +1,14 @@
 //! Plugins of an engine that a container asks for and the host's administrator allows. Runs in the caller's process.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD};
 
 use super::settings::PluginSettings;
+use crate::trust;
 
 /// What an engine is to load.
 #[derive(Debug)]
@@ -36,20 +35,11 @@ pub(super) fn open(settings: &PluginSettings, names: &[String]) -> Result<Option
     let directory = &settings.directory;
     let open = || -> Result<OwnedFd> {
         // What is in it runs in containers without being looked at.
-        let metadata = fs::metadata(directory)?;
-        let own = rustix::process::geteuid().as_raw();
-        ensure!(
-            [0, own].contains(&metadata.uid()) && metadata.mode() & 0o022 == 0,
-            "others can write to it"
-        );
+        let opened = trust::directory(directory)?;
         for file in &files {
-            let metadata = fs::metadata(directory.join(file))
+            let there = rustix::fs::statat(&opened, file, AtFlags::empty())
                 .with_context(|| format!("find `{}`", file.display()))?;
-            ensure!(
-                [0, own].contains(&metadata.uid()) && metadata.mode() & 0o022 == 0,
-                "others can write to `{}`",
-                file.display()
-            );
+            ensure!(trust::is_ours(&there), "others can write to `{}`", file.display());
         }
         super::cut_off(CWD, directory)
     };

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
@@ -56,6 +55,8 @@ pub(crate) struct CompilerSettings {
     pub(crate) user: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) seconds: u64,
+    /// How long a container that wants native code waits for the compilers of others.
+    pub(crate) wait_seconds: u64,
     /// In the background, only the time that nobody else wants.
     pub(crate) idle: bool,
 }
@@ -64,7 +65,13 @@ impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
         // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges that systemd and subuid(5)
         // give to containers.
-        CompilerSettings { user: 1_879_048_192, memory_bytes: 2 << 30, seconds: 600, idle: true }
+        CompilerSettings {
+            user: 1_879_048_192,
+            memory_bytes: 2 << 30,
+            seconds: 600,
+            wait_seconds: 10,
+            idle: true,
+        }
     }
 }
 
@@ -72,7 +79,7 @@ impl Settings {
     pub(crate) fn read(path: Option<&Path>) -> Result<Settings> {
         let file = path.unwrap_or(Path::new(FILE));
         let read = || -> Result<Settings> {
-            let text = match fs::read(file) {
+            let text = match crate::read_file(file) {
                 Ok(text) => text,
                 Err(error) if error.kind() == ErrorKind::NotFound && path.is_none() => {
                     return Ok(Settings::default());
@@ -123,6 +130,7 @@ mod tests {
         assert_eq!(settings.cache.max_bytes, 5);
         assert_eq!(settings.cache.directory, Path::new("/var/cache/rt/wasm"));
         assert_eq!(settings.compiler.user, 0x7000_0000);
+        assert_eq!(settings.compiler.wait_seconds, 10);
     }
 
     #[test]

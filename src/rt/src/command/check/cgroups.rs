@@ -40,9 +40,19 @@ pub(super) fn all() -> Vec<Finding> {
     };
     let mut findings = vec![Finding::good(TOPIC, "version", name)];
     findings.push(controllers());
-    if version == Version::V2 {
-        findings.push(device_programs());
-    }
+    findings.push(match version {
+        Version::V1 if hierarchies.iter().any(|path| path.ends_with("devices")) => {
+            Finding::good(TOPIC, DEVICE_RULES, "by the hierarchy of `devices`")
+        }
+        Version::V1 if !hybrid && state::is_host_root() => Finding::bad(
+            TOPIC,
+            DEVICE_RULES,
+            Verdict::Missing,
+            format!("no hierarchy of `devices` is mounted, and no cgroup v2 at `{ROOT}/unified`"),
+            format!("mount -t cgroup -o devices none {ROOT}/devices"),
+        ),
+        _ => device_programs(),
+    });
     findings.push(systemd(version));
     findings.push(rights(&hierarchies));
     findings
@@ -64,9 +74,11 @@ fn controllers() -> Finding {
     Finding::bad(TOPIC, "controllers", Verdict::Limited, detail, fix)
 }
 
+const DEVICE_RULES: &str = "device rules";
+
 /// The device rules of v2 are programs.
 fn device_programs() -> Finding {
-    let name = "device rules";
+    let name = DEVICE_RULES;
     if !state::is_host_root() {
         return Finding::good(
             TOPIC,

@@ -165,6 +165,10 @@ fn writable(directory: &Path) -> Result<(), (&Path, Errno)> {
 /// Where the state of containers is kept.
 pub(super) fn state(root: &Root) -> Finding {
     let (topic, name) = ("state", root.path().display().to_string());
+    if let Err(error) = root.check() {
+        let fix = "name another one with `--root`, or see to it that nobody else can change it";
+        return Finding::bad(topic, name, Verdict::Missing, format!("{error:#}"), fix);
+    }
     match writable(root.path()) {
         Ok(()) => Finding::good(topic, name, "can be written"),
         Err((nearest, error)) => Finding::bad(

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
-use crate::engine::{Later, Native};
+use crate::engine::{Later, Native, cache};
 use crate::state::Root;
 use crate::workload::{self, Format, Rights};
 
@@ -32,11 +32,11 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     }
     native.cache.forget_failure(&key);
     let begun = Instant::now();
-    let mut said = String::new();
+    let (mut said, mut patience) = (String::new(), native.administrators_patience());
     match native.cache.claim(&key, module.as_fd(), None)? {
         Some(job) => {
-            let what = Later { key: key.clone(), module, name, counting };
-            let mut worker = native.start(job, &what, false, Stdio::piped())?;
+            let what = Later { key: key.clone(), module, name, counting, tenant: None };
+            let mut worker = native.start(job, &what, Some(patience.before), Stdio::piped())?;
             let errors = worker.stderr.take();
             // A line that is written again and again is for eyes.
             let watched = std::io::stderr().is_terminal();
@@ -59,7 +59,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
             // What it says is more.
             outcome.or_else(|error| if said.is_empty() { Err(error) } else { Ok(()) })?;
         }
-        None => native.cache.wait_for(&key, begun + native.patience())?,
+        None => native.cache.wait_for(&key, cache::ADMINISTRATOR, &mut patience)?,
     }
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {

@@ -1,11 +1,12 @@
 //! `rt wasm worker`: compiles one module. Started by `create`, `run`, `exec` and `rt wasm compile`, with the module as standard input;
-//! the lock on that file says that it is being compiled. One runs at a time on a host: in the background it gives way to one that
-//! somebody waits for, and begins again later.
+//! the lock on that file says that it is being compiled. Of a host's workers one or two have a turn to compile ([`confine::turn`]): in
+//! the background one gives way to one that somebody waits for, and begins again later.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,25 +15,31 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::confine::{self, Turn};
+use super::confine::{self, Applicant, Busy, Turn};
 use crate::cli::{Global, WasmWorker};
 use crate::container::{self, Container};
-use crate::engine::cache::{self, About, Cache, Entry, Key, Kind};
+use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
 use crate::engine::{self, Description, Native};
 use crate::state::Root;
 
-pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<()> {
+pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<ExitCode> {
     let (description, native) = super::compiler(root, global)?;
     let module =
         rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).context("take the module")?;
     if args.background && confine::leave_caller(super::super::manager(global))? {
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let key = native.key(module.as_fd(), args.counting)?.context("it is too large")?;
     let what = What { args, key: &key, module: module.as_fd() };
     let outcome = compile(global, &native, &description, &what);
     native.cache.done(&key);
-    outcome
+    match outcome {
+        Err(error) if error.is::<Busy>() => {
+            crate::fail(&crate::describe(&error));
+            Ok(ExitCode::from(engine::BUSY))
+        }
+        outcome => outcome.map(|()| ExitCode::SUCCESS),
+    }
 }
 
 /// What is to be compiled.
@@ -47,6 +54,12 @@ impl What<'_> {
     /// In the background too somebody may come to wait for it.
     fn is_awaited(&self) -> bool {
         !self.args.background || cache::is_awaited(self.module)
+    }
+
+    /// Whom it is compiled for: the tenant whose container is the first to want it, and one that waits for that.
+    fn tenants(&self) -> Vec<u64> {
+        let own = self.args.tenant.unwrap_or(cache::ADMINISTRATOR);
+        [own].into_iter().chain(cache::another_that_waits(self.module, own)).collect()
     }
 }
 
@@ -65,28 +78,43 @@ fn compile(
 ) -> Result<()> {
     let (key, name) = (what.key, &what.args.name);
     let settings = &native.settings.compiler;
-    let place = confine::Place::new()?;
     // Somebody waits for it, or nobody does.
-    let patience = if what.args.background {
+    let mut left = if what.args.background {
         Duration::from_secs(settings.seconds.saturating_mul(100))
     } else {
-        native.patience()
+        Duration::from_millis(what.args.wait)
+    };
+    let module = rustix::fs::fstat(what.module).context("stat the module")?;
+    let mut applicant = Applicant {
+        tenants: &|| what.tenants(),
+        is_awaited: &|| what.is_awaited(),
+        bytes: u64::try_from(module.st_size).unwrap_or(0),
+        gave_way: false,
+        wait: Duration::from_secs(settings.wait_seconds),
     };
     loop {
-        let turn = place.turn(patience, || what.is_awaited())?;
+        let begun = Instant::now();
+        let turn = confine::turn(&applicant, begun + left)?;
+        // Its own compiler's time is none of it.
+        left = left.saturating_sub(begun.elapsed());
         // Somebody may have been faster.
         if native.cache.find(key).is_some() {
             return Ok(());
         }
-        let outcome = make(&place, &turn, global, native, description, what);
+        cache::note_that_it_runs(what.module, true);
+        let outcome = make(&turn, global, native, description, what);
+        cache::note_that_it_runs(what.module, false);
         if !matches!(outcome, Ok(Outcome::Compiled)) {
             native.cache.discard(key);
         }
         let (why, hold) = match outcome {
             Ok(Outcome::Compiled) => return Ok(()),
-            Ok(Outcome::GaveWay) => continue,
+            Ok(Outcome::GaveWay) => {
+                applicant.gave_way |= turn.is_urgent;
+                continue;
+            }
             Ok(Outcome::Failed(why)) => (why, None),
-            Ok(Outcome::TooSlow(why)) => (why, Some(SLOW)),
+            Ok(Outcome::TooSlow(why) | Outcome::TooLarge(why)) => (why, Some(SLOW)),
             Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
             Err(error) if is_full(&error) => (format!("{error:#}"), Some(FULL)),
             Err(error) => return Err(error),
@@ -102,7 +130,6 @@ fn is_full(error: &anyhow::Error) -> bool {
 
 /// Runs the compiler, and keeps what it makes.
 fn make(
-    place: &confine::Place,
     turn: &Turn,
     global: &Global,
     native: &Native,
@@ -111,7 +138,7 @@ fn make(
 ) -> Result<Outcome> {
     let begun = Instant::now();
     let part = native.cache.part(what.key)?;
-    let outcome = run(place, turn, global, native, description, &part, what)?;
+    let outcome = run(turn, global, native, description, &part, what)?;
     if !matches!(outcome, Outcome::Compiled) {
         return Ok(outcome);
     }
@@ -126,12 +153,17 @@ fn make(
         native_bytes: 0,
         compiled: cache::now(),
         milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        tenant: what.args.tenant,
     };
     // Another rt on this host may have use for what is foreign to this one.
     let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
     let own = part.metadata().context("stat native code")?.len();
+    if what.args.tenant.is_some() && native.cache.is_too_large(own) {
+        return Ok(Outcome::TooLarge("its native code is more than half of the cache".into()));
+    }
     let others = native.settings.cache.max_bytes.saturating_sub(own);
-    native.cache.prune(others, useful, Some(what.key))?;
+    let next = Next { key: what.key, bytes: own, tenant: what.args.tenant };
+    native.cache.prune(others, useful, Some(&next))?;
     native.cache.keep(what.key, part, about)?;
     Ok(Outcome::Compiled)
 }
@@ -142,6 +174,8 @@ enum Outcome {
     Failed(String),
     /// Because of the module, or since others had much to do.
     TooSlow(String),
+    /// To what others may keep.
+    TooLarge(String),
     /// To another one, which somebody waits for.
     GaveWay,
     /// By a signal.
@@ -156,7 +190,6 @@ struct Pipes {
 
 /// Runs the compiler in a container of its own, and writes what it makes to a file.
 fn run(
-    place: &confine::Place,
     turn: &Turn,
     global: &Global,
     native: &Native,
@@ -164,6 +197,7 @@ fn run(
     part: &File,
     what: &What<'_>,
 ) -> Result<Outcome> {
+    let place = &turn.place;
     place.clean()?;
     let manager = super::super::manager(global);
     let settings = &native.settings.compiler;
@@ -183,8 +217,9 @@ fn run(
     // The limit is of the processor's time; on a busy host that takes longer.
     let seconds = settings.seconds;
     let longest = Duration::from_secs(LONGEST.saturating_mul(seconds));
-    let gives_way = || Ok(!turn.is_urgent && (what.is_awaited() || turn.is_wanted()?));
-    let outcome = follow(&container, &native.cache, pipes, part, longest, gives_way);
+    let gives_way = || Ok(!turn.is_urgent && what.is_awaited() || turn.is_wanted()?);
+    let write = |bytes: &[u8]| native.cache.write(part, bytes, what.args.tenant);
+    let outcome = follow(&container, pipes, part, write, longest, gives_way);
     // It may have little time to end in.
     confine::set_idle(&container.state.cgroup, false);
     let oom = container.state.cgroup.was_out_of_memory();
@@ -230,9 +265,9 @@ fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
 /// Takes what the compiler makes until it has ended, has to give way, or has taken too long.
 fn follow(
     container: &Container,
-    cache: &Cache,
     mut pipes: Pipes,
     part: &File,
+    write: impl Fn(&[u8]) -> std::io::Result<()>,
     longest: Duration,
     gives_way: impl Fn() -> Result<bool>,
 ) -> Result<Outcome> {
@@ -270,7 +305,7 @@ fn follow(
                 let why = format!("it is compiled to more than {LARGEST} bytes");
                 return Ok(Outcome::Failed(why));
             }
-            cache.write(part, &buffer[..length]).context("write native code")?;
+            write(&buffer[..length]).context("write native code")?;
         }
         if open[1] && ready[1] {
             let length = pipes.err.read(&mut buffer).context("read from the compiler")?;

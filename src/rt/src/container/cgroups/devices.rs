@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::io::Errno;
 
@@ -58,34 +58,45 @@ pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
+/// What is not understood is an error: taken for "any", it would allow what the rule was to forbid.
 fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
-    let number = |number: Option<i64>| match number {
-        Some(number) if number >= 0 => {
-            i32::try_from(number).map(Some).with_context(|| format!("device number {number}"))
-        }
-        _ => Ok(None),
+    let number = |name: &str, number: Option<i64>| match number {
+        // Callers say -1 for a number that is not given.
+        None | Some(-1) => Ok(None),
+        Some(number) => match i32::try_from(number) {
+            Ok(number @ 0..) => Ok(Some(number)),
+            _ => bail!("{WHERE}: `{name}` is {number}, which is no number of a device"),
+        },
     };
-    let access = match rule.access().as_deref().unwrap_or_default() {
-        "" => ALL,
-        letters => letters.chars().try_fold(0, |access, letter| match letter {
-            'r' => Ok(access | READ),
-            'w' => Ok(access | WRITE),
-            'm' => Ok(access | MAKE),
-            _ => Err(anyhow::anyhow!("unknown device access `{letter}`")),
-        })?,
-    };
+    let letters = rule.access().as_deref().unwrap_or_default();
+    ensure!(!letters.is_empty(), "{WHERE}: `access` is empty, where it takes some of `rwm`");
+    let access = letters.chars().try_fold(0, |access, letter| match letter {
+        'r' => Ok(access | READ),
+        'w' => Ok(access | WRITE),
+        'm' => Ok(access | MAKE),
+        _ => Err(anyhow!("{WHERE}: unknown access `{letter}`")),
+    })?;
     let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+        LinuxDeviceType::A => None,
         LinuxDeviceType::B => Some(BLOCK),
         LinuxDeviceType::C | LinuxDeviceType::U => Some(CHAR),
-        LinuxDeviceType::A | LinuxDeviceType::P => None,
+        LinuxDeviceType::P => bail!("{WHERE}: the type `p` is that of a fifo, which is no device"),
     };
     Ok(Rule {
         allow: rule.allow(),
         kind,
-        major: number(rule.major())?,
-        minor: number(rule.minor())?,
+        major: number("major", rule.major())?,
+        minor: number("minor", rule.minor())?,
         access,
     })
+}
+
+const WHERE: &str = "a rule of `linux.resources.devices`";
+
+/// Whether the configuration leaves nothing to be enforced.
+pub(super) fn allow_everything(rules: &[Rule]) -> bool {
+    rules.first().is_some_and(|rule| rule.allow && rule.is_for_all())
+        && rules.iter().all(|rule| rule.allow)
 }
 
 impl Rule {

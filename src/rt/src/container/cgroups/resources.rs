@@ -214,14 +214,12 @@ fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<()> {
 
 /// The device rules, for v1 files.
 pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> Result<()> {
-    if v1::of_controller(cgroups, "devices").is_some() {
-        for rule in rules {
-            let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
-            match set_v1(cgroups, file, &rule.line()) {
-                // As for the program of v2.
-                Err(error) if is_refused(&error) && !crate::state::is_host_root() => {}
-                result => result?,
-            }
+    for rule in rules {
+        let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
+        match set_v1(cgroups, file, &rule.line()) {
+            // As for the program of v2.
+            Err(error) if is_refused(&error) && !crate::state::is_host_root() => {}
+            result => result?,
         }
     }
     Ok(())

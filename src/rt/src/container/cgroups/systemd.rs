@@ -9,7 +9,7 @@ mod properties;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
@@ -18,13 +18,10 @@ use rustix::process::Pid;
 use super::ROOT;
 use super::devices::Rule;
 use dbus::{Call, Connection, Refusal, Value};
-pub(crate) use properties::{Property, of_annotations};
+pub(crate) use properties::{Property, of_annotations, refuse_replaced};
 
 /// How long systemd may take for all that one command asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long init may take to end after its maker was killed.
-const GOING: Duration = Duration::from_secs(2);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
@@ -162,14 +159,9 @@ pub(super) fn stop(unit: &str) {
 /// has no process soon, since init ends with its maker; another's has, and is left alone.
 pub(super) fn stop_when_empty(unit: &str) {
     let Some(path) = path(unit) else { return };
-    let end = Instant::now() + GOING;
-    while path.exists() && Instant::now() < end {
-        let mut processes = Vec::new();
-        super::collect_processes(&path, &mut processes);
-        if processes.is_empty() {
-            return stop(unit);
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    // One that cannot be looked into is left alone too.
+    if path.exists() && super::tree::becomes_empty(&path).unwrap_or(false) {
+        stop(unit);
     }
 }
 
@@ -257,10 +249,13 @@ impl Manager {
                 return Err(error);
             }
         }
-        let answer = self.connection.answer(*last)?;
-        let job = answer.first().and_then(Value::as_text).context("systemd named no job")?;
+        let answer = self.connection.reply(*last)?;
+        let job = answer.body.first().and_then(Value::as_text).context("systemd named no job")?;
         let done = self.connection.wait(|message| {
+            // Every user of the bus may send signals to every connection. Who has answered is
+            // systemd: the daemon lets nobody else answer a call.
             message.kind == dbus::SIGNAL
+                && message.sender == answer.sender
                 && message.member == "JobRemoved"
                 && message.body.get(1).and_then(Value::as_text) == Some(job)
         })?;

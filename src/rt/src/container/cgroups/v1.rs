@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,10 @@ pub(super) fn unified(paths: &[PathBuf]) -> Option<&PathBuf> {
 pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     let open = |path: &PathBuf| {
         let path = path.join("tasks");
-        rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("open `{}`", path.display()))
+        let tasks = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("open `{}`", path.display()))?;
+        super::refuse_others(tasks.as_fd(), &path)?;
+        Ok(tasks)
     };
     let unified = unified(paths);
     paths.iter().filter(|path| Some(*path) != unified).map(open).collect()
@@ -87,7 +89,8 @@ pub(super) fn freeze(path: &Path) -> Result<()> {
 pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => made.push(path.to_owned()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        // Somebody else may have left a cpuset empty.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             make(path.parent().ok_or(error)?, made)?;
             return make(path, made);

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::{FREEZING, ROOT};
 
-/// Makes a cgroup with all controllers that the host has, and opens it.
-pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<OwnedFd> {
+/// Makes a cgroup with all controllers that the host has.
+pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     let wanted = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))
         .context("read `cgroup.controllers`")?;
     let mut above: Vec<&Path> =
@@ -25,9 +25,19 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<OwnedFd> {
         make_directory(directory, made)?;
         enable(directory, &wanted);
     }
-    make_directory(path, made)?;
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .with_context(|| format!("open cgroup `{}`", path.display()))
+    make_directory(path, made)
+}
+
+/// Whether what is born in a cgroup is frozen, by itself or by one above it. Where the kernel
+/// cannot freeze, it is not.
+pub(super) fn is_frozen(cgroup: BorrowedFd<'_>) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(cgroup, "cgroup.events", flags, Mode::empty());
+    let mut text = String::new();
+    File::from(file.context("open `cgroup.events`")?)
+        .read_to_string(&mut text)
+        .context("read `cgroup.events`")?;
+    Ok(text.lines().any(|line| line == "frozen 1"))
 }
 
 /// Freezes a cgroup or lets it go on, and waits until `cgroup.events` says so.

@@ -6,17 +6,27 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+
+use super::super::host_proc::HostProc;
 
 /// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners. The mode of the tmpfs itself
 /// may be its own, by an option.
-pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, own_mode: bool) -> Result<()> {
+///
+/// The directory may be a volume's, where others rename and exchange files meanwhile. So each name is looked up once, with
+/// `O_PATH`, which waits for nobody (a fifo, a device); what was looked up decides what is done. The tmpfs is nobody else's yet.
+pub(super) fn copy_up(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    own_mode: bool,
+    proc: &HostProc,
+) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
     let metadata = rustix::fs::fstat(&from)?;
     if !own_mode {
         rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
     }
-    copy_directory(from.as_fd(), to, Path::new("")).context("copy the directory up")
+    copy_directory(from.as_fd(), to, Path::new(""), proc).context("copy the directory up")
 }
 
 fn reopen(directory: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
@@ -28,8 +38,13 @@ fn reopen(directory: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     )
 }
 
-fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    use rustix::fs::{AtFlags, FileType};
+fn copy_directory(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    path: &Path,
+    proc: &HostProc,
+) -> Result<()> {
+    let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for entry in rustix::fs::Dir::read_from(from)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -38,39 +53,36 @@ fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Resu
         }
         let path: PathBuf = path.join(name.to_string_lossy().as_ref());
         let copy = || -> Result<()> {
-            let metadata = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let mut source = rustix::fs::openat(from, name, look, Mode::empty())?;
+            let metadata = rustix::fs::fstat(&source)?;
             let mode = Mode::from_raw_mode(metadata.st_mode);
-            match FileType::from_raw_mode(metadata.st_mode) {
-                FileType::Directory => {
-                    let flags =
-                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    rustix::fs::mkdirat(to, name, mode)?;
-                    let below = rustix::fs::openat(from, name, flags, Mode::empty())?;
-                    let copied = rustix::fs::openat(to, name, flags, Mode::empty())?;
-                    copy_directory(below.as_fd(), copied.as_fd(), &path)?;
-                }
+            let kind = FileType::from_raw_mode(metadata.st_mode);
+            match kind {
+                FileType::Directory => rustix::fs::mkdirat(to, name, mode)?,
                 FileType::RegularFile => {
-                    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    let mut source =
-                        fs::File::from(rustix::fs::openat(from, name, read, Mode::empty())?);
+                    let mut read = fs::File::from(proc.reopen(source.as_fd(), OFlags::RDONLY)?);
                     let mut target = fs::File::from(rustix::fs::openat(to, name, write, mode)?);
-                    std::io::copy(&mut source, &mut target)?;
+                    std::io::copy(&mut read, &mut target)?;
                 }
                 FileType::Symlink => {
-                    let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+                    let target = rustix::fs::readlinkat(&source, "", Vec::new())?;
                     rustix::fs::symlinkat(target, to, name)?;
                 }
                 kind => rustix::fs::mknodat(to, name, kind, mode, metadata.st_rdev)?,
             }
-            let owner = (
-                rustix::fs::Uid::from_raw(metadata.st_uid),
-                rustix::fs::Gid::from_raw(metadata.st_gid),
-            );
-            rustix::fs::chownat(to, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
-            if FileType::from_raw_mode(metadata.st_mode) != FileType::Symlink {
+            let mut copied = rustix::fs::openat(to, name, look, Mode::empty())?;
+            if kind == FileType::Directory {
+                // In their places: a deep tree takes as few descriptors as it can.
+                source = reopen(source.as_fd())?;
+                copied = reopen(copied.as_fd())?;
+                copy_directory(source.as_fd(), copied.as_fd(), &path, proc)?;
+            }
+            let owner = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
+            rustix::fs::chownat(&copied, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+            if kind != FileType::Symlink {
                 // The umask cut the mode, and chown(2) the set-id bits.
-                rustix::fs::chmodat(to, name, mode, AtFlags::empty())?;
+                proc.chmod(copied.as_fd(), mode)?;
             }
             Ok(())
         };

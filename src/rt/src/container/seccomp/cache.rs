@@ -4,21 +4,21 @@
 //! digest of the program. One that is damaged, or that another user could have written, is not used.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use libcontainer::oci_spec::runtime::LinuxSeccomp;
 use libseccomp::ScmpVersion;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::state::Draft;
+use crate::draft::Draft;
+use crate::trust;
 
 /// To be raised when the same configuration comes to be compiled to something else.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A host has a handful of different filters; the oldest go first.
 const MOST: usize = 64;
@@ -46,17 +46,14 @@ pub(super) fn key(seccomp: &LinuxSeccomp, strict: bool) -> Result<String> {
 
 /// None when there is none, or none that can be trusted.
 pub(super) fn read(cache: &Path, key: &str) -> Option<Vec<u8>> {
-    let own = rustix::process::geteuid().as_raw();
-    let trusted = |metadata: fs::Metadata| metadata.uid() == own && metadata.mode() & 0o022 == 0;
-    if !trusted(fs::symlink_metadata(cache).ok()?) {
-        return None;
-    }
+    let directory = trust::directory(cache).ok()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::open(cache.join(key), flags, Mode::empty()).ok()?);
-    let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
-    if !trusted(metadata) {
+    let file = rustix::fs::openat(&directory, key, flags, Mode::empty()).ok()?;
+    let there = rustix::fs::fstat(&file).ok().filter(trust::is_ours)?;
+    if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
         return None;
     }
+    let mut file = File::from(file);
     let mut text = Vec::new();
     file.by_ref().take((DIGEST + super::LONGEST * 8) as u64).read_to_end(&mut text).ok()?;
     let (digest, program) = text.split_at_checked(DIGEST)?;
@@ -66,10 +63,14 @@ pub(super) fn read(cache: &Path, key: &str) -> Option<Vec<u8>> {
 /// A filter that cannot be kept is compiled again the next time.
 pub(super) fn write(cache: &Path, key: &str, program: &[u8]) {
     let write = || -> Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(cache)?;
+        // It may be the first that is made below the root of the state.
+        if let Some(root) = cache.parent() {
+            trust::make_shared_directory(root)?;
+        }
+        let directory = trust::make_directory(cache)?;
         make_room(cache)?;
         let text = [blake3::hash(program).as_bytes(), program].concat();
-        Draft::write(cache.join(key), &text, 0o600)?.publish()
+        Draft::write_in(directory, cache.join(key), &text, 0o600)?.publish()
     };
     if let Err(error) = write() {
         tracing::debug!("keep the compiled seccomp filter in `{}`: {error:#}", cache.display());

@@ -6,10 +6,12 @@
 //! configuration names fail with ENOSYS, as in runc.
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libc::sock_filter;
 use libcontainer::oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
@@ -18,6 +20,8 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 use rustix::fs::MemfdFlags;
+
+use super::calls;
 
 pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_filter>> {
     let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
@@ -32,10 +36,20 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
         context.add_arch(arch).with_context(|| format!("add the architecture {arch:?}"))?;
     }
     let rules = seccomp.syscalls().as_deref().unwrap_or_default();
+    // Each takes an instruction at least, and libseccomp's time grows with the square of their number: 20000 take minutes.
+    let conditional = |rule: &LinuxSyscall| {
+        if rule.args().iter().flatten().next().is_some() { rule.names().len() } else { 0 }
+    };
+    let conditional: usize = rules.iter().map(conditional).sum();
+    ensure!(
+        conditional <= super::LONGEST,
+        "{conditional} rules with arguments, of which a filter has {} at most",
+        super::LONGEST
+    );
     for rule in rules {
         add(&mut context, rule, default, strict)?;
     }
-    let mut program = newer_calls(seccomp, rules, &architectures);
+    let mut program = before(seccomp, rules, &architectures)?;
     program.extend(export(&context)?);
     ensure!(program.len() <= super::LONGEST, "it is longer than {} instructions", super::LONGEST);
     Ok(program)
@@ -54,17 +68,13 @@ fn add(
         return Ok(());
     }
     let comparisons: Vec<ScmpArgCompare> = rule.args().iter().flatten().map(comparison).collect();
-    let mut arguments: Vec<usize> =
-        rule.args().iter().flatten().map(LinuxSeccompArg::index).collect();
-    arguments.sort_unstable();
-    ensure!(arguments.last().is_none_or(|last| *last < 6), "a system call has 6 arguments");
-    arguments.dedup();
-    // One rule can compare an argument once; several comparisons of one mean any of them, as in runc.
-    let any = arguments.len() < comparisons.len();
+    let any = means_any(rule)?;
     for name in rule.names() {
         let Ok(call) = ScmpSyscall::from_name(name) else {
-            ensure!(!strict, "unknown system call `{name}`");
-            tracing::debug!("the seccomp filter names an unknown system call `{name}`");
+            // Otherwise it is among those of `before`.
+            if calls::number(name, ScmpArch::native()).is_none() {
+                pass_over(name, action, default, strict)?;
+            }
             continue;
         };
         if action == default {
@@ -85,6 +95,54 @@ fn add(
         added.with_context(|| format!("add a rule for `{name}`"))?;
     }
     Ok(())
+}
+
+/// Leaves out a rule for a call that nobody knows, unless it may be one of this kernel's that the
+/// rule was to keep from the container.
+fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) -> Result<()> {
+    ensure!(!strict, "unknown system call `{name}`");
+    if strictness(action) <= strictness(default) || strictness(default) > PASSING {
+        tracing::debug!("the seccomp filter names an unknown system call `{name}`");
+        return Ok(());
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    ensure!(
+        !calls::may_have_others(&release),
+        "a rule restricts the unknown system call `{name}`, which Linux {release}, newer than rt, \
+         may have"
+    );
+    crate::warn(&format!(
+        "the seccomp filter restricts `{name}`, which is no system call of Linux {release}"
+    ));
+    Ok(())
+}
+
+/// Up to this, a call is made.
+const PASSING: u8 = 2;
+
+/// Of several actions, the kernel takes the strictest (`seccomp(2)`).
+fn strictness(action: ScmpAction) -> u8 {
+    match action {
+        ScmpAction::Log => 1,
+        ScmpAction::Trace(_) => PASSING,
+        ScmpAction::Notify => 3,
+        ScmpAction::Errno(_) => 4,
+        ScmpAction::Trap => 5,
+        ScmpAction::KillThread => 6,
+        ScmpAction::KillProcess => 7,
+        _ => 0,
+    }
+}
+
+/// One rule can compare an argument once; several comparisons of one mean any of them, as in runc.
+fn means_any(rule: &LinuxSyscall) -> Result<bool> {
+    let mut arguments: Vec<usize> =
+        rule.args().iter().flatten().map(LinuxSeccompArg::index).collect();
+    let comparisons = arguments.len();
+    arguments.sort_unstable();
+    ensure!(arguments.last().is_none_or(|last| *last < 6), "a system call has 6 arguments");
+    arguments.dedup();
+    Ok(arguments.len() < comparisons)
 }
 
 fn export(context: &ScmpFilterContext) -> Result<Vec<sock_filter>> {
@@ -202,28 +260,22 @@ const NO_SUCH_CALL: sock_filter =
     instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0);
 
 /// The number of a call of x32 has this bit: `__X32_SYSCALL_BIT`, `<asm/unistd.h>`.
-const X32: u32 = 0x4000_0000;
+pub(super) const X32: u32 = 0x4000_0000;
 
 /// Offsets in `struct seccomp_data`, `<linux/seccomp.h>`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
 
-/// What comes before libseccomp's program: ENOSYS for calls that are newer than the configuration.
-fn newer_calls(
+/// Where the arguments are, 64 bits each.
+const ARGUMENTS: u32 = 16;
+
+/// What comes before libseccomp's program: rules for calls that libseccomp does not know, and
+/// ENOSYS for calls that are newer than the configuration.
+fn before(
     seccomp: &LinuxSeccomp,
     rules: &[LinuxSyscall],
     architectures: &[ScmpArch],
-) -> Vec<sock_filter> {
-    // Where the default lets calls pass, there is nothing to tell apart; a tracer decides for itself, as in runc.
-    let allows = matches!(
-        seccomp.default_action(),
-        LinuxSeccompAction::ScmpActAllow
-            | LinuxSeccompAction::ScmpActLog
-            | LinuxSeccompAction::ScmpActTrace
-    );
-    if allows {
-        return Vec::new();
-    }
+) -> Result<Vec<sock_filter>> {
     let native = ScmpArch::native();
     let mut all = vec![native];
     for &arch in architectures {
@@ -232,47 +284,219 @@ fn newer_calls(
             all.push(arch);
         }
     }
-    let newest = |arch: ScmpArch| -> Option<u32> {
-        let names = rules.iter().flat_map(|rule| rule.names());
-        let numbers = names.filter_map(|name| ScmpSyscall::from_name_by_arch(name, arch).ok());
-        // Calls that an architecture lacks have negative numbers of libseccomp's own.
-        numbers.filter_map(|call| u32::try_from(call.as_raw_syscall()).ok()).max()
-    };
-    let above = |newest: u32| [jump(libc::BPF_JGT, newest, 0, 1), NO_SUCH_CALL];
     let mut sections = Vec::new();
     for &arch in all.iter().filter(|arch| **arch != ScmpArch::X32) {
-        let (Some(audit), Some(last)) = (audit(arch), newest(arch)) else { continue };
-        let mut section = vec![load(NR)];
-        if arch == ScmpArch::X8664 {
-            // x32 is told apart by the number alone. Where it is not allowed, libseccomp's program refuses it.
-            let x32 = all.contains(&ScmpArch::X32).then(|| newest(ScmpArch::X32)).flatten();
-            match x32 {
-                None => section.push(jump(libc::BPF_JGE, X32, 2, 0)),
-                Some(last) => {
-                    section.push(jump(libc::BPF_JGE, X32, 0, 3));
-                    section.extend(above(last));
-                    section.push(skip(2));
-                }
-            }
+        let Some(audit) = audit(arch) else { continue };
+        let mut section = unknown_calls(seccomp, rules, arch)?;
+        // x32 is told apart by the number alone.
+        let x32 = arch == ScmpArch::X8664 && all.contains(&ScmpArch::X32);
+        if x32 {
+            section.extend(unknown_calls(seccomp, rules, ScmpArch::X32)?);
         }
-        section.extend(above(last));
-        sections.push((audit, section));
+        section.extend(newer_calls(seccomp, rules, arch, x32));
+        if !section.is_empty() {
+            section.insert(0, load(NR));
+            sections.push((audit, section));
+        }
     }
-    if sections.is_empty() {
-        return Vec::new();
-    }
+    Ok(by_architecture(sections))
+}
+
+/// One section for each architecture. In a section, the number of the call is in the accumulator.
+fn by_architecture(sections: Vec<(u32, Vec<sock_filter>)>) -> Vec<sock_filter> {
     // Each section knows how far the end is, so the last comes first here.
     let mut program: Vec<sock_filter> = Vec::new();
     for (audit, mut section) in sections.into_iter().rev() {
         if !program.is_empty() {
             // The architecture is still in the accumulator only for those that skip this section.
-            section.push(skip(u32::try_from(program.len()).unwrap_or(0)));
+            section.push(skip_all(&program));
         }
-        let length = u8::try_from(section.len()).unwrap_or(u8::MAX);
-        section.insert(0, jump(libc::BPF_JEQ, audit, 0, length));
+        let head = [jump(libc::BPF_JEQ, audit, 1, 0), skip_all(&section)];
+        section.splice(0..0, head);
         section.extend(program);
         program = section;
     }
-    program.insert(0, load(ARCH));
+    if !program.is_empty() {
+        program.insert(0, load(ARCH));
+    }
     program
+}
+
+fn skip_all(instructions: &[sock_filter]) -> sock_filter {
+    // What is too long for a number of 32 bits is too long for the kernel by far.
+    skip(u32::try_from(instructions.len()).unwrap_or(u32::MAX))
+}
+
+/// ENOSYS for calls that are newer than the configuration.
+fn newer_calls(
+    seccomp: &LinuxSeccomp,
+    rules: &[LinuxSyscall],
+    arch: ScmpArch,
+    with_x32: bool,
+) -> Vec<sock_filter> {
+    // Where the default lets calls pass, there is nothing to tell apart; a tracer decides for
+    // itself, as in runc.
+    let allows = matches!(
+        seccomp.default_action(),
+        LinuxSeccompAction::ScmpActAllow
+            | LinuxSeccompAction::ScmpActLog
+            | LinuxSeccompAction::ScmpActTrace
+    );
+    let newest = |arch: ScmpArch| -> Option<u32> {
+        let names = rules.iter().flat_map(|rule| rule.names());
+        names.filter_map(|name| calls::number(name, arch)).max()
+    };
+    let Some(last) = newest(arch).filter(|_| !allows) else { return Vec::new() };
+    let above = |newest: u32| [jump(libc::BPF_JGT, newest, 0, 1), NO_SUCH_CALL];
+    let mut section = Vec::new();
+    if arch == ScmpArch::X8664 {
+        // Where x32 is not allowed, libseccomp's program refuses it.
+        match newest(ScmpArch::X32).filter(|_| with_x32) {
+            None => section.push(jump(libc::BPF_JGE, X32, 2, 0)),
+            Some(last) => {
+                section.push(jump(libc::BPF_JGE, X32, 0, 3));
+                section.extend(above(last));
+                section.push(skip(2));
+            }
+        }
+    }
+    section.extend(above(last));
+    section
+}
+
+/// The rules for calls of an architecture that libseccomp does not know. Of those that match a
+/// call, the strictest counts.
+fn unknown_calls(
+    seccomp: &LinuxSeccomp,
+    rules: &[LinuxSyscall],
+    arch: ScmpArch,
+) -> Result<Vec<sock_filter>> {
+    let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
+    let mut calls: BTreeMap<u32, Vec<(ScmpAction, Vec<&LinuxSeccompArg>)>> = BTreeMap::new();
+    for rule in rules {
+        let action = action(rule.action(), rule.errno_ret())?;
+        let arguments: Vec<&LinuxSeccompArg> = rule.args().iter().flatten().collect();
+        let any = means_any(rule)?;
+        for name in rule.names() {
+            let Some(number) = calls::unknown_to_libseccomp(name, arch) else { continue };
+            let of_call = calls.entry(number).or_default();
+            if any {
+                of_call.extend(arguments.iter().map(|argument| (action, vec![*argument])));
+            } else {
+                of_call.push((action, arguments.clone()));
+            }
+        }
+    }
+    let mut program = Vec::new();
+    for (number, mut rules) in calls {
+        rules.sort_by_key(|(action, _)| Reverse(strictness(*action)));
+        let mut block = Vec::new();
+        for (action, arguments) in rules {
+            let mut body = vec![answer(action)?];
+            for argument in arguments.into_iter().rev() {
+                let mut comparison = compare(argument);
+                comparison.push(skip_all(&body));
+                comparison.extend(body);
+                body = comparison;
+            }
+            block.extend(body);
+        }
+        block.push(answer(default)?);
+        program.extend([jump(libc::BPF_JEQ, number, 1, 0), skip_all(&block)]);
+        program.extend(block);
+    }
+    Ok(program)
+}
+
+fn answer(action: ScmpAction) -> Result<sock_filter> {
+    let answer = match action {
+        ScmpAction::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
+        ScmpAction::KillThread => libc::SECCOMP_RET_KILL_THREAD,
+        ScmpAction::Trap => libc::SECCOMP_RET_TRAP,
+        ScmpAction::Notify => libc::SECCOMP_RET_USER_NOTIF,
+        ScmpAction::Errno(errno) => libc::SECCOMP_RET_ERRNO | u32::from(u16::try_from(errno)?),
+        ScmpAction::Trace(message) => libc::SECCOMP_RET_TRACE | u32::from(message),
+        ScmpAction::Log => libc::SECCOMP_RET_LOG,
+        ScmpAction::Allow => libc::SECCOMP_RET_ALLOW,
+        other => bail!("unknown action {other:?}"),
+    };
+    Ok(instruction(libc::BPF_RET | libc::BPF_K, answer, 0, 0))
+}
+
+/// Where a step of a comparison leads.
+#[derive(Clone, Copy)]
+enum To {
+    Next,
+    /// It holds.
+    Yes,
+    No,
+}
+
+/// Compares an argument, half by half, since classic BPF has words of 32 bits. What comes next is
+/// for "no", and after that for "yes".
+fn compare(argument: &LinuxSeccompArg) -> Vec<sock_filter> {
+    use To::{Next, No, Yes};
+    use libc::{BPF_JEQ, BPF_JGE, BPF_JGT};
+    let value = argument.value();
+    let (mask, value) = match argument.op() {
+        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md,
+        // "Seccomp").
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (value, argument.value_two().unwrap_or(0)),
+        _ => (u64::MAX, value),
+    };
+    // For each half a comparison, and where both of its ends lead.
+    let (high, low): (&[_], _) = match argument.op() {
+        LinuxSeccompOperator::ScmpCmpEq | LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            (&[(BPF_JEQ, Next, No)], (BPF_JEQ, Yes, No))
+        }
+        LinuxSeccompOperator::ScmpCmpNe => (&[(BPF_JEQ, Next, Yes)], (BPF_JEQ, No, Yes)),
+        LinuxSeccompOperator::ScmpCmpGt => {
+            (&[(BPF_JGT, Yes, Next), (BPF_JEQ, Next, No)], (BPF_JGT, Yes, No))
+        }
+        LinuxSeccompOperator::ScmpCmpGe => {
+            (&[(BPF_JGT, Yes, Next), (BPF_JEQ, Next, No)], (BPF_JGE, Yes, No))
+        }
+        LinuxSeccompOperator::ScmpCmpLt => {
+            (&[(BPF_JGT, No, Next), (BPF_JEQ, Next, Yes)], (BPF_JGE, No, Yes))
+        }
+        LinuxSeccompOperator::ScmpCmpLe => {
+            (&[(BPF_JGT, No, Next), (BPF_JEQ, Next, Yes)], (BPF_JGT, No, Yes))
+        }
+    };
+    let half = |number: u64, high: bool| {
+        #[expect(clippy::cast_possible_truncation, reason = "the other half is compared by itself")]
+        let half = if high { (number >> 32) as u32 } else { number as u32 };
+        half
+    };
+    // Six arguments: `means_any` has checked it.
+    let at = ARGUMENTS + 8 * u32::try_from(argument.index()).unwrap_or(0);
+    let place = |high: bool| at + if high == cfg!(target_endian = "little") { 4 } else { 0 };
+    let mut steps = Vec::new();
+    for (is_high, tests) in [(true, high), (false, &[low])] {
+        steps.push((load(place(is_high)), None));
+        if mask != u64::MAX {
+            let and = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+            steps.push((instruction(and, half(mask, is_high), 0, 0), None));
+        }
+        let with = half(value, is_high);
+        steps
+            .extend(tests.iter().map(|&(test, yes, no)| (jump(test, with, 0, 0), Some((yes, no)))));
+    }
+    // At most seven steps.
+    let count = steps.len();
+    let place_of = |from: usize, to: To| {
+        let distance = match to {
+            Next => 0,
+            No => count - from - 1,
+            Yes => count - from,
+        };
+        u8::try_from(distance).unwrap_or(u8::MAX)
+    };
+    let laid = steps.into_iter().enumerate().map(|(from, (mut instruction, ends))| {
+        if let Some((yes, no)) = ends {
+            (instruction.jt, instruction.jf) = (place_of(from, yes), place_of(from, no));
+        }
+        instruction
+    });
+    laid.collect()
 }

@@ -260,6 +260,7 @@ const MEMBER: u8 = 3;
 const ERROR_NAME: u8 = 4;
 const REPLY_SERIAL: u8 = 5;
 const DESTINATION: u8 = 6;
+const SENDER: u8 = 7;
 const SIGNATURE: u8 = 8;
 
 /// The specification's largest message.
@@ -310,6 +311,9 @@ impl Call<'_> {
 pub(super) struct Message {
     pub(super) kind: u8,
     reply_to: u32,
+    /// The unique name of who has sent it, which the bus's daemon writes; nothing where there is no
+    /// daemon between.
+    pub(super) sender: String,
     pub(super) member: String,
     error: String,
     pub(super) body: Vec<Value>,
@@ -322,6 +326,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     let mut message = Message {
         kind: bytes[1],
         reply_to: 0,
+        sender: String::new(),
         member: String::new(),
         error: String::new(),
         body: Vec::new(),
@@ -334,6 +339,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         let Value::Struct(pair) = field else { continue };
         let [Value::Byte(code), Value::Variant(value)] = &pair[..] else { continue };
         match (*code, &**value) {
+            (SENDER, Value::Text(text)) => message.sender.clone_from(text),
             (MEMBER, Value::Text(text)) => message.member.clone_from(text),
             (ERROR_NAME, Value::Text(text)) => message.error.clone_from(text),
             (REPLY_SERIAL, Value::Uint32(serial)) => message.reply_to = *serial,
@@ -438,6 +444,11 @@ impl Connection {
 
     /// Waits for what a method returns.
     pub(super) fn answer(&mut self, serial: u32) -> Result<Vec<Value>> {
+        Ok(self.reply(serial)?.body)
+    }
+
+    /// The same, with its sender.
+    pub(super) fn reply(&mut self, serial: u32) -> Result<Message> {
         let answers = |message: &Message| {
             matches!(message.kind, METHOD_RETURN | ERROR) && message.reply_to == serial
         };
@@ -446,7 +457,7 @@ impl Connection {
             let text = message.body.first().and_then(Value::as_text).unwrap_or_default();
             return Err(Refusal { name: message.error.clone(), text: text.to_owned() }.into());
         }
-        Ok(message.body)
+        Ok(message)
     }
 
     /// Waits for a message of some kind; others are kept.

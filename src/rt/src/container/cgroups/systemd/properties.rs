@@ -182,10 +182,33 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
         let show = || format!("the annotation `{key}`: `{text}`");
         let good = name.len() >= 3 && name.bytes().all(|letter| letter.is_ascii_alphabetic());
         ensure!(good, "the annotation `{key}`: `{name}` is no name of a property");
+        ensure!(!is_rts(name), "the annotation `{key}`: `{name}` is for rt alone to say");
         let value = parse(text).with_context(show)?;
         properties.push(seconds(name, value).with_context(show)?);
     }
     Ok(properties)
+}
+
+/// Whether a property decides which processes are in the scope, where it is, who manages what is
+/// below it, what is counted, and which devices there are. An annotation can be somebody else's
+/// than the administrator's, and would replace what rt says.
+fn is_rts(name: &str) -> bool {
+    let kinds = ["PIDs", "PIDFDs", "Slice", "Delegate", "ControlGroup", "Device", "Controller"];
+    kinds.iter().any(|kind| name.starts_with(kind)) || name.ends_with("Accounting")
+}
+
+/// Fails for a property by annotation that would replace a limit of the configuration.
+pub(crate) fn refuse_replaced(asked: &[Property], resources: &LinuxResources) -> Result<()> {
+    let given = of_resources(resources);
+    for (name, _) in asked {
+        // A share of all there is, in place of a number (`MemoryMaxScale`).
+        let of = name.strip_suffix("Scale").unwrap_or(name);
+        ensure!(
+            !given.iter().any(|(other, _)| other == of),
+            "the annotation `{PREFIX}{name}` would replace a limit in `linux.resources`"
+        );
+    }
+    Ok(())
 }
 
 /// What unit files call `…Sec` is `…USec` on the bus, in microseconds (as runc has it).
@@ -385,6 +408,27 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_rt_says_itself_is_refused() {
+        let of = |name: &str| {
+            of_annotations(&BTreeMap::from([(format!("{PREFIX}{name}"), "true".to_owned())]))
+        };
+        for name in
+            ["PIDs", "Slice", "Delegate", "DelegateSubgroup", "DeviceAllow", "CPUAccounting"]
+        {
+            let error = of(name).expect_err(name).to_string();
+            assert!(error.contains(&format!("`{PREFIX}{name}`")), "{error}");
+        }
+        for name in ["CollectMode", "DefaultDependencies", "Description", "MemoryMaxScale"] {
+            assert!(of(name).is_ok(), "{name}");
+        }
+        let asked = of("MemoryMaxScale").expect("a property");
+        let limited = serde_json::json!({ "memory": { "limit": 1 } });
+        let limited = serde_json::from_value(limited).expect("limits");
+        assert!(refuse_replaced(&asked, &limited).is_err());
+        assert!(refuse_replaced(&asked, &LinuxResources::default()).is_ok());
     }
 
     #[test]

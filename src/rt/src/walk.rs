@@ -1,5 +1,5 @@
 //! Looking up a path inside a root, step by step: for a machine where a filter around this runtime forbids `openat2(2)` (such as
-//! that of an older Docker), or a kernel before 5.6. It means what `RESOLVE_IN_ROOT` means. Runs in init.
+//! that of an older Docker), or a kernel before 5.6. It means what `RESOLVE_IN_ROOT` means: no magic link is followed, its text is.
 //!
 //! Each directory on the way is held open, and `..` goes back to the one before: what is renamed meanwhile cannot make it lead
 //! out of the root.
@@ -14,9 +14,10 @@ use std::path::{Component, Path};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::MOST_LINKS;
+/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
+pub(crate) const MOST_LINKS: u32 = 40;
 
-pub(super) fn open(
+pub(crate) fn open(
     root: BorrowedFd<'_>,
     path: &Path,
     flags: OFlags,

@@ -1,0 +1,704 @@
+//! Cgroups that are not what they seem, or that somebody else than rt's user has: what a container
+//! and other users of the host can do to a command by them.
+
+mod bus;
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, wait_until,
+};
+
+super::tests! { "cgroup_attacks":
+    device_rules_hold_without_their_hierarchy,
+    a_device_rule_that_is_not_understood_is_an_error,
+    without_cgroups_the_hosts_devices_are_out_of_reach,
+    without_cgroups_all_devices_can_be_allowed,
+    without_cgroups_limits_are_an_error,
+    an_empty_folder_is_no_hierarchy,
+    the_deepest_cgroups_are_found,
+    a_cgroup_of_another_user_is_refused,
+    an_empty_cgroup_is_taken,
+    of_two_creations_one_has_the_cgroup,
+    a_creation_that_was_cut_short_ends_nobody_else,
+    nothing_is_made_in_a_frozen_cgroup,
+    exec_fails_in_a_frozen_cgroup,
+    exec_ends_when_its_cgroup_is_frozen_meanwhile,
+    exec_ends_when_it_is_stopped,
+    exec_can_be_ended_while_it_waits,
+    exec_waits_for_a_paused_container_if_asked_to,
+    who_forks_all_the_time_is_killed_with_all,
+    signals_to_all_end_where_they_are_ignored,
+    no_release_agent_is_seen,
+    an_annotation_replaces_nothing_of_rts,
+    only_systemd_ends_its_jobs,
+    a_process_that_cannot_be_read_is_alive,
+}
+
+/// The runtime in a mount namespace of its own, where a shell script has changed something before.
+fn changed(test: &Test, script: &str, args: &[&str]) -> Command {
+    let command = test.command(args);
+    let mut changed = Command::new("unshare");
+    changed.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+    changed.arg(format!("{script}\nexec \"$@\"")).arg("sh");
+    changed.arg(command.get_program()).args(command.get_args());
+    changed.current_dir(&test.folder);
+    changed
+}
+
+/// The same, in the foreground, of a bundle.
+fn run_changed(bundle: &Bundle<'_>, script: &str) -> Outcome<Output> {
+    bundle.write()?;
+    let args = bundle.command_line("run", &bundle.test.id());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Output::of(changed(bundle.test, script, &args))
+}
+
+fn only_v1(test: &Test) -> Outcome {
+    if test.host.lane == "v2" { skip("cgroup v2 has one hierarchy") } else { Ok(()) }
+}
+
+fn only_v2(test: &Test) -> Outcome {
+    if test.host.lane == "v2" { Ok(()) } else { skip("only cgroup v2 has this") }
+}
+
+/// A block device of the host's, which any container's root could read but for device rules: its
+/// numbers.
+fn disk() -> Outcome<(String, String)> {
+    let disks = fs::read_dir("/sys/class/block")?.flatten();
+    let number = disks.filter_map(|disk| fs::read_to_string(disk.path().join("dev")).ok()).next();
+    let Some(number) = number else { return skip("the host has no block device") };
+    let (major, minor) = number.trim().split_once(':').ok_or("no number")?;
+    Ok((major.to_owned(), minor.to_owned()))
+}
+
+/// Makes a node of it, and opens that.
+fn reading() -> Outcome<String> {
+    let (major, minor) = disk()?;
+    Ok(format!(
+        "mknod /disk b {major} {minor} 2>/dev/null; \
+         (: < /disk) 2>/dev/null && echo opened || echo refused; \
+         head -c 1 /dev/zero | wc -c"
+    ))
+}
+
+fn with_mknod(bundle: Bundle<'_>) -> Bundle<'_> {
+    let mknod = json!(["CAP_MKNOD", "CAP_KILL"]);
+    bundle.edit(|config| {
+        config["process"]["capabilities"] =
+            json!({ "bounding": mknod, "effective": mknod, "permitted": mknod });
+        // Its user's to make files in.
+        config["root"]["readonly"] = json!(false);
+    })
+}
+
+fn device_rules_hold_without_their_hierarchy(test: &Test) -> Outcome {
+    only_v1(test)?;
+    let output = run_changed(&with_mknod(test.sh(&reading()?)?), "umount /sys/fs/cgroup/devices")?;
+    if test.host.lane == "v1" {
+        return output
+            .fails_with(if test.host.is_rt { "device rules cannot be enforced" } else { "" })
+            .map(drop);
+    }
+    // By the second-version hierarchy; runc refuses here too.
+    ensure(output.code != Some(0) || output.stdout == "refused\n1\n", format!("{output:?}"))
+}
+
+fn a_device_rule_that_is_not_understood_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (rule, words) in [
+        (json!({ "type": "p", "access": "rwm" }), "the type `p`"),
+        (json!({ "type": "c", "major": -5, "access": "rwm" }), "`major` is -5"),
+        (json!({ "type": "b", "major": 8, "minor": -2, "access": "r" }), "`minor` is -2"),
+        (json!({ "type": "c", "major": 1, "access": "" }), "`access` is empty"),
+        (json!({ "type": "c", "major": 1 }), "`access` is empty"),
+        (
+            json!({ "type": "c", "major": 4_294_967_297_u64, "access": "r" }),
+            "`major` is 4294967297",
+        ),
+    ] {
+        let mut rule = rule;
+        rule["allow"] = json!(true);
+        let bundle = test.sh("true")?.edit(|config| {
+            config["linux"]["resources"]["devices"] =
+                json!([{ "allow": false, "access": "rwm" }, rule]);
+        });
+        bundle.try_create(&test.id())?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+fn disabled(bundle: &Bundle<'_>) -> Outcome<Output> {
+    bundle.write()?;
+    let args = bundle.command_line("run", &bundle.test.id());
+    bundle.test.rt([vec!["--cgroup-manager=disabled".to_owned()], args].concat())
+}
+
+/// Nobody filters what is opened then: no node is made, and none of the image's is opened.
+fn without_cgroups_the_hosts_devices_are_out_of_reach(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = format!(
+        "{}; (: < /theirs) 2>/dev/null && echo opened || echo refused; \
+         grep CapBnd /proc/self/status",
+        reading()?
+    );
+    let bundle = with_mknod(test.sh(&script)?);
+    let node = bundle.rootfs().join("theirs");
+    ensure(
+        Command::new("mknod").arg(&node).args(["b", &disk()?.0, &disk()?.1]).status()?.success(),
+        "mknod",
+    )?;
+    let output = disabled(&bundle)?.success()?;
+    // CAP_KILL is 5.
+    output.stdout("refused\n1\nrefused\nCapBnd:\t0000000000000020\n")?;
+    let id = test.id();
+    let sleeping = bundle.args(&["/bin/sleep", "60"]);
+    sleeping.write()?;
+    let args = [vec!["--cgroup-manager=disabled".to_owned()], sleeping.command_line("create", &id)];
+    let container = Container::create(test, &id, test.command(args.concat()))?;
+    container.start()?;
+    let script = reading()?;
+    let exec = ["exec", "--cap=CAP_MKNOD", &container.id, "/bin/sh", "-c", &script];
+    test.rt(exec)?.success()?.stdout("refused\n1\n").map(drop)
+}
+
+/// As privileged containers of podman's have it.
+fn without_cgroups_all_devices_can_be_allowed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = with_mknod(test.sh(&reading()?)?).edit(|config| {
+        config["linux"]["resources"]["devices"] = json!([{ "allow": true, "access": "rwm" }]);
+    });
+    disabled(&bundle)?.success()?.stdout("opened\n1\n").map(drop)
+}
+
+fn without_cgroups_limits_are_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("true")?.edit(|config| {
+        config["linux"]["resources"]["pids"] = json!({ "limit": 7 });
+    });
+    disabled(&bundle)?.fails_with("limits in `linux.resources` need a cgroup").map(drop)
+}
+
+fn an_empty_folder_is_no_hierarchy(test: &Test) -> Outcome {
+    only_v1(test)?;
+    test.only_rt()?;
+    // Over the host's, a copy of it with folders of controllers that it does not have, as some
+    // distributions leave them.
+    let script = "mkdir all; mount -t tmpfs none all
+        for there in /sys/fs/cgroup/*; do
+            place=all/${there##*/}; mkdir $place
+            mountpoint -q $there && mount --bind $there $place
+        done
+        mkdir -p all/net_cls all/hugetlb all/net_cls,net_prio
+        mount --rbind all /sys/fs/cgroup";
+    run_changed(&test.sh("echo ran")?, script)?.success()?.stdout("ran\n")?;
+    if Path::new("/sys/fs/cgroup/net_cls/cgroup.procs").exists() {
+        return skip("this host has the controller `net_cls`");
+    }
+    let bundle = test.sh("true")?.edit(|config| {
+        config["linux"]["resources"]["network"] = json!({ "classID": 1 });
+    });
+    let script = format!("rmdir all; {script}");
+    run_changed(&bundle, &script)?.fails_with("no cgroup controller `net_cls`").map(drop)
+}
+
+/// The directory of a container that lists its processes.
+fn directory(test: &Test, name: &str) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    if test.host.lane == "v2" { root.join(name) } else { root.join("pids").join(name) }
+}
+
+fn of(container: &Container<'_>, test: &Test) -> Outcome<PathBuf> {
+    let named = cgroups_of(&container.id);
+    let root = if test.host.lane == "v2" { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    Ok(named.into_iter().find(|path| path.starts_with(root)).ok_or("no cgroup")?)
+}
+
+fn open(directory: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::empty())
+}
+
+fn open_top(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+/// What a runtime that fails the test has left.
+fn remove_below(directory: &OwnedFd) -> Outcome {
+    for entry in Dir::read_from(directory)?.flatten() {
+        let name = entry.file_name().to_owned();
+        if entry.file_type() == FileType::Directory && !name.as_bytes().starts_with(b".") {
+            remove_below(&open(directory, &name)?)?;
+            wait_until("a cgroup can be removed", || {
+                rustix::fs::unlinkat(directory, &name, AtFlags::REMOVEDIR).is_ok()
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Thirty cgroups in one another, with a path that is longer than PATH_MAX, and a process in the
+/// last.
+fn the_deepest_cgroups_are_found(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
+        // Its end does not end the others.
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    let container = bundle.start()?;
+    container.wait_for_output("process ")?;
+    let pid = container.stdout()?.trim().trim_start_matches("process ").to_owned();
+    let top = of(&container, test)?;
+    let name = CString::new("d".repeat(200))?;
+    let mut here = open_top(&top)?;
+    for _ in 0..30 {
+        rustix::fs::mkdirat(&here, &name, Mode::RWXU)?;
+        here = open(&here, &name)?;
+    }
+    let procs = rustix::fs::openat(&here, "cgroup.procs", OFlags::WRONLY, Mode::empty())?;
+    rustix::io::write(&procs, pid.as_bytes())?;
+    drop((procs, here));
+    let listed = container.rt(&["ps", "--format=json"])?;
+    let deleted = container.rt(&["delete", "--force"])?;
+    let alive = Path::new("/proc").join(&pid).exists() && !is_dead(&pid);
+    if alive {
+        let pid = rustix::process::Pid::from_raw(pid.parse()?).ok_or("no pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    }
+    if let Ok(left) = open_top(&top) {
+        remove_below(&left)?;
+    }
+    let pids: Vec<i32> = serde_json::from_str(&listed.success()?.stdout)?;
+    ensure(pids.contains(&pid.parse()?), format!("{pids:?} without {pid}"))?;
+    deleted.success()?;
+    ensure(!alive, "a process of the container lives")?;
+    ensure(!top.exists(), "its cgroup is left")
+}
+
+fn is_dead(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+/// Where a container with this path has its directories: one, or one in each hierarchy.
+fn everywhere(test: &Test, name: &str) -> Outcome<Vec<PathBuf>> {
+    if test.host.lane == "v2" {
+        return Ok(vec![directory(test, name)]);
+    }
+    let roots = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
+    Ok(roots
+        .filter(|root| root.join("cgroup.procs").exists())
+        .map(|root| root.join(name))
+        .collect())
+}
+
+fn remove_all(paths: &[PathBuf]) {
+    for path in paths {
+        let _ = fs::remove_dir(path);
+    }
+}
+
+fn at<'a>(bundle: Bundle<'a>, path: &str) -> Bundle<'a> {
+    bundle.edit(|config| config["linux"]["cgroupsPath"] = json!(format!("/{path}")))
+}
+
+fn a_cgroup_of_another_user_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    let all = everywhere(test, &name)?;
+    // In any hierarchy.
+    for path in &all {
+        fs::create_dir(path)?;
+        chown(path, Some(65533), Some(65533))?;
+        for file in ["cgroup.procs", "tasks", "cgroup.freeze", "freezer.state"] {
+            let _ = chown(path.join(file), Some(65533), Some(65533));
+        }
+        let output = at(test.sh("true")?, &name).run();
+        let is_left = path.exists();
+        remove_all(&all);
+        output?.fails_with("belongs to user 65533")?;
+        ensure(is_left, "what was another's was removed")?;
+    }
+    Ok(())
+}
+
+fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
+    let name = test.id();
+    let all = everywhere(test, &name)?;
+    for path in &all {
+        fs::create_dir(path)?;
+    }
+    let output = at(test.sh("echo ran")?, &name).run();
+    remove_all(&all);
+    output?.success()?.stdout("ran\n").map(drop)
+}
+
+fn start_all(commands: Vec<Command>) -> Outcome<Vec<Child>> {
+    let null = std::process::Stdio::null;
+    let start = |mut command: Command| command.stdout(null()).stderr(null()).spawn();
+    Ok(commands.into_iter().map(start).collect::<Result<_, _>>()?)
+}
+
+fn of_two_creations_one_has_the_cgroup(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut made = 0;
+    for _ in 0..30 {
+        let name = test.id();
+        let bundle = at(test.sh("exec sleep 60")?, &name);
+        bundle.write()?;
+        let ids = [test.id(), test.id()];
+        let create = |id: &String| test.command(bundle.command_line("create", id));
+        let mut children = start_all(ids.iter().map(create).collect())?;
+        let mut won = Vec::new();
+        for (child, id) in children.iter_mut().zip(&ids) {
+            if child.wait()?.success() {
+                won.push(id);
+            }
+        }
+        for id in &won {
+            test.rt(["delete", "--force", id])?.success()?;
+        }
+        ensure(won.len() < 2, "both have it")?;
+        made += won.len();
+        // The one that lost may have made it, and left it to the other.
+        remove_all(&everywhere(test, &name)?);
+    }
+    ensure(made > 0, "none was ever made")
+}
+
+/// A state says which cgroup a container wanted; whose it came to be, nobody knows when the
+/// creation was killed before its first process.
+fn a_creation_that_was_cut_short_ends_nobody_else(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    let bundle = at(test.sh("exec sleep 600")?, &name);
+    let container = bundle.start()?;
+    let state = test.state_root();
+    let other = test.id();
+    fs::create_dir(state.join(&other))?;
+    let text = fs::read_to_string(state.join(&container.id).join("state.json"))?;
+    let mut json: Value = serde_json::from_str(&text)?;
+    (json["id"], json["pid"], json["startTime"]) = (json!(other), json!(0), json!(0));
+    fs::write(state.join(&other).join("state.json"), json.to_string())?;
+    test.rt(["delete", "--force", &other])?.success()?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.rt(&["delete", "--force"])?.success()?;
+    remove_all(&everywhere(test, &name)?);
+    Ok(())
+}
+
+/// A command that is ended when it does not end by itself.
+fn limited(seconds: u32, command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.arg(format!("--kill-after={seconds}")).arg(seconds.to_string());
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+/// The files by which a cgroup is frozen, with what freezes it and what lets it go on.
+fn freezers(test: &Test, name: &str) -> Vec<(PathBuf, &'static str, &'static str)> {
+    let root = Path::new("/sys/fs/cgroup");
+    let v1 = (root.join("freezer").join(name).join("freezer.state"), "FROZEN", "THAWED");
+    let v2 = |root: &Path| (root.join(name).join("cgroup.freeze"), "1", "0");
+    match test.host.lane.as_str() {
+        "v2" => vec![v2(root)],
+        "hybrid" if root.join("unified/cgroup.procs").exists() => {
+            vec![v1, v2(&root.join("unified"))]
+        }
+        _ => vec![v1],
+    }
+}
+
+fn nothing_is_made_in_a_frozen_cgroup(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    for (file, frozen, thawed) in freezers(test, &name) {
+        // It, and one below it.
+        for below in ["", "/below"] {
+            let bundle = at(test.sh("true")?, &format!("{name}{below}"));
+            bundle.write()?;
+            let directory = file.parent().ok_or("no directory")?;
+            fs::create_dir(directory)?;
+            fs::write(&file, frozen)?;
+            let id = test.id();
+            let command = limited(20, &test.command(bundle.command_line("create", &id)));
+            let output = Output::of(command);
+            fs::write(&file, thawed)?;
+            let again = test.rt(["delete", "--force", &id]);
+            remove_all(&everywhere(test, &format!("{name}/below"))?);
+            remove_all(&everywhere(test, &name)?);
+            output?.fails_with("container's cgroup unexpectedly frozen")?;
+            again?.success()?;
+        }
+    }
+    Ok(())
+}
+
+/// A container in a cgroup that another one is above of.
+fn below<'a>(test: &'a Test, name: &str) -> Outcome<Container<'a>> {
+    at(test.sh("exec sleep 600")?, &format!("{name}/below")).start()
+}
+
+fn exec_fails_in_a_frozen_cgroup(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    for (file, frozen, thawed) in freezers(test, &name) {
+        let container = below(test, &name)?;
+        fs::write(&file, frozen)?;
+        let command = test.command(["exec", &container.id, "/bin/true"]);
+        let output = Output::of(limited(20, &command));
+        let deleted = Output::of(limited(60, &test.command(["delete", "--force", &container.id])));
+        fs::write(&file, thawed)?;
+        let again = container.rt(&["delete", "--force"]);
+        remove_all(&everywhere(test, &name)?);
+        output?.fails_with("cannot exec in a paused container")?;
+        // With v1 nobody dies in a cgroup that is frozen from above; that is said.
+        let deleted = deleted?;
+        ensure(matches!(deleted.code, Some(0 | 1)), format!("{deleted:?}"))?;
+        again?.success()?;
+    }
+    Ok(())
+}
+
+/// The processes that a command has made, which have its arguments.
+fn children(parent: u32, text: &str) -> Vec<i32> {
+    let parent = format!("PPid:\t{parent}\n");
+    let is_one = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains(&parent) && String::from_utf8_lossy(&command).contains(text)
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
+/// An `exec` that is slow after it has made its first process; meanwhile, something is done to
+/// that. Returns how it ended.
+fn exec_while(
+    test: &Test,
+    container: &Container<'_>,
+    act: impl FnOnce(i32, &[i32]) -> Outcome,
+) -> Outcome<Output> {
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let log = test.folder.join("calls");
+    let mut strace = Command::new("strace");
+    strace.args(["--trace=clone3", "--inject=clone3:delay_exit=1s", "--output"]).arg(log);
+    let exec = test.command(["exec", &container.id, "/bin/sleep", "0"]);
+    strace.arg(exec.get_program()).args(exec.get_args());
+    let [out, err] = ["exec.out", "exec.err"].map(|end| test.folder.join(end));
+    strace.stdout(fs::File::create(&out)?).stderr(fs::File::create(&err)?);
+    let mut child = strace.spawn()?;
+    let mut runtime = Vec::new();
+    let mut made = Vec::new();
+    wait_until("a process is made", || {
+        runtime = children(child.id(), &container.id);
+        let parent = runtime.first().and_then(|pid| u32::try_from(*pid).ok());
+        made = parent.map(|parent| children(parent, &container.id)).unwrap_or_default();
+        !made.is_empty()
+    })?;
+    let acted = act(runtime[0], &made);
+    let ended = wait_until("exec ends", || child.try_wait().is_ok_and(|status| status.is_some()));
+    if ended.is_err() {
+        for pid in runtime.iter().chain(&made) {
+            let pid = rustix::process::Pid::from_raw(*pid).ok_or("no pid")?;
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    let status = child.wait()?;
+    acted?;
+    ended?;
+    wait_until("nobody of it is left", || made.iter().all(|pid| is_dead(&pid.to_string())))?;
+    let read = fs::read_to_string;
+    Ok(Output { stdout: read(out)?, stderr: read(err)?, code: status.code() })
+}
+
+fn exec_ends_when_its_cgroup_is_frozen_meanwhile(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    for (file, frozen, thawed) in freezers(test, &name) {
+        let container = below(test, &name)?;
+        let output = exec_while(test, &container, |_, _| Ok(fs::write(&file, frozen)?));
+        fs::write(&file, thawed)?;
+        let deleted = container.rt(&["delete", "--force"]);
+        remove_all(&everywhere(test, &name)?);
+        output?.fails_with("its cgroup is frozen")?;
+        deleted?.success()?;
+    }
+    Ok(())
+}
+
+fn send(pid: i32, signal: rustix::process::Signal) -> Outcome {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or("no pid")?;
+    Ok(rustix::process::kill_process(pid, signal)?)
+}
+
+fn exec_ends_when_it_is_stopped(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let output = exec_while(test, &container, |_, made| {
+        made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))
+    })?;
+    output.fails_with("a signal has stopped it").map(drop)
+}
+
+fn exec_can_be_ended_while_it_waits(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let output = exec_while(test, &container, |runtime, made| {
+        made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))?;
+        send(runtime, rustix::process::Signal::TERM)
+    })?;
+    output.fails_with("ended by a signal").map(drop)
+}
+
+fn exec_waits_for_a_paused_container_if_asked_to(test: &Test) -> Outcome {
+    let container = test.sh("exec sleep 60")?.start()?;
+    container.rt(&["pause"])?.success()?;
+    let command = test.command(["exec", "--ignore-paused", &container.id, "/bin/true"]);
+    let mut children_of = start_all(vec![limited(60, &command)])?;
+    let exec = &mut children_of[0];
+    wait_until("a process is made", || {
+        let runtime = children(exec.id(), &container.id).first().copied();
+        let runtime = runtime.and_then(|pid| u32::try_from(pid).ok());
+        runtime.is_some_and(|pid| !children(pid, &container.id).is_empty())
+    })?;
+    container.rt(&["resume"])?.success()?;
+    ensure(exec.wait()?.success(), "exec failed")
+}
+
+const CHURN: &str = "trap '' TERM
+    for i in 1 2 3 4 5 6 7 8; do
+        sh -c 'trap \"\" TERM; while :; do (sleep 0.01) & wait; done' &
+    done
+    echo all; while :; do sleep 1; done";
+
+/// Without `cgroup.kill`, which v1 does not have, they are signalled one by one.
+fn who_forks_all_the_time_is_killed_with_all(test: &Test) -> Outcome {
+    let bundle = test.sh(CHURN)?.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    let container = bundle.start()?;
+    container.wait_for_output("all")?;
+    let path = of(&container, test)?;
+    test.rt(["kill", "--all", &container.id, "KILL"])?.success()?;
+    wait_until("all are dead", || {
+        fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
+    })?;
+    container.delete()
+}
+
+fn signals_to_all_end_where_they_are_ignored(test: &Test) -> Outcome {
+    let container = test.sh(CHURN)?.start()?;
+    container.wait_for_output("all")?;
+    let command = test.command(["kill", "--all", &container.id, "TERM"]);
+    Output::of(limited(60, &command))?.success()?;
+    // Nobody is left stopped.
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// What the kernel starts as root of the host when a cgroup of v1 is empty (CVE-2022-0492).
+fn no_release_agent_is_seen(test: &Test) -> Outcome {
+    only_v1(test)?;
+    for own in [true, false] {
+        let script =
+            "find /sys/fs/cgroup -name release_agent; cat /sys/fs/cgroup/pids/notify_on_release";
+        let mut bundle = test
+            .sh(script)?
+            .mount(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                "options": ["rw"] }));
+        if own {
+            bundle = bundle.namespace(json!({ "type": "cgroup" }));
+        }
+        let output = bundle.run()?.success()?;
+        ensure(!output.stdout.contains("release_agent"), &output.stdout)?;
+        ensure_eq((own, output.stdout.as_str()), (own, "0\n"))?;
+    }
+    Ok(())
+}
+
+/// What a systemd that runs leaves on the host, for a runtime that looks for it.
+const SYSTEMD: &str = "mount -t tmpfs none /run; mkdir -p /run/systemd/system";
+
+fn by_systemd(bundle: &Bundle<'_>, id: &str) -> Outcome {
+    // `write` would skip a test that has a path.
+    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
+    ensure(!id.is_empty(), "a name")
+}
+
+fn an_annotation_replaces_nothing_of_rts(test: &Test) -> Outcome {
+    only_v2(test)?;
+    test.only_rt()?;
+    for (key, value) in [
+        ("PIDs", "[uint32 4711, uint32 1]"),
+        ("Slice", "'-.slice'"),
+        ("Delegate", "false"),
+        ("DevicePolicy", "'auto'"),
+        ("DeviceAllow", "[('block-*', 'rwm')]"),
+        ("TasksAccounting", "false"),
+        ("TasksMax", "uint64 9999"),
+        ("TasksMaxScale", "uint32 4294967295"),
+    ] {
+        let key = format!("org.systemd.property.{key}");
+        let id = test.id();
+        let bundle = test.sh("true")?.annotation(&key, value).edit(|config| {
+            config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{id}"));
+            config["linux"]["resources"]["pids"] = json!({ "limit": 7 });
+        });
+        by_systemd(&bundle, &id)?;
+        let args = [vec!["--systemd-cgroup".to_owned()], bundle.command_line("run", &id)].concat();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let script = if test.host.by_systemd { "" } else { SYSTEMD };
+        Output::of(changed(test, script, &args))?.fails_with(&format!("the annotation `{key}`"))?;
+    }
+    Ok(())
+}
+
+/// Every user of the system's bus may send signals to every other.
+fn only_systemd_ends_its_jobs(test: &Test) -> Outcome {
+    only_v2(test)?;
+    test.only_rt()?;
+    if test.host.by_systemd {
+        return skip("this host has a systemd, beside which none can be put");
+    }
+    let id = test.id();
+    let bundle = test.sh("echo ran")?.edit(|config| {
+        config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{id}"));
+    });
+    by_systemd(&bundle, &id)?;
+    let socket = test.folder.join("bus");
+    bus::start(&socket, Path::new("/sys/fs/cgroup").join(format!("rt-{id}.scope")))?;
+    let args = [vec!["--systemd-cgroup".to_owned()], bundle.command_line("run", &id)].concat();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut command = changed(test, SYSTEMD, &args);
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", socket.display()));
+    let output = Output::of(command);
+    let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(format!("rt-{id}.scope")));
+    output?.success()?.stdout("ran\n").map(drop)
+}
+
+fn a_process_that_cannot_be_read_is_alive(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let script = format!("mount --bind /dev/null /proc/{}/stat", container.pid()?);
+    for args in [&["delete"][..], &["delete", "--force"], &["state"], &["kill"]] {
+        let args = [args, &[&container.id]].concat();
+        Output::of(changed(test, &script, &args))?.fails_with("/stat`")?;
+    }
+    ensure_eq(container.status()?.as_str(), "running")
+}

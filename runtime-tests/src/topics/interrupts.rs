@@ -1,0 +1,187 @@
+//! Signals to `run` and `exec` in the foreground before there is a program to pass them on to: they end what does not come to an end.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Bundle, Outcome, Output, Test, ensure, ensure_eq, has_process, wait_until, wait_up_to,
+};
+
+super::tests! { "interrupts":
+    nothing_is_blocked_before_something_is_made, a_filter_with_too_many_rules_is_refused, end_a_hook_that_never_ends,
+    end_a_start_that_an_agent_holds_up, reach_the_program_when_a_hook_after_its_start_never_ends, end_an_exec_that_an_agent_holds_up,
+    leave_the_hooks_alone_that_clean_up,
+}
+
+/// Starts `run` in the foreground.
+fn begin(bundle: &Bundle<'_>, id: &str) -> Outcome<Child> {
+    bundle.write()?;
+    let said = fs::File::create(bundle.folder.join("said"))?;
+    let mut command = bundle.test.command(bundle.command_line("run", id));
+    Ok(command.stdout(Stdio::null()).stderr(said).spawn()?)
+}
+
+/// How it ends after a signal, in twenty seconds at the most.
+fn ended_by(name: &str, mut caller: Child) -> Outcome<ExitStatus> {
+    let kill = |name: &str| Command::new("kill").args([name, &caller.id().to_string()]).status();
+    kill(name)?;
+    let mut status = None;
+    let ended = wait_up_to(Duration::from_secs(20), "it is ended by a signal", || {
+        status = caller.try_wait().ok().flatten();
+        status.is_some()
+    });
+    if ended.is_err() {
+        caller.kill()?;
+        caller.wait()?;
+    }
+    ended?;
+    status.ok_or_else(|| "no status".into())
+}
+
+/// It fails, says why in one line, and leaves nothing.
+fn ends_cleanly(
+    bundle: &Bundle<'_>,
+    id: &str,
+    caller: Child,
+    signal: &str,
+    words: &str,
+) -> Outcome {
+    let status = ended_by(signal, caller)?;
+    ensure_eq(status.code(), Some(1))?;
+    let said = fs::read_to_string(bundle.folder.join("said"))?;
+    ensure(said.contains(words) && said.ends_with("a signal asked for an end\n"), &said)?;
+    bundle.test.rt(["state", id])?.fails_with("does not exist").map(drop)
+}
+
+fn hook(script: &str) -> Value {
+    json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }])
+}
+
+/// Here, a fifo that nobody reads from is opened. As with a filter that is long to compile, nothing was made yet.
+fn nothing_is_blocked_before_something_is_made(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let fifo = test.folder.join("fifo");
+    ensure(Command::new("mkfifo").arg(&fifo).status()?.success(), "mkfifo")?;
+    let bundle = test.sh("true")?.annotation("run.oci.hooks.stdout", &fifo.display().to_string());
+    let bundle = bundle.edit(|config| config["hooks"]["prestart"] = hook("true"));
+    for (name, number) in [("-TERM", 15), ("-INT", 2)] {
+        let id = test.id();
+        let caller = begin(&bundle, &id)?;
+        let place = format!("/proc/{}/wchan", caller.id());
+        let waits = || fs::read_to_string(&place).is_ok_and(|place| place.contains("partner"));
+        wait_until("it opens the fifo", waits)?;
+        ensure_eq(ended_by(name, caller)?.signal(), Some(number))?;
+        test.rt(["state", &id])?.fails_with("does not exist")?;
+    }
+    Ok(())
+}
+
+/// libseccomp takes minutes for them.
+fn a_filter_with_too_many_rules_is_refused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let rules: Vec<Value> = (0..20_000)
+        .map(|number| {
+            json!({ "names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [{ "index": 1, "value": number, "op": "SCMP_CMP_EQ" }] })
+        })
+        .collect();
+    let bundle = test.sh("true")?.edit(|config| {
+        config["linux"]["seccomp"] =
+            json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules });
+    });
+    bundle.write()?;
+    let command = test.command(bundle.command_line("create", &test.id()));
+    let mut limited = Command::new("timeout");
+    limited.args(["-k", "1", "30"]).arg(command.get_program()).args(command.get_args());
+    Output::of(limited)?
+        .fails_with("20000 rules with arguments, of which a filter has 4096 at most")
+        .map(drop)
+}
+
+fn end_a_hook_that_never_ends(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for kind in ["prestart", "createRuntime"] {
+        let mark = test.folder.join(kind);
+        let script = format!("touch {0}; exec tail -f {0}", mark.display());
+        let bundle = test.sh("true")?.edit(|config| config["hooks"][kind] = hook(&script));
+        let id = test.id();
+        let caller = begin(&bundle, &id)?;
+        wait_until("the hook runs", || mark.exists())?;
+        ends_cleanly(&bundle, &id, caller, "-TERM", &format!("run {kind} hook `/bin/sh`: "))?;
+        ensure(!has_process(&mark.display().to_string()), "the hook is left")?;
+    }
+    Ok(())
+}
+
+/// A container whose filter has an agent decide on a call that comes before its program.
+fn held_up<'a>(test: &'a Test, path: &Path) -> Outcome<Bundle<'a>> {
+    Ok(test.sh("exec sleep 60")?.edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(false);
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+            "syscalls": [{ "names": ["setuid", "setresuid"], "action": "SCMP_ACT_NOTIFY" }],
+        });
+    }))
+}
+
+fn end_a_start_that_an_agent_holds_up(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let path = test.folder.join("agent");
+    let agent = UnixListener::bind(&path)?;
+    let bundle = held_up(test, &path)?;
+    let id = test.id();
+    let caller = begin(&bundle, &id)?;
+    let (stream, _) = agent.accept()?;
+    rustix::net::recv(&stream, &mut [0], rustix::net::RecvFlags::PEEK)?;
+    ends_cleanly(&bundle, &id, caller, "-INT", "wait for the other process: ")
+}
+
+/// The container is made without a filter, and given one afterwards: `exec` reads what was kept.
+fn end_an_exec_that_an_agent_holds_up(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let path = test.folder.join("agent");
+    let container = test.sh("exec sleep 60")?.start()?;
+    let held = held_up(test, &path)?;
+    held.write()?;
+    let kept = test.state_root().join(&container.id).join("config.json");
+    fs::copy(held.folder.join("config.json"), kept)?;
+    let agent = UnixListener::bind(&path)?;
+    let mut command = test.command(["exec", &container.id, "/bin/true"]);
+    let caller = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let (stream, _) = agent.accept()?;
+    rustix::net::recv(&stream, &mut [0], rustix::net::RecvFlags::PEEK)?;
+    ensure_eq(ended_by("-TERM", caller)?.code(), Some(255))?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn reach_the_program_when_a_hook_after_its_start_never_ends(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mark = test.folder.join("mark");
+    let script = format!("touch {0}; exec tail -f {0}", mark.display());
+    let bundle = test.sh("trap 'exit 7' TERM; while :; do sleep 0.1; done")?;
+    let bundle = bundle.edit(|config| config["hooks"]["poststart"] = hook(&script));
+    let caller = begin(&bundle, &test.id())?;
+    wait_until("the hook runs", || mark.exists())?;
+    ensure_eq(ended_by("-TERM", caller)?.code(), Some(7))?;
+    ensure(!has_process(&mark.display().to_string()), "the hook is left")
+}
+
+fn leave_the_hooks_alone_that_clean_up(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let [mark, cleaned] = ["mark", "cleaned"].map(|name| test.folder.join(name));
+    let wait = format!("touch {0}; exec tail -f {0}", mark.display());
+    let clean = format!("sleep 3; touch {}", cleaned.display());
+    let bundle = test.sh("true")?.edit(|config| {
+        config["hooks"] = json!({ "prestart": hook(&wait), "poststop": hook(&clean) });
+    });
+    let id = test.id();
+    let caller = begin(&bundle, &id)?;
+    wait_until("the hook runs", || mark.exists())?;
+    ends_cleanly(&bundle, &id, caller, "-TERM", "run prestart hook")?;
+    ensure(cleaned.exists(), "the poststop hook was ended")
+}

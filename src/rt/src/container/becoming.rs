@@ -1,0 +1,287 @@
+//! From a privileged process inside of a container to its program: what `create` and `exec` have in common, in one order. Runs in
+//! init, and in the process that `exec` makes.
+//!
+//! # What is open
+//!
+//! A container chooses names: its working directory, its program, a script's interpreter, an ELF file's, the folders in `PATH`, the
+//! paths of hooks. Each can lead through `/proc/self/fd/N` to whatever its process has open, and from a directory of the host's to all
+//! of the host. So before the first of them is looked up, the process closes every descriptor but these, by `close_range(2)`. One that is
+//! opened tomorrow, and forgotten, is closed too.
+//!
+//! | descriptor | why | what it is for who gets at it |
+//! |---|---|---|
+//! | 0, 1, 2 | the standard streams | the caller has given them |
+//! | from 3 on, as many as `--preserve-fds` and `LISTEN_FDS` say | they are for the program | the caller has given them |
+//! | the socket to the caller's process | init says what it needs, and that it is ready | a socket, which cannot be opened by a name |
+//! | the start fifo (`create`) | init waits on it | a fifo, which is no program and no directory |
+//! | the output files of hooks, if annotations name them (`create`) | `startContainer` hooks print there | files, closed before the exec |
+//!
+//! An engine's directory, the way into the cgroup for modules and the like come over the socket, when a module has been found.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::DumpableBehavior;
+use rustix::thread::CapabilitySet;
+
+use super::rootfs::Rootfs;
+use super::seccomp::Filter;
+use super::sync::Socket;
+use super::{module, notify_socket, process};
+use crate::executor::{self, Program};
+use crate::syscall;
+use crate::workload::Rights;
+
+/// What a process needs to become its program.
+pub(super) struct Plan<'a> {
+    pub(super) process: &'a Process,
+    pub(super) socket: &'a Socket,
+    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    pub(super) first_own: u32,
+    /// Which of these stay open, besides the socket.
+    pub(super) kept: Vec<BorrowedFd<'a>>,
+    /// Whether no device rules are in force, so that only the rights to make a device node keep the
+    /// program from the host's devices.
+    pub(super) withhold_devices: bool,
+    /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
+    pub(super) keep_groups: bool,
+    /// Whether root of the host makes it.
+    pub(super) by_root: bool,
+    /// Of a module.
+    pub(super) rights: &'a Rights,
+    pub(super) request: executor::Request<'a>,
+}
+
+impl Plan<'_> {
+    /// What the program gets of those that the configuration asks for.
+    fn capabilities(&self) -> Option<LinuxCapabilities> {
+        let mut sets = self.process.capabilities().clone()?;
+        if self.withhold_devices {
+            let without = |set: &Option<Capabilities>| {
+                let mut set = set.clone()?;
+                set.remove(&Capability::Mknod);
+                Some(set)
+            };
+            sets.set_bounding(without(sets.bounding()));
+            sets.set_effective(without(sets.effective()));
+            sets.set_permitted(without(sets.permitted()));
+            sets.set_inheritable(without(sets.inheritable()));
+            sets.set_ambient(without(sets.ambient()));
+        }
+        Some(sets)
+    }
+}
+
+/// What is there when only the start is missing.
+pub(super) struct Ready<'a> {
+    pub(super) program: Program,
+    /// Of a filter that notifies.
+    pub(super) listener: Option<OwnedFd>,
+    /// A filter that is loaded when nothing is left to do but the exec.
+    pub(super) filter: Option<&'a Filter>,
+    /// The way into the cgroup for modules.
+    pub(super) cgroup: Option<OwnedFd>,
+}
+
+/// The annotation that keeps the caller's additional groups.
+pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+/// Everything but the start and the exec. What the process owned before is closed: see [`syscall::close_all_but`].
+pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<Ready<'a>> {
+    let capabilities = plan.capabilities();
+    let capabilities = capabilities.as_ref();
+    let no_new_privileges = plan.process.no_new_privileges() == Some(true);
+    close_the_hosts(plan)?;
+    let spare = spare_for(filter.filter(|_| !no_new_privileges));
+    become_unprivileged(plan, capabilities, spare)?;
+    if no_new_privileges {
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    }
+    // As the container's user, and before a filter is loaded: that need not allow what a look-up takes.
+    let mut program = executor::prepare(&plan.request)?;
+    let cgroup = program.cgroup.take();
+    if program.is_module {
+        module::confine(plan.rights, cgroup.as_ref())?;
+    }
+    // From now on the container can be signalled.
+    program.take_signals();
+    let Some(filter) = filter else {
+        outlive_the_caller()?;
+        return Ok(Ready { program, listener: None, filter: None, cgroup });
+    };
+    // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the exec.
+    if no_new_privileges && filter.can_wait() {
+        outlive_the_caller()?;
+        return Ok(Ready { program, listener: None, filter: Some(filter), cgroup });
+    }
+    if !filter.notifies() {
+        outlive_the_caller()?;
+    }
+    let listener = process::with_spare(capabilities, spare, || filter.load(plan.socket))?;
+    if filter.notifies() {
+        // Until now the end of the caller ended this process, which could otherwise wait for its own answer.
+        outlive_the_caller()?;
+    }
+    Ok(Ready { program, listener, filter: None, cgroup })
+}
+
+/// From now on this process notices by itself that its caller has gone: it waits for the caller's word.
+fn outlive_the_caller() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
+}
+
+fn close_the_hosts(plan: &Plan<'_>) -> Result<()> {
+    use std::os::fd::AsFd;
+    let kept: Vec<_> = plan.kept.iter().copied().chain([plan.socket.as_fd()]).collect();
+    syscall::close_all_but(plan.first_own, &kept).context("close the host's descriptors")
+}
+
+/// What loading a filter takes besides (`seccomp(2)`), where new privileges can be had.
+fn spare_for(filter: Option<&Filter>) -> CapabilitySet {
+    filter.map_or(CapabilitySet::empty(), |_| CapabilitySet::SYS_ADMIN)
+}
+
+/// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
+/// do, since an image's `/root` is its directory also where its user is somebody else.
+fn become_unprivileged(
+    plan: &Plan<'_>,
+    capabilities: Option<&LinuxCapabilities>,
+    spare: CapabilitySet,
+) -> Result<()> {
+    let process = plan.process;
+    let user = process.user();
+    keep_neighbours_out()?;
+    process::set_umask(user.umask());
+    process::own_null()?;
+    process::own_stdio(user)?;
+    process::drop_bounding(capabilities)?;
+    let entered = enter_working_directory(process.cwd());
+    process::become_user(user, plan.keep_groups, plan.by_root)?;
+    process::set_capabilities(capabilities, spare)?;
+    // The change of the user has undone it. What follows gives up rights only, which leaves it as it is.
+    keep_neighbours_out()?;
+    match entered {
+        // Only its user may: a home that the owner of a network's filesystem keeps from root.
+        Err(error) if matches!(error.downcast_ref(), Some(&(Errno::ACCESS | Errno::PERM))) => {
+            enter_working_directory(process.cwd())
+        }
+        entered => entered,
+    }
+}
+
+/// Of the same user and in the same pid namespace, another process could reach this one's memory and descriptors. The exec ends this.
+fn keep_neighbours_out() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("keep others out of the container's process")
+}
+
+fn enter_working_directory(path: &Path) -> Result<()> {
+    let show = || format!("enter the working directory `{}`", path.display());
+    rustix::process::chdir(path).with_context(show)?;
+    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.
+    let here = rustix::process::getcwd(Vec::new()).with_context(show)?;
+    ensure!(here.to_bytes().starts_with(b"/"), "{}: it is outside of the container", show());
+    Ok(())
+}
+
+/// Loads a filter that could wait.
+pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
+    filter.map_or(Ok(()), Filter::load_unheard)
+}
+
+/// Takes the caller's session keyring from this process: the container's programs would possess it. Runs before a user namespace is
+/// entered, so that the new one counts for the caller and not for a quota that neighbours can fill (`keyrings(7)`).
+pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .context("get a random number")?;
+    // By a name that somebody else has made ready, and lets others search, the kernel would join that one.
+    let name = format!("_ses.{id}.{:016x}", u64::from_ne_bytes(random));
+    match syscall::join_session_keyring(&CString::new(name)?) {
+        // A kernel without keyrings, or a filter around this runtime, which the container inherits: nobody can use one.
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) if !syscall::has_keyctl() => Ok(()),
+        Err(Errno::DQUOT) => Err(Errno::DQUOT).context(
+            "make a session keyring: the user has too many keys (sysctl `kernel.keys.maxkeys`)",
+        ),
+        joined => joined.context("make a session keyring"),
+    }
+}
+
+/// Says which label the program gets. Through the host's `/proc`: the container's may be missing or be something else.
+pub(super) fn set_security_label(proc: BorrowedFd<'_>, process: &Process) -> Result<()> {
+    let Some((paths, text)) = security_label(process)? else { return Ok(()) };
+    let open = |path: &&str| {
+        rustix::fs::openat(proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    };
+    let file = paths.iter().map(open).find(|file| file.is_ok());
+    let file =
+        file.with_context(|| format!("set the label `{text}`: open `/proc/{}`", paths[0]))??;
+    File::from(file).write_all(text.as_bytes()).with_context(|| format!("set the label `{text}`"))
+}
+
+/// Whether [`set_security_label`] has something to do.
+pub(super) fn has_security_label(process: &Process) -> Result<bool> {
+    Ok(security_label(process)?.is_some())
+}
+
+/// The files that take a label for the next program, of which the first that is there counts, and what to write.
+fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], String)>> {
+    let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
+    let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
+    match (selinux, apparmor) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => bail!("`selinuxLabel` and `apparmorProfile` exclude each other"),
+        (Some(label), None) => Ok(Some((&["thread-self/attr/exec"], label.clone()))),
+        // The second is where it was before Linux 5.8.
+        (None, Some(profile)) => Ok(Some((
+            &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"],
+            format!("exec {profile}"),
+        ))),
+    }
+}
+
+/// The user's home in the container's own `/etc/passwd`, for an environment without HOME. The file is read, not asked for
+/// by NSS: that would run the image's libraries.
+pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
+    if process.env().iter().flatten().any(|variable| variable.starts_with("HOME=")) {
+        return None;
+    }
+    let find = || {
+        let file = rootfs.open_regular(Path::new("/etc/passwd")).ok()?;
+        const LONGEST: u64 = 1 << 20;
+        let mut text = String::new();
+        File::from(file).take(LONGEST).read_to_string(&mut text).ok()?;
+        let uid = process.user().uid().to_string();
+        // NAME:PASSWORD:UID:GID:COMMENT:HOME:SHELL, passwd(5).
+        let line = text.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+        line.split(':').nth(5).filter(|home| !home.is_empty()).map(str::to_owned)
+    };
+    Some(find().unwrap_or_else(|| "/".to_owned()))
+}
+
+pub(super) fn environment(
+    process: &Process,
+    home: Option<String>,
+    listen_fds: u32,
+    notify: bool,
+) -> Vec<String> {
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(home.map(|home| format!("HOME={home}")));
+    if notify {
+        env.retain(|variable| !variable.starts_with("NOTIFY_SOCKET="));
+        env.push(notify_socket::variable());
+    }
+    if listen_fds > 0 {
+        // The program is process 1 of its own pid namespace (sd_listen_fds(3)).
+        env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
+    }
+    env
+}

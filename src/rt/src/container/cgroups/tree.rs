@@ -1,0 +1,239 @@
+//! A cgroup with all below it, which the container may have made: as many as it likes, as deep as
+//! it likes.
+//!
+//! The path of the deepest can be longer than the kernel takes (`PATH_MAX`), so rt walks from
+//! directory to directory by descriptors, and comes back by `..`. Two are open at a time. cgroupfs
+//! has no links, and lets nobody move a directory to another parent.
+#![forbid(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+/// More cgroups than a walk goes through. The kernel itself has fewer with most controllers
+/// (65535).
+const MOST: usize = 1 << 18;
+
+/// How long a killed process may stay in its cgroup, and how long all of a removal may take.
+const GOING: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// None when it is not there, or not any more.
+fn open(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error) if is_gone(error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn open_top(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error) if is_gone(error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel says of a cgroup that is removed, by name and by descriptor.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::NODEV)
+}
+
+/// The cgroups right below one.
+fn below(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    let entries = match Dir::read_from(directory) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(error) => return Ok(names),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if is_gone(error) => break,
+            Err(error) => return Err(error),
+        };
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn parent(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    open(directory.as_fd(), c"..")?.ok_or(Errno::NOENT)
+}
+
+/// Visits a cgroup, then all below it. Nothing there is no error.
+fn walk(
+    path: &Path,
+    visit: &mut dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    let Some(mut here) = open_top(path)? else { return Ok(()) };
+    visit(here.as_fd())?;
+    let mut levels = vec![below(here.as_fd())?];
+    let mut seen = 1;
+    while let Some(level) = levels.last_mut() {
+        match level.pop() {
+            Some(name) => {
+                let Some(directory) = open(here.as_fd(), &name)? else { continue };
+                seen += 1;
+                if seen > MOST {
+                    return Err(Errno::TOOBIG);
+                }
+                visit(directory.as_fd())?;
+                levels.push(below(directory.as_fd())?);
+                here = directory;
+            }
+            None => {
+                levels.pop();
+                if !levels.is_empty() {
+                    here = parent(&here)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All processes in a cgroup and below it.
+pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    let mut is_top = true;
+    let mut collect = |directory: BorrowedFd<'_>| {
+        let top = std::mem::replace(&mut is_top, false);
+        let text = match read(directory, c"cgroup.procs") {
+            // A threaded cgroup; its processes are listed above it (cgroup-v2.rst, "Threads"). If
+            // that is outside, any of their threads will do.
+            Err(Errno::OPNOTSUPP) if top => read(directory, c"cgroup.threads")?,
+            Err(Errno::OPNOTSUPP) => None,
+            text => text?,
+        };
+        let text = text.unwrap_or_default();
+        pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+        Ok(())
+    };
+    walk(path, &mut collect)
+        .with_context(|| format!("list the processes in the cgroup `{}`", path.display()))?;
+    Ok(pids)
+}
+
+/// Whether no process is in a cgroup and below it, or soon none is any more: init ends with its
+/// maker.
+pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
+    let end = Instant::now() + GOING;
+    loop {
+        if processes(path)?.is_empty() {
+            return Ok(true);
+        }
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<String>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Err(error) if is_gone(error) => return Ok(None),
+        file => file?,
+    };
+    let mut text = String::new();
+    match File::from(file).read_to_string(&mut text) {
+        Ok(_) => Ok(Some(text)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(error) if is_gone(error) => Ok(None),
+            error => Err(error.unwrap_or(Errno::IO)),
+        },
+    }
+}
+
+/// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again:
+/// a killed process is in its cgroup for a little longer, for which there is no event with v1.
+pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    let show = || format!("remove cgroup `{}`", path.display());
+    let end = Instant::now() + LONGEST;
+    let mut pause = Duration::from_micros(200);
+    let mut progress = Instant::now();
+    loop {
+        match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_gone(error) => return Ok(()),
+            Err(Errno::BUSY) => {}
+            Err(error) => return Err(error).with_context(show),
+        }
+        busy()?;
+        let now = Instant::now();
+        if remove_below(path).with_context(show)? {
+            (pause, progress) = (Duration::from_micros(200), now);
+        }
+        if now > end || now.duration_since(progress) > GOING {
+            bail!("{}: processes are still in it", show());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Removes what can be removed below a cgroup, the deepest first. Says whether anything was.
+fn remove_below(path: &Path) -> rustix::io::Result<bool> {
+    let Some(mut here) = open_top(path)? else { return Ok(true) };
+    let mut levels = vec![below(here.as_fd())?];
+    let mut names: Vec<CString> = Vec::new();
+    let mut removed = false;
+    let mut seen = 1;
+    while let Some(level) = levels.last_mut() {
+        match level.pop() {
+            Some(name) => {
+                if drop_directory(&here, &name, &mut removed)? {
+                    continue;
+                }
+                let Some(directory) = open(here.as_fd(), &name)? else { continue };
+                seen += 1;
+                if seen > MOST {
+                    return Err(Errno::TOOBIG);
+                }
+                levels.push(below(directory.as_fd())?);
+                names.push(name);
+                here = directory;
+            }
+            None => {
+                levels.pop();
+                let Some(name) = names.pop() else { break };
+                here = parent(&here)?;
+                drop_directory(&here, &name, &mut removed)?;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// False while there are processes or cgroups in it.
+fn drop_directory(
+    directory: &OwnedFd,
+    name: &CStr,
+    removed: &mut bool,
+) -> rustix::io::Result<bool> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+        Ok(()) => {
+            *removed = true;
+            Ok(true)
+        }
+        Err(error) if is_gone(error) => Ok(true),
+        Err(Errno::BUSY) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

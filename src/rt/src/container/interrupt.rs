@@ -1,0 +1,61 @@
+//! Waiting, while a container is made, in a process that has blocked signals to pass them on to the container's program (`run` and
+//! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is one; otherwise it ends the waiting.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+use super::terminal;
+use crate::engine::cache::{ENDING, is_interrupted};
+use crate::syscall;
+
+/// How often somebody who waits asks for signals.
+pub(super) const TURN: Duration = Duration::from_secs(1);
+
+/// What one who waits knows of signals.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    asked: bool,
+}
+
+impl Watch {
+    /// To be called when nothing has come in a [`TURN`]: fails if an end was asked for a turn ago, and still is.
+    pub(super) fn turn(&mut self) -> Result<()> {
+        let asked_before = std::mem::replace(&mut self.asked, is_interrupted());
+        ensure!(!(asked_before && self.asked), "a signal asked for an end");
+        Ok(())
+    }
+}
+
+/// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them too.
+pub(super) fn forget() {
+    let taken = syscall::signalfd(&ENDING).map_err(anyhow::Error::from);
+    if let Err(error) = taken.and_then(|taken| terminal::read_signals(&taken)) {
+        tracing::debug!("take the signals that came: {error:#}");
+    }
+}
+
+/// Waits for the end of a child, so long at the most.
+pub(super) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd")?;
+    let begun = Instant::now();
+    let mut watch = Watch::default();
+    loop {
+        let left = limit.map_or(TURN, |limit| limit.saturating_sub(begun.elapsed()).min(TURN));
+        let turn = Timespec::try_from(left)?;
+        match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&turn)) {
+            Ok(0) => {}
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error).context("wait for its end"),
+        }
+        if let Some(limit) = limit.filter(|limit| begun.elapsed() >= *limit) {
+            bail!("it took longer than {} s", limit.as_secs());
+        }
+        watch.turn()?;
+    }
+}

@@ -1,0 +1,135 @@
+//! Waiting for a process that is half made, and that a container can hold up: who has a cgroup can
+//! freeze it, and a neighbour in the same pid namespace, with the rights for it, can stop it
+//! (SIGSTOP). No such wait is without an end. Runs in the caller's process.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions};
+
+use super::cgroups::{self, Freezers};
+use super::interrupt::{self, Watch};
+use super::sync::{Message, Socket};
+use crate::{state, syscall};
+
+/// How often rt looks whether a process that says nothing is held up.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a process may be frozen or stopped.
+const HELD: Duration = Duration::from_secs(2);
+
+/// How long a process may take to its next message, when it works for nobody else.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a killed process may take to die before rt looks for a reason, and in all.
+const DYING: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What ends the wait for a message.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    /// Where it is said that the process is frozen.
+    freezers: Freezers,
+    /// None where the process waits for others that may take their time: hooks, an agent that
+    /// decides on system calls.
+    longest: Option<Duration>,
+}
+
+impl Patience {
+    /// With init, which runs hooks.
+    pub(crate) fn with_init(freezers: Freezers) -> Patience {
+        Patience { freezers, longest: None }
+    }
+
+    /// With a process that joins a container which runs. `paused` is for a caller who knows that it
+    /// is frozen and waits until it is not, and `agent` for a filter that lets another process
+    /// decide.
+    pub(crate) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
+        Patience {
+            freezers: if paused { Freezers::default() } else { freezers },
+            longest: Some(LONGEST).filter(|_| !paused && !agent),
+        }
+    }
+
+    pub(crate) fn receive(&self, socket: &Socket, pid: Pid) -> Result<Option<Message>> {
+        self.wait(socket, pid)?;
+        socket.receive()
+    }
+
+    pub(crate) fn receive_with(
+        &self,
+        socket: &Socket,
+        pid: Pid,
+    ) -> Result<(Option<Message>, Vec<OwnedFd>)> {
+        self.wait(socket, pid)?;
+        socket.receive_with()
+    }
+
+    /// Until there is a message, or the end of the stream.
+    fn wait(&self, socket: &Socket, pid: Pid) -> Result<()> {
+        let start = Instant::now();
+        let mut held: Option<Instant> = None;
+        let (mut watch, mut turn) = (Watch::default(), start + interrupt::TURN);
+        while !is_ready(socket.as_fd(), PollFlags::IN, TICK)? {
+            if Instant::now() >= turn {
+                watch.turn().context("wait for the other process")?;
+                turn += interrupt::TURN;
+            }
+            let reason = self.what_holds(pid)?;
+            match (reason, held) {
+                (None, _) => held = None,
+                (Some(_), None) => held = Some(Instant::now()),
+                (Some(reason), Some(since)) if since.elapsed() > HELD => {
+                    bail!("the process that is made in the container is held up: {reason}")
+                }
+                (Some(_), Some(_)) => {}
+            }
+            if let Some(longest) = self.longest.filter(|longest| start.elapsed() > *longest) {
+                bail!("the new process has said nothing for {} s", longest.as_secs());
+            }
+        }
+        Ok(())
+    }
+
+    fn what_holds(&self, pid: Pid) -> Result<Option<&'static str>> {
+        if self.freezers.are_closed() {
+            return Ok(Some("its cgroup is frozen"));
+        }
+        let stopped = state::stat(pid)?.is_some_and(|stat| stat.stopped);
+        Ok(stopped.then_some("a signal has stopped it"))
+    }
+}
+
+/// Whether something comes within a time.
+fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = Timespec::try_from(end.saturating_duration_since(Instant::now()))?;
+        match rustix::event::poll(&mut [PollFd::new(&file, what)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the other process"),
+        }
+    }
+}
+
+/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One
+/// that does not die, in a call to the kernel that does not end, is left to whoever inherits it.
+pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
+    let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
+    let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);
+    if !dies(DYING) {
+        // v1 delivers not even SIGKILL to what is frozen.
+        if let Err(error) = cgroups::take_out_of_freezer(pid) {
+            tracing::debug!("take process {pid} out of the freezer: {error:#}");
+        }
+        if !dies(PATIENCE) {
+            return;
+        }
+    }
+    let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+}
