@@ -74,6 +74,8 @@ pub(super) type Change = (&'static str, String);
 #[derive(Debug)]
 pub(super) struct Canary {
     pub(super) token: String,
+    /// Programs that the rounds need themselves.
+    programs: Vec<(PathBuf, Vec<u8>)>,
     files: BTreeMap<PathBuf, Entry>,
     parameters: BTreeMap<&'static str, String>,
     mounts: BTreeSet<String>,
@@ -86,6 +88,10 @@ impl Canary {
         fs::create_dir_all(STATE)?;
         let mut canary = Canary {
             token: token.to_owned(),
+            programs: ["/bin/busybox", "/room/bin/rt"]
+                .into_iter()
+                .map(|path| Ok((PathBuf::from(path), fs::read(path)?)))
+                .collect::<std::io::Result<_>>()?,
             files: BTreeMap::new(),
             parameters: BTreeMap::new(),
             mounts: BTreeSet::new(),
@@ -98,6 +104,19 @@ impl Canary {
 
     /// Makes it as it was, where that is in its hands, and takes all else for what it is now.
     pub(super) fn mend(&mut self) -> std::io::Result<()> {
+        for (path, content) in &self.programs {
+            let is_good = |path: &Path| {
+                let data = path.metadata()?;
+                Ok::<_, std::io::Error>(data.mode() == 0o100_755 && fs::read(path)? == *content)
+            };
+            if !is_good(path).unwrap_or(false) {
+                // Whatever is there now may be in use.
+                let new = path.with_extension("new");
+                fs::write(&new, content)?;
+                fs::set_permissions(&new, Permissions::from_mode(0o755))?;
+                fs::rename(new, path)?;
+            }
+        }
         self.tidy();
         // It was there, or not.
         let _ = fs::remove_dir_all(OUTSIDE);

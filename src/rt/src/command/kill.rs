@@ -53,8 +53,8 @@ fn all(state: &State, signal: i32) -> Result<()> {
     Ok(())
 }
 
-/// A frozen process dies of SIGKILL only when it runs again (v1), and so does what it waits for: the first process of a pid
-/// namespace waits for all others.
+/// A frozen process dies of SIGKILL only when it runs again (v1), and the first process of a pid
+/// namespace waits for all others to die.
 fn wake(state: &State, signal: i32) {
     if signal == libc::SIGKILL {
         state.cgroup.thaw();

@@ -493,8 +493,9 @@ impl Cgroup {
             .context("this host has no cgroup controller `freezer`")
     }
 
-    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them. With v1 a container
-    /// that may write to its cgroup can also have frozen one below, which stays frozen when those above are thawed.
+    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL
+    /// to them. With v1, a container that may write to its cgroup can have frozen one below it too,
+    /// which stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
         // What cannot be thawed is noticed where the processes are waited for.
         match self.version {
@@ -504,11 +505,8 @@ impl Cgroup {
                 }
             }
             Version::V1 => {
-                let mut frozen: Vec<PathBuf> =
-                    v1::of_controller(&self.paths, "freezer").into_iter().cloned().collect();
-                while let Some(path) = frozen.pop() {
-                    let _ = fs::write(path.join("freezer.state"), "THAWED");
-                    frozen.extend(directories(&path));
+                if let Some(path) = v1::of_controller(&self.paths, "freezer") {
+                    let _ = tree::thaw(path);
                 }
             }
         }
