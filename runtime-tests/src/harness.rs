@@ -115,10 +115,7 @@ impl Host {
     pub(crate) fn find() -> Result<Host, String> {
         let workspace =
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?.to_owned();
-        let default = workspace.join("target/dist/bin/rt");
-        let runtime = std::env::var_os("OCI_RUNTIME").map_or(default, PathBuf::from);
-        let runtime =
-            find_program(&runtime).ok_or_else(|| format!("no runtime `{}`", runtime.display()))?;
+        let runtime = runtime()?;
         let version =
             Command::new(&runtime).arg("--version").output().map_err(|error| error.to_string())?;
         let is_rt = version.stdout.starts_with(b"rt ");
@@ -177,6 +174,14 @@ impl Host {
         // A leftover in the temporary folder fails no test; what matters is checked after each one.
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// The runtime that is tested: that of `make build`, or of `OCI_RUNTIME`.
+pub(crate) fn runtime() -> Result<PathBuf, String> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
+    let default = workspace.join("target/dist/bin/rt");
+    let runtime = std::env::var_os("OCI_RUNTIME").map_or(default, PathBuf::from);
+    find_program(&runtime).ok_or_else(|| format!("no runtime `{}`", runtime.display()))
 }
 
 fn find_program(path: &Path) -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 //! containers that it made. `docs/testing.md` tells how to run and to extend them.
 //!
 //! `runtime-tests [FILTER]` tests on the host as it is; `runtime-tests --lanes hybrid,v1,v2 [FILTER]` in each of these ways to
-//! mount cgroups; `runtime-tests bench` measures.
+//! mount cgroups; `runtime-tests bench` measures; `runtime-tests fuzz` makes up bundles.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::needless_pass_by_value,
@@ -10,6 +10,7 @@
 )]
 
 mod bench;
+mod fuzz;
 mod harness;
 mod kubelet;
 mod lanes;
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("bench") => return bench::run(&args[2..]),
+        Some("fuzz") => return fuzz::run(),
+        Some("fuzz-inside") => return fuzz::inside(),
         Some("rows") => return lanes::rows(&args[2..]),
         Some("--lanes") => {
             let Some(lanes) = args.get(2) else {

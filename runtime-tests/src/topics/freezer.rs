@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "freezer":
-    a_paused_container_stands_still, a_paused_module_goes_on, a_stopped_module_goes_on, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force, pausing_twice,
+    a_paused_container_stands_still, a_paused_module_goes_on, a_stopped_module_goes_on, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force,
+    a_container_that_froze_a_part_of_itself_can_be_killed, a_container_that_froze_a_part_of_itself_can_be_deleted_by_force, pausing_twice,
     resuming_what_is_not_paused, pausing_what_has_ended, ps_lists_the_processes, ps_passes_its_arguments_on, ps_without_a_cgroup,
 }
 
@@ -70,6 +71,30 @@ fn a_paused_container_can_be_deleted_by_force(test: &Test) -> Outcome {
     container.rt(&["pause"])?.success()?;
     ensure(container.rt(&["delete"])?.code != Some(0), "deleted without --force")?;
     container.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// With a process that waits in a frozen cgroup below its own, where a container may write to its cgroup.
+fn partly_frozen(test: &Test) -> Outcome<Container<'_>> {
+    let script = "for way in /cgroup /cgroup/freezer; do test -e $way/cgroup.procs || continue; \
+                    mkdir $way/ice; sleep 60 & echo $! >$way/ice/cgroup.procs; \
+                    for state in cgroup.freeze=1 freezer.state=FROZEN; do \
+                      file=$way/ice/${state%=*}; test ! -e $file || echo ${state#*=} >$file; done; done; \
+                  echo ready; exec sleep 60";
+    let mount = json!({ "destination": "/cgroup", "type": "cgroup", "source": "cgroup" });
+    let bundle = test.sh(script)?.namespace(json!({ "type": "cgroup" })).mount(mount);
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    Ok(container)
+}
+
+fn a_container_that_froze_a_part_of_itself_can_be_killed(test: &Test) -> Outcome {
+    let container = partly_frozen(test)?;
+    container.kill("KILL")?;
+    container.wait()
+}
+
+fn a_container_that_froze_a_part_of_itself_can_be_deleted_by_force(test: &Test) -> Outcome {
+    partly_frozen(test)?.rt(&["delete", "--force"])?.success().map(drop)
 }
 
 fn pausing_twice(test: &Test) -> Outcome {

@@ -53,9 +53,10 @@ fn all(state: &State, signal: i32) -> Result<()> {
     Ok(())
 }
 
-/// A frozen process dies of SIGKILL only when it runs again (v1).
+/// A frozen process dies of SIGKILL only when it runs again (v1), and the first process of a pid
+/// namespace waits for all others to die.
 fn wake(state: &State, signal: i32) {
-    if signal == libc::SIGKILL && state.cgroup.is_frozen() {
+    if signal == libc::SIGKILL {
         state.cgroup.thaw();
     }
 }

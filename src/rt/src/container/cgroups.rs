@@ -496,18 +496,22 @@ impl Cgroup {
             .context("this host has no cgroup controller `freezer`")
     }
 
-    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL to them.
+    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL
+    /// to them. With v1, a container that may write to its cgroup can have frozen one below it too,
+    /// which stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
-        let (path, value) = match self.version {
-            Version::V2 => (self.paths.first().map(|path| path.join("cgroup.freeze")), "0"),
-            Version::V1 => (
-                v1::of_controller(&self.paths, "freezer").map(|path| path.join("freezer.state")),
-                "THAWED",
-            ),
-        };
-        if let Some(path) = path {
-            // What cannot be thawed is noticed where the processes are waited for.
-            let _ = fs::write(path, value);
+        // What cannot be thawed is noticed where the processes are waited for.
+        match self.version {
+            Version::V2 => {
+                if let Some(path) = self.paths.first() {
+                    let _ = fs::write(path.join("cgroup.freeze"), "0");
+                }
+            }
+            Version::V1 => {
+                if let Some(path) = v1::of_controller(&self.paths, "freezer") {
+                    let _ = tree::thaw(path);
+                }
+            }
         }
     }
 

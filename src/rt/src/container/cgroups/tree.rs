@@ -145,6 +145,18 @@ pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
     }
 }
 
+/// Thaws a cgroup of v1 and all below it.
+pub(super) fn thaw(path: &Path) -> rustix::io::Result<()> {
+    walk(path, &mut |directory| {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(directory, c"freezer.state", flags, Mode::empty()) {
+            Ok(state) => rustix::io::write(&state, b"THAWED").map(drop),
+            Err(error) if is_gone(error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+}
+
 fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<String>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
