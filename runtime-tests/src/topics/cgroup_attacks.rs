@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, wait_until,
+    wait_up_to,
 };
 
 super::tests! { "cgroup_attacks":
@@ -522,7 +525,10 @@ fn exec_while(
     }
     let log = test.folder.join("calls");
     let mut strace = Command::new("strace");
-    strace.args(["--trace=clone3", "--inject=clone3:delay_exit=1s", "--output"]).arg(log);
+    // In an emulated machine, to look at all processes takes its time.
+    let delay = if std::env::var_os("RT_TESTS_MANAGER").is_some() { 5 } else { 1 };
+    strace.args(["--trace=clone3", &format!("--inject=clone3:delay_exit={delay}s"), "--output"]);
+    strace.arg(log);
     let exec = test.command(["exec", &container.id, "/bin/sleep", "0"]);
     strace.arg(exec.get_program()).args(exec.get_args());
     let [out, err] = ["exec.out", "exec.err"].map(|end| test.folder.join(end));
@@ -537,7 +543,9 @@ fn exec_while(
         !made.is_empty()
     })?;
     let acted = act(runtime[0], &made);
-    let ended = wait_until("exec ends", || child.try_wait().is_ok_and(|status| status.is_some()));
+    let ended = wait_up_to(Duration::from_secs(20), "exec ends", || {
+        child.try_wait().is_ok_and(|status| status.is_some())
+    });
     if ended.is_err() {
         for pid in runtime.iter().chain(&made) {
             let pid = rustix::process::Pid::from_raw(*pid).ok_or("no pid")?;
