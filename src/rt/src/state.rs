@@ -270,7 +270,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
-    let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), state == "T");
+    let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
     let parent = fields.next()?.parse().ok()?;
     Some(Stat { dead, stopped, parent, start_time: fields.nth(17)?.parse().ok()? })
 }

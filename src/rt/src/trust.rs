@@ -101,7 +101,9 @@ pub(crate) fn append(path: &Path, mode: u32) -> Result<File> {
     flags.set(OFlags::NOFOLLOW, !is_magic);
     let file = rustix::fs::openat(&directory, &name, flags, Mode::from_raw_mode(mode))?;
     let there = rustix::fs::fstat(&file)?;
-    if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile {
+    let kind = FileType::from_raw_mode(there.st_mode);
+    ensure!(kind != FileType::BlockDevice, "it is a disk");
+    if kind == FileType::RegularFile {
         // A hard link is as good as a symbolic one, to whoever may make it there.
         ensure!(
             there.st_nlink <= 1 || is_ours(&rustix::fs::fstat(&directory)?),

@@ -244,7 +244,9 @@ fn mount_all(
     for (entry, opened) in entries.iter().zip(opened) {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
-        if is_cgroup && place.is_none() {
+        // The memory that is filled counts for the container.
+        let fills = entry.options().iter().flatten().any(|option| option == "tmpcopyup");
+        if (is_cgroup || fills) && place.is_none() {
             place = Some(enter_cgroup(plan)?);
         }
         if is_cgroup {

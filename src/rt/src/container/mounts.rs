@@ -188,7 +188,8 @@ pub(crate) fn mount(
     );
     if copy_up {
         let own_mode = options.data.iter().any(|(name, _)| name == "mode");
-        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, rootfs.proc()?)?;
+        let devices = entry.destination().starts_with("/dev");
+        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, devices, rootfs.proc()?)?;
     }
     if !finished {
         options.finish(mount.as_fd(), !bind)?;

@@ -505,11 +505,14 @@ fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    /// A file on which somebody holds a lease (`fcntl(2)`) is answered in the same way, each time.
+    const MOST: u32 = 1000;
     let flags = flags | OFlags::CLOEXEC;
+    let mut tries = 0;
     loop {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
             // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
-            Err(Errno::AGAIN) => {}
+            Err(Errno::AGAIN) if tries < MOST => tries += 1,
             Err(Errno::NOSYS | Errno::PERM) => return walk::open(root, path, flags),
             result => return result,
         }

@@ -19,6 +19,7 @@ pub(super) fn copy_up(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     own_mode: bool,
+    devices: bool,
     proc: &HostProc,
 ) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
@@ -26,7 +27,7 @@ pub(super) fn copy_up(
     if !own_mode {
         rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
     }
-    copy_directory(from.as_fd(), to, Path::new(""), proc).context("copy the directory up")
+    copy_directory(from.as_fd(), to, Path::new(""), devices, proc).context("copy the directory up")
 }
 
 fn reopen(directory: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
@@ -42,6 +43,7 @@ fn copy_directory(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     path: &Path,
+    devices: bool,
     proc: &HostProc,
 ) -> Result<()> {
     let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -58,10 +60,15 @@ fn copy_directory(
             let mode = Mode::from_raw_mode(metadata.st_mode);
             let kind = FileType::from_raw_mode(metadata.st_mode);
             match kind {
+                // An image's own are of no use below another directory than `/dev`, and where no rules hold they would be the host's.
+                FileType::BlockDevice | FileType::CharacterDevice if !devices => return Ok(()),
                 FileType::Directory => rustix::fs::mkdirat(to, name, mode)?,
                 FileType::RegularFile => {
                     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    let mut read = fs::File::from(proc.reopen(source.as_fd(), OFlags::RDONLY)?);
+                    // Who holds a lease on it (`fcntl(2)`) could hold this process up for 45 s: it is an error.
+                    let mut read = fs::File::from(
+                        proc.reopen(source.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
+                    );
                     let mut target = fs::File::from(rustix::fs::openat(to, name, write, mode)?);
                     std::io::copy(&mut read, &mut target)?;
                 }
@@ -76,7 +83,7 @@ fn copy_directory(
                 // In their places: a deep tree takes as few descriptors as it can.
                 source = reopen(source.as_fd())?;
                 copied = reopen(copied.as_fd())?;
-                copy_directory(source.as_fd(), copied.as_fd(), &path, proc)?;
+                copy_directory(source.as_fd(), copied.as_fd(), &path, devices, proc)?;
             }
             let owner = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
             rustix::fs::chownat(&copied, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
