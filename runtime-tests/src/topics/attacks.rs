@@ -16,7 +16,7 @@ super::tests! { "attacks":
     a_false_null_device_masks_nothing, a_linked_console_leads_nowhere, a_sysctl_is_not_written_to_a_false_proc,
     exec_cannot_begin_in_a_directory_of_the_hosts,
     a_masked_file_is_not_the_hosts_null_device, a_container_without_a_null_device_does_not_get_the_hosts,
-    a_namespace_of_the_hosts_is_none_of_the_containers, a_joined_namespace_does_not_show_the_hosts,
+    a_rootfs_is_no_link_of_another_users, a_namespace_of_the_hosts_is_none_of_the_containers, a_joined_namespace_does_not_show_the_hosts,
     exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_keyring_that_others_prepared_is_not_joined,
 }
 
@@ -484,4 +484,27 @@ fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
     // `TYPE;UID;GID;PERM;DESCRIPTION`
     let own = output.stdout.contains(&format!(";0;0;3f130000;_ses.{id}."));
     ensure(own, output.stdout)
+}
+
+/// A rootfs in a directory of another user's, who makes it a link to the host's own root.
+fn a_rootfs_is_no_link_of_another_users(test: &Test) -> Outcome {
+    let folder = test.folder.join("theirs");
+    fs::create_dir(&folder)?;
+    symlink("/", folder.join("rootfs"))?;
+    for path in [folder.clone(), folder.join("rootfs")] {
+        std::os::unix::fs::lchown(path, Some(1000), Some(1000))?;
+    }
+    let bundle = test
+        .linux(&["/bin/true"])?
+        .edit(|config| config["root"]["path"] = json!(folder.join("rootfs")));
+    let output = bundle.run()?;
+    ensure(output.code != Some(0), "it ran in the host's root")?;
+    // One's own is followed.
+    let bundle = test.sh("echo ran")?;
+    fs::rename(bundle.rootfs(), bundle.folder.join("real"))?;
+    symlink("real", bundle.rootfs())?;
+    if !test.host.is_rt {
+        return Ok(());
+    }
+    bundle.run()?.success()?.stdout("ran\n").map(drop)
 }

@@ -30,6 +30,7 @@ super::tests! { "cgroup_attacks":
     the_deepest_cgroups_are_found,
     a_cgroup_of_another_user_is_refused,
     an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
+    a_deletion_ends_nobody_who_has_the_same_cgroup,
     of_two_creations_one_has_the_cgroup,
     a_creation_that_was_cut_short_ends_nobody_else,
     nothing_is_made_in_a_frozen_cgroup,
@@ -345,6 +346,26 @@ fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
     let output = at(test.sh("echo ran")?, &name).run();
     remove_all(&all);
     output?.success()?.stdout("ran\n").map(drop)
+}
+
+/// It has stopped, and its empty cgroup was another one's since.
+fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
+    let name = test.id();
+    for all in [false, true] {
+        let first = at(test.sh("true")?, &name).start()?;
+        first.wait()?;
+        let second = at(test.sh("exec sleep 60")?, &name).start()?;
+        if all {
+            // Whatever it says, it signals nobody else.
+            first.rt(&["kill", "--all"])?;
+        }
+        first.rt(&["delete", "--force"])?;
+        ensure_eq(second.status()?.as_str(), "running")?;
+        test.rt(["kill", &second.id, "KILL"])?.success()?;
+        second.wait()?;
+        second.delete()?;
+    }
+    Ok(())
 }
 
 /// Who may only look into a cgroup's directory can lock it all the same.

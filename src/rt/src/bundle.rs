@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -10,6 +11,7 @@ use libcontainer::oci_spec::runtime::{Capability, Linux, Process, Root, Spec};
 use serde_json::Value;
 
 use crate::container::rootless;
+use crate::trust;
 
 #[derive(Debug)]
 pub(crate) struct Bundle {
@@ -49,7 +51,7 @@ impl Bundle {
             rootfs.display()
         );
         let rootfs =
-            rootfs.canonicalize().with_context(|| format!("open rootfs `{}`", rootfs.display()))?;
+            canonical(&rootfs).with_context(|| format!("open rootfs `{}`", rootfs.display()))?;
         Ok(Bundle { path, rootfs, config, spec })
     }
 
@@ -68,6 +70,12 @@ impl Bundle {
     pub(crate) fn annotations(&self) -> HashMap<String, String> {
         self.spec.annotations().clone().unwrap_or_default()
     }
+}
+
+/// The path of a directory without symbolic links. One of another user's is not followed: it could lead to the host's own root.
+fn canonical(path: &Path) -> Result<PathBuf> {
+    let directory = trust::enter(path)?;
+    Ok(fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?)
 }
 
 pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec str> {

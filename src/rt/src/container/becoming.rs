@@ -55,6 +55,8 @@ pub(super) struct Plan<'a> {
     pub(super) keep_groups: bool,
     /// Whether root of the host makes it.
     pub(super) by_root: bool,
+    /// Whether its user namespace has no id of the host's root.
+    pub(super) lacks_root: bool,
     /// Of a module.
     pub(super) rights: &'a Rights,
     pub(super) request: executor::Request<'a>,
@@ -160,7 +162,7 @@ fn become_unprivileged(
     let user = process.user();
     keep_neighbours_out()?;
     process::set_umask(user.umask());
-    process::own_null()?;
+    process::own_null(plan.lacks_root)?;
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
     let entered = enter_working_directory(process.cwd());

@@ -80,6 +80,10 @@ pub(crate) struct Cgroup {
     /// Where its processes are, if that is a cgroup below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     inner: Option<PathBuf>,
+    /// What its directory is marked with as this container's, since another one may get the same path when it is empty. None where
+    /// it could not be marked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<String>,
     /// What the annotations ask for.
     #[serde(skip)]
     wishes: Wishes,
@@ -137,6 +141,7 @@ impl Cgroup {
             unit: None,
             paths: Vec::new(),
             inner: None,
+            mark: None,
             wishes: Wishes::default(),
             made: Vec::new(),
             is_claimed: false,
@@ -265,13 +270,7 @@ impl Cgroup {
         if self.manager != Manager::Cgroupfs {
             return Ok(None);
         }
-        let (path, is_birthplace) = match self.version {
-            Version::V2 => (Some(&self.paths[0]), true),
-            Version::V1 => match v1::unified(&self.paths) {
-                Some(unified) => (Some(unified), true),
-                None => (self.process_path(), false),
-            },
-        };
+        let (path, is_birthplace) = self.claimed_path();
         let Some(path) = path.cloned() else { return Ok(None) };
         match self.version {
             Version::V2 => v2::make(&path, &mut self.made)?,
@@ -285,6 +284,7 @@ impl Cgroup {
             }
         })?;
         self.is_claimed = true;
+        self.mark = mark(directory.as_fd()).context("mark the cgroup")?;
         if is_birthplace {
             ensure!(!v2::is_frozen(directory.as_fd())?, FROZEN);
             self.claim = lock.map(Rc::new);
@@ -292,6 +292,26 @@ impl Cgroup {
         }
         self.claim = Some(Rc::new(lock.unwrap_or(directory)));
         Ok(None)
+    }
+
+    /// The directory that is claimed for the container, and whether a process can be born in it.
+    fn claimed_path(&self) -> (Option<&PathBuf>, bool) {
+        match self.version {
+            Version::V2 => (self.paths.first(), true),
+            Version::V1 => match v1::unified(&self.paths) {
+                Some(unified) => (Some(unified), true),
+                None => (self.process_path(), false),
+            },
+        }
+    }
+
+    /// Whether another container has got the path since.
+    fn is_anothers(&self) -> bool {
+        let Some(path) = self.claimed_path().0.filter(|_| self.manager == Manager::Cgroupfs) else {
+            return false;
+        };
+        let marked = open_directory(path).ok().and_then(|directory| marked(directory.as_fd()));
+        marked.is_some_and(|mark| self.mark.as_ref() != Some(&mark))
     }
 
     /// For init, which holds what its parent has open.
@@ -569,6 +589,9 @@ impl Cgroup {
 
     /// Sends a signal to all processes in it and below it.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        if self.is_anothers() {
+            return Ok(());
+        }
         if signal == libc::SIGKILL && self.version == Version::V2 && self.kill()? {
             return Ok(());
         }
@@ -650,6 +673,9 @@ impl Cgroup {
     /// Ends what is left in it and removes it, and all cgroups below it.
     pub(crate) fn remove(&self) -> Result<()> {
         self.refuse_roots()?;
+        if self.is_anothers() {
+            return Ok(());
+        }
         if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
             if self.paths.is_empty() {
                 systemd::stop_when_empty(unit);
@@ -880,6 +906,27 @@ fn claim(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
     refuse_others(directory.as_fd(), path)?;
     refuse_processes(path)?;
     Ok((directory, lock))
+}
+
+/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or read it.
+const MARK: &str = "trusted.rt.container";
+
+/// Marks a cgroup by a number that no other container has. None where the kernel or the user's rights do not allow it.
+fn mark(directory: BorrowedFd<'_>) -> Result<Option<String>> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let text = format!("{:016x}", u64::from_ne_bytes(random));
+    match rustix::fs::fsetxattr(directory, MARK, text.as_bytes(), rustix::fs::XattrFlags::empty()) {
+        Ok(()) => Ok(Some(text)),
+        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn marked(directory: BorrowedFd<'_>) -> Option<String> {
+    let mut text = [0; 64];
+    let length = rustix::fs::fgetxattr(directory, MARK, &mut text[..]).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 
 /// The file of which each byte stands for a cgroup: who has locked it makes a container there. Not the cgroup's directory, which

@@ -23,6 +23,12 @@ pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// Whether a device is one that every container has.
+pub(super) fn is_default(kind: FileType, number: u64) -> bool {
+    let is_it = |&(_, major, minor): &(_, u32, u32)| rustix::fs::makedev(major, minor) == number;
+    kind == FileType::CharacterDevice && DEFAULT.iter().any(is_it)
+}
+
 const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),

@@ -299,6 +299,7 @@ fn set_up<'a>(plan: &Plan<'a>, proc: Option<OwnedFd>) -> Result<Ready<'a>> {
         kept: Vec::new(),
         withhold_devices: plan.withhold_devices,
         keep_groups: keep_groups.is_some_and(|value| value != "0"),
+        lacks_root: namespaces::lacks_root(linux),
         by_root: options.state.uid == 0,
         rights: &options.rights,
         request: executor::Request {

@@ -213,6 +213,7 @@ fn set_up<'a>(
         kept,
         withhold_devices,
         keep_groups,
+        lacks_root: namespaces::lacks_root(Some(linux)),
         by_root: plan.state.uid == 0,
         rights: plan.rights,
         request: executor::Request {

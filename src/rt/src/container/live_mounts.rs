@@ -149,7 +149,12 @@ fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
     if let Some(mount) = open(&entry.point) {
         return Ok(Found::Here(mount));
     }
-    let there = root.open(&entry.point, OFlags::PATH).and_then(|there| look(there.as_fd()));
+    let there = root.open(&entry.point, OFlags::PATH);
+    let there = match there {
+        // It had been moved away for a moment.
+        Ok(there) if is(there.as_fd(), added) => return Ok(Found::Here(there)),
+        there => there.and_then(|there| look(there.as_fd())),
+    };
     // Another mount has got the number.
     if there.is_ok_and(|there| there.is_root && there.id == Some(added.id)) {
         return Ok(Found::Nowhere);

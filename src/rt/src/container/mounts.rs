@@ -164,6 +164,13 @@ pub(crate) fn mount(
     if bind && options.copy_symlink && is_symlink(&bundle.path, entry) {
         return copy_symlink(rootfs, &bundle.path, entry);
     }
+    // The caller's process maps the ids of what it opens. It saw a link here.
+    ensure!(
+        opened.is_some()
+            || !options.copy_symlink
+            || idmap::wanted(entry, &options, bundle.linux())?.is_none(),
+        "its source has changed: it was a symbolic link"
+    );
     let Detached { mount, finished } = match opened {
         Some(opened) => opened,
         None => {
@@ -188,8 +195,7 @@ pub(crate) fn mount(
     );
     if copy_up {
         let own_mode = options.data.iter().any(|(name, _)| name == "mode");
-        let devices = entry.destination().starts_with("/dev");
-        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, devices, rootfs.proc()?)?;
+        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, rootfs.proc()?)?;
     }
     if !finished {
         options.finish(mount.as_fd(), !bind)?;

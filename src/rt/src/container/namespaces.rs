@@ -398,6 +398,12 @@ pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
     (Uid::from_raw(root(linux.uid_mappings())), Gid::from_raw(root(linux.gid_mappings())))
 }
 
+/// Whether the ids of a container's user namespace are known, and the caller's root is none of them.
+pub(crate) fn lacks_root(linux: Option<&Linux>) -> bool {
+    let mappings = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
+    !mappings.is_empty() && mappings.iter().all(|mapping| mapping.host_id() != 0)
+}
+
 /// A user namespace with these mappings, in which no process is. Runs in the caller's process.
 pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
     let (ours, theirs) = sync::pair()?;

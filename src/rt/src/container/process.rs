@@ -289,7 +289,7 @@ fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
 
 /// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of the host's mounts, by which
 /// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
-pub(crate) fn own_null() -> Result<()> {
+pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let theirs = streams.map(is_null);
     if theirs == [false; 3] {
@@ -297,8 +297,8 @@ pub(crate) fn own_null() -> Result<()> {
     }
     let null = match open_null().map_or_else(private_null, Ok) {
         Ok(null) => null,
-        // In a user namespace no device can be made. The host's is nobody's there, whose mode none of its users may change.
-        Err(_) if is_nobodys(&streams, theirs)? => return Ok(()),
+        // In a user namespace no device can be made. If it lacks root of the host, none of its users may change the host's.
+        Err(_) if lacks_root => return Ok(()),
         Err(error) => return Err(error),
     };
     let [stdin, stdout, stderr] = theirs;
@@ -322,20 +322,6 @@ fn private_null() -> Result<OwnedFd> {
         Ok(rustix::fs::openat(&folder, "null", flags, Mode::empty())?)
     };
     make().context("the container has no `/dev/null`: make one")
-}
-
-/// Whether none of the streams that are the host's null device belongs to an id that this user namespace knows.
-fn is_nobodys(streams: &[BorrowedFd<'_>; 3], theirs: [bool; 3]) -> Result<bool> {
-    let overflow: u32 = fs::read_to_string("/proc/sys/kernel/overflowuid")
-        .ok()
-        .and_then(|id| id.trim().parse().ok())
-        .unwrap_or(65534);
-    for (stream, _) in streams.iter().zip(theirs).filter(|(_, is_theirs)| *is_theirs) {
-        if rustix::fs::fstat(stream)?.st_uid != overflow {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn is_null(file: BorrowedFd<'_>) -> bool {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
+use super::super::devices;
 use super::super::host_proc::HostProc;
 
 /// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners. The mode of the tmpfs itself
@@ -19,7 +20,6 @@ pub(super) fn copy_up(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     own_mode: bool,
-    devices: bool,
     proc: &HostProc,
 ) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
@@ -27,7 +27,7 @@ pub(super) fn copy_up(
     if !own_mode {
         rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
     }
-    copy_directory(from.as_fd(), to, Path::new(""), devices, proc).context("copy the directory up")
+    copy_directory(from.as_fd(), to, Path::new(""), proc).context("copy the directory up")
 }
 
 fn reopen(directory: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
@@ -43,7 +43,6 @@ fn copy_directory(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     path: &Path,
-    devices: bool,
     proc: &HostProc,
 ) -> Result<()> {
     let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -60,8 +59,12 @@ fn copy_directory(
             let mode = Mode::from_raw_mode(metadata.st_mode);
             let kind = FileType::from_raw_mode(metadata.st_mode);
             match kind {
-                // An image's own are of no use below another directory than `/dev`, and where no rules hold they would be the host's.
-                FileType::BlockDevice | FileType::CharacterDevice if !devices => return Ok(()),
+                // Where no rules for devices hold, an image's own would be the host's.
+                FileType::BlockDevice | FileType::CharacterDevice
+                    if !devices::is_default(kind, metadata.st_rdev) =>
+                {
+                    return Ok(());
+                }
                 FileType::Directory => rustix::fs::mkdirat(to, name, mode)?,
                 FileType::RegularFile => {
                     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -83,7 +86,7 @@ fn copy_directory(
                 // In their places: a deep tree takes as few descriptors as it can.
                 source = reopen(source.as_fd())?;
                 copied = reopen(copied.as_fd())?;
-                copy_directory(source.as_fd(), copied.as_fd(), &path, devices, proc)?;
+                copy_directory(source.as_fd(), copied.as_fd(), &path, proc)?;
             }
             let owner = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
             rustix::fs::chownat(&copied, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
