@@ -1,5 +1,6 @@
 //! Terminals: by a console socket, and of `run` in the foreground.
 
+use std::fs;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,12 +10,12 @@ use std::process::Stdio;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path }
 
 /// Creates and starts a bundle with a terminal; returns its master.
-fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<std::fs::File> {
+fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
     let path = test.folder.join("console");
     let listener = UnixListener::bind(&path)?;
     let bundle = bundle.edit(|config| config["process"]["terminal"] = json!(true));
@@ -47,7 +48,7 @@ pub(super) fn receive_with_text(listener: &UnixListener) -> Outcome<(String, Own
     Err("no descriptor was sent".into())
 }
 
-pub(super) fn read_until(master: &mut std::fs::File, words: &str) -> Outcome<String> {
+pub(super) fn read_until(master: &mut fs::File, words: &str) -> Outcome<String> {
     let (mut text, mut bytes) = (String::new(), [0; 1000]);
     while !text.contains(words) {
         let length = master.read(&mut bytes)?;
@@ -57,7 +58,7 @@ pub(super) fn read_until(master: &mut std::fs::File, words: &str) -> Outcome<Str
 }
 
 /// All that is written to a terminal until the other end is closed, for which a pty says EIO.
-pub(super) fn read_all(mut master: std::fs::File) -> String {
+pub(super) fn read_all(mut master: fs::File) -> String {
     let (mut text, mut bytes) = (Vec::new(), [0; 1000]);
     while let Ok(length @ 1..) = master.read(&mut bytes) {
         text.extend_from_slice(&bytes[..length]);
@@ -108,7 +109,7 @@ fn run_in_the_foreground_passes_on_both_ways(test: &Test) -> Outcome {
 fn pidfd_of(listener: &UnixListener, bundle: &Bundle<'_>) -> Outcome {
     let container = bundle.create()?;
     let pidfd = receive(listener)?;
-    let info = std::fs::read_to_string(format!(
+    let info = fs::read_to_string(format!(
         "/proc/self/fdinfo/{}",
         std::os::fd::AsRawFd::as_raw_fd(&pidfd)
     ))?;
@@ -127,4 +128,75 @@ fn a_pidfd_is_sent_to_where_an_annotation_says(test: &Test) -> Outcome {
     let listener = UnixListener::bind(&path)?;
     let path = path.display().to_string();
     pidfd_of(&listener, &test.sh("sleep 60")?.annotation("run.oci.pidfd_receiver", &path))
+}
+
+/// Of `run`: its own standard output is a full pipe.
+fn signals_pass_by_a_reader_that_does_not_read(test: &Test) -> Outcome {
+    use rustix::process::{Pid, Signal, kill_process};
+    let bundle = test.sh("trap 'exit 7' TERM; yes & wait")?;
+    std::os::unix::fs::symlink("busybox", bundle.rootfs().join("bin/yes"))?;
+    let bundle = bundle.edit(|config| config["process"]["terminal"] = json!(true));
+    bundle.write()?;
+    let id = test.id();
+    let mut command = test.command(bundle.command_line("run", &id));
+    let mut run = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let pid = Pid::from_child(&run);
+    let stdout = run.stdout.take().ok_or("no pipe")?;
+    let mut act = || -> Outcome {
+        // Nothing more comes through.
+        let (mut before, mut same) = (0, 0);
+        wait_until("the pipe is full", || {
+            let now = rustix::io::ioctl_fionread(&stdout).unwrap_or(0);
+            same = if now > 0 && now == before { same + 1 } else { 0 };
+            before = now;
+            same == 50
+        })?;
+        kill_process(pid, Signal::TERM)?;
+        wait_until("the container has ended", || {
+            test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("stopped"))
+        })?;
+        // Nobody takes what is left.
+        kill_process(pid, Signal::TERM)?;
+        wait_until("run has ended", || run.try_wait().is_ok_and(|status| status.is_some()))
+    };
+    let outcome = act();
+    if outcome.is_err() {
+        run.kill()?;
+    }
+    let status = run.wait()?;
+    outcome?;
+    ensure_eq(status.code(), Some(7))
+}
+
+fn a_console_socket_is_no_link_of_another_users(test: &Test) -> Outcome {
+    let socket = test.folder.join("roots.sock");
+    let listener = UnixListener::bind(&socket)?;
+    listener.set_nonblocking(true)?;
+    let link = test.folder.join("link");
+    std::os::unix::fs::symlink(&socket, &link)?;
+    std::os::unix::fs::lchown(&link, Some(1000), Some(1000))?;
+    let bundle = test.sh("true")?.edit(|config| config["process"]["terminal"] = json!(true));
+    let bundle = bundle.flag(format!("--console-socket={}", link.display()));
+    let output = bundle.try_create(&test.id())?;
+    ensure(output.code != Some(0) || !test.host.is_rt, "the terminal was sent")?;
+    ensure(listener.accept().is_err() || !test.host.is_rt, "it was connected to")
+}
+
+/// An address has 108 bytes at the most (`unix(7)`).
+fn a_console_socket_may_have_a_long_path(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.join("x".repeat(120));
+    fs::create_dir(&folder)?;
+    let listener = {
+        // Bound by a short way.
+        let short = test.folder.join("s");
+        std::os::unix::fs::symlink(&folder, &short)?;
+        UnixListener::bind(short.join("console"))?
+    };
+    let bundle = test.sh("test -t 0 && echo terminal")?;
+    let bundle = bundle.edit(|config| config["process"]["terminal"] = json!(true));
+    let path = folder.join("console").display().to_string();
+    bundle.flag(format!("--console-socket={path}")).start()?;
+    let text = read_all(receive(&listener)?.into());
+    ensure(text.contains("terminal"), text)
 }

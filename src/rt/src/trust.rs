@@ -5,8 +5,8 @@
 //! component by descriptor. Nobody else can rename a component of a path that has passed, so the
 //! path means the same directory for as long as the command runs.
 //!
-//! A caller may also name files in directories of others: a pid file, a log. There, [`enter`] and
-//! [`append`] follow no symbolic link that belongs to another user.
+//! A caller may also name files in directories of others: a pid file, a log, a socket. There,
+//! [`enter`], [`look_up`] and [`append`] follow no symbolic link that belongs to another user.
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -90,6 +90,14 @@ pub(crate) fn own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> 
 /// Opens a directory of anybody's (`O_PATH`).
 pub(crate) fn enter(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Links, End::Directory, None)?.directory)
+}
+
+/// Looks up a file of anybody's that is there (`O_PATH`).
+pub(crate) fn look_up(path: &Path) -> Result<OwnedFd> {
+    let Place { directory, name, is_magic } = walk(path, Rule::Links, End::File, None)?;
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !is_magic);
+    Ok(rustix::fs::openat(&directory, &name, flags, Mode::empty())?)
 }
 
 /// Opens a file of anybody's for appending, or makes it with that mode.

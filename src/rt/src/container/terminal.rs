@@ -3,7 +3,7 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,7 @@ use rustix::termios::{OptionalActions, Termios, Winsize};
 use super::mounts;
 use super::notify_socket::Relay;
 use super::rootfs::Rootfs;
+use crate::trust;
 
 /// Connects to a socket of the caller's. Runs in the caller's process.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
@@ -31,7 +32,12 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
-    let connect = || rustix::net::connect(&socket, &SocketAddrUnix::new(path)?);
+    // By descriptor: no link of another user's leads there, and an address has no more than 108 bytes.
+    let connect = || -> Result<()> {
+        let there = trust::look_up(path)?;
+        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
+        Ok(rustix::net::connect(&socket, &address)?)
+    };
     connect().with_context(|| format!("connect to `{}`", path.display()))?;
     rustix::io::ioctl_fionbio(&socket, false).context("wait for the socket")?;
     Ok(socket)
@@ -155,38 +161,61 @@ impl Proxy {
         relay: Option<&Relay>,
         mut forward: impl FnMut(i32),
     ) -> Result<()> {
-        let mut ended = false;
+        let (mut ended, mut drained) = (false, false);
         loop {
             let read_stdin = self.stdin_open && self.to_container.len() < BUFFER;
             let mut master_events = PollFlags::empty();
             master_events.set(PollFlags::IN, self.to_us.len() < BUFFER);
             master_events.set(PollFlags::OUT, !self.to_container.is_empty());
             let none = PollFlags::empty();
+            let only_if = |wanted: bool, events| if wanted { events } else { none };
+            let holds_back = !self.to_us.is_empty();
             let mut polled = [
                 PollFd::from_borrowed_fd(
                     rustix::stdio::stdin(),
-                    if read_stdin { PollFlags::IN } else { none },
+                    only_if(read_stdin, PollFlags::IN),
                 ),
-                PollFd::new(&self.master, master_events),
-                PollFd::from_borrowed_fd(pidfd, if ended { none } else { PollFlags::IN }),
+                PollFd::from_borrowed_fd(
+                    rustix::stdio::stdout(),
+                    only_if(holds_back, PollFlags::OUT),
+                ),
+                // A terminal that is hung up would be reported again and again.
+                if drained {
+                    PollFd::new(signals, none)
+                } else {
+                    PollFd::new(&self.master, master_events)
+                },
+                PollFd::from_borrowed_fd(pidfd, only_if(!ended, PollFlags::IN)),
                 PollFd::new(signals, PollFlags::IN),
                 Relay::polled(relay, signals),
             ];
             // When it has ended, what is left in the terminal is passed on without waiting for more.
-            let limit = ended.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
+            let limit = (ended && !holds_back).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
             match rustix::event::poll(&mut polled, limit.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error).context("wait for the terminal"),
             }
-            let [stdin, master, process, signal, said] = polled.map(|polled| polled.revents());
+            let [stdin, stdout, mut master, process, signal, said] =
+                polled.map(|polled| polled.revents());
+            if drained {
+                master = PollFlags::empty();
+            }
             ended |= !process.is_empty();
             if let (true, Some(relay)) = (said.contains(PollFlags::IN), relay) {
                 relay.pass()?;
             }
             if !signal.is_empty() {
                 for signal in read_signals(signals)? {
-                    if signal == libc::SIGWINCH { self.resize() } else { forward(signal) }
+                    if signal == libc::SIGWINCH {
+                        self.resize();
+                    } else {
+                        forward(signal);
+                    }
+                    // Nobody takes what is left, and somebody wants an end.
+                    if ended && crate::engine::cache::ENDING.contains(&signal) {
+                        return Ok(());
+                    }
                 }
             }
             if read_stdin && !stdin.is_empty() {
@@ -195,15 +224,17 @@ impl Proxy {
             if master.contains(PollFlags::OUT) {
                 send_from(self.master.as_fd(), &mut self.to_container);
             }
+            // Signals are passed on meanwhile: a reader that does not read must not hold this process up.
+            if holds_back && !stdout.is_empty() {
+                send_from(rustix::stdio::stdout(), &mut self.to_us);
+            }
             let mut more = false;
             if master.contains(PollFlags::IN) {
                 more = receive_into(self.master.as_fd(), &mut self.to_us);
-                while !self.to_us.is_empty() && send_from(rustix::stdio::stdout(), &mut self.to_us)
-                {
-                }
             }
             // A hang-up means that nobody in the container has the terminal open; it may be opened again.
-            if ended && !more {
+            drained |= ended && !more;
+            if drained && self.to_us.is_empty() {
                 return Ok(());
             }
             if !ended && master.contains(PollFlags::HUP) && !master.contains(PollFlags::IN) {
@@ -253,7 +284,9 @@ fn receive_into(from: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
 
 /// False when the other side takes nothing any more; what it did not take is dropped then.
 fn send_from(to: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
-    match rustix::io::write(to, buffer) {
+    // What a pipe takes without waiting once `poll(2)` says that it takes something.
+    const CHUNK: usize = 4096;
+    match rustix::io::write(to, &buffer[..buffer.len().min(CHUNK)]) {
         Ok(length) => {
             buffer.drain(..length);
             true
