@@ -362,7 +362,8 @@ fn exec_runs_nothing_of_the_hosts(test: &Test) -> Outcome {
 fn exec_cannot_begin_outside(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     for number in numbers(test) {
-        for end in ["", "/.", "/..", "/../../../.."] {
+        let ends = ["", "/.", "/..", "/../../../.."];
+        for end in &ends[..if number < 48 { ends.len() } else { 1 }] {
             let cwd = format!("--cwd=/proc/self/fd/{number}{end}");
             let output = test.rt(["exec", &cwd, &container.id, "echo", TRACE])?;
             is_inside(&output, &cwd)?;
