@@ -30,7 +30,7 @@ super::tests! { "cgroup_attacks":
     the_deepest_cgroups_are_found,
     a_cgroup_of_another_user_is_refused,
     an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
-    a_deletion_ends_nobody_who_has_the_same_cgroup,
+    a_deletion_ends_nobody_who_has_the_same_cgroup, nor_does_one_without_a_state,
     of_two_creations_one_has_the_cgroup,
     a_creation_that_was_cut_short_ends_nobody_else,
     nothing_is_made_in_a_frozen_cgroup,
@@ -366,6 +366,19 @@ fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
         second.delete()?;
     }
     Ok(())
+}
+
+/// Where the cgroup was is all that is known of the first.
+fn nor_does_one_without_a_state(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let name = test.id();
+    let first = at(test.sh("true")?, &name).start()?;
+    first.wait()?;
+    let second = at(test.sh("exec sleep 60")?, &name).start()?;
+    fs::write(test.state_root().join(&first.id).join("state.json"), "{")?;
+    first.rt(&["delete", "--force"])?.success()?;
+    ensure_eq(second.status()?.as_str(), "running")?;
+    second.rt(&["delete", "--force"])?.success().map(drop)
 }
 
 /// Who may only look into a cgroup's directory can lock it all the same.

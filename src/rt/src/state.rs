@@ -414,6 +414,13 @@ impl Directory {
             .with_context(|| format!("open `{}`", self.path.display()))
     }
 
+    /// What no other container has while this directory is there: ` DEVICE:INODE`.
+    pub(crate) fn mark(&self) -> Result<String> {
+        let there = rustix::fs::lstat(&self.path)
+            .with_context(|| format!("look at `{}`", self.path.display()))?;
+        Ok(format!(" {:x}:{:x}", there.st_dev, there.st_ino))
+    }
+
     /// Waits until nobody is making or deleting the container any more; None when that takes longer than the patience.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Option<OwnedFd>> {
         let lock = self.open()?;

@@ -80,8 +80,8 @@ pub(crate) struct Cgroup {
     /// Where its processes are, if that is a cgroup below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     inner: Option<PathBuf>,
-    /// What its directory is marked with as this container's, since another one may get the same path when it is empty. None where
-    /// it could not be marked.
+    /// What its directory is marked with as this container's, since another one may get the same path when it is empty. The end of
+    /// it for one whose state is damaged. None where it could not be marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<String>,
     /// What the annotations ask for.
@@ -212,8 +212,8 @@ impl Cgroup {
     }
 
     /// The cgroup that a container of this name and configuration must have had, whoever made it: for one whose state is
-    /// damaged.
-    pub(crate) fn guess(path: Option<&Path>, id: &str) -> Result<Cgroup> {
+    /// damaged. `name` is the one that its directory was marked with.
+    pub(crate) fn guess(path: Option<&Path>, id: &str, name: &str) -> Result<Cgroup> {
         let unit = path.map_or_else(|| format!(":rt:{id}"), |path| path.display().to_string());
         if let Some(path) = systemd::path(&unit).filter(|path| path.is_dir()) {
             let mut cgroup = Cgroup::plan(Manager::Disabled, None, id)?;
@@ -221,7 +221,8 @@ impl Cgroup {
             cgroup.paths = vec![path];
             return Ok(cgroup);
         }
-        Cgroup::plan(Manager::Cgroupfs, path.filter(|_| !unit.contains(':')), id)
+        let path = path.filter(|_| !unit.contains(':'));
+        Ok(Cgroup { mark: Some(name.to_owned()), ..Cgroup::plan(Manager::Cgroupfs, path, id)? })
     }
 
     /// Goes without where an ordinary user may make no cgroup, unless there are limits, which would not be kept.
@@ -266,7 +267,9 @@ impl Cgroup {
     /// Claims the cgroup. Where there is a second-version one, which on a hybrid host is one of
     /// several, a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`): its
     /// directory is returned, and the claim lasts until it is closed.
-    pub(crate) fn make_for_birth(&mut self) -> Result<Option<OwnedFd>> {
+    ///
+    /// `name` is what no other container has: see [`mark`].
+    pub(crate) fn make_for_birth(&mut self, name: &str) -> Result<Option<OwnedFd>> {
         if self.manager != Manager::Cgroupfs {
             return Ok(None);
         }
@@ -284,7 +287,7 @@ impl Cgroup {
             }
         })?;
         self.is_claimed = true;
-        self.mark = mark(directory.as_fd()).context("mark the cgroup")?;
+        self.mark = mark(directory.as_fd(), name).context("mark the cgroup")?;
         if is_birthplace {
             ensure!(!v2::is_frozen(directory.as_fd())?, FROZEN);
             self.claim = lock.map(Rc::new);
@@ -311,7 +314,7 @@ impl Cgroup {
             return false;
         };
         let marked = open_directory(path).ok().and_then(|directory| marked(directory.as_fd()));
-        marked.is_some_and(|mark| self.mark.as_ref() != Some(&mark))
+        marked.is_some_and(|mark| !self.mark.as_ref().is_some_and(|own| mark.ends_with(own)))
     }
 
     /// For init, which holds what its parent has open.
@@ -911,11 +914,12 @@ fn claim(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
 /// The extended attribute that says whose a cgroup is. Only the host's administrator can write or read it.
 const MARK: &str = "trusted.rt.container";
 
-/// Marks a cgroup by a number that no other container has. None where the kernel or the user's rights do not allow it.
-fn mark(directory: BorrowedFd<'_>) -> Result<Option<String>> {
+/// Marks a cgroup by a number that no container has ever had, and by the name of the only container that has it as long as it is
+/// there. None where the kernel or the user's rights do not allow it.
+fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let text = format!("{:016x}", u64::from_ne_bytes(random));
+    let text = format!("{:016x}{name}", u64::from_ne_bytes(random));
     match rustix::fs::fsetxattr(directory, MARK, text.as_bytes(), rustix::fs::XattrFlags::empty()) {
         Ok(()) => Ok(Some(text)),
         Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
@@ -1020,7 +1024,7 @@ pub(crate) mod fuzzed {
             let _ = cgroup.wish(annotations);
         }
         let _ = Cgroup::plan(Manager::Cgroupfs, path, "c");
-        let _ = Cgroup::guess(path, "c");
+        let _ = Cgroup::guess(path, "c", " 0:0");
         let Some(resources) = resources else { return Ok(()) };
         let rules = device_rules(Some(resources))?;
         let _ = devices::understand(&rules);

@@ -231,7 +231,7 @@ fn make(
         true => notify_socket::prepare(directory.notify_folder())?,
         false => None,
     };
-    let birthplace = state.cgroup.make_for_birth()?;
+    let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
     let first = || {

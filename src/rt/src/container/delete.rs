@@ -43,7 +43,7 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let config = directory.config();
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    Cgroup::guess(path, id)?.remove()?;
+    Cgroup::guess(path, id, &directory.mark()?)?.remove()?;
     directory.remove()
 }
 

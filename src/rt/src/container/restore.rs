@@ -131,7 +131,7 @@ fn make(
     let log = options.common.log(LOG);
     // What another one failed of is not to be quoted.
     let _ = fs::remove_file(&log);
-    let birthplace = state.cgroup.make_for_birth()?;
+    let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
     let images = show_to_container(options, namespaces, &notify);
     let mut criu = Criu::start(
         Kind::RESTORE,

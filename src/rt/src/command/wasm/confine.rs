@@ -53,7 +53,7 @@ pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
     let own = Cgroup::plan(manager, path, &id);
     // Without a cgroup of its own it works as well.
     let mut own = own.inspect_err(|error| tracing::debug!("stay in the cgroup: {error:#}")).ok();
-    let birthplace = own.as_mut().and_then(|own| own.make_for_birth().ok()).flatten();
+    let birthplace = own.as_mut().and_then(|own| own.make_for_birth("").ok()).flatten();
     if syscall::clone3(0, birthplace.as_ref().map(AsFd::as_fd))
         .context("go on in the background")?
         .is_some()
