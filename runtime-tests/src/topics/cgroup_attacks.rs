@@ -668,6 +668,7 @@ fn who_forks_all_the_time_is_killed_with_all(test: &Test) -> Outcome {
     wait_until("all are dead", || {
         fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
     })?;
+    container.wait()?;
     container.delete()
 }
 

@@ -699,10 +699,11 @@ fn hooks_that_others_put_there_are_not_run(test: &Test) -> Outcome {
     bundle.write()?;
     let root = test.folder.join("theirs/root");
     fs::create_dir_all(&root)?;
-    let line = bundle.command_line("create", "c");
+    let id = test.id();
+    let line = bundle.command_line("create", &id);
     with_root(test, &root, &line)?.success()?;
     chown(test.folder.join("theirs"), Some(1000), None)?;
-    let delete = ["delete", "--force", "c"].map(str::to_owned);
+    let delete = ["delete", "--force", &id].map(str::to_owned);
     with_root(test, &root, &delete)?.fails_with("belongs to user 1000")?;
     ensure(!mark.exists(), "the hook has run")?;
     chown(test.folder.join("theirs"), Some(0), None)?;
@@ -742,10 +743,11 @@ fn a_root_of_our_own_is_taken(test: &Test) -> Outcome {
             Output::of(command)
         };
         let folder = bundle.folder.display().to_string();
-        rt(&["create", "--bundle", &folder, "c"])?.success()?;
+        let id = test.id();
+        rt(&["create", "--bundle", &folder, &id])?.success()?;
         ensure(rt(&["list"])?.success()?.stdout.contains("created"), &root)?;
-        ensure(rt(&["state", "c"])?.success()?.stdout.contains("created"), &root)?;
-        rt(&["delete", "--force", "c"])?.success()?;
+        ensure(rt(&["state", &id])?.success()?.stdout.contains("created"), &root)?;
+        rt(&["delete", "--force", &id])?.success()?;
     }
     // One that was there keeps its mode: it may be its owner's wish.
     ensure_eq(fs::metadata(older)?.mode() & 0o777, 0o711)
