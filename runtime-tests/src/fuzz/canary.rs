@@ -16,6 +16,9 @@ use super::{programs, tree};
 /// The state of the runtime that is tested.
 pub(super) const STATE: &str = "/run/rt";
 
+/// The runtime's too: the file that creations lock, of which nothing ever changes.
+const CLAIMS: &str = "/run/rt-claims";
+
 /// Where all that a round makes is.
 pub(super) const ROUNDS: &str = "/tmp";
 
@@ -86,6 +89,8 @@ pub(super) struct Canary {
 impl Canary {
     pub(super) fn make(token: &str) -> std::io::Result<Canary> {
         fs::create_dir_all(STATE)?;
+        fs::write(CLAIMS, "")?;
+        fs::set_permissions(CLAIMS, Permissions::from_mode(0o600))?;
         let mut canary = Canary {
             token: token.to_owned(),
             programs: ["/bin/busybox", "/room/bin/rt"]

@@ -23,7 +23,7 @@ super::tests! { "attacks_files":
     no_proc_of_the_hosts_is_below_a_moved_root, no_sysfs_of_the_hosts_is_below_a_moved_root, no_hidden_proc_is_below_a_moved_root,
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
     the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
-    a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again,
+    a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again, a_place_to_mount_in_is_not_exchanged,
 }
 
 fn change(test: &Test, verb: &str, container: &Container<'_>, entries: &Value) -> Outcome<Output> {
@@ -758,4 +758,56 @@ fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
     change(test, "remove", &container, &json!([tmpfs("/other")]))?
         .fails_with("`mounts add` has mounted nothing there")
         .map(drop)
+}
+
+/// The layers of this overlay are too long for the new system call. Who owns a directory above the rootfs exchanges it as soon as the
+/// overlay is mounted.
+fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace, which holds the runtime up at the right place");
+    }
+    let theirs = test.folder.join("theirs");
+    let (real, false_one) = (theirs.join("real"), theirs.join("false"));
+    let (layer, secret) = (test.folder.join("layer".repeat(40)), test.folder.join("secret"));
+    let layer = layer.join("layer".repeat(40));
+    for folder in [&real, &false_one, &layer, &secret] {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(layer.join("of the layer"), "")?;
+    fs::write(secret.join("of the host"), "")?;
+    let bundle = test.sh("ls /o")?;
+    let moved = real.join("rootfs");
+    fs::rename(bundle.rootfs(), &moved)?;
+    symlink(&secret, false_one.join("rootfs"))?;
+    for path in [&theirs, &real, &false_one] {
+        std::os::unix::fs::chown(path, Some(1000), Some(1000))?;
+    }
+    let lower = format!("lowerdir={}:/usr/share", layer.display());
+    let bundle = bundle
+        .mount(json!({ "destination": "/o", "type": "overlay", "source": "overlay", "options": [lower, "ro"] }))
+        .edit(|config| config["root"]["path"] = json!(moved));
+    bundle.write()?;
+    let rt = test.command(bundle.command_line("run", &test.id()));
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "60", "strace", "-f", "--trace=mount,open_tree,umount2"]);
+    command.args(["--output=/dev/null", "--inject=mount:delay_exit=500000"]);
+    command.arg("--inject=umount2:delay_enter=500000");
+    command.arg(rt.get_program()).args(rt.get_args()).stdin(Stdio::null());
+    let exchanged = AtomicBool::new(false);
+    let is_mounted = || {
+        let tables = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut tables =
+            tables.filter_map(|process| fs::read_to_string(process.path().join("mountinfo")).ok());
+        tables.any(|table| table.contains(&layer.display().to_string()))
+    };
+    let repeat = || {
+        if !exchanged.load(Ordering::Relaxed) && is_mounted() {
+            exchanged.store(exchange(&real, &false_one), Ordering::Relaxed);
+        }
+    };
+    let output = meanwhile(repeat, || Output::of(command))?;
+    ensure(exchanged.load(Ordering::Relaxed), "nothing was exchanged")?;
+    let listed = output.success()?.stdout;
+    ensure(listed.contains("of the layer") && !listed.contains("of the host"), listed)
 }

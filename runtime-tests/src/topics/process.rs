@@ -15,7 +15,7 @@ super::tests! { "process":
     is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
     a_missing_working_directory_is_made, begins_where_only_root_may_go, begins_where_only_its_user_may_go, has_its_user_and_groups, has_its_umask, has_its_capabilities,
     has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, has_limits_that_root_of_its_user_namespace_could_not_set, leads_a_session,
-    inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, has_no_ignored_or_blocked_signals, can_reopen_its_output,
+    inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, listening_sockets_are_all_there, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
     has_its_apparmor_profile, an_unknown_capability_is_a_warning,
 }
@@ -277,6 +277,10 @@ fn leads_a_session(test: &Test) -> Outcome {
 
 /// Runs a bundle from a shell that opens descriptors for it first, and leaves them to the runtime.
 fn run_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) -> Outcome<Output> {
+    try_from_shell(bundle, open, flags)?.success()
+}
+
+fn try_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) -> Outcome<Output> {
     bundle.write()?;
     let test = bundle.test;
     let (runtime, root) = (test.host.runtime.display(), test.state_root());
@@ -284,7 +288,7 @@ fn run_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) 
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("{open} exec {runtime} --root {root} run {flags} -b {folder} {id}")]);
-    Output::of(command)?.success()
+    Output::of(command)
 }
 
 fn inherits_no_descriptors(test: &Test) -> Outcome {
@@ -320,6 +324,19 @@ fn inherits_listening_sockets(test: &Test) -> Outcome {
     let open = format!("exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$", file.display());
     let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
     run_from_shell(&bundle, &open, "")?.stdout("1 1\ncontent\n").map(drop)
+}
+
+/// A number that is not the caller's would be that of a file of the runtime's own.
+fn listening_sockets_are_all_there(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("ls /proc/self/fd")?;
+    for flag in ["", "--preserve-fds 1"] {
+        let open = "exec 3</etc/passwd; LISTEN_FDS=60 LISTEN_PID=$$";
+        try_from_shell(&bundle, open, flag)?
+            .fails_with("`LISTEN_FDS` is 60: descriptor")?
+            .fails_with("is not open")?;
+    }
+    Ok(())
 }
 
 fn has_no_ignored_or_blocked_signals(test: &Test) -> Outcome {

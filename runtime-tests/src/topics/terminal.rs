@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal }
 
 /// Creates and starts a bundle with a terminal; returns its master.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
@@ -199,4 +199,22 @@ fn a_console_socket_may_have_a_long_path(test: &Test) -> Outcome {
     bundle.flag(format!("--console-socket={path}")).start()?;
     let text = read_all(receive(&listener)?.into());
     ensure(text.contains("terminal"), text)
+}
+
+/// It is not even opened, which can do something already.
+fn a_device_of_the_image_makes_no_terminal(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let path = test.folder.join("console");
+    let _listener = UnixListener::bind(&path)?;
+    let bundle = test.sh("tty")?.edit(|config| {
+        config["mounts"] = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+        config["process"]["terminal"] = json!(true);
+    });
+    let folder = bundle.rootfs().join("dev/pts");
+    fs::create_dir_all(&folder)?;
+    let (mode, zero) = (rustix::fs::Mode::from(0o666), rustix::fs::makedev(1, 5));
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, folder.join("ptmx"), kind, mode, zero)?;
+    let bundle = bundle.flag(format!("--console-socket={}", path.display()));
+    bundle.try_create(&test.id())?.fails_with("a terminal needs a devpts mount").map(drop)
 }

@@ -87,6 +87,10 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
     if let Some(missing) = (3..3 + preserve_fds.min(MOST)).find(|number| !there(number)) {
         bail!("`--preserve-fds` {preserve_fds}: descriptor {missing} is not open");
     }
+    // What rt opens itself would have such a number, and be taken for the caller's.
+    if let Some(missing) = (3..3 + preserve_fds + listen_fds).find(|number| !there(number)) {
+        bail!("`LISTEN_FDS` is {listen_fds}: descriptor {missing} is not open");
+    }
     syscall::close_from(3 + preserve_fds + listen_fds).context("close the caller's descriptors")
 }
 

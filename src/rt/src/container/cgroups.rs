@@ -313,8 +313,14 @@ impl Cgroup {
         let Some(path) = self.claimed_path().0.filter(|_| self.manager == Manager::Cgroupfs) else {
             return false;
         };
-        let marked = open_directory(path).ok().and_then(|directory| marked(directory.as_fd()));
-        marked.is_some_and(|mark| !self.mark.as_ref().is_some_and(|own| mark.ends_with(own)))
+        // If it cannot be opened, nothing in it is ended or removed either.
+        let Ok(directory) = open_directory(path) else { return false };
+        match (marked(directory.as_fd()), self.mark.as_deref()) {
+            (Some(mark), own) => !own.is_some_and(|own| mark.ends_with(own)),
+            // Made again by somebody who marks nothing, unless it is only guessed that there was a mark.
+            (None, Some(own)) => !own.starts_with(' ') && may_read_marks(),
+            (None, None) => false,
+        }
     }
 
     /// For init, which holds what its parent has open.
@@ -925,6 +931,11 @@ fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
         Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn may_read_marks() -> bool {
+    let sets = rustix::thread::capabilities(None);
+    sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
 fn marked(directory: BorrowedFd<'_>) -> Option<String> {

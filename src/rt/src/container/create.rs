@@ -341,6 +341,7 @@ fn serve(
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
+    socket.send(&Message::Restricted)?;
     let mut found = Found::default();
     let patience = Patience::with_init(state.cgroup.freezers());
     loop {

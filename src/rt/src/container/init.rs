@@ -110,7 +110,7 @@ fn set_up<'a>(
     rustix::process::setsid().context("start a session")?;
     if namespaces.makes(libc::CLONE_NEWUSER) {
         plan.socket.expect(&Message::Mapped)?;
-        namespaces::become_root()?;
+        namespaces::become_root(namespaces::dumpable()?)?;
     }
     // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that nobody knows.
     let mut place = None;
@@ -146,13 +146,15 @@ fn set_up<'a>(
         }
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;
-    if let Some(console) = &options.console {
-        terminal::set_up(&rootfs, process, console.as_fd(), true).context("set up the terminal")?;
-    }
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
     }
     let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+    // Until here nothing was opened that could be a device of the image's.
+    plan.socket.expect(&Message::Restricted)?;
+    if let Some(console) = &options.console {
+        terminal::set_up(&rootfs, process, console.as_fd(), true).context("set up the terminal")?;
+    }
     run_hooks_before_pivot(plan)?;
 
     let mut covers = Covers::default();

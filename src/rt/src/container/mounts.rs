@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, CWD, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    OpenTreeFlags,
 };
 
 pub(crate) use options::{NAMES, Options};
@@ -174,8 +174,7 @@ pub(crate) fn mount(
     let Detached { mount, finished } = match opened {
         Some(opened) => opened,
         None => {
-            let scratch = Some(bundle.rootfs.as_path());
-            let mount = open(bundle, namespaces, entry, &options, scratch)?;
+            let mount = open(bundle, namespaces, entry, &options, Some(rootfs))?;
             Detached { mount, finished: false }
         }
     };
@@ -225,14 +224,13 @@ pub(crate) fn mount(
     Ok(())
 }
 
-/// What an entry mounts, detached. In a mount namespace of its own, where a filesystem can be mounted for a moment, that place is
-/// given as `scratch`.
+/// What an entry mounts, detached. In a mount namespace of its own a filesystem can be mounted for a moment, on the rootfs.
 fn open(
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
     options: &Options,
-    scratch: Option<&Path>,
+    rootfs: Option<&Rootfs>,
 ) -> Result<OwnedFd> {
     if is_bind(entry, options) {
         return clone(&bundle.path, entry, options);
@@ -241,7 +239,7 @@ fn open(
     let source = entry.source().as_deref();
     let label = bundle.linux().mount_label().as_deref().filter(|label| !label.is_empty());
     let made = match label.filter(|_| !matches!(kind, "proc" | "sysfs")) {
-        None => make_in(kind, source, options, scratch),
+        None => make_in(kind, source, options, rootfs),
         Some(label) => {
             let key = bundle.annotation(CONTEXT).unwrap_or("context");
             ensure!(
@@ -250,7 +248,7 @@ fn open(
             );
             let mut options = options.clone();
             options.data.push((key.to_owned(), Some(label.to_owned())));
-            make_in(kind, source, &options, scratch)
+            make_in(kind, source, &options, rootfs)
         }
     };
     match made {
@@ -316,20 +314,20 @@ fn clone_tree_at(
 /// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them: `strndup_user` in the kernel's `fs/fsopen.c`.
 const LONGEST_VALUE: usize = 255;
 
-/// A new filesystem, as a detached mount; by the old call and in a `scratch` place where the new one is too narrow: the layers of an
-/// overlay, the options of a network's disk.
+/// A new filesystem, as a detached mount; by the old call where the new one is too narrow: the layers of an overlay, the options of a
+/// network's disk.
 fn make_in(
     kind: &str,
     source: Option<&Path>,
     options: &Options,
-    scratch: Option<&Path>,
+    rootfs: Option<&Rootfs>,
 ) -> Result<OwnedFd> {
     let values = options.data.iter().filter_map(|(_, value)| value.as_deref());
     let source_bytes = source.map_or(0, |source| source.as_os_str().len());
     if values.map(str::len).chain([source_bytes]).all(|length| length <= LONGEST_VALUE) {
         return make(kind, source, options);
     }
-    let Some(scratch) = scratch else {
+    let Some(rootfs) = rootfs else {
         bail!("a source or an option of more than {LONGEST_VALUE} bytes")
     };
     let mut flags = MountFlags::empty();
@@ -349,11 +347,11 @@ fn make_in(
     }));
     let data = CString::new(data.join(","))?;
     let source = source.unwrap_or(Path::new("none"));
-    rustix::mount::mount(source, scratch, kind, flags, Some(data.as_c_str()))
-        .with_context(|| format!("mount a `{kind}`"))?;
-    let made = clone_tree(CWD, scratch, false).context("open the new mount");
-    rustix::mount::unmount(scratch, UnmountFlags::DETACH).context("tidy up a mount")?;
-    let made = made?;
+    let made = rootfs.in_a_scratch_place(|folder, name, place| {
+        rustix::mount::mount(source, place, kind, flags, Some(data.as_c_str()))
+            .with_context(|| format!("mount a `{kind}`"))?;
+        clone_tree(folder, name, false).context("open the new mount")
+    })?;
     let attr = MountAttr { set: options.at_birth(), ..options.attr };
     syscall::mount_setattr(made.as_fd(), attr, false).context("set the attributes of the mount")?;
     Ok(made)

@@ -156,6 +156,7 @@ impl Namespaces {
         // A privileged caller may join all only before it enters the user namespace, one that is root of a user
         // namespace some only afterwards: those are tried again.
         let mut later = Vec::new();
+        let dumpable = dumpable()?;
         for joined in others {
             match joined.enter() {
                 Err(Errno::PERM) if !user.is_empty() => later.push(joined),
@@ -166,7 +167,7 @@ impl Namespaces {
             joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
         }
         if !user.is_empty() {
-            become_root()?;
+            become_root(dumpable)?;
         }
         Ok(())
     }
@@ -456,15 +457,23 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
 }
 
 /// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing. One that was not
-/// dumpable is so again: the change of the user makes it what `fs.suid_dumpable` says (`PR_SET_DUMPABLE(2const)`).
-pub(crate) fn become_root() -> Result<()> {
-    let dumpable =
-        rustix::process::dumpable_behavior().context("ask who may reach this process")?;
+/// dumpable before is so again: to enter another's namespace and to change the user make it what `fs.suid_dumpable` says
+/// (`PR_SET_DUMPABLE(2const)`).
+pub(crate) fn become_root(before: DumpableBehavior) -> Result<()> {
+    keep_others_out(before)?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .context("become root's group")?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("become root")?;
-    if dumpable == DumpableBehavior::NotDumpable {
-        rustix::process::set_dumpable_behavior(dumpable).context("keep others out")?;
+    keep_others_out(before)
+}
+
+pub(crate) fn dumpable() -> Result<DumpableBehavior> {
+    rustix::process::dumpable_behavior().context("ask who may reach this process")
+}
+
+fn keep_others_out(before: DumpableBehavior) -> Result<()> {
+    if before == DumpableBehavior::NotDumpable {
+        rustix::process::set_dumpable_behavior(before).context("keep others out")?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -191,6 +191,33 @@ impl Rootfs {
             }
         }
         mounts::attach(mount, place)
+    }
+
+    /// Calls a function with a folder, the name of an empty folder in it, and a path to that by a descriptor: something can be mounted
+    /// there for a moment. It is below a mount that nobody but this process can reach: below the rootfs' own path, who owns a
+    /// directory above it could put another in its place.
+    pub(super) fn in_a_scratch_place<T>(
+        &self,
+        work: impl FnOnce(BorrowedFd<'_>, &Path, &Path) -> Result<T>,
+    ) -> Result<T> {
+        let name = Path::new("place");
+        let folder = mounts::make("tmpfs", None, &Options::default())?;
+        let proc = self.proc()?;
+        mounts::attach(folder.as_fd(), self.root.as_fd())?;
+        let worked = rustix::fs::mkdirat(&folder, name, Mode::RWXU)
+            .and_then(|()| {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                rustix::fs::openat(&folder, name, flags, Mode::empty())
+            })
+            .context("make a place to mount in")
+            .and_then(|place| {
+                let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+                work(folder.as_fd(), name, Path::new(&path))
+            });
+        let here = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        proc.unmount(folder.as_fd()).context("tidy up a mount")?;
+        rustix::process::fchdir(here)?;
+        worked
     }
 
     /// Opens what `path` is for the container.

@@ -25,6 +25,8 @@ pub(crate) enum Message {
     /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
     /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes.
     Cgroup { memory: Option<u64> },
+    /// To init: the rules for devices are in force in its cgroup.
+    Restricted,
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
@@ -211,6 +213,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Cgroup { memory } => {
             (b'G', memory.map(|limit| limit.to_string().into_bytes()).unwrap_or_default())
         }
+        Message::Restricted => (b'D', Vec::new()),
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::Gone(number) => (b'U', number.to_string().into_bytes()),
@@ -237,6 +240,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
             let memory = limit.map(|text| text.parse()).transpose();
             Message::Cgroup { memory: memory.context("parse a limit of memory")? }
         }
+        b'D' => Message::Restricted,
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
         b'U' => Message::Gone(text().parse().context("parse the number of a mount")?),
@@ -267,6 +271,7 @@ mod tests {
             Message::Mapped,
             Message::Cgroup { memory: None },
             Message::Cgroup { memory: Some(64 << 20) },
+            Message::Restricted,
             Message::Init(4711),
             Message::Listener(7),
             Message::Gone(3),

@@ -6,10 +6,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Process;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Gid, OFlags, Uid};
+use rustix::fs::{FsWord, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -86,9 +86,7 @@ pub(crate) fn set_up(
     socket: BorrowedFd<'_>,
     is_console: bool,
 ) -> Result<()> {
-    let master = rootfs
-        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY)
-        .context("open `/dev/pts/ptmx` in the rootfs: a terminal needs a devpts mount")?;
+    let master = open_ptmx(rootfs).context("open `/dev/pts/ptmx` in the rootfs")?;
     rustix::pty::unlockpt(&master).context("unlock the terminal")?;
     // By descriptor: a path to the other end could be another file by now.
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -123,6 +121,21 @@ pub(crate) fn set_up(
     rustix::stdio::dup2_stdin(&slave).context("make it standard input")?;
     rustix::stdio::dup2_stdout(&slave).context("make it standard output")?;
     rustix::stdio::dup2_stderr(&slave).context("make it standard error")
+}
+
+/// From `<linux/magic.h>`.
+const DEVPTS_SUPER_MAGIC: FsWord = 0x1cd1;
+
+/// Opens the device by which a terminal is made. Any other that an image may have there is not opened: with a device, that may do
+/// something already.
+fn open_ptmx(rootfs: &Rootfs) -> Result<OwnedFd> {
+    const MISSING: &str = "a terminal needs a devpts mount";
+    let folder =
+        rootfs.open(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY).context(MISSING)?;
+    let is_devpts = rustix::fs::fstatfs(&folder)?.f_type == DEVPTS_SUPER_MAGIC;
+    ensure!(is_devpts, "`/dev/pts` is another filesystem: {MISSING}");
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&folder, "ptmx", flags, Mode::empty())?)
 }
 
 /// Passes bytes between this process's own terminal and a container's, for `run` in the foreground.
