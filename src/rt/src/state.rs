@@ -68,6 +68,9 @@ pub(crate) struct State {
     /// `create --no-new-keyring`, which holds for what `exec` starts too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keeps_keyring: bool,
+    /// The mount namespace that it was made with, by the device and the inode of its file in `/proc`. None without one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mount_namespace: Option<(u64, u64)>,
     /// What `mounts add` has mounted, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) added: Vec<AddedMount>,
@@ -166,6 +169,7 @@ impl State {
             rdt: None,
             descriptors: Vec::new(),
             keeps_keyring: false,
+            mount_namespace: None,
             added: Vec::new(),
             annotations: BTreeMap::new(),
             poststart: Vec::new(),

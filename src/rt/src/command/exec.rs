@@ -151,8 +151,16 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
 
 /// What a file may leave out, and has then from the container's own process: as with crun, but for `rlimits`, which crun and runc leave
 /// at those of their caller.
-const INHERITED: [&str; 7] =
-    ["apparmorProfile", "capabilities", "cwd", "env", "rlimits", "selinuxLabel", "user"];
+const INHERITED: [&str; 8] = [
+    "apparmorProfile",
+    "capabilities",
+    "cwd",
+    "env",
+    "oomScoreAdj",
+    "rlimits",
+    "selinuxLabel",
+    "user",
+];
 
 fn read(file: &Path, spec: &Spec) -> Result<Process> {
     let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;

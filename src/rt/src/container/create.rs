@@ -309,6 +309,7 @@ fn serve(
         socket.send(&Message::Mapped)?;
     }
     belongs_to(state, pid)?;
+    state.mount_namespace = prepared.namespaces.mount_namespace(pid);
     if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
         groups.make(rdt, pid)?;
     }

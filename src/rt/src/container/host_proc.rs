@@ -67,6 +67,11 @@ impl HostProc {
         rustix::fs::openat(&self.0, "self/ns/mnt", flags, Mode::empty())
     }
 
+    /// One of the mounts that this process sees.
+    pub(super) fn mount(&self, id: &str) -> Result<Option<Entry>> {
+        mount_table::own_one_by(self.0.as_fd(), id)
+    }
+
     /// The mounts that this process sees.
     pub(super) fn mounts(&self) -> Result<Vec<Entry>> {
         mount_table::own_by(self.0.as_fd())

@@ -111,6 +111,7 @@ fn set_up<'a>(
     if namespaces.makes(libc::CLONE_NEWUSER) {
         plan.socket.expect(&Message::Mapped)?;
         namespaces::become_root(namespaces::dumpable()?)?;
+        namespaces.keep_neighbours_out()?;
     }
     // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that nobody knows.
     let mut place = None;
@@ -248,8 +249,7 @@ fn mount_all(
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
         // The memory that is filled counts for the container.
-        let fills = entry.options().iter().flatten().any(|option| option == "tmpcopyup");
-        if (is_cgroup || fills) && place.is_none() {
+        if (is_cgroup || mounts::copies_up(entry)) && place.is_none() {
             place = Some(enter_cgroup(plan)?);
         }
         if is_cgroup {

@@ -48,6 +48,12 @@ pub(crate) fn add(
             "{}: only bind mounts and tmpfs can be added",
             show()
         );
+        // The memory would be the caller's, and there is no end to what a container can have there.
+        ensure!(
+            !mounts::copies_up(entry),
+            "{}: the option `tmpcopyup` is for mounts of the configuration",
+            show()
+        );
         let mount = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
         // A mount keeps its ids when it is attached.
         let destination = entry.destination().clone();
@@ -67,12 +73,12 @@ pub(crate) fn add(
             // that was copied is no mount.
             let table = match mounted {
                 Ok(()) if !mounts::copies_symlinks(entry) => continue,
-                _ => root.proc()?.mounts()?,
+                _ => root.proc()?,
             };
             let later = if mounted.is_ok() { number + 1 } else { entries.len() };
             for number in number..later {
                 let id = state.added[before + number].id.to_string();
-                if !table.iter().any(|mount| mount.id == id) {
+                if table.mount(&id)?.is_none() {
                     tell(before + number)?;
                 }
             }
@@ -144,8 +150,9 @@ fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
     if let Some(mount) = open(&added.destination) {
         return Ok(Found::Here(mount));
     }
-    let (table, id) = (root.proc()?.mounts()?, added.id.to_string());
-    let Some(entry) = table.iter().find(|mount| mount.id == id) else { return Ok(Found::Nowhere) };
+    let Some(entry) = root.proc()?.mount(&added.id.to_string())? else {
+        return Ok(Found::Nowhere);
+    };
     if let Some(mount) = open(&entry.point) {
         return Ok(Found::Here(mount));
     }
@@ -225,6 +232,12 @@ impl Entrance {
         ensure!(
             (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino),
             "the container has no mount namespace of its own"
+        );
+        // In one that its first process has made since, in a user namespace of its own, the container may change any mount, whatever
+        // its options say; and what was added before is still in the first.
+        ensure!(
+            state.mount_namespace == Some((theirs.st_dev, theirs.st_ino)),
+            "its first process is not in the mount namespace that the container was made with"
         );
         Ok(Entrance { namespace, proc: HostProc::open()? })
     }

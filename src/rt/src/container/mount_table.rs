@@ -1,12 +1,12 @@
 //! The kernel's table of the mounts that a process sees (`proc_pid_mountinfo(5)`).
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 
 /// One line of the table.
@@ -40,18 +40,44 @@ pub(crate) fn of(pid: i32) -> Result<Vec<Entry>> {
 /// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the container it is the
 /// container's, and may be anything.
 pub(crate) fn own_by(proc: BorrowedFd<'_>) -> Result<Vec<Entry>> {
-    let read = || -> Result<Vec<u8>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(proc, "self/mountinfo", flags, Mode::empty())?;
-        let mut table = Vec::new();
-        File::from(file).read_to_end(&mut table)?;
-        Ok(table)
+    open(proc).and_then(all).context("read the table of mounts")
+}
+
+/// The one of this number. A container can have as many as `fs.mount-max` says, of which no more than one line is held.
+pub(crate) fn own_one_by(proc: BorrowedFd<'_>, id: &str) -> Result<Option<Entry>> {
+    let find = |file: File| {
+        let (mut lines, mut line) = (BufReader::new(file), Vec::new());
+        loop {
+            line.clear();
+            if lines.read_until(b'\n', &mut line)? == 0 {
+                return Ok(None);
+            }
+            let text = String::from_utf8_lossy(&line);
+            if text.split(' ').next() == Some(id) {
+                return Ok(parse(text.trim_end_matches('\n')));
+            }
+        }
     };
-    Ok(entries(&read().context("read the table of mounts")?))
+    open(proc).and_then(find).context("read the table of mounts")
+}
+
+fn open(proc: BorrowedFd<'_>) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(proc, "self/mountinfo", flags, Mode::empty())?.into())
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>> {
-    let table = fs::read(path).with_context(|| format!("read `{}`", path.display()))?;
+    let file = File::open(path).map_err(anyhow::Error::from);
+    file.and_then(all).with_context(|| format!("read `{}`", path.display()))
+}
+
+/// More bytes than a table has that somebody means to have.
+const LONGEST: u64 = 64 << 20;
+
+fn all(file: File) -> Result<Vec<Entry>> {
+    let mut table = Vec::new();
+    let length = file.take(LONGEST + 1).read_to_end(&mut table)?;
+    ensure!(length as u64 <= LONGEST, "it has more than {LONGEST} bytes");
     Ok(entries(&table))
 }
 

@@ -129,6 +129,11 @@ pub(crate) fn remounts(entry: &Mount) -> bool {
     options.is_ok_and(|options| options.remount)
 }
 
+/// Whether an entry is filled with what it hides.
+pub(crate) fn copies_up(entry: &Mount) -> bool {
+    entry.options().iter().flatten().any(|option| option == "tmpcopyup")
+}
+
 /// Whether an entry is not mounted where its source is a symbolic link.
 pub(crate) fn copies_symlinks(entry: &Mount) -> bool {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default());

@@ -129,6 +129,17 @@ impl Namespaces {
         joined.map(|joined| joined.namespace.as_fd())
     }
 
+    /// Which mount namespace a process has that was just made with these, by the device and the inode of its file. None for the
+    /// caller's, and where the process has ended already.
+    pub(crate) fn mount_namespace(&self, pid: Pid) -> Option<(u64, u64)> {
+        let there = match self.joined(libc::CLONE_NEWNS) {
+            Some(joined) => rustix::fs::fstat(joined),
+            None if self.has_mount() => rustix::fs::stat(format!("/proc/{pid}/ns/mnt")),
+            None => return None,
+        };
+        there.ok().map(|there| (there.st_dev, there.st_ino))
+    }
+
     /// A process cannot change its own pid or time namespace, only that of its children; once in another user
     /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
     fn need_helper(&self) -> bool {
@@ -168,6 +179,15 @@ impl Namespaces {
         }
         if !user.is_empty() {
             become_root(dumpable)?;
+        }
+        self.keep_neighbours_out()
+    }
+
+    /// Who is in one pid namespace with a process, and privileged in its user namespace, could take over a process that has the
+    /// caller's rights and files until the exec. Of root's, and of what `exec` starts, that is so from the beginning.
+    pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
+        if self.joins(libc::CLONE_NEWPID) {
+            keep_others_out(DumpableBehavior::NotDumpable)?;
         }
         Ok(())
     }

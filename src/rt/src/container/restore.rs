@@ -195,6 +195,8 @@ fn make(
         // It has its memory and its files, and does not run yet.
         "post-restore" => {
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            state.mount_namespace =
+                namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
             protect(state, bundle)?;
             state.cgroup.hand_down();
             directory.write(state)

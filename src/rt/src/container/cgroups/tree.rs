@@ -18,11 +18,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-/// More cgroups than a walk goes through. The kernel itself has fewer with most controllers
-/// (65535).
-const MOST: usize = 1 << 18;
-
-/// How long a killed process may stay in its cgroup, and how long all of a removal may take.
+/// How long a killed process may stay in its cgroup, and how long one walk, and all of a removal, may take: of some controllers of
+/// v1 there can be as many cgroups as the host has memory for.
 const GOING: Duration = Duration::from_secs(3);
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -84,14 +81,13 @@ fn walk(
     let Some(mut here) = open_top(path)? else { return Ok(()) };
     visit(here.as_fd())?;
     let mut levels = vec![below(here.as_fd())?];
-    let mut seen = 1;
+    let end = Instant::now() + LONGEST;
     while let Some(level) = levels.last_mut() {
         match level.pop() {
             Some(name) => {
                 let Some(directory) = open(here.as_fd(), &name)? else { continue };
-                seen += 1;
-                if seen > MOST {
-                    return Err(Errno::TOOBIG);
+                if Instant::now() > end {
+                    return Err(Errno::TIMEDOUT);
                 }
                 visit(directory.as_fd())?;
                 levels.push(below(directory.as_fd())?);
@@ -187,37 +183,40 @@ pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<()>) -> Resul
             Err(Errno::BUSY) => {}
             Err(error) => return Err(error).with_context(show),
         }
-        busy()?;
-        let now = Instant::now();
-        if remove_below(path).with_context(show)? {
-            (pause, progress) = (Duration::from_micros(200), now);
+        let busied = busy();
+        if remove_below(path, end).with_context(show)? {
+            (pause, progress) = (Duration::from_micros(200), Instant::now());
+        } else {
+            busied?;
         }
-        if now > end || now.duration_since(progress) > GOING {
+        let now = Instant::now();
+        if now.duration_since(progress) > GOING {
             bail!("{}: processes are still in it", show());
+        }
+        if now > end {
+            bail!("{}: so many are below it that there was no time for all", show());
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
     }
 }
 
-/// Removes what can be removed below a cgroup, the deepest first. Says whether anything was.
-fn remove_below(path: &Path) -> rustix::io::Result<bool> {
+/// Removes what can be removed below a cgroup, the deepest first, until that time. Says whether anything was.
+fn remove_below(path: &Path, end: Instant) -> rustix::io::Result<bool> {
     let Some(mut here) = open_top(path)? else { return Ok(true) };
     let mut levels = vec![below(here.as_fd())?];
     let mut names: Vec<CString> = Vec::new();
     let mut removed = false;
-    let mut seen = 1;
     while let Some(level) = levels.last_mut() {
         match level.pop() {
             Some(name) => {
                 if drop_directory(&here, &name, &mut removed)? {
                     continue;
                 }
-                let Some(directory) = open(here.as_fd(), &name)? else { continue };
-                seen += 1;
-                if seen > MOST {
-                    return Err(Errno::TOOBIG);
+                if Instant::now() > end {
+                    break;
                 }
+                let Some(directory) = open(here.as_fd(), &name)? else { continue };
                 levels.push(below(directory.as_fd())?);
                 names.push(name);
                 here = directory;
