@@ -39,11 +39,11 @@ pub(crate) mod terminal;
 
 pub(crate) use checkpoint::{CheckpointOptions, checkpoint};
 pub(crate) use create::{Container, Options, Wait, create};
-pub(crate) use delete::{delete, delete_unreadable};
+pub(crate) use delete::{delete, delete_unreadable, end};
 pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use live_mounts::{add as add_mounts, remove as remove_mounts};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
-pub(crate) use namespaces::{root_on_the_host, wait};
+pub(crate) use namespaces::{Ending, ending, root_on_the_host, wait};
 pub(crate) use restore::{RestoreOptions, Restored, restore};
 pub(crate) use start::{start, started};
 

@@ -225,12 +225,14 @@ impl State {
 /// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Stat {
-    /// It has ended, and is there only until its parent has read how.
-    dead: bool,
+    /// It has ended, and is there only until its parent has read how. One whose first thread alone has ended is alive.
+    pub(crate) dead: bool,
     /// By a signal.
     pub(crate) stopped: bool,
     parent: i32,
     pub(crate) start_time: u64,
+    /// Of one that is dead, how it ended (`wait(2)`).
+    pub(crate) status: i32,
 }
 
 /// None when there is certainly no such process. What cannot be read is an error: a container that
@@ -274,9 +276,13 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
-    let (dead, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
+    let (ended, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
     let parent = fields.next()?.parse().ok()?;
-    Some(Stat { dead, stopped, parent, start_time: fields.nth(17)?.parse().ok()? })
+    // The state is the first thread's, which can end before the others: fields 20, 22 and 52.
+    let threads: u64 = fields.nth(15)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    let status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or(0);
+    Some(Stat { dead: ended && threads <= 1, stopped, parent, start_time, status })
 }
 
 /// The root of the state: the directory that holds one directory per container.
@@ -634,12 +640,16 @@ mod tests {
 
     #[test]
     fn the_start_time_is_found_behind_any_program_name() {
-        let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
-        for (text, dead) in [("7 (sh) S ", false), ("7 (a) b) S (c) R ", false), ("7 (x) Z ", true)]
-        {
+        for (text, threads, dead) in [
+            ("7 (sh) S", 1, false),
+            ("7 (a) b) S (c) R", 1, false),
+            ("7 (x) Z", 1, true),
+            ("7 (x) Z", 2, false),
+        ] {
+            let rest = format!("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4711 20 21");
             assert_eq!(
-                parse_stat(&format!("{text}{rest}")),
-                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711 }),
+                parse_stat(&format!("{text} {rest}")),
+                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711, status: 0 }),
                 "{text}"
             );
         }

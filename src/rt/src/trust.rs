@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
@@ -188,6 +188,12 @@ fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> 
                 if is_last && end == End::File && is_on_procfs(&at)? {
                     return Ok(Place { directory: at, name, is_magic: true });
                 }
+                // It leads to what a process has there, whatever its text says.
+                ensure!(
+                    !is_on_procfs(&at)? || !is_magic(&at, &name)?,
+                    "`{}` is a magic link",
+                    shown.join(&name).display()
+                );
                 links += 1;
                 ensure!(links <= MOST_LINKS, Errno::LOOP);
                 let target = rustix::fs::readlinkat(&next, "", Vec::new())?;
@@ -233,6 +239,17 @@ fn open_root() -> rustix::io::Result<OwnedFd> {
 fn open_part(at: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Whether a link of procfs is followed by the kernel in another way than by its text (`symlink(7)`, "Magic links").
+fn is_magic(at: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(at, name, flags, Mode::empty(), resolve) {
+        Err(Errno::LOOP) => Ok(true),
+        // Whatever is wrong with where it leads is found on the way.
+        _ => Ok(false),
+    }
 }
 
 fn is_on_procfs(file: &OwnedFd) -> rustix::io::Result<bool> {

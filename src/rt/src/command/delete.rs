@@ -26,9 +26,13 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
     };
     // Whoever makes it holds the lock; to a forced deletion that is worth some waiting.
     let patience = Duration::from_secs(if force { 10 } else { 0 });
-    let Some(_lock) = directory.lock(patience)? else {
-        bail!("another process is creating or deleting it")
-    };
+    let mut lock = directory.lock(patience)?;
+    if let (None, true, Ok(Some(state))) = (&lock, force, directory.read()) {
+        // Who has it could be waiting for the container, which holds it up.
+        container::end(&state)?;
+        lock = directory.lock(patience)?;
+    }
+    let Some(_lock) = lock else { bail!("another process is creating or deleting it") };
     match directory.read() {
         Ok(Some(state)) => container::delete(&directory, &state, force),
         // Nothing was made yet when its creation was cut short.

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
 use crate::container::notify_socket::Relay;
-use crate::container::{self, terminal};
+use crate::container::{self, Ending, terminal};
 use crate::syscall;
 
 /// The signals that are passed on: all that a process can be asked to end or change by.
@@ -75,12 +75,12 @@ pub(super) fn follow(
         }
         None => wait(pidfd, signals, relay)?,
     }
-    let status = container::wait(pid)?;
     // A shell's convention for a program that a signal ended.
-    let code =
-        status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
-    let code = u8::try_from(code.context("it ended in no known way")?)
-        .context("an exit code above 255")?;
+    let code = match container::ending(pid)?.context("it ended in no known way")? {
+        Ending::Code(code) => code,
+        Ending::Signal(signal) => 128 + signal,
+    };
+    let code = u8::try_from(code).context("an exit code above 255")?;
     Ok(ExitCode::from(code))
 }
 

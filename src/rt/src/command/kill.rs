@@ -48,6 +48,9 @@ fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {
 }
 
 fn all(state: &State, signal: i32) -> Result<()> {
+    if state.process()?.is_none() && state.cgroup.is_anothers() {
+        return Ok(());
+    }
     state.cgroup.signal(signal)?;
     wake(state, signal);
     Ok(())

@@ -218,20 +218,17 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
 }
 
 /// Says which label the program gets. Through the host's `/proc`: the container's may be missing or be something else.
-pub(super) fn set_security_label(proc: BorrowedFd<'_>, process: &Process) -> Result<()> {
+pub(super) fn set_security_label(process: &Process) -> Result<()> {
     let Some((paths, text)) = security_label(process)? else { return Ok(()) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     let open = |path: &&str| {
-        rustix::fs::openat(proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(&proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     };
     let file = paths.iter().map(open).find(|file| file.is_ok());
     let file =
         file.with_context(|| format!("set the label `{text}`: open `/proc/{}`", paths[0]))??;
     File::from(file).write_all(text.as_bytes()).with_context(|| format!("set the label `{text}`"))
-}
-
-/// Whether [`set_security_label`] has something to do.
-pub(super) fn has_security_label(process: &Process) -> Result<bool> {
-    Ok(security_label(process)?.is_some())
 }
 
 /// The files that take a label for the next program, of which the first that is there counts, and what to write.

@@ -308,8 +308,9 @@ impl Cgroup {
         }
     }
 
-    /// Whether another container has got the path since.
-    fn is_anothers(&self) -> bool {
+    /// Whether another container has got the path since its first process ended. As long as that lives, nobody can; and a mark a
+    /// container with `CAP_SYS_ADMIN` of the host can change.
+    pub(crate) fn is_anothers(&self) -> bool {
         let Some(path) = self.claimed_path().0.filter(|_| self.manager == Manager::Cgroupfs) else {
             return false;
         };
@@ -598,9 +599,6 @@ impl Cgroup {
 
     /// Sends a signal to all processes in it and below it.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
-        if self.is_anothers() {
-            return Ok(());
-        }
         if signal == libc::SIGKILL && self.version == Version::V2 && self.kill()? {
             return Ok(());
         }
@@ -682,9 +680,6 @@ impl Cgroup {
     /// Ends what is left in it and removes it, and all cgroups below it.
     pub(crate) fn remove(&self) -> Result<()> {
         self.refuse_roots()?;
-        if self.is_anothers() {
-            return Ok(());
-        }
         if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
             if self.paths.is_empty() {
                 systemd::stop_when_empty(unit);

@@ -16,7 +16,7 @@ use super::cgroups::{Cgroup, Manager};
 use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
 use super::mounts::{self, Detached};
-use super::namespaces::{self, Namespaces, Side};
+use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
@@ -449,13 +449,12 @@ pub(super) fn run_create_hooks(
 }
 
 fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
-    let status = namespaces::wait(pid).ok();
-    match status.and_then(|status| status.terminating_signal()) {
-        Some(libc::SIGKILL) if state.cgroup.manager != Manager::Disabled => {
+    match namespaces::ending(pid) {
+        Ok(Some(Ending::Signal(libc::SIGKILL))) if state.cgroup.manager != Manager::Disabled => {
             anyhow!("init was killed: the container's memory limit may be too low")
         }
-        Some(signal) => anyhow!("init was killed by signal {signal}"),
-        None => anyhow!("init ended without a word"),
+        Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}"),
+        _ => anyhow!("init ended without a word"),
     }
 }
 

@@ -14,13 +14,15 @@ use super::hooks;
 use crate::state::{Directory, State, Status};
 use crate::syscall;
 
-/// How long a killed process may take to die.
+/// How long a killed process may take to die before all of its container is killed, and then.
+const DYING: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or a created container; with `force`, also a running one.
 pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Result<()> {
+    let mut is_own = true;
     match state.status(directory)? {
-        Status::Stopped => {}
+        Status::Stopped => is_own = !state.cgroup.is_anothers(),
         // A container that was never started has nothing to lose; runc and crun kill it too.
         Status::Created | Status::Creating => end(state)?,
         Status::Running | Status::Paused if force => end(state)?,
@@ -28,7 +30,11 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     }
     // Before there is a process on record, nobody knows whether the cgroup came to be this
     // container's, or is another's.
-    let removed = if state.pid == 0 { state.cgroup.remove_unused() } else { state.cgroup.remove() };
+    let removed = match state.pid {
+        0 => state.cgroup.remove_unused(),
+        _ if is_own => state.cgroup.remove(),
+        _ => Ok(()),
+    };
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;
     if let Some(groups) = &state.rdt {
@@ -43,24 +49,34 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let config = directory.config();
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    Cgroup::guess(path, id, &directory.mark()?)?.remove()?;
+    let cgroup = Cgroup::guess(path, id, &directory.mark()?)?;
+    if !cgroup.is_anothers() {
+        cgroup.remove()?;
+    }
     directory.remove()
 }
 
 /// Kills the first process and waits until it is dead.
-pub(super) fn end(state: &State) -> Result<()> {
+pub(crate) fn end(state: &State) -> Result<()> {
     let Some(process) = state.process()? else { return Ok(()) };
     match syscall::pidfd_send_signal(process.as_fd(), libc::SIGKILL) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => return Err(error).context("kill it"),
     }
     state.cgroup.thaw();
-    wait_until_dead(&process)
+    if dies(&process, DYING)? {
+        return Ok(());
+    }
+    // Who traces it can keep it from its end, and is in the container.
+    if let Err(error) = state.cgroup.signal(libc::SIGKILL) {
+        tracing::debug!("kill all of it: {error:#}");
+    }
+    let dead = dies(&process, PATIENCE)?;
+    ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+    Ok(())
 }
 
-fn wait_until_dead(process: &OwnedFd) -> Result<()> {
-    let limit = Timespec::try_from(PATIENCE)?;
-    let dead = rustix::event::poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))?;
-    ensure!(dead > 0, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
-    Ok(())
+fn dies(process: &OwnedFd, limit: Duration) -> Result<bool> {
+    let limit = Timespec::try_from(limit)?;
+    Ok(rustix::event::poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit))? > 0)
 }

@@ -15,7 +15,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
 use super::becoming::{self, Ready};
 use super::cgroups::{self, Doors};
-use super::namespaces::{self, Namespaces, Side};
+use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
@@ -57,7 +57,6 @@ pub(crate) struct ExecOptions<'a> {
 struct Plan<'a> {
     options: &'a ExecOptions<'a>,
     /// The host's `/proc`, if the program gets a label.
-    proc: Option<OwnedFd>,
     registered: workload::Registered,
     withhold_devices: bool,
     socket: Socket,
@@ -87,11 +86,6 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     };
     // If it has not ended, its pid was nobody else's when they were opened, and all of them were there.
     ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // Who lays labels also keeps containers from looking into what is not theirs, whatever capabilities they have.
-    let label = becoming::has_security_label(options.process)?;
-    let proc = label.then(|| rustix::fs::open("/proc", flags, Mode::empty()));
-    let proc = proc.transpose().context("open `/proc`")?;
     let affinity = options.process.exec_cpu_affinity().clone();
     let affinity = affinity.as_ref();
     if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
@@ -103,10 +97,13 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
-    let kept: Vec<_> = [&options.console, &proc].into_iter().flatten().map(AsFd::as_fd).collect();
-    let first = || match options.state.keeps_keyring {
-        true => Ok(()),
-        false => becoming::leave_session_keyring(&options.state.id),
+    let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
+    // In the helper, which sees the host's `/proc`, and which the container does not see: what it makes inherits both.
+    let first = || {
+        if !options.state.keeps_keyring {
+            becoming::leave_session_keyring(&options.state.id)?;
+        }
+        becoming::set_security_label(options.process)
     };
     let agent = options.agent.is_some();
     let patience =
@@ -141,7 +138,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let pid = match side? {
         Side::Caller(pid) => pid,
         // All else that this process had open is closed already.
-        Side::Init => main(Plan { options: &options, proc, registered, withhold_devices, socket }),
+        Side::Init => main(&Plan { options: &options, registered, withhold_devices, socket }),
     };
     drop(socket);
     options.console = None;
@@ -234,20 +231,20 @@ const FROZEN: &str =
     "cannot exec in a paused container: its cgroup is frozen (use --ignore-paused to override)";
 
 fn how_it_died(pid: Pid) -> anyhow::Error {
-    let status = namespaces::wait(pid).ok();
-    match status.and_then(|status| status.terminating_signal()) {
-        Some(libc::SIGKILL) => {
+    match namespaces::ending(pid) {
+        Ok(Some(Ending::Signal(libc::SIGKILL))) => {
             anyhow!("the new process was killed: the container ended or is out of memory")
         }
-        Some(signal) => anyhow!("the new process was killed by signal {signal}"),
-        None => anyhow!("the new process ended without a word"),
+        Ok(Some(Ending::Signal(signal))) => {
+            anyhow!("the new process was killed by signal {signal}")
+        }
+        _ => anyhow!("the new process ended without a word"),
     }
 }
 
 /// Runs the new process. Ends in the program, or in the end of the process.
-fn main(mut plan: Plan<'_>) -> ! {
-    let proc = plan.proc.take();
-    let error = match set_up(&plan, proc).and_then(|ready| {
+fn main(plan: &Plan<'_>) -> ! {
+    let error = match set_up(plan).and_then(|ready| {
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(ready.listener);
@@ -264,13 +261,10 @@ fn main(mut plan: Plan<'_>) -> ! {
 }
 
 /// Everything but the start and the exec.
-fn set_up<'a>(plan: &Plan<'a>, proc: Option<OwnedFd>) -> Result<Ready<'a>> {
+fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
-    if let Some(proc) = proc {
-        becoming::set_security_label(proc.as_fd(), process)?;
-    }
     rustix::process::setsid().context("start a session")?;
     let (memory, files) = plan.socket.expect_cgroup()?;
     for tasks in files {

@@ -9,7 +9,6 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Mount};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -188,10 +187,7 @@ fn set_up<'a>(
         process::set_personality(personality)?;
     }
     process::set_memory_policy(linux.memory_policy().as_ref())?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
-    becoming::set_security_label(proc.as_fd(), process)?;
-    drop(proc);
+    becoming::set_security_label(process)?;
     let home = becoming::home(&rootfs, process);
     let registered = create::registered_formats();
 

@@ -11,12 +11,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 
+use super::cgroups::Freezers;
 use super::host_proc::HostProc;
 use super::mounts::{self, Detached};
-use super::namespaces::{self, Namespaces};
+use super::namespaces::Namespaces;
+use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
 use super::sync::{self, Message};
 use crate::bundle::Bundle;
@@ -271,13 +273,16 @@ impl Entrance {
             syscall::exit_now(0)
         };
         drop(child);
+        let patience = Patience::with_new(Freezers::default(), false, false);
         let message = loop {
-            match caller.receive() {
+            match patience.receive(&caller, pid) {
                 Ok(Some(Message::Gone(number))) => gone.push(number),
                 other => break other,
             }
         };
-        namespaces::wait(pid)?;
+        // A filesystem of the container's may hold it up for ever.
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        patience::end(pid, pidfd.as_fd());
         match message? {
             Some(Message::Ready) => Ok(()),
             Some(Message::Failed(text)) => bail!(text),

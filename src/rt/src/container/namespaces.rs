@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
 use super::patience::Patience;
@@ -343,7 +343,13 @@ fn by_helper(
         }
         return match message? {
             Some(Message::Init(pid)) => {
-                Ok(Side::Caller(Pid::from_raw(pid).context("the helper sent no process id")?))
+                let pid = Pid::from_raw(pid).context("the helper sent no process id")?;
+                // The new process has the socket too, and who looks into it could have said this, of any process.
+                ensure!(
+                    pid != helper && is_child(pid)?,
+                    "somebody else says that the new process is {pid}"
+                );
+                Ok(Side::Caller(pid))
             }
             Some(Message::Failed(text)) => bail!(text),
             other => bail!("the process that joins namespaces sent {other:?}"),
@@ -365,6 +371,48 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)));
     Ok(ended.context("ask whether a process has ended")? > 0)
+}
+
+/// Whether a process is this one's child, and has not been waited for.
+fn is_child(pid: Pid) -> Result<bool> {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match rustix::process::waitid(WaitId::Pid(pid), look) {
+        Ok(_) => Ok(true),
+        Err(Errno::CHILD) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("look at process {pid}")),
+    }
+}
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ending {
+    Code(i32),
+    Signal(i32),
+}
+
+/// How long a process that has closed all may take to end.
+const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// How a child of this process has ended, or is about to. As long as another process traces it, the kernel keeps that from its parent:
+/// then `/proc` says it. None where it does not end.
+pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&ENDING)))
+            .with_context(|| format!("wait for process {pid}"))?;
+    }
+    let waited =
+        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::NOHANG));
+    let waited = waited.with_context(|| format!("wait for process {pid}"))?;
+    let Some((_, status)) = waited else {
+        let stat = crate::state::stat(pid)?.filter(|stat| stat.dead);
+        return Ok(stat.map(|stat| match stat.status & 0x7f {
+            0 => Ending::Code(stat.status >> 8 & 0xff),
+            signal => Ending::Signal(signal),
+        }));
+    };
+    let code = status.exit_status().map(Ending::Code);
+    Ok(code.or_else(|| status.terminating_signal().map(Ending::Signal)))
 }
 
 /// For a process that nobody holds up.

@@ -79,6 +79,12 @@ impl Patience {
                 watch.turn().context("wait for the other process")?;
                 turn += interrupt::TURN;
             }
+            // Where this process has the other end of the socket too, that is not the end of a stream.
+            if state::stat(pid)?.is_none_or(|stat| stat.dead)
+                && !is_ready(socket.as_fd(), PollFlags::IN, Duration::ZERO)?
+            {
+                bail!("the process that is made in the container was killed");
+            }
             let reason = self.what_holds(pid)?;
             match (reason, held) {
                 (None, _) => held = None,

@@ -153,6 +153,10 @@ impl Proxy {
     pub(crate) fn new(master: OwnedFd) -> Result<Proxy> {
         let stdin = rustix::stdio::stdin();
         let saved = rustix::termios::tcgetattr(stdin).ok();
+        // That it takes something does not mean that it takes all: who has the other end could let this process wait for ever.
+        let flags = rustix::fs::fcntl_getfl(&master).context("look at the terminal")?;
+        rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
+            .context("make the terminal one that is not waited for")?;
         let proxy =
             Proxy { master, saved, to_container: Vec::new(), to_us: Vec::new(), stdin_open: true };
         if let Some(saved) = &proxy.saved {
