@@ -29,8 +29,15 @@ static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 /// Tests that take their time and have nothing to do with who makes cgroups. Where systemd does, the machine is an emulated one, and has
 /// run them before.
 fn is_the_same_by_systemd(name: &str) -> bool {
-    let topics =
-        ["attacks_files", "descriptors", "other_users", "interrupts", "wasm_shares", "wasi"];
+    let topics = [
+        "attacks_files",
+        "descriptors",
+        "other_users",
+        "interrupts",
+        "hold_ups",
+        "wasm_shares",
+        "wasi",
+    ];
     name.split_once("::").is_some_and(|(topic, _)| topics.contains(&topic))
 }
 

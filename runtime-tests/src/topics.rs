@@ -22,6 +22,7 @@ mod events;
 mod exec;
 mod executable;
 mod freezer;
+mod hold_ups;
 mod hooks;
 mod interrupts;
 mod kubernetes;
@@ -88,6 +89,7 @@ pub(crate) fn all() -> Vec<Entry> {
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
+        hold_ups::TESTS,
         interrupts::TESTS,
         kubernetes::TESTS,
         lifecycle::TESTS,

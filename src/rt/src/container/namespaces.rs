@@ -557,3 +557,18 @@ pub(crate) fn bring_loopback_up() -> Result<()> {
     .context("open a socket")?;
     syscall::loopback_up(socket.as_fd()).context("bring up the loopback interface")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_child_is_taken_for_the_new_process() {
+        let child = syscall::clone3(0, None).expect("a child");
+        let Some(child) = child else { syscall::exit_now(7) };
+        assert!(is_child(child).expect("asked"));
+        assert_eq!(ending(child).expect("asked"), Some(Ending::Code(7)));
+        assert!(!is_child(child).expect("asked"));
+        assert!(!is_child(Pid::INIT).expect("asked"));
+    }
+}

@@ -1,0 +1,184 @@
+//! What the processes of a container do to commands that wait for them, and to those that look for them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip};
+
+super::tests! { "hold_ups":
+    a_container_lives_without_its_first_thread,
+    a_tracer_does_not_keep_the_first_process, nor_what_exec_has_started,
+    a_terminal_that_takes_no_more_is_left,
+    a_helper_that_was_killed_is_not_waited_for,
+    a_lock_that_waits_for_the_container_is_freed_by_its_end,
+    mounts_go_where_the_container_was_made, no_memory_is_filled_for_a_container,
+    a_magic_link_is_no_way_to_a_pid_file,
+}
+
+fn within(seconds: u32, command: &Command) -> Outcome<Output> {
+    let mut limited = Command::new("timeout");
+    limited.arg("--kill-after=1").arg(seconds.to_string());
+    limited.arg(command.get_program()).args(command.get_args());
+    Output::of(limited)
+}
+
+fn started<'a>(bundle: &Bundle<'a>, words: &str) -> Outcome<Container<'a>> {
+    let container = bundle.start()?;
+    container.wait_for_output(words)?;
+    Ok(container)
+}
+
+fn a_container_lives_without_its_first_thread(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "$| = 1; eval 'use threads; 1' or print 'none';
+        threads->create(sub { print 'ready'; sleep 60 }); sleep 1 while !threads->list; syscall(60, 0)";
+    let bundle = test.perl(script)?;
+    let container = bundle.start()?;
+    container.wait_for_output("e")?;
+    if container.stdout()?.contains("none") {
+        return skip("the host's perl has no threads");
+    }
+    let stat = format!("/proc/{}/stat", container.pid()?);
+    crate::harness::wait_until("its first thread has ended", || {
+        fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
+    })?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    container.rt(&["delete"])?.fails_with("not stopped")?;
+    container.rt(&["kill"])?.success()?;
+    test.rt(["kill", &container.id, "KILL"])?;
+    container.wait()?;
+    container.delete()
+}
+
+/// `PTRACE_SEIZE` with `PTRACE_O_TRACEEXIT`: killed, it stops before it ends its namespace.
+fn a_tracer_does_not_keep_the_first_process(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "$| = 1; if (!fork) { print syscall(101, 0x4206, 1, 0, 0x40) ? 'not ' : '', 'seized'; sleep 60 } sleep 60";
+    let bundle = test.perl(script)?;
+    let container = started(&bundle, "seized")?;
+    if container.stdout()?.contains("not") {
+        return skip("this kernel lets no child trace its parent");
+    }
+    within(9, &test.command(["delete", "--force", &container.id]))?.success().map(drop)
+}
+
+/// Its end is told to the tracer, which does not ask.
+fn nor_what_exec_has_started(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "$| = 1; print 'ready'; while (1) { for $p (2..200) {
+        open F, \"/proc/$p/comm\" or next; $name = <F>; close F;
+        if ($name eq \"sleep\\n\") { syscall(101, 0x4206, $p, 0, 0) and exit 1; kill 9, $p; sleep 60 }
+    } select undef, undef, undef, 0.01 }";
+    let bundle = test.perl(script)?;
+    let container = started(&bundle, "ready")?;
+    let exec = test.command(["exec", &container.id, "/bin/sleep", "50"]);
+    within(20, &exec)?.code(137).map(drop)
+}
+
+/// More is typed than the program reads, which leaves something that holds the terminal.
+fn a_terminal_that_takes_no_more_is_left(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let program = "stty raw -echo; head -c 100 >/dev/null; sleep 50 </dev/tty & sleep 1; exit 7";
+    let exec = test.command(["exec", "--tty", &container.id, "/bin/sh", "-c", program]);
+    let typed = "{ head -c 300000 /dev/zero; sleep 30; } | timeout --kill-after=1 20 \"$@\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", typed, "sh"]).arg(exec.get_program()).args(exec.get_args());
+    let mut whole = Command::new("bash");
+    // The shell would wait for what types.
+    whole.args(["-c", "exec \"$@\"; ", "bash"]).arg(shell.get_program()).args(shell.get_args());
+    within(50, &whole)?.code(7).map(drop)
+}
+
+fn a_helper_that_was_killed_is_not_waited_for(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let exec = test.command(["exec", "--ignore-paused", &container.id, "/bin/true"]);
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "--output=/dev/null", "--trace=setns", "--inject=setns:signal=KILL:when=1"]);
+    strace.arg(exec.get_program()).args(exec.get_args());
+    within(20, &strace)?.code(255)?.fails_with("was killed").map(drop)
+}
+
+/// Here the test has the lock, and gives it back when the container has ended.
+fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let lock = fs::File::open(test.state_root().join(&container.id))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let process = format!("/proc/{}/stat", container.pid()?);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let ended = || fs::read_to_string(&process).map_or(true, |stat| stat.contains(") Z "));
+            let _ =
+                crate::harness::wait_up_to(std::time::Duration::from_secs(30), "its end", ended);
+            drop(lock);
+        });
+        within(40, &test.command(["delete", "--force", &container.id]))?.success().map(drop)
+    })
+}
+
+/// In a user and a mount namespace of its own the first process may change every mount: `mounts add` would hand out what it says is
+/// read-only.
+fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let source = test.folder.join("source");
+    fs::create_dir(&source)?;
+    let file = test.folder.join("mounts.json");
+    let entry = json!([{ "destination": "/tmp/added", "type": "bind", "source": source, "options": ["bind", "ro"] }]);
+    fs::write(&file, entry.to_string())?;
+    let file = file.display().to_string();
+    // CLONE_NEWUSER | CLONE_NEWNS.
+    let script = "$| = 1; print 'ready'; sleep 1 while !-e '/tmp/go'; print syscall(272, 0x10020000) ? 'not ' : '', 'moved'; sleep 60";
+    let bundle = test.perl(script)?;
+    let container = started(&bundle, "ready")?;
+    test.rt(["mounts", "add", &container.id, &file])?.success()?;
+    fs::write(bundle.rootfs().join("tmp/go"), "")?;
+    container.wait_for_output("moved")?;
+    if container.stdout()?.contains("not") {
+        return skip("this kernel makes no user namespace here");
+    }
+    for verb in ["add", "remove", "remove"] {
+        test.rt(["mounts", verb, &container.id, &file])?
+            .fails_with("not in the mount namespace that the container was made with")?;
+    }
+    let seen = fs::read_to_string(format!("/proc/{}/mountinfo", container.pid()?))?;
+    ensure_eq(seen.matches(" /tmp/added ").count(), 1)
+}
+
+/// Nor by `mounts add`: it would be the caller's memory.
+fn no_memory_is_filled_for_a_container(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let file = test.folder.join("mounts.json");
+    let entry = json!([{ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }]);
+    fs::write(&file, entry.to_string())?;
+    test.rt(["mounts", "add", &container.id, &file.display().to_string()])?
+        .fails_with("mount `/etc`: the option `tmpcopyup` is for mounts of the configuration")
+        .map(drop)
+}
+
+/// It leads to a directory of the container's, and its text to one of the host's.
+fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let inner = format!("/proc/{}", container.pid()?);
+    let name = format!("rt-tests-{}", test.id());
+    for link in ["root", "cwd"] {
+        let path = format!("{inner}/{link}/tmp/{name}");
+        test.rt(["exec", "--pid-file", &path, &container.id, "/bin/true"])?
+            .fails_with(&format!("`{inner}/{link}` is a magic link"))?;
+    }
+    ensure(!Path::new("/tmp").join(&name).exists(), "it was written on the host")
+}
