@@ -107,6 +107,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
+    // Init has this from its parent too, and hooks.
+    process::forget_affinity();
     check(&options, &namespaces)?;
     let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
     let rights = Rights::of(spec)?;

@@ -92,6 +92,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let label = becoming::has_security_label(options.process)?;
     let proc = label.then(|| rustix::fs::open("/proc", flags, Mode::empty()));
     let proc = proc.transpose().context("open `/proc`")?;
+    process::forget_affinity();
     let affinity = options.process.exec_cpu_affinity().clone();
     let affinity = affinity.as_ref();
     if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {

@@ -71,6 +71,15 @@ fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     }
 }
 
+/// Forgets the processors that the caller was confined to (`taskset(1)`, a service's `CPUAffinity=`): what this process makes runs where
+/// its cgroup allows. As runc does it.
+pub(crate) fn forget_affinity() {
+    // A filter around this runtime may forbid it. Then nothing is lost but processors.
+    if let Err(error) = syscall::run_on_all_processors() {
+        tracing::debug!("run on all processors: {error}");
+    }
+}
+
 /// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`, `sched_setaffinity(2)`).
 pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
     if list.is_empty() {
