@@ -403,11 +403,52 @@ fn make_time_namespace(linux: &Linux) -> Result<()> {
 pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    ensure!(
-        !uids.is_empty() && !gids.is_empty(),
-        "a new user namespace needs `uidMappings` and `gidMappings`"
-    );
+    // `rootless` completes what has neither.
+    for (name, mappings) in [("uidMappings", uids), ("gidMappings", gids)] {
+        ensure!(!mappings.is_empty(), "`linux.{name}` is missing for the new user namespace");
+    }
     write_maps(init, uids, gids)
+}
+
+/// What an id of a user namespace with these mappings is outside of it.
+pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
+    mappings.iter().find_map(|mapping| {
+        let above = id.checked_sub(mapping.container_id())?;
+        (above < mapping.size()).then(|| mapping.host_id().checked_add(above))?
+    })
+}
+
+/// The users and the groups of a user namespace that is there. A process that has joined it for a moment shows them, which nobody in it
+/// can reach: it is not dumpable, and has the caller's memory. Runs in the caller's process.
+pub(crate) fn mappings_of(
+    user: BorrowedFd<'_>,
+) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(0, None).context("make a process")? else {
+        drop(ours);
+        let kind = Some(LinkNameSpaceType::User);
+        let joined = rustix::thread::move_into_link_name_space(user, kind);
+        let said = match joined.context("join the user namespace").and_then(|()| {
+            // That it enters another's namespace undoes this.
+            keep_others_out(DumpableBehavior::NotDumpable)
+        }) {
+            Ok(()) => Message::Ready,
+            Err(error) => Message::Failed(format!("{error:#}")),
+        };
+        // Until this process has looked, or is gone.
+        let _ = theirs.send(&said).and_then(|()| theirs.receive());
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let read = |file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        rootless::parse_map(&table).with_context(|| format!("read `{path}`"))
+    };
+    let both = ours.expect(&Message::Ready).and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
+    drop(ours);
+    wait(pid)?;
+    both
 }
 
 /// Who root of the container is, seen from outside.
