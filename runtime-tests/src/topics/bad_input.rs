@@ -23,7 +23,8 @@ super::tests! { "bad_input":
     a_sysctl_of_the_hosts, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
-    files_of_an_enormous_size,
+    files_of_an_enormous_size, a_limit_that_is_listed_twice, time_offsets_without_a_time_namespace,
+    a_scheduler_that_cannot_be,
 }
 
 /// Creating it fails with these words, leaves no state, and says nothing else.
@@ -435,7 +436,7 @@ fn what_cannot_be_set_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let scheduler = json!({ "policy": "SCHED_BATCH", "priority": -1 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
-    create_fails(&bundle, "`scheduler.priority` -1 is less than 0")?;
+    create_fails(&bundle, "`process.scheduler.priority` is -1")?;
     let priority = json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 });
     let bundle = test.sh("true")?.edit(|config| config["process"]["ioPriority"] = priority);
     create_fails(&bundle, "`ioPriority.priority` 8 is not 0 to 7")?;
@@ -522,4 +523,90 @@ fn files_of_an_enormous_size(test: &Test) -> Outcome {
     let module = test.wasm("hello", &[])?;
     fs::rename(&large, test.folder.join("wasm.json"))?;
     module.try_create(&test.id())?.fails_with(words).map(drop)
+}
+
+fn a_limit_that_is_listed_twice(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let limit =
+        |kind: &str, soft: u64, hard: u64| json!({ "type": kind, "soft": soft, "hard": hard });
+    let (files, core) = (limit("RLIMIT_NOFILE", 99, 100), limit("RLIMIT_CORE", 0, 0));
+    for (limits, words) in [
+        (json!([files, files]), "`process.rlimits[1]`: RLIMIT_NOFILE is listed twice"),
+        (
+            json!([core, files, limit("RLIMIT_CORE", 1, 2)]),
+            "`process.rlimits[2]`: RLIMIT_CORE is listed twice",
+        ),
+        (
+            json!([core, limit("RLIMIT_NPROC", 5, 4)]),
+            "`process.rlimits[1]`: RLIMIT_NPROC has the soft limit 5",
+        ),
+    ] {
+        let bundle = test.sh("true")?.edit(|config| config["process"]["rlimits"] = limits);
+        create_fails(&bundle, words)?;
+    }
+    Ok(())
+}
+
+fn time_offsets_without_a_time_namespace(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let offsets = json!({ "boottime": { "secs": 5, "nanosecs": 0 } });
+    let set = |config: &mut Value| config["linux"]["timeOffsets"] = offsets.clone();
+    create_fails(
+        &test.sh("true")?.edit(set),
+        "`linux.timeOffsets` needs a new time namespace in `linux.namespaces`",
+    )?;
+    let words = "and `linux.namespaces` names one to join";
+    let first = test.sh("exec sleep 60")?.namespace(json!({ "type": "time" })).start()?;
+    for path in [format!("/proc/{}/ns/time", first.pid()?), "/proc/self/ns/time".to_owned()] {
+        let bundle = test.sh("true")?.namespace(json!({ "type": "time", "path": path }));
+        let output = bundle.edit(set).try_create(&test.id())?;
+        output.fails_with(words)?;
+    }
+    // None are set.
+    let bundle = test.sh("true")?.edit(|config| config["linux"]["timeOffsets"] = json!({}));
+    bundle.run()?.success().map(drop)
+}
+
+fn a_scheduler_that_cannot_be(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let deadline = |runtime: u64, deadline: u64, period: u64| json!({ "policy": "SCHED_DEADLINE", "runtime": runtime, "deadline": deadline, "period": period });
+    for (scheduler, words) in [
+        (deadline(0, 2000, 3000), "`process.scheduler.runtime` is missing, or 0"),
+        (deadline(1024, 0, 3000), "`process.scheduler.deadline` is missing, or 0"),
+        (deadline(1023, 2000, 3000), "`process.scheduler.runtime` is 1023, less than 1024 ns"),
+        (
+            deadline(2001, 2000, 3000),
+            "`process.scheduler.runtime` is 2001, more than `deadline`, 2000",
+        ),
+        (
+            deadline(1024, 3001, 3000),
+            "`process.scheduler.deadline` is 3001, more than `period`, 3000",
+        ),
+        (
+            deadline(1024, 2000, 1 << 63),
+            "`process.scheduler.period` is 9223372036854775808, 2^63 ns or more",
+        ),
+        (
+            json!({ "policy": "SCHED_OTHER", "runtime": 5 }),
+            "`process.scheduler.runtime` is 5: it is for SCHED_DEADLINE",
+        ),
+        (
+            json!({ "policy": "SCHED_BATCH", "priority": 5 }),
+            "`process.scheduler.priority` is 5: with SCHED_BATCH, it is 0",
+        ),
+        (
+            json!({ "policy": "SCHED_FIFO" }),
+            "`process.scheduler.priority` is 0: with SCHED_FIFO, it is 1 to 99",
+        ),
+        (json!({ "policy": "SCHED_RR", "priority": 100 }), "`process.scheduler.priority` is 100"),
+        (
+            json!({ "policy": "SCHED_OTHER", "nice": 20 }),
+            "`process.scheduler.nice` is 20, not -20 to 19",
+        ),
+        (json!({ "policy": "SCHED_BATCH", "flags": ["SCHED_FLAG_NOPE"] }), "SCHED_FLAG_NOPE"),
+    ] {
+        let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
+        create_fails(&bundle, words)?;
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "cgroups":
-    no_processes_are_no_limit, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
+    no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
     every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
@@ -70,6 +70,67 @@ fn no_processes_are_no_limit(test: &Test) -> Outcome {
     let command = test.command(["update", "--resources", "-", &container.id]);
     Output::with_input(command, r#"{"pids":{"limit":0}}"#)?.success()?;
     ensure_eq(pids_limit(test, &container)?.as_str(), "20")
+}
+
+/// runtime-spec 1.3 says so, and runc 1.4 makes it 1; before, runc and crun disagreed, and podman up to 5.4 writes it for none.
+fn a_limit_of_no_processes_is_a_limit_since_1_3(test: &Test) -> Outcome {
+    test.only_rt()?;
+    needs(test, "pids")?;
+    for (version, limit, expected) in [
+        ("1.3.0", 0, "1"),
+        ("1.3.0", -1, "max"),
+        ("1.3.0", 7, "7"),
+        ("1.4.0-rc.1", 0, "1"),
+        ("1.2.1", 0, "max"),
+        ("1.0.2-dev", 0, "max"),
+        ("1.2.1", -1, "max"),
+    ] {
+        let bundle = test.linux(&["/bin/sleep", "60"])?.edit(|config| {
+            config["ociVersion"] = json!(version);
+            config["linux"]["resources"]["pids"] = json!({ "limit": limit });
+        });
+        let there = pids_limit(test, &bundle.start()?)?;
+        ensure_eq((version, limit, there.as_str()), (version, limit, expected))?;
+    }
+    let bundle = test.sh("(true) || true; echo forked")?.edit(|config| {
+        config["ociVersion"] = json!("1.3.0");
+        config["linux"]["resources"]["pids"] = json!({ "limit": 0 });
+    });
+    let output = bundle.run()?;
+    ensure(output.stderr.contains("can't fork"), output.stderr)
+}
+
+/// What a script with the right to make device nodes prints, where `rules` are in force.
+fn with_devices(test: &Test, script: &str, rules: serde_json::Value) -> Outcome<String> {
+    let sets = json!(["CAP_MKNOD", "CAP_KILL"]);
+    let bundle = test.sh(script)?.edit(|config| {
+        config["process"]["capabilities"] =
+            json!({ "bounding": sets, "effective": sets, "permitted": sets });
+        config["linux"]["resources"]["devices"] = rules;
+    });
+    Ok(bundle.run()?.success()?.stdout)
+}
+
+/// `a` is all of `rwm`, as with runc.
+fn every_access_has_a_letter(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let fuse = |allow: bool, access: &str| json!({ "allow": allow, "type": "c", "major": 10, "minor": 229, "access": access });
+    let all = |allow: bool, access: &str| json!({ "allow": allow, "access": access });
+    // What is possible. Who may not make it, cannot open it.
+    let script = "mknod /fuse c 10 229 2> /dev/null; [ -c /fuse ] || exit 0; \
+        (: < /fuse) 2>&1 | grep -q 'not permitted' || echo -n r; (: > /fuse) 2>&1 | grep -q 'not permitted' || echo -n w";
+    for (rules, expected) in [
+        (json!([all(false, "rwm"), fuse(true, "a")]), "rw"),
+        (json!([all(false, "a"), fuse(true, "ra")]), "rw"),
+        (json!([all(false, "a"), fuse(true, "r")]), "r"),
+        (json!([all(true, "a"), fuse(false, "a")]), ""),
+        (json!([all(true, "a")]), "rw"),
+        (json!([all(false, "a")]), ""),
+    ] {
+        let told = rules.to_string();
+        ensure_eq((&told, with_devices(test, script, rules)?.as_str()), (&told, expected))?;
+    }
+    Ok(())
 }
 
 fn memory_without_a_limit_has_none_with_swap(test: &Test) -> Outcome {

@@ -20,6 +20,7 @@ super::tests! { "exec":
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
     a_native_program_beside_a_module, processors_before_and_after, in_a_created_container, a_signal_ends_it_by_128_and_more,
     it_ends_with_the_container, without_a_mount_namespace, its_executable_is_protected, not_in_a_paused_container,
+    a_user_that_is_half_written, an_added_capability_is_the_users_too,
 }
 
 /// Runs `exec` with flags, in the container, of a shell script.
@@ -570,5 +571,62 @@ fn its_executable_is_protected(test: &Test) -> Outcome {
             .is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     })?;
     exec.wait()?;
+    Ok(())
+}
+
+fn a_user_that_is_half_written(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    for user in
+        ["1:", ":1", ":", "", "+1", "1:+1", "-1", "1:-1", "1:2:3", "1: 2", "0x1", "root", "1:users"]
+    {
+        let flag = format!("--user={user}");
+        let words = format!("wrong value `{user}` for `--user`");
+        test.rt(["exec", &flag, &container.id, "id", "-u"])?.code(255)?.fails_with(&words)?;
+    }
+    for user in ["4294967295", "1:4294967295"] {
+        let flag = format!("--user={user}");
+        test.rt(["exec", &flag, &container.id, "id"])?.fails_with("4294967295, which is no id")?;
+    }
+    test.rt(["exec", "--user=4294967296", &container.id, "id"])?.fails_with("wrong value")?;
+    let file = test.folder.join("process.json");
+    let limit = json!({ "type": "RLIMIT_CORE", "soft": 0, "hard": 0 });
+    let process = json!({ "args": ["id"], "cwd": "/", "rlimits": [limit, limit] });
+    fs::write(&file, process.to_string())?;
+    let output = container.rt(&["exec", "--process", &file.display().to_string()])?;
+    output.fails_with("`process.rlimits[1]`: RLIMIT_CORE is listed twice").map(drop)
+}
+
+/// Where the configuration has it among the inheritable ones, as with runc: `exec` adds none to these (CVE-2022-29162).
+fn an_added_capability_is_the_users_too(test: &Test) -> Outcome {
+    // CAP_KILL is 5, CAP_NET_ADMIN 12, CAP_SYSLOG 34; Inh, Prm, Eff, Bnd, Amb.
+    let (kill, admin) = (1_u64 << 5, 1_u64 << 12);
+    for (inheritable, user, added, expected) in [
+        (
+            json!(["CAP_KILL", "CAP_NET_ADMIN"]),
+            "1000",
+            "CAP_NET_ADMIN",
+            [kill | admin, admin, admin, kill | admin, admin],
+        ),
+        (json!(["CAP_KILL"]), "1000", "CAP_NET_ADMIN", [kill, 0, 0, kill | admin, 0]),
+        (json!(["CAP_KILL"]), "1000", "CAP_KILL", [kill, kill, kill, kill | admin, kill]),
+        (json!([]), "1000", "CAP_KILL", [0, 0, 0, kill | admin, 0]),
+        (json!([]), "0", "CAP_NET_ADMIN", [0, kill | admin, kill | admin, kill | admin, 0]),
+    ] {
+        let bundle = test.sh("exec sleep 60")?.edit(|config| {
+            let set = json!(["CAP_KILL"]);
+            config["process"]["capabilities"] = json!({ "bounding": ["CAP_KILL", "CAP_NET_ADMIN"], "effective": set, "permitted": set, "inheritable": inheritable });
+            config["process"]["noNewPrivileges"] = json!(false);
+        });
+        let container = bundle.start()?;
+        let flags = ["--cap", added, "--user", user];
+        let output = sh(test, &container, &flags, "grep ^Cap /proc/self/status")?.success()?;
+        let sets: Vec<u64> = output
+            .stdout
+            .lines()
+            .filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok())
+            .collect();
+        ensure_eq((added, user, sets), (added, user, expected.to_vec()))?;
+    }
     Ok(())
 }

@@ -9,7 +9,8 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
 super::tests! { "namespaces":
     are_all_new, are_the_hosts_when_not_asked_for, can_be_joined_by_path, a_pid_namespace_can_be_joined,
     have_their_host_name, have_loopback_up, take_sysctls, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
-    a_time_namespace_has_its_offsets,
+    a_time_namespace_has_its_offsets, a_user_namespace_without_mappings_has_its_makers_ids, one_of_two_mappings_is_an_error,
+    root_of_a_namespace_with_all_ids_is_not_root_of_the_host,
     a_network_device_moves_in, a_network_device_moves_into_a_namespace_that_is_joined,
 }
 
@@ -206,4 +207,101 @@ fn a_network_device_moves_into_a_namespace_that_is_joined(test: &Test) -> Outcom
         .namespace(json!({ "type": "network", "path": path }))
         .edit(|config| config["linux"]["netDevices"] = json!({ "v0": {} }));
     with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n").map(drop)
+}
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+/// As with crun. runc refuses it.
+fn a_user_namespace_without_mappings_has_its_makers_ids(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script =
+        "cat /proc/self/uid_map /proc/self/gid_map; touch /tmp/new; stat -c %u:%g /tmp/new";
+    let own = fs::read_to_string("/proc/self/uid_map")?;
+    let first = own.split_whitespace().collect::<Vec<_>>();
+    let map = [first[0], first[0], first[2]];
+    for (user, group) in [(0, 0), (1000, 1001)] {
+        let bundle = test.sh(script)?.namespace(json!({ "type": "user" })).edit(|config| {
+            config["process"]["user"] = json!({ "uid": user, "gid": group });
+        });
+        std::os::unix::fs::chown(bundle.rootfs().join("tmp"), Some(user), Some(group))?;
+        let output = bundle.run()?.success()?;
+        let owner = format!("{user}:{group}");
+        ensure_eq(words(&output.stdout), [&map[..], &map, &[owner.as_str()]].concat())?;
+    }
+    // Of a namespace with fewer ids: these.
+    let bundle = test.sh("cat /proc/self/uid_map")?.namespace(json!({ "type": "user" }));
+    let bundle = bundle.edit(|config| {
+        if let Some(mounts) = config["mounts"].as_array_mut() {
+            mounts.retain(|mount| mount["type"] != "devpts");
+        }
+    });
+    bundle.write()?;
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount"]).arg(&test.host.runtime);
+    command.arg("--root").arg(test.state_root()).args([
+        "--cgroup-manager",
+        "disabled",
+        "run",
+        "--bundle",
+    ]);
+    let output = crate::harness::Output::of({
+        command.arg(&bundle.folder).arg(test.id());
+        command
+    })?;
+    ensure_eq(words(&output.success()?.stdout), vec!["0", "0", "1"])
+}
+
+fn one_of_two_mappings_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (given, missing) in [("uidMappings", "gidMappings"), ("gidMappings", "uidMappings")] {
+        let bundle = test.sh("true")?.namespace(json!({ "type": "user" })).edit(|config| {
+            config["linux"][given] = json!([{ "containerID": 0, "hostID": 100_000, "size": 10 }]);
+        });
+        let words = format!("`linux.{missing}` is missing for the new user namespace");
+        bundle.try_create(&test.id())?.fails_with(&words)?;
+    }
+    Ok(())
+}
+
+/// As systemd's `PrivateUsers=full` makes one: the map is that of the initial namespace, and the rights are not.
+fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test
+        .sh("cat /proc/self/uid_map; echo x > /dev/null; stat -c %t:%T /dev/null; exec sleep 60")?;
+    bundle.write()?;
+    let id = test.id();
+    let root = test.state_root().display().to_string();
+    let folder = bundle.folder.display().to_string();
+    // Until its ids are mapped, it waits.
+    let script = format!(
+        "read mapped; rt() {{ {} --root {root} \"$@\"; }}; rt create --bundle {folder} {id} && rt start {id} && rt exec {id} id -u; \
+         rt checkpoint {id} 2>&1; rt kill {id} KILL; until rt delete {id} 2> /dev/null; do :; done",
+        test.host.runtime.display()
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--mount", "timeout", "30", "sh", "-c", &script]);
+    let [out, err] = ["out", "err"].map(|name| test.folder.join(name));
+    command.stdin(std::process::Stdio::piped());
+    command.stdout(fs::File::create(&out)?).stderr(fs::File::create(&err)?);
+    let mut child = command.spawn()?;
+    let namespace = format!("/proc/{}/ns/user", child.id());
+    let own = fs::read_link("/proc/self/ns/user")?;
+    crate::harness::wait_until("it is in its namespace", || {
+        fs::read_link(&namespace).is_ok_and(|there| there != own)
+    })?;
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", child.id()), "0 0 4294967295")?;
+    }
+    use std::io::Write;
+    child.stdin.take().ok_or("no input")?.write_all(b"\n")?;
+    let status = child.wait()?;
+    let (said, wrong) = (fs::read_to_string(out)?, fs::read_to_string(err)?);
+    ensure(status.success(), format!("{said}{wrong}"))?;
+    ensure(
+        words(&said).starts_with(&["0", "0", "4294967295", "1:3", "0"]),
+        format!("{said}{wrong}"),
+    )?;
+    ensure(said.contains("a checkpoint takes root of the host"), format!("{said}{wrong}"))
 }

@@ -15,7 +15,7 @@ super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
     a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
     limits_that_cannot_be_kept_are_refused, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
-    the_network_of_the_host_can_be_shared, a_cgroup_cannot_be_delegated_where_there_is_none,
+    the_network_of_the_host_can_be_shared, a_device_is_found_by_its_number, a_cgroup_cannot_be_delegated_where_there_is_none,
 }
 
 const UID: u32 = 1000;
@@ -193,4 +193,24 @@ fn a_cgroup_cannot_be_delegated_where_there_is_none(test: &Test) -> Outcome {
         return output.success()?.stdout("ran\n").map(drop);
     }
     output.fails_with("handing on cgroups of v1 is not safe").map(drop)
+}
+
+/// An ordinary user can make no nodes: the host's are shown, wherever the kernel says that they are.
+fn a_device_is_found_by_its_number(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let device =
+        |path: &str, minor: u32| json!({ "path": path, "type": "c", "major": 1, "minor": minor });
+    let bundle =
+        test.sh("echo x > /dev/nothing; head -c 3 /zeroes | wc -c; stat -c %t:%T /dev/full")?;
+    let devices = json!([device("/dev/nothing", 3), device("/zeroes", 5), device("/dev/full", 7)]);
+    let bundle = owned(test, bundle.edit(|config| config["linux"]["devices"] = devices))?;
+    run(test, &bundle, "")?.success()?.stdout("3\n1:7\n")?;
+    let bundle = owned(
+        test,
+        test.sh("true")?.edit(|config| {
+            config["linux"]["devices"] = json!([device("/dev/full", 7), device("/dev/x", 99_999)]);
+        }),
+    )?;
+    let output = run(test, &bundle, "")?.fails_with("the host has no char device 1:99999")?;
+    ensure(output.stderr.contains("`linux.devices[1]`"), output.stderr)
 }

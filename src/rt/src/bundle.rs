@@ -7,7 +7,10 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Capability, Linux, Process, Root, Spec};
+use libcontainer::oci_spec::runtime::{
+    Capability, Linux, LinuxNamespaceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Process, Root,
+    Scheduler, Spec,
+};
 use serde_json::Value;
 
 use crate::container::rootless;
@@ -92,7 +95,27 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     }
     rootless::complete(&mut spec)?;
     check(&spec)?;
+    limit_to_one_process(&mut spec);
     Ok(spec)
+}
+
+/// Since runtime-spec 1.3, a `pids.limit` of 0 is a limit, which is for the kernel and for systemd the same as 1: as with runc 1.4.
+/// Before, it was left open what it means, and podman up to 5.4 writes it for no limit.
+fn limit_to_one_process(spec: &mut Spec) {
+    let is_a_limit = minor_version(spec.version()).is_some_and(|minor| minor >= 3);
+    let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
+    if let Some(pids) = resources.and_then(|resources| resources.pids_mut().as_mut())
+        && is_a_limit
+        && pids.limit() == 0
+    {
+        pids.set_limit(1);
+    }
+}
+
+/// The number after `1.`; none for another version.
+fn minor_version(version: &str) -> Option<u32> {
+    let minor = version.strip_prefix("1.")?.split(['.', '-', '+']).next()?;
+    minor.parse().ok().filter(|_| minor.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 /// A configuration as it stands there, and the capabilities in it that are unknown.
@@ -104,15 +127,36 @@ pub(crate) fn spec(config: &[u8]) -> Result<(Spec, Vec<String>)> {
     };
     // What the specification allows and the types do not.
     let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error.into()) };
-    let unknown = json.pointer_mut("/process").map(leave_out_unknown_capabilities);
+    let unknown = json.pointer_mut("/process").map(suit_process);
     json.pointer_mut("/linux/resources/hugepageLimits").map(cap_limits_of_huge_pages);
     // The first error is the one that has a line.
     let spec = serde_json::from_value(json).map_err(|_| error)?;
     Ok((spec, unknown.unwrap_or_default()))
 }
 
+/// Makes a `process` what the types can read. Returns the capabilities in it that are unknown.
+pub(crate) fn suit_process(process: &mut Value) -> Vec<String> {
+    rename_scheduler_flags(process);
+    leave_out_unknown_capabilities(process)
+}
+
+/// The types' names of these flags are not those of the specification (`config.md`, "Linux Process", `scheduler`).
+fn rename_scheduler_flags(process: &mut Value) {
+    let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        for (name, theirs) in [
+            ("SCHED_FLAG_RESET_ON_FORK", LinuxSchedulerFlag::SchedResetOnFork),
+            ("SCHED_FLAG_DL_OVERRUN", LinuxSchedulerFlag::SchedFlagDLOverrun),
+        ] {
+            if *flag == name {
+                *flag = serde_json::json!(theirs);
+            }
+        }
+    }
+}
+
 /// They are a warning and no error (runtime-spec, `config.md`, "Linux Process"): a name may be newer than this runtime.
-pub(crate) fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
+fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else {
         return unknown;
@@ -152,11 +196,7 @@ fn check(spec: &Spec) -> Result<()> {
     ensure!(!version.is_empty(), "`ociVersion` is missing");
     // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic versioning; CRI-O 1.36
     // writes 1.3.0).
-    let minor = version.strip_prefix("1.").and_then(|rest| rest.split(['.', '-', '+']).next());
-    let known = minor.is_some_and(|minor| {
-        !minor.is_empty() && minor.bytes().all(|digit| digit.is_ascii_digit())
-    });
-    ensure!(known, "`ociVersion` {version} is not 1.x");
+    ensure!(minor_version(version).is_some(), "`ociVersion` {version} is not 1.x");
     let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
     ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
     let process = spec.process().as_ref().ok_or_else(|| anyhow!("`process` is missing"))?;
@@ -202,6 +242,21 @@ fn check(spec: &Spec) -> Result<()> {
             );
             seen.push(namespace.typ());
         }
+        // They can be set only before a process is in the namespace (`time_namespaces(7)`).
+        if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+            let mut namespaces = linux.namespaces().iter().flatten();
+            let time = namespaces.find(|there| there.typ() == LinuxNamespaceType::Time);
+            let joined = |path: &PathBuf| !path.as_os_str().is_empty();
+            let is_new = time.is_some_and(|time| !time.path().as_ref().is_some_and(joined));
+            ensure!(
+                is_new,
+                "`linux.timeOffsets` needs a new time namespace{}",
+                match time {
+                    Some(_) => ", and `linux.namespaces` names one to join",
+                    None => " in `linux.namespaces`",
+                }
+            );
+        }
     }
     Ok(())
 }
@@ -232,6 +287,71 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         // To the kernel this is -1, "no change": the process would stay root (setresuid(2)).
         ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
     }
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (number, limit) in limits.iter().enumerate() {
+        let kind = limit.typ();
+        ensure!(
+            limits[..number].iter().all(|earlier| earlier.typ() != kind),
+            "`process.rlimits[{number}]`: {kind} is listed twice"
+        );
+        ensure!(
+            limit.soft() <= limit.hard(),
+            "`process.rlimits[{number}]`: {kind} has the soft limit {}, more than the hard limit {}",
+            limit.soft(),
+            limit.hard()
+        );
+    }
+    if let Some(scheduler) = process.scheduler() {
+        check_scheduler(scheduler)?;
+    }
+    Ok(())
+}
+
+/// What the kernel would refuse without a word about which of the numbers it means (`sched(7)`).
+fn check_scheduler(scheduler: &Scheduler) -> Result<()> {
+    use LinuxSchedulerPolicy::{SchedDeadline, SchedFifo, SchedRr};
+    let policy = scheduler.policy();
+    let nice = scheduler.nice().unwrap_or(0);
+    ensure!((-20..=19).contains(&nice), "`process.scheduler.nice` is {nice}, not -20 to 19");
+    let priority = scheduler.priority().unwrap_or(0);
+    let (lowest, highest) = if matches!(policy, SchedFifo | SchedRr) { (1, 99) } else { (0, 0) };
+    ensure!(
+        (lowest..=highest).contains(&priority),
+        "`process.scheduler.priority` is {priority}: with {policy}, it is {}",
+        if highest == 0 { "0" } else { "1 to 99" }
+    );
+    let runtime = scheduler.runtime().unwrap_or(0);
+    let deadline = scheduler.deadline().unwrap_or(0);
+    // The kernel's own default.
+    let period = scheduler.period().filter(|period| *period != 0).unwrap_or(deadline);
+    let times = [("runtime", runtime), ("deadline", deadline), ("period", period)];
+    if *policy != SchedDeadline {
+        for (name, value) in times {
+            ensure!(
+                value == 0,
+                "`process.scheduler.{name}` is {value}: it is for SCHED_DEADLINE, not {policy}"
+            );
+        }
+        return Ok(());
+    }
+    for (name, value) in times {
+        ensure!(value != 0, "`process.scheduler.{name}` is missing, or 0: SCHED_DEADLINE needs it");
+        // The highest bit is for the kernel's own use; `__checkparam_dl` in `kernel/sched/deadline.c`.
+        ensure!(value >> 63 == 0, "`process.scheduler.{name}` is {value}, 2^63 ns or more");
+    }
+    const SHORTEST: u64 = 1 << 10;
+    ensure!(
+        runtime >= SHORTEST,
+        "`process.scheduler.runtime` is {runtime}, less than {SHORTEST} ns"
+    );
+    ensure!(
+        runtime <= deadline,
+        "`process.scheduler.runtime` is {runtime}, more than `deadline`, {deadline}"
+    );
+    ensure!(
+        deadline <= period,
+        "`process.scheduler.deadline` is {deadline}, more than `period`, {period}"
+    );
     Ok(())
 }
 

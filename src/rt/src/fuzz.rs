@@ -38,7 +38,8 @@ fn seed() -> Value {
             "user": { "uid": 1, "gid": 2, "additionalGids": [3], "umask": 18 },
             "capabilities": { "bounding": ["CAP_KILL"], "ambient": ["CAP_CHOWN"] },
             "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 1, "hard": 2 }],
-            "scheduler": { "policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3, "nice": -20 },
+            "scheduler": { "policy": "SCHED_DEADLINE", "runtime": 1024, "deadline": 2048, "period": 4096, "nice": -20,
+                "flags": ["SCHED_FLAG_RESET_ON_FORK"] },
             "ioPriority": { "class": "IOPRIO_CLASS_BE", "priority": 4 },
             "execCPUAffinity": { "initial": "0-1", "final": "0" },
             "oomScoreAdj": -1, "noNewPrivileges": true, "consoleSize": { "height": 1, "width": 2 },
@@ -57,7 +58,7 @@ fn seed() -> Value {
             "run.oci.delegate-cgroup": "y",
         },
         "linux": {
-            "namespaces": [{ "type": "pid" }, { "type": "user" }, { "type": "network", "path": "/proc/1/ns/net" }],
+            "namespaces": [{ "type": "pid" }, { "type": "user" }, { "type": "time" }, { "type": "network", "path": "/proc/1/ns/net" }],
             "uidMappings": map, "gidMappings": map, "cgroupsPath": "a-b.slice:c:d",
             "devices": [{ "path": "/dev/x", "type": "c", "major": 1, "minor": 2, "fileMode": 438, "uid": 0, "gid": 0 }],
             "sysctl": { "net.ipv4.ip_forward": "1", "kernel.sem": "1" },

@@ -575,11 +575,15 @@ pub(crate) fn sample() -> Vec<u8> {
     serde_json::to_vec(&state).expect("a state")
 }
 
-/// Whether this process is root, and not only of a user namespace of its own.
+/// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
+/// one does (systemd's `PrivateUsers=full`), so the map does not tell.
 pub(crate) fn is_host_root() -> bool {
     rustix::process::geteuid().is_root()
-        && fs::read_to_string(UID_MAP).is_ok_and(|map| is_whole(&map))
+        && rustix::fs::stat("/proc/self/ns/user").is_ok_and(|own| own.st_ino == INITIAL_USER)
 }
+
+/// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the one number that this namespace always has.
+const INITIAL_USER: u64 = 0xEFFF_FFFD;
 
 /// Whether this process is in a user namespace without all of the host's ids.
 pub(crate) fn lacks_ids() -> bool {
@@ -588,7 +592,7 @@ pub(crate) fn lacks_ids() -> bool {
 
 const UID_MAP: &str = "/proc/self/uid_map";
 
-/// The initial user namespace maps every id to itself (`user_namespaces(7)`).
+/// As the initial user namespace has it (`user_namespaces(7)`).
 fn is_whole(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }

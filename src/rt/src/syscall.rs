@@ -483,6 +483,16 @@ pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
     check(returned).map(drop)
 }
 
+/// Lets this process run on every processor that its cgroup allows, now and after a change (`sched_setaffinity(2)`).
+pub(crate) fn run_on_all_processors() -> Result<()> {
+    // No kernel is built for more than 8192 processors; it leaves out those that it does not know or allow.
+    const ALL: [u8; 1024] = [u8::MAX; 1024];
+    // SAFETY: the set outlives the call, is as long as is said, and is only read; 0 is this process's only thread.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&ALL), ALL.as_ptr()) };
+    check(returned).map(drop)
+}
+
 /// What `sched_setattr(2)` sets: `SCHED_*`, `SCHED_FLAG_*`, and times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct SchedAttr {

@@ -123,11 +123,15 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     let mut user = process.user().clone();
     if let Some(text) = &args.user {
         let wrong = || format!("wrong value `{text}` for `--user`: UID or UID:GID, as numbers");
-        let (uid, gid) = text.split_once(':').unwrap_or((text, ""));
-        user.set_uid(uid.parse().with_context(wrong)?);
-        if !gid.is_empty() {
-            user.set_gid(gid.parse().with_context(wrong)?);
-        }
+        // Digits alone: the parser would take a sign.
+        let id = |text: &str| {
+            let digits = text.bytes().all(|digit| digit.is_ascii_digit());
+            text.parse().ok().filter(|_| digits).with_context(wrong)
+        };
+        match text.split_once(':') {
+            None => user.set_uid(id(text)?),
+            Some((uid, gid)) => user.set_uid(id(uid)?).set_gid(id(gid)?),
+        };
     }
     if !args.additional_gids.is_empty() {
         let gids = user.additional_gids().iter().flatten().chain(&args.additional_gids);
@@ -167,7 +171,7 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
     // serde_json says line and column.
     let show = || format!("parse `{}`", file.display());
     let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;
-    bundle::warn_of_unknown_capabilities(&bundle::leave_out_unknown_capabilities(&mut process));
+    bundle::warn_of_unknown_capabilities(&bundle::suit_process(&mut process));
     let own = spec.process().as_ref().map(serde_json::to_value).transpose()?;
     if let (Some(process), Some(own)) = (process.as_object_mut(), &own) {
         for key in INHERITED {
@@ -179,8 +183,9 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
     serde_json::from_value(process).with_context(show)
 }
 
-/// To the bounding, permitted and effective sets, as runc does; an inheritable one would outlive a change of the user
-/// (CVE-2022-29162).
+/// To the bounding, permitted, effective and ambient sets, as runc does. Without the last, a user who is not root would lose it at the
+/// exec. Not to the inheritable set: it would outlive a change of the user (CVE-2022-29162). So it becomes ambient only where the
+/// configuration has it among the inheritable ones, which the kernel asks for.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     if names.is_empty() {
         return Ok(());
@@ -200,6 +205,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     sets.set_bounding(with(sets.bounding()));
     sets.set_permitted(with(sets.permitted()));
     sets.set_effective(with(sets.effective()));
+    sets.set_ambient(with(sets.ambient()));
     process.set_capabilities(Some(sets));
     Ok(())
 }

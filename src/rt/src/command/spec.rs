@@ -45,7 +45,7 @@ pub(super) fn linux() -> Value {
         proc.remove("options");
     }
     json!({
-        "ociVersion": "1.0.2",
+        "ociVersion": super::SPECIFICATION,
         "process": {
             "terminal": true,
             "user": { "uid": 0, "gid": 0 },

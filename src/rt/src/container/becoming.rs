@@ -19,6 +19,7 @@
 //! An engine's directory, the way into the cgroup for modules and the like come over the socket, when a module has been found.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -282,5 +283,15 @@ pub(super) fn environment(
         // The program is process 1 of its own pid namespace (sd_listen_fds(3)).
         env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
     }
-    env
+    last_of_each_name(env)
+}
+
+/// Of variables with one name, the last one counts, as with crun and runc: which of them a program takes is up to its libc.
+fn last_of_each_name(env: Vec<String>) -> Vec<String> {
+    let mut names = HashSet::new();
+    let mut kept: Vec<bool> =
+        env.iter().rev().map(|variable| names.insert(variable.split('=').next())).collect();
+    kept.reverse();
+    drop(names);
+    env.into_iter().zip(kept).filter_map(|(variable, kept)| kept.then_some(variable)).collect()
 }

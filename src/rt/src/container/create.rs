@@ -21,7 +21,8 @@ use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{
-    becoming, hooks, init, interrupt, net_devices, notify_socket, process, serve, sysctl, terminal,
+    becoming, devices, hooks, init, interrupt, net_devices, notify_socket, process, serve, sysctl,
+    terminal,
 };
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
@@ -89,6 +90,8 @@ struct Prepared {
     agent: Option<Receiver>,
     /// One for each entry of `mounts`; only init uses them.
     mounts: Vec<Option<Detached>>,
+    /// One for each entry of `linux.devices`; only init uses them.
+    devices: Vec<Option<OwnedFd>>,
     /// Where hooks print to.
     streams: Streams,
 }
@@ -104,6 +107,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     // What is made in the rootfs is for the container's users to look at and for nobody else to write to, whatever the caller's
     // umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Init has this from its parent too, and hooks.
+    process::forget_affinity();
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
@@ -113,11 +118,12 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let filter = seccomp::prepare(spec, &root.filters())?;
     let agent = seccomp::receiver(spec, filter.as_ref())?;
     let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
+    let devices = devices::open_for_init(options.bundle, &namespaces)?;
     let streams = match spec.hooks() {
         Some(_) => Streams::open(&annotations)?,
         None => Streams::default(),
     };
-    let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, streams };
+    let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, devices, streams };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
@@ -256,8 +262,9 @@ fn make(
             // Of the host's cgroups nothing is open any more when init looks at what is the container's.
             drop(birthplace);
             state.cgroup.leave_claim();
-            let Prepared { namespaces, filter, rights, mounts, streams, .. } = prepared;
+            let Prepared { namespaces, filter, rights, mounts, devices, streams, .. } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
+            let devices = std::mem::take(devices);
             let streams = std::mem::take(streams);
             init::main(init::Plan {
                 options,
@@ -265,6 +272,7 @@ fn make(
                 filter,
                 rights,
                 mounts,
+                devices,
                 streams,
                 notify,
                 start_fifo,
@@ -279,6 +287,7 @@ fn make(
     drop(start_fifo);
     drop(notify);
     prepared.mounts.clear();
+    prepared.devices.clear();
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;
     let pidfd =

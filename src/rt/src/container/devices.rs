@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
+use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::mounts;
+use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
+use crate::bundle::Bundle;
+use crate::state::is_host_root;
 
 /// Character devices, their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
 pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
@@ -47,11 +50,79 @@ struct Node {
     owner: Option<(Uid, Gid)>,
 }
 
+/// Makes the listed devices of a container with a user namespace, in which nobody may make device nodes (`user_namespaces(7)`): each as a
+/// detached mount of one node, with its owner and mode. None for what is made or found inside. Runs in the caller's process.
+pub(crate) fn open_for_init(
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+) -> Result<Vec<Option<OwnedFd>>> {
+    let listed = bundle.linux().devices().as_deref().unwrap_or_default();
+    let nothing = || listed.iter().map(|_| None).collect();
+    if listed.is_empty() || !namespaces.has(libc::CLONE_NEWUSER) || !is_host_root() {
+        return Ok(nothing());
+    }
+    let (users, groups) = match namespaces.joined(libc::CLONE_NEWUSER) {
+        Some(user) => namespaces::mappings_of(user)?,
+        None => {
+            let own = |mappings: &Option<Vec<LinuxIdMapping>>| mappings.clone().unwrap_or_default();
+            (own(bundle.linux().uid_mappings()), own(bundle.linux().gid_mappings()))
+        }
+    };
+    let folder = mounts::make_for_devices(bundle).context("make a place for devices")?;
+    let open = |(number, device): (usize, &LinuxDevice)| {
+        let open = || -> Result<Option<OwnedFd>> {
+            let node = Node::of(device)?;
+            if node.kind == FileType::Fifo {
+                return Ok(None);
+            }
+            let map = |kind: &str, id: u32, mappings: &[LinuxIdMapping]| {
+                namespaces::on_the_host(id, mappings)
+                    .with_context(|| format!("the user namespace has no {kind} {id}"))
+            };
+            let (uid, gid) = node.owner.unwrap_or((Uid::ROOT, Gid::ROOT));
+            let uid = Uid::from_raw(map("user", uid.as_raw(), &users)?);
+            let gid = Gid::from_raw(map("group", gid.as_raw(), &groups)?);
+            let name = made_name(number);
+            match rustix::fs::mknodat(&folder, &name, node.kind, node.mode, node.number()) {
+                // This process is in a container itself, which may make none. The host's node will be shown.
+                Err(Errno::PERM) => return Ok(None),
+                made => made?,
+            }
+            // The umask cut the mode of mknod(2). By name: nobody else reaches this filesystem.
+            rustix::fs::chownat(&folder, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chmodat(&folder, &name, node.mode, AtFlags::empty())?;
+            Ok(Some(mounts::clone_tree(folder.as_fd(), Path::new(&name), false)?))
+        };
+        open().with_context(|| show(number, device))
+    };
+    listed.iter().enumerate().map(open).collect()
+}
+
+/// What a node that [`open_for_init`] makes is called in its filesystem: the mount table of a container shows it.
+pub(super) fn made_name(number: usize) -> String {
+    format!("device-{number}")
+}
+
+/// Whether the host has this device at the path that the container has it at.
+pub(super) fn is_on_the_host(device: &LinuxDevice) -> bool {
+    let there = rustix::fs::lstat(device.path());
+    Node::of(device).is_ok_and(|node| {
+        there.is_ok_and(|there| {
+            FileType::from_raw_mode(there.st_mode) == node.kind && there.st_rdev == node.number()
+        })
+    })
+}
+
+fn show(number: usize, device: &LinuxDevice) -> String {
+    format!("make device `{}` (`linux.devices[{number}]`)", device.path().display())
+}
+
 /// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`). With `bind`, where the kernel
-/// lets nobody make device nodes (a user namespace), the host's are mounted.
+/// lets nobody make device nodes (a user namespace), listed ones that the caller has `opened` are mounted, and the host's.
 pub(crate) fn make(
     rootfs: &Rootfs,
     listed: &[LinuxDevice],
+    opened: Vec<Option<OwnedFd>>,
     mounted: &[Mount],
     bind: bool,
 ) -> Result<()> {
@@ -73,9 +144,8 @@ pub(crate) fn make(
         make_node(rootfs, &dev, &path, &node, bind)
             .with_context(|| format!("make device `{}`", path.display()))?;
     }
-    for device in listed {
-        make_listed(rootfs, device, bind)
-            .with_context(|| format!("make device `{}`", device.path().display()))?;
+    for ((number, device), opened) in listed.iter().enumerate().zip(opened) {
+        make_listed(rootfs, device, opened, bind).with_context(|| show(number, device))?;
     }
     for (name, target) in LINKS {
         match rustix::fs::symlinkat(target, &dev, name) {
@@ -86,33 +156,79 @@ pub(crate) fn make(
     Ok(())
 }
 
-fn make_listed(rootfs: &Rootfs, device: &LinuxDevice, bind: bool) -> Result<()> {
-    let kind = match device.typ() {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::A => bail!("`a` is no type of a device node"),
-    };
-    let number = |number: i64| {
-        u32::try_from(number).with_context(|| format!("wrong device number {number}"))
-    };
-    let (major, minor) = match kind {
-        FileType::Fifo => (0, 0),
-        _ => (number(device.major())?, number(device.minor())?),
-    };
-    let node = Node {
-        kind,
-        major,
-        minor,
-        mode: Mode::from_raw_mode(device.file_mode().unwrap_or(0o666)),
-        owner: Some((
-            Uid::from_raw(device.uid().unwrap_or(0)),
-            Gid::from_raw(device.gid().unwrap_or(0)),
-        )),
-    };
+impl Node {
+    fn of(device: &LinuxDevice) -> Result<Node> {
+        let kind = match device.typ() {
+            LinuxDeviceType::B => FileType::BlockDevice,
+            LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+            LinuxDeviceType::P => FileType::Fifo,
+            LinuxDeviceType::A => bail!("`a` is no type of a device node"),
+        };
+        let number = |number: i64| {
+            u32::try_from(number).with_context(|| format!("wrong device number {number}"))
+        };
+        let (major, minor) = match kind {
+            FileType::Fifo => (0, 0),
+            _ => (number(device.major())?, number(device.minor())?),
+        };
+        let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
+        Ok(Node {
+            kind,
+            major,
+            minor,
+            mode: Mode::from_raw_mode(device.file_mode().unwrap_or(0o666)),
+            owner: Some((Uid::from_raw(uid), Gid::from_raw(gid))),
+        })
+    }
+
+    fn number(&self) -> u64 {
+        rustix::fs::makedev(self.major, self.minor)
+    }
+}
+
+fn make_listed(
+    rootfs: &Rootfs,
+    device: &LinuxDevice,
+    opened: Option<OwnedFd>,
+    bind: bool,
+) -> Result<()> {
+    let node = Node::of(device)?;
     let above = device.path().parent().context("not a path")?;
     let directory = rootfs.make(above, true)?;
-    make_node(rootfs, &directory, device.path(), &node, bind)
+    match opened {
+        Some(mount) => {
+            let place = rootfs.make(device.path(), false)?;
+            rootfs.attach(mount.as_fd(), place.as_fd(), device.path())
+        }
+        None => make_node(rootfs, &directory, device.path(), &node, bind),
+    }
+}
+
+/// The host's node of a device, as a mount that cannot change it. The path is the container's; the host may have it under another name, or
+/// another file there.
+fn open_the_hosts(path: &Path, node: &Node) -> Result<OwnedFd> {
+    let folder = if node.kind == FileType::BlockDevice { "block" } else { "char" };
+    // The kernel's word for it (`Documentation/ABI/stable/sysfs-dev`).
+    let named = || {
+        let event = format!("/sys/dev/{folder}/{}:{}/uevent", node.major, node.minor);
+        let event = std::fs::read_to_string(event).ok()?;
+        let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        Some(Path::new("/dev").join(name))
+    };
+    let same = |path: PathBuf| {
+        let mount = mounts::clone_device(&path).ok()?;
+        let there = rustix::fs::fstat(&mount).ok()?;
+        let same =
+            FileType::from_raw_mode(there.st_mode) == node.kind && there.st_rdev == node.number();
+        same.then_some(mount)
+    };
+    let mount = same(Path::new("/").join(path)).or_else(|| named().and_then(same));
+    mount.with_context(|| {
+        format!(
+            "the host has no {folder} device {}:{} at that path, nor where the kernel names it",
+            node.major, node.minor
+        )
+    })
 }
 
 fn make_node(
@@ -123,22 +239,12 @@ fn make_node(
     bind: bool,
 ) -> Result<()> {
     if bind && node.kind != FileType::Fifo {
-        let host: PathBuf = Path::new("/").join(path);
-        let mount =
-            mounts::clone_device(&host).with_context(|| format!("open `{}`", host.display()))?;
-        // The path is the container's; the host may have another device there, or a file.
-        let there = rustix::fs::fstat(&mount)?;
-        let number = rustix::fs::makedev(node.major, node.minor);
-        ensure!(
-            FileType::from_raw_mode(there.st_mode) == node.kind && there.st_rdev == number,
-            "the host's `{}` is another file",
-            host.display()
-        );
+        let mount = open_the_hosts(path, node)?;
         let place = rootfs.make(path, false)?;
         return rootfs.attach(mount.as_fd(), place.as_fd(), path);
     }
     let name = path.file_name().context("not a path")?;
-    let number = rustix::fs::makedev(node.major, node.minor);
+    let number = node.number();
     let made = match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
         Ok(()) => true,
         // An image may bring its own node.

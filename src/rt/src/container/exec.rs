@@ -86,6 +86,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     };
     // If it has not ended, its pid was nobody else's when they were opened, and all of them were there.
     ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
+    process::forget_affinity();
     let affinity = options.process.exec_cpu_affinity().clone();
     let affinity = affinity.as_ref();
     if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {

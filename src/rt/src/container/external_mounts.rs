@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::OFlags;
 
 use super::cgroups::{self, Cgroup, Version};
@@ -30,6 +30,8 @@ pub(super) struct Offers<'a> {
     sources: BTreeMap<PathBuf, PathBuf>,
     /// Those of the configuration, by where they are in the container.
     entries: Vec<(PathBuf, &'a Mount)>,
+    /// `linux.devices`.
+    devices: &'a [LinuxDevice],
     own_cgroups: bool,
     /// The host's mounts.
     host: Vec<Entry>,
@@ -43,6 +45,7 @@ impl<'a> Offers<'a> {
         let mut offers = Offers {
             sources: BTreeMap::new(),
             entries: Vec::new(),
+            devices: bundle.linux().devices().as_deref().unwrap_or_default(),
             own_cgroups: has_own(&bundle.spec, LinuxNamespaceType::Cgroup),
             host: mount_table::own()?,
         };
@@ -111,7 +114,16 @@ impl<'a> Offers<'a> {
         let null = self.shown_at(Path::new(NULL));
         let mut names: BTreeMap<&Path, Option<&Path>> = BTreeMap::new();
         for entry in mounts {
-            let name = if !self.shows_the_host(entry, &host) {
+            let name = if self.is_a_made_device(entry) {
+                // A restore shows the host's.
+                if !self.host_has(&entry.point) {
+                    bail!(
+                        "the host has no device `{}`: it could not be restored",
+                        entry.point.display()
+                    );
+                }
+                Some(entry.point.as_path())
+            } else if !self.shows_the_host(entry, &host) {
                 None
             } else if null == Some(identity(entry)) && self.name_of_masks_is_free() {
                 Some(Path::new(NULL))
@@ -151,6 +163,21 @@ impl<'a> Offers<'a> {
         let mount = above.max_by_key(|mount| mount.point.components().count())?;
         let below = path.strip_prefix(&mount.point).ok()?;
         Some((&mount.device, mount.root.join(below).components().collect()))
+    }
+
+    /// Whether a mount is of a node that was made for the container alone.
+    fn is_a_made_device(&self, entry: &Entry) -> bool {
+        let name = |(number, device): (usize, &LinuxDevice)| {
+            *device.path() == entry.point
+                && entry.root == Path::new("/").join(devices::made_name(number))
+        };
+        entry.kind == "tmpfs" && self.devices.iter().enumerate().any(name)
+    }
+
+    /// Whether the device that is listed for a path is at that path on the host too.
+    fn host_has(&self, path: &Path) -> bool {
+        let listed = self.devices.iter().find(|device| device.path() == path);
+        listed.is_some_and(devices::is_on_the_host)
     }
 
     /// Whether nothing of the configuration's has the name that stands for all masks.

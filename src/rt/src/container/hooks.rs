@@ -102,6 +102,7 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     if hooks.is_empty() {
         return;
     }
+    process::forget_affinity();
     let json = state_json(state, status);
     // A file that cannot be opened any more is no reason not to run them.
     let streams = Streams::open(&state.annotations).unwrap_or_else(|error| {

@@ -40,6 +40,8 @@ pub(super) struct Plan<'a> {
     pub(super) rights: &'a Rights,
     /// What the caller's process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Detached>>,
+    /// What it has made for `linux.devices`.
+    pub(super) devices: Vec<Option<OwnedFd>>,
     /// Where hooks print to.
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
@@ -58,7 +60,7 @@ const NOT_THERE: i32 = 127;
 
 /// Runs init. Ends in the program, or in the end of the process.
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
-    let opened = std::mem::take(&mut plan.mounts);
+    let opened = (std::mem::take(&mut plan.mounts), std::mem::take(&mut plan.devices));
     let notify = plan.notify.take();
     let ready = match set_up(&plan, opened, notify) {
         Ok(ready) => ready,
@@ -91,7 +93,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
 /// Everything up to that point.
 fn set_up<'a>(
     plan: &Plan<'a>,
-    opened: Vec<Option<Detached>>,
+    (opened, devices): (Vec<Option<Detached>>, Vec<Option<OwnedFd>>),
     notify: Option<notify_socket::Folder>,
 ) -> Result<Ready<'a>> {
     let options = plan.options;
@@ -140,7 +142,8 @@ fn set_up<'a>(
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
-        devices::make(&rootfs, linux.devices().as_deref().unwrap_or_default(), entries, bind)?;
+        let listed = linux.devices().as_deref().unwrap_or_default();
+        devices::make(&rootfs, listed, devices, entries, bind)?;
         if let Some(folder) = notify {
             notify_socket::mount(&rootfs, folder)?;
         }

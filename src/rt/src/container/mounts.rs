@@ -242,17 +242,12 @@ fn open(
     }
     let kind = entry.typ().as_deref().unwrap_or("none");
     let source = entry.source().as_deref();
-    let label = bundle.linux().mount_label().as_deref().filter(|label| !label.is_empty());
-    let made = match label.filter(|_| !matches!(kind, "proc" | "sysfs")) {
+    let label = if matches!(kind, "proc" | "sysfs") { None } else { label(bundle)? };
+    let made = match label {
         None => make_in(kind, source, options, rootfs),
         Some(label) => {
-            let key = bundle.annotation(CONTEXT).unwrap_or("context");
-            ensure!(
-                matches!(key, "context" | "fscontext" | "defcontext" | "rootcontext"),
-                "the annotation `{CONTEXT}` is `{key}`, which is no mount option of SELinux"
-            );
             let mut options = options.clone();
-            options.data.push((key.to_owned(), Some(label.to_owned())));
+            options.data.push(label);
             make_in(kind, source, &options, rootfs)
         }
     };
@@ -274,6 +269,27 @@ fn open(
         }
         made => made,
     }
+}
+
+/// The option that labels a new filesystem for SELinux, if the configuration has a label.
+fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
+    let label = bundle.linux().mount_label().clone().filter(|label| !label.is_empty());
+    let Some(label) = label else { return Ok(None) };
+    let key = bundle.annotation(CONTEXT).unwrap_or("context");
+    ensure!(
+        matches!(key, "context" | "fscontext" | "defcontext" | "rootcontext"),
+        "the annotation `{CONTEXT}` is `{key}`, which is no mount option of SELinux"
+    );
+    Ok(Some((key.to_owned(), Some(label))))
+}
+
+/// A filesystem for device nodes that are made for a container with a user namespace, where nobody sees it. Without blocks: a node takes
+/// none.
+pub(crate) fn make_for_devices(bundle: &Bundle) -> Result<OwnedFd> {
+    let flags = ["nosuid", "noexec", "size=0k", "mode=0700"];
+    let mut options = Options::parse(&flags.map(str::to_owned))?;
+    options.data.extend(label(bundle)?);
+    make("tmpfs", Some(Path::new("tmpfs")), &options)
 }
 
 /// The source of a bind mount, as a detached mount of its own.

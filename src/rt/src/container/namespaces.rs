@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
@@ -88,7 +89,7 @@ impl Namespaces {
             let file = namespace_file(kind);
             let path = format!("/proc/{pid}/ns/{file}");
             let show = || format!("open namespace `{path}`");
-            let namespace = match open(Path::new(&path)) {
+            let namespace = match open_of_process(&path) {
                 Ok(namespace) => namespace,
                 // A kernel that has no namespaces of this kind. Of a process that is ending, the file is not there either.
                 Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
@@ -198,6 +199,22 @@ impl Namespaces {
             syscall::unshare(libc::CLONE_NEWCGROUP).context("make the cgroup namespace")?;
         }
         Ok(())
+    }
+}
+
+/// How long an ordinary user's `exec` waits for the program of a container that was started a moment ago.
+const STARTING: Duration = Duration::from_secs(2);
+
+/// Opens a namespace of a process. Before its exec, init can be looked into by root alone.
+fn open_of_process(path: &str) -> rustix::io::Result<OwnedFd> {
+    let end = Instant::now() + STARTING;
+    loop {
+        match open(Path::new(path)) {
+            Err(Errno::ACCESS) if !crate::state::is_host_root() && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -451,11 +468,52 @@ fn make_time_namespace(linux: &Linux) -> Result<()> {
 pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    ensure!(
-        !uids.is_empty() && !gids.is_empty(),
-        "a new user namespace needs `uidMappings` and `gidMappings`"
-    );
+    // `rootless` completes what has neither.
+    for (name, mappings) in [("uidMappings", uids), ("gidMappings", gids)] {
+        ensure!(!mappings.is_empty(), "`linux.{name}` is missing for the new user namespace");
+    }
     write_maps(init, uids, gids)
+}
+
+/// What an id of a user namespace with these mappings is outside of it.
+pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
+    mappings.iter().find_map(|mapping| {
+        let above = id.checked_sub(mapping.container_id())?;
+        (above < mapping.size()).then(|| mapping.host_id().checked_add(above))?
+    })
+}
+
+/// The users and the groups of a user namespace that is there. A process that has joined it for a moment shows them, which nobody in it
+/// can reach: it is not dumpable, and has the caller's memory. Runs in the caller's process.
+pub(crate) fn mappings_of(
+    user: BorrowedFd<'_>,
+) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(0, None).context("make a process")? else {
+        drop(ours);
+        let kind = Some(LinkNameSpaceType::User);
+        let joined = rustix::thread::move_into_link_name_space(user, kind);
+        let said = match joined.context("join the user namespace").and_then(|()| {
+            // That it enters another's namespace undoes this.
+            keep_others_out(DumpableBehavior::NotDumpable)
+        }) {
+            Ok(()) => Message::Ready,
+            Err(error) => Message::Failed(format!("{error:#}")),
+        };
+        // Until this process has looked, or is gone.
+        let _ = theirs.send(&said).and_then(|()| theirs.receive());
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let read = |file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        rootless::parse_map(&table).with_context(|| format!("read `{path}`"))
+    };
+    let both = ours.expect(&Message::Ready).and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
+    drop(ours);
+    wait(pid)?;
+    both
 }
 
 /// Who root of the container is, seen from outside.

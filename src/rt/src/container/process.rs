@@ -71,6 +71,15 @@ fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     }
 }
 
+/// Forgets the processors that the caller was confined to (`taskset(1)`, a service's `CPUAffinity=`): what this process makes runs where
+/// its cgroup allows. As runc does it.
+pub(crate) fn forget_affinity() {
+    // A filter around this runtime may forbid it. Then nothing is lost but processors.
+    if let Err(error) = syscall::run_on_all_processors() {
+        tracing::debug!("run on all processors: {error}");
+    }
+}
+
 /// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`, `sched_setaffinity(2)`).
 pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
     if list.is_empty() {
@@ -343,18 +352,24 @@ pub(crate) fn open_null() -> Option<OwnedFd> {
     Some(null)
 }
 
-/// Gives the container's user what it reads from and writes to, as runc does: a program that opens `/dev/stdout` again
-/// would otherwise be refused. A device such as `/dev/null` belongs to everybody already.
+/// Gives the container's user what it reads from and writes to, as crun does: a program that opens `/dev/stdout` again would otherwise be
+/// refused, and a file that only its group may write to is its user's own. A terminal keeps its group, `tty`. A device such as
+/// `/dev/null` belongs to everybody already.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     for stream in streams {
         let Ok(there) = rustix::fs::fstat(stream) else { continue };
-        let device = there.st_mode & libc::S_IFMT == libc::S_IFCHR;
-        if there.st_uid == user.uid() || device && !rustix::termios::isatty(stream) {
+        let group = match FileType::from_raw_mode(there.st_mode) {
+            FileType::CharacterDevice if rustix::termios::isatty(stream) => None,
+            FileType::CharacterDevice | FileType::BlockDevice => continue,
+            _ => Some(gid),
+        };
+        if there.st_uid == user.uid() && group.is_none_or(|_| there.st_gid == user.gid()) {
             continue;
         }
-        match rustix::fs::fchown(stream.as_fd(), Some(Uid::from_raw(user.uid())), None) {
+        match rustix::fs::fchown(stream.as_fd(), Some(uid), group) {
             // Not ours to give: a file of another user, or on a read-only or foreign filesystem.
             Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::ACCESS) => {}
             Err(error) => {

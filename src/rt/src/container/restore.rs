@@ -28,7 +28,7 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, devices, live_mounts, notify_socket, terminal};
+use super::{create, delete, devices, live_mounts, notify_socket, process, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -66,6 +66,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     state::check_id(options.id)?;
     ensure!(state::is_host_root(), "a restore takes root of the host");
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    process::forget_affinity();
     let namespaces = Namespaces::new(options.bundle.linux())?;
     checkpoint::refuse_what_cannot_be_restored(&options.bundle.spec)?;
     let inherited = read_descriptors(options.common.images)?;

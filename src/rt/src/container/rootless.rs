@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,16 +13,18 @@ use libcontainer::oci_spec::runtime::{
 use rustix::process::Pid;
 
 /// Adds a user namespace where there is none, since without one an ordinary user may make none of the others, and the mappings
-/// that are missing: root is the user, and the ids that the system has for the user's containers follow (`subuid(5)`). As crun
-/// does.
+/// that are missing: root is the user, and the ids that the system has for the user's containers follow (`subuid(5)`). A container that
+/// root makes has all ids that root has, each as itself. As with crun, there is a default for either, where runc refuses.
 pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    let Some(linux) = spec.linux_mut().as_mut().filter(|_| !uid.is_root()) else { return Ok(()) };
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     let user = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    let joins = |path: &PathBuf| !path.as_os_str().is_empty();
     match user {
-        Some(user) if user.path().is_some() => return Ok(()),
+        Some(user) if user.path().as_ref().is_some_and(joins) => return Ok(()),
         Some(_) => {}
+        None if uid.is_root() => return Ok(()),
         None => {
             let user = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::User).build()?;
             namespaces.push(user);
@@ -30,11 +33,44 @@ pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     }
     let missing =
         |mappings: &Option<Vec<LinuxIdMapping>>| mappings.as_ref().is_none_or(Vec::is_empty);
-    if missing(linux.uid_mappings()) && missing(linux.gid_mappings()) {
+    if !missing(linux.uid_mappings()) || !missing(linux.gid_mappings()) {
+        return Ok(());
+    }
+    if uid.is_root() {
+        linux.set_uid_mappings(Some(all_as_they_are("/proc/self/uid_map")?));
+        linux.set_gid_mappings(Some(all_as_they_are("/proc/self/gid_map")?));
+    } else {
         linux.set_uid_mappings(Some(all_of_the_user("/etc/subuid", uid.as_raw(), uid.as_raw())?));
         linux.set_gid_mappings(Some(all_of_the_user("/etc/subgid", uid.as_raw(), gid.as_raw())?));
     }
     Ok(())
+}
+
+/// The ids that this process's user namespace has, by a file whose lines are `FIRST FIRST-OUTSIDE COUNT` (`user_namespaces(7)`).
+fn all_as_they_are(file: &str) -> Result<Vec<LinuxIdMapping>> {
+    let show = || format!("read `{file}`");
+    let table = fs::read_to_string(file).with_context(show)?;
+    let mappings = parse_map(&table).with_context(show)?;
+    let as_it_is = |mapping: LinuxIdMapping| {
+        let first = mapping.container_id();
+        let builder = LinuxIdMappingBuilder::default().container_id(first).host_id(first);
+        Ok(builder.size(mapping.size()).build()?)
+    };
+    mappings.into_iter().map(as_it_is).collect()
+}
+
+/// The text of `/proc/PID/uid_map` or `gid_map` (`user_namespaces(7)`).
+pub(super) fn parse_map(table: &str) -> Result<Vec<LinuxIdMapping>> {
+    let mapping = |line: &str| {
+        let numbers: Vec<u32> =
+            line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let &[first, outside, size] = numbers.as_slice() else {
+            bail!("`{line}` is not three numbers")
+        };
+        let mapping = LinuxIdMappingBuilder::default().container_id(first).host_id(outside);
+        Ok(mapping.size(size).build()?)
+    };
+    table.lines().map(mapping).collect()
 }
 
 fn all_of_the_user(file: &str, uid: u32, own: u32) -> Result<Vec<LinuxIdMapping>> {

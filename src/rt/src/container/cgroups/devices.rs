@@ -51,7 +51,8 @@ pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let allow =
         |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
     rules.extend([allow(CHAR, None, None, MAKE), allow(BLOCK, None, None, MAKE)]);
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+    // null, zero, full, random, urandom, tty, ptmx, net/tun (Documentation/admin-guide/devices.txt).
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)] {
         rules.push(allow(CHAR, Some(major), Some(minor), ALL));
     }
     rules.push(allow(CHAR, Some(136), None, ALL));
@@ -74,6 +75,8 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
         'r' => Ok(access | READ),
         'w' => Ok(access | WRITE),
         'm' => Ok(access | MAKE),
+        // As with runc.
+        'a' => Ok(ALL),
         _ => Err(anyhow!("{WHERE}: unknown access `{letter}`")),
     })?;
     let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {

@@ -76,7 +76,7 @@ fn parse(text: &str, linux: &Linux) -> Result<Mapping> {
                 bail!("`{range}` is not three numbers with `-` between them")
             };
             if relative {
-                let host = on_the_host(shown, container.as_deref().unwrap_or_default());
+                let host = namespaces::on_the_host(shown, container.as_deref().unwrap_or_default());
                 shown = host.with_context(|| {
                     format!("`{range}`: the container has no id {shown} in its user namespace")
                 })?;
@@ -91,13 +91,6 @@ fn parse(text: &str, linux: &Linux) -> Result<Mapping> {
     }
     ensure!(!uids.is_empty() && !gids.is_empty(), "`uids` and `gids` need each other");
     Ok(Mapping::Ranges { uids, gids })
-}
-
-fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
-    mappings.iter().find_map(|mapping| {
-        let above = id.checked_sub(mapping.container_id())?;
-        (above < mapping.size()).then(|| mapping.host_id().checked_add(above))?
-    })
 }
 
 impl Mapping {
