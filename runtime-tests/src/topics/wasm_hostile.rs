@@ -1,5 +1,5 @@
-//! Modules that try to get out of what they were given: out of their memories, tables, arrays and types. Each has to end in a trap,
-//! whatever way it runs.
+//! Modules that try to get out of what they were given: their memories, tables, arrays and types.
+//! Each has to end in a trap, whatever way it runs.
 
 use std::fs;
 
@@ -9,9 +9,12 @@ use super::wasm_cache::{COMPILE, compiled, files, host, wait_for_compiler};
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_hostile":
-    native_code_stays_inside, native_code_that_counts_stays_inside, the_interpreter_keeps_wide_memories_and_arrays_inside,
-    a_memory_of_64_bits_is_kept_inside_when_compiled_at_once, a_memory_of_64_bits_is_kept_inside_when_compiled_later,
-    a_memory_of_64_bits_is_kept_inside_when_interpreted, a_memory_of_64_bits_is_kept_inside_with_fuel,
+    native_code_stays_inside, native_code_that_counts_stays_inside,
+    the_interpreter_keeps_wide_memories_and_arrays_inside,
+    a_memory_of_64_bits_is_kept_inside_when_compiled_at_once,
+    a_memory_of_64_bits_is_kept_inside_when_compiled_later,
+    a_memory_of_64_bits_is_kept_inside_when_interpreted,
+    a_memory_of_64_bits_is_kept_inside_with_fuel,
     what_is_always_interpreted_is_told_and_remembered, what_is_not_run_is_named,
     many_arguments_of_tail_calls_keep_the_stack, tables_and_memories_grow_in_place,
 }
@@ -21,7 +24,8 @@ const FUEL: &str = "run.oci.wasm.fuel";
 /// Ends with a number.
 const EXIT: &str = r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#;
 
-/// A module with a function for each case. `_start` calls the one whose number is that of the arguments: so all of them are compiled once.
+/// A module with a function for each case. `_start` calls the one whose number is that of the
+/// arguments, so all cases are compiled once.
 fn cases(head: &str, cases: &[String]) -> Outcome<Vec<u8>> {
     let functions: String = cases
         .iter()

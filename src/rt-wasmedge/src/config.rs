@@ -1,19 +1,20 @@
-//! What WebAssembly a module may use, and how such a module runs: the one list that the compiler, the interpreter and runs with fuel
-//! have their configurations from. WasmEdge's own defaults grow with each of its versions, so none of them is taken.
+//! What WebAssembly a module may use, and how such a module runs. The compiler, the interpreter and
+//! runs with fuel have their configurations from this one list. WasmEdge's own defaults grow with
+//! each of its versions, so none of them is taken.
 //!
-//! The list is held twice, by two programs: WasmEdge gets it as its configuration, and before native code is made, `wasmparser`
-//! validates the module by it ([`check_native`]).
+//! Two programs keep to the list: WasmEdge has it as its configuration, and `wasmparser` validates
+//! a module by it before native code is made ([`check_native`]).
 #![forbid(unsafe_code)]
 
-use wasmedge_sdk::RunMode;
 use wasmedge_sdk::config::CommonConfigOptions;
+use wasmedge_sdk::{RunMode, WasmStandard};
 use wasmparser::{Validator, WasmFeatures};
 
 /// How a module runs that uses a proposal.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum How {
-    /// Native code, or interpreted where there is none. Its native code keeps a guest in its memories and tables, which the tests of
-    /// the topic `wasm_hostile` try.
+    /// Native code, or interpreted where there is none. The native code keeps a guest inside its
+    /// memories and tables: the tests of the topic `wasm_hostile` try to get out.
     Native,
     /// The interpreter alone, which checks every access. It is never compiled.
     Interpreted,
@@ -31,7 +32,7 @@ struct Proposal {
     option: Option<Setter>,
 }
 
-/// How it is set in both kinds of configurations: those of a builder, and those for the C interface.
+/// How it is set in both kinds of configurations: the builder's, and the C interface's.
 type Setter =
     (fn(CommonConfigOptions, bool) -> CommonConfigOptions, fn(&mut wasmedge_sys::Config, bool));
 
@@ -54,24 +55,27 @@ macro_rules! unknown {
     };
 }
 
-/// All of them. WasmEdge takes one away only after those that need it: `gc`, then `function-references`, then `reference-types`.
+/// All of them. WasmEdge switches one off only after those that need it, so the order matters: `gc`,
+/// `function-references`, `reference-types`.
 const PROPOSALS: [Proposal; 21] = [
-    // The native code adds the 64-bit address of an access to the memory's base, without a check; the guard pages around a memory are
-    // enough for 32 bits only. An index into a 64-bit table loses its upper half in `call_indirect`.
+    // Native code adds the 64-bit address of an access to the memory's base without a check, and
+    // the guard pages around a memory are enough for 32 bits only. In `call_indirect`, an index
+    // into a 64-bit table loses its upper half.
     known!("memory64", Interpreted, MEMORY64, memory64),
-    // Kotlin, Java, OCaml, Scheme. Their native code goes through the same checks as the interpreter, but such modules use exceptions too,
-    // which WasmEdge does not compile: so there is nothing to be gained.
+    // For Kotlin, Java, OCaml, Scheme. No way out of their native code is known. But what these
+    // languages compile to uses exceptions too, so it would be interpreted all the same.
     known!("gc", Interpreted, GC, gc),
     known!("function-references", Interpreted, FUNCTION_REFERENCES, function_references),
-    // WasmEdge has no native code for it. The older form, of `try` and `catch`, it does not know at all.
+    // WasmEdge cannot compile it.
     known!("exception-handling", Interpreted, EXCEPTIONS, exception_handling),
-    // References are two words that only the engine makes; tables have a length, which native code compares with, and calls through
-    // them the type of what is called.
+    // Only the engine makes a reference. Native code compares each index with the table's length,
+    // and before a call the callee's type with the one that is wanted.
     known!("reference-types", Native, REFERENCE_TYPES, reference_types),
-    // Each memory has 4 GiB of guard pages before it and as much as 8 GiB from its beginning on, of which an access reaches
-    // 2^32 - 1 + 2^32 - 1: one that is 16 bytes wide and begins at the last of them meets a guard page with its first byte.
+    // Each memory has its own 8 GiB of addresses, of which all behind its end are guard pages. The
+    // farthest access begins at 2^32 - 1 (address) + 2^32 - 1 (offset), 2 bytes before the end of
+    // the 8 GiB. A wider one goes beyond, but its first bytes are in a guard page: it faults.
     known!("multi-memory", Native, MULTI_MEMORY, multi_memories),
-    // Done by functions of the engine, which check offset and length together in 64 bits.
+    // The engine's own functions do it, and check the sum of offset and length in 64 bits.
     known!("bulk-memory-operations", Native, BULK_MEMORY, bulk_memory_operations),
     // Loads and stores are those of other types.
     known!("simd", Native, SIMD, simd),
@@ -99,8 +103,8 @@ const PROPOSALS: [Proposal; 21] = [
     unknown!("shared-everything-threads", SHARED_EVERYTHING_THREADS),
 ];
 
-/// What `wasmparser` has a name for, and WebAssembly has had from the beginning: floats, and the types of references, which each need
-/// a proposal too.
+/// What is no proposal, and has a name in `wasmparser` all the same: floats, and the types of
+/// references, which each need a proposal too.
 const ALWAYS: WasmFeatures = WasmFeatures::FLOATS.union(WasmFeatures::GC_TYPES);
 
 /// Whether it is on for a module that runs in this way.
@@ -114,8 +118,8 @@ fn is_on(how: How, mode: RunMode) -> bool {
 
 /// The options of a module that is interpreted, or that is compiled or was.
 pub(crate) fn options(mode: RunMode) -> CommonConfigOptions {
-    // Two that change nothing of what runs: another form of text, and what is no core module.
-    let options = CommonConfigOptions::default().annotations(false).component_model(false);
+    // The least that there is: without the component model, for one.
+    let options = CommonConfigOptions::from_wasm_standard(WasmStandard::Wasm1);
     PROPOSALS.iter().fold(options.run_mode(mode), |options, proposal| match proposal.option {
         Some((set, _)) => set(options, is_on(proposal.how, mode)),
         None => options,
@@ -125,8 +129,7 @@ pub(crate) fn options(mode: RunMode) -> CommonConfigOptions {
 /// The same for the C interface.
 pub(crate) fn c_options(mode: RunMode) -> Result<wasmedge_sys::Config, String> {
     let mut config = wasmedge_sys::Config::create().map_err(|error| error.to_string())?;
-    config.annotations(false);
-    config.component_model(false);
+    config.set_wasm_standard(WasmStandard::Wasm1);
     for proposal in &PROPOSALS {
         if let Some((_, set)) = proposal.option {
             set(&mut config, is_on(proposal.how, mode));
@@ -146,7 +149,8 @@ fn validate(module: &[u8], features: WasmFeatures) -> Result<(), String> {
     valid.map(drop).map_err(|error| error.to_string())
 }
 
-/// The names of those that a module uses, of the ones that run in such ways, if it is valid with all that there is.
+/// The names of the proposals with such ways to run that a module uses. None too if the module is
+/// not even valid with all proposals.
 fn used(module: &[u8], is_in: impl Fn(How) -> bool) -> Option<String> {
     let all = features(|_| true);
     validate(module, all).ok()?;
@@ -162,7 +166,7 @@ pub(crate) fn check_native(module: &[u8]) -> Result<(), String> {
     let Err(why) = validate(module, features(is_native)) else { return Ok(()) };
     Err(match used(module, |how| !is_native(how)) {
         Some(names) => format!("it uses {names}, and such a module is never compiled"),
-        None => format!("it is not valid WebAssembly: {why}"),
+        None => format!("no native code is made of it: {why}"),
     })
 }
 
@@ -193,7 +197,8 @@ mod tests {
                 (name == "threads").then_some("it uses `threads`, which WasmEdge does not run");
             assert_eq!(refusal(&module).as_deref(), said);
         }
-        assert!(check_native(b"\0asm\x01\0\0\0\x01").is_err_and(|why| why.contains("not valid")));
+        let cut_off = check_native(b"\0asm\x01\0\0\0\x01");
+        assert!(cut_off.is_err_and(|why| why.starts_with("no native code is made of it: ")));
     }
 
     #[test]

@@ -42,8 +42,9 @@ fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
-/// The memories of a module that has native code, of which no more is read than it takes. An error for what native code is not made for:
-/// its accesses are checked for 32 bits only ([`crate::config`]).
+/// The memories of a module that has native code. Reads no more of it than it takes. Fails if the
+/// module has what native code must not be made for, because it checks 32 bits only
+/// ([`crate::config`]).
 pub(crate) fn of_native(module: &File) -> Result<Vec<MemoryType>, String> {
     let mut bytes = vec![0; 64 << 10];
     let mut length = 0;
@@ -76,7 +77,8 @@ struct Spaces {
 }
 
 impl Spaces {
-    /// The memories, if none is of another kind than 32 bits, this process's alone, and with pages of the usual size.
+    /// The memories, if all have 32 bits, are not shared, and have pages of the usual size, and the
+    /// tables are like that too.
     fn narrow(self) -> Result<Vec<MemoryType>, String> {
         let wide = |memory: &MemoryType| {
             memory.memory64 || memory.shared || memory.page_size_log2.is_some()
@@ -91,7 +93,7 @@ impl Spaces {
     }
 }
 
-/// What the parser cannot understand, WasmEdge has refused already, or understands better; then nothing is known of it.
+/// What the parser cannot understand, WasmEdge has refused already, or understands better.
 fn parse(module: &[u8]) -> Spaces {
     let mut spaces = Spaces::default();
     let mut understood = true;
@@ -174,7 +176,8 @@ mod tests {
 
     #[test]
     fn native_code_is_for_memories_and_tables_of_32_bits() {
-        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same of 64 bits or shared, one by one.
+        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same with one
+        // of them of 64 bits or shared.
         let module = |import: &[u8], table: u8, memory: u8| {
             let head = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b";
             [&head[..], import, &[4, 4, 1, 0x70, table, 1, 5, 4, 1, memory, 5, 6]].concat()
@@ -198,11 +201,14 @@ mod tests {
         // A custom section of 300000 bytes, (memory 5 6), and the beginning of the functions.
         let mut module = b"\0asm\x01\0\0\0\0\xe0\xa7\x12\0".to_vec();
         module.resize(module.len() + 299_999, 1);
-        module.extend(b"\x05\x04\x01\x01\x05\x06\x0a\x7f\x01");
+        module.extend(b"\x05\x04\x01\x01\x05\x06\x0a\x7f\x00");
         let path = std::env::temp_dir().join(format!("rt-wasmedge-memory-{}", std::process::id()));
         fs::write(&path, &module).expect("written");
         let found = of_native(&File::open(&path).expect("open")).expect("understood");
+        fs::write(&path, &module[..module.len() - 4]).expect("written");
+        let cut_off = of_native(&File::open(&path).expect("open"));
         fs::remove_file(path).expect("removed");
+        assert!(cut_off.is_err());
         assert_eq!(found.iter().map(|memory| memory.initial).collect::<Vec<_>>(), [5]);
     }
 }

@@ -31,8 +31,8 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
     if let Some(native) = contract.native {
         let common = config::options(RunMode::Aot);
         let load = || {
-            // The compiler has looked at all of it, and WasmEdge looks at the module that is with the native code: this is a third
-            // look, which depends on neither.
+            // The compiler has validated all of it, and WasmEdge will look at the module that is with
+            // the native code. This third look depends on neither.
             let memories = memory::of_native(&file)?;
             // The module is in there too. A path, since what is shared with other processes is a file: `rt` has made this one, and
             // what it leads to cannot be changed.
