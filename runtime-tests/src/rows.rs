@@ -318,6 +318,7 @@ const ROWS: &[Row] = &[
     row("wasm: ports by annotation", &["wasm_ports"]),
     row("wasm: native code, its cache", &["wasm_cache"]),
     row("wasm: native code, its compiler", &["wasm_compiler"]),
+    row("wasm: modules that try to get out", &["wasm_hostile"]),
     row("wasm: native code, fair shares", &["wasm_shares"]),
     row("wasm: plugins", &["wasm_plugins"]),
 ];

@@ -43,6 +43,7 @@ mod wasi;
 mod wasm;
 mod wasm_cache;
 mod wasm_compiler;
+mod wasm_hostile;
 mod wasm_limits;
 mod wasm_plugins;
 mod wasm_ports;
@@ -109,6 +110,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm::TESTS,
         wasm_cache::TESTS,
         wasm_compiler::TESTS,
+        wasm_hostile::TESTS,
         wasm_limits::TESTS,
         wasm_plugins::TESTS,
         wasm_ports::TESTS,

@@ -8,12 +8,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use object::{Object, ObjectSegment, ObjectSymbol};
-use wasmedge_sdk::config::{
-    CommonConfigOptions, CompilerConfigOptions, ConfigBuilder, StatisticsConfigOptions,
-};
-use wasmedge_sdk::{Compiler, CompilerOptimizationLevel, CompilerOutputFormat};
+use wasmedge_sdk::config::{CompilerConfigOptions, ConfigBuilder, StatisticsConfigOptions};
+use wasmedge_sdk::{Compiler, CompilerOptimizationLevel, CompilerOutputFormat, RunMode};
 
-use crate::{os, wasi};
+use crate::{config, os, wasi};
 
 /// The section by which WasmEdge's tools put native code into a module.
 const NATIVE: &[u8] = b"wasmedge";
@@ -30,11 +28,12 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
         .map_err(|error| format!("read the module: {error}"))?;
     wasi::check_head(&module)?;
     let module = without_native_code(&module).ok_or("malformed: a section goes beyond its end")?;
+    config::check_native(&module)?;
     let options = CompilerConfigOptions::default()
         .optimization_level(CompilerOptimizationLevel::O3)
         .out_format(CompilerOutputFormat::Native);
     let statistics = StatisticsConfigOptions::default().measure_cost(counting);
-    let config = ConfigBuilder::new(CommonConfigOptions::default())
+    let config = ConfigBuilder::new(config::options(RunMode::Aot))
         .with_compiler_config(options)
         .with_statistics_config(statistics);
     let compile = || {

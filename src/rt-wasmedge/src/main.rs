@@ -2,6 +2,7 @@
 //! that `rt` has made. The steps are those of `docs/engine.md`.
 
 mod compile;
+mod config;
 mod contract;
 mod memory;
 mod os;

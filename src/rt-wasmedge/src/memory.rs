@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use wasmparser::{MemoryType, Parser, Payload, TypeRef};
+use wasmparser::{MemoryType, Parser, Payload, TableType, TypeRef};
 
 /// Bytes in a page of WebAssembly's.
 const PAGE: u64 = 64 << 10;
@@ -42,49 +42,93 @@ fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
-/// The memories of a module that has native code, of which no more is read than it takes.
-pub(crate) fn of_file(module: &File) -> Vec<MemoryType> {
+/// The memories of a module that has native code. Reads no more of it than it takes. Fails if the
+/// module has what native code must not be made for, because it checks 32 bits only
+/// ([`crate::config`]).
+pub(crate) fn of_native(module: &File) -> Result<Vec<MemoryType>, String> {
     let mut bytes = vec![0; 64 << 10];
     let mut length = 0;
     loop {
         let read = module.read_at(&mut bytes[length..], length as u64).unwrap_or(0);
         length += read;
-        let (memories, whole) = parse(&bytes[..length]);
+        let spaces = parse(&bytes[..length]);
+        if spaces.is_whole {
+            return spaces.narrow();
+        }
         // What has native code is no larger than that.
-        if whole || read == 0 || length as u64 >= crate::LARGEST {
-            return memories;
+        if read == 0 || length as u64 >= crate::LARGEST {
+            return Err("its memories are not understood".into());
         }
         bytes.resize(bytes.len() * 2, 0);
     }
 }
 
 pub(crate) fn of_bytes(module: &[u8]) -> Vec<MemoryType> {
-    parse(module).0
+    parse(module).memories
 }
 
-/// The memories, and whether these are all. What the parser cannot understand, WasmEdge has refused already, or understands better;
-/// then nothing is known of it.
-fn parse(module: &[u8]) -> (Vec<MemoryType>, bool) {
-    let mut memories = Vec::new();
+/// What a module has of its own to read and to write.
+#[derive(Default)]
+struct Spaces {
+    memories: Vec<MemoryType>,
+    tables: Vec<TableType>,
+    /// These are all, and all are understood.
+    is_whole: bool,
+}
+
+impl Spaces {
+    /// The memories, if all have 32 bits, are not shared, and have pages of the usual size, and the
+    /// tables are like that too.
+    fn narrow(self) -> Result<Vec<MemoryType>, String> {
+        let wide = |memory: &MemoryType| {
+            memory.memory64 || memory.shared || memory.page_size_log2.is_some()
+        };
+        if self.memories.iter().any(wide) {
+            return Err("it has a memory of 64 bits, or a shared one".into());
+        }
+        if self.tables.iter().any(|table| table.table64 || table.shared) {
+            return Err("it has a table of 64 bits, or a shared one".into());
+        }
+        Ok(self.memories)
+    }
+}
+
+/// What the parser cannot understand, WasmEdge has refused already, or understands better.
+fn parse(module: &[u8]) -> Spaces {
+    let mut spaces = Spaces::default();
+    let mut understood = true;
     for payload in Parser::new(0).parse_all(module) {
         match payload {
             Ok(Payload::ImportSection(imports)) => {
-                let imports = imports.into_imports().filter_map(Result::ok);
-                memories.extend(imports.filter_map(|import| match import.ty {
-                    TypeRef::Memory(memory) => Some(memory),
-                    _ => None,
-                }));
+                for import in imports.into_imports() {
+                    match import.map(|import| import.ty) {
+                        Ok(TypeRef::Memory(memory)) => spaces.memories.push(memory),
+                        Ok(TypeRef::Table(table)) => spaces.tables.push(table),
+                        Ok(_) => {}
+                        Err(_) => understood = false,
+                    }
+                }
             }
             Ok(Payload::MemorySection(section)) => {
-                memories.extend(section.into_iter().filter_map(Result::ok));
+                for memory in section {
+                    memory.map_or_else(|_| understood = false, |it| spaces.memories.push(it));
+                }
             }
-            // All memories come before.
-            Ok(Payload::CodeSectionStart { .. } | Payload::End(_)) => return (memories, true),
+            Ok(Payload::TableSection(section)) => {
+                for table in section {
+                    table.map_or_else(|_| understood = false, |it| spaces.tables.push(it.ty));
+                }
+            }
+            // All memories and tables come before.
+            Ok(Payload::CodeSectionStart { .. } | Payload::End(_)) => {
+                spaces.is_whole = understood;
+                return spaces;
+            }
             Ok(_) => {}
             Err(_) => break,
         }
     }
-    (memories, false)
+    spaces
 }
 
 /// The memory that this process uses and cannot give back, in bytes (`RssAnon`, `proc_pid_status(5)`).
@@ -131,15 +175,40 @@ mod tests {
     }
 
     #[test]
+    fn native_code_is_for_memories_and_tables_of_32_bits() {
+        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same with one
+        // of them of 64 bits or shared.
+        let module = |import: &[u8], table: u8, memory: u8| {
+            let head = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b";
+            [&head[..], import, &[4, 4, 1, 0x70, table, 1, 5, 4, 1, memory, 5, 6]].concat()
+        };
+        for (import, table, memory, good) in [
+            (b"\x02\0\x03", 0, 1, true),
+            (b"\x02\x04\x03", 0, 1, false),
+            (b"\x02\0\x03", 4, 1, false),
+            (b"\x02\0\x03", 0, 5, false),
+            (b"\x02\0\x03", 0, 3, false),
+        ] {
+            let spaces = parse(&module(import, table, memory));
+            assert!(spaces.is_whole);
+            assert_eq!(spaces.narrow().is_ok(), good, "{import:?} {table} {memory}");
+        }
+        assert!(!parse(b"\0asm\x01\0\0\0\x05\x04\x01\xff\x05\x06").is_whole);
+    }
+
+    #[test]
     fn memories_are_found_in_a_file_behind_much_else() {
         // A custom section of 300000 bytes, (memory 5 6), and the beginning of the functions.
         let mut module = b"\0asm\x01\0\0\0\0\xe0\xa7\x12\0".to_vec();
         module.resize(module.len() + 299_999, 1);
-        module.extend(b"\x05\x04\x01\x01\x05\x06\x0a\x7f\x01");
+        module.extend(b"\x05\x04\x01\x01\x05\x06\x0a\x7f\x00");
         let path = std::env::temp_dir().join(format!("rt-wasmedge-memory-{}", std::process::id()));
         fs::write(&path, &module).expect("written");
-        let found = of_file(&File::open(&path).expect("open"));
+        let found = of_native(&File::open(&path).expect("open")).expect("understood");
+        fs::write(&path, &module[..module.len() - 4]).expect("written");
+        let cut_off = of_native(&File::open(&path).expect("open"));
         fs::remove_file(path).expect("removed");
+        assert!(cut_off.is_err());
         assert_eq!(found.iter().map(|memory| memory.initial).collect::<Vec<_>>(), [5]);
     }
 }

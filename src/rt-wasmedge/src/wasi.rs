@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
-use wasmedge_sdk::config::{CommonConfigOptions, ConfigBuilder, RuntimeConfigOptions};
+use wasmedge_sdk::config::{ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
 use wasmedge_sdk::plugin::PluginManager;
 use wasmedge_sdk::vm::SyncInst;
@@ -15,7 +15,7 @@ use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Module, RunMode, 
 use crate::End;
 use crate::contract::Contract;
 use crate::os::Source;
-use crate::{memory, os, read, say};
+use crate::{config, memory, os, read, say};
 
 const WASI: &str = "wasi_snapshot_preview1";
 
@@ -26,39 +26,47 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
     os::keep_log();
     let program = contract.arguments.first().map(String::as_str).unwrap_or_default();
     let refused = |why: String| format!("start `{program}`: {why}");
-    let config = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
-    let mode = |mode| CommonConfigOptions::default().run_mode(mode);
+    let build = |builder: ConfigBuilder| builder.build().map_err(|error| refused(explain(&error)));
     let mut loaded = None;
     if let Some(native) = contract.native {
-        let common = mode(RunMode::Aot);
-        // The module is in there too. A path, since what is shared with other processes is a file: `rt` has made this one, and
-        // what it leads to cannot be changed.
-        let path = format!("/proc/self/fd/{native}");
-        let module = Module::from_file(Some(&config(ConfigBuilder::new(common))?), path);
+        let common = config::options(RunMode::Aot);
+        let load = || {
+            // The compiler has validated all of it, and WasmEdge will look at the module that is with
+            // the native code. This third look depends on neither.
+            let memories = memory::of_native(&file)?;
+            // The module is in there too. A path, since what is shared with other processes is a file: `rt` has made this one, and
+            // what it leads to cannot be changed.
+            let path = format!("/proc/self/fd/{native}");
+            let loading = ConfigBuilder::new(common).build().map_err(|error| explain(&error))?;
+            let module =
+                Module::from_file(Some(&loading), path).map_err(|error| explain(&error))?;
+            Ok((common, module, memories))
+        };
         // Slower than it could be, which somebody may look for.
-        let told = module.inspect_err(|error| {
-            let why = explain(error);
+        let told = load().inspect_err(|why: &String| {
             say(&format!(
                 "the native code of `{program}` does not load, so it is interpreted: {why}"
             ));
         });
-        loaded = told.ok().map(|module| (common, module));
+        loaded = told.ok();
     }
     let is_native = loaded.is_some();
     let mut bytes = Vec::new();
     let (common, module, memories) = match loaded {
         // All that runs is in there.
-        Some((common, module)) => (common, module, memory::of_file(&file)),
+        Some(loaded) => loaded,
         // Native code inside of a module is not looked at.
         None => {
             bytes = read(&file, contract.memory)
                 .map_err(|error| refused(format!("read the module: {error}")))?;
             check_head(&bytes).map_err(refused)?;
-            let common = mode(RunMode::Interpreter);
-            let loading = config(ConfigBuilder::new(common))?;
-            let module = Module::from_bytes(Some(&loading), &bytes);
-            let memories = memory::of_bytes(&bytes);
-            (common, module.map_err(|error| refused(explain(&error)))?, memories)
+            let common = config::options(RunMode::Interpreter);
+            let loading = build(ConfigBuilder::new(common))?;
+            let module = Module::from_bytes(Some(&loading), &bytes).map_err(|error| {
+                // WasmEdge takes what it does not know for damage.
+                refused(config::refusal(&bytes).unwrap_or_else(|| explain(&error)))
+            })?;
+            (common, module, memory::of_bytes(&bytes))
         }
     };
     let length = file.metadata().map_or(0, |file| file.len());
@@ -124,7 +132,7 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
         running = running.with_runtime_config(options);
     }
     let store =
-        Store::new(Some(&config(running)?), instances).map_err(|error| refused(explain(&error)))?;
+        Store::new(Some(&build(running)?), instances).map_err(|error| refused(explain(&error)))?;
     let mut vm = Vm::new(store);
     if let Some(timeout) = contract.timeout {
         os::end_after(timeout)?;

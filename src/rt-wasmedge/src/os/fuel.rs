@@ -8,6 +8,7 @@ use wasmedge_sdk::{AsInstance, RunMode};
 use wasmedge_sys::ffi;
 
 use super::{close, end_after, name_memory_of, take_log, trim_memory};
+use crate::config;
 
 /// Where a module comes from.
 #[derive(Clone, Copy)]
@@ -25,12 +26,11 @@ pub(crate) fn run_with_fuel(
     timeout: Option<c_int>,
     fuel: u64,
 ) -> Result<Result<(), String>, String> {
-    let mut config = wasmedge_sys::Config::create().map_err(|error| error.to_string())?;
-    config.measure_cost(true);
-    config.set_run_mode(match source {
+    let mut config = config::c_options(match source {
         Source::Bytes(_) => RunMode::Interpreter,
         Source::Native(_) => RunMode::Aot,
-    });
+    })?;
+    config.measure_cost(true);
     if let Some(pages) = most_pages {
         config.set_max_memory_pages(pages);
     }

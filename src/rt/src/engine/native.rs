@@ -24,7 +24,7 @@ use crate::state::State;
 use crate::workload::{Compile, Wish};
 
 /// To be raised when what a module is compiled to changes for a reason that the key does not hold.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What the kernel says of the processor, features included, in one line; the same words mean that code for one runs on the other.
 const PROCESSOR: &str = "/sys/devices/system/cpu/modalias";
@@ -198,8 +198,15 @@ impl Native {
             // Not claimed yet: this process goes on when init lets it, which others may keep from doing so.
             return Ok(Found { native: None, later: Some(later) });
         }
-        self.compile_now(&later, tenant)?;
-        let file = self.cache.find(&later.key).context("the compiler of modules failed")?;
+        let compiled = self.compile_now(&later, tenant);
+        let Some(file) = self.cache.find(&later.key) else {
+            if let Some(failure) = self.failure(&later.key) {
+                // It says more than the worker's exit status.
+                return hopeless(format!("it cannot be compiled: {}", failure.why));
+            }
+            compiled?;
+            bail!("the compiler of modules failed");
+        };
         self.cache.count_hit(&later.key);
         detach(file.as_fd())
     }
