@@ -8,6 +8,7 @@ mod cgroup_attacks;
 mod cgroups;
 mod check;
 mod checkpoint;
+mod checkpoint_attacks;
 mod checkpoint_failures;
 mod checkpoint_mounts;
 mod command_line;
@@ -75,6 +76,7 @@ pub(crate) fn all() -> Vec<Entry> {
         cgroups::TESTS,
         check::TESTS,
         checkpoint::TESTS,
+        checkpoint_attacks::TESTS,
         checkpoint_failures::TESTS,
         checkpoint_mounts::TESTS,
         command_line::TESTS,

@@ -163,6 +163,10 @@ fn what_cannot_be_restored_is_refused(test: &Test) -> Outcome {
     test.rt(["restore", "--help"])?.success()?;
     let running = bundle.start()?;
     fs::write(images(test).join("descriptors.json"), "[]")?;
+    // Of another runtime, which does not record what its mounts keep from the container.
+    try_it(&["--detach"])?
+        .fails_with("mounts.json` of the checkpoint: No such file or directory")?;
+    fs::write(images(test).join("mounts.json"), "[]")?;
     Output::of(restore_command(&bundle, &running.id, &["--detach"]))?
         .fails_with("container with given ID already exists")?;
     ensure_eq(running.status()?.as_str(), "running")
@@ -298,12 +302,7 @@ fn what_would_be_lost_is_refused(test: &Test) -> Outcome {
     fs::set_permissions(&test.folder, fs::Permissions::from_mode(0o755))?;
     let container = user.start()?;
     write(test, &container, &["--parent-path", "../first"])?
-        .fails_with("cannot be reached at a restore with a user namespace")?;
-    let linked = test.sh("exec sleep 60")?;
-    fs::remove_dir(linked.rootfs().join("tmp"))?;
-    std::os::unix::fs::symlink("/var/tmp", linked.rootfs().join("tmp"))?;
-    write(test, &linked.start()?, &[])?
-        .fails_with("`/tmp` in its root is an absolute link")
+        .fails_with("cannot be reached at a restore with a user namespace")
         .map(drop)
 }
 

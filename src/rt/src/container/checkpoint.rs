@@ -6,23 +6,26 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
     LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec,
 };
-use rustix::fs::{AtFlags, CWD, Mode, StatVfsMountFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
+use rustix::io::Errno;
 
 use super::cgroups::{DELEGATE, Manager};
-use super::criu::{self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Kind};
+use super::confinement::Limits;
+use super::criu::{self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Kind};
 use super::external_mounts::Offers;
 use super::mount_table::{self, Entry};
-use super::mounts;
+use super::rootfs::{self, Rootfs};
+use super::{mounts, restrictions};
 use crate::bundle::{self, Bundle};
-use crate::state::{Directory, Draft, State};
+use crate::state::{Directory, State};
 use crate::syscall;
 
 #[derive(Debug)]
@@ -68,10 +71,11 @@ pub(crate) fn checkpoint(
         refuse_engine(state, &mounts)?;
     }
     refuse_what_cannot_be_restored(&bundle.spec)?;
-    refuse_without_a_place(bundle)?;
+    let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
+    refuse_without_a_place(&rootfs, bundle)?;
     let offers = Offers::new(bundle, &state.cgroup, &directory.notify_folder())?;
     let ext_mnt = offers.of(&mounts)?;
-    options.common.make_directories(true)?;
+    let directories = options.common.make_directories(None)?;
     let annotation = |key: &str| bundle::annotation(&bundle.spec, key).map(str::to_owned);
     let mut request = Criu_opts {
         pid: Some(state.pid),
@@ -95,7 +99,11 @@ pub(crate) fn checkpoint(
         );
         ensure!(parent.is_relative(), "`--parent-path` is relative to the checkpoint's directory");
         let there = options.common.images.join(parent);
-        ensure!(there.is_dir(), "`--parent-path`: `{}` is no directory", there.display());
+        ensure!(
+            directories.has_directory(parent),
+            "`--parent-path`: `{}` is no directory",
+            there.display()
+        );
         request.parent_img = Some(parent.to_string_lossy().into_owned());
     }
     let (own, whole) = hierarchies(state.pid)?;
@@ -123,12 +131,21 @@ pub(crate) fn checkpoint(
         let (descriptors, files) = streams(state, &mounts);
         request.external.extend(files);
         let path = options.common.images.join(DESCRIPTORS);
-        Draft::write(path.clone(), serde_json::to_string(&descriptors)?.as_bytes(), 0o600)
-            .with_context(|| format!("write `{}`", path.display()))?
-            .publish()?;
+        directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
     }
     // CRIU lets it go on by itself, unless it was killed.
-    call(kind, request, &mut options, &init).inspect_err(|_| {
+    let limits = Limits::new(bundle, state, None)?;
+    let images = options.common.images;
+    let written = || -> Result<()> {
+        // All is written, and nothing ended yet. If init has been alive until now, its number was nobody else's meanwhile:
+        // who was stopped and looked at is the container.
+        syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
+        limits.check(state.pid, None).context("it could not be restored")?;
+        let mounts = restrictions::record(&mount_table::of(state.pid)?);
+        let text = serde_json::to_string(&mounts)?;
+        directories.write(images.join(restrictions::RECORD), text.as_bytes())
+    };
+    call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
         if !was_paused {
             state.cgroup.thaw();
         }
@@ -157,26 +174,21 @@ fn call(
     kind: Kind,
     request: Criu_opts,
     options: &mut CheckpointOptions<'_>,
-    init: &OwnedFd,
+    directories: &Directories,
+    written: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    let log = options.common.log(LOG);
-    // What another one failed of is not to be quoted.
-    let _ = fs::remove_file(&log);
-    let criu = Criu::start(kind, &options.common, None, &[], &|_| Ok(()), |_, _| Ok(()))?;
+    directories.remove_log(LOG)?;
+    let opened = (&options.common, directories);
+    let criu = Criu::start(kind, opened, None, &[], &|_| Ok(()), |_, _| Ok(()))?;
     let status = &mut options.status;
     criu.call(request, &mut |notice| match (notice.script.as_str(), status.take()) {
         ("status-ready", Some(mut descriptor)) => criu::say_ready(&mut descriptor),
         (script, kept) => {
             *status = kept;
-            // All is written, and nothing ended yet. If init has been alive until now, its number was nobody else's meanwhile:
-            // who was stopped and looked at is the container.
-            if script == "post-dump" {
-                syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
-            }
-            Ok(())
+            if script == "post-dump" { written() } else { Ok(()) }
         }
     })
-    .map_err(|error| criu::explain(error, &log))
+    .map_err(|error| criu::explain(error, directories, &options.common, LOG))
 }
 
 /// The container of a module runs an engine, which is a program of the host's: no restore would find it in the container.
@@ -193,20 +205,22 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
 }
 
 /// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can. CRIU looks for it while the host's
-/// root is still its own, where an absolute link leads elsewhere.
-fn refuse_without_a_place(bundle: &Bundle) -> Result<()> {
-    ensure!(
-        !fs::read_link(bundle.rootfs.join("tmp")).is_ok_and(|target| target.is_absolute()),
-        "`/tmp` in its root is an absolute link, which `criu` would follow on the host"
-    );
+/// root is still its own, where a link may lead elsewhere. Asked at a restore too, in the mount that becomes the root.
+pub(super) fn refuse_without_a_place(rootfs: &Rootfs, bundle: &Bundle) -> Result<()> {
+    let is_directory = match rootfs.open_beneath(Path::new("tmp")) {
+        Ok(there) => rootfs::is_directory(there.as_fd())?,
+        Err(Errno::NOENT) => false,
+        // Another error than this one is of a way that leads nowhere, or that is not known.
+        Err(Errno::XDEV) => {
+            bail!(
+                "`/tmp` in its root is a link that leads out of it, which `criu` would follow on the host"
+            )
+        }
+        Err(error) => return Err(error).context("look for `/tmp` in its root"),
+    };
     let read_only = bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
-    if !read_only || bundle.rootfs.join("tmp").is_dir() {
-        return Ok(());
-    }
-    let rootfs = rustix::fs::statvfs(&bundle.rootfs)
-        .with_context(|| format!("statvfs `{}`", bundle.rootfs.display()))?;
     ensure!(
-        !rootfs.f_flag.contains(StatVfsMountFlags::RDONLY),
+        !read_only || is_directory || !rootfs.is_read_only()?,
         "its root is read-only and has no directory `/tmp`, which `criu` needs at a restore"
     );
     Ok(())

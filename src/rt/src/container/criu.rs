@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
-use std::io::{IoSliceMut, Write as _};
+use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use protobuf::Message as _;
 use rust_criu::rust_criu_protobuf::rpc;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::Access;
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
@@ -30,6 +30,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::namespaces;
 use super::sync::{self, Message, Socket};
+use crate::draft::Draft;
 use crate::{syscall, trust};
 
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
@@ -77,13 +78,15 @@ const LOG_LEVEL: i32 = 4;
 
 impl Options<'_> {
     /// The file that CRIU writes its log to.
-    pub(super) fn log(&self, name: &str) -> PathBuf {
+    fn log(&self, name: &str) -> PathBuf {
         self.work.unwrap_or(self.images).join(name)
     }
 
-    /// Makes the directory of the log, and of the checkpoint if it is to be written. By root, for root alone: memory holds secrets.
-    pub(super) fn make_directories(&self, images: bool) -> Result<()> {
-        for path in images.then_some(self.images).into_iter().chain(self.work) {
+    /// Makes the directory of the log, and of the checkpoint unless that is open already. By root, for
+    /// root alone: memory holds secrets.
+    pub(super) fn make_directories(&self, images: Option<OwnedFd>) -> Result<Directories> {
+        let made = images.is_none().then_some(self.images);
+        for path in made.into_iter().chain(self.work) {
             match fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(error).with_context(|| format!("make `{}`", path.display()));
@@ -92,21 +95,34 @@ impl Options<'_> {
             }
         }
         // Before anything is asked of CRIU.
-        self.open().map(drop)
+        let opened = self.open()?;
+        match images {
+            Some(images) if !is_same(&images, &opened.images)? => bail!(self.exchanged()),
+            _ => Ok(opened),
+        }
     }
 
     /// The directories of the checkpoint and of the log, which nobody else can write to: CRIU
-    /// follows what links are there, and does as root what the images say. Runs in CRIU's process:
-    /// CRIU mounts in them, which it can only do in what its own mount namespace holds.
-    fn open(&self) -> Result<Vec<OwnedFd>> {
-        let open = |path: &Path, or_of| {
-            trust::own_directory(path, or_of).with_context(|| format!("open `{}`", path.display()))
+    /// follows what links are there, and does as root what the images say.
+    fn open(&self) -> Result<Directories> {
+        let show = |path: &Path| format!("open `{}`", path.display());
+        let images = self.open_images().with_context(|| show(self.images))?;
+        let log = match self.work {
+            Some(work) => {
+                trust::own_directory(work, Some(self.root)).with_context(|| show(work))?
+            }
+            None => images.try_clone().context("duplicate a descriptor")?,
         };
-        let images = open(self.images, None)?;
-        Ok(match self.work {
-            Some(work) => vec![images, open(work, Some(self.root))?],
-            None => vec![images, open(self.images, None)?],
-        })
+        Ok(Directories { images, log })
+    }
+
+    pub(super) fn open_images(&self) -> Result<OwnedFd> {
+        trust::own_directory(self.images, None)
+    }
+
+    fn exchanged(&self) -> String {
+        let work = self.work.map(|work| format!(" or `{}`", work.display())).unwrap_or_default();
+        format!("`{}`{work} has become another directory meanwhile", self.images.display())
     }
 
     /// The part of a request that these are.
@@ -156,6 +172,58 @@ impl Options<'_> {
     }
 }
 
+/// The directories of a checkpoint and of CRIU's log. Those above them may be anybody's, so `rt` opens
+/// them once, and reaches every file in them by these descriptors.
+#[derive(Debug)]
+pub(super) struct Directories {
+    images: OwnedFd,
+    log: OwnedFd,
+}
+
+/// `rt`'s own files in a checkpoint are short; a log may be as long as CRIU likes.
+const LONGEST: u64 = 64 << 20;
+
+impl Directories {
+    /// Removes the log of an earlier attempt, whose errors are not to be quoted.
+    pub(super) fn remove_log(&self, name: &str) -> Result<()> {
+        match rustix::fs::unlinkat(&self.log, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("remove the old `{name}`")),
+        }
+    }
+
+    /// Writes a file of `rt`'s beside CRIU's images; `path` is for errors.
+    pub(super) fn write(&self, path: PathBuf, text: &[u8]) -> Result<()> {
+        let directory = self.images.try_clone().context("duplicate a descriptor")?;
+        let show = format!("write `{}`", path.display());
+        Draft::write_in(directory, path, text, 0o600).context(show)?.publish()
+    }
+
+    pub(super) fn has_directory(&self, path: &Path) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.images, path, flags, Mode::empty()).is_ok()
+    }
+
+    pub(super) fn images(&self) -> BorrowedFd<'_> {
+        self.images.as_fd()
+    }
+}
+
+/// Reads a regular file of that name. A link is not followed, and a fifo not waited for.
+pub(super) fn read_in(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty())?);
+    ensure!(file.metadata()?.is_file(), "it is not a regular file");
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> Result<bool> {
+    let (one, other) = (rustix::fs::fstat(one)?, rustix::fs::fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
 /// A CRIU that waits for its request.
 #[derive(Debug)]
 pub(super) struct Criu {
@@ -164,7 +232,8 @@ pub(super) struct Criu {
     socket: Option<OwnedFd>,
     /// None when it has been waited for.
     pid: Option<Pid>,
-    /// As [`Options::open`] opens them. CRIU reaches them by `/proc` and this process's numbers for them.
+    /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can only
+    /// do so in what that holds. It reaches them by `/proc` and this process's numbers for them.
     directories: Vec<OwnedFd>,
 }
 
@@ -196,6 +265,10 @@ fn is_expendable(kind: Kind) -> bool {
     kind == Kind::RESTORE
 }
 
+/// What CRIU says when all that it restores has its credentials, and is stopped still. It does not heed the answer, so who refuses
+/// has to end the processes first.
+pub(super) const BEFORE_IT_RUNS: &str = "pre-resume";
+
 /// What is done in CRIU's process before it becomes CRIU.
 pub(super) type Prepare<'a> = &'a dyn Fn(&Socket) -> Result<()>;
 
@@ -212,7 +285,7 @@ impl Criu {
     /// start of the process and `serve`, it waits at the other end of the socket for what `prepare` expects.
     pub(super) fn start(
         kind: Kind,
-        options: &Options<'_>,
+        (options, checked): (&Options<'_>, &Directories),
         birthplace: Option<BorrowedFd<'_>>,
         keep: &[BorrowedFd<'_>],
         prepare: Prepare<'_>,
@@ -244,7 +317,16 @@ impl Criu {
         }
         loop {
             match caller.receive_with()? {
-                (Some(Message::Ready), directories) => criu.directories = directories,
+                (Some(Message::Ready), directories) => {
+                    let [images, log] = &directories[..] else {
+                        bail!("the process for `criu` sent {} directories", directories.len())
+                    };
+                    ensure!(
+                        is_same(images, &checked.images)? && is_same(log, &checked.log)?,
+                        options.exchanged()
+                    );
+                    criu.directories = directories;
+                }
                 // The exec closes its end.
                 (None, _) => return Ok(criu),
                 (Some(Message::Failed(text)), _) => bail!(text),
@@ -288,7 +370,12 @@ impl Criu {
                 descriptor,
             };
             tracing::debug!("criu: {}", notice.script);
+            let is_last_chance = notice.script == BEFORE_IT_RUNS;
             let allowed = on_notice(notice);
+            if is_last_chance && let Err(error) = allowed {
+                self.kill();
+                return Err(error);
+            }
             let mut reply = rpc::Criu_req::new();
             reply.set_type(Kind::NOTIFY);
             reply.set_notify_success(allowed.is_ok());
@@ -311,6 +398,15 @@ impl Criu {
             ensure!(status.exit_status() == Some(0), "`criu` failed after it had answered");
         }
         Ok(())
+    }
+
+    /// For when it would go on whatever it is told. It traces what it has restored, and waits for the first process, which, once
+    /// killed, waits for the others, whose end CRIU would have to take note of.
+    fn kill(&self) {
+        if let Some(pid) = self.pid {
+            // Who has ended is waited for all the same.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
     }
 
     fn socket(&self) -> Result<BorrowedFd<'_>> {
@@ -372,8 +468,14 @@ fn become_criu(
         }
         prepare(caller)?;
         let directories = options.open()?;
-        let directories: Vec<BorrowedFd<'_>> = directories.iter().map(AsFd::as_fd).collect();
-        caller.send_with(&Message::Ready, &directories)?;
+        caller
+            .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
+        drop(directories);
+        // All but: the standard streams; the namespaces in `keep`, which the container is to share;
+        // the socket that CRIU is told by; the socket to the caller, which the exec closes. What the
+        // caller has left open, or `rt` forgets one day, is neither for CRIU nor for what it restores.
+        let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), caller.as_fd()]).collect();
+        syscall::close_all_but(3, &kept).context("close the host's descriptors")?;
         for descriptor in keep.iter().copied().chain([socket.as_fd()]) {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).context("keep a descriptor")?;
         }
@@ -459,8 +561,14 @@ pub(crate) fn version() -> Option<String> {
 }
 
 /// An error with what CRIU has written to its log about it, which says more than its answer.
-pub(super) fn explain(error: anyhow::Error, log: &Path) -> anyhow::Error {
-    let Ok(text) = fs::read(log) else { return error };
+pub(super) fn explain(
+    error: anyhow::Error,
+    directories: &Directories,
+    options: &Options<'_>,
+    name: &str,
+) -> anyhow::Error {
+    let Ok(text) = read_in(directories.log.as_fd(), name) else { return error };
+    let log = options.log(name);
     let causes = errors_in(&String::from_utf8_lossy(&text));
     let causes = if causes.is_empty() { String::new() } else { format!(": {}", causes.join("; ")) };
     anyhow!("{error:#}{causes}: see `{}`", log.display())

@@ -32,9 +32,14 @@ pub(super) struct Offers<'a> {
     entries: Vec<(PathBuf, &'a Mount)>,
     /// `linux.devices`.
     devices: &'a [LinuxDevice],
+    /// What the configuration says of what is mounted under a name: `MOUNT_ATTR_*` for the mount
+    /// itself, and for those below it too. Decided together with the source, from one look-up.
+    restrictions: BTreeMap<PathBuf, (u64, u64)>,
     own_cgroups: bool,
     /// The host's mounts.
     host: Vec<Entry>,
+    /// What the host shows as `/dev/null`: asked once, where that is the host's.
+    null: Option<(String, PathBuf)>,
 }
 
 impl<'a> Offers<'a> {
@@ -46,20 +51,28 @@ impl<'a> Offers<'a> {
             sources: BTreeMap::new(),
             entries: Vec::new(),
             devices: bundle.linux().devices().as_deref().unwrap_or_default(),
+            restrictions: BTreeMap::new(),
             own_cgroups: has_own(&bundle.spec, LinuxNamespaceType::Cgroup),
             host: mount_table::own()?,
+            null: None,
         };
+        let null = offers.shown_at(Path::new(NULL));
+        offers.null = null.map(|(device, root)| (device.to_owned(), root));
         // Where no nodes can be made, devices are mounts of the host's, unless the configuration mounts in their places.
         let default = devices::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
         let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
         for path in default.into_iter().chain(listed) {
+            // They are not the container's to change.
+            offers.restrictions.insert(path.clone(), (libc::MOUNT_ATTR_RDONLY, 0));
             offers.sources.insert(path.clone(), path);
         }
         offers.sources.insert(notify_socket::FOLDER.into(), notify.to_owned());
+        offers.restrictions.insert(notify_socket::FOLDER.into(), (notify_socket::RESTRICTIONS, 0));
         offers.add_below(&root, Path::new("/"));
         for entry in bundle.spec.mounts().iter().flatten() {
             let destination = resolve(&rootfs, &root, entry.destination());
             offers.add(bundle, cgroup, entry, &destination);
+            offers.restrict(entry, &destination)?;
             if !mounts::remounts(entry) {
                 offers.entries.push((destination, entry));
             }
@@ -90,6 +103,43 @@ impl<'a> Offers<'a> {
         self.add_below(&source, destination);
     }
 
+    fn restrict(&mut self, entry: &Mount, destination: &Path) -> Result<()> {
+        let options = mounts::Options::parse(entry.options().as_deref().unwrap_or_default())?;
+        let (own, below) = self.restrictions.entry(destination.to_owned()).or_default();
+        // What is mounted over another one has nothing of it; a remount adds to what is there.
+        if !mounts::remounts(entry) {
+            (*own, *below) = (0, 0);
+        } else {
+            *own &= !options.attr.clear;
+        }
+        if mounts::binds(entry) || mounts::remounts(entry) {
+            *own |= options.attr.set & mount_table::ALL_RESTRICTIONS;
+            *below |= options.recursive.set & mount_table::ALL_RESTRICTIONS;
+        }
+        Ok(())
+    }
+
+    /// What the configuration says of a mount of the container's that shows the host's files. A
+    /// mount is where it is by the name that its source was mounted for.
+    pub(super) fn restrictions(&self, entry: &Entry) -> u64 {
+        if self.is_null(entry) {
+            return libc::MOUNT_ATTR_RDONLY;
+        }
+        if !self.host.iter().any(|mount| mount.device == entry.device) {
+            return 0;
+        }
+        let above = self.restrictions.iter().filter(|(point, _)| entry.point.starts_with(point));
+        above.fold(0, |all, (point, (own, below))| {
+            all | below | if *point == entry.point { *own } else { 0 }
+        })
+    }
+
+    /// Whether a mount shows the host's `/dev/null`, which masks files.
+    pub(super) fn is_null(&self, entry: &Entry) -> bool {
+        let null = self.null.as_ref();
+        null.is_some_and(|(device, root)| (device.as_str(), root) == (&entry.device, &entry.root))
+    }
+
     /// What is mounted below a directory of the host's, for mounts that take it along.
     fn add_below(&mut self, source: &Path, destination: &Path) {
         for mount in &self.host {
@@ -111,7 +161,6 @@ impl<'a> Offers<'a> {
     /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one that no restore would find.
     pub(super) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
         let host: BTreeSet<&str> = self.host.iter().map(|entry| entry.device.as_str()).collect();
-        let null = self.shown_at(Path::new(NULL));
         let mut names: BTreeMap<&Path, Option<&Path>> = BTreeMap::new();
         for entry in mounts {
             let name = if self.is_a_made_device(entry) {
@@ -125,7 +174,7 @@ impl<'a> Offers<'a> {
                 Some(entry.point.as_path())
             } else if !self.shows_the_host(entry, &host) {
                 None
-            } else if null == Some(identity(entry)) && self.name_of_masks_is_free() {
+            } else if self.is_null(entry) && self.name_of_masks_is_free() {
                 Some(Path::new(NULL))
             } else if self.is_offered(entry) {
                 Some(entry.point.as_path())

@@ -9,6 +9,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 
+/// `MOUNT_ATTR_*` that take something away, by the names that the table has for them.
+const RESTRICTIONS: [(&str, u64); 5] = [
+    ("ro", libc::MOUNT_ATTR_RDONLY),
+    ("nosuid", libc::MOUNT_ATTR_NOSUID),
+    ("nodev", libc::MOUNT_ATTR_NODEV),
+    ("noexec", libc::MOUNT_ATTR_NOEXEC),
+    ("nosymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW),
+];
+
+/// All of them.
+pub(crate) const ALL_RESTRICTIONS: u64 = {
+    let [(_, a), (_, b), (_, c), (_, d), (_, e)] = RESTRICTIONS;
+    a | b | c | d | e
+};
+
 /// One line of the table.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Entry {
@@ -23,6 +38,8 @@ pub(crate) struct Entry {
     pub(crate) point: PathBuf,
     /// Whether it may be written to by way of this mount.
     pub(crate) writable: bool,
+    /// What else, and whether writing, this mount keeps from who uses it: [`RESTRICTIONS`].
+    pub(crate) restrictions: u64,
     /// The type of the filesystem.
     pub(crate) kind: String,
 }
@@ -91,13 +108,26 @@ fn parse(line: &str) -> Option<Entry> {
     // The fields before the hyphen vary in number.
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ');
+    let restrictions = |options: &str| {
+        let known = |option| RESTRICTIONS.iter().find(|(name, _)| *name == option);
+        options.split(',').filter_map(known).fold(0, |all, (_, bit)| all | bit)
+    };
+    let (id, parent, device, root, point, options) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     Some(Entry {
-        id: fields.next()?.to_owned(),
-        parent: fields.next()?.to_owned(),
-        device: fields.next()?.to_owned(),
-        root: unescape(fields.next()?).into(),
-        point: unescape(fields.next()?).into(),
-        writable: fields.next()?.split(',').any(|option| option == "rw"),
+        id: id.to_owned(),
+        parent: parent.to_owned(),
+        device: device.to_owned(),
+        root: unescape(root).into(),
+        point: unescape(point).into(),
+        writable: options.split(',').any(|option| option == "rw"),
+        restrictions: restrictions(options),
         kind: after.split(' ').next()?.to_owned(),
     })
 }
@@ -123,6 +153,11 @@ mod tests {
         assert_eq!(entry.device, "98:0");
         assert_eq!((entry.root, entry.point), ("/mnt1".into(), "/mnt 2".into()));
         assert_eq!((entry.kind.as_str(), entry.writable), ("ext3", true));
+        assert_eq!(entry.restrictions, 0);
+        let closed = parse(&line.replace("rw,noatime", "ro,nosuid,relatime,nosymfollow"));
+        let wanted =
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOSYMFOLLOW;
+        assert_eq!(closed.map(|entry| entry.restrictions), Some(wanted));
         assert_eq!(parse("36 35 98:0 /mnt1"), None);
     }
 }

@@ -141,6 +141,11 @@ impl Namespaces {
         there.ok().map(|there| (there.st_dev, there.st_ino))
     }
 
+    /// As [`Namespaces::joined`], by the configuration's word for its kind.
+    pub(super) fn joined_kind(&self, kind: LinuxNamespaceType) -> Option<BorrowedFd<'_>> {
+        self.joined(describe(kind).0)
+    }
+
     /// A process cannot change its own pid or time namespace, only that of its children; once in another user
     /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
     fn need_helper(&self) -> bool {
@@ -238,7 +243,7 @@ fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) 
 }
 
 /// Its name in `/proc/PID/ns` (`namespaces(7)`).
-fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
+pub(super) fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
     match kind {
         LinuxNamespaceType::Mount => "mnt",
         LinuxNamespaceType::Cgroup => "cgroup",
@@ -249,6 +254,10 @@ fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
         LinuxNamespaceType::Network => "net",
         LinuxNamespaceType::Time => "time",
     }
+}
+
+pub(super) fn name_of(kind: LinuxNamespaceType) -> &'static str {
+    describe(kind).1
 }
 
 /// Whether a namespace is the one that this process is in.

@@ -190,7 +190,7 @@ pub(crate) fn set_umask(umask: Option<u32>) {
 }
 
 /// A set of capabilities as the kernel has it.
-fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
+pub(super) fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
     let mut set = CapabilitySet::empty();
     for name in names.into_iter().flatten() {
         let name = name.to_string();

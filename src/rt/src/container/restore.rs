@@ -8,27 +8,28 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{LinuxResources, Mount};
+use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::cgroups::{self, Manager};
 use super::checkpoint::{self, DESCRIPTORS, NETWORK, PIDS};
+use super::confinement::Limits;
 use super::criu::{
-    self, Cgroup_root, CgroupsMode, Criu, Criu_opts, Inherit_fd, Join_namespace, Kind,
+    self, Cgroup_root, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind,
 };
 use super::external_mounts::Offers;
 use super::hooks::Streams;
 use super::mounts;
 use super::namespaces::{self, Namespaces};
+use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{create, delete, devices, live_mounts, notify_socket, process, terminal};
+use super::{confinement, create, delete, process, restrictions, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -69,7 +70,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     process::forget_affinity();
     let namespaces = Namespaces::new(options.bundle.linux())?;
     checkpoint::refuse_what_cannot_be_restored(&options.bundle.spec)?;
-    let inherited = read_descriptors(options.common.images)?;
+    let checkpoint = Checkpoint::read(&options.common)?;
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
     let mut state = create::plan_state(options.id, options.bundle, options.manager, annotations)?;
@@ -78,7 +79,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
         state.descriptors = create::standard_streams();
     }
     let (directory, _lock) = root.add(options.id)?;
-    match make(options, &namespaces, &inherited, &streams, &directory, &mut state) {
+    match make(options, &namespaces, checkpoint, &streams, &directory, &mut state) {
         Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
         Err(error) => {
             // It may run already, and without a cgroup of its own nothing else would end it.
@@ -92,14 +93,30 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     }
 }
 
-/// Which of CRIU's own standard streams takes the place of what, by the names in the checkpoint.
-fn read_descriptors(images: &Path) -> Result<Vec<Inherit_fd>> {
-    let path = images.join(DESCRIPTORS);
-    let read = || -> Result<Vec<String>> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
-    let names = read().with_context(|| format!("read `{}` of the checkpoint", path.display()))?;
-    let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
-    let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
-    Ok(names.map(|(name, number)| inherit(&name, number)).collect())
+/// `rt`'s own files in a checkpoint.
+struct Checkpoint {
+    images: OwnedFd,
+    /// Which of CRIU's own standard streams takes the place of what, by the names in the checkpoint.
+    inherited: Vec<Inherit_fd>,
+    mounts: Vec<Recorded>,
+}
+
+impl Checkpoint {
+    fn read(options: &criu::Options<'_>) -> Result<Checkpoint> {
+        let show = |name: &str| {
+            format!("read `{}` of the checkpoint", options.images.join(name).display())
+        };
+        let images = options.open_images().with_context(|| show(DESCRIPTORS))?;
+        let read = |name: &str| criu::read_in(images.as_fd(), name);
+        let names = || -> Result<Vec<String>> { Ok(serde_json::from_slice(&read(DESCRIPTORS)?)?) };
+        let names = names().with_context(|| show(DESCRIPTORS))?;
+        let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
+        let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
+        let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
+        let mounts = || -> Result<Vec<Recorded>> { Ok(serde_json::from_slice(&read(RECORD)?)?) };
+        let mounts = mounts().with_context(|| show(RECORD))?;
+        Ok(Checkpoint { images, inherited, mounts })
+    }
 }
 
 fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
@@ -109,7 +126,7 @@ fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
 fn make(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
-    inherited: &[Inherit_fd],
+    checkpoint: Checkpoint,
     streams: &Streams,
     directory: &Directory,
     state: &mut State,
@@ -121,7 +138,8 @@ fn make(
     directory.write(state)?;
     let user = namespaces.makes(libc::CLONE_NEWUSER);
     let place = directory.make_root_folder(user)?;
-    options.common.make_directories(false)?;
+    let Checkpoint { images, inherited, mounts: recorded } = checkpoint;
+    let directories = options.common.make_directories(Some(images))?;
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
     fs::create_dir(&notify).with_context(|| format!("make `{}`", notify.display()))?;
@@ -129,14 +147,12 @@ fn make(
     let keep: Vec<_> = shared.iter().map(|(namespace, _)| *namespace).collect();
     let keys: Vec<_> =
         shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
-    let log = options.common.log(LOG);
-    // What another one failed of is not to be quoted.
-    let _ = fs::remove_file(&log);
+    directories.remove_log(LOG)?;
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
-    let images = show_to_container(options, namespaces, &notify);
+    let images = show_to_container(options, namespaces, &notify, &directories);
     let mut criu = Criu::start(
         Kind::RESTORE,
-        &options.common,
+        (&options.common, &directories),
         birthplace.as_ref().map(AsFd::as_fd),
         &keep,
         &|socket| prepare_place(socket, bundle, namespaces, &place),
@@ -160,7 +176,8 @@ fn make(
     if let Some(images) = images {
         criu.read_through(images);
     }
-    let mounts = Offers::new(bundle, &state.cgroup, &notify)?.all()?;
+    let offers = Offers::new(bundle, &state.cgroup, &notify)?;
+    let limits = Limits::new(bundle, state, options.lsm_profile)?;
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -169,9 +186,9 @@ fn make(
         tcp_close: Some(options.tcp_close),
         lsm_profile: options.lsm_profile.map(str::to_owned),
         lsm_mount_context: options.lsm_mount_context.map(str::to_owned),
-        inherit_fd: [inherited, &keys].concat(),
+        inherit_fd: [inherited, keys].concat(),
         join_ns: join_namespaces(namespaces),
-        ext_mnt: mounts,
+        ext_mnt: offers.all()?,
         cg_root: cgroup_roots(state.pid)?,
         mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
         ..options.common.request(LOG, annotation)?
@@ -198,13 +215,17 @@ fn make(
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             state.mount_namespace =
                 namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
-            protect(state, bundle)?;
+            restrictions::put_back(state, bundle, &offers, &recorded)?;
             state.cgroup.hand_down();
             directory.write(state)
         }
+        criu::BEFORE_IT_RUNS => limits.check(state.pid, Some(namespaces)).or_else(|error| {
+            confinement::end(state.pid)?;
+            Err(error)
+        }),
         _ => Ok(()),
     });
-    restored.map_err(|error| criu::explain(error, &log))?;
+    restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
     let limited = options.manager != Manager::Disabled;
     if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
         state.cgroup.update(resources.clone()).context("limit what was restored")?;
@@ -238,15 +259,17 @@ fn show_to_container(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
     open: &Path,
+    checkpoint: &Directories,
 ) -> Option<OwnedFd> {
     if !namespaces.makes(libc::CLONE_NEWUSER) || options.common.auto_dedup {
         return None;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).ok();
-    let layers = [directory(open)?, directory(options.common.images)?];
+    let open = directory(open)?;
     // By number: a path may hold what separates layers.
-    let layers = layers.each_ref().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
+    let layers = [open.as_fd(), checkpoint.images()]
+        .map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
     let options = mounts::Options {
         attr: MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() },
         data: vec![("lowerdir".to_owned(), Some(layers.join(":")))],
@@ -274,6 +297,7 @@ fn prepare_place(
     let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
     let mut rootfs = Rootfs::mount(&bundle.rootfs, place)?;
+    checkpoint::refuse_without_a_place(&rootfs, bundle)?;
     make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
@@ -328,66 +352,6 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
             ..Join_namespace::default()
         })
         .collect()
-}
-
-/// Makes mounts of the host's files what the configuration says that they are, before a process of the container's runs. CRIU
-/// (4.2.1) takes the second mount of one filesystem to have what the first has, and forgets to make it read-only; 3.17 forgets the
-/// root.
-fn protect(state: &State, bundle: &Bundle) -> Result<()> {
-    const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
-        | libc::MOUNT_ATTR_NOSUID
-        | libc::MOUNT_ATTR_NODEV
-        | libc::MOUNT_ATTR_NOEXEC
-        | libc::MOUNT_ATTR_NOSYMFOLLOW;
-    let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
-    let act = |root: &Rootfs| {
-        let restrict = |path: &Path, set: u64, recursive: bool| -> Result<()> {
-            let attr = MountAttr { set: set & RESTRICTIONS, ..MountAttr::default() };
-            if attr == MountAttr::default() {
-                return Ok(());
-            }
-            for place in root.find(path)? {
-                match syscall::mount_setattr(place.as_fd(), attr, recursive) {
-                    // No mount is there: the container has unmounted it, or has covered it by another. Or it has a file there
-                    // open for writing, so that it was not read-only before either.
-                    Ok(()) | Err(Errno::INVAL | Errno::BUSY) => {}
-                    Err(error) => {
-                        return Err(error).with_context(|| {
-                            format!("set the attributes of the mount `{}`", path.display())
-                        });
-                    }
-                }
-            }
-            Ok(())
-        };
-        for (at, entry) in entries.iter().enumerate() {
-            let path = entry.destination();
-            let covers = |later: &Mount| later.destination() == path && !mounts::remounts(later);
-            let covered = entries[at + 1..].iter().any(covers);
-            if (mounts::binds(entry) || mounts::remounts(entry)) && !covered {
-                let options = entry.options().as_deref().unwrap_or_default();
-                let options = mounts::Options::parse(options)?;
-                restrict(path, options.recursive.set, true)?;
-                restrict(path, options.attr.set, false)?;
-            }
-        }
-        restrict(Path::new(notify_socket::FOLDER), notify_socket::RESTRICTIONS, false)?;
-        if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
-            restrict(Path::new("/"), libc::MOUNT_ATTR_RDONLY, false)?;
-        }
-        for path in bundle.linux().readonly_paths().iter().flatten() {
-            restrict(Path::new(path), libc::MOUNT_ATTR_RDONLY, true)?;
-        }
-        // The host's devices, which are not the container's to change.
-        let devices = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
-        let defaults = devices::DEFAULT.iter().map(|(name, ..)| Path::new("/dev").join(name));
-        let masks = bundle.linux().masked_paths().iter().flatten().map(PathBuf::from);
-        for path in devices.chain(defaults).chain(masks) {
-            restrict(&path, libc::MOUNT_ATTR_RDONLY, false)?;
-        }
-        Ok(())
-    };
-    live_mounts::Entrance::open(state)?.inside(&mut |root, _| act(root)).1
 }
 
 /// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in

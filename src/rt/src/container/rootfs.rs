@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
@@ -223,6 +223,29 @@ impl Rootfs {
     /// Opens what `path` is for the container.
     pub(crate) fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         open_in(self.root.as_fd(), path, flags)
+    }
+
+    /// Opens what `path`, which is relative, is for a process that takes it for a path of the host's, if it leads to something in
+    /// the rootfs; otherwise the error is `EXDEV`.
+    pub(super) fn open_beneath(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        match resolve_in(self.root.as_fd(), path, flags, resolve) {
+            Err(Errno::NOSYS | Errno::PERM) => {}
+            opened => return opened,
+        }
+        // Without that call, no link is followed.
+        let file = rustix::fs::openat(&self.root, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+        match rustix::fs::fstat(&file)?.st_mode & libc::S_IFMT {
+            libc::S_IFLNK => Err(Errno::XDEV),
+            _ => Ok(file),
+        }
+    }
+
+    /// Whether nothing in the filesystem of the rootfs can be changed by way of its mount.
+    pub(super) fn is_read_only(&self) -> Result<bool> {
+        let there = rustix::fs::fstatvfs(&self.root).context("statvfs the rootfs")?;
+        Ok(there.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
     /// Opens a regular file for reading. What else may be there is not opened: with a device, that may do something already.
@@ -532,16 +555,27 @@ fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match resolve_in(root, path, flags, ResolveFlags::IN_ROOT) {
+        Err(Errno::NOSYS | Errno::PERM) => walk::open(root, path, flags),
+        opened => opened,
+    }
+}
+
+fn resolve_in(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
     /// A file on which somebody holds a lease (`fcntl(2)`) is answered in the same way, each time.
     const MOST: u32 = 1000;
-    let flags = flags | OFlags::CLOEXEC;
     let mut tries = 0;
     loop {
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
             // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
             Err(Errno::AGAIN) if tries < MOST => tries += 1,
-            Err(Errno::NOSYS | Errno::PERM) => return walk::open(root, path, flags),
-            result => return result,
+            opened => return opened,
         }
     }
 }
@@ -556,7 +590,7 @@ fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::R
 }
 
 /// A filesystem that is empty, and stays so.
-fn make_empty() -> Result<OwnedFd> {
+pub(super) fn make_empty() -> Result<OwnedFd> {
     let options = ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
     mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)
 }

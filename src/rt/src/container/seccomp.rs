@@ -48,6 +48,12 @@ const RAW: &str = "run.oci.seccomp_bpf_data";
 /// The longest program that the kernel takes: `BPF_MAXINSNS`, `<linux/bpf_common.h>`.
 const LONGEST: usize = 4096;
 
+/// Whether [`prepare`] makes a filter.
+pub(super) fn is_asked_for(spec: &Spec) -> bool {
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    annotation(spec, RAW).is_some() || seccomp.is_some()
+}
+
 /// The filter that a configuration asks for, if it does. Compiled filters are kept in `cache`. Runs in the caller's process.
 pub(crate) fn prepare(spec: &Spec, cache: &Path) -> Result<Option<Filter>> {
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());

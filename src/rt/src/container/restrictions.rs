@@ -1,0 +1,210 @@
+//! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a restore.
+//!
+//! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first has, 3.17 forgets the root.
+//! So a checkpoint records what each mount had, and a restore puts it back, before a process of the container's runs. It goes by
+//! the kernel's table of the restored mounts, and by the ids in it. It does not look up where the configuration says that mounts
+//! are: the container may have moved directories, and put links in their places.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, OFlags, StatxAttributes, StatxFlags};
+use serde::{Deserialize, Serialize};
+
+use super::external_mounts::Offers;
+use super::live_mounts::Entrance;
+use super::mount_table::Entry;
+use super::mounts;
+use super::rootfs::{self, Rootfs};
+use crate::bundle::Bundle;
+use crate::state::State;
+use crate::syscall::{self, MountAttr};
+
+/// A file beside CRIU's images, of `rt`'s own.
+pub(super) const RECORD: &str = "mounts.json";
+
+/// One mount, and what it keeps from the container.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Recorded {
+    /// Where it is, and where those are that it is on, up to the root.
+    points: Vec<PathBuf>,
+    /// `MOUNT_ATTR_*`.
+    restrictions: u64,
+}
+
+/// Of a container whose processes are stopped.
+pub(super) fn record(mounts: &[Entry]) -> Vec<Recorded> {
+    let recorded = |entry: &Entry| Recorded {
+        points: points(entry, mounts).into_iter().map(Path::to_owned).collect(),
+        restrictions: entry.restrictions,
+    };
+    mounts.iter().map(recorded).collect()
+}
+
+/// Several mounts can be at one place, hidden by another one at that place or above it. By where the mounts are that they are on,
+/// these can be told apart.
+fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
+    let on = |at: &&Entry| table.iter().find(|other| other.id == at.parent);
+    // As many as there are mounts, at the most.
+    let line = std::iter::successors(Some(entry), on).take(table.len());
+    line.map(|at| at.point.as_path()).collect()
+}
+
+/// Gives each restored mount what it had at the checkpoint, and what the configuration says besides. Runs in the caller's process.
+pub(super) fn put_back(
+    state: &State,
+    bundle: &Bundle,
+    offers: &Offers<'_>,
+    recorded: &[Recorded],
+) -> Result<()> {
+    let mut wanted = Wanted { before: BTreeMap::new(), offers, bundle };
+    for mount in recorded {
+        let points = mount.points.iter().map(PathBuf::as_path).collect();
+        *wanted.before.entry(points).or_default() |= mount.restrictions;
+    }
+    let entrance = Entrance::open(state)?;
+    // Inside, `/dev/null` is the container's.
+    let masks = bundle.linux().masked_paths().iter().flatten();
+    let masks = masks
+        .map(|path| Ok((Path::new(path), Some(mounts::clone_device(Path::new("/dev/null"))?))));
+    let mut masks = masks.collect::<Result<Vec<_>>>().context("open `/dev/null`")?;
+    entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1
+}
+
+struct Wanted<'a> {
+    /// By [`points`].
+    before: BTreeMap<Vec<&'a Path>, u64>,
+    offers: &'a Offers<'a>,
+    bundle: &'a Bundle,
+}
+
+impl Wanted<'_> {
+    /// Runs in a process in the container's mount namespace.
+    fn set(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
+        let table = root.proc()?.mounts()?;
+        for (entry, missing) in self.missing(&table)? {
+            let show = || format!("restrict the mount `{}`", entry.point.display());
+            let place = find(root, entry).with_context(show)?;
+            let attr = MountAttr { set: missing, ..MountAttr::default() };
+            syscall::mount_setattr(place.as_fd(), attr, false).with_context(show)?;
+        }
+        // It is in force, or the container does not run.
+        let table = root.proc()?.mounts()?;
+        if let Some((entry, missing)) = self.missing(&table)?.first() {
+            bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
+        }
+        self.cover(root, &table, masks)
+    }
+
+    /// The mounts that lack something, and what.
+    fn missing<'t>(&self, table: &'t [Entry]) -> Result<Vec<(&'t Entry, u64)>> {
+        let mut seen = Vec::new();
+        let mut lacking = Vec::new();
+        for entry in table {
+            let key = points(entry, table);
+            let before = self.before.get(&key).with_context(|| {
+                format!("the mount `{}` is none of the checkpoint's", entry.point.display())
+            })?;
+            let is_root = key == [Path::new("/")];
+            seen.push(key);
+            let mut wanted = before | self.offers.restrictions(entry);
+            let root = self.bundle.spec.root().as_ref();
+            if is_root && root.is_some_and(|it| it.readonly() == Some(true)) {
+                wanted |= libc::MOUNT_ATTR_RDONLY;
+            }
+            let missing = wanted & !entry.restrictions;
+            if missing != 0 {
+                lacking.push((entry, missing));
+            }
+        }
+        if let Some(key) = self.before.keys().find(|key| !seen.contains(key)) {
+            let point = key.first().copied().unwrap_or(Path::new("/"));
+            bail!("the mount `{}` of the checkpoint was not restored", point.display());
+        }
+        Ok(lacking)
+    }
+
+    /// Masks and protects what is neither masked nor read-only by now, as at a creation: the checkpoint may be of a configuration
+    /// with fewer of these paths, or of a kernel that had not all of them.
+    fn cover(
+        &self,
+        root: &Rootfs,
+        table: &[Entry],
+        masks: &mut [(&Path, Option<OwnedFd>)],
+    ) -> Result<()> {
+        let mount = |place: &OwnedFd| -> Result<(&Entry, bool)> {
+            let (id, is_root) = mount_of(place)?;
+            let mount = table.iter().find(|entry| entry.id == id);
+            Ok((mount.context("it is on no mount of the container's")?, is_root))
+        };
+        for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {
+            let show = || format!("make `{}` read-only", path.display());
+            for place in root.find(path).with_context(show)? {
+                if mount(&place).with_context(show)?.0.writable {
+                    root.make_read_only(path).with_context(show)?;
+                }
+            }
+        }
+        for (path, null) in masks {
+            let show = || format!("mask `{}`", path.display());
+            for place in root.find(path).with_context(show)? {
+                let (mount, is_root) = mount(&place).with_context(show)?;
+                let is_directory = rootfs::is_directory(place.as_fd())?;
+                let is_cover =
+                    (is_directory && mount.kind == "tmpfs") || self.offers.is_null(mount);
+                if is_root && is_cover && !mount.writable {
+                    continue;
+                }
+                let cover = match null.take().filter(|_| !is_directory) {
+                    Some(null) => null,
+                    None => rootfs::make_empty()?,
+                };
+                mounts::attach(cover.as_fd(), place.as_fd()).with_context(show)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a mount of the table's, and no other that is at its place.
+fn find(root: &Rootfs, entry: &Entry) -> Result<OwnedFd> {
+    let place = root.open(&entry.point, OFlags::PATH)?;
+    ensure!(mount_of(&place)? == (entry.id.clone(), true), "it is hidden by another mount");
+    Ok(place)
+}
+
+/// The id of the mount that a file is on, and whether the file is its root.
+fn mount_of(file: &OwnedFd) -> Result<(String, bool)> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let is_root = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok((found.stx_mnt_id.to_string(), is_root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_one_place_are_told_apart() {
+        let entry = |id: &str, parent: &str, point: &str| Entry {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            device: "0:1".to_owned(),
+            root: "/".into(),
+            point: point.into(),
+            writable: true,
+            restrictions: 0,
+            kind: "tmpfs".to_owned(),
+        };
+        let table = [entry("1", "0", "/"), entry("4", "3", "/a"), entry("3", "1", "/a")];
+        let points: Vec<_> = record(&table).into_iter().map(|mount| mount.points).collect();
+        assert_eq!(
+            points,
+            [vec!["/"], vec!["/a", "/a", "/"], vec!["/a", "/"]]
+                .map(|points| { points.into_iter().map(PathBuf::from).collect::<Vec<_>>() })
+        );
+    }
+}
