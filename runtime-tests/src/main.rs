@@ -29,9 +29,19 @@ static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 /// Tests that take their time and have nothing to do with who makes cgroups. Where systemd does, the machine is an emulated one, and has
 /// run them before.
 fn is_the_same_by_systemd(name: &str) -> bool {
-    let topics =
-        ["attacks_files", "descriptors", "other_users", "interrupts", "wasm_shares", "wasi"];
-    name.split_once("::").is_some_and(|(topic, _)| topics.contains(&topic))
+    let topics = [
+        "attacks_files",
+        "descriptors",
+        "hostile_names",
+        "other_users",
+        "interrupts",
+        "wasm_shares",
+        "wasi",
+    ];
+    // How a process gets into its cgroup is not the same, and so neither is what it has open.
+    let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
+    let mut topic = name.split_once("::").map(|(topic, _)| topic).into_iter();
+    !is_list && topic.any(|topic| topics.contains(&topic))
 }
 
 fn main() -> ExitCode {

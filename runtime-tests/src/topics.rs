@@ -23,6 +23,7 @@ mod exec;
 mod executable;
 mod freezer;
 mod hooks;
+mod hostile_names;
 mod interrupts;
 mod kubernetes;
 mod lifecycle;
@@ -88,6 +89,7 @@ pub(crate) fn all() -> Vec<Entry> {
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,
+        hostile_names::TESTS,
         interrupts::TESTS,
         kubernetes::TESTS,
         lifecycle::TESTS,
