@@ -25,6 +25,7 @@ mod executable;
 mod freezer;
 mod hold_ups;
 mod hooks;
+mod hostile_names;
 mod interrupts;
 mod kubernetes;
 mod lifecycle;
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Vec<Entry> {
         executable::TESTS,
         hooks::TESTS,
         hold_ups::TESTS,
+        hostile_names::TESTS,
         interrupts::TESTS,
         kubernetes::TESTS,
         lifecycle::TESTS,

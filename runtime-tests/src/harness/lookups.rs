@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -20,10 +21,9 @@ use super::{Outcome, ensure};
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Open {
     pub(crate) number: u32,
-    pub(crate) link: String,
-    /// Whether it is on a mount of the process's own mount namespace.
-    pub(crate) is_on_a_mount_of_its_own: bool,
-    pub(crate) is_directory: bool,
+    /// `socket`, `pipe`, `anon_inode:[NAME]`, `memfd:NAME`, `fifo NAME`, `a file of the container's`,
+    /// `a directory of the container's`, or a path with the words ` of the host's`.
+    pub(crate) kind: String,
 }
 
 /// One look-up.
@@ -32,8 +32,8 @@ pub(crate) struct LookUp {
     /// The name of the system call, and the path.
     pub(crate) what: String,
     pub(crate) open: Vec<Open>,
-    /// Whether `PR_SET_DUMPABLE` keeps neighbours out: files of `/proc/PID` are root's then.
-    pub(crate) owner: u32,
+    /// Whether a neighbour of the same user could trace the process: `PR_SET_DUMPABLE` was not called.
+    pub(crate) is_dumpable: bool,
 }
 
 /// The system calls that look up a path, and which of their arguments that is.
@@ -80,23 +80,71 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
-fn open_files(pid: Pid) -> Vec<Open> {
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+/// What a process has open that is stopped, or opens nothing. What cannot be read is an error, and never nothing.
+pub(crate) fn open_files(pid: Pid) -> Outcome<Vec<Open>> {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let mounts: BTreeSet<&str> = mounts.lines().filter_map(|line| line.split(' ').next()).collect();
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let mut open: Vec<Open> = entries
-        .filter_map(|entry| {
-            let number: u32 = entry.file_name().to_string_lossy().parse().ok()?;
-            let link = fs::read_link(entry.path()).ok()?.display().to_string();
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
-            let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
-            let is_directory = fs::metadata(entry.path()).is_ok_and(|there| there.is_dir());
-            let is_on_a_mount_of_its_own = mounts.contains(mount);
-            Some(Open { number, link, is_on_a_mount_of_its_own, is_directory })
-        })
-        .collect();
+    let mut open = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        let number: u32 = entry.file_name().to_string_lossy().parse()?;
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
+        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let is_own = mounts.contains(mount.ok_or("no `mnt_id`")?.trim());
+        open.push(Open { number, kind: kind(&entry.path(), is_own)? });
+    }
     open.sort();
-    open
+    Ok(open)
+}
+
+fn kind(descriptor: &Path, is_on_a_mount_of_its_own: bool) -> Outcome<String> {
+    let link = fs::read_link(descriptor)?;
+    let text = link.display().to_string();
+    for kind in ["socket", "pipe"] {
+        if text.starts_with(&format!("{kind}:[")) {
+            return Ok(kind.to_owned());
+        }
+    }
+    if text.starts_with("anon_inode:") {
+        return Ok(text);
+    }
+    if let Some(name) = text.strip_prefix("/memfd:") {
+        return Ok(format!("memfd:{}", name.trim_end_matches(" (deleted)")));
+    }
+    let there = fs::metadata(descriptor)?.file_type();
+    if there.is_fifo() {
+        let name = link.file_name().unwrap_or_default().display().to_string();
+        return Ok(format!("fifo {}", name.trim_end_matches(" (deleted)")));
+    }
+    Ok(match (is_on_a_mount_of_its_own, there.is_dir()) {
+        (true, false) => "a file of the container's".to_owned(),
+        (true, true) => "a directory of the container's".to_owned(),
+        (false, _) => format!("{text} of the host's"),
+    })
+}
+
+/// Whether a process of the same user could trace a stopped process, or read its memory (`ptrace(2)`, "Ptrace access mode
+/// checking").
+fn is_dumpable(pid: Pid) -> Outcome<bool> {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    // The kernel gives the files of a process that is not dumpable to root.
+    if fs::metadata(format!("/proc/{pid}/environ"))?.uid() != 0 {
+        return Ok(true);
+    }
+    // Of a process of root's, that says nothing. Root without this capability is a neighbour of the same user. Only this thread
+    // gives the capability up.
+    let all = capabilities(None)?;
+    let mut fewer = all;
+    fewer.effective.remove(CapabilitySet::SYS_PTRACE);
+    set_capabilities(None, fewer)?;
+    // Which an access of the kind `PTRACE_MODE_READ_FSCREDS` takes, and nothing else does.
+    let read = fs::read_link(format!("/proc/{pid}/cwd"));
+    set_capabilities(None, all)?;
+    match read {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Runs a command of the runtime to its end, and returns what was open at each look-up by a process whose root is `rootfs`.
@@ -107,15 +155,15 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
     let mut seen = Vec::new();
     let status = trace(command, is_inside, |pid, name, path| {
         if path != "/" && is_inside(pid) {
-            let owner = fs::metadata(format!("/proc/{pid}/environ")).map_or(0, |it| it.uid());
-            seen.push(LookUp { what: format!("{name} `{path}`"), open: open_files(pid), owner });
+            let (open, is_dumpable) = (open_files(pid)?, is_dumpable(pid)?);
+            seen.push(LookUp { what: format!("{name} `{path}`"), open, is_dumpable });
         }
         Ok(())
     })?;
     Ok((status, seen))
 }
 
-/// Runs a command of the runtime to its end, and calls `at` before and after each look-up, with the process, the system call and the
+/// Runs a command of the runtime to its end, and that of all processes that it leaves, and calls `at` before and after each look-up, with the process, the system call and the
 /// path, while the process is stopped. A process that has executed a program is let go of if `is_done` says so.
 pub(crate) fn trace(
     command: &Command,
@@ -131,6 +179,9 @@ pub(crate) fn trace(
             Some(value) => shell.env(name, value),
             None => shell.env_remove(name),
         };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
     }
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = shell.spawn()?;
@@ -149,9 +200,20 @@ pub(crate) fn trace(
     let mut traced: BTreeSet<Pid> = [first].into();
     // Only of this thread: others have children of their own.
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-    let status = loop {
-        let status = waitpid(None, Some(flags))?;
-        let Some(pid) = status.pid() else { continue };
+    let mut ended = None;
+    let mut end = Instant::now();
+    while ended.is_none() || !traced.is_empty() {
+        let status = if ended.is_none() {
+            waitpid(None, Some(flags))?
+        } else {
+            // A created container waits for its start, and executes its program then.
+            ensure(Instant::now() < end, format!("{traced:?} do not end"))?;
+            waitpid(None, Some(flags | WaitPidFlag::WNOHANG))?
+        };
+        let Some(pid) = status.pid() else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
         traced.insert(pid);
         let mut deliver = None;
         match status {
@@ -169,27 +231,23 @@ pub(crate) fn trace(
             }
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
                 traced.remove(&pid);
-                if pid != first {
-                    continue;
+                if pid == first {
+                    end = Instant::now() + Duration::from_secs(20);
+                    ended = Some(match status {
+                        WaitStatus::Exited(_, code) => code << 8,
+                        WaitStatus::Signaled(_, signal, _) => signal as i32,
+                        _ => nix::libc::SIGKILL,
+                    });
                 }
-                break match status {
-                    WaitStatus::Exited(_, code) => code << 8,
-                    _ => nix::libc::SIGKILL,
-                };
+                continue;
             }
             WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP => deliver = Some(signal),
             _ => {}
         }
         // It may be gone already.
         let _ = ptrace::syscall(pid, deliver);
-    };
-    for pid in traced {
-        if ptrace::interrupt(pid).is_ok() {
-            let _ = waitpid(pid, Some(flags));
-            let _ = ptrace::detach(pid, None);
-        }
     }
     // It has been waited for.
     let _ = child.try_wait();
-    Ok(ExitStatus::from_raw(status))
+    Ok(ExitStatus::from_raw(ended.ok_or("it has no status")?))
 }

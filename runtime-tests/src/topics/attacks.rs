@@ -3,12 +3,17 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, lookups, skip, wait_until};
+use super::process::Profile;
+use super::{checkpoint, rootless};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, ensure, ensure_eq, lookups, skip, under_a_filter, wait_until,
+};
 
 super::tests! { "attacks":
     a_label_is_not_written_to_a_false_proc, a_place_that_is_exchanged_for_a_link_stays_inside,
@@ -17,7 +22,9 @@ super::tests! { "attacks":
     exec_cannot_begin_in_a_directory_of_the_hosts,
     a_masked_file_is_not_the_hosts_null_device, a_container_without_a_null_device_does_not_get_the_hosts,
     a_rootfs_is_no_link_of_another_users, a_namespace_of_the_hosts_is_none_of_the_containers, a_joined_namespace_does_not_show_the_hosts,
-    exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_keyring_that_others_prepared_is_not_joined,
+    exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_neighbour_fills_nobody_elses_key_quota,
+    where_keys_are_forbidden_the_callers_are_not_handed_on, a_restored_container_has_not_the_callers_keyring,
+    a_label_is_applied_past_a_false_proc, a_keyring_that_others_prepared_is_not_joined,
 }
 
 /// Without a procfs, `/proc` is the image's, or a volume's.
@@ -32,32 +39,51 @@ fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
 /// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume is refused there; what the image
 /// has is not.
 fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
-    if Path::new("/sys/kernel/security/apparmor/profiles").exists() {
-        return skip("this kernel has AppArmor, which would take the label");
-    }
     let bundle = without_proc(test.sh("true")?)
         .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"));
-    let volume = bundle.rootfs().join("proc");
-    let places = [
-        "self/attr/apparmor",
-        "thread-self/attr/apparmor",
-        "self/attr",
-        "thread-self/attr",
-        "1/attr",
-    ];
-    for place in places {
-        fs::create_dir_all(volume.join(place))?;
-        fs::write(volume.join(place).join("exec"), "")?;
-    }
+    let (volume, files) = false_proc(&bundle)?;
     let other =
         json!({ "destination": "/proc", "source": volume, "type": "bind", "options": ["bind"] });
     ensure(bundle.clone().mount(other).run()?.code != Some(0), "a volume is mounted on /proc")?;
     let output = bundle.run()?;
     ensure(output.code != Some(0), "it ran without its label")?;
-    for place in places {
-        ensure_eq(fs::read_to_string(volume.join(place).join("exec"))?.as_str(), "")?;
+    files.iter().try_for_each(|file| ensure_eq(fs::read_to_string(file)?.as_str(), ""))
+}
+
+/// A folder in the place of `/proc`, with the files that a label is written to.
+fn false_proc(bundle: &Bundle<'_>) -> Outcome<(PathBuf, Vec<PathBuf>)> {
+    let volume = bundle.rootfs().join("proc");
+    let mut files = Vec::new();
+    for place in [
+        "self/attr/apparmor",
+        "thread-self/attr/apparmor",
+        "self/attr",
+        "thread-self/attr",
+        "1/attr",
+    ] {
+        fs::create_dir_all(volume.join(place))?;
+        files.push(volume.join(place).join("exec"));
+        fs::write(volume.join(place).join("exec"), "")?;
     }
-    Ok(())
+    Ok((volume, files))
+}
+
+/// Where the kernel has AppArmor, the program has its profile all the same.
+fn a_label_is_applied_past_a_false_proc(test: &Test) -> Outcome {
+    let profile = Profile::load(test)?;
+    let script = "cat /secret 2>/dev/null || echo refused; exec sleep 60";
+    let bundle = without_proc(test.sh(script)?)
+        .file("/secret", "secret")?
+        .edit(|config| config["process"]["apparmorProfile"] = json!(profile.name));
+    let (_, files) = false_proc(&bundle)?;
+    let container = bundle.start()?;
+    container.wait_for_output("\n")?;
+    ensure_eq(container.stdout()?.as_str(), "refused\n")?;
+    let label = fs::read_to_string(format!("/proc/{}/attr/current", container.pid()?))?;
+    ensure_eq(label, format!("{} (enforce)\n", profile.name))?;
+    files.iter().try_for_each(|file| ensure_eq(fs::read_to_string(file)?.as_str(), ""))?;
+    container.kill("KILL")?;
+    container.wait()
 }
 
 /// Exchanges, again and again, a directory of a rootfs for a link that leads out of it.
@@ -307,7 +333,7 @@ fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
         let plain = test.command(bundle.command_line("run", &test.id()));
         let script = "cat /proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_default_ttl; \"$@\"; echo $?; \
                       cat /proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_default_ttl; test -d /usr && echo root";
-        let mut command = std::process::Command::new("unshare");
+        let mut command = Command::new("unshare");
         command.args(["--net", "--uts", "--mount", "sh", "-c", script, "sh"]);
         command.arg(plain.get_program()).args(plain.get_args());
         Output::of(command)
@@ -403,13 +429,19 @@ fn with_a_secret(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
         return skip("a kernel without keyrings, or other numbers of system calls");
     }
     bundle.write()?;
+    Output::of(keeping_a_secret(&test.command(bundle.command_line("run", &test.id()))))
+}
+
+fn keeping_a_secret(plain: &Command) -> Command {
     let script = r#"
         syscall(250, 1, my $name = "callers") > 0 or die; my ($type, $key, $text) = ("user", "the-callers-secret", "x");
         syscall(248, $type, $key, $text, 1, -3) > 0 or die; exec @ARGV"#;
-    let plain = test.command(bundle.command_line("run", &test.id()));
-    let mut command = std::process::Command::new("/usr/bin/perl");
+    let mut command = Command::new("/usr/bin/perl");
     command.args(["-e", script]).arg(plain.get_program()).args(plain.get_args());
-    Output::of(command)
+    for (name, value) in plain.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    command
 }
 
 /// In a user namespace whose root nobody else is.
@@ -421,8 +453,9 @@ fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// Two hundred keys are all that a user may have. A neighbour of the same mapping makes them.
-fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
+/// Two hundred keys are all that a user may have, and a neighbour of the same mapping can make them. A new keyring counts for the
+/// caller, whose quota is another one.
+fn a_neighbour_fills_nobody_elses_key_quota(test: &Test) -> Outcome {
     let fill = r#"
         $| = 1; for (1..230) { my $pid = fork; next if $pid;
             my $made = syscall(250, 1, my $name = "full$_"); print "full\n" if $made < 0; sleep 60; exit } sleep 60"#;
@@ -434,9 +467,11 @@ fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     };
     let neighbour = perl(fill)?.start()?;
     neighbour.wait_for_output("full")?;
-    // It is the caller's quota that counts, or it is an error; never the caller's keyring.
+    // Another runtime may fail; the caller's keyring is never handed on.
     let bundle = perl(SEARCH)?;
-    let refused = |output: &Output| output.code != Some(0) && output.stderr.contains("keyring");
+    let refused = |output: &Output| {
+        !test.host.is_rt && output.code != Some(0) && output.stderr.contains("key")
+    };
     let output = with_a_secret(test, &bundle)?;
     ensure(output.stdout == "nothing\n" || refused(&output), format!("{output:?}"))?;
     // The same for what `exec` starts in it.
@@ -444,6 +479,90 @@ fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     ensure(output.code == Some(0) || refused(&output), format!("{output:?}"))?;
     // An ordinary container has one of its own in any case.
     with_a_secret(test, &test.perl(SEARCH)?)?.success()?.stdout("nothing\n").map(drop)
+}
+
+/// Of the caller's own keys: an ordinary user's, who has made as many as may be. No other test has this user.
+fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
+    const USER: u32 = 2_146_900_000;
+    test.only_rt()?;
+    if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("a kernel without keyrings, or other numbers of system calls");
+    }
+    let bundle = test.sh("echo ran")?.namespace(json!({ "type": "user" })).edit(|config| {
+        let own = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
+        config["linux"]["uidMappings"] = own.clone();
+        config["linux"]["gidMappings"] = own;
+    });
+    let (bundle, runtime) = (rootless::owned_by(test, bundle, USER)?, test.folder.join("rt"));
+    let state = test.state_root();
+    let id = test.id();
+    let run = |keys: u32, flags: &[&str]| -> Outcome<Output> {
+        // The kernel counts the keys of processes that have ended for a moment (`keyrings(7)`).
+        wait_until("all keys of the user's are gone", || {
+            let users = fs::read_to_string("/proc/key-users").unwrap_or_default();
+            !users.contains(&format!("{USER}:"))
+        })?;
+        // setresgid, setresuid, add_key to the session keyring of their own.
+        let script = r#"
+            ($user, $keys) = map { 0 + $_ } splice(@ARGV, 0, 2); $) = '0 0'; syscall(119, $user, $user, $user) == 0 or die; syscall(117, $user, $user, $user) == 0 or die;
+            syscall(250, 1, 0) > 0 or die; my ($type, $text) = ("user", "x"); delete $ENV{XDG_RUNTIME_DIR};
+            for (1..$keys) { my $name = "key$_"; syscall(248, $type, $name, $text, 1, -3) > 0 or last } exec @ARGV"#;
+        let mut command = Command::new("/usr/bin/perl");
+        command.args(["-e", script, &USER.to_string(), &keys.to_string()]).arg(&runtime);
+        command.arg("--root").arg(&state).args(["run", "--bundle"]).arg(&bundle.folder);
+        command.args(flags).arg(&id);
+        Output::of(command)
+    };
+    run(0, &[])?.success()?.stdout("ran\n")?;
+    // `/proc/sys/kernel/keys/maxkeys`
+    run(1000, &[])?.fails_with("make a session keyring: the user has too many keys")?;
+    ensure(!state.join(&id).exists(), "the container is left")?;
+    run(1000, &["--no-new-keyring"])?.success()?.stdout("ran\n").map(drop)
+}
+
+/// A filter around the runtime, which the container inherits. What the kernel looks up in the keyring needs no call.
+fn where_keys_are_forbidden_the_callers_are_not_handed_on(test: &Test) -> Outcome {
+    const KEYCTL: u32 = 250;
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let bundle = bundle.args(&["echo", "ran"]);
+    bundle.write()?;
+    let keeping = bundle.clone().flag("--no-new-keyring");
+    for (errno, name) in [(1, "operation not permitted"), (13, "permission denied")] {
+        let run = |args: Vec<String>| Output::of(under_a_filter(test, KEYCTL, errno, &args)?);
+        let exec = ["exec", &container.id, "echo", "ran"].map(str::to_owned).to_vec();
+        for args in [bundle.command_line("run", &test.id()), exec] {
+            let output = run(args)?.fails_with("make a session keyring: `keyctl` is forbidden")?;
+            ensure(output.stderr.to_lowercase().contains(name), output.stderr)?;
+        }
+        // Said so, it is the caller's wish.
+        run(keeping.command_line("run", &test.id()))?.success()?.stdout("ran\n")?;
+    }
+    // As a kernel without keyrings answers, and LXC.
+    let without = under_a_filter(test, KEYCTL, 38, &bundle.command_line("run", &test.id()))?;
+    Output::of(without)?.success()?.stdout("ran\n").map(drop)
+}
+
+/// What is restored are processes of CRIU's, which is `restore`'s.
+fn a_restored_container_has_not_the_callers_keyring(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("a kernel without keyrings, or other numbers of system calls");
+    }
+    let said = test.folder.join("said");
+    let script =
+        format!("{SEARCH}; exit 1").replace("print ", "print {open(my $f, '>', 'SAID'); $f} ");
+    let script = script.replace("SAID", &said.display().to_string());
+    for (flags, expected) in [(&[] as &[&str], "nothing\n"), (&["--no-new-keyring"], "found\n")] {
+        let bundle = test.sh("true")?;
+        bundle.write()?;
+        let restore = checkpoint::false_criu(&bundle, &script, flags)?;
+        let output = Output::of(keeping_a_secret(&restore))?;
+        ensure(output.code != Some(0), "a script restored it")?;
+        ensure_eq((flags, fs::read_to_string(&said)?.as_str()), (flags, expected))?;
+    }
+    Ok(())
 }
 
 /// KEYCTL_SEARCH in the session keyring.
@@ -468,7 +587,7 @@ fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
         $> = $< = 65534; my $ring = syscall(250, 1, my $name = "_ses.$ARGV[0]"); $ring > 0 or die;
         my ($type, $key, $text) = ("user", "planted", "x"); syscall(248, $type, $key, $text, 1, -3) > 0 or die;
         syscall(250, 5, -3, 0x3f3f3f3f) == 0 or die; print "ready\n"; close STDOUT; sleep 60"#;
-    let mut attacker = std::process::Command::new("/usr/bin/perl")
+    let mut attacker = Command::new("/usr/bin/perl")
         .args(["-e", prepare, &id])
         .stdout(std::process::Stdio::piped())
         .spawn()?;

@@ -24,6 +24,7 @@ super::tests! { "attacks_files":
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
     the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
     a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again, a_place_to_mount_in_is_not_exchanged,
+    a_lease_holds_up_no_copy_and_no_look_up, of_devices_only_the_default_ones_are_copied,
 }
 
 fn change(test: &Test, verb: &str, container: &Container<'_>, entries: &Value) -> Outcome<Output> {
@@ -382,6 +383,59 @@ fn a_copy_has_the_modes_and_owners(test: &Test) -> Outcome {
     let expected = ". 751 0:0 directory\n./deep 2775 5:5 directory\n./deep/file 4755 4:4 regular file\n\
                     ./fifo 620 3:3 fifo\n./link 777 6:6 symbolic link\ncontent\ndeep/file\n";
     bundle.mount(mount).run()?.success()?.stdout(expected).map(drop)
+}
+
+/// Whose holder does not react, and so would have 45 s (`lease-break-time`, `fcntl(2)`).
+fn a_lease_holds_up_no_copy_and_no_look_up(test: &Test) -> Outcome {
+    if !Path::new("/usr/bin/perl").exists() {
+        return skip("the host has no perl");
+    }
+    let bundle = test.sh("echo $HOME")?.file("/v/file", "content\n")?.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    });
+    let hold = |path: &str| -> Outcome<std::process::Child> {
+        // F_SETLEASE, F_WRLCK.
+        let script = r#"$SIG{IO} = "IGNORE"; open(my $file, "+<", $ARGV[0]) or die; $| = 1;
+            print fcntl($file, 1024, 1) ? "held\n" : "no\n"; sleep 60"#;
+        let mut holder = Command::new("/usr/bin/perl");
+        holder.args(["-e", script]).arg(bundle.rootfs().join(path)).stdout(Stdio::piped());
+        let mut holder = holder.spawn()?;
+        let mut said = String::new();
+        let stdout = holder.stdout.take().ok_or("no stdout")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said)?;
+        if said == "held\n" {
+            return Ok(holder);
+        }
+        holder.kill()?;
+        holder.wait()?;
+        skip("this filesystem has no leases")
+    };
+    let copying =
+        bundle.clone().mount(json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs",
+        "options": ["tmpcopyup"] }));
+    let mut holder = hold("v/file")?;
+    let copied = copying.run();
+    holder.kill()?;
+    holder.wait()?;
+    let mut holder = hold("etc/passwd")?;
+    let looked_up = bundle.run();
+    holder.kill()?;
+    holder.wait()?;
+    copied?.fails_with("copy the directory up: copy `file`: ")?;
+    // The home is in a file that nobody can read.
+    looked_up?.success()?.stdout("/\n").map(drop)
+}
+
+/// A node of the image's is the host's device, where no rules hold.
+fn of_devices_only_the_default_ones_are_copied(test: &Test) -> Outcome {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let bundle = test.sh("echo /v/*")?.file("/v/file", "")?;
+    for (name, minor) in [("kmsg", 11), ("null", 3)] {
+        let place = bundle.rootfs().join("v").join(name);
+        mknodat(CWD, place, FileType::CharacterDevice, Mode::RUSR, makedev(1, minor))?;
+    }
+    let mount = json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] });
+    bundle.mount(mount).run()?.success()?.stdout("/v/file /v/null\n").map(drop)
 }
 
 const CHANGE: &str = "wc -c < /proc/version; echo x 2>/dev/null > /proc/sys/kernel/domainname || echo refused; \

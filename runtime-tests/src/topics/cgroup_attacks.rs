@@ -37,6 +37,7 @@ super::tests! { "cgroup_attacks":
     exec_fails_in_a_frozen_cgroup,
     exec_ends_when_its_cgroup_is_frozen_meanwhile,
     exec_ends_when_it_is_stopped,
+    exec_ends_when_it_is_traced,
     exec_can_be_ended_while_it_waits,
     exec_waits_for_a_paused_container_if_asked_to,
     who_forks_all_the_time_is_killed_with_all,
@@ -647,6 +648,27 @@ fn exec_ends_when_it_is_stopped(test: &Test) -> Outcome {
         made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))
     })?;
     output.fails_with("a signal has stopped it").map(drop)
+}
+
+/// Who traces a process can stop it for good, and then has to take note of its end before its parent can.
+fn exec_ends_when_it_is_traced(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let mut traced = Vec::new();
+    let output = exec_while(test, &container, |_, made| {
+        for pid in made.iter().copied().map(nix::unistd::Pid::from_raw) {
+            nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty())?;
+            nix::sys::ptrace::interrupt(pid)?;
+            traced.push(pid);
+        }
+        Ok(())
+    });
+    // They are dead, and now gone.
+    for pid in traced {
+        let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
+        let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
+    }
+    output?.fails_with("a signal has stopped it").map(drop)
 }
 
 fn exec_can_be_ended_while_it_waits(test: &Test) -> Outcome {

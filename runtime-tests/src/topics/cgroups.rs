@@ -11,7 +11,7 @@ super::tests! { "cgroups":
     no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
     every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
-    processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
+    copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
@@ -386,6 +386,17 @@ fn a_cgroup_is_removed_with_what_is_below(test: &Test) -> Outcome {
     fs::create_dir_all(path.join("a/b"))?;
     container.rt(&["delete", "--force"])?.success()?;
     ensure(!path.exists(), "it is still there")
+}
+
+/// What `tmpcopyup` fills, with each version of cgroups.
+fn copied_memory_counts_for_the_container(test: &Test) -> Outcome {
+    const SIZE: usize = 8 << 20;
+    needs(test, "memory")?;
+    let bundle = test.sh("exec sleep 60")?.file("/v/file", vec![1; SIZE])?.mount(json!({
+        "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }));
+    let container = bundle.create()?;
+    let used = value(test, &container, "memory.usage_in_bytes", "memory.current")?;
+    ensure(used.parse::<usize>()? >= SIZE, used)
 }
 
 fn memory_is_limited(test: &Test) -> Outcome {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,8 @@ use serde_json::json;
 
 use super::terminal::{read_until, receive};
 use crate::harness::{
-    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, wait_until,
+    Bundle, Container, Outcome, Output, Test, cgroups_of, copy_program, ensure, ensure_eq, skip,
+    wait_until,
 };
 
 super::tests! { "checkpoint":
@@ -71,6 +72,25 @@ pub(super) fn restore_command(bundle: &Bundle<'_>, id: &str, flags: &[&str]) -> 
         (bundle.folder.display().to_string(), images(test).display().to_string());
     let args = ["restore", "--bundle", &folder, "--image-path", &images];
     test.command(args.iter().chain(flags).copied().chain([id]))
+}
+
+/// `restore` from images that are none, with a Perl script in the place of CRIU.
+pub(super) fn false_criu(bundle: &Bundle<'_>, script: &str, flags: &[&str]) -> Outcome<Command> {
+    if !Path::new("/usr/bin/perl").exists() {
+        return skip("the host has no perl");
+    }
+    let programs = bundle.folder.join("programs");
+    fs::create_dir(&programs)?;
+    let version = r#"if ($ARGV[0] ne "swrk") { print "Version: 4.2\n"; exit }"#;
+    fs::write(bundle.folder.join("script"), format!("#!/usr/bin/perl\n{version}\n{script}"))?;
+    copy_program(&bundle.folder.join("script"), programs.join("criu"))?;
+    fs::set_permissions(programs.join("criu"), fs::Permissions::from_mode(0o755))?;
+    fs::create_dir_all(images(bundle.test))?;
+    let streams = json!(["/dev/null", "/dev/null", "/dev/null"]);
+    fs::write(images(bundle.test).join("descriptors.json"), streams.to_string())?;
+    let mut command = restore_command(bundle, &bundle.test.id(), flags);
+    command.env("PATH", format!("{}:/usr/bin:/bin", programs.display()));
+    Ok(command)
 }
 
 /// Restores it in the background, under a new name.
@@ -404,7 +424,7 @@ fn a_user_namespace_comes_back(test: &Test) -> Outcome {
         config["linux"]["uidMappings"] = mapping.clone();
         config["linux"]["gidMappings"] = mapping;
     });
-    fs::set_permissions(&test.folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::set_permissions(&test.folder, fs::Permissions::from_mode(0o755))?;
     let restored = move_on(&bundle, "1\n")?;
     let map = fs::read_to_string(format!("/proc/{}/uid_map", restored.pid()?))?;
     ensure_eq(map.split_ascii_whitespace().collect::<Vec<_>>(), vec!["0", "100000", "65536"])

@@ -1,96 +1,217 @@
-//! What leads out of a container by a descriptor that the runtime has open: nothing. A container chooses the names of its program, of
-//! interpreters, of directories and hooks, and each can go through `/proc/self/fd/N`.
+//! What leads out of a container by a descriptor that the runtime has open: nothing. At each look-up of a name that a container can
+//! choose, whoever makes it has open what is on a list, whatever the numbers are. `hostile_names` tries such names.
 
+use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::lookups::{self, Open};
+use super::{checkpoint, rootless};
+use crate::harness::lookups::{self, LookUp};
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, copy_program, ensure, skip, wait_until,
 };
 
 super::tests! { "descriptors":
-    init_has_open_what_is_listed, exec_has_open_what_is_listed, a_hook_has_open_what_is_listed,
-    a_program_is_never_the_hosts, a_program_in_path_is_never_the_hosts, an_interpreter_is_never_the_hosts,
-    a_loader_is_never_the_hosts, a_working_directory_is_never_the_hosts, a_hook_is_never_the_hosts,
-    an_engine_is_no_program, exec_runs_nothing_of_the_hosts, exec_cannot_begin_outside,
-    who_may_look_into_others_finds_nothing_of_the_hosts, a_neighbour_of_the_same_user_reaches_no_exec,
-    a_program_by_a_magic_link_is_the_containers,
+    run_has_open_what_is_listed, create_has_open_what_is_listed, exec_has_open_what_is_listed,
+    an_ordinary_user_has_open_what_is_listed, a_hook_has_open_what_is_listed, a_module_has_open_what_is_listed,
+    criu_has_open_what_is_listed, a_restored_container_has_open_what_it_had,
+    an_engine_is_no_program, who_may_look_into_others_finds_nothing_of_the_hosts,
+    a_neighbour_of_the_same_user_reaches_no_exec, a_program_by_a_magic_link_is_the_containers,
 }
 
-/// The numbers to try: all that a process can have by default, where a container is made in a few milliseconds.
-fn numbers(test: &Test) -> std::ops::Range<u32> {
-    let emulated = std::env::var_os("RT_TESTS_MANAGER").is_some();
-    match test.host.lane.as_str() {
-        _ if emulated => 3..16,
-        "v2" => 3..1024,
-        _ => 3..48,
-    }
+/// A command that brings a program into a container.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Act {
+    Run,
+    /// And `start`.
+    Create,
+    Exec,
+    /// With `--process`.
+    ExecFile,
 }
 
-/// A folder of the host's with a program under some names, each of which leaves a trace when it runs.
-fn of_the_host(test: &Test) -> Outcome<PathBuf> {
-    let folder = test.folder.join("host");
-    fs::create_dir(&folder)?;
-    copy_program("/bin/busybox".as_ref(), folder.join("echo"))?;
-    fs::hard_link(folder.join("echo"), folder.join("touch"))?;
-    Ok(folder)
+/// A way in which a container is made.
+pub(super) struct Variant<'a> {
+    pub(super) how: &'static str,
+    pub(super) bundle: Bundle<'a>,
+    /// So many descriptors are the caller's gifts to the program.
+    gifts: u32,
+    /// Whether an ordinary user makes it.
+    is_ordinary: bool,
+    has_terminal: bool,
+    /// What the commands are connected to: consoles, and agents.
+    listeners: RefCell<Vec<UnixListener>>,
 }
 
-/// The way there from a directory of the host's.
-fn way(number: u32, there: &std::path::Path) -> String {
-    format!("/proc/self/fd/{number}/../../../../../../../../../../..{}", there.display())
-}
+const GIFTS: u32 = 2;
 
-const TRACE: &str = "of-the-host";
-
-fn is_inside(output: &Output, how: &str) -> Outcome {
-    let all = format!("{}{}", output.stdout, output.stderr);
-    ensure(output.code != Some(0) && !output.stdout.contains(TRACE), format!("{how}: {all}"))?;
-    ensure(!all.contains("is a directory"), format!("{how}: a directory is open: {all}"))
-}
-
-/// In these ways a container can be made.
-fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<(&'static str, Bundle<'a>)>> {
-    let plain = || test.linux(args);
-    let privileges = |bundle: Bundle<'a>| {
-        bundle.edit(|config| {
-            config["process"]["noNewPrivileges"] = json!(false);
-            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
-                "syscalls": [{ "names": ["swapon"], "action": "SCMP_ACT_ERRNO" }] });
-        })
+/// All ways in which root can make a container that runs a program.
+pub(super) fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant<'a>>> {
+    let plain = |how| -> Outcome<Variant<'a>> {
+        let bundle = test.linux(args)?;
+        open_to_others(&bundle)?;
+        let listeners = RefCell::default();
+        let (gifts, is_ordinary, has_terminal) = (0, false, false);
+        Ok(Variant { how, bundle, gifts, is_ordinary, has_terminal, listeners })
     };
-    let user = |bundle: Bundle<'a>| {
-        bundle.namespace(json!({ "type": "user" })).edit(|config| {
+    let edited = |how, change: &dyn Fn(&mut serde_json::Value)| -> Outcome<Variant<'a>> {
+        let variant = plain(how)?;
+        Ok(Variant { bundle: variant.bundle.edit(change), ..variant })
+    };
+    let filter = |action: &str| {
+        json!({ "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["swapon"], "action": action }] })
+    };
+    let mut variants = vec![
+        plain("plain")?,
+        edited("with a filter and new privileges", &|config| {
+            config["process"]["noNewPrivileges"] = json!(false);
+            config["linux"]["seccomp"] = filter("SCMP_ACT_ERRNO");
+        })?,
+        edited("of another user", &|config| {
+            config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        })?,
+        edited("in a user namespace", &|config| {
             let all = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
             config["linux"]["uidMappings"] = all.clone();
             config["linux"]["gidMappings"] = all;
-        })
-    };
-    let mut variants = vec![
-        ("plain", plain()?),
-        ("with a filter and new privileges", privileges(plain()?)),
-        (
-            "of another user",
-            plain()?.edit(|config| {
-                config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
-            }),
-        ),
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.push(json!({ "type": "user" }));
+            }
+        })?,
+        Variant { gifts: GIFTS, ..plain("with descriptors of the caller's")? },
+        Variant {
+            has_terminal: true,
+            ..edited("with a terminal", &|config| config["process"]["terminal"] = json!(true))?
+        },
     ];
-    for (_, bundle) in &variants {
-        open_to_others(bundle)?;
+    for (how, no_new_privileges) in
+        [("with an agent", true), ("with an agent and new privileges", false)]
+    {
+        let path = test.folder.join(format!("agent-{}", test.id()));
+        let variant = edited(how, &|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            config["linux"]["seccomp"] = filter("SCMP_ACT_NOTIFY");
+            config["linux"]["seccomp"]["listenerPath"] = json!(path);
+        })?;
+        variant.listeners.borrow_mut().push(UnixListener::bind(&path)?);
+        variants.push(variant);
     }
-    let mapped = user(plain()?);
-    open_to_others(&mapped)?;
-    variants.push(("in a user namespace", mapped));
     if test.host.is_rt {
-        variants.push(("under a handler", plain()?.annotation("run.oci.handler", "wasm")));
+        let variant = plain("under a handler")?;
+        let bundle = variant.bundle.annotation("run.oci.handler", "wasm");
+        variants.push(Variant { bundle, ..variant });
+    }
+    if std::env::var_os("RT_TESTS_MANAGER").is_some() {
+        // An emulated machine: the others differ in nothing that it has to do with.
+        let few = ["plain", "in a user namespace", "with a terminal"];
+        variants.retain(|variant| few.contains(&variant.how));
     }
     Ok(variants)
+}
+
+/// The same by an ordinary user.
+pub(super) fn ordinary<'a>(test: &'a Test, args: &[&str]) -> Outcome<Variant<'a>> {
+    let bundle = rootless::owned(test, test.linux(args)?)?;
+    let listeners = RefCell::default();
+    let how = "of an ordinary user";
+    Ok(Variant { how, bundle, gifts: 0, is_ordinary: true, has_terminal: false, listeners })
+}
+
+impl Variant<'_> {
+    /// The runtime, with these arguments.
+    pub(super) fn command(&self, args: &[String]) -> Outcome<Command> {
+        let test = self.bundle.test;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        if self.is_ordinary {
+            return rootless::as_user(test, rootless::SUBIDS, &[], &args);
+        }
+        let command = test.command(args);
+        if self.gifts == 0 {
+            return Ok(command);
+        }
+        let mut giving = Command::new("sh");
+        giving.args(["-c", "exec 3</dev/null 4</dev/zero; exec \"$@\"", "sh"]);
+        giving.arg(command.get_program()).args(command.get_args());
+        Ok(giving)
+    }
+
+    /// What makes a container, or brings a program into one.
+    pub(super) fn act(&self, act: Act, id: &str, words: &[String]) -> Outcome<Command> {
+        let mut args = match act {
+            Act::Run => self.bundle.command_line("run", id),
+            Act::Create => self.bundle.command_line("create", id),
+            Act::Exec | Act::ExecFile => ["exec".to_owned()].to_vec(),
+        };
+        let flags = 1;
+        if self.gifts > 0 {
+            args.insert(flags, format!("--preserve-fds={}", self.gifts));
+        }
+        if self.has_terminal && act == Act::Create {
+            args.insert(flags, format!("--console-socket={}", self.console()?));
+        }
+        if self.has_terminal && act == Act::Exec {
+            args.insert(flags, "--tty".to_owned());
+        }
+        args.extend(words.iter().cloned());
+        self.command(&args)
+    }
+
+    /// A socket for a terminal. That the kernel has taken the message is enough.
+    fn console(&self) -> Outcome<String> {
+        let path = self.bundle.test.folder.join(format!("console-{}", self.bundle.test.id()));
+        self.listeners.borrow_mut().push(UnixListener::bind(&path)?);
+        Ok(path.display().to_string())
+    }
+
+    /// All that was said on the terminal that was made last.
+    pub(super) fn said_on_the_terminal(&self) -> Outcome<String> {
+        if !self.has_terminal {
+            return Ok(String::new());
+        }
+        let listener = self.listeners.borrow_mut().pop().ok_or("no terminal")?;
+        Ok(super::terminal::read_all(super::terminal::receive(&listener)?.into()))
+    }
+
+    /// Starts a container that waits; returns its name.
+    pub(super) fn start(&self) -> Outcome<String> {
+        let test = self.bundle.test;
+        self.bundle.write()?;
+        let id = test.id();
+        for command in
+            [self.act(Act::Create, &id, &[])?, self.command(&["start".into(), id.clone()])?]
+        {
+            Output::of(command)?.success()?;
+        }
+        Ok(id)
+    }
+
+    /// The file for `exec --process` with the process of a configuration.
+    pub(super) fn process_file(&self, config: &serde_json::Value) -> Outcome<String> {
+        let path = self.bundle.folder.join("process.json");
+        fs::write(&path, config["process"].to_string())?;
+        Ok(format!("--process={}", path.display()))
+    }
+
+    /// Traces it, and compares what is open at each look-up by a process whose root is the container's with the list.
+    fn look(&self, command: &Command, listed: &dyn Fn(&LookUp) -> List) -> Outcome {
+        let (status, seen) = lookups::of(command, &self.bundle.rootfs())?;
+        let how = self.how;
+        ensure(status.success(), format!("{how}: {status}: {command:?}"))?;
+        ensure(
+            seen.iter().any(|look_up| look_up.what.starts_with("execve")),
+            format!("{how}: no program was started: {seen:?}"),
+        )?;
+        for look_up in &seen {
+            is_listed(look_up, self.gifts, &listed(look_up))
+                .map_err(|why| format!("{how}: {why}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Root of a user namespace has to get there.
@@ -102,220 +223,221 @@ fn open_to_others(bundle: &Bundle<'_>) -> Outcome {
     Ok(())
 }
 
-/// Whether a descriptor is on the list at the head of `container/becoming.rs`.
-fn is_listed(file: &Open, inherited: u32) -> bool {
-    let kinds = ["socket:", "pipe:", "anon_inode:"];
-    file.number < 3 + inherited
-        || kinds.iter().any(|kind| file.link.starts_with(kind))
-        // A fifo in the directory of the state.
-        || file.link.ends_with("/start") && !file.is_directory
-        || file.is_on_a_mount_of_its_own
+/// What a look-up itself holds for a moment, at the most: the program that was found, and the one that is read; `/proc`, and the table
+/// of mounts in it, or its directory of descriptors.
+const ON_THE_WAY: [(&str, usize); 2] =
+    [("a file of the container's", 2), ("a directory of the container's", 2)];
+
+/// What a situation has open: kinds, and how many of each.
+type List = Vec<(&'static str, usize)>;
+
+/// Whether what is open is the list at the head of `container/becoming.rs`: each kind as often as the situation says, no more and no
+/// less, and nothing else.
+fn is_listed(look_up: &LookUp, gifts: u32, listed: &List) -> Result<(), String> {
+    let count = |kind: &str| {
+        look_up.open.iter().filter(|file| file.number >= 3 + gifts && file.kind == kind).count()
+    };
+    let complain = |what: &str| Err(format!("at {}: {what}: {:?}", look_up.what, look_up.open));
+    for (kind, expected) in listed {
+        if count(kind) != *expected {
+            return complain(&format!("{} of `{kind}`, not {expected}", count(kind)));
+        }
+    }
+    for file in look_up.open.iter().filter(|file| file.number >= 3 + gifts) {
+        let way = ON_THE_WAY.iter().find(|(kind, _)| file.kind == *kind);
+        let is_on_the_way = way.is_some_and(|(kind, most)| count(kind) <= *most);
+        if !is_on_the_way && !listed.iter().any(|(kind, _)| file.kind == *kind) {
+            return complain(&format!("{file:?} is not listed"));
+        }
+    }
+    let given = look_up.open.iter().filter(|file| (3..3 + gifts).contains(&file.number));
+    if given.count() != gifts as usize {
+        return complain("a gift is missing");
+    }
+    if look_up.is_dumpable { complain("it is dumpable") } else { Ok(()) }
 }
 
-/// Traces a command, and looks at each look-up that a process makes whose root is the container's.
-fn look(how: &str, command: &Command, bundle: &Bundle<'_>, inherited: u32) -> Outcome {
-    let (status, seen) = lookups::of(command, &bundle.rootfs())?;
-    ensure(status.success(), format!("{how}: {status}"))?;
-    ensure(
-        seen.iter().any(|look_up| look_up.what.starts_with("execve")),
-        format!("{how}: no program was started: {seen:?}"),
-    )?;
-    for look_up in seen {
-        let wrong: Vec<_> =
-            look_up.open.iter().filter(|file| !is_listed(file, inherited)).collect();
-        ensure(wrong.is_empty(), format!("{how}: at {}: {wrong:?}", look_up.what))?;
-        // Whoever it is by then.
-        ensure(look_up.owner == 0, format!("{how}: at {}: it is dumpable", look_up.what))?;
+/// The socket to the caller's process.
+const SOCKET: (&str, usize) = ("socket", 1);
+const FIFO: (&str, usize) = ("fifo start", 1);
+
+fn run_has_open_what_is_listed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for variant in variants(test, &["true"])? {
+        variant.bundle.write()?;
+        variant.look(&variant.act(Act::Run, &test.id(), &[])?, &|_| vec![SOCKET])?;
     }
     Ok(())
 }
 
-fn init_has_open_what_is_listed(test: &Test) -> Outcome {
+/// A command of a shell that makes a container, and starts it.
+fn create_and_start(variant: &Variant<'_>) -> Outcome<Command> {
+    let id = variant.bundle.test.id();
+    variant.bundle.write()?;
+    let quoted = |command: &Command| {
+        let quote = |word: &std::ffi::OsStr| {
+            format!("'{}' ", word.display().to_string().replace('\'', r"'\''"))
+        };
+        std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(quote)
+            .collect::<String>()
+    };
+    let create = variant.act(Act::Create, &id, &[])?;
+    let start = variant.command(&["start".to_owned(), id])?;
+    let mut both = Command::new("sh");
+    both.args(["-c", &format!("{} && {}", quoted(&create), quoted(&start))]);
+    both.current_dir(&variant.bundle.test.folder);
+    Ok(both)
+}
+
+fn create_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
-    for (how, bundle) in variants(test, &["true"])? {
-        bundle.write()?;
-        look(how, &test.command(bundle.command_line("run", &test.id())), &bundle, 0)?;
+    for variant in variants(test, &["true"])? {
+        variant.look(&create_and_start(&variant)?, &|_| vec![SOCKET, FIFO])?;
     }
-    // Gifts of the caller's stay.
-    let bundle = test.linux(&["true"])?.flag("--preserve-fds=1");
-    bundle.write()?;
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec 3</dev/null; exec \"$@\"", "sh"]).arg(&test.host.runtime);
-    let plain = test.command(bundle.command_line("run", &test.id()));
-    command.args(plain.get_args());
-    look("with a descriptor of the caller's", &command, &bundle, 1)
+    Ok(())
+}
+
+/// By its flags, and by a file.
+fn look_at_exec(variant: &Variant<'_>) -> Outcome {
+    // A terminal is made inside, by descriptors, and sent over a second socket.
+    let listed = |look_up: &LookUp| {
+        let is_early = ["/dev/pts/ptmx", "/etc/passwd"].iter().any(|it| look_up.what.contains(it));
+        vec![("socket", if variant.has_terminal && is_early { 2 } else { 1 })]
+    };
+    let id = variant.start()?;
+    let words = [id.clone(), "true".to_owned()];
+    variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)?;
+    let bundle = variant.bundle.clone().args(&["true"]);
+    let words = [variant.process_file(&bundle.config)?, id.clone()];
+    variant.look(&variant.act(Act::ExecFile, &id, &words)?, &listed)
 }
 
 fn exec_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
-    for (how, bundle) in variants(test, &["sleep", "60"])? {
-        let container = bundle.start()?;
-        look(how, &test.command(["exec", &container.id, "true"]), &bundle, 0)?;
-    }
-    Ok(())
+    variants(test, &["sleep", "60"])?.iter().try_for_each(look_at_exec)
+}
+
+fn an_ordinary_user_has_open_what_is_listed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let variant = ordinary(test, &["true"])?;
+    variant.look(&variant.act(Act::Run, &test.id(), &[])?, &|_| vec![SOCKET])?;
+    variant.look(&create_and_start(&variant)?, &|_| vec![SOCKET, FIFO])?;
+    look_at_exec(&ordinary(test, &["sleep", "60"])?)
+}
+
+/// While a hook is made, there is what it reads.
+fn standard_input(look_up: &LookUp) -> (&'static str, usize) {
+    let is_made = look_up.what == "open `/dev/null`";
+    let is_there = look_up.open.iter().any(|file| file.number > 2 && file.kind == "memfd:state");
+    ("memfd:state", usize::from(is_made && is_there))
 }
 
 fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
     let [out, err] = ["out", "err"].map(|name| test.folder.join(name).display().to_string());
-    let bundle = test
-        .linux(&["true"])?
-        .annotation("run.oci.hooks.stdout", &out)
-        .annotation("run.oci.hooks.stderr", &err)
-        .edit(|config| {
-            config["hooks"] = json!({ "startContainer": [{ "path": "/bin/true" }] });
-        });
-    bundle.write()?;
-    let command = test.command(bundle.command_line("run", &test.id()));
-    let (status, seen) = lookups::of(&command, &bundle.rootfs())?;
-    ensure(status.success(), status)?;
-    let at_execs = seen.iter().filter(|look_up| look_up.what.starts_with("execve"));
-    let mut execs = 0;
-    for look_up in at_execs {
-        execs += 1;
-        // The files that hooks print to are its streams, and nothing else.
-        let wrong = look_up.open.iter().find(|file| {
-            file.number > 2 && (!is_listed(file, 0) || [&out, &err].contains(&&file.link))
-        });
-        ensure(wrong.is_none(), format!("at {}: {wrong:?}", look_up.what))?;
-    }
-    ensure(execs >= 2, format!("{execs} programs were started"))
-}
-
-fn a_program_is_never_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?.join("echo");
-    for (how, bundle) in variants(test, &["x"])? {
-        for number in numbers(test) {
-            for program in [format!("/proc/self/fd/{number}/."), way(number, &there)] {
-                let bundle = bundle.clone().args(&[&program, TRACE]);
-                is_inside(&bundle.run()?, &format!("{how}: {program}"))?;
-            }
-            if how != "plain" && number > 32 {
-                break;
-            }
-        }
-        // By a link that the image has.
-        symlink(way(5, &there), bundle.rootfs().join("link"))?;
-        is_inside(&bundle.args(&["/link", TRACE]).run()?, how)?;
-    }
-    Ok(())
-}
-
-fn a_program_in_path_is_never_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?;
-    for (how, bundle) in variants(test, &["echo", TRACE])? {
-        for flag in [None, Some("--preserve-fds=0")] {
-            let path: Vec<String> = (3..1024).map(|number| way(number, &there)).collect();
-            let mut bundle = bundle.clone().edit(|config| {
-                config["process"]["env"] = json!([format!("PATH={}", path.join(":"))]);
+    for mut variant in variants(test, &["true"])? {
+        variant.bundle = variant
+            .bundle
+            .annotation("run.oci.hooks.stdout", &out)
+            .annotation("run.oci.hooks.stderr", &err)
+            .edit(|config| {
+                config["hooks"] = json!({ "startContainer": [{ "path": "/bin/true" }] });
             });
-            bundle.flags.extend(flag.map(str::to_owned));
-            is_inside(&bundle.run()?, how)?;
+        variant.bundle.write()?;
+        let command = variant.act(Act::Run, &test.id(), &[])?;
+        let (status, seen) = lookups::of(&command, &variant.bundle.rootfs())?;
+        let how = variant.how;
+        ensure(status.success(), format!("{how}: {status}"))?;
+        let [to_out, to_err] = [&out, &err].map(|path| format!("{path} of the host's"));
+        let mut execs = 0;
+        for mut look_up in seen {
+            let is_exec = look_up.what.starts_with("execve");
+            let is_hook = is_exec && look_up.what.contains("/bin/true") && execs == 0;
+            execs += usize::from(is_exec);
+            // Until the exec, init has the files that hooks print to. They are a hook's streams, and it says over a pipe that it
+            // is no program.
+            let is_printed = |file: &lookups::Open| {
+                file.number > 2 && (file.kind == to_out || file.kind == to_err)
+            };
+            let printed = look_up.open.iter().filter(|file| is_printed(file)).count();
+            let (listed, files) = match (is_hook, is_exec) {
+                (true, _) => (vec![("pipe", 1)], 0),
+                (false, true) => (vec![SOCKET], 0),
+                (false, false) => (vec![SOCKET, standard_input(&look_up)], 2),
+            };
+            ensure(printed == files, format!("{how}: {look_up:?}"))?;
+            look_up.open.retain(|file| !is_printed(file));
+            let gifts = if is_hook { 0 } else { variant.gifts };
+            is_listed(&look_up, gifts, &listed).map_err(|why| format!("{how}: {why}"))?;
         }
+        ensure(execs >= 2, format!("{how}: {execs} programs were started"))?;
     }
     Ok(())
 }
 
-/// A script's: the kernel looks it up by itself.
-fn an_interpreter_is_never_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?.join("echo");
-    for (how, bundle) in variants(test, &["/script"])? {
-        for number in numbers(test).take(if how == "plain" { 1024 } else { 32 }) {
-            let bundle =
-                bundle.clone().file("/script", format!("#!{} {TRACE}\n", way(number, &there)))?;
-            let script = bundle.rootfs().join("script");
-            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-            is_inside(&bundle.run()?, &format!("{how}: {number}"))?;
-        }
-    }
-    Ok(())
-}
-
-/// The smallest dynamic program: an ELF header, and a program header that names its interpreter.
-fn elf(interpreter: &str) -> Vec<u8> {
-    let machine: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    file.extend(2_u16.to_le_bytes()); // ET_EXEC
-    file.extend(machine.to_le_bytes());
-    file.extend(1_u32.to_le_bytes());
-    file.extend(0x40_0000_u64.to_le_bytes()); // entry
-    file.extend(64_u64.to_le_bytes()); // program headers
-    file.extend(0_u64.to_le_bytes());
-    file.extend(0_u32.to_le_bytes());
-    for short in [64_u16, 56, 2, 64, 0, 0] {
-        file.extend(short.to_le_bytes());
-    }
-    let name = [interpreter.as_bytes(), b"\0"].concat();
-    let at = 64 + 2 * 56_u64;
-    for (kind, offset, address, size) in
-        [(3_u32, at, at, name.len() as u64), (1, 0, 0x40_0000, at + name.len() as u64)]
-    {
-        file.extend(kind.to_le_bytes());
-        file.extend(5_u32.to_le_bytes());
-        for word in [offset, address, address, size, size, 0x1000] {
-            file.extend(word.to_le_bytes());
-        }
-    }
-    [file, name].concat()
-}
-
-/// An ELF file's: the same.
-fn a_loader_is_never_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?.join("echo");
-    // It finds one that is there.
-    let good = test.linux(&["/program", TRACE])?.file("/program", elf("/bin/busybox"))?;
-    let program = good.rootfs().join("program");
-    fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
-    // Which is no loader, and breaks down.
-    ensure(good.run()?.code == Some(139), "an interpreter that is there was not run")?;
-    for (how, bundle) in variants(test, &["/echo", TRACE])? {
-        for number in numbers(test).take(if how == "plain" { 1024 } else { 32 }) {
-            let bundle = bundle.clone().file("/echo", elf(&way(number, &there)))?;
-            let program = bundle.rootfs().join("echo");
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-            let output = bundle.run()?;
-            // The kernel's word for it comes through the runtime.
-            let missing = output.code != Some(139) && !output.stderr.is_empty();
-            ensure(missing, format!("{how}: descriptor {number} leads out: {output:?}"))?;
-        }
-    }
-    Ok(())
-}
-
-fn a_working_directory_is_never_the_hosts(test: &Test) -> Outcome {
-    for (how, bundle) in variants(test, &["echo", TRACE])? {
-        for number in numbers(test).take(if how == "plain" { 1024 } else { 32 }) {
-            for cwd in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/.")] {
-                let bundle = bundle.clone().edit(|config| config["process"]["cwd"] = json!(cwd));
-                is_inside(&bundle.run()?, &format!("{how}: {cwd}"))?;
+/// A module's engine is the host's. It comes when the module has been found, and no name that the container chooses is looked up by
+/// whoever has it.
+fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
+    let engine = "/ of the host's";
+    let environment = "memfd:environment";
+    let listed = |look_up: &LookUp| {
+        let has = |kind: &str| look_up.open.iter().filter(|file| file.kind == kind).count();
+        let is = |what: &str| look_up.what.starts_with(what);
+        match (has(environment), has("pipe")) {
+            // A hook.
+            (_, 1) => vec![("pipe", 1)],
+            (0, _) => vec![SOCKET],
+            // The link in `/proc`, by which it is executed, is proved to lead to it.
+            _ if has(engine) == 2 && (is("openat `") || is("statx `")) => {
+                vec![SOCKET, (environment, 1), (engine, 2)]
             }
+            _ => vec![SOCKET, (environment, 1), (engine, 1), standard_input(look_up)],
         }
-    }
-    Ok(())
+    };
+    let mut variant = variants(test, &["true"])?.swap_remove(0);
+    variant.bundle = test.wasm("hello", &[])?.edit(|config| {
+        config["hooks"] = json!({ "startContainer": [{ "path": "/true", "args": ["true"] }] });
+    });
+    copy_program("/bin/busybox".as_ref(), variant.bundle.rootfs().join("true"))?;
+    variant.bundle.write()?;
+    variant.look(&variant.act(Act::Run, &test.id(), &[])?, &listed)?;
+    variant.bundle = test.wasm("probe", &["sleep", "60000"])?;
+    let id = variant.start()?;
+    copy_program(&test.host.guest("hello")?, variant.bundle.rootfs().join("hello.wasm"))?;
+    let words = [id.clone(), "/hello.wasm".to_owned()];
+    variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)
 }
 
-/// A hook that runs in the container, by a path that the image makes a link.
-fn a_hook_is_never_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?.join("touch");
-    for (how, bundle) in variants(test, &["true"])? {
-        let bundle = bundle.edit(|config| {
-            config["hooks"] = json!({ "startContainer": [
-                { "path": "/hook", "args": ["touch", "/tmp/trace"] } ] });
-        });
-        let tmp = bundle.rootfs().join("tmp");
-        fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777))?;
-        for number in numbers(test).take(if how == "plain" { 1024 } else { 32 }) {
-            let _ = fs::remove_file(bundle.rootfs().join("hook"));
-            symlink(way(number, &there), bundle.rootfs().join("hook"))?;
-            let output = bundle.run()?;
-            ensure(output.code != Some(0), format!("{how}: descriptor {number}: it ran"))?;
-            ensure(!tmp.join("trace").exists(), format!("{how}: descriptor {number} leads out"))?;
-        }
-    }
-    Ok(())
+/// CRIU becomes what a checkpoint says, and its process is one of `restore`'s own: it gets its streams and a socket.
+fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let list = test.folder.join("list");
+    // Perl has its script open, and the directory that it reads.
+    let script = r#"
+        opendir(my $all, "/proc/self/fd"); open(my $list, ">", "LIST");
+        for (grep { /\d/ && $_ > 2 } readdir $all) { my $to = readlink "/proc/self/fd/$_"; print $list "$_ $to\n" }"#;
+    let script = script.replace("LIST", &list.display().to_string());
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    let output = Output::of(checkpoint::false_criu(&bundle, &script, &[])?)?;
+    ensure(output.code != Some(0), "a script restored it")?;
+    let text = fs::read_to_string(list).map_err(|error| format!("{error}: {output:?}"))?;
+    let of_perl = ["/programs/criu", "/fd", "/list"];
+    let own: Vec<&str> =
+        text.lines().filter(|line| !of_perl.iter().any(|end| line.ends_with(end))).collect();
+    ensure(own.len() == 1 && own[0].contains(" socket:"), format!("{own:?}"))
 }
 
-/// The engine's directory is open only when a module was found.
+fn a_restored_container_has_open_what_it_had(test: &Test) -> Outcome {
+    checkpoint::needs_criu()?;
+    let container = checkpoint::move_on(&test.sh(checkpoint::COUNT)?, "3\n")?;
+    let open = lookups::open_files(nix::unistd::Pid::from_raw(container.pid()?))?;
+    ensure(open.iter().all(|file| file.number < 3), format!("{open:?}"))?;
+    super::hostile_names::exec_by_path_leads_nowhere(test, &container.id)
+}
+
 fn an_engine_is_no_program(test: &Test) -> Outcome {
     let bundle = test.linux(&["engine.json"])?.annotation("run.oci.handler", "wasm");
     test.only_rt()?;
@@ -324,52 +446,6 @@ fn an_engine_is_no_program(test: &Test) -> Outcome {
         config["process"]["env"] = json!([format!("PATH={}", path.join(":"))]);
     });
     bundle.run()?.fails_with("executable file not found in $PATH").map(drop)
-}
-
-/// What a container that is hostile can do with an operator's `exec`, and what who may choose the arguments can.
-fn exec_runs_nothing_of_the_hosts(test: &Test) -> Outcome {
-    let there = of_the_host(test)?.join("echo");
-    for (how, bundle) in variants(test, &["sleep", "60"])? {
-        let container = bundle.start()?;
-        let exec = |program: &str| test.rt(["exec", &container.id, program, TRACE]);
-        for number in numbers(test).take(if how == "plain" { 1024 } else { 32 }) {
-            for program in [format!("/proc/self/fd/{number}/."), way(number, &there)] {
-                is_inside(&exec(&program)?, &format!("{how}: {program}"))?;
-            }
-        }
-        for number in 3..32 {
-            // The container puts a link in the place of its own program.
-            let link = bundle.rootfs().join("link");
-            let _ = fs::remove_file(&link);
-            symlink(way(number, &there), &link)?;
-            is_inside(&exec("/link")?, &format!("{how}: a link by {number}"))?;
-            fs::write(
-                bundle.rootfs().join("script"),
-                format!("#!{} {TRACE}\n", way(number, &there)),
-            )?;
-            let script = bundle.rootfs().join("script");
-            fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
-            is_inside(&exec("/script")?, &format!("{how}: a script by {number}"))?;
-        }
-        let folder = there.parent().ok_or("no folder")?;
-        let path: Vec<String> = (3..1024).map(|number| way(number, folder)).collect();
-        let path = format!("--env=PATH={}", path.join(":"));
-        is_inside(&test.rt(["exec", &path, &container.id, "echo", TRACE])?, how)?;
-    }
-    Ok(())
-}
-
-fn exec_cannot_begin_outside(test: &Test) -> Outcome {
-    let container = test.sh("exec sleep 60")?.start()?;
-    for number in numbers(test) {
-        let ends = ["", "/.", "/..", "/../../../.."];
-        for end in &ends[..if number < 48 { ends.len() } else { 1 }] {
-            let cwd = format!("--cwd=/proc/self/fd/{number}{end}");
-            let output = test.rt(["exec", &cwd, &container.id, "echo", TRACE])?;
-            is_inside(&output, &cwd)?;
-        }
-    }
-    Ok(())
 }
 
 /// A container in which a script looks into every process that comes, and prints what it finds of the host's.

@@ -21,7 +21,7 @@ super::tests! { "other_users":
     a_filesystem_without_nameless_files_will_do, a_log_is_not_led_away_by_a_link_of_others,
     a_log_is_not_a_hard_link_that_others_made, a_log_that_is_a_fifo_holds_nobody_up,
     a_log_is_for_its_owner_to_write, standard_error_can_be_the_log,
-    what_hooks_print_is_for_its_owner, what_hooks_print_is_not_led_away,
+    what_hooks_print_is_for_its_owner, what_hooks_print_is_not_led_away, what_hooks_print_goes_to_no_disk,
     a_checkpoint_is_not_written_where_others_can, the_log_of_a_checkpoint_may_be_its_roots,
     a_cache_of_modules_that_others_could_exchange_is_not_used, only_the_owner_of_the_state_can_pass,
     nobody_else_reaches_the_socket_of_a_service, nobody_else_reaches_that_of_a_user_namespace,
@@ -299,6 +299,24 @@ fn what_hooks_print_is_for_its_owner(test: &Test) -> Outcome {
     printing(test, &file)?.run()?.success()?;
     ensure_eq(fs::read_to_string(&file)?.as_str(), "printed\n")?;
     ensure_eq(fs::metadata(file)?.mode() & 0o777, 0o600)
+}
+
+fn what_hooks_print_goes_to_no_disk(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let file = test.folder.join("disk");
+    fs::write(&file, [0; 4096])?;
+    let losetup = |args: &[&std::ffi::OsStr]| Command::new("losetup").args(args).output();
+    let Ok(made) = losetup(&["--find".as_ref(), "--show".as_ref(), file.as_ref()]) else {
+        return skip("there is no losetup");
+    };
+    if !made.status.success() {
+        return skip("no disk can be made of a file here");
+    }
+    let disk = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    let output = printing(test, Path::new(&disk)).and_then(|bundle| bundle.run());
+    losetup(&["--detach".as_ref(), disk.as_ref()])?;
+    output?.fails_with("it is a disk")?;
+    ensure(fs::read(file)? == [0; 4096], "it was written to")
 }
 
 fn what_hooks_print_is_not_led_away(test: &Test) -> Outcome {

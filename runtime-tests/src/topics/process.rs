@@ -390,22 +390,45 @@ fn an_exec_only_program_runs(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("ran\n").map(drop)
 }
 
+/// A profile of AppArmor's that keeps `/secret` from its programs. It goes with this.
+pub(super) struct Profile {
+    pub(super) name: String,
+    path: std::path::PathBuf,
+}
+
+impl Profile {
+    pub(super) fn load(test: &Test) -> Outcome<Profile> {
+        if !Path::new("/sys/kernel/security/apparmor").exists() {
+            return skip("this kernel has no AppArmor");
+        }
+        let profile = Profile { name: test.id(), path: test.folder.join("profile") };
+        let rules =
+            "file, capability, network, signal, ptrace, mount, umount, pivot_root, deny /secret r,";
+        let flags = "flags=(attach_disconnected,mediate_deleted)";
+        fs::write(&profile.path, format!("profile {} {flags} {{ {rules} }}\n", profile.name))?;
+        let Ok(loaded) = profile.parser("--replace") else {
+            return skip("there is no apparmor_parser");
+        };
+        ensure(loaded.status.success(), String::from_utf8_lossy(&loaded.stderr))?;
+        Ok(profile)
+    }
+
+    fn parser(&self, flag: &str) -> std::io::Result<std::process::Output> {
+        Command::new("apparmor_parser").arg(flag).arg(&self.path).output()
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        // One that was not loaded cannot be removed.
+        let _ = self.parser("--remove");
+    }
+}
+
 /// Also what `exec` starts in it.
 fn has_its_apparmor_profile(test: &Test) -> Outcome {
-    if !Path::new("/sys/kernel/security/apparmor").exists() {
-        return skip("this kernel has no AppArmor");
-    }
-    let name = test.id();
-    let profile = test.folder.join("profile");
-    let rules =
-        "file, capability, network, signal, ptrace, mount, umount, pivot_root, deny /secret r,";
-    fs::write(
-        &profile,
-        format!("profile {name} flags=(attach_disconnected,mediate_deleted) {{ {rules} }}\n"),
-    )?;
-    let parser = |flag: &str| Command::new("apparmor_parser").arg(flag).arg(&profile).output();
-    let Ok(loaded) = parser("--replace") else { return skip("there is no apparmor_parser") };
-    ensure(loaded.status.success(), String::from_utf8_lossy(&loaded.stderr))?;
+    let profile = Profile::load(test)?;
+    let name = &profile.name;
     let look = "cat /proc/self/attr/current; cat /secret 2>/dev/null || echo refused";
     let expected = format!("{name} (enforce)\nrefused\n");
     let bundle = test
@@ -417,9 +440,7 @@ fn has_its_apparmor_profile(test: &Test) -> Outcome {
     ensure_eq(container.stdout()?, expected.clone())?;
     test.rt(["exec", &container.id, "sh", "-c", look])?.success()?.stdout(&expected)?;
     container.kill("KILL")?;
-    container.wait()?;
-    parser("--remove")?;
-    Ok(())
+    container.wait()
 }
 
 /// It may be newer than the runtime.

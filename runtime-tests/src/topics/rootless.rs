@@ -21,15 +21,19 @@ super::tests! { "rootless":
 const UID: u32 = 1000;
 
 /// A bundle whose files are the user's, and a runtime that the user can reach.
-fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
+pub(super) fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
+    owned_by(test, bundle, UID)
+}
+
+pub(super) fn owned_by<'a>(test: &Test, bundle: Bundle<'a>, uid: u32) -> Outcome<Bundle<'a>> {
     let runtime = test.folder.join("rt");
     if !runtime.exists() {
         copy_program(&test.host.runtime, &runtime)?;
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
     }
     fs::create_dir_all(test.state_root())?;
-    chown(test.state_root(), Some(UID), Some(UID))?;
-    own(&bundle.folder)?;
+    chown(test.state_root(), Some(uid), Some(uid))?;
+    own(&bundle.folder, uid)?;
     // An ordinary user may map no group 5, and make no cgroup.
     let bundle = bundle.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -41,25 +45,30 @@ fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
     Ok(bundle)
 }
 
-fn own(path: &Path) -> Outcome {
-    std::os::unix::fs::lchown(path, Some(UID), Some(UID))?;
+fn own(path: &Path, uid: u32) -> Outcome {
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid))?;
     if path.is_dir() && !path.is_symlink() {
         for entry in fs::read_dir(path)? {
-            own(&entry?.path())?;
+            own(&entry?.path(), uid)?;
         }
     }
     Ok(())
 }
 
 /// The runtime, as an ordinary user for whom the system has these further ids.
-fn as_user(test: &Test, subids: &str, before: &[&str], args: &[&str]) -> Outcome<Command> {
+pub(super) fn as_user(
+    test: &Test,
+    subids: &str,
+    before: &[&str],
+    args: &[&str],
+) -> Outcome<Command> {
     let mut command = ordinary_user(test, Path::new("/"), subids)?;
     command.arg("--unset=XDG_RUNTIME_DIR").args(before).arg(test.folder.join("rt"));
     command.arg("--root").arg(test.state_root()).args(args);
     Ok(command)
 }
 
-const SUBIDS: &str = "tester:100000:65536\n";
+pub(super) const SUBIDS: &str = "tester:100000:65536\n";
 
 fn run(test: &Test, bundle: &Bundle<'_>, subids: &str) -> Outcome<Output> {
     let folder = bundle.folder.display().to_string();

@@ -604,9 +604,9 @@ pub(crate) struct Restore {
     /// Accepted for conmon's sake: CRIU changes the root in its own way
     #[arg(long)]
     no_pivot: bool,
-    /// Accepted for conmon's sake: a restored process has the caller's session keyring
+    /// Keep the caller's session keyring
     #[arg(long)]
-    no_new_keyring: bool,
+    pub(crate) no_new_keyring: bool,
 }
 
 #[derive(Args, Debug)]

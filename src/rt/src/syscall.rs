@@ -593,7 +593,7 @@ pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into()).map(drop)
 }
 
-/// Whether `keyctl(2)` can be called: asks for the number of the session keyring (`KEYCTL_GET_KEYRING_ID`), and makes none.
+/// Whether there is a `keyctl(2)`, forbidden or not: asks for the number of the session keyring (`KEYCTL_GET_KEYRING_ID`), and makes none.
 pub(crate) fn has_keyctl() -> bool {
     const KEYCTL_GET_KEYRING_ID: c_int = 0; // <linux/keyctl.h>
     const KEY_SPEC_SESSION_KEYRING: c_int = -3;
@@ -601,7 +601,7 @@ pub(crate) fn has_keyctl() -> bool {
     let returned = unsafe {
         libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0)
     };
-    !matches!(check(returned), Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS))
+    !matches!(check(returned), Err(Errno::NOSYS))
 }
 
 /// A session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`): a new one, unless this process may search one of

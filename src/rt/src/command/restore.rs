@@ -43,6 +43,7 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
         tcp_close: args.tcp_close,
         lsm_profile: args.lsm_profile.as_deref(),
         lsm_mount_context: args.lsm_mount_context.as_deref(),
+        new_keyring: !args.no_new_keyring,
     };
     signals.iter().for_each(Signals::block);
     let container = container::restore(root, &options)?;

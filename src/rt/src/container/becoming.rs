@@ -209,8 +209,12 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
     // By a name that somebody else has made ready, and lets others search, the kernel would join that one.
     let name = format!("_ses.{id}.{:016x}", u64::from_ne_bytes(random));
     match syscall::join_session_keyring(&CString::new(name)?) {
-        // A kernel without keyrings, or a filter around this runtime, which the container inherits: nobody can use one.
-        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) if !syscall::has_keyctl() => Ok(()),
+        // A kernel without keyrings. A filter around this runtime may say so too, as LXC's do: docs/security.md, "Keyrings".
+        Err(Errno::NOSYS) if !syscall::has_keyctl() => Ok(()),
+        // Then the caller's keyring stays, and nobody has said that the container may have it.
+        Err(error @ (Errno::PERM | Errno::ACCESS)) => Err(error).context(
+            "make a session keyring: `keyctl` is forbidden (the caller's is kept with `--no-new-keyring`)",
+        ),
         Err(Errno::DQUOT) => Err(Errno::DQUOT).context(
             "make a session keyring: the user has too many keys (sysctl `kernel.keys.maxkeys`)",
         ),

@@ -29,7 +29,7 @@ use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{confinement, create, delete, process, restrictions, terminal};
+use super::{becoming, confinement, create, delete, process, restrictions, terminal};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -49,6 +49,8 @@ pub(crate) struct RestoreOptions<'a> {
     pub(crate) tcp_close: bool,
     pub(crate) lsm_profile: Option<&'a str>,
     pub(crate) lsm_mount_context: Option<&'a str>,
+    /// Whether the container does not get the caller's session keyring.
+    pub(crate) new_keyring: bool,
 }
 
 /// A container that runs again.
@@ -75,6 +77,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     let streams = Streams::open(&annotations)?;
     let mut state = create::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.engine = options.asked;
+    state.keeps_keyring = !options.new_keyring;
     if options.bundle.process().terminal() != Some(true) {
         state.descriptors = create::standard_streams();
     }
@@ -155,7 +158,13 @@ fn make(
         (&options.common, &directories),
         birthplace.as_ref().map(AsFd::as_fd),
         &keep,
-        &|socket| prepare_place(socket, bundle, namespaces, &place),
+        &|socket| {
+            // CRIU's processes become the container's.
+            if options.new_keyring {
+                becoming::leave_session_keyring(options.id)?;
+            }
+            prepare_place(socket, bundle, namespaces, &place)
+        },
         |pid, socket| {
             // Killed from here on, it is this process that a deletion ends.
             create::belongs_to(state, pid)?;
