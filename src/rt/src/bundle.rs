@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libcontainer::oci_spec::runtime::{
     Capability, Linux, LinuxNamespaceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount,
     Process, Root, Scheduler, Spec,

@@ -8,6 +8,7 @@ mod checkpoint;
 mod create;
 pub(crate) mod criu;
 mod delete;
+mod descriptors;
 mod devices;
 mod exec;
 mod external_mounts;
