@@ -30,6 +30,7 @@ mod interrupts;
 mod kubernetes;
 mod lifecycle;
 mod mounts;
+mod mounts_in_use;
 mod namespaces;
 mod other_users;
 mod package;
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Entry> {
         kubernetes::TESTS,
         lifecycle::TESTS,
         mounts::TESTS,
+        mounts_in_use::TESTS,
         namespaces::TESTS,
         other_users::TESTS,
         package::TESTS,

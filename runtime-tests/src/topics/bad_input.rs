@@ -21,7 +21,7 @@ super::tests! { "bad_input":
     a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
     the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
     a_sysctl_of_the_hosts, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
-    a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, names_without_a_namespace, an_id_that_is_none,
+    a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, mounts_without_a_mount_namespace, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
     files_of_an_enormous_size, a_limit_that_is_listed_twice, time_offsets_without_a_time_namespace,
     a_scheduler_that_cannot_be,
@@ -381,6 +381,29 @@ fn a_cgroup_in_use(test: &Test) -> Outcome {
     second.try_create(&test.id())?.fails_with("is not empty")?;
     ensure_eq(container.status()?.as_str(), "running")?;
     container.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// They would be mounts of the host's, and stay there.
+fn mounts_without_a_mount_namespace(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let tmpfs = json!([{ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }]);
+    let before = fs::read_to_string("/proc/self/mountinfo")?;
+    for (mounts, masked, fixed) in [
+        (tmpfs, json!([]), json!([])),
+        (json!([]), json!(["/etc/passwd"]), json!([])),
+        (json!([]), json!([]), json!(["/proc/sys"])),
+    ] {
+        let bundle = test.sh("true")?.edit(|config| {
+            config["mounts"] = mounts;
+            config["linux"]["maskedPaths"] = masked;
+            config["linux"]["readonlyPaths"] = fixed;
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "mount");
+            }
+        });
+        create_fails(&bundle, "need a mount namespace of the container's own")?;
+    }
+    ensure_eq(fs::read_to_string("/proc/self/mountinfo")?, before)
 }
 
 /// Nothing is configured then, and nothing of the host's may be changed: no namespace is the container's own.

@@ -1,11 +1,12 @@
 //! From `create` to `delete`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq, has_process, wait_until};
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, has_process, wait_until};
 
 super::tests! { "lifecycle":
     goes_through_created_running_and_stopped, program_waits_for_start, state_has_what_callers_read,
@@ -15,7 +16,7 @@ super::tests! { "lifecycle":
     kill_all_of_a_stopped_container_is_no_error, delete_of_a_created_container_kills_it,
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
-    list_of_nothing_is_a_head_or_an_empty_array, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program, several_can_be_killed_and_deleted_by_a_regular_expression,
+    list_of_nothing_is_a_head_or_an_empty_array, list_of_a_root_that_is_not_there_is_an_error, an_early_death_is_seen, a_creation_that_was_cut_short_can_be_deleted, a_signal_to_run_reaches_the_program, several_can_be_killed_and_deleted_by_a_regular_expression,
     the_umask_of_the_caller_changes_nothing, what_outlives_the_first_process_is_deleted_with_it,
 }
 
@@ -229,6 +230,23 @@ fn of_two_starts_one_wins(test: &Test) -> Outcome {
     ensure_eq(winners, 1)
 }
 
+/// A root that the caller names may be a mistake; the default one is made with the first container.
+fn list_of_a_root_that_is_not_there_is_an_error(test: &Test) -> Outcome {
+    let file = test.folder.join("file");
+    fs::write(&file, "")?;
+    for (root, words) in
+        [("none", "o such file"), ("none/deep", "o such file"), ("file", "ot a directory")]
+    {
+        for args in [&["list"][..], &["list", "-q"], &["list", "--format=json"]] {
+            let mut command = std::process::Command::new(&test.host.runtime);
+            command.arg("--root").arg(test.folder.join(root)).args(args);
+            Output::of(command)?.fails_with(words)?;
+        }
+        ensure(!test.folder.join("none").exists(), "it was made")?;
+    }
+    Ok(())
+}
+
 fn list_shows_every_container(test: &Test) -> Outcome {
     let bundle = test.sh("exec sleep 60")?;
     let (one, two) = (bundle.create()?, bundle.start()?);
@@ -254,6 +272,8 @@ fn list_shows_every_container(test: &Test) -> Outcome {
 
 fn list_of_nothing_is_a_head_or_an_empty_array(test: &Test) -> Outcome {
     test.only_rt()?;
+    fs::create_dir(test.state_root())?;
+    fs::set_permissions(test.state_root(), fs::Permissions::from_mode(0o700))?;
     test.rt(["list", "--format=json"])?.success()?.stdout("[]\n")?;
     test.rt(["list", "--quiet"])?.success()?.stdout("").map(drop)
 }
@@ -334,7 +354,7 @@ fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
         shell.arg(create.get_program()).args(create.get_args());
-        crate::harness::Output::of(shell)?.success()?;
+        Output::of(shell)?.success()?;
         ensure_eq(fs::metadata(bundle.rootfs().join("new/folder"))?.mode() & 0o777, 0o755)?;
         if test.host.is_rt {
             for file in ["state.json", "config.json"] {

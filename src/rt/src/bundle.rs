@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libcontainer::oci_spec::runtime::{
-    Capability, Linux, LinuxNamespaceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Process, Root,
-    Scheduler, Spec,
+    Capability, Linux, LinuxNamespaceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount,
+    Process, Root, Scheduler, Spec,
 };
 use serde_json::Value;
 
@@ -39,13 +39,14 @@ impl Bundle {
         let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
         let name = config.unwrap_or(Path::new("config.json")).display();
         let config = crate::read_file(&file).with_context(|| format!("read `{name}`"))?;
-        let spec =
+        let mut spec =
             parse(&config).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
                 Some(_) => error.context(format!("parse `{name}`")),
                 None => error.context(format!("check `{name}`")),
             })?;
         let rootfs = spec.root().as_ref().map(Root::path).context("`root` is missing")?;
-        let rootfs = path.join(rootfs);
+        let named = path.join(rootfs);
+        let rootfs = named.clone();
         ensure!(
             fs::metadata(&rootfs)
                 .with_context(|| format!("open rootfs `{}`", rootfs.display()))?
@@ -55,6 +56,7 @@ impl Bundle {
         );
         let rootfs =
             canonical(&rootfs).with_context(|| format!("open rootfs `{}`", rootfs.display()))?;
+        place_mounts_of(&mut spec, &[&rootfs, &named]);
         Ok(Bundle { path, rootfs, config, spec })
     }
 
@@ -73,6 +75,50 @@ impl Bundle {
     pub(crate) fn annotations(&self) -> HashMap<String, String> {
         self.spec.annotations().clone().unwrap_or_default()
     }
+}
+
+/// Makes every destination one that begins at the container's root. A relative one is meant so (runtime-spec, `config.md`, "Mounts":
+/// it MAY be taken), and of one that begins with the rootfs' own path it is the rest, as with runc.
+pub(crate) fn place_mounts(mounts: &mut [Mount], rootfs: &[&Path]) {
+    for mount in mounts {
+        let destination = mount.destination();
+        let inside = rootfs.iter().find_map(|rootfs| {
+            let inside = destination.strip_prefix(rootfs).ok()?;
+            (*rootfs != Path::new("/") && !inside.as_os_str().is_empty()).then_some(inside)
+        });
+        let placed: PathBuf = match inside {
+            Some(inside) => Path::new("/").join(inside),
+            None if destination.is_absolute() => continue,
+            None => {
+                // Above the root there is nothing.
+                let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_));
+                let below = destination.components().skip_while(|part| !is_name(part));
+                Path::new("/").join(below.collect::<PathBuf>())
+            }
+        };
+        mount.set_destination(placed);
+    }
+}
+
+/// The same for a configuration, which has been checked.
+pub(crate) fn place_mounts_of(spec: &mut Spec, rootfs: &[&Path]) {
+    if let Some(mut mounts) = spec.mounts_mut().take() {
+        place_mounts(&mut mounts, rootfs);
+        spec.set_mounts(Some(mounts));
+    }
+}
+
+/// Refuses what names no place.
+pub(crate) fn check_destination(mount: &Mount) -> Result<()> {
+    let destination = mount.destination();
+    ensure!(!destination.as_os_str().is_empty(), "the destination of a mount is empty");
+    if destination.is_relative() {
+        crate::warn(&format!(
+            "the mount destination `{}` is not absolute: it is taken from `/`",
+            destination.display()
+        ));
+    }
+    Ok(())
 }
 
 /// The path of a directory without symbolic links. One of another user's is not followed: it could lead to the host's own root.
@@ -227,9 +273,7 @@ fn check(spec: &Spec) -> Result<()> {
         }
     }
     for mount in spec.mounts().iter().flatten() {
-        if !mount.destination().is_absolute() {
-            bail!("the mount destination `{}` is not absolute", mount.destination().display());
-        }
+        check_destination(mount)?;
     }
     if let Some(linux) = spec.linux() {
         let namespaces = linux.namespaces().iter().flatten();

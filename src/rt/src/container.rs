@@ -9,6 +9,7 @@ mod confinement;
 mod create;
 pub(crate) mod criu;
 mod delete;
+mod descriptors;
 mod devices;
 mod exec;
 mod external_mounts;

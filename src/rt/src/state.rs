@@ -289,6 +289,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[derive(Debug)]
 pub(crate) struct Root {
     path: PathBuf,
+    /// Whether the caller has named it.
+    is_given: bool,
 }
 
 /// The directory of one container.
@@ -300,12 +302,13 @@ pub(crate) struct Directory {
 impl Root {
     /// `--root`, or else the default: `/run/rt` for root of the initial user namespace, `$XDG_RUNTIME_DIR/rt` for others.
     pub(crate) fn new(path: Option<&Path>) -> Root {
+        let is_given = path.is_some();
         let path = path.map(Path::to_owned).unwrap_or_else(|| {
             let own = std::env::var_os("XDG_RUNTIME_DIR")
                 .filter(|dir| !dir.is_empty() && !is_host_root());
             own.map_or_else(|| "/run/rt".into(), |dir| Path::new(&dir).join("rt"))
         });
-        Root { path }
+        Root { path, is_given }
     }
 
     /// Makes the directory of a new container; it is the claim on the name, so that of two callers one wins.
@@ -386,6 +389,15 @@ impl Root {
         let pattern = regex_lite::Regex::new(pattern)
             .with_context(|| format!("`{pattern}` is no regular expression"))?;
         Ok(self.ids()?.into_iter().filter(|id| pattern.is_match(id)).collect())
+    }
+
+    /// Fails if the caller has named a root that is not there, which may be a mistake.
+    pub(crate) fn require(&self) -> Result<()> {
+        let there = fs::symlink_metadata(&self.path).map(drop);
+        if self.is_given {
+            there.with_context(|| format!("read `{}`", self.path.display()))?;
+        }
+        Ok(())
     }
 
     /// The names of all containers, sorted.

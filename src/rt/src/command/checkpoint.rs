@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bundle::Bundle;
+use crate::bundle::{self, Bundle};
 use crate::cli;
 use crate::container::criu::{self, CgroupsMode, NetworkLock};
 use crate::container::{self, CheckpointOptions};
@@ -33,7 +33,9 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         Status::Running | Status::Paused => {}
         status => bail!("the container is not running: {status}"),
     }
-    let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
+    let mut spec =
+        directory.config().context("read the `config.json` that was kept at `create`")?;
+    bundle::place_mounts_of(&mut spec, &[&state.rootfs]);
     let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let options = CheckpointOptions {

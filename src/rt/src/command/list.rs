@@ -16,8 +16,9 @@ pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
 }
 
 fn list(root: &Root, args: &cli::List) -> Result<()> {
-    let containers: Vec<(Directory, State)> = root
-        .ids()?
+    let ids = root.ids()?;
+    root.require()?;
+    let containers: Vec<(Directory, State)> = ids
         .iter()
         // One that is just being made or deleted is not there.
         .filter_map(|id| {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 
+use crate::bundle;
 use crate::cli::{self, MountsCommand};
 use crate::container;
 use crate::state::{Root, Status};
@@ -27,7 +28,7 @@ pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
 
 fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Result<()> {
     let (directory, _) = root.load(&change.id)?;
-    let entries = read(&change.file)?;
+    let mut entries = read(&change.file)?;
     // The state is written, and that by one at a time.
     let Some(_lock) = directory.lock(PATIENCE)? else {
         bail!("another process is creating, changing or deleting it")
@@ -38,6 +39,7 @@ fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Resu
         matches!(status, Status::Created | Status::Running | Status::Paused),
         "the container does not run: {status}"
     );
+    bundle::place_mounts(&mut entries, &[&state.rootfs]);
     match command {
         MountsCommand::Remove(_) => container::remove_mounts(&directory, &mut state, &entries),
         MountsCommand::Add(_) => {
@@ -54,12 +56,7 @@ fn read(file: &Path) -> Result<Vec<Mount>> {
     let entries: Vec<Mount> =
         serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;
     for entry in &entries {
-        let destination = entry.destination();
-        ensure!(
-            destination.is_absolute(),
-            "the mount destination `{}` is not absolute",
-            destination.display()
-        );
+        bundle::check_destination(entry)?;
     }
     Ok(entries)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::Mount;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,16 +16,18 @@ use super::namespaces::Namespaces;
 use super::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
 
-pub(super) fn mount(rootfs: &Rootfs, namespaces: &Namespaces, entry: &Mount) -> Result<()> {
+pub(super) fn mount(rootfs: &mut Rootfs, namespaces: &Namespaces, entry: &Mount) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     // A namespace of its own makes a new mount show the container's cgroup as the root of the hierarchy.
     let own = namespaces.makes(libc::CLONE_NEWCGROUP) || namespaces.joins(libc::CLONE_NEWCGROUP);
-    let view = View { own, attr: options.attr };
+    let version = cgroups::version()?;
+    check_options(entry, &options, version)?;
+    let view = View { own, attr: options.attr, data: &options.data };
     let destination = rootfs.make(entry.destination(), true)?;
-    match cgroups::version()? {
+    match version {
         Version::V2 => {
             let mount = view.v2(Path::new(ROOT))?;
-            rootfs.attach(mount.as_fd(), destination.as_fd(), entry.destination())
+            rootfs.attach(mount.as_fd(), destination.as_fd(), entry.destination()).map(drop)
         }
         Version::V1 => all_v1(rootfs, entry.destination(), &destination, &view),
     }
@@ -40,14 +42,27 @@ fn directory(above: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(above, name, flags, Mode::empty())
 }
 
-struct View {
+/// The kernel knows what a `cgroup2` takes, whatever becomes of it: in a cgroup namespace it changes nothing of the hierarchy, nor does
+/// the bind mount of a directory. The hierarchies of v1 are there already, and take nothing more.
+fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<()> {
+    let Some((name, _)) = options.data.first() else { return Ok(()) };
+    ensure!(
+        version == Version::V2 || entry.typ().as_deref() == Some("cgroup2"),
+        "the option `{name}` is none of a `cgroup` mount"
+    );
+    mounts::check_data("cgroup2", options)
+}
+
+struct View<'a> {
     own: bool,
     attr: MountAttr,
+    /// Options of `cgroup2`.
+    data: &'a [(String, Option<String>)],
 }
 
 /// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
 /// The directories are made by way of the tmpfs itself: at its path in the rootfs could be another one by then.
-fn all_v1(rootfs: &Rootfs, path: &Path, destination: &OwnedFd, view: &View) -> Result<()> {
+fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'_>) -> Result<()> {
     let options = ["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned);
     let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?;
     rootfs.attach(tmpfs.as_fd(), destination.as_fd(), path)?;
@@ -80,14 +95,14 @@ fn all_v1(rootfs: &Rootfs, path: &Path, destination: &OwnedFd, view: &View) -> R
         .context("make the list of hierarchies read-only")
 }
 
-impl View {
+impl View<'_> {
     fn v2(&self, root: &Path) -> Result<OwnedFd> {
         if self.own {
             // In a user namespace that does not own the cgroup namespace the kernel refuses; a bind mount shows the same.
             match mounts::make(
                 "cgroup2",
                 Some(Path::new("cgroup")),
-                &Options { attr: self.attr, ..Options::default() },
+                &Options { attr: self.attr, data: self.data.to_vec(), ..Options::default() },
             ) {
                 Err(error) if error.downcast_ref() == Some(&Errno::PERM) => {}
                 result => return result,

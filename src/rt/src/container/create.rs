@@ -21,8 +21,8 @@ use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
 use super::sync::{self, Message, Socket};
 use super::{
-    becoming, devices, hooks, init, interrupt, net_devices, notify_socket, process, serve, sysctl,
-    terminal,
+    becoming, descriptors, devices, hooks, init, interrupt, net_devices, notify_socket, process,
+    serve, sysctl, terminal,
 };
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
@@ -94,6 +94,8 @@ struct Prepared {
     devices: Vec<Option<OwnedFd>>,
     /// Where hooks print to.
     streams: Streams,
+    /// The limit of descriptors that is the caller's.
+    descriptors: descriptors::Before,
 }
 
 /// Makes a container. When that fails, nothing of it is left.
@@ -117,13 +119,16 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let rights = Rights::of(spec)?;
     let filter = seccomp::prepare(spec, &root.filters())?;
     let agent = seccomp::receiver(spec, filter.as_ref())?;
+    let devices = linux.devices().as_ref().map_or(0, Vec::len);
+    let descriptors = descriptors::raise_for(devices + spec.mounts().as_ref().map_or(0, Vec::len));
     let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
     let devices = devices::open_for_init(options.bundle, &namespaces)?;
     let streams = match spec.hooks() {
         Some(_) => Streams::open(&annotations)?,
         None => Streams::default(),
     };
-    let mut prepared = Prepared { namespaces, filter, rights, agent, mounts, devices, streams };
+    let mut prepared =
+        Prepared { namespaces, filter, rights, agent, mounts, devices, streams, descriptors };
     let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
@@ -141,9 +146,12 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
             interrupt::forget();
+            // For `poststop` hooks.
+            let given_back = descriptors::give_back(prepared.descriptors.take());
             if let Err(left) = undo(&directory, &state) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
+            given_back.context(descriptors::GIVE_BACK)?;
             Err(error)
         }
     }
@@ -262,7 +270,9 @@ fn make(
             // Of the host's cgroups nothing is open any more when init looks at what is the container's.
             drop(birthplace);
             state.cgroup.leave_claim();
-            let Prepared { namespaces, filter, rights, mounts, devices, streams, .. } = prepared;
+            let Prepared {
+                namespaces, filter, rights, mounts, devices, streams, descriptors, ..
+            } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
             let devices = std::mem::take(devices);
             let streams = std::mem::take(streams);
@@ -273,6 +283,7 @@ fn make(
                 rights,
                 mounts,
                 devices,
+                descriptors: *descriptors,
                 streams,
                 notify,
                 start_fifo,
@@ -288,6 +299,7 @@ fn make(
     drop(notify);
     prepared.mounts.clear();
     prepared.devices.clear();
+    descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;
     let pidfd =
@@ -379,6 +391,11 @@ fn serve(
                 )?;
                 state.run = engine.map(|engine| engine.run(&found));
                 record = directory.draft(state)?;
+            }
+            Some(Message::Map(number)) => {
+                let mount = files.first().context("init sent no mount")?;
+                mounts::map(options.bundle, number, mount.as_fd())?;
+                socket.send(&Message::MapDone)?;
             }
             Some(Message::Ready) => break,
             Some(Message::Failed(text)) => bail!(text),

@@ -120,7 +120,7 @@ fn show(number: usize, device: &LinuxDevice) -> String {
 /// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`). With `bind`, where the kernel
 /// lets nobody make device nodes (a user namespace), listed ones that the caller has `opened` are mounted, and the host's.
 pub(crate) fn make(
-    rootfs: &Rootfs,
+    rootfs: &mut Rootfs,
     listed: &[LinuxDevice],
     opened: Vec<Option<OwnedFd>>,
     mounted: &[Mount],
@@ -187,7 +187,7 @@ impl Node {
 }
 
 fn make_listed(
-    rootfs: &Rootfs,
+    rootfs: &mut Rootfs,
     device: &LinuxDevice,
     opened: Option<OwnedFd>,
     bind: bool,
@@ -198,7 +198,7 @@ fn make_listed(
     match opened {
         Some(mount) => {
             let place = rootfs.make(device.path(), false)?;
-            rootfs.attach(mount.as_fd(), place.as_fd(), device.path())
+            rootfs.attach(mount.as_fd(), place.as_fd(), device.path()).map(drop)
         }
         None => make_node(rootfs, &directory, device.path(), &node, bind),
     }
@@ -232,7 +232,7 @@ fn open_the_hosts(path: &Path, node: &Node) -> Result<OwnedFd> {
 }
 
 fn make_node(
-    rootfs: &Rootfs,
+    rootfs: &mut Rootfs,
     directory: &OwnedFd,
     path: &Path,
     node: &Node,
@@ -241,7 +241,7 @@ fn make_node(
     if bind && node.kind != FileType::Fifo {
         let mount = open_the_hosts(path, node)?;
         let place = rootfs.make(path, false)?;
-        return rootfs.attach(mount.as_fd(), place.as_fd(), path);
+        return rootfs.attach(mount.as_fd(), place.as_fd(), path).map(drop);
     }
     let name = path.file_name().context("not a path")?;
     let number = node.number();

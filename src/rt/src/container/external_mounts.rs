@@ -10,7 +10,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::OFlags;
 
@@ -71,6 +71,10 @@ impl<'a> Offers<'a> {
         offers.add_below(&root, Path::new("/"));
         for entry in bundle.spec.mounts().iter().flatten() {
             let destination = resolve(&rootfs, &root, entry.destination());
+            ensure!(
+                destination != Path::new("/") || mounts::remounts(entry),
+                "a mount on `/` is in the place of the rootfs: it could not be restored"
+            );
             offers.add(bundle, cgroup, entry, &destination);
             offers.restrict(entry, &destination)?;
             if !mounts::remounts(entry) {

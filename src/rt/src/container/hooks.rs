@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
-use super::{interrupt, namespaces, process};
+use super::{descriptors, interrupt, namespaces, process};
 use crate::exe;
 use crate::state::{State, Status};
 use crate::{syscall, trust};
@@ -71,6 +71,8 @@ pub(crate) struct Place<'a> {
     pub(crate) folder: Option<&'a Path>,
     /// The environment of a hook that has none of its own; none for this process's, as with runc and crun.
     pub(crate) environment: Option<&'a [String]>,
+    /// Their limit of descriptors, where this process has raised its own.
+    pub(super) descriptors: descriptors::Before,
 }
 
 impl<'a> Place<'a> {
@@ -78,7 +80,7 @@ impl<'a> Place<'a> {
     pub(crate) fn bundle(state: &'a State) -> Place<'a> {
         let folder = Some(state.bundle.as_path());
         let open = |folder: &&Path| rustix::fs::access(*folder, Access::EXEC_OK).is_ok();
-        Place { folder: folder.filter(open), environment: None }
+        Place { folder: folder.filter(open), environment: None, descriptors: None }
     }
 }
 
@@ -196,6 +198,7 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
             if let Some(folder) = place.folder {
                 rustix::process::chdir(folder)?;
             }
+            descriptors::give_back(place.descriptors)?;
             close_all_but(tell.as_fd())?;
             Ok(syscall::execve(&path, &argv, &envp))
         };

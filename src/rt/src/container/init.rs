@@ -22,7 +22,8 @@ use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
 use super::sync::{Message, Socket};
 use super::{
-    cgroup_mount, cgroups, devices, hooks, module, mounts, notify_socket, process, sysctl, terminal,
+    cgroup_mount, cgroups, descriptors, devices, hooks, module, mounts, notify_socket, process,
+    sysctl, terminal,
 };
 use crate::engine;
 use crate::executor;
@@ -42,6 +43,8 @@ pub(super) struct Plan<'a> {
     pub(super) mounts: Vec<Option<Detached>>,
     /// What it has made for `linux.devices`.
     pub(super) devices: Vec<Option<OwnedFd>>,
+    /// The limit of descriptors that is the container's.
+    pub(super) descriptors: descriptors::Before,
     /// Where hooks print to.
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
@@ -143,22 +146,24 @@ fn set_up<'a>(
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
         let listed = linux.devices().as_deref().unwrap_or_default();
-        devices::make(&rootfs, listed, devices, entries, bind)?;
+        devices::make(&mut rootfs, listed, devices, entries, bind)?;
         if let Some(folder) = notify {
-            notify_socket::mount(&rootfs, folder)?;
+            notify_socket::mount(&mut rootfs, folder)?;
         }
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;
     if let Some(parameters) = linux.sysctl() {
         sysctl::set(parameters)?;
     }
-    let place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+    let mut place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     // Until here nothing was opened that could be a device of the image's.
-    plan.socket.expect(&Message::Restricted)?;
+    place.expect_restrictions(plan)?;
     if let Some(console) = &options.console {
         terminal::set_up(&rootfs, process, console.as_fd(), true).context("set up the terminal")?;
     }
     run_hooks_before_pivot(plan)?;
+    rootfs.finish_read_only()?;
+    descriptors::give_back(plan.descriptors).context(descriptors::GIVE_BACK)?;
 
     let mut covers = Covers::default();
     for path in linux.masked_paths().iter().flatten() {
@@ -166,7 +171,7 @@ fn set_up<'a>(
     }
     for path in linux.readonly_paths().iter().flatten() {
         rootfs
-            .make_read_only(Path::new(path))
+            .make_read_only(Path::new(path), &mut covers)
             .with_context(|| format!("make `{path}` read-only"))?;
     }
     if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
@@ -244,7 +249,7 @@ fn mount_all(
     opened: Vec<Option<Detached>>,
     mut place: Option<Place>,
 ) -> Result<Option<Place>> {
-    for (entry, opened) in entries.iter().zip(opened) {
+    for (number, (entry, opened)) in entries.iter().zip(opened).enumerate() {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
         // The memory that is filled counts for the container.
@@ -255,6 +260,19 @@ fn mount_all(
             cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
         } else {
             let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
+            let mut opened = opened;
+            if opened.is_none()
+                && let Some(mount) =
+                    mounts::open_to_be_mapped(rootfs, bundle, entry).with_context(show)?
+            {
+                // These messages come before the answer, wherever they are waited for.
+                let mut entered = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+                entered.expect_restrictions(plan)?;
+                place = Some(entered);
+                plan.socket.send_with(&Message::Map(number), &[mount.as_fd()])?;
+                plan.socket.expect(&Message::MapDone)?;
+                opened = Some(mount);
+            }
             mounts::mount(rootfs, bundle, namespaces, entry, opened).with_context(show)?;
         }
     }
@@ -265,6 +283,18 @@ fn mount_all(
 struct Place {
     /// The limit of memory that an engine is told, in bytes.
     memory: Option<u64>,
+    /// The rules for devices are known to be in force.
+    restricted: bool,
+}
+
+impl Place {
+    fn expect_restrictions(&mut self, plan: &Plan<'_>) -> Result<()> {
+        if !self.restricted {
+            plan.socket.expect(&Message::Restricted)?;
+            self.restricted = true;
+        }
+        Ok(())
+    }
 }
 
 /// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
@@ -280,7 +310,7 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     if let Some(entrance) = delegated {
         cgroups::enter(&entrance).context("enter the delegated cgroup")?;
     }
-    Ok(Place { memory })
+    Ok(Place { memory, restricted: false })
 }
 
 fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
@@ -292,7 +322,7 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
         "createContainer",
         list,
         &hooks::state_json(plan.state, Status::Creating),
-        hooks::Place::bundle(plan.state),
+        hooks::Place { descriptors: plan.descriptors, ..hooks::Place::bundle(plan.state) },
         &plan.streams,
     )
 }
@@ -318,7 +348,11 @@ fn run_start_hooks(plan: &Plan<'_>) -> Result<()> {
     let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
     // In the container, they are the container's.
     let environment = plan.options.bundle.process().env().as_deref();
-    let place = hooks::Place { folder: None, environment: Some(environment.unwrap_or_default()) };
+    let place = hooks::Place {
+        folder: None,
+        environment: Some(environment.unwrap_or_default()),
+        descriptors: None,
+    };
     hooks::run(
         "startContainer",
         list,

@@ -15,6 +15,7 @@ use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 
 use super::cgroups::Freezers;
+use super::descriptors;
 use super::host_proc::HostProc;
 use super::mounts::{self, Detached};
 use super::namespaces::Namespaces;
@@ -39,6 +40,7 @@ pub(crate) fn add(
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let namespaces = Namespaces::default();
     let before = state.added.len();
+    descriptors::raise_for(entries.len());
     let mut opened = Vec::new();
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());

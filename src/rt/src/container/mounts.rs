@@ -9,23 +9,29 @@ mod copy_up;
 mod idmap;
 mod options;
 
+use std::cell::OnceCell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, CWD, FileType, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
     OpenTreeFlags,
 };
+use rustix::process::Signal;
 
 pub(crate) use options::{NAMES, Options};
 
-use super::namespaces::Namespaces;
+use super::descriptors;
+use super::mount_table::{self, Entry};
+use super::namespaces::{self, Namespaces};
 use super::rootfs::{Rootfs, is_directory};
+use super::sync::{self, Message};
 use crate::bundle::Bundle;
 use crate::syscall::{self, MountAttr};
 
@@ -52,16 +58,32 @@ pub(crate) fn open_for_init(
     bundle: &Bundle,
     namespaces: &Namespaces,
 ) -> Result<Vec<Option<Detached>>> {
-    let entries = bundle.spec.mounts().iter().flatten();
-    entries
-        .map(|entry| {
-            open_one(bundle, namespaces, entry)
-                .with_context(|| format!("mount `{}`", entry.destination().display()))
-        })
-        .collect()
+    let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
+    let (pinned, most) = (Pinned::default(), descriptors::room_for_mounts());
+    let mut opened = Vec::with_capacity(entries.len());
+    let mut held = 0;
+    for (number, entry) in entries.iter().enumerate() {
+        // Of more of them than this process may have open, init opens those that it can.
+        let must = held < most || is_mapped(entry)?;
+        let mount = must.then(|| open_one(bundle, namespaces, &entries[..number], entry, &pinned));
+        let mount = mount.transpose().with_context(|| show(entry))?.flatten();
+        held += usize::from(mount.is_some());
+        opened.push(mount);
+    }
+    Ok(opened)
 }
 
-fn open_one(bundle: &Bundle, namespaces: &Namespaces, entry: &Mount) -> Result<Option<Detached>> {
+fn show(entry: &Mount) -> String {
+    format!("mount `{}`", entry.destination().display())
+}
+
+fn open_one(
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    earlier: &[Mount],
+    entry: &Mount,
+    pinned: &Pinned,
+) -> Result<Option<Detached>> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let mapping = idmap::wanted(entry, &options, bundle.linux())?;
     let user = namespaces.makes(libc::CLONE_NEWUSER) || namespaces.joins(libc::CLONE_NEWUSER);
@@ -72,7 +94,10 @@ fn open_one(bundle: &Bundle, namespaces: &Namespaces, entry: &Mount) -> Result<O
     if options.copy_symlink && is_symlink(&bundle.path, entry) {
         return Ok(None);
     }
-    let mount = match open(bundle, namespaces, entry, &options, None) {
+    if bind && is_made_by(earlier, bundle, entry) {
+        return Ok(None);
+    }
+    let mount = match open(bundle, namespaces, entry, &options, By::Caller(pinned)) {
         // This process has no more rights than init will have.
         Err(error) if mapping.is_none() && is_refusal(&error) => return Ok(None),
         mount => mount?,
@@ -89,7 +114,8 @@ fn open_one(bundle: &Bundle, namespaces: &Namespaces, entry: &Mount) -> Result<O
     }
     let finished = !options.copy_up;
     if finished {
-        options.finish(mount.as_fd(), !bind)?;
+        let is_new = (!bind).then(|| kind(entry));
+        options.finish(mount.as_fd(), is_new, options.is_read_only_later(entry))?;
     }
     Ok(Some(Detached { mount, finished }))
 }
@@ -101,7 +127,8 @@ pub(crate) fn open_detached(
     entry: &Mount,
 ) -> Result<Detached> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
-    let mount = open(bundle, namespaces, entry, &options, None)?;
+    let pinned = Pinned::default();
+    let mount = open(bundle, namespaces, entry, &options, By::Caller(&pinned))?;
     if is_bind(entry, &options) {
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
         syscall::mount_setattr(mount.as_fd(), private, true).context("make the mount private")?;
@@ -147,6 +174,10 @@ pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
     Ok(own || options.idmap.is_some())
 }
 
+fn kind(entry: &Mount) -> &str {
+    entry.typ().as_deref().unwrap_or("none")
+}
+
 fn is_bind(entry: &Mount, options: &Options) -> bool {
     options.bind.is_some() || entry.typ().as_deref() == Some("bind")
 }
@@ -179,16 +210,20 @@ pub(crate) fn mount(
     let Detached { mount, finished } = match opened {
         Some(opened) => opened,
         None => {
-            let mount = open(bundle, namespaces, entry, &options, Some(rootfs))?;
+            let mount = open(bundle, namespaces, entry, &options, By::Init(rootfs))?;
             Detached { mount, finished: false }
         }
     };
     let is_kernels = !bind && matches!(entry.typ().as_deref(), Some("proc" | "sysfs"));
     let directory = !bind || is_directory(mount.as_fd())?;
+    let is_tmpfs = !bind && kind(entry) == "tmpfs";
+    let own_mode = options.data.iter().any(|(name, _)| name == "mode");
+    let copy_up = options.copy_up && !bind;
     // What is made now has nothing to copy, its mode included.
-    let copy_up =
-        options.copy_up && !bind && rootfs.open(entry.destination(), OFlags::PATH).is_ok();
-    let destination = if options.destination_no_follow || is_kernels {
+    let covers = (copy_up || is_tmpfs && !own_mode)
+        && rootfs.open(entry.destination(), OFlags::PATH).is_ok();
+    let no_follow = options.destination_no_follow && entry.destination().file_name().is_some();
+    let destination = if no_follow || is_kernels {
         rootfs.make_without_following(entry.destination(), directory)?
     } else {
         rootfs.make(entry.destination(), directory)?
@@ -197,14 +232,26 @@ pub(crate) fn mount(
         !is_kernels || is_directory(destination.as_fd())?,
         "in the rootfs, it is no directory: Not a directory"
     );
-    if copy_up {
-        let own_mode = options.data.iter().any(|(name, _)| name == "mode");
-        copy_up::copy_up(destination.as_fd(), mount.as_fd(), own_mode, rootfs.proc()?)?;
+    if covers && !own_mode {
+        // As with runc and crun: the kernel's default is 1777.
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&destination)?.st_mode & 0o7777);
+        rootfs.proc()?.chmod(mount.as_fd(), mode).context("set its mode")?;
     }
+    if covers && copy_up {
+        copy_up::copy_up(destination.as_fd(), mount.as_fd(), rootfs.proc()?)?;
+    }
+    let can_wait = options.is_read_only_later(entry);
+    let read_only_later = can_wait && rootfs.delays_read_only();
     if !finished {
-        options.finish(mount.as_fd(), !bind)?;
+        let is_new = (!bind).then(|| kind(entry));
+        options.finish(mount.as_fd(), is_new, read_only_later)?;
+    } else if can_wait && !read_only_later {
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        syscall::mount_setattr(mount.as_fd(), attr, false).context("make the mount read-only")?;
     }
-    rootfs.attach(mount.as_fd(), destination.as_fd(), entry.destination()).map_err(|error| {
+    let place = destination.as_fd();
+    let attached = rootfs.attach(mount.as_fd(), place, entry.destination());
+    let is_root = attached.map_err(|error| {
         if !matches!(error.downcast_ref(), Some(&(Errno::INVAL | Errno::NOTDIR))) {
             return error;
         }
@@ -219,8 +266,18 @@ pub(crate) fn mount(
         }
         error
     })?;
-    options.propagate(mount.as_fd())?;
+    if options.propagation.iter().any(|&(kind, _)| kind == libc::MS_SHARED) {
+        rootfs.reach_others();
+    }
+    if is_root {
+        rootfs.propagate_root_later(options.propagation);
+    } else {
+        options.propagate(mount.as_fd())?;
+    }
     rootfs.cover(entry.destination());
+    if read_only_later {
+        rootfs.make_read_only_later(mount.as_fd())?;
+    }
     let of_hosts =
         || [Path::new("/proc"), Path::new("/sys")].contains(&entry.destination().as_path());
     if is_kernels || bind && of_hosts() {
@@ -229,18 +286,104 @@ pub(crate) fn mount(
     Ok(())
 }
 
-/// What an entry mounts, detached. In a mount namespace of its own a filesystem can be mounted for a moment, on the rootfs.
+/// Whether the source of a bind mount is what an earlier entry mounts in the rootfs. The caller's process does not see that.
+fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount) -> bool {
+    let Some(source) = in_rootfs(bundle, entry) else { return false };
+    earlier.iter().any(|earlier| {
+        // Nothing but links of the image lies between; a source on its own does not need what init does for it.
+        let destination = earlier.destination().strip_prefix("/");
+        destination.is_ok_and(|destination| source.starts_with(destination))
+    })
+}
+
+/// The source of a bind mount below the rootfs.
+fn in_rootfs(bundle: &Bundle, entry: &Mount) -> Option<PathBuf> {
+    let source = bundle.path.join(entry.source().as_deref()?);
+    // Where the last parts of the path are made by mounts, what is above them counts.
+    source.ancestors().find_map(|above| {
+        let rest = source.strip_prefix(above).ok()?;
+        let above = above.canonicalize().ok()?;
+        Some(above.strip_prefix(&bundle.rootfs).ok()?.join(rest))
+    })
+}
+
+/// Opens the source of a bind mount that an earlier one has made, if its ids are mapped: the caller's process does that. Runs in init.
+pub(crate) fn open_to_be_mapped(
+    rootfs: &Rootfs,
+    bundle: &Bundle,
+    entry: &Mount,
+) -> Result<Option<Detached>> {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    let bind = is_bind(entry, &options) && !options.remount;
+    if !bind || idmap::wanted(entry, &options, bundle.linux())?.is_none() {
+        return Ok(None);
+    }
+    let Some(source) = in_rootfs(bundle, entry) else { return Ok(None) };
+    // As the container sees it.
+    let mut flags = OFlags::PATH;
+    flags.set(OFlags::NOFOLLOW, options.source_no_follow);
+    let mount = rootfs
+        .open(&Path::new("/").join(&source), flags)
+        .and_then(|source| clone_tree(source.as_fd(), Path::new(""), options.bind.unwrap_or(true)))
+        .with_context(|| format!("open source `{}` in the rootfs", source.display()))?;
+    Ok(Some(Detached { mount, finished: false }))
+}
+
+/// Maps the ids of what [`open_to_be_mapped`] has opened. Runs in the caller's process.
+pub(crate) fn map(bundle: &Bundle, number: usize, mount: BorrowedFd<'_>) -> Result<()> {
+    let entry = bundle.spec.mounts().as_ref().and_then(|mounts| mounts.get(number));
+    let entry = entry.context("init sent the number of no mount")?;
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
+    let mapping = idmap::wanted(entry, &options, bundle.linux())?;
+    let recursive = options.idmap.is_some_and(|idmap| idmap.recursive);
+    mapping.map_or(Ok(()), |mapping| mapping.apply(mount, recursive)).with_context(|| show(entry))
+}
+
+/// Which process opens a mount.
+#[derive(Clone, Copy)]
+enum By<'a> {
+    /// The caller's.
+    Caller(&'a Pinned),
+    /// Init, in a mount namespace of its own, where a filesystem can be mounted on the rootfs for a moment.
+    Init(&'a Rootfs),
+}
+
+/// The files by which mount namespaces are kept (`unshare --mount=FILE`, snapd). The kernel attaches no tree with one in it to a
+/// newer mount namespace: that could keep itself. None until that is asked.
+#[derive(Default)]
+struct Pinned(OnceCell<Vec<PathBuf>>);
+
+impl Pinned {
+    fn is_below(&self, path: &Path) -> bool {
+        let find = || {
+            let is_pinned = |mount: &Entry| {
+                mount.kind == "nsfs" && mount.root.as_os_str().as_bytes().starts_with(b"mnt:")
+            };
+            let table = mount_table::own().unwrap_or_default();
+            table.into_iter().filter(is_pinned).map(|mount| mount.point).collect()
+        };
+        let pinned = self.0.get_or_init(find);
+        !pinned.is_empty()
+            && path.canonicalize().is_ok_and(|path| pinned.iter().any(|it| it.starts_with(&path)))
+    }
+}
+
+/// What an entry mounts, detached.
 fn open(
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
     options: &Options,
-    rootfs: Option<&Rootfs>,
+    by: By<'_>,
 ) -> Result<OwnedFd> {
+    let rootfs = match by {
+        By::Init(rootfs) => Some(rootfs),
+        By::Caller(_) => None,
+    };
     if is_bind(entry, options) {
-        return clone(&bundle.path, entry, options);
+        return clone(&bundle.path, entry, options, by);
     }
-    let kind = entry.typ().as_deref().unwrap_or("none");
+    let kind = kind(entry);
     let source = entry.source().as_deref();
     let label = if matches!(kind, "proc" | "sysfs") { None } else { label(bundle)? };
     let made = match label {
@@ -293,14 +436,44 @@ pub(crate) fn make_for_devices(bundle: &Bundle) -> Result<OwnedFd> {
 }
 
 /// The source of a bind mount, as a detached mount of its own.
-fn clone(bundle: &Path, entry: &Mount, options: &Options) -> Result<OwnedFd> {
+fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<OwnedFd> {
     let Some(source) = entry.source() else { bail!("a bind mount without a source") };
     let source = bundle.join(source);
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.bind.unwrap_or(true));
     flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.source_no_follow);
-    clone_tree_at(CWD, &source, flags)
-        .with_context(|| format!("open source `{}`", source.display()))
+    let show = || format!("open source `{}`", source.display());
+    let mount = clone_tree_at(CWD, &source, flags).with_context(show)?;
+    match by {
+        By::Caller(pinned) if pinned.is_below(&source) => {
+            clone_without_namespaces(&source, flags).with_context(show)
+        }
+        _ => Ok(mount),
+    }
+}
+
+/// As [`clone_tree_at`], without the files by which mount namespaces are kept: a new mount namespace has none of them, and a process
+/// in one makes the copy.
+fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(libc::CLONE_NEWNS, None).context("make a mount namespace")?
+    else {
+        drop(ours);
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        let _ = match clone_tree_at(CWD, source, flags) {
+            Ok(mount) => theirs.send_with(&Message::Ready, &[mount.as_fd()]),
+            Err(error) => theirs.send(&Message::Failed(error.to_string())),
+        };
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let answer = ours.receive_with();
+    namespaces::wait(pid)?;
+    match answer? {
+        (Some(Message::Ready), mut files) => files.pop().context("no mount came"),
+        (Some(Message::Failed(text)), _) => bail!(text),
+        (other, _) => bail!("the process in a new mount namespace sent {other:?}"),
+    }
 }
 
 /// A detached copy of the mount that a path is on, from that path on; with all that is mounted below, if asked for.
@@ -346,7 +519,7 @@ fn make_in(
     let values = options.data.iter().filter_map(|(_, value)| value.as_deref());
     let source_bytes = source.map_or(0, |source| source.as_os_str().len());
     if values.map(str::len).chain([source_bytes]).all(|length| length <= LONGEST_VALUE) {
-        return make(kind, source, options);
+        return make_with(kind, source, options, options.at_birth(kind));
     }
     let Some(rootfs) = rootfs else {
         bail!("a source or an option of more than {LONGEST_VALUE} bytes")
@@ -361,7 +534,7 @@ fn make_in(
             other => data.push(other.to_owned()),
         }
     }
-    flags.set(MountFlags::RDONLY, options.is_read_only());
+    flags.set(MountFlags::RDONLY, !is_in_memory(kind) && options.is_read_only());
     data.extend(options.data.iter().map(|(key, value)| match value {
         Some(value) => format!("{key}={value}"),
         None => key.clone(),
@@ -373,13 +546,22 @@ fn make_in(
             .with_context(|| format!("mount a `{kind}`"))?;
         clone_tree(folder, name, false).context("open the new mount")
     })?;
-    let attr = MountAttr { set: options.at_birth(), ..options.attr };
+    let attr = MountAttr { set: options.at_birth(kind), ..options.attr };
     syscall::mount_setattr(made.as_fd(), attr, false).context("set the attributes of the mount")?;
     Ok(made)
 }
 
-/// A new filesystem, as a detached mount.
+/// A new filesystem, as a detached mount with all attributes that are to be set.
 pub(crate) fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd> {
+    make_with(kind, source, options, options.attr.set)
+}
+
+fn make_with(
+    kind: &str,
+    source: Option<&Path>,
+    options: &Options,
+    attributes: u64,
+) -> Result<OwnedFd> {
     let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
         .with_context(|| format!("open filesystem type `{kind}`"))?;
     if let Some(source) = source {
@@ -387,16 +569,25 @@ pub(crate) fn make(kind: &str, source: Option<&Path>, options: &Options) -> Resu
             |error| explain(&filesystem, error, format!("set source `{}`", source.display())),
         )?;
     }
-    // A mount's rights are enough for what lives in memory; a disk must not even replay its journal.
-    let in_memory =
-        matches!(kind, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2");
-    configure(&filesystem, options, !in_memory && options.is_read_only())?;
+    configure(&filesystem, options, !is_in_memory(kind) && options.is_read_only())?;
     rustix::mount::fsconfig_create(filesystem.as_fd())
         .map_err(|error| explain(&filesystem, error, format!("make a `{kind}`")))?;
-    let attributes = u32::try_from(options.at_birth()).context("mount attributes")?;
+    let attributes = u32::try_from(attributes).context("mount attributes")?;
     let attributes = MountAttrFlags::from_bits_retain(attributes);
     rustix::mount::fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|error| explain(&filesystem, error, format!("mount a `{kind}`")))
+}
+
+/// Asks the kernel whether a filesystem of this kind takes these options, and makes none.
+pub(crate) fn check_data(kind: &str, options: &Options) -> Result<()> {
+    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .with_context(|| format!("open filesystem type `{kind}`"))?;
+    configure(&filesystem, options, false)
+}
+
+/// A mount's rights are enough for what lives in memory; a disk must not even replay its journal.
+fn is_in_memory(kind: &str) -> bool {
+    matches!(kind, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2")
 }
 
 /// Passes on a filesystem's own options.
@@ -439,7 +630,9 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Resu
 
 /// Changes the mount that is at the destination, and its filesystem unless `bind` says that only the mount is meant. What the
 /// options do not name stays as it is.
-fn remount(rootfs: &Rootfs, entry: &Mount, options: &Options) -> Result<()> {
+fn remount(rootfs: &mut Rootfs, entry: &Mount, options: &Options) -> Result<()> {
+    // So that the last option wins.
+    rootfs.finish_read_only()?;
     let places = rootfs.find(entry.destination())?;
     ensure!(!places.is_empty(), "the option `remount`: there is nothing to mount again");
     let whole =
@@ -453,7 +646,7 @@ fn remount(rootfs: &Rootfs, entry: &Mount, options: &Options) -> Result<()> {
             rustix::mount::fsconfig_reconfigure(filesystem.as_fd())
                 .map_err(|error| explain(&filesystem, error, "change the filesystem".to_owned()))?;
         }
-        options.finish(place.as_fd(), false).context("the option `remount`")?;
+        options.finish(place.as_fd(), None, false).context("the option `remount`")?;
         options.propagate(place.as_fd())?;
     }
     Ok(())
@@ -487,14 +680,28 @@ impl Options {
         self.attr.set & libc::MOUNT_ATTR_RDONLY != 0
     }
 
-    /// What a new mount is made with. It has no attribute that would have to be cleared.
-    fn at_birth(&self) -> u64 {
-        // It has to be filled first.
-        self.attr.set & !if self.copy_up { libc::MOUNT_ATTR_RDONLY } else { 0 }
+    /// Whether something may have to be made in a mount that becomes read-only: the place of another mount, a device.
+    fn is_read_only_later(&self, entry: &Mount) -> bool {
+        (self.attr.set | self.recursive.set) & libc::MOUNT_ATTR_RDONLY != 0
+            && (is_bind(entry, self) || kind(entry) == "tmpfs")
     }
 
-    /// Sets what `open_tree` and `fsmount` could not.
-    fn finish(&self, mount: BorrowedFd<'_>, is_new: bool) -> Result<()> {
+    /// What a new mount is made with. It has no attribute that would have to be cleared.
+    fn at_birth(&self, kind: &str) -> u64 {
+        // It has to be filled first, or given its mode.
+        let writable = self.copy_up || kind == "tmpfs";
+        self.attr.set & !if writable { libc::MOUNT_ATTR_RDONLY } else { 0 }
+    }
+
+    /// Sets what `open_tree` and `fsmount` could not; of a new filesystem, `is_new` is the kind. With `read_only_later`, the mount
+    /// itself stays writable if it is.
+    fn finish(
+        &self,
+        mount: BorrowedFd<'_>,
+        is_new: Option<&str>,
+        read_only_later: bool,
+    ) -> Result<()> {
+        const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
         let set = |attr: MountAttr, recursive| {
             if attr == MountAttr::default() {
                 return Ok(());
@@ -502,10 +709,19 @@ impl Options {
             syscall::mount_setattr(mount, attr, recursive)
                 .context("set the attributes of the mount")
         };
-        if !is_new || self.at_birth() != self.attr.set {
-            set(self.attr, false)?;
+        let mut attr = self.attr;
+        attr.set &= !if read_only_later { READ_ONLY } else { 0 };
+        if is_new.is_none_or(|kind| self.at_birth(kind) != attr.set) {
+            set(attr, false)?;
         }
-        set(self.recursive, true)
+        let reopens = read_only_later
+            && self.recursive.set & READ_ONLY != 0
+            && !rustix::fs::fstatvfs(mount)?.f_flag.contains(StatVfsMountFlags::RDONLY);
+        set(self.recursive, true)?;
+        if reopens {
+            set(MountAttr { clear: READ_ONLY, ..MountAttr::default() }, false)?;
+        }
+        Ok(())
     }
 
     fn propagate(&self, mount: BorrowedFd<'_>) -> Result<()> {

@@ -98,7 +98,7 @@ pub(super) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NOEXEC;
 
 /// Shows the folder to the container. Runs in init, before the root is changed.
-pub(super) fn mount(rootfs: &Rootfs, folder: Folder) -> Result<()> {
+pub(super) fn mount(rootfs: &mut Rootfs, folder: Folder) -> Result<()> {
     let mount = match folder {
         Folder::Opened(mount) => mount,
         Folder::Named(path) => open(&path)?,
@@ -106,6 +106,7 @@ pub(super) fn mount(rootfs: &Rootfs, folder: Folder) -> Result<()> {
     let place = rootfs.make(Path::new(FOLDER), true)?;
     rootfs
         .attach(mount.as_fd(), place.as_fd(), Path::new(FOLDER))
+        .map(drop)
         .with_context(|| format!("mount `{FOLDER}`"))
 }
 

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 
+use super::descriptors;
 use super::host_proc::{self, HostProc};
 use super::mount_table::{self, Entry};
 use super::mounts::{self, Options};
@@ -33,6 +34,12 @@ pub(crate) struct Rootfs {
     shown: OnceCell<Vec<bool>>,
     /// None where it cannot be known to be the host's.
     proc: Option<HostProc>,
+    /// Mounts that become read-only when everything in them is made; none where the container runs already.
+    read_only_later: Option<Vec<OwnedFd>>,
+    /// Whether what is mounted may be seen elsewhere, as it is when it is attached.
+    reaches_others: bool,
+    /// What the configuration says of the propagation of a mount on `/`; none without such a mount.
+    root_propagation: Option<Vec<(u64, bool)>>,
 }
 
 /// What masked paths are covered with. One of each serves all.
@@ -42,6 +49,21 @@ pub(crate) struct Covers {
     empty: Option<OwnedFd>,
     /// The host's `/dev/null`, for files.
     null: Option<OwnedFd>,
+    /// The numbers of the mounts that protect: what is listed twice, under any name, is protected once.
+    done: BTreeSet<u64>,
+}
+
+impl Covers {
+    /// Puts one in its place.
+    fn attach(&mut self, cover: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+        mounts::attach(cover, place)?;
+        self.done.insert(identity(cover)?.0);
+        Ok(())
+    }
+
+    fn has(&self, place: BorrowedFd<'_>) -> Result<bool> {
+        Ok(!self.done.is_empty() && self.done.contains(&identity(place)?.0))
+    }
 }
 
 const PROC: &str = "/proc";
@@ -76,7 +98,9 @@ impl Rootfs {
             )
             .context("make the host's mounts slaves")?,
         }
-        Rootfs::mount(path, path)
+        let reaches_others = matches!(propagation, Some("shared" | "rshared"));
+        let rootfs = Rootfs::mount(path, path)?;
+        Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
     }
 
     /// Mounts the rootfs a second time.
@@ -93,6 +117,9 @@ impl Rootfs {
             kernels: Vec::new(),
             shown: OnceCell::new(),
             proc: Some(HostProc::open()?),
+            read_only_later: None,
+            reaches_others: false,
+            root_propagation: None,
         })
     }
 
@@ -112,6 +139,9 @@ impl Rootfs {
             kernels: Vec::new(),
             shown: OnceCell::new(),
             proc: None,
+            read_only_later: None,
+            reaches_others: false,
+            root_propagation: None,
         })
     }
 
@@ -164,12 +194,14 @@ impl Rootfs {
 
     /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which programs trust: as with runc, nothing
     /// is mounted there but a whole procfs, and the few files that lxcfs shows in another way.
+    ///
+    /// What is mounted on `/` is the root from then on. Returns whether it is.
     pub(super) fn attach(
-        &self,
+        &mut self,
         mount: BorrowedFd<'_>,
         place: BorrowedFd<'_>,
         destination: &Path,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let proc = self.proc()?;
         let (root, at) = (proc.path_of(self.root.as_fd())?, proc.path_of(place)?);
         let at = at.strip_prefix(root).context("its place was moved out of the rootfs")?;
@@ -190,7 +222,61 @@ impl Rootfs {
                 );
             }
         }
-        mounts::attach(mount, place)
+        let is_root = at == Path::new("/");
+        ensure!(
+            !is_root || self.read_only_later.is_some(),
+            "the root of a container that is there already: its processes would not see it"
+        );
+        if is_root {
+            // The kernel changes the root to none that is shared; this one still receives what the host mounts in its source.
+            set_propagation(mount, libc::MS_SLAVE, false).context("make the root a slave")?;
+        }
+        mounts::attach(mount, place)?;
+        if is_root {
+            // By the old root, each path would lead below this mount.
+            self.root = mount.try_clone_to_owned().context("keep the new root")?;
+            self.kernels.clear();
+            self.look_again();
+            self.root_propagation = Some(Vec::new());
+        }
+        Ok(is_root)
+    }
+
+    /// Of a mount on `/`: when it is the root.
+    pub(super) fn propagate_root_later(&mut self, propagation: Vec<(u64, bool)>) {
+        self.root_propagation = Some(propagation);
+    }
+
+    /// Whether mounts become read-only at the end only.
+    pub(super) fn delays_read_only(&self) -> bool {
+        self.read_only_later.is_some() && !self.reaches_others
+    }
+
+    /// A mount is shared: what is mounted in it may be seen elsewhere.
+    pub(super) fn reach_others(&mut self) {
+        self.reaches_others = true;
+    }
+
+    /// Makes a mount read-only when all that has to be made in it is there.
+    pub(super) fn make_read_only_later(&mut self, mount: BorrowedFd<'_>) -> Result<()> {
+        self.read_only_later.get_or_insert_default().push(mount.try_clone_to_owned()?);
+        // At once, if this process can hold no more.
+        if self.read_only_later.iter().flatten().count() >= descriptors::room_for_mounts() {
+            self.finish_read_only()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish_read_only(&mut self) -> Result<()> {
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        for mount in self.read_only_later.iter_mut().flat_map(|mounts| mounts.drain(..)) {
+            match syscall::mount_setattr(mount.as_fd(), attr, false) {
+                // A hook has unmounted it.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(error).context("make a mount read-only"),
+            }
+        }
+        Ok(())
     }
 
     /// Calls a function with a folder, the name of an empty folder in it, and a path to that by a descriptor: something can be mounted
@@ -327,6 +413,9 @@ impl Rootfs {
     /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not there needs no mask.
     pub(crate) fn mask(&self, path: &Path, covers: &mut Covers) -> Result<()> {
         for place in self.find(path)? {
+            if covers.has(place.as_fd())? {
+                continue;
+            }
             let is_directory = is_directory(place.as_fd())?;
             let first = if is_directory { &mut covers.empty } else { &mut covers.null };
             let cover = match first {
@@ -334,19 +423,22 @@ impl Rootfs {
                 None if is_directory => make_empty()?,
                 None => mounts::clone_device(Path::new("/dev/null")).context("open `/dev/null`")?,
             };
-            mounts::attach(cover.as_fd(), place.as_fd())?;
-            first.get_or_insert(cover);
+            first.get_or_insert(cover.try_clone()?);
+            covers.attach(cover.as_fd(), place.as_fd())?;
         }
         Ok(())
     }
 
     /// Makes a path, and all below it, read-only. What is not there needs no protection.
-    pub(crate) fn make_read_only(&self, path: &Path) -> Result<()> {
+    pub(crate) fn make_read_only(&self, path: &Path, covers: &mut Covers) -> Result<()> {
         for place in self.find(path)? {
+            if covers.has(place.as_fd())? {
+                continue;
+            }
             let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
             let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
             syscall::mount_setattr(tree.as_fd(), attr, true)?;
-            mounts::attach(tree.as_fd(), place.as_fd())?;
+            covers.attach(tree.as_fd(), place.as_fd())?;
         }
         Ok(())
     }
@@ -441,6 +533,10 @@ impl Rootfs {
     }
 
     fn propagate(&self, propagation: Option<&str>) -> Result<()> {
+        for &(kind, recursive) in self.root_propagation.iter().flatten() {
+            set_propagation(self.root.as_fd(), kind, recursive)
+                .context("set the propagation of the mount on `/`")?;
+        }
         let Some(propagation) = propagation.filter(|propagation| !propagation.is_empty()) else {
             return Ok(());
         };

@@ -32,6 +32,10 @@ pub(crate) enum Message {
     /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
     /// `createRuntime` hooks.
     BeforePivot,
+    /// From init: a mount whose ids are to be mapped comes with the message; the number of its entry.
+    Map(usize),
+    /// To init: they are.
+    MapDone,
     /// To init: those hooks have run.
     HooksDone,
     /// From init: the program is a module, which comes with the message, and an engine will run it.
@@ -217,6 +221,8 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Init(pid) => (b'I', pid.to_string().into_bytes()),
         Message::Listener(number) => (b'L', number.to_string().into_bytes()),
         Message::Gone(number) => (b'U', number.to_string().into_bytes()),
+        Message::Map(number) => (b'A', number.to_string().into_bytes()),
+        Message::MapDone => (b'Z', Vec::new()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
         Message::Module => (b'E', Vec::new()),
@@ -244,6 +250,8 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'I' => Message::Init(text().parse().context("parse the process id of init")?),
         b'L' => Message::Listener(text().parse().context("parse the number of a descriptor")?),
         b'U' => Message::Gone(text().parse().context("parse the number of a mount")?),
+        b'A' => Message::Map(text().parse().context("parse the number of a mount")?),
+        b'Z' => Message::MapDone,
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
         b'E' => Message::Module,
@@ -275,6 +283,8 @@ mod tests {
             Message::Init(4711),
             Message::Listener(7),
             Message::Gone(3),
+            Message::Map(12),
+            Message::MapDone,
             Message::BeforePivot,
             Message::HooksDone,
             Message::Module,

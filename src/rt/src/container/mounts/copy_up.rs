@@ -11,22 +11,12 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use super::super::devices;
 use super::super::host_proc::HostProc;
 
-/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners. The mode of the tmpfs itself
-/// may be its own, by an option.
+/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners.
 ///
 /// The directory may be a volume's, where others rename and exchange files meanwhile. So each name is looked up once, with
 /// `O_PATH`, which waits for nobody (a fifo, a device); what was looked up decides what is done. The tmpfs is nobody else's yet.
-pub(super) fn copy_up(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    own_mode: bool,
-    proc: &HostProc,
-) -> Result<()> {
+pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, proc: &HostProc) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
-    let metadata = rustix::fs::fstat(&from)?;
-    if !own_mode {
-        rustix::fs::fchmod(reopen(to)?, Mode::from_raw_mode(metadata.st_mode))?;
-    }
     copy_directory(from.as_fd(), to, Path::new(""), proc).context("copy the directory up")
 }
 

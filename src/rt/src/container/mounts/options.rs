@@ -116,8 +116,20 @@ const NOSYMFOLLOW: u64 = 0x0020_0000;
 impl Options {
     pub(crate) fn parse(options: &[String]) -> Result<Options> {
         let mut parsed = Options::default();
+        let (mut own, mut below) = (AccessTimes::default(), AccessTimes::default());
         for option in options {
+            if own.add(option) || option.strip_prefix('r').is_some_and(|name| below.add(name)) {
+                continue;
+            }
             parsed.add(option)?;
+        }
+        if let Some(flag) = own.flag() {
+            apply(&mut parsed.attr, (flag, libc::MOUNT_ATTR__ATIME));
+        }
+        if below.named {
+            // `mount_setattr(2)` knows no mount without one of the three: relatime is 0.
+            let flag = below.flag().unwrap_or(libc::MOUNT_ATTR_RELATIME);
+            apply(&mut parsed.recursive, (flag, libc::MOUNT_ATTR__ATIME));
         }
         Ok(parsed)
     }
@@ -168,6 +180,42 @@ impl Options {
     }
 }
 
+/// When access times are kept, as `mount(2)` is told by three flags, each with an option that takes it back. Without one of them left, a
+/// mount stays as it is. As with runc and crun, it is not the last one that counts.
+#[derive(Default)]
+struct AccessTimes {
+    never: bool,
+    relative: bool,
+    always: bool,
+    named: bool,
+}
+
+impl AccessTimes {
+    /// Whether the option is one of these.
+    fn add(&mut self, option: &str) -> bool {
+        match option {
+            "noatime" => self.never = true,
+            "atime" => self.never = false,
+            "relatime" => self.relative = true,
+            "norelatime" => self.relative = false,
+            "strictatime" => self.always = true,
+            "nostrictatime" => self.always = false,
+            _ => return false,
+        }
+        self.named = true;
+        true
+    }
+
+    fn flag(&self) -> Option<u64> {
+        let flags = [
+            (self.always, libc::MOUNT_ATTR_STRICTATIME),
+            (self.never, libc::MOUNT_ATTR_NOATIME),
+            (self.relative, libc::MOUNT_ATTR_RELATIME),
+        ];
+        flags.into_iter().find_map(|(is_set, flag)| is_set.then_some(flag))
+    }
+}
+
 impl Options {
     fn add_idmap(&mut self, option: &str) -> bool {
         let (name, mappings) = match option.split_once('=') {
@@ -188,10 +236,8 @@ type Change = (u64, u64);
 
 fn attribute(option: &str) -> Option<Change> {
     use libc::{
-        MOUNT_ATTR__ATIME as ATIME, MOUNT_ATTR_NOATIME as NOATIME, MOUNT_ATTR_NODEV as NODEV,
-        MOUNT_ATTR_NODIRATIME as NODIRATIME, MOUNT_ATTR_NOEXEC as NOEXEC,
-        MOUNT_ATTR_NOSUID as NOSUID, MOUNT_ATTR_RDONLY as RDONLY, MOUNT_ATTR_RELATIME as RELATIME,
-        MOUNT_ATTR_STRICTATIME as STRICTATIME,
+        MOUNT_ATTR_NODEV as NODEV, MOUNT_ATTR_NODIRATIME as NODIRATIME,
+        MOUNT_ATTR_NOEXEC as NOEXEC, MOUNT_ATTR_NOSUID as NOSUID, MOUNT_ATTR_RDONLY as RDONLY,
     };
     Some(match option {
         "ro" => (RDONLY, 0),
@@ -206,10 +252,6 @@ fn attribute(option: &str) -> Option<Change> {
         "diratime" => (0, NODIRATIME),
         "nosymfollow" => (NOSYMFOLLOW, 0),
         "symfollow" => (0, NOSYMFOLLOW),
-        // The three ways to keep access times are one field, which mount_setattr wants cleared to change it.
-        "noatime" => (NOATIME, ATIME),
-        "atime" | "relatime" | "nostrictatime" => (RELATIME, ATIME),
-        "strictatime" | "norelatime" => (STRICTATIME, ATIME),
         _ => return None,
     })
 }
@@ -233,8 +275,26 @@ mod tests {
     fn the_last_of_two_opposite_options_wins() {
         assert_eq!(parse(&["ro", "rw"]).attr, parse(&["rw"]).attr);
         assert_eq!(parse(&["noexec", "exec", "noexec"]).attr, parse(&["noexec"]).attr);
-        let attr = parse(&["noatime", "relatime"]).attr;
-        assert_eq!((attr.set, attr.clear), (0, libc::MOUNT_ATTR__ATIME));
+    }
+
+    #[test]
+    fn of_access_times_the_strongest_counts() {
+        use libc::{MOUNT_ATTR_NOATIME as NEVER, MOUNT_ATTR_STRICTATIME as ALWAYS};
+        let all = libc::MOUNT_ATTR__ATIME;
+        for (options, expected) in [
+            (&["noatime", "relatime"][..], (NEVER, all)),
+            (&["strictatime", "noatime"], (ALWAYS, all)),
+            (&["relatime"], (0, all)),
+            (&["norelatime"], (0, 0)),
+            (&["noatime", "atime"], (0, 0)),
+        ] {
+            let attr = parse(options).attr;
+            assert_eq!((attr.set, attr.clear & all), expected, "{options:?}");
+        }
+        for (option, set) in [("rnorelatime", 0), ("ratime", 0), ("rnoatime", NEVER)] {
+            let attr = parse(&[option]).recursive;
+            assert_eq!((attr.set, attr.clear & all), (set, all), "{option}");
+        }
     }
 
     #[test]
