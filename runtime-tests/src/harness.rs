@@ -393,6 +393,29 @@ pub(crate) fn under_a_filter(
     Ok(command)
 }
 
+/// The runtime, with a filter around it as systemd makes it for `RestrictAddressFamilies=`: these two families alone.
+pub(crate) fn under_a_filter_of_families(
+    test: &Test,
+    allowed: &[u32; 2],
+    args: &[String],
+) -> Outcome<Command> {
+    if !Path::new("/usr/bin/perl").exists() || !cfg!(target_arch = "x86_64") {
+        return skip("it takes perl, and the numbers of x86-64");
+    }
+    // socket(2) is 41, and EAFNOSUPPORT 97.
+    let script = r#"
+        ($one, $other) = splice(@ARGV, 0, 2);
+        $filter = pack("SCCL" x 7, 0x20,0,0,0, 0x15,0,4,41, 0x20,0,0,16, 0x15,2,0,$one, 0x15,1,0,$other,
+            0x06,0,0,0x50061, 0x06,0,0,0x7fff0000);
+        syscall(157, 38, 1, 0, 0, 0) == 0 or die; syscall(157, 22, 2, pack("S x6 P", 7, $filter)) == 0 or die;
+        exec @ARGV"#;
+    let mut command = Command::new("/usr/bin/perl");
+    command.args(["-e", script, &allowed[0].to_string(), &allowed[1].to_string()]);
+    let runtime = test.command(args);
+    command.arg(runtime.get_program()).args(runtime.get_args()).stdin(Stdio::null());
+    Ok(command)
+}
+
 /// By another process: what this one has open for writing, a child that another test starts meanwhile has too, and a program that
 /// somebody has open for writing cannot be executed (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: impl AsRef<Path>) -> Outcome {

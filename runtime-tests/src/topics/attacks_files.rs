@@ -23,7 +23,7 @@ super::tests! { "attacks_files":
     no_proc_of_the_hosts_is_below_a_moved_root, no_sysfs_of_the_hosts_is_below_a_moved_root, no_hidden_proc_is_below_a_moved_root,
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
     the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
-    a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again, a_place_to_mount_in_is_not_exchanged,
+    a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again, a_place_to_mount_in_is_not_exchanged, a_link_to_the_root_takes_no_mount,
     a_lease_holds_up_no_copy_and_no_look_up, of_devices_only_the_default_ones_are_copied,
 }
 
@@ -864,4 +864,15 @@ fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     ensure(exchanged.load(Ordering::Relaxed), "nothing was exchanged")?;
     let listed = output.success()?.stdout;
     ensure(listed.contains("of the layer") && !listed.contains("of the host"), listed)
+}
+
+/// What is for `/dev` would be on all of the rootfs, where nothing that looks for it by that name finds it.
+fn a_link_to_the_root_takes_no_mount(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for destination in ["/link", "/link/.", "/link/tmp/.."] {
+        let bundle = test.sh("true")?.mount(tmpfs(destination));
+        symlink("/", bundle.rootfs().join("link"))?;
+        bundle.try_create(&test.id())?.fails_with("it is a link to the root")?;
+    }
+    Ok(())
 }

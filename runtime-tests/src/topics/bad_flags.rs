@@ -53,7 +53,7 @@ fn wrong(command: &str, flag: &str) -> Option<&'static str> {
             _,
             "--root" | "--log" | "--bundle" | "--config" | "--pid-file" | "--console-socket"
             | "--wasm-config" | "--pidfd-socket" | "--image-path" | "--work-path" | "--process"
-            | "--resources",
+            | "--resources" | "--file",
         ) => "/proc/none/such",
         _ => "wrong",
     })

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
@@ -14,7 +14,7 @@ super::tests! { "cgroups":
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
-    networks_have_a_class, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
+    networks_have_a_class, an_empty_cpuset_above_is_filled, huge_pages_that_are_reserved_are_limited_too, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
     the_name_of_a_scope_is_free_after_a_deletion, a_scope_that_is_anothers_is_left_alone, a_users_cgroup_is_its_own_where_it_may_write,
 }
@@ -101,7 +101,7 @@ fn a_limit_of_no_processes_is_a_limit_since_1_3(test: &Test) -> Outcome {
 }
 
 /// What a script with the right to make device nodes prints, where `rules` are in force.
-fn with_devices(test: &Test, script: &str, rules: serde_json::Value) -> Outcome<String> {
+fn with_devices(test: &Test, script: &str, rules: Value) -> Outcome<String> {
     let sets = json!(["CAP_MKNOD", "CAP_KILL"]);
     let bundle = test.sh(script)?.edit(|config| {
         config["process"]["capabilities"] =
@@ -714,7 +714,7 @@ fn a_users_cgroup_is_its_own_where_it_may_write(test: &Test) -> Outcome {
 fn written(
     test: &Test,
     controller: &str,
-    (part, value): (&str, serde_json::Value),
+    (part, value): (&str, Value),
     v1: &[(&str, &str)],
     v2: &[(&str, &str)],
 ) -> Outcome {
@@ -820,4 +820,91 @@ fn huge_pages_are_limited(test: &Test) -> Outcome {
 fn networks_have_a_class(test: &Test) -> Outcome {
     let network = json!({ "classID": 1_048_577 });
     written(test, "net_cls", ("network", network), &[("net_cls.classid", "1048577")], &[])
+}
+
+/// Somebody has made the parent and left it so (v1): one, several, and with processors only.
+fn an_empty_cpuset_above_is_filled(test: &Test) -> Outcome {
+    needs(test, "cpuset")?;
+    if test.host.lane == "v2" {
+        return skip("with cgroup v2 an empty cpuset is its parent's");
+    }
+    if test.host.runtime.ends_with("crun") {
+        return skip("crun fails");
+    }
+    let root = Path::new("/sys/fs/cgroup/cpuset");
+    let read = |path: &Path, file: &str| -> Outcome<String> {
+        Ok(fs::read_to_string(path.join(file))?.trim().to_owned())
+    };
+    let [cpus, mems] = ["cpuset.cpus", "cpuset.mems"];
+    for (depth, filled) in [(1, None), (3, None), (2, Some(cpus))] {
+        let name = test.id();
+        let top = root.join(&name);
+        let mut at = top.clone();
+        for _ in 1..depth {
+            at = at.join("b");
+        }
+        fs::create_dir_all(&at)?;
+        if let Some(file) = filled {
+            fs::write(top.join(file), "0")?;
+        }
+        let path = format!("/{}/own", at.strip_prefix(root)?.display());
+        let bundle = test.sh("exec sleep 60")?.edit(|config| {
+            config["linux"]["cgroupsPath"] = json!(path);
+        });
+        let container = bundle.start()?;
+        let expected = if filled == Some(cpus) { "0".to_owned() } else { read(root, cpus)? };
+        ensure_eq(read(&at.join("own"), cpus)?, expected)?;
+        ensure_eq(read(&at.join("own"), mems)?, read(root, mems)?)?;
+        container.rt(&["delete", "--force"])?.success()?;
+        for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
+            for depth in (0..depth).rev() {
+                let _ = fs::remove_dir(
+                    (0..depth).fold(hierarchy.path().join(&name), |at, _| at.join("b")),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// runc's suite looks at both.
+fn huge_pages_that_are_reserved_are_limited_too(test: &Test) -> Outcome {
+    needs(test, "hugetlb")?;
+    let limits: Vec<Value> = fs::read_dir("/sys/kernel/mm/hugepages")?
+        .flatten()
+        .filter_map(|entry| {
+            let kilobytes = entry
+                .file_name()
+                .to_string_lossy()
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse::<u64>()
+                .ok()?;
+            let size = if kilobytes >= 1 << 20 {
+                format!("{}GB", kilobytes >> 20)
+            } else {
+                format!("{}MB", kilobytes >> 10)
+            };
+            Some(json!({ "pageSize": size, "limit": kilobytes << 11 }))
+        })
+        .collect();
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["hugepageLimits"] = json!(limits);
+    });
+    let container = bundle.start()?;
+    let end = if test.host.lane == "v2" { "max" } else { "limit_in_bytes" };
+    let folder = cgroup(test, &container, "hugetlb")?;
+    for limit in &limits {
+        let size = limit["pageSize"].as_str().unwrap_or_default();
+        for kind in ["", "rsvd."] {
+            let file = folder.join(format!("hugetlb.{size}.{kind}{end}"));
+            if file.exists() {
+                ensure_eq(
+                    (size, fs::read_to_string(file)?.trim().to_owned()),
+                    (size, limit["limit"].to_string()),
+                )?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -312,7 +312,8 @@ fn logs_can_be_elsewhere(test: &Test) -> Outcome {
 /// Whether processes can be counted here.
 fn has_pids() -> bool {
     let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    v2.is_ok_and(|list| list.contains("pids")) || Path::new("/sys/fs/cgroup/pids").exists()
+    v2.is_ok_and(|list| list.contains("pids"))
+        || Path::new("/sys/fs/cgroup/pids/cgroup.procs").exists()
 }
 
 fn a_restored_container_has_its_limits(test: &Test) -> Outcome {
@@ -467,7 +468,7 @@ fn hooks_run_at_a_restore(test: &Test) -> Outcome {
 }
 
 fn has_freezer(test: &Test) -> bool {
-    test.host.lane == "v2" || Path::new("/sys/fs/cgroup/freezer").exists()
+    test.host.lane == "v2" || Path::new("/sys/fs/cgroup/freezer/cgroup.procs").exists()
 }
 
 fn a_paused_container_can_be_written(test: &Test) -> Outcome {

@@ -12,7 +12,7 @@ super::tests! { "command_line":
     features_are_json_without_privileges_or_a_root, spec_makes_a_configuration_that_runs,
     spec_makes_a_configuration_for_wasm, spec_does_not_overwrite, nothing_is_printed_on_success,
     the_default_root_depends_on_the_user, another_configuration_file_can_be_given, a_shell_completes_command_lines,
-    what_callers_pass_for_others_sake_is_taken, every_level_of_runcs_log_is_known,
+    what_callers_pass_for_others_sake_is_taken, has_every_flag_of_crun_and_runc, a_short_usage_is_told, spec_takes_a_file, the_log_can_be_the_journal_or_the_systems, every_level_of_runcs_log_is_known,
 }
 
 fn a_flag_takes_its_value_in_either_way(test: &Test) -> Outcome {
@@ -195,4 +195,165 @@ fn every_level_of_runcs_log_is_known(test: &Test) -> Outcome {
         ensure_eq((level, lines(level)?), (level, 0))?;
     }
     ensure_eq(lines("trace")?, lines("debug")?)
+}
+
+/// What rt does not have, and why.
+const LACKS: &[(&str, &str, &str)] =
+    &[("runc", "--criu", "CRIU is looked for in PATH, as runc does itself since 1.2")];
+
+/// The long and short flags in a help text: as words at the beginning of a line, after a comma or after brackets.
+fn flags(help: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
+        // The description begins after two spaces.
+        let names = line.split("  ").next().unwrap_or_default();
+        for word in names.split([' ', ',']).filter(|word| word.starts_with('-')) {
+            let word = word.split(['=', '[']).next().unwrap_or_default();
+            if word.len() > 1 && word != "-?" && !found.contains(&word.to_owned()) {
+                found.push(word.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Of those that are installed; a version that has a new flag fails here.
+fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let mut asked = 0;
+    let mut missing = Vec::new();
+    for other in ["crun", "runc"] {
+        let help = |command: &[&str]| -> Option<String> {
+            let output = Command::new(other).args(command).arg("--help").output().ok()?;
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let Some(global) = help(&[]) else { continue };
+        // `	create      - create a container`, or `   create      create a container`.
+        let commands = global.lines().filter_map(|line| {
+            let name = line.trim_start().split([' ', ',']).next()?;
+            let is_listed = line.starts_with(['\t', ' ']) && !name.is_empty();
+            (is_listed && name.chars().all(|c| c.is_ascii_lowercase())).then_some(name)
+        });
+        let known = [
+            "checkpoint",
+            "create",
+            "delete",
+            "events",
+            "exec",
+            "features",
+            "kill",
+            "list",
+            "mounts",
+            "pause",
+            "ps",
+            "restore",
+            "resume",
+            "run",
+            "spec",
+            "start",
+            "state",
+            "update",
+        ];
+        let commands: Vec<&str> = commands.filter(|name| known.contains(name)).collect();
+        ensure(commands.len() > 12, format!("{other} has {commands:?}"))?;
+        let mut all = vec![(String::new(), flags(&global))];
+        for command in commands {
+            all.push((command.to_owned(), flags(&help(&[command]).unwrap_or_default())));
+        }
+        for (command, flags) in all {
+            for flag in flags {
+                let name = format!("{other} {command}");
+                let name = name.trim_end();
+                if LACKS.iter().any(|(of, lacked, _)| (*of, *lacked) == (name, flag.as_str())) {
+                    continue;
+                }
+                asked += 1;
+                // The first flag that is unknown is named.
+                let words = [command.as_str(), &flag, "--no-such-flag"];
+                let mut rt = test.command(words.iter().filter(|word| !word.is_empty()));
+                // `spec` writes a file.
+                rt.current_dir(&test.folder);
+                let output = Output::of(rt)?;
+                if output.stderr.contains(&format!("unknown flag or argument `{flag}`")) {
+                    missing.push(format!("{name} {flag}"));
+                }
+            }
+        }
+    }
+    ensure(missing.is_empty(), format!("rt lacks {missing:?}"))?;
+    if asked == 0 { crate::harness::skip("neither crun nor runc is here") } else { Ok(()) }
+}
+
+/// crun's flags, as of all programs that use argp(3).
+fn a_short_usage_is_told(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (args, words) in [
+        (&["--usage"][..], "Usage: rt "),
+        (&["run", "--usage"], "Usage: rt run "),
+        (&["exec", "--tty", "--usage"], "Usage: rt exec "),
+        (&["-V"], "rt version "),
+        (&["-v"], "rt version "),
+    ] {
+        let output = test.rt(args)?.success()?;
+        ensure(output.stdout.starts_with(words), format!("{args:?}: {}", output.stdout))?;
+    }
+    // After a name it is a program's.
+    let container = test.sh("exec sleep 60")?.start()?;
+    let output = test.rt(["exec", &container.id, "/bin/echo", "--usage"])?.success()?;
+    output.stdout("--usage\n").map(drop)
+}
+
+fn spec_takes_a_file(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.join("b");
+    fs::create_dir(&folder)?;
+    let (bundle, elsewhere) = (folder.display().to_string(), test.folder.join("else.json"));
+    test.rt(["spec", "--bundle", &bundle, "--file", "other.json"])?.success()?;
+    test.rt(["spec", "-f", &elsewhere.display().to_string()])?.success()?;
+    let text = fs::read_to_string(folder.join("other.json"))?;
+    ensure_eq(fs::read_to_string(elsewhere)?, text)?;
+    ensure(!folder.join("config.json").exists(), "there is another one")?;
+    test.rt(["spec", "--bundle", &bundle, "-f", "other.json"])?.fails_with("File exists")?;
+    test.rt(["spec", "--file", "/no/such/folder/x"])?.fails_with("/no/such/folder/x").map(drop)
+}
+
+/// Sockets of the test's in the places of theirs.
+fn the_log_can_be_the_journal_or_the_systems(test: &Test) -> Outcome {
+    use std::os::unix::net::UnixDatagram;
+    test.only_rt()?;
+    let listen = |name: &str| -> Outcome<UnixDatagram> {
+        let socket = UnixDatagram::bind(test.folder.join(name))?;
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+        Ok(socket)
+    };
+    let (journal, system) = (listen("journal")?, listen("log")?);
+    let script = "mount -t tmpfs none /run; mkdir -p /run/systemd/journal; mount -t tmpfs none /dev
+        for to in /run/systemd/journal/socket /dev/log; do touch $to; done
+        mount --bind journal /run/systemd/journal/socket; mount --bind log /dev/log; exec \"$@\"";
+    let with = |log: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", script, "sh"]).current_dir(&test.folder);
+        command.arg(&test.host.runtime).args(["--log", log, "--root"]).arg(test.state_root());
+        command.args(["state", "no-such"]);
+        Output::of(command)
+    };
+    let hear = |socket: &UnixDatagram| -> Outcome<String> {
+        let mut bytes = [0; 4096];
+        let length = socket.recv(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    };
+    with("journald:name of it")?.fails_with("does not exist")?;
+    let said = hear(&journal)?;
+    for line in ["PRIORITY=3", "SYSLOG_IDENTIFIER=rt", "ID=name of it"] {
+        ensure(said.lines().any(|there| there == line), &said)?;
+    }
+    ensure(said.contains("MESSAGE=state `no-such`"), &said)?;
+    with("syslog:name")?.fails_with("does not exist")?;
+    let said = hear(&system)?;
+    ensure(said.starts_with("<11>name[") && said.contains("]: state `no-such`"), &said)?;
+    let file = test.folder.join("file.log");
+    with(&format!("file:{}", file.display()))?.fails_with("does not exist")?;
+    ensure(fs::read_to_string(file)?.contains("no-such"), "nothing in the file")?;
+    with("journald:")?.fails_with("a name is missing")?;
+    test.rt(["--log", "syslog:", "list"])?.fails_with("a name is missing").map(drop)
 }

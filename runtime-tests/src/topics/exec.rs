@@ -9,7 +9,9 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use super::terminal::{read_all, receive};
-use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until,
+};
 
 super::tests! { "exec":
     runs_in_the_same_namespaces, joins_a_user_namespace, its_exit_code_is_passed_on, it_reads_and_writes_the_callers_streams,
@@ -19,7 +21,7 @@ super::tests! { "exec":
     only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
     a_native_program_beside_a_module, processors_before_and_after, in_a_created_container, a_signal_ends_it_by_128_and_more,
-    it_ends_with_the_container, without_a_mount_namespace, its_executable_is_protected, not_in_a_paused_container,
+    it_ends_with_the_container, without_a_mount_namespace, by_an_inherited_descriptor, in_cgroups_of_some_controllers, its_executable_is_protected, not_in_a_paused_container,
     a_user_that_is_half_written, an_added_capability_is_the_users_too,
 }
 
@@ -141,7 +143,7 @@ fn is_in_a_cgroup_below_it(test: &Test) -> Outcome {
 
 fn goes_where_init_is_when_the_cgroup_takes_no_process(test: &Test) -> Outcome {
     if test.host.lane != "v2" {
-        return crate::harness::skip("a rule of cgroup v2");
+        return skip("a rule of cgroup v2");
     }
     let container = sleeping(test)?;
     let pid = container.pid()?;
@@ -156,7 +158,7 @@ fn goes_where_init_is_when_the_cgroup_takes_no_process(test: &Test) -> Outcome {
     // A threaded controller does not bring the rule about.
     let domain = ["memory", "hugetlb", "io", "rdma", "misc"];
     let Some(controller) = available.split_whitespace().find(|name| domain.contains(name)) else {
-        return crate::harness::skip("no domain controller is left to cgroup v2 here");
+        return skip("no domain controller is left to cgroup v2 here");
     };
     fs::create_dir(format!("{path}/init"))?;
     fs::write(format!("{path}/init/cgroup.procs"), pid.to_string())?;
@@ -627,6 +629,125 @@ fn an_added_capability_is_the_users_too(test: &Test) -> Outcome {
             .filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok())
             .collect();
         ensure_eq((added, user, sets), (added, user, expected.to_vec()))?;
+    }
+    Ok(())
+}
+
+/// As `exec --process <(…)` in a shell. What the caller has open besides does not get in.
+fn by_an_inherited_descriptor(test: &Test) -> Outcome {
+    // crun closes it first.
+    test.only_rt()?;
+    let container = sleeping(test)?;
+    let own = |script: &str| json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
+    let listing =
+        "cd /proc/self/fd; for f in [3-9] [1-9][0-9]; do [ -e $f ] && echo $f; done; echo ran";
+    let file = test.folder.join("process.json");
+    fs::write(&file, own(listing).to_string())?;
+    let [resources, mounts, config] =
+        ["resources", "mounts", "config"].map(|name| test.folder.join(name));
+    fs::write(&resources, "{}")?;
+    fs::write(&mounts, "[]")?;
+    let bundle = test.sh(listing)?;
+    fs::write(&config, bundle.config.to_string())?;
+    let id = &container.id;
+    let shell = |script: &str| {
+        let mut bash = std::process::Command::new("bash");
+        let runtime = test.command([""; 0]);
+        let words = runtime.get_args().map(|arg| arg.to_string_lossy().into_owned());
+        let words: Vec<String> = words.collect();
+        bash.args(["-c", &format!("rt() {{ \"$0\" \"$@\"; }}; {script}")]);
+        bash.arg(runtime.get_program()).current_dir(&test.folder);
+        bash.env("FLAGS", words.join(" ")).stdin(Stdio::null());
+        Output::of(bash)
+    };
+    for script in [
+        "rt $FLAGS exec --process /dev/fd/5 ID 5<process.json 6<config 7<mounts",
+        "rt $FLAGS exec --process /proc/self/fd/31 ID 31<process.json 3<config",
+        "rt $FLAGS exec --process <(cat process.json) ID 9<config",
+        "rt $FLAGS exec -p /dev/fd/4 ID 4< <(cat process.json)",
+        "rt $FLAGS exec --process=/dev/stdin ID <process.json",
+        "rt $FLAGS run --config /dev/fd/5 --bundle BUNDLE NEW 5<config 6<mounts",
+        "rt $FLAGS run -f <(cat config) -b BUNDLE NEW",
+        "rt $FLAGS run -f config -b /proc/self/fd/5 NEW 5<BUNDLE 6<mounts",
+    ] {
+        let script =
+            script.replace("ID", id).replace("BUNDLE", &bundle.folder.display().to_string());
+        let output = shell(&script.replace("NEW", &test.id()))?;
+        ensure(
+            (output.code, output.stdout.as_str()) == (Some(0), "ran\n"),
+            format!("{script}: {output:?}"),
+        )?;
+    }
+    for script in [
+        "rt $FLAGS update --resources /dev/fd/5 ID 5<resources",
+        "rt $FLAGS update --resources <(cat resources) ID",
+        "rt $FLAGS mounts add ID /dev/fd/5 5<mounts",
+        "rt --log /dev/fd/5 $FLAGS exec ID /bin/true 5>log",
+        "rt --log /dev/fd/5 $FLAGS exec ID /no/such 5>log; grep -q such log",
+    ] {
+        let output = shell(&script.replace("ID", id))?;
+        ensure(output.code == Some(0), format!("{script}: {output:?}"))?;
+    }
+    // One of them is for the program too.
+    let script = format!(
+        "rt $FLAGS exec --preserve-fds 2 --process /dev/fd/5 {id} 3<config 4<config 5<process.json 6<config"
+    );
+    shell(&script)?.success()?.stdout("3\n4\nran\n").map(drop)
+}
+
+/// With v1, as runc.
+fn in_cgroups_of_some_controllers(test: &Test) -> Outcome {
+    let container = sleeping(test)?;
+    if test.host.lane == "v2" {
+        test.only_rt()?;
+        let output = sh(test, &container, &["--cgroup", "pids:below"], "true")?;
+        return output.fails_with("no hierarchies of controllers").map(drop);
+    }
+    if test.host.runtime.ends_with("crun") {
+        return skip("crun takes a path only");
+    }
+    let own = cgroups_of(container.pid()?)?;
+    let line = |table: &str, controller: &str| -> Outcome<String> {
+        let has = |line: &&str| {
+            line.split(':')
+                .nth(1)
+                .is_some_and(|names| names.split(',').any(|name| name == controller))
+        };
+        Ok(table.lines().find(has).ok_or("no such controller")?.to_owned())
+    };
+    for controller in ["pids", "freezer", "memory"] {
+        super::cgroups::needs(test, controller)?;
+        let path = line(&own, controller)?;
+        let (names, path) =
+            path.split_once(':').and_then(|(_, rest)| rest.split_once(':')).ok_or("no path")?;
+        fs::create_dir_all(format!("/sys/fs/cgroup/{names}{path}/below/it"))?;
+    }
+    let is = |flags: &[&str], expected: &[(&str, &str)]| -> Outcome {
+        let pid = detached(test, &container, flags)?;
+        let table = cgroups_of(pid)?;
+        for (controller, suffix) in expected {
+            ensure_eq(line(&table, controller)?, line(&own, controller)? + suffix)?;
+        }
+        Ok(())
+    };
+    is(&["--cgroup", "pids:below"], &[("pids", "/below"), ("memory", ""), ("freezer", "")])?;
+    is(
+        &["--cgroup=pids,freezer:below/it"],
+        &[("pids", "/below/it"), ("memory", ""), ("freezer", "/below/it")],
+    )?;
+    is(
+        &["--cgroup", "pids:/below", "--cgroup", "memory:below/it"],
+        &[("pids", "/below"), ("memory", "/below/it"), ("freezer", "")],
+    )?;
+    test.only_rt()?;
+    for (flags, words) in [
+        (&["--cgroup", "pids:../.."][..], "leads out of"),
+        (&["--cgroup", "nonsense:below"], "no cgroup of `nonsense`"),
+        (&["--cgroup", "pids:nowhere"], "nowhere"),
+        (&["--cgroup", "pids:below", "--cgroup", "pids:below/it"], "has another one already"),
+        (&["--cgroup", "below", "--cgroup", "below"], "another one already"),
+    ] {
+        sh(test, &container, flags, "true")?.fails_with(words)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq};
 
-super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error }
+super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error, one_that_fails_after_the_start_ends_the_container, in_the_container_have_what_its_program_has, have_run_when_the_deletion_returns }
 
 fn hook(script: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
@@ -184,4 +184,101 @@ fn streams_that_cannot_be_opened_are_an_error(test: &Test) -> Outcome {
     let bundle = with_hooks(test.sh("true")?, json!({ "createRuntime": [hook("true")] }));
     let bundle = bundle.annotation("run.oci.hooks.stdout", "/no/such/folder/file");
     bundle.try_create(&test.id())?.fails_with("/no/such/folder/file").map(drop)
+}
+
+/// runtime-spec 1.3: an error, and the container is stopped and deleted. The hooks after it do not run.
+fn one_that_fails_after_the_start_ends_the_container(test: &Test) -> Outcome {
+    // runc 1.1 runs them at `create`; crun warns.
+    test.only_rt()?;
+    let [third, stopped] = ["third", "stopped"].map(|name| test.folder.join(name));
+    let mut slow = hook("exec sleep 1000");
+    slow["timeout"] = json!(1);
+    let missing = json!({ "path": "/no/such/program" });
+    for (failing, words) in [
+        (hook("exit 3"), "run poststart hook `/bin/sh`: exit status 3"),
+        (missing, "run poststart hook `/no/such/program`: No such file or directory"),
+        (slow, "it took longer than 1 s"),
+        (hook("kill -9 $$"), "killed by signal 9"),
+    ] {
+        let touch = |file: &std::path::Path| hook(&format!("echo >> {}", file.display()));
+        let mark = test.id();
+        let bundle = with_hooks(
+            test.sh(&format!("sleep 1000; # {mark}"))?,
+            json!({ "poststart": [hook("true"), failing, touch(&third)], "poststop": [touch(&stopped)] }),
+        );
+        let container = bundle.create()?;
+        container.rt(&["start"])?.fails_with(words)?;
+        container.rt(&["state"])?.fails_with("does not exist")?;
+        bundle.run()?.code(1)?.fails_with(words)?;
+        bundle.clone().flag("--detach").run()?.code(1)?.fails_with(words)?;
+        ensure(!crate::harness::has_process(&mark), "its program is left")?;
+        ensure(!third.exists(), "a later hook has run")?;
+        ensure_eq(fs::read_to_string(&stopped)?.as_str(), "\n\n\n")?;
+        fs::remove_file(&stopped)?;
+    }
+    Ok(())
+}
+
+fn in_the_container_have_what_its_program_has(test: &Test) -> Outcome {
+    let note =
+        |to: &str| format!("(env | grep -vE '^(SHLVL|_)=' | sort; id -u; id -g; pwd) > {to}");
+    let script = note("/tmp/hook");
+    let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    for (user, env) in [
+        (0, json!(["PATH=/bin", "A=1"])),
+        (1000, json!(["PATH=/bin"])),
+        (4711, json!(["PATH=/bin", "HOME=/h"])),
+    ] {
+        let bundle = with_hooks(
+            test.sh(&format!(
+                "{}; cmp /tmp/hook /tmp/program || diff /tmp/hook /tmp/program",
+                note("/tmp/program")
+            ))?,
+            json!({ "startContainer": hook }),
+        );
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(bundle.rootfs().join("tmp"), fs::Permissions::from_mode(0o1777))?;
+        let bundle = bundle.edit(|config| {
+            config["process"]["user"] = json!({ "uid": user, "gid": user });
+            config["process"]["env"] = env;
+        });
+        bundle.run()?.success()?.stdout("")?;
+        let seen = fs::read_to_string(bundle.rootfs().join("tmp/hook"))?;
+        ensure(seen.contains("HOME=/"), seen)?;
+    }
+    Ok(())
+}
+
+/// Of a stopped container, of one that runs, of one that was never started, and after `run`.
+fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
+    let file = test.folder.join("ran");
+    let slow = json!([hook(&format!("sleep 0.3; echo ran > {}", file.display()))]);
+    let bundle = with_hooks(test.sh("sleep 1000")?, json!({ "poststop": slow }));
+    let ran = |what: &str| {
+        ensure(file.exists(), format!("not yet: {what}"))?;
+        Ok::<_, crate::harness::Stop>(fs::remove_file(&file)?)
+    };
+    let container = bundle.start()?;
+    container.kill("KILL")?;
+    container.wait()?;
+    container.delete()?;
+    ran("of a stopped one")?;
+    if test.host.is_rt {
+        // Its end takes a while: the first process waits for all others.
+        let many = "i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait";
+        for _ in 0..5 {
+            let container = bundle.clone().args(&["/bin/sh", "-c", many]).start()?;
+            container.wait_for_output("up")?;
+            container.kill("KILL")?;
+            container.delete()?;
+            ran("right after SIGKILL")?;
+        }
+    }
+    let container = bundle.start()?;
+    container.rt(&["delete", "--force"])?.success()?;
+    ran("of one that runs")?;
+    bundle.create()?.rt(&["delete", "--force"])?.success()?;
+    ran("of one that was not started")?;
+    bundle.clone().args(&["/bin/true"]).run()?.success()?;
+    ran("after `run`")
 }

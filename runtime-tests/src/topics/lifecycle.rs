@@ -12,7 +12,7 @@ super::tests! { "lifecycle":
     goes_through_created_running_and_stopped, program_waits_for_start, state_has_what_callers_read,
     state_of_a_stopped_container_has_no_pid, pid_file_is_a_number_and_nothing_else, pid_file_that_is_there_is_replaced,
     run_passes_on_the_exit_code, run_tells_of_a_signal_as_a_shell_does, run_leaves_nothing, run_can_keep_the_container,
-    run_can_detach, kill_takes_names_and_numbers, kill_sends_term_unless_told_otherwise, kill_all_reaches_every_process,
+    run_can_detach, kill_takes_names_and_numbers, kill_sends_term_unless_told_otherwise, kill_all_reaches_every_process, killed_it_leaves_no_process_in_the_pid_namespace_of_another, a_signal_ends_what_was_not_started,
     kill_all_of_a_stopped_container_is_no_error, delete_of_a_created_container_kills_it,
     delete_of_a_running_container_is_refused, delete_by_force_kills, delete_by_force_of_nothing_is_no_error,
     of_two_creations_with_one_name_one_wins, of_two_starts_one_wins, list_shows_every_container,
@@ -30,7 +30,7 @@ fn what_outlives_the_first_process_is_deleted_with_it(test: &Test) -> Outcome {
         .namespace(json!({ "type": "pid", "path": path }));
     let container = bundle.start()?;
     container.wait_for_output("up")?;
-    container.kill("KILL")?;
+    container.kill("TERM")?;
     container.wait()?;
     ensure(has_process(&mark), "nothing has outlived it")?;
     container.delete()?;
@@ -364,6 +364,73 @@ fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
         }
         test.rt(["start", &id])?.success()?;
         test.rt(["delete", "--force", &id])?.success()?;
+    }
+    Ok(())
+}
+
+/// The kernel ends all of them only with the first process of a pid namespace.
+fn killed_it_leaves_no_process_in_the_pid_namespace_of_another(test: &Test) -> Outcome {
+    // runc does so from 1.2 on, crun not at all.
+    test.only_rt()?;
+    let other = test.sh("exec sleep 60")?.start()?;
+    let joined = json!({ "type": "pid", "path": format!("/proc/{}/ns/pid", other.pid()?) });
+    // The host's, another container's; and where the first process has ended before.
+    for (namespace, ends) in [(None, false), (Some(&joined), false), (Some(&joined), true)] {
+        let mark = test.id();
+        let end = if ends { "exit" } else { "wait" };
+        let script = format!("sh -c 'echo up; while :; do sleep 0.1; done # {mark}' & {end}");
+        let mut bundle = test.sh(&script)?.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "pid");
+            }
+        });
+        if let Some(namespace) = namespace {
+            bundle = bundle.namespace(namespace.clone());
+        }
+        let container = bundle.start()?;
+        container.wait_for_output("up")?;
+        if ends {
+            container.wait()?;
+        }
+        ensure(has_process(&mark), "it is not there")?;
+        container.kill("KILL")?;
+        wait_until("no process is left", || !has_process(&mark))?;
+        container.wait()?;
+        wait_until("its cgroup is empty", || {
+            container.rt(&["kill"]).is_ok_and(|output| output.code != Some(0))
+        })?;
+        test.rt(["kill", &container.id, "KILL"])?.fails_with("container not running")?;
+        container.delete()?;
+    }
+    Ok(())
+}
+
+/// As the first process of its pid namespace it would not notice; runc's does too. Without a filter, and with one of either kind.
+fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
+    // crun's goes on.
+    test.only_rt()?;
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }] });
+    for (filter, no_new_privileges) in [(None, true), (Some(&filter), true), (Some(&filter), false)]
+    {
+        for signal in ["TERM", "INT", "HUP", "QUIT"] {
+            let bundle = test.sh("echo ran")?.edit(|config| {
+                config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                if let Some(filter) = filter {
+                    config["linux"]["seccomp"] = filter.clone();
+                }
+            });
+            let container = bundle.create()?;
+            // Others are for the program.
+            container.kill("USR1")?;
+            container.kill("WINCH")?;
+            ensure_eq(container.status()?.as_str(), "created")?;
+            container.kill(signal)?;
+            container.wait()?;
+            container.rt(&["start"])?.fails_with("has stopped")?;
+            ensure_eq(container.stdout()?.as_str(), "")?;
+            container.delete()?;
+        }
     }
     Ok(())
 }

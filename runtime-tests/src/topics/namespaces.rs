@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, under_a_filter_of_families};
 
 super::tests! { "namespaces":
     are_all_new, are_the_hosts_when_not_asked_for, can_be_joined_by_path, a_pid_namespace_can_be_joined,
-    have_their_host_name, have_loopback_up, take_sysctls, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
+    have_their_host_name, have_loopback_up, have_loopback_up_in_a_service_of_few_addresses, take_sysctls, take_sysctls_of_users, take_no_sysctl_that_another_field_sets, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
     a_time_namespace_has_its_offsets, a_user_namespace_without_mappings_has_its_makers_ids, one_of_two_mappings_is_an_error,
     root_of_a_namespace_with_all_ids_is_not_root_of_the_host,
     a_network_device_moves_in, a_network_device_moves_into_a_namespace_that_is_joined,
@@ -169,7 +169,7 @@ fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
 }
 
 /// Runs a bundle in a network namespace that has one end of a cable, `v0`, with an address.
-fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<crate::harness::Output> {
+fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<Output> {
     if !std::path::Path::new("/usr/sbin/ip").exists() {
         return skip("the host has no iproute2");
     }
@@ -185,7 +185,7 @@ fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<crate
         command.arg("--systemd-cgroup");
     }
     command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-    crate::harness::Output::of(command)
+    Output::of(command)
 }
 
 fn a_network_device_moves_in(test: &Test) -> Outcome {
@@ -246,7 +246,7 @@ fn a_user_namespace_without_mappings_has_its_makers_ids(test: &Test) -> Outcome 
         "run",
         "--bundle",
     ]);
-    let output = crate::harness::Output::of({
+    let output = Output::of({
         command.arg(&bundle.folder).arg(test.id());
         command
     })?;
@@ -304,4 +304,90 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
         format!("{said}{wrong}"),
     )?;
     ensure(said.contains("a checkpoint takes root of the host"), format!("{said}{wrong}"))
+}
+
+/// `RestrictAddressFamilies=` of a service is a filter around the runtime: socket(2) with another family is EAFNOSUPPORT.
+fn have_loopback_up_in_a_service_of_few_addresses(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("cat /sys/class/net/lo/flags")?;
+    bundle.write()?;
+    // AF_UNIX and AF_NETLINK, AF_UNIX and AF_INET; with a joined network there is nothing to bring up.
+    for allowed in [[1, 16], [1, 2]] {
+        let args = bundle.command_line("run", &test.id());
+        // IFF_UP and IFF_LOOPBACK, `<linux/if.h>`.
+        let output = Output::of(under_a_filter_of_families(test, &allowed, &args)?)?;
+        output.success()?.stdout("0x9\n")?;
+    }
+    let args = bundle.command_line("run", &test.id());
+    let output = Output::of(under_a_filter_of_families(test, &[1, 1], &args)?)?;
+    output.fails_with("a filter around rt forbids `socket(AF_INET)`, `socket(AF_NETLINK)`")?;
+    let other = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/net", other.pid()?);
+    let bundle = test.sh("echo ran")?.namespace(json!({ "type": "network", "path": path }));
+    bundle.write()?;
+    let args = bundle.command_line("run", &test.id());
+    Output::of(under_a_filter_of_families(test, &[1, 1], &args)?)?.success()?.stdout("ran\n")?;
+    Ok(())
+}
+
+fn take_sysctls_of_users(test: &Test) -> Outcome {
+    // runc from 1.4 on.
+    test.only_rt()?;
+    let names = ["user.max_net_namespaces", "user/max_user_namespaces", "user.max_ipc_namespaces"];
+    let script = "cd /proc/sys/user; cat max_net_namespaces max_user_namespaces max_ipc_namespaces";
+    let before = fs::read_to_string("/proc/sys/user/max_net_namespaces")?;
+    let sysctl = |values: [&str; 3]| -> Value {
+        names.iter().zip(values).map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
+    };
+    let bundle =
+        test.sh(script)?.edit(|config| config["linux"]["sysctl"] = sysctl(["3", "4", "5"]));
+    let own = in_user_namespace(bundle.clone())?;
+    own.run()?.success()?.stdout("3\n4\n5\n")?;
+    ensure_eq(fs::read_to_string("/proc/sys/user/max_net_namespaces")?, before)?;
+    // Of a user namespace that is joined.
+    let other = in_user_namespace(test.sh("exec sleep 60")?)?.start()?;
+    let path = format!("/proc/{}/ns/user", other.pid()?);
+    let joined = own.clone().namespace(json!({ "type": "user", "path": path }));
+    joined.run()?.success()?.stdout("3\n4\n5\n")?;
+    // Without one they are the host's.
+    test.sh(script)?
+        .edit(|config| config["linux"]["sysctl"] = sysctl(["3", "4", "5"]))
+        .run()?
+        .fails_with("is not in a namespace of the container's own")
+        .map(drop)
+}
+
+fn take_no_sysctl_that_another_field_sets(test: &Test) -> Outcome {
+    // runc refuses `kernel.hostname` in any case; crun as here.
+    test.only_rt()?;
+    for (name, field) in [
+        ("kernel.hostname", "hostname"),
+        ("kernel/hostname", "hostname"),
+        ("kernel.domainname", "domainname"),
+    ] {
+        let with = |field: Option<&str>| -> Outcome<crate::harness::Bundle<'_>> {
+            Ok(test.sh("cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname")?.edit(
+                |config| {
+                    config["linux"]["sysctl"] = json!({ name: "by-sysctl" });
+                    if let Some(object) = config.as_object_mut() {
+                        object.remove("hostname");
+                    }
+                    if let Some(field) = field {
+                        config[field] = json!("by-field");
+                    }
+                },
+            ))
+        };
+        with(Some(field))?.run()?.fails_with(&format!("`{field}` set the same"))?;
+        let output = with(None)?.run()?.success()?;
+        ensure(output.stdout.contains("by-sysctl\n"), output.stdout)?;
+        // Without a namespace of its own.
+        let bundle = with(None)?.edit(|config| {
+            if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "uts");
+            }
+        });
+        bundle.run()?.fails_with("is not in a namespace of the container's own")?;
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "sd_notify":
     start_waits_until_the_container_is_ready, run_passes_on_what_the_container_says, a_container_that_ends_is_not_waited_for,
-    without_a_manager_there_is_no_socket, exec_does_not_hand_on_the_socket_of_the_manager,
+    without_a_manager_there_is_no_socket, exec_does_not_hand_on_the_socket_of_the_manager, a_manager_that_is_gone_is_nobody, a_manager_may_have_a_long_path,
 }
 
 /// A service manager's socket.
@@ -90,4 +90,52 @@ fn exec_does_not_hand_on_the_socket_of_the_manager(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     let exec = test.command(["exec", &container.id, "sh", "-c", "echo \"<$NOTIFY_SOCKET>\""]);
     crate::harness::Output::of(as_service(test, exec))?.success()?.stdout("<>\n").map(drop)
+}
+
+/// A shell that a service has started keeps the variable.
+fn a_manager_that_is_gone_is_nobody(test: &Test) -> Outcome {
+    test.only_rt()?;
+    // Never there; a file that nobody listens on, of a socket and of none; and a name in the abstract namespace.
+    drop(UnixDatagram::bind(test.folder.join("left"))?);
+    std::fs::write(test.folder.join("file"), "")?;
+    let path = |name: &str| test.folder.join(name).display().to_string();
+    for variable in [path("nowhere"), path("left"), path("file"), "@rt-tests-nobody".into()] {
+        let bundle = test.sh("echo \"<$NOTIFY_SOCKET>\"")?;
+        bundle.write()?;
+        let with = |args: Vec<String>| {
+            let mut command = test.command(args);
+            command.env("NOTIFY_SOCKET", &variable);
+            crate::harness::Output::of(command)
+        };
+        with(bundle.command_line("run", &test.id()))?.success()?.stdout("<>\n")?;
+        let id = test.id();
+        with(bundle.command_line("create", &id))?.success()?;
+        with(vec!["start".into(), id])?.success()?;
+    }
+    // It goes between the creation and the start.
+    let manager = manager(test)?;
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let id = test.id();
+    let create = as_service(test, test.command(bundle.command_line("create", &id)));
+    crate::harness::Output::of(create)?.success()?;
+    drop(manager);
+    crate::harness::Output::of(as_service(test, test.command(["start", &id])))?.success().map(drop)
+}
+
+/// An address has 108 bytes.
+fn a_manager_may_have_a_long_path(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.join("x".repeat(120));
+    std::fs::create_dir(&folder)?;
+    let short = test.folder.join("s");
+    std::os::unix::fs::symlink(&folder, &short)?;
+    let manager = UnixDatagram::bind(short.join("manager"))?;
+    manager.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let bundle = saying(test, "READY=1\\nSTATUS=going on", "exit 5")?;
+    bundle.write()?;
+    let mut run = test.command(bundle.command_line("run", &test.id()));
+    run.env("NOTIFY_SOCKET", folder.join("manager"));
+    crate::harness::Output::of(run)?.code(5)?;
+    ensure_eq(hear(&manager)?.as_str(), "READY=1\nSTATUS=going on")
 }

@@ -11,7 +11,7 @@ use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
 use serde_json::{Value, json};
 
 use super::terminal::receive_with_text;
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, under_a_filter};
 
 super::tests! { "seccomp":
     a_call_is_refused,
@@ -41,6 +41,8 @@ super::tests! { "seccomp":
     a_filter_that_others_could_write_is_not_used,
     need_not_allow_what_is_done_before_the_program_runs,
     need_not_allow_messages_with_new_privileges, need_not_allow_what_the_runtime_does_first,
+    what_is_left_of_the_runtimes_calls_is_named, the_profiles_of_any_year_run, the_default_profile_of_podman_runs, an_agent_may_have_a_long_path,
+    a_filter_around_the_runtime_is_no_hindrance_or_is_named,
 }
 
 fn deny(action: Value) -> Value {
@@ -611,4 +613,221 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
         test.rt(["exec", &container.id, "/bin/true"])?.success()?;
     }
     Ok(())
+}
+
+/// With `noNewPrivileges`, the exec alone. Without, what has no other way is an error of one line that names it, by `create` already.
+fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let works = [
+        "poll",
+        "ppoll",
+        "close",
+        "exit_group",
+        "exit",
+        "fcntl",
+        "rt_sigprocmask",
+        "rt_sigreturn",
+        "wait4",
+        "getpid",
+        "lseek",
+        "recvfrom",
+        "sendto",
+        "pipe2",
+        "signalfd4",
+    ];
+    let filter = |names: &[&str], errno: u32| {
+        json!({ "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": names, "action": ERRNO, "errnoRet": errno }] })
+    };
+    let bundle = |no_new_privileges: bool, names: &[&str], errno: u32| -> Outcome<Bundle<'_>> {
+        Ok(test.linux(&["/bin/true"])?.edit(|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            config["linux"]["seccomp"] = filter(names, errno);
+        }))
+    };
+    for errno in [1, 38] {
+        for name in works.into_iter().chain(["capset", "read", "write"]) {
+            let bundle = bundle(true, &[name], errno)?;
+            let output = bundle.run()?;
+            ensure(output.code == Some(0), format!("{name}: {output:?}"))?;
+            let container = bundle.start()?;
+            container.wait()?;
+        }
+        for name in works {
+            let bundle = bundle(false, &[name], errno)?;
+            let output = bundle.run()?;
+            ensure(output.code == Some(0), format!("{name}: {output:?}"))?;
+            let container = bundle.start()?;
+            container.wait()?;
+            ensure_eq(container.stderr()?.as_str(), "")?;
+        }
+        for names in [&["capset"][..], &["read"], &["write"], &["poll", "ppoll"]] {
+            let bundle = bundle(false, names, errno)?;
+            bundle.try_create(&test.id())?.fails_with(&format!("`{}`", names[0]))?;
+            if names[0] != "poll" {
+                bundle.run()?.fails_with(&format!("`{}`", names[0]))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What callers' own profiles allow: nearly all calls up to those of a certain year, and Landlock's, which is newer. So for none of
+/// them holds that a call is newer than the filter.
+fn the_profiles_of_any_year_run(test: &Test) -> Outcome {
+    test.only_rt()?;
+    // What takes privileges is not allowed.
+    const PRIVILEGED: [&str; 32] = [
+        "acct",
+        "add_key",
+        "bpf",
+        "clock_adjtime",
+        "clock_settime",
+        "delete_module",
+        "finit_module",
+        "fsconfig",
+        "fsmount",
+        "fsopen",
+        "fspick",
+        "init_module",
+        "kexec_load",
+        "keyctl",
+        "lookup_dcookie",
+        "mount",
+        "mount_setattr",
+        "move_mount",
+        "open_tree",
+        "perf_event_open",
+        "pivot_root",
+        "quotactl",
+        "request_key",
+        "setdomainname",
+        "sethostname",
+        "setns",
+        "settimeofday",
+        "swapoff",
+        "swapon",
+        "umount2",
+        "unshare",
+        "userfaultfd",
+    ];
+    // The last calls of Linux 4.11, 4.18, 5.3, 5.9, 5.14, 6.6.
+    for last in [332, 334, 435, 440, 448, 453] {
+        for errno in [1, 38] {
+            let known = (0..=last)
+                .filter_map(|number| libseccomp::ScmpSyscall::from(number).get_name().ok())
+                .filter(|name| !PRIVILEGED.contains(&name.as_str()));
+            let landlock =
+                ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"];
+            let names: Vec<String> = known.chain(landlock.map(str::to_owned)).collect();
+            let filter = json!({ "defaultAction": ERRNO, "defaultErrnoRet": errno,
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] });
+            runs(test, &filter, &format!("up to {last}, errno {errno}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// It is there where podman is. Its conditions are those of a container without capabilities.
+fn the_default_profile_of_podman_runs(test: &Test) -> Outcome {
+    let Ok(text) = fs::read("/usr/share/containers/seccomp.json") else {
+        return skip("no profile of podman's");
+    };
+    let profile: Value = serde_json::from_slice(&text)?;
+    let mut rules = Vec::new();
+    for rule in profile["syscalls"].as_array().into_iter().flatten() {
+        let conditions = |key: &str| rule["includes"][key].as_array().cloned().unwrap_or_default();
+        let arches = conditions("arches");
+        let is_ours = arches.is_empty() || arches.contains(&json!("amd64"));
+        if !is_ours || !conditions("caps").is_empty() || !rule["includes"]["minKernel"].is_null() {
+            continue;
+        }
+        let mut rule = rule.clone();
+        if let Some(rule) = rule.as_object_mut() {
+            rule.retain(|key, value| {
+                matches!(key.as_str(), "names" | "action" | "args" | "errnoRet") && !value.is_null()
+            });
+        }
+        rules.push(rule);
+    }
+    let filter = json!({ "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": profile["defaultErrnoRet"],
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "syscalls": rules });
+    runs(test, &filter, "podman's")
+}
+
+/// By `run`, `create` and `exec`, with and without new privileges.
+fn runs(test: &Test, filter: &Value, what: &str) -> Outcome {
+    for no_new_privileges in [false, true] {
+        let bundle = test.linux(&["/bin/sleep", "60"])?.edit(|config| {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            config["linux"]["seccomp"] = filter.clone();
+        });
+        let well = |output: Output| ensure(output.code == Some(0), format!("{what}: {output:?}"));
+        well(bundle.clone().args(&["/bin/true"]).run()?)?;
+        let container = bundle.start()?;
+        well(test.rt(["exec", &container.id, "/bin/true"])?)?;
+        container.rt(&["delete", "--force"])?.success()?;
+    }
+    Ok(())
+}
+
+fn an_agent_may_have_a_long_path(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.join("x".repeat(120));
+    fs::create_dir(&folder)?;
+    let short = test.folder.join("s");
+    std::os::unix::fs::symlink(&folder, &short)?;
+    let (_, mut filter) = notify(test);
+    filter["listenerPath"] = json!(folder.join("agent"));
+    let agent = agent(short.join("agent"), 28)?;
+    says(test, filter, true, "No space left on device")?;
+    joined(agent).map(drop)
+}
+
+/// As a service manager or a sandbox has it for what it starts.
+fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = filtered(test, deny(json!({ "action": ERRNO })), "echo ran")?;
+    bundle.write()?;
+    let run = |call: u32, errno: u32| {
+        Output::of(under_a_filter(test, call, errno, &bundle.command_line("run", &test.id()))?)
+    };
+    for errno in [1, 38] {
+        // io_uring_setup, keyctl, openat2, faccessat2, fspick, name_to_handle_at, landlock_create_ruleset, fchmodat2, memfd_create.
+        for call in [425, 250, 437, 439, 433, 303, 444, 452, 319] {
+            let output = run(call, errno)?;
+            ensure(output.stdout == "ran\n", format!("{call}, {errno}: {output:?}"))?;
+        }
+        for (call, name) in [
+            (435, "clone3"),
+            (442, "mount_setattr"),
+            (428, "open_tree"),
+            (436, "close_range"),
+            (434, "pidfd_open"),
+            (332, "statx"),
+            (431, "fsconfig"),
+        ] {
+            let output = run(call, errno)?;
+            ensure(output.code == Some(1), format!("{name}, {errno}: {output:?}"))?;
+            output.fails_with(&format!("a filter around rt forbids `{name}`"))?;
+        }
+        // Device rules of cgroup v2 are programs.
+        let output = run(321, errno)?;
+        match output.code {
+            Some(0) if test.host.lane != "v2" => {}
+            _ => output.fails_with("a filter around rt forbids `bpf`").map(drop)?,
+        }
+        // What fails late leaves nothing: flock, recvmsg, sendmsg (not needed in each lane), pivot_root.
+        for call in [73, 47, 46, 155] {
+            let output = run(call, errno)?;
+            if output.code != Some(0) {
+                output.fails_with("rt: run")?;
+            }
+        }
+    }
+    let left = fs::read_dir(test.state_root())?.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| !name.to_string_lossy().starts_with('@')).collect();
+    ensure(left.is_empty(), format!("{left:?} is left"))
 }

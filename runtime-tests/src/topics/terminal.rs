@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal, so_may_those_of_exec_and_of_pidfds }
 
 /// Creates and starts a bundle with a terminal; returns its master.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
@@ -217,4 +217,27 @@ fn a_device_of_the_image_makes_no_terminal(test: &Test) -> Outcome {
     rustix::fs::mknodat(rustix::fs::CWD, folder.join("ptmx"), kind, mode, zero)?;
     let bundle = bundle.flag(format!("--console-socket={}", path.display()));
     bundle.try_create(&test.id())?.fails_with("a terminal needs a devpts mount").map(drop)
+}
+
+fn so_may_those_of_exec_and_of_pidfds(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let folder = test.folder.join("x".repeat(120));
+    fs::create_dir(&folder)?;
+    let short = test.folder.join("s");
+    std::os::unix::fs::symlink(&folder, &short)?;
+    let long = |name: &str| folder.join(name).display().to_string();
+    let container = test.sh("exec sleep 60")?.start()?;
+    let listener = UnixListener::bind(short.join("exec"))?;
+    let flag = format!("--console-socket={}", long("exec"));
+    let program = ["/bin/sh", "-c", "test -t 0 && echo terminal"];
+    test.rt([&["exec", "--tty", "--detach", &flag, &container.id][..], &program].concat())?
+        .success()?;
+    let text = read_all(receive(&listener)?.into());
+    ensure(text.contains("terminal"), text)?;
+    let listener = UnixListener::bind(short.join("pidfd"))?;
+    let flag = format!("--pidfd-socket={}", long("pidfd"));
+    pidfd_of(&listener, &test.sh("sleep 60")?.flag(flag))?;
+    let listener = UnixListener::bind(short.join("annotated"))?;
+    let bundle = test.sh("sleep 60")?.annotation("run.oci.pidfd_receiver", &long("annotated"));
+    pidfd_of(&listener, &bundle)
 }

@@ -17,7 +17,7 @@ fn all_is_well(bundle: &Bundle<'_>) -> Outcome {
     let output = bundle.run()?;
     let wrong: Vec<&str> = output.stdout.lines().filter(|line| !line.ends_with(" ok")).collect();
     ensure_eq(wrong, Vec::new())?;
-    ensure_eq(output.stdout.lines().count(), 43)?;
+    ensure_eq(output.stdout.lines().count(), 44)?;
     // `proc_exit` is the last.
     ensure(output.code == Some(45), format!("{:?}: {}", output.code, output.stderr))
 }

@@ -16,9 +16,9 @@ use crate::harness::{
 
 super::tests! { "wasm":
     the_kernels_files_are_out_of_reach, a_start_function_is_part_of_the_run, every_exit_code_is_kept, a_deep_recursion_of_calls_is_a_trap, what_is_no_command_is_told, takes_three_hundred_preopens, a_directory_with_a_colon_is_told, a_small_address_space_is_told, is_ended_by_each_signal,
-    prints_to_standard_output, gets_its_arguments, gets_its_environment_in_order, gets_none_of_the_callers_environment,
+    prints_to_standard_output, gets_its_arguments, gets_its_environment_in_order, gets_no_variable_that_nobody_has_configured, gets_none_of_the_callers_environment,
     gets_its_working_directory_as_pwd, reads_standard_input, passes_on_its_exit_code, a_trap_is_134_with_its_text,
-    a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it, a_signal_before_the_start_is_not_lost, a_signal_right_after_the_start_is_not_lost,
+    a_deep_recursion_is_a_trap, sigterm_ends_it_at_once, sigint_ends_it_at_once, sigkill_ends_it, a_signal_before_the_start_ends_it, a_signal_right_after_the_start_is_not_lost,
     an_unknown_import_is_named, a_module_without_start_is_refused, reads_and_writes_its_rootfs,
     a_read_only_root_is_read_only, a_read_only_mount_is_read_only, a_writable_mount_in_a_read_only_root_is_writable,
     cannot_leave_its_rootfs, runs_as_its_user, an_image_cannot_inject_libraries, the_engine_cannot_be_written_to,
@@ -43,7 +43,28 @@ fn gets_its_environment_in_order(test: &Test) -> Outcome {
     let bundle = bundle.edit(|config| {
         config["process"]["env"] = json!(["B=2", "A=1=1", "EMPTY=", "HOME=/h", "ä=ö"]);
     });
-    bundle.run()?.success()?.stdout("B=2\nA=1=1\nEMPTY=\nHOME=/h\nä=ö\nPWD=/\n").map(drop)
+    bundle.run()?.success()?.stdout("B=2\nA=1=1\nEMPTY=\nHOME=/h\nä=ö\n").map(drop)
+}
+
+/// None, one and several; for what `exec` starts too.
+fn gets_no_variable_that_nobody_has_configured(test: &Test) -> Outcome {
+    for env in [json!([]), json!(["ONE=1"]), json!(["A=a", "PATH=/", "C=", "D=d d"])] {
+        let lines = env.as_array().into_iter().flatten().filter_map(|variable| variable.as_str());
+        let lines: String = lines.map(|variable| format!("{variable}\n")).collect();
+        let bundle = test.wasm("probe", &["env"])?;
+        let bundle = bundle.edit(|config| config["process"]["env"] = env.clone());
+        bundle.run()?.success()?.stdout(&lines)?;
+        // A service manager's and a caller's sockets are for programs that can use them.
+        let manager = std::os::unix::net::UnixDatagram::bind(test.folder.join("manager"))?;
+        let mut command = test.command(bundle.command_line("run", &test.id()));
+        command.env("NOTIFY_SOCKET", test.folder.join("manager"));
+        Output::of(command)?.success()?.stdout(&lines)?;
+        drop(manager);
+        fs::remove_file(test.folder.join("manager"))?;
+        let container = bundle.args(&["/probe.wasm", "sleep"]).start()?;
+        test.rt(["exec", &container.id, "/probe.wasm", "env"])?.success()?.stdout(&lines)?;
+    }
+    Ok(())
 }
 
 fn gets_none_of_the_callers_environment(test: &Test) -> Outcome {
@@ -124,12 +145,14 @@ fn sigkill_ends_it(test: &Test) -> Outcome {
     ends_by(test, "KILL", 137)
 }
 
-fn a_signal_before_the_start_is_not_lost(test: &Test) -> Outcome {
-    let container = test.wasm("probe", &["sleep"])?.create()?;
-    container.kill("TERM")?;
-    ensure_eq(container.status()?.as_str(), "created")?;
-    container.start()?;
-    container.wait()
+fn a_signal_before_the_start_ends_it(test: &Test) -> Outcome {
+    for signal in ["TERM", "INT", "HUP"] {
+        let container = test.wasm("probe", &["sleep"])?.create()?;
+        container.kill(signal)?;
+        container.wait()?;
+        container.rt(&["start"])?.fails_with("has stopped")?;
+    }
+    Ok(())
 }
 
 fn a_signal_right_after_the_start_is_not_lost(test: &Test) -> Outcome {

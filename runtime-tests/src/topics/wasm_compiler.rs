@@ -174,8 +174,8 @@ fn a_compiler_that_takes_too_long_is_ended(test: &Test) -> Outcome {
 fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
     host(test, json!({ "compile": "eager", "compiler": { "memoryBytes": 48 << 20 } }))?;
     let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    let counted =
-        Path::new("/sys/fs/cgroup/memory").exists() || v2.is_ok_and(|list| list.contains("memory"));
+    let counted = Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists()
+        || v2.is_ok_and(|list| list.contains("memory"));
     // Without that controller, the compiler itself is told that there is no more.
     let words =
         if counted { "it takes more memory than the compiler may use" } else { "the compiler " };

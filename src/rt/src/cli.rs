@@ -25,8 +25,11 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
     /// Print the version
-    #[arg(short = 'v', long)]
+    #[arg(short = 'v', short_alias = 'V', long)]
     pub(crate) version: bool,
+    /// Print the synopsis, as programs do that use argp(3)
+    #[arg(long, global = true, hide = true, action = clap::ArgAction::HelpShort)]
+    usage: Option<bool>,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
@@ -36,8 +39,8 @@ pub(crate) struct Global {
     /// Where the state of containers is kept [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not root]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Append messages to this file
-    #[arg(long, value_name = "FILE")]
+    /// Where messages go: a file, to be appended to, journald:NAME or syslog:NAME
+    #[arg(long, value_name = "[file:]FILE")]
     pub(crate) log: Option<PathBuf>,
     /// How to write them
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
@@ -261,6 +264,9 @@ pub(crate) struct Creation {
     /// Accepted for go-runc's sake: a created container is always detached
     #[arg(short, long)]
     detach: bool,
+    /// Accepted for crun's sake: rt never becomes a subreaper
+    #[arg(long)]
+    no_subreaper: bool,
 }
 
 #[derive(Args, Debug)]
@@ -293,9 +299,9 @@ pub(crate) struct Exec {
     pub(crate) tty: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Start it in this cgroup below the container's
-    #[arg(long, value_name = "PATH")]
-    pub(crate) cgroup: Option<PathBuf>,
+    /// Start it in this cgroup below the container's; with cgroup v1, in those of some controllers only
+    #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]PATH")]
+    pub(crate) cgroup: Vec<PathBuf>,
     /// Its working directory
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
@@ -631,6 +637,9 @@ pub(crate) struct Spec {
     /// The directory to write `config.json` to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
+    /// The file to write, in place of `config.json` in that directory
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
     /// For a user who is not root
     #[arg(long)]
     pub(crate) rootless: bool,
@@ -656,7 +665,7 @@ pub(crate) enum Parsed {
 pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     // Callers ask for it at every start of theirs; clap need not be set up for that, which is most of what it would take.
     if let [_, only] = &args[..]
-        && (only == "--version" || only == "-v")
+        && (only == "--version" || only == "-v" || only == "-V")
     {
         return Parsed::Version;
     }
@@ -670,6 +679,8 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     if let Some((global, command)) = parse_one(&args) {
         return Parsed::Command(Box::new(global), command);
     }
+    let wants_usage = args.iter().any(|arg| arg == "--usage")
+        && !args.iter().any(|arg| arg == "--help" || arg == "-h");
     let parsed = Cli::try_parse_from(&args).or_else(|error| match double_dash(args) {
         Some(args) => Cli::try_parse_from(args),
         None => Err(error),
@@ -680,7 +691,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
             Parsed::Command(Box::new(global), command)
         }
         Ok(Cli { command: None, .. }) => wrong("no command given: see `rt --help`".into()),
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => Parsed::Help(error.to_string()),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            let help = error.to_string();
+            Parsed::Help(if wants_usage { usage(&help) } else { help })
+        }
         Err(error) => wrong(one_line(&error)),
     }
 }
@@ -728,6 +742,12 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
         "checkpoint" => Checkpoint(Checkpoint),
         "restore" => Restore(Restore),
     }
+}
+
+/// Of a help text, what `--usage` prints.
+fn usage(help: &str) -> String {
+    let usage = help.lines().skip_while(|line| !line.starts_with("Usage:"));
+    usage.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
 }
 
 /// go-runc writes one flag with a single dash, which Go's own flag package takes. The first is meant: later ones are a program's.

@@ -25,6 +25,8 @@ mod wasm;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -68,8 +70,9 @@ pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
 }
 
 /// For a command that enters a container: closes what the caller left open. Comes before everything else, the log included,
-/// which it would close.
-pub(crate) fn close_inherited(command: &Command) -> Result<()> {
+/// which it would close. If the command line names a file as `/dev/fd/N` or `/proc/self/fd/N`, all are closed as soon as its files
+/// are open ([`Inherited::close`]).
+pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     let (preserve_fds, listen_fds) = match command {
         Command::Create(create) => (create.create.handover.preserve_fds, listen_fds()),
         Command::Run(run) => (run.create.handover.preserve_fds, listen_fds()),
@@ -77,7 +80,7 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
         Command::Exec(exec) => (exec.handover.preserve_fds, 0),
         Command::Restore(_) => (0, 0),
         Command::Wasm(wasm) if matches!(wasm.command, WasmCommand::Worker(_)) => (0, 0),
-        _ => return Ok(()),
+        _ => return Ok(Inherited::default()),
     };
     // No process has this many descriptors; rustix and the kernel count them as int.
     const MOST: u32 = 1 << 20;
@@ -91,7 +94,26 @@ pub(crate) fn close_inherited(command: &Command) -> Result<()> {
     if let Some(missing) = (3..3 + preserve_fds + listen_fds).find(|number| !there(number)) {
         bail!("`LISTEN_FDS` is {listen_fds}: descriptor {missing} is not open");
     }
-    syscall::close_from(3 + preserve_fds + listen_fds).context("close the caller's descriptors")
+    let first = 3 + preserve_fds + listen_fds;
+    let names_one = |arg: OsString| arg.as_bytes().windows(4).any(|part| part == b"/fd/");
+    if std::env::args_os().any(names_one) {
+        return syscall::inherited_from(first)
+            .map(Inherited)
+            .context("look at the caller's descriptors");
+    }
+    syscall::close_from(first).context("close the caller's descriptors")?;
+    Ok(Inherited::default())
+}
+
+/// What this process was started with and passes on to nobody. What it starts meanwhile does not get it.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    /// Before anything of a container's is looked up.
+    pub(crate) fn close(self) {
+        self.0.into_iter().for_each(drop);
+    }
 }
 
 /// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).
@@ -109,29 +131,32 @@ pub(crate) fn failure(command: &Command) -> ExitCode {
     ExitCode::from(if matches!(command, Command::Exec(_)) { 255 } else { 1 })
 }
 
-pub(crate) fn execute(global: &Global, command: Command) -> Result<ExitCode> {
+pub(crate) fn execute(global: &Global, command: Command, inherited: Inherited) -> Result<ExitCode> {
     let root = Root::new(global.root.as_deref());
     match command {
-        Command::Create(args) => create::execute(&root, global, &args.create),
+        Command::Create(args) => create::execute(&root, global, &args.create, inherited),
         Command::Start(args) => start::execute(&root, &args),
         Command::State(args) => state::execute(&root, &args),
-        Command::Exec(args) => exec::execute(&root, global, &args),
+        Command::Exec(args) => exec::execute(&root, global, &args, inherited),
         Command::Pause(args) => pause::pause(&root, &args),
         Command::Resume(args) => pause::resume(&root, &args),
         Command::Checkpoint(args) => checkpoint::execute(&root, &args),
-        Command::Restore(args) => restore::execute(&root, manager(global), &args),
+        Command::Restore(args) => restore::execute(&root, manager(global), &args, inherited),
         Command::Events(args) => events::execute(&root, &args),
         Command::Mounts(args) => mounts::execute(&root, &args),
         Command::Ps(args) => ps::execute(&root, &args),
         Command::Update(args) => update::execute(&root, &args),
         Command::Kill(args) => kill::execute(&root, &args),
         Command::Delete(args) => delete::execute(&root, &args),
-        Command::Run(args) => run::execute(&root, global, &args),
+        Command::Run(args) => run::execute(&root, global, &args, inherited),
         Command::List(args) => list::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
         Command::Check(args) => check::execute(&root, global, &args),
-        Command::Wasm(args) => wasm::execute(&root, global, &args),
+        Command::Wasm(args) => {
+            inherited.close();
+            wasm::execute(&root, global, &args)
+        }
         Command::Completion(args) => completion::execute(&args),
     }
 }

@@ -71,7 +71,7 @@ pub(crate) mod fuzzed {
     pub(crate) fn process(spec: &Spec, linux: &Linux) -> Result<()> {
         let namespaces = namespaces::Namespaces::default();
         if let Some(parameters) = linux.sysctl() {
-            let _ = sysctl::check(parameters, &namespaces);
+            let _ = sysctl::check(parameters, spec, &namespaces);
         }
         let _ = net_devices::check(linux, &namespaces);
         spec.process().as_ref().map_or(Ok(()), process::understand)

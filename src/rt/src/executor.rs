@@ -23,8 +23,10 @@ use crate::workload::{self, Directory, Rights, Workload};
 /// What is needed to choose a program and to start it.
 pub(crate) struct Request<'a> {
     pub(crate) args: &'a [String],
-    /// Without HOME, as it is in the configuration; order and duplicates are kept.
-    pub(crate) env: Vec<String>,
+    /// Of a program of the machine's own.
+    pub(crate) env: &'a [String],
+    /// Of a module: what is configured, and no more.
+    pub(crate) configured_env: &'a [String],
     pub(crate) cwd: &'a Path,
     pub(crate) asked: Option<workload::Engine>,
     /// What there is to know of the engine. Its directory comes when it is clear that it is needed ([`Given`]): until then no
@@ -270,7 +272,7 @@ fn native(request: &Request<'_>, path: &Path) -> Result<Program> {
     Ok(Program {
         path: CString::new(path.as_os_str().as_bytes())?,
         argv: c_strings(request.args)?,
-        envp: c_strings(&request.env)?,
+        envp: c_strings(request.env)?,
         is_module: false,
         cgroup: None,
         blocked: Vec::new(),
@@ -367,12 +369,14 @@ fn wasm(
 /// The guest's environment, as a file that only the engine reads.
 fn environment(request: &Request<'_>) -> Result<OwnedFd> {
     let mut text = Vec::new();
-    for variable in &request.env {
+    for variable in request.configured_env {
         text.extend(variable.as_bytes());
         text.push(0);
     }
-    // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's, for one).
-    if !request.env.iter().any(|variable| variable.starts_with("PWD=")) {
+    // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's, for one). They begin in the root
+    // without it, so there a guest gets no variable that nobody has configured.
+    let has_pwd = request.configured_env.iter().any(|variable| variable.starts_with("PWD="));
+    if !has_pwd && request.cwd != Path::new("/") {
         text.extend([b"PWD=", request.cwd.as_os_str().as_bytes(), b"\0"].concat());
     }
     let file = rustix::fs::memfd_create("environment", MemfdFlags::CLOEXEC)
@@ -501,6 +505,17 @@ impl Program {
     pub(crate) fn take_signals(&self) {
         syscall::default_signal_actions();
         syscall::block_only(&self.blocked);
+    }
+
+    /// Has a signal that asks for an end do so until the exec, also in the first process of a pid namespace, which the kernel spares
+    /// otherwise (`pid_namespaces(7)`). Those that have to stay blocked are to be asked for: the descriptor is readable when one has
+    /// come.
+    pub(crate) fn can_be_ended(&self) -> Result<Option<OwnedFd>> {
+        if self.blocked.is_empty() {
+            syscall::end_on(&engine::cache::ENDING);
+            return Ok(None);
+        }
+        syscall::signalfd(&self.blocked).context("open a signalfd").map(Some)
     }
 
     /// Becomes the program. Returns only when that failed.

@@ -8,10 +8,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
@@ -38,9 +39,21 @@ pub(crate) enum LogLevel {
     Fatal,
 }
 
+/// Where messages go.
+#[derive(Debug)]
+enum Target {
+    /// Nobody has asked for a log.
+    Stderr,
+    File(File),
+    /// systemd's journal, under a name (its "Native Journal Protocol").
+    Journal(UnixDatagram, String),
+    /// The system's log, under a name (`syslog(3)`).
+    Syslog(UnixDatagram, String),
+}
+
 #[derive(Debug)]
 struct Log {
-    file: Option<File>,
+    target: Target,
     format: Format,
     level: LogLevel,
 }
@@ -49,34 +62,50 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Opens the log for appending; with none, messages below the error go to standard error.
 pub(crate) fn open(path: Option<&Path>, format: Format, level: LogLevel) -> Result<()> {
-    let file = match path {
-        None => None,
+    let target = match path {
+        None => Target::Stderr,
         Some(path) => {
-            Some(open_file(path).with_context(|| format!("open log `{}`", path.display()))?)
+            open_target(path).with_context(|| format!("open log `{}`", path.display()))?
         }
     };
     let quiet = matches!(level, LogLevel::Error | LogLevel::Fatal);
-    if LOG.set(Log { file, format, level }).is_ok() && !quiet {
+    if LOG.set(Log { target, format, level }).is_ok() && !quiet {
         // Fails only if a subscriber is there already, and there is only this one.
         let _ = tracing::subscriber::set_global_default(Lines);
     }
     Ok(())
 }
 
-fn open_file(path: &Path) -> Result<File> {
-    // crun's spelling `file:PATH`.
-    let path = path
-        .to_str()
-        .and_then(|text| text.strip_prefix("file:"))
-        .map_or(path.to_owned(), PathBuf::from);
-    if path
-        .to_str()
-        .is_some_and(|text| text.starts_with("journald:") || text.starts_with("syslog:"))
-    {
-        bail!("rt logs to files only");
+/// As crun: `journald:NAME`, `syslog:NAME`, `file:PATH` or a path.
+fn open_target(path: &Path) -> Result<Target> {
+    let text = path.to_str().unwrap_or_default();
+    if let Some(name) = text.strip_prefix("journald:") {
+        let name = named(name)?;
+        return Ok(Target::Journal(connect("/run/systemd/journal/socket")?, name));
     }
+    if let Some(name) = text.strip_prefix("syslog:") {
+        let name = named(name)?;
+        return Ok(Target::Syslog(connect("/dev/log")?, name));
+    }
+    open_file(text.strip_prefix("file:").map_or(path, Path::new)).map(Target::File)
+}
+
+fn named(name: &str) -> Result<String> {
+    ensure!(!name.is_empty() && !name.contains(char::is_control), "a name is missing");
+    Ok(name.to_owned())
+}
+
+fn connect(path: &str) -> Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    // A log that nobody empties must not hold up what is told.
+    socket.set_nonblocking(true)?;
+    socket.connect(path).with_context(|| format!("connect to `{path}`"))?;
+    Ok(socket)
+}
+
+fn open_file(path: &Path) -> Result<File> {
     // For others to read, as containerd's umask of 0 would let them write too.
-    let file = trust::append(&path, 0o644)?;
+    let file = trust::append(path, 0o644)?;
     // A fifo whose reader does not read must not hold up what is told.
     let flags = rustix::fs::fcntl_getfl(&file)?;
     rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
@@ -85,8 +114,18 @@ fn open_file(path: &Path) -> Result<File> {
 
 /// The one line of a command that failed, into the log if there is one. Standard error is the caller's business.
 pub(crate) fn error(message: &str) {
-    if let Some(log) = LOG.get().filter(|log| log.file.is_some()) {
+    if let Some(log) = LOG.get().filter(|log| !matches!(log.target, Target::Stderr)) {
         log.write("error", message);
+    }
+}
+
+/// As `syslog(3)` counts.
+fn priority(level: &str) -> u8 {
+    match level {
+        "error" => 3,
+        "warning" => 4,
+        "info" => 6,
+        _ => 7,
     }
 }
 
@@ -101,9 +140,24 @@ impl Log {
             }
         };
         // A log that cannot be written must not fail what it reports on.
-        let _ = match &self.file {
-            Some(file) => (&*file).write_all(line.as_bytes()),
-            None => std::io::stderr().write_all(line.as_bytes()),
+        let _ = match &self.target {
+            Target::Stderr => std::io::stderr().write_all(line.as_bytes()),
+            Target::File(file) => (&*file).write_all(line.as_bytes()),
+            Target::Journal(socket, name) => {
+                let text = format!(
+                    "PRIORITY={}\nSYSLOG_IDENTIFIER=rt\nID={name}\nMESSAGE={}\n",
+                    priority(level),
+                    message.replace('\n', " ")
+                );
+                socket.send(text.as_bytes()).map(drop)
+            }
+            Target::Syslog(socket, name) => {
+                // Of the facility "user". Who reads it knows when it came.
+                const USER: u8 = 1 << 3;
+                let (priority, pid) = (USER | priority(level), std::process::id());
+                let text = format!("<{priority}>{name}[{pid}]: {}", message.replace('\n', " "));
+                socket.send(text.as_bytes()).map(drop)
+            }
         };
     }
 }

@@ -56,12 +56,12 @@ fn main() -> ExitCode {
         }
         Parsed::Command(global, command) => {
             let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
-            let closed = command::close_inherited(&command);
+            let inherited = command::inherited(&command);
             let failure = command::failure(&command);
             let outcome = log::open(global.log.as_deref(), global.log_format, level)
                 .and(protected)
-                .and(closed)
-                .and_then(|()| command::execute(&global, command));
+                .and(inherited)
+                .and_then(|inherited| command::execute(&global, command, inherited));
             match outcome {
                 Ok(code) => code,
                 Err(error) => {
@@ -82,10 +82,32 @@ fn print(text: &str) -> ExitCode {
 
 /// One `write(2)`: conmon reads standard error once, and takes what that read returns.
 fn fail(line: &str) -> ExitCode {
+    let line = &format!("{line}{}", what_a_filter_forbids(line));
     log::error(line);
     // With standard error closed there is nobody left to tell.
     let _ = io::stderr().write_all(format!("rt: {line}\n").as_bytes());
     ExitCode::FAILURE
+}
+
+/// Of an error that looks like it: which calls are forbidden by a filter that a service manager or a sandbox has put around `rt`.
+fn what_a_filter_forbids(line: &str) -> String {
+    let errors = [
+        "Operation not permitted",
+        "Function not implemented",
+        "Address family not supported by protocol",
+        "Permission denied",
+    ];
+    if !errors.iter().any(|error| line.ends_with(error)) {
+        return String::new();
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !status.contains("\nSeccomp:\t2\n") {
+        return String::new();
+    }
+    match syscall::forbidden()[..] {
+        [] => String::new(),
+        ref calls => format!(": a filter around rt forbids `{}`", calls.join("`, `")),
+    }
 }
 
 /// What went wrong without being the command's failure.

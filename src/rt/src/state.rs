@@ -321,10 +321,20 @@ impl Root {
         match rustix::fs::mkdirat(&root, id, Mode::RWXU) {
             Ok(()) => {
                 let directory = Directory { path };
-                let lock = directory.open()?;
-                rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-                    .context("lock the state directory")?;
-                Ok((directory, lock))
+                let lock = || -> Result<OwnedFd> {
+                    let lock = directory.open()?;
+                    rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+                        .context("lock the state directory")?;
+                    Ok(lock)
+                };
+                match lock() {
+                    Ok(lock) => Ok((directory, lock)),
+                    Err(error) => {
+                        // The first error is the one to tell.
+                        let _ = directory.remove();
+                        Err(error)
+                    }
+                }
             }
             Err(Errno::EXIST) => bail!("container with given ID already exists"),
             Err(error) => Err(error).with_context(|| show(&path)),
@@ -441,6 +451,11 @@ impl Directory {
         let there = rustix::fs::lstat(&self.path)
             .with_context(|| format!("look at `{}`", self.path.display()))?;
         Ok(format!(" {:x}:{:x}", there.st_dev, there.st_ino))
+    }
+
+    /// Whether nobody has deleted the container.
+    pub(crate) fn is_there(&self) -> bool {
+        self.path.is_dir()
     }
 
     /// Waits until nobody is making or deleting the container any more; None when that takes longer than the patience.

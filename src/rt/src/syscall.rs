@@ -8,7 +8,8 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use rustix::fs::Mode;
+use rustix::event::{PollFd, Timespec};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
@@ -138,6 +139,30 @@ pub(crate) fn close_from(first: u32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
+/// The descriptors from `first` on that this process was started with, so that an exec closes them from now on. Must be called once,
+/// before anything of these numbers is opened.
+pub(crate) fn inherited_from(first: u32) -> Result<Vec<OwnedFd>> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2; // <linux/close_range.h>
+    // SAFETY: sets a flag of descriptors, which nobody owns yet.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })?;
+    // By the process's own table, and not by trying: a descriptor can have any number.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+    let own = folder.as_raw_fd();
+    let mut inherited = Vec::new();
+    for entry in rustix::fs::Dir::new(folder)? {
+        let number = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        let Some(number) = number.filter(|&number: &RawFd| {
+            number != own && u32::try_from(number).is_ok_and(|number| number >= first)
+        }) else {
+            continue;
+        };
+        // SAFETY: by the contract above, no `OwnedFd` is of this number, but that of the folder, which is left out.
+        inherited.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    Ok(inherited)
+}
+
 /// Closes the descriptors from `first` on, for good, but for those that are named (`close_range(2)`).
 ///
 /// For a process whose way ends in an exec or in [`exit_now`]: from now on it neither uses nor drops what it owned besides.
@@ -184,6 +209,25 @@ pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd> {
     let inherited = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&inherited, FdFlags::CLOEXEC)?;
     Ok(inherited)
+}
+
+/// `ppoll(2)`, or `poll(2)` where a filter of system calls forbids that and the machine has it.
+pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Result<usize> {
+    match rustix::event::poll(polled, limit) {
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {}
+        done => return done,
+    }
+    let limit = limit.map_or(-1, |limit| {
+        let milliseconds =
+            limit.tv_sec.saturating_mul(1000).saturating_add(limit.tv_nsec / 1_000_000);
+        c_int::try_from(milliseconds).unwrap_or(c_int::MAX)
+    });
+    // SAFETY: a `PollFd` is a `struct pollfd`, as its documentation says, and the slice has as many as are said.
+    let ready = check(
+        unsafe { libc::poll(polled.as_mut_ptr().cast(), polled.len() as libc::nfds_t, limit) }
+            .into(),
+    )?;
+    Ok(usize::try_from(ready).unwrap_or(0))
 }
 
 /// `unshare(2)`, for namespaces only.
@@ -279,6 +323,21 @@ fn signal_set(signals: &[c_int]) -> libc::sigset_t {
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     set
+}
+
+/// From now on, and until an exec, each of these signals ends this process with the exit status of a shell, 128 and its number.
+pub(crate) fn end_on(signals: &[c_int]) {
+    extern "C" fn end(signal: c_int) {
+        exit_now(128 + signal)
+    }
+    for signal in signals {
+        // SAFETY: `sigaction` is plain integers; all zeroes are an empty mask and no flags.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = end as extern "C" fn(c_int) as libc::sighandler_t;
+        // SAFETY: the handler takes a number and makes system calls only, which any moment allows (signal-safety(7)); the structure
+        // lives across the call, which only reads it.
+        unsafe { libc::sigaction(*signal, &raw const action, ptr::null_mut()) };
+    }
 }
 
 /// Blocks exactly these signals, and no other (`sigprocmask(2)`, `SIG_SETMASK`).
@@ -639,5 +698,54 @@ pub(crate) fn personality(persona: libc::c_ulong) -> Result<()> {
 /// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares its parent's buffers.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process; nothing runs after it.
-    unsafe { libc::_exit(status) }
+    unsafe { libc::syscall(libc::SYS_exit_group, status) };
+    // SAFETY: the same, of a process that has one thread.
+    unsafe { libc::syscall(libc::SYS_exit, status) };
+    // A filter forbids both; a fault ends every process.
+    std::process::abort()
+}
+
+/// The calls that a filter around this process forbids, of those that `rt` may need, and the families of addresses. For an error that
+/// looks like one: each call is made once, in a form that the kernel refuses before it does anything, with another error.
+pub(crate) fn forbidden() -> Vec<&'static str> {
+    let wrong = -1 as libc::c_long;
+    let calls = [
+        ("clone3", libc::SYS_clone3),
+        ("close_range", libc::SYS_close_range),
+        ("execveat", libc::SYS_execveat),
+        ("fsconfig", libc::SYS_fsconfig),
+        ("memfd_create", libc::SYS_memfd_create),
+        ("mount_setattr", libc::SYS_mount_setattr),
+        ("open_tree", libc::SYS_open_tree),
+        ("openat2", libc::SYS_openat2),
+        ("pidfd_open", libc::SYS_pidfd_open),
+        ("pidfd_send_signal", libc::SYS_pidfd_send_signal),
+        ("prctl", libc::SYS_prctl),
+        ("seccomp", libc::SYS_seccomp),
+        ("setns", libc::SYS_setns),
+        ("statx", libc::SYS_statx),
+        ("unshare", libc::SYS_unshare),
+    ];
+    let families = [
+        ("socket(AF_UNIX)", libc::AF_UNIX),
+        ("socket(AF_INET)", libc::AF_INET),
+        ("socket(AF_NETLINK)", libc::AF_NETLINK),
+    ];
+    let is_forbidden = |returned| {
+        matches!(
+            check(returned),
+            Err(Errno::PERM | Errno::NOSYS | Errno::ACCESS | Errno::AFNOSUPPORT)
+        )
+    };
+    // Of others than root, the kernel refuses this one as a filter does.
+    let bpf = rustix::process::geteuid().is_root().then_some(("bpf", libc::SYS_bpf));
+    let calls = calls.into_iter().chain(bpf).filter(|(_, number)| {
+        // SAFETY: descriptors, flags, sizes and pointers that cannot be: the kernel looks at one of them first, and does nothing.
+        is_forbidden(unsafe { libc::syscall(*number, wrong, wrong, wrong, wrong, wrong, wrong) })
+    });
+    let families = families.into_iter().filter(|(_, family)| {
+        // SAFETY: the kernel refuses flags that it does not know first.
+        is_forbidden(unsafe { libc::syscall(libc::SYS_socket, *family, wrong, 0) })
+    });
+    calls.map(|(name, _)| name).chain(families.map(|(name, _)| name)).collect()
 }

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{exit_now, own};
@@ -25,6 +26,9 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     most: c_int,
     timeout: c_int,
 ) -> c_int {
+    if let Some(count) = ready_files(epoll, events, most) {
+        return count;
+    }
     let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
     let mut left = timeout;
     loop {
@@ -41,6 +45,82 @@ pub(crate) unsafe extern "C" fn epoll_wait(
             left = c_int::try_from(rest).unwrap_or(c_int::MAX);
         }
     }
+}
+
+/// A file that `epoll(7)` does not take, since nobody ever has to wait for it: a regular one, a directory, `/dev/null`.
+struct Ready {
+    epoll: c_int,
+    descriptor: c_int,
+    event: libc::epoll_event,
+    /// It was not told yet.
+    is_new: bool,
+}
+
+static READY: Mutex<Vec<Ready>> = Mutex::new(Vec::new());
+
+fn ready() -> MutexGuard<'static, Vec<Ready>> {
+    READY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What WasmEdge waits for (`epoll_ctl(2)`), in the C library's place, as [`epoll_wait`].
+///
+/// A guest may wait for any file (`poll_oneoff`), and what can be read and written at once is ready, as for `poll(2)`.
+///
+/// # Safety
+///
+/// As `epoll_ctl(2)`: `event` points to an event, but for `EPOLL_CTL_DEL`.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_ctl(
+    epoll: c_int,
+    operation: c_int,
+    descriptor: c_int,
+    event: *mut libc::epoll_event,
+) -> c_int {
+    // SAFETY: the arguments are the caller's, who keeps the contract above.
+    let done = unsafe { libc::syscall(libc::SYS_epoll_ctl, epoll, operation, descriptor, event) };
+    let refused = done < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    let mut ready = ready();
+    // A number that is another file's by now, too.
+    ready.retain(|file| (file.epoll, file.descriptor) != (epoll, descriptor));
+    if !refused || operation == libc::EPOLL_CTL_DEL {
+        return if refused { 0 } else { c_int::try_from(done).unwrap_or(-1) };
+    }
+    // SAFETY: the caller's event, by the contract above.
+    let event = unsafe { event.read() };
+    ready.push(Ready { epoll, descriptor, event, is_new: true });
+    0
+}
+
+/// Writes down the files that are ready without a wait, each once, with those that the kernel says are ready by now. None if there
+/// are none of the first kind.
+fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Option<c_int> {
+    let most = usize::try_from(most).ok()?;
+    let mut ready = ready();
+    let mut new = ready.iter_mut().filter(|file| file.epoll == epoll && file.is_new);
+    let mut count = 0;
+    while count < most
+        && let Some(file) = new.next()
+    {
+        file.is_new = false;
+        let mut event = file.event;
+        event.events &= (libc::EPOLLIN | libc::EPOLLOUT).unsigned_abs();
+        // SAFETY: by the contract of `epoll_wait` there are `most` places.
+        unsafe { events.add(count).write(event) };
+        count += 1;
+    }
+    if count == 0 {
+        return None;
+    }
+    if count < most {
+        // SAFETY: the places behind those that are taken; nothing is waited for, and the null signal mask is not read.
+        let others = unsafe {
+            let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
+            let places = events.add(count);
+            libc::syscall(libc::SYS_epoll_pwait, epoll, places, rest, 0, ptr::null::<u8>(), 8)
+        };
+        count += usize::try_from(others).unwrap_or(0);
+    }
+    c_int::try_from(count).ok()
 }
 
 /// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
+use super::Inherited;
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait, terminal};
@@ -14,11 +15,16 @@ use crate::engine;
 use crate::state::Root;
 use crate::workload::{self, Rights};
 
-pub(super) fn execute(root: &Root, global: &Global, args: &cli::Create) -> Result<ExitCode> {
-    let create = || {
+pub(super) fn execute(
+    root: &Root,
+    global: &Global,
+    args: &cli::Create,
+    inherited: Inherited,
+) -> Result<ExitCode> {
+    let create = move || {
         let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
         let console = connect_console(&bundle, args.handover.console_socket.as_deref())?;
-        container(root, global, args, &bundle, console, Wait::ForStart)
+        container(root, global, args, &bundle, console, Wait::ForStart, inherited)
     };
     create().with_context(|| format!("create `{}`", args.id))?;
     Ok(ExitCode::SUCCESS)
@@ -50,7 +56,9 @@ pub(super) fn container(
     bundle: &Bundle,
     console: Option<OwnedFd>,
     wait: Wait<'_>,
+    inherited: Inherited,
 ) -> Result<Container> {
+    inherited.close();
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
     // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only init can see.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Capabilities, Process, Spec};
 
+use super::Inherited;
 use super::foreground::{self, Signals};
 use crate::bundle;
 use crate::cli::{self, Global};
@@ -18,11 +19,16 @@ use crate::engine;
 use crate::state::{Root, Status};
 use crate::workload::Rights;
 
-pub(super) fn execute(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
-    exec(root, global, args).with_context(|| format!("exec in `{}`", args.words.id()))
+pub(super) fn execute(
+    root: &Root,
+    global: &Global,
+    args: &cli::Exec,
+    inherited: Inherited,
+) -> Result<ExitCode> {
+    exec(root, global, args, inherited).with_context(|| format!("exec in `{}`", args.words.id()))
 }
 
-fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
+fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) -> Result<ExitCode> {
     // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process, also when there is none.
     if let Some(path) = &args.handover.pid_file {
         draft::remove(path).with_context(|| format!("remove pid file `{}`", path.display()))?;
@@ -55,6 +61,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         }
         None => (None, None),
     };
+    inherited.close();
     // As it was decided at `create`, whatever this runtime is called.
     let asked = state.engine;
     let signals = if args.detach { None } else { Some(Signals::new()?) };
@@ -71,7 +78,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec) -> Result<ExitCode> {
         console,
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
-        cgroup: args.cgroup.as_deref(),
+        cgroup: &args.cgroup,
         ignore_paused: args.ignore_paused,
         filter,
         rights,

@@ -4,13 +4,14 @@
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::LinuxNamespaceType;
 use rustix::io::Errno;
 
 use crate::cli;
 use crate::container::cgroups::Manager;
 use crate::signals;
-use crate::state::{Root, State};
+use crate::state::{Directory, Root, State};
 use crate::syscall;
 
 pub(super) fn execute(root: &Root, args: &cli::Kill) -> Result<ExitCode> {
@@ -21,13 +22,35 @@ pub(super) fn execute(root: &Root, args: &cli::Kill) -> Result<ExitCode> {
 
 fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     let signal = signals::parse(&args.signal)?;
-    let (_, state) = root.load(id)?;
+    let (directory, state) = root.load(id)?;
     // Callers clean up with `--all` after the first process has ended, so for that nobody left is no error.
-    if args.all && state.cgroup.manager != Manager::Disabled {
-        all(&state, signal)
-    } else {
-        first(&state, signal, args.all)
+    if state.cgroup.manager == Manager::Disabled {
+        return first(&state, signal, args.all);
     }
+    if args.all {
+        return all(&state, signal);
+    }
+    if signal == libc::SIGKILL && !has_own_pids(&directory) {
+        // The others would outlive the first process.
+        ensure!(
+            state.process()?.is_some() || !state.cgroup.processes()?.is_empty(),
+            "container not running"
+        );
+        return all(&state, signal);
+    }
+    first(&state, signal, false)
+}
+
+/// Whether the kernel ends all processes of a container with its first: that is so in a pid namespace that was made for it alone.
+fn has_own_pids(directory: &Directory) -> bool {
+    // Where nobody knows, it is as configurations are: with one.
+    let Some(spec) = directory.config() else { return true };
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    namespaces.iter().any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::Pid
+            && namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+    })
 }
 
 fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::foreground::{self, Signals};
-use super::{checkpoint, create};
+use super::{Inherited, checkpoint, create};
 use crate::bundle::Bundle;
 use crate::cli;
 use crate::container::cgroups::Manager;
@@ -16,11 +16,21 @@ use crate::container::{self, RestoreOptions, Restored, terminal};
 use crate::state::Root;
 use crate::workload;
 
-pub(super) fn execute(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCode> {
-    restore(root, manager, args).with_context(|| format!("restore `{}`", args.id))
+pub(super) fn execute(
+    root: &Root,
+    manager: Manager,
+    args: &cli::Restore,
+    inherited: Inherited,
+) -> Result<ExitCode> {
+    restore(root, manager, args, inherited).with_context(|| format!("restore `{}`", args.id))
 }
 
-fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCode> {
+fn restore(
+    root: &Root,
+    manager: Manager,
+    args: &cli::Restore,
+    inherited: Inherited,
+) -> Result<ExitCode> {
     let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
     let foreground_terminal =
         !args.detach && args.console_socket.is_none() && bundle.process().terminal() == Some(true);
@@ -30,6 +40,7 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
     } else {
         (create::connect_console(&bundle, args.console_socket.as_deref())?, None)
     };
+    inherited.close();
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let options = RestoreOptions {
@@ -49,7 +60,7 @@ fn restore(root: &Root, manager: Manager, args: &cli::Restore) -> Result<ExitCod
     let container = container::restore(root, &options)?;
     // Held here too, the end of the terminal would never be read.
     drop(options);
-    container::started(&container.state);
+    container::started(&container.directory, &container.state)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     let outcome = follow(&container, &signals, terminal);
     container::delete(&container.directory, &container.state, true)?;

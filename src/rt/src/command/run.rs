@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use super::Inherited;
 use super::create;
 use super::foreground::{self, Signals};
 use crate::bundle::Bundle;
@@ -14,11 +15,16 @@ use crate::container::notify_socket::Relay;
 use crate::container::{self, Container, Wait, terminal};
 use crate::state::Root;
 
-pub(super) fn execute(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
-    run(root, global, args).with_context(|| format!("run `{}`", args.create.id))
+pub(super) fn execute(
+    root: &Root,
+    global: &Global,
+    args: &cli::Run,
+    inherited: Inherited,
+) -> Result<ExitCode> {
+    run(root, global, args, inherited).with_context(|| format!("run `{}`", args.create.id))
 }
 
-fn run(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
+fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> Result<ExitCode> {
     let bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
     let foreground_terminal = !args.detach
         && args.create.handover.console_socket.is_none()
@@ -32,10 +38,12 @@ fn run(root: &Root, global: &Global, args: &cli::Run) -> Result<ExitCode> {
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let blocked = signals.as_ref().map(|signals| signals.passed.as_slice()).unwrap_or_default();
     let wait = Wait::ForCaller { blocked };
-    let container = create::container(root, global, &args.create, &bundle, console, wait)?;
+    let container =
+        create::container(root, global, &args.create, &bundle, console, wait, inherited)?;
     let outcome = start_and_wait(&container, signals.as_ref(), terminal);
     let lives_on = args.detach && outcome.is_ok();
-    if !lives_on && !args.keep {
+    // A `poststart` hook that fails has deleted it already.
+    if !lives_on && !args.keep && container.directory.is_there() {
         container::delete(&container.directory, &container.state, true)?;
     }
     outcome
@@ -49,7 +57,7 @@ fn start_and_wait(
     let master = terminal.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
     let relay = Relay::open(&container.directory.notify_folder())?;
     container.go()?;
-    container::started(&container.state);
+    container::started(&container.directory, &container.state)?;
     let pidfd = container.pidfd.as_fd();
     let Some(signals) = signals else {
         if let Some(relay) = relay {

@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 use crate::cli;
 
 pub(super) fn execute(args: &cli::Spec) -> Result<ExitCode> {
-    let path = args.bundle.join("config.json");
+    // As with crun, relative to the bundle.
+    let path = args.bundle.join(args.file.as_deref().unwrap_or(Path::new("config.json")));
     let write = || -> Result<()> {
         let text = serde_json::to_string_pretty(&template(args))? + "\n";
         // An existing configuration is somebody's work.

@@ -16,7 +16,8 @@
 //! | the start fifo (`create`) | init waits on it | a fifo, which is no program and no directory |
 //! | the output files of hooks, if annotations name them (`create`) | `startContainer` hooks print there | files, closed before the exec |
 //!
-//! An engine's directory, the way into the cgroup for modules and the like come over the socket, when a module has been found.
+//! An engine's directory, the way into the cgroup for modules and the like come over the socket, when a module has been found; then
+//! init opens a signalfd too.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -28,6 +29,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
@@ -44,6 +46,8 @@ use crate::workload::Rights;
 /// What a process needs to become its program.
 pub(super) struct Plan<'a> {
     pub(super) process: &'a Process,
+    /// It waits for `start`, who knows how long: until then a signal that asks for an end has one.
+    pub(super) can_be_ended: bool,
     pub(super) socket: &'a Socket,
     /// From this number on, descriptors are this runtime's and not the caller's gifts.
     pub(super) first_own: u32,
@@ -92,6 +96,8 @@ pub(super) struct Ready<'a> {
     pub(super) filter: Option<&'a Filter>,
     /// The way into the cgroup for modules.
     pub(super) cgroup: Option<OwnedFd>,
+    /// Readable when a signal has come that asks for an end and that an engine has blocked.
+    pub(super) endings: Option<OwnedFd>,
 }
 
 /// The annotation that keeps the caller's additional groups.
@@ -116,24 +122,51 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     }
     // From now on the container can be signalled.
     program.take_signals();
+    let endings = if plan.can_be_ended { program.can_be_ended()? } else { None };
     let Some(filter) = filter else {
         outlive_the_caller()?;
-        return Ok(Ready { program, listener: None, filter: None, cgroup });
+        return Ok(Ready { program, listener: None, filter: None, cgroup, endings });
     };
     // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the exec.
     if no_new_privileges && filter.can_wait() {
         outlive_the_caller()?;
-        return Ok(Ready { program, listener: None, filter: Some(filter), cgroup });
+        return Ok(Ready { program, listener: None, filter: Some(filter), cgroup, endings });
     }
     if !filter.notifies() {
         outlive_the_caller()?;
     }
     let listener = process::with_spare(capabilities, spare, || filter.load(plan.socket))?;
+    check_what_is_left(plan)?;
     if filter.notifies() {
         // Until now the end of the caller ended this process, which could otherwise wait for its own answer.
         outlive_the_caller()?;
     }
-    Ok(Ready { program, listener, filter: None, cgroup })
+    Ok(Ready { program, listener, filter: None, cgroup, endings })
+}
+
+/// What to say of a process that ended and could not say why: a filter that is loaded before the exec may forbid that, too.
+pub(super) fn what_is_left(process: &Process, filter: Option<&Filter>) -> &'static str {
+    match (filter, process.no_new_privileges()) {
+        (None, _) | (_, Some(true)) => "",
+        _ => {
+            ": without `noNewPrivileges`, a seccomp filter has to allow `capset`, `read` and `write`"
+        }
+    }
+}
+
+/// Fails where the filter that was just loaded forbids a call that this process has to make before its exec, while that can still
+/// be said. What forbids `write` is noticed by the caller's process.
+fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
+    rustix::io::read(plan.socket, &mut [0_u8; 0])
+        .map(drop)
+        .context("the seccomp filter forbids `read`, which init needs without `noNewPrivileges`")?;
+    if plan.can_be_ended {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        syscall::poll(&mut [], Some(&now)).map(drop).context(
+            "the seccomp filter forbids `poll` and `ppoll`, of which init needs one without `noNewPrivileges`",
+        )?;
+    }
+    Ok(())
 }
 
 /// From now on this process notices by itself that its caller has gone: it waits for the caller's word.
@@ -271,6 +304,7 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     Some(find().unwrap_or_else(|| "/".to_owned()))
 }
 
+/// The environment of a program: what is configured, and what the program is told besides.
 pub(super) fn environment(
     process: &Process,
     home: Option<String>,
@@ -298,4 +332,9 @@ fn last_of_each_name(env: Vec<String>) -> Vec<String> {
     kept.reverse();
     drop(names);
     env.into_iter().zip(kept).filter_map(|(variable, kept)| kept.then_some(variable)).collect()
+}
+
+/// The environment of a module.
+pub(super) fn configured_environment(process: &Process) -> Vec<String> {
+    last_of_each_name(process.env().clone().unwrap_or_default())
 }

@@ -789,18 +789,58 @@ impl Freezers {
 }
 
 impl Cgroup {
-    /// The ways into it, or into a cgroup below it, for a process that joins the container.
-    pub(crate) fn doors(&self, below: Option<&Path>) -> Result<Doors> {
-        if let (None, Some(inner)) = (below, &self.inner) {
+    /// The ways into it, or into cgroups below it, for a process that joins the container. `below` is what `exec --cgroup` was
+    /// given: a path, or with v1 `CONTROLLER[,CONTROLLER]:PATH` for some hierarchies. A path without controllers is for all others.
+    pub(crate) fn doors(&self, below: &[PathBuf]) -> Result<Doors> {
+        if let ([], Some(inner)) = (below, &self.inner) {
             return self.open_doors(std::slice::from_ref(inner));
         }
-        let below = below.unwrap_or(Path::new(""));
-        let below = below.strip_prefix("/").unwrap_or(below);
-        if below.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
-        {
-            bail!("the cgroup path `{}` leads out of the container's cgroup", below.display());
+        let mut paths: Vec<Option<PathBuf>> = vec![None; self.paths.len()];
+        let mut everywhere = None;
+        for given in below {
+            let text = given.to_str().unwrap_or_default();
+            let (controllers, path) = match text.split_once(':') {
+                Some((controllers, path)) => (Some(controllers), Path::new(path)),
+                None => (None, given.as_path()),
+            };
+            let show = || format!("`--cgroup` `{}`", given.display());
+            let path = path.strip_prefix("/").unwrap_or(path);
+            let stays = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+            ensure!(
+                path.components().all(stays),
+                "{}: it leads out of the container's cgroup",
+                show()
+            );
+            let Some(controllers) = controllers else {
+                ensure!(everywhere.is_none(), "{}: there is another one already", show());
+                everywhere = Some(path);
+                continue;
+            };
+            ensure!(
+                self.version == Version::V1 && self.manager != Manager::Disabled,
+                "{}: there are no hierarchies of controllers with cgroup v2",
+                show()
+            );
+            for controller in controllers.split(',') {
+                let name = controller.strip_prefix("name=").unwrap_or(controller);
+                let own = v1::of_controller(&self.paths, name);
+                let at = own.and_then(|own| self.paths.iter().position(|path| path == own));
+                let at = at.with_context(|| {
+                    format!("{}: the container has no cgroup of `{controller}`", show())
+                })?;
+                let place = self.paths[at].join(path);
+                ensure!(
+                    paths[at].as_ref().is_none_or(|there| *there == place),
+                    "{}: `{controller}` has another one already",
+                    show()
+                );
+                paths[at] = Some(place);
+            }
         }
-        let paths: Vec<PathBuf> = self.paths.iter().map(|path| path.join(below)).collect();
+        let everywhere = everywhere.unwrap_or(Path::new(""));
+        let paths = paths.into_iter().zip(&self.paths);
+        let paths: Vec<_> =
+            paths.map(|(path, own)| path.unwrap_or_else(|| own.join(everywhere))).collect();
         self.open_doors(&paths)
     }
 

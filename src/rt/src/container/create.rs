@@ -193,7 +193,7 @@ fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
     let linux = options.bundle.linux();
     net_devices::check(linux, namespaces)?;
     if let Some(parameters) = linux.sysctl() {
-        sysctl::check(parameters, namespaces)?;
+        sysctl::check(parameters, &options.bundle.spec, namespaces)?;
     }
     if !namespaces.has_mount() {
         let masks = [linux.masked_paths(), linux.readonly_paths()];
@@ -400,7 +400,11 @@ fn serve(
             Some(Message::Ready) => break,
             Some(Message::Failed(text)) => bail!(text),
             Some(message) => bail!("init sent {message:?}"),
-            None => return Err(how_init_died(pid, state)),
+            None => {
+                let process = options.bundle.process();
+                let filter = prepared.filter.as_ref();
+                return Err(how_init_died(pid, state, becoming::what_is_left(process, filter)));
+            }
         }
     }
     if limits_it(state, &prepared.namespaces) {
@@ -474,13 +478,13 @@ pub(super) fn run_create_hooks(
     hooks::run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
 }
 
-fn how_init_died(pid: Pid, state: &State) -> anyhow::Error {
+fn how_init_died(pid: Pid, state: &State, left: &str) -> anyhow::Error {
     match namespaces::ending(pid) {
         Ok(Some(Ending::Signal(libc::SIGKILL))) if state.cgroup.manager != Manager::Disabled => {
             anyhow!("init was killed: the container's memory limit may be too low")
         }
-        Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}"),
-        _ => anyhow!("init ended without a word"),
+        Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}{left}"),
+        _ => anyhow!("init ended without a word{left}"),
     }
 }
 

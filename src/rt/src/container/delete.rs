@@ -2,7 +2,9 @@
 //! finished by the next one; the directory of the state goes last, and with it the name.
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,6 +28,13 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         // A container that was never started has nothing to lose; runc and crun kill it too.
         Status::Created | Status::Creating => end(state)?,
         Status::Running | Status::Paused if force => end(state)?,
+        // Who has killed it need not wait before a deletion. A frozen one stays where it is.
+        Status::Running if is_dying(state.pid) => {
+            if let Some(process) = state.process()? {
+                let dead = dies(&process, PATIENCE)?;
+                ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+            }
+        }
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
     }
     // Before there is a process on record, nobody knows whether the cgroup came to be this
@@ -74,6 +83,29 @@ pub(crate) fn end(state: &State) -> Result<()> {
     let dead = dies(&process, PATIENCE)?;
     ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
     Ok(())
+}
+
+/// Whether each thread of a process has SIGKILL, and has not taken it yet, or is about to end. The first one alone may have ended
+/// by itself.
+fn is_dying(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut threads = threads.map(|thread| is_thread_dying(&thread.path())).peekable();
+    threads.peek().is_some() && threads.all(|dying| dying)
+}
+
+fn is_thread_dying(thread: &Path) -> bool {
+    const EXITING: u64 = 0x4; // PF_EXITING, <linux/sched.h>, which has not changed since Linux 2.0.
+    // One that has ended meanwhile says nothing.
+    let Ok(status) = fs::read_to_string(thread.join("status")) else { return true };
+    let pending = status.lines().any(|line| {
+        let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
+        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        set.is_some_and(|set| set & (1 << (libc::SIGKILL - 1)) != 0)
+    });
+    // The ninth field; the second one is in brackets, and may hold anything (proc_pid_stat(5)).
+    let Ok(stat) = fs::read_to_string(thread.join("stat")) else { return true };
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    pending || flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|it| it & EXITING != 0)
 }
 
 fn dies(process: &OwnedFd, limit: Duration) -> Result<bool> {

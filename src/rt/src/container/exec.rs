@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libcontainer::oci_spec::runtime::{Process, Spec};
@@ -39,8 +39,8 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) console: Option<OwnedFd>,
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) pidfd_socket: Option<&'a Path>,
-    /// Below the container's cgroup.
-    pub(crate) cgroup: Option<&'a Path>,
+    /// Below the container's cgroup, see [`Cgroup::doors`](cgroups::Cgroup::doors).
+    pub(crate) cgroup: &'a [PathBuf],
     /// It is paused, and the caller waits until it is not.
     pub(crate) ignore_paused: bool,
     pub(crate) filter: Option<Filter>,
@@ -124,7 +124,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let side = match spawn(&doors) {
         // What runs in the container has made cgroups with controllers of their own below its cgroup, which then takes no
         // processes itself (cgroup-v2.rst, "No Internal Process Constraint"): go where init went.
-        Err(error) if options.cgroup.is_none() && is_busy(&error) => {
+        Err(error) if options.cgroup.is_empty() && is_busy(&error) => {
             doors = options.state.cgroup.doors_of(options.state.pid)?;
             spawn(&doors)
         }
@@ -201,7 +201,10 @@ fn attend(
             }
             Some(Message::Failed(text)) => bail!(text),
             Some(message) => bail!("the new process sent {message:?}"),
-            None => return Err(how_it_died(pid)),
+            None => {
+                let left = becoming::what_is_left(options.process, options.filter.as_ref());
+                return Err(how_it_died(pid, left));
+            }
         }
     }
     process::set_priorities(pid, options.process)?;
@@ -231,15 +234,15 @@ fn attend(
 const FROZEN: &str =
     "cannot exec in a paused container: its cgroup is frozen (use --ignore-paused to override)";
 
-fn how_it_died(pid: Pid) -> anyhow::Error {
+fn how_it_died(pid: Pid, left: &str) -> anyhow::Error {
     match namespaces::ending(pid) {
         Ok(Some(Ending::Signal(libc::SIGKILL))) => {
             anyhow!("the new process was killed: the container ended or is out of memory")
         }
         Ok(Some(Ending::Signal(signal))) => {
-            anyhow!("the new process was killed by signal {signal}")
+            anyhow!("the new process was killed by signal {signal}{left}")
         }
-        _ => anyhow!("the new process ended without a word"),
+        _ => anyhow!("the new process ended without a word{left}"),
     }
 }
 
@@ -287,8 +290,10 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let annotations = options.spec.annotations().as_ref();
     let keep_groups = annotations.and_then(|all| all.get(becoming::KEEP_GROUPS));
     let engine = options.engine.as_ref();
+    let env = becoming::environment(process, home, 0, false);
     let plan = becoming::Plan {
         process,
+        can_be_ended: false,
         socket: &plan.socket,
         first_own: options.first_own,
         kept: Vec::new(),
@@ -299,7 +304,8 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         rights: &options.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
-            env: becoming::environment(process, home, 0, false),
+            env: &env,
+            configured_env: &becoming::configured_environment(process),
             cwd: process.cwd(),
             asked: options.asked,
             engine: engine.map(|engine| &engine.description),

@@ -62,6 +62,14 @@ impl Streams {
         };
         Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
     }
+
+    /// For hooks that run later: a file that cannot be opened any more is no reason not to run them.
+    pub(crate) fn open_or_none(kind: &str, state: &State) -> Streams {
+        Streams::open(&state.annotations).unwrap_or_else(|error| {
+            crate::warn(&format!("run {kind} hooks: {error:#}"));
+            Streams::default()
+        })
+    }
 }
 
 /// What hooks find, besides the state on their standard input.
@@ -106,11 +114,7 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     }
     process::forget_affinity();
     let json = state_json(state, status);
-    // A file that cannot be opened any more is no reason not to run them.
-    let streams = Streams::open(&state.annotations).unwrap_or_else(|error| {
-        crate::warn(&format!("run {kind} hooks: {error:#}"));
-        Streams::default()
-    });
+    let streams = Streams::open_or_none(kind, state);
     let place = Place::bundle(state);
     for hook in hooks {
         if let Err(error) = run_one(hook, &json, place, &streams) {

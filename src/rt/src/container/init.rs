@@ -65,18 +65,18 @@ const NOT_THERE: i32 = 127;
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = (std::mem::take(&mut plan.mounts), std::mem::take(&mut plan.devices));
     let notify = plan.notify.take();
-    let ready = match set_up(&plan, opened, notify) {
-        Ok(ready) => ready,
+    let (ready, environment) = match set_up(&plan, opened, notify) {
+        Ok(made) => made,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
             let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
             syscall::exit_now(1)
         }
     };
-    let Ready { program, listener, filter, cgroup } = ready;
-    let error = match wait_for_start(&plan, listener)
+    let Ready { program, listener, filter, cgroup, endings } = ready;
+    let error = match wait_for_start(&plan, listener, endings.as_ref())
         .and_then(|()| becoming::load_last(filter))
-        .and_then(|()| run_start_hooks(&plan))
+        .and_then(|()| run_start_hooks(&plan, &environment))
         .and_then(|()| module::enter(cgroup))
     {
         Ok(()) => {
@@ -93,12 +93,12 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// Everything up to that point.
+/// Everything up to that point. Returns the program's environment besides, which `startContainer` hooks have too.
 fn set_up<'a>(
     plan: &Plan<'a>,
     (opened, devices): (Vec<Option<Detached>>, Vec<Option<OwnedFd>>),
     notify: Option<notify_socket::Folder>,
-) -> Result<Ready<'a>> {
+) -> Result<(Ready<'a>, Vec<String>)> {
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -213,8 +213,10 @@ fn set_up<'a>(
     let engine = options.engine.as_ref();
     let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files()).collect();
     let filter = plan.filter;
+    let env = becoming::environment(process, home, options.listen_fds, is_service);
     let plan = becoming::Plan {
         process,
+        can_be_ended: plan.start_fifo.is_some(),
         socket: &plan.socket,
         first_own: plan.first_own,
         kept,
@@ -225,7 +227,8 @@ fn set_up<'a>(
         rights: plan.rights,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
-            env: becoming::environment(process, home, options.listen_fds, is_service),
+            env: &env,
+            configured_env: &becoming::configured_environment(process),
             cwd: process.cwd(),
             asked: options.asked,
             engine: engine.map(|engine| &engine.description),
@@ -237,7 +240,8 @@ fn set_up<'a>(
             ask: &|module| plan.socket.ask_for_engine(module),
         },
     };
-    becoming::ready(&plan, filter)
+    let ready = becoming::ready(&plan, filter)?;
+    Ok((ready, env))
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
@@ -329,30 +333,29 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
 
 /// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
 /// would hide from the kernel that the agent is gone.
-fn wait_for_start(plan: &Plan<'_>, listener: Option<OwnedFd>) -> Result<()> {
+fn wait_for_start(
+    plan: &Plan<'_>,
+    listener: Option<OwnedFd>,
+    endings: Option<&OwnedFd>,
+) -> Result<()> {
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
             // Without a record of it, an init that outlives its caller could not be found to be ended.
             plan.socket.expect(&Message::Recorded)?;
             drop(listener);
-            wait_for_byte(fifo)?;
+            wait_for_byte(fifo, endings)?;
         }
         None => plan.socket.expect(&Message::Start)?,
     }
     Ok(())
 }
 
-fn run_start_hooks(plan: &Plan<'_>) -> Result<()> {
+fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
     let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
-    // In the container, they are the container's.
-    let environment = plan.options.bundle.process().env().as_deref();
-    let place = hooks::Place {
-        folder: None,
-        environment: Some(environment.unwrap_or_default()),
-        descriptors: None,
-    };
+    // In the container, they are the container's, and have what its program has.
+    let place = hooks::Place { folder: None, environment: Some(environment), descriptors: None };
     hooks::run(
         "startContainer",
         list,
@@ -362,14 +365,22 @@ fn run_start_hooks(plan: &Plan<'_>) -> Result<()> {
     )
 }
 
-fn wait_for_byte(fifo: &OwnedFd) -> Result<()> {
-    let mut poll = [PollFd::new(fifo, PollFlags::IN)];
+/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for an end.
+fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
+    let mut poll = [
+        PollFd::new(fifo, PollFlags::IN),
+        // What stands in for it is in the list already.
+        endings.map_or(PollFd::new(fifo, PollFlags::empty()), |it| PollFd::new(it, PollFlags::IN)),
+    ];
     loop {
-        match rustix::event::poll(&mut poll, None) {
+        match syscall::poll(&mut poll, None) {
             Ok(_) => break,
             Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the start"),
         }
+    }
+    if poll[1].revents().contains(PollFlags::IN) {
+        syscall::exit_now(128 + libc::SIGTERM);
     }
     // Whoever starts claims the fifo, then writes: one that ended in between leaves nobody who could start this.
     ensure!(poll[0].revents().contains(PollFlags::IN), "wait for the start: it was cut short");

@@ -19,6 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
+use super::netlink::Netlink;
 use super::patience::Patience;
 use super::rootless;
 use super::sync::{self, Message, Socket};
@@ -614,7 +615,19 @@ fn keep_others_out(before: DumpableBehavior) -> Result<()> {
 }
 
 /// Brings up loopback in a network namespace that was just made: every program expects it. Runs in init.
+///
+/// A service may be allowed sockets of few kinds (`RestrictAddressFamilies=`, `systemd.exec(5)`), Netlink or those of the Internet:
+/// either will do.
 pub(crate) fn bring_loopback_up() -> Result<()> {
+    // In each namespace it has this number: `LOOPBACK_IFINDEX`, `<net/net_namespace.h>`.
+    const LOOPBACK: u32 = 1;
+    bring_loopback_up_by_ioctl().or_else(|first| {
+        let by_netlink = Netlink::open().and_then(|netlink| netlink.bring_up(LOOPBACK));
+        by_netlink.map_err(|second| first.context(format!("by Netlink: {second:#}; by ioctl")))
+    })
+}
+
+fn bring_loopback_up_by_ioctl() -> Result<()> {
     let socket = rustix::net::socket_with(
         AddressFamily::INET,
         SocketType::DGRAM,

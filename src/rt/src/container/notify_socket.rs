@@ -23,6 +23,7 @@ use rustix::process::Pid;
 use super::mounts;
 use super::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
+use crate::trust;
 
 /// Where the socket is in the container, and what it is called there. As with runc.
 pub(super) const FOLDER: &str = "/run/notify";
@@ -43,9 +44,37 @@ const PASSED: [&str; 8] = [
     "EXTEND_TIMEOUT_USEC=",
 ];
 
-/// The manager's socket, if it wants to hear something.
-fn manager() -> Option<PathBuf> {
-    std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from)
+/// A connection to the manager, if it wants to hear something. The variable alone means little: a shell that a service has started
+/// keeps it for years, and so does what is started there. Where nobody listens, nobody is told.
+fn manager() -> Result<Option<OwnedFd>> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let manager = socket()?;
+    let connect = || -> Result<()> {
+        match path.as_bytes() {
+            // In the abstract namespace (unix(7)).
+            [b'@', name @ ..] => {
+                Ok(rustix::net::connect(&manager, &SocketAddrUnix::new_abstract_name(name)?)?)
+            }
+            // By descriptor: an address has no more than 108 bytes.
+            _ => {
+                let there = trust::look_up(Path::new(&path))?;
+                let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
+                Ok(rustix::net::connect(&manager, &address)?)
+            }
+        }
+    };
+    match connect() {
+        Ok(()) => Ok(Some(manager)),
+        Err(error) => {
+            tracing::info!(
+                "go without the service manager: connect to NOTIFY_SOCKET `{}`: {error:#}",
+                Path::new(&path).display()
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// The variable for the container's environment.
@@ -67,7 +96,7 @@ pub(super) enum Folder {
 /// it for init, which as root of a user namespace cannot come there. The socket is made when the
 /// container starts.
 pub(super) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
-    if manager().is_none() {
+    if manager()?.is_none() {
         return Ok(None);
     }
     // In the container, for all of its users.
@@ -120,15 +149,10 @@ pub(crate) struct Relay {
 impl Relay {
     /// None when nobody wants to hear, or the container was made without a socket.
     pub(crate) fn open(folder: &Path) -> Result<Option<Relay>> {
-        let Some(path) = manager().filter(|_| folder.is_dir()) else { return Ok(None) };
-        let manager = socket()?;
-        let address = match path.as_os_str().as_bytes() {
-            // In the abstract namespace (unix(7)).
-            [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
-            path => SocketAddrUnix::new(path),
-        };
-        let show = || format!("connect to NOTIFY_SOCKET `{}`", path.display());
-        rustix::net::connect(&manager, &address.with_context(show)?).with_context(show)?;
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        let Some(manager) = manager()? else { return Ok(None) };
         let ours = socket()?;
         // The state's path may be longer than an address.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

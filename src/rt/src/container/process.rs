@@ -280,7 +280,9 @@ pub(crate) fn with_spare<T>(
     rustix::thread::set_capabilities(None, raised).context("set the capabilities")?;
     let done = act()?;
     if raised.permitted != given.permitted || raised.effective != given.effective {
-        rustix::thread::set_capabilities(None, given).context("give capabilities up")?;
+        rustix::thread::set_capabilities(None, given).context(
+            "give capabilities up: without `noNewPrivileges`, a seccomp filter has to allow `capset`",
+        )?;
     }
     Ok(done)
 }

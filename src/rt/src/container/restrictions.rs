@@ -18,7 +18,7 @@ use super::external_mounts::Offers;
 use super::live_mounts::Entrance;
 use super::mount_table::Entry;
 use super::mounts;
-use super::rootfs::{self, Rootfs};
+use super::rootfs::{self, Covers, Rootfs};
 use crate::bundle::Bundle;
 use crate::state::State;
 use crate::syscall::{self, MountAttr};
@@ -140,11 +140,12 @@ impl Wanted<'_> {
             let mount = table.iter().find(|entry| entry.id == id);
             Ok((mount.context("it is on no mount of the container's")?, is_root))
         };
+        let mut covers = Covers::default();
         for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {
             let show = || format!("make `{}` read-only", path.display());
             for place in root.find(path).with_context(show)? {
                 if mount(&place).with_context(show)?.0.writable {
-                    root.make_read_only(path).with_context(show)?;
+                    root.make_read_only(path, &mut covers).with_context(show)?;
                 }
             }
         }

@@ -227,6 +227,8 @@ impl Rootfs {
             !is_root || self.read_only_later.is_some(),
             "the root of a container that is there already: its processes would not see it"
         );
+        // A link of the image's would take what is for `/dev` for the root.
+        ensure!(!is_root || leads_to_root(destination), "it is a link to the root");
         if is_root {
             // The kernel changes the root to none that is shared; this one still receives what the host mounts in its source.
             set_propagation(mount, libc::MS_SLAVE, false).context("make the root a slave")?;
@@ -477,7 +479,8 @@ impl Rootfs {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        if rustix::fs::fstat(&dev)?.st_dev == rustix::fs::fstat(&self.root)?.st_dev {
+        // The mount, not the filesystem: what is mounted on `/dev` may be of the same.
+        if mount_id(dev.as_fd())? == mount_id(self.root.as_fd())? {
             return Ok(());
         }
         let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
@@ -692,6 +695,19 @@ pub(super) fn make_empty() -> Result<OwnedFd> {
 }
 
 /// Which mount a file is looked at through, and which file of it.
+/// Whether a path is one of `/`, without any link.
+fn leads_to_root(path: &Path) -> bool {
+    let mut depth = 0_usize;
+    for part in path.components() {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    depth == 0
+}
+
 fn identity(file: BorrowedFd<'_>) -> rustix::io::Result<(u64, u64)> {
     let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
     let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted)?;

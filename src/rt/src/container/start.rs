@@ -10,8 +10,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::hooks;
+use super::hooks::{self, Place, Streams};
 use super::notify_socket::Relay;
+use super::{delete, interrupt};
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.
@@ -44,14 +45,32 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
     let relay = Relay::open(&directory.notify_folder())?;
     let process = state.process()?;
     rustix::io::write(&fifo, b"s").context("start the program")?;
-    started(state);
+    started(directory, state)?;
     match (relay, process, Pid::from_raw(state.pid)) {
         (Some(relay), Some(process), Some(pid)) => relay.wait_until_ready(pid, process.as_fd()),
         _ => Ok(()),
     }
 }
 
-/// What follows a start. A `poststart` hook that fails is a warning only (runtime-spec, `runtime.md`, "Lifecycle").
-pub(crate) fn started(state: &State) {
-    hooks::run_all("poststart", &state.poststart, state, Status::Running);
+/// What follows a start. A `poststart` hook that fails is the end of the container: it is killed and deleted (runtime-spec 1.3,
+/// `runtime.md`, "Lifecycle").
+pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
+    if state.poststart.is_empty() {
+        return Ok(());
+    }
+    let mark = directory.mark()?;
+    let json = hooks::state_json(state, Status::Running);
+    let streams = Streams::open_or_none("poststart", state);
+    let ran = hooks::run("poststart", &state.poststart, &json, Place::bundle(state), &streams);
+    let Err(error) = ran else { return Ok(()) };
+    // A hook may have deleted the container itself.
+    if !directory.mark().is_ok_and(|now| now == mark) {
+        return Err(error);
+    }
+    // A signal that has cut a hook short shall not do so to those that clean up.
+    interrupt::forget();
+    match delete(directory, state, true) {
+        Ok(()) => Err(error),
+        Err(left) => Err(error.context(format!("{left:#}, and before that"))),
+    }
 }

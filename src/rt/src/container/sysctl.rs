@@ -4,15 +4,28 @@
 use std::collections::HashMap;
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use libcontainer::oci_spec::runtime::Spec;
 
 use super::namespaces::Namespaces;
 
-/// Refuses what would change the host. Runs in the caller's process.
-pub(crate) fn check(parameters: &HashMap<String, String>, namespaces: &Namespaces) -> Result<()> {
+/// Refuses what would change the host, or what another field sets. Runs in the caller's process.
+pub(crate) fn check(
+    parameters: &HashMap<String, String>,
+    spec: &Spec,
+    namespaces: &Namespaces,
+) -> Result<()> {
     let own = |flag| namespaces.makes(flag) || namespaces.joins(flag);
     for name in parameters.keys() {
         let path = path(name);
+        let field = match path.as_str() {
+            "kernel/hostname" => spec.hostname().as_ref().map(|_| "hostname"),
+            "kernel/domainname" => spec.domainname().as_ref().map(|_| "domainname"),
+            _ => None,
+        };
+        if let Some(field) = field {
+            bail!("sysctl `{name}` and `{field}` set the same: give one of them");
+        }
         let allowed = match path.split('/').collect::<Vec<_>>()[..] {
             _ if path.split('/').any(|part| part == "..") => false,
             ["kernel", "domainname" | "hostname"] => own(libc::CLONE_NEWUTS),
@@ -23,6 +36,7 @@ pub(crate) fn check(parameters: &HashMap<String, String>, namespaces: &Namespace
             ]
             | ["fs", "mqueue", ..] => own(libc::CLONE_NEWIPC),
             ["net", ..] => own(libc::CLONE_NEWNET),
+            ["user", ..] => own(libc::CLONE_NEWUSER),
             _ => false,
         };
         ensure!(allowed, "sysctl `{name}` is not in a namespace of the container's own");

@@ -97,12 +97,21 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     }
-    // A cpuset takes no process until it has processors and memory nodes (cpuset(7)).
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let Some(above) = path.parent().map(|above| above.join(file)) else { continue };
-        if path.join(file).exists() && fs::read_to_string(path.join(file))?.trim().is_empty() {
-            fs::write(path.join(file), fs::read_to_string(above)?.trim())?;
-        }
+    ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|file| fill(path, file).map(drop))
+}
+
+/// A cpuset takes no process until it has processors and memory nodes (cpuset(7)), and has none that the one above it lacks: those
+/// that are empty get what the nearest has that is not, as with runc. Returns what is there then; nothing where there is no such
+/// file, as above the root of the hierarchy.
+fn fill(path: &Path, file: &str) -> io::Result<String> {
+    let there = match fs::read_to_string(path.join(file)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        there => there?.trim().to_owned(),
+    };
+    let Some(above) = path.parent().filter(|_| there.is_empty()) else { return Ok(there) };
+    let above = fill(above, file)?;
+    if !above.is_empty() {
+        fs::write(path.join(file), &above)?;
     }
-    Ok(())
+    Ok(above)
 }
