@@ -2,9 +2,9 @@
 //! does: `/proc/self/fd/N` and what is above it.
 //!
 //! That there is nothing to find is what `descriptors` shows, for every number at each look-up. This is the second proof, by what a
-//! container can do, and so it tries each number only where that is cheap: all of them in one `PATH`, and for a program of a plain
-//! container with cgroup v2. Elsewhere it tries the lowest: the kernel gives the lowest number that is free, so whatever is open has one
-//! of them.
+//! container can do, and each number costs a container or a process. So all numbers are tried where that is cheap: in one `PATH`, and
+//! for some names of a plain container with cgroup v2. Elsewhere the lowest are, with what the caller gives away before them: the kernel
+//! gives the lowest number that is free, so whatever is open has one of these.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -70,6 +70,16 @@ fn path(folder: &Path) -> String {
     format!("PATH={}", all.join(":"))
 }
 
+/// Where each number is tried, with cgroup v2: what makes a container or a process in a few milliseconds.
+const IN_FULL: [(Act, Place); 6] = [
+    (Act::Run, Place::Program),
+    (Act::Run, Place::Script),
+    (Act::Run, Place::Loader),
+    (Act::Run, Place::Cwd),
+    (Act::Exec, Place::Program),
+    (Act::Exec, Place::Cwd),
+];
+
 fn numbers(variant: &Variant<'_>, act: Act, place: Place) -> std::ops::Range<u32> {
     let is_plain = variant.how == "plain";
     let is_v2 = variant.bundle.test.host.lane == "v2";
@@ -77,7 +87,7 @@ fn numbers(variant: &Variant<'_>, act: Act, place: Place) -> std::ops::Range<u32
         // All at once.
         Place::Path => 3..4,
         _ if std::env::var_os("RT_TESTS_MANAGER").is_some() => 3..if is_plain { 13 } else { 3 },
-        Place::Program if is_v2 && is_plain && act == Act::Run => 3..1024,
+        _ if is_v2 && is_plain && IN_FULL.contains(&(act, place)) => 3..1024,
         _ if is_plain => 3..24,
         _ => 3..13,
     }
