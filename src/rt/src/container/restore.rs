@@ -310,7 +310,12 @@ fn prepare_place(
     make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
-    Rootfs::mount(&bundle.rootfs, place).map(drop)
+    Rootfs::mount(&bundle.rootfs, place)?;
+    if bundle.process().no_new_privileges() == Some(true) {
+        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    }
+    Ok(())
 }
 
 /// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU restores come with it; those
