@@ -147,10 +147,6 @@ fn a_restored_process_has_no_more_than_the_configuration_gives(test: &Test) -> O
             "`process.capabilities` lacks (CapBnd: CAP_NET_ADMIN)",
         ),
         (
-            fewer(&|config| config["process"]["noNewPrivileges"] = json!(true)),
-            "it can get new privileges, which `process.noNewPrivileges` forbids",
-        ),
-        (
             fewer(&|config| {
                 config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
                     "syscalls": [{ "names": ["swapon"], "action": "SCMP_ACT_ERRNO" }] });
@@ -163,8 +159,13 @@ fn a_restored_process_has_no_more_than_the_configuration_gives(test: &Test) -> O
         wait_until("no process is left", || !has_process(&mark))?;
         ensure(!bundle.rootfs().join("ran").exists(), format!("it ran on: {words}"))?;
     }
+    // It is given this one, also where CRIU does not know it (before 4.0).
+    let bundle = bundle.edit(|config| config["process"]["noNewPrivileges"] = json!(true));
     bundle.write()?;
-    restore(&bundle, &[])?.wait_for_output("\n")
+    let restored = restore(&bundle, &[])?;
+    restored.wait_for_output("\n")?;
+    let status = fs::read_to_string(format!("/proc/{}/status", restored.pid()?))?;
+    ensure(status.contains("NoNewPrivs:\t1\n"), status)
 }
 
 fn namespaces_are_not_the_hosts(test: &Test) -> Outcome {

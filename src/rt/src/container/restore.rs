@@ -101,25 +101,32 @@ struct Checkpoint {
     images: OwnedFd,
     /// Which of CRIU's own standard streams takes the place of what, by the names in the checkpoint.
     inherited: Vec<Inherit_fd>,
-    mounts: Vec<Recorded>,
 }
 
 impl Checkpoint {
     fn read(options: &criu::Options<'_>) -> Result<Checkpoint> {
-        let show = |name: &str| {
-            format!("read `{}` of the checkpoint", options.images.join(name).display())
+        let show = || read_error(options, DESCRIPTORS);
+        let images = options.open_images().with_context(show)?;
+        let read = || -> Result<Vec<String>> {
+            Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
         };
-        let images = options.open_images().with_context(|| show(DESCRIPTORS))?;
-        let read = |name: &str| criu::read_in(images.as_fd(), name);
-        let names = || -> Result<Vec<String>> { Ok(serde_json::from_slice(&read(DESCRIPTORS)?)?) };
-        let names = names().with_context(|| show(DESCRIPTORS))?;
+        let names = read().with_context(show)?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
-        let mounts = || -> Result<Vec<Recorded>> { Ok(serde_json::from_slice(&read(RECORD)?)?) };
-        let mounts = mounts().with_context(|| show(RECORD))?;
-        Ok(Checkpoint { images, inherited, mounts })
+        Ok(Checkpoint { images, inherited })
     }
+
+    fn mounts(&self, options: &criu::Options<'_>) -> Result<Vec<Recorded>> {
+        let read = || -> Result<Vec<Recorded>> {
+            Ok(serde_json::from_slice(&criu::read_in(self.images.as_fd(), RECORD)?)?)
+        };
+        read().with_context(|| read_error(options, RECORD))
+    }
+}
+
+fn read_error(options: &criu::Options<'_>, name: &str) -> String {
+    format!("read `{}` of the checkpoint", options.images.join(name).display())
 }
 
 fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
@@ -136,12 +143,13 @@ fn make(
 ) -> Result<(Pid, OwnedFd)> {
     let bundle = options.bundle;
     let linux = bundle.linux();
+    let recorded = checkpoint.mounts(&options.common)?;
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&bundle.config)?;
     directory.write(state)?;
     let user = namespaces.makes(libc::CLONE_NEWUSER);
     let place = directory.make_root_folder(user)?;
-    let Checkpoint { images, inherited, mounts: recorded } = checkpoint;
+    let Checkpoint { images, inherited } = checkpoint;
     let directories = options.common.make_directories(Some(images))?;
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
@@ -310,7 +318,12 @@ fn prepare_place(
     make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
-    Rootfs::mount(&bundle.rootfs, place).map(drop)
+    Rootfs::mount(&bundle.rootfs, place)?;
+    if bundle.process().no_new_privileges() == Some(true) {
+        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    }
+    Ok(())
 }
 
 /// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU restores come with it; those
