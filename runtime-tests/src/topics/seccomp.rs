@@ -795,8 +795,8 @@ fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outco
         Output::of(under_a_filter(test, call, errno, &bundle.command_line("run", &test.id()))?)
     };
     for errno in [1, 38] {
-        // io_uring_setup, keyctl, openat2, faccessat2, fspick, name_to_handle_at, landlock_create_ruleset, fchmodat2, memfd_create.
-        for call in [425, 250, 437, 439, 433, 303, 444, 452, 319] {
+        // io_uring_setup, openat2, faccessat2, fspick, name_to_handle_at, landlock_create_ruleset, fchmodat2, memfd_create.
+        for call in [425, 437, 439, 433, 303, 444, 452, 319] {
             let output = run(call, errno)?;
             ensure(output.stdout == "ran\n", format!("{call}, {errno}: {output:?}"))?;
         }
@@ -812,6 +812,12 @@ fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outco
             let output = run(call, errno)?;
             ensure(output.code == Some(1), format!("{name}, {errno}: {output:?}"))?;
             output.fails_with(&format!("a filter around rt forbids `{name}`"))?;
+        }
+        // The caller's session keyring is not handed on.
+        let output = run(250, errno)?;
+        match output.code {
+            Some(0) => {}
+            _ => output.fails_with("`keyctl` is forbidden").map(drop)?,
         }
         // Device rules of cgroup v2 are programs.
         let output = run(321, errno)?;

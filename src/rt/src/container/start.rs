@@ -12,7 +12,7 @@ use rustix::process::Pid;
 
 use super::hooks::{self, Place, Streams};
 use super::notify_socket::Relay;
-use super::{delete, interrupt};
+use super::{delete, interrupt, process};
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.
@@ -58,6 +58,7 @@ pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     if state.poststart.is_empty() {
         return Ok(());
     }
+    process::forget_affinity();
     let mark = directory.mark()?;
     let json = hooks::state_json(state, Status::Running);
     let streams = Streams::open_or_none("poststart", state);
