@@ -151,7 +151,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
             patience::end(pid, pidfd.as_fd());
-            Err(error)
+            // What cannot be done for a process that has given up is no news beside why it has.
+            Err(caller.last_words().map_or(error, anyhow::Error::msg))
         }
     }
 }

@@ -130,6 +130,26 @@ impl Socket {
         }
     }
 
+    /// Why the other side gave up, if it has said so. Does not wait: for a side that has ended.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        /// More than either side sends without an answer.
+        const MOST: u32 = 16;
+        let mut buffer = [0; LONGEST];
+        for _ in 0..MOST {
+            match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return None,
+                Ok((length, _)) => {
+                    if let Ok(Message::Failed(text)) = decode(&buffer[..length]) {
+                        return Some(text);
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
     /// And the files that come with it.
     pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
         let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
