@@ -75,17 +75,21 @@ fn options_at(pid: i32, place: &str) -> Outcome<String> {
 fn what_the_configuration_masks_is_masked(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?.file("/etc/secret", "secret")?;
-    fs::create_dir(bundle.rootfs().join("etc/folder"))?;
+    fs::create_dir_all(bundle.rootfs().join("etc/folder/inner"))?;
+    fs::write(bundle.rootfs().join("etc/folder/inner/secret"), "secret")?;
     let container = start(&bundle)?;
     container.wait_for_output("1\n")?;
     write(test, &container, &[])?.success()?;
     let bundle = bundle.edit(|config| {
-        config["linux"]["maskedPaths"] = json!(["/etc/secret", "/proc/keys", "/proc/bus", "/none"]);
-        config["linux"]["readonlyPaths"] = json!(["/proc/sys", "/etc/folder", "/none"]);
+        config["linux"]["maskedPaths"] =
+            json!(["/etc/secret", "/proc/keys", "/proc/bus", "/none", "/etc/folder/inner"]);
+        config["linux"]["readonlyPaths"] =
+            json!(["/proc/sys", "/etc/folder", "/etc/folder/inner", "/none"]);
     });
     bundle.write()?;
     let restored = restore(&bundle, &[])?;
-    let look = "cat /etc/secret /proc/keys; ls /proc/bus; touch /etc/folder/x && echo writable; \
+    let look = "cat /etc/secret /proc/keys; ls /proc/bus; ls /etc/folder/inner; \
+                touch /etc/folder/x && echo writable; \
                 echo x >/proc/sys/kernel/domainname && echo writable; touch /etc/x && echo end";
     test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("end\n").map(drop)
 }

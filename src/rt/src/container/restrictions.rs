@@ -96,7 +96,7 @@ impl Wanted<'_> {
         if let Some((entry, missing)) = self.missing(&table)?.first() {
             bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
         }
-        self.cover(root, &table, masks)
+        self.cover(root, masks)
     }
 
     /// The mounts that lack something, and what.
@@ -129,15 +129,11 @@ impl Wanted<'_> {
 
     /// Masks and protects what is neither masked nor read-only by now, as at a creation: the checkpoint may be of a configuration
     /// with fewer of these paths, or of a kernel that had not all of them.
-    fn cover(
-        &self,
-        root: &Rootfs,
-        table: &[Entry],
-        masks: &mut [(&Path, Option<OwnedFd>)],
-    ) -> Result<()> {
-        let mount = |place: &OwnedFd| -> Result<(&Entry, bool)> {
+    fn cover(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
+        // Asked each time: a path can be below one that has just been made read-only.
+        let mount = |place: &OwnedFd| -> Result<(Entry, bool)> {
             let (id, is_root) = mount_of(place)?;
-            let mount = table.iter().find(|entry| entry.id == id);
+            let mount = root.proc()?.mount(&id)?;
             Ok((mount.context("it is on no mount of the container's")?, is_root))
         };
         let mut covers = Covers::default();
@@ -155,7 +151,7 @@ impl Wanted<'_> {
                 let (mount, is_root) = mount(&place).with_context(show)?;
                 let is_directory = rootfs::is_directory(place.as_fd())?;
                 let is_cover =
-                    (is_directory && mount.kind == "tmpfs") || self.offers.is_null(mount);
+                    (is_directory && mount.kind == "tmpfs") || self.offers.is_null(&mount);
                 if is_root && is_cover && !mount.writable {
                     continue;
                 }
