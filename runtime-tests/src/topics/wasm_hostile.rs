@@ -397,8 +397,8 @@ fn tables_and_memories_grow_in_place(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// Pages that are mapped over guard pages leave a hole on older kernels when that fails. So a memory
-/// grows in another way: here, where a filter refuses that one.
+/// Pages that are mapped over guard pages leave a hole on older kernels when that fails. So a
+/// memory grows in another way: here, where a filter refuses that one.
 fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
     const PAGES: u64 = 101;
     let text = format!(

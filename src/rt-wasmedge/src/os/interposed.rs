@@ -234,10 +234,10 @@ const KEPT_FOR_ONE: usize = 12 << 30;
 /// How WasmEdge keeps addresses for a memory and makes the memory grow (`mmap(2)`), in the C
 /// library's place, as [`epoll_wait`].
 ///
-/// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12 the kernel takes the old
-/// pages away first, and if it then has no memory to promise (`vm.overcommit_memory`), the addresses
-/// are free: whatever the engine maps next could get them, and the guest's native code would read and
-/// write it. So a memory grows by a change of protection, which fails without any effect.
+/// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12 the kernel takes the
+/// old pages away first. If it then has no memory to promise (`vm.overcommit_memory`), the addresses
+/// are free: whatever the engine maps next could get them, and the guest's native code would read
+/// and write it. So a memory grows by a change of protection, which fails without any effect.
 ///
 /// # Safety
 ///
@@ -257,8 +257,8 @@ pub(crate) unsafe extern "C" fn mmap(
         && let Ok(kept) = KEPT.lock()
         && kept.iter().any(|kept| kept.start <= range.start && range.end <= kept.end)
     {
-        // SAFETY: the range is inside one that WasmEdge keeps for a memory, so it is mapped, and only
-        // WasmEdge uses it. Pages that were never used are zero.
+        // SAFETY: the range is inside one that WasmEdge keeps for a memory, so it is mapped, and
+        // only WasmEdge uses it. Pages that were never used are zero.
         let changed = unsafe { libc::mprotect(address, length, protection) };
         return if changed == 0 { address } else { libc::MAP_FAILED };
     }
