@@ -17,6 +17,7 @@ super::tests! { "wasm_hostile":
     a_memory_of_64_bits_is_kept_inside_with_fuel,
     what_is_always_interpreted_is_told_and_remembered, what_is_not_run_is_named,
     many_arguments_of_tail_calls_keep_the_stack, tables_and_memories_grow_in_place,
+    a_memory_that_cannot_grow_keeps_its_guard_pages,
 }
 
 const FUEL: &str = "run.oci.wasm.fuel";
@@ -394,4 +395,29 @@ fn tables_and_memories_grow_in_place(test: &Test) -> Outcome {
     let output = test.module(&wat::parse_str(text)?)?.run()?.code(42)?;
     ensure(output.stderr.is_empty(), output.stderr)?;
     compiled(test).map(drop)
+}
+
+/// Pages that are mapped over guard pages leave a hole on older kernels when that fails. So a
+/// memory grows in another way: here, where a filter refuses that one.
+fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
+    const PAGES: u64 = 101;
+    let text = format!(
+        r#"(module {EXIT} (memory 1) (func (export "_start")
+             (call $exit (memory.grow (i32.const {PAGES})))))"#
+    );
+    let bundle = test.module(&wat::parse_str(text)?)?.edit(|config| {
+        // MAP_PRIVATE, MAP_ANONYMOUS and MAP_FIXED.
+        let over = json!([
+            { "index": 1, "value": PAGES << 16, "op": "SCMP_CMP_EQ" },
+            { "index": 3, "value": 0x32, "op": "SCMP_CMP_EQ" },
+        ]);
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{
+                "names": ["mmap"], "action": "SCMP_ACT_ERRNO", "errnoRet": 12, "args": over,
+            }],
+        });
+    });
+    // It had one page before.
+    bundle.annotation(COMPILE, "off").run()?.code(1).map(drop)
 }

@@ -3,7 +3,9 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
+use std::ops::Range;
 use std::ptr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -220,6 +222,60 @@ fn is_for_guests(descriptor: c_int) -> bool {
     // As the kernel has it, a number of 32 bits.
     let kind = filesystem.f_type.cast_unsigned() & 0xffff_ffff;
     !KERNELS.contains(&kind)
+}
+
+/// The addresses that WasmEdge keeps for a guest's memories, from 4 GiB before each on: all of them
+/// guard pages at first.
+static KEPT: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
+
+/// How many addresses it keeps for one memory.
+const KEPT_FOR_ONE: usize = 12 << 30;
+
+/// How WasmEdge keeps addresses for a memory and makes the memory grow (`mmap(2)`), in the C
+/// library's place, as [`epoll_wait`].
+///
+/// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12 the kernel takes the
+/// old pages away first. If it then has no memory to promise (`vm.overcommit_memory`), the addresses
+/// are free: whatever the engine maps next could get them, and the guest's native code would read
+/// and write it. So a memory grows by a change of protection, which fails without any effect.
+///
+/// # Safety
+///
+/// As `mmap(2)`: with `MAP_FIXED` nobody needs what is there.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap(
+    address: *mut c_void,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    descriptor: c_int,
+    offset: libc::off_t,
+) -> *mut c_void {
+    const GROWS: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let range = address as usize..(address as usize).saturating_add(length);
+    if flags == GROWS
+        && let Ok(kept) = KEPT.lock()
+        && kept.iter().any(|kept| kept.start <= range.start && range.end <= kept.end)
+    {
+        // SAFETY: the range is inside one that WasmEdge keeps for a memory, so it is mapped, and
+        // only WasmEdge uses it. Pages that were never used are zero.
+        let changed = unsafe { libc::mprotect(address, length, protection) };
+        return if changed == 0 { address } else { libc::MAP_FAILED };
+    }
+    // SAFETY: the arguments are the caller's, who keeps the contract above.
+    let mapped = unsafe {
+        libc::syscall(libc::SYS_mmap, address, length, protection, flags, descriptor, offset)
+    };
+    // `syscall` has set errno, and returns -1, which is `MAP_FAILED`.
+    let start = mapped as usize;
+    if mapped != -1
+        && length == KEPT_FOR_ONE
+        && protection == libc::PROT_NONE
+        && let Ok(mut kept) = KEPT.lock()
+    {
+        kept.push(start..start + length);
+    }
+    start as *mut c_void
 }
 
 /// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
