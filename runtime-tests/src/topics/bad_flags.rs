@@ -121,6 +121,7 @@ fn every_flag_with_a_wrong_value(test: &Test) -> Outcome {
     let images = test.folder.join("images");
     std::fs::create_dir(&images)?;
     std::fs::write(images.join("descriptors.json"), "[]")?;
+    std::fs::write(images.join("mounts.json"), "[]")?;
     let images = images.display().to_string();
     let mut tried = 0;
     for command in COMMANDS {
