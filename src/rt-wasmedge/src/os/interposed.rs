@@ -261,20 +261,19 @@ pub(crate) unsafe extern "C" fn mmap(
         let changed = unsafe { libc::mprotect(address, length, protection) };
         return if changed == 0 { address } else { libc::MAP_FAILED };
     }
-    // SAFETY: the arguments are the caller's, who keeps the contract above.
+    // SAFETY: the arguments are the caller's, who keeps the contract above. It sets errno, and
+    // returns -1 then, which is `MAP_FAILED`.
     let mapped = unsafe {
         libc::syscall(libc::SYS_mmap, address, length, protection, flags, descriptor, offset)
-    };
-    // `syscall` has set errno, and returns -1, which is `MAP_FAILED`.
-    let start = mapped as usize;
-    if mapped != -1
+    } as *mut c_void;
+    if mapped != libc::MAP_FAILED
         && length == KEPT_FOR_ONE
         && protection == libc::PROT_NONE
         && let Ok(mut kept) = KEPT.lock()
     {
-        kept.push(start..start + length);
+        kept.push(mapped as usize..mapped as usize + length);
     }
-    start as *mut c_void
+    mapped
 }
 
 /// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
