@@ -105,18 +105,22 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
         file.is_new = false;
         let mut event = file.event;
         event.events &= (libc::EPOLLIN | libc::EPOLLOUT).unsigned_abs();
-        // SAFETY: by the contract of `epoll_wait` there are `most` places.
-        unsafe { events.add(count).write(event) };
+        // SAFETY: by the contract of `epoll_wait` there are `most` places, more than `count`.
+        let place = unsafe { events.add(count) };
+        // SAFETY: the place is the caller's, to be written to.
+        unsafe { place.write(event) };
         count += 1;
     }
     if count == 0 {
         return None;
     }
     if count < most {
-        // SAFETY: the places behind those that are taken; nothing is waited for, and the null signal mask is not read.
+        let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
+        // SAFETY: there are `most` places, more than `count`.
+        let places = unsafe { events.add(count) };
+        // SAFETY: `rest` places are left there. Nothing is waited for, and the null signal mask is
+        // not read.
         let others = unsafe {
-            let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
-            let places = events.add(count);
             libc::syscall(libc::SYS_epoll_pwait, epoll, places, rest, 0, ptr::null::<u8>(), 8)
         };
         count += usize::try_from(others).unwrap_or(0);
