@@ -105,18 +105,22 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
         file.is_new = false;
         let mut event = file.event;
         event.events &= (libc::EPOLLIN | libc::EPOLLOUT).unsigned_abs();
-        // SAFETY: by the contract of `epoll_wait` there are `most` places.
-        unsafe { events.add(count).write(event) };
+        // SAFETY: by the contract of `epoll_wait` there are `most` places, more than `count`.
+        let place = unsafe { events.add(count) };
+        // SAFETY: the place is the caller's, to be written to.
+        unsafe { place.write(event) };
         count += 1;
     }
     if count == 0 {
         return None;
     }
     if count < most {
-        // SAFETY: the places behind those that are taken; nothing is waited for, and the null signal mask is not read.
+        let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
+        // SAFETY: there are `most` places, more than `count`.
+        let places = unsafe { events.add(count) };
+        // SAFETY: `rest` places are left there. Nothing is waited for, and the null signal mask is
+        // not read.
         let others = unsafe {
-            let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
-            let places = events.add(count);
             libc::syscall(libc::SYS_epoll_pwait, epoll, places, rest, 0, ptr::null::<u8>(), 8)
         };
         count += usize::try_from(others).unwrap_or(0);
@@ -261,20 +265,19 @@ pub(crate) unsafe extern "C" fn mmap(
         let changed = unsafe { libc::mprotect(address, length, protection) };
         return if changed == 0 { address } else { libc::MAP_FAILED };
     }
-    // SAFETY: the arguments are the caller's, who keeps the contract above.
+    // SAFETY: the arguments are the caller's, who keeps the contract above. It sets errno, and
+    // returns -1 then, which is `MAP_FAILED`.
     let mapped = unsafe {
         libc::syscall(libc::SYS_mmap, address, length, protection, flags, descriptor, offset)
-    };
-    // `syscall` has set errno, and returns -1, which is `MAP_FAILED`.
-    let start = mapped as usize;
-    if mapped != -1
+    } as *mut c_void;
+    if mapped != libc::MAP_FAILED
         && length == KEPT_FOR_ONE
         && protection == libc::PROT_NONE
         && let Ok(mut kept) = KEPT.lock()
     {
-        kept.push(start..start + length);
+        kept.push(mapped as usize..mapped as usize + length);
     }
-    start as *mut c_void
+    mapped
 }
 
 /// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
