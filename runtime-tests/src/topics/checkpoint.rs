@@ -88,6 +88,7 @@ pub(super) fn false_criu(bundle: &Bundle<'_>, script: &str, flags: &[&str]) -> O
     fs::create_dir_all(images(bundle.test))?;
     let streams = json!(["/dev/null", "/dev/null", "/dev/null"]);
     fs::write(images(bundle.test).join("descriptors.json"), streams.to_string())?;
+    fs::write(images(bundle.test).join("mounts.json"), "[]")?;
     let mut command = restore_command(bundle, &bundle.test.id(), flags);
     command.env("PATH", format!("{}:/usr/bin:/bin", programs.display()));
     Ok(command)
