@@ -207,7 +207,9 @@ fn obeys_the_flags_of_security(test: &Test) -> Outcome {
     let docker = Docker::new(test, false)?;
     let script = "touch /new 2>/dev/null || echo refused; echo x > /tmp/y && cat /tmp/y; id -u; \
                   grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -d '\\t'";
-    let flags = ["--rm", "--read-only", "--tmpfs", "/tmp", "--user", "7", "--cap-drop", "ALL"];
+    // A tmpfs has the mode of the directory that it covers.
+    let tmpfs = "/tmp:mode=1777";
+    let flags = ["--rm", "--read-only", "--tmpfs", tmpfs, "--user", "7", "--cap-drop", "ALL"];
     docker
         .run(
             &[&flags[..], &["--security-opt", "no-new-privileges"]].concat(),

@@ -90,8 +90,8 @@ struct Prepared {
     agent: Option<Receiver>,
     /// One for each entry of `mounts`; only init uses them.
     mounts: Vec<Option<Detached>>,
-    /// One for each entry of `linux.devices`; only init uses them.
-    devices: Vec<Option<OwnedFd>>,
+    /// Those of `linux.devices` that init cannot make; only init uses it.
+    devices: Option<OwnedFd>,
     /// Where hooks print to.
     streams: Streams,
     /// The limit of descriptors that is the caller's.
@@ -274,7 +274,7 @@ fn make(
                 namespaces, filter, rights, mounts, devices, streams, descriptors, ..
             } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
-            let devices = std::mem::take(devices);
+            let devices = devices.take();
             let streams = std::mem::take(streams);
             init::main(init::Plan {
                 options,
@@ -298,7 +298,7 @@ fn make(
     drop(start_fifo);
     drop(notify);
     prepared.mounts.clear();
-    prepared.devices.clear();
+    prepared.devices = None;
     descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;

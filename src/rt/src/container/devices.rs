@@ -50,16 +50,13 @@ struct Node {
     owner: Option<(Uid, Gid)>,
 }
 
-/// Makes the listed devices of a container with a user namespace, in which nobody may make device nodes (`user_namespaces(7)`): each as a
-/// detached mount of one node, with its owner and mode. None for what is made or found inside. Runs in the caller's process.
-pub(crate) fn open_for_init(
-    bundle: &Bundle,
-    namespaces: &Namespaces,
-) -> Result<Vec<Option<OwnedFd>>> {
+/// Makes the listed devices of a container with a user namespace, in which nobody may make device nodes (`user_namespaces(7)`), with
+/// their owners and modes: in a filesystem of their own, from which init mounts each. None if nothing is to be made. Runs in the caller's
+/// process.
+pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
     let listed = bundle.linux().devices().as_deref().unwrap_or_default();
-    let nothing = || listed.iter().map(|_| None).collect();
     if listed.is_empty() || !namespaces.has(libc::CLONE_NEWUSER) || !is_host_root() {
-        return Ok(nothing());
+        return Ok(None);
     }
     let (users, groups) = match namespaces.joined(libc::CLONE_NEWUSER) {
         Some(user) => namespaces::mappings_of(user)?,
@@ -69,11 +66,11 @@ pub(crate) fn open_for_init(
         }
     };
     let folder = mounts::make_for_devices(bundle).context("make a place for devices")?;
-    let open = |(number, device): (usize, &LinuxDevice)| {
-        let open = || -> Result<Option<OwnedFd>> {
+    for (number, device) in listed.iter().enumerate() {
+        let make = || -> Result<()> {
             let node = Node::of(device)?;
             if node.kind == FileType::Fifo {
-                return Ok(None);
+                return Ok(());
             }
             let map = |kind: &str, id: u32, mappings: &[LinuxIdMapping]| {
                 namespaces::on_the_host(id, mappings)
@@ -85,22 +82,36 @@ pub(crate) fn open_for_init(
             let name = made_name(number);
             match rustix::fs::mknodat(&folder, &name, node.kind, node.mode, node.number()) {
                 // This process is in a container itself, which may make none. The host's node will be shown.
-                Err(Errno::PERM) => return Ok(None),
+                Err(Errno::PERM) => return Ok(()),
                 made => made?,
             }
             // The umask cut the mode of mknod(2). By name: nobody else reaches this filesystem.
             rustix::fs::chownat(&folder, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-            rustix::fs::chmodat(&folder, &name, node.mode, AtFlags::empty())?;
-            Ok(Some(mounts::clone_tree(folder.as_fd(), Path::new(&name), false)?))
+            Ok(rustix::fs::chmodat(&folder, &name, node.mode, AtFlags::empty())?)
         };
-        open().with_context(|| show(number, device))
+        make().with_context(|| show(number, device))?;
+    }
+    Ok(Some(folder))
+}
+
+/// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of a mount that is detached itself: it is
+/// attached for as long as that takes, where nobody else sees it.
+fn mounts_of(rootfs: &Rootfs, made: OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
+    let mount_of = |number| match mounts::clone_tree(made.as_fd(), &made_name(number), false) {
+        Err(Errno::NOENT) => Ok(None),
+        mount => mount.map(Some).context("copy the mount of the devices"),
     };
-    listed.iter().enumerate().map(open).collect()
+    rootfs.in_a_scratch_place(|folder, name, _| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+        mounts::attach(made.as_fd(), place.as_fd())?;
+        (0..count).map(mount_of).collect()
+    })
 }
 
 /// What a node that [`open_for_init`] makes is called in its filesystem: the mount table of a container shows it.
-pub(super) fn made_name(number: usize) -> String {
-    format!("device-{number}")
+pub(super) fn made_name(number: usize) -> PathBuf {
+    format!("device-{number}").into()
 }
 
 /// Whether the host has this device at the path that the container has it at.
@@ -118,11 +129,11 @@ fn show(number: usize, device: &LinuxDevice) -> String {
 }
 
 /// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`). With `bind`, where the kernel
-/// lets nobody make device nodes (a user namespace), listed ones that the caller has `opened` are mounted, and the host's.
+/// lets nobody make device nodes (a user namespace), listed ones that the caller has `made` are mounted, and the host's.
 pub(crate) fn make(
     rootfs: &mut Rootfs,
     listed: &[LinuxDevice],
-    opened: Vec<Option<OwnedFd>>,
+    made: Option<OwnedFd>,
     mounted: &[Mount],
     bind: bool,
 ) -> Result<()> {
@@ -144,8 +155,13 @@ pub(crate) fn make(
         make_node(rootfs, &dev, &path, &node, bind)
             .with_context(|| format!("make device `{}`", path.display()))?;
     }
-    for ((number, device), opened) in listed.iter().enumerate().zip(opened) {
-        make_listed(rootfs, device, opened, bind).with_context(|| show(number, device))?;
+    let mut made = match made {
+        Some(made) => mounts_of(rootfs, made, listed.len())?,
+        None => Vec::new(),
+    };
+    for (number, device) in listed.iter().enumerate() {
+        let mount = made.get_mut(number).and_then(Option::take);
+        make_listed(rootfs, device, mount, bind).with_context(|| show(number, device))?;
     }
     for (name, target) in LINKS {
         match rustix::fs::symlinkat(target, &dev, name) {
@@ -189,13 +205,13 @@ impl Node {
 fn make_listed(
     rootfs: &mut Rootfs,
     device: &LinuxDevice,
-    opened: Option<OwnedFd>,
+    mount: Option<OwnedFd>,
     bind: bool,
 ) -> Result<()> {
     let node = Node::of(device)?;
     let above = device.path().parent().context("not a path")?;
     let directory = rootfs.make(above, true)?;
-    match opened {
+    match mount {
         Some(mount) => {
             let place = rootfs.make(device.path(), false)?;
             rootfs.attach(mount.as_fd(), place.as_fd(), device.path()).map(drop)

@@ -42,7 +42,7 @@ pub(super) struct Plan<'a> {
     /// What the caller's process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Detached>>,
     /// What it has made for `linux.devices`.
-    pub(super) devices: Vec<Option<OwnedFd>>,
+    pub(super) devices: Option<OwnedFd>,
     /// The limit of descriptors that is the container's.
     pub(super) descriptors: descriptors::Before,
     /// Where hooks print to.
@@ -96,7 +96,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
 /// Everything up to that point. Returns the program's environment besides, which `startContainer` hooks have too.
 fn set_up<'a>(
     plan: &Plan<'a>,
-    (opened, devices): (Vec<Option<Detached>>, Vec<Option<OwnedFd>>),
+    (opened, devices): (Vec<Option<Detached>>, Option<OwnedFd>),
     notify: Option<notify_socket::Folder>,
 ) -> Result<(Ready<'a>, Vec<String>)> {
     let options = plan.options;

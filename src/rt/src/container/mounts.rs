@@ -426,10 +426,10 @@ fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     Ok(Some((key.to_owned(), Some(label))))
 }
 
-/// A filesystem for device nodes that are made for a container with a user namespace, where nobody sees it. Without blocks: a node takes
-/// none.
+/// A filesystem for device nodes that are made for a container with a user namespace. Its root can be looked into by who has a descriptor.
+/// Without blocks: a node takes none.
 pub(crate) fn make_for_devices(bundle: &Bundle) -> Result<OwnedFd> {
-    let flags = ["nosuid", "noexec", "size=0k", "mode=0700"];
+    let flags = ["nosuid", "noexec", "size=0k", "mode=0711"];
     let mut options = Options::parse(&flags.map(str::to_owned))?;
     options.data.extend(label(bundle)?);
     make("tmpfs", Some(Path::new("tmpfs")), &options)
