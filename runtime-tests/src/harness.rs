@@ -369,6 +369,14 @@ impl Test {
     }
 }
 
+/// Major and minor number of the kernel's release.
+pub(crate) fn kernel() -> Outcome<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || -> Outcome<u32> { Ok(numbers.next().ok_or("no release")??) };
+    Ok((next()?, next()?))
+}
+
 /// The runtime, with a filter around it that answers one system call with an error. Calls newer than 424 have one number on all
 /// processors.
 pub(crate) fn under_a_filter(

@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::namespaces::in_user_namespace;
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, under_a_filter};
+use crate::harness::{
+    Bundle, Outcome, Output, Test, ensure, ensure_eq, kernel, skip, under_a_filter,
+};
 
 super::tests! { "mounts":
     a_bind_mount_shows_the_host, a_bind_mount_can_be_read_only, a_file_can_be_mounted, a_missing_place_is_made,
@@ -307,11 +309,12 @@ fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
 }
 
 /// Whether a tmpfs can be mapped: since Linux 6.3.
-fn needs_a_mappable_tmpfs() -> Outcome {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (6, 3) { Ok(()) } else { skip("this kernel's tmpfs cannot be mapped: Linux 6.3") }
+pub(super) fn needs_a_mappable_tmpfs() -> Outcome {
+    if kernel()? >= (6, 3) {
+        Ok(())
+    } else {
+        skip("this kernel's tmpfs cannot be mapped: Linux 6.3")
+    }
 }
 
 fn ids_are_mapped_below_if_asked_for(test: &Test) -> Outcome {

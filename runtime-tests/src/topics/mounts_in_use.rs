@@ -15,7 +15,8 @@ super::tests! { "mounts_in_use":
     kept_mount_namespaces_are_left_out, a_tmpfs_has_the_mode_of_what_it_covers, read_only_comes_last, read_only_comes_last_below_all_kinds,
     a_relative_destination_begins_at_the_root, a_destination_can_begin_with_the_rootfs, options_of_cgroup2_are_not_passed_over,
     hundreds_of_mounts_need_few_descriptors, descriptors_are_the_callers_again, access_times_are_kept_as_mount_says,
-    access_times_below_are_kept_as_mount_says, a_source_of_an_earlier_mount_can_be_mapped, what_is_listed_twice_is_protected_once,
+    access_times_below_are_kept_as_mount_says, a_source_of_an_earlier_mount_can_be_mapped,
+    a_tmpfs_of_the_containers_can_be_mapped, what_is_listed_twice_is_protected_once,
     a_linked_dev_stays_inside,
 }
 
@@ -468,12 +469,6 @@ fn a_source_of_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
         let bundle = bundle.mount(bind("/a", &source, &["rbind"])).mount(mount);
         bundle.run()?.success()?.stdout("7:7\ncontent\n")?;
     }
-    // A filesystem of the container's, by a relative source; and in a user namespace.
-    let ids = json!([{ "containerID": 0, "hostID": 5, "size": 1 }]);
-    let bundle = test.sh("stat -c %u /v")?.mount(tmpfs("/a", &[])).mount(json!({
-        "destination": "/v", "type": "bind", "source": "rootfs/a", "options": ["bind"], "uidMappings": ids, "gidMappings": ids,
-    }));
-    bundle.run()?.success()?.stdout("5\n")?;
     let bundle = test.sh("stat -c %u /v/file; touch /v/new")?;
     let rootfs = bundle.rootfs();
     chown(&source, Some(0), Some(0))?;
@@ -485,6 +480,17 @@ fn a_source_of_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
     ));
     bundle.run()?.success()?.stdout("0\n")?;
     ensure_eq(fs::metadata(source.join("new"))?.uid(), 0)
+}
+
+/// Its source is relative.
+fn a_tmpfs_of_the_containers_can_be_mapped(test: &Test) -> Outcome {
+    test.only_rt()?;
+    super::mounts::needs_a_mappable_tmpfs()?;
+    let ids = json!([{ "containerID": 0, "hostID": 5, "size": 1 }]);
+    let bundle = test.sh("stat -c %u /v")?.mount(tmpfs("/a", &[])).mount(json!({
+        "destination": "/v", "type": "bind", "source": "rootfs/a", "options": ["bind"], "uidMappings": ids, "gidMappings": ids,
+    }));
+    bundle.run()?.success()?.stdout("5\n").map(drop)
 }
 
 fn what_is_listed_twice_is_protected_once(test: &Test) -> Outcome {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::harness::{
-    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip, under_a_filter,
+    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, kernel, skip, under_a_filter,
 };
 
 super::tests! { "wasm_ports":
@@ -29,10 +29,7 @@ fn needs_landlock() -> Outcome {
 }
 
 fn landlock_knows_ports() -> Outcome<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let version = numbers.next().ok_or("no release")??;
-    Ok((version, numbers.next().ok_or("no release")??) >= (6, 7))
+    Ok(kernel()? >= (6, 7))
 }
 
 fn needs_v2(test: &Test) -> Outcome {

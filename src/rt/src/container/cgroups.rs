@@ -357,8 +357,10 @@ impl Cgroup {
         let unit = self.unit.clone().unwrap_or_default();
         let rules = device_rules(resources)?;
         let wishes = &self.wishes.properties;
-        let scope = systemd::start(&unit, pid, resources, &rules, wishes)?;
-        self.paths = vec![scope];
+        let scope = systemd::start(&unit, pid, resources, &rules, wishes);
+        // Init may have ended meanwhile: the scope is there then, or comes to be, and has no process by which to find it.
+        self.is_claimed = !scope.as_ref().is_err_and(systemd::is_taken);
+        self.paths = vec![scope?];
         // What systemd has no words for; and it rounds a quota.
         self.limit(resources)?;
         if let Some(name) = &self.wishes.subgroup {
@@ -662,8 +664,8 @@ impl Cgroup {
     /// Removes what this process has made for a container that did not come to be. What was there before stays.
     pub(crate) fn undo(&self) -> Result<()> {
         if self.manager == Manager::Systemd {
-            // Without a path it was not made, and a scope of that name is another container's.
-            return if self.paths.is_empty() { Ok(()) } else { self.remove() };
+            // If it was not made, a scope of that name is another container's.
+            return if self.is_claimed { self.remove() } else { Ok(()) };
         }
         if self.is_claimed {
             let own = |path: &&PathBuf| self.made.contains(path);

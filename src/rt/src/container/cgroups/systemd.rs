@@ -181,7 +181,8 @@ fn drop_unknown(properties: &mut Vec<Property>, error: &anyhow::Error) -> bool {
     true
 }
 
-fn is_taken(error: &anyhow::Error) -> bool {
+/// Whether another scope has the name.
+pub(super) fn is_taken(error: &anyhow::Error) -> bool {
     let refusal = error.downcast_ref::<Refusal>();
     refusal.is_some_and(|refusal| refusal.name == "org.freedesktop.systemd1.UnitExists")
 }
