@@ -96,7 +96,7 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
 
 /// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of a mount that is detached itself: it is
 /// attached for as long as that takes, where nobody else sees it.
-fn mounts_of(rootfs: &Rootfs, made: OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
+fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
     let mount_of = |number| match mounts::clone_tree(made.as_fd(), &made_name(number), false) {
         Err(Errno::NOENT) => Ok(None),
         mount => mount.map(Some).context("copy the mount of the devices"),
@@ -156,7 +156,7 @@ pub(crate) fn make(
             .with_context(|| format!("make device `{}`", path.display()))?;
     }
     let mut made = match made {
-        Some(made) => mounts_of(rootfs, made, listed.len())?,
+        Some(made) => mounts_of(rootfs, &made, listed.len())?,
         None => Vec::new(),
     };
     for (number, device) in listed.iter().enumerate() {
