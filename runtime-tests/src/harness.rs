@@ -369,6 +369,25 @@ impl Test {
     }
 }
 
+/// A filesystem in memory that the host sees, for as long as the test needs it.
+pub(crate) struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    pub(crate) fn mount(path: PathBuf) -> Outcome<Tmpfs> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "tmpfs"]).arg(&path);
+        Output::of(mount)?.success()?;
+        Ok(Tmpfs(path))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Whatever is left fails the test where that is checked.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 /// Major and minor number of the kernel's release.
 pub(crate) fn kernel() -> Outcome<(u32, u32)> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;

@@ -62,7 +62,13 @@ const ROWS: &[Row] = &[
         "mounts: flags and clear flags",
         &["mounts::options_take_effect", "mounts::a_bind_mount_can_be_read_only"],
     ),
-    row("mounts: recursive flags", &["mounts::recursive_read_only_reaches_submounts"]),
+    row(
+        "mounts: recursive flags",
+        &[
+            "mounts::recursive_read_only_reaches_submounts",
+            "mounts::recursive_read_only_goes_with_each_propagation",
+        ],
+    ),
     row("mounts: propagation", &["mounts::propagation_is_what_was_asked_for"]),
     row(
         "mounts: idmap, ridmap, uidMappings",

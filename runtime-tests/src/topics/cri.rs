@@ -7,13 +7,13 @@ use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
 use super::needs;
-use crate::harness::{Outcome, Test, cgroups_of, ensure, ensure_eq, skip, wait_until};
+use crate::harness::{Outcome, Test, Tmpfs, cgroups_of, ensure, ensure_eq, skip, wait_until};
 use crate::kubelet::{Kubelet, LINUX, WASM, kill_shim};
 
 super::tests! { "cri":
     runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation, the_network_is_the_pods, execs, execs_in_a_module,
-    execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, says_why_a_container_does_not_start,
-    outlives_a_shim_that_was_killed,
+    execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, a_module_out_of_memory_stays_so, says_why_a_container_does_not_start,
+    outlives_a_shim_that_was_killed, read_only_is_so_below_if_asked_for,
 }
 
 /// What the pod's annotations say of its container.
@@ -191,15 +191,87 @@ fn tells_of_want_of_memory(test: &Test) -> Outcome {
     // The first process lives on for a while, so that containerd hears of the other before it hears of the end.
     let greedy = "sh -c 'x=x; while :; do x=$x$x; done'; sleep 2; exit 9";
     let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", greedy], |config| {
-        let resources = cri::LinuxContainerResources {
-            memory_limit_in_bytes: 16 << 20,
-            memory_swap_limit_in_bytes: 16 << 20,
-            ..Default::default()
-        };
-        config.linux = Some(kubelet.linux(resources));
+        config.linux = Some(kubelet.linux(memory(16 << 20)));
     })?;
     let status = kubelet.wait(&container)?;
     ensure_eq((status.exit_code, status.reason.as_str()), (9, "OOMKilled"))
+}
+
+/// And no swap.
+fn memory(bytes: i64) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources {
+        memory_limit_in_bytes: bytes,
+        memory_swap_limit_in_bytes: bytes,
+        ..Default::default()
+    }
+}
+
+/// A stop that comes too late changes nothing.
+fn a_module_out_of_memory_stays_so(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    let kubelet = Kubelet::new(test)?;
+    let pod = kubelet.run_pod("rt")?;
+    let container =
+        kubelet.run(&pod, WASM, &["/probe.wasm", "fill", "/dev/shm/file"], |config| {
+            as_wasm(config);
+            config.linux = Some(kubelet.linux(memory(48 << 20)));
+        })?;
+    let status = kubelet.wait(&container)?;
+    ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))?;
+    kubelet.stop(&container, 5)?;
+    let status = kubelet.status(&container)?;
+    ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))
+}
+
+/// KEP-3857: containerd asks `rt features` whether a handler can do that, and for the option `rro`.
+fn read_only_is_so_below_if_asked_for(test: &Test) -> Outcome {
+    let kubelet = Kubelet::new(test)?;
+    if !kubelet.version()?.trim_start_matches('v').starts_with("2.") {
+        return skip("recursive read-only volumes are containerd 2's");
+    }
+    let request = cri::StatusRequest { verbose: false };
+    let status = kubelet.ask(async |mut client| client.status(request).await)?;
+    for name in ["rt", "rt-wasm"] {
+        let handler = status.runtime_handlers.iter().find(|handler| handler.name == name);
+        let features = handler.and_then(|handler| handler.features.as_ref()).ok_or(name)?;
+        ensure(features.recursive_read_only_mounts, format!("{name}: {features:?}"))?;
+    }
+    let volume = test.folder.join("volume");
+    fs::create_dir_all(volume.join("below"))?;
+    let _below = Tmpfs::mount(volume.join("below"))?;
+    let mount = |readonly, recursive_read_only, propagation| cri::Mount {
+        container_path: "/v".into(),
+        host_path: volume.display().to_string(),
+        readonly,
+        recursive_read_only,
+        propagation: propagation as i32,
+        ..Default::default()
+    };
+    let pod = kubelet.run_pod("rt")?;
+    let script =
+        "for f in /v/new /v/below/new; do touch $f 2>/dev/null && echo made || echo refused; done";
+    let private = cri::MountPropagation::PropagationPrivate;
+    for (recursive, expected) in [(false, "refused\nmade\n"), (true, "refused\nrefused\n")] {
+        let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", script], |config| {
+            config.mounts = vec![mount(true, recursive, private)];
+        })?;
+        ensure_eq(kubelet.wait(&container)?.exit_code, 0)?;
+        ensure_eq(kubelet.output(&container)?.as_str(), expected)?;
+    }
+    let module = ["/probe.wasm", "write", "/v/below/file", "x"];
+    let module = kubelet.run(&pod, WASM, &module, |config| {
+        as_wasm(config);
+        config.mounts = vec![mount(true, true, private)];
+    })?;
+    ensure_eq(kubelet.wait(&module)?.exit_code, 1)?;
+    // What cannot be is refused before the runtime is called.
+    let slave = cri::MountPropagation::PropagationHostToContainer;
+    for wrong in [mount(false, true, private), mount(true, true, slave)] {
+        let made =
+            kubelet.create(&pod, LINUX, &["/bin/true"], |config| config.mounts = vec![wrong]);
+        ensure(made.is_err(), "it was made")?;
+    }
+    kubelet.remove(&pod)
 }
 
 fn says_why_a_container_does_not_start(test: &Test) -> Outcome {

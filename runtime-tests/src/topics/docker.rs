@@ -6,12 +6,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
+use crate::harness::{Outcome, Output, Test, Tmpfs, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "docker":
     runs_a_linux_container, runs_a_module_without_an_annotation, tells_a_missing_program_from_one_that_may_not_run, stops_a_container, stops_a_module,
     execs_in_a_container, keeps_logs, limits_what_a_container_uses, shows_what_a_container_uses, pauses_a_container, pauses_a_module, changes_limits, obeys_the_flags_of_security,
-    mounts_volumes, restarts_what_failed, asks_after_its_health, knows_the_runtime,
+    mounts_volumes, mounts_volumes_read_only_below_too, restarts_what_failed, asks_after_its_health, knows_the_runtime,
 }
 
 struct Docker<'a> {
@@ -234,6 +234,36 @@ fn mounts_volumes(test: &Test) -> Outcome {
         .success()?
         .stdout("the host's\nfixed\n")?;
     ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")
+}
+
+/// As Docker 25 and later have it for each `ro`, where `features` of the runtime names the option `rro`.
+fn mounts_volumes_read_only_below_too(test: &Test) -> Outcome {
+    let docker = Docker::new(test, false)?;
+    let version = docker.docker(&["version", "--format", "{{.Server.Version}}"])?.success()?.stdout;
+    if version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok())
+        .is_none_or(|major| major < 25)
+    {
+        return skip("this Docker knows no recursive read-only volumes");
+    }
+    let folder = test.folder.join("shared");
+    fs::create_dir_all(folder.join("below"))?;
+    let _below = Tmpfs::mount(folder.join("below"))?;
+    let script =
+        "for f in /v/new /v/below/new; do touch $f 2>/dev/null && echo made || echo refused; done";
+    let mount =
+        |rest: &str| format!("type=bind,source={},target=/v,readonly{rest}", folder.display());
+    for (mount, expected) in [
+        (mount(""), "refused\nrefused\n"),
+        (mount(",bind-recursive=readonly,bind-propagation=rprivate"), "refused\nrefused\n"),
+        (mount(",bind-recursive=writable"), "refused\nmade\n"),
+    ] {
+        let output = docker.run(&["--rm", "--mount", &mount], &["/bin/sh", "-c", script])?;
+        output.success()?.stdout(expected)?;
+    }
+    Ok(())
 }
 
 fn restarts_what_failed(test: &Test) -> Outcome {

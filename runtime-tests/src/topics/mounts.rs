@@ -16,7 +16,7 @@ super::tests! { "mounts":
     masked_paths_are_empty, read_only_paths_are_read_only, a_missing_masked_path_is_no_error,
     a_link_in_the_image_does_not_lead_out, a_dangling_link_in_the_image_does_not_lead_out, nothing_of_the_host_is_left,
     propagation_is_what_was_asked_for, a_later_mount_covers_an_earlier_one, the_root_can_be_changed_without_pivot,
-    mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, a_relative_source_is_in_the_bundle,
+    mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, recursive_read_only_goes_with_each_propagation, a_relative_source_is_in_the_bundle,
     ids_are_mapped_as_the_mount_says, ids_are_mapped_as_an_option_says, ids_are_mapped_as_the_user_namespace_does,
     ids_are_mapped_below_if_asked_for, a_new_filesystem_can_be_mapped, an_id_mapping_without_ids_is_an_error,
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
@@ -242,9 +242,14 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = volume(test)?;
     fs::create_dir(source.join("below"))?;
-    for (option, expected) in [("ro", "refused\nwritten\n"), ("rro", "refused\nrefused\n")] {
+    for (option, expected, user) in [
+        ("ro", "refused\nwritten\n", false),
+        ("rro", "refused\nrefused\n", false),
+        ("rro", "refused\nrefused\n", true),
+    ] {
         let script = "for f in /v/new /v/below/new; do touch $f 2>/dev/null && echo written || echo refused; done";
         let bundle = test.sh(script)?;
+        let bundle = if user { in_user_namespace(bundle)? } else { bundle };
         let bundle = bundle
             .mount(json!({ "destination": "/v", "source": source, "options": ["rbind", option] }));
         bundle.write()?;
@@ -254,6 +259,52 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
         command.arg(&source).arg(&test.host.runtime).arg("--root").arg(test.state_root());
         command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
         Output::of(command)?.success()?.stdout(expected)?;
+    }
+    Ok(())
+}
+
+/// What the host mounts below later, and a container sees by its propagation, is as the host has it: callers that promise more ask for a
+/// private mount, as kubelet does (KEP-3857).
+fn recursive_read_only_goes_with_each_propagation(test: &Test) -> Outcome {
+    let volume = volume(test)?;
+    for folder in ["below", "late"] {
+        fs::create_dir(volume.join(folder))?;
+    }
+    let inside = "touch /up; while ! test -e /go; do sleep 0.05; done; \
+        for f in /v/new /v/below/new /v/late/new; do touch $f 2>/dev/null && echo written || echo refused; done";
+    let outside = "mount --bind . . && cd \"$PWD\" && mount --make-shared . && mount -t tmpfs below below; \
+        \"$@\" & while kill -0 $! && ! test -e \"$0/up\"; do sleep 0.05; done; mount -t tmpfs late late; touch \"$0/go\"; wait $!";
+    for (propagation, late) in [
+        ("private", "refused"),
+        ("rprivate", "refused"),
+        ("slave", "written"),
+        ("rslave", "written"),
+        ("shared", "written"),
+        ("rshared", "written"),
+    ] {
+        let options = ["rbind", "rro", propagation];
+        let mount =
+            json!({ "destination": "/v", "source": volume, "type": "bind", "options": options });
+        let bundle = test.sh(inside)?.mount(mount);
+        bundle.write()?;
+        let mut command = std::process::Command::new("timeout");
+        command.args([
+            "20",
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            outside,
+        ]);
+        command.arg(bundle.rootfs()).arg(&test.host.runtime).arg("--root").arg(test.state_root());
+        command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id()).current_dir(&volume);
+        let output = Output::of(command)?.success()?;
+        ensure_eq(
+            (propagation, output.stdout),
+            (propagation, format!("refused\nrefused\n{late}\n")),
+        )?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_limits":
     memory_grows_to_the_limit_and_no_further, all_memories_share_the_limit, a_large_memory_leaves_less_to_the_others, a_table_is_counted_too, a_limit_above_counts_too, without_a_limit_memory_grows,
-    exec_is_limited_too, a_module_has_what_it_begins_with, a_module_may_bring_much_along,
+    exec_is_limited_too, what_it_fills_beyond_the_limit_ends_it, a_module_has_what_it_begins_with, a_module_may_bring_much_along,
 }
 
 /// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with the number of mebibytes, or with
@@ -52,6 +52,19 @@ fn grown(bundle: &Bundle<'_>) -> Outcome<i32> {
     let output = bundle.run()?;
     ensure(output.stderr.is_empty(), &output.stderr)?;
     Ok(output.code.unwrap_or(-1))
+}
+
+/// Files in memory count, and no error that a module could see stands for them.
+fn what_it_fills_beyond_the_limit_ends_it(test: &Test) -> Outcome {
+    needs(test, "memory")?;
+    let bundle = test.wasm("probe", &["fill", "/dev/shm/file"])?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+    });
+    let bundle = bundle.mount(json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=200m"] }));
+    bundle.run()?.code(137)?;
+    let container = bundle.start()?;
+    container.wait()?;
+    test.rt(["kill", &container.id, "TERM"])?.fails_with("container not running").map(drop)
 }
 
 fn memory_grows_to_the_limit_and_no_further(test: &Test) -> Outcome {

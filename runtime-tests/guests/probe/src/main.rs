@@ -54,6 +54,12 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
         ["read", path] => print!("{}", fs::read_to_string(path)?),
         ["write", path, text] => fs::write(path, text)?,
         ["append", path, text] => fs::OpenOptions::new().append(true).open(path)?.write_all(text.as_bytes())?,
+        ["fill", path] => {
+            let (mut file, mebibyte) = (fs::File::create(path)?, vec![7; 1 << 20]);
+            loop {
+                file.write_all(&mebibyte)?;
+            }
+        }
         ["remove", path] => fs::remove_file(path)?,
         ["rename", from, to] => fs::rename(from, to)?,
         ["mkdir", path] => fs::create_dir(path)?,
