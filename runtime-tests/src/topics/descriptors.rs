@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{checkpoint, rootless};
 use crate::harness::lookups::{self, LookUp};
 use crate::harness::{
-    Bundle, Container, Outcome, Output, Test, copy_program, ensure, skip, wait_until,
+    Bundle, Container, Outcome, Output, Test, copy_program, ensure, ensure_eq, skip, wait_until,
 };
 
 super::tests! { "descriptors":
@@ -20,6 +20,7 @@ super::tests! { "descriptors":
     an_ordinary_user_has_open_what_is_listed, a_hook_has_open_what_is_listed, a_module_has_open_what_is_listed,
     criu_has_open_what_is_listed, a_restored_container_has_open_what_it_had,
     an_engine_is_no_program, who_may_look_into_others_finds_nothing_of_the_hosts,
+    neighbours_in_a_pid_namespace_learn_no_more_than_the_name,
     a_neighbour_of_the_same_user_reaches_no_exec, a_program_by_a_magic_link_is_the_containers,
 }
 
@@ -454,8 +455,13 @@ fn spy<'a>(test: &'a Test, file: &std::path::Path) -> Outcome<Bundle<'a>> {
     let script = r#"
         $| = 1; my $file = "FILE"; print "ready\n";
         while (1) {
+            print "looking\n"; select(undef, undef, undef, 0.001);
             opendir(my $all, "/proc") or die;
             for my $pid (grep { /^\d+$/ && $_ > 1 } readdir $all) {
+                for my $way ("environ", "cmdline") {
+                    open(my $f, "<", "/proc/$pid/$way") or next; local $/; my $said = <$f> // "";
+                    print "FOUND by $way\n" if $said =~ /RT_TESTS_SECRET|--root/;
+                }
                 for my $way ("root", "cwd") {
                     print "FOUND by $way\n" if open(my $f, "<", "/proc/$pid/$way$file");
                 }
@@ -477,7 +483,9 @@ fn finds_nothing(container: &Container<'_>, exec: &[&str]) -> Outcome {
     container.wait_for_output("ready")?;
     for _ in 0..times(container.test) {
         let args = [exec, &[container.id.as_str(), "/bin/true"]].concat();
-        container.test.rt(args)?.success()?;
+        let mut exec = container.test.command(args);
+        exec.env("RT_TESTS_SECRET", "the caller's");
+        Output::of(exec)?.success()?;
     }
     let said = container.stdout()?;
     match said.lines().find(|line| line.starts_with("FOUND")) {
@@ -496,6 +504,45 @@ fn who_may_look_into_others_finds_nothing_of_the_hosts(test: &Test) -> Outcome {
         }
     });
     finds_nothing(&bundle.start()?, &["exec"])
+}
+
+/// Where processes are shared, as in a pod: until the start, that of another container is the runtime's.
+fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let spy = spy(test, &test.folder.join("nothing"))?.edit(|config| {
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
+        }
+    });
+    let spy = spy.start()?;
+    spy.wait_for_output("ready")?;
+    let path = format!("/proc/{}/ns/pid", spy.pid()?);
+    for hooked in [false, true] {
+        let bundle = test.linux(&["/bin/true"])?.namespace(json!({ "type": "pid", "path": path }));
+        let bundle = bundle.edit(|config| {
+            if hooked {
+                config["hooks"] = json!({ "createContainer": [{ "path": "/bin/true" }] });
+            }
+        });
+        bundle.write()?;
+        let id = test.id();
+        let mut create = test.command(bundle.command_line("create", &id));
+        create.env("RT_TESTS_SECRET", "the caller's");
+        let container = Container::create(test, &id, create)?;
+        let command = fs::read(format!("/proc/{}/cmdline", container.pid()?))?;
+        let words: Vec<_> =
+            command.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
+        let name = test.host.runtime.file_name().ok_or("no name")?.as_encoded_bytes();
+        ensure_eq(words, vec![name, b"create", container.id.as_bytes()])?;
+        // It has seen it more than once.
+        let looks = spy.stdout()?.len();
+        wait_until("it has looked", || spy.stdout().is_ok_and(|said| said.len() > looks + 20))?;
+        let said = spy.stdout()?;
+        let found = said.lines().find(|line| line.starts_with("FOUND"));
+        ensure(found.is_none(), found.unwrap_or_default())?;
+        container.start()?;
+    }
+    Ok(())
 }
 
 /// With `fs.suid_dumpable=1`, a change of the user leaves a process open to others of that user.

@@ -116,6 +116,20 @@ impl Inherited {
     }
 }
 
+/// For a command that enters a container, where this process or one of its children is seen: of the command line, only the command and the
+/// container's name can be read from then on, and nothing of the environment (`proc(5)`).
+pub(crate) fn hide_arguments(command: &Command) -> Result<()> {
+    let (name, id) = match command {
+        Command::Create(create) => ("create", create.create.id.as_str()),
+        Command::Run(run) => ("run", run.create.id.as_str()),
+        Command::Exec(exec) => ("exec", exec.words.id()),
+        Command::Restore(restore) => ("restore", restore.id.as_str()),
+        _ => return Ok(()),
+    };
+    syscall::hide_arguments(&[name.as_bytes(), id.as_bytes()])
+        .context("keep the command line from others")
+}
+
 /// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).
 fn listen_fds() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
             let outcome = log::open(global.log.as_deref(), global.log_format, level)
                 .and(protected)
                 .and(inherited)
+                .and_then(|inherited| command::hide_arguments(&command).map(|()| inherited))
                 .and_then(|inherited| command::execute(&global, command, inherited));
             match outcome {
                 Ok(code) => code,

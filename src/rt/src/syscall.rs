@@ -705,6 +705,98 @@ pub(crate) fn exit_now(status: i32) -> ! {
     std::process::abort()
 }
 
+unsafe extern "C" {
+    /// `environ(7)`.
+    static mut environ: *const *const c_char;
+}
+
+/// The bytes of each string of an array that a null pointer ends, without the zero that ends the string.
+struct Strings(*const *const c_char);
+
+impl Strings {
+    /// # Safety
+    /// It is such an array, and its strings are writable and have no other reference while this is used.
+    unsafe fn of(array: *const *const c_char) -> Strings {
+        Strings(array)
+    }
+}
+
+impl Iterator for Strings {
+    type Item = &'static mut [u8];
+
+    fn next(&mut self) -> Option<&'static mut [u8]> {
+        // SAFETY: at or before the null pointer: it is not gone beyond, here.
+        let string = unsafe { self.0.read() };
+        if string.is_null() {
+            return None;
+        }
+        self.0 = self.0.wrapping_add(1);
+        // SAFETY: a string, by `of`.
+        let length = unsafe { libc::strlen(string) };
+        // SAFETY: so many bytes are the string's; they are writable, and nothing else refers to them, by `of`. Each is given out once.
+        Some(unsafe { std::slice::from_raw_parts_mut(string.cast_mut().cast(), length) })
+    }
+}
+
+/// Overwrites the command line but for `kept` words, and the environment, where others can read both: `/proc/PID/cmdline` is open to
+/// everybody who sees the process. This process and its children have a copy of the environment. Of the first word, the last part of the
+/// path stays. The error is `ENOTSUP` where the words are not where the processor's ABI has them.
+pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
+    let count = std::env::args_os().count();
+    // SAFETY: a static of the C library's; no other thread writes it.
+    let envp = unsafe { environ };
+    if envp.is_null() {
+        return Err(Errno::NOTSUP);
+    }
+    // Nothing in rt changes the environment, so `environ` is what the C library was started with. There, the ABIs of x86-64 and aarch64
+    // ("Process Initialization") have the number of words, the pointers to them, a null pointer, the pointers of the environment, another
+    // null pointer, one after the other.
+    let argv = envp.wrapping_sub(count + 1);
+    // SAFETY: on the stack that the kernel has made, where at least a number and a null pointer precede.
+    let end = unsafe { envp.wrapping_sub(1).read() };
+    // SAFETY: so many pointers, which Rust's library has counted, and the number precede.
+    let number = unsafe { argv.wrapping_sub(1).cast::<usize>().read() };
+    if !end.is_null() || number != count {
+        return Err(Errno::NOTSUP);
+    }
+    let mut own = Vec::new();
+    // SAFETY: the environment's array, as it was compared. The strings are the kernel's, on the stack, which is writable; Rust's library
+    // copies them when it is asked.
+    for string in unsafe { Strings::of(envp) } {
+        own.push(CString::new(&*string).unwrap_or_default().into_raw().cast_const());
+        string.fill(0);
+    }
+    own.push(ptr::null());
+    // SAFETY: as for reading it. The array and its strings are leaked, and live as long as the process.
+    unsafe { environ = Vec::leak(own).as_ptr() };
+    // SAFETY: as the environment's.
+    for (number, word) in unsafe { Strings::of(argv) }.enumerate() {
+        if number == 0 {
+            let name = word.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+            word.copy_within(name.., 0);
+            let length = word.len() - name;
+            word[length..].fill(0);
+        } else if !kept.contains(&&*word) {
+            word.fill(0);
+        }
+    }
+    Ok(())
+}
+
+/// Overwrites what [`hide_arguments`] has left of the environment: for a process that becomes the container's.
+pub(crate) fn forget_environment() {
+    // SAFETY: a static of the C library's; no other thread writes it.
+    let array = unsafe { environ };
+    if array.is_null() {
+        return;
+    }
+    // SAFETY: `environ` is such an array, of the kernel's strings or of those that `hide_arguments` has leaked, both writable. Rust's library
+    // copies them when it is asked.
+    unsafe { Strings::of(array) }.for_each(|string| string.fill(0));
+    // SAFETY: as for reading it. The new array is leaked.
+    unsafe { environ = Vec::leak(vec![ptr::null()]).as_ptr() };
+}
+
 /// The calls that a filter around this process forbids, of those that `rt` may need, and the families of addresses. For an error that
 /// looks like one: each call is made once, in a form that the kernel refuses before it does anything, with another error.
 pub(crate) fn forbidden() -> Vec<&'static str> {

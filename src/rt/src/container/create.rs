@@ -249,6 +249,10 @@ fn make(
     let (caller, init) = sync::pair()?;
     let linux = options.bundle.linux();
     let first = || {
+        // Hooks that run in init inherit it.
+        if !has_create_container_hooks(options.bundle) {
+            syscall::forget_environment();
+        }
         if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
     };
     let pid = match namespaces::spawn(
@@ -477,6 +481,11 @@ pub(super) fn run_create_hooks(
     let place = Place::bundle(state);
     hooks::run("prestart", &list(hooks.prestart()), &json, place, streams)?;
     hooks::run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
+}
+
+fn has_create_container_hooks(bundle: &Bundle) -> bool {
+    let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref());
+    hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 fn how_init_died(pid: Pid, state: &State, left: &str) -> anyhow::Error {

@@ -99,8 +99,9 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
     let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
-    // In the helper, which sees the host's `/proc`, and which the container does not see: what it makes inherits both.
+    // In the helper, which sees the host's `/proc`, and which the container does not see: what it makes inherits all of it.
     let first = || {
+        syscall::forget_environment();
         if !options.state.keeps_keyring {
             becoming::leave_session_keyring(&options.state.id)?;
         }

@@ -328,7 +328,9 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
         &hooks::state_json(plan.state, Status::Creating),
         hooks::Place { descriptors: plan.descriptors, ..hooks::Place::bundle(plan.state) },
         &plan.streams,
-    )
+    )?;
+    syscall::forget_environment();
+    Ok(())
 }
 
 /// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
