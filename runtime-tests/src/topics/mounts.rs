@@ -16,7 +16,7 @@ super::tests! { "mounts":
     masked_paths_are_empty, read_only_paths_are_read_only, a_missing_masked_path_is_no_error,
     a_link_in_the_image_does_not_lead_out, a_dangling_link_in_the_image_does_not_lead_out, nothing_of_the_host_is_left,
     propagation_is_what_was_asked_for, a_later_mount_covers_an_earlier_one, the_root_can_be_changed_without_pivot,
-    mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, recursive_read_only_goes_with_each_propagation, a_relative_source_is_in_the_bundle,
+    mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, recursive_read_only_goes_with_each_propagation, a_bind_mount_has_no_options_of_a_filesystem, a_slave_root_sees_what_the_host_mounts, a_slash_at_the_end_of_a_file_is_passed_over, a_mask_has_no_room, a_relative_source_is_in_the_bundle,
     ids_are_mapped_as_the_mount_says, ids_are_mapped_as_an_option_says, ids_are_mapped_as_the_user_namespace_does,
     ids_are_mapped_below_if_asked_for, a_new_filesystem_can_be_mapped, an_id_mapping_without_ids_is_an_error,
     a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
@@ -261,6 +261,97 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
         Output::of(command)?.success()?.stdout(expected)?;
     }
     Ok(())
+}
+
+/// What looks like one is often a mistake, and the mount would be writable.
+fn a_bind_mount_has_no_options_of_a_filesystem(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for option in ["readonly", "RO", "noexecc", "rr0", "uid=0", "size=1m", "x-foo"] {
+        for options in [&["rbind", option][..], &["bind", "remount", option]] {
+            let bundle = test.sh("true")?;
+            let mount = json!({ "destination": "/v", "source": volume(test)?, "type": "bind", "options": ["rbind"] });
+            let mut mounts = vec![mount.clone(), mount];
+            mounts[1]["options"] = json!(options);
+            let bundle = mounts.into_iter().fold(bundle, |bundle, mount| bundle.mount(mount));
+            let name = option.split('=').next().unwrap_or_default();
+            let words = format!("mount `/v`: a bind mount has no option `{name}`");
+            bundle.run()?.fails_with(&words)?;
+        }
+    }
+    for user in [false, true] {
+        let bundle = test.sh("true")?;
+        let bundle = if user { in_user_namespace(bundle)? } else { bundle };
+        let mount = json!({ "destination": "/v", "source": volume(test)?, "options": ["rbind", "sync", "dirsync", "lazytime"] });
+        bundle.mount(mount).run()?.success()?;
+    }
+    Ok(())
+}
+
+fn a_slave_root_sees_what_the_host_mounts(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let inside = "touch /up; while ! test -e /go; do sleep 0.05; done; cat /late/file /early/file 2>/dev/null | tr '\\n' ' '";
+    let outside = "mount --bind . . && cd \"$PWD\" && mount --make-shared . && mkdir -p early late && mount -t tmpfs early early && echo early > early/file; \
+        \"$@\" & while kill -0 $! && ! test -e up; do sleep 0.05; done; mount -t tmpfs late late; echo late > late/file; umount early; touch go; wait $!";
+    for (propagation, expected) in
+        [("rslave", "late "), ("slave", "late "), ("private", "early "), ("rprivate", "early ")]
+    {
+        let bundle = test.sh(inside)?;
+        let bundle =
+            bundle.edit(|config| config["linux"]["rootfsPropagation"] = json!(propagation));
+        bundle.write()?;
+        let mut command = std::process::Command::new("timeout");
+        command.args([
+            "20",
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            outside,
+        ]);
+        command.arg("sh").arg(&test.host.runtime).arg("--root").arg(test.state_root());
+        command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
+        let output = Output::of({
+            command.current_dir(bundle.rootfs());
+            command
+        })?;
+        ensure_eq((propagation, output.success()?.stdout.as_str()), (propagation, expected))?;
+    }
+    Ok(())
+}
+
+/// Of devices and of files that are mounted.
+fn a_slash_at_the_end_of_a_file_is_passed_over(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for user in [false, true] {
+        let bundle =
+            test.sh("cat /a/file/ /a/file 2>/dev/null; test -c /dev/slash && echo there")?;
+        let bundle = if user { in_user_namespace(bundle)? } else { bundle };
+        let source = volume(test)?.join("file");
+        let bundle = bundle
+            .mount(json!({ "destination": "/a/file/", "source": source, "options": ["bind"] }))
+            .edit(|config| {
+                config["linux"]["devices"] =
+                    json!([{ "path": "/dev/slash/", "type": "c", "major": 1, "minor": 3 }]);
+            });
+        bundle.run()?.success()?.stdout("content\nthere\n")?;
+    }
+    Ok(())
+}
+
+/// Whoever may mount it again cannot write to it all the same.
+fn a_mask_has_no_room(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "mount -o remount,rw,bind /masked; mount -o remount,rw /masked; for f in /masked/new /masked/other; do echo x > $f; mkdir $f.d; done 2>/dev/null; ls /masked";
+    let bundle = test.sh(script)?.edit(|config| {
+        config["linux"]["maskedPaths"] = json!(["/masked"]);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+        }
+    });
+    fs::create_dir(bundle.rootfs().join("masked"))?;
+    bundle.run()?.success()?.stdout("").map(drop)
 }
 
 /// What the host mounts below later, and a container sees by its propagation, is as the host has it: callers that promise more ask for a

@@ -8,7 +8,7 @@ use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, skip, under_a_fil
 
 super::tests! { "namespaces":
     are_all_new, are_the_hosts_when_not_asked_for, can_be_joined_by_path, a_pid_namespace_can_be_joined,
-    have_their_host_name, have_loopback_up, have_loopback_up_in_a_service_of_few_addresses, take_sysctls, take_sysctls_of_users, take_no_sysctl_that_another_field_sets, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
+    have_their_host_name, a_network_device_whose_name_is_taken_stays, take_sysctls_for_all_before_those_for_one, have_loopback_up, have_loopback_up_in_a_service_of_few_addresses, take_sysctls, take_sysctls_of_users, take_no_sysctl_that_another_field_sets, a_user_namespace_maps_root, a_user_namespace_can_join_a_network,
     a_time_namespace_has_its_offsets, a_user_namespace_without_mappings_has_its_makers_ids, one_of_two_mappings_is_an_error,
     root_of_a_namespace_with_all_ids_is_not_root_of_the_host,
     a_network_device_moves_in, a_network_device_moves_into_a_namespace_that_is_joined,
@@ -176,7 +176,7 @@ fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<Outpu
     bundle.write()?;
     let mut command = std::process::Command::new("unshare");
     let script = format!(
-        "/usr/sbin/ip link add v0 type veth peer v1; /usr/sbin/ip addr add 10.9.8.7/24 dev v0; \"$@\"; /usr/sbin/ip -o link > {}/left",
+        "/usr/sbin/ip link add v0 type veth peer v1; /usr/sbin/ip addr add 10.9.8.7/24 dev v0; \"$@\" || code=$?; /usr/sbin/ip -o link > {}/left; exit ${{code:-0}}",
         test.folder.display()
     );
     command.args(["--net", "sh", "-ec", &script, "sh"]).arg(&test.host.runtime);
@@ -207,6 +207,37 @@ fn a_network_device_moves_into_a_namespace_that_is_joined(test: &Test) -> Outcom
         .namespace(json!({ "type": "network", "path": path }))
         .edit(|config| config["linux"]["netDevices"] = json!({ "v0": {} }));
     with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n").map(drop)
+}
+
+/// Where its name is taken, the kernel would take it away first, and it would end with the namespace.
+fn a_network_device_whose_name_is_taken_stays(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let other = test.sh("exec sleep 60")?.start()?;
+    let path = format!("/proc/{}/ns/net", other.pid()?);
+    for joined in [false, true] {
+        let bundle = test.sh("true")?.edit(|config| {
+            config["linux"]["netDevices"] = json!({ "v0": { "name": "lo" } });
+        });
+        let network = json!({ "type": "network", "path": path });
+        let bundle = if joined { bundle.namespace(network) } else { bundle };
+        with_cable(test, &bundle)?.fails_with("has a device `lo` already")?;
+        let left = fs::read_to_string(test.folder.join("left"))?;
+        ensure(left.contains("v0"), left)?;
+    }
+    Ok(())
+}
+
+/// What is for all interfaces sets what is for one.
+fn take_sysctls_for_all_before_those_for_one(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for _ in 0..5 {
+        let bundle = test
+            .sh("cd /proc/sys/net/ipv4; cat ip_forward conf/lo/forwarding conf/all/forwarding")?;
+        let sysctl = json!({ "net.ipv4.ip_forward": "1", "net.ipv4.conf.lo.forwarding": "0", "net.ipv4.conf.all.rp_filter": "1" });
+        let bundle = bundle.edit(|config| config["linux"]["sysctl"] = sysctl.clone());
+        bundle.run()?.success()?.stdout("1\n0\n1\n")?;
+    }
+    Ok(())
 }
 
 fn words(text: &str) -> Vec<&str> {
@@ -276,13 +307,15 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
     let folder = bundle.folder.display().to_string();
     // Until its ids are mapped, it waits.
     let script = format!(
-        "read mapped; rt() {{ {} --root {root} \"$@\"; }}; rt create --bundle {folder} {id} && rt start {id} && rt exec {id} id -u; \
+        "read mapped; rt() {{ {} --root {root} \"$@\"; }}; rt create --bundle {folder} {id} && rt start {id} && \
+         until grep -q 1:3 \"$0\"; do sleep 0.05; done; rt exec {id} id -u; \
          rt checkpoint {id} 2>&1; rt kill {id} KILL; until rt delete {id} 2> /dev/null; do :; done",
         test.host.runtime.display()
     );
     let mut command = std::process::Command::new("unshare");
     command.args(["--user", "--mount", "timeout", "30", "sh", "-c", &script]);
     let [out, err] = ["out", "err"].map(|name| test.folder.join(name));
+    command.arg(&out);
     command.stdin(std::process::Stdio::piped());
     command.stdout(fs::File::create(&out)?).stderr(fs::File::create(&err)?);
     let mut child = command.spawn()?;

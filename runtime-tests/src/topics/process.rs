@@ -12,7 +12,7 @@ use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip, 
 
 super::tests! { "process":
     has_its_scheduler, has_its_io_priority, has_its_memory_policy, has_its_personality,
-    is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_its_working_directory,
+    is_the_first_of_its_pid_namespace, has_its_environment_in_order, has_home_from_passwd, has_home_from_passwd_where_it_is_empty, has_its_working_directory,
     a_missing_working_directory_is_made, begins_where_only_root_may_go, begins_where_only_its_user_may_go, has_its_user_and_groups, has_its_umask, has_its_capabilities,
     has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, has_limits_that_root_of_its_user_namespace_could_not_set, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, listening_sockets_are_all_there, has_no_ignored_or_blocked_signals, can_reopen_its_output,
@@ -112,6 +112,25 @@ fn has_home_from_passwd(test: &Test) -> Outcome {
         .sh("echo $HOME")?
         .edit(|config| config["process"]["user"] = json!({ "uid": 4711, "gid": 1000 }));
     bundle.run()?.success()?.stdout("/\n").map(drop)
+}
+
+/// As with runc, an empty one is none; of several, the last one counts.
+fn has_home_from_passwd_where_it_is_empty(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (env, home) in [
+        (json!(["HOME="]), "/home/user\n"),
+        (json!(["HOME=/x", "HOME="]), "/home/user\n"),
+        (json!(["HOME=", "HOME=/x"]), "/x\n"),
+    ] {
+        let bundle = test.sh("env | grep ^HOME= | cut -d= -f2")?.edit(|config| {
+            config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+            config["process"]["env"] = env.clone();
+        });
+        bundle.run()?.success()?.stdout(home)?;
+    }
+    let container = test.sh("exec sleep 60")?.start()?;
+    let exec = ["exec", "--user=1000", "--env=HOME=", &container.id, "/bin/sh", "-c", "echo $HOME"];
+    test.rt(exec)?.success()?.stdout("/home/user\n").map(drop)
 }
 
 fn has_its_working_directory(test: &Test) -> Outcome {

@@ -14,7 +14,7 @@ use crate::harness::{
 super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
     a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
-    limits_that_cannot_be_kept_are_refused, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
+    limits_that_cannot_be_kept_are_refused, what_takes_a_cgroup_says_so, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
     the_network_of_the_host_can_be_shared, a_device_is_found_by_its_number, a_cgroup_cannot_be_delegated_where_there_is_none,
 }
 
@@ -150,6 +150,26 @@ fn a_container_goes_through_its_life(test: &Test) -> Outcome {
     })?;
     rt(&["delete", &id])?.success()?;
     rt(&["state", &id])?.fails_with("does not exist").map(drop)
+}
+
+/// Nothing stands for it: no empty list, and no fault.
+fn what_takes_a_cgroup_says_so(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = owned(test, test.sh("exec sleep 60")?)?.edit(|config| {
+        config["linux"].as_object_mut().map(|linux| linux.remove("cgroupsPath"));
+    });
+    bundle.write()?;
+    let (folder, id) = (bundle.folder.display().to_string(), test.id());
+    let rt = |args: &[&str]| Output::of(as_user(test, SUBIDS, &[], args)?);
+    rt(&["run", "--detach", "--bundle", &folder, &id])?.success()?;
+    let state: serde_json::Value = serde_json::from_str(&rt(&["state", &id])?.success()?.stdout)?;
+    rt(&["ps", "--format=json", &id])?.success()?.stdout(&format!("[{}]\n", state["pid"]))?;
+    for args in
+        [&["pause", &id][..], &["update", "--pids-limit=9", &id], &["events", "--stats", &id]]
+    {
+        rt(args)?.fails_with("the container has no cgroup of its own")?;
+    }
+    rt(&["delete", "--force", &id])?.success().map(drop)
 }
 
 fn limits_that_cannot_be_kept_are_refused(test: &Test) -> Outcome {

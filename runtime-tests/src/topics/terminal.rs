@@ -8,11 +8,13 @@ use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
 use serde_json::json;
 
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal, so_may_those_of_exec_and_of_pidfds }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, begins_with_the_callers_size, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal, so_may_those_of_exec_and_of_pidfds }
 
 /// Creates and starts a bundle with a terminal; returns its master.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
@@ -103,6 +105,41 @@ fn run_in_the_foreground_passes_on_both_ways(test: &Test) -> Outcome {
     ensure_eq(run.wait()?.code(), Some(5))?;
     drop(stdin);
     ensure(text.contains("terminal") && text.contains("got some words"), text)
+}
+
+/// A program looks at it at once, and is not told again.
+fn begins_with_the_callers_size(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let (master, slave) = pair_of(Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 })?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let exec = ["exec", "--tty", &container.id, "/bin/busybox", "stty", "size"]
+        .map(str::to_owned)
+        .to_vec();
+    let bundle = test.linux(&["/bin/busybox", "stty", "size"])?;
+    let bundle = bundle.edit(|config| config["process"]["terminal"] = json!(true));
+    bundle.write()?;
+    let mut output = fs::File::from(master);
+    for _ in 0..10 {
+        for args in [exec.clone(), bundle.command_line("run", &test.id())] {
+            let streams = [slave.try_clone()?, slave.try_clone()?];
+            let mut command = test.command(args);
+            let [stdin, stdout] = streams;
+            ensure_eq(command.stdin(stdin).stdout(stdout).status()?.code(), Some(0))?;
+            let text = read_until(&mut output, "\n")?;
+            ensure_eq(text.trim(), "33 111")?;
+        }
+    }
+    Ok(())
+}
+
+/// A terminal of the test's.
+fn pair_of(size: Winsize) -> Outcome<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags)?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::termios::tcsetwinsize(&slave, size)?;
+    Ok((master, slave))
 }
 
 /// Creates a container, and returns what the receiver got.

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use crate::cli;
-use crate::container::cgroups::Manager;
 use crate::state::{Root, State, Status};
 
 pub(super) fn execute(root: &Root, args: &cli::Events) -> Result<ExitCode> {
@@ -29,7 +28,7 @@ fn events(root: &Root, args: &cli::Events) -> Result<()> {
         "container with id {} is not running",
         state.id
     );
-    ensure!(state.cgroup.manager != Manager::Disabled, "the container has no cgroup of its own");
+    ensure!(!state.cgroup.has_none(), "the container has no cgroup of its own");
     if args.stats {
         return print_stats(&state);
     }

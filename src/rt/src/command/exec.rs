@@ -45,7 +45,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
         Status::Stopped => bail!("cannot exec in a stopped container"),
     }
     let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
-    let process = process(&spec, args)?;
+    let mut process = process(&spec, args)?;
     let wants_terminal = process.terminal() == Some(true);
     let (console, ours) = match &args.handover.console_socket {
         Some(socket) => {
@@ -56,6 +56,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
             bail!("cannot allocate a terminal without `--console-socket` when detached")
         }
         None if wants_terminal => {
+            terminal::begin_with_own_size(&mut process);
             let (ours, theirs) = foreground::console_pair()?;
             (Some(theirs), Some(ours))
         }

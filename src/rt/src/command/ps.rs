@@ -6,7 +6,6 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{self, ListFormat};
-use crate::container::cgroups::Manager;
 use crate::state::{Root, State};
 
 pub(super) fn execute(root: &Root, args: &cli::Ps) -> Result<ExitCode> {
@@ -34,7 +33,7 @@ fn ps(root: &Root, args: &cli::Ps) -> Result<()> {
 }
 
 fn processes(state: &State) -> Result<Vec<i32>> {
-    if state.cgroup.manager == Manager::Disabled {
+    if state.cgroup.has_none() {
         // Nobody but its first process is known.
         return Ok(state.process()?.map(|_| state.pid).into_iter().collect());
     }

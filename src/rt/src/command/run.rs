@@ -25,11 +25,14 @@ pub(super) fn execute(
 }
 
 fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> Result<ExitCode> {
-    let bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
+    let mut bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
     let foreground_terminal = !args.detach
         && args.create.handover.console_socket.is_none()
         && bundle.process().terminal() == Some(true);
     let (console, terminal) = if foreground_terminal {
+        if let Some(process) = bundle.spec.process_mut() {
+            terminal::begin_with_own_size(process);
+        }
         let (ours, theirs) = foreground::console_pair()?;
         (Some(theirs), Some(ours))
     } else {

@@ -285,10 +285,11 @@ fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], 
     }
 }
 
-/// The user's home in the container's own `/etc/passwd`, for an environment without HOME. The file is read, not asked for
+/// The user's home in the container's own `/etc/passwd`, for an environment without HOME, or with an empty one, as with runc. The file is read, not asked for
 /// by NSS: that would run the image's libraries.
 pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
-    if process.env().iter().flatten().any(|variable| variable.starts_with("HOME=")) {
+    let last = process.env().iter().flatten().rev().find_map(|it| it.strip_prefix("HOME="));
+    if last.is_some_and(|home| !home.is_empty()) {
         return None;
     }
     let find = || {

@@ -55,6 +55,8 @@ struct Wishes {
     delegate: Option<String>,
 }
 
+const NONE: &str = "the container has no cgroup of its own";
+
 pub(crate) const SUBGROUP: &str = "run.oci.systemd.subgroup";
 pub(crate) const DELEGATE: &str = "run.oci.delegate-cgroup";
 
@@ -387,12 +389,18 @@ impl Cgroup {
         }
     }
 
+    /// Whether the container has none of its own: it was not to have one, or an ordinary user may make none.
+    pub(crate) fn has_none(&self) -> bool {
+        self.manager == Manager::Disabled || self.paths.is_empty()
+    }
+
     /// Changes limits; what is not among these stays. Device rules are left alone: callers pass the ones that are in force.
     pub(crate) fn update(&self, mut resources: LinuxResources) -> Result<()> {
         resources.set_devices(None);
+        ensure!(!self.has_none(), NONE);
         self.refuse_what_is_in_use(&resources)?;
         match self.manager {
-            Manager::Disabled => bail!("the container has no cgroup of its own"),
+            Manager::Disabled => bail!(NONE),
             Manager::Cgroupfs => self.apply(&resources),
             Manager::Systemd => {
                 resources::complete_v2(&self.paths[0], &mut resources)?;
@@ -497,9 +505,7 @@ impl Cgroup {
 
     /// Stops all processes where they are, and waits until the kernel has done so.
     pub(crate) fn freeze(&self) -> Result<()> {
-        if self.manager == Manager::Disabled {
-            bail!("the container has no cgroup of its own");
-        }
+        ensure!(!self.has_none(), NONE);
         let frozen = match self.version {
             Version::V2 => v2::freeze(&self.paths[0], true),
             Version::V1 => v1::freeze(self.freezer()?),
@@ -509,6 +515,7 @@ impl Cgroup {
     }
 
     pub(crate) fn unfreeze(&self) -> Result<()> {
+        ensure!(!self.has_none(), NONE);
         match self.version {
             Version::V2 => v2::freeze(&self.paths[0], false),
             Version::V1 => write(&self.freezer()?.join("freezer.state"), "THAWED"),

@@ -65,7 +65,8 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
             (own(bundle.linux().uid_mappings()), own(bundle.linux().gid_mappings()))
         }
     };
-    let folder = mounts::make_for_devices(bundle).context("make a place for devices")?;
+    let folder =
+        mounts::make_for_devices(bundle, listed.len()).context("make a place for devices")?;
     for (number, device) in listed.iter().enumerate() {
         let make = || -> Result<()> {
             let node = Node::of(device)?;

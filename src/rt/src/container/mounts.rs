@@ -381,6 +381,7 @@ fn open(
         By::Caller(_) => None,
     };
     if is_bind(entry, options) {
+        refuse_data(options)?;
         return clone(&bundle.path, entry, options, by);
     }
     let kind = kind(entry);
@@ -414,6 +415,13 @@ fn open(
     }
 }
 
+/// A bind mount makes no filesystem that could have options of its own: what is not known here is a mistake, `readonly` for `ro`, and not
+/// to be passed over.
+fn refuse_data(options: &Options) -> Result<()> {
+    let Some((name, _)) = options.data.first() else { return Ok(()) };
+    bail!("a bind mount has no option `{name}`")
+}
+
 /// The option that labels a new filesystem for SELinux, if the configuration has a label.
 fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     let label = bundle.linux().mount_label().clone().filter(|label| !label.is_empty());
@@ -426,10 +434,11 @@ fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     Ok(Some((key.to_owned(), Some(label))))
 }
 
-/// A filesystem for device nodes that are made for a container with a user namespace. Its root can be looked into by who has a descriptor.
-/// Without blocks: a node takes none.
-pub(crate) fn make_for_devices(bundle: &Bundle) -> Result<OwnedFd> {
-    let flags = ["nosuid", "noexec", "size=0k", "mode=0711"];
+/// A filesystem for so many device nodes that are made for a container with a user namespace, and for nothing else (a size of 0 is no
+/// limit). Its root can be looked into by who has a descriptor.
+pub(crate) fn make_for_devices(bundle: &Bundle, count: usize) -> Result<OwnedFd> {
+    let inodes = format!("nr_inodes={}", count + 1);
+    let flags = ["nosuid", "noexec", "size=4k", "mode=0711", &inodes];
     let mut options = Options::parse(&flags.map(str::to_owned))?;
     options.data.extend(label(bundle)?);
     make("tmpfs", Some(Path::new("tmpfs")), &options)
@@ -631,6 +640,9 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Resu
 /// Changes the mount that is at the destination, and its filesystem unless `bind` says that only the mount is meant. What the
 /// options do not name stays as it is.
 fn remount(rootfs: &mut Rootfs, entry: &Mount, options: &Options) -> Result<()> {
+    if options.bind.is_some() {
+        refuse_data(options)?;
+    }
     // So that the last option wins.
     rootfs.finish_read_only()?;
     let places = rootfs.find(entry.destination())?;

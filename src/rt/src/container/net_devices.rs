@@ -66,10 +66,12 @@ pub(crate) fn move_to(pid: Pid, namespaces: &Namespaces, devices: &Devices) -> R
 fn move_one(target: BorrowedFd<'_>, device: &str, name: &str) -> Result<()> {
     let here = Netlink::open()?;
     let index = here.index(device)?;
+    let there = open_netlink_in(target)?;
+    // The kernel would move it before it refuses the name, and a virtual one ends with the namespace.
+    ensure!(there.index(name).is_err(), "the network namespace has a device `{name}` already");
     // They are lost on the way.
     let addresses = here.addresses(index).context("read its addresses")?;
     here.move_to(index, target, name)?;
-    let there = open_netlink_in(target)?;
     let index = there.index(name)?;
     for address in &addresses {
         there.add_address(index, address).context("give it its addresses")?;

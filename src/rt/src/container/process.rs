@@ -324,7 +324,7 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
 /// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container that has lost its own.
 fn private_null() -> Result<OwnedFd> {
     let make = || -> Result<OwnedFd> {
-        let options = mounts::Options::parse(&["size=0k".to_owned()])?;
+        let options = mounts::Options::parse(&["size=4k", "nr_inodes=2"].map(str::to_owned))?;
         let folder = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
         let mode = Mode::from_raw_mode(0o666);
         let number = rustix::fs::makedev(1, 3);

@@ -313,12 +313,12 @@ fn prepare_place(
     syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
     let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
-    let mut rootfs = Rootfs::mount(&bundle.rootfs, place)?;
+    let mut rootfs = Rootfs::mount(&bundle.rootfs, place, None)?;
     checkpoint::refuse_without_a_place(&rootfs, bundle)?;
     make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
-    Rootfs::mount(&bundle.rootfs, place)?;
+    Rootfs::mount(&bundle.rootfs, place, None)?;
     if bundle.process().no_new_privileges() == Some(true) {
         // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;

@@ -99,17 +99,22 @@ impl Rootfs {
             .context("make the host's mounts slaves")?,
         }
         let reaches_others = matches!(propagation, Some("shared" | "rshared"));
-        let rootfs = Rootfs::mount(path, path)?;
+        let rootfs = Rootfs::mount(path, path, propagation)?;
         Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
     }
 
-    /// Mounts the rootfs a second time.
-    pub(crate) fn mount(path: &Path, place: &Path) -> Result<Rootfs> {
+    /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is the `propagation`.
+    pub(crate) fn mount(path: &Path, place: &Path, propagation: Option<&str>) -> Result<Rootfs> {
         let rootfs = open_without_links(path).context("open the rootfs")?;
         let tree = mounts::clone_tree(rootfs.as_fd(), Path::new(""), true)
             .context("clone the mount of the rootfs")?;
-        let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-        syscall::mount_setattr(tree.as_fd(), private, false).context("make the rootfs private")?;
+        let kind = match propagation {
+            Some("slave" | "rslave") => libc::MS_SLAVE,
+            _ => libc::MS_PRIVATE,
+        };
+        let cut_off = MountAttr { propagation: kind, ..MountAttr::default() };
+        syscall::mount_setattr(tree.as_fd(), cut_off, false)
+            .context("cut the rootfs off from the host's mounts")?;
         let place = if place == path { rootfs } else { open_without_links(place)? };
         mounts::attach(tree.as_fd(), place.as_fd())?;
         Ok(Rootfs {
@@ -353,7 +358,9 @@ impl Rootfs {
 
     /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not there.
     pub(crate) fn make(&self, path: &Path, is_directory: bool) -> Result<OwnedFd> {
-        self.make_counted(path, is_directory, 0)
+        // A slash at its end would ask the kernel for a directory.
+        let path: PathBuf = path.components().collect();
+        self.make_counted(&path, is_directory, 0)
             .with_context(|| format!("make `{}` in the rootfs", path.display()))
     }
 
@@ -690,8 +697,10 @@ fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::R
 
 /// A filesystem that is empty, and stays so.
 pub(super) fn make_empty() -> Result<OwnedFd> {
-    let options = ["ro", "nosuid", "nodev", "noexec", "size=0k", "mode=755"].map(str::to_owned);
-    mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)
+    // Of the two, a size of 0 would be no limit, and one inode is its root.
+    let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1", "mode=755"];
+    let options = Options::parse(&options.map(str::to_owned))?;
+    mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)
 }
 
 /// Which mount a file is looked at through, and which file of it.

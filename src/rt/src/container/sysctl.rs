@@ -46,6 +46,9 @@ pub(crate) fn check(
 
 /// Sets them. Runs in init, in its namespaces, while the host's `/proc` can still be seen: the container's may be read-only.
 pub(crate) fn set(parameters: &HashMap<String, String>) -> Result<()> {
+    // What is for all comes before what is for one: `net.ipv4.ip_forward` sets `net.ipv4.conf.eth0.forwarding` too.
+    let mut parameters: Vec<(&String, &String)> = parameters.iter().collect();
+    parameters.sort_by_key(|(name, _)| (path(name).matches('/').count(), *name));
     for (name, value) in parameters {
         let path = format!("/proc/sys/{}", path(name));
         fs::write(&path, value).with_context(|| format!("set sysctl `{name}` to `{value}`"))?;

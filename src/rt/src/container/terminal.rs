@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Process;
+use libcontainer::oci_spec::runtime::{BoxBuilder, Process};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FsWord, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -57,6 +57,16 @@ pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_
     )
     .with_context(|| format!("send `{name}`"))?;
     Ok(())
+}
+
+/// Has the terminal of a process that runs in the foreground begin with the size of ours, if standard input is one: a program looks at it
+/// before the first change of the size could reach it.
+pub(crate) fn begin_with_own_size(process: &mut Process) {
+    let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdin()) else { return };
+    if size.ws_row != 0 && size.ws_col != 0 {
+        let cells = BoxBuilder::default().height(size.ws_row).width(size.ws_col).build();
+        process.set_console_size(cells.ok());
+    }
 }
 
 /// Receives one descriptor. Runs in the caller's process, for `run` in the foreground.
