@@ -25,6 +25,10 @@ help: ## list the targets
 demo: build guests ## build all, then run a Wasm HTTP service and a Linux process in containers
 	packaging/demo $(DIST)
 
+.PHONY: deps
+deps: ## install the Debian packages that building, testing and measuring require
+	@packaging/dependencies all
+
 .PHONY: build
 build: rt engines ## a runnable tree in target/dist: bin/rt and its engines
 
@@ -48,7 +52,8 @@ guests: build-deps
 .PHONY: test
 test: build guests test-deps ## everything that must hold before a change is merged
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked -p rt -p runtime-tests --all-targets -- -D warnings
+	shellcheck --external-sources --severity=warning $$(grep -rlE '^#!/.*sh$$' .ci packaging runtime-tests)
 	rm -rf target/packages
 	$(MAKE) --no-print-directory deb rpm tarball
 	packaging/test $(DIST)
