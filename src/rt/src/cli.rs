@@ -887,6 +887,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_examples_of_the_manual_page_are_command_lines() {
+        let page = include_str!("../../../packaging/man/rt.tail").replace("\\-", "-");
+        let examples: Vec<&str> = page.lines().filter(|line| line.starts_with("rt ")).collect();
+        assert!(examples.len() >= 10, "{examples:?}");
+        for line in examples {
+            let args = line.split(' ').map(OsString::from).collect();
+            assert!(matches!(parse(args), Parsed::Command(..)), "{line}");
+        }
+    }
+
     fn wrong(args: &[&str]) -> String {
         match parse(["rt"].iter().chain(args).map(OsString::from).collect()) {
             Parsed::Wrong { line, .. } => line,
