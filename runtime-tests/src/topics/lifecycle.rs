@@ -6,9 +6,9 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, has_process, wait_until};
+use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, has_process, skip, wait_until};
 
-super::tests! { "lifecycle":
+super::tests! { "lifecycle": a_caller_that_ignores_its_children_has_them_waited_for,
     goes_through_created_running_and_stopped, program_waits_for_start, state_has_what_callers_read,
     state_of_a_stopped_container_has_no_pid, pid_file_is_a_number_and_nothing_else, pid_file_that_is_there_is_replaced,
     run_passes_on_the_exit_code, run_tells_of_a_signal_as_a_shell_does, run_leaves_nothing, run_can_keep_the_container,
@@ -435,4 +435,29 @@ fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Where SIGCHLD is ignored, the kernel reaps children itself; a caller may leave it so (`execve(2)`).
+fn a_caller_that_ignores_its_children_has_them_waited_for(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !std::path::Path::new("/usr/bin/perl").exists() {
+        return skip("the host has no perl");
+    }
+    let ignoring = |args: Vec<String>| {
+        let mut command = std::process::Command::new("/usr/bin/perl");
+        let runtime = test.command(args);
+        command.args(["-e", "$SIG{CHLD} = 'IGNORE'; exec @ARGV"]).arg(runtime.get_program());
+        command.args(runtime.get_args());
+        Output::of(command)
+    };
+    let bundle = test.sh("grep SigIgn /proc/self/status | grep -c '0000$'; exit 7")?;
+    let bundle = bundle.edit(|config| {
+        config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/true" }], "createContainer": [{ "path": "/bin/true" }] });
+    });
+    bundle.write()?;
+    ignoring(bundle.command_line("run", &test.id()))?.code(7)?.stdout("1\n")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let exec = ["exec", &container.id, "/bin/sh", "-c", "exit 8"].map(str::to_owned);
+    ignoring(exec.to_vec())?.code(8)?;
+    ignoring(vec!["delete".into(), "--force".into(), container.id.clone()])?.success().map(drop)
 }

@@ -70,7 +70,9 @@ fn start(contract: &Contract) -> Result<End, String> {
     let kept = [contract.engine_dir, contract.module].into_iter().chain(contract.native);
     let kept: Vec<i32> = kept.chain(contract.plugin_dir).chain(directories).collect();
     os::close_all_but(&kept)?;
-    os::fix_name_lookups();
+    if !os::fix_name_lookups() {
+        return Err("keep the libraries that /etc/nsswitch.conf names away".to_owned());
+    }
     wasi::run(module, contract, &environment)
 }
 

@@ -158,16 +158,19 @@ pub(crate) fn close(kept: c_int) {
 
 /// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf` says: it could name a
 /// library of the image's, which would be loaded here. Both are part of the C library itself (glibc 2.34).
-pub(crate) fn fix_name_lookups() {
-    for (database, services) in [
+/// Whether that could be had.
+#[must_use]
+pub(crate) fn fix_name_lookups() -> bool {
+    let fixed = [
         (c"hosts", c"files dns"),
         (c"services", c"files"),
         (c"passwd", c"files"),
         (c"group", c"files"),
-    ] {
+    ];
+    fixed.iter().all(|(database, services)| {
         // SAFETY: both strings are NUL-terminated literals that live for ever.
-        unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) };
-    }
+        unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) == 0 }
+    })
 }
 
 /// Gives a module's memory a name that the kernel shows in `/proc/PID/maps`, by which `rt events` finds it, as far as it may grow.

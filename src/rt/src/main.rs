@@ -37,6 +37,8 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    // Where a caller ignores it, the kernel reaps children at once: their numbers could be others' by the time that they are waited for.
+    syscall::default_signal_action(libc::SIGCHLD);
     // Before anything else, since what was done would be done again by the executable's read-only clone.
     let protected = if command::may_enter_container(&args) {
         exe::protect().context("protect the runtime's executable")

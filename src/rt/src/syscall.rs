@@ -295,21 +295,18 @@ pub(crate) fn fork() -> Result<Option<Pid>> {
 /// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's runtime (SIGPIPE) and
 /// callers such as `nohup` leave some.
 pub(crate) fn default_signal_actions() {
+    (1..=64).for_each(default_signal_action);
+}
+
+/// As [`default_signal_actions`], for one signal.
+pub(crate) fn default_signal_action(signal: c_int) {
     // The kernel's `struct sigaction`: a handler (0 is SIG_DFL), flags, a restorer and 8 bytes of mask. All zeroes.
     const DEFAULT: [u64; 4] = [0; 4];
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as the kernel's, and is
-        // only read. The system call and not the C library's function, which refuses the two signals that it keeps for
-        // itself, and which a caller may have left ignored all the same. SIGKILL and SIGSTOP are refused with EINVAL.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                DEFAULT.as_ptr(),
-                ptr::null_mut::<u64>(),
-                8,
-            );
-        }
+    // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as the kernel's, and is
+    // only read. The system call and not the C library's function, which refuses the two signals that it keeps for
+    // itself, and which a caller may have left ignored all the same. SIGKILL and SIGSTOP are refused with EINVAL.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), 8);
     }
 }
 

@@ -129,8 +129,8 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
 }
 
 /// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,
-/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts.
-const KERNELS: [u64; 15] = [
+/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts, apparmorfs, smackfs, resctrl; and fusectl (`fs/fuse/control.c`).
+const KERNELS: [u64; 19] = [
     0x9fa0,
     0x6265_6572,
     0x0027_e0eb,
@@ -146,6 +146,10 @@ const KERNELS: [u64; 15] = [
     0x6265_6570,
     0x6e73_6673,
     0x1cd1,
+    0x5a3c_69f0,
+    0x4341_5d53,
+    0x0765_5821,
+    0x6573_5543,
 ];
 
 /// Devices that are no more than a file: null, zero, full, random, urandom.
