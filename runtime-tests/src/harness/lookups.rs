@@ -50,6 +50,7 @@ fn path_argument(number: i64) -> Option<(&'static str, usize)> {
         libc::SYS_faccessat => ("faccessat", 1),
         libc::SYS_faccessat2 => ("faccessat2", 1),
         libc::SYS_readlinkat => ("readlinkat", 1),
+        libc::SYS_open_tree => ("open_tree", 1),
         #[cfg(target_arch = "x86_64")]
         libc::SYS_open => ("open", 0),
         #[cfg(target_arch = "x86_64")]

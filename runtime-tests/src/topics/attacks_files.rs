@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use super::namespaces::in_user_namespace;
-use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, lookups, skip};
 
 super::tests! { "attacks_files":
     a_removal_is_not_led_to_a_read_only_path, a_removal_is_not_led_to_a_mask, a_removal_is_not_led_to_a_mount_of_the_configuration,
@@ -24,7 +24,8 @@ super::tests! { "attacks_files":
     no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace, no_proc_is_outside_of_the_chroot_of_a_moved_root,
     the_host_keeps_its_mounts_below_a_moved_root, no_proc_comes_below_a_moved_root_later, a_moved_root_can_be_entered,
     a_new_console_is_not_exchanged_for_a_link, is_removed_where_numbers_are_given_again, a_place_to_mount_in_is_not_exchanged, a_link_to_the_root_takes_no_mount,
-    a_lease_holds_up_no_copy_and_no_look_up, of_devices_only_the_default_ones_are_copied,
+    a_lease_holds_up_no_copy_and_no_look_up, what_is_a_link_is_seen_on_the_host, what_is_a_link_is_seen_once,
+    the_depth_of_a_copy_has_an_end, a_deep_copy_that_fails_says_why, of_devices_only_the_default_ones_are_copied,
 }
 
 fn change(test: &Test, verb: &str, container: &Container<'_>, entries: &Value) -> Outcome<Output> {
@@ -383,6 +384,140 @@ fn a_copy_has_the_modes_and_owners(test: &Test) -> Outcome {
     let expected = ". 751 0:0 directory\n./deep 2775 5:5 directory\n./deep/file 4755 4:4 regular file\n\
                     ./fifo 620 3:3 fifo\n./link 777 6:6 symbolic link\ncontent\ndeep/file\n";
     bundle.mount(mount).run()?.success()?.stdout(expected).map(drop)
+}
+
+fn copying(source: &Path, destination: &str) -> Value {
+    let options = ["bind", "ro", "copy-symlink"];
+    json!({ "destination": destination, "type": "bind", "source": source, "options": options })
+}
+
+/// And not by the same path in the container, where a directory of the host's may be a link, and a link nothing.
+fn what_is_a_link_is_seen_on_the_host(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let (folder, link) = (test.folder.join("folder"), test.folder.join("link"));
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "the host's\n")?;
+    symlink(&folder, &link)?;
+    for user in [false, true] {
+        let bundle = test.sh("exec sleep 60")?;
+        let bundle = if user { in_user_namespace(bundle)? } else { bundle };
+        let inside = bundle.rootfs().join(test.folder.strip_prefix("/")?);
+        fs::create_dir_all(&inside)?;
+        symlink("/etc", inside.join("folder"))?;
+        let container = bundle.start()?;
+        let added = json!([
+            copying(&link, "/copied"),
+            copying(&folder, "/mounted"),
+            copying(&link, "/copied-too"),
+        ]);
+        change(test, "add", &container, &added)?.success()?;
+        let look =
+            "readlink /copied; readlink /copied-too; cat /mounted/file; touch /mounted/new || true";
+        let to = folder.display();
+        let seen = in_container(test, &container, look)?;
+        ensure_eq(seen, format!("{to}\n{to}\nthe host's\n"))?;
+        ensure_eq(points(&container)?.iter().filter(|point| point.contains("copied")).count(), 0)?;
+        change(test, "remove", &container, &json!([{ "destination": "/mounted" }]))?.success()?;
+        change(test, "remove", &container, &json!([{ "destination": "/copied" }]))?
+            .fails_with("`mounts add` has mounted nothing there")?;
+        ensure(!points(&container)?.contains(&"/mounted".to_owned()), "it is mounted still")?;
+    }
+    Ok(())
+}
+
+/// Who owns the directory above a source exchanges a link and a directory after each look-up of it.
+fn what_is_a_link_is_seen_once(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let secret = test.folder.join("secret");
+    fs::create_dir(&secret)?;
+    fs::write(secret.join("file"), "secret\n")?;
+    for (how, link_first) in [
+        ("run", false),
+        ("run", true),
+        ("user", false),
+        ("user", true),
+        ("mapped", false),
+        ("mapped", true),
+        ("add", false),
+        ("add", true),
+    ] {
+        let source = test.folder.join(format!("{how}-{link_first}"));
+        let other = source.with_extension("other");
+        fs::create_dir(&source)?;
+        fs::write(source.join("file"), "the directory's\n")?;
+        symlink(&secret, &other)?;
+        ensure(!link_first || exchange(&source, &other), "exchange")?;
+        let mut ends = 0;
+        let mut trace = |command: &Command| {
+            let path = source.display().to_string();
+            lookups::trace(
+                command,
+                |_| false,
+                |_, _, name| {
+                    ends += usize::from(name == path);
+                    // Of two stops, the second is the end of the call.
+                    if name == path && ends % 2 == 0 {
+                        ensure(exchange(&source, &other), "exchange")?;
+                    }
+                    Ok(())
+                },
+            )
+        };
+        let bundle = if how == "add" {
+            let bundle = test.sh("exec sleep 60")?;
+            let container = bundle.start()?;
+            let file = test.folder.join("mounts.json");
+            fs::write(&file, json!([copying(&source, "/v")]).to_string())?;
+            trace(&test.command(["mounts", "add", &container.id, &file.display().to_string()]))?;
+            in_container(test, &container, "cat /v/file >/tmp/seen 2>/dev/null || true")?;
+            bundle
+        } else {
+            let bundle = test.sh("cat /v/file >/tmp/seen 2>/dev/null || true")?;
+            let bundle = if how == "user" { in_user_namespace(bundle)? } else { bundle };
+            let mut mount = copying(&source, "/v");
+            if let Some(options) = mount["options"].as_array_mut().filter(|_| how == "mapped") {
+                options.push(json!("idmap=uids=0-0-1;gids=0-0-1"));
+            }
+            let bundle = bundle.mount(mount);
+            bundle.write()?;
+            trace(&test.command(bundle.command_line("run", &test.id())))?;
+            bundle
+        };
+        let seen = fs::read_to_string(bundle.rootfs().join("tmp/seen"))?;
+        let expected = if link_first { "" } else { "the directory's\n" };
+        let is_link = fs::read_link(bundle.rootfs().join("v")).is_ok();
+        ensure_eq((how, seen.as_str(), is_link, ends), (how, expected, link_first, 2))?;
+    }
+    Ok(())
+}
+
+/// A rootfs with directories in each other, of which an image may have any number, and a mount that copies them.
+fn nested<'a>(test: &'a Test, name: &str, depth: usize) -> Outcome<Bundle<'a>> {
+    use rustix::fs::{Mode, OFlags};
+    test.only_rt()?;
+    let bundle = test
+        .sh("cd /v; n=0; while cd d 2>/dev/null; do n=$((n+1)); done; echo $n")?
+        .file("/v/file", "")?
+        .mount(json!({ "destination": "/v", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"] }));
+    let mut at = rustix::fs::open(bundle.rootfs().join("v"), OFlags::PATH, Mode::empty())?;
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&at, name, Mode::from(0o755))?;
+        at = rustix::fs::openat(&at, name, OFlags::PATH, Mode::empty())?;
+    }
+    Ok(bundle)
+}
+
+fn the_depth_of_a_copy_has_an_end(test: &Test) -> Outcome {
+    nested(test, "d", 256)?.run()?.success()?.stdout("256\n")?;
+    nested(test, "d", 257)?.run()?.fails_with("more than 256 directories in each other").map(drop)
+}
+
+/// The names alone are a hundred times what a message may have.
+fn a_deep_copy_that_fails_says_why(test: &Test) -> Outcome {
+    let name = "d".repeat(255);
+    let words = format!("copy `{}…`: more than 256 directories in each other", &name[..200]);
+    let output = nested(test, &name, 500)?.run()?.fails_with(&words)?;
+    ensure(output.stderr.len() < 500, output.stderr)
 }
 
 /// Whose holder does not react, and so would have 45 s (`lease-break-time`, `fcntl(2)`).

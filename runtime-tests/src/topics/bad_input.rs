@@ -24,7 +24,7 @@ super::tests! { "bad_input":
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, mounts_without_a_mount_namespace, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
     files_of_an_enormous_size, a_limit_that_is_listed_twice, time_offsets_without_a_time_namespace,
-    a_scheduler_that_cannot_be,
+    a_scheduler_that_cannot_be, an_enormous_environment, a_million_limits, twenty_thousand_masks, a_deep_configuration,
 }
 
 /// Creating it fails with these words, leaves no state, and says nothing else.
@@ -630,6 +630,67 @@ fn a_scheduler_that_cannot_be(test: &Test) -> Outcome {
     ] {
         let bundle = test.sh("true")?.edit(|config| config["process"]["scheduler"] = scheduler);
         create_fails(&bundle, words)?;
+    }
+    Ok(())
+}
+
+/// With the text of a large value, which takes serde a while, in the place of `LARGE` in the configuration.
+fn run_large(bundle: &Bundle<'_>, text: &str) -> Outcome<Output> {
+    bundle.write()?;
+    let file = bundle.folder.join("config.json");
+    fs::write(&file, fs::read_to_string(&file)?.replacen("\"LARGE\"", text, 1))?;
+    Output::of(bundle.test.command(bundle.command_line("run", &bundle.test.id())))
+}
+
+/// More than the kernel takes (`execve(2)`, E2BIG), which is known when the program is started.
+fn an_enormous_environment(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let variables: Vec<String> = (0..1_000_000).map(|number| format!("\"V{number}=x\"")).collect();
+    let bundle = test.sh("true")?.edit(|config| config["process"]["env"] = json!("LARGE"));
+    run_large(&bundle, &format!("[{}]", variables.join(",")))?
+        .code(126)?
+        .fails_with("exec `/bin/sh`: Argument list too long")
+        .map(drop)
+}
+
+fn a_million_limits(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let limit = r#"{"type":"RLIMIT_NOFILE","soft":99,"hard":100}"#;
+    let bundle = test.sh("true")?.edit(|config| config["process"]["rlimits"] = json!("LARGE"));
+    run_large(&bundle, &format!("[{}{limit}]", format!("{limit},").repeat(999_999)))?
+        .fails_with("`process.rlimits[1]`: RLIMIT_NOFILE is listed twice")
+        .map(drop)
+}
+
+fn twenty_thousand_masks(test: &Test) -> Outcome {
+    let bundle =
+        test.sh("cat /m/0 /m/19999; grep -c ' /m/' /proc/mounts")?.file("/m/0", "secret")?;
+    for number in 1..20_000 {
+        fs::write(bundle.rootfs().join("m").join(number.to_string()), "secret")?;
+    }
+    let masks: Vec<String> = (0..20_000).map(|number| format!("/m/{number}")).collect();
+    let bundle = bundle.edit(|config| config["linux"]["maskedPaths"] = json!(masks));
+    bundle.run()?.success()?.stdout("20000\n").map(drop)
+}
+
+/// Each level takes a parser a piece of its stack. What nobody reads is passed over.
+fn a_deep_configuration(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+    let run = |key: &str| {
+        run_large(&test.sh("echo ran")?.edit(|config| config[key] = json!("LARGE")), &deep)
+    };
+    run("unknown")?.success()?.stdout("ran\n")?;
+    run("annotations")?.fails_with("expected a map")?;
+    let file = test.folder.join("deep.json");
+    fs::write(&file, &deep)?;
+    let (deep, container) = (file.display().to_string(), test.sh("exec sleep 60")?.start()?);
+    for args in [
+        ["exec", "--process", &deep, &container.id],
+        ["update", "--resources", &deep, &container.id],
+        ["mounts", "add", &container.id, &deep],
+    ] {
+        test.rt(args)?.fails_with(&format!("parse `{deep}`"))?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ super::tests! { "mounts":
     mounts_do_not_reach_the_host, recursive_read_only_reaches_submounts, recursive_read_only_goes_with_each_propagation, a_bind_mount_has_no_options_of_a_filesystem, a_slave_root_sees_what_the_host_mounts, a_slash_at_the_end_of_a_file_is_passed_over, a_mask_has_no_room, a_relative_source_is_in_the_bundle,
     ids_are_mapped_as_the_mount_says, ids_are_mapped_as_an_option_says, ids_are_mapped_as_the_user_namespace_does,
     ids_are_mapped_below_if_asked_for, a_new_filesystem_can_be_mapped, an_id_mapping_without_ids_is_an_error,
-    a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_can_be_mounted,
+    a_source_that_only_root_can_reach_is_mounted_in_a_user_namespace, a_link_can_be_copied, a_link_in_an_earlier_mount_can_be_copied, a_file_in_an_earlier_mount_can_be_mapped, a_link_can_be_mounted,
     a_link_can_be_mounted_on, a_mount_can_be_changed, a_filesystem_can_be_changed, a_copied_up_tmpfs_can_be_read_only,
     the_host_sysfs_is_shown_where_none_can_be_made, the_host_procfs_is_shown_where_none_can_be_made, its_cgroup_is_shown_in_a_user_namespace, an_unknown_context_type_is_an_error,
     works_where_openat2_is_forbidden, the_root_has_its_propagation, links_can_be_switched_off, can_be_added_to_a_running_container, can_be_added_in_a_user_namespace, can_be_added_and_removed_below_a_link,
@@ -528,6 +528,37 @@ fn a_link_can_be_copied(test: &Test) -> Outcome {
     fs::remove_file(bundle.rootfs().join("a/link"))?;
     fs::write(bundle.rootfs().join("a/link"), "")?;
     ensure(bundle.run()?.code == Some(1), "the file was taken for the link")
+}
+
+/// Which init sees, and the caller's process does not.
+fn a_link_in_an_earlier_mount_can_be_copied(test: &Test) -> Outcome {
+    let link = linked(test)?;
+    let folder = link.parent().ok_or("no folder")?;
+    for more in [None, Some("idmap=uids=0-5-1;gids=0-5-1")] {
+        let bundle = test.sh("readlink /etc/link; grep -c /etc/link /proc/self/mountinfo")?;
+        let options: Vec<_> = ["bind", "copy-symlink"].into_iter().chain(more).collect();
+        let source = bundle.rootfs().join("v/link");
+        let bundle = bundle
+            .mount(json!({ "destination": "/v", "source": folder, "options": ["bind"] }))
+            .mount(json!({ "destination": "/etc/link", "source": source, "options": options }));
+        bundle.run()?.code(1)?.stdout("file\n0\n")?;
+    }
+    Ok(())
+}
+
+/// Not with a `/` at the end of its path, as if it was a directory.
+fn a_file_in_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
+    let volume = volume(test)?;
+    let bundle = test.sh("stat -c %u /etc/file")?;
+    let source = bundle.rootfs().join("v/file");
+    let options = ["bind", "idmap=uids=0-5-1;gids=0-5-1"];
+    bundle
+        .mount(json!({ "destination": "/v", "source": volume, "options": ["bind"] }))
+        .mount(json!({ "destination": "/etc/file", "source": source, "options": options }))
+        .run()?
+        .success()?
+        .stdout("5\n")
+        .map(drop)
 }
 
 fn a_link_can_be_mounted(test: &Test) -> Outcome {

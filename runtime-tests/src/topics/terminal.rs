@@ -5,16 +5,18 @@ use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use serde_json::json;
 
-use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip, wait_until};
 
-super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, begins_with_the_callers_size, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal, so_may_those_of_exec_and_of_pidfds }
+super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owner, run_in_the_foreground_passes_on_both_ways, begins_with_the_callers_size, a_pidfd_is_sent_to_its_socket, a_pidfd_is_sent_to_where_an_annotation_says, signals_pass_by_a_reader_that_does_not_read, a_console_socket_is_no_link_of_another_users, a_console_socket_may_have_a_long_path, a_device_of_the_image_makes_no_terminal, so_may_those_of_exec_and_of_pidfds,
+    the_callers_own_is_no_controlling_one,
+}
 
 /// Creates and starts a bundle with a terminal; returns its master.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
@@ -277,4 +279,50 @@ fn so_may_those_of_exec_and_of_pidfds(test: &Test) -> Outcome {
     let listener = UnixListener::bind(short.join("annotated"))?;
     let bundle = test.sh("sleep 60")?.annotation("run.oci.pidfd_receiver", &long("annotated"));
     pidfd_of(&listener, &bundle)
+}
+
+/// A program without a terminal of its own has the caller's among its streams. If that was its controlling one, it could type into it
+/// (TIOCSTI), and the caller's shell would obey.
+fn the_callers_own_is_no_controlling_one(test: &Test) -> Outcome {
+    // TIOCSCTTY and TIOCSTI.
+    const PROBE: &str = r#"-t STDIN or die "no terminal"; my $typed = "x"; $| = 1;
+        print "taken\n" if ioctl STDIN, 0x540e, 0; print "typed\n" if ioctl STDIN, 0x5412, $typed;
+        print "opened\n" if open my $terminal, "+<", "/dev/tty"; print "tried\n""#;
+    if !std::path::Path::new("/usr/bin/script").exists() {
+        return skip("no script(1)");
+    }
+    let on_a_terminal = |line: &str| -> Outcome<String> {
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
+        Ok(Output::of(command)?.success()?.stdout)
+    };
+    let bundle = test.perl("")?.file("/probe", PROBE)?.args(&["/usr/bin/perl", "/probe"]);
+    bundle.write()?;
+    let by_itself =
+        on_a_terminal(&format!("/usr/bin/perl {}", bundle.rootfs().join("probe").display()))?;
+    ensure(by_itself.contains("opened"), format!("no controlling terminal: {by_itself}"))?;
+    let rt = |args: &[String]| -> String {
+        let command = test.command(args);
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        words.map(|word| format!("'{}' ", word.display())).collect()
+    };
+    let word = |word: &str, id: &str| rt(&[word.to_owned(), id.to_owned()]);
+    let (id, running) = (test.id(), bundle.clone().args(&["/bin/sleep", "60"]).start()?);
+    bundle.write()?;
+    let program = ["/usr/bin/perl", "/probe"].map(str::to_owned);
+    for line in [
+        rt(&bundle.command_line("run", &test.id())),
+        format!(
+            "{} && {} && until {} | grep -q stopped; do sleep 0.05; done && {}",
+            rt(&bundle.command_line("create", &id)),
+            word("start", &id),
+            word("state", &id),
+            word("delete", &id)
+        ),
+        rt(&[&["exec".to_owned(), running.id.clone()][..], &program].concat()),
+    ] {
+        let said = on_a_terminal(&line)?;
+        ensure_eq((line.as_str(), said.replace('\r', "")), (line.as_str(), "tried\n".to_owned()))?;
+    }
+    Ok(())
 }

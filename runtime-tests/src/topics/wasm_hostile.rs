@@ -6,6 +6,8 @@ use std::fs;
 use serde_json::json;
 
 use super::wasm_cache::{COMPILE, compiled, files, host, wait_for_compiler};
+use super::wasm_limits::limited;
+use super::wasm_shares::{leb, section};
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_hostile":
@@ -17,7 +19,7 @@ super::tests! { "wasm_hostile":
     a_memory_of_64_bits_is_kept_inside_with_fuel,
     what_is_always_interpreted_is_told_and_remembered, what_is_not_run_is_named,
     many_arguments_of_tail_calls_keep_the_stack, tables_and_memories_grow_in_place,
-    a_memory_that_cannot_grow_keeps_its_guard_pages,
+    a_memory_that_cannot_grow_keeps_its_guard_pages, structures_are_read_within_limits, structures_are_compiled_within_limits,
 }
 
 const FUEL: &str = "run.oci.wasm.fuel";
@@ -420,4 +422,86 @@ fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
     });
     // It had one page before.
     bundle.annotation(COMPILE, "off").run()?.code(1).map(drop)
+}
+
+/// Modules that claim to be larger than they are, or that could cost who reads them more than their size. Each with its exit code and
+/// the words of its only line, if there is one.
+fn structures() -> Vec<(&'static str, Vec<u8>, i32, &'static str)> {
+    const MOST: usize = u32::MAX as usize;
+    let module = |sections: &[Vec<u8>]| [b"\0asm\x01\0\0\0".to_vec(), sections.concat()].concat();
+    // One type and one function, `_start`.
+    let head = || {
+        [section(1, b"\x01\x60\0\0"), section(3, b"\x01\0"), section(7, b"\x01\x06_start\0\0")]
+            .concat()
+    };
+    let with = |body: Vec<u8>| {
+        let code = [leb(1), leb(body.len()), body].concat();
+        module(&[head(), section(10, &code)])
+    };
+    let locals = |count| with([leb(1), leb(count), b"\x7e\x0b".to_vec()].concat());
+    let imports = [leb(300_000), b"\x01a\x01b\0\0".repeat(300_000)].concat();
+    let targets = [leb(3_000_000), vec![0; 3_000_001]].concat();
+    vec![
+        ("2^32 locals", locals(MOST), 126, "too many locals"),
+        ("5 million locals", locals(5_000_000), 134, "call stack exhausted"),
+        (
+            "200,000 blocks in each other",
+            with([vec![0], b"\x02\x40".repeat(200_000), vec![0x0b; 200_001]].concat()),
+            0,
+            "",
+        ),
+        (
+            "3 million targets of a jump",
+            with([b"\0\x02\x40\x41\0\x0e".to_vec(), targets, vec![0x0b; 2]].concat()),
+            0,
+            "",
+        ),
+        (
+            "300,000 imports",
+            module(&[
+                section(1, b"\x01\x60\0\0"),
+                section(2, &imports),
+                section(3, b"\x01\0"),
+                section(7, &[b"\x01\x06_start\0".to_vec(), leb(300_000)].concat()),
+                section(10, b"\x01\x02\0\x0b"),
+            ]),
+            126,
+            "unknown import `b` from `a`",
+        ),
+        ("a long section", module(&[vec![1], leb(MOST), b"\x01\x60\0\0".to_vec()]), 126, "length"),
+        ("a long vector", module(&[section(1, &leb(MOST))]), 126, "loading failed"),
+        ("a long name", module(&[section(0, &leb(MOST))]), 126, "length out of bounds"),
+        (
+            "a long body",
+            module(&[head(), section(10, &[leb(1), leb(MOST), b"\0\x0b".to_vec()].concat())]),
+            126,
+            "loading failed",
+        ),
+    ]
+}
+
+fn structures_are_read_within_limits(test: &Test) -> Outcome {
+    for (what, module, code, words) in structures() {
+        let output = limited(test, &module, 256)?.annotation(COMPILE, "off").run()?;
+        let is_told = output.stderr.contains(words) && output.stderr.lines().count() <= 1;
+        ensure(
+            output.code == Some(code) && is_told && output.stderr.is_empty() == words.is_empty(),
+            format!("{what}: {output:?}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Of what cannot be compiled, a line of the runtime's says so first.
+fn structures_are_compiled_within_limits(test: &Test) -> Outcome {
+    host(test, json!({ "compile": "eager" }))?;
+    for (what, module, code, words) in structures() {
+        let output = limited(test, &module, 256)?.run()?;
+        let mut lines = output.stderr.lines().rev();
+        let is_told = lines.next().unwrap_or_default().contains(words);
+        let is_warned = lines.all(|line| line.starts_with("rt: warning: the module"));
+        ensure(output.code == Some(code) && is_told && is_warned, format!("{what}: {output:?}"))?;
+        wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::needs;
+use super::wasm_shares::{leb, section};
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "wasm_limits":
@@ -39,7 +40,7 @@ fn growing_from(pages: &[u32]) -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text)?)
 }
 
-fn limited<'a>(test: &'a Test, module: &[u8], mebibytes: u64) -> Outcome<Bundle<'a>> {
+pub(super) fn limited<'a>(test: &'a Test, module: &[u8], mebibytes: u64) -> Outcome<Bundle<'a>> {
     needs(test, "memory")?;
     Ok(test.module(module)?.edit(|config| {
         let bytes = mebibytes << 20;
@@ -141,26 +142,15 @@ fn a_module_has_what_it_begins_with(test: &Test) -> Outcome {
 
 /// Of its data, 130 MiB in one piece: more than the interpreter's stack may have.
 fn a_module_may_bring_much_along(test: &Test) -> Outcome {
-    let number = |number: usize| -> Vec<u8> {
-        // LEB128.
-        let (mut rest, mut bytes) = (number, Vec::new());
-        while rest > 0x7f {
-            bytes.push((rest & 0x7f | 0x80) as u8);
-            rest >>= 7;
-        }
-        bytes.push(rest as u8);
-        bytes
-    };
-    let section = |kind: u8, body: &[u8]| [&[kind], &number(body.len())[..], body].concat();
     let data = vec![7; 130 << 20];
     let module = [
         b"\0asm\x01\0\0\0".to_vec(),
         section(1, b"\x01\x60\0\0"),
         section(3, b"\x01\0"),
-        section(5, &[b"\x01\0", &number(2200)[..]].concat()),
+        section(5, &[b"\x01\0", &leb(2200)[..]].concat()),
         section(7, b"\x01\x06_start\0\0"),
         section(10, b"\x01\x02\0\x0b"),
-        section(11, &[b"\x01\0\x41\0\x0b", &number(data.len())[..], &data].concat()),
+        section(11, &[b"\x01\0\x41\0\x0b", &leb(data.len())[..], &data].concat()),
     ];
     let bundle = test.module(&module.concat())?.annotation("run.oci.wasm.compile", "off");
     bundle.run()?.success().map(drop)

@@ -22,7 +22,7 @@ super::tests! { "wasm_shares":
 const CONTAINERD: &str = "io.kubernetes.cri.sandbox-id";
 const CRI_O: &str = "io.kubernetes.cri-o.SandboxID";
 
-fn leb(mut number: usize) -> Vec<u8> {
+pub(super) fn leb(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let low = u8::try_from(number & 0x7f).unwrap_or(0);
@@ -34,7 +34,7 @@ fn leb(mut number: usize) -> Vec<u8> {
     }
 }
 
-fn section(kind: u8, content: &[u8]) -> Vec<u8> {
+pub(super) fn section(kind: u8, content: &[u8]) -> Vec<u8> {
     [&[kind], leb(content.len()).as_slice(), content].concat()
 }
 

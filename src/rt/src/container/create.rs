@@ -15,7 +15,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 use super::cgroups::{Cgroup, Manager};
 use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
-use super::mounts::{self, Detached};
+use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
@@ -89,7 +89,7 @@ struct Prepared {
     /// Who takes the filter's listener.
     agent: Option<Receiver>,
     /// One for each entry of `mounts`; only init uses them.
-    mounts: Vec<Option<Detached>>,
+    mounts: Vec<Option<Opened>>,
     /// Those of `linux.devices` that init cannot make; only init uses it.
     devices: Option<OwnedFd>,
     /// Where hooks print to.

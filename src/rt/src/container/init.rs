@@ -16,7 +16,7 @@ use super::becoming::{self, Ready};
 use super::cgroups::Manager;
 use super::create::{self, Options};
 use super::hooks::Streams;
-use super::mounts::Detached;
+use super::mounts::Opened;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
@@ -40,7 +40,7 @@ pub(super) struct Plan<'a> {
     /// Of a module.
     pub(super) rights: &'a Rights,
     /// What the caller's process has opened for `mounts`.
-    pub(super) mounts: Vec<Option<Detached>>,
+    pub(super) mounts: Vec<Option<Opened>>,
     /// What it has made for `linux.devices`.
     pub(super) devices: Option<OwnedFd>,
     /// The limit of descriptors that is the container's.
@@ -96,7 +96,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
 /// Everything up to that point. Returns the program's environment besides, which `startContainer` hooks have too.
 fn set_up<'a>(
     plan: &Plan<'a>,
-    (opened, devices): (Vec<Option<Detached>>, Option<OwnedFd>),
+    (opened, devices): (Vec<Option<Opened>>, Option<OwnedFd>),
     notify: Option<notify_socket::Folder>,
 ) -> Result<(Ready<'a>, Vec<String>)> {
     let options = plan.options;
@@ -250,7 +250,7 @@ fn mount_all(
     plan: &Plan<'_>,
     rootfs: &mut Rootfs,
     entries: &[Mount],
-    opened: Vec<Option<Detached>>,
+    opened: Vec<Option<Opened>>,
     mut place: Option<Place>,
 ) -> Result<Option<Place>> {
     for (number, (entry, opened)) in entries.iter().zip(opened).enumerate() {
@@ -265,17 +265,16 @@ fn mount_all(
         } else {
             let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
             let mut opened = opened;
-            if opened.is_none()
-                && let Some(mount) =
-                    mounts::open_to_be_mapped(rootfs, bundle, entry).with_context(show)?
-            {
-                // These messages come before the answer, wherever they are waited for.
-                let mut entered = place.map_or_else(|| enter_cgroup(plan), Ok)?;
-                entered.expect_restrictions(plan)?;
-                place = Some(entered);
-                plan.socket.send_with(&Message::Map(number), &[mount.as_fd()])?;
-                plan.socket.expect(&Message::MapDone)?;
-                opened = Some(mount);
+            if opened.is_none() {
+                opened = mounts::open_to_be_mapped(rootfs, bundle, entry).with_context(show)?;
+                if let Some(Opened::Mount(mount)) = &opened {
+                    // These messages come before the answer, wherever they are waited for.
+                    let mut entered = place.map_or_else(|| enter_cgroup(plan), Ok)?;
+                    entered.expect_restrictions(plan)?;
+                    place = Some(entered);
+                    plan.socket.send_with(&Message::Map(number), &[mount.as_fd()])?;
+                    plan.socket.expect(&Message::MapDone)?;
+                }
             }
             mounts::mount(rootfs, bundle, namespaces, entry, opened).with_context(show)?;
         }

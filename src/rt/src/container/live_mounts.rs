@@ -17,7 +17,7 @@ use rustix::thread::LinkNameSpaceType;
 use super::cgroups::Freezers;
 use super::descriptors;
 use super::host_proc::HostProc;
-use super::mounts::{self, Detached};
+use super::mounts::{self, Detached, Opened};
 use super::namespaces::Namespaces;
 use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
@@ -39,9 +39,8 @@ pub(crate) fn add(
     let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };
     let namespaces = Namespaces::default();
-    let before = state.added.len();
     descriptors::raise_for(entries.len());
-    let mut opened = Vec::new();
+    let (mut opened, mut records) = (Vec::new(), Vec::new());
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
         // Others show who mounts them: the caller's processes, its network. And what a `remount` changes is what the container makes
@@ -58,12 +57,19 @@ pub(crate) fn add(
             "{}: the option `tmpcopyup` is for mounts of the configuration",
             show()
         );
-        let mount = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
-        // A mount keeps its ids when it is attached.
-        let destination = entry.destination().clone();
-        let (id, unique) = mount.ids().with_context(show)?;
-        state.added.push(AddedMount { destination, id, unique });
-        opened.push(Some(mount));
+        let found = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
+        // A mount keeps its ids when it is attached. A link that is copied is no mount, and has no record.
+        let record = match &found {
+            Opened::Mount(mount) => {
+                let destination = entry.destination().clone();
+                let (id, unique) = mount.ids().with_context(show)?;
+                state.added.push(AddedMount { destination, id, unique });
+                Some(state.added.len() - 1)
+            }
+            Opened::Link(_) => None,
+        };
+        records.push(record);
+        opened.push(Some(found));
     }
     let entrance = Entrance::open(state)?;
     // Before they are there: none may be there that is in no record.
@@ -71,19 +77,16 @@ pub(crate) fn add(
     let (gone, added) = entrance.inside(&mut |root, tell| {
         for (number, (entry, opened)) in entries.iter().zip(&mut opened).enumerate() {
             let show = || format!("mount `{}`", entry.destination().display());
-            let opened: Option<Detached> = opened.take();
-            let mounted = mounts::mount(root, &bundle, &namespaces, entry, opened);
-            // Nor one in the record that is not there: the last one may be, when its propagation failed, and a link
-            // that was copied is no mount.
-            let table = match mounted {
-                Ok(()) if !mounts::copies_symlinks(entry) => continue,
-                _ => root.proc()?,
-            };
-            let later = if mounted.is_ok() { number + 1 } else { entries.len() };
-            for number in number..later {
-                let id = state.added[before + number].id.to_string();
+            let mounted = mounts::mount(root, &bundle, &namespaces, entry, opened.take());
+            if mounted.is_ok() {
+                continue;
+            }
+            // Nor one in the record that is not there. The one that failed may be: its propagation may have been what failed.
+            let table = root.proc()?;
+            for &record in records[number..].iter().flatten() {
+                let id = state.added[record].id.to_string();
                 if table.mount(&id)?.is_none() {
-                    tell(before + number)?;
+                    tell(record)?;
                 }
             }
             mounted.with_context(show)?;

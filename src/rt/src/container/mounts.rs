@@ -10,14 +10,14 @@ mod idmap;
 mod options;
 
 use std::cell::OnceCell;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
@@ -46,6 +46,15 @@ pub(crate) struct Detached {
     finished: bool,
 }
 
+/// What the process that opens an entry's source finds there. It looks once, and hands the answer on: to init, or to the process that
+/// is in the container's mount namespace, where the same path leads elsewhere.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    Mount(Detached),
+    /// A symbolic link to copy (`copy-symlink`): where it leads.
+    Link(CString),
+}
+
 impl AsFd for Detached {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
@@ -57,7 +66,7 @@ impl AsFd for Detached {
 pub(crate) fn open_for_init(
     bundle: &Bundle,
     namespaces: &Namespaces,
-) -> Result<Vec<Option<Detached>>> {
+) -> Result<Vec<Option<Opened>>> {
     let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
     let (pinned, most) = (Pinned::default(), descriptors::room_for_mounts());
     let mut opened = Vec::with_capacity(entries.len());
@@ -83,7 +92,7 @@ fn open_one(
     earlier: &[Mount],
     entry: &Mount,
     pinned: &Pinned,
-) -> Result<Option<Detached>> {
+) -> Result<Option<Opened>> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let mapping = idmap::wanted(entry, &options, bundle.linux())?;
     let user = namespaces.makes(libc::CLONE_NEWUSER) || namespaces.joins(libc::CLONE_NEWUSER);
@@ -91,16 +100,14 @@ fn open_one(
     if mapping.is_none() && !(user && bind) || options.remount {
         return Ok(None);
     }
-    if options.copy_symlink && is_symlink(&bundle.path, entry) {
-        return Ok(None);
-    }
-    if bind && is_made_by(earlier, bundle, entry) {
+    if bind && is_made_by(earlier, bundle, entry, &options) {
         return Ok(None);
     }
     let mount = match open(bundle, namespaces, entry, &options, By::Caller(pinned)) {
         // This process has no more rights than init will have.
         Err(error) if mapping.is_none() && is_refusal(&error) => return Ok(None),
-        mount => mount?,
+        Ok(Opened::Mount(Detached { mount, .. })) => mount,
+        other => return other.map(Some),
     };
     // Init's mount namespace is cut off from the host's, which this mount does not know of.
     let propagation = bundle.linux().rootfs_propagation().as_deref();
@@ -117,7 +124,7 @@ fn open_one(
         let is_new = (!bind).then(|| kind(entry));
         options.finish(mount.as_fd(), is_new, options.is_read_only_later(entry))?;
     }
-    Ok(Some(Detached { mount, finished }))
+    Ok(Some(Opened::Mount(Detached { mount, finished })))
 }
 
 /// Opens what an entry mounts, to be put into a container by [`mount`]. Runs in the caller's process.
@@ -125,10 +132,11 @@ pub(crate) fn open_detached(
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
-) -> Result<Detached> {
+) -> Result<Opened> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let pinned = Pinned::default();
-    let mount = open(bundle, namespaces, entry, &options, By::Caller(&pinned))?;
+    let opened = open(bundle, namespaces, entry, &options, By::Caller(&pinned))?;
+    let Opened::Mount(Detached { mount, .. }) = opened else { return Ok(opened) };
     if is_bind(entry, &options) {
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
         syscall::mount_setattr(mount.as_fd(), private, true).context("make the mount private")?;
@@ -137,7 +145,7 @@ pub(crate) fn open_detached(
         let recursive = options.idmap.as_ref().is_some_and(|idmap| idmap.recursive);
         mapping.apply(mount.as_fd(), recursive)?;
     }
-    Ok(Detached { mount, finished: false })
+    Ok(Opened::unfinished(mount))
 }
 
 fn is_refusal(error: &Error) -> bool {
@@ -161,12 +169,6 @@ pub(crate) fn copies_up(entry: &Mount) -> bool {
     entry.options().iter().flatten().any(|option| option == "tmpcopyup")
 }
 
-/// Whether an entry is not mounted where its source is a symbolic link.
-pub(crate) fn copies_symlinks(entry: &Mount) -> bool {
-    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
-    options.is_ok_and(|options| options.copy_symlink)
-}
-
 /// Whether an entry shows files as those of others.
 pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
@@ -188,7 +190,7 @@ pub(crate) fn mount(
     bundle: &Bundle,
     namespaces: &Namespaces,
     entry: &Mount,
-    opened: Option<Detached>,
+    opened: Option<Opened>,
 ) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     if options.remount {
@@ -197,22 +199,18 @@ pub(crate) fn mount(
         return remounted;
     }
     let bind = is_bind(entry, &options);
-    if bind && options.copy_symlink && is_symlink(&bundle.path, entry) {
-        return copy_symlink(rootfs, &bundle.path, entry);
-    }
-    // The caller's process maps the ids of what it opens. It saw a link here.
-    ensure!(
-        opened.is_some()
-            || !options.copy_symlink
-            || idmap::wanted(entry, &options, bundle.linux())?.is_none(),
-        "its source has changed: it was a symbolic link"
-    );
-    let Detached { mount, finished } = match opened {
+    let opened = match opened {
         Some(opened) => opened,
         None => {
-            let mount = open(bundle, namespaces, entry, &options, By::Init(rootfs))?;
-            Detached { mount, finished: false }
+            // The caller maps the ids of what it opens, or of what `open_to_be_mapped` does. Both went by the source's path.
+            let mapping = idmap::wanted(entry, &options, bundle.linux())?;
+            ensure!(mapping.is_none(), "its source has changed: its ids are not mapped");
+            open(bundle, namespaces, entry, &options, By::Init(rootfs))?
         }
+    };
+    let Detached { mount, finished } = match opened {
+        Opened::Mount(mount) => mount,
+        Opened::Link(target) => return make_link(rootfs, entry, &target),
     };
     let is_kernels = !bind && matches!(entry.typ().as_deref(), Some("proc" | "sysfs"));
     let directory = !bind || is_directory(mount.as_fd())?;
@@ -287,8 +285,8 @@ pub(crate) fn mount(
 }
 
 /// Whether the source of a bind mount is what an earlier entry mounts in the rootfs. The caller's process does not see that.
-fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount) -> bool {
-    let Some(source) = in_rootfs(bundle, entry) else { return false };
+fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount, options: &Options) -> bool {
+    let Some(source) = in_rootfs(bundle, entry, options) else { return false };
     earlier.iter().any(|earlier| {
         // Nothing but links of the image lies between; a source on its own does not need what init does for it.
         let destination = earlier.destination().strip_prefix("/");
@@ -297,13 +295,21 @@ fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount) -> bool {
 }
 
 /// The source of a bind mount below the rootfs.
-fn in_rootfs(bundle: &Bundle, entry: &Mount) -> Option<PathBuf> {
+fn in_rootfs(bundle: &Bundle, entry: &Mount, options: &Options) -> Option<PathBuf> {
     let source = bundle.path.join(entry.source().as_deref()?);
-    // Where the last parts of the path are made by mounts, what is above them counts.
-    source.ancestors().find_map(|above| {
+    // Where the last parts of the path are made by mounts, what is above them counts. So it does for a link that is not followed.
+    source.ancestors().skip(usize::from(options.keeps_link())).find_map(|above| {
         let rest = source.strip_prefix(above).ok()?;
         let above = above.canonicalize().ok()?;
-        Some(above.strip_prefix(&bundle.rootfs).ok()?.join(rest))
+        // Without a `/` at its end, which would ask for a directory.
+        Some(
+            above
+                .strip_prefix(&bundle.rootfs)
+                .ok()?
+                .components()
+                .chain(rest.components())
+                .collect(),
+        )
     })
 }
 
@@ -312,21 +318,21 @@ pub(crate) fn open_to_be_mapped(
     rootfs: &Rootfs,
     bundle: &Bundle,
     entry: &Mount,
-) -> Result<Option<Detached>> {
+) -> Result<Option<Opened>> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let bind = is_bind(entry, &options) && !options.remount;
     if !bind || idmap::wanted(entry, &options, bundle.linux())?.is_none() {
         return Ok(None);
     }
-    let Some(source) = in_rootfs(bundle, entry) else { return Ok(None) };
+    let Some(source) = in_rootfs(bundle, entry, &options) else { return Ok(None) };
     // As the container sees it.
     let mut flags = OFlags::PATH;
-    flags.set(OFlags::NOFOLLOW, options.source_no_follow);
+    flags.set(OFlags::NOFOLLOW, options.keeps_link());
     let mount = rootfs
         .open(&Path::new("/").join(&source), flags)
         .and_then(|source| clone_tree(source.as_fd(), Path::new(""), options.bind.unwrap_or(true)))
         .with_context(|| format!("open source `{}` in the rootfs", source.display()))?;
-    Ok(Some(Detached { mount, finished: false }))
+    Opened::source(mount, &options).map(Some)
 }
 
 /// Maps the ids of what [`open_to_be_mapped`] has opened. Runs in the caller's process.
@@ -375,14 +381,15 @@ fn open(
     entry: &Mount,
     options: &Options,
     by: By<'_>,
-) -> Result<OwnedFd> {
+) -> Result<Opened> {
     let rootfs = match by {
         By::Init(rootfs) => Some(rootfs),
         By::Caller(_) => None,
     };
     if is_bind(entry, options) {
         refuse_data(options)?;
-        return clone(&bundle.path, entry, options, by);
+        let mount = clone(&bundle.path, entry, options, by)?;
+        return Opened::source(mount, options);
     }
     let kind = kind(entry);
     let source = entry.source().as_deref();
@@ -395,7 +402,7 @@ fn open(
             make_in(kind, source, &options, rootfs)
         }
     };
-    match made {
+    let mount = match made {
         // Root of a user namespace may make these only where it also owns what they show (`user_namespaces(7)`): without a
         // network, pid or ipc namespace that is not the host's they show the host's, which it can see anyway.
         Err(error) if is_refusal(&error) => {
@@ -409,10 +416,11 @@ fn open(
                 .with_context(|| format!("open `{there}`"))?;
             syscall::mount_setattr(mount.as_fd(), options.attr, true)
                 .context("set the attributes of the mount")?;
-            Ok(mount)
+            mount
         }
-        made => made,
-    }
+        made => made?,
+    };
+    Ok(Opened::unfinished(mount))
 }
 
 /// A bind mount makes no filesystem that could have options of its own: what is not known here is a mistake, `readonly` for `ro`, and not
@@ -450,7 +458,8 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     let source = bundle.join(source);
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.bind.unwrap_or(true));
-    flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.source_no_follow);
+    // `Opened::source` asks what was cloned whether it is a link. Of the path, that would be a second look-up.
+    flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.keeps_link());
     let show = || format!("open source `{}`", source.display());
     let mount = clone_tree_at(CWD, &source, flags).with_context(show)?;
     match by {
@@ -664,23 +673,32 @@ fn remount(rootfs: &mut Rootfs, entry: &Mount, options: &Options) -> Result<()> 
     Ok(())
 }
 
-fn is_symlink(bundle: &Path, entry: &Mount) -> bool {
-    entry.source().as_ref().is_some_and(|source| {
-        rustix::fs::statat(CWD, bundle.join(source), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|there| FileType::from_raw_mode(there.st_mode) == FileType::Symlink)
-    })
+impl Opened {
+    fn unfinished(mount: OwnedFd) -> Opened {
+        Opened::Mount(Detached { mount, finished: false })
+    }
+
+    /// The cloned source of a bind mount; with `copy-symlink`, it was cloned without following it.
+    fn source(mount: OwnedFd, options: &Options) -> Result<Opened> {
+        let is_link = || -> rustix::io::Result<bool> {
+            let mode = rustix::fs::fstat(&mount)?.st_mode;
+            Ok(FileType::from_raw_mode(mode) == FileType::Symlink)
+        };
+        if options.copy_symlink && is_link()? {
+            let target = rustix::fs::readlinkat(&mount, "", Vec::new());
+            return Ok(Opened::Link(target.context("read the link")?));
+        }
+        Ok(Opened::unfinished(mount))
+    }
 }
 
-/// Makes the link that the source is at the destination; one that is there already must say the same.
-fn copy_symlink(rootfs: &Rootfs, bundle: &Path, entry: &Mount) -> Result<()> {
-    let source = bundle.join(entry.source().as_deref().unwrap_or(Path::new("")));
-    let target = rustix::fs::readlink(&source, Vec::new())
-        .with_context(|| format!("read the link `{}`", source.display()))?;
+/// Makes a symbolic link at the destination; one that is there already must lead to the same.
+fn make_link(rootfs: &Rootfs, entry: &Mount, target: &CStr) -> Result<()> {
     let (above, name) = rootfs.make_parent(entry.destination())?;
-    match rustix::fs::symlinkat(&target, &above, name) {
+    match rustix::fs::symlinkat(target, &above, name) {
         Err(Errno::EXIST) => {
             let there = rustix::fs::readlinkat(&above, name, Vec::new()).ok();
-            ensure!(there == Some(target), "something else is in the place of the link");
+            ensure!(there.as_deref() == Some(target), "something else is in the place of the link");
             Ok(())
         }
         made => made.context("make the link"),
@@ -688,6 +706,11 @@ fn copy_symlink(rootfs: &Rootfs, bundle: &Path, entry: &Mount) -> Result<()> {
 }
 
 impl Options {
+    /// Whether a link is not followed that the source may be: it is mounted itself, or copied.
+    fn keeps_link(&self) -> bool {
+        self.source_no_follow || self.copy_symlink
+    }
+
     fn is_read_only(&self) -> bool {
         self.attr.set & libc::MOUNT_ATTR_RDONLY != 0
     }
