@@ -86,7 +86,7 @@ fn numbers(variant: &Variant<'_>, act: Act, place: Place) -> std::ops::Range<u32
     match place {
         // All at once.
         Place::Path => 3..4,
-        _ if std::env::var_os("RT_TESTS_MANAGER").is_some() => 3..if is_plain { 10 } else { 6 },
+        _ if std::env::var_os("RT_TESTS_MANAGER").is_some() => 3..if is_plain { 8 } else { 6 },
         _ if is_v2 && is_plain && IN_FULL.contains(&(act, place)) => 3..1024,
         _ if is_plain => 3..24,
         _ => 3..13,

@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 super::tests! { "rootless":
-    an_ordinary_user_is_root_in_its_container, further_ids_are_those_that_the_system_has_for_the_user,
+    an_ordinary_user_is_root_in_its_container, a_link_can_be_copied_by_a_user, further_ids_are_those_that_the_system_has_for_the_user,
     a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
     limits_that_cannot_be_kept_are_refused, what_takes_a_cgroup_says_so, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
     the_network_of_the_host_can_be_shared, a_device_is_found_by_its_number, a_cgroup_cannot_be_delegated_where_there_is_none,
@@ -178,6 +178,17 @@ fn limits_that_cannot_be_kept_are_refused(test: &Test) -> Outcome {
         .edit(|config| config["linux"]["resources"] = json!({ "pids": { "limit": 9 } }));
     bundle.write()?;
     run(test, &bundle, SUBIDS)?.fails_with("limits need a cgroup").map(drop)
+}
+
+/// Which init clones, by its rights in the user namespace.
+fn a_link_can_be_copied_by_a_user(test: &Test) -> Outcome {
+    let link = test.folder.join("link");
+    std::os::unix::fs::symlink("file", &link)?;
+    let mount =
+        json!({ "destination": "/etc/link", "source": link, "options": ["bind", "copy-symlink"] });
+    let bundle = owned(test, test.sh("readlink /etc/link")?)?.mount(mount);
+    bundle.write()?;
+    run(test, &bundle, SUBIDS)?.success()?.stdout("file\n").map(drop)
 }
 
 /// podman runs its runtime like this.
