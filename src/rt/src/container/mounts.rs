@@ -324,6 +324,7 @@ pub(crate) fn open_to_be_mapped(
     if !bind || idmap::wanted(entry, &options, bundle.linux())?.is_none() {
         return Ok(None);
     }
+    refuse_data(&options)?;
     let Some(source) = in_rootfs(bundle, entry, &options) else { return Ok(None) };
     // As the container sees it.
     let mut flags = OFlags::PATH;
