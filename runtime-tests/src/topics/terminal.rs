@@ -74,7 +74,7 @@ fn is_sent_to_the_console_socket(test: &Test) -> Outcome {
     let script = "test -t 0 && test -t 1 && test -t 2 && echo terminal; readlink /proc/self/fd/0; stat -c %F /dev/console; read line; echo got $line";
     let mut master = start(test, test.sh(script)?)?;
     // What is typed is shown at once, wherever the output has come to.
-    let mut text = read_until(&mut master, "special file")?;
+    let mut text = read_until(&mut master, "special file\n")?;
     master.write_all(b"some words\n")?;
     text += &read_all(master);
     let lines: Vec<&str> = text.lines().filter(|line| *line != "some words").collect();
