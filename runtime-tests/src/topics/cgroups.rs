@@ -13,6 +13,7 @@ super::tests! { "cgroups":
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
+    swap_is_what_is_above_the_memory, swap_that_is_not_counted_needs_no_limit, realtime_changes_by_any_factor, what_is_idle_no_longer_has_a_weight, systemd_knows_what_is_idle,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, an_empty_cpuset_above_is_filled, huge_pages_that_are_reserved_are_limited_too, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
@@ -752,6 +753,150 @@ fn swap_is_limited(test: &Test) -> Outcome {
     let memory = json!({ "limit": 64 << 20, "swap": 80 << 20 });
     let v1 = [("memory.limit_in_bytes", "67108864"), ("memory.memsw.limit_in_bytes", "83886080")];
     written(test, "memory", ("memory", memory), &v1, &[("memory.swap.max", "16777216")])
+}
+
+fn update(test: &Test, container: &Container<'_>, resources: &Value) -> Outcome<Output> {
+    let command = test.command(["update", "--resources=-", &container.id]);
+    Output::with_input(command, &resources.to_string())
+}
+
+/// In the file of v2 alone: with v1 it is memory and swap together, as in the configuration.
+fn swap_is_what_is_above_the_memory(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return skip("only cgroup v2 has a file of swap alone");
+    }
+    needs_file(test, "memory", "", "memory.swap.max")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    const LIMIT: i64 = 64 << 20;
+    for (limit, swap, expected) in [
+        (LIMIT, LIMIT + 4096, "4096"),
+        // Not said.
+        (LIMIT, 0, "4096"),
+        (0, 0, "4096"),
+        (LIMIT, LIMIT, "0"),
+        (-1, LIMIT, "67108864"),
+        (-1, 0, "max"),
+        (LIMIT, LIMIT + 8192, "8192"),
+        (LIMIT, -1, "max"),
+    ] {
+        update(test, &container, &json!({ "memory": { "limit": limit, "swap": swap } }))?
+            .success()?;
+        let there = value(test, &container, "", "memory.swap.max")?;
+        ensure_eq((limit, swap, there.as_str()), (limit, swap, expected))?;
+        if test.host.by_systemd {
+            let known = systemctl(&scope(test, &container)?, "MemorySwapMax")?;
+            let expected = if expected == "max" { "infinity" } else { expected };
+            ensure_eq((limit, swap, known.as_str()), (limit, swap, expected))?;
+        }
+    }
+    test.only_rt()?;
+    for (memory, words) in [
+        (json!({ "limit": LIMIT, "swap": 4096 }), "less than `memory.limit`"),
+        (json!({ "swap": LIMIT }), "needs `memory.limit`"),
+    ] {
+        update(test, &container, &json!({ "memory": memory }))?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+/// A kernel without swap accounting, or here without the controller of memory.
+fn swap_that_is_not_counted_needs_no_limit(test: &Test) -> Outcome {
+    let v2 = test.host.lane == "v2";
+    let file = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["memory"] = json!({ "swap": -1 }))
+        .start()?;
+    if cgroup(test, &container, "memory")?.join(file).exists() {
+        return skip("this kernel counts swap");
+    }
+    update(test, &container, &json!({ "memory": { "swap": -1 } }))?.success()?;
+    // What is missing then is the file of the limit.
+    let same =
+        update(test, &container, &json!({ "memory": { "limit": 1 << 26, "swap": 1 << 26 } }))?;
+    if needs(test, "memory").is_ok() {
+        same.success()?;
+    } else {
+        same.fails_with("memory.max")?;
+    }
+    let more = json!({ "memory": { "limit": 1 << 26, "swap": 1 << 27 } });
+    update(test, &container, &more)?.fails_with(file).map(drop)
+}
+
+/// Up and down, the old runtime does not fit in the new period, or the new one in the old.
+fn realtime_changes_by_any_factor(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.rt_runtime_us", "cpu.rt_runtime_us")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    for (period, runtime) in
+        [("1000000", "50000"), ("10000", "500"), ("1000000", "50000"), ("100000", "9000")]
+    {
+        let flags = ["--cpu-rt-period", period, "--cpu-rt-runtime", runtime];
+        container.rt(&[&["update"], &flags[..]].concat())?.success()?;
+        let there = |file| value(test, &container, file, file);
+        ensure_eq(there("cpu.rt_period_us")?.as_str(), period)?;
+        ensure_eq(there("cpu.rt_runtime_us")?.as_str(), runtime)?;
+    }
+    container.rt(&["update", "--cpu-rt-period", "8000"])?.fails_with("write `8000` to").map(drop)
+}
+
+/// The kernel refuses a weight of what is idle.
+fn what_is_idle_no_longer_has_a_weight(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["cpu"] = json!({ "idle": 1, "shares": 512 }))
+        .start()?;
+    let is = |idle: &str, shares: &str, weight: &str| -> Outcome {
+        ensure_eq(value(test, &container, "cpu.idle", "cpu.idle")?.as_str(), idle)?;
+        let expected = if test.host.lane == "v2" { weight } else { shares };
+        ensure_eq(value(test, &container, "cpu.shares", "cpu.weight")?.as_str(), expected)
+    };
+    let set = |resources: Value| update(test, &container, &resources)?.success().map(drop);
+    let is_idle = || ensure_eq(value(test, &container, "cpu.idle", "cpu.idle")?.as_str(), "1");
+    is_idle()?;
+    set(json!({ "cpu": { "idle": 0, "shares": 2 } }))?;
+    is("0", "2", "1")?;
+    // Once more what is so already.
+    for _ in 0..2 {
+        set(json!({ "cpu": { "idle": 1, "shares": 512 } }))?;
+        is_idle()?;
+    }
+    set(json!({ "cpu": { "idle": 0 } }))?;
+    is("0", "1024", "100")?;
+    if test.host.lane != "v2" {
+        return Ok(());
+    }
+    for _ in 0..2 {
+        set(json!({ "unified": { "cpu.weight": "7", "cpu.idle": "1" } }))?;
+        is_idle()?;
+    }
+    set(json!({ "unified": { "cpu.weight": "7", "cpu.idle": "0" } }))?;
+    is("0", "", "7")
+}
+
+/// Otherwise it ends idleness when it writes another limit.
+fn systemd_knows_what_is_idle(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["cpu"] = json!({ "idle": 1, "shares": 512 }))
+        .start()?;
+    let scope = scope(test, &container)?;
+    let is = |idle: &str, weight: &str| -> Outcome {
+        let there = value(test, &container, "cpu.idle", "cpu.idle")?;
+        let known = systemctl(&scope, "CPUWeight")?;
+        ensure_eq((there.as_str(), known.as_str()), (idle, weight))
+    };
+    is("1", "idle")?;
+    container.rt(&["update", "--cpu-quota=50000"])?.success()?;
+    is("1", "idle")?;
+    container.rt(&["update", "--cpu-idle=0"])?.success()?;
+    is("0", "100")?;
+    container.rt(&["update", "--cpu-share=2"])?.success()?;
+    // It is not idle, so the weight stays.
+    container.rt(&["update", "--cpu-idle=0", "--cpu-quota=40000"])?.success()?;
+    is("0", "1")
 }
 
 fn bursts_and_idleness_are_set(test: &Test) -> Outcome {
