@@ -151,6 +151,13 @@ const ROWS: &[Row] = &[
         "cgroups: cpu realtime",
         &["cgroups::realtime_is_limited", "cgroups::realtime_changes_by_any_factor"],
     ),
+    row(
+        "cgroups: threaded",
+        &[
+            "cgroups::a_container_is_made_below_a_threaded_cgroup",
+            "cgroups::a_threaded_cgroup_hides_nobody",
+        ],
+    ),
     row("cgroups: cpuset", &["cgroups::processors_and_nodes_are_chosen"]),
     row("cgroups: pids", &["cgroups::processes_are_limited"]),
     row("cgroups: io, blkio", &["cgroups::disks_are_shared"]),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip,
+};
 
 super::tests! { "cgroups":
     no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
@@ -14,6 +16,7 @@ super::tests! { "cgroups":
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
     swap_is_what_is_above_the_memory, swap_that_is_not_counted_needs_no_limit, realtime_changes_by_any_factor, what_is_idle_no_longer_has_a_weight, systemd_knows_what_is_idle,
+    a_container_is_made_below_a_threaded_cgroup, a_container_is_made_below_a_cgroup_with_processes, a_threaded_cgroup_hides_nobody,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, an_empty_cpuset_above_is_filled, huge_pages_that_are_reserved_are_limited_too, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
@@ -897,6 +900,119 @@ fn systemd_knows_what_is_idle(test: &Test) -> Outcome {
     // It is not idle, so the weight stays.
     container.rt(&["update", "--cpu-idle=0", "--cpu-quota=40000"])?.success()?;
     is("0", "1")
+}
+
+/// A cgroup of the second version's hierarchy, with what is below it: removed in the end.
+struct Above(PathBuf);
+
+impl Above {
+    fn make(test: &Test) -> Outcome<Above> {
+        let root = match test.host.lane.as_str() {
+            "v2" if test.host.by_systemd => return skip("systemd makes no threaded cgroups"),
+            "v2" => Path::new("/sys/fs/cgroup"),
+            "hybrid" => Path::new("/sys/fs/cgroup/unified"),
+            _ => return skip("only cgroup v2 has threaded cgroups"),
+        };
+        if !root.join("cgroup.procs").exists() {
+            return skip("this host has no hierarchy of the second version");
+        }
+        let above = Above(root.join(test.id()));
+        fs::create_dir(&above.0)?;
+        Ok(above)
+    }
+
+    /// Makes it `domain threaded`.
+    fn with_threads(test: &Test) -> Outcome<Above> {
+        let above = Above::make(test)?;
+        fs::create_dir(above.0.join("threads"))?;
+        fs::write(above.0.join("threads/cgroup.type"), "threaded")?;
+        Ok(above)
+    }
+
+    fn name(&self) -> std::borrow::Cow<'_, str> {
+        self.0.file_name().unwrap_or_default().to_string_lossy()
+    }
+
+    /// Starts a container in a cgroup below it.
+    fn start<'a>(&self, bundle: Bundle<'a>, below: &str) -> Outcome<Container<'a>> {
+        let path = format!("/{}/{below}", self.name());
+        bundle.edit(|config| config["linux"]["cgroupsPath"] = json!(path)).start()
+    }
+}
+
+impl Drop for Above {
+    fn drop(&mut self) {
+        // The deepest are the last.
+        for path in cgroups_of(&self.name()).iter().rev() {
+            for below in ["own", "threads/own", "threads", "new/own", "new"] {
+                let _ = fs::remove_dir(path.join(below));
+            }
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Where a new cgroup takes no process until it is threaded too.
+fn a_container_is_made_below_a_threaded_cgroup(test: &Test) -> Outcome {
+    let above = Above::with_threads(test)?;
+    for below in ["own", "new/own", "threads/own"] {
+        // runc and crun make only the last one threaded.
+        if below == "new/own" && !test.host.is_rt {
+            continue;
+        }
+        let container = above.start(test.sh("(sleep 60) & exec sleep 60")?, below)?;
+        let show = ["exec", &container.id, "cat", "/proc/self/cgroup"];
+        let output = test.rt(show)?.success()?;
+        ensure(output.stdout.contains(&format!("0::/{}/{below}\n", above.name())), output.stdout)?;
+        container.rt(&["pause"])?.success()?;
+        ensure_eq(container.status()?.as_str(), "paused")?;
+        container.rt(&["resume"])?.success()?;
+        container.rt(&["delete", "--force"])?.success()?;
+        ensure(!above.0.join(below).exists(), "its cgroup is left")?;
+    }
+    Ok(())
+}
+
+/// Which the handing down of controllers makes `domain threaded`.
+fn a_container_is_made_below_a_cgroup_with_processes(test: &Test) -> Outcome {
+    let above = Above::make(test)?;
+    let mut process = std::process::Command::new("sleep").arg("600").spawn()?;
+    let try_it = || -> Outcome {
+        fs::write(above.0.join("cgroup.procs"), process.id().to_string())?;
+        above.start(test.sh("exec sleep 60")?, "own")?.rt(&["delete", "--force"])?.success()?;
+        ensure(!above.0.join("own").exists(), "its cgroup is left")
+    };
+    let tried = try_it();
+    process.kill()?;
+    process.wait()?;
+    tried
+}
+
+/// Only `cgroup.threads` lists a process there, in the container's own cgroup and in one below it.
+fn a_threaded_cgroup_hides_nobody(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let above = Above::with_threads(test)?;
+    let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
+        // Its end does not end the others.
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    let container = above.start(bundle, "own")?;
+    container.wait_for_output("process ")?;
+    let pid: i32 = container.stdout()?.trim().trim_start_matches("process ").parse()?;
+    let hidden = above.0.join("own/hidden");
+    fs::create_dir(&hidden)?;
+    fs::write(hidden.join("cgroup.type"), "threaded")?;
+    fs::write(hidden.join("cgroup.procs"), pid.to_string())?;
+    let listed = container.rt(&["ps", "--format=json"])?.success()?;
+    let mut listed: Vec<i32> = serde_json::from_str(&listed.stdout)?;
+    let mut all = [container.pid()?, pid];
+    listed.sort_unstable();
+    all.sort_unstable();
+    ensure_eq(&listed[..], &all[..])?;
+    container.rt(&["delete", "--force"])?.success()?;
+    ensure(!above.0.join("own").exists(), "its cgroup is left")
 }
 
 fn bursts_and_idleness_are_set(test: &Test) -> Outcome {
