@@ -138,10 +138,26 @@ const ROWS: &[Row] = &[
     ),
     in_the_machine("cgroups: unified", &["cgroups::unified_values_are_written"]),
     row("cgroups: memory", &["cgroups::memory_is_limited"]),
-    in_the_machine("cgroups: swap", &["cgroups::swap_is_limited"]),
+    in_the_machine(
+        "cgroups: swap",
+        &["cgroups::swap_is_limited", "cgroups::swap_is_what_is_above_the_memory"],
+    ),
     row("cgroups: cpu shares, quota, period", &["cgroups::processors_are_limited"]),
-    row("cgroups: cpu burst, idle", &["cgroups::bursts_and_idleness_are_set"]),
-    row("cgroups: cpu realtime", &["cgroups::realtime_is_limited"]),
+    row(
+        "cgroups: cpu burst, idle",
+        &["cgroups::bursts_and_idleness_are_set", "cgroups::what_is_idle_no_longer_has_a_weight"],
+    ),
+    row(
+        "cgroups: cpu realtime",
+        &["cgroups::realtime_is_limited", "cgroups::realtime_changes_by_any_factor"],
+    ),
+    row(
+        "cgroups: threaded",
+        &[
+            "cgroups::a_container_is_made_below_a_threaded_cgroup",
+            "cgroups::a_threaded_cgroup_hides_nobody",
+        ],
+    ),
     row("cgroups: cpuset", &["cgroups::processors_and_nodes_are_chosen"]),
     row("cgroups: pids", &["cgroups::processes_are_limited"]),
     row("cgroups: io, blkio", &["cgroups::disks_are_shared"]),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Container, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, skip,
+};
 
 super::tests! { "cgroups":
     no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
@@ -13,6 +15,8 @@ super::tests! { "cgroups":
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
+    swap_is_what_is_above_the_memory, swap_that_is_not_counted_needs_no_limit, realtime_changes_by_any_factor, what_is_idle_no_longer_has_a_weight, systemd_knows_what_is_idle,
+    a_container_is_made_below_a_threaded_cgroup, a_container_is_made_below_a_cgroup_with_processes, a_threaded_cgroup_hides_nobody,
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, an_empty_cpuset_above_is_filled, huge_pages_that_are_reserved_are_limited_too, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
@@ -754,6 +758,263 @@ fn swap_is_limited(test: &Test) -> Outcome {
     written(test, "memory", ("memory", memory), &v1, &[("memory.swap.max", "16777216")])
 }
 
+fn update(test: &Test, container: &Container<'_>, resources: &Value) -> Outcome<Output> {
+    let command = test.command(["update", "--resources=-", &container.id]);
+    Output::with_input(command, &resources.to_string())
+}
+
+/// In the file of v2 alone: with v1 it is memory and swap together, as in the configuration.
+fn swap_is_what_is_above_the_memory(test: &Test) -> Outcome {
+    if test.host.lane != "v2" {
+        return skip("only cgroup v2 has a file of swap alone");
+    }
+    needs_file(test, "memory", "", "memory.swap.max")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    const LIMIT: i64 = 64 << 20;
+    for (limit, swap, expected) in [
+        (LIMIT, LIMIT + 4096, "4096"),
+        // Not said.
+        (LIMIT, 0, "4096"),
+        (0, 0, "4096"),
+        (LIMIT, LIMIT, "0"),
+        (-1, LIMIT, "67108864"),
+        (-1, 0, "max"),
+        (LIMIT, LIMIT + 8192, "8192"),
+        (LIMIT, -1, "max"),
+    ] {
+        update(test, &container, &json!({ "memory": { "limit": limit, "swap": swap } }))?
+            .success()?;
+        let there = value(test, &container, "", "memory.swap.max")?;
+        ensure_eq((limit, swap, there.as_str()), (limit, swap, expected))?;
+        if test.host.by_systemd {
+            let known = systemctl(&scope(test, &container)?, "MemorySwapMax")?;
+            let expected = if expected == "max" { "infinity" } else { expected };
+            ensure_eq((limit, swap, known.as_str()), (limit, swap, expected))?;
+        }
+    }
+    test.only_rt()?;
+    for (memory, words) in [
+        (json!({ "limit": LIMIT, "swap": 4096 }), "less than `memory.limit`"),
+        (json!({ "swap": LIMIT }), "needs `memory.limit`"),
+    ] {
+        update(test, &container, &json!({ "memory": memory }))?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+/// A kernel without swap accounting, or here without the controller of memory.
+fn swap_that_is_not_counted_needs_no_limit(test: &Test) -> Outcome {
+    let v2 = test.host.lane == "v2";
+    let file = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["memory"] = json!({ "swap": -1 }))
+        .start()?;
+    if cgroup(test, &container, "memory")?.join(file).exists() {
+        return skip("this kernel counts swap");
+    }
+    update(test, &container, &json!({ "memory": { "swap": -1 } }))?.success()?;
+    // What is missing then is the file of the limit.
+    let same =
+        update(test, &container, &json!({ "memory": { "limit": 1 << 26, "swap": 1 << 26 } }))?;
+    if needs(test, "memory").is_ok() {
+        same.success()?;
+    } else {
+        same.fails_with("memory.max")?;
+    }
+    let more = json!({ "memory": { "limit": 1 << 26, "swap": 1 << 27 } });
+    update(test, &container, &more)?.fails_with(file).map(drop)
+}
+
+/// Up and down, the old runtime does not fit in the new period, or the new one in the old.
+fn realtime_changes_by_any_factor(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.rt_runtime_us", "cpu.rt_runtime_us")?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    for (period, runtime) in
+        [("1000000", "50000"), ("10000", "500"), ("1000000", "50000"), ("100000", "9000")]
+    {
+        let flags = ["--cpu-rt-period", period, "--cpu-rt-runtime", runtime];
+        container.rt(&[&["update"], &flags[..]].concat())?.success()?;
+        let there = |file| value(test, &container, file, file);
+        ensure_eq(there("cpu.rt_period_us")?.as_str(), period)?;
+        ensure_eq(there("cpu.rt_runtime_us")?.as_str(), runtime)?;
+    }
+    container.rt(&["update", "--cpu-rt-period", "8000"])?.fails_with("write `8000` to").map(drop)
+}
+
+/// The kernel refuses a weight of what is idle.
+fn what_is_idle_no_longer_has_a_weight(test: &Test) -> Outcome {
+    needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["cpu"] = json!({ "idle": 1, "shares": 512 }))
+        .start()?;
+    let is = |idle: &str, shares: &str, weight: &str| -> Outcome {
+        ensure_eq(value(test, &container, "cpu.idle", "cpu.idle")?.as_str(), idle)?;
+        let expected = if test.host.lane == "v2" { weight } else { shares };
+        ensure_eq(value(test, &container, "cpu.shares", "cpu.weight")?.as_str(), expected)
+    };
+    let set = |resources: Value| update(test, &container, &resources)?.success().map(drop);
+    let is_idle = || ensure_eq(value(test, &container, "cpu.idle", "cpu.idle")?.as_str(), "1");
+    is_idle()?;
+    set(json!({ "cpu": { "idle": 0, "shares": 2 } }))?;
+    is("0", "2", "1")?;
+    // Once more what is so already.
+    for _ in 0..2 {
+        set(json!({ "cpu": { "idle": 1, "shares": 512 } }))?;
+        is_idle()?;
+    }
+    set(json!({ "cpu": { "idle": 0 } }))?;
+    is("0", "1024", "100")?;
+    if test.host.lane != "v2" {
+        return Ok(());
+    }
+    for _ in 0..2 {
+        set(json!({ "unified": { "cpu.weight": "7", "cpu.idle": "1" } }))?;
+        is_idle()?;
+    }
+    set(json!({ "unified": { "cpu.weight": "7", "cpu.idle": "0" } }))?;
+    is("0", "", "7")
+}
+
+/// Otherwise it ends idleness when it writes another limit.
+fn systemd_knows_what_is_idle(test: &Test) -> Outcome {
+    by_systemd(test)?;
+    needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
+    let container = test
+        .sh("exec sleep 60")?
+        .edit(|config| config["linux"]["resources"]["cpu"] = json!({ "idle": 1, "shares": 512 }))
+        .start()?;
+    let scope = scope(test, &container)?;
+    let is = |idle: &str, weight: &str| -> Outcome {
+        let there = value(test, &container, "cpu.idle", "cpu.idle")?;
+        let known = systemctl(&scope, "CPUWeight")?;
+        ensure_eq((there.as_str(), known.as_str()), (idle, weight))
+    };
+    is("1", "idle")?;
+    container.rt(&["update", "--cpu-quota=50000"])?.success()?;
+    is("1", "idle")?;
+    container.rt(&["update", "--cpu-idle=0"])?.success()?;
+    is("0", "100")?;
+    container.rt(&["update", "--cpu-share=2"])?.success()?;
+    // It is not idle, so the weight stays.
+    container.rt(&["update", "--cpu-idle=0", "--cpu-quota=40000"])?.success()?;
+    is("0", "1")
+}
+
+/// A cgroup of the second version's hierarchy, with what is below it: removed in the end.
+struct Above(PathBuf);
+
+impl Above {
+    fn make(test: &Test) -> Outcome<Above> {
+        let root = match test.host.lane.as_str() {
+            "v2" if test.host.by_systemd => return skip("systemd makes no threaded cgroups"),
+            "v2" => Path::new("/sys/fs/cgroup"),
+            "hybrid" => Path::new("/sys/fs/cgroup/unified"),
+            _ => return skip("only cgroup v2 has threaded cgroups"),
+        };
+        if !root.join("cgroup.procs").exists() {
+            return skip("this host has no hierarchy of the second version");
+        }
+        let above = Above(root.join(test.id()));
+        fs::create_dir(&above.0)?;
+        Ok(above)
+    }
+
+    /// Makes it `domain threaded`.
+    fn with_threads(test: &Test) -> Outcome<Above> {
+        let above = Above::make(test)?;
+        fs::create_dir(above.0.join("threads"))?;
+        fs::write(above.0.join("threads/cgroup.type"), "threaded")?;
+        Ok(above)
+    }
+
+    fn name(&self) -> std::borrow::Cow<'_, str> {
+        self.0.file_name().unwrap_or_default().to_string_lossy()
+    }
+
+    /// Starts a container in a cgroup below it.
+    fn start<'a>(&self, bundle: Bundle<'a>, below: &str) -> Outcome<Container<'a>> {
+        let path = format!("/{}/{below}", self.name());
+        bundle.edit(|config| config["linux"]["cgroupsPath"] = json!(path)).start()
+    }
+}
+
+impl Drop for Above {
+    fn drop(&mut self) {
+        // The deepest are the last.
+        for path in cgroups_of(&self.name()).iter().rev() {
+            for below in ["own", "threads/own", "threads", "new/own", "new"] {
+                let _ = fs::remove_dir(path.join(below));
+            }
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Where a new cgroup takes no process until it is threaded too.
+fn a_container_is_made_below_a_threaded_cgroup(test: &Test) -> Outcome {
+    let above = Above::with_threads(test)?;
+    for below in ["own", "new/own", "threads/own"] {
+        // runc and crun make only the last one threaded.
+        if below == "new/own" && !test.host.is_rt {
+            continue;
+        }
+        let container = above.start(test.sh("(sleep 60) & exec sleep 60")?, below)?;
+        let show = ["exec", &container.id, "cat", "/proc/self/cgroup"];
+        let output = test.rt(show)?.success()?;
+        ensure(output.stdout.contains(&format!("0::/{}/{below}\n", above.name())), output.stdout)?;
+        container.rt(&["pause"])?.success()?;
+        ensure_eq(container.status()?.as_str(), "paused")?;
+        container.rt(&["resume"])?.success()?;
+        container.rt(&["delete", "--force"])?.success()?;
+        ensure(!above.0.join(below).exists(), "its cgroup is left")?;
+    }
+    Ok(())
+}
+
+/// Which the handing down of controllers makes `domain threaded`.
+fn a_container_is_made_below_a_cgroup_with_processes(test: &Test) -> Outcome {
+    let above = Above::make(test)?;
+    let mut process = std::process::Command::new("sleep").arg("600").spawn()?;
+    let try_it = || -> Outcome {
+        fs::write(above.0.join("cgroup.procs"), process.id().to_string())?;
+        above.start(test.sh("exec sleep 60")?, "own")?.rt(&["delete", "--force"])?.success()?;
+        ensure(!above.0.join("own").exists(), "its cgroup is left")
+    };
+    let tried = try_it();
+    process.kill()?;
+    process.wait()?;
+    tried
+}
+
+/// Only `cgroup.threads` lists a process there, in the container's own cgroup and in one below it.
+fn a_threaded_cgroup_hides_nobody(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let above = Above::with_threads(test)?;
+    let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
+        // Its end does not end the others.
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    let container = above.start(bundle, "own")?;
+    container.wait_for_output("process ")?;
+    let pid: i32 = container.stdout()?.trim().trim_start_matches("process ").parse()?;
+    let hidden = above.0.join("own/hidden");
+    fs::create_dir(&hidden)?;
+    fs::write(hidden.join("cgroup.type"), "threaded")?;
+    fs::write(hidden.join("cgroup.procs"), pid.to_string())?;
+    let listed = container.rt(&["ps", "--format=json"])?.success()?;
+    let mut listed: Vec<i32> = serde_json::from_str(&listed.stdout)?;
+    let mut all = [container.pid()?, pid];
+    listed.sort_unstable();
+    all.sort_unstable();
+    ensure_eq(&listed[..], &all[..])?;
+    container.rt(&["delete", "--force"])?.success()?;
+    ensure(!above.0.join("own").exists(), "its cgroup is left")
+}
+
 fn bursts_and_idleness_are_set(test: &Test) -> Outcome {
     needs_file(test, "cpu", "cpu.cfs_burst_us", "cpu.max.burst")?;
     let cpu = json!({ "quota": 50_000, "period": 100_000, "burst": 20_000 });
@@ -869,7 +1130,8 @@ fn an_empty_cpuset_above_is_filled(test: &Test) -> Outcome {
 
 /// runc's suite looks at both.
 fn huge_pages_that_are_reserved_are_limited_too(test: &Test) -> Outcome {
-    needs(test, "hugetlb")?;
+    // systemd hands this controller down only if it was asked to.
+    needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
     let limits: Vec<Value> = fs::read_dir("/sys/kernel/mm/hugepages")?
         .flatten()
         .filter_map(|entry| {

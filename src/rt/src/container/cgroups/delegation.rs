@@ -47,12 +47,11 @@ impl Cgroup {
 }
 
 pub(super) fn make(path: &Path) -> Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("make cgroup `{}`", path.display()))
-        }
-        _ => Ok(()),
-    }
+    let made = match fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => v2::take_processes(path),
+    };
+    made.with_context(|| format!("make cgroup `{}`", path.display()))
 }
 
 /// The file by which a process enters.

@@ -1,6 +1,7 @@
 //! Limits: `linux.resources` as values for the files of a cgroup (runtime-spec, `config-linux.md`, "Control groups").
 #![forbid(unsafe_code)]
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,8 +17,12 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     if let Some(memory) = resources.memory() {
         memory_v2(memory, &set)?;
     }
+    if let Some(idle) = idle(resources) {
+        set("cpu.idle", &idle)?;
+    }
+    let has_weight = !becomes_idle(resources);
     if let Some(cpu) = resources.cpu() {
-        cpu_v2(cgroup, cpu, &set)?;
+        cpu_v2(cgroup, cpu, has_weight, &set)?;
     }
     if let Some(pids) = limit_of_processes(resources) {
         set("pids.max", &max(pids))?;
@@ -39,6 +44,9 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     }
     for (file, value) in resources.unified().iter().flatten() {
         ensure!(!file.contains('/'), "`{file}` in `unified` is not a file name");
+        if file == "cpu.idle" || !has_weight && file.starts_with("cpu.weight") {
+            continue;
+        }
         // Of several devices each is a line, and the kernel takes one with each write.
         for line in value.lines() {
             set(file, line)?;
@@ -47,8 +55,42 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     Ok(())
 }
 
-/// Adds what has to be said together: to systemd, a period without a quota is one without a limit.
+/// What `cpu.idle` shall be. An idle cgroup (Linux 5.15) has no weight: the kernel refuses one, and has forgotten the one that it
+/// had. So `cpu.idle` is written first, and a weight only to a cgroup that is not idle then.
+fn idle(resources: &LinuxResources) -> Option<String> {
+    let unified = resources.unified().as_ref().and_then(|files| files.get("cpu.idle"));
+    let of_cpu = || Some(resources.cpu().as_ref()?.idle()?.to_string());
+    unified.map(|value| value.trim().to_owned()).or_else(of_cpu)
+}
+
+pub(super) fn becomes_idle(resources: &LinuxResources) -> bool {
+    idle(resources).as_deref() == Some("1")
+}
+
+/// Adds what has to be said together, since systemd would forget the other half.
 pub(super) fn complete_v2(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
+    complete_quota(cgroup, resources)?;
+    complete_weight(cgroup, resources);
+    Ok(())
+}
+
+/// To systemd, only a weight ends idleness: without one, its next write would make the cgroup idle again. The kernel has given it
+/// the default by then.
+fn complete_weight(cgroup: &Path, resources: &mut LinuxResources) {
+    let is_idle =
+        || std::fs::read_to_string(cgroup.join("cpu.idle")).is_ok_and(|now| now.trim() == "1");
+    let mut cpu = resources.cpu().clone().unwrap_or_default();
+    let unified = resources.unified().as_ref();
+    let has_weight = cpu.shares().is_some_and(|shares| shares != 0)
+        || unified.is_some_and(|files| files.contains_key("cpu.weight"));
+    if idle(resources).as_deref() == Some("0") && !has_weight && is_idle() {
+        cpu.set_shares(Some(DEFAULT_SHARES));
+        resources.set_cpu(Some(cpu));
+    }
+}
+
+/// To systemd, a period without a quota is one without a limit.
+fn complete_quota(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
     let Some(mut cpu) = resources.cpu().clone() else { return Ok(()) };
     if cpu.quota().is_none() && cpu.period().is_none() {
         return Ok(());
@@ -75,30 +117,40 @@ fn max(limit: i64) -> String {
 
 type Set<'a> = &'a dyn Fn(&str, &str) -> Result<()>;
 
-/// Of memory and swap together. There is none where memory has none and nothing is said of swap, as in runc: a limit that was set
-/// before would be less than that of memory.
-pub(super) fn swap_limit(memory: &LinuxMemory) -> Option<i64> {
-    memory.swap().or_else(|| memory.limit().filter(|limit| *limit < 0))
+/// Of memory and swap together; 0 says nothing, as in runc. There is none where memory has none and nothing is said of swap, as in
+/// runc: a limit that was set before would be less than that of memory.
+fn swap_limit(memory: &LinuxMemory) -> Option<i64> {
+    let said = memory.swap().filter(|swap| *swap != 0);
+    said.or_else(|| memory.limit().filter(|limit| *limit < 0))
+}
+
+/// Of swap alone, as v2 has it; less than 0 is no limit.
+pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
+    let limit = memory.limit().unwrap_or(0);
+    Ok(match swap_limit(memory) {
+        Some(swap) if swap > 0 && limit >= 0 => {
+            ensure!(limit > 0, "`memory.swap` needs `memory.limit`");
+            ensure!(swap >= limit, "`memory.swap` {swap} is less than `memory.limit` {limit}");
+            Some(swap - limit)
+        }
+        // Of memory without a limit there is nothing to subtract.
+        swap => swap,
+    })
+}
+
+/// A kernel without swap accounting lacks the file. That is no error where it would say that there is no limit, nor where it would
+/// say that there is no swap: callers write a limit of swap that is that of memory whether there is any swap or not.
+fn pass_over_missing(result: Result<()>, can_be_missing: bool) -> Result<()> {
+    match result {
+        Err(error) if can_be_missing && is_kind(&error, ErrorKind::NotFound) => Ok(()),
+        result => result,
+    }
 }
 
 fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     // Swap first: the memory limit may only fit once there is less of it.
-    if let Some(swap) = swap_limit(memory) {
-        // `swap` is memory and swap together, memory.swap.max is swap alone.
-        let value = match memory.limit() {
-            _ if swap < 0 => "max".to_owned(),
-            Some(limit) if limit > 0 => {
-                ensure!(swap >= limit, "`memory.swap` {swap} is less than `memory.limit` {limit}");
-                (swap - limit).to_string()
-            }
-            _ if swap == 0 => "0".to_owned(),
-            _ => return Err(anyhow::anyhow!("`memory.swap` needs `memory.limit`")),
-        };
-        let result = set("memory.swap.max", &value);
-        // What nobody asked for, a kernel may be without.
-        if memory.swap().is_some() {
-            result?;
-        }
+    if let Some(swap) = swap_alone(memory)? {
+        pass_over_missing(set("memory.swap.max", &max(swap)), swap <= 0)?;
     }
     if let Some(limit) = memory.limit().filter(|limit| *limit != 0) {
         set("memory.max", &max(limit))?;
@@ -109,8 +161,8 @@ fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     Ok(())
 }
 
-fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
-    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, has_weight: bool, set: Set<'_>) -> Result<()> {
+    if let Some(shares) = cpu.shares().filter(|shares| has_weight && *shares != 0) {
         set("cpu.weight", &weight(shares).to_string())?;
     }
     let period = cpu.period().filter(|period| *period != 0);
@@ -134,9 +186,6 @@ fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
         }
     }
     first.or_else(|_| set_burst())?;
-    if let Some(idle) = cpu.idle() {
-        set("cpu.idle", &idle.to_string())?;
-    }
     if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
         set("cpuset.cpus", cpus)?;
     }
@@ -145,6 +194,9 @@ fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+/// The weight 100.
+const DEFAULT_SHARES: u64 = 1024;
 
 /// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the quadratic fit that keeps both
 /// ends and the default, as runc and crun have it since 2025.
@@ -218,16 +270,17 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> 
         let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
         match set_v1(cgroups, file, &rule.line()) {
             // As for the program of v2.
-            Err(error) if is_refused(&error) && !crate::state::is_host_root() => {}
+            Err(error)
+                if is_kind(&error, ErrorKind::PermissionDenied)
+                    && !crate::state::is_host_root() => {}
             result => result?,
         }
     }
     Ok(())
 }
 
-fn is_refused(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<std::io::Error>();
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+fn is_kind(error: &anyhow::Error, kind: ErrorKind) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
 }
 
 /// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an update it changes nothing, as in
@@ -274,14 +327,13 @@ pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Resul
 
 fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     let limit = memory.limit().filter(|limit| *limit != 0);
-    let swap = swap_limit(memory).filter(|swap| *swap != 0);
+    let swap = swap_limit(memory);
     let set_limit =
         || limit.map_or(Ok(()), |limit| set("memory.limit_in_bytes", &limit.to_string()));
     let set_swap = || {
-        let set = |swap: i64| set("memory.memsw.limit_in_bytes", &swap.to_string());
-        let result = swap.map_or(Ok(()), set);
-        // What nobody asked for, a kernel may be without.
-        if memory.swap().is_some() { result } else { Ok(()) }
+        let Some(swap) = swap else { return Ok(()) };
+        let result = set("memory.memsw.limit_in_bytes", &swap.to_string());
+        pass_over_missing(result, swap < 0 || Some(swap) == limit)
     };
     // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up last.
     if set_limit().is_err() {
@@ -305,7 +357,11 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
 }
 
 fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
-    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+    // As with v2: an idle cgroup has no weight.
+    if let Some(idle) = cpu.idle() {
+        set("cpu.idle", &idle.to_string())?;
+    }
+    if let Some(shares) = cpu.shares().filter(|shares| cpu.idle() != Some(1) && *shares != 0) {
         set("cpu.shares", &shares.to_string())?;
     }
     let period = cpu.period().filter(|period| *period != 0);
@@ -324,15 +380,7 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     let first = set_burst();
     set_quota()?;
     first.or_else(|_| set_burst())?;
-    if let Some(idle) = cpu.idle() {
-        set("cpu.idle", &idle.to_string())?;
-    }
-    if let Some(period) = cpu.realtime_period().filter(|period| *period != 0) {
-        set("cpu.rt_period_us", &period.to_string())?;
-    }
-    if let Some(runtime) = cpu.realtime_runtime().filter(|runtime| *runtime != 0) {
-        set("cpu.rt_runtime_us", &runtime.to_string())?;
-    }
+    realtime_v1(cpu, set)?;
     if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
         set("cpuset.cpus", cpus)?;
     }
@@ -340,6 +388,21 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
         set("cpuset.mems", mems)?;
     }
     Ok(())
+}
+
+fn realtime_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
+    let period = cpu.realtime_period().filter(|period| *period != 0);
+    let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0);
+    let set_period =
+        || period.map_or(Ok(()), |period| set("cpu.rt_period_us", &period.to_string()));
+    let set_runtime =
+        || runtime.map_or(Ok(()), |runtime| set("cpu.rt_runtime_us", &runtime.to_string()));
+    // At every moment the runtime fits in the period, and their ratio fits those above and below.
+    if set_period().is_err() {
+        set_runtime()?;
+        set_period()?;
+    }
+    set_runtime()
 }
 
 fn io_v1(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
@@ -387,7 +450,7 @@ pub(super) fn understand(resources: &LinuxResources) -> Result<()> {
     }
     if let Some(cpu) = resources.cpu() {
         let _ = cpu_v1(cpu, &set);
-        let _ = cpu_v2(Path::new("/nonexistent"), cpu, &set);
+        let _ = cpu_v2(Path::new("/nonexistent"), cpu, !becomes_idle(resources), &set);
     }
     if let Some(io) = resources.block_io() {
         let _ = io_v1(io, &set);
@@ -406,6 +469,26 @@ mod tests {
             [(1, 1), (2, 1), (1024, 100), (262_144, 10_000), (1_000_000, 10_000)]
         {
             assert_eq!(weight(shares), expected, "{shares}");
+        }
+    }
+
+    /// On a kernel without swap accounting.
+    #[test]
+    fn only_a_limit_of_swap_needs_its_file() {
+        let memory = |limit: i64, swap: i64| {
+            let json = serde_json::json!({ "limit": limit, "swap": swap });
+            serde_json::from_value::<LinuxMemory>(json).expect("limits")
+        };
+        let set = |file: &str, _: &str| {
+            let missing = file.contains("swap") || file.contains("memsw");
+            let result = if missing { Err(ErrorKind::NotFound.into()) } else { Ok(()) };
+            result.map_err(|error: std::io::Error| anyhow::Error::from(error).context("write"))
+        };
+        for (limit, swap, is_good) in
+            [(8, 0, true), (8, -1, true), (8, 8, true), (-1, 0, true), (8, 9, false)]
+        {
+            assert_eq!(memory_v2(&memory(limit, swap), &set).is_ok(), is_good, "{limit} {swap}");
+            assert_eq!(memory_v1(&memory(limit, swap), &set).is_ok(), is_good, "{limit} {swap}");
         }
     }
 }

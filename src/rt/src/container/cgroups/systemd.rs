@@ -171,7 +171,10 @@ fn drop_unknown(properties: &mut Vec<Property>, error: &anyhow::Error) -> bool {
     // "Cannot set property NAME, or unknown property."
     let unknown = refusal.text.contains("unknown property")
         || refusal.name == "org.freedesktop.DBus.Error.PropertyReadOnly"
-        || refusal.name == "org.freedesktop.DBus.Error.UnknownProperty";
+        || refusal.name == "org.freedesktop.DBus.Error.UnknownProperty"
+        || refusal.name == "org.freedesktop.DBus.Error.InvalidArgs"
+            && refusal.text.contains("CPUWeight")
+            && properties.contains(&properties::idle());
     let named = |(name, _): &Property| {
         refusal.text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name)
     };
@@ -344,7 +347,23 @@ pub(super) mod fuzzed {
 
 #[cfg(test)]
 mod tests {
-    use super::{path, socket_of};
+    use super::{Refusal, Value, drop_unknown, path, properties, socket_of};
+
+    /// systemd before 252 knows no idle scope.
+    #[test]
+    fn only_a_weight_of_idleness_is_left_out_where_it_is_out_of_range() {
+        let refusal = || {
+            anyhow::Error::from(Refusal {
+                name: "org.freedesktop.DBus.Error.InvalidArgs".into(),
+                text: "Value specified in CPUWeight is out of range".into(),
+            })
+        };
+        let mut properties = vec![("TasksMax".to_owned(), Value::Uint64(7)), properties::idle()];
+        assert!(drop_unknown(&mut properties, &refusal()));
+        assert_eq!(properties, [("TasksMax".to_owned(), Value::Uint64(7))]);
+        let mut properties = vec![("CPUWeight".to_owned(), Value::Uint64(10_001))];
+        assert!(!drop_unknown(&mut properties, &refusal()));
+    }
 
     #[test]
     fn a_slice_is_in_those_that_its_name_begins_with() {

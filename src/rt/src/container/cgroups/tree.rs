@@ -107,13 +107,16 @@ fn walk(
 /// All processes in a cgroup and below it.
 pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
     let mut pids = Vec::new();
-    let mut is_top = true;
+    let (mut is_top, mut is_threaded) = (true, false);
     let mut collect = |directory: BorrowedFd<'_>| {
         let top = std::mem::replace(&mut is_top, false);
         let text = match read(directory, c"cgroup.procs") {
             // A threaded cgroup; its processes are listed above it (cgroup-v2.rst, "Threads"). If
-            // that is outside, any of their threads will do.
-            Err(Errno::OPNOTSUPP) if top => read(directory, c"cgroup.threads")?,
+            // that is outside, they are found by their threads, here and in all below it.
+            Err(Errno::OPNOTSUPP) if top || is_threaded => {
+                is_threaded = true;
+                read(directory, c"cgroup.threads")?
+            }
             Err(Errno::OPNOTSUPP) => None,
             text => text?,
         };
@@ -123,7 +126,19 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
     };
     walk(path, &mut collect)
         .with_context(|| format!("list the processes in the cgroup `{}`", path.display()))?;
+    if is_threaded {
+        pids = pids.into_iter().map(process_of).collect();
+        pids.sort_by_key(|pid| pid.as_raw_nonzero());
+        pids.dedup();
+    }
     Ok(pids)
+}
+
+/// The process of a thread. One that has ended is its own: nobody has a signal for it any more.
+fn process_of(thread: Pid) -> Pid {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process.and_then(|process| Pid::from_raw(process.trim().parse().ok()?)).unwrap_or(thread)
 }
 
 /// Whether no process is in a cgroup and below it, or soon none is any more: init ends with its

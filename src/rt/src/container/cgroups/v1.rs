@@ -52,7 +52,11 @@ pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Optio
 
 /// The container's directory in the second-version hierarchy of a hybrid host.
 pub(super) fn unified(paths: &[PathBuf]) -> Option<&PathBuf> {
-    paths.iter().find(|path| path.starts_with(Path::new(ROOT).join(UNIFIED)))
+    paths.iter().find(|path| is_unified(path))
+}
+
+fn is_unified(path: &Path) -> bool {
+    path.starts_with(Path::new(ROOT).join(UNIFIED))
 }
 
 /// The files by which a process that has been born into [`unified`] gets into all others.
@@ -96,6 +100,9 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
             return make(path, made);
         }
         Err(error) => return Err(error),
+    }
+    if is_unified(path) {
+        super::v2::take_processes(path)?;
     }
     ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|file| fill(path, file).map(drop))
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -22,10 +22,22 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
         path.ancestors().skip(1).take_while(|above| above.starts_with(ROOT)).collect();
     above.reverse();
     for directory in above {
-        make_directory(directory, made)?;
+        if make_directory(directory, made)? {
+            take_processes(directory).with_context(|| show(directory))?;
+        }
         enable(directory, &wanted);
     }
-    make_directory(path, made)
+    make_directory(path, made)?;
+    take_processes(path).with_context(|| show(path))
+}
+
+/// Below a threaded cgroup, or one with processes that hands controllers down, a new one is `domain invalid`: it takes no process
+/// until it is threaded too (cgroup-v2.rst, "Threads"), which leaves it without the controllers of memory and I/O.
+pub(super) fn take_processes(path: &Path) -> io::Result<()> {
+    let file = path.join("cgroup.type");
+    // Linux before 4.14 has no threaded cgroups.
+    let kind = fs::read_to_string(&file).unwrap_or_default();
+    if kind.trim() == "domain invalid" { fs::write(&file, "threaded") } else { Ok(()) }
 }
 
 /// Whether what is born in a cgroup is frozen, by itself or by one above it. Where the kernel
@@ -65,16 +77,19 @@ pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
     }
 }
 
-fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
+fn show(path: &Path) -> String {
+    format!("make cgroup `{}`", path.display())
+}
+
+/// Says whether it was not there before.
+fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<bool> {
     match fs::create_dir(path) {
         Ok(()) => {
             made.push(path.to_owned());
-            Ok(())
+            Ok(true)
         }
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("make cgroup `{}`", path.display()))
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| show(path)),
     }
 }
 

@@ -51,7 +51,16 @@ pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
             set(name, value);
         }
     }
+    if resources::becomes_idle(resources) {
+        properties.retain(|(name, _)| name != "CPUWeight");
+        properties.push(idle());
+    }
     properties
+}
+
+/// A weight of 0 is `CPUWeight=idle`. systemd before 252 refuses it, and leaves `cpu.idle` alone.
+pub(super) fn idle() -> Property {
+    ("CPUWeight".to_owned(), Value::Uint64(0))
 }
 
 fn limit(limit: i64) -> Value {
@@ -68,13 +77,9 @@ fn of_memory(memory: &LinuxMemory, set: Set<'_>) {
     if let Some(low) = given(memory.reservation()) {
         set("MemoryLow", limit(low));
     }
-    match (resources::swap_limit(memory), memory.limit()) {
-        (Some(swap), _) if swap < 0 => set("MemorySwapMax", Value::Uint64(INFINITY)),
-        // `swap` is memory and swap together.
-        (Some(swap), Some(max)) if max > 0 && swap >= max => {
-            set("MemorySwapMax", limit(swap - max));
-        }
-        _ => {}
+    // What makes no sense is an error when it is written.
+    if let Ok(Some(swap)) = resources::swap_alone(memory) {
+        set("MemorySwapMax", limit(swap));
     }
 }
 
@@ -444,6 +449,22 @@ mod tests {
         );
         assert!(get("TimeoutStopSec", "'x'").is_err());
         assert!(get("TimeoutStopSec", "-1").is_err());
+    }
+
+    #[test]
+    fn what_becomes_idle_has_no_weight() {
+        let of = |resources: serde_json::Value| {
+            of_resources(&serde_json::from_value(resources).expect("limits"))
+        };
+        for resources in [
+            serde_json::json!({ "cpu": { "idle": 1, "shares": 512 } }),
+            serde_json::json!({ "unified": { "cpu.idle": "1", "cpu.weight": "7" } }),
+            serde_json::json!({ "cpu": { "idle": 0, "shares": 512 }, "unified": { "cpu.idle": "1" } }),
+        ] {
+            assert_eq!(of(resources.clone()), [idle()], "{resources}");
+        }
+        let of_weight = of(serde_json::json!({ "cpu": { "idle": 0, "shares": 1024 } }));
+        assert_eq!(of_weight, [("CPUWeight".to_owned(), Value::Uint64(100))]);
     }
 
     #[test]
