@@ -521,7 +521,9 @@ fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Out
         let bundle = test.linux(&["/bin/true"])?.namespace(json!({ "type": "pid", "path": path }));
         let bundle = bundle.edit(|config| {
             if hooked {
-                config["hooks"] = json!({ "createContainer": [{ "path": "/bin/true" }] });
+                // Without an environment of its own, the hook would have the caller's.
+                config["hooks"] =
+                    json!({ "createContainer": [{ "path": "/bin/true", "env": ["A=1"] }] });
             }
         });
         bundle.write()?;
