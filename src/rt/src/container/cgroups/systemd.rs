@@ -347,23 +347,7 @@ pub(super) mod fuzzed {
 
 #[cfg(test)]
 mod tests {
-    use super::{Refusal, Value, drop_unknown, path, properties, socket_of};
-
-    /// systemd before 252 knows no idle scope.
-    #[test]
-    fn only_a_weight_of_idleness_is_left_out_where_it_is_out_of_range() {
-        let refusal = || {
-            anyhow::Error::from(Refusal {
-                name: "org.freedesktop.DBus.Error.InvalidArgs".into(),
-                text: "Value specified in CPUWeight is out of range".into(),
-            })
-        };
-        let mut properties = vec![("TasksMax".to_owned(), Value::Uint64(7)), properties::idle()];
-        assert!(drop_unknown(&mut properties, &refusal()));
-        assert_eq!(properties, [("TasksMax".to_owned(), Value::Uint64(7))]);
-        let mut properties = vec![("CPUWeight".to_owned(), Value::Uint64(10_001))];
-        assert!(!drop_unknown(&mut properties, &refusal()));
-    }
+    use super::{path, socket_of};
 
     #[test]
     fn a_slice_is_in_those_that_its_name_begins_with() {
@@ -389,5 +373,22 @@ mod tests {
         );
         assert_eq!(path("tcp:host=x;unix:path=/b").as_deref(), Some("/b"));
         assert_eq!(path("unix:abstract=x"), None);
+    }
+
+    /// systemd before 252 knows no idle scope.
+    #[test]
+    fn only_a_weight_of_idleness_is_left_out_where_it_is_out_of_range() {
+        use super::{Refusal, Value, drop_unknown, properties};
+        let refusal = || {
+            anyhow::Error::from(Refusal {
+                name: "org.freedesktop.DBus.Error.InvalidArgs".into(),
+                text: "Value specified in CPUWeight is out of range".into(),
+            })
+        };
+        let mut properties = vec![("TasksMax".to_owned(), Value::Uint64(7)), properties::idle()];
+        assert!(drop_unknown(&mut properties, &refusal()));
+        assert_eq!(properties, [("TasksMax".to_owned(), Value::Uint64(7))]);
+        let mut properties = vec![("CPUWeight".to_owned(), Value::Uint64(10_001))];
+        assert!(!drop_unknown(&mut properties, &refusal()));
     }
 }
