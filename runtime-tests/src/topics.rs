@@ -11,6 +11,7 @@ mod checkpoint;
 mod checkpoint_attacks;
 mod checkpoint_failures;
 mod checkpoint_mounts;
+mod checkpoint_rights;
 mod command_line;
 mod configuration;
 mod conmon;
@@ -81,6 +82,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_attacks::TESTS,
         checkpoint_failures::TESTS,
         checkpoint_mounts::TESTS,
+        checkpoint_rights::TESTS,
         command_line::TESTS,
         configuration::TESTS,
         conmon::TESTS,

@@ -64,7 +64,7 @@ fn a_mount_that_its_name_does_not_lead_to_is_read_only_again(test: &Test) -> Out
 }
 
 /// Of the mount on that place of the container's.
-fn options_at(pid: i32, place: &str) -> Outcome<String> {
+pub(super) fn options_at(pid: i32, place: &str) -> Outcome<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let found = fields.into_iter().rfind(|fields| fields.get(4) == Some(&place));
@@ -114,7 +114,7 @@ fn a_mount_that_no_checkpoint_has_is_refused(test: &Test) -> Outcome {
 }
 
 /// The restore fails with one line that has these words, and nothing is left of it.
-fn is_refused(bundle: &Bundle<'_>, words: &str) -> Outcome {
+pub(super) fn is_refused(bundle: &Bundle<'_>, words: &str) -> Outcome {
     bundle.write()?;
     let test = bundle.test;
     let id = test.id();

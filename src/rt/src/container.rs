@@ -1,6 +1,7 @@
 //! Containers: made, and unmade. One room per thing that the kernel or the OCI specification has a name for.
 #![forbid(unsafe_code)]
 
+mod allowed_mounts;
 mod becoming;
 mod cgroup_mount;
 pub(crate) mod cgroups;
@@ -27,9 +28,11 @@ mod namespaces;
 mod net_devices;
 mod netlink;
 pub(crate) mod notify_socket;
+mod open_files;
 mod patience;
 mod process;
 mod restore;
+mod restored_limits;
 mod restrictions;
 mod rootfs;
 pub(crate) mod rootless;

@@ -11,7 +11,7 @@ use std::ptr;
 use rustix::event::{PollFd, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit};
 
 /// The errno of the last libc call, for a negative return value.
 fn check(returned: libc::c_long) -> Result<libc::c_long> {
@@ -585,6 +585,26 @@ pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
     };
     const { assert!(size_of::<Attr>() == 48) };
     check(returned).map(drop)
+}
+
+/// `prlimit(2)` of another process, which sets nothing.
+pub(crate) fn getrlimit_of(pid: Pid, resource: Resource) -> Result<Rlimit> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let none = ptr::null::<libc::rlimit64>();
+    // SAFETY: the structure is the one that the call fills, and outlives it; without a new limit nothing else is touched.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid.as_raw_nonzero().get(),
+            resource as libc::c_uint,
+            none,
+            &raw mut limit,
+        )
+    };
+    check(returned)?;
+    // RLIM_INFINITY is the largest number, and None for rustix.
+    let number = |number| Some(number).filter(|number| *number != u64::MAX);
+    Ok(Rlimit { current: number(limit.rlim_cur), maximum: number(limit.rlim_max) })
 }
 
 /// `ioprio_set(2)` of one process; the class is `IOPRIO_CLASS_*`.

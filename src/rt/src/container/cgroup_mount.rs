@@ -16,6 +16,10 @@ use super::namespaces::Namespaces;
 use super::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
 
+/// `MOUNT_ATTR_*` of the directory with the hierarchies of v1 in it, whatever the options are.
+pub(super) const RESTRICTIONS: u64 =
+    libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
 pub(super) fn mount(rootfs: &mut Rootfs, namespaces: &Namespaces, entry: &Mount) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     // A namespace of its own makes a new mount show the container's cgroup as the root of the hierarchy.
@@ -63,8 +67,12 @@ struct View<'a> {
 /// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
 /// The directories are made by way of the tmpfs itself: at its path in the rootfs could be another one by then.
 fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'_>) -> Result<()> {
-    let options = ["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned);
-    let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &Options::parse(&options)?)?;
+    let options = Options {
+        attr: MountAttr { set: RESTRICTIONS, ..MountAttr::default() },
+        data: vec![("mode".to_owned(), Some("755".to_owned()))],
+        ..Options::default()
+    };
+    let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
     rootfs.attach(tmpfs.as_fd(), destination.as_fd(), path)?;
     let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     for hierarchy in cgroups::hierarchies()? {

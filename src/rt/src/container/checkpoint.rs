@@ -17,8 +17,9 @@ use libcontainer::oci_spec::runtime::{
 use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
 use rustix::io::Errno;
 
+use super::allowed_mounts::{self, Allowed};
 use super::cgroups::{DELEGATE, Manager};
-use super::confinement::Limits;
+use super::confinement::{self, Limits};
 use super::criu::{self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Kind};
 use super::external_mounts::Offers;
 use super::mount_table::{self, Entry};
@@ -75,6 +76,10 @@ pub(crate) fn checkpoint(
     refuse_without_a_place(&rootfs, bundle)?;
     let offers = Offers::new(bundle, &state.cgroup, &directory.notify_folder())?;
     let ext_mnt = offers.of(&mounts)?;
+    let limits = Limits::new(bundle, state, None)?;
+    let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
+    let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
+    allowed.judge(&mounts, true).context("it could not be restored")?;
     let directories = options.common.make_directories(None)?;
     let annotation = |key: &str| bundle::annotation(&bundle.spec, key).map(str::to_owned);
     let mut request = Criu_opts {
@@ -134,13 +139,20 @@ pub(crate) fn checkpoint(
         directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
     }
     // CRIU lets it go on by itself, unless it was killed.
-    let limits = Limits::new(bundle, state, None)?;
     let images = options.common.images;
     let written = || -> Result<()> {
         // All is written, and nothing ended yet. If init has been alive until now, its number was nobody else's meanwhile:
         // who was stopped and looked at is the container.
         syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
         limits.check(state.pid, None).context("it could not be restored")?;
+        for thread in confinement::other_mount_namespaces(state.pid)? {
+            allowed
+                .judge(&mount_table::seen_by(&thread)?, false)
+                .with_context(|| {
+                    format!("the mount namespace of the process `{}`", thread.display())
+                })
+                .context("it could not be restored")?;
+        }
         let mounts = restrictions::record(&mount_table::of(state.pid)?);
         let text = serde_json::to_string(&mounts)?;
         directories.write(images.join(restrictions::RECORD), text.as_bytes())

@@ -35,6 +35,7 @@ pub(super) struct Limits<'a> {
     no_new_privileges: bool,
     filtered: bool,
     label: Option<Label>,
+    withholds_devices: bool,
 }
 
 #[derive(Debug)]
@@ -50,7 +51,9 @@ impl<'a> Limits<'a> {
         let sets = process.capabilities().as_ref();
         let mut bounding = process::set(sets.and_then(|sets| sets.bounding().as_ref()))?;
         let mut all = bounding | process::set(sets.and_then(|sets| sets.inheritable().as_ref()))?;
-        if state.cgroup.leaves_devices_open(bundle.linux().resources().as_ref())? {
+        let withholds_devices =
+            state.cgroup.leaves_devices_open(bundle.linux().resources().as_ref())?;
+        if withholds_devices {
             bounding -= CapabilitySet::MKNOD;
             all -= CapabilitySet::MKNOD;
         }
@@ -70,7 +73,22 @@ impl<'a> Limits<'a> {
             no_new_privileges: process.no_new_privileges() == Some(true),
             filtered: seccomp::is_asked_for(&bundle.spec),
             label,
+            withholds_devices,
         })
+    }
+
+    /// Whether nothing but its capabilities and mounts keeps the container from the host's devices.
+    pub(super) fn withholds_devices(&self) -> bool {
+        self.withholds_devices
+    }
+
+    /// Whether a process of the container's can get this capability.
+    pub(super) fn gives(&self, capability: CapabilitySet) -> bool {
+        self.bounding.contains(capability)
+    }
+
+    pub(super) fn has_user_namespace(&self) -> bool {
+        namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
     }
 
     /// Compares a stopped process and all that descend from it. `joined` are the namespaces that a restore has joined.
@@ -79,9 +97,22 @@ impl<'a> Limits<'a> {
         if let Some(joined) = joined {
             self.check_joined(first, joined)?;
         }
+        let show = |process: &Path| {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            let number = process.file_name().unwrap_or_default().display();
+            format!("process {number} (`{}`)", name.trim_end().escape_debug())
+        };
+        // In another one nothing is masked, and no mount has to be as the configuration says. To make one, it takes this capability.
+        if !self.gives(CapabilitySet::SYS_ADMIN)
+            && let Some(thread) = other_mount_namespaces(first)?.first()
+        {
+            bail!(
+                "{}: it is in another mount namespace than the first process, and without CAP_SYS_ADMIN the container makes none",
+                show(thread)
+            );
+        }
         for pid in tree(first)? {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            let show = || format!("process {pid} (`{}`)", name.trim_end().escape_debug());
+            let show = || show(Path::new(&format!("/proc/{pid}")));
             for thread in threads(pid).with_context(show)? {
                 self.check_thread(first, &thread).with_context(show)?;
             }
@@ -91,8 +122,7 @@ impl<'a> Limits<'a> {
 
     fn check_thread(&self, first: i32, thread: &Path) -> Result<()> {
         let status = Status::read(thread)?;
-        // It has ended, and nothing of it runs again.
-        if matches!(status.field("State")?.chars().next(), Some('Z' | 'X')) {
+        if status.has_ended()? {
             return Ok(());
         }
         for (name, most) in [
@@ -170,8 +200,7 @@ impl<'a> Limits<'a> {
     /// The first process's, which all others share.
     fn check_user_namespace(&self, first: i32) -> Result<()> {
         let linux = self.bundle.linux();
-        let has = |kind| namespace_kinds(&self.bundle.spec).any(|it| it == kind);
-        if !has(LinuxNamespaceType::User) {
+        if !self.has_user_namespace() {
             let own = fs::read_link(format!("/proc/{first}/ns/user"))? == own_namespace("user")?;
             ensure!(own, "it has a user namespace, and `linux.namespaces` has none");
             return Ok(());
@@ -210,6 +239,25 @@ impl<'a> Limits<'a> {
     }
 }
 
+/// A thread of a stopped process, or of one that descends from it, in each mount namespace but the first process's.
+pub(super) fn other_mount_namespaces(first: i32) -> Result<Vec<PathBuf>> {
+    let mut known = BTreeSet::from([mount_namespace(Path::new(&format!("/proc/{first}")))?]);
+    let mut found = Vec::new();
+    for pid in tree(first)? {
+        for thread in threads(pid)? {
+            if !Status::read(&thread)?.has_ended()? && known.insert(mount_namespace(&thread)?) {
+                found.push(thread);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn mount_namespace(process: &Path) -> Result<PathBuf> {
+    let path = process.join("ns/mnt");
+    fs::read_link(&path).with_context(|| format!("read `{}`", path.display()))
+}
+
 /// Ends a stopped process, and all that descend from it.
 pub(super) fn end(first: i32) -> Result<()> {
     for pid in tree(first)? {
@@ -225,7 +273,7 @@ pub(super) fn end(first: i32) -> Result<()> {
 }
 
 /// A process and all that descend from it.
-fn tree(first: i32) -> Result<Vec<i32>> {
+pub(super) fn tree(first: i32) -> Result<Vec<i32>> {
     let mut found = vec![first];
     let mut known = BTreeSet::from([first]);
     let mut next = 0;
@@ -252,7 +300,7 @@ fn tree(first: i32) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-fn threads(pid: i32) -> Result<Vec<PathBuf>> {
+pub(super) fn threads(pid: i32) -> Result<Vec<PathBuf>> {
     let path = format!("/proc/{pid}/task");
     let show = || format!("read `{path}`");
     let threads = match fs::read_dir(&path) {
@@ -264,15 +312,20 @@ fn threads(pid: i32) -> Result<Vec<PathBuf>> {
 }
 
 /// `NAME:\tVALUE` (`proc_pid_status(5)`).
-struct Status(BTreeMap<String, String>);
+pub(super) struct Status(BTreeMap<String, String>);
 
 impl Status {
-    fn read(thread: &Path) -> Result<Status> {
+    pub(super) fn read(thread: &Path) -> Result<Status> {
         let path = thread.join("status");
         let text = fs::read(&path).with_context(|| format!("read `{}`", path.display()))?;
         let text = String::from_utf8_lossy(&text);
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Ok(Status(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()))
+    }
+
+    /// Nothing of it runs again.
+    pub(super) fn has_ended(&self) -> Result<bool> {
+        Ok(matches!(self.field("State")?.chars().next(), Some('Z' | 'X')))
     }
 
     fn field(&self, name: &str) -> Result<&str> {

@@ -18,28 +18,41 @@ use super::cgroups::{self, Cgroup, Version};
 use super::criu::Ext_mount_map;
 use super::mount_table::{self, Entry};
 use super::rootfs::Rootfs;
-use super::{devices, mounts, notify_socket};
+use super::{cgroup_mount, devices, mounts, notify_socket};
 use crate::bundle::Bundle;
 
 /// What stands for all files that are masked; the name is runc's too.
 const NULL: &str = "/dev/null";
 
+/// A filesystem, `MAJOR:MINOR`, and which directory or file of it is shown.
+pub(super) type Identity = (String, PathBuf);
+
 /// The mounts of a configuration, and what is there on the host for them.
 pub(super) struct Offers<'a> {
     /// The host's path for each name; a name is where it is in the container.
     sources: BTreeMap<PathBuf, PathBuf>,
-    /// Those of the configuration, by where they are in the container.
-    entries: Vec<(PathBuf, &'a Mount)>,
+    /// Those of the configuration.
+    entries: Vec<Configured<'a>>,
     /// `linux.devices`.
     devices: &'a [LinuxDevice],
-    /// What the configuration says of what is mounted under a name: `MOUNT_ATTR_*` for the mount
-    /// itself, and for those below it too. Decided together with the source, from one look-up.
+    /// `MOUNT_ATTR_*` for what is mounted under a name that is none of `entries`, and for those below it too. Decided together with
+    /// the source, from one look-up.
     restrictions: BTreeMap<PathBuf, (u64, u64)>,
     own_cgroups: bool,
+    version: Version,
     /// The host's mounts.
     host: Vec<Entry>,
     /// What the host shows as `/dev/null`: asked once, where that is the host's.
     null: Option<(String, PathBuf)>,
+}
+
+/// A mount of the configuration.
+pub(super) struct Configured<'a> {
+    /// Where it is in the container.
+    pub(super) at: PathBuf,
+    pub(super) entry: &'a Mount,
+    /// `MOUNT_ATTR_*` for the mount itself, and for those below it too; later remounts included.
+    pub(super) restrictions: (u64, u64),
 }
 
 impl<'a> Offers<'a> {
@@ -53,6 +66,7 @@ impl<'a> Offers<'a> {
             devices: bundle.linux().devices().as_deref().unwrap_or_default(),
             restrictions: BTreeMap::new(),
             own_cgroups: has_own(&bundle.spec, LinuxNamespaceType::Cgroup),
+            version: cgroup.version,
             host: mount_table::own()?,
             null: None,
         };
@@ -76,17 +90,14 @@ impl<'a> Offers<'a> {
                 "a mount on `/` is in the place of the rootfs: it could not be restored"
             );
             offers.add(bundle, cgroup, entry, &destination);
-            offers.restrict(entry, &destination)?;
-            if !mounts::remounts(entry) {
-                offers.entries.push((destination, entry));
-            }
+            offers.restrict(entry, destination)?;
         }
         Ok(offers)
     }
 
     fn add(&mut self, bundle: &Bundle, cgroup: &Cgroup, entry: &Mount, destination: &Path) {
         // Without a namespace of its own it shows a directory of the host's.
-        if entry.typ().as_deref() == Some("cgroup") && !self.own_cgroups {
+        if is_cgroup(entry) && !self.own_cgroups {
             for path in cgroup.of_init() {
                 let below = path.strip_prefix(cgroups::ROOT).unwrap_or(path);
                 match (cgroup.version, below.components().next()) {
@@ -107,35 +118,71 @@ impl<'a> Offers<'a> {
         self.add_below(&source, destination);
     }
 
-    fn restrict(&mut self, entry: &Mount, destination: &Path) -> Result<()> {
+    fn restrict(&mut self, entry: &'a Mount, destination: PathBuf) -> Result<()> {
         let options = mounts::Options::parse(entry.options().as_deref().unwrap_or_default())?;
-        let (own, below) = self.restrictions.entry(destination.to_owned()).or_default();
-        // What is mounted over another one has nothing of it; a remount adds to what is there.
-        if !mounts::remounts(entry) {
-            (*own, *below) = (0, 0);
-        } else {
-            *own &= !options.attr.clear;
+        let mut own = options.attr.set & mount_table::ALL_RESTRICTIONS;
+        let mut below = options.recursive.set & mount_table::ALL_RESTRICTIONS;
+        if mounts::remounts(entry) {
+            // It adds to what is there.
+            let last = self.entries.iter_mut().rfind(|it| it.at == destination);
+            let there = match last {
+                Some(last) => &mut last.restrictions,
+                None => self.restrictions.entry(destination).or_default(),
+            };
+            *there = (there.0 & !options.attr.clear | own, there.1 | below);
+            return Ok(());
         }
-        if mounts::binds(entry) || mounts::remounts(entry) {
-            *own |= options.attr.set & mount_table::ALL_RESTRICTIONS;
-            *below |= options.recursive.set & mount_table::ALL_RESTRICTIONS;
+        if is_cgroup(entry) {
+            // The options are for each hierarchy (`cgroup_mount.rs`).
+            below |= own;
+            if self.version == Version::V1 {
+                own = own & libc::MOUNT_ATTR_RDONLY | cgroup_mount::RESTRICTIONS;
+            }
         }
+        // What is mounted over another one has nothing of it.
+        self.restrictions.remove(&destination);
+        self.entries.push(Configured { at: destination, entry, restrictions: (own, below) });
         Ok(())
     }
 
-    /// What the configuration says of a mount of the container's that shows the host's files. A
-    /// mount is where it is by the name that its source was mounted for.
-    pub(super) fn restrictions(&self, entry: &Entry) -> u64 {
-        if self.is_null(entry) {
-            return libc::MOUNT_ATTR_RDONLY;
-        }
-        if !self.host.iter().any(|mount| mount.device == entry.device) {
-            return 0;
-        }
-        let above = self.restrictions.iter().filter(|(point, _)| entry.point.starts_with(point));
-        above.fold(0, |all, (point, (own, below))| {
-            all | below | if *point == entry.point { *own } else { 0 }
-        })
+    /// What the configuration says of what the host shows under a name.
+    pub(super) fn restrictions(&self, name: &Path) -> u64 {
+        // The last of these that is at this name or above it: what is mounted there in another way does not show the host's files.
+        let gives = |it: &&Configured<'_>| {
+            mounts::binds(it.entry) || is_cgroup(it.entry) && !self.own_cgroups
+        };
+        let above = self.entries.iter().filter(|it| name.starts_with(&it.at)).filter(gives);
+        let giver = above.max_by_key(|it| it.at.components().count());
+        let of = |at: &Path, (own, below)| below | if at == name { own } else { 0 };
+        let (from, given) = match giver {
+            Some(it) => (it.at.as_path(), of(&it.at, it.restrictions)),
+            None => (Path::new("/"), 0),
+        };
+        let rest = self.restrictions.iter();
+        let rest = rest.filter(|(at, _)| name.starts_with(at) && at.starts_with(from));
+        rest.fold(given, |all, (at, restrictions)| all | of(at, *restrictions))
+    }
+
+    /// What the host shows under each name.
+    pub(super) fn shown(&self) -> BTreeMap<&Path, Identity> {
+        let shown = self.sources.iter().map(|(name, source)| {
+            let (device, root) = self.shown_at(source)?;
+            Some((name.as_path(), (device.to_owned(), root)))
+        });
+        shown.flatten().collect()
+    }
+
+    /// Whether the host has mounted this filesystem too.
+    pub(super) fn is_the_hosts(&self, device: &str) -> bool {
+        self.host.iter().any(|mount| mount.device == device)
+    }
+
+    pub(super) fn entries(&self) -> &[Configured<'a>] {
+        &self.entries
+    }
+
+    pub(super) fn own_cgroups(&self) -> bool {
+        self.own_cgroups
     }
 
     /// Whether a mount shows the host's `/dev/null`, which masks files.
@@ -209,7 +256,7 @@ impl<'a> Offers<'a> {
     }
 
     /// What the host shows at a path: the filesystem, and the path in it.
-    fn shown_at(&self, path: &Path) -> Option<(&str, PathBuf)> {
+    pub(super) fn shown_at(&self, path: &Path) -> Option<(&str, PathBuf)> {
         fs::symlink_metadata(path).ok()?;
         let above = self.host.iter().filter(|mount| path.starts_with(&mount.point));
         // Of several at one place, the last is on top.
@@ -247,8 +294,8 @@ impl<'a> Offers<'a> {
 
     fn shows_the_host(&self, entry: &Entry, host: &BTreeSet<&str>) -> bool {
         let configured = self.configured(&entry.point);
-        let bound = configured.is_some_and(|(_, entry)| mounts::binds(entry));
-        let anew = configured.is_some_and(|(at, _)| *at == entry.point) && !bound;
+        let bound = configured.is_some_and(|it| mounts::binds(it.entry));
+        let anew = configured.is_some_and(|it| it.at == entry.point) && !bound;
         match entry.kind.as_str() {
             // What is shown at `/` is what the caller prepares as the rootfs.
             _ if entry.point == Path::new("/") => false,
@@ -260,9 +307,9 @@ impl<'a> Offers<'a> {
     }
 
     /// The last mount of the configuration that is at this path or above it.
-    fn configured(&self, point: &Path) -> Option<&(PathBuf, &'a Mount)> {
-        let above = self.entries.iter().filter(|(at, _)| point.starts_with(at));
-        above.max_by_key(|(at, _)| at.components().count())
+    fn configured(&self, point: &Path) -> Option<&Configured<'a>> {
+        let above = self.entries.iter().filter(|it| point.starts_with(&it.at));
+        above.max_by_key(|it| it.at.components().count())
     }
 }
 
@@ -276,6 +323,11 @@ fn external(key: &Path, value: &Path) -> Result<Ext_mount_map> {
         text.map(str::to_owned).with_context(why)
     };
     Ok(Ext_mount_map { key: Some(text(key)?), val: Some(text(value)?), ..Ext_mount_map::default() })
+}
+
+/// Whether an entry mounts the container's cgroup, in each hierarchy.
+fn is_cgroup(entry: &Mount) -> bool {
+    entry.typ().as_deref() == Some("cgroup") && !mounts::binds(entry)
 }
 
 fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {

@@ -225,13 +225,26 @@ type Act<'a> = dyn FnMut(&mut Rootfs, &dyn Fn(usize) -> Result<()>) -> Result<()
 
 impl Entrance {
     pub(super) fn open(state: &State) -> Result<Entrance> {
+        let entrance = Entrance::open_other(state, Path::new(&format!("/proc/{}", state.pid)))?;
+        let theirs = rustix::fs::fstat(&entrance.namespace)?;
+        // In one that its first process has made since, in a user namespace of its own, the container may change any mount, whatever
+        // its options say; and what was added before is still in the first.
+        ensure!(
+            state.mount_namespace == Some((theirs.st_dev, theirs.st_ino)),
+            "its first process is not in the mount namespace that the container was made with"
+        );
+        Ok(entrance)
+    }
+
+    /// Into the one that a process of the container's is in, which is stopped or is the first.
+    pub(super) fn open_other(state: &State, process: &Path) -> Result<Entrance> {
         // In there, the container's processes could reach it, and what it has open (CVE-2016-9962).
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep the container out")?;
         let init = state.process()?.context("the container does not run")?;
-        let path = format!("/proc/{}/ns/mnt", state.pid);
+        let path = process.join("ns/mnt");
         let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("open `{path}`"))?;
+            .with_context(|| format!("open `{}`", path.display()))?;
         // If it lives still, its pid was nobody else's when that was opened.
         syscall::pidfd_send_signal(init.as_fd(), 0).context("the container does not run")?;
         let theirs = rustix::fs::fstat(&namespace)?;
@@ -239,12 +252,6 @@ impl Entrance {
         ensure!(
             (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino),
             "the container has no mount namespace of its own"
-        );
-        // In one that its first process has made since, in a user namespace of its own, the container may change any mount, whatever
-        // its options say; and what was added before is still in the first.
-        ensure!(
-            state.mount_namespace == Some((theirs.st_dev, theirs.st_ino)),
-            "its first process is not in the mount namespace that the container was made with"
         );
         Ok(Entrance { namespace, proc: HostProc::open()? })
     }

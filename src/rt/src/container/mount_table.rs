@@ -42,6 +42,8 @@ pub(crate) struct Entry {
     pub(crate) restrictions: u64,
     /// The type of the filesystem.
     pub(crate) kind: String,
+    /// What the filesystem as a whole was told, with commas between.
+    pub(crate) data: String,
 }
 
 /// The mounts that this process sees.
@@ -51,7 +53,12 @@ pub(crate) fn own() -> Result<Vec<Entry>> {
 
 /// The mounts that another process sees.
 pub(crate) fn of(pid: i32) -> Result<Vec<Entry>> {
-    read(Path::new(&format!("/proc/{pid}/mountinfo")))
+    seen_by(Path::new(&format!("/proc/{pid}")))
+}
+
+/// The same, by the directory of a process or of a thread in `/proc`.
+pub(crate) fn seen_by(process: &Path) -> Result<Vec<Entry>> {
+    read(&process.join("mountinfo"))
 }
 
 /// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the container it is the
@@ -120,6 +127,8 @@ fn parse(line: &str) -> Option<Entry> {
         fields.next()?,
         fields.next()?,
     );
+    // The type, the source, and the filesystem's own options.
+    let mut after = after.split(' ');
     Some(Entry {
         id: id.to_owned(),
         parent: parent.to_owned(),
@@ -128,7 +137,8 @@ fn parse(line: &str) -> Option<Entry> {
         point: unescape(point).into(),
         writable: options.split(',').any(|option| option == "rw"),
         restrictions: restrictions(options),
-        kind: after.split(' ').next()?.to_owned(),
+        kind: after.next()?.to_owned(),
+        data: unescape(after.nth(1).unwrap_or_default()),
     })
 }
 
@@ -153,6 +163,7 @@ mod tests {
         assert_eq!(entry.device, "98:0");
         assert_eq!((entry.root, entry.point), ("/mnt1".into(), "/mnt 2".into()));
         assert_eq!((entry.kind.as_str(), entry.writable), ("ext3", true));
+        assert_eq!(entry.data, "rw,errors=continue");
         assert_eq!(entry.restrictions, 0);
         let closed = parse(&line.replace("rw,noatime", "ro,nosuid,relatime,nosymfollow"));
         let wanted =

@@ -33,35 +33,41 @@ pub(crate) fn limit(pid: Option<Pid>, process: &Process) -> Result<()> {
 
 fn set_limits(pid: Option<Pid>, limits: &[PosixRlimit]) -> Result<()> {
     for limit in limits {
-        let resource = match limit.typ() {
-            PosixRlimitType::RlimitCpu => Resource::Cpu,
-            PosixRlimitType::RlimitFsize => Resource::Fsize,
-            PosixRlimitType::RlimitData => Resource::Data,
-            PosixRlimitType::RlimitStack => Resource::Stack,
-            PosixRlimitType::RlimitCore => Resource::Core,
-            PosixRlimitType::RlimitRss => Resource::Rss,
-            PosixRlimitType::RlimitNproc => Resource::Nproc,
-            PosixRlimitType::RlimitNofile => Resource::Nofile,
-            PosixRlimitType::RlimitMemlock => Resource::Memlock,
-            PosixRlimitType::RlimitAs => Resource::As,
-            PosixRlimitType::RlimitLocks => Resource::Locks,
-            PosixRlimitType::RlimitSigpending => Resource::Sigpending,
-            PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
-            PosixRlimitType::RlimitNice => Resource::Nice,
-            PosixRlimitType::RlimitRtprio => Resource::Rtprio,
-            PosixRlimitType::RlimitRttime => Resource::Rttime,
-        };
-        // RLIM_INFINITY is the largest number, and None for rustix.
-        let number = |number| Some(number).filter(|number| *number != u64::MAX);
-        let value = Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) };
-        rustix::process::prlimit(pid, resource, value)
+        rustix::process::prlimit(pid, resource(limit.typ()), limit_of(limit))
             .map(drop)
             .with_context(|| format!("set {} to {}:{}", limit.typ(), limit.soft(), limit.hard()))?;
     }
     Ok(())
 }
 
-fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
+pub(super) fn limit_of(limit: &PosixRlimit) -> Rlimit {
+    // RLIM_INFINITY is the largest number, and None for rustix.
+    let number = |number| Some(number).filter(|number| *number != u64::MAX);
+    Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) }
+}
+
+pub(super) fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
+    }
+}
+
+pub(super) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let path = format!("/proc/{pid}/oom_score_adj");
     match fs::write(&path, value.to_string()) {
@@ -98,6 +104,10 @@ pub(crate) fn set_priorities(pid: Pid, process: &Process) -> Result<()> {
         syscall::sched_setattr(pid, attr)
             .with_context(|| format!("set the scheduler to {name}"))?;
     }
+    set_io_priority(pid, process)
+}
+
+pub(super) fn set_io_priority(pid: Pid, process: &Process) -> Result<()> {
     if let Some(priority) = process.io_priority() {
         let class = match priority.class() {
             IOPriorityClass::IoprioClassRt => 1,
@@ -114,7 +124,7 @@ pub(crate) fn set_priorities(pid: Pid, process: &Process) -> Result<()> {
     Ok(())
 }
 
-fn scheduling(scheduler: &Scheduler) -> Result<SchedAttr> {
+pub(super) fn scheduling(scheduler: &Scheduler) -> Result<SchedAttr> {
     use LinuxSchedulerFlag as Flag;
     // Numbers from <linux/sched.h>.
     let policy = match scheduler.policy() {

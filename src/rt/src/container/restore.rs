@@ -15,7 +15,9 @@ use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
 
+use super::allowed_mounts::{self, Allowed};
 use super::cgroups::{self, Manager};
 use super::checkpoint::{self, DESCRIPTORS, NETWORK, PIDS};
 use super::confinement::Limits;
@@ -29,7 +31,10 @@ use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
 use super::sync::{Message, Socket};
-use super::{becoming, confinement, create, delete, process, restrictions, terminal};
+use super::{
+    becoming, confinement, create, delete, open_files, process, restored_limits, restrictions,
+    terminal,
+};
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
@@ -195,6 +200,8 @@ fn make(
     }
     let offers = Offers::new(bundle, &state.cgroup, &notify)?;
     let limits = Limits::new(bundle, state, options.lsm_profile)?;
+    // Where CRIU is. Where its images put the first process is not asked.
+    let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -214,6 +221,7 @@ fn make(
         request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
     }
     let hooks = bundle.spec.hooks().as_ref();
+    let mut has_covered = false;
     let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
@@ -232,14 +240,25 @@ fn make(
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             state.mount_namespace =
                 namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
-            restrictions::put_back(state, bundle, &offers, &recorded)?;
+            // A hook may have mounted something on the host.
+            let offers = Offers::new(bundle, &state.cgroup, &notify)?;
+            let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
+            has_covered = restrictions::put_back(state, bundle, &allowed, &recorded)?;
             state.cgroup.hand_down();
             directory.write(state)
         }
-        criu::BEFORE_IT_RUNS => limits.check(state.pid, Some(namespaces)).or_else(|error| {
-            confinement::end(state.pid)?;
-            Err(error)
-        }),
+        criu::BEFORE_IT_RUNS => limits
+            .check(state.pid, Some(namespaces))
+            .and_then(|()| {
+                // With this capability it can take covers away.
+                let is_covered = has_covered && !limits.gives(CapabilitySet::SYS_ADMIN);
+                if is_covered { open_files::refuse_covered(state.pid) } else { Ok(()) }
+            })
+            .and_then(|()| restored_limits::lower(state.pid, bundle.process(), &limits))
+            .or_else(|error| {
+                confinement::end(state.pid)?;
+                Err(error)
+            }),
         _ => Ok(()),
     });
     restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;

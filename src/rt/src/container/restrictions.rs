@@ -1,9 +1,11 @@
 //! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a restore.
 //!
 //! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first has, 3.17 forgets the root.
-//! So a checkpoint records what each mount had, and a restore puts it back, before a process of the container's runs. It goes by
-//! the kernel's table of the restored mounts, and by the ids in it. It does not look up where the configuration says that mounts
-//! are: the container may have moved directories, and put links in their places.
+//! So a checkpoint records what each mount had, and a restore puts it back, before a process of the container's runs. What the
+//! configuration says comes first ([`Allowed`]): the record is in the images, and can only add to it.
+//!
+//! `restore` goes by the kernel's table of the restored mounts, and by the ids in it. It does not look up where the configuration
+//! says that mounts are: the container may have moved directories, and put links in their places.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -14,9 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, OFlags, StatxAttributes, StatxFlags};
 use serde::{Deserialize, Serialize};
 
-use super::external_mounts::Offers;
+use super::allowed_mounts::Allowed;
+use super::confinement;
 use super::live_mounts::Entrance;
-use super::mount_table::Entry;
+use super::mount_table::{self, Entry};
 use super::mounts;
 use super::rootfs::{self, Covers, Rootfs};
 use crate::bundle::Bundle;
@@ -53,14 +56,18 @@ fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
     line.map(|at| at.point.as_path()).collect()
 }
 
-/// Gives each restored mount what it had at the checkpoint, and what the configuration says besides. Runs in the caller's process.
+/// Gives each restored mount what the configuration says, and what it had at the checkpoint besides. Fails for a mount that the
+/// container may not have. Returns whether something had to be masked or covered. Runs in the caller's process.
 pub(super) fn put_back(
     state: &State,
     bundle: &Bundle,
-    offers: &Offers<'_>,
+    allowed: &Allowed<'_>,
     recorded: &[Recorded],
-) -> Result<()> {
-    let mut wanted = Wanted { before: BTreeMap::new(), offers, bundle };
+) -> Result<bool> {
+    let restored = mount_table::of(state.pid)?.len();
+    let rootfs = rustix::fs::stat(&bundle.rootfs).context("find the rootfs")?;
+    let rootfs = (rootfs.st_dev, rootfs.st_ino);
+    let mut wanted = Wanted { before: BTreeMap::new(), allowed, bundle, rootfs };
     for mount in recorded {
         let points = mount.points.iter().map(PathBuf::as_path).collect();
         *wanted.before.entry(points).or_default() |= mount.restrictions;
@@ -71,21 +78,50 @@ pub(super) fn put_back(
     let masks = masks
         .map(|path| Ok((Path::new(path), Some(mounts::clone_device(Path::new("/dev/null"))?))));
     let mut masks = masks.collect::<Result<Vec<_>>>().context("open `/dev/null`")?;
-    entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1
+    entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
+    // Those that the container has made since.
+    for thread in confinement::other_mount_namespaces(state.pid)? {
+        let entrance = Entrance::open_other(state, &thread)?;
+        entrance.inside(&mut |root, _| wanted.set_other(root)).1.with_context(|| {
+            format!("the mount namespace of the process `{}`", thread.display())
+        })?;
+    }
+    Ok(mount_table::of(state.pid)?.len() != restored)
 }
 
 struct Wanted<'a> {
     /// By [`points`].
     before: BTreeMap<Vec<&'a Path>, u64>,
-    offers: &'a Offers<'a>,
+    allowed: &'a Allowed<'a>,
     bundle: &'a Bundle,
+    /// Its filesystem and its number there.
+    rootfs: (u64, u64),
 }
+
+/// The mounts that lack something, and what.
+type Lacking<'t> = Vec<(&'t Entry, u64)>;
 
 impl Wanted<'_> {
     /// Runs in a process in the container's mount namespace.
     fn set(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
+        let there = rustix::fs::fstat(root.open(Path::new("/"), OFlags::PATH)?)?;
+        ensure!((there.st_dev, there.st_ino) == self.rootfs, "its root is not the rootfs");
+        self.restrict(root, &|table| self.missing(table))?;
+        self.cover(root, masks)
+    }
+
+    /// Runs in a process in another mount namespace, which only a container has that could take masks away itself.
+    fn set_other(&self, root: &Rootfs) -> Result<()> {
+        self.restrict(root, &|table| Ok(lacking(table, self.allowed.judge(table, false)?)))
+    }
+
+    fn restrict(
+        &self,
+        root: &Rootfs,
+        missing: &dyn for<'t> Fn(&'t [Entry]) -> Result<Lacking<'t>>,
+    ) -> Result<()> {
         let table = root.proc()?.mounts()?;
-        for (entry, missing) in self.missing(&table)? {
+        for (entry, missing) in missing(&table)? {
             let show = || format!("restrict the mount `{}`", entry.point.display());
             let place = find(root, entry).with_context(show)?;
             let attr = MountAttr { set: missing, ..MountAttr::default() };
@@ -93,38 +129,27 @@ impl Wanted<'_> {
         }
         // It is in force, or the container does not run.
         let table = root.proc()?.mounts()?;
-        if let Some((entry, missing)) = self.missing(&table)?.first() {
+        if let Some((entry, missing)) = missing(&table)?.first() {
             bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
         }
-        self.cover(root, masks)
+        Ok(())
     }
 
-    /// The mounts that lack something, and what.
-    fn missing<'t>(&self, table: &'t [Entry]) -> Result<Vec<(&'t Entry, u64)>> {
+    fn missing<'t>(&self, table: &'t [Entry]) -> Result<Lacking<'t>> {
         let mut seen = Vec::new();
-        let mut lacking = Vec::new();
-        for entry in table {
+        let mut wanted = self.allowed.judge(table, true)?;
+        for (entry, wanted) in table.iter().zip(&mut wanted) {
             let key = points(entry, table);
-            let before = self.before.get(&key).with_context(|| {
+            *wanted |= self.before.get(&key).with_context(|| {
                 format!("the mount `{}` is none of the checkpoint's", entry.point.display())
             })?;
-            let is_root = key == [Path::new("/")];
             seen.push(key);
-            let mut wanted = before | self.offers.restrictions(entry);
-            let root = self.bundle.spec.root().as_ref();
-            if is_root && root.is_some_and(|it| it.readonly() == Some(true)) {
-                wanted |= libc::MOUNT_ATTR_RDONLY;
-            }
-            let missing = wanted & !entry.restrictions;
-            if missing != 0 {
-                lacking.push((entry, missing));
-            }
         }
         if let Some(key) = self.before.keys().find(|key| !seen.contains(key)) {
             let point = key.first().copied().unwrap_or(Path::new("/"));
             bail!("the mount `{}` of the checkpoint was not restored", point.display());
         }
-        Ok(lacking)
+        Ok(lacking(table, wanted))
     }
 
     /// Masks and protects what is neither masked nor read-only by now, as at a creation: the checkpoint may be of a configuration
@@ -140,7 +165,11 @@ impl Wanted<'_> {
         for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {
             let show = || format!("make `{}` read-only", path.display());
             for place in root.find(path).with_context(show)? {
-                if mount(&place).with_context(show)?.0.writable {
+                // With what is mounted below, as at a creation.
+                if mount_of(&place).with_context(show)?.1 {
+                    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+                    syscall::mount_setattr(place.as_fd(), attr, true).with_context(show)?;
+                } else {
                     root.make_read_only(path, &mut covers).with_context(show)?;
                 }
             }
@@ -150,8 +179,8 @@ impl Wanted<'_> {
             for place in root.find(path).with_context(show)? {
                 let (mount, is_root) = mount(&place).with_context(show)?;
                 let is_directory = rootfs::is_directory(place.as_fd())?;
-                let is_cover =
-                    (is_directory && mount.kind == "tmpfs") || self.offers.is_null(&mount);
+                let is_cover = (is_directory && mount.kind == "tmpfs")
+                    || self.allowed.offers().is_null(&mount);
                 if is_root && is_cover && !mount.writable {
                     continue;
                 }
@@ -164,6 +193,12 @@ impl Wanted<'_> {
         }
         Ok(())
     }
+}
+
+fn lacking(table: &[Entry], wanted: Vec<u64>) -> Lacking<'_> {
+    let missing =
+        table.iter().zip(wanted).map(|(entry, wanted)| (entry, wanted & !entry.restrictions));
+    missing.filter(|(_, missing)| *missing != 0).collect()
 }
 
 /// Opens a mount of the table's, and no other that is at its place.
@@ -195,6 +230,7 @@ mod tests {
             writable: true,
             restrictions: 0,
             kind: "tmpfs".to_owned(),
+            data: "rw".to_owned(),
         };
         let table = [entry("1", "0", "/"), entry("4", "3", "/a"), entry("3", "1", "/a")];
         let points: Vec<_> = record(&table).into_iter().map(|mount| mount.points).collect();

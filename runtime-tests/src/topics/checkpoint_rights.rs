@@ -1,0 +1,307 @@
+//! What a restore gives where the checkpoint is of a container with more than the configuration gives by now: the images are another's
+//! word, and the configuration is the caller's.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::checkpoint::{COUNT, images, move_on, needs_criu, restore, start, write};
+use super::checkpoint_attacks::{is_refused, options_at};
+use crate::harness::{Bundle, Container, Outcome, Test, ensure, ensure_eq, skip};
+
+super::tests! { "checkpoint_rights":
+    filesystems_of_the_kernel_are_as_read_only_as_the_configuration_says, a_mount_that_the_configuration_has_not_is_refused,
+    what_is_open_below_a_new_mask_is_refused, what_is_below_a_read_only_path_is_read_only, a_part_of_a_mount_has_no_more_rights_than_that, an_overlay_of_other_directories_is_refused,
+    a_process_in_another_mount_namespace_is_refused, a_mount_of_another_mount_namespace_is_refused,
+    limits_are_the_configurations, priorities_are_the_configurations, real_time_is_the_configurations, what_a_process_lowered_stays_low,
+    what_the_container_has_mounted_comes_back,
+}
+
+const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
+
+fn may_mount(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        for set in SETS {
+            config["process"]["capabilities"][set] = json!(["CAP_KILL", "CAP_SYS_ADMIN"]);
+        }
+    })
+}
+
+fn may_not_mount(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        for set in SETS {
+            config["process"]["capabilities"][set] = json!(["CAP_KILL"]);
+        }
+    })
+}
+
+fn with_options<'a>(bundle: Bundle<'a>, destination: &str, options: &[&str]) -> Bundle<'a> {
+    bundle.edit(|config| {
+        let mounts = config["mounts"].as_array_mut();
+        for mount in mounts.into_iter().flatten().filter(|it| it["destination"] == destination) {
+            mount["options"] = json!(options);
+        }
+    })
+}
+
+/// Starts it, and writes its checkpoint when it counts.
+fn checkpoint<'a>(bundle: &Bundle<'a>) -> Outcome<Container<'a>> {
+    let container = start(bundle)?;
+    container.wait_for_output("1\n")?;
+    write(bundle.test, &container, &[])?.success()?;
+    Ok(container)
+}
+
+fn filesystems_of_the_kernel_are_as_read_only_as_the_configuration_says(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test
+        .sh(COUNT)?
+        .namespace(json!({ "type": "cgroup" }))
+        .mount(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" }))
+        .mount(json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue" }))
+        .mount(json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs" }));
+    let places = ["/proc", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/scratch"];
+    let all = |options: &[&str]| {
+        places.into_iter().fold(bundle.clone(), |all, place| with_options(all, place, options))
+    };
+    checkpoint(&all(&[]))?;
+    let strict = all(&["ro", "nosuid", "nodev", "noexec"]);
+    strict.write()?;
+    let pid = restore(&strict, &[])?.pid()?;
+    for place in places {
+        let options = options_at(pid, place)?;
+        ensure(options.starts_with("ro,nosuid,nodev,noexec"), format!("{place} has {options}"))?;
+    }
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let mut hierarchies = table.lines().filter(|line| line.contains(" - cgroup"));
+    ensure(hierarchies.all(|line| line.contains(" ro,nosuid,nodev,noexec")), table.clone())
+}
+
+fn a_mount_that_the_configuration_has_not_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    for kind in ["proc", "sysfs", "mqueue"] {
+        let mount = json!({ "destination": "/more", "type": kind, "source": kind });
+        checkpoint(&bundle.clone().mount(mount))?;
+        let words = format!("the mount `/more` ({kind}) is none that the configuration gives");
+        is_refused(&bundle, &words)?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
+}
+
+/// CRIU opens files again by their names, before anything else is masked.
+fn what_is_open_below_a_new_mask_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    for (script, list) in [
+        ("exec 3<>/proc/sys/kernel/domainname", "readonlyPaths"),
+        ("exec 3</proc/sys/kernel", "readonlyPaths"),
+        ("cd /proc/sys/kernel", "readonlyPaths"),
+        ("exec 3</etc/inner/secret", "maskedPaths"),
+        ("cd /etc/inner", "maskedPaths"),
+    ] {
+        let bundle = test.sh(&format!("{script}; {COUNT}"))?.file("/etc/inner/secret", "secret")?;
+        checkpoint(&bundle)?;
+        let strict =
+            bundle.edit(|config| config["linux"][list] = json!(["/proc/sys", "/etc/inner"]));
+        is_refused(&strict, "the configuration masks more than the checkpoint did")?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
+}
+
+/// Also if the path is read-only already.
+fn what_is_below_a_read_only_path_is_read_only(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bind = "mount -o bind /proc/sys/kernel /proc/sys/kernel";
+    let script = format!("{bind}; mount -o remount,bind,rw /proc/sys/kernel; {COUNT}");
+    let bundle = may_mount(test.sh(&script)?);
+    let strict =
+        bundle.clone().edit(|config| config["linux"]["readonlyPaths"] = json!(["/proc/sys"]));
+    for before in [&bundle, &strict] {
+        checkpoint(before)?;
+        strict.write()?;
+        let look = "echo x >/proc/sys/kernel/domainname && echo writable; echo end";
+        let restored = restore(&strict, &[])?;
+        test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("end\n")?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
+}
+
+/// As a container binds it that may mount.
+fn a_part_of_a_mount_has_no_more_rights_than_that(test: &Test) -> Outcome {
+    needs_criu()?;
+    let folder = test.folder.join("shared");
+    fs::create_dir_all(folder.join("inner"))?;
+    let volume = json!({ "destination": "/data", "type": "bind", "source": folder, "options": ["bind", "ro"] });
+    let script = "mkdir /part; mount -o bind /data/inner /part; mount -o remount,bind,rw /part";
+    let bundle = may_mount(test.sh(&format!("{script}; {COUNT}"))?.mount(volume));
+    checkpoint(&bundle)?;
+    is_refused(&may_not_mount(bundle.clone()), "the mount `/part` (")?;
+    bundle.write()?;
+    let options = options_at(restore(&bundle, &[])?.pid()?, "/part")?;
+    ensure(options.starts_with("ro,"), options)
+}
+
+/// CRIU mounts the directories of the host's that the images name.
+fn an_overlay_of_other_directories_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    for name in ["one", "two", "three"] {
+        fs::create_dir(test.folder.join(name))?;
+        fs::write(test.folder.join(name).join(name), "")?;
+    }
+    let bundle = test.sh(COUNT)?;
+    let with = |one: &str, two: &str| {
+        let [one, two] = [one, two].map(|name| test.folder.join(name).display().to_string());
+        let options = [format!("lowerdir={one}:{two}")];
+        bundle.clone().mount(json!({ "destination": "/layers", "type": "overlay", "source": "overlay", "options": options }))
+    };
+    checkpoint(&with("one", "two"))?;
+    is_refused(&with("one", "three"), "the mount `/layers` (overlay) is none")?;
+    let same = with("one", "two");
+    same.write()?;
+    let restored = restore(&same, &[])?;
+    test.rt(["exec", &restored.id, "ls", "/layers"])?.success()?.stdout("one\ntwo\n").map(drop)
+}
+
+/// Does something in a process there, and counts when that is done.
+fn in_another_mount_namespace(script: &str) -> String {
+    let other = format!("{script}; : >/done; exec sleep 600");
+    format!(
+        "unshare -m sh -c '{other}' >/dev/null 2>&1 & until test -e /done; do sleep 0.1; done; {COUNT}"
+    )
+}
+
+/// Nothing is masked or read-only there.
+fn a_process_in_another_mount_namespace_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = may_mount(test.sh(&in_another_mount_namespace("true"))?);
+    checkpoint(&bundle)?;
+    let words = "(`sleep`): it is in another mount namespace than the first process";
+    is_refused(&may_not_mount(bundle.clone()), words)?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// The namespace is the container's to have, and this mount is not.
+fn a_mount_of_another_mount_namespace_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let mount = "mkdir /layers; mount -t overlay -o lowerdir=/bin:/etc overlay /layers";
+    let container = start(&may_mount(test.sh(&in_another_mount_namespace(mount))?))?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.fails_with("the mount `/layers` (overlay) is none")?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+fn score(pid: i32) -> Outcome<String> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().to_owned())
+}
+
+fn limits(pid: i32) -> Outcome<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let found = text.lines().filter(|line| {
+        ["Max open files", "Max core file size"].iter().any(|name| line.starts_with(name))
+    });
+    Ok(found
+        .flat_map(str::split_whitespace)
+        .filter(|it| it.parse::<u64>().is_ok())
+        .collect::<Vec<_>>()
+        .join(" "))
+}
+
+fn with_limits(bundle: Bundle<'_>, score: i32, files: u64, core: u64) -> Bundle<'_> {
+    bundle.edit(|config| {
+        config["process"]["oomScoreAdj"] = json!(score);
+        config["process"]["rlimits"] = json!([
+            { "type": "RLIMIT_NOFILE", "soft": files, "hard": files },
+            { "type": "RLIMIT_CORE", "soft": 0, "hard": core },
+        ]);
+    })
+}
+
+fn limits_are_the_configurations(test: &Test) -> Outcome {
+    needs_criu()?;
+    // Of the second process, too.
+    let bundle = test.sh(&format!("sh -c 'while :; do sleep 1; done' & {COUNT}"))?;
+    checkpoint(&with_limits(bundle.clone(), 0, 5000, 1000))?;
+    let strict = with_limits(bundle, 300, 100, 0);
+    strict.write()?;
+    for pid in tree(restore(&strict, &[])?.pid()?)? {
+        ensure_eq((score(pid)?.as_str(), limits(pid)?.as_str()), ("300", "0 0 100 100"))?;
+    }
+    Ok(())
+}
+
+/// A process and its children, but for `sleep`.
+fn tree(pid: i32) -> Outcome<Vec<i32>> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    let is_shell = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sh\n")
+    };
+    Ok([pid].into_iter().chain(children.filter(is_shell)).collect())
+}
+
+/// The policy, and the nice value, of a process.
+fn scheduling(pid: i32) -> Outcome<(String, String)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> =
+        text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    Ok((fields[38].to_owned(), fields[16].to_owned()))
+}
+
+fn with_scheduler<'a>(bundle: &Bundle<'a>, scheduler: &Value) -> Bundle<'a> {
+    bundle.clone().edit(|config| config["process"]["scheduler"] = scheduler.clone())
+}
+
+fn low() -> Value {
+    json!({ "policy": "SCHED_OTHER", "nice": 7 })
+}
+
+fn priorities_are_the_configurations(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let urgent = json!({ "policy": "SCHED_OTHER", "nice": -9 });
+    for (scheduler, nice) in [(json!(null), "0"), (low(), "7")] {
+        checkpoint(&with_scheduler(&bundle, &urgent))?;
+        let bundle = with_scheduler(&bundle, &scheduler);
+        bundle.write()?;
+        ensure_eq(scheduling(restore(&bundle, &[])?.pid()?)?, ("0".to_owned(), nice.to_owned()))?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
+}
+
+fn real_time_is_the_configurations(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let real_time = json!({ "policy": "SCHED_FIFO", "priority": 10 });
+    let Ok(container) = start(&with_scheduler(&bundle, &real_time)) else {
+        return skip("no process of a cgroup gets real time here");
+    };
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let bundle = with_scheduler(&bundle, &low());
+    bundle.write()?;
+    ensure_eq(scheduling(restore(&bundle, &[])?.pid()?)?, ("0".to_owned(), "7".to_owned()))
+}
+
+fn what_a_process_lowered_stays_low(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!(
+        "ulimit -n 50; echo 400 >/proc/self/oom_score_adj; renice -n 5 -p $$ >/dev/null; {COUNT}"
+    );
+    let bundle = with_limits(test.sh(&script)?, 0, 100, 0);
+    let pid = move_on(&bundle, "1\n")?.pid()?;
+    ensure_eq((score(pid)?.as_str(), limits(pid)?.as_str()), ("400", "0 0 50 50"))?;
+    ensure_eq(scheduling(pid)?, ("0".to_owned(), "5".to_owned()))
+}
+
+fn what_the_container_has_mounted_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = "mkdir /a /b /c; mount -t proc proc /a; mount -t tmpfs tmpfs /b; echo mine >/b/file; mount -t mqueue mqueue /c";
+    let restored = move_on(&may_mount(test.sh(&format!("{script}; {COUNT}"))?), "1\n")?;
+    let look = "cat /a/1/comm /b/file; grep -c ' /[abc] ' /proc/self/mountinfo";
+    test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("sh\nmine\n3\n").map(drop)
+}
