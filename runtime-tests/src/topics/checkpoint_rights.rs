@@ -14,7 +14,7 @@ super::tests! { "checkpoint_rights":
     what_is_open_below_a_new_mask_is_refused, what_is_below_a_read_only_path_is_read_only, a_part_of_a_mount_has_no_more_rights_than_that, an_overlay_of_other_directories_is_refused,
     a_process_in_another_mount_namespace_is_refused, a_mount_of_another_mount_namespace_is_refused,
     limits_are_the_configurations, priorities_are_the_configurations, real_time_is_the_configurations, what_a_process_lowered_stays_low,
-    what_the_container_has_mounted_comes_back,
+    what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -304,4 +304,20 @@ fn what_the_container_has_mounted_comes_back(test: &Test) -> Outcome {
     let restored = move_on(&may_mount(test.sh(&format!("{script}; {COUNT}"))?), "1\n")?;
     let look = "cat /a/1/comm /b/file; grep -c ' /[abc] ' /proc/self/mountinfo";
     test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("sh\nmine\n3\n").map(drop)
+}
+
+/// Later, those that they had made until then would stay.
+fn processes_are_limited_before_they_run(test: &Test) -> Outcome {
+    needs_criu()?;
+    super::needs(test, "pids")?;
+    let script = "$| = 1; print \"1\\n\"; while (1) { my $p = fork; if (defined $p && !$p) { sleep 1000; exit } }";
+    let bundle = test.perl(script)?.edit(|config| {
+        config["linux"]["resources"]["pids"] = json!({ "limit": 20 });
+    });
+    checkpoint(&bundle)?;
+    let container = restore(&bundle, &[])?;
+    let pid = container.pid()?;
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let count = children.split_whitespace().count();
+    ensure(count < 20, format!("{count} children"))
 }

@@ -222,6 +222,7 @@ fn make(
     }
     let hooks = bundle.spec.hooks().as_ref();
     let mut has_covered = false;
+    let limited = options.manager != Manager::Disabled;
     let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
             create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
@@ -255,6 +256,10 @@ fn make(
                 if is_covered { open_files::refuse_covered(state.pid) } else { Ok(()) }
             })
             .and_then(|()| restored_limits::lower(state.pid, bundle.process(), &limits))
+            .and_then(|()| match pids(linux.resources().as_ref()).filter(|_| limited) {
+                Some(pids) => state.cgroup.update(pids).context("limit its processes"),
+                None => Ok(()),
+            })
             .or_else(|error| {
                 confinement::end(state.pid)?;
                 Err(error)
@@ -262,7 +267,6 @@ fn make(
         _ => Ok(()),
     });
     restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
-    let limited = options.manager != Manager::Disabled;
     if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
         state.cgroup.update(resources.clone()).context("limit what was restored")?;
     }
@@ -278,6 +282,14 @@ fn make(
         create::write_pid_file(path, pid)?;
     }
     Ok((pid, pidfd))
+}
+
+/// The limit that CRIU can work under once all processes are there. Set when they run already, it would leave those that they have made
+/// meanwhile.
+fn pids(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
+    let mut pids = LinuxResources::default();
+    pids.set_pids(*resources?.pids());
+    pids.pids().is_some().then_some(pids)
 }
 
 /// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and processes of its own there: with
