@@ -48,6 +48,15 @@ impl Value {
         }
     }
 
+    pub(super) fn as_bytes(&self) -> Option<Vec<u8>> {
+        let byte = |value: &Value| if let Value::Byte(byte) = value { Some(*byte) } else { None };
+        match self {
+            Value::Array(_, values) => values.iter().map(byte).collect(),
+            Value::Variant(value) => value.as_bytes(),
+            _ => None,
+        }
+    }
+
     pub(super) fn signature(&self) -> String {
         match self {
             Value::Bool(_) => "b".into(),
