@@ -31,7 +31,7 @@ super::tests! { "cgroup_attacks":
     a_cgroup_of_another_user_is_refused,
     an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
     a_deletion_ends_nobody_who_has_the_same_cgroup, nor_does_one_without_a_state, nor_where_nobody_marks_it,
-    nor_one_who_takes_it_meanwhile, nor_does_one_of_an_ordinary_user, a_paused_one_in_the_same_cgroup_stays_paused,
+    nor_one_who_takes_it_meanwhile, nor_does_one_of_an_ordinary_user, nor_one_by_a_users_systemd, a_paused_one_in_the_same_cgroup_stays_paused,
     of_two_creations_one_has_the_cgroup,
     a_creation_that_was_cut_short_ends_nobody_else,
     nothing_is_made_in_a_frozen_cgroup,
@@ -448,6 +448,22 @@ fn is_stopped(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
+/// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the bundle.
+fn as_user_in(
+    cgroup: &Path,
+    bundle: &Bundle<'_>,
+    before: &[&str],
+    args: &[&str],
+) -> Outcome<Output> {
+    let folder = bundle.folder.display().to_string();
+    let args: Vec<&str> = args.iter().map(|arg| if *arg == "." { &folder } else { *arg }).collect();
+    let command = super::rootless::as_user(bundle.test, super::rootless::SUBIDS, before, &args)?;
+    let mut inside = Command::new("sh");
+    inside.arg("-c").arg("echo 0 > \"$0/cgroup.procs\" && exec \"$@\"").arg(cgroup);
+    inside.arg(command.get_program()).args(command.get_args()).current_dir(&bundle.test.folder);
+    Output::of(inside)
+}
+
 /// Who has cgroups of their own, and may not write the attributes of root.
 fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
     test.only_rt()?;
@@ -457,16 +473,8 @@ fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
     }
     let name = test.id();
     let own = directory(test, &name);
-    let run = |bundle: &Bundle<'_>, args: &[&str]| -> Outcome<Output> {
-        let bundle = bundle.folder.display().to_string();
-        let args: Vec<&str> =
-            args.iter().map(|arg| if *arg == "." { &bundle } else { *arg }).collect();
-        let command = super::rootless::as_user(test, super::rootless::SUBIDS, &[], &args)?;
-        let mut inside = Command::new("sh");
-        inside.arg("-c").arg("echo 0 > \"$0/outside/cgroup.procs\" && exec \"$@\"").arg(&own);
-        inside.arg(command.get_program()).args(command.get_args()).current_dir(&test.folder);
-        Output::of(inside)
-    };
+    let run =
+        |bundle: &Bundle<'_>, args: &[&str]| as_user_in(&own.join("outside"), bundle, &[], args);
     let bundle = |script: &str| {
         let bundle = super::rootless::owned(test, at(test.sh(script)?, &format!("{name}/inside")))?;
         bundle.write()?;
@@ -495,6 +503,63 @@ fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
     for below in ["inside", "outside", ""] {
         let _ = wait_until("a cgroup is empty", || fs::remove_dir(own.join(below)).is_ok());
     }
+    outcome
+}
+
+/// It writes no attribute of root's, and has not always written another.
+fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !test.host.by_systemd {
+        return skip("systemd is not process 1");
+    }
+    let (name, unit) = (test.id(), format!("{}.service", test.id()));
+    let service = Path::new("/sys/fs/cgroup/system.slice").join(&unit);
+    let runtime = test.folder.join("runtime");
+    fs::create_dir(&runtime)?;
+    chown(&runtime, Some(1000), Some(1000))?;
+    let variable = format!("XDG_RUNTIME_DIR={}", runtime.display());
+    let script = "mkdir $0/caller; chown -R 1000:1000 $0; exec setpriv --reuid=1000 --regid=1000 --clear-groups \
+                  env HOME=/ $1 /lib/systemd/systemd --user";
+    let mut manager = Command::new("systemd-run");
+    manager.args(["--property=Delegate=yes", &format!("--unit={unit}"), "sh", "-c", script]);
+    Output::of({
+        manager.arg(&service).arg(&variable);
+        manager
+    })?
+    .success()?;
+    let with = |script: &str| {
+        let bundle = test
+            .sh(script)?
+            .edit(|config| config["linux"]["cgroupsPath"] = json!(format!(":rt:{name}")));
+        super::rootless::owned(test, bundle)
+    };
+    let (ended, lasting) = (with("true")?, with("exec sleep 60")?);
+    let rt = |bundle: &Bundle<'_>, args: &[&str]| {
+        let args = [&["--systemd-cgroup"], args].concat();
+        as_user_in(&service.join("caller"), bundle, &[&variable], &args)
+    };
+    let (first, second) = (test.id(), test.id());
+    let try_it = || -> Outcome {
+        wait_until("the manager listens", || runtime.join("systemd/private").exists())?;
+        rt(&ended, &["run", "--keep", "--bundle", ".", &first])?.success()?;
+        wait_until("the name of the scope is free", || {
+            rt(&lasting, &["run", "--detach", "--bundle", ".", &second])
+                .is_ok_and(|output| output.code == Some(0))
+        })?;
+        rt(&ended, &["kill", "--all", &first, "KILL"])?.success()?;
+        rt(&ended, &["delete", &first])?.success()?;
+        let state = rt(&ended, &["state", &second])?.success()?;
+        ensure(state.stdout.contains("\"running\""), state.stdout)?;
+        rt(&ended, &["delete", "--force", &second])?.success()?;
+        // The name is free again.
+        (0..5).try_for_each(|_| {
+            rt(&ended, &["run", "--bundle", ".", &test.id()])?.success().map(drop)
+        })
+    };
+    let outcome = try_it();
+    let mut stop = Command::new("systemctl");
+    stop.args(["stop", &unit]);
+    Output::of(stop)?.success()?;
     outcome
 }
 
