@@ -31,6 +31,7 @@ super::tests! { "cgroup_attacks":
     a_cgroup_of_another_user_is_refused,
     an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
     a_deletion_ends_nobody_who_has_the_same_cgroup, nor_does_one_without_a_state, nor_where_nobody_marks_it,
+    nor_one_who_takes_it_meanwhile, nor_does_one_of_an_ordinary_user, nor_one_by_a_users_systemd, a_paused_one_in_the_same_cgroup_stays_paused,
     of_two_creations_one_has_the_cgroup,
     a_creation_that_was_cut_short_ends_nobody_else,
     nothing_is_made_in_a_frozen_cgroup,
@@ -349,13 +350,29 @@ fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
     output?.success()?.stdout("ran\n").map(drop)
 }
 
+/// A container that has stopped, and another one that has got its cgroup since: the same directory, or a scope of the same name.
+fn one_after_another(test: &Test) -> Outcome<(Container<'_>, Container<'_>)> {
+    let name = test.id();
+    let path = if test.host.by_systemd { format!(":rt:{name}") } else { format!("/{name}") };
+    let path = |config: &mut Value| config["linux"]["cgroupsPath"] = json!(path);
+    let first = test.sh("true")?.edit(path).start()?;
+    first.wait()?;
+    if test.host.by_systemd {
+        let scope = format!("rt-{name}.scope");
+        let mut show = Command::new("systemctl");
+        show.args(["show", "--value", "--property=LoadState", &scope]);
+        wait_until("systemd has let go of the scope", || {
+            show.output().is_ok_and(|output| output.stdout == b"not-found\n")
+        })?;
+    }
+    let second = test.sh("exec sleep 60")?.edit(path).start()?;
+    Ok((first, second))
+}
+
 /// It has stopped, and its empty cgroup was another one's since.
 fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
-    let name = test.id();
     for all in [false, true] {
-        let first = at(test.sh("true")?, &name).start()?;
-        first.wait()?;
-        let second = at(test.sh("exec sleep 60")?, &name).start()?;
+        let (first, second) = one_after_another(test)?;
         if all {
             // Whatever it says, it signals nobody else.
             first.rt(&["kill", "--all"])?;
@@ -372,14 +389,178 @@ fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
 /// Where the cgroup was is all that is known of the first.
 fn nor_does_one_without_a_state(test: &Test) -> Outcome {
     test.only_rt()?;
-    let name = test.id();
-    let first = at(test.sh("true")?, &name).start()?;
-    first.wait()?;
-    let second = at(test.sh("exec sleep 60")?, &name).start()?;
+    let (first, second) = one_after_another(test)?;
     fs::write(test.state_root().join(&first.id).join("state.json"), "{")?;
     first.rt(&["delete", "--force"])?.success()?;
     ensure_eq(second.status()?.as_str(), "running")?;
     second.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+fn a_paused_one_in_the_same_cgroup_stays_paused(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let (first, second) = one_after_another(test)?;
+    second.rt(&["pause"])?.success()?;
+    first.rt(&["resume"])?.fails_with("container not paused")?;
+    first.rt(&["ps", "--format=json"])?.success()?.stdout("[]\n")?;
+    first.rt(&["kill", "--all"])?.success()?;
+    ensure_eq(second.status()?.as_str(), "paused")?;
+    second.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// The deletion has asked whose the cgroup is, and is stopped before it removes it.
+fn nor_one_who_takes_it_meanwhile(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let name = test.id();
+    let first = at(test.sh("true")?, &name).start()?;
+    first.wait()?;
+    let second = at(test.sh("exec sleep 60")?, &name);
+    second.write()?;
+    let mut strace = Command::new("strace");
+    strace.args(["--inject=fgetxattr:signal=STOP:when=1", "--output", "/dev/null"]);
+    let delete = test.command(["delete", &first.id]);
+    let mut deletion = strace.arg(delete.get_program()).args(delete.get_args()).spawn()?;
+    let mut deleting = Vec::new();
+    wait_until("the deletion is stopped", || {
+        deleting = children(deletion.id(), &first.id);
+        deleting.first().is_some_and(|pid| is_stopped(*pid))
+    })?;
+    let id = test.id();
+    let mut creation = test.command(second.command_line("run", &id)).spawn()?;
+    // As long as the deletion holds the cgroup, the creation waits.
+    let lives = || test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("running"));
+    let is_held = wait_up_to(Duration::from_secs(1), "it lives", lives).is_err();
+    let pid = rustix::process::Pid::from_raw(deleting[0]).ok_or("no pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    let deleted = deletion.wait()?;
+    let lived = wait_until("it lives", lives);
+    test.rt(["delete", "--force", &id])?.success()?;
+    creation.wait()?;
+    ensure(deleted.success(), "the deletion failed")?;
+    ensure(is_held, "it did not wait")?;
+    lived
+}
+
+fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
+}
+
+/// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the bundle.
+fn as_user_in(
+    cgroup: &Path,
+    bundle: &Bundle<'_>,
+    before: &[&str],
+    args: &[&str],
+) -> Outcome<Output> {
+    let folder = bundle.folder.display().to_string();
+    let args: Vec<&str> = args.iter().map(|arg| if *arg == "." { &folder } else { *arg }).collect();
+    let command = super::rootless::as_user(bundle.test, super::rootless::SUBIDS, before, &args)?;
+    let mut inside = Command::new("sh");
+    inside.arg("-c").arg("echo 0 > \"$0/cgroup.procs\" && exec \"$@\"").arg(cgroup);
+    inside.arg(command.get_program()).args(command.get_args()).current_dir(&bundle.test.folder);
+    Output::of(inside)
+}
+
+/// Who has cgroups of their own, and may not write the attributes of root.
+fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
+    test.only_rt()?;
+    only_v2(test)?;
+    if crate::harness::kernel()? < (5, 7) {
+        return skip("the kernel lets an ordinary user mark no cgroup");
+    }
+    let name = test.id();
+    let own = directory(test, &name);
+    let run =
+        |bundle: &Bundle<'_>, args: &[&str]| as_user_in(&own.join("outside"), bundle, &[], args);
+    let bundle = |script: &str| {
+        let bundle = super::rootless::owned(test, at(test.sh(script)?, &format!("{name}/inside")))?;
+        bundle.write()?;
+        Outcome::Ok(bundle)
+    };
+    let (first, second) = (test.id(), test.id());
+    let try_it = || -> Outcome {
+        let bundle_of = bundle("true")?;
+        run(&bundle_of, &["run", "--keep", "--bundle", ".", &first])?.success()?;
+        let bundle_of = bundle("exec sleep 60")?;
+        run(&bundle_of, &["run", "--detach", "--bundle", ".", &second])?.success()?;
+        run(&bundle_of, &["kill", "--all", &first, "KILL"])?.success()?;
+        run(&bundle_of, &["delete", &first])?.success()?;
+        let state = run(&bundle_of, &["state", &second])?.success()?;
+        ensure(state.stdout.contains("\"running\""), state.stdout)?;
+        run(&bundle_of, &["delete", "--force", &second])?.success().map(drop)
+    };
+    fs::create_dir(&own)?;
+    fs::create_dir(own.join("outside"))?;
+    for path in [&own, &own.join("outside")] {
+        for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            chown(path.join(file), Some(1000), Some(1000))?;
+        }
+    }
+    let outcome = try_it();
+    for below in ["inside", "outside", ""] {
+        let _ = wait_until("a cgroup is empty", || fs::remove_dir(own.join(below)).is_ok());
+    }
+    outcome
+}
+
+/// It writes no attribute of root's, and has not always written another.
+fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !test.host.by_systemd {
+        return skip("systemd is not process 1");
+    }
+    let (name, unit) = (test.id(), format!("{}.service", test.id()));
+    let service = Path::new("/sys/fs/cgroup/system.slice").join(&unit);
+    let runtime = test.folder.join("runtime");
+    fs::create_dir(&runtime)?;
+    chown(&runtime, Some(1000), Some(1000))?;
+    let variable = format!("XDG_RUNTIME_DIR={}", runtime.display());
+    let script = "mkdir $0/caller; chown -R 1000:1000 $0; exec setpriv --reuid=1000 --regid=1000 --clear-groups \
+                  env HOME=/ $1 /lib/systemd/systemd --user";
+    let mut manager = Command::new("systemd-run");
+    manager.args(["--property=Delegate=yes", &format!("--unit={unit}"), "sh", "-c", script]);
+    Output::of({
+        manager.arg(&service).arg(&variable);
+        manager
+    })?
+    .success()?;
+    let with = |script: &str| {
+        let bundle = test
+            .sh(script)?
+            .edit(|config| config["linux"]["cgroupsPath"] = json!(format!(":rt:{name}")));
+        super::rootless::owned(test, bundle)
+    };
+    let (ended, lasting) = (with("true")?, with("exec sleep 60")?);
+    let rt = |bundle: &Bundle<'_>, args: &[&str]| {
+        let args = [&["--systemd-cgroup"], args].concat();
+        as_user_in(&service.join("caller"), bundle, &[&variable], &args)
+    };
+    let (first, second) = (test.id(), test.id());
+    let try_it = || -> Outcome {
+        wait_until("the manager listens", || runtime.join("systemd/private").exists())?;
+        rt(&ended, &["run", "--keep", "--bundle", ".", &first])?.success()?;
+        wait_until("the name of the scope is free", || {
+            rt(&lasting, &["run", "--detach", "--bundle", ".", &second])
+                .is_ok_and(|output| output.code == Some(0))
+        })?;
+        rt(&ended, &["kill", "--all", &first, "KILL"])?.success()?;
+        rt(&ended, &["delete", &first])?.success()?;
+        let state = rt(&ended, &["state", &second])?.success()?;
+        ensure(state.stdout.contains("\"running\""), state.stdout)?;
+        rt(&ended, &["delete", "--force", &second])?.success()?;
+        // The name is free again.
+        (0..5).try_for_each(|_| {
+            rt(&ended, &["run", "--bundle", ".", &test.id()])?.success().map(drop)
+        })
+    };
+    let outcome = try_it();
+    let mut stop = Command::new("systemctl");
+    stop.args(["stop", &unit]);
+    Output::of(stop)?.success()?;
+    outcome
 }
 
 /// Another runtime, or a person, has removed the empty cgroup of the first and made one of that name.
@@ -754,12 +935,6 @@ fn no_release_agent_is_seen(test: &Test) -> Outcome {
 /// What a systemd that runs leaves on the host, for a runtime that looks for it.
 const SYSTEMD: &str = "mount -t tmpfs none /run; mkdir -p /run/systemd/system";
 
-fn by_systemd(bundle: &Bundle<'_>, id: &str) -> Outcome {
-    // `write` would skip a test that has a path.
-    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
-    ensure(!id.is_empty(), "a name")
-}
-
 fn an_annotation_replaces_nothing_of_rts(test: &Test) -> Outcome {
     only_v2(test)?;
     test.only_rt()?;
@@ -779,7 +954,7 @@ fn an_annotation_replaces_nothing_of_rts(test: &Test) -> Outcome {
             config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{id}"));
             config["linux"]["resources"]["pids"] = json!({ "limit": 7 });
         });
-        by_systemd(&bundle, &id)?;
+        bundle.write()?;
         let args = [vec!["--systemd-cgroup".to_owned()], bundle.command_line("run", &id)].concat();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let script = if test.host.by_systemd { "" } else { SYSTEMD };
@@ -799,7 +974,7 @@ fn only_systemd_ends_its_jobs(test: &Test) -> Outcome {
     let bundle = test.sh("echo ran")?.edit(|config| {
         config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{id}"));
     });
-    by_systemd(&bundle, &id)?;
+    bundle.write()?;
     let socket = test.folder.join("bus");
     bus::start(&socket, Path::new("/sys/fs/cgroup").join(format!("rt-{id}.scope")))?;
     let args = [vec!["--systemd-cgroup".to_owned()], bundle.command_line("run", &id)].concat();

@@ -648,11 +648,8 @@ fn the_name_of_a_scope_is_free_after_a_deletion(test: &Test) -> Outcome {
     let bundle = test.sh("exit 3")?.edit(|config| {
         config["linux"]["cgroupsPath"] = json!(format!("system.slice:rt:{}", test.id()));
     });
-    // `write` would skip a test that has a path.
-    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
     for _ in 0..5 {
-        let folder = bundle.folder.display().to_string();
-        test.rt(["run", "--bundle", &folder, &test.id()])?.code(3)?;
+        bundle.run()?.code(3)?;
     }
     Ok(())
 }
@@ -663,11 +660,9 @@ fn a_scope_that_is_anothers_is_left_alone(test: &Test) -> Outcome {
     let bundle = test.sh("true")?.edit(|config| {
         config["linux"]["cgroupsPath"] = json!(format!(":rt:{}", container.id));
     });
-    // `write` would skip a test that has a path.
-    fs::write(bundle.folder.join("config.json"), serde_json::to_string(&bundle.config)?)?;
-    let folder = bundle.folder.display().to_string();
     let id = test.id();
-    test.rt(["create", "--bundle", &folder, &id])?
+    bundle
+        .try_create(&id)?
         .fails_with(&format!("make the systemd scope `rt-{}.scope`", container.id))?;
     test.rt(["state", &id])?.fails_with("does not exist")?;
     ensure_eq(container.status()?.as_str(), "running")

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::container::cgroups::Cgroup;
+use crate::container::cgroups::{Cgroup, Held};
 use crate::container::intel_rdt::Groups;
 pub(crate) use crate::draft::Draft;
 use crate::{syscall, trust, workload};
@@ -196,6 +196,21 @@ impl State {
             }
             None => Ok(None),
         }
+    }
+
+    /// Holds its cgroup, so that no other container gets it meanwhile. None if another one has it, which can be since this one has
+    /// stopped.
+    pub(crate) fn hold_cgroup(&self) -> Result<Option<Held<'_>>> {
+        self.cgroup.hold(&|| Ok(self.process()?.is_some()))
+    }
+
+    /// Those in its cgroup and below it; none if another container has that.
+    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
+        let processes = self.cgroup.processes()?;
+        // Asked afterwards: a cgroup is marked before a process of its next container is in it.
+        let is_own =
+            processes.is_empty() || self.process()?.is_some() || !self.cgroup.is_anothers();
+        Ok(if is_own { processes } else { Vec::new() })
     }
 
     /// The configuration's annotations, and what there is to say of a module.

@@ -9,7 +9,7 @@ use libcontainer::oci_spec::runtime::LinuxNamespaceType;
 use rustix::io::Errno;
 
 use crate::cli;
-use crate::container::cgroups::Manager;
+use crate::container::cgroups::{Cgroup, Manager};
 use crate::signals;
 use crate::state::{Directory, Root, State};
 use crate::syscall;
@@ -33,7 +33,7 @@ fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     if signal == libc::SIGKILL && !has_own_pids(&directory) {
         // The others would outlive the first process.
         ensure!(
-            state.process()?.is_some() || !state.cgroup.processes()?.is_empty(),
+            state.process()?.is_some() || !state.processes()?.is_empty(),
             "container not running"
         );
         return all(&state, signal);
@@ -66,23 +66,31 @@ fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {
         Err(Errno::SRCH) => bail!("container not running"),
         Err(error) => return Err(error).with_context(|| format!("send signal {signal}")),
     }
-    wake(state, signal);
+    wake(&state.cgroup, signal);
     Ok(())
 }
 
 fn all(state: &State, signal: i32) -> Result<()> {
-    if state.process()?.is_none() && state.cgroup.is_anothers() {
-        return Ok(());
+    // As long as the first process lives, nobody else can have the cgroup.
+    if state.process()?.is_some() {
+        return signal_all(&state.cgroup, signal);
     }
-    state.cgroup.signal(signal)?;
-    wake(state, signal);
+    match state.hold_cgroup()? {
+        Some(held) => held.cgroup().map_or(Ok(()), |cgroup| signal_all(cgroup, signal)),
+        None => Ok(()),
+    }
+}
+
+fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
+    cgroup.signal(signal)?;
+    wake(cgroup, signal);
     Ok(())
 }
 
 /// A frozen process dies of SIGKILL only when it runs again (v1), and the first process of a pid
 /// namespace waits for all others to die.
-fn wake(state: &State, signal: i32) {
+fn wake(cgroup: &Cgroup, signal: i32) {
     if signal == libc::SIGKILL {
-        state.cgroup.thaw();
+        cgroup.thaw();
     }
 }

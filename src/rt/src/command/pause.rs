@@ -3,9 +3,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli;
+use crate::container::cgroups::Cgroup;
 use crate::state::{Root, Status};
 
 pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {
@@ -24,12 +25,23 @@ pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {
 pub(super) fn resume(root: &Root, args: &cli::Id) -> Result<ExitCode> {
     let resume = || {
         let (_, state) = root.load(&args.id)?;
-        // A container that is created can be frozen too, which its status does not show.
-        if !state.cgroup.is_frozen() {
-            bail!("container not paused");
+        // As long as the first process lives, nobody else can have the cgroup.
+        if state.process()?.is_some() {
+            return unfreeze(&state.cgroup);
         }
-        state.cgroup.unfreeze()
+        match state.hold_cgroup()? {
+            Some(held) => held.cgroup().map_or_else(|| bail!(NOT_PAUSED), unfreeze),
+            None => bail!(NOT_PAUSED),
+        }
     };
     resume().with_context(|| format!("resume `{}`", args.id))?;
     Ok(ExitCode::SUCCESS)
+}
+
+const NOT_PAUSED: &str = "container not paused";
+
+/// A container that is created can be frozen too, which its status does not show.
+fn unfreeze(cgroup: &Cgroup) -> Result<()> {
+    ensure!(cgroup.is_frozen(), NOT_PAUSED);
+    cgroup.unfreeze()
 }

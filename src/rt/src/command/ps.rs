@@ -37,7 +37,7 @@ fn processes(state: &State) -> Result<Vec<i32>> {
         // Nobody but its first process is known.
         return Ok(state.process()?.map(|_| state.pid).into_iter().collect());
     }
-    Ok(state.cgroup.processes()?.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect())
+    Ok(state.processes()?.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect())
 }
 
 /// The head and the lines of these processes.

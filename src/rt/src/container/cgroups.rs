@@ -9,6 +9,7 @@ mod delegation;
 mod devices;
 mod modules;
 mod oom;
+mod ownership;
 mod resources;
 mod stats;
 mod systemd;
@@ -26,14 +27,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
-use rustix::fs::{FlockOperation, FsWord, Mode, OFlags};
+use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::state::is_host_root;
-use crate::syscall::{self, Lock};
-use crate::trust;
+use crate::syscall;
+pub(crate) use ownership::Held;
 
 /// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`, `update`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -86,6 +87,12 @@ pub(crate) struct Cgroup {
     /// it for one whose state is damaged. None where it could not be marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<String>,
+    /// What systemd calls this scope, and no other one of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    invocation: Option<String>,
+    /// What no other container has: a part of the mark.
+    #[serde(skip)]
+    name: String,
     /// What the annotations ask for.
     #[serde(skip)]
     wishes: Wishes,
@@ -144,6 +151,8 @@ impl Cgroup {
             paths: Vec::new(),
             inner: None,
             mark: None,
+            invocation: None,
+            name: String::new(),
             wishes: Wishes::default(),
             made: Vec::new(),
             is_claimed: false,
@@ -220,7 +229,8 @@ impl Cgroup {
         if let Some(path) = systemd::path(&unit).filter(|path| path.is_dir()) {
             let mut cgroup = Cgroup::plan(Manager::Disabled, None, id)?;
             cgroup.manager = Manager::Systemd;
-            cgroup.paths = vec![path];
+            (cgroup.unit, cgroup.paths, cgroup.mark) =
+                (Some(unit), vec![path], Some(name.to_owned()));
             return Ok(cgroup);
         }
         let path = path.filter(|_| !unit.contains(':'));
@@ -270,26 +280,22 @@ impl Cgroup {
     /// several, a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`): its
     /// directory is returned, and the claim lasts until it is closed.
     ///
-    /// `name` is what no other container has: see [`mark`].
+    /// `name` is what no other container has: see [`ownership::mark`].
     pub(crate) fn make_for_birth(&mut self, name: &str) -> Result<Option<OwnedFd>> {
+        name.clone_into(&mut self.name);
         if self.manager != Manager::Cgroupfs {
             return Ok(None);
         }
         let (path, is_birthplace) = self.claimed_path();
         let Some(path) = path.cloned() else { return Ok(None) };
-        match self.version {
-            Version::V2 => v2::make(&path, &mut self.made)?,
-            Version::V1 => v1::make(&path, &mut self.made)
-                .with_context(|| format!("make cgroup `{}`", path.display()))?,
-        }
-        let (directory, lock) = claim(&path).inspect_err(|error| {
+        let (directory, lock) = self.make_and_claim(&path).inspect_err(|error| {
             // It is not this container's, whose deletion would remove it.
             if error.is::<Taken>() {
                 self.made.retain(|made| *made != path);
             }
         })?;
         self.is_claimed = true;
-        self.mark = mark(directory.as_fd(), name).context("mark the cgroup")?;
+        self.mark = ownership::mark(directory.as_fd(), name)?;
         if is_birthplace {
             ensure!(!v2::is_frozen(directory.as_fd())?, FROZEN);
             self.claim = lock.map(Rc::new);
@@ -310,23 +316,7 @@ impl Cgroup {
         }
     }
 
-    /// Whether another container has got the path since its first process ended. As long as that lives, nobody can; and a mark a
-    /// container with `CAP_SYS_ADMIN` of the host can change.
-    pub(crate) fn is_anothers(&self) -> bool {
-        let Some(path) = self.claimed_path().0.filter(|_| self.manager == Manager::Cgroupfs) else {
-            return false;
-        };
-        // If it cannot be opened, nothing in it is ended or removed either.
-        let Ok(directory) = open_directory(path) else { return false };
-        match (marked(directory.as_fd()), self.mark.as_deref()) {
-            (Some(mark), own) => !own.is_some_and(|own| mark.ends_with(own)),
-            // Made again by somebody who marks nothing, unless it is only guessed that there was a mark.
-            (None, Some(own)) => !own.starts_with(' ') && may_read_marks(),
-            (None, None) => false,
-        }
-    }
-
-    /// For init, which holds what its parent has open.
+    /// Once init is in it. In init, which holds what its parent has open, before that.
     pub(crate) fn leave_claim(&mut self) {
         self.claim = None;
     }
@@ -363,6 +353,10 @@ impl Cgroup {
         // Init may have ended meanwhile: the scope is there then, or comes to be, and has no process by which to find it.
         self.is_claimed = !scope.as_ref().is_err_and(systemd::is_taken);
         self.paths = vec![scope?];
+        let directory = open_directory(&self.paths[0])
+            .with_context(|| format!("open cgroup `{}`", self.paths[0].display()))?;
+        self.mark = ownership::mark(directory.as_fd(), &self.name)?;
+        self.invocation = systemd::invocation(directory.as_fd());
         // What systemd has no words for; and it rounds a quota.
         self.limit(resources)?;
         if let Some(name) = &self.wishes.subgroup {
@@ -670,14 +664,12 @@ impl Cgroup {
 
     /// Removes what this process has made for a container that did not come to be. What was there before stays.
     pub(crate) fn undo(&self) -> Result<()> {
-        if self.manager == Manager::Systemd {
-            // If it was not made, a scope of that name is another container's.
-            return if self.is_claimed { self.remove() } else { Ok(()) };
-        }
-        if self.is_claimed {
-            let own = |path: &&PathBuf| self.made.contains(path);
-            let paths: Vec<PathBuf> = self.paths.iter().filter(own).cloned().collect();
-            Cgroup { paths, ..self.clone() }.remove()?;
+        let by_systemd = self.manager == Manager::Systemd;
+        // A scope of that name that was not made for it is another container's.
+        if self.is_claimed
+            && let Some(held) = self.hold(&|| Ok(false))?
+        {
+            held.remove_those(|path| by_systemd || self.made.contains(path))?;
         }
         for above in self.made.iter().rev() {
             // Another container may have come to use it.
@@ -686,46 +678,22 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Ends what is left in it and removes it, and all cgroups below it.
-    pub(crate) fn remove(&self) -> Result<()> {
-        self.refuse_roots()?;
-        if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
-            if self.paths.is_empty() {
-                systemd::stop_when_empty(unit);
-            } else {
-                self.end_processes()?;
-                systemd::stop(unit);
-            }
-        }
-        for path in &self.paths {
-            tree::remove(path, &mut || {
-                self.end_processes()?;
-                // With v1, a process may have left the hierarchy that lists them, and that one
-                // alone.
-                match self.version {
-                    Version::V1 => {
-                        Cgroup { paths: vec![path.clone()], ..self.clone() }.end_processes()
-                    }
-                    Version::V2 => Ok(()),
-                }
-            })?;
-        }
-        Ok(())
-    }
-
     /// Removes it when nobody is in it. For a creation that was cut short: a process of its own
     /// ends with its maker, and one that stays is another container's, which has the same path.
     pub(crate) fn remove_unused(&self) -> Result<()> {
-        if self.manager == Manager::Systemd {
-            return self.remove();
+        if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
+            systemd::stop_when_empty(unit, true);
+            return Ok(());
         }
         self.refuse_roots()?;
+        // Whoever makes a container in it has nobody in it yet.
+        let Some(_kept) = self.keep_out()? else { return Ok(()) };
         for path in &self.paths {
             if !tree::becomes_empty(path)? {
                 return Ok(());
             }
         }
-        self.paths.iter().try_for_each(|path| tree::remove(path, &mut || Ok(())))
+        self.claimed_last().try_for_each(|path| tree::remove(path, &mut || Ok(true)))
     }
 
     /// A state file is only a file: whatever it says, a hierarchy's root is never a container's.
@@ -933,87 +901,6 @@ const FREEZING: Duration = Duration::from_secs(2);
 
 /// The words are runc's: a process would stop in it, and nobody would let it go on.
 const FROZEN: &str = "container's cgroup unexpectedly frozen";
-
-/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it.
-/// The lock goes with the descriptor; when it is closed, a process has to be in the cgroup, which
-/// keeps others out from then on.
-///
-/// It may have been there, empty: callers make one beforehand, and a creation that was killed
-/// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
-/// as. Returns its directory, and the lock; without one, the directory is locked.
-fn claim(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let show = || format!("claim the cgroup `{}`", path.display());
-    let directory = open_directory(path).with_context(show)?;
-    let there = rustix::fs::fstat(&directory).with_context(show)?;
-    let lock = open_claims().with_context(show)?;
-    let locked = match &lock {
-        Some(file) => syscall::lock(file.as_fd(), Lock::Write, place_of(&there), 1),
-        None => rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive),
-    };
-    match locked {
-        Err(Errno::AGAIN | Errno::ACCESS) => {
-            bail!(Taken(format!("{}: another container is being made in it", show())))
-        }
-        locked => locked.with_context(show)?,
-    }
-    refuse_others(directory.as_fd(), path)?;
-    refuse_processes(path)?;
-    Ok((directory, lock))
-}
-
-/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or read it.
-const MARK: &str = "trusted.rt.container";
-
-/// Marks a cgroup by a number that no container has ever had, and by the name of the only container that has it as long as it is
-/// there. None where the kernel or the user's rights do not allow it.
-fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let text = format!("{:016x}{name}", u64::from_ne_bytes(random));
-    match rustix::fs::fsetxattr(directory, MARK, text.as_bytes(), rustix::fs::XattrFlags::empty()) {
-        Ok(()) => Ok(Some(text)),
-        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn may_read_marks() -> bool {
-    let sets = rustix::thread::capabilities(None);
-    sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
-}
-
-fn marked(directory: BorrowedFd<'_>) -> Option<String> {
-    let mut text = [0; 64];
-    let length = rustix::fs::fgetxattr(directory, MARK, &mut text[..]).ok()?;
-    Some(String::from_utf8_lossy(&text[..length]).into_owned())
-}
-
-/// The file of which each byte stands for a cgroup: who has locked it makes a container there. Not the cgroup's directory, which
-/// every user of the host may open, and so lock. None where it cannot be made, as for an ordinary user without a folder in `/run`.
-fn open_claims() -> Result<Option<OwnedFd>> {
-    let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
-        Some(own) if !is_host_root() => PathBuf::from(own),
-        _ => PathBuf::from("/run"),
-    };
-    let path = folder.join("rt-claims");
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
-        Err(Errno::ACCESS | Errno::ROFS | Errno::NOENT | Errno::PERM) => return Ok(None),
-        file => file.with_context(|| format!("open `{}`", path.display()))?,
-    };
-    let there = rustix::fs::fstat(&file)?;
-    ensure!(trust::is_ours(&there), "others can change `{}`", path.display());
-    Ok(Some(file))
-}
-
-/// Of 62 bits: an offset is no larger, and the cgroup's number has 64.
-fn place_of(there: &rustix::fs::Stat) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&there.st_dev.to_ne_bytes()).update(&there.st_ino.to_ne_bytes());
-    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h]) >> 2
-}
 
 /// A cgroup is somebody else's.
 #[derive(Debug)]

@@ -309,7 +309,10 @@ fn make(
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
     match serve(options, prepared, directory, state, &caller, pid, &pidfd) {
-        Ok(()) => Ok((pid, pidfd, caller)),
+        Ok(()) => {
+            state.cgroup.leave_claim();
+            Ok((pid, pidfd, caller))
+        }
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
             patience::end(pid, pidfd.as_fd());

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::cgroups::Cgroup;
+use super::cgroups::{Cgroup, Held};
 use super::hooks;
 use crate::state::{Directory, State, Status};
 use crate::syscall;
@@ -22,9 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or a created container; with `force`, also a running one.
 pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Result<()> {
-    let mut is_own = true;
+    // Before its first process is killed: until then nobody else can have the cgroup.
+    let held = if state.pid == 0 { None } else { state.hold_cgroup()? };
     match state.status(directory)? {
-        Status::Stopped => is_own = !state.cgroup.is_anothers(),
+        Status::Stopped => {}
         // A container that was never started has nothing to lose; runc and crun kill it too.
         Status::Created | Status::Creating => end(state)?,
         Status::Running | Status::Paused if force => end(state)?,
@@ -41,8 +42,7 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     // container's, or is another's.
     let removed = match state.pid {
         0 => state.cgroup.remove_unused(),
-        _ if is_own => state.cgroup.remove(),
-        _ => Ok(()),
+        _ => held.map_or(Ok(()), Held::remove),
     };
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;
@@ -59,8 +59,8 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = Cgroup::guess(path, id, &directory.mark()?)?;
-    if !cgroup.is_anothers() {
-        cgroup.remove()?;
+    if let Some(held) = cgroup.hold(&|| Ok(false))? {
+        held.remove()?;
     }
     directory.remove()
 }

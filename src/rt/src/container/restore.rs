@@ -281,6 +281,7 @@ fn make(
     if let Some(path) = options.pid_file {
         create::write_pid_file(path, pid)?;
     }
+    state.cgroup.leave_claim();
     Ok((pid, pidfd))
 }
 

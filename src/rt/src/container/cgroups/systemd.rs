@@ -8,6 +8,7 @@ mod dbus;
 mod properties;
 
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SCOPE: &str = "org.freedesktop.systemd1.Scope";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const DAEMON: &str = "org.freedesktop.DBus";
 
 /// `SLICE:PREFIX:NAME`, taken apart.
@@ -146,22 +150,40 @@ pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     }
 }
 
+/// What systemd has written to the directory of a scope: a number that each start of a unit has for itself (`InvocationID`,
+/// org.freedesktop.systemd1(5)). None in a user's, whose attributes the user's containers could change.
+pub(super) fn invocation(directory: BorrowedFd<'_>) -> Option<String> {
+    let number = super::ownership::attribute(directory, "trusted.invocation_id")?;
+    (number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(number)
+}
+
 /// Has systemd let go of a scope whose processes have ended, and waits until it has: the name may be wanted again at once. One
-/// that it does not know any more is gone already.
-pub(super) fn stop(unit: &str) {
+/// that it does not know any more is gone already; a new one of that name is another container's, and goes on.
+pub(super) fn stop(unit: &str, invocation: &str) {
     let Some(unit) = Unit::parse(unit) else { return };
-    if let Err(error) = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope)) {
+    let stopped = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope, invocation));
+    if let Err(error) = stopped {
         tracing::debug!("stop the systemd scope `{}`: {error:#}", unit.scope);
     }
 }
 
-/// For a container whose creation was cut short, which may have had a scope, or found one of that name that is another's. Its own
-/// has no process soon, since init ends with its maker; another's has, and is left alone.
-pub(super) fn stop_when_empty(unit: &str) {
-    let Some(path) = path(unit) else { return };
+/// The same where nobody knows which scope of that name is the container's. Its own has no process, or none soon if it `is_ending`;
+/// another's has, and is left alone.
+pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
+    let Some(unit) = Unit::parse(unit) else { return };
+    let stop = || -> Result<()> {
+        let mut manager = Manager::connect()?;
+        // First which it is, then whether anybody is in it: a scope that systemd answers for has got its process.
+        let Some((invocation, cgroup)) = manager.find(&unit.scope)? else { return Ok(()) };
+        let path = Path::new(ROOT).join(cgroup.trim_start_matches('/'));
+        let is_empty = cgroup.is_empty()
+            || super::tree::processes(&path)?.is_empty()
+            || is_ending && super::tree::becomes_empty(&path)?;
+        if is_empty { manager.stop(&unit.scope, &invocation) } else { Ok(()) }
+    };
     // One that cannot be looked into is left alone too.
-    if path.exists() && super::tree::becomes_empty(&path).unwrap_or(false) {
-        stop(unit);
+    if let Err(error) = stop() {
+        tracing::debug!("stop the systemd scope `{}`: {error:#}", unit.scope);
     }
 }
 
@@ -220,26 +242,54 @@ impl Manager {
     }
 
     fn start(&mut self, scope: &str, properties: &[Property]) -> Result<()> {
-        let start = vec![
+        let body = vec![
             Value::text(scope),
             Value::text("replace"),
             list(properties),
             Value::Array("(sa(sv))".to_owned(), Vec::new()),
         ];
-        self.run_job(scope, "StartTransientUnit", start)
+        self.run_job(scope, call_manager("StartTransientUnit", body))
     }
 
-    fn stop(&mut self, scope: &str) -> Result<()> {
-        let stop = vec![Value::text(scope), Value::text("replace")];
-        self.run_job(scope, "StopUnit", stop)
+    /// By the number of that one start, which systemd takes for the name of a unit's object.
+    fn stop(&mut self, scope: &str, invocation: &str) -> Result<()> {
+        let path = object_of(invocation);
+        let body = vec![Value::text("replace")];
+        let call =
+            Call { destination: SYSTEMD, path: &path, interface: UNIT, member: "Stop", body };
+        self.run_job(scope, call)
+    }
+
+    /// Which scope of that name there is, and its cgroup; nothing for the latter when it has none any more.
+    fn find(&mut self, scope: &str) -> Result<Option<(String, String)>> {
+        let path = object_of(scope);
+        let get = |interface: &str, property: &str| Call {
+            destination: SYSTEMD,
+            path: &path,
+            interface: PROPERTIES,
+            member: "Get",
+            body: vec![Value::text(interface), Value::text(property)],
+        };
+        let calls = [get(UNIT, "InvocationID"), get(SCOPE, "ControlGroup")];
+        let serials = self.connection.call_all(&calls)?;
+        let [mut number, mut cgroup] = [const { Vec::new() }; 2];
+        for (answer, serial) in [&mut number, &mut cgroup].into_iter().zip(serials) {
+            *answer = self.connection.answer(serial)?;
+        }
+        let number = number.first().and_then(Value::as_bytes).unwrap_or_default();
+        let cgroup = cgroup.first().and_then(Value::as_text).context("it names no cgroup")?;
+        // A unit that was never started has none.
+        let is_started = number.len() == 16 && number.iter().any(|byte| *byte != 0);
+        let invocation = number.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(is_started.then(|| (invocation, cgroup.to_owned())))
     }
 
     /// Calls a method that makes a job, and waits until systemd has done it.
-    fn run_job(&mut self, scope: &str, member: &str, body: Vec<Value>) -> Result<()> {
+    fn run_job(&mut self, scope: &str, call: Call<'_>) -> Result<()> {
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
         );
-        let mut calls = vec![call_manager("Subscribe", Vec::new()), call_manager(member, body)];
+        let mut calls = vec![call_manager("Subscribe", Vec::new()), call];
         if self.by_daemon {
             calls.insert(0, call_daemon("AddMatch", vec![Value::Text(rule)]));
         }
@@ -279,6 +329,19 @@ impl Manager {
         !std::mem::replace(&mut self.forgotten, true)
             && self.call("ResetFailedUnit", vec![Value::text(scope)]).is_ok()
     }
+}
+
+/// The object of a unit, by its name or by the number of its start (sd_bus_path_encode(3)).
+fn object_of(name: &str) -> String {
+    let mut path = format!("{OBJECT}/unit/");
+    for (at, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || at > 0 && byte.is_ascii_digit() {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    path
 }
 
 fn call_manager(member: &str, body: Vec<Value>) -> Call<'_> {
@@ -347,7 +410,14 @@ pub(super) mod fuzzed {
 
 #[cfg(test)]
 mod tests {
-    use super::{path, socket_of};
+    use super::{object_of, path, socket_of};
+
+    #[test]
+    fn a_unit_has_an_object() {
+        let name = |text| object_of(text).rsplit('/').next().map(str::to_owned);
+        assert_eq!(name("rt-c_1.scope").as_deref(), Some("rt_2dc_5f1_2escope"));
+        assert_eq!(name("1ab2").as_deref(), Some("_31ab2"));
+    }
 
     #[test]
     fn a_slice_is_in_those_that_its_name_begins_with() {

@@ -185,8 +185,9 @@ fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<Str
 }
 
 /// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again:
-/// a killed process is in its cgroup for a little longer, for which there is no event with v1.
-pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+/// a killed process is in its cgroup for a little longer, for which there is no event with v1. It says whether the cgroup shall be
+/// removed at all.
+pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
     let show = || format!("remove cgroup `{}`", path.display());
     let end = Instant::now() + LONGEST;
     let mut pause = Duration::from_micros(200);
@@ -199,6 +200,9 @@ pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<()>) -> Resul
             Err(error) => return Err(error).with_context(show),
         }
         let busied = busy();
+        if let Ok(false) = busied {
+            return Ok(());
+        }
         if remove_below(path, end).with_context(show)? {
             (pause, progress) = (Duration::from_micros(200), Instant::now());
         } else {

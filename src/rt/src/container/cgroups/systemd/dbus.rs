@@ -48,6 +48,15 @@ impl Value {
         }
     }
 
+    pub(super) fn as_bytes(&self) -> Option<Vec<u8>> {
+        let byte = |value: &Value| if let Value::Byte(byte) = value { Some(*byte) } else { None };
+        match self {
+            Value::Array(_, values) => values.iter().map(byte).collect(),
+            Value::Variant(value) => value.as_bytes(),
+            _ => None,
+        }
+    }
+
     pub(super) fn signature(&self) -> String {
         match self {
             Value::Bool(_) => "b".into(),
@@ -201,10 +210,11 @@ impl<'a> Reader<'a> {
                 };
                 Value::Variant(Box::new(self.value(inner.as_bytes(), depth + 1)?.0))
             }
-            b'(' => {
+            // An entry of a dictionary is laid out as a structure is.
+            b'(' | b'{' => {
                 self.align(8);
                 let (mut fields, mut inner) = (Vec::new(), rest);
-                while inner.first() != Some(&b')') {
+                while inner.first() != Some(&end_of(kind)) {
                     let (field, after) = self.value(inner, depth + 1)?;
                     fields.push(field);
                     inner = after;
@@ -233,13 +243,17 @@ impl<'a> Reader<'a> {
     }
 }
 
+fn end_of(bracket: u8) -> u8 {
+    if bracket == b'(' { b')' } else { b'}' }
+}
+
 /// What of a signature comes after its first type.
 fn skip(signature: &[u8]) -> Result<&[u8]> {
     let (&kind, mut rest) = signature.split_first().context("a type is missing")?;
     match kind {
         b'a' => skip(rest),
-        b'(' => {
-            while rest.first() != Some(&b')') {
+        b'(' | b'{' => {
+            while rest.first() != Some(&end_of(kind)) {
                 rest = skip(rest)?;
             }
             Ok(&rest[1..])
@@ -526,6 +540,13 @@ mod tests {
                 ],
             ),
             Value::Array("(sa(sv))".to_owned(), Vec::new()),
+            Value::Array(
+                "{sv}".to_owned(),
+                vec![Value::Struct(vec![
+                    Value::text("ActiveState"),
+                    Value::Variant(Box::new(Value::text("active"))),
+                ])],
+            ),
             Value::Bool(true),
             Value::bytes(&[1, 2, 3]),
             Value::Double(1.5),

@@ -1,0 +1,370 @@
+//! Whose a cgroup is. When a container's first process has ended and its cgroup is empty, another container can get the same
+//! path: by cgroupfs the same directory, by systemd a new scope of the same name. So each cgroup is marked as one container's,
+//! and a command that ends or removes what is in the cgroup of a container that has stopped holds the cgroup from the question
+//! to the deed.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::{
+    Cgroup, Manager, Taken, Version, open_directory, refuse_others, refuse_processes, systemd,
+    tree, v1, v2,
+};
+use crate::state::is_host_root;
+use crate::syscall::{self, Lock};
+use crate::trust;
+
+/// How long a command waits for another one that holds the cgroup, and how long a creation does.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CLAIMING: Duration = Duration::from_secs(3);
+const NAP: Duration = Duration::from_millis(5);
+
+/// A cgroup that no container can be made in as long as this is there. By systemd, that holds for the directory alone: a scope
+/// gets a new one.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// The one that is claimed; None when it is gone.
+    directory: Option<OwnedFd>,
+    _lock: Option<OwnedFd>,
+}
+
+/// The cgroup of a container that has it still, and keeps it as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    cgroup: &'a Cgroup,
+    /// With v2 by its directory, which is open, and not by its path, which could be another's.
+    reached: Cgroup,
+    kept: Kept,
+}
+
+impl Cgroup {
+    /// Holds the cgroup, so that no other container gets it meanwhile. None if another one has it; unless the container still
+    /// `lives`, which keeps others out: a mark can be changed by a container that may write to its cgroup, or that has
+    /// `CAP_SYS_ADMIN` of the host.
+    pub(crate) fn hold(&self, lives: &dyn Fn() -> Result<bool>) -> Result<Option<Held<'_>>> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let Some(kept) = self.keep_out()? else {
+                if !lives()? {
+                    return Ok(None);
+                }
+                // It will find that the cgroup is in use.
+                ensure!(Instant::now() < end, "another container is being made in its cgroup");
+                std::thread::sleep(NAP);
+                continue;
+            };
+            let Some(directory) = &kept.directory else {
+                return Ok(Some(Held { cgroup: self, reached: self.clone(), kept }));
+            };
+            // Who has claimed it itself needs no mark.
+            let is_own =
+                self.claim.is_some() || !self.is_marked_as_anothers(directory.as_fd()) || lives()?;
+            if !is_own {
+                return Ok(None);
+            }
+            let paths = match self.version {
+                Version::V1 => self.paths.clone(),
+                Version::V2 => vec![format!("/proc/self/fd/{}", directory.as_raw_fd()).into()],
+            };
+            return Ok(Some(Held {
+                cgroup: self,
+                reached: Cgroup { paths, ..self.clone() },
+                kept,
+            }));
+        }
+    }
+
+    /// Keeps new containers out. None when one is being made in it.
+    pub(super) fn keep_out(&self) -> Result<Option<Kept>> {
+        let Some(path) = self.claimed_path().0 else {
+            return Ok(Some(Kept { directory: None, _lock: None }));
+        };
+        let show = || format!("hold the cgroup `{}`", path.display());
+        loop {
+            let directory = match open_directory(path) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT | Errno::NODEV) => {
+                    return Ok(Some(Kept { directory: None, _lock: None }));
+                }
+                Err(error) => return Err(error).with_context(show),
+            };
+            if self.manager == Manager::Systemd || self.claim.is_some() {
+                return Ok(Some(Kept { directory: Some(directory), _lock: None }));
+            }
+            let Some(lock) = lock_out(&directory).with_context(show)? else { return Ok(None) };
+            // Otherwise it was removed meanwhile, and another one may have been made.
+            if is_at(directory.as_fd(), path) {
+                return Ok(Some(Kept { directory: Some(directory), _lock: Some(lock) }));
+            }
+        }
+    }
+
+    /// Whether another container has its path. Without [`Cgroup::hold`], that can be otherwise at once.
+    pub(crate) fn is_anothers(&self) -> bool {
+        let directory = self.claimed_path().0.and_then(|path| open_directory(path).ok());
+        directory.is_some_and(|directory| self.is_marked_as_anothers(directory.as_fd()))
+    }
+
+    fn is_marked_as_anothers(&self, directory: BorrowedFd<'_>) -> bool {
+        // What systemd has written, it has written before a process was in the scope.
+        if let Some(own) = &self.invocation {
+            return systemd::invocation(directory).as_ref() != Some(own);
+        }
+        match (marked(directory), self.mark.as_deref()) {
+            (Some(mark), own) => !own.is_some_and(|own| mark.ends_with(own)),
+            // Made again by somebody who marks nothing, unless it is only guessed that there was a mark. A scope that `rt` has
+            // not come to mark ends by itself, with the process that has made it.
+            (None, Some(own)) if own.starts_with(' ') => self.manager == Manager::Systemd,
+            (None, Some(own)) => own.starts_with(USERS) || may_read_marks(),
+            (None, None) => false,
+        }
+    }
+
+    /// Its directories, the one that is claimed last: as long as that is there and locked, no other container gets the others.
+    pub(super) fn claimed_last(&self) -> impl Iterator<Item = &PathBuf> {
+        let claimed = self.claimed_path().0;
+        self.paths.iter().filter(move |path| Some(*path) != claimed).chain(claimed)
+    }
+
+    /// Makes the directory that is claimed, and claims it.
+    pub(super) fn make_and_claim(&mut self, path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.version {
+                Version::V2 => v2::make(path, &mut self.made)?,
+                Version::V1 => v1::make(path, &mut self.made)
+                    .with_context(|| format!("make cgroup `{}`", path.display()))?,
+            }
+            if let Some(claimed) = claim(path)? {
+                return Ok(claimed);
+            }
+            if waited > CLAIMING {
+                bail!(Taken(format!("{}: a command for another container holds it", show(path))));
+            }
+            std::thread::sleep(NAP);
+            waited += NAP;
+        }
+    }
+}
+
+impl Held<'_> {
+    /// By which its processes are reached. None when it is gone, and they with it.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.kept.directory.as_ref().map(|_| &self.reached)
+    }
+
+    /// Ends what is left in it and removes it, and all cgroups below it.
+    pub(crate) fn remove(self) -> Result<()> {
+        self.remove_those(|_| true)
+    }
+
+    /// The same for some of its directories.
+    pub(super) fn remove_those(self, wanted: impl Fn(&PathBuf) -> bool) -> Result<()> {
+        self.cgroup.refuse_roots()?;
+        if self.cgroup.manager == Manager::Systemd {
+            self.end_scope()?;
+        }
+        for path in self.cgroup.claimed_last().filter(|path| wanted(path)) {
+            if self.is_claimed(path) && !self.is_there() {
+                continue;
+            }
+            tree::remove(path, &mut || self.end_processes(path))?;
+        }
+        Ok(())
+    }
+
+    fn is_claimed(&self, path: &Path) -> bool {
+        self.cgroup.claimed_path().0.is_some_and(|claimed| claimed == path)
+    }
+
+    /// Whether the path still leads to the directory that is held.
+    fn is_there(&self) -> bool {
+        let path = self.cgroup.claimed_path().0;
+        let directory = self.kept.directory.as_ref();
+        path.zip(directory).is_some_and(|(path, directory)| is_at(directory.as_fd(), path))
+    }
+
+    fn end_scope(&self) -> Result<()> {
+        if let Some(reached) = self.cgroup() {
+            reached.end_processes()?;
+        }
+        let cgroup = self.cgroup;
+        match (&cgroup.unit, &cgroup.invocation) {
+            (Some(unit), Some(invocation)) => systemd::stop(unit, invocation),
+            // Where it has gone, whoever is in a scope of that name is another container.
+            (Some(unit), None) => {
+                let is_ending = self.kept.directory.is_some() || cgroup.paths.is_empty();
+                systemd::stop_when_empty(unit, is_ending);
+            }
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Ends what is in one of its directories; false when that is another's by now.
+    fn end_processes(&self, path: &Path) -> Result<bool> {
+        if self.is_claimed(path) && !self.is_there() {
+            return Ok(false);
+        }
+        let reached = self.cgroup();
+        let reached = reached.context("processes are in it, and nothing says whose they are")?;
+        reached.end_processes()?;
+        // With v1, a process may have left the hierarchy that lists them, and that one alone.
+        if self.cgroup.version == Version::V1 {
+            Cgroup { paths: vec![path.to_owned()], ..self.cgroup.clone() }.end_processes()?;
+        }
+        Ok(true)
+    }
+}
+
+fn is_at(directory: BorrowedFd<'_>, path: &Path) -> bool {
+    let number = |there: rustix::fs::Stat| (there.st_dev, there.st_ino);
+    let there = rustix::fs::stat(path).map(number);
+    there.is_ok() && there == rustix::fs::fstat(directory).map(number)
+}
+
+fn show(path: &Path) -> String {
+    format!("claim the cgroup `{}`", path.display())
+}
+
+/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it.
+/// The lock goes with the descriptor; when it is closed, a process has to be in the cgroup, which
+/// keeps others out from then on.
+///
+/// It may have been there, empty: callers make one beforehand, and a creation that was killed
+/// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
+/// as. Returns its directory, and the lock; without one, the directory is locked. None while a command holds the cgroup of a
+/// container that has stopped.
+fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
+    let show = || show(path);
+    let directory = open_directory(path).with_context(show)?;
+    let there = rustix::fs::fstat(&directory).with_context(show)?;
+    let lock = open_claims().with_context(show)?;
+    let locked = match &lock {
+        Some(file) => syscall::lock(file.as_fd(), Lock::Write, place_of(&there), 2),
+        None => rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive),
+    };
+    match locked {
+        Err(Errno::AGAIN | Errno::ACCESS) => {
+            if let Some(file) = &lock
+                && !is_claimed(file, &there).with_context(show)?
+            {
+                return Ok(None);
+            }
+            bail!(Taken(format!("{}: another container is being made in it", show())))
+        }
+        locked => locked.with_context(show)?,
+    }
+    refuse_others(directory.as_fd(), path)?;
+    refuse_processes(path)?;
+    Ok(Some((directory, lock)))
+}
+
+/// Keeps new containers out of a cgroup, until what it returns is closed. None while one is being made in it.
+fn lock_out(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
+    let there = rustix::fs::fstat(directory)?;
+    let lock = open_claims()?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let locked = match &lock {
+            Some(file) => syscall::lock(file.as_fd(), Lock::Write, place_of(&there) + 1, 1),
+            None => rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive),
+        };
+        match locked {
+            Ok(()) => return Ok(Some(lock.map_or_else(|| directory.try_clone(), Ok)?)),
+            Err(Errno::AGAIN | Errno::ACCESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(file) = &lock
+            && is_claimed(file, &there)?
+        {
+            return Ok(None);
+        }
+        if Instant::now() > end {
+            // Who has locked a directory, nobody knows.
+            ensure!(lock.is_none(), "another command holds it");
+            return Ok(None);
+        }
+        std::thread::sleep(NAP);
+    }
+}
+
+/// Whether a container is being made in a cgroup.
+fn is_claimed(file: &OwnedFd, there: &rustix::fs::Stat) -> Result<bool> {
+    Ok(syscall::locked(file.as_fd(), Lock::Write, place_of(there), 1)?.is_some())
+}
+
+/// The file of which two bytes stand for a cgroup. Who makes a container there has locked both; who acts on the cgroup of a
+/// container that has stopped, the second. Not the cgroup's directory, which every user of the host may open, and so lock. None
+/// where it cannot be made, as for an ordinary user without a folder in `/run`.
+fn open_claims() -> Result<Option<OwnedFd>> {
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        Some(own) if !is_host_root() => PathBuf::from(own),
+        _ => PathBuf::from("/run"),
+    };
+    let path = folder.join("rt-claims");
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+        Err(Errno::ACCESS | Errno::ROFS | Errno::NOENT | Errno::PERM) => return Ok(None),
+        file => file.with_context(|| format!("open `{}`", path.display()))?,
+    };
+    let there = rustix::fs::fstat(&file)?;
+    ensure!(trust::is_ours(&there), "others can change `{}`", path.display());
+    Ok(Some(file))
+}
+
+/// The first of the two. Of 62 bits: an offset is no larger, and the cgroup's number has 64.
+fn place_of(there: &rustix::fs::Stat) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&there.st_dev.to_ne_bytes()).update(&there.st_ino.to_ne_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+    (u64::from_ne_bytes([a, b, c, d, e, f, g, h]) >> 2) & !1
+}
+
+/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or read it.
+const MARK: &str = "trusted.rt.container";
+
+/// The same of an ordinary user's, which that user's containers can change if they may write to their cgroups. What is in it
+/// begins with a letter.
+const USERS_MARK: &str = "user.rt.container";
+const USERS: char = 'u';
+
+/// Marks a cgroup by a number that no container has ever had, and by the name of the only container that has it as long as it is
+/// there. None where the kernel does not allow it; for an ordinary user, that is before Linux 5.7.
+pub(super) fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
+    let mut random = [0; 8];
+    let show = "mark the cgroup";
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context(show)?;
+    let text = format!("{:016x}{name}", u64::from_ne_bytes(random));
+    for (attribute, text) in [(MARK, text.clone()), (USERS_MARK, format!("{USERS}{text}"))] {
+        match rustix::fs::fsetxattr(directory, attribute, text.as_bytes(), XattrFlags::empty()) {
+            Ok(()) => return Ok(Some(text)),
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(error).context(show),
+        }
+    }
+    Ok(None)
+}
+
+fn may_read_marks() -> bool {
+    let sets = rustix::thread::capabilities(None);
+    sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
+fn marked(directory: BorrowedFd<'_>) -> Option<String> {
+    attribute(directory, MARK).or_else(|| attribute(directory, USERS_MARK))
+}
+
+/// A short one.
+pub(super) fn attribute(directory: BorrowedFd<'_>, name: &str) -> Option<String> {
+    let mut text = [0; 64];
+    let length = rustix::fs::fgetxattr(directory, name, &mut text[..]).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
+}
