@@ -13,7 +13,7 @@ super::tests! { "cgroups":
     no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
     every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
-    copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own,
+    copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own, a_joined_namespace_shows_no_others,
     without_a_manager_there_is_none, without_systemd_its_manager_is_refused, devices_are_denied, unified_values_are_written, what_cannot_be_limited_is_an_error,
     swap_is_what_is_above_the_memory, swap_that_is_not_counted_needs_no_limit, realtime_changes_by_any_factor, what_is_idle_no_longer_has_a_weight, systemd_knows_what_is_idle,
     a_container_is_made_below_a_threaded_cgroup, a_container_is_made_below_a_cgroup_with_processes, a_threaded_cgroup_hides_nobody,
@@ -470,6 +470,29 @@ fn a_cgroup_mount_shows_its_own(test: &Test) -> Outcome {
         )?;
     }
     Ok(())
+}
+
+/// Which the user namespace does not own: the kernel lets it mount nothing there.
+fn a_joined_namespace_shows_no_others(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if test.host.lane != "v2" {
+        return skip("hierarchies of v1 cannot be mounted in such a namespace");
+    }
+    let other = test.sh("exec sleep 60")?.namespace(json!({ "type": "cgroup" })).start()?;
+    let path = format!("/proc/{}/ns/cgroup", other.pid()?);
+    let mount = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"] });
+    let bundle = test.sh("find /sys/fs/cgroup -type d; cat /sys/fs/cgroup/cgroup.procs")?;
+    let bundle = super::namespaces::in_user_namespace(bundle)?
+        .namespace(json!({ "type": "cgroup", "path": path }))
+        .mount(mount);
+    let output = bundle.run()?;
+    if test.host.by_systemd {
+        // Which path it will have, systemd has not said by then.
+        return output.fails_with("Operation not permitted").map(drop);
+    }
+    let output = output.success()?;
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    ensure(lines.len() <= 4 && lines[..2] == ["/sys/fs/cgroup", "1"], output.stdout)
 }
 
 fn without_a_manager_there_is_none(test: &Test) -> Outcome {

@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,7 +38,7 @@ use rustix::thread::CapabilitySet;
 use super::rootfs::Rootfs;
 use super::seccomp::Filter;
 use super::sync::Socket;
-use super::{module, notify_socket, process};
+use super::{host_proc, module, notify_socket, process};
 use crate::executor::{self, Program};
 use crate::syscall;
 use crate::workload::Rights;
@@ -260,6 +260,7 @@ pub(super) fn set_security_label(process: &Process) -> Result<()> {
     let Some((paths, text)) = security_label(process)? else { return Ok(()) };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
+    ensure!(host_proc::is_procfs(proc.as_fd())?, "`/proc` is not a procfs");
     let open = |path: &&str| {
         rustix::fs::openat(&proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     };

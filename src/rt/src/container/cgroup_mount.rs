@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::Mount;
@@ -20,13 +20,19 @@ use crate::syscall::{self, MountAttr};
 pub(super) const RESTRICTIONS: u64 =
     libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
-pub(super) fn mount(rootfs: &mut Rootfs, namespaces: &Namespaces, entry: &Mount) -> Result<()> {
+/// `cgroup` is the container's directory in the hierarchy of the second version, where that is known.
+pub(super) fn mount(
+    rootfs: &mut Rootfs,
+    namespaces: &Namespaces,
+    entry: &Mount,
+    cgroup: Option<&Path>,
+) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     // A namespace of its own makes a new mount show the container's cgroup as the root of the hierarchy.
     let own = namespaces.makes(libc::CLONE_NEWCGROUP) || namespaces.joins(libc::CLONE_NEWCGROUP);
     let version = cgroups::version()?;
     check_options(entry, &options, version)?;
-    let view = View { own, attr: options.attr, data: &options.data };
+    let view = View { own, attr: options.attr, data: &options.data, cgroup };
     let destination = rootfs.make(entry.destination(), true)?;
     match version {
         Version::V2 => {
@@ -62,6 +68,8 @@ struct View<'a> {
     attr: MountAttr,
     /// Options of `cgroup2`.
     data: &'a [(String, Option<String>)],
+    /// The container's, of the second version.
+    cgroup: Option<&'a Path>,
 }
 
 /// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
@@ -106,17 +114,21 @@ fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'
 impl View<'_> {
     fn v2(&self, root: &Path) -> Result<OwnedFd> {
         if self.own {
-            // In a user namespace that does not own the cgroup namespace the kernel refuses; a bind mount shows the same.
+            // In a user namespace that does not own the cgroup namespace the kernel refuses. The container's cgroup is shown then, and not the
+            // root of that namespace: its path on the host is not known in here.
             match mounts::make(
                 "cgroup2",
                 Some(Path::new("cgroup")),
                 &Options { attr: self.attr, data: self.data.to_vec(), ..Options::default() },
             ) {
-                Err(error) if error.downcast_ref() == Some(&Errno::PERM) => {}
-                result => return result,
+                Err(error) if error.downcast_ref() == Some(&Errno::PERM) => {
+                    self.clone(self.cgroup.ok_or(error)?)
+                }
+                made => made,
             }
+        } else {
+            self.bind(root, "")
         }
-        self.bind(root, "")
     }
 
     /// `table` is the kernel's of the controllers, `proc_cgroups(5)`.
@@ -147,9 +159,11 @@ impl View<'_> {
             let (names, path) = rest.split_once(':')?;
             (names.strip_prefix("name=").unwrap_or(names) == controllers).then_some(path)
         });
-        let path: PathBuf =
-            root.join(entry.context("init is in no cgroup")?.trim_start_matches('/'));
-        let mount = mounts::clone_tree(CWD, &path, true)
+        self.clone(&root.join(entry.context("init is in no cgroup")?.trim_start_matches('/')))
+    }
+
+    fn clone(&self, path: &Path) -> Result<OwnedFd> {
+        let mount = mounts::clone_tree(CWD, path, true)
             .with_context(|| format!("open `{}`", path.display()))?;
         syscall::mount_setattr(mount.as_fd(), self.attr, true)
             .context("set the attributes of the mount")?;

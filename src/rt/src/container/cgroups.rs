@@ -305,6 +305,15 @@ impl Cgroup {
         Ok(None)
     }
 
+    /// Its directory in the hierarchy of the second version, where that is known: systemd chooses it.
+    pub(crate) fn in_second_version(&self) -> Option<&Path> {
+        match self.version {
+            Version::V2 => self.paths.first(),
+            Version::V1 => v1::unified(&self.paths),
+        }
+        .map(PathBuf::as_path)
+    }
+
     /// The directory that is claimed for the container, and whether a process can be born in it.
     fn claimed_path(&self) -> (Option<&PathBuf>, bool) {
         match self.version {

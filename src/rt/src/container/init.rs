@@ -261,7 +261,8 @@ fn mount_all(
             place = Some(enter_cgroup(plan)?);
         }
         if is_cgroup {
-            cgroup_mount::mount(rootfs, plan.namespaces, entry).with_context(show)?;
+            let own = plan.state.cgroup.in_second_version();
+            cgroup_mount::mount(rootfs, plan.namespaces, entry, own).with_context(show)?;
         } else {
             let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
             let mut opened = opened;
