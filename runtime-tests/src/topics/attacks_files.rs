@@ -301,7 +301,7 @@ fn a_new_device_is_not_exchanged_for_a_file_of_the_hosts(test: &Test) -> Outcome
             "--trace=mknodat",
             "--output=/dev/null",
         ]);
-        command.arg("--inject=mknodat:delay_exit=20000");
+        command.arg("--inject=mknodat:delay_exit=200000");
         command.arg(rt.get_program()).args(rt.get_args()).stdin(Stdio::null());
         let repeat = || {
             for name in names {
