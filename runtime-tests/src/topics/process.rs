@@ -66,8 +66,11 @@ fn has_its_memory_policy(test: &Test) -> Outcome {
         let bundle =
             test.sh("exec sleep 60")?.edit(|config| config["linux"]["memoryPolicy"] = policy);
         let container = bundle.start()?;
-        let maps = fs::read_to_string(format!("/proc/{}/numa_maps", container.pid()?))?;
-        ensure(maps.contains(&format!(" {expected} ")), &maps)?;
+        let maps = format!("/proc/{}/numa_maps", container.pid()?);
+        // In the middle of its exec, it has no memory.
+        wait_until("its memory has the policy", || {
+            fs::read_to_string(&maps).is_ok_and(|maps| maps.contains(&format!(" {expected} ")))
+        })?;
         let output = test.rt(["exec", &container.id, "cat", "/proc/self/numa_maps"])?.success()?;
         ensure(output.stdout.contains(&format!(" {expected} ")), output.stdout)?;
     }
