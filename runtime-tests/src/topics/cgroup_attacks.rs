@@ -443,9 +443,18 @@ fn nor_one_who_takes_it_meanwhile(test: &Test) -> Outcome {
     lived
 }
 
+/// For longer than its tracer takes to look at a system call.
 fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
+    let look = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let switches = status.lines().filter(|line| line.contains("ctxt_switches"));
+        let switches: Vec<String> = switches.map(str::to_owned).collect();
+        let is_stopped = status.contains("State:\tT") || status.contains("State:\tt");
+        is_stopped.then_some(switches)
+    };
+    let before = look();
+    std::thread::sleep(Duration::from_millis(300));
+    before.is_some() && before == look()
 }
 
 /// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the bundle.
