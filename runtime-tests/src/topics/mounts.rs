@@ -287,6 +287,21 @@ fn a_bind_mount_has_no_options_of_a_filesystem(test: &Test) -> Outcome {
     Ok(())
 }
 
+/// Runs a bundle from a script that mounts meanwhile, in a mount namespace of its own. `$0` is the rootfs.
+fn while_the_host_mounts(
+    test: &Test,
+    bundle: &Bundle<'_>,
+    script: &str,
+    folder: &std::path::Path,
+) -> Outcome<Output> {
+    bundle.write()?;
+    let mut command = std::process::Command::new("timeout");
+    command.args(["20", "unshare", "--mount", "--propagation", "private", "sh", "-ec", script]);
+    command.arg(bundle.rootfs()).arg(&test.host.runtime).arg("--root").arg(test.state_root());
+    command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id()).current_dir(folder);
+    Output::of(command)
+}
+
 fn a_slave_root_sees_what_the_host_mounts(test: &Test) -> Outcome {
     test.only_rt()?;
     let inside = "touch /up; while ! test -e /go; do sleep 0.05; done; cat /late/file /early/file 2>/dev/null | tr '\\n' ' '";
@@ -299,23 +314,7 @@ fn a_slave_root_sees_what_the_host_mounts(test: &Test) -> Outcome {
         let bundle =
             bundle.edit(|config| config["linux"]["rootfsPropagation"] = json!(propagation));
         bundle.write()?;
-        let mut command = std::process::Command::new("timeout");
-        command.args([
-            "20",
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-ec",
-            outside,
-        ]);
-        command.arg("sh").arg(&test.host.runtime).arg("--root").arg(test.state_root());
-        command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id());
-        let output = Output::of({
-            command.current_dir(bundle.rootfs());
-            command
-        })?;
+        let output = while_the_host_mounts(test, &bundle, outside, &bundle.rootfs())?;
         ensure_eq((propagation, output.success()?.stdout.as_str()), (propagation, expected))?;
     }
     Ok(())
@@ -378,20 +377,7 @@ fn recursive_read_only_goes_with_each_propagation(test: &Test) -> Outcome {
             json!({ "destination": "/v", "source": volume, "type": "bind", "options": options });
         let bundle = test.sh(inside)?.mount(mount);
         bundle.write()?;
-        let mut command = std::process::Command::new("timeout");
-        command.args([
-            "20",
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-ec",
-            outside,
-        ]);
-        command.arg(bundle.rootfs()).arg(&test.host.runtime).arg("--root").arg(test.state_root());
-        command.args(["run", "--bundle"]).arg(&bundle.folder).arg(test.id()).current_dir(&volume);
-        let output = Output::of(command)?.success()?;
+        let output = while_the_host_mounts(test, &bundle, outside, &volume)?.success()?;
         ensure_eq(
             (propagation, output.stdout),
             (propagation, format!("refused\nrefused\n{late}\n")),

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use crate::cli;
+use crate::container::cgroups::NONE;
 use crate::state::{Root, State, Status};
 
 pub(super) fn execute(root: &Root, args: &cli::Events) -> Result<ExitCode> {
@@ -28,7 +29,7 @@ fn events(root: &Root, args: &cli::Events) -> Result<()> {
         "container with id {} is not running",
         state.id
     );
-    ensure!(!state.cgroup.has_none(), "the container has no cgroup of its own");
+    ensure!(!state.cgroup.has_none(), NONE);
     if args.stats {
         return print_stats(&state);
     }

@@ -56,7 +56,7 @@ struct Wishes {
     delegate: Option<String>,
 }
 
-const NONE: &str = "the container has no cgroup of its own";
+pub(crate) const NONE: &str = "the container has no cgroup of its own";
 
 pub(crate) const SUBGROUP: &str = "run.oci.systemd.subgroup";
 pub(crate) const DELEGATE: &str = "run.oci.delegate-cgroup";
@@ -403,8 +403,7 @@ impl Cgroup {
         ensure!(!self.has_none(), NONE);
         self.refuse_what_is_in_use(&resources)?;
         match self.manager {
-            Manager::Disabled => bail!(NONE),
-            Manager::Cgroupfs => self.apply(&resources),
+            Manager::Disabled | Manager::Cgroupfs => self.apply(&resources),
             Manager::Systemd => {
                 resources::complete_v2(&self.paths[0], &mut resources)?;
                 self.limit_unit(&resources)

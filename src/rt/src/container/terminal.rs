@@ -63,9 +63,11 @@ pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_
 /// before the first change of the size could reach it.
 pub(crate) fn begin_with_own_size(process: &mut Process) {
     let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdin()) else { return };
-    if size.ws_row != 0 && size.ws_col != 0 {
-        let cells = BoxBuilder::default().height(size.ws_row).width(size.ws_col).build();
-        process.set_console_size(cells.ok());
+    if size.ws_row != 0
+        && size.ws_col != 0
+        && let Ok(cells) = BoxBuilder::default().height(size.ws_row).width(size.ws_col).build()
+    {
+        process.set_console_size(Some(cells));
     }
 }
 
