@@ -980,7 +980,7 @@ fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     let rt = test.command(bundle.command_line("run", &test.id()));
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60", "strace", "-f", "--trace=mount,open_tree,umount2"]);
-    command.args(["--output=/dev/null", "--inject=mount:delay_exit=500000"]);
+    command.args(["--output=/dev/null", "--inject=mount:delay_exit=900000"]);
     command.arg("--inject=umount2:delay_enter=500000");
     command.arg(rt.get_program()).args(rt.get_args()).stdin(Stdio::null());
     let exchanged = AtomicBool::new(false);

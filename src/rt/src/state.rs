@@ -270,6 +270,24 @@ pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     }
 }
 
+/// How often the first thread of a process has given up a processor: each time that it has run
+/// counts once at least (`proc_pid_status(5)`). None when the process is gone.
+pub(crate) fn switches(pid: Pid) -> Result<Option<u64>> {
+    let path = format!("/proc/{pid}/status");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).with_context(|| format!("read `{path}`")),
+    };
+    let counts = text.lines().filter_map(|line| {
+        let (name, count) = line.split_once(':')?;
+        name.ends_with("ctxt_switches").then(|| count.trim().parse::<u64>().ok())?
+    });
+    Ok(Some(counts.sum()))
+}
+
 /// The process that a process is a child of; None when it is gone.
 pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
     Ok(stat(pid)?.map(|stat| stat.parent))

@@ -72,7 +72,7 @@ impl Patience {
     /// Until there is a message, or the end of the stream.
     fn wait(&self, socket: &Socket, pid: Pid) -> Result<()> {
         let start = Instant::now();
-        let mut held: Option<Instant> = None;
+        let mut held: Option<(Instant, Held)> = None;
         let (mut watch, mut turn) = (Watch::default(), start + interrupt::TURN);
         while !is_ready(socket.as_fd(), PollFlags::IN, TICK)? {
             if Instant::now() >= turn {
@@ -85,15 +85,16 @@ impl Patience {
             {
                 bail!("the process that is made in the container was killed");
             }
-            let reason = self.what_holds(pid)?;
-            match (reason, held) {
-                (None, _) => held = None,
-                (Some(_), None) => held = Some(Instant::now()),
-                (Some(reason), Some(since)) if since.elapsed() > HELD => {
-                    bail!("the process that is made in the container is held up: {reason}")
+            held = match (self.what_holds(pid)?, held) {
+                (Some(now), Some((since, before))) if now == before => {
+                    if since.elapsed() > HELD {
+                        let reason = now.reason;
+                        bail!("the process that is made in the container is held up: {reason}")
+                    }
+                    Some((since, before))
                 }
-                (Some(_), Some(_)) => {}
-            }
+                (now, _) => now.map(|now| (Instant::now(), now)),
+            };
             if let Some(longest) = self.longest.filter(|longest| start.elapsed() > *longest) {
                 bail!("the new process has said nothing for {} s", longest.as_secs());
             }
@@ -101,13 +102,24 @@ impl Patience {
         Ok(())
     }
 
-    fn what_holds(&self, pid: Pid) -> Result<Option<&'static str>> {
+    fn what_holds(&self, pid: Pid) -> Result<Option<Held>> {
         if self.freezers.are_closed() {
-            return Ok(Some("its cgroup is frozen"));
+            return Ok(Some(Held { reason: "its cgroup is frozen", ran: None }));
         }
-        let stopped = state::stat(pid)?.is_some_and(|stat| stat.stopped);
-        Ok(stopped.then_some("a signal has stopped it"))
+        if !state::stat(pid)?.is_some_and(|stat| stat.stopped) {
+            return Ok(None);
+        }
+        Ok(Some(Held { reason: "a signal has stopped it", ran: state::switches(pid)? }))
     }
+}
+
+/// What holds a process up. Two looks that find the same have found one stop: a process under
+/// `strace` stops at each system call, and runs in between.
+#[derive(Debug, Eq, PartialEq)]
+struct Held {
+    reason: &'static str,
+    /// How often it had run: [`state::switches`].
+    ran: Option<u64>,
 }
 
 /// Whether something comes within a time.
