@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::harness::{Outcome, Test, ensure, executable_is_read_only};
 
-super::tests! { "executable": cannot_be_written_to_through_proc, cannot_be_reached_by_a_scripts_interpreter, a_working_directory_cannot_be_the_hosts }
+super::tests! { "executable": cannot_be_written_to_through_proc, cannot_be_reached_by_a_scripts_interpreter, cannot_be_a_hook, a_working_directory_cannot_be_the_hosts }
 
 /// CVE-2019-5736: before its exec, the container's first process *is* the runtime.
 fn cannot_be_written_to_through_proc(test: &Test) -> Outcome {
@@ -28,6 +28,21 @@ fn cannot_be_reached_by_a_scripts_interpreter(test: &Test) -> Outcome {
         // Whatever it does, it does it to a read-only clone.
         bundle.run()?;
         ensure(fs::read(&test.host.runtime)? == before, "the runtime was changed")?;
+    }
+    Ok(())
+}
+
+fn cannot_be_a_hook(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for path in ["/proc/self/exe", "/link", "/proc/thread-self/root/link"] {
+        let bundle = test.sh("echo ran")?.edit(|config| {
+            config["hooks"] =
+                json!({ "startContainer": [{ "path": path, "args": ["rt", "--version"] }] });
+        });
+        symlink("/proc/self/exe", bundle.rootfs().join("link"))?;
+        bundle.try_create(&test.id())?.fails_with(&format!(
+            "run startContainer hook `{path}`: leads out of the container: permission denied"
+        ))?;
     }
     Ok(())
 }

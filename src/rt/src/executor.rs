@@ -261,6 +261,16 @@ fn check_interpreter(head: &[u8]) -> Result<()> {
     }
 }
 
+/// Refuses a hook that runs in the container and is not the container's. As with an interpreter, what
+/// can be seen now is told now: the container can make the file, or change it, until it starts.
+pub(crate) fn check_hook(path: &Path) -> Result<()> {
+    match look_up(path) {
+        Err(Errno::XDEV) => Err(refusal(Errno::XDEV)),
+        // Who runs it says what is wrong with it.
+        _ => Ok(()),
+    }
+}
+
 /// Which file on which mount a descriptor is.
 fn identity(file: &OwnedFd) -> rustix::io::Result<(u64, u64, u32, u32)> {
     let flags = StatxFlags::INO | StatxFlags::MNT_ID;

@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use libcontainer::oci_spec::runtime::{Capabilities, Capability, Hook, LinuxCapabilities, Process};
 use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -64,6 +64,8 @@ pub(super) struct Plan<'a> {
     pub(super) lacks_root: bool,
     /// Of a module.
     pub(super) rights: &'a Rights,
+    /// What runs in the container before its program.
+    pub(super) start_hooks: &'a [Hook],
     pub(super) request: executor::Request<'a>,
 }
 
@@ -116,6 +118,10 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     }
     // As the container's user, and before a filter is loaded: that need not allow what a look-up takes.
     let mut program = executor::prepare(&plan.request)?;
+    for hook in plan.start_hooks {
+        executor::check_hook(hook.path())
+            .with_context(|| format!("run startContainer hook `{}`", hook.path().display()))?;
+    }
     let cgroup = program.cgroup.take();
     if program.is_module {
         module::confine(plan.rights, cgroup.as_ref())?;

@@ -304,6 +304,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         lacks_root: namespaces::lacks_root(linux),
         by_root: options.state.uid == 0,
         rights: &options.rights,
+        start_hooks: &[],
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
             env: &env,

@@ -225,6 +225,7 @@ fn set_up<'a>(
         lacks_root: namespaces::lacks_root(Some(linux)),
         by_root: plan.state.uid == 0,
         rights: plan.rights,
+        start_hooks: start_hooks(plan),
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
             env: &env,
@@ -353,14 +354,17 @@ fn wait_for_start(
     Ok(())
 }
 
+fn start_hooks<'a>(plan: &Plan<'a>) -> &'a [Hook] {
+    let hooks = plan.options.bundle.spec.hooks().as_ref();
+    hooks.and_then(|hooks| hooks.start_container().as_deref()).unwrap_or_default()
+}
+
 fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
-    let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
-    let list: &[Hook] = hooks.start_container().as_deref().unwrap_or_default();
     // In the container, they are the container's, and have what its program has.
     let place = hooks::Place { folder: None, environment: Some(environment), descriptors: None };
     hooks::run(
         "startContainer",
-        list,
+        start_hooks(plan),
         &hooks::state_json(plan.state, Status::Created),
         place,
         &plan.streams,
