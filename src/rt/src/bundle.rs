@@ -38,7 +38,7 @@ impl Bundle {
         let path = directory.canonicalize()?;
         let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
         let name = config.unwrap_or(Path::new("config.json")).display();
-        let config = crate::read_file(&file).with_context(|| format!("read `{name}`"))?;
+        let config = crate::input::read_file(&file).with_context(|| format!("read `{name}`"))?;
         let mut spec =
             parse(&config).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
                 Some(_) => error.context(format!("parse `{name}`")),
@@ -113,7 +113,7 @@ pub(crate) fn check_destination(mount: &Mount) -> Result<()> {
     let destination = mount.destination();
     ensure!(!destination.as_os_str().is_empty(), "the destination of a mount is empty");
     if destination.is_relative() {
-        crate::warn(&format!(
+        crate::report::warn(&format!(
             "the mount destination `{}` is not absolute: it is taken from `/`",
             destination.display()
         ));
@@ -223,7 +223,7 @@ fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
 
 pub(crate) fn warn_of_unknown_capabilities(names: &[String]) {
     for name in names {
-        crate::warn(&format!("unknown capability `{name}`: nobody gets it"));
+        crate::report::warn(&format!("unknown capability `{name}`: nobody gets it"));
     }
 }
 

@@ -206,7 +206,7 @@ fn each(root: &Root, id: &str, regex: bool, act: impl Fn(&str) -> Result<()>) ->
         if let Err(error) = act(&id) {
             match first {
                 None => first = Some(error),
-                Some(_) => crate::warn(&crate::describe(&error)),
+                Some(_) => crate::report::warn(&crate::report::describe(&error)),
             }
         }
     }

@@ -157,7 +157,7 @@ pub(crate) fn cut_off_file(file: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// Reads and checks `engine.json`.
 pub(crate) fn describe(path: &Path) -> Result<Description> {
-    let text = crate::read_file(&path.join("engine.json")).context("read `engine.json`")?;
+    let text = crate::input::read_file(&path.join("engine.json")).context("read `engine.json`")?;
     let mut description: Description =
         serde_json::from_slice(&text).context("parse `engine.json`")?;
     let contract = description.contract;

@@ -50,7 +50,7 @@ impl Finding {
         detail: impl Into<String>,
         fix: impl Into<String>,
     ) -> Finding {
-        let (name, detail) = (name.into(), crate::one_line(&detail.into()));
+        let (name, detail) = (name.into(), crate::report::one_line(&detail.into()));
         Finding { topic, name, verdict, detail, fix: Some(fix.into()) }
     }
 }

@@ -38,7 +38,7 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         // Nothing was made yet when its creation was cut short.
         Ok(None) if force => directory.remove(),
         Err(error) if force && !error.is::<Newer>() => {
-            crate::warn(&format!("delete `{id}` without its state: {error:#}"));
+            crate::report::warn(&format!("delete `{id}` without its state: {error:#}"));
             container::delete_unreadable(&directory, id)
         }
         Err(error) => Err(error),

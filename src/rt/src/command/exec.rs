@@ -175,7 +175,8 @@ const INHERITED: [&str; 8] = [
 ];
 
 fn read(file: &Path, spec: &Spec) -> Result<Process> {
-    let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text =
+        crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
     let show = || format!("parse `{}`", file.display());
     let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;

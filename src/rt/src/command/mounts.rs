@@ -51,7 +51,8 @@ fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Resu
 }
 
 fn read(file: &Path) -> Result<Vec<Mount>> {
-    let text = crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
+    let text =
+        crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
     // serde_json says line and column.
     let entries: Vec<Mount> =
         serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;

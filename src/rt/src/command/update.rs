@@ -44,9 +44,9 @@ fn resources(args: &cli::Update) -> Result<LinuxResources> {
     let text = if file.as_os_str() == "-" {
         // Standard input, as a file of its own, which is closed.
         let input = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
-        input.and_then(|input| crate::read_all(&input)).context("read standard input")?
+        input.and_then(|input| crate::input::read_all(&input)).context("read standard input")?
     } else {
-        crate::read_file(file).with_context(|| format!("read `{}`", file.display()))?
+        crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?
     };
     // serde_json says line and column.
     serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))

@@ -66,7 +66,7 @@ impl Streams {
     /// For hooks that run later: a file that cannot be opened any more is no reason not to run them.
     pub(crate) fn open_or_none(kind: &str, state: &State) -> Streams {
         Streams::open(&state.annotations).unwrap_or_else(|error| {
-            crate::warn(&format!("run {kind} hooks: {error:#}"));
+            crate::report::warn(&format!("run {kind} hooks: {error:#}"));
             Streams::default()
         })
     }
@@ -118,10 +118,10 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     let place = Place::bundle(state);
     for hook in hooks {
         if let Err(error) = run_one(hook, &json, place, &streams) {
-            crate::warn(&format!(
+            crate::report::warn(&format!(
                 "run {kind} hook `{}`: {}",
                 hook.path().display(),
-                crate::describe(&error)
+                crate::report::describe(&error)
             ));
         }
     }

@@ -88,7 +88,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     };
     // The caller has gone: the one place left is the container's own standard error.
     let code = if error.downcast_ref() == Some(&Errno::NOENT) { NOT_THERE } else { CANNOT_RUN };
-    let line = format!("rt: start `{}`: {}\n", plan.options.id, crate::describe(&error));
+    let line = format!("rt: start `{}`: {}\n", plan.options.id, crate::report::describe(&error));
     let _ = std::io::stderr().write_all(line.as_bytes());
     syscall::exit_now(code)
 }

@@ -153,7 +153,7 @@ impl Native {
             let line = format!("the module `{name}` is interpreted: {error:#}");
             if mode == Compile::Eager {
                 // It was to be otherwise.
-                crate::warn(&line);
+                crate::report::warn(&line);
             } else {
                 tracing::warn!("{line}");
             }

@@ -79,7 +79,7 @@ impl Settings {
     pub(crate) fn read(path: Option<&Path>) -> Result<Settings> {
         let file = path.unwrap_or(Path::new(FILE));
         let read = || -> Result<Settings> {
-            let text = match crate::read_file(file) {
+            let text = match crate::input::read_file(file) {
                 Ok(text) => text,
                 Err(error) if error.kind() == ErrorKind::NotFound && path.is_none() => {
                     return Ok(Settings::default());

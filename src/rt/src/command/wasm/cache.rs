@@ -82,11 +82,11 @@ fn table(native: &Native, entries: &[Entry]) -> String {
             Kind::Native(about) => {
                 let compiled =
                     SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(about.compiled);
-                (short(&about.module), age(compiled), crate::visible(&about.name))
+                (short(&about.module), age(compiled), crate::report::visible(&about.name))
             }
             Kind::Failed(failure) => {
                 let said = format!("{}: {}", failure.name, failure.why);
-                let said = crate::visible(&said);
+                let said = crate::report::visible(&said);
                 (short(&failure.module), String::new(), said)
             }
             Kind::Job | Kind::Useless => Default::default(),

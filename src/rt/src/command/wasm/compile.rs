@@ -23,7 +23,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     ensure!(Format::of(&head[..length]) == Format::Module, "it is not a WebAssembly module");
     let (_, native) = super::compiler(root, global)?;
     let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
-    let shown = crate::visible(&name);
+    let shown = crate::report::visible(&name);
     if native.cache.find(&key).is_some() {
         return super::super::print(&format!("{shown}: is compiled already\n"));
     }

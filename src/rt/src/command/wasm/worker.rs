@@ -35,7 +35,7 @@ pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<Ex
     native.cache.done(&key);
     match outcome {
         Err(error) if error.is::<Busy>() => {
-            crate::fail(&crate::describe(&error));
+            crate::report::fail(&crate::report::describe(&error));
             Ok(ExitCode::from(engine::BUSY))
         }
         outcome => outcome.map(|()| ExitCode::SUCCESS),
@@ -325,7 +325,7 @@ fn follow(
     if let Some(signal) = signal {
         return Ok(Outcome::Ended(signal));
     }
-    let said = crate::one_line(String::from_utf8_lossy(&said).trim());
+    let said = crate::report::one_line(String::from_utf8_lossy(&said).trim());
     let said = if said.is_empty() { "the compiler failed without a word".into() } else { said };
     Ok(Outcome::Failed(said))
 }

@@ -111,7 +111,7 @@ fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) 
         "a rule restricts the unknown system call `{name}`, which Linux {release}, newer than rt, \
          may have"
     );
-    crate::warn(&format!(
+    crate::report::warn(&format!(
         "the seccomp filter restricts `{name}`, which is no system call of Linux {release}"
     ));
     Ok(())
