@@ -15,10 +15,8 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, FdFlags};
 
-use crate::engine;
-use crate::syscall;
-use crate::walk;
 use crate::workload::{self, Directory, Rights, Workload};
+use crate::{engine, signals, syscall, walk};
 
 /// What is needed to choose a program and to start it.
 pub(crate) struct Request<'a> {
@@ -522,7 +520,7 @@ impl Program {
     /// come.
     pub(crate) fn can_be_ended(&self) -> Result<Option<OwnedFd>> {
         if self.blocked.is_empty() {
-            syscall::end_on(&engine::cache::ENDING);
+            syscall::end_on(&signals::ENDING);
             return Ok(None);
         }
         syscall::signalfd(&self.blocked).context("open a signalfd").map(Some)

@@ -14,8 +14,10 @@ mod exe;
 mod executor;
 #[cfg(test)]
 mod fuzz;
+mod ids;
 mod input;
 mod log;
+mod procfs;
 mod report;
 mod signals;
 mod state;

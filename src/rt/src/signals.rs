@@ -1,7 +1,18 @@
-//! Signal names and numbers, as `kill` takes them: `KILL`, `SIGKILL`, `9`, `RTMIN+3` (`signal(7)`).
+//! Signals (`signal(7)`): those that ask for an end, and their names and numbers, as `kill` takes them: `KILL`, `SIGKILL`, `9`,
+//! `RTMIN+3`.
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, anyhow};
+
+use crate::syscall;
+
+/// The signals that ask for an end.
+pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
+/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
+pub(crate) fn is_interrupted() -> bool {
+    syscall::pending(&ENDING)
+}
 
 const NAMES: [(&str, i32); 33] = [
     ("HUP", libc::SIGHUP),

@@ -16,14 +16,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{Hook, Spec};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -32,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::cgroups::{Cgroup, Held};
 use crate::container::intel_rdt::Groups;
 pub(crate) use crate::draft::Draft;
-use crate::{syscall, trust, workload};
+use crate::{ids, procfs, trust, workload};
 
 /// The version of the format that this runtime writes. It reads all up to this one.
 const VERSION: u32 = 1;
@@ -189,9 +188,9 @@ impl State {
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
         // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
-        match stat(pid)? {
+        match procfs::stat(pid)? {
             Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
-            None if is_hidden(&pidfd)? => {
+            None if procfs::is_hidden(&pidfd)? => {
                 bail!("process {pid} is there, and `/proc` does not show it")
             }
             None => Ok(None),
@@ -237,87 +236,6 @@ impl State {
     }
 }
 
-/// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Stat {
-    /// It has ended, and is there only until its parent has read how. One whose first thread alone has ended is alive.
-    pub(crate) dead: bool,
-    /// By a signal.
-    pub(crate) stopped: bool,
-    parent: i32,
-    pub(crate) start_time: u64,
-    /// Of one that is dead, how it ended (`wait(2)`).
-    pub(crate) status: i32,
-}
-
-/// None when there is certainly no such process. What cannot be read is an error: a container that
-/// lives must not be taken for one that has ended.
-pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
-    let path = format!("/proc/{pid}/stat");
-    let show = || format!("read `{path}`");
-    // In one reading: a line has less than 400 bytes.
-    let mut text = [0; 1024];
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let read = rustix::fs::open(&path, flags, Mode::empty())
-        .and_then(|file| rustix::io::read(&file, &mut text));
-    match read {
-        Ok(length) => {
-            let stat = parse_stat(&String::from_utf8_lossy(&text[..length]));
-            Ok(Some(stat.with_context(|| format!("{}: it is not a line of procfs", show()))?))
-        }
-        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
-        Err(error) => Err(error).with_context(show),
-    }
-}
-
-/// How often the first thread of a process has given up a processor: each time that it has run
-/// counts once at least (`proc_pid_status(5)`). None when the process is gone.
-pub(crate) fn switches(pid: Pid) -> Result<Option<u64>> {
-    let path = format!("/proc/{pid}/status");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error).with_context(|| format!("read `{path}`")),
-    };
-    let counts = text.lines().filter_map(|line| {
-        let (name, count) = line.split_once(':')?;
-        name.ends_with("ctxt_switches").then(|| count.trim().parse::<u64>().ok())?
-    });
-    Ok(Some(counts.sum()))
-}
-
-/// The process that a process is a child of; None when it is gone.
-pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
-    Ok(stat(pid)?.map(|stat| stat.parent))
-}
-
-/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
-/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
-fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
-    if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
-        return Ok(false);
-    }
-    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
-    let ended = rustix::event::poll(&mut polled, Some(&Timespec::default()));
-    Ok(ended.context("ask whether a process has ended")? == 0)
-}
-
-fn parse_stat(text: &str) -> Option<Stat> {
-    // The program's name, in parentheses, can hold anything, parentheses and spaces included.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?;
-    let (ended, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
-    let parent = fields.next()?.parse().ok()?;
-    // The state is the first thread's, which can end before the others: fields 20, 22 and 52.
-    let threads: u64 = fields.nth(15)?.parse().ok()?;
-    let start_time = fields.nth(1)?.parse().ok()?;
-    let status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Some(Stat { dead: ended && threads <= 1, stopped, parent, start_time, status })
-}
-
 /// The root of the state: the directory that holds one directory per container.
 #[derive(Debug)]
 pub(crate) struct Root {
@@ -338,7 +256,7 @@ impl Root {
         let is_given = path.is_some();
         let path = path.map(Path::to_owned).unwrap_or_else(|| {
             let own = std::env::var_os("XDG_RUNTIME_DIR")
-                .filter(|dir| !dir.is_empty() && !is_host_root());
+                .filter(|dir| !dir.is_empty() && !ids::is_host_root());
             own.map_or_else(|| "/run/rt".into(), |dir| Path::new(&dir).join("rt"))
         });
         Root { path, is_given }
@@ -635,28 +553,6 @@ pub(crate) fn sample() -> Vec<u8> {
     serde_json::to_vec(&state).expect("a state")
 }
 
-/// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
-/// one does (systemd's `PrivateUsers=full`), so the map does not tell.
-pub(crate) fn is_host_root() -> bool {
-    rustix::process::geteuid().is_root()
-        && rustix::fs::stat("/proc/self/ns/user").is_ok_and(|own| own.st_ino == INITIAL_USER)
-}
-
-/// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the one number that this namespace always has.
-const INITIAL_USER: u64 = 0xEFFF_FFFD;
-
-/// Whether this process is in a user namespace without all of the host's ids.
-pub(crate) fn lacks_ids() -> bool {
-    fs::read_to_string(UID_MAP).is_ok_and(|map| !is_whole(&map))
-}
-
-const UID_MAP: &str = "/proc/self/uid_map";
-
-/// As the initial user namespace has it (`user_namespaces(7)`).
-fn is_whole(map: &str) -> bool {
-    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
-}
-
 /// runc's rule for names.
 pub(crate) fn check_id(id: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
@@ -700,23 +596,5 @@ mod tests {
         own.close().expect("closed");
         assert_eq!(modes(), [0o711, 0o700, 0o700]);
         fs::remove_dir_all(folder).expect("removed");
-    }
-
-    #[test]
-    fn the_start_time_is_found_behind_any_program_name() {
-        for (text, threads, dead) in [
-            ("7 (sh) S", 1, false),
-            ("7 (a) b) S (c) R", 1, false),
-            ("7 (x) Z", 1, true),
-            ("7 (x) Z", 2, false),
-        ] {
-            let rest = format!("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4711 20 21");
-            assert_eq!(
-                parse_stat(&format!("{text} {rest}")),
-                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711, status: 0 }),
-                "{text}"
-            );
-        }
-        assert_eq!(parse_stat("7 (sh) S 1"), None);
     }
 }

@@ -291,5 +291,5 @@ fn is_perhaps_roots(uid: u32) -> bool {
         let text = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
         text.and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW)
     };
-    crate::state::lacks_ids() && uid == overflow()
+    crate::ids::lacks_ids() && uid == overflow()
 }

@@ -32,7 +32,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::state::is_host_root;
+use crate::ids::is_host_root;
 use crate::syscall;
 pub(crate) use ownership::Held;
 
@@ -871,7 +871,7 @@ impl Cgroup {
                 let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
                     continue;
                 };
-                if crate::state::parent(pid)? == Some(own) {
+                if crate::procfs::parent(pid)? == Some(own) {
                     super::patience::end(pid, pidfd.as_fd());
                 }
             }

@@ -62,7 +62,7 @@ pub(crate) fn checkpoint(
     bundle: &Bundle,
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
-    ensure!(crate::state::is_host_root(), "a checkpoint takes root of the host");
+    ensure!(crate::ids::is_host_root(), "a checkpoint takes root of the host");
     // The directory is for root alone; of what is in it, root of a user namespace reads a part at a restore.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let init = state.process()?.context("the container is not running")?;

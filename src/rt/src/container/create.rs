@@ -27,8 +27,8 @@ use super::{
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
-use crate::syscall;
 use crate::workload::{self, Rights};
+use crate::{ids, procfs, syscall};
 
 /// crun's name for `--pidfd-socket`.
 const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
@@ -101,7 +101,7 @@ struct Prepared {
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
-    if state::is_host_root() {
+    if ids::is_host_root() {
         // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the same user, could reach it.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep others out of init")?;
@@ -446,7 +446,7 @@ pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
 /// Makes a process the one that the state is of.
 pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
     state.pid = pid.as_raw_nonzero().get();
-    state.start_time = state::stat(pid)?.context("init is gone")?.start_time;
+    state.start_time = procfs::stat(pid)?.context("init is gone")?.start_time;
     Ok(())
 }
 

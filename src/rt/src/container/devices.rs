@@ -14,7 +14,7 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use crate::bundle::Bundle;
-use crate::state::is_host_root;
+use crate::ids::is_host_root;
 
 /// Character devices, their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
 pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [

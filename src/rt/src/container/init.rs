@@ -144,7 +144,7 @@ fn set_up<'a>(
     let place = mount_all(plan, &mut rootfs, entries, opened, place)?;
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
-        let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::state::is_host_root();
+        let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::ids::is_host_root();
         let listed = linux.devices().as_deref().unwrap_or_default();
         devices::make(&mut rootfs, listed, devices, entries, bind)?;
         if let Some(folder) = notify {

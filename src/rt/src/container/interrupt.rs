@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::terminal;
-use crate::engine::cache::{ENDING, is_interrupted};
+use crate::signals::{ENDING, is_interrupted};
 use crate::syscall;
 
 /// How often somebody who waits asks for signals.

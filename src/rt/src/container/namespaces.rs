@@ -216,7 +216,7 @@ fn open_of_process(path: &str) -> rustix::io::Result<OwnedFd> {
     let end = Instant::now() + STARTING;
     loop {
         match open(Path::new(path)) {
-            Err(Errno::ACCESS) if !crate::state::is_host_root() && Instant::now() < end => {
+            Err(Errno::ACCESS) if !crate::ids::is_host_root() && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             opened => return opened,
@@ -432,7 +432,7 @@ pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::NOHANG));
     let waited = waited.with_context(|| format!("wait for process {pid}"))?;
     let Some((_, status)) = waited else {
-        let stat = crate::state::stat(pid)?.filter(|stat| stat.dead);
+        let stat = crate::procfs::stat(pid)?.filter(|stat| stat.dead);
         return Ok(stat.map(|stat| match stat.status & 0x7f {
             0 => Ending::Code(stat.status >> 8 & 0xff),
             signal => Ending::Signal(signal),

@@ -14,7 +14,7 @@ use rustix::process::{Pid, WaitOptions};
 use super::cgroups::{self, Freezers};
 use super::interrupt::{self, Watch};
 use super::sync::{Message, Socket};
-use crate::{state, syscall};
+use crate::{procfs, syscall};
 
 /// How often rt looks whether a process that says nothing is held up.
 const TICK: Duration = Duration::from_millis(100);
@@ -80,7 +80,7 @@ impl Patience {
                 turn += interrupt::TURN;
             }
             // Where this process has the other end of the socket too, that is not the end of a stream.
-            if state::stat(pid)?.is_none_or(|stat| stat.dead)
+            if procfs::stat(pid)?.is_none_or(|stat| stat.dead)
                 && !is_ready(socket.as_fd(), PollFlags::IN, Duration::ZERO)?
             {
                 bail!("the process that is made in the container was killed");
@@ -106,10 +106,10 @@ impl Patience {
         if self.freezers.are_closed() {
             return Ok(Some(Held { reason: "its cgroup is frozen", ran: None }));
         }
-        if !state::stat(pid)?.is_some_and(|stat| stat.stopped) {
+        if !procfs::stat(pid)?.is_some_and(|stat| stat.stopped) {
             return Ok(None);
         }
-        Ok(Some(Held { reason: "a signal has stopped it", ran: state::switches(pid)? }))
+        Ok(Some(Held { reason: "a signal has stopped it", ran: procfs::switches(pid)? }))
     }
 }
 

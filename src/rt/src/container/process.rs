@@ -20,7 +20,7 @@ use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
 use super::mounts;
-use crate::state::is_host_root;
+use crate::ids::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
 /// `rlimits` and `oomScoreAdj`, of this process or of another one that its caller sets them for.

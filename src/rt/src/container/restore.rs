@@ -38,7 +38,7 @@ use super::{
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
 use crate::syscall::{self, MountAttr};
-use crate::workload;
+use crate::{ids, workload};
 
 #[derive(Debug)]
 pub(crate) struct RestoreOptions<'a> {
@@ -72,7 +72,7 @@ const LOG: &str = "restore.log";
 /// Makes the container again. When that fails, nothing of it is left.
 pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Restored> {
     state::check_id(options.id)?;
-    ensure!(state::is_host_root(), "a restore takes root of the host");
+    ensure!(ids::is_host_root(), "a restore takes root of the host");
     rustix::process::umask(Mode::from_raw_mode(0o022));
     process::forget_affinity();
     let namespaces = Namespaces::new(options.bundle.linux())?;

@@ -242,7 +242,7 @@ impl Proxy {
                         forward(signal);
                     }
                     // Nobody takes what is left, and somebody wants an end.
-                    if ended && crate::engine::cache::ENDING.contains(&signal) {
+                    if ended && crate::signals::ENDING.contains(&signal) {
                         return Ok(());
                     }
                 }

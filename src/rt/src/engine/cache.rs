@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::CompilerSettings;
 use crate::draft::Draft;
 use crate::syscall::{self, Lock};
-use crate::trust;
+use crate::{signals, trust};
 
 /// The end of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
@@ -348,7 +348,7 @@ impl Cache {
         syscall::lock(job.as_fd(), Lock::Read, WAITS + tenant, 1)
             .context("say that it is waited for")?;
         while is_locked(job.as_fd(), CLAIM, 1) {
-            ensure!(!is_interrupted(), "a signal came while others compile it");
+            ensure!(!signals::is_interrupted(), "a signal came while others compile it");
             let (begun, runs) = (Instant::now(), is_locked(job.as_fd(), RUNS, 1));
             let left = if runs { &mut patience.during } else { &mut patience.before };
             ensure!(!left.is_zero(), "others have not compiled it in time");
@@ -710,14 +710,6 @@ pub(crate) fn number_of(tenant: &str) -> u64 {
 
 /// How often whoever waits looks.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
-
-/// The signals that ask for an end.
-pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
-
-/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
-pub(crate) fn is_interrupted() -> bool {
-    syscall::pending(&ENDING)
-}
 
 /// Whether there is no space left.
 pub(crate) fn is_full(error: &io::Error) -> bool {

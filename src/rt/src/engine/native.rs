@@ -19,9 +19,9 @@ use rustix::process::{Pid, PidfdFlags};
 use super::Description;
 use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind, Patience};
 use super::settings::{CacheSettings, CompilerSettings, Settings};
-use crate::exe;
 use crate::state::State;
 use crate::workload::{Compile, Wish};
+use crate::{exe, signals};
 
 /// To be raised when what a module is compiled to changes for a reason that the key does not hold.
 const FORMAT: u32 = 2;
@@ -339,7 +339,7 @@ impl Native {
 }
 
 fn ensure_uninterrupted() -> Result<()> {
-    ensure!(!cache::is_interrupted(), "a signal came while it was compiled");
+    ensure!(!signals::is_interrupted(), "a signal came while it was compiled");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use rustix::fs::Access;
 
 use super::{Finding, Verdict};
 use crate::container::cgroups::{self, ROOT, Version};
-use crate::state;
+use crate::ids;
 
 const TOPIC: &str = "cgroups";
 
@@ -44,7 +44,7 @@ pub(super) fn all() -> Vec<Finding> {
         Version::V1 if hierarchies.iter().any(|path| path.ends_with("devices")) => {
             Finding::good(TOPIC, DEVICE_RULES, "by the hierarchy of `devices`")
         }
-        Version::V1 if !hybrid && state::is_host_root() => Finding::bad(
+        Version::V1 if !hybrid && ids::is_host_root() => Finding::bad(
             TOPIC,
             DEVICE_RULES,
             Verdict::Missing,
@@ -79,7 +79,7 @@ const DEVICE_RULES: &str = "device rules";
 /// The device rules of v2 are programs.
 fn device_programs() -> Finding {
     let name = DEVICE_RULES;
-    if !state::is_host_root() {
+    if !ids::is_host_root() {
         return Finding::good(
             TOPIC,
             name,
@@ -128,7 +128,7 @@ fn rights(hierarchies: &[PathBuf]) -> Finding {
     if writable {
         return Finding::good(TOPIC, name, "cgroups can be made");
     }
-    let verdict = if state::is_host_root() { Verdict::Missing } else { Verdict::Limited };
+    let verdict = if ids::is_host_root() { Verdict::Missing } else { Verdict::Limited };
     Finding::bad(
         TOPIC,
         name,

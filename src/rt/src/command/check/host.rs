@@ -13,10 +13,10 @@ use rustix::mount::OpenTreeFlags;
 use super::{Finding, Verdict};
 use crate::container::{criu, rootless};
 use crate::engine::{self, Settings};
-use crate::exe;
-use crate::state::{self, Root};
+use crate::state::Root;
 use crate::syscall::{self, MountAttr};
 use crate::workload::{Compile, Engine};
+use crate::{exe, ids};
 
 const KERNEL: &str = "kernel";
 const NEWER: &str = "use Linux 5.12 or later";
@@ -84,7 +84,7 @@ pub(super) fn namespaces() -> Vec<Finding> {
         Finding::bad(NAMESPACES, "kinds", verdict, detail, "use a kernel that is built with them")
     }];
     findings.push(user_namespaces());
-    if !state::is_host_root() {
+    if !ids::is_host_root() {
         findings.push(subordinate_ids());
     }
     findings
@@ -95,7 +95,7 @@ fn user_namespaces() -> Finding {
     let name = "user namespaces";
     let number =
         |file: &str| fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let root = state::is_host_root();
+    let root = ids::is_host_root();
     // Without one, an ordinary user has no container.
     let verdict = if root { Verdict::Limited } else { Verdict::Missing };
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
@@ -209,7 +209,7 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
             fix,
         );
     }
-    if !state::is_host_root() {
+    if !ids::is_host_root() {
         return Finding::good(topic, name, "not for ordinary users: their modules are interpreted");
     }
     let directory = &settings.cache.directory;

@@ -207,7 +207,7 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
     let program = match load(rules) {
         Ok(program) => program,
         // In a user namespace nobody may, and the kernel lets nobody there make a device node either.
-        Err(Errno::PERM) if !crate::state::is_host_root() => return Ok(()),
+        Err(Errno::PERM) if !crate::ids::is_host_root() => return Ok(()),
         Err(error) => return Err(error).context("load the device program"),
     };
     syscall::bpf_prog_attach(cgroup, program.as_fd(), BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)

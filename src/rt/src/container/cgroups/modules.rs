@@ -35,7 +35,7 @@ impl Cgroup {
     /// or helps nothing.
     pub(crate) fn for_modules(&mut self, ports: &Ports) -> Result<Option<OwnedFd>> {
         let listen = listeners(&ports.tcp.bind);
-        if !ports.udp.is_divided() && listen.is_none() || !crate::state::is_host_root() {
+        if !ports.udp.is_divided() && listen.is_none() || !crate::ids::is_host_root() {
             return Ok(None);
         }
         let above = match (self.manager, self.version) {

@@ -16,7 +16,7 @@ use super::{
     Cgroup, Manager, Taken, Version, open_directory, refuse_others, refuse_processes, systemd,
     tree, v1, v2,
 };
-use crate::state::is_host_root;
+use crate::ids::is_host_root;
 use crate::syscall::{self, Lock};
 use crate::trust;
 

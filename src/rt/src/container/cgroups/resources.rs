@@ -271,8 +271,7 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> 
         match set_v1(cgroups, file, &rule.line()) {
             // As for the program of v2.
             Err(error)
-                if is_kind(&error, ErrorKind::PermissionDenied)
-                    && !crate::state::is_host_root() => {}
+                if is_kind(&error, ErrorKind::PermissionDenied) && !crate::ids::is_host_root() => {}
             result => result?,
         }
     }

@@ -44,7 +44,7 @@ impl Unit {
     fn parse(unit: &str) -> Option<Unit> {
         let parts: Vec<&str> = unit.split(':').collect();
         let [slice, prefix, name] = parts[..] else { return None };
-        let default = if crate::state::is_host_root() { "system.slice" } else { "user.slice" };
+        let default = if crate::ids::is_host_root() { "system.slice" } else { "user.slice" };
         let slice = if slice.is_empty() { default } else { slice };
         let scope = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}-{name}") };
         slice.strip_suffix(".slice")?;
@@ -362,7 +362,7 @@ fn list(properties: &[Property]) -> Value {
 /// The sockets of the bus, and of systemd itself.
 fn sockets() -> Result<(PathBuf, PathBuf)> {
     let of = |variable: &str| std::env::var(variable).ok().and_then(|address| socket_of(&address));
-    if crate::state::is_host_root() {
+    if crate::ids::is_host_root() {
         let bus = of("DBUS_SYSTEM_BUS_ADDRESS");
         let bus = bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".into());
         return Ok((bus, "/run/systemd/private".into()));

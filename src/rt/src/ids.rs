@@ -1,0 +1,26 @@
+//! Which of the host's ids this process has (`user_namespaces(7)`).
+#![forbid(unsafe_code)]
+
+use std::fs;
+
+/// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
+/// one does (systemd's `PrivateUsers=full`), so the map does not tell.
+pub(crate) fn is_host_root() -> bool {
+    rustix::process::geteuid().is_root()
+        && rustix::fs::stat("/proc/self/ns/user").is_ok_and(|own| own.st_ino == INITIAL_USER)
+}
+
+/// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the one number that this namespace always has.
+const INITIAL_USER: u64 = 0xEFFF_FFFD;
+
+/// Whether this process is in a user namespace without all of the host's ids.
+pub(crate) fn lacks_ids() -> bool {
+    fs::read_to_string(UID_MAP).is_ok_and(|map| !is_whole(&map))
+}
+
+const UID_MAP: &str = "/proc/self/uid_map";
+
+/// As the initial user namespace has it (`user_namespaces(7)`).
+fn is_whole(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}

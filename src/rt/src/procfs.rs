@@ -1,0 +1,117 @@
+//! What `/proc` says of other processes (`proc(5)`).
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::syscall;
+
+/// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Stat {
+    /// It has ended, and is there only until its parent has read how. One whose first thread alone has ended is alive.
+    pub(crate) dead: bool,
+    /// By a signal.
+    pub(crate) stopped: bool,
+    pub(crate) parent: i32,
+    pub(crate) start_time: u64,
+    /// Of one that is dead, how it ended (`wait(2)`).
+    pub(crate) status: i32,
+}
+
+/// None when there is certainly no such process. What cannot be read is an error: a container that
+/// lives must not be taken for one that has ended.
+pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
+    let path = format!("/proc/{pid}/stat");
+    let show = || format!("read `{path}`");
+    // In one reading: a line has less than 400 bytes.
+    let mut text = [0; 1024];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let read = rustix::fs::open(&path, flags, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut text));
+    match read {
+        Ok(length) => {
+            let stat = parse_stat(&String::from_utf8_lossy(&text[..length]));
+            Ok(Some(stat.with_context(|| format!("{}: it is not a line of procfs", show()))?))
+        }
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).with_context(show),
+    }
+}
+
+/// How often the first thread of a process has given up a processor: each time that it has run
+/// counts once at least (`proc_pid_status(5)`). None when the process is gone.
+pub(crate) fn switches(pid: Pid) -> Result<Option<u64>> {
+    let path = format!("/proc/{pid}/status");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).with_context(|| format!("read `{path}`")),
+    };
+    let counts = text.lines().filter_map(|line| {
+        let (name, count) = line.split_once(':')?;
+        name.ends_with("ctxt_switches").then(|| count.trim().parse::<u64>().ok())?
+    });
+    Ok(Some(counts.sum()))
+}
+
+/// The process that a process is a child of; None when it is gone.
+pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
+    Ok(stat(pid)?.map(|stat| stat.parent))
+}
+
+/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
+/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
+pub(crate) fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
+    if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
+        return Ok(false);
+    }
+    let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+    let ended = rustix::event::poll(&mut polled, Some(&Timespec::default()));
+    Ok(ended.context("ask whether a process has ended")? == 0)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The program's name, in parentheses, can hold anything, parentheses and spaces included.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    let (ended, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
+    let parent = fields.next()?.parse().ok()?;
+    // The state is the first thread's, which can end before the others: fields 20, 22 and 52.
+    let threads: u64 = fields.nth(15)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    let status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or(0);
+    Some(Stat { dead: ended && threads <= 1, stopped, parent, start_time, status })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_program_name() {
+        for (text, threads, dead) in [
+            ("7 (sh) S", 1, false),
+            ("7 (a) b) S (c) R", 1, false),
+            ("7 (x) Z", 1, true),
+            ("7 (x) Z", 2, false),
+        ] {
+            let rest = format!("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4711 20 21");
+            assert_eq!(
+                parse_stat(&format!("{text} {rest}")),
+                Some(Stat { dead, stopped: false, parent: 1, start_time: 4711, status: 0 }),
+                "{text}"
+            );
+        }
+        assert_eq!(parse_stat("7 (sh) S 1"), None);
+    }
+}
