@@ -1,6 +1,8 @@
 //! The bundle: a directory with a `config.json` and, usually, a root filesystem (OCI runtime-spec, `bundle.md`).
 #![forbid(unsafe_code)]
 
+pub(crate) mod rootless;
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -13,7 +15,6 @@ use libcontainer::oci_spec::runtime::{
 };
 use serde_json::Value;
 
-use crate::container::rootless;
 use crate::trust;
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, FdFlags};
 
+use crate::sync::Given;
 use crate::workload::{self, Directory, Rights, Workload};
 use crate::{engine, signals, syscall, walk};
 
@@ -40,19 +41,6 @@ pub(crate) struct Request<'a> {
     pub(crate) memory: Option<u64>,
     /// Shows the caller's process a module, and takes what is needed to run it.
     pub(crate) ask: &'a dyn Fn(BorrowedFd<'_>) -> Result<Given>,
-}
-
-/// What the caller's process hands over for a module.
-#[derive(Debug)]
-pub(crate) struct Given {
-    /// The engine's directory.
-    pub(crate) engine: OwnedFd,
-    /// The plugins' directory.
-    pub(crate) plugins: Option<OwnedFd>,
-    /// The way into the cgroup for modules.
-    pub(crate) cgroup: Option<OwnedFd>,
-    /// What the module was compiled to.
-    pub(crate) native: Option<OwnedFd>,
 }
 
 /// A program that is there and can be started.

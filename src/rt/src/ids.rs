@@ -3,6 +3,9 @@
 
 use std::fs;
 
+use anyhow::{Result, bail};
+use libcontainer::oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+
 /// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
 /// one does (systemd's `PrivateUsers=full`), so the map does not tell.
 pub(crate) fn is_host_root() -> bool {
@@ -23,4 +26,18 @@ const UID_MAP: &str = "/proc/self/uid_map";
 /// As the initial user namespace has it (`user_namespaces(7)`).
 fn is_whole(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The text of `/proc/PID/uid_map` or `gid_map` (`user_namespaces(7)`).
+pub(crate) fn parse_map(table: &str) -> Result<Vec<LinuxIdMapping>> {
+    let mapping = |line: &str| {
+        let numbers: Vec<u32> =
+            line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let &[first, outside, size] = numbers.as_slice() else {
+            bail!("`{line}` is not three numbers")
+        };
+        let mapping = LinuxIdMappingBuilder::default().container_id(first).host_id(outside);
+        Ok(mapping.size(size).build()?)
+    };
+    table.lines().map(mapping).collect()
 }

@@ -2,7 +2,10 @@
 //! `RTMIN+3`.
 #![forbid(unsafe_code)]
 
-use anyhow::{Result, anyhow};
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::io::Errno;
 
 use crate::syscall;
 
@@ -12,6 +15,23 @@ pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT,
 /// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
 pub(crate) fn is_interrupted() -> bool {
     syscall::pending(&ENDING)
+}
+
+/// The signals that have arrived at a signalfd.
+pub(crate) fn read(descriptor: &OwnedFd) -> Result<Vec<i32>> {
+    // `struct signalfd_siginfo`, whose first field is the signal's number (signalfd(2)).
+    const RECORD: usize = 128;
+    let mut bytes = [0; 8 * RECORD];
+    match rustix::io::read(descriptor, &mut bytes) {
+        Ok(length) => {
+            let records = bytes[..length].chunks_exact(RECORD);
+            Ok(records
+                .map(|record| i32::from_ne_bytes([record[0], record[1], record[2], record[3]]))
+                .collect())
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Ok(Vec::new()),
+        Err(error) => Err(error).context("read the signals"),
+    }
 }
 
 const NAMES: [(&str, i32); 33] = [

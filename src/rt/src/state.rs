@@ -222,6 +222,18 @@ impl State {
         annotations
     }
 
+    /// The state as hooks and agents read it (runtime-spec, `runtime.md`, "State").
+    pub(crate) fn report(&self, status: Status) -> serde_json::Value {
+        serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": status,
+            "pid": if status == Status::Stopped { 0 } else { self.pid },
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        })
+    }
+
     pub(crate) fn status(&self, directory: &Directory) -> Result<Status> {
         if self.pid == 0 {
             return Ok(Status::Creating);

@@ -13,7 +13,7 @@ use rustix::process::Pid;
 
 use crate::container::notify_socket::Relay;
 use crate::container::{self, Ending, terminal};
-use crate::syscall;
+use crate::{signals, syscall};
 
 /// The signals that are passed on: all that a process can be asked to end or change by.
 pub(super) struct Signals {
@@ -100,7 +100,7 @@ fn wait(pidfd: BorrowedFd<'_>, signals: &Signals, relay: Option<&Relay>) -> Resu
             relay.pass()?;
         }
         if signalled {
-            for signal in terminal::read_signals(&signals.descriptor)? {
+            for signal in signals::read(&signals.descriptor)? {
                 forward(pidfd, signal);
             }
         }

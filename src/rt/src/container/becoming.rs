@@ -37,9 +37,9 @@ use rustix::thread::CapabilitySet;
 
 use super::rootfs::Rootfs;
 use super::seccomp::Filter;
-use super::sync::Socket;
 use super::{host_proc, module, notify_socket, process};
 use crate::executor::{self, Program};
+use crate::sync::Socket;
 use crate::syscall;
 use crate::workload::Rights;
 

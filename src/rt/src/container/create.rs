@@ -19,16 +19,16 @@ use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::{self, Patience};
 use super::seccomp::{self, Filter, Receiver};
-use super::sync::{self, Message, Socket};
 use super::{
-    becoming, descriptors, devices, hooks, init, interrupt, net_devices, notify_socket, process,
-    serve, sysctl, terminal,
+    becoming, descriptors, devices, hooks, init, net_devices, notify_socket, process, serve,
+    sysctl, terminal,
 };
 use crate::bundle::Bundle;
 use crate::engine::{self, Found};
 use crate::state::{self, Directory, Draft, Root, State, Status};
+use crate::sync::{self, Message, Socket};
 use crate::workload::{self, Rights};
-use crate::{ids, procfs, syscall};
+use crate::{ids, interrupt, procfs, syscall};
 
 /// crun's name for `--pidfd-socket`.
 const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
@@ -383,7 +383,7 @@ fn serve(
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &prepared.agent {
-                    agent.serve(pidfd, number, pid, state, Status::Creating)?;
+                    agent.serve(pidfd, number, pid, state.report(Status::Creating))?;
                 }
             }
             Some(Message::Module) => {
@@ -479,7 +479,7 @@ pub(super) fn run_create_hooks(
     streams: &Streams,
 ) -> Result<()> {
     let Some(hooks) = hooks else { return Ok(()) };
-    let json = hooks::state_json(state, Status::Creating);
+    let json = state.report(Status::Creating).to_string();
     let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
     let place = Place::bundle(state);
     hooks::run("prestart", &list(hooks.prestart()), &json, place, streams)?;

@@ -29,8 +29,8 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::namespaces;
-use super::sync::{self, Message, Socket};
 use crate::draft::Draft;
+use crate::sync::{self, Message, Socket};
 use crate::{syscall, trust};
 
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;

@@ -19,11 +19,11 @@ use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
-use super::sync::{self, Message, Socket};
 use super::{create, module, process, serve, terminal};
 use crate::engine::{self, Found};
 use crate::executor;
 use crate::state::{Draft, State, Status};
+use crate::sync::{self, Message, Socket};
 use crate::syscall;
 use crate::workload::{self, Rights};
 
@@ -198,7 +198,7 @@ fn attend(
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
-                    agent.serve(pidfd, number, pid, options.state, Status::Running)?;
+                    agent.serve(pidfd, number, pid, options.state.report(Status::Running))?;
                 }
             }
             Some(Message::Failed(text)) => bail!(text),

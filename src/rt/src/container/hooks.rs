@@ -19,23 +19,9 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
-use super::{descriptors, interrupt, namespaces, process};
-use crate::exe;
+use super::{descriptors, namespaces, process};
 use crate::state::{State, Status};
-use crate::{syscall, trust};
-
-/// The state of the container as a hook reads it from its standard input (runtime-spec, `runtime.md`, "State").
-pub(crate) fn state_json(state: &State, status: Status) -> String {
-    serde_json::json!({
-        "ociVersion": state.oci_version,
-        "id": state.id,
-        "status": status,
-        "pid": if status == Status::Stopped { 0 } else { state.pid },
-        "bundle": state.bundle,
-        "annotations": state.annotations,
-    })
-    .to_string()
-}
+use crate::{exe, interrupt, syscall, trust};
 
 /// Where hooks print to: files that annotations name, or nowhere and `rt`'s own standard error.
 #[derive(Debug, Default)]
@@ -113,7 +99,7 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
         return;
     }
     process::forget_affinity();
-    let json = state_json(state, status);
+    let json = state.report(status).to_string();
     let streams = Streams::open_or_none(kind, state);
     let place = Place::bundle(state);
     for hook in hooks {

@@ -20,7 +20,6 @@ use super::mounts::Opened;
 use super::namespaces::{self, Namespaces};
 use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
-use super::sync::{Message, Socket};
 use super::{
     cgroup_mount, cgroups, descriptors, devices, hooks, module, mounts, notify_socket, process,
     sysctl, terminal,
@@ -28,6 +27,7 @@ use super::{
 use crate::engine;
 use crate::executor;
 use crate::state::{State, Status};
+use crate::sync::{Message, Socket};
 use crate::syscall;
 use crate::workload::Rights;
 
@@ -326,7 +326,7 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
     hooks::run(
         "createContainer",
         list,
-        &hooks::state_json(plan.state, Status::Creating),
+        &plan.state.report(Status::Creating).to_string(),
         hooks::Place { descriptors: plan.descriptors, ..hooks::Place::bundle(plan.state) },
         &plan.streams,
     )?;
@@ -365,7 +365,7 @@ fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     hooks::run(
         "startContainer",
         start_hooks(plan),
-        &hooks::state_json(plan.state, Status::Created),
+        &plan.state.report(Status::Created).to_string(),
         place,
         &plan.streams,
     )

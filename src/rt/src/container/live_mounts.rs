@@ -21,9 +21,9 @@ use super::mounts::{self, Detached, Opened};
 use super::namespaces::Namespaces;
 use super::patience::{self, Patience};
 use super::rootfs::Rootfs;
-use super::sync::{self, Message};
 use crate::bundle::Bundle;
 use crate::state::{AddedMount, Directory, State};
+use crate::sync::{self, Message};
 use crate::syscall;
 
 /// `<linux/stat.h>`; the kernel passes over what it does not know.

@@ -31,8 +31,8 @@ use super::descriptors;
 use super::mount_table::{self, Entry};
 use super::namespaces::{self, Namespaces};
 use super::rootfs::{Rootfs, is_directory};
-use super::sync::{self, Message};
 use crate::bundle::Bundle;
+use crate::sync::{self, Message};
 use crate::syscall::{self, MountAttr};
 
 /// Which of SELinux's mount options takes `linux.mountLabel` (`mount(8)`, "FILESYSTEM-INDEPENDENT MOUNT OPTIONS").

@@ -20,10 +20,10 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, 
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
 use super::netlink::Netlink;
+use super::newuidmap;
 use super::patience::Patience;
-use super::rootless;
-use super::sync::{self, Message, Socket};
-use crate::syscall;
+use crate::sync::{self, Message, Socket};
+use crate::{ids, procfs, syscall};
 
 pub(super) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
 
@@ -216,7 +216,7 @@ fn open_of_process(path: &str) -> rustix::io::Result<OwnedFd> {
     let end = Instant::now() + STARTING;
     loop {
         match open(Path::new(path)) {
-            Err(Errno::ACCESS) if !crate::ids::is_host_root() && Instant::now() < end => {
+            Err(Errno::ACCESS) if !ids::is_host_root() && Instant::now() < end => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             opened => return opened,
@@ -432,7 +432,7 @@ pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::NOHANG));
     let waited = waited.with_context(|| format!("wait for process {pid}"))?;
     let Some((_, status)) = waited else {
-        let stat = crate::procfs::stat(pid)?.filter(|stat| stat.dead);
+        let stat = procfs::stat(pid)?.filter(|stat| stat.dead);
         return Ok(stat.map(|stat| match stat.status & 0x7f {
             0 => Ending::Code(stat.status >> 8 & 0xff),
             signal => Ending::Signal(signal),
@@ -478,7 +478,7 @@ fn make_time_namespace(linux: &Linux) -> Result<()> {
 pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    // `rootless` completes what has neither.
+    // [`crate::bundle`] completes what has neither.
     for (name, mappings) in [("uidMappings", uids), ("gidMappings", gids)] {
         ensure!(!mappings.is_empty(), "`linux.{name}` is missing for the new user namespace");
     }
@@ -518,7 +518,7 @@ pub(crate) fn mappings_of(
     let read = |file: &str| {
         let path = format!("/proc/{pid}/{file}");
         let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-        rootless::parse_map(&table).with_context(|| format!("read `{path}`"))
+        ids::parse_map(&table).with_context(|| format!("read `{path}`"))
     };
     let both = ours.expect(&Message::Ready).and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
     drop(ours);
@@ -578,18 +578,18 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
         write("gid_map", gids)?;
         return write("uid_map", uids);
     }
-    if rootless::is_own_only(gids, gid.as_raw()) {
+    if newuidmap::is_own_only(gids, gid.as_raw()) {
         // Without privileges a group map is only allowed to a process that cannot drop groups any more.
         let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
         write("gid_map", gids)?;
     } else {
-        rootless::map("newgidmap", pid, gids)?;
+        newuidmap::map("newgidmap", pid, gids)?;
     }
-    if rootless::is_own_only(uids, uid.as_raw()) {
+    if newuidmap::is_own_only(uids, uid.as_raw()) {
         return write("uid_map", uids);
     }
-    rootless::map("newuidmap", pid, uids)
+    newuidmap::map("newuidmap", pid, uids)
 }
 
 /// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing. One that was not

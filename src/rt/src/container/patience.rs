@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
 
 use super::cgroups::{self, Freezers};
-use super::interrupt::{self, Watch};
-use super::sync::{Message, Socket};
+use crate::interrupt::{self, Watch};
+use crate::sync::{Message, Socket};
 use crate::{procfs, syscall};
 
 /// How often rt looks whether a process that says nothing is held up.

@@ -30,13 +30,13 @@ use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
-use super::sync::{Message, Socket};
 use super::{
     becoming, confinement, create, delete, open_files, process, restored_limits, restrictions,
     terminal,
 };
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
+use crate::sync::{Message, Socket};
 use crate::syscall::{self, MountAttr};
 use crate::{ids, workload};
 

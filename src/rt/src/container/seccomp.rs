@@ -21,8 +21,8 @@ use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec
 pub(crate) use notify::Receiver;
 pub(crate) use sockets::refuse as refuse_sockets;
 
-use super::sync::{Message, Socket};
 use crate::bundle::annotation;
+use crate::sync::{Message, Socket};
 use crate::syscall;
 
 /// A filter that is ready to be loaded.

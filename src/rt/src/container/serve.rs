@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result};
 use libcontainer::oci_spec::runtime::Process;
 
-use super::sync::Socket;
 use crate::engine::{self, Found};
 use crate::state::State;
+use crate::sync::Socket;
 use crate::workload::Rights;
 
 /// Answers a process that has found a module: hands over the engine, and what the module was compiled to.

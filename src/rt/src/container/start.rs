@@ -12,7 +12,8 @@ use rustix::process::Pid;
 
 use super::hooks::{self, Place, Streams};
 use super::notify_socket::Relay;
-use super::{delete, interrupt, process};
+use super::{delete, process};
+use crate::interrupt;
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.
@@ -60,7 +61,7 @@ pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     }
     process::forget_affinity();
     let mark = directory.mark()?;
-    let json = hooks::state_json(state, Status::Running);
+    let json = state.report(Status::Running).to_string();
     let streams = Streams::open_or_none("poststart", state);
     let ran = hooks::run("poststart", &state.poststart, &json, Place::bundle(state), &streams);
     let Err(error) = ran else { return Ok(()) };

@@ -235,7 +235,7 @@ impl Proxy {
                 relay.pass()?;
             }
             if !signal.is_empty() {
-                for signal in read_signals(signals)? {
+                for signal in crate::signals::read(signals)? {
                     if signal == libc::SIGWINCH {
                         self.resize();
                     } else {
@@ -325,22 +325,5 @@ fn send_from(to: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
             buffer.clear();
             false
         }
-    }
-}
-
-/// The signals that have arrived at a signalfd.
-pub(crate) fn read_signals(descriptor: &OwnedFd) -> Result<Vec<i32>> {
-    // `struct signalfd_siginfo`, whose first field is the signal's number (signalfd(2)).
-    const RECORD: usize = 128;
-    let mut bytes = [0; 8 * RECORD];
-    match rustix::io::read(descriptor, &mut bytes) {
-        Ok(length) => {
-            let records = bytes[..length].chunks_exact(RECORD);
-            Ok(records
-                .map(|record| i32::from_ne_bytes([record[0], record[1], record[2], record[3]]))
-                .collect())
-        }
-        Err(Errno::AGAIN | Errno::INTR) => Ok(Vec::new()),
-        Err(error) => Err(error).context("read the signals"),
     }
 }

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use super::{Finding, Verdict};
-use crate::container::{criu, rootless};
+use crate::bundle::rootless;
+use crate::container::criu;
 use crate::engine::{self, Settings};
 use crate::state::Root;
 use crate::syscall::{self, MountAttr};

@@ -11,10 +11,10 @@ use libcontainer::oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdGetfdFlags};
+use serde_json::Value;
 
 use crate::bundle::annotation;
-use crate::container::{hooks, terminal};
-use crate::state::{State, Status};
+use crate::container::terminal;
 
 /// crun's name for `linux.seccomp.listenerPath`, and the variable of the environment that stands for it.
 const ANNOTATION: &str = "run.oci.seccomp.receiver";
@@ -51,17 +51,10 @@ impl Receiver {
         Ok(Some(Receiver { socket, metadata: metadata.unwrap_or_default() }))
     }
 
-    /// Takes the listener that a process has under a number, and sends it to the agent. A process that has ended has said why.
-    pub(crate) fn serve(
-        &self,
-        pidfd: &OwnedFd,
-        number: i32,
-        pid: Pid,
-        state: &State,
-        status: Status,
-    ) -> Result<()> {
+    /// Takes the listener that a process has under a number, and sends it to the agent, with the state of the container. A process
+    /// that has ended has said why.
+    pub(crate) fn serve(&self, pidfd: &OwnedFd, number: i32, pid: Pid, state: Value) -> Result<()> {
         let Some(listener) = take(pidfd, number)? else { return Ok(()) };
-        let state: serde_json::Value = serde_json::from_str(&hooks::state_json(state, status))?;
         let text = serde_json::json!({
             "ociVersion": state["ociVersion"],
             "fds": ["seccompFd"],

@@ -9,22 +9,21 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use super::terminal;
-use crate::signals::{ENDING, is_interrupted};
+use crate::signals::{self, ENDING, is_interrupted};
 use crate::syscall;
 
 /// How often somebody who waits asks for signals.
-pub(super) const TURN: Duration = Duration::from_secs(1);
+pub(crate) const TURN: Duration = Duration::from_secs(1);
 
 /// What one who waits knows of signals.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     asked: bool,
 }
 
 impl Watch {
     /// To be called when nothing has come in a [`TURN`]: fails if an end was asked for a turn ago, and still is.
-    pub(super) fn turn(&mut self) -> Result<()> {
+    pub(crate) fn turn(&mut self) -> Result<()> {
         let asked_before = std::mem::replace(&mut self.asked, is_interrupted());
         ensure!(!(asked_before && self.asked), "a signal asked for an end");
         Ok(())
@@ -32,15 +31,15 @@ impl Watch {
 }
 
 /// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them too.
-pub(super) fn forget() {
+pub(crate) fn forget() {
     let taken = syscall::signalfd(&ENDING).map_err(anyhow::Error::from);
-    if let Err(error) = taken.and_then(|taken| terminal::read_signals(&taken)) {
+    if let Err(error) = taken.and_then(|taken| signals::read(&taken)) {
         tracing::debug!("take the signals that came: {error:#}");
     }
 }
 
 /// Waits for the end of a child, so long at the most.
-pub(super) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
+pub(crate) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd")?;
     let begun = Instant::now();
     let mut watch = Watch::default();

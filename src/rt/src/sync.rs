@@ -15,8 +15,20 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt::Timeout,
 };
 
-use super::interrupt::{self, Watch};
-use crate::executor::Given;
+use crate::interrupt::{self, Watch};
+
+/// What the caller's process hands over for a module.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The engine's directory.
+    pub(crate) engine: OwnedFd,
+    /// The plugins' directory.
+    pub(crate) plugins: Option<OwnedFd>,
+    /// The way into the cgroup for modules.
+    pub(crate) cgroup: Option<OwnedFd>,
+    /// What the module was compiled to.
+    pub(crate) native: Option<OwnedFd>,
+}
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Message {

@@ -1,16 +1,16 @@
-//! Containers of ordinary users (`user_namespaces(7)`): what the configuration leaves open, and the programs that map more ids
-//! than a user's own. Runs in the caller's process.
+//! Containers of ordinary users (`user_namespaces(7)`): what their configuration leaves open.
 #![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use libcontainer::oci_spec::runtime::{
     LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Spec,
 };
-use rustix::process::Pid;
+
+use crate::ids;
 
 /// Adds a user namespace where there is none, since without one an ordinary user may make none of the others, and the mappings
 /// that are missing: root is the user, and the ids that the system has for the user's containers follow (`subuid(5)`). A container that
@@ -50,27 +50,13 @@ pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
 fn all_as_they_are(file: &str) -> Result<Vec<LinuxIdMapping>> {
     let show = || format!("read `{file}`");
     let table = fs::read_to_string(file).with_context(show)?;
-    let mappings = parse_map(&table).with_context(show)?;
+    let mappings = ids::parse_map(&table).with_context(show)?;
     let as_it_is = |mapping: LinuxIdMapping| {
         let first = mapping.container_id();
         let builder = LinuxIdMappingBuilder::default().container_id(first).host_id(first);
         Ok(builder.size(mapping.size()).build()?)
     };
     mappings.into_iter().map(as_it_is).collect()
-}
-
-/// The text of `/proc/PID/uid_map` or `gid_map` (`user_namespaces(7)`).
-pub(super) fn parse_map(table: &str) -> Result<Vec<LinuxIdMapping>> {
-    let mapping = |line: &str| {
-        let numbers: Vec<u32> =
-            line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let &[first, outside, size] = numbers.as_slice() else {
-            bail!("`{line}` is not three numbers")
-        };
-        let mapping = LinuxIdMappingBuilder::default().container_id(first).host_id(outside);
-        Ok(mapping.size(size).build()?)
-    };
-    table.lines().map(mapping).collect()
 }
 
 fn all_of_the_user(file: &str, uid: u32, own: u32) -> Result<Vec<LinuxIdMapping>> {
@@ -107,11 +93,6 @@ fn name(passwd: &str, uid: u32) -> Option<&str> {
     line.split(':').next()
 }
 
-/// Whether an ordinary user may write these mappings without help: its own id, and no more.
-pub(super) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
-    matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
-}
-
 /// Whether this user can have more ids than its own in a container: a range that the system has for it, and the programs that
 /// map it.
 pub(crate) fn helpers() -> Result<()> {
@@ -125,28 +106,6 @@ pub(crate) fn helpers() -> Result<()> {
         );
         // Without arguments it says how it is used, and fails.
         Command::new(program).output().with_context(|| format!("run `{program}`"))?;
-    }
-    Ok(())
-}
-
-/// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user may use.
-pub(super) fn map(program: &str, pid: Pid, mappings: &[LinuxIdMapping]) -> Result<()> {
-    let mut command = Command::new(program);
-    command.arg(pid.to_string());
-    for mapping in mappings {
-        for number in [mapping.container_id(), mapping.host_id(), mapping.size()] {
-            command.arg(number.to_string());
-        }
-    }
-    if std::env::var_os("PATH").is_none() {
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
-    }
-    let output = command.output().with_context(|| {
-        format!("run `{program}`, which maps more than the user's own id (package uidmap)")
-    })?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        bail!("`{program}`: {}", text.trim().lines().next().unwrap_or("it failed"));
     }
     Ok(())
 }
