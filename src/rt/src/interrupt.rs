@@ -2,6 +2,7 @@
 //! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is one; otherwise it ends the waiting.
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -56,5 +57,18 @@ pub(crate) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
             bail!("it took longer than {} s", limit.as_secs());
         }
         watch.turn()?;
+    }
+}
+
+/// Whether something comes within a time.
+pub(crate) fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = Timespec::try_from(end.saturating_duration_since(Instant::now()))?;
+        match rustix::event::poll(&mut [PollFd::new(&file, what)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the other process"),
+        }
     }
 }

@@ -60,7 +60,7 @@ fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<(
         version == Version::V2 || entry.typ().as_deref() == Some("cgroup2"),
         "the option `{name}` is none of a `cgroup` mount"
     );
-    mounts::check_data("cgroup2", options)
+    mounts::detached::check_data("cgroup2", options)
 }
 
 struct View<'a> {
@@ -80,7 +80,7 @@ fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'
         data: vec![("mode".to_owned(), Some("755".to_owned()))],
         ..Options::default()
     };
-    let tmpfs = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
+    let tmpfs = mounts::detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
     rootfs.attach(tmpfs.as_fd(), destination.as_fd(), path)?;
     let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
     for hierarchy in cgroups::hierarchies()? {
@@ -95,7 +95,8 @@ fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'
         } else {
             view.v1(&hierarchy, &name, &table)
         };
-        mounts::attach(mount.with_context(show)?.as_fd(), place.as_fd()).with_context(show)?;
+        mounts::detached::attach(mount.with_context(show)?.as_fd(), place.as_fd())
+            .with_context(show)?;
         let controllers: Vec<&str> = name.split(',').collect();
         if controllers.len() > 1 {
             for controller in controllers {
@@ -116,7 +117,7 @@ impl View<'_> {
         if self.own {
             // In a user namespace that does not own the cgroup namespace the kernel refuses. The container's cgroup is shown then, and not the
             // root of that namespace: its path on the host is not known in here.
-            match mounts::make(
+            match mounts::detached::make(
                 "cgroup2",
                 Some(Path::new("cgroup")),
                 &Options { attr: self.attr, data: self.data.to_vec(), ..Options::default() },
@@ -142,7 +143,7 @@ impl View<'_> {
             } else {
                 name.split(',').map(|controller| (controller.to_owned(), None)).collect()
             };
-            return mounts::make(
+            return mounts::detached::make(
                 "cgroup",
                 Some(Path::new("cgroup")),
                 &Options { attr: self.attr, data, ..Options::default() },
@@ -163,7 +164,7 @@ impl View<'_> {
     }
 
     fn clone(&self, path: &Path) -> Result<OwnedFd> {
-        let mount = mounts::clone_tree(CWD, path, true)
+        let mount = mounts::detached::clone_tree(CWD, path, true)
             .with_context(|| format!("open `{}`", path.display()))?;
         syscall::mount_setattr(mount.as_fd(), self.attr, true)
             .context("set the attributes of the mount")?;

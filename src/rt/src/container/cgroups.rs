@@ -27,12 +27,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
+use rustix::event::PollFlags;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::is_host_root;
+use crate::interrupt::is_ready;
 use crate::syscall;
 pub(crate) use ownership::Held;
 
@@ -872,12 +874,33 @@ impl Cgroup {
                     continue;
                 };
                 if crate::procfs::parent(pid)? == Some(own) {
-                    super::patience::end(pid, pidfd.as_fd());
+                    end(pid, pidfd.as_fd());
                 }
             }
         }
         Ok(())
     }
+}
+
+/// How long a killed process may take to die before rt looks for a reason, and in all.
+const DYING: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One
+/// that does not die, in a call to the kernel that does not end, is left to whoever inherits it.
+pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
+    let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
+    let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);
+    if !dies(DYING) {
+        // v1 delivers not even SIGKILL to what is frozen.
+        if let Err(error) = take_out_of_freezer(pid) {
+            tracing::debug!("take process {pid} out of the freezer: {error:#}");
+        }
+        if !dies(PATIENCE) {
+            return;
+        }
+    }
+    let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
 }
 
 /// Takes a process out of the freezer of v1, which would not let it die.

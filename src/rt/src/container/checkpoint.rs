@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::{
@@ -246,7 +246,7 @@ pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
         (LinuxNamespaceType::Cgroup, "cgroup"),
     ] {
         ensure!(
-            joined(spec, kind).is_none(),
+            confinement::joined(spec, kind).is_none(),
             "`criu` cannot restore into a {name} namespace that is there already"
         );
     }
@@ -279,13 +279,6 @@ pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The path of a namespace that the container did not make but joined.
-pub(super) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    let path = namespaces.into_iter().find(|namespace| namespace.typ() == kind)?.path().clone();
-    path.filter(|path| !path.as_os_str().is_empty())
-}
-
 /// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest. The process is asked: the path that it was
 /// joined by may lead to another one by now.
 fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
@@ -293,7 +286,7 @@ fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     for (kind, file, name) in
         [(LinuxNamespaceType::Network, "net", NETWORK), (LinuxNamespaceType::Pid, "pid", PIDS)]
     {
-        if joined(spec, kind).is_some() {
+        if confinement::joined(spec, kind).is_some() {
             let path = format!("/proc/{}/ns/{file}", state.pid);
             let there = fs::metadata(&path).with_context(|| format!("stat `{path}`"))?;
             external.push(format!("{file}[{}]:{name}", there.ino()));

@@ -346,9 +346,16 @@ fn own_namespace(file: &str) -> Result<PathBuf> {
     fs::read_link(&path).with_context(|| format!("read `{path}`"))
 }
 
+/// The path of a namespace that the container did not make but joined.
+pub(super) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let path = namespaces.into_iter().find(|namespace| namespace.typ() == kind)?.path().clone();
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
 /// Whether a configuration names the caller's own namespace, by a path.
 fn joins_the_callers(spec: &Spec, kind: LinuxNamespaceType, file: &str) -> bool {
-    let path = super::checkpoint::joined(spec, kind);
+    let path = joined(spec, kind);
     let same = |path: &Path| {
         let (there, own) =
             (fs::metadata(path).ok()?, fs::metadata(format!("/proc/self/ns/{file}")).ok()?);

@@ -12,12 +12,12 @@ use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
-use super::cgroups::{Cgroup, Manager};
+use super::cgroups::{self, Cgroup, Manager};
 use super::hooks::{Place, Streams};
 use super::intel_rdt::Groups;
 use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
-use super::patience::{self, Patience};
+use super::patience::Patience;
 use super::seccomp::{self, Filter, Receiver};
 use super::{
     becoming, descriptors, devices, hooks, init, net_devices, notify_socket, process, serve,
@@ -315,7 +315,7 @@ fn make(
         }
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            patience::end(pid, pidfd.as_fd());
+            cgroups::end(pid, pidfd.as_fd());
             // What cannot be done for a process that has given up is no news beside why it has.
             Err(caller.last_words().map_or(error, anyhow::Error::msg))
         }

@@ -2,6 +2,8 @@
 //! and those that the configuration lists. Runs in init, before the root is changed.
 #![forbid(unsafe_code)]
 
+pub(crate) mod defaults;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -15,22 +17,6 @@ use super::namespaces::{self, Namespaces};
 use super::rootfs::Rootfs;
 use crate::bundle::Bundle;
 use crate::ids::is_host_root;
-
-/// Character devices, their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
-pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
-
-/// Whether a device is one that every container has.
-pub(super) fn is_default(kind: FileType, number: u64) -> bool {
-    let is_it = |&(_, major, minor): &(_, u32, u32)| rustix::fs::makedev(major, minor) == number;
-    kind == FileType::CharacterDevice && DEFAULT.iter().any(is_it)
-}
 
 const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -98,14 +84,15 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
 /// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of a mount that is detached itself: it is
 /// attached for as long as that takes, where nobody else sees it.
 fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
-    let mount_of = |number| match mounts::clone_tree(made.as_fd(), &made_name(number), false) {
-        Err(Errno::NOENT) => Ok(None),
-        mount => mount.map(Some).context("copy the mount of the devices"),
-    };
+    let mount_of =
+        |number| match mounts::detached::clone_tree(made.as_fd(), &made_name(number), false) {
+            Err(Errno::NOENT) => Ok(None),
+            mount => mount.map(Some).context("copy the mount of the devices"),
+        };
     rootfs.in_a_scratch_place(|folder, name, _| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-        mounts::attach(made.as_fd(), place.as_fd())?;
+        mounts::detached::attach(made.as_fd(), place.as_fd())?;
         (0..count).map(mount_of).collect()
     })
 }
@@ -139,7 +126,7 @@ pub(crate) fn make(
     bind: bool,
 ) -> Result<()> {
     let dev = rootfs.make(Path::new("/dev"), true)?;
-    for (name, major, minor) in DEFAULT {
+    for (name, major, minor) in defaults::DEFAULT {
         let path = Path::new("/dev").join(name);
         if listed.iter().any(|device| *device.path() == path)
             || mounted.iter().any(|mount| *mount.destination() == path)
@@ -233,7 +220,7 @@ fn open_the_hosts(path: &Path, node: &Node) -> Result<OwnedFd> {
         Some(Path::new("/dev").join(name))
     };
     let same = |path: PathBuf| {
-        let mount = mounts::clone_device(&path).ok()?;
+        let mount = mounts::detached::clone_device(&path).ok()?;
         let there = rustix::fs::fstat(&mount).ok()?;
         let same =
             FileType::from_raw_mode(there.st_mode) == node.kind && there.st_rdev == node.number();

@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 use super::becoming::{self, Ready};
 use super::cgroups::{self, Doors};
 use super::namespaces::{self, Ending, Namespaces, Side};
-use super::patience::{self, Patience};
+use super::patience::Patience;
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
 use super::{create, module, process, serve, terminal};
@@ -151,7 +151,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         Ok(()) => Ok((pid, pidfd)),
         Err(error) => {
             // It may be in any state; its exit code is of no interest.
-            patience::end(pid, pidfd.as_fd());
+            cgroups::end(pid, pidfd.as_fd());
             // What cannot be done for a process that has given up is no news beside why it has.
             Err(caller.last_words().map_or(error, anyhow::Error::msg))
         }

@@ -73,7 +73,7 @@ impl<'a> Offers<'a> {
         let null = offers.shown_at(Path::new(NULL));
         offers.null = null.map(|(device, root)| (device.to_owned(), root));
         // Where no nodes can be made, devices are mounts of the host's, unless the configuration mounts in their places.
-        let default = devices::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
+        let default = devices::defaults::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
         let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
         for path in default.into_iter().chain(listed) {
             // They are not the container's to change.

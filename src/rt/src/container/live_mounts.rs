@@ -14,12 +14,12 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 
-use super::cgroups::Freezers;
+use super::cgroups::{self, Freezers};
 use super::descriptors;
 use super::host_proc::HostProc;
 use super::mounts::{self, Detached, Opened};
 use super::namespaces::Namespaces;
-use super::patience::{self, Patience};
+use super::patience::Patience;
 use super::rootfs::Rootfs;
 use crate::bundle::Bundle;
 use crate::state::{AddedMount, Directory, State};
@@ -294,7 +294,7 @@ impl Entrance {
         };
         // A filesystem of the container's may hold it up for ever.
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        patience::end(pid, pidfd.as_fd());
+        cgroups::end(pid, pidfd.as_fd());
         match message? {
             Some(Message::Ready) => Ok(()),
             Some(Message::Failed(text)) => bail!(text),

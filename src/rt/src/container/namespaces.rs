@@ -366,7 +366,7 @@ fn by_helper(
         // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
         // Where the caller ignores the end of its children, it may be gone already.
         if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
-            super::patience::end(helper, pidfd.as_fd());
+            super::cgroups::end(helper, pidfd.as_fd());
         }
         return match message? {
             Some(Message::Init(pid)) => {

@@ -110,7 +110,7 @@ pub(super) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {
-    let mount = mounts::clone_tree(CWD, path, false)
+    let mount = mounts::detached::clone_tree(CWD, path, false)
         .with_context(|| format!("open `{}`", path.display()))?;
     // Nothing of the host's that is mounted there later shall be seen.
     let propagation = libc::MS_PRIVATE;

@@ -3,18 +3,17 @@
 //! (SIGSTOP). No such wait is without an end. Runs in the caller's process.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions};
+use rustix::event::PollFlags;
+use rustix::process::Pid;
 
-use super::cgroups::{self, Freezers};
-use crate::interrupt::{self, Watch};
+use super::cgroups::Freezers;
+use crate::interrupt::{self, Watch, is_ready};
+use crate::procfs;
 use crate::sync::{Message, Socket};
-use crate::{procfs, syscall};
 
 /// How often rt looks whether a process that says nothing is held up.
 const TICK: Duration = Duration::from_millis(100);
@@ -24,10 +23,6 @@ const HELD: Duration = Duration::from_secs(2);
 
 /// How long a process may take to its next message, when it works for nobody else.
 const LONGEST: Duration = Duration::from_secs(30);
-
-/// How long a killed process may take to die before rt looks for a reason, and in all.
-const DYING: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What ends the wait for a message.
 #[derive(Debug)]
@@ -120,34 +115,4 @@ struct Held {
     reason: &'static str,
     /// How often it had run: [`state::switches`].
     ran: Option<u64>,
-}
-
-/// Whether something comes within a time.
-fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> Result<bool> {
-    let end = Instant::now() + limit;
-    loop {
-        let left = Timespec::try_from(end.saturating_duration_since(Instant::now()))?;
-        match rustix::event::poll(&mut [PollFd::new(&file, what)], Some(&left)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).context("wait for the other process"),
-        }
-    }
-}
-
-/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One
-/// that does not die, in a call to the kernel that does not end, is left to whoever inherits it.
-pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
-    let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
-    let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);
-    if !dies(DYING) {
-        // v1 delivers not even SIGKILL to what is frozen.
-        if let Err(error) = cgroups::take_out_of_freezer(pid) {
-            tracing::debug!("take process {pid} out of the freezer: {error:#}");
-        }
-        if !dies(PATIENCE) {
-            return;
-        }
-    }
-    let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
 }

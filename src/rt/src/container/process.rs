@@ -335,7 +335,7 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
 fn private_null() -> Result<OwnedFd> {
     let make = || -> Result<OwnedFd> {
         let options = mounts::Options::parse(&["size=4k", "nr_inodes=2"].map(str::to_owned))?;
-        let folder = mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
+        let folder = mounts::detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
         let mode = Mode::from_raw_mode(0o666);
         let number = rustix::fs::makedev(1, 3);
         rustix::fs::mknodat(&folder, "null", FileType::CharacterDevice, mode, number)?;

@@ -324,7 +324,7 @@ fn show_to_container(
         data: vec![("lowerdir".to_owned(), Some(layers.join(":")))],
         ..mounts::Options::default()
     };
-    mounts::make("overlay", Some(Path::new("overlay")), &options)
+    mounts::detached::make("overlay", Some(Path::new("overlay")), &options)
         .inspect_err(|error| {
             tracing::debug!("lay an open directory over the checkpoint: {error:#}");
         })

@@ -75,8 +75,9 @@ pub(super) fn put_back(
     let entrance = Entrance::open(state)?;
     // Inside, `/dev/null` is the container's.
     let masks = bundle.linux().masked_paths().iter().flatten();
-    let masks = masks
-        .map(|path| Ok((Path::new(path), Some(mounts::clone_device(Path::new("/dev/null"))?))));
+    let masks = masks.map(|path| {
+        Ok((Path::new(path), Some(mounts::detached::clone_device(Path::new("/dev/null"))?)))
+    });
     let mut masks = masks.collect::<Result<Vec<_>>>().context("open `/dev/null`")?;
     entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
     // Those that the container has made since.
@@ -188,7 +189,7 @@ impl Wanted<'_> {
                     Some(null) => null,
                     None => rootfs::make_empty()?,
                 };
-                mounts::attach(cover.as_fd(), place.as_fd()).with_context(show)?;
+                mounts::detached::attach(cover.as_fd(), place.as_fd()).with_context(show)?;
             }
         }
         Ok(())

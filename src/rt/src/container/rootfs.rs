@@ -20,7 +20,8 @@ use rustix::thread::LinkNameSpaceType;
 use super::descriptors;
 use super::host_proc::{self, HostProc};
 use super::mount_table::{self, Entry};
-use super::mounts::{self, Options};
+use super::mounts::detached::{self, attach};
+use super::mounts::options::Options;
 use crate::syscall::{self, MountAttr};
 use crate::walk::{self, MOST_LINKS};
 
@@ -56,7 +57,7 @@ pub(crate) struct Covers {
 impl Covers {
     /// Puts one in its place.
     fn attach(&mut self, cover: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
-        mounts::attach(cover, place)?;
+        attach(cover, place)?;
         self.done.insert(identity(cover)?.0);
         Ok(())
     }
@@ -106,7 +107,7 @@ impl Rootfs {
     /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is the `propagation`.
     pub(crate) fn mount(path: &Path, place: &Path, propagation: Option<&str>) -> Result<Rootfs> {
         let rootfs = open_without_links(path).context("open the rootfs")?;
-        let tree = mounts::clone_tree(rootfs.as_fd(), Path::new(""), true)
+        let tree = detached::clone_tree(rootfs.as_fd(), Path::new(""), true)
             .context("clone the mount of the rootfs")?;
         let kind = match propagation {
             Some("slave" | "rslave") => libc::MS_SLAVE,
@@ -116,7 +117,7 @@ impl Rootfs {
         syscall::mount_setattr(tree.as_fd(), cut_off, false)
             .context("cut the rootfs off from the host's mounts")?;
         let place = if place == path { rootfs } else { open_without_links(place)? };
-        mounts::attach(tree.as_fd(), place.as_fd())?;
+        attach(tree.as_fd(), place.as_fd())?;
         Ok(Rootfs {
             root: tree,
             kernels: Vec::new(),
@@ -238,7 +239,7 @@ impl Rootfs {
             // The kernel changes the root to none that is shared; this one still receives what the host mounts in its source.
             set_propagation(mount, libc::MS_SLAVE, false).context("make the root a slave")?;
         }
-        mounts::attach(mount, place)?;
+        attach(mount, place)?;
         if is_root {
             // By the old root, each path would lead below this mount.
             self.root = mount.try_clone_to_owned().context("keep the new root")?;
@@ -294,9 +295,9 @@ impl Rootfs {
         work: impl FnOnce(BorrowedFd<'_>, &Path, &Path) -> Result<T>,
     ) -> Result<T> {
         let name = Path::new("place");
-        let folder = mounts::make("tmpfs", None, &Options::default())?;
+        let folder = detached::make("tmpfs", None, &Options::default())?;
         let proc = self.proc()?;
-        mounts::attach(folder.as_fd(), self.root.as_fd())?;
+        attach(folder.as_fd(), self.root.as_fd())?;
         let worked = rustix::fs::mkdirat(&folder, name, Mode::RWXU)
             .and_then(|()| {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -428,9 +429,11 @@ impl Rootfs {
             let is_directory = is_directory(place.as_fd())?;
             let first = if is_directory { &mut covers.empty } else { &mut covers.null };
             let cover = match first {
-                Some(first) => mounts::clone_tree(first.as_fd(), Path::new(""), false)?,
+                Some(first) => detached::clone_tree(first.as_fd(), Path::new(""), false)?,
                 None if is_directory => make_empty()?,
-                None => mounts::clone_device(Path::new("/dev/null")).context("open `/dev/null`")?,
+                None => {
+                    detached::clone_device(Path::new("/dev/null")).context("open `/dev/null`")?
+                }
             };
             first.get_or_insert(cover.try_clone()?);
             covers.attach(cover.as_fd(), place.as_fd())?;
@@ -444,7 +447,7 @@ impl Rootfs {
             if covers.has(place.as_fd())? {
                 continue;
             }
-            let tree = mounts::clone_tree(place.as_fd(), Path::new(""), true)?;
+            let tree = detached::clone_tree(place.as_fd(), Path::new(""), true)?;
             let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
             syscall::mount_setattr(tree.as_fd(), attr, true)?;
             covers.attach(tree.as_fd(), place.as_fd())?;
@@ -530,7 +533,7 @@ impl Rootfs {
         let old = rustix::fs::open("/", flags, Mode::empty())?;
         // Neither the move nor what the host mounts later may reach the other.
         set_propagation(old.as_fd(), libc::MS_PRIVATE, false).context("make the root private")?;
-        mounts::attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
+        attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
         OldRoot::new(self, &old)?.empty().context("empty the old root")?;
         self.chroot()?;
         self.propagate(propagation)
@@ -632,7 +635,7 @@ impl OldRoot<'_> {
             let show = || format!("cover `{}`", mount.point.display());
             let place = open_place(&mount.point).with_context(show)?;
             ensure!(mount_id(place.as_fd())? == mount.id, "{}: {HIDDEN}", show());
-            mounts::attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
+            attach(make_empty()?.as_fd(), place.as_fd()).with_context(show)?;
         }
         Ok(())
     }
@@ -700,7 +703,7 @@ pub(super) fn make_empty() -> Result<OwnedFd> {
     // Of the two, a size of 0 would be no limit, and one inode is its root.
     let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1", "mode=755"];
     let options = Options::parse(&options.map(str::to_owned))?;
-    mounts::make("tmpfs", Some(Path::new("tmpfs")), &options)
+    detached::make("tmpfs", Some(Path::new("tmpfs")), &options)
 }
 
 /// Which mount a file is looked at through, and which file of it.

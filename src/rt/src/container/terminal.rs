@@ -123,9 +123,9 @@ pub(crate) fn set_up(
         // By a mount: a node of its number would be the host's console.
         // What an image's link leads to is to be left alone (CVE-2025-52565).
         let console = rootfs.make_without_following(Path::new("/dev/console"), false)?;
-        let mount = mounts::clone_tree(slave.as_fd(), Path::new(""), false)
+        let mount = mounts::detached::clone_tree(slave.as_fd(), Path::new(""), false)
             .context("clone the terminal's mount")?;
-        mounts::attach(mount.as_fd(), console.as_fd()).context("mount `/dev/console`")?;
+        mounts::detached::attach(mount.as_fd(), console.as_fd()).context("mount `/dev/console`")?;
     }
 
     send(socket, "/dev/ptmx", master.as_fd())?;

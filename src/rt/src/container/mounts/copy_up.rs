@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Error, Result, ensure};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 
-use super::super::devices;
+use super::super::devices::defaults;
 use super::super::host_proc::HostProc;
 
 /// How many directories may lie in each other; images have a few dozen. Each holds three descriptors while what is below it is
@@ -95,7 +95,7 @@ impl Copy<'_> {
         match kind {
             // Where no rules for devices hold, an image's own would be the host's.
             FileType::BlockDevice | FileType::CharacterDevice
-                if !devices::is_default(kind, metadata.st_rdev) =>
+                if !defaults::is_default(kind, metadata.st_rdev) =>
             {
                 return Ok(None);
             }

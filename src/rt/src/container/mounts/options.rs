@@ -114,6 +114,10 @@ pub(crate) const NAMES: &[&str] = &[
 const NOSYMFOLLOW: u64 = 0x0020_0000;
 
 impl Options {
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.attr.set & libc::MOUNT_ATTR_RDONLY != 0
+    }
+
     pub(crate) fn parse(options: &[String]) -> Result<Options> {
         let mut parsed = Options::default();
         let (mut own, mut below) = (AccessTimes::default(), AccessTimes::default());

@@ -1,0 +1,119 @@
+//! Mounts that are nowhere yet: made, copied from others, and put in their place.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Error, Result};
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use super::options::Options;
+use crate::syscall::{self, MountAttr};
+
+/// A detached copy of the mount that a path is on, from that path on; with all that is mounted below, if asked for.
+pub(crate) fn clone_tree(
+    at: BorrowedFd<'_>,
+    path: &Path,
+    recursive: bool,
+) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::empty();
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    clone_tree_at(at, path, flags)
+}
+
+/// A device node of the host's, to be shown in a container: it can be read and written, and neither its mode nor its owner be changed.
+pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mount = clone_tree(CWD, path, false)?;
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    syscall::mount_setattr(mount.as_fd(), MountAttr { set, ..MountAttr::default() }, false)?;
+    Ok(mount)
+}
+
+pub(crate) fn clone_tree_at(
+    at: BorrowedFd<'_>,
+    path: &Path,
+    flags: OpenTreeFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let mut flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
+    rustix::mount::open_tree(at, path, flags)
+}
+
+/// A new filesystem, as a detached mount with all attributes that are to be set.
+pub(crate) fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd> {
+    make_with(kind, source, options, options.attr.set)
+}
+
+pub(crate) fn make_with(
+    kind: &str,
+    source: Option<&Path>,
+    options: &Options,
+    attributes: u64,
+) -> Result<OwnedFd> {
+    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .with_context(|| format!("open filesystem type `{kind}`"))?;
+    if let Some(source) = source {
+        rustix::mount::fsconfig_set_string(filesystem.as_fd(), "source", source).map_err(
+            |error| explain(&filesystem, error, format!("set source `{}`", source.display())),
+        )?;
+    }
+    configure(&filesystem, options, !is_in_memory(kind) && options.is_read_only())?;
+    rustix::mount::fsconfig_create(filesystem.as_fd())
+        .map_err(|error| explain(&filesystem, error, format!("make a `{kind}`")))?;
+    let attributes = u32::try_from(attributes).context("mount attributes")?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes);
+    rustix::mount::fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| explain(&filesystem, error, format!("mount a `{kind}`")))
+}
+
+/// Asks the kernel whether a filesystem of this kind takes these options, and makes none.
+pub(crate) fn check_data(kind: &str, options: &Options) -> Result<()> {
+    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .with_context(|| format!("open filesystem type `{kind}`"))?;
+    configure(&filesystem, options, false)
+}
+
+/// A mount's rights are enough for what lives in memory; a disk must not even replay its journal.
+pub(crate) fn is_in_memory(kind: &str) -> bool {
+    matches!(kind, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2")
+}
+
+/// Passes on a filesystem's own options.
+pub(crate) fn configure(filesystem: &OwnedFd, options: &Options, read_only: bool) -> Result<()> {
+    for flag in options.superblock.iter().copied().chain(read_only.then_some("ro")) {
+        rustix::mount::fsconfig_set_flag(filesystem.as_fd(), flag)
+            .map_err(|error| explain(filesystem, error, format!("set option `{flag}`")))?;
+    }
+    for (key, value) in &options.data {
+        let result = match value {
+            Some(value) => {
+                rustix::mount::fsconfig_set_string(filesystem.as_fd(), key.as_str(), value.as_str())
+            }
+            None => rustix::mount::fsconfig_set_flag(filesystem.as_fd(), key.as_str()),
+        };
+        result.map_err(|error| explain(filesystem, error, format!("set option `{key}`")))?;
+    }
+    Ok(())
+}
+
+/// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after its level (`e `, `w `,
+/// `i `).
+pub(crate) fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> Error {
+    let mut texts = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(length @ 1..) = rustix::io::read(filesystem, &mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        texts.push(text.trim_start_matches(['e', 'w', 'i']).trim().to_owned());
+    }
+    let message = texts.join(", ");
+    let context = if message.is_empty() { what } else { format!("{what}: {message}") };
+    Error::from(error).context(context)
+}
+
+/// Puts a detached mount in its place.
+pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", destination, "", flags).context("attach the mount")
+}
