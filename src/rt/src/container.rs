@@ -30,6 +30,8 @@ mod newuidmap;
 pub(crate) mod notify_socket;
 mod open_files;
 mod patience;
+mod pid_file;
+mod plan;
 mod process;
 mod restore;
 mod restored_limits;
@@ -40,14 +42,16 @@ mod serve;
 mod start;
 mod sysctl;
 pub(crate) mod terminal;
+mod undo;
 
 pub(crate) use checkpoint::{CheckpointOptions, checkpoint};
-pub(crate) use create::{Container, Options, Wait, create};
+pub(crate) use create::{Container, create};
 pub(crate) use delete::{delete, delete_unreadable, end};
 pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use live_mounts::{add as add_mounts, remove as remove_mounts};
 pub(crate) use mounts::NAMES as MOUNT_OPTIONS;
 pub(crate) use namespaces::{Ending, ending, root_on_the_host, wait};
+pub(crate) use plan::{Options, Wait};
 pub(crate) use restore::{RestoreOptions, Restored, restore};
 pub(crate) use start::{start, started};
 

@@ -6,6 +6,7 @@
 
 mod compile;
 mod ports;
+mod registered;
 mod rights;
 
 use anyhow::{Result, bail};
@@ -17,6 +18,7 @@ use crate::bundle::annotation;
 
 pub(crate) use compile::{Compile, Wish};
 pub(crate) use ports::{Allowed, Ports, Protocol};
+pub(crate) use registered::{Registered, registered_formats};
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
 
 /// How much of the program decides.
@@ -103,14 +105,6 @@ impl Format {
             _ => Format::Unknown,
         }
     }
-}
-
-/// What the host's kernel runs natively besides ELF and scripts, as it was told to (`binfmt_misc`).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Registered {
-    pub(crate) any: bool,
-    /// Something whose name has `wasm` in it.
-    pub(crate) wasm: bool,
 }
 
 /// Decides, or says why it cannot run.

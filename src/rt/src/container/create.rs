@@ -3,64 +3,33 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Hooks, Mount};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
-use super::cgroups::{self, Cgroup, Manager};
-use super::hooks::{Place, Streams};
-use super::intel_rdt::Groups;
+use super::cgroups::{self, Manager};
+use super::hooks::Streams;
 use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::Patience;
+use super::plan::{self, Options, Wait};
 use super::seccomp::{self, Filter, Receiver};
 use super::{
-    becoming, descriptors, devices, hooks, init, net_devices, notify_socket, process, serve,
-    sysctl, terminal,
+    becoming, descriptors, devices, hooks, init, net_devices, notify_socket, pid_file, process,
+    serve, terminal, undo,
 };
 use crate::bundle::Bundle;
-use crate::engine::{self, Found};
-use crate::state::{self, Directory, Draft, Root, State, Status};
+use crate::engine::Found;
+use crate::state::{self, Directory, Root, State, Status};
 use crate::sync::{self, Message, Socket};
-use crate::workload::{self, Rights};
-use crate::{ids, interrupt, procfs, syscall};
+use crate::workload::Rights;
+use crate::{ids, interrupt, syscall};
 
 /// crun's name for `--pidfd-socket`.
 const PIDFD_RECEIVER: &str = "run.oci.pidfd_receiver";
-
-/// How the new container's program is kept from running before its time.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Wait<'a> {
-    /// Until `start` writes to a fifo, whenever that is.
-    ForStart,
-    /// Until [`Container::go`], by the same process, which blocks these signals from the moment that something is made.
-    ForCaller { blocked: &'a [i32] },
-}
-
-#[derive(Debug)]
-pub(crate) struct Options<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) bundle: &'a Bundle,
-    pub(crate) manager: Manager,
-    pub(crate) wait: Wait<'a>,
-    pub(crate) asked: Option<workload::Engine>,
-    pub(crate) engine: Option<engine::Directory>,
-    pub(crate) pid_file: Option<&'a Path>,
-    /// Where to send the terminal; none for a container without one.
-    pub(crate) console: Option<OwnedFd>,
-    pub(crate) pidfd_socket: Option<&'a Path>,
-    pub(crate) no_pivot: bool,
-    pub(crate) new_keyring: bool,
-    /// How many of the descriptors from 3 on are sockets for the program (`sd_listen_fds(3)`).
-    pub(crate) listen_fds: u32,
-    /// From this number on, descriptors are this runtime's and not the caller's gifts.
-    pub(crate) first_own: u32,
-}
 
 /// A container that is ready to start.
 #[derive(Debug)]
@@ -114,7 +83,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
     let namespaces = Namespaces::new(linux)?;
-    check(&options, &namespaces)?;
+    plan::check(&options, &namespaces)?;
     let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
     let rights = Rights::of(spec)?;
     let filter = seccomp::prepare(spec, &root.filters())?;
@@ -129,12 +98,12 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     };
     let mut prepared =
         Prepared { namespaces, filter, rights, agent, mounts, devices, streams, descriptors };
-    let mut state = plan_state(options.id, options.bundle, options.manager, annotations)?;
+    let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
     state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
-        state.descriptors = standard_streams();
+        state.descriptors = plan::standard_streams();
     }
     // Until here nothing was made: a signal ends this process at once.
     if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
@@ -148,73 +117,13 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
             interrupt::forget();
             // For `poststop` hooks.
             let given_back = descriptors::give_back(prepared.descriptors.take());
-            if let Err(left) = undo(&directory, &state) {
+            if let Err(left) = undo::undo(&directory, &state) {
                 return Err(error.context(format!("{left:#}, and before that")));
             }
             given_back.context(descriptors::GIVE_BACK)?;
             Err(error)
         }
     }
-}
-
-/// The state of a container that has to be made yet.
-pub(super) fn plan_state(
-    id: &str,
-    bundle: &Bundle,
-    manager: Manager,
-    annotations: BTreeMap<String, String>,
-) -> Result<State> {
-    let (spec, linux) = (&bundle.spec, bundle.linux());
-    let mut cgroup = Cgroup::plan(manager, linux.cgroups_path().as_deref(), id)?;
-    cgroup.wish(&annotations)?;
-    cgroup.go_without_if_forbidden(linux.resources().as_ref())?;
-    cgroup.check(linux.resources().as_ref())?;
-    let mut state = State::new(id, spec.version(), &bundle.path, &bundle.rootfs, cgroup);
-    let rdt = linux.intel_rdt().as_ref();
-    state.rdt = rdt.map(|rdt| Groups::plan(rdt, id)).transpose()?;
-    state.annotations = annotations;
-    if let Some(hooks) = spec.hooks() {
-        state.poststart = hooks.poststart().clone().unwrap_or_default();
-        state.poststop = hooks.poststop().clone().unwrap_or_default();
-    }
-    Ok(state)
-}
-
-/// What this process's own are, which the container's first process inherits; `pipe:[INODE]`, a path and the like.
-pub(super) fn standard_streams() -> Vec<String> {
-    let name = |number| fs::read_link(format!("/proc/self/fd/{number}"));
-    let text =
-        |path: std::io::Result<PathBuf>| path.unwrap_or_default().to_string_lossy().into_owned();
-    (0..3).map(|number| text(name(number))).collect()
-}
-
-/// What can be found out before anything is made.
-fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
-    let linux = options.bundle.linux();
-    net_devices::check(linux, namespaces)?;
-    if let Some(parameters) = linux.sysctl() {
-        sysctl::check(parameters, &options.bundle.spec, namespaces)?;
-    }
-    if !namespaces.has_mount() {
-        let masks = [linux.masked_paths(), linux.readonly_paths()];
-        let masks = masks.into_iter().flatten().any(|paths| !paths.is_empty());
-        let mounts = options.bundle.spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty());
-        ensure!(
-            !masks && !mounts,
-            "mounts, masked and read-only paths need a mount namespace of the container's own"
-        );
-    }
-    let own_names = namespaces.makes(libc::CLONE_NEWUTS) || namespaces.joins(libc::CLONE_NEWUTS);
-    for (name, value) in [
-        ("hostname", options.bundle.spec.hostname()),
-        ("domainname", options.bundle.spec.domainname()),
-    ] {
-        ensure!(
-            value.is_none() || own_names,
-            "`{name}` needs a uts namespace of the container's own"
-        );
-    }
-    Ok(())
 }
 
 fn make(
@@ -337,7 +246,7 @@ fn serve(
         namespaces::write_id_mappings(pid, linux)?;
         socket.send(&Message::Mapped)?;
     }
-    belongs_to(state, pid)?;
+    plan::belongs_to(state, pid)?;
     state.mount_namespace = prepared.namespaces.mount_namespace(pid);
     if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
         groups.make(rdt, pid)?;
@@ -347,7 +256,7 @@ fn serve(
     }
     let mut tasks = state.cgroup.prepare(pid, linux.resources().as_ref())?;
     let root = namespaces::root_on_the_host(linux);
-    if wants_its_cgroup(options.bundle, &prepared.namespaces) {
+    if plan::wants_its_cgroup(options.bundle, &prepared.namespaces) {
         state.cgroup.give(root)?;
     }
     // The last, if there is one: init enters it by itself.
@@ -378,12 +287,16 @@ fn serve(
         let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::BeforePivot) => {
-                run_create_hooks(options.bundle.spec.hooks().as_ref(), state, &prepared.streams)?;
+                hooks::run_before_creation(
+                    options.bundle.spec.hooks().as_ref(),
+                    state,
+                    &prepared.streams,
+                )?;
                 socket.send(&Message::HooksDone)?;
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &prepared.agent {
-                    agent.serve(pidfd, number, pid, state.report(Status::Creating))?;
+                    agent.serve(pidfd, number, pid, &state.report(Status::Creating))?;
                 }
             }
             Some(Message::Module) => {
@@ -415,7 +328,7 @@ fn serve(
             }
         }
     }
-    if limits_it(state, &prepared.namespaces) {
+    if plan::limits_it(state, &prepared.namespaces) {
         process::limit(Some(pid), options.bundle.process())?;
     }
     process::set_priorities(pid, options.bundle.process())?;
@@ -433,57 +346,7 @@ fn serve(
         native.compile_later(found.later);
     }
     // Last: whoever waits for this file finds the container complete.
-    options.pid_file.map_or(Ok(()), |path| write_pid_file(path, pid))
-}
-
-/// Whether the caller's process sets the limits of init, which in a user namespace has lost the right to raise them, or to be killed
-/// later than others (`CAP_SYS_RESOURCE` of the initial one). An ordinary user has no more rights than init there, but fewer over it.
-pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
-    let user = libc::CLONE_NEWUSER;
-    state.uid == 0 && (namespaces.makes(user) || namespaces.joins(user))
-}
-
-/// Makes a process the one that the state is of.
-pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
-    state.pid = pid.as_raw_nonzero().get();
-    state.start_time = procfs::stat(pid)?.context("init is gone")?.start_time;
-    Ok(())
-}
-
-pub(super) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
-    draft_pid_file(path, pid)?.publish()
-}
-
-/// Nobody sees it until it is published.
-pub(super) fn draft_pid_file(path: &Path, pid: Pid) -> Result<Draft> {
-    // Without a newline: callers parse the whole file as a number.
-    let text = pid.to_string();
-    Draft::write(path.to_owned(), text.as_bytes(), 0o644)
-        .with_context(|| format!("write pid file `{}`", path.display()))
-}
-
-/// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs: as runc decides it.
-pub(super) fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
-    let writable = |mount: &Mount| {
-        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
-            && !mount.options().iter().flatten().any(|option| option == "ro")
-    };
-    namespaces.makes(libc::CLONE_NEWUSER)
-        && namespaces.makes(libc::CLONE_NEWCGROUP)
-        && bundle.spec.mounts().iter().flatten().any(writable)
-}
-
-pub(super) fn run_create_hooks(
-    hooks: Option<&Hooks>,
-    state: &State,
-    streams: &Streams,
-) -> Result<()> {
-    let Some(hooks) = hooks else { return Ok(()) };
-    let json = state.report(Status::Creating).to_string();
-    let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
-    let place = Place::bundle(state);
-    hooks::run("prestart", &list(hooks.prestart()), &json, place, streams)?;
-    hooks::run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
+    options.pid_file.map_or(Ok(()), |path| pid_file::write(path, pid))
 }
 
 fn has_create_container_hooks(bundle: &Bundle) -> bool {
@@ -498,28 +361,5 @@ fn how_init_died(pid: Pid, state: &State, left: &str) -> anyhow::Error {
         }
         Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}{left}"),
         _ => anyhow!("init ended without a word{left}"),
-    }
-}
-
-/// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.
-pub(super) fn undo(directory: &Directory, state: &State) -> Result<()> {
-    let removed = state.cgroup.undo();
-    hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
-    if let Some(groups) = &state.rdt {
-        groups.remove()?;
-    }
-    directory.remove()?;
-    removed
-}
-
-/// Which formats the host's kernel runs besides ELF and scripts: one file each, beside two of the filesystem's own (kernel
-/// documentation, `binfmt-misc.rst`).
-pub(super) fn registered_formats() -> workload::Registered {
-    let entries = fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let names: Vec<String> = names.filter(|name| name != "register" && name != "status").collect();
-    workload::Registered {
-        any: !names.is_empty(),
-        wasm: names.iter().any(|name| name.contains("wasm")),
     }
 }

@@ -19,7 +19,7 @@ use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::Patience;
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
-use super::{create, module, process, serve, terminal};
+use super::{module, pid_file, process, serve, terminal};
 use crate::engine::{self, Found};
 use crate::executor;
 use crate::state::{Draft, State, Status};
@@ -94,7 +94,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     }
 
     let mut doors = options.state.cgroup.doors(options.cgroup)?;
-    let registered = create::registered_formats();
+    let registered = workload::registered_formats();
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
@@ -198,7 +198,7 @@ fn attend(
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
-                    agent.serve(pidfd, number, pid, options.state.report(Status::Running))?;
+                    agent.serve(pidfd, number, pid, &options.state.report(Status::Running))?;
                 }
             }
             Some(Message::Failed(text)) => bail!(text),
@@ -219,7 +219,7 @@ fn attend(
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
     // Whether it can be written is known before the program runs; that it runs, before it is there.
-    let pid_file = options.pid_file.map(|path| create::draft_pid_file(path, pid)).transpose()?;
+    let pid_file = options.pid_file.map(|path| pid_file::draft(path, pid)).transpose()?;
     socket.send(&Message::Start)?;
     // The exec closes its end.
     match patience.receive(socket, pid)? {

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::Hook;
+use libcontainer::oci_spec::runtime::{Hook, Hooks};
 use rustix::fs::{Access, MemfdFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -91,6 +91,20 @@ pub(crate) fn run(
             .with_context(|| format!("run {kind} hook `{}`", hook.path().display()))?;
     }
     Ok(())
+}
+
+/// Those on the host that come before a container is made, or restored: `prestart` and `createRuntime`.
+pub(super) fn run_before_creation(
+    hooks: Option<&Hooks>,
+    state: &State,
+    streams: &Streams,
+) -> Result<()> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let json = state.report(Status::Creating).to_string();
+    let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
+    let place = Place::bundle(state);
+    run("prestart", &list(hooks.prestart()), &json, place, streams)?;
+    run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
 }
 
 /// Runs all, whatever becomes of any: for the hooks after which there is no way back.

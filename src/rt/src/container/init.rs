@@ -14,10 +14,10 @@ use rustix::process::Signal;
 
 use super::becoming::{self, Ready};
 use super::cgroups::Manager;
-use super::create::{self, Options};
 use super::hooks::Streams;
 use super::mounts::Opened;
 use super::namespaces::{self, Namespaces};
+use super::plan::{self, Options};
 use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
 use super::{
@@ -29,7 +29,7 @@ use crate::executor;
 use crate::state::{State, Status};
 use crate::sync::{Message, Socket};
 use crate::syscall;
-use crate::workload::Rights;
+use crate::workload::{self, Rights};
 
 /// What init was born with.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ fn set_up<'a>(
     }
 
     // What needs the host's /proc, or privileges, before both are gone.
-    if !create::limits_it(plan.state, namespaces) {
+    if !plan::limits_it(plan.state, namespaces) {
         process::limit(None, process)?;
     }
     if let Some(personality) = linux.personality() {
@@ -197,7 +197,7 @@ fn set_up<'a>(
     process::set_memory_policy(linux.memory_policy().as_ref())?;
     becoming::set_security_label(process)?;
     let home = becoming::home(&rootfs, process);
-    let registered = create::registered_formats();
+    let registered = workload::registered_formats();
 
     if !namespaces.has_mount() {
         rootfs.chroot()?;

@@ -31,8 +31,8 @@ use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
 use super::{
-    becoming, confinement, create, delete, open_files, process, restored_limits, restrictions,
-    terminal,
+    becoming, confinement, delete, hooks, open_files, pid_file, plan, process, restored_limits,
+    restrictions, terminal, undo,
 };
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
@@ -80,11 +80,11 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     let checkpoint = Checkpoint::read(&options.common)?;
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
-    let mut state = create::plan_state(options.id, options.bundle, options.manager, annotations)?;
+    let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.engine = options.asked;
     state.keeps_keyring = !options.new_keyring;
     if options.bundle.process().terminal() != Some(true) {
-        state.descriptors = create::standard_streams();
+        state.descriptors = plan::standard_streams();
     }
     let (directory, _lock) = root.add(options.id)?;
     match make(options, &namespaces, checkpoint, &streams, &directory, &mut state) {
@@ -92,7 +92,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
         Err(error) => {
             // It may run already, and without a cgroup of its own nothing else would end it.
             let ended = delete::end(&state);
-            let undone = create::undo(&directory, &state);
+            let undone = undo::undo(&directory, &state);
             match ended.and(undone) {
                 Ok(()) => Err(error),
                 Err(left) => Err(error.context(format!("{left:#}, and before that"))),
@@ -180,13 +180,13 @@ fn make(
         },
         |pid, socket| {
             // Killed from here on, it is this process that a deletion ends.
-            create::belongs_to(state, pid)?;
+            plan::belongs_to(state, pid)?;
             if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
             }
             let tasks =
                 state.cgroup.prepare(pid, unhindering(linux.resources().as_ref()).as_ref())?;
-            if create::wants_its_cgroup(bundle, namespaces) {
+            if plan::wants_its_cgroup(bundle, namespaces) {
                 state.cgroup.give(namespaces::root_on_the_host(linux))?;
             }
             state.cgroup.filter_devices(linux.resources().as_ref())?;
@@ -225,10 +225,10 @@ fn make(
     let limited = options.manager != Manager::Disabled;
     let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
-            create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             // Killed in a hook, and without a cgroup, this is how a deletion finds it.
             directory.write(state)?;
-            create::run_create_hooks(hooks, state, streams)
+            hooks::run_before_creation(hooks, state, streams)
         }
         "orphan-pts-master" => {
             let master = notice.descriptor.context("`criu` sent no terminal")?;
@@ -238,7 +238,7 @@ fn make(
         }
         // It has its memory and its files, and does not run yet.
         "post-restore" => {
-            create::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             state.mount_namespace =
                 namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
             // A hook may have mounted something on the host.
@@ -279,7 +279,7 @@ fn make(
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
     if let Some(path) = options.pid_file {
-        create::write_pid_file(path, pid)?;
+        pid_file::write(path, pid)?;
     }
     state.cgroup.leave_claim();
     Ok((pid, pidfd))

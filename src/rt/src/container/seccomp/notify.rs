@@ -53,7 +53,13 @@ impl Receiver {
 
     /// Takes the listener that a process has under a number, and sends it to the agent, with the state of the container. A process
     /// that has ended has said why.
-    pub(crate) fn serve(&self, pidfd: &OwnedFd, number: i32, pid: Pid, state: Value) -> Result<()> {
+    pub(crate) fn serve(
+        &self,
+        pidfd: &OwnedFd,
+        number: i32,
+        pid: Pid,
+        state: &Value,
+    ) -> Result<()> {
         let Some(listener) = take(pidfd, number)? else { return Ok(()) };
         let text = serde_json::json!({
             "ociVersion": state["ociVersion"],

@@ -1,0 +1,21 @@
+//! The file in which a caller finds the number of a container's process.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+
+use crate::draft::Draft;
+
+pub(super) fn write(path: &Path, pid: Pid) -> Result<()> {
+    draft(path, pid)?.publish()
+}
+
+/// Nobody sees it until it is published.
+pub(super) fn draft(path: &Path, pid: Pid) -> Result<Draft> {
+    // Without a newline: callers parse the whole file as a number.
+    let text = pid.to_string();
+    Draft::write(path.to_owned(), text.as_bytes(), 0o644)
+        .with_context(|| format!("write pid file `{}`", path.display()))
+}
