@@ -903,6 +903,13 @@ pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
 }
 
+/// An extended attribute of a cgroup's directory, a short one.
+fn attribute(directory: BorrowedFd<'_>, name: &str) -> Option<String> {
+    let mut text = [0; 64];
+    let length = rustix::fs::fgetxattr(directory, name, &mut text[..]).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
 /// Takes a process out of the freezer of v1, which would not let it die.
 pub(crate) fn take_out_of_freezer(pid: Pid) -> Result<()> {
     write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())

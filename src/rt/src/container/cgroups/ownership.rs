@@ -13,8 +13,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::{
-    Cgroup, Manager, Taken, Version, open_directory, refuse_others, refuse_processes, systemd,
-    tree, v1, v2,
+    Cgroup, Manager, Taken, Version, attribute, open_directory, refuse_others, refuse_processes,
+    systemd, tree, v1, v2,
 };
 use crate::ids::is_host_root;
 use crate::syscall::{self, Lock};
@@ -360,11 +360,4 @@ fn may_read_marks() -> bool {
 
 fn marked(directory: BorrowedFd<'_>) -> Option<String> {
     attribute(directory, MARK).or_else(|| attribute(directory, USERS_MARK))
-}
-
-/// A short one.
-pub(super) fn attribute(directory: BorrowedFd<'_>, name: &str) -> Option<String> {
-    let mut text = [0; 64];
-    let length = rustix::fs::fgetxattr(directory, name, &mut text[..]).ok()?;
-    Some(String::from_utf8_lossy(&text[..length]).into_owned())
 }

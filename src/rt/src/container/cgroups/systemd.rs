@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use libcontainer::oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
-use super::ROOT;
 use super::devices::Rule;
+use super::{ROOT, attribute};
 use dbus::{Call, Connection, Refusal, Value};
 pub(crate) use properties::{Property, of_annotations, refuse_replaced};
 
@@ -153,7 +153,7 @@ pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
 /// What systemd has written to the directory of a scope: a number that each start of a unit has for itself (`InvocationID`,
 /// org.freedesktop.systemd1(5)). None in a user's, whose attributes the user's containers could change.
 pub(super) fn invocation(directory: BorrowedFd<'_>) -> Option<String> {
-    let number = super::ownership::attribute(directory, "trusted.invocation_id")?;
+    let number = attribute(directory, "trusted.invocation_id")?;
     (number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(number)
 }
 

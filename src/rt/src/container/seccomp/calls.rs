@@ -4,6 +4,9 @@
 
 use libseccomp::{ScmpArch, ScmpSyscall};
 
+/// The number of a call of x32 has this bit: `__X32_SYSCALL_BIT`, `<asm/unistd.h>`.
+pub(super) const X32: u32 = 0x4000_0000;
+
 /// The kernel up to which [`number`] and libseccomp together know every call.
 const KNOWN: (u32, u32) = (6, 19);
 
@@ -85,7 +88,7 @@ fn by_table(name: &str, arch: ScmpArch) -> Option<u32> {
     };
     match arch {
         ScmpArch::X8664 => of(&COMMON).or_else(|| of(&X86_64)),
-        ScmpArch::X32 => of(&COMMON).map(|number| number | super::compile::X32),
+        ScmpArch::X32 => of(&COMMON).map(|number| number | X32),
         _ => of(&COMMON),
     }
 }

@@ -259,9 +259,6 @@ const fn skip(count: u32) -> sock_filter {
 const NO_SUCH_CALL: sock_filter =
     instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0);
 
-/// The number of a call of x32 has this bit: `__X32_SYSCALL_BIT`, `<asm/unistd.h>`.
-pub(super) const X32: u32 = 0x4000_0000;
-
 /// Offsets in `struct seccomp_data`, `<linux/seccomp.h>`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
@@ -352,9 +349,9 @@ fn newer_calls(
     if arch == ScmpArch::X8664 {
         // Where x32 is not allowed, libseccomp's program refuses it.
         match newest(ScmpArch::X32).filter(|_| with_x32) {
-            None => section.push(jump(libc::BPF_JGE, X32, 2, 0)),
+            None => section.push(jump(libc::BPF_JGE, calls::X32, 2, 0)),
             Some(last) => {
-                section.push(jump(libc::BPF_JGE, X32, 0, 3));
+                section.push(jump(libc::BPF_JGE, calls::X32, 0, 3));
                 section.extend(above(last));
                 section.push(skip(2));
             }
