@@ -1,4 +1,4 @@
-//! Containers: made, and unmade. One room per thing that the kernel or the OCI specification has a name for.
+//! Containers: made, and unmade. One file per thing that the kernel or the OCI specification has a name for.
 #![forbid(unsafe_code)]
 
 mod allowed_mounts;
