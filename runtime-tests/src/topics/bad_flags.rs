@@ -1,4 +1,4 @@
-//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of flags is what `--help` says.
+//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of flags is that of `--help`.
 
 use crate::harness::{Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
@@ -59,6 +59,9 @@ fn wrong(command: &str, flag: &str) -> Option<&'static str> {
     })
 }
 
+/// Flags that do nothing, so `--help` does not list them. Their values are checked all the same.
+const HIDDEN: [(&str, &str); 2] = [("", "--rootless"), ("update", "--kernel-memory")];
+
 /// The flags of a command that take a value.
 fn flags(test: &Test, command: &str) -> Outcome<Vec<String>> {
     let help = test.rt(command.split_whitespace().chain(["--help"]))?;
@@ -72,7 +75,8 @@ fn flags(test: &Test, command: &str) -> Outcome<Vec<String>> {
         let (name, value) = head.split_at(head.find([' ', '[', '='])?);
         (line.trim_start().starts_with('-') && value.contains('<')).then(|| name.to_owned())
     };
-    Ok(help.lines().filter_map(flag).collect())
+    let hidden = HIDDEN.iter().filter(|(of, _)| *of == command).map(|(_, flag)| (*flag).to_owned());
+    Ok(help.lines().filter_map(flag).chain(hidden).collect())
 }
 
 /// What a command wants besides flags.

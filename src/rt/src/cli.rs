@@ -27,7 +27,7 @@ pub(crate) struct Cli {
     /// Print the version
     #[arg(short = 'v', short_alias = 'V', long)]
     pub(crate) version: bool,
-    /// Print the synopsis, as programs do that use argp(3)
+    /// Print the synopsis, as programs that use argp(3) do
     #[arg(long, global = true, hide = true, action = clap::ArgAction::HelpShort)]
     usage: Option<bool>,
     #[command(subcommand)]
@@ -36,32 +36,32 @@ pub(crate) struct Cli {
 
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// Where the state of containers is kept [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not root]
+    /// Directory for the state of containers [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not root]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Where messages go: a file, to be appended to, journald:NAME or syslog:NAME
+    /// Destination of messages: a file to append to, journald:NAME or syslog:NAME
     #[arg(long, value_name = "[file:]FILE")]
     pub(crate) log: Option<PathBuf>,
-    /// How to write them
+    /// Format of messages
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub(crate) log_format: log::Format,
-    /// The least important messages to write
+    /// Lowest level of messages to log
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     pub(crate) log_level: log::LogLevel,
-    /// The same as --log-level=debug
+    /// Same as --log-level=debug
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Let systemd make the cgroups: the same as --cgroup-manager=systemd
+    /// Same as --cgroup-manager=systemd
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// Who makes the cgroups
+    /// Manager that makes the cgroups [default: cgroupfs]
     #[arg(long, value_name = "MANAGER", value_enum)]
     pub(crate) cgroup_manager: Option<CgroupManager>,
-    /// What the host decides about modules [default: /etc/rt/wasm.json]
+    /// File with the host's settings for WebAssembly [default: /etc/rt/wasm.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) wasm_config: Option<PathBuf>,
-    /// Accepted for runc's sake: rt finds out by itself what it may do
-    #[arg(long, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+    /// Accepted for compatibility with runc and ignored: rt finds out by itself what it may do
+    #[arg(long, hide = true, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_parser = ["true", "false", "auto"])]
     rootless: Option<String>,
 }
@@ -85,37 +85,37 @@ pub(crate) enum Command {
     Exec(Box<Exec>),
     /// Send a signal to a container
     Kill(Kill),
-    /// Remove a container that has stopped
+    /// Delete a stopped container
     Delete(Delete),
-    /// Create a container, start it, wait for it and delete it
+    /// Create and start a container, wait for its end, and delete it
     Run(Run),
-    /// Stop all processes of a container where they are
+    /// Pause all processes of a container
     Pause(Id),
-    /// Let the processes of a paused container go on
+    /// Resume all processes of a paused container
     Resume(Id),
-    /// Change the limits of a container
+    /// Change the resource limits of a container
     Update(Box<Update>),
-    /// Show the processes of a container
+    /// List the processes of a container
     Ps(Ps),
-    /// Mount in a container that runs, and unmount there
+    /// Add mounts to a running container, and remove them
     Mounts(Mounts),
-    /// Print what a container uses, and when it runs out of memory
+    /// Print the resource usage and the OOM kills of a container, one JSON object per line
     Events(Events),
-    /// Write the processes of a container to files, with CRIU, and end them
+    /// Write the processes of a container to a checkpoint with CRIU, and end them
     Checkpoint(Box<Checkpoint>),
-    /// Make a container's processes again from a checkpoint
+    /// Restore a container from a checkpoint
     Restore(Box<Restore>),
-    /// List the containers
+    /// List all containers
     List(List),
-    /// Write a `config.json` to begin with
+    /// Write a `config.json` as a starting point
     Spec(Spec),
-    /// Print as JSON what this runtime can do
+    /// Print the features of this runtime as JSON
     Features,
-    /// Say what this host can do for containers, what it lacks, and what to do about it
+    /// Check what this host lacks for containers, and print how to fix it
     Check(Check),
-    /// Compile modules before they are started, and look after what they were compiled to
+    /// Compile WebAssembly modules, and manage their native code
     Wasm(Wasm),
-    /// Print a script that completes command lines
+    /// Print a completion script for a shell
     Completion(Completion),
 }
 
@@ -127,20 +127,20 @@ pub(crate) struct Wasm {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WasmCommand {
-    /// Compile a module, or the one that a bundle runs
+    /// Compile a module, or the module of a bundle
     Compile(WasmCompile),
-    /// Look at what modules were compiled to, and remove it
+    /// List or remove native code
     Cache(WasmCache),
-    /// Compile the module on standard input: started by rt itself
+    /// Compile the module on standard input; rt itself starts this
     #[command(hide = true)]
     Worker(WasmWorker),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct WasmCompile {
-    /// A module, or the directory of a bundle
+    /// File of a module, or directory of a bundle
     pub(crate) path: PathBuf,
-    /// Also when it could not be compiled before
+    /// Compile even if an earlier attempt failed
     #[arg(short, long)]
     pub(crate) force: bool,
 }
@@ -153,43 +153,43 @@ pub(crate) struct WasmCache {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WasmCacheCommand {
-    /// List it, what was used last first
+    /// List native code, most recently used first
     List(WasmCacheList),
-    /// Remove what this rt cannot use and, until no more than a size is left, what was not used for the longest time
+    /// Remove unusable entries, then the least recently used, down to SIZE
     Prune(WasmCachePrune),
-    /// Remove all of it
+    /// Remove all entries except modules that are being compiled
     Clear,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct WasmCacheList {
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: ListFormat,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct WasmCachePrune {
-    /// What may be left, in bytes or with a unit: k, m, g [default: `cache.maxBytes` of the configuration]
+    /// Size to keep, in bytes or with a unit: k, m, g [default: `cache.maxBytes` of the settings]
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct WasmWorker {
-    /// What the container calls the module
+    /// Name of the module in its container
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub(crate) name: String,
-    /// Return at once, and compile afterwards
+    /// Return at once and compile in the background
     #[arg(long)]
     pub(crate) background: bool,
-    /// With instructions that count
+    /// Make native code that counts instructions
     #[arg(long)]
     pub(crate) counting: bool,
-    /// Whom it is for [default: the administrator]
+    /// Number of the tenant [default: the administrator]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) tenant: Option<u64>,
-    /// How long to wait for the compilers of others, in milliseconds
+    /// Time limit to wait for other compilers, in milliseconds
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     pub(crate) wait: u64,
 }
@@ -198,7 +198,7 @@ pub(crate) struct WasmWorker {
 /// puts what its own users typed there (`kubectl exec`).
 #[derive(Args, Debug)]
 pub(crate) struct Words {
-    /// The container's name; then, for `exec` the program and its arguments, for `ps` arguments of ps(1) [default: -ef]
+    /// Each command has its own text.
     #[arg(required = true, value_names = ["ID", "ARG"], num_args = 1.., trailing_var_arg = true)]
     words: Vec<String>,
 }
@@ -215,23 +215,23 @@ impl Words {
 
 #[derive(Args, Debug)]
 pub(crate) struct Id {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
 }
 
 /// What the caller gets of a new process, and what it passes on to it.
 #[derive(Args, Debug)]
 pub(crate) struct Handover {
-    /// Write the new process's id to this file
+    /// File to write the PID of the new process to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Send the master end of its terminal to this socket
+    /// Unix socket that gets the master end of the terminal
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,
-    /// Send a pidfd of it to this socket
+    /// Unix socket that gets a pidfd of the new process
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
-    /// Pass this many more descriptors, from 3 on, to it
+    /// Number of extra file descriptors to pass, starting at 3
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 }
@@ -239,17 +239,17 @@ pub(crate) struct Handover {
 /// What `create` and `run` share.
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// The directory of the bundle
+    /// Directory of the bundle
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// The configuration, if it is not the bundle's `config.json`
+    /// Configuration file [default: `config.json` in the bundle]
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Change the root with chroot(2), for a host whose root is a ramdisk
+    /// Use chroot(2) instead of pivot_root(2), for a host whose root is a ramdisk
     #[arg(long)]
     pub(crate) no_pivot: bool,
     /// Keep the caller's session keyring
@@ -261,11 +261,11 @@ pub(crate) struct Create {
 pub(crate) struct Creation {
     #[command(flatten)]
     pub(crate) create: Create,
-    /// Accepted for go-runc's sake: a created container is always detached
-    #[arg(short, long)]
+    /// Accepted for compatibility with runc and ignored: `create` always detaches
+    #[arg(short, long, hide = true)]
     detach: bool,
-    /// Accepted for crun's sake: rt never becomes a subreaper
-    #[arg(long)]
+    /// Accepted for compatibility with crun and ignored: rt never becomes a subreaper
+    #[arg(long, hide = true)]
     no_subreaper: bool,
 }
 
@@ -273,97 +273,98 @@ pub(crate) struct Creation {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) create: Create,
-    /// Return as soon as the program runs
+    /// Return when the program has started
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Do not delete the container when it has stopped
+    /// Keep the container after its program has ended
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Accepted for runc's sake: rt never becomes a subreaper
-    #[arg(long)]
+    /// Accepted for compatibility with runc and ignored: rt never becomes a subreaper
+    #[arg(long, hide = true)]
     no_subreaper: bool,
 }
 
 #[derive(Args, Debug)]
+#[command(mut_arg("words", |words| words.help("Container ID, then the program and its arguments")))]
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) words: Words,
-    /// Take everything from this file, a `process` as in `config.json`
+    /// JSON file that describes the process, as `process` in `config.json`
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,
-    /// Return as soon as the program runs
+    /// Return when the program has started
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Give it a terminal
+    /// Allocate a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Start it in this cgroup below the container's; with cgroup v1, in those of some controllers only
+    /// Cgroup for the process, below the container's; with cgroup v1, optionally of some controllers only
     #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]PATH")]
     pub(crate) cgroup: Vec<PathBuf>,
-    /// Its working directory
+    /// Working directory
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
-    /// Set a variable of its environment
+    /// Environment variable to set
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
-    /// Its user
+    /// User, and optionally group
     #[arg(short, long, value_name = "UID[:GID]")]
     pub(crate) user: Option<String>,
-    /// Add a group
+    /// Additional group
     #[arg(short = 'g', long, value_name = "GID")]
     pub(crate) additional_gids: Vec<u32>,
-    /// Add a capability
+    /// Additional capability
     #[arg(short, long, value_name = "CAP")]
     pub(crate) cap: Vec<String>,
-    /// It and what it starts can gain no privileges
+    /// Prevent the process from gaining privileges (no_new_privs)
     #[arg(long)]
     pub(crate) no_new_privs: bool,
-    /// Its SELinux label
+    /// SELinux label
     #[arg(long, value_name = "LABEL")]
     pub(crate) process_label: Option<String>,
-    /// Its AppArmor profile
+    /// AppArmor profile
     #[arg(long, value_name = "PROFILE")]
     pub(crate) apparmor: Option<String>,
-    /// Also when the container is paused
+    /// Accept a paused container
     #[arg(long)]
     pub(crate) ignore_paused: bool,
-    /// Accepted for runc's sake: rt never becomes a subreaper
-    #[arg(long)]
+    /// Accepted for compatibility with runc and ignored: rt never becomes a subreaper
+    #[arg(long, hide = true)]
     no_subreaper: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Kill {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// A signal, by name or number
+    /// Signal name or number
     #[arg(default_value = "TERM", allow_hyphen_values = true)]
     pub(crate) signal: String,
-    /// Send it to every process of the container
+    /// Send the signal to all processes of the container
     #[arg(short, long)]
     pub(crate) all: bool,
-    /// ID is a regular expression: all containers whose names it is found in
+    /// Treat ID as a regular expression, and use all containers whose IDs match
     #[arg(short, long)]
     pub(crate) regex: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Delete {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// Kill it first if it runs; a container that is not there is no error
+    /// Kill a running container first; succeed if the container does not exist
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// ID is a regular expression: all containers whose names it is found in
+    /// Treat ID as a regular expression, and use all containers whose IDs match
     #[arg(short, long)]
     pub(crate) regex: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Check {
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: CheckFormat,
 }
@@ -377,80 +378,81 @@ pub(crate) enum CheckFormat {
 
 #[derive(Args, Debug)]
 pub(crate) struct Completion {
-    /// The shell that is to complete command lines
+    /// Shell to write the script for
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
 }
 
-/// Sizes are in bytes, or with a unit: k, m, g. -1 is no limit.
 #[derive(Args, Debug)]
+#[command(after_help = "A SIZE is in bytes, or has a unit: k, m or g. -1 means no limit.")]
 pub(crate) struct Update {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// Take the limits from this file, a `linux.resources` as in `config.json`; `-` is standard input
+    /// JSON file with the limits, as `linux.resources` in `config.json`; `-` for standard input
     #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
     pub(crate) resources: Option<PathBuf>,
-    /// Memory
+    /// Memory limit
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<String>,
-    /// Memory and swap together
+    /// Limit of memory and swap together
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory_swap: Option<String>,
-    /// Memory that is not taken away easily
+    /// Soft memory limit
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory_reservation: Option<String>,
-    /// Kernels no longer have this limit; a value is ignored
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    /// Accepted for compatibility with runc and ignored: kernels no longer have this limit
+    #[arg(long, hide = true, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) kernel_memory: Option<String>,
-    /// Memory of TCP buffers, cgroup v1
+    /// Memory limit of TCP buffers (cgroup v1)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) kernel_memory_tcp: Option<String>,
-    /// Share of the processors, 2 to 262144; 1024 is the default
+    /// CPU weight, 2 to 262144; the kernel's default is 1024
     #[arg(long, visible_alias = "cpu-shares", value_name = "N")]
     pub(crate) cpu_share: Option<u64>,
-    /// Microseconds of processor time in each period
+    /// CPU time limit in each period, in microseconds
     #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
     pub(crate) cpu_quota: Option<i64>,
-    /// Length of a period
+    /// Length of a period, in microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) cpu_period: Option<u64>,
-    /// How much unused quota can be saved up
+    /// Unused quota that can be saved for later periods, in microseconds
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) cpu_burst: Option<u64>,
-    /// 1: run only when nobody else wants to
+    /// 1: run only when the CPU is otherwise idle
     #[arg(long, value_name = "0|1")]
     pub(crate) cpu_idle: Option<i64>,
-    /// Length of a period of realtime scheduling, cgroup v1
+    /// Length of a realtime period, in microseconds (cgroup v1)
     #[arg(long, value_name = "MICROSECONDS")]
     pub(crate) cpu_rt_period: Option<u64>,
-    /// Realtime processor time in each period, cgroup v1
+    /// Realtime CPU time limit in each period, in microseconds (cgroup v1)
     #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
     pub(crate) cpu_rt_runtime: Option<i64>,
-    /// The processors to run on, as 0-3,7
+    /// CPUs to run on, for example 0-3,7
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_cpus: Option<String>,
-    /// The memory nodes to use
+    /// Memory nodes to use, for example 0-1
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_mems: Option<String>,
-    /// How many processes and threads
+    /// Limit of processes and threads; -1 for no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,
-    /// Share of the disks, 10 to 1000
+    /// I/O weight, 10 to 1000
     #[arg(long, value_name = "N")]
     pub(crate) blkio_weight: Option<u16>,
-    /// Share of the third-level cache (Intel RDT), as a line of `schemata`
+    /// L3 cache allocation (Intel RDT), as a line of `schemata`
     #[arg(long, value_name = "SCHEMA")]
     pub(crate) l3_cache_schema: Option<String>,
-    /// Share of the memory bandwidth (Intel RDT), as a line of `schemata`
+    /// Memory bandwidth allocation (Intel RDT), as a line of `schemata`
     #[arg(long, value_name = "SCHEMA")]
     pub(crate) mem_bw_schema: Option<String>,
 }
 
 #[derive(Args, Debug)]
+#[command(mut_arg("words", |words| words.help("Container ID, then arguments of ps(1) [default: -ef]")))]
 pub(crate) struct Ps {
     #[command(flatten)]
     pub(crate) words: Words,
-    /// How to print them
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: ListFormat,
 }
@@ -463,28 +465,28 @@ pub(crate) struct Mounts {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MountsCommand {
-    /// Mount what a file lists: bind mounts and tmpfs
+    /// Add the bind mounts and tmpfs in FILE
     Add(MountsChange),
-    /// Unmount what `mounts add` has mounted at the destinations in a file
+    /// Remove mounts that `mounts add` has made, at the destinations in FILE
     Remove(MountsChange),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct MountsChange {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// An array as `mounts` in `config.json`
+    /// JSON file with an array, as `mounts` in `config.json`
     pub(crate) file: PathBuf,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Events {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
-    /// How long to wait between two lines: 5s, 500ms, 1m30s
+    /// Time between two lines, for example 5s, 500ms or 1m30s
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub(crate) interval: String,
-    /// Print one line and end
+    /// Print one line and exit
     #[arg(long)]
     pub(crate) stats: bool,
 }
@@ -492,37 +494,37 @@ pub(crate) struct Events {
 /// What `checkpoint` and `restore` share; most is CRIU's own and said at length in criu(8).
 #[derive(Args, Debug)]
 pub(crate) struct Images {
-    /// The directory of the checkpoint
+    /// Directory of the checkpoint
     #[arg(long, value_name = "DIR", default_value = "checkpoint")]
     pub(crate) image_path: PathBuf,
-    /// Where CRIU writes its log [default: the directory of the checkpoint]
+    /// Directory of CRIU's log [default: the directory of the checkpoint]
     #[arg(long, value_name = "DIR")]
     pub(crate) work_path: Option<PathBuf>,
-    /// With TCP connections that are open
+    /// Include established TCP connections
     #[arg(long)]
     pub(crate) tcp_established: bool,
-    /// With Unix sockets whose other end is outside
+    /// Include Unix sockets whose other end is outside of the container
     #[arg(long)]
     pub(crate) ext_unix_sk: bool,
-    /// With a terminal that is not the container's own
+    /// Include a terminal that is not the container's own
     #[arg(long)]
     pub(crate) shell_job: bool,
-    /// With locks on files
+    /// Include file locks
     #[arg(long)]
     pub(crate) file_locks: bool,
-    /// Remove pages from earlier images that a later one has too
+    /// Remove memory pages from earlier images if a later image has them too
     #[arg(long)]
     pub(crate) auto_dedup: bool,
-    /// The memory stays where it is, and comes over the network when it is needed
+    /// Transfer memory pages over the network when they are needed
     #[arg(long)]
     pub(crate) lazy_pages: bool,
-    /// Leave out what is in a namespace: `network` is the one that can be
+    /// Leave out the content of a namespace: only `network` is possible
     #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
     pub(crate) empty_ns: Vec<String>,
-    /// What is written and restored of cgroups [default: soft]
+    /// How cgroups are saved and restored [default: soft]
     #[arg(long, value_name = "MODE", value_enum)]
     pub(crate) manage_cgroups_mode: Option<CgroupsMode>,
-    /// How packets are held back meanwhile [default: iptables; nftables where that is not installed and CRIU is 4.0 or later]
+    /// How packets are blocked [default: iptables; nftables if that is missing, from CRIU 4.0 on]
     #[arg(long, value_name = "METHOD", value_enum)]
     pub(crate) network_lock: Option<NetworkLock>,
 }
@@ -544,71 +546,71 @@ pub(crate) enum NetworkLock {
 
 #[derive(Args, Debug)]
 pub(crate) struct Checkpoint {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) images: Images,
-    /// The checkpoint before, as a path relative to this one's
+    /// Earlier checkpoint, as a path relative to this one
     #[arg(long, value_name = "DIR")]
     pub(crate) parent_path: Option<PathBuf>,
-    /// Write the memory only, and let the container run on: the next checkpoint takes less time
+    /// Write the memory only and keep the container running, so that the next checkpoint is faster
     #[arg(long)]
     pub(crate) pre_dump: bool,
-    /// Let the container run on
+    /// Keep the container running
     #[arg(long)]
     pub(crate) leave_running: bool,
-    /// Files that were removed and are still open get a name for the time being
+    /// Give temporary names to removed files that are still open
     #[arg(long)]
     pub(crate) link_remap: bool,
-    /// Without TCP connections that are open: they are closed at the restore
+    /// Leave out established TCP connections: `restore` closes them
     #[arg(long)]
     pub(crate) tcp_close: bool,
-    /// Without TCP connections that are being made
+    /// Leave out TCP connections that are being established
     #[arg(long)]
     pub(crate) tcp_skip_in_flight: bool,
     /// Send the memory to a `criu page-server`
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) page_server: Option<String>,
-    /// Write a NUL to this descriptor when the memory can be asked for (--lazy-pages)
+    /// File descriptor to write a NUL to when the memory is available (--lazy-pages)
     #[arg(long, value_name = "FD")]
     pub(crate) status_fd: Option<i32>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Restore {
-    /// The container's name
+    /// Container ID
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) images: Images,
-    /// The directory of the bundle
+    /// Directory of the bundle
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// The configuration, if it is not the bundle's `config.json`
+    /// Configuration file [default: `config.json` in the bundle]
     #[arg(short = 'f', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Return as soon as the container runs
+    /// Return when the container runs
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Write the first process's id to this file
+    /// File to write the PID of the first process to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Send the master end of its terminal to this socket
+    /// Unix socket that gets the master end of the terminal
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,
-    /// Close TCP connections that were open
+    /// Close TCP connections that were established
     #[arg(long)]
     pub(crate) tcp_close: bool,
-    /// Its security label, as selinux:LABEL or apparmor:PROFILE
+    /// Security label, as selinux:LABEL or apparmor:PROFILE
     #[arg(long, value_name = "TYPE:NAME")]
     pub(crate) lsm_profile: Option<String>,
-    /// The SELinux label of its mounts
+    /// SELinux label of the mounts
     #[arg(long, value_name = "LABEL")]
     pub(crate) lsm_mount_context: Option<String>,
-    /// Accepted for runc's sake: rt never becomes a subreaper
-    #[arg(long)]
+    /// Accepted for compatibility with runc and ignored: rt never becomes a subreaper
+    #[arg(long, hide = true)]
     no_subreaper: bool,
-    /// Accepted for conmon's sake: CRIU changes the root in its own way
-    #[arg(long)]
+    /// Accepted for compatibility with conmon and ignored: CRIU changes the root
+    #[arg(long, hide = true)]
     no_pivot: bool,
     /// Keep the caller's session keyring
     #[arg(long)]
@@ -617,10 +619,10 @@ pub(crate) struct Restore {
 
 #[derive(Args, Debug)]
 pub(crate) struct List {
-    /// How to print them
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) format: ListFormat,
-    /// Print the names only
+    /// Print only container IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
@@ -634,16 +636,16 @@ pub(crate) enum ListFormat {
 
 #[derive(Args, Debug)]
 pub(crate) struct Spec {
-    /// The directory to write `config.json` to
+    /// Directory to write `config.json` to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// The file to write, in place of `config.json` in that directory
+    /// File to write instead of `config.json` in that directory
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// For a user who is not root
+    /// Write a configuration for an ordinary user
     #[arg(long)]
     pub(crate) rootless: bool,
-    /// For a WebAssembly module, `/app.wasm`
+    /// Write a configuration for the WebAssembly module `/app.wasm`
     #[arg(long)]
     pub(crate) wasm: bool,
 }
@@ -827,7 +829,11 @@ mod tests {
     /// All of rt(1): what clap says of every command, and what it cannot know.
     fn manual() -> String {
         let page = |command: &clap::Command, parts: &[Part]| {
-            let man = clap_mangen::Man::new(command.clone().disable_help_flag(true)).source("rt");
+            // Flags that do nothing are hidden from `--help` only.
+            let shown =
+                |arg: clap::Arg| if arg.get_id() == "usage" { arg } else { arg.hide(false) };
+            let command = command.clone().disable_help_flag(true).mut_args(shown);
+            let man = clap_mangen::Man::new(command).source("rt");
             let mut page = Vec::new();
             for part in parts {
                 part(&man, &mut page).expect("written to memory");
@@ -856,6 +862,9 @@ mod tests {
                 .replace(".SH SYNOPSIS\n", "")
                 .replace(".SH OPTIONS\n", ".PP\n");
             text += &format!(".SS {name}\n{about}.\n.PP\n{own}");
+            if let Some(more) = command.get_after_help() {
+                text += &format!(".PP\n{}\n", more.to_string().replace('-', "\\-"));
+            }
         }
         text + include_str!("../../../packaging/man/rt.tail")
     }
