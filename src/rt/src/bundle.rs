@@ -224,7 +224,7 @@ fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
 
 pub(crate) fn warn_of_unknown_capabilities(names: &[String]) {
     for name in names {
-        crate::report::warn(&format!("unknown capability `{name}`: nobody gets it"));
+        crate::report::warn(&format!("unknown capability `{name}`: it is ignored"));
     }
 }
 

@@ -127,7 +127,7 @@ pub(crate) fn hide_arguments(command: &Command) -> Result<()> {
         _ => return Ok(()),
     };
     syscall::hide_arguments(&[name.as_bytes(), id.as_bytes()])
-        .context("keep the command line from others")
+        .context("hide the command line from other processes")
 }
 
 /// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).

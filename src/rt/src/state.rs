@@ -191,7 +191,7 @@ impl State {
         match procfs::stat(pid)? {
             Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
             None if procfs::is_hidden(&pidfd)? => {
-                bail!("process {pid} is there, and `/proc` does not show it")
+                bail!("process {pid} exists, but `/proc` does not show it")
             }
             None => Ok(None),
         }
@@ -351,7 +351,7 @@ impl Root {
         match self.find(id)? {
             Some(directory) => match directory.read()? {
                 Some(state) => Ok((directory, state)),
-                None => bail!("container does not exist: its creation was cut short"),
+                None => bail!("container does not exist: its creation was interrupted"),
             },
             None => bail!("container does not exist"),
         }

@@ -118,14 +118,14 @@ pub(crate) fn choose(
         (Format::Module, Some(engine)) => Ok(Workload::Wasm(engine)),
         (Format::Component, Some(Engine::WasmEdge)) => {
             bail!(
-                "a WebAssembly component, which the engine `wasmedge` cannot run: it takes a core module (WASI preview1); a component would need the engine `wasmtime`, which this version of rt does not have"
+                "a WebAssembly component, which the engine `wasmedge` cannot run: it requires a core module (WASI preview1); a component would need the engine `wasmtime`, which this version of rt does not have"
             )
         }
         (Format::Module | Format::Component, None) if registered.wasm => Ok(Workload::Linux),
         (Format::Unknown, None) if registered.any => Ok(Workload::Linux),
         (Format::Module | Format::Component, None) => {
             bail!(
-                "a WebAssembly module, and nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
+                "a WebAssembly module, but nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
             )
         }
         (Format::Unknown, Some(_)) => bail!("neither a WebAssembly module nor a native program"),

@@ -101,8 +101,9 @@ fn text(findings: &[Finding], usable: bool) -> String {
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (limited, missing) = (count(Verdict::Limited), count(Verdict::Missing));
     text += &match (usable, limited) {
-        (true, 0) => "rt can be used here, with everything.\n".to_owned(),
-        (true, limited) => format!("rt can be used here, {limited} things are limited.\n"),
+        (true, 0) => "rt can be used here, without limitations.\n".to_owned(),
+        (true, 1) => "rt can be used here, with 1 limitation.\n".to_owned(),
+        (true, limited) => format!("rt can be used here, with {limited} limitations.\n"),
         (false, _) => format!("rt cannot be used here: {missing} things are missing.\n"),
     };
     text

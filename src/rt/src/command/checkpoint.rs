@@ -33,8 +33,7 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         Status::Running | Status::Paused => {}
         status => bail!("the container is not running: {status}"),
     }
-    let mut spec =
-        directory.config().context("read the `config.json` that was kept at `create`")?;
+    let mut spec = directory.config().context("read the stored `config.json`")?;
     bundle::place_mounts_of(&mut spec, &[&state.rootfs]);
     let (path, rootfs) = (state.bundle.clone(), state.rootfs.clone());
     let bundle = Bundle { path, rootfs, config: Vec::new(), spec };

@@ -43,7 +43,7 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         }
         Err(error) => Err(error),
         Ok(None) => bail!(
-            "container does not exist: its creation was cut short, `--force` removes what is left"
+            "container does not exist: its creation was interrupted, `--force` removes the rest"
         ),
     }
 }

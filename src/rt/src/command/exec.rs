@@ -44,7 +44,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
         Status::Creating => bail!("the container is not created yet"),
         Status::Stopped => bail!("cannot exec in a stopped container"),
     }
-    let spec = directory.config().context("read the `config.json` that was kept at `create`")?;
+    let spec = directory.config().context("read the stored `config.json`")?;
     let mut process = process(&spec, args)?;
     let wants_terminal = process.terminal() == Some(true);
     let (console, ours) = match &args.handover.console_socket {

@@ -76,7 +76,7 @@ pub(super) fn follow(
         None => wait(pidfd, signals, relay)?,
     }
     // A shell's convention for a program that a signal ended.
-    let code = match container::ending(pid)?.context("it ended in no known way")? {
+    let code = match container::ending(pid)?.context("it ended in an unknown way")? {
         Ending::Code(code) => code,
         Ending::Signal(signal) => 128 + signal,
     };

@@ -44,7 +44,7 @@ fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Resu
         MountsCommand::Remove(_) => container::remove_mounts(&directory, &mut state, &entries),
         MountsCommand::Add(_) => {
             let spec = directory.config();
-            let spec = spec.context("read the `config.json` that was kept at `create`")?;
+            let spec = spec.context("read the stored `config.json`")?;
             container::add_mounts(&directory, &mut state, spec, &entries)
         }
     }

@@ -35,7 +35,7 @@ pub(super) fn execute(root: &Root, args: &cli::Update) -> Result<ExitCode> {
 fn resources(args: &cli::Update) -> Result<LinuxResources> {
     let flags = from_flags(args)?;
     let Some(file) = &args.resources else {
-        return serde_json::from_value(flags).context("take the limits from the flags");
+        return serde_json::from_value(flags).context("read the limits from the flags");
     };
     ensure!(
         flags.as_object().is_none_or(serde_json::Map::is_empty),

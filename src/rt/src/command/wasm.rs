@@ -40,7 +40,7 @@ fn native(root: &Root, global: &Global) -> Result<(Description, Native)> {
     let description = engine::describe(&path).with_context(show)?;
     let host = super::host(root, global);
     let native = Native::new(&description, Settings::read(host.config)?, &host)?;
-    Ok((description, native.context("it runs no compiled modules").with_context(show)?))
+    Ok((description, native.context("it does not run native code").with_context(show)?))
 }
 
 /// What compiles modules here.

@@ -136,7 +136,7 @@ impl<'a> Allowed<'a> {
                 if self.mounts {
                     ""
                 } else {
-                    ", and without CAP_SYS_ADMIN the container makes none"
+                    ", and the container cannot make mounts without CAP_SYS_ADMIN"
                 }
             )
         };

@@ -169,7 +169,7 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     if plan.can_be_ended {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         syscall::poll(&mut [], Some(&now)).map(drop).context(
-            "the seccomp filter forbids `poll` and `ppoll`, of which init needs one without `noNewPrivileges`",
+            "the seccomp filter forbids `poll` and `ppoll`: init needs one of them without `noNewPrivileges`",
         )?;
     }
     Ok(())
@@ -252,7 +252,7 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
         Err(Errno::NOSYS) if !syscall::has_keyctl() => Ok(()),
         // Then the caller's keyring stays, and nobody has said that the container may have it.
         Err(error @ (Errno::PERM | Errno::ACCESS)) => Err(error).context(
-            "make a session keyring: `keyctl` is forbidden (the caller's is kept with `--no-new-keyring`)",
+            "make a session keyring: `keyctl` is forbidden (`--no-new-keyring` keeps the caller's)",
         ),
         Err(Errno::DQUOT) => Err(Errno::DQUOT).context(
             "make a session keyring: the user has too many keys (sysctl `kernel.keys.maxkeys`)",

@@ -58,7 +58,7 @@ fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<(
     let Some((name, _)) = options.data.first() else { return Ok(()) };
     ensure!(
         version == Version::V2 || entry.typ().as_deref() == Some("cgroup2"),
-        "the option `{name}` is none of a `cgroup` mount"
+        "a `cgroup` mount has no option `{name}`"
     );
     mounts::detached::check_data("cgroup2", options)
 }
@@ -160,7 +160,7 @@ impl View<'_> {
             let (names, path) = rest.split_once(':')?;
             (names.strip_prefix("name=").unwrap_or(names) == controllers).then_some(path)
         });
-        self.clone(&root.join(entry.context("init is in no cgroup")?.trim_start_matches('/')))
+        self.clone(&root.join(entry.context("init is not in a cgroup")?.trim_start_matches('/')))
     }
 
     fn clone(&self, path: &Path) -> Result<OwnedFd> {

@@ -166,7 +166,7 @@ impl Cgroup {
             Manager::Systemd => {
                 if version != Version::V2 || !Path::new("/run/systemd/system").is_dir() {
                     bail!(
-                        "cgroups by systemd need a running systemd and cgroup v2: leave `--systemd-cgroup` away"
+                        "cgroups by systemd require a running systemd and cgroup v2: omit `--systemd-cgroup`"
                     );
                 }
                 let path = path.map(|path| path.to_string_lossy().into_owned());
@@ -180,11 +180,11 @@ impl Cgroup {
                     |part: &Component<'_>| matches!(part, Component::RootDir | Component::CurDir);
                 let relative: PathBuf = path.components().filter(|part| !root(part)).collect();
                 if relative.components().any(|part| !matches!(part, Component::Normal(_))) {
-                    bail!("the cgroup path `{}` holds `..`", path.display());
+                    bail!("the cgroup path `{}` contains `..`", path.display());
                 }
                 if relative.as_os_str().is_empty() {
                     bail!(
-                        "the cgroup path `{}` is the root, which is no container's own",
+                        "the cgroup path `{}` is the root, which no container can have",
                         path.display()
                     );
                 }
@@ -207,7 +207,7 @@ impl Cgroup {
             };
             ensure!(
                 !name.contains('/') && !matches!(name.as_str(), "." | ".."),
-                "the annotation `{key}`: `{name}` is no name of a cgroup"
+                "the annotation `{key}`: `{name}` is not a cgroup name"
             );
             Ok(Some(name.clone()))
         };
@@ -456,7 +456,7 @@ impl Cgroup {
                 || v1::unified(&self.paths).is_some()
                 || !is_host_root(),
             "device rules cannot be enforced: no cgroup controller `devices` is mounted at \
-             `{ROOT}/devices`, and no second-version hierarchy at `{ROOT}/unified`"
+             `{ROOT}/devices`, and no cgroup v2 at `{ROOT}/unified`"
         );
         Ok(())
     }
@@ -658,7 +658,7 @@ impl Cgroup {
             }
             ensure!(
                 Instant::now() < end,
-                "send signal {signal}: its processes make new ones faster than they are signalled"
+                "send signal {signal}: its processes fork faster than rt can signal them"
             );
             for pid in fresh {
                 match syscall::kill(pid, signal) {
@@ -805,7 +805,7 @@ impl Cgroup {
             };
             ensure!(
                 self.version == Version::V1 && self.manager != Manager::Disabled,
-                "{}: there are no hierarchies of controllers with cgroup v2",
+                "{}: cgroup v2 has no hierarchies of controllers",
                 show()
             );
             for controller in controllers.split(',') {

@@ -100,13 +100,13 @@ pub(crate) fn checkpoint(
     if let Some(parent) = options.parent {
         ensure!(
             !has_user_namespace(&bundle.spec),
-            "`--parent-path`: the checkpoint before cannot be reached at a restore with a user namespace"
+            "`--parent-path`: the earlier checkpoint cannot be reached at a restore with a user namespace"
         );
         ensure!(parent.is_relative(), "`--parent-path` is relative to the checkpoint's directory");
         let there = options.common.images.join(parent);
         ensure!(
             directories.has_directory(parent),
-            "`--parent-path`: `{}` is no directory",
+            "`--parent-path`: `{}` is not a directory",
             there.display()
         );
         request.parent_img = Some(parent.to_string_lossy().into_owned());
@@ -211,7 +211,7 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     let mount = program.stx_mnt_id.to_string();
     ensure!(
         mounts.iter().any(|entry| entry.id == mount),
-        "its program is a WebAssembly module: the engine that runs it is a file of the host's, and cannot be restored"
+        "its program is a WebAssembly module: its engine is a file of the host and cannot be restored"
     );
     Ok(())
 }
@@ -247,7 +247,7 @@ pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
     ] {
         ensure!(
             confinement::joined(spec, kind).is_none(),
-            "`criu` cannot restore into a {name} namespace that is there already"
+            "`criu` cannot restore into an existing {name} namespace"
         );
     }
     let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());

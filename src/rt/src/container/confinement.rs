@@ -107,7 +107,7 @@ impl<'a> Limits<'a> {
             && let Some(thread) = other_mount_namespaces(first)?.first()
         {
             bail!(
-                "{}: it is in another mount namespace than the first process, and without CAP_SYS_ADMIN the container makes none",
+                "{}: it is in another mount namespace than the first process, and the container cannot make one without CAP_SYS_ADMIN",
                 show(thread)
             );
         }
@@ -134,7 +134,7 @@ impl<'a> Limits<'a> {
         ] {
             let text = status.field(name)?;
             let has = u64::from_str_radix(text, 16)
-                .with_context(|| format!("`{text}` is no set of capabilities"))?;
+                .with_context(|| format!("`{text}` is not a set of capabilities"))?;
             let over = CapabilitySet::from_bits_retain(has) - most;
             ensure!(
                 over.is_empty(),
@@ -193,7 +193,7 @@ impl<'a> Limits<'a> {
                 (has, profile, good)
             }
         };
-        ensure!(good, "its security label is `{}`, and not `{wanted}`", has.escape_debug());
+        ensure!(good, "its security label is `{}`, not `{wanted}`", has.escape_debug());
         Ok(())
     }
 
@@ -290,7 +290,7 @@ pub(super) fn tree(first: i32) -> Result<Vec<i32>> {
                 }
             };
             for child in children.split_ascii_whitespace() {
-                let child = child.parse().with_context(|| format!("`{child}` is no process"))?;
+                let child = child.parse().with_context(|| format!("`{child}` is not a process"))?;
                 if known.insert(child) {
                     found.push(child);
                 }
@@ -331,7 +331,7 @@ impl Status {
     fn field(&self, name: &str) -> Result<&str> {
         match self.0.get(name) {
             Some(value) => Ok(value),
-            None => bail!("the kernel does not tell its `{name}`"),
+            None => bail!("the kernel does not show its `{name}`"),
         }
     }
 }

@@ -360,6 +360,6 @@ fn how_init_died(pid: Pid, state: &State, left: &str) -> anyhow::Error {
             anyhow!("init was killed: the container's memory limit may be too low")
         }
         Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}{left}"),
-        _ => anyhow!("init ended without a word{left}"),
+        _ => anyhow!("init ended without a message{left}"),
     }
 }

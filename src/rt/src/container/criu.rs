@@ -122,7 +122,7 @@ impl Options<'_> {
 
     fn exchanged(&self) -> String {
         let work = self.work.map(|work| format!(" or `{}`", work.display())).unwrap_or_default();
-        format!("`{}`{work} has become another directory meanwhile", self.images.display())
+        format!("`{}`{work} was replaced by another directory meanwhile", self.images.display())
     }
 
     /// The part of a request that these are.
@@ -530,9 +530,9 @@ fn find(name: &str) -> Option<PathBuf> {
 
 /// CRIU itself.
 pub(super) fn program() -> Result<PathBuf> {
-    find("criu").ok_or(Errno::NOENT).context(
-        "find the program `criu`, which writes and restores checkpoints and has to be installed",
-    )
+    find("criu")
+        .ok_or(Errno::NOENT)
+        .context("find the program `criu`, which must be installed for checkpoints")
 }
 
 /// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding

@@ -78,7 +78,7 @@ pub(crate) fn end(state: &State) -> Result<()> {
     }
     // Who traces it can keep it from its end, and is in the container.
     if let Err(error) = state.cgroup.signal(libc::SIGKILL) {
-        tracing::debug!("kill all of it: {error:#}");
+        tracing::debug!("kill all its processes: {error:#}");
     }
     let dead = dies(&process, PATIENCE)?;
     ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());

@@ -166,7 +166,7 @@ impl Node {
             LinuxDeviceType::B => FileType::BlockDevice,
             LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
             LinuxDeviceType::P => FileType::Fifo,
-            LinuxDeviceType::A => bail!("`a` is no type of a device node"),
+            LinuxDeviceType::A => bail!("`a` is not a type of a device node"),
         };
         let number = |number: i64| {
             u32::try_from(number).with_context(|| format!("wrong device number {number}"))

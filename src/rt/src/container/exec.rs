@@ -244,7 +244,7 @@ fn how_it_died(pid: Pid, left: &str) -> anyhow::Error {
         Ok(Some(Ending::Signal(signal))) => {
             anyhow!("the new process was killed by signal {signal}{left}")
         }
-        _ => anyhow!("the new process ended without a word{left}"),
+        _ => anyhow!("the new process ended without a message{left}"),
     }
 }
 

@@ -87,7 +87,7 @@ impl<'a> Offers<'a> {
             let destination = resolve(&rootfs, &root, entry.destination());
             ensure!(
                 destination != Path::new("/") || mounts::remounts(entry),
-                "a mount on `/` is in the place of the rootfs: it could not be restored"
+                "a mount on `/` replaces the rootfs: it could not be restored"
             );
             offers.add(bundle, cgroup, entry, &destination);
             offers.restrict(entry, destination)?;
@@ -240,7 +240,7 @@ impl<'a> Offers<'a> {
             // CRIU tells them apart by where they are.
             if names.insert(&entry.point, name).is_some_and(|other| other != name) {
                 bail!(
-                    "of the mounts on `{}`, one shows the host's files and another one others: `criu` cannot tell them apart",
+                    "two mounts are stacked on `{}`, one of them of host files: `criu` cannot tell them apart",
                     entry.point.display()
                 );
             }

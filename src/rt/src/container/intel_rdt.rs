@@ -57,13 +57,13 @@ impl Groups {
             Some("/") => (root.clone(), false),
             Some(name) => {
                 let good = !name.is_empty() && !name.contains('/') && !matches!(name, "." | "..");
-                ensure!(good, "`linux.intelRdt.closID` `{name}` is no name of a directory");
+                ensure!(good, "`linux.intelRdt.closID` `{name}` is not a directory name");
                 let control = root.join(name);
                 // A class of several containers stays when one of them goes.
                 let there = control.is_dir();
                 ensure!(
                     there || !schemata(rdt).is_empty(),
-                    "`linux.intelRdt.closID` names `{}`, which is not there, and no schemata to make it with",
+                    "`linux.intelRdt.closID` names `{}`, which does not exist, without schemata to make it with",
                     control.display()
                 );
                 (control, !there)
@@ -124,7 +124,7 @@ impl Groups {
             let Some(group) = group else { continue };
             // A state file is only a file: whatever it says, this is never a container's.
             if group == &self.root || !group.starts_with(&self.root) {
-                bail!("`{}` is no container's group", group.display());
+                bail!("`{}` is not a container's group", group.display());
             }
             match fs::remove_dir(group) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -28,7 +28,9 @@ pub(super) fn restrict(tcp: &Protocol) -> Result<()> {
                 Errno::NOSYS => "this kernel has no Landlock",
                 Errno::OPNOTSUPP => "Landlock is switched off (`lsm=` of the kernel)",
                 // Of an earlier version, which has no such bits.
-                Errno::TOOBIG => "this kernel's Landlock knows no ports: Linux 6.7 does",
+                Errno::TOOBIG => {
+                    "this kernel's Landlock does not know ports: use Linux 6.7 or later"
+                }
                 _ => "make a ruleset of Landlock",
             });
         }

@@ -41,12 +41,12 @@ pub(super) fn enter(cgroup: Option<OwnedFd>) -> Result<()> {
 
 /// Whether a cgroup can do it, and cannot be left.
 fn check_cgroup(cgroup: Option<&OwnedFd>) -> Result<()> {
-    ensure!(cgroup.is_some(), "that takes a cgroup of v2, made by root of the host");
+    ensure!(cgroup.is_some(), "this requires cgroup v2 and root of the host");
     // /proc is procfs: an engine was found to start by it.
     for mount in mount_table::own()? {
         ensure!(
             mount.kind != "cgroup2" || !mount.writable,
-            "the container may write to its cgroup, at `{}`, and could leave the one for modules",
+            "the container may write to its cgroup, at `{}`, and could leave the cgroup for modules",
             mount.point.display()
         );
     }

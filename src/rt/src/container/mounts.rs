@@ -437,7 +437,7 @@ fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     let key = bundle.annotation(CONTEXT).unwrap_or("context");
     ensure!(
         matches!(key, "context" | "fscontext" | "defcontext" | "rootcontext"),
-        "the annotation `{CONTEXT}` is `{key}`, which is no mount option of SELinux"
+        "the annotation `{CONTEXT}` is `{key}`, which is not an SELinux mount option"
     );
     Ok(Some((key.to_owned(), Some(label))))
 }

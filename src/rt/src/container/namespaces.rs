@@ -374,7 +374,7 @@ fn by_helper(
                 // The new process has the socket too, and who looks into it could have said this, of any process.
                 ensure!(
                     pid != helper && is_child(pid)?,
-                    "somebody else says that the new process is {pid}"
+                    "another process claims that the new process is {pid}"
                 );
                 Ok(Side::Caller(pid))
             }

@@ -69,7 +69,7 @@ fn manager() -> Result<Option<OwnedFd>> {
         Ok(()) => Ok(Some(manager)),
         Err(error) => {
             tracing::info!(
-                "go without the service manager: connect to NOTIFY_SOCKET `{}`: {error:#}",
+                "continue without the service manager: connect to NOTIFY_SOCKET `{}`: {error:#}",
                 Path::new(&path).display()
             );
             Ok(None)

@@ -52,7 +52,7 @@ fn check(link: &Path, table: &[Entry]) -> Result<()> {
         let sent = text.lines().find_map(|line| line.strip_prefix("scm_fds:"));
         ensure!(
             sent.is_none_or(|number| number.trim() == "0"),
-            "a socket of its holds descriptors that were sent to it: the configuration masks more than the checkpoint did"
+            "one of its sockets holds descriptors that were sent to it: the configuration masks more than the checkpoint did"
         );
         return Ok(());
     }

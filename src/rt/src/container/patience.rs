@@ -78,13 +78,13 @@ impl Patience {
             if procfs::stat(pid)?.is_none_or(|stat| stat.dead)
                 && !is_ready(socket.as_fd(), PollFlags::IN, Duration::ZERO)?
             {
-                bail!("the process that is made in the container was killed");
+                bail!("the new process in the container was killed");
             }
             held = match (self.what_holds(pid)?, held) {
                 (Some(now), Some((since, before))) if now == before => {
                     if since.elapsed() > HELD {
                         let reason = now.reason;
-                        bail!("the process that is made in the container is held up: {reason}")
+                        bail!("the new process in the container is held up: {reason}")
                     }
                     Some((since, before))
                 }

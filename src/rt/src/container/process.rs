@@ -163,7 +163,7 @@ fn processors(list: &str) -> Result<CpuSet> {
     for range in list.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let number = |text: &str| -> Result<usize> {
-            let number = text.trim().parse().with_context(|| format!("`{list}` is no list"))?;
+            let number = text.trim().parse().with_context(|| format!("`{list}` is not a list"))?;
             ensure!(number < CpuSet::MAX_CPU, "`{list}`: there is no processor {number}");
             Ok(number)
         };

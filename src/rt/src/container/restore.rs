@@ -418,7 +418,7 @@ fn cgroup_roots(pid: i32) -> Result<Vec<Cgroup_root>> {
         // `ID:CONTROLLERS:PATH` (cgroups(7)).
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            bail!("`{line}` is no cgroup")
+            bail!("`{line}` is not a cgroup")
         };
         roots.push(Cgroup_root {
             ctrl: Some(controllers.to_owned()),

@@ -60,7 +60,7 @@ struct Most<'a> {
 impl Most<'_> {
     fn hold(&self, thread: &Path) -> Result<()> {
         let number = thread.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let id = number.and_then(Pid::from_raw).context("it is no thread")?;
+        let id = number.and_then(Pid::from_raw).context("it is not a thread")?;
         // CRIU does not restore it.
         process::set_io_priority(id, self.process)?;
         if self.raises_limits {

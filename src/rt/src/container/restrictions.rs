@@ -160,7 +160,7 @@ impl Wanted<'_> {
         let mount = |place: &OwnedFd| -> Result<(Entry, bool)> {
             let (id, is_root) = mount_of(place)?;
             let mount = root.proc()?.mount(&id)?;
-            Ok((mount.context("it is on no mount of the container's")?, is_root))
+            Ok((mount.context("it is not on a mount of the container")?, is_root))
         };
         let mut covers = Covers::default();
         for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {

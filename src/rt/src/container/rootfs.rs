@@ -223,7 +223,7 @@ impl Rootfs {
             } else {
                 ensure!(
                     EMULATED.iter().any(|name| is(&Path::new(PROC).join(name))),
-                    "nothing can be mounted inside of `/proc`, but on {}",
+                    "nothing can be mounted inside of `/proc`, except on {}",
                     EMULATED.join(", ")
                 );
             }
@@ -758,5 +758,5 @@ fn mount_point(path: &Path) -> Result<PathBuf> {
     let id =
         rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
     let mount = mount_table::own()?.into_iter().find(|mount| mount.id == id);
-    Ok(mount.context("the rootfs is on no mount")?.point)
+    Ok(mount.context("the rootfs is not on a mount")?.point)
 }

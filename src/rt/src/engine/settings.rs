@@ -95,7 +95,10 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         ensure!(self.cache.directory.is_absolute(), "`cache.directory` is not an absolute path");
-        ensure!(self.compiler.user != 0, "`compiler.user`: root would compile what nobody trusts");
+        ensure!(
+            self.compiler.user != 0,
+            "`compiler.user` is 0: root must not compile modules that nobody trusts"
+        );
         ensure!(self.compiler.seconds > 0, "`compiler.seconds` is 0");
         ensure!(self.compiler.memory_bytes > 0, "`compiler.memoryBytes` is 0");
         let PluginSettings { directory, allow } = &self.plugins;

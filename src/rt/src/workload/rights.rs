@@ -82,7 +82,7 @@ impl Rights {
             "timeout" => self.timeout = Some(timeout(value)?),
             "fuel" => {
                 let fuel = value.parse().ok().filter(|fuel| *fuel > 0);
-                let wrong = || format!("`{value}` is no number of instructions greater than 0");
+                let wrong = || format!("`{value}` is not a number of instructions greater than 0");
                 self.fuel = Some(fuel.with_context(wrong)?);
             }
             "plugins" => {
@@ -105,7 +105,7 @@ fn directories(value: &str) -> Result<Vec<Directory>> {
         let outer = directories.iter().find(|it| !it.read_only && inner.path.starts_with(&it.path));
         if let Some(outer) = outer {
             let (inner, outer) = (inner.path.display(), outer.path.display());
-            bail!("`{inner}:ro` can be written to by way of `{outer}`");
+            bail!("`{inner}:ro` is writable through `{outer}`");
         }
     }
     Ok(directories)
@@ -120,7 +120,7 @@ fn directory(entry: &str) -> Result<Directory> {
     let path = Path::new(path);
     ensure!(path.is_absolute(), "not an absolute path");
     let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-    ensure!(path.components().all(plain), "a path that leads back");
+    ensure!(path.components().all(plain), "a path with `..`");
     ensure!(!is_the_kernels(path), "{} are never shown to a module", KERNELS.join(", "));
     Ok(Directory { path: path.components().collect(), read_only })
 }
@@ -131,7 +131,7 @@ pub(crate) fn is_the_kernels(path: &Path) -> bool {
 
 /// In seconds.
 fn timeout(value: &str) -> Result<Duration> {
-    let wrong = || format!("`{value}` is no number of seconds greater than 0");
+    let wrong = || format!("`{value}` is not a number of seconds greater than 0");
     let seconds: f64 = value.parse().with_context(wrong)?;
     let duration = Duration::try_from_secs_f64(seconds).ok();
     // What a timer takes in milliseconds, on any machine: 24 days.

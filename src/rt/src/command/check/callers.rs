@@ -66,8 +66,8 @@ fn check(caller: &Caller) -> Finding {
             Finding::good(topic, caller.name, format!("knows rt, by `{file}`"))
         }
         Some((path, file)) => {
-            let detail = format!("`{file}` names `{}`, which is not there", path.display());
-            let fix = format!("name the rt that is installed in `{file}`");
+            let detail = format!("`{file}` names `{}`, which does not exist", path.display());
+            let fix = format!("name the installed rt in `{file}`");
             Finding::bad(topic, caller.name, Verdict::Limited, detail, fix)
         }
         None => {
@@ -79,8 +79,8 @@ fn check(caller: &Caller) -> Finding {
             if caller.name == "containerd" && texts.iter().any(is_old) {
                 from = "containerd/config-v2.toml";
             }
-            let detail = "is installed, and its configuration does not name rt";
-            let fix = format!("take `share/rt/{from}` into `{to}`");
+            let detail = "is installed, but its configuration does not name rt";
+            let fix = format!("add `share/rt/{from}` to `{to}`");
             Finding::bad(topic, caller.name, Verdict::Limited, detail, fix)
         }
     }

@@ -35,20 +35,20 @@ pub(super) fn all() -> Vec<Finding> {
     let hybrid = hierarchies.iter().any(|path| path.ends_with("unified"));
     let name = match (version, hybrid) {
         (Version::V2, _) => "2",
-        (Version::V1, true) => "1, with 2 beside it (hybrid)",
+        (Version::V1, true) => "1, with version 2 beside it (hybrid)",
         (Version::V1, false) => "1",
     };
     let mut findings = vec![Finding::good(TOPIC, "version", name)];
     findings.push(controllers());
     findings.push(match version {
         Version::V1 if hierarchies.iter().any(|path| path.ends_with("devices")) => {
-            Finding::good(TOPIC, DEVICE_RULES, "by the hierarchy of `devices`")
+            Finding::good(TOPIC, DEVICE_RULES, "enforced by the hierarchy `devices`")
         }
         Version::V1 if !hybrid && ids::is_host_root() => Finding::bad(
             TOPIC,
             DEVICE_RULES,
             Verdict::Missing,
-            format!("no hierarchy of `devices` is mounted, and no cgroup v2 at `{ROOT}/unified`"),
+            format!("neither the hierarchy `devices` nor cgroup v2 at `{ROOT}/unified` is mounted"),
             format!("mount -t cgroup -o devices none {ROOT}/devices"),
         ),
         _ => device_programs(),
@@ -66,11 +66,11 @@ fn controllers() -> Finding {
         return Finding::good(TOPIC, "controllers", names.join(" "));
     }
     let fix = if lacks.contains(&"memory") {
-        "enable them on the kernel's command line (cgroup_enable=memory), and leave none to v1 (cgroup_no_v1=all)"
+        "enable them on the kernel command line (cgroup_enable=memory), and leave none to v1 (cgroup_no_v1=all)"
     } else {
-        "leave no controller to v1 (cgroup_no_v1=all on the kernel's command line)"
+        "leave no controller to v1 (cgroup_no_v1=all on the kernel command line)"
     };
-    let detail = format!("without {}: limits of these fail", lacks.join(" "));
+    let detail = format!("{} not available: limits of these fail", lacks.join(" "));
     Finding::bad(TOPIC, "controllers", Verdict::Limited, detail, fix)
 }
 
@@ -83,7 +83,7 @@ fn device_programs() -> Finding {
         return Finding::good(
             TOPIC,
             name,
-            "not for ordinary users, who can make no devices either",
+            "not for ordinary users, who cannot make devices either",
         );
     }
     match cgroups::can_filter_devices() {
@@ -101,21 +101,19 @@ fn device_programs() -> Finding {
 fn systemd(version: Version) -> Finding {
     let running = Path::new("/run/systemd/system").is_dir();
     match (running, version) {
-        (true, Version::V2) => {
-            Finding::good(TOPIC, "systemd", "runs: `--systemd-cgroup` can be used")
-        }
+        (true, Version::V2) => Finding::good(TOPIC, "systemd", "runs: `--systemd-cgroup` works"),
         (true, Version::V1) => Finding::bad(
             TOPIC,
             "systemd",
             Verdict::Limited,
-            "runs with cgroup v1: no `--systemd-cgroup`",
+            "runs with cgroup v1: `--systemd-cgroup` does not work",
             "boot with systemd.unified_cgroup_hierarchy=1, or use cgroupfs",
         ),
         (false, _) => Finding::bad(
             TOPIC,
             "systemd",
             Verdict::Limited,
-            "does not run: no `--systemd-cgroup`",
+            "does not run: `--systemd-cgroup` does not work",
             "use cgroupfs: cgroup_manager = \"cgroupfs\" in the caller's configuration",
         ),
     }
@@ -133,7 +131,7 @@ fn rights(hierarchies: &[PathBuf]) -> Finding {
         TOPIC,
         name,
         verdict,
-        format!("`{ROOT}` cannot be written to: containers without limits only"),
+        format!("`{ROOT}` is not writable: only containers without limits work"),
         "use `--systemd-cgroup`, or have a cgroup delegated (systemd: Delegate=yes)",
     )
 }

@@ -52,8 +52,8 @@ pub(super) fn kernel() -> Vec<Finding> {
             KERNEL,
             "openat2",
             Verdict::Limited,
-            format!("{error}: paths in a container are walked step by step, which takes longer"),
-            "use Linux 5.6 or later, and let the filter around rt pass it",
+            format!("{error}: rt looks paths up step by step instead, which is slower"),
+            "use Linux 5.6 or later, and allow it in the filter around rt",
         ),
     });
     findings
@@ -101,7 +101,7 @@ fn user_namespaces() -> Finding {
     let verdict = if root { Verdict::Limited } else { Verdict::Missing };
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
         let fix = "sysctl user.max_user_namespaces=15000";
-        return Finding::bad(NAMESPACES, name, verdict, "none may be made", fix);
+        return Finding::bad(NAMESPACES, name, verdict, "cannot be made", fix);
     }
     for (file, bad, key) in [
         // Debian's own, and Ubuntu's.
@@ -125,13 +125,13 @@ fn user_namespaces() -> Finding {
 fn subordinate_ids() -> Finding {
     let name = "subordinate ids";
     match rootless::helpers() {
-        Ok(()) => Finding::good(NAMESPACES, name, "newuidmap and newgidmap are there"),
+        Ok(()) => Finding::good(NAMESPACES, name, "newuidmap and newgidmap are installed"),
         Err(error) => Finding::bad(
             NAMESPACES,
             name,
             Verdict::Limited,
             format!("{error:#}: a container has one user only"),
-            "install uidmap (shadow-utils), and give the user a line in /etc/subuid and /etc/subgid",
+            "install uidmap (shadow-utils), and add the user to /etc/subuid and /etc/subgid",
         ),
     }
 }
@@ -142,7 +142,7 @@ pub(super) fn security() -> Vec<Finding> {
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let actions = actions.trim();
     let seccomp = if actions.is_empty() {
-        let detail = "no filter can be loaded: a container with one fails";
+        let detail = "filters cannot be loaded: containers with a filter fail";
         let fix = "use a kernel with CONFIG_SECCOMP_FILTER";
         Finding::bad(SECURITY, "seccomp", Verdict::Limited, detail, fix)
     } else {
@@ -167,17 +167,17 @@ fn writable(directory: &Path) -> Result<(), (&Path, Errno)> {
 pub(super) fn state(root: &Root) -> Finding {
     let (topic, name) = ("state", root.path().display().to_string());
     if let Err(error) = root.check() {
-        let fix = "name another one with `--root`, or see to it that nobody else can change it";
+        let fix = "name another directory with `--root`, or let nobody else write to it";
         return Finding::bad(topic, name, Verdict::Missing, format!("{error:#}"), fix);
     }
     match writable(root.path()) {
-        Ok(()) => Finding::good(topic, name, "can be written"),
+        Ok(()) => Finding::good(topic, name, "writable"),
         Err((nearest, error)) => Finding::bad(
             topic,
             name,
             Verdict::Missing,
             format!("`{}`: {error}", nearest.display()),
-            "name another one with `--root`, or set XDG_RUNTIME_DIR",
+            "name another directory with `--root`, or set XDG_RUNTIME_DIR",
         ),
     }
 }
@@ -196,7 +196,7 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
     let settings = match Settings::read(config) {
         Ok(settings) => settings,
         Err(error) => {
-            return bad(format!("{error:#}"), "mend the file: no Wasm container starts with it");
+            return bad(format!("{error:#}"), "correct the file: no Wasm container starts with it");
         }
     };
     if settings.compile == Compile::Off {
@@ -204,7 +204,8 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
     }
     let described = engine::path(engine).and_then(|path| engine::describe(&path));
     if !described.is_ok_and(|described| described.can_compile) {
-        let fix = "install its compiler, the directory `compiler` in that of the engine";
+        let fix =
+            "install the compiler (package rt-runtime-compiler): the engine's directory `compiler`";
         return bad(
             "no compiler: modules that were not compiled before are interpreted".into(),
             fix,
@@ -217,7 +218,10 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
     match writable(directory) {
         Ok(()) => Finding::good(topic, name, format!("kept in `{}`", directory.display())),
         Err((nearest, error)) => bad(
-            format!("`{}`: {error}: what is not there already is interpreted", nearest.display()),
+            format!(
+                "`{}`: {error}: modules without native code are interpreted",
+                nearest.display()
+            ),
             "name another `cache.directory` in /etc/rt/wasm.json",
         ),
     }
@@ -232,8 +236,8 @@ fn ports() -> Finding {
             topic,
             name,
             Verdict::Limited,
-            "no Landlock that knows ports: `run.oci.wasm.bind` and `connect` fail for those of TCP",
-            "take Linux 6.7 or newer, with `landlock` among `lsm=`",
+            "Landlock is missing or does not know ports: `run.oci.wasm.bind` and `connect` fail for TCP",
+            "use Linux 6.7 or later, with `landlock` in `lsm=`",
         ),
     }
 }
@@ -258,7 +262,7 @@ fn engine(engine: Engine) -> Finding {
             // Containers of everybody run it.
             Ok(there) if there.mode() & 0o022 != 0 => {
                 let detail = format!(
-                    "`{}` can be written to by others than its owner",
+                    "users other than its owner can write to `{}`",
                     path.join(file).display()
                 );
                 return Finding::bad(
@@ -283,8 +287,8 @@ pub(super) fn programs() -> Vec<Finding> {
             "programs",
             "criu",
             Verdict::Limited,
-            "not there: no checkpoints",
-            "install criu, if containers are to be checkpointed",
+            "not installed: no checkpoints",
+            "install criu, if you need checkpoints",
         ),
     };
     vec![criu]

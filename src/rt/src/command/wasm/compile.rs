@@ -64,7 +64,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     if native.cache.find(&key).is_none() {
         match native.cache.failure(&key) {
             Some(failure) => bail!(failure.why),
-            None if said.is_empty() => bail!("others have not compiled it: try again"),
+            None if said.is_empty() => bail!("another process has not compiled it: try again"),
             None => bail!("{}", said.trim_end().trim_start_matches("rt: ")),
         }
     }

@@ -302,7 +302,7 @@ fn follow(
             open[0] = length > 0;
             written += length as u64;
             if written > LARGEST {
-                let why = format!("it is compiled to more than {LARGEST} bytes");
+                let why = format!("its native code is larger than {LARGEST} bytes");
                 return Ok(Outcome::Failed(why));
             }
             write(&buffer[..length]).context("write native code")?;
@@ -326,7 +326,7 @@ fn follow(
         return Ok(Outcome::Ended(signal));
     }
     let said = crate::report::one_line(String::from_utf8_lossy(&said).trim());
-    let said = if said.is_empty() { "the compiler failed without a word".into() } else { said };
+    let said = if said.is_empty() { "the compiler failed without a message".into() } else { said };
     Ok(Outcome::Failed(said))
 }
 

@@ -66,11 +66,11 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
         None | Some(-1) => Ok(None),
         Some(number) => match i32::try_from(number) {
             Ok(number @ 0..) => Ok(Some(number)),
-            _ => bail!("{WHERE}: `{name}` is {number}, which is no number of a device"),
+            _ => bail!("{WHERE}: `{name}` is {number}, which is not a device number"),
         },
     };
     let letters = rule.access().as_deref().unwrap_or_default();
-    ensure!(!letters.is_empty(), "{WHERE}: `access` is empty, where it takes some of `rwm`");
+    ensure!(!letters.is_empty(), "{WHERE}: `access` is empty: use letters of `rwm`");
     let access = letters.chars().try_fold(0, |access, letter| match letter {
         'r' => Ok(access | READ),
         'w' => Ok(access | WRITE),
@@ -83,7 +83,7 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
         LinuxDeviceType::A => None,
         LinuxDeviceType::B => Some(BLOCK),
         LinuxDeviceType::C | LinuxDeviceType::U => Some(CHAR),
-        LinuxDeviceType::P => bail!("{WHERE}: the type `p` is that of a fifo, which is no device"),
+        LinuxDeviceType::P => bail!("{WHERE}: the type `p` is a fifo, not a device"),
     };
     Ok(Rule {
         allow: rule.allow(),

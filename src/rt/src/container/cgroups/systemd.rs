@@ -70,7 +70,7 @@ pub(super) fn path(unit: &str) -> Option<PathBuf> {
 /// Whether a text is one that [`start`] takes.
 pub(super) fn check(unit: &str) -> Result<()> {
     Unit::parse(unit).map(drop).with_context(|| {
-        format!("the cgroup path `{unit}` is not SLICE.slice:PREFIX:NAME, as systemd's are")
+        format!("the cgroup path `{unit}` is not SLICE.slice:PREFIX:NAME, as systemd requires")
     })
 }
 
@@ -83,7 +83,7 @@ pub(super) fn start(
     asked: &[Property],
 ) -> Result<PathBuf> {
     let name = unit;
-    let unit = Unit::parse(unit).context("not a unit of systemd's")?;
+    let unit = Unit::parse(unit).context("not a systemd unit")?;
     let show = || format!("make the systemd scope `{}`", unit.scope);
     let mut needed = vec![
         ("Description".to_owned(), Value::Text(format!("rt container {name}"))),
@@ -123,8 +123,10 @@ pub(super) fn start(
     // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn it.
     let table =
         fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the cgroup of init")?;
-    let path =
-        table.lines().find_map(|line| line.strip_prefix("0::/")).context("init is in no cgroup")?;
+    let path = table
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .context("init is not in a cgroup")?;
     ensure!(
         path.split('/').any(|part| part == unit.scope),
         "{}: init is in the cgroup `/{path}`",
@@ -135,7 +137,7 @@ pub(super) fn start(
 
 /// Has systemd limit a scope that is there, which keeps the limits over a reload of its configuration.
 pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
-    let unit = Unit::parse(unit).context("not a unit of systemd's")?;
+    let unit = Unit::parse(unit).context("not a systemd unit")?;
     let show = || format!("limit the systemd scope `{}`", unit.scope);
     let mut properties = properties::of_resources(resources);
     if properties.is_empty() {

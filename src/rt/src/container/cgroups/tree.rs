@@ -213,7 +213,7 @@ pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Res
             bail!("{}: processes are still in it", show());
         }
         if now > end {
-            bail!("{}: so many are below it that there was no time for all", show());
+            bail!("{}: too many are below it to remove all in time", show());
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));

@@ -171,7 +171,7 @@ impl Options {
             "dest-nofollow" => self.destination_no_follow = true,
             "rsync" | "rdirsync" => {
                 bail!(
-                    "the option `{option}`: a filesystem is mounted so as a whole, at no mount of it"
+                    "the option `{option}`: it applies to a whole filesystem, not to one of its mounts"
                 )
             }
             _ if self.add_idmap(option) => {}

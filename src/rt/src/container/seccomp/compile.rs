@@ -112,7 +112,7 @@ fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) 
          may have"
     );
     crate::report::warn(&format!(
-        "the seccomp filter restricts `{name}`, which is no system call of Linux {release}"
+        "the seccomp filter restricts `{name}`, which is not a system call of Linux {release}"
     ));
     Ok(())
 }
@@ -156,7 +156,7 @@ fn export(context: &ScmpFilterContext) -> Result<Vec<sock_filter>> {
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction> {
     let errno = i32::try_from(errno.unwrap_or(libc::EPERM.unsigned_abs()));
-    let errno = errno.context("`errnoRet` is no errno")?;
+    let errno = errno.context("`errnoRet` is not an errno")?;
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
             ScmpAction::KillThread

@@ -187,7 +187,7 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
         let show = || format!("the annotation `{key}`: `{text}`");
         let good = name.len() >= 3 && name.bytes().all(|letter| letter.is_ascii_alphabetic());
         ensure!(good, "the annotation `{key}`: `{name}` is no name of a property");
-        ensure!(!is_rts(name), "the annotation `{key}`: `{name}` is for rt alone to say");
+        ensure!(!is_rts(name), "the annotation `{key}`: only rt may set `{name}`");
         let value = parse(text).with_context(show)?;
         properties.push(seconds(name, value).with_context(show)?);
     }
@@ -346,7 +346,7 @@ impl<'a> Parser<'a> {
             "int64" => Value::Int64(integer(self)?.try_into().with_context(wrong)?),
             "uint64" => Value::Uint64(integer(self)?.try_into().with_context(wrong)?),
             "double" => Value::Double(self.token().parse().with_context(wrong)?),
-            _ => number(word).with_context(|| format!("`{word}` is no value"))?,
+            _ => number(word).with_context(|| format!("`{word}` is not a value"))?,
         })
     }
 }
