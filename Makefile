@@ -51,12 +51,28 @@ guests: build-deps
 
 .PHONY: test
 test: build guests test-deps ## everything that must hold before a change is merged
-	cargo fmt --check
-	cargo clippy --locked -p rt -p runtime-tests --all-targets -- -D warnings
-	shellcheck --external-sources --severity=warning $$(grep -rlE '^#!/.*sh$$' .ci packaging runtime-tests)
+	packaging/lint
 	rm -rf target/packages
 	$(MAKE) --no-print-directory deb rpm tarball
 	packaging/test $(DIST)
+
+.PHONY: lint
+lint: build-deps test-deps ## formatting, lints, documentation, scripts, spelling, dependencies
+	packaging/lint
+
+.PHONY: tools
+tools: ## install typos and cargo-deny, which `make lint` uses if they are there (some minutes)
+	cargo install --locked typos-cli cargo-deny
+
+# The oldest Rust that each part says it builds with (`rust-version`); rt-wasmedge has rt's.
+.PHONY: msrv
+msrv: ## build rt and the tests with the oldest Rust that they are for
+	for package in rt runtime-tests; do \
+	  version=$$(cargo metadata --locked --no-deps --format-version 1 | \
+	    jq -r --arg name $$package '.packages[] | select(.name == $$name).rust_version'); \
+	  rustup toolchain install --profile minimal $$version; \
+	  cargo +$$version check --locked -p $$package --all-targets --target-dir target/msrv; \
+	done
 
 # As root: a root filesystem has files of root's.
 .PHONY: test-vm

@@ -233,7 +233,7 @@ impl Test {
     }
 
     /// What the host decides about modules: that none is compiled, unless the test has a file of its own
-    /// ([`Test::with_compiler`]).
+    /// (`wasm.json` in its folder).
     pub(crate) fn wasm_config(&self) -> PathBuf {
         let own = self.folder.join("wasm.json");
         if own.exists() { own } else { self.host.folder.join("wasm.json") }

@@ -348,7 +348,7 @@ const ROWS: &[Row] = &[
 /// What became of each test, by its name: `passed`, `failed`, `skipped`.
 pub(crate) type Results = BTreeMap<String, String>;
 
-/// Reads what [`write`] has written.
+/// Reads what [`fn@write`] has written.
 pub(crate) fn read(path: &std::path::Path) -> Results {
     let text = fs::read_to_string(path).unwrap_or_default();
     let pair =

@@ -20,7 +20,7 @@ super::tests! { "cgroups":
     swap_is_limited, bursts_and_idleness_are_set, realtime_is_limited, processors_and_nodes_are_chosen, disks_are_shared, huge_pages_are_limited,
     networks_have_a_class, an_empty_cpuset_above_is_filled, huge_pages_that_are_reserved_are_limited_too, a_delegated_cgroup_is_the_containers_own, systemd_knows_the_limits, systemd_knows_updated_limits,
     systemd_gets_properties_by_annotation, a_property_that_systemd_does_not_know_is_an_error, a_subgroup_is_made_in_the_scope,
-    the_name_of_a_scope_is_free_after_a_deletion, a_scope_that_is_anothers_is_left_alone, a_users_cgroup_is_its_own_where_it_may_write,
+    the_name_of_a_scope_is_free_after_a_deletion, a_scope_of_another_container_is_left_alone, a_users_cgroup_is_its_own_where_it_may_write,
 }
 
 /// The directory of a container's cgroup in the hierarchy of a controller, or in the only one.
@@ -677,7 +677,7 @@ fn the_name_of_a_scope_is_free_after_a_deletion(test: &Test) -> Outcome {
     Ok(())
 }
 
-fn a_scope_that_is_anothers_is_left_alone(test: &Test) -> Outcome {
+fn a_scope_of_another_container_is_left_alone(test: &Test) -> Outcome {
     by_systemd(test)?;
     let container = test.sh("exec sleep 60")?.start()?;
     let bundle = test.sh("true")?.edit(|config| {

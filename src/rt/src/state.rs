@@ -208,7 +208,7 @@ impl State {
         let processes = self.cgroup.processes()?;
         // Asked afterwards: a cgroup is marked before a process of its next container is in it.
         let is_own =
-            processes.is_empty() || self.process()?.is_some() || !self.cgroup.is_anothers();
+            processes.is_empty() || self.process()?.is_some() || !self.cgroup.is_of_another();
         Ok(if is_own { processes } else { Vec::new() })
     }
 

@@ -1,4 +1,4 @@
-//! Writing a container's processes to files, from which they can be made again ([`super::restore`]). Runs in the caller's
+//! Writing a container's processes to files, from which they can be made again ([`mod@super::restore`]). Runs in the caller's
 //! process.
 //!
 //! CRIU reads nearly everything from the kernel. It has to be told what it would find on the host and not in the container:

@@ -1,4 +1,4 @@
-//! Making a container's processes again from what [`super::checkpoint`] has written. Runs in the caller's process, but for what
+//! Making a container's processes again from what [`mod@super::checkpoint`] has written. Runs in the caller's process, but for what
 //! is said to run in CRIU's.
 //!
 //! The processes are CRIU's work; their place is ours, as at a creation: the name, the cgroup with its limits, the rootfs with

@@ -64,7 +64,7 @@ impl Cgroup {
             };
             // Who has claimed it itself needs no mark.
             let is_own =
-                self.claim.is_some() || !self.is_marked_as_anothers(directory.as_fd()) || lives()?;
+                self.claim.is_some() || !self.is_marked_for_another(directory.as_fd()) || lives()?;
             if !is_own {
                 return Ok(None);
             }
@@ -106,12 +106,12 @@ impl Cgroup {
     }
 
     /// Whether another container has its path. Without [`Cgroup::hold`], that can be otherwise at once.
-    pub(crate) fn is_anothers(&self) -> bool {
+    pub(crate) fn is_of_another(&self) -> bool {
         let directory = self.claimed_path().0.and_then(|path| open_directory(path).ok());
-        directory.is_some_and(|directory| self.is_marked_as_anothers(directory.as_fd()))
+        directory.is_some_and(|directory| self.is_marked_for_another(directory.as_fd()))
     }
 
-    fn is_marked_as_anothers(&self, directory: BorrowedFd<'_>) -> bool {
+    fn is_marked_for_another(&self, directory: BorrowedFd<'_>) -> bool {
         // What systemd has written, it has written before a process was in the scope.
         if let Some(own) = &self.invocation {
             return systemd::invocation(directory).as_ref() != Some(own);
