@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use libcontainer::oci_spec::runtime::{
+use oci_spec::runtime::{
     Capability, Linux, LinuxNamespaceType, LinuxSchedulerFlag, LinuxSchedulerPolicy, Mount,
     Process, Root, Scheduler, Spec,
 };

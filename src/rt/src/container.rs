@@ -20,6 +20,7 @@ mod init;
 pub(crate) mod intel_rdt;
 mod landlock;
 mod live_mounts;
+mod memory_policy;
 mod module;
 mod mount_table;
 mod mounts;
@@ -59,9 +60,11 @@ pub(crate) use start::{start, started};
 #[cfg(test)]
 pub(crate) mod fuzzed {
     use anyhow::Result;
-    use libcontainer::oci_spec::runtime::{Linux, LinuxSeccomp, Mount, Spec};
+    use oci_spec::runtime::{Linux, LinuxSeccomp, Mount, Spec};
 
-    use super::{mounts, namespaces, net_devices, netlink, process, seccomp, sysctl};
+    use super::{
+        memory_policy, mounts, namespaces, net_devices, netlink, process, seccomp, sysctl,
+    };
 
     pub(crate) use super::cgroups::fuzzed::{cgroup, message};
 
@@ -79,6 +82,7 @@ pub(crate) mod fuzzed {
             let _ = sysctl::check(parameters, spec, &namespaces);
         }
         let _ = net_devices::check(linux, &namespaces);
+        let _ = linux.memory_policy().as_ref().map(memory_policy::understand);
         spec.process().as_ref().map_or(Ok(()), process::understand)
     }
 

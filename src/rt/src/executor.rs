@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 use rustix::fs::{
     AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags,
 };

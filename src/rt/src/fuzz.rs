@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use libcontainer::oci_spec::runtime::Spec;
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 /// Marsaglia's xorshift, of 64 bits: what is wanted is many different inputs, and the same ones again.

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Result, bail};
-use libcontainer::oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 /// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
 /// one does (systemd's `PrivateUsers=full`), so the map does not tell.

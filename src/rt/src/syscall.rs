@@ -8,6 +8,11 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use libcontainer::syscall::linux::LinuxSyscall;
+use libcontainer::syscall::{Syscall, SyscallError};
+use nix::fcntl::{AtFlags, FcntlArg, fcntl};
+use nix::sched::CloneFlags;
+use nix::sys::personality::Persona;
 use rustix::event::{PollFd, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags, Result};
@@ -16,6 +21,11 @@ use rustix::process::{Pid, Resource, Rlimit};
 /// The errno of the last libc call, for a negative return value.
 fn check(returned: libc::c_long) -> Result<libc::c_long> {
     if returned < 0 { Err(last_errno()) } else { Ok(returned) }
+}
+
+/// nix's errno as rustix has it.
+fn errno(error: nix::Error) -> Errno {
+    Errno::from_raw_os_error(error as c_int)
 }
 
 fn last_errno() -> Errno {
@@ -230,43 +240,28 @@ pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Resul
     Ok(usize::try_from(ready).unwrap_or(0))
 }
 
-/// `unshare(2)`, for namespaces only.
+/// `unshare(2)`, for namespaces only, by libcontainer. rustix calls it unsafe, because of `CLONE_FILES`.
 pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
     if namespaces & !NAMESPACES != 0 {
         return Err(Errno::INVAL);
     }
-    // SAFETY: CLONE_FILES, the one flag that rustix holds to be unsafe, is excluded above.
-    check(unsafe { libc::unshare(namespaces) }.into()).map(drop)
-}
-
-/// The array of pointers, with a null at its end, that `execve(2)` takes. They are good as long as the strings live.
-fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    LinuxSyscall.unshare(CloneFlags::from_bits_retain(namespaces)).map_err(|error| match error {
+        SyscallError::Nix(error) => errno(error),
+        // Of the calls that do more than one thing.
+        _ => Errno::IO,
+    })
 }
 
 /// `execve(2)`. Returns only when it failed.
 pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> Errno {
-    let (argv, envp) = (pointers(argv), pointers(envp));
-    // SAFETY: all three are NUL-terminated, as are the strings that the arrays point to, and all outlive the call.
-    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    last_errno()
+    nix::unistd::execve(path, argv, envp).map_or_else(errno, |never| match never {})
 }
 
 /// `execveat(2)` of the file that `program` is. Returns only when it failed.
 pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Errno {
-    let (argv, envp) = (pointers(argv), pointers(envp));
-    // SAFETY: as in `execve`; the descriptor is borrowed and open.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program.as_raw_fd(),
-            c"".as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    last_errno()
+    let program = Some(program.as_raw_fd());
+    nix::unistd::execveat(program, c"", argv, envp, AtFlags::AT_EMPTY_PATH)
+        .map_or_else(errno, |never| match never {})
 }
 
 /// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with `AT_EMPTY_PATH`, Linux 5.8). The mount
@@ -375,26 +370,25 @@ pub(crate) enum Lock {
 
 /// So many bytes of a file, from a place on; 0 are all that follow.
 fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
-    // SAFETY: the structure is plain integers; the kernel wants 0 for the process.
-    let mut of: libc::flock = unsafe { std::mem::zeroed() };
     let kind = match lock {
         Lock::Read => libc::F_RDLCK,
         Lock::Write => libc::F_WRLCK,
         Lock::Free => libc::F_UNLCK,
     };
-    of.l_type = libc::c_short::try_from(kind).map_err(|_| Errno::INVAL)?;
-    of.l_whence = libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?;
-    of.l_start = libc::off_t::try_from(start).map_err(|_| Errno::INVAL)?;
-    of.l_len = libc::off_t::try_from(length).map_err(|_| Errno::INVAL)?;
-    Ok(of)
+    Ok(libc::flock {
+        l_type: libc::c_short::try_from(kind).map_err(|_| Errno::INVAL)?,
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?,
+        l_start: libc::off_t::try_from(start).map_err(|_| Errno::INVAL)?,
+        l_len: libc::off_t::try_from(length).map_err(|_| Errno::INVAL)?,
+        // The kernel wants 0 for locks of an open file description.
+        l_pid: 0,
+    })
 }
 
 /// `F_OFD_SETLK`: `EAGAIN` when another one keeps it out. The lock goes with the descriptor to whatever process inherits it.
 pub(crate) fn lock(file: BorrowedFd<'_>, lock: Lock, start: u64, length: u64) -> Result<()> {
     let of = lock_of(lock, start, length)?;
-    // SAFETY: the descriptor is borrowed and open; `of` is initialised, lives across the call and is only read.
-    let returned = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const of) };
-    check(returned.into()).map(drop)
+    fcntl(file.as_raw_fd(), FcntlArg::F_OFD_SETLK(&of)).map(drop).map_err(errno)
 }
 
 /// `F_OFD_GETLK`: where the first lock begins that would keep this one out. Takes none.
@@ -405,9 +399,7 @@ pub(crate) fn locked(
     length: u64,
 ) -> Result<Option<u64>> {
     let mut of = lock_of(lock, start, length)?;
-    // SAFETY: the descriptor is borrowed and open; `of` is initialised, lives across the call and is a valid place to write to.
-    let returned = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut of) };
-    check(returned.into())?;
+    fcntl(file.as_raw_fd(), FcntlArg::F_OFD_GETLK(&mut of)).map_err(errno)?;
     let free = c_int::from(of.l_type) == libc::F_UNLCK;
     Ok(u64::try_from(of.l_start).ok().filter(|_| !free))
 }
@@ -707,9 +699,24 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// `personality(2)`.
-pub(crate) fn personality(persona: libc::c_ulong) -> Result<()> {
-    // SAFETY: takes an integer, touches no memory of this process.
-    check(unsafe { libc::personality(persona) }.into()).map(drop)
+pub(crate) fn personality(persona: c_int) -> Result<()> {
+    nix::sys::personality::set(Persona::from_bits_retain(persona)).map(drop).map_err(errno)
+}
+
+/// No kernel is built for more NUMA nodes (`CONFIG_NODES_SHIFT` is at most 10).
+pub(crate) const NODES: usize = 1024;
+
+/// A set of NUMA nodes: bit N of the whole is node N.
+pub(crate) type Nodes = [u64; NODES / 64];
+
+/// `set_mempolicy(2)`: the mode with its flags, and a bit for each node.
+pub(crate) fn set_mempolicy(mode: u32, nodes: Option<&Nodes>) -> Result<()> {
+    // The kernel takes one from the number of bits before it uses it.
+    let bits = nodes.map_or(0, |_| NODES + 1);
+    let nodes = nodes.map_or(ptr::null(), |nodes| nodes.as_ptr());
+    // SAFETY: the bits outlive the call, are as many as are said, and are only read; with none of them, there are none.
+    let returned = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes, bits) };
+    check(returned).map(drop)
 }
 
 /// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares its parent's buffers.

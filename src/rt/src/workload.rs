@@ -10,7 +10,7 @@ mod registered;
 mod rights;
 
 use anyhow::{Result, bail};
-use libcontainer::oci_spec::runtime::Spec;
+use oci_spec::runtime::Spec;
 
 use serde::{Deserialize, Serialize};
 

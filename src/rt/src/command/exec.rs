@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Capabilities, Process, Spec};
+use oci_spec::runtime::{Capabilities, Process, Spec};
 
 use super::Inherited;
 use super::foreground::{self, Signals};

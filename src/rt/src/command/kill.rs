@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::io::Errno;
 
 use crate::cli;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 
 use crate::bundle;
 use crate::cli::{self, MountsCommand};

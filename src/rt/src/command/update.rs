@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
 use crate::cli;

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 use rustix::thread::CapabilitySet;
 
 use super::cgroups::{self, Cgroup, Version};

@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{Capabilities, Capability, Hook, LinuxCapabilities, Process};
+use oci_spec::runtime::{Capabilities, Capability, Hook, LinuxCapabilities, Process};
 use rustix::event::Timespec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 

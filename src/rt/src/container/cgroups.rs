@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::LinuxResources;
 use rustix::event::PollFlags;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::io::Errno;

@@ -11,9 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{
-    LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec,
-};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec};
 use rustix::fs::{AtFlags, CWD, Mode, StatxFlags};
 use rustix::io::Errno;
 

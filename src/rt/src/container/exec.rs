@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
@@ -19,7 +19,7 @@ use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::Patience;
 use super::rootfs::Rootfs;
 use super::seccomp::{Filter, Receiver};
-use super::{module, pid_file, process, serve, terminal};
+use super::{memory_policy, module, pid_file, process, serve, terminal};
 use crate::engine::{self, Found};
 use crate::executor;
 use crate::state::{Draft, State, Status};
@@ -285,7 +285,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     if let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) {
         process::set_personality(personality)?;
     }
-    process::set_memory_policy(linux.and_then(|linux| linux.memory_policy().as_ref()))?;
+    memory_policy::set_memory_policy(linux.and_then(|linux| linux.memory_policy().as_ref()))?;
     let home = becoming::home(&rootfs, process);
     drop(rootfs);
 

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::OFlags;
 
 use super::cgroups::{self, Cgroup, Version};

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::{Hook, Hooks};
+use oci_spec::runtime::{Hook, Hooks};
 use rustix::fs::{Access, MemfdFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;

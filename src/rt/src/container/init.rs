@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use libcontainer::oci_spec::runtime::{Hook, Mount};
+use oci_spec::runtime::{Hook, Mount};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -21,8 +21,8 @@ use super::plan::{self, Options};
 use super::rootfs::{Covers, Rootfs};
 use super::seccomp::Filter;
 use super::{
-    cgroup_mount, cgroups, descriptors, devices, hooks, module, mounts, notify_socket, process,
-    sysctl, terminal,
+    cgroup_mount, cgroups, descriptors, devices, hooks, memory_policy, module, mounts,
+    notify_socket, process, sysctl, terminal,
 };
 use crate::engine;
 use crate::executor;
@@ -194,7 +194,7 @@ fn set_up<'a>(
     if let Some(personality) = linux.personality() {
         process::set_personality(personality)?;
     }
-    process::set_memory_policy(linux.memory_policy().as_ref())?;
+    memory_policy::set_memory_policy(linux.memory_policy().as_ref())?;
     becoming::set_security_label(process)?;
     let home = becoming::home(&rootfs, process);
     let registered = workload::registered_formats();

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::LinuxIntelRdt;
+use oci_spec::runtime::LinuxIntelRdt;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, MountFlags, OpenTreeFlags};
@@ -660,10 +660,7 @@ impl Options {
 }
 
 #[cfg(test)]
-pub(crate) fn understand(
-    entry: &Mount,
-    linux: &libcontainer::oci_spec::runtime::Linux,
-) -> Result<()> {
+pub(crate) fn understand(entry: &Mount, linux: &oci_spec::runtime::Linux) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     idmap::wanted(entry, &options, linux).map(drop)
 }

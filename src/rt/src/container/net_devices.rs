@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
-use libcontainer::oci_spec::runtime::{Linux, LinuxNetDevice};
+use oci_spec::runtime::{Linux, LinuxNetDevice};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::thread::LinkNameSpaceType;

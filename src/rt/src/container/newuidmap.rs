@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use libcontainer::oci_spec::runtime::LinuxIdMapping;
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::process::Pid;
 
 /// Whether an ordinary user may write these mappings without help: its own id, and no more.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use libcontainer::oci_spec::runtime::Mount;
+use oci_spec::runtime::Mount;
 use rustix::process::Pid;
 
 use super::cgroups::{Cgroup, Manager};

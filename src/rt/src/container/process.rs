@@ -6,14 +6,12 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use libcontainer::oci_spec::runtime::{
-    Capabilities, IOPriorityClass, LinuxCapabilities, LinuxMemoryPolicy, LinuxPersonality,
-    LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType,
-    Process, Scheduler, User,
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{
+    Capabilities, IOPriorityClass, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+    User,
 };
-use libcontainer::process::memory_policy::setup_memory_policy;
-use libcontainer::syscall::linux::LinuxSyscall;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
@@ -183,16 +181,6 @@ pub(crate) fn set_personality(personality: &LinuxPersonality) -> Result<()> {
         LinuxPersonalityDomain::PerLinux32 => 0x0008, // PER_LINUX32
     };
     syscall::personality(domain).context("set the personality")
-}
-
-/// From which nodes memory is taken (`set_mempolicy(2)`). The nodes must be among those of the cgroup, which this process is in.
-pub(crate) fn set_memory_policy(policy: Option<&LinuxMemoryPolicy>) -> Result<()> {
-    if policy.is_none() {
-        return Ok(());
-    }
-    setup_memory_policy(&policy.cloned(), &LinuxSyscall)
-        .map_err(|error| anyhow!("{error}"))
-        .context("set `linux.memoryPolicy`")
 }
 
 pub(crate) fn set_umask(umask: Option<u32>) {

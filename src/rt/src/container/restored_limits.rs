@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use libcontainer::oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimitType, Process};
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::CapabilitySet;
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use libc::sock_filter;
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 
 pub(crate) use notify::Receiver;
 pub(crate) use sockets::refuse as refuse_sockets;

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use libcontainer::oci_spec::runtime::Process;
+use oci_spec::runtime::Process;
 
 use crate::engine::{self, Found};
 use crate::state::State;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Spec;
+use oci_spec::runtime::Spec;
 
 use super::namespaces::Namespaces;
 

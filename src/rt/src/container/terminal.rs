@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{BoxBuilder, Process};
+use oci_spec::runtime::{BoxBuilder, Process};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FsWord, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::Spec;
+use oci_spec::runtime::Spec;
 
 use super::compile::{Compile, Wish};
 use super::ports::{self, Ports};

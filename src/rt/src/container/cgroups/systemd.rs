@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
 use super::devices::Rule;

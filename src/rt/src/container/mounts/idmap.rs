@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{
-    Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, Mount,
-};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, Mount};
 use rustix::fs::{Mode, OFlags};
 
 use super::options::Options;

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use libcontainer::oci_spec::runtime::LinuxSeccomp;
 use libseccomp::ScmpVersion;
+use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::draft::Draft;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use libcontainer::oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::dbus::Value;
 use crate::container::cgroups::devices::{self, Rule};
