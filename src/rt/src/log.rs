@@ -173,7 +173,9 @@ impl Subscriber for Lines {
             Some(LogLevel::Warn) => Level::WARN,
             _ => Level::ERROR,
         };
-        metadata.is_event() && *metadata.level() <= limit
+        // libcgroups warns of each controller of the host that it does not know, at every container.
+        let is_own = !metadata.target().starts_with("libcgroups");
+        metadata.is_event() && *metadata.level() <= limit && is_own
     }
 
     fn event(&self, event: &Event<'_>) {

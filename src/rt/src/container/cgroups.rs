@@ -1,7 +1,8 @@
 //! Control groups: where a container's are, how they are made, filled, limited and removed (`cgroups(7)`).
 //!
-//! Own code: libcgroups parses the mount table once per controller, moves a process into its cgroup where v2 lets it be born
-//! there, and does not remove what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
+//! Own code, but for most limits of v2: libcgroups parses the mount table of v1 once per controller, moves a process into its
+//! cgroup where v2 lets it be born there, and does not remove what is below a cgroup. Why not its systemd manager either,
+//! [`systemd`] says.
 #![forbid(unsafe_code)]
 
 mod bpf;

@@ -1,8 +1,8 @@
 //! CRIU, the program that writes processes to files and makes them again from there (`criu(8)`), and how it is talked to:
 //! `criu swrk N` serves one request on the socket that is its descriptor N (`https://criu.org/RPC`).
 //!
-//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's namespaces and cgroup, and
-//! knows of no hooks. libcontainer's checkpoint is made with it, and it has no restore.
+//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's namespaces and cgroup. It
+//! has no pre-dump, and only one callback for all notifications. libcontainer's checkpoint is made with it, and it has no restore.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CString, OsStr, OsString};

@@ -4,45 +4,60 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
 
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use libcgroups::v2::manager::Manager;
+
 use super::{devices, v1, write};
 
-/// Limits for v2 files, by the conversion of the runtime-spec and of runc where the units differ.
+/// Limits for v2 files. libcgroups 0.7.0 writes those that it gets right ([`for_libcgroups`]). The others
+/// are written here; `docs/upstream` says what libcgroups does with them.
 pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let set = |file: &str, value: &str| write(&cgroup.join(file), value);
     if let Some(memory) = resources.memory() {
-        memory_v2(memory, &set)?;
+        // Swap first: the memory limit may only fit once there is less of it.
+        unlimited_memory_and_swap(memory, &set)?;
     }
+    // First too, because libcgroups writes a weight, which an idle cgroup cannot have.
     if let Some(idle) = idle(resources) {
         set("cpu.idle", &idle)?;
     }
-    let has_weight = !becomes_idle(resources);
-    if let Some(cpu) = resources.cpu() {
-        cpu_v2(cgroup, cpu, has_weight, &set)?;
-    }
-    if let Some(pids) = limit_of_processes(resources) {
-        set("pids.max", &max(pids))?;
-    }
-    if let Some(io) = resources.block_io() {
-        io_v2(io, &set)?;
-    }
+    // libcgroups writes the burst after the quota only (docs/upstream/burst-after-quota.md): it goes
+    // down first, and up last.
+    let burst = resources.cpu().as_ref().and_then(|cpu| cpu.burst());
+    let set_burst = || burst.map_or(Ok(()), |burst| set("cpu.max.burst", &burst.to_string()));
+    let first = set_burst();
     for limit in resources.hugepage_limits().iter().flatten() {
-        let (size, limit) = (limit.page_size(), limit.limit().to_string());
-        set(&format!("hugetlb.{size}.max"), &limit)?;
-        // What is reserved is limited too where the kernel can (5.7), as the specification has it.
-        let reserved = format!("hugetlb.{size}.rsvd.max");
-        if cgroup.join(&reserved).exists() {
-            set(&reserved, &limit)?;
-        }
+        // Its error for a size would not name the size.
+        let file = format!("hugetlb.{}.max", limit.page_size());
+        ensure!(cgroup.join(&file).exists(), "set `{file}`: this host has no pages of that size");
     }
+    let resources_left = for_libcgroups(resources);
+    let options = ControllerOpt {
+        resources: &resources_left,
+        disable_oom_killer: false,
+        oom_score_adj: None,
+        freezer_state: None,
+    };
+    Manager::new(cgroup.to_owned(), PathBuf::new())
+        .and_then(|manager| manager.apply(&options))
+        // Its error says the cause itself, and has it as a source too.
+        .map_err(|error| anyhow!("set the limits: {error}"))?;
+    first.or_else(|_| set_burst())?;
+    if let Some(io) = resources.block_io() {
+        io_weights_v2(io, &set)?;
+    }
+    // libcgroups drops them in silence (docs/upstream/limits-dropped.md).
     for (device, limit) in resources.rdma().iter().flatten() {
         set("rdma.max", &rdma(device, limit.hca_handles(), limit.hca_objects()))?;
     }
+    let has_weight = !becomes_idle(resources);
     for (file, value) in resources.unified().iter().flatten() {
+        // libcgroups takes it for a path (docs/upstream/unified-leaves-the-cgroup.md).
         ensure!(!file.contains('/'), "`{file}` in `unified` is not a file name");
         if file == "cpu.idle" || !has_weight && file.starts_with("cpu.weight") {
             continue;
@@ -53,6 +68,43 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// What libcgroups 0.7.0 writes as it should be.
+fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
+    let mut left = LinuxResources::default();
+    // Limits above 0: it takes -1 for a limit of swap too, which not every kernel has, and "0 above the
+    // memory" for "not set" (docs/upstream/swap-equal-to-memory.md).
+    if let Some(memory) = resources.memory().filter(|memory| memory.limit() >= Some(0)) {
+        let mut limits = LinuxMemory::default();
+        limits.set_limit(memory.limit());
+        limits.set_reservation(memory.reservation().map(|limit| limit.max(-1)));
+        left.set_memory(Some(limits));
+    }
+    // Without empty strings and zeroes (docs/upstream/unset-cpu-values.md), without `idle` and the burst,
+    // and without realtime, which v2 does not have: it refuses what other runtimes pass over.
+    if let Some(cpu) = resources.cpu() {
+        let mut limits = LinuxCpu::default();
+        limits.set_shares(cpu.shares().filter(|_| !becomes_idle(resources)));
+        limits.set_quota(cpu.quota());
+        limits.set_period(cpu.period().filter(|period| *period != 0));
+        limits.set_cpus(cpu.cpus().clone().filter(|cpus| !cpus.is_empty()));
+        limits.set_mems(cpu.mems().clone().filter(|mems| !mems.is_empty()));
+        left.set_cpu(Some(limits));
+    }
+    // It makes 1 of 0 whatever `ociVersion` is; see `limit_of_processes`.
+    left.set_pids(resources.pids().filter(|pids| pids.limit() != 0));
+    // Without weights (docs/upstream/io-weight-overflows.md), and `leafWeight`, which it refuses.
+    if let Some(io) = resources.block_io() {
+        let mut limits = LinuxBlockIo::default();
+        limits.set_throttle_read_bps_device(io.throttle_read_bps_device().clone());
+        limits.set_throttle_write_bps_device(io.throttle_write_bps_device().clone());
+        limits.set_throttle_read_iops_device(io.throttle_read_iops_device().clone());
+        limits.set_throttle_write_iops_device(io.throttle_write_iops_device().clone());
+        left.set_block_io(Some(limits));
+    }
+    left.set_hugepage_limits(resources.hugepage_limits().clone());
+    left
 }
 
 /// What `cpu.idle` shall be. An idle cgroup (Linux 5.15) has no weight: the kernel refuses one, and has forgotten the one that it
@@ -147,50 +199,19 @@ fn pass_over_missing(result: Result<()>, can_be_missing: bool) -> Result<()> {
     }
 }
 
-fn memory_v2(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
-    // Swap first: the memory limit may only fit once there is less of it.
+/// What libcgroups does not write of memory: swap, and limits that are none.
+fn unlimited_memory_and_swap(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     if let Some(swap) = swap_alone(memory)? {
         pass_over_missing(set("memory.swap.max", &max(swap)), swap <= 0)?;
     }
-    if let Some(limit) = memory.limit().filter(|limit| *limit != 0) {
-        set("memory.max", &max(limit))?;
+    if memory.limit() >= Some(0) {
+        return Ok(());
+    }
+    if memory.limit().is_some() {
+        set("memory.max", "max")?;
     }
     if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
         set("memory.low", &max(reservation))?;
-    }
-    Ok(())
-}
-
-fn cpu_v2(cgroup: &Path, cpu: &LinuxCpu, has_weight: bool, set: Set<'_>) -> Result<()> {
-    if let Some(shares) = cpu.shares().filter(|shares| has_weight && *shares != 0) {
-        set("cpu.weight", &weight(shares).to_string())?;
-    }
-    let period = cpu.period().filter(|period| *period != 0);
-    let quota = match cpu.quota() {
-        Some(quota) if quota > 0 => Some(quota.to_string()),
-        Some(_) => Some("max".to_owned()),
-        None => None,
-    };
-    let set_burst = || cpu.burst().map_or(Ok(()), |burst| set("cpu.max.burst", &burst.to_string()));
-    // Never more than the quota: it goes down first, and up last.
-    let first = set_burst();
-    match (quota, period) {
-        (None, None) => {}
-        (Some(quota), Some(period)) => set("cpu.max", &format!("{quota} {period}"))?,
-        // The kernel keeps the period, and wants the quota again.
-        (Some(quota), None) => set("cpu.max", &quota)?,
-        (None, Some(period)) => {
-            let now = std::fs::read_to_string(cgroup.join("cpu.max")).context("read `cpu.max`")?;
-            let quota = now.split_whitespace().next().unwrap_or("max");
-            set("cpu.max", &format!("{quota} {period}"))?;
-        }
-    }
-    first.or_else(|_| set_burst())?;
-    if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
-        set("cpuset.cpus", cpus)?;
-    }
-    if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
-        set("cpuset.mems", mems)?;
     }
     Ok(())
 }
@@ -220,7 +241,7 @@ pub(super) fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight.max(10)) - 10) * 9_999 / 990
 }
 
-fn io_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
+fn io_weights_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to 10000.
         if set("io.bfq.weight", &weight.to_string()).is_err() {
@@ -230,20 +251,6 @@ fn io_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
     for device in io.weight_device().iter().flatten() {
         if let Some(weight) = device.weight() {
             set("io.bfq.weight", &format!("{}:{} {weight}", device.major(), device.minor()))?;
-        }
-    }
-    let limits = [
-        ("rbps", io.throttle_read_bps_device()),
-        ("wbps", io.throttle_write_bps_device()),
-        ("riops", io.throttle_read_iops_device()),
-        ("wiops", io.throttle_write_iops_device()),
-    ];
-    for (key, devices) in limits {
-        for device in devices.iter().flatten() {
-            set(
-                "io.max",
-                &format!("{}:{} {key}={}", device.major(), device.minor(), device.rate()),
-            )?;
         }
     }
     Ok(())
@@ -445,15 +452,14 @@ pub(super) fn understand(resources: &LinuxResources) -> Result<()> {
     let set = |_: &str, _: &str| Ok(());
     if let Some(memory) = resources.memory() {
         let _ = memory_v1(memory, &set);
-        memory_v2(memory, &set)?;
+        unlimited_memory_and_swap(memory, &set)?;
     }
     if let Some(cpu) = resources.cpu() {
         let _ = cpu_v1(cpu, &set);
-        let _ = cpu_v2(Path::new("/nonexistent"), cpu, !becomes_idle(resources), &set);
     }
     if let Some(io) = resources.block_io() {
         let _ = io_v1(io, &set);
-        io_v2(io, &set)?;
+        io_weights_v2(io, &set)?;
     }
     Ok(())
 }
@@ -471,6 +477,46 @@ mod tests {
         }
     }
 
+    /// What `apply_v2` leaves in the files of a cgroup that has these, and libcgroups would not.
+    #[test]
+    fn what_libcgroups_gets_wrong_is_right() {
+        let folder = std::env::temp_dir().join(format!("rt-limits-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        for (number, (limits, files, expected)) in [
+            (r#"{"memory":{"limit":8,"swap":8}}"#, "memory.max memory.swap.max", "8 0"),
+            (r#"{"memory":{"swap":-1}}"#, "memory.swap.max", "max"),
+            (r#"{"memory":{"limit":-1,"reservation":4}}"#, "memory.max memory.low", "max 4"),
+            (r#"{"blockIO":{"weight":500}}"#, "io.weight", "4950"),
+            (r#"{"blockIO":{"weight":500,"leafWeight":1}}"#, "io.bfq.weight", "500"),
+            (r#"{"pids":{"limit":0}}"#, "pids.max", ""),
+            (r#"{"cpu":{"cpus":"","mems":"","quota":5,"period":0}}"#, "cpu.max", "5"),
+            (r#"{"cpu":{"shares":1024,"idle":1}}"#, "cpu.weight cpu.idle", " 1"),
+            (r#"{"cpu":{"realtimePeriod":1,"burst":7}}"#, "cpu.max.burst", "7"),
+            (r#"{"rdma":{"x":{"hcaHandles":1}}}"#, "rdma.max", "x hca_handle=1"),
+            (r#"{"unified":{"../a/cgroup.controllers":"1"}}"#, "", "`unified` is not a file name"),
+            (r#"{"hugepageLimits":[{"pageSize":"3MB","limit":1}]}"#, "", "`hugetlb.3MB.max`"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let cgroup = folder.join(number.to_string());
+            std::fs::create_dir_all(&cgroup).expect("a directory");
+            for file in files.split_whitespace().chain(["cgroup.controllers"]) {
+                std::fs::write(cgroup.join(file), "").expect("a file");
+            }
+            let read = |file| std::fs::read_to_string(cgroup.join(file)).expect("a file");
+            let limits = serde_json::from_str(limits).expect("limits");
+            match apply_v2(&cgroup, &limits) {
+                Ok(()) => {
+                    let left: Vec<String> = files.split_whitespace().map(read).collect();
+                    assert_eq!(left.join(" "), expected, "{limits:?}");
+                }
+                Err(error) => assert!(format!("{error:#}").contains(expected), "{error:#}"),
+            }
+        }
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
     /// On a kernel without swap accounting.
     #[test]
     fn only_a_limit_of_swap_needs_its_file() {
@@ -486,7 +532,11 @@ mod tests {
         for (limit, swap, is_good) in
             [(8, 0, true), (8, -1, true), (8, 8, true), (-1, 0, true), (8, 9, false)]
         {
-            assert_eq!(memory_v2(&memory(limit, swap), &set).is_ok(), is_good, "{limit} {swap}");
+            assert_eq!(
+                unlimited_memory_and_swap(&memory(limit, swap), &set).is_ok(),
+                is_good,
+                "{limit} {swap}"
+            );
             assert_eq!(memory_v1(&memory(limit, swap), &set).is_ok(), is_good, "{limit} {swap}");
         }
     }

@@ -2,7 +2,8 @@
 //! that runc gives it and that callers know: times in nanoseconds, sizes in bytes. "No limit" is the largest number with v2; with v1
 //! it is what the kernel says, the largest number of whole pages; for processes it is 0.
 //!
-//! Own code: libcgroups finds the mounts of every controller anew for each file.
+//! Own code: libcgroups gives no numbers at all when one is missing, as without the controller `cpu`
+//! (`docs/upstream/stats-all-or-nothing.md`), and its names are not runc's.
 #![forbid(unsafe_code)]
 
 use std::fs;
