@@ -35,6 +35,7 @@ mod pid_file;
 mod plan;
 mod process;
 mod restore;
+mod restored_cgroups;
 mod restored_limits;
 mod restrictions;
 mod rootfs;

@@ -8,9 +8,9 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
@@ -31,8 +31,8 @@ use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
 use super::rootfs::Rootfs;
 use super::{
-    becoming, confinement, delete, hooks, open_files, pid_file, plan, process, restored_limits,
-    restrictions, terminal, undo,
+    becoming, confinement, delete, hooks, open_files, pid_file, plan, process, restored_cgroups,
+    restored_limits, restrictions, terminal, undo,
 };
 use crate::bundle::Bundle;
 use crate::state::{self, Directory, Root, State};
@@ -116,6 +116,8 @@ impl Checkpoint {
             Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
         };
         let names = read().with_context(show)?;
+        restored_cgroups::check_image(images.as_fd())
+            .with_context(|| read_error(options, restored_cgroups::IMAGE))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
@@ -202,6 +204,7 @@ fn make(
     let limits = Limits::new(bundle, state, options.lsm_profile)?;
     // Where CRIU is. Where its images put the first process is not asked.
     let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
+    let home = restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?;
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -213,7 +216,7 @@ fn make(
         inherit_fd: [inherited, keys].concat(),
         join_ns: join_namespaces(namespaces),
         ext_mnt: offers.all()?,
-        cg_root: cgroup_roots(state.pid)?,
+        cg_root: cgroup_roots(&home),
         mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
         ..options.common.request(LOG, annotation)?
     };
@@ -250,6 +253,10 @@ fn make(
         }
         criu::BEFORE_IT_RUNS => limits
             .check(state.pid, Some(namespaces))
+            .and_then(|()| {
+                let own = restored_cgroups::own(&state.cgroup);
+                restored_cgroups::refuse_others(state.pid, own, &home)
+            })
             .and_then(|()| {
                 // With this capability it can take covers away.
                 let is_covered = has_covered && !limits.gives(CapabilitySet::SYS_ADMIN);
@@ -410,21 +417,11 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
 
 /// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in
 /// hierarchies that the container is not in.
-fn cgroup_roots(pid: i32) -> Result<Vec<Cgroup_root>> {
-    let path = format!("/proc/{pid}/cgroup");
-    let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-    let mut roots = Vec::new();
-    for line in table.lines() {
-        // `ID:CONTROLLERS:PATH` (cgroups(7)).
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            bail!("`{line}` is not a cgroup")
-        };
-        roots.push(Cgroup_root {
-            ctrl: Some(controllers.to_owned()),
-            path: Some(path.to_owned()),
-            ..Cgroup_root::default()
-        });
-    }
-    Ok(roots)
+fn cgroup_roots(home: &[(String, PathBuf)]) -> Vec<Cgroup_root> {
+    let root = |(controllers, path): &(String, PathBuf)| Cgroup_root {
+        ctrl: Some(controllers.clone()),
+        path: Some(path.display().to_string()),
+        ..Cgroup_root::default()
+    };
+    home.iter().map(root).collect()
 }
