@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::Mount;
 use rustix::thread::CapabilitySet;
 
@@ -43,6 +43,7 @@ const LAYERS: [&str; 5] = ["lowerdir", "lowerdir+", "datadir+", "upperdir", "wor
 
 /// What a configuration allows.
 pub(super) struct Allowed<'a> {
+    bundle: &'a Bundle,
     offers: &'a Offers<'a>,
     /// What the host shows for each name that a restore offers.
     shown: BTreeMap<&'a Path, Identity>,
@@ -62,7 +63,7 @@ impl<'a> Allowed<'a> {
     /// `cgroups` are from [`cgroups_of`].
     pub(super) fn new(
         offers: &'a Offers<'a>,
-        bundle: &Bundle,
+        bundle: &'a Bundle,
         limits: &Limits<'_>,
         cgroups: &[PathBuf],
     ) -> Result<Allowed<'a>> {
@@ -80,6 +81,7 @@ impl<'a> Allowed<'a> {
             }
         }
         Ok(Allowed {
+            bundle,
             offers,
             shown: offers.shown(),
             rootfs: offers.shown_at(&rootfs).map(owned),
@@ -95,8 +97,8 @@ impl<'a> Allowed<'a> {
         self.offers
     }
 
-    /// What each mount of a table must keep from the container: `MOUNT_ATTR_*`. Fails for one that it may not have. Of the `first`
-    /// process' mount namespace, the root is compared elsewhere.
+    /// What each mount of a table must keep from the container: `MOUNT_ATTR_*`. Fails for one that it may not have, and for one of the
+    /// configuration that is missing. Of the `first` process' mount namespace, the root is compared elsewhere.
     pub(super) fn judge(&self, table: &[Entry], first: bool) -> Result<Vec<u64>> {
         let numbers: BTreeMap<&str, usize> =
             table.iter().enumerate().map(|(number, entry)| (entry.id.as_str(), number)).collect();
@@ -140,7 +142,30 @@ impl<'a> Allowed<'a> {
                 }
             )
         };
-        table.iter().enumerate().map(wanted).collect()
+        let wanted = table.iter().enumerate().map(wanted).collect::<Result<_>>()?;
+        if first && !self.mounts {
+            self.refuse_without(table, &hidden)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Fails where a mount of the configuration is not to be seen. What it covers would be: a directory of a volume, which may be
+    /// writable there.
+    fn refuse_without(&self, table: &[Entry], hidden: &Hidden<'_>) -> Result<()> {
+        let entries = self.offers.entries();
+        let masks = self.bundle.linux().masked_paths().iter().flatten();
+        let masks: Vec<&Path> = masks.map(Path::new).collect();
+        for (number, Configured { at, entry, .. }) in entries.iter().enumerate() {
+            let is_covered = entries[number + 1..].iter().any(|later| at.starts_with(&later.at))
+                || masks.iter().any(|mask| at.starts_with(mask));
+            let is_there = || table.iter().any(|it| it.point == *at && !hidden.has(it));
+            ensure!(
+                is_covered || is_there() || mounts::makes_a_link(entry, self.bundle),
+                "the configuration has a mount on `{}`, and there is none",
+                at.display()
+            );
+        }
+        Ok(())
     }
 
     /// For a mount that the configuration gives, or that gives nothing.
@@ -198,7 +223,8 @@ impl<'a> Allowed<'a> {
                     "tmpfs" | "devpts" => !self.offers.is_the_hosts(&entry.device),
                     _ => OF_NAMESPACES.contains(&kind) || OF_THE_HOST.contains(&kind),
                 };
-                (here && whole && is_known && asked_kind == kind).then_some(own | below)
+                let is_it = here && whole && is_known && asked_kind == kind;
+                (is_it && (kind != "proc" || hides_as_much(entry, asked))).then_some(own | below)
             }
         }
     }
@@ -277,6 +303,29 @@ impl<'t> Hidden<'t> {
 fn shows_the_same(entry: &Entry, on: &Entry) -> bool {
     let below = entry.point.strip_prefix(&on.point);
     entry.device == on.device && below.is_ok_and(|below| entry.root == on.root.join(below))
+}
+
+/// Whether a procfs keeps from the container what an entry says, by options of its own (`proc(5)`, "Mount options").
+fn hides_as_much(entry: &Entry, asked: &Mount) -> bool {
+    let options = Options::parse(asked.options().as_deref().unwrap_or_default());
+    let Ok(options) = options else { return false };
+    // The kernel shows names since Linux 5.8.
+    let value = |text: &str| match text {
+        "0" => "off".to_owned(),
+        "1" => "noaccess".to_owned(),
+        "2" => "invisible".to_owned(),
+        "4" => "ptraceable".to_owned(),
+        text => text.to_owned(),
+    };
+    let has = |name: &str| {
+        let options = entry.data.split(',').filter_map(|option| option.split_once('='));
+        options.into_iter().filter(|(it, _)| *it == name).map(|(_, text)| value(text)).next_back()
+    };
+    ["hidepid", "subset"].into_iter().all(|name| {
+        let asked = options.data.iter().filter(|(it, _)| it == name);
+        let asked = asked.filter_map(|(_, text)| text.as_deref().map(value)).next_back();
+        asked.is_none_or(|asked| asked == "off" || has(name) == Some(asked))
+    })
 }
 
 /// Whether an overlay is of the directories that an entry names.

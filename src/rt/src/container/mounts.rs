@@ -163,6 +163,14 @@ pub(crate) fn remounts(entry: &Mount) -> bool {
     options.is_ok_and(|options| options.remount)
 }
 
+/// Whether an entry makes no mount but a copy of a link, which is its source.
+pub(crate) fn makes_a_link(entry: &Mount, bundle: &Bundle) -> bool {
+    let options = Options::parse(entry.options().as_deref().unwrap_or_default());
+    let source = entry.source().as_ref().map(|source| bundle.path.join(source));
+    options.is_ok_and(|options| options.copy_symlink && is_bind(entry, &options))
+        && source.is_some_and(|source| source.is_symlink())
+}
+
 /// Whether an entry is filled with what it hides.
 pub(crate) fn copies_up(entry: &Mount) -> bool {
     entry.options().iter().flatten().any(|option| option == "tmpcopyup")

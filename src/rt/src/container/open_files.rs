@@ -58,9 +58,7 @@ fn check(link: &Path, table: &[Entry]) -> Result<()> {
     }
     let found =
         rustix::fs::statx(CWD, link, AtFlags::empty(), StatxFlags::MNT_ID).with_context(show)?;
-    let id = found.stx_mnt_id.to_string();
-    let covers = |other: &&Entry| other.parent == id && path.starts_with(&other.point);
-    if let Some(cover) = table.iter().find(covers) {
+    if let Some(cover) = cover(&found.stx_mnt_id.to_string(), &path, table) {
         bail!(
             "it has `{}` open, below the mount `{}`: the configuration masks more than the checkpoint did",
             path.display(),
@@ -68,4 +66,55 @@ fn check(link: &Path, table: &[Entry]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The mount that covers a path on another mount, or what that one is on.
+fn cover<'t>(mount: &str, path: &Path, table: &'t [Entry]) -> Option<&'t Entry> {
+    let mut on = mount;
+    let mut below = None;
+    // As many steps as there are mounts, at the most.
+    for _ in table {
+        let covers = |other: &&Entry| {
+            other.parent == on && Some(other.id.as_str()) != below && path.starts_with(&other.point)
+        };
+        if let Some(cover) = table.iter().find(covers) {
+            return Some(cover);
+        }
+        below = Some(on);
+        on = &table.iter().find(|entry| entry.id == on && entry.parent != on)?.parent;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_covers_a_mount_covers_what_is_mounted_below() {
+        let entry = |id: &str, parent: &str, point: &str| Entry {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            device: "0:1".to_owned(),
+            root: "/".into(),
+            point: point.into(),
+            writable: true,
+            restrictions: 0,
+            kind: "tmpfs".to_owned(),
+            data: "rw".to_owned(),
+        };
+        let table = [
+            entry("1", "0", "/"),
+            entry("2", "1", "/a/b/c"),
+            entry("3", "1", "/a"),
+            entry("4", "3", "/a/d"),
+        ];
+        let covered = |mount, path: &str| cover(mount, Path::new(path), &table).map(|it| &*it.id);
+        assert_eq!(covered("1", "/a/x"), Some("3"));
+        assert_eq!(covered("2", "/a/b/c"), Some("3"));
+        assert_eq!(covered("4", "/a/d/x"), None);
+        assert_eq!(covered("3", "/a/x"), None);
+        assert_eq!(covered("3", "/a/d/x"), Some("4"));
+        assert_eq!(covered("1", "/x"), None);
+    }
 }
