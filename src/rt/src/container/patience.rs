@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a process may be frozen or stopped.
 const HELD: Duration = Duration::from_secs(2);
 
+/// How long in all, if it runs for a moment in between: who may stop it may let it go on, too.
+const HELD_IN_ALL: Duration = Duration::from_secs(20);
+
 /// How long a process may take to its next message, when it works for nobody else.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -68,6 +71,7 @@ impl Patience {
     fn wait(&self, socket: &Socket, pid: Pid) -> Result<()> {
         let start = Instant::now();
         let mut held: Option<(Instant, Held)> = None;
+        let mut held_in_all = Duration::ZERO;
         let (mut watch, mut turn) = (Watch::default(), start + interrupt::TURN);
         while !is_ready(socket.as_fd(), PollFlags::IN, TICK)? {
             if Instant::now() >= turn {
@@ -80,7 +84,16 @@ impl Patience {
             {
                 bail!("the new process in the container was killed");
             }
-            held = match (self.what_holds(pid)?, held) {
+            let now = self.what_holds(pid)?;
+            if let Some(Held { reason, .. }) = &now {
+                held_in_all += TICK;
+                if held_in_all > HELD_IN_ALL {
+                    bail!(
+                        "the process that is made in the container is held up: {reason}, again and again"
+                    )
+                }
+            }
+            held = match (now, held) {
                 (Some(now), Some((since, before))) if now == before => {
                     if since.elapsed() > HELD {
                         let reason = now.reason;
