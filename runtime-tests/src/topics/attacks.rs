@@ -24,7 +24,7 @@ super::tests! { "attacks":
     a_rootfs_is_no_link_of_another_users, a_namespace_of_the_hosts_is_none_of_the_containers, a_joined_namespace_does_not_show_the_hosts,
     exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_neighbour_fills_nobody_elses_key_quota,
     where_keys_are_forbidden_the_callers_are_not_handed_on, a_restored_container_has_not_the_callers_keyring,
-    a_label_is_applied_past_a_false_proc, a_keyring_that_others_prepared_is_not_joined,
+    a_label_is_applied_past_a_false_proc, a_keyring_that_others_prepared_is_not_joined, what_cannot_be_covered_is_an_error,
 }
 
 /// Without a procfs, `/proc` is the image's, or a volume's.
@@ -626,4 +626,19 @@ fn a_rootfs_is_no_link_of_another_users(test: &Test) -> Outcome {
         return Ok(());
     }
     bundle.run()?.success()?.stdout("ran\n").map(drop)
+}
+
+/// The image has something at a path that is to be masked or read-only, and it cannot be looked at.
+fn what_cannot_be_covered_is_an_error(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (list, what) in
+        [("maskedPaths", "mask `/loop`"), ("readonlyPaths", "make `/loop` read-only")]
+    {
+        let bundle =
+            test.sh("true")?.edit(|config| config["linux"][list] = json!(["/none", "/loop"]));
+        symlink("loop", bundle.rootfs().join("loop"))?;
+        let output = bundle.try_create(&test.id())?;
+        output.fails_with(&format!("{what}: Too many levels of symbolic links"))?;
+    }
+    Ok(())
 }

@@ -37,7 +37,7 @@ super::tests! { "cgroup_attacks":
     nothing_is_made_in_a_frozen_cgroup,
     exec_fails_in_a_frozen_cgroup,
     exec_ends_when_its_cgroup_is_frozen_meanwhile,
-    exec_ends_when_it_is_stopped,
+    exec_ends_when_it_is_stopped, exec_ends_when_it_is_stopped_again_and_again,
     exec_ends_when_it_is_traced,
     exec_can_be_ended_while_it_waits,
     exec_waits_for_a_paused_container_if_asked_to,
@@ -838,6 +838,27 @@ fn exec_ends_when_it_is_stopped(test: &Test) -> Outcome {
         made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))
     })?;
     output.fails_with("a signal has stopped it").map(drop)
+}
+
+/// Who may stop a process may let it go on too, so that it runs between two looks.
+fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
+    use rustix::process::Signal;
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.start()?;
+    let output = exec_while(test, &container, |runtime, made| {
+        for _ in 0..20 {
+            for signal in [Signal::CONT, Signal::STOP] {
+                // In the end it is dead.
+                made.iter().for_each(|pid| drop(send(*pid, signal)));
+            }
+            let ends = || is_dead(&runtime.to_string());
+            if wait_up_to(Duration::from_millis(1500), "exec ends", ends).is_ok() {
+                break;
+            }
+        }
+        Ok(())
+    })?;
+    output.fails_with("a signal has stopped it, again and again").map(drop)
 }
 
 /// Who traces a process can stop it for good, and then has to take note of its end before its parent can.

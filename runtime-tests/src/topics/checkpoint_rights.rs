@@ -2,6 +2,7 @@
 //! word, and the configuration is the caller's.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,8 @@ super::tests! { "checkpoint_rights":
     a_process_in_another_mount_namespace_is_refused, a_mount_of_another_mount_namespace_is_refused,
     limits_are_the_configurations, priorities_are_the_configurations, real_time_is_the_configurations, what_a_process_lowered_stays_low,
     what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
+    a_mount_of_the_configuration_that_is_missing_is_refused, a_proc_that_hides_less_is_refused,
+    a_process_in_a_cgroup_of_others_is_refused, names_of_cgroups_lead_to_no_file_of_the_hosts,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -320,4 +323,93 @@ fn processes_are_limited_before_they_run(test: &Test) -> Outcome {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     let count = children.split_whitespace().count();
     ensure(count < 20, format!("{count} children"))
+}
+
+/// What it covers is there: a part of a volume that the container may write to.
+fn a_mount_of_the_configuration_that_is_missing_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let folder = test.folder.join("shared");
+    fs::create_dir_all(folder.join("inner"))?;
+    let volume = |destination: &str, source: &Path, option: &str| json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind", option] });
+    let bundle = may_not_mount(test.sh(COUNT)?).mount(volume("/data", &folder, "rw"));
+    let strict = bundle.clone().mount(volume("/data/inner", &folder.join("inner"), "ro"));
+    checkpoint(&bundle)?;
+    is_refused(&strict, "the configuration has a mount on `/data/inner`, and there is none")?;
+    fs::remove_dir_all(images(test))?;
+    checkpoint(&strict)?;
+    strict.write()?;
+    let options = options_at(restore(&strict, &[])?.pid()?, "/data/inner")?;
+    ensure(options.starts_with("ro,"), options)
+}
+
+fn a_proc_that_hides_less_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = may_not_mount(test.sh(COUNT)?);
+    let strict = with_options(bundle.clone(), "/proc", &["hidepid=2"]);
+    checkpoint(&bundle)?;
+    is_refused(&strict, "the mount `/proc` (proc) is none that the configuration gives")?;
+    fs::remove_dir_all(images(test))?;
+    checkpoint(&strict)?;
+    strict.write()?;
+    let table = fs::read_to_string(format!("/proc/{}/mountinfo", restore(&strict, &[])?.pid()?))?;
+    ensure(table.contains("hidepid="), table)
+}
+
+/// The name of a hierarchy, and the path of a process's cgroup in it.
+fn cgroup_of(pid: i32) -> Outcome<(String, String)> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let paths = table.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let mut paths = paths.filter(|(name, path)| ["pids", ""].contains(name) && path.len() > 5);
+    let (name, path) = paths.next().ok_or_else(|| format!("it is in no cgroup: {table}"))?;
+    Ok((name.to_owned(), path.to_owned()))
+}
+
+/// Replaces what is in the images, which are another's word, by something of the same length.
+fn edit_image(test: &Test, from: &[u8], to: &[u8]) -> Outcome {
+    ensure_eq(from.len(), to.len())?;
+    let path = images(test).join("cgroup.img");
+    let mut image = fs::read(&path)?;
+    let at: Vec<usize> = (0..image.len()).filter(|at| image[*at..].starts_with(from)).collect();
+    ensure(!at.is_empty(), "the image has it not")?;
+    for at in at {
+        image[at..at + to.len()].copy_from_slice(to);
+    }
+    Ok(fs::write(path, image)?)
+}
+
+/// One without limits, and without rules for devices.
+fn a_process_in_a_cgroup_of_others_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let (name, path) = cgroup_of(container.pid()?)?;
+    write(test, &container, &[])?.success()?;
+    let others = format!("{}x", &path[..path.len() - 1]);
+    let member = |path: &str| {
+        let length = |text: &str| u8::try_from(text.len());
+        let name = [&[0x0a, length(&name)?], name.as_bytes()].concat();
+        Outcome::Ok([&name, &[0x12, length(path)?][..], path.as_bytes()].concat())
+    };
+    edit_image(test, &member(&path)?, &member(&others)?)?;
+    is_refused(&bundle, "is not the one that its processes are in")
+}
+
+fn names_of_cgroups_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let (_, path) = cgroup_of(container.pid()?)?;
+    write(test, &container, &[])?.success()?;
+    // Of a cgroup that is made, the name has no slash before it.
+    let made = [&[0x0a, u8::try_from(path.len() - 1)?], &path.as_bytes()[1..]].concat();
+    let mut evil = made.clone();
+    evil[2..5].copy_from_slice(b"../");
+    let image = fs::read(images(test).join("cgroup.img"))?;
+    edit_image(test, &made, &evil)?;
+    is_refused(&bundle, "leads out of where it is made")?;
+    fs::write(images(test).join("cgroup.img"), image)?;
+    edit_image(test, b"cgroup.", b"../../.")?;
+    is_refused(&bundle, "is no file of a cgroup")
 }

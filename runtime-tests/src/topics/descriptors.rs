@@ -3,9 +3,10 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
@@ -21,7 +22,7 @@ super::tests! { "descriptors":
     criu_has_open_what_is_listed, a_restored_container_has_open_what_it_had,
     an_engine_is_no_program, who_may_look_into_others_finds_nothing_of_the_hosts,
     neighbours_in_a_pid_namespace_learn_no_more_than_the_name,
-    a_neighbour_of_the_same_user_reaches_no_exec, a_program_by_a_magic_link_is_the_containers,
+    a_neighbour_of_the_same_user_reaches_no_exec, it_is_not_dumpable_after_the_change_of_the_user, the_memory_of_init_has_not_the_callers_environment, a_program_by_a_magic_link_is_the_containers,
 }
 
 /// A command that brings a program into a container.
@@ -547,20 +548,47 @@ fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Out
     Ok(())
 }
 
-/// With `fs.suid_dumpable=1`, a change of the user leaves a process open to others of that user.
-fn a_neighbour_of_the_same_user_reaches_no_exec(test: &Test) -> Outcome {
-    struct Restore(String);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            // The machine's own value; nothing can be done about a failure.
-            let _ = fs::write("/proc/sys/fs/suid_dumpable", self.0.trim());
-        }
+/// The machine's own value of a parameter, until this goes.
+struct Dumpable<'a> {
+    before: String,
+    /// Nobody else changes it meanwhile.
+    _lock: std::sync::MutexGuard<'a, ()>,
+}
+
+impl Drop for Dumpable<'_> {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure.
+        let _ = fs::write(SUID_DUMPABLE, self.before.trim());
     }
-    let path = "/proc/sys/fs/suid_dumpable";
-    let before = Restore(fs::read_to_string(path)?);
-    if fs::write(path, "1").is_err() {
+}
+
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
+
+/// With `fs.suid_dumpable=1`, a change of the user leaves a process open to others of that user.
+fn dumpable_by_a_change_of_the_user() -> Outcome<Dumpable<'static>> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = fs::read_to_string(SUID_DUMPABLE)?;
+    if fs::write(SUID_DUMPABLE, "1").is_err() {
         return skip("this host's fs.suid_dumpable cannot be set");
     }
+    Ok(Dumpable { before, _lock })
+}
+
+fn it_is_not_dumpable_after_the_change_of_the_user(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let _restored = dumpable_by_a_change_of_the_user()?;
+    let changes =
+        |variant: &Variant<'_>| ["of another user", "in a user namespace"].contains(&variant.how);
+    for variant in variants(test, &["true"])?.into_iter().filter(changes) {
+        variant.bundle.write()?;
+        variant.look(&variant.act(Act::Run, &test.id(), &[])?, &|_| vec![SOCKET])?;
+    }
+    variants(test, &["sleep", "60"])?.iter().filter(|it| changes(it)).try_for_each(look_at_exec)
+}
+
+fn a_neighbour_of_the_same_user_reaches_no_exec(test: &Test) -> Outcome {
+    let _restored = dumpable_by_a_change_of_the_user()?;
     let secret = test.folder.join("secret");
     fs::write(&secret, "")?;
     std::os::unix::fs::chown(&secret, Some(1000), Some(1000))?;
@@ -571,9 +599,32 @@ fn a_neighbour_of_the_same_user_reaches_no_exec(test: &Test) -> Outcome {
             config["process"]["capabilities"][set] = json!([]);
         }
     });
-    let outcome = finds_nothing(&bundle.start()?, &["exec", "--user", "1000:1000"]);
-    drop(before);
-    outcome
+    finds_nothing(&bundle.start()?, &["exec", "--user", "1000:1000"])
+}
+
+/// Who may trace it can read that until the program is executed.
+fn the_memory_of_init_has_not_the_callers_environment(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let secret = format!("the-callers-{}", test.id());
+    let bundle = test.sh("true")?;
+    bundle.write()?;
+    let id = test.id();
+    let mut create = test.command(bundle.command_line("create", &id));
+    create.env("RT_TESTS_SECRET", &secret);
+    let pid = Container::create(test, &id, create)?.pid()?;
+    let table = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
+    let mut looked_at = 0;
+    for line in table.lines().filter(|line| line.contains(" rw")) {
+        let (start, end) = line.split_once(' ').and_then(|(at, _)| at.split_once('-')).ok_or("")?;
+        let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        memory.read_exact_at(&mut bytes, start)?;
+        looked_at += 1;
+        let found = bytes.windows(secret.len()).any(|at| at == secret.as_bytes());
+        ensure(!found, format!("it is in {line}"))?;
+    }
+    ensure(looked_at > 2, table)
 }
 
 /// What is not the host's stays allowed: the program of the first process.
