@@ -411,5 +411,5 @@ fn names_of_cgroups_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
     is_refused(&bundle, "leads out of where it is made")?;
     fs::write(images(test).join("cgroup.img"), image)?;
     edit_image(test, b"cgroup.", b"../../.")?;
-    is_refused(&bundle, "is no file of a cgroup")
+    is_refused(&bundle, "is not a file of a cgroup")
 }

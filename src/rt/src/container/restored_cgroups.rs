@@ -35,7 +35,7 @@ pub(super) fn check_image(images: BorrowedFd<'_>) -> Result<()> {
 }
 
 fn check(image: &[u8]) -> Result<()> {
-    let rest = image.strip_prefix(&MAGIC).context("it is no image of cgroups")?;
+    let rest = image.strip_prefix(&MAGIC).context("it is not an image of cgroups")?;
     let (length, rest) = rest.split_first_chunk().context("it is too short")?;
     let length = usize::try_from(u32::from_le_bytes(*length))?;
     let message = rest.get(..length).context("it is too short")?;
@@ -74,7 +74,7 @@ fn member(message: &[u8]) -> Result<Member<'_>> {
     // As much of the path is a namespace's root: CRIU cuts it off there.
     let prefix = usize::try_from(prefix.unwrap_or(0))?;
     let ends = prefix == 0 || prefix == text.len() || text.get(prefix) == Some(&b'/');
-    ensure!(text.first() == Some(&b'/') && ends, "the cgroup {} is no path", show(text));
+    ensure!(text.first() == Some(&b'/') && ends, "the cgroup {} is not a path", show(text));
     check_path(text)?;
     Ok(Member { controllers, path: Path::new(OsStr::from_bytes(text)) })
 }
@@ -148,7 +148,7 @@ fn check_path(path: &[u8]) -> Result<()> {
 
 fn check_file(name: &[u8]) -> Result<()> {
     let is_plain = !name.contains(&b'/') && !matches!(name, b"" | b"." | b"..");
-    ensure!(is_plain, "{} is no file of a cgroup", show(name));
+    ensure!(is_plain, "{} is not a file of a cgroup", show(name));
     Ok(())
 }
 
@@ -189,7 +189,7 @@ pub(super) fn table(process: &Path) -> Result<Vec<(String, PathBuf)>> {
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-            bail!("`{line}` is no cgroup")
+            bail!("`{line}` is not a cgroup")
         };
         table.push((controllers.to_owned(), path.into()));
     }
