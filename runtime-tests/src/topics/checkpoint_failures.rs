@@ -136,7 +136,7 @@ fn what_cannot_be_written_is_refused(test: &Test) -> Outcome {
         .fails_with("one of soft, full, strict, ignore")?;
     container
         .rt(&["checkpoint", "--image-path", "/proc/none/x"])?
-        .fails_with("make `/proc/none/x`")?;
+        .fails_with("open `/proc/none/x`")?;
     ensure_eq(container.status()?.as_str(), "running")?;
     container.kill("KILL")?;
     container.wait()?;

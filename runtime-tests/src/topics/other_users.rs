@@ -22,7 +22,7 @@ super::tests! { "other_users":
     a_log_is_not_a_hard_link_that_others_made, a_log_that_is_a_fifo_holds_nobody_up,
     a_log_is_for_its_owner_to_write, standard_error_can_be_the_log,
     what_hooks_print_is_for_its_owner, what_hooks_print_is_not_led_away, what_hooks_print_goes_to_no_disk,
-    a_checkpoint_is_not_written_where_others_can, the_log_of_a_checkpoint_may_be_its_roots,
+    a_checkpoint_is_not_written_where_others_can, a_checkpoint_before_is_nobody_elses, the_log_of_a_checkpoint_may_be_its_roots,
     a_cache_of_modules_that_others_could_exchange_is_not_used, only_the_owner_of_the_state_can_pass,
     nobody_else_reaches_the_socket_of_a_service, nobody_else_reaches_that_of_a_user_namespace,
     nobody_else_reaches_that_in_an_older_root, root_of_a_user_namespace_tells_its_manager,
@@ -338,9 +338,13 @@ fn a_checkpoint_is_not_written_where_others_can(test: &Test) -> Outcome {
     let link = test.folder.join("link");
     fs::create_dir(test.folder.join("own"))?;
     link_of_others(&test.folder.join("own"), &link)?;
-    for (path, words) in
-        [(&theirs, "belongs to user 1000"), (&shared, "others can write"), (&link, "belongs to")]
-    {
+    let behind = link.join("new");
+    for (path, words) in [
+        (&theirs, "belongs to user 1000"),
+        (&shared, "others can write"),
+        (&link, "belongs to"),
+        (&behind, "belongs to"),
+    ] {
         for flag in ["--image-path", "--work-path"] {
             let mut command = test.command(["checkpoint", flag]);
             let other = if flag == "--work-path" { "--image-path" } else { "--work-path" };
@@ -348,9 +352,54 @@ fn a_checkpoint_is_not_written_where_others_can(test: &Test) -> Outcome {
             Output::of(command)?.fails_with(words)?;
             ensure_eq(container.status()?.as_str(), "running")?;
         }
-        ensure_eq(fs::read_dir(path)?.count(), 0)?;
+        ensure_eq(fs::read_dir(path).map_or(0, Iterator::count), 0)?;
     }
-    Ok(())
+    ensure(!behind.exists(), "it was made behind the link")
+}
+
+/// By `--parent-path`, or by CRIU's link in the images: who can exchange what it leads to decides which memory is restored.
+fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let theirs = of_others(test, "theirs")?;
+    for base in ["theirs/base", "base"] {
+        fs::create_dir(test.folder.join(base))?;
+    }
+    link_of_others(&test.folder.join("base"), &test.folder.join("link"))?;
+    let images = test.folder.join("images");
+    fs::create_dir(&images)?;
+    fs::write(images.join("descriptors.json"), json!(["", "", ""]).to_string())?;
+    fs::write(images.join("mounts.json"), "[]")?;
+    let folder = bundle.folder.display().to_string();
+    let run = |mut command: Command, id: &str| {
+        command.arg("--image-path").arg(&images).arg(id);
+        Output::of(command)
+    };
+    let checkpoint = |flags: &[&str]| {
+        run(test.command([&["checkpoint", "--leave-running"], flags].concat()), &container.id)
+    };
+    let restore = || run(test.command(["restore", "--bundle", &folder]), &test.id());
+    // In a chain of them, each counts.
+    symlink("../theirs/base", test.folder.join("base/parent"))?;
+    for (parent, owner) in
+        [("../theirs/base", "user 1000"), ("../link", "user 1000"), ("../base", "user 1000")]
+    {
+        checkpoint(&["--parent-path", parent])?.fails_with(owner)?;
+        symlink(parent, images.join("parent"))?;
+        checkpoint(&[])?.fails_with(owner)?;
+        restore()?.fails_with(owner)?;
+        fs::remove_file(images.join("parent"))?;
+    }
+    // Where others can add to the directory above, they cannot exchange what is there.
+    fs::remove_file(test.folder.join("base/parent"))?;
+    mode(&test.folder, 0o1777)?;
+    symlink("../base", images.join("parent"))?;
+    for output in [checkpoint(&["--parent-path", "../base"])?, checkpoint(&[])?, restore()?] {
+        ensure(!output.stderr.contains("the checkpoint before"), output.stderr)?;
+    }
+    mode(&test.folder, 0o755)?;
+    ensure_eq(fs::read_dir(theirs.join("base"))?.count(), 0)
 }
 
 /// podman gives the directory of the log to root of the container's user namespace.

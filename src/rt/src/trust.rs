@@ -11,7 +11,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -87,6 +87,22 @@ pub(crate) fn own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> 
     Ok(directory)
 }
 
+/// As [`own_directory`], and makes it, for its owner alone, if it is not there.
+pub(crate) fn make_own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> {
+    let Place { directory, name, .. } = walk(path, Rule::Links, End::File, None)?;
+    match rustix::fs::mkdirat(&directory, &name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => own_directory(path, or_of),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As [`directory`], from a directory on that is open already, whose path is given for the error.
+/// The directories above that one may be anybody's.
+pub(crate) fn directory_from(start: BorrowedFd<'_>, shown: &Path, path: &Path) -> Result<OwnedFd> {
+    let start = start.try_clone_to_owned()?;
+    Ok(walk_from((start, shown.to_owned()), path, Rule::Trusted, End::Directory, None)?.directory)
+}
+
 /// Opens a directory of anybody's (`O_PATH`).
 pub(crate) fn enter(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Links, End::Directory, None)?.directory)
@@ -153,11 +169,19 @@ struct Place {
 /// Goes along a path. Each part is opened without following a link, and looked at by the
 /// descriptor.
 fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> {
-    let path = std::path::absolute(path)?;
-    let mut at = open_root()?;
-    let mut shown = PathBuf::from("/");
+    let root = (open_root()?, PathBuf::from("/"));
+    walk_from(root, &std::path::absolute(path)?, rule, end, make)
+}
+
+fn walk_from(
+    (mut at, mut shown): (OwnedFd, PathBuf),
+    path: &Path,
+    rule: Rule,
+    end: End,
+    make: Option<Mode>,
+) -> Result<Place> {
     let mut rest = Vec::new();
-    push_parts(&mut rest, &path);
+    push_parts(&mut rest, path);
     rule.check(&rustix::fs::fstat(&at)?, &shown, rest.is_empty())?;
     let mut links = 0;
     while let Some(name) = rest.pop() {
@@ -200,6 +224,7 @@ fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> 
                 let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
                 if target.is_absolute() {
                     (at, shown) = (open_root()?, PathBuf::from("/"));
+                    rule.check(&rustix::fs::fstat(&at)?, &shown, false)?;
                 }
                 push_parts(&mut rest, &target);
             }

@@ -102,11 +102,9 @@ pub(crate) fn checkpoint(
         );
         ensure!(parent.is_relative(), "`--parent-path` is relative to the checkpoint's directory");
         let there = options.common.images.join(parent);
-        ensure!(
-            directories.has_directory(parent),
-            "`--parent-path`: `{}` is not a directory",
-            there.display()
-        );
+        directories
+            .check_parent(parent, options.common.images)
+            .with_context(|| format!("`--parent-path`: open `{}`", there.display()))?;
         request.parent_img = Some(parent.to_string_lossy().into_owned());
     }
     let (own, whole) = hierarchies(state.pid)?;

@@ -11,7 +11,6 @@ use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -82,30 +81,25 @@ impl Options<'_> {
         self.work.unwrap_or(self.images).join(name)
     }
 
-    /// Makes the directory of the log, and of the checkpoint unless that is open already. By root, for
-    /// root alone: memory holds secrets.
+    /// Opens the directories of the checkpoint and of the log, which nobody else can write to: CRIU
+    /// follows what links are there, and does as root what the images say. Makes that of the log, and
+    /// that of the checkpoint unless it is open already, for root alone: memory holds secrets.
     pub(super) fn make_directories(&self, images: Option<OwnedFd>) -> Result<Directories> {
-        let made = images.is_none().then_some(self.images);
-        for path in made.into_iter().chain(self.work) {
-            match fs::DirBuilder::new().mode(0o700).create(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(error).with_context(|| format!("make `{}`", path.display()));
-                }
-                _ => {}
-            }
-        }
+        let images = images.map_or_else(|| trust::make_own_directory(self.images, None), Ok);
+        let images = images.with_context(|| show(self.images))?;
+        let log = match self.work {
+            Some(work) => trust::make_own_directory(work, Some(self.root)),
+            None => images.try_clone().context("duplicate a descriptor"),
+        };
+        let log = log.with_context(|| show(self.work.unwrap_or(self.images)))?;
+        let directories = Directories { images, log };
         // Before anything is asked of CRIU.
-        let opened = self.open()?;
-        match images {
-            Some(images) if !is_same(&images, &opened.images)? => bail!(self.exchanged()),
-            _ => Ok(opened),
-        }
+        directories.refuse_others_parents(self.images)?;
+        Ok(directories)
     }
 
-    /// The directories of the checkpoint and of the log, which nobody else can write to: CRIU
-    /// follows what links are there, and does as root what the images say.
+    /// The same again, when they are there.
     fn open(&self) -> Result<Directories> {
-        let show = |path: &Path| format!("open `{}`", path.display());
         let images = self.open_images().with_context(|| show(self.images))?;
         let log = match self.work {
             Some(work) => {
@@ -199,14 +193,46 @@ impl Directories {
         Draft::write_in(directory, path, text, 0o600).context(show)?.publish()
     }
 
-    pub(super) fn has_directory(&self, path: &Path) -> bool {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.images, path, flags, Mode::empty()).is_ok()
+    /// Looks at the directory of the checkpoint before, by its path from this one, and at those
+    /// before it. CRIU goes there by name, at a restore too, and reads memory there: nobody else may
+    /// be able to change a directory on the way.
+    pub(super) fn check_parent(&self, path: &Path, shown: &Path) -> Result<()> {
+        let parent = trust::directory_from(self.images.as_fd(), shown, path)?;
+        refuse_others_parents(parent, shown.join(path))
+    }
+
+    fn refuse_others_parents(&self, shown: &Path) -> Result<()> {
+        let images = self.images.try_clone().context("duplicate a descriptor")?;
+        refuse_others_parents(images, std::path::absolute(shown)?)
     }
 
     pub(super) fn images(&self) -> BorrowedFd<'_> {
         self.images.as_fd()
     }
+}
+
+/// CRIU's link in the images to those of the checkpoint before (`CR_PARENT_LINK`).
+const PARENT: &str = "parent";
+
+/// More checkpoints than this, each the parent of the next, are a loop.
+const MOST_PARENTS: u32 = 1000;
+
+fn refuse_others_parents(mut images: OwnedFd, mut shown: PathBuf) -> Result<()> {
+    for _ in 0..MOST_PARENTS {
+        match rustix::fs::statat(&images, PARENT, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            there => drop(there?),
+        }
+        let path = shown.join(PARENT);
+        images = trust::directory_from(images.as_fd(), &shown, Path::new(PARENT))
+            .with_context(|| format!("open `{}`, the checkpoint before", path.display()))?;
+        shown = path;
+    }
+    bail!("`{}` leads to more than {MOST_PARENTS} checkpoints", shown.display())
+}
+
+fn show(path: &Path) -> String {
+    format!("open `{}`", path.display())
 }
 
 /// Reads a regular file of that name. A link is not followed, and a fifo not waited for.
