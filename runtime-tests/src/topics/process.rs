@@ -19,7 +19,7 @@ super::tests! { "process":
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
     has_its_apparmor_profile, an_unknown_capability_is_a_warning,
     runs_on_all_processors_of_its_cgroup, runs_where_its_cgroup_moves_it, a_variable_has_its_last_value,
-    has_a_deadline, owns_the_files_that_are_its_streams,
+    has_a_deadline, owns_the_files_that_are_its_streams, owns_nothing_else_of_its_callers,
 }
 
 /// What a tool of the host's says of a container's first process.
@@ -647,6 +647,45 @@ fn has_a_deadline(test: &Test) -> Outcome {
     Ok(())
 }
 
+fn owns_nothing_else_of_its_callers(test: &Test) -> Outcome {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    test.only_rt()?;
+    let [input, folder, console] =
+        ["input", "folder", "console"].map(|name| test.folder.join(name));
+    // To be read only: an owner could write to it.
+    fs::write(&input, "text")?;
+    fs::create_dir(&folder)?;
+    let mknod = Command::new("mknod").arg(&console).args(["c", "5", "1"]).status()?;
+    ensure(mknod.success(), "mknod")?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1001 });
+    });
+    bundle.write()?;
+    let container = bundle.start()?;
+    for path in [&input, &folder, &console] {
+        // O_NOCTTY
+        let file = fs::OpenOptions::new().read(true).custom_flags(0o400).open(path);
+        let file = match file {
+            Err(_) if *path == console => return skip("the host has no console"),
+            file => file?,
+        };
+        for args in [
+            bundle.command_line("run", &test.id()),
+            ["exec", "--user", "1000:1001", &container.id, "true"].map(str::to_owned).to_vec(),
+        ] {
+            let mut command = test.command(args);
+            command.stdin(file.try_clone()?);
+            if command.get_args().any(|arg| arg == "run") {
+                bundle.clone().args(&["/bin/true"]).write()?;
+            }
+            Output::of(command)?.success()?;
+            let there = fs::metadata(path)?;
+            ensure_eq((path, there.uid(), there.gid()), (path, 0, 0))?;
+        }
+    }
+    Ok(())
+}
+
 /// As with crun; runc leaves the group.
 fn owns_the_files_that_are_its_streams(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
@@ -666,7 +705,7 @@ fn owns_the_files_that_are_its_streams(test: &Test) -> Outcome {
         std::os::unix::fs::chown(&input, Some(0), Some(0))?;
         let id = test.id();
         let mut command = test.command(bundle.command_line("create", &id));
-        command.stdin(fs::File::open(&input)?);
+        command.stdin(fs::OpenOptions::new().read(true).write(true).open(&input)?);
         let container = Container::create(test, &id, command)?;
         let (out, err) = (container.file("out"), container.file("err"));
         ensure_eq(owners(&[&input, &out, &err])?, vec![expected; 3])?;

@@ -17,7 +17,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, Gid, Uid};
 
-use super::mounts;
+use super::mounts::{self, detached};
+use super::terminal;
 use crate::ids::is_host_root;
 use crate::syscall::{self, SchedAttr};
 
@@ -353,8 +354,10 @@ pub(crate) fn open_null() -> Option<OwnedFd> {
 }
 
 /// Gives the container's user what it reads from and writes to, as crun does: a program that opens `/dev/stdout` again would otherwise be
-/// refused, and a file that only its group may write to is its user's own. A terminal keeps its group, `tty`. A device such as
-/// `/dev/null` belongs to everybody already.
+/// refused, and a file that only its group may write to is its user's own. A terminal keeps its group, `tty`.
+///
+/// An owner can change the mode, and so write to what was opened for reading. So the user gets a regular file only if it was opened
+/// for writing, and never a directory or a device of the host's, such as its console or `/dev/tty`.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -362,9 +365,10 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
     for stream in streams {
         let Ok(there) = rustix::fs::fstat(stream) else { continue };
         let group = match FileType::from_raw_mode(there.st_mode) {
-            FileType::CharacterDevice if rustix::termios::isatty(stream) => None,
-            FileType::CharacterDevice | FileType::BlockDevice => continue,
-            _ => Some(gid),
+            FileType::CharacterDevice if terminal::is_in_devpts(stream) => None,
+            FileType::RegularFile if can_write(stream) => Some(gid),
+            FileType::Fifo | FileType::Socket => Some(gid),
+            _ => continue,
         };
         if there.st_uid == user.uid() && group.is_none_or(|_| there.st_gid == user.gid()) {
             continue;
@@ -374,6 +378,11 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
             Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::ACCESS) => {}
             Err(error) => {
                 return Err(error).context("give standard streams to the container's user");
+fn can_write(file: BorrowedFd<'_>) -> bool {
+    let mode = rustix::fs::fcntl_getfl(file).map(|flags| flags & OFlags::RWMODE);
+    mode.is_ok_and(|mode| mode == OFlags::WRONLY || mode == OFlags::RDWR)
+}
+
             }
         }
     }

@@ -150,6 +150,12 @@ fn open_ptmx(rootfs: &Rootfs) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&folder, "ptmx", flags, Mode::empty())?)
 }
 
+/// Whether a file is a terminal that a program made, and none of a machine's, such as its console.
+pub(super) fn is_in_devpts(file: BorrowedFd<'_>) -> bool {
+    let found = rustix::fs::fstatfs(file);
+    found.is_ok_and(|there| there.f_type == DEVPTS_SUPER_MAGIC) && rustix::termios::isatty(file)
+}
+
 /// Passes bytes between this process's own terminal and a container's, for `run` in the foreground.
 #[derive(Debug)]
 pub(crate) struct Proxy {
