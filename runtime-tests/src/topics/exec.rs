@@ -16,7 +16,7 @@ use crate::harness::{
 super::tests! { "exec":
     runs_in_the_same_namespaces, joins_a_user_namespace, its_exit_code_is_passed_on, it_reads_and_writes_the_callers_streams,
     is_in_the_containers_cgroup, is_in_a_cgroup_below_it, goes_where_init_is_when_the_cgroup_takes_no_process, obeys_the_seccomp_filter,
-    has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, what_a_process_file_leaves_out_is_the_containers, detached_it_lives_on,
+    has_the_containers_process_settings, flags_change_them, a_process_file_replaces_them, what_a_process_file_leaves_out_is_the_containers, new_privileges_are_those_of_the_container, detached_it_lives_on,
     a_pid_file_is_written_only_if_it_runs, a_pid_file_that_cannot_be_written_ends_it, nothing_after_the_name_is_a_flag, a_program_that_is_missing, a_terminal_in_the_foreground, a_terminal_by_its_socket,
     only_asked_for_descriptors_are_passed, is_a_session_leader, neighbours_cannot_reach_it_before_its_exec, not_in_a_stopped_container,
     not_in_an_unknown_container, a_broken_process_file, a_console_socket_nobody_listens_on, limits_and_oom_score, a_module_in_the_engine,
@@ -253,6 +253,41 @@ fn what_a_process_file_leaves_out_is_the_containers(test: &Test) -> Outcome {
     let expected = "7\n/tmp\nas the container\n99\nCapEff:\t0000000000000001\n";
     test.only_rt()?;
     container.rt(&["exec", "--process", &file])?.success()?.stdout(expected).map(drop)
+}
+
+/// Unless the file says otherwise. runc and crun take a file without a word for a file that allows them.
+fn new_privileges_are_those_of_the_container(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (container, file, expected) in [
+        (json!(true), json!({}), 1),
+        (json!(true), json!({ "noNewPrivileges": true }), 1),
+        (json!(true), json!({ "noNewPrivileges": false }), 0),
+        (json!(false), json!({}), 0),
+        (json!(null), json!({}), 0),
+        (json!(false), json!({ "noNewPrivileges": true }), 1),
+    ] {
+        let bundle = test
+            .sh("exec sleep 60")?
+            .edit(|config| config["process"]["noNewPrivileges"] = container.clone());
+        let bundle = if container.is_null() {
+            bundle.edit(|config| {
+                config["process"].as_object_mut().map(|process| process.remove("noNewPrivileges"));
+            })
+        } else {
+            bundle
+        };
+        let mut process = file.clone();
+        process["args"] = json!(["grep", "NoNewPrivs", "/proc/self/status"]);
+        let path = test.folder.join("process.json");
+        fs::write(&path, process.to_string())?;
+        let output = bundle.start()?.rt(&["exec", "--process", &path.display().to_string()])?;
+        let output = output.success()?.stdout;
+        ensure_eq(
+            (&container, &file, output),
+            (&container, &file, format!("NoNewPrivs:\t{expected}\n")),
+        )?;
+    }
+    Ok(())
 }
 
 fn detached_it_lives_on(test: &Test) -> Outcome {

@@ -162,12 +162,13 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
 }
 
 /// What a file may leave out, and has then from the container's own process: as with crun, but for `rlimits`, which crun and runc leave
-/// at those of their caller.
-const INHERITED: [&str; 8] = [
+/// at those of their caller, and for `noNewPrivileges`, which they take for false.
+const INHERITED: [&str; 9] = [
     "apparmorProfile",
     "capabilities",
     "cwd",
     "env",
+    "noNewPrivileges",
     "oomScoreAdj",
     "rlimits",
     "selinuxLabel",
