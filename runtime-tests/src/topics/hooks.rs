@@ -4,9 +4,11 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
-super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error, one_that_fails_after_the_start_ends_the_container, in_the_container_have_what_its_program_has, have_run_when_the_deletion_returns }
+super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error, one_that_fails_after_the_start_ends_the_container, in_the_container_have_what_its_program_has, have_run_when_the_deletion_returns,
+    have_nothing_else_open_where_close_range_is_forbidden,
+}
 
 fn hook(script: &str) -> Value {
     json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] })
@@ -281,4 +283,33 @@ fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
     ran("of one that was not started")?;
     bundle.clone().args(&["/bin/true"]).run()?.success()?;
     ran("after `run`")
+}
+
+/// The container's filter is in force for those that run in it. However high the numbers of what the caller has passed.
+fn have_nothing_else_open_where_close_range_is_forbidden(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !std::path::Path::new("/usr/bin/perl").exists() {
+        return skip("the host has no perl");
+    }
+    let script = "use POSIX; $^F = 9999; open(my $f, '<', '/'); POSIX::dup2(fileno($f), $_) for 3 .. 2 + $ARGV[0]; exec @ARGV[1 .. $#ARGV]";
+    for (gifts, errno) in [(1, 1), (1100, 1), (5000, 38)] {
+        let bundle = with_hooks(
+            test.sh("cat /tmp/open")?,
+            json!({ "startContainer": [hook("for f in /proc/self/fd/*; do echo ${f##*/}; done > /tmp/open")] }),
+        );
+        let bundle = bundle.flag(format!("--preserve-fds={gifts}")).edit(|config| {
+            config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+                [{ "names": ["close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno }] });
+        });
+        bundle.write()?;
+        let run = test.command(bundle.command_line("run", &test.id()));
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -n 8192; exec \"$@\"", "sh", "perl", "-e", script]);
+        command.arg(gifts.to_string()).arg(run.get_program()).args(run.get_args());
+        let open = Output::of(command)?.success()?.stdout;
+        // The last is the shell's, or is the directory that it reads.
+        let highest = open.lines().filter_map(|line| line.parse().ok()).max().unwrap_or(0);
+        ensure(highest <= 10, format!("{gifts} gifts: {highest} is open"))?;
+    }
+    Ok(())
 }

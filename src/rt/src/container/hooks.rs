@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -67,14 +67,19 @@ pub(crate) struct Place<'a> {
     pub(crate) environment: Option<&'a [String]>,
     /// Their limit of descriptors, where this process has raised its own.
     pub(super) descriptors: descriptors::Before,
+    /// The highest number of a descriptor that is open in this process when its hooks start, or a higher one.
+    pub(super) highest: RawFd,
 }
+
+/// Of a process that nobody has given descriptors with high numbers.
+pub(super) const FEW: RawFd = 1023;
 
 impl<'a> Place<'a> {
     /// On the host: in the bundle, unless that is gone, or closed to root of a user namespace.
     pub(crate) fn bundle(state: &'a State) -> Place<'a> {
         let folder = Some(state.bundle.as_path());
         let open = |folder: &&Path| rustix::fs::access(*folder, Access::EXEC_OK).is_ok();
-        Place { folder: folder.filter(open), environment: None, descriptors: None }
+        Place { folder: folder.filter(open), environment: None, descriptors: None, highest: FEW }
     }
 }
 
@@ -203,7 +208,7 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
                 rustix::process::chdir(folder)?;
             }
             descriptors::give_back(place.descriptors)?;
-            close_all_but(tell.as_fd())?;
+            close_all_but(tell.as_fd(), place.highest)?;
             Ok(syscall::execve(&path, &argv, &envp))
         };
         let error = become_hook().unwrap_or_else(|error| error);
@@ -227,11 +232,14 @@ fn name(variable: &str) -> Option<&str> {
 }
 
 /// Runs in the hook's process.
-fn close_all_but(tell: BorrowedFd<'_>) -> rustix::io::Result<()> {
+fn close_all_but(tell: BorrowedFd<'_>, highest: RawFd) -> rustix::io::Result<()> {
+    /// So many are opened for one hook, and the kernel gives each the lowest number that is free.
+    const NEW: RawFd = 16;
     match syscall::close_all_but(3, &[tell]) {
-        // Forbidden by the container's filter of system calls, which is loaded before the hooks that run in it. What init has
-        // open then, it has by low numbers.
-        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => syscall::close_each_but(3..1024, tell),
+        // Forbidden by the container's filter of system calls, which is loaded before the hooks that run in it.
+        Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
+            syscall::close_each_but(3..highest.max(FEW) + NEW, tell)
+        }
         closed => closed,
     }
 }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -361,7 +361,12 @@ fn start_hooks<'a>(plan: &Plan<'a>) -> &'a [Hook] {
 
 fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     // In the container, they are the container's, and have what its program has.
-    let place = hooks::Place { folder: None, environment: Some(environment), descriptors: None };
+    let place = hooks::Place {
+        folder: None,
+        environment: Some(environment),
+        descriptors: None,
+        highest: highest_descriptor(plan),
+    };
     hooks::run(
         "startContainer",
         start_hooks(plan),
@@ -381,6 +386,16 @@ fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     loop {
         match syscall::poll(&mut poll, None) {
             Ok(_) => break,
+/// Of those that `becoming::ready` leaves open: the caller's gifts and what it is told to keep. What was opened since has the lowest
+/// numbers that were free: no higher ones, or right above these.
+fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
+    const SINCE: RawFd = 16;
+    let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files());
+    let kept = kept.chain([plan.socket.as_fd()]).map(|file| file.as_raw_fd());
+    let gifts = RawFd::try_from(plan.first_own).unwrap_or(RawFd::MAX - 2 * SINCE);
+    kept.chain([gifts]).max().unwrap_or(gifts) + SINCE
+}
+
             Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the start"),
         }
