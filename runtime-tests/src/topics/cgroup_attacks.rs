@@ -29,7 +29,7 @@ super::tests! { "cgroup_attacks":
     an_empty_folder_is_no_hierarchy,
     the_deepest_cgroups_are_found,
     a_cgroup_of_another_user_is_refused,
-    an_empty_cgroup_is_taken, a_lock_of_another_user_is_in_nobodys_way,
+    an_empty_cgroup_is_taken, a_process_that_cannot_be_seen_is_somebodys, a_lock_of_another_user_is_in_nobodys_way, nor_is_it_without_a_folder_for_locks,
     a_deletion_ends_nobody_who_has_the_same_cgroup, nor_does_one_without_a_state, nor_where_nobody_marks_it,
     nor_one_who_takes_it_meanwhile, nor_does_one_of_an_ordinary_user, nor_one_by_a_users_systemd, a_paused_one_in_the_same_cgroup_stays_paused,
     of_two_creations_one_has_the_cgroup,
@@ -575,6 +575,14 @@ fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
 /// Another runtime, or a person, has removed the empty cgroup of the first and made one of that name.
 fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
     test.only_rt()?;
+    for is_known in [true, false] {
+        stays_where_nobody_marks_it(test, is_known)?;
+    }
+    Ok(())
+}
+
+/// If the container's state is damaged, the cgroup is only guessed.
+fn stays_where_nobody_marks_it(test: &Test, is_known: bool) -> Outcome {
     let name = test.id();
     let container = at(test.sh("true")?, &name).start()?;
     container.wait()?;
@@ -583,12 +591,15 @@ fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
         fs::remove_dir(path)?;
         fs::create_dir(path)?;
     }
+    if !is_known {
+        fs::write(test.state_root().join(&container.id).join("state.json"), "{")?;
+    }
     let mut other = Command::new("sleep").arg("60").spawn()?;
     let joined = paths.iter().filter(|path| !path.starts_with("/sys/fs/cgroup/cpuset"));
     for path in joined.clone() {
         fs::write(path.join("cgroup.procs"), other.id().to_string())?;
     }
-    container.delete()?;
+    container.rt(&["delete", "--force"])?.success()?;
     let ended = other.try_wait()?;
     other.kill()?;
     other.wait()?;
@@ -600,6 +611,19 @@ fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
 
 /// Who may only look into a cgroup's directory can lock it all the same.
 fn a_lock_of_another_user_is_in_nobodys_way(test: &Test) -> Outcome {
+    while_it_is_locked(test, &|bundle| bundle.run())
+}
+
+/// There root has no file in `/run` for its own locks. v1 has no other that only root can open.
+fn nor_is_it_without_a_folder_for_locks(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if test.host.lane == "v1" {
+        return skip("cgroup v1 has no file that only root can open");
+    }
+    while_it_is_locked(test, &|bundle| run_changed(bundle, "mount -t tmpfs -o ro tmpfs /run"))
+}
+
+fn while_it_is_locked(test: &Test, run: &dyn Fn(&Bundle<'_>) -> Outcome<Output>) -> Outcome {
     let name = test.id();
     let all = everywhere(test, &name)?;
     let mut holders = Vec::new();
@@ -616,13 +640,50 @@ fn a_lock_of_another_user_is_in_nobodys_way(test: &Test) -> Outcome {
         }
         holders.push(holder);
     }
-    let output = at(test.sh("echo ran")?, &name).run();
+    let output = run(&at(test.sh("echo ran")?, &name));
     for mut holder in holders {
         holder.kill()?;
         holder.wait()?;
     }
     remove_all(&all);
     output?.success()?.stdout("ran\n").map(drop)
+}
+
+/// The kernel lists it as 0 for a runtime in a pid namespace below its own, where it would be killed with the container.
+fn a_process_that_cannot_be_seen_is_somebodys(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if test.host.lane == "v1" {
+        return skip("cgroup v1 does not list it at all");
+    }
+    for below in ["", "below", "below/that"] {
+        let name = test.id();
+        let all = everywhere(test, &name)?;
+        let all: Vec<_> =
+            all.into_iter().filter(|path| !path.starts_with("/sys/fs/cgroup/cpuset")).collect();
+        let mut other = Command::new("sleep").arg("60").spawn()?;
+        for path in &all {
+            fs::create_dir_all(path.join(below))?;
+            fs::write(path.join(below).join("cgroup.procs"), other.id().to_string())?;
+        }
+        let bundle = at(test.sh("true")?, &name);
+        bundle.write()?;
+        let run = test.command(bundle.command_line("run", &test.id()));
+        let mut inside = Command::new("unshare");
+        inside.args(["--pid", "--fork", "--mount-proc"]);
+        inside.arg(run.get_program()).args(run.get_args());
+        let output = Output::of(inside);
+        let ended = other.try_wait()?;
+        other.kill()?;
+        other.wait()?;
+        for path in &all {
+            for below in [below, "below", ""] {
+                let _ = fs::remove_dir(path.join(below));
+            }
+        }
+        output?.fails_with("is not empty")?;
+        ensure(ended.is_none(), "it was ended")?;
+    }
+    Ok(())
 }
 
 fn start_all(commands: Vec<Command>) -> Outcome<Vec<Child>> {

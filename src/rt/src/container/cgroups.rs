@@ -968,7 +968,7 @@ fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
 
 /// Fails where processes are in a cgroup or below it.
 fn refuse_processes(path: &Path) -> Result<()> {
-    let count = tree::processes(path)?.len();
+    let count = tree::count(path)?;
     if count > 0 {
         bail!(Taken(format!(
             "the cgroup `{}` is not empty: {count} processes are in it",

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::cgroups::{Cgroup, Held};
 use super::hooks;
 use crate::state::{Directory, State, Status};
-use crate::syscall;
+use crate::{report, syscall};
 
 /// How long a killed process may take to die before all of its container is killed, and then.
 const DYING: Duration = Duration::from_millis(200);
@@ -59,8 +59,13 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = Cgroup::guess(path, id, &directory.mark()?)?;
-    if let Some(held) = cgroup.hold(&|| Ok(false))? {
-        held.remove()?;
+    match cgroup.hold(&|| Ok(false))? {
+        Some(held) => held.remove()?,
+        // Anybody's could have that path.
+        None => report::warn(&format!(
+            "the cgroup `{}` is not marked as the container's: it is left alone",
+            cgroup.paths.first().map_or(Path::new(""), PathBuf::as_path).display()
+        )),
     }
     directory.remove()
 }

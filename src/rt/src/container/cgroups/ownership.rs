@@ -118,9 +118,9 @@ impl Cgroup {
         }
         match (marked(directory), self.mark.as_deref()) {
             (Some(mark), own) => !own.is_some_and(|own| mark.ends_with(own)),
-            // Made again by somebody who marks nothing, unless it is only guessed that there was a mark. A scope that `rt` has
-            // not come to mark ends by itself, with the process that has made it.
-            (None, Some(own)) if own.starts_with(' ') => self.manager == Manager::Systemd,
+            // That it is the container's is only guessed, and nothing says so.
+            (None, Some(own)) if own.starts_with(' ') => true,
+            // Made again by somebody who marks nothing.
             (None, Some(own)) => own.starts_with(USERS) || may_read_marks(),
             (None, None) => false,
         }
@@ -245,7 +245,7 @@ fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
     let show = || show(path);
     let directory = open_directory(path).with_context(show)?;
     let there = rustix::fs::fstat(&directory).with_context(show)?;
-    let lock = open_claims().with_context(show)?;
+    let lock = open_claims(&directory).with_context(show)?;
     let locked = match &lock {
         Some(file) => syscall::lock(file.as_fd(), Lock::Write, place_of(&there), 2),
         None => rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive),
@@ -269,7 +269,7 @@ fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
 /// Keeps new containers out of a cgroup, until what it returns is closed. None while one is being made in it.
 fn lock_out(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let there = rustix::fs::fstat(directory)?;
-    let lock = open_claims()?;
+    let lock = open_claims(directory)?;
     let end = Instant::now() + PATIENCE;
     loop {
         let locked = match &lock {
@@ -302,8 +302,9 @@ fn is_claimed(file: &OwnedFd, there: &rustix::fs::Stat) -> Result<bool> {
 
 /// The file of which two bytes stand for a cgroup. Who makes a container there has locked both; who acts on the cgroup of a
 /// container that has stopped, the second. Not the cgroup's directory, which every user of the host may open, and so lock. None
-/// where it cannot be made, as for an ordinary user without a folder in `/run`.
-fn open_claims() -> Result<Option<OwnedFd>> {
+/// where it cannot be made, as for an ordinary user without a folder in `/run`; with v2 and for root, a file of the cgroup's stands
+/// in for it that nobody else can open.
+fn open_claims(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
         Some(own) if !is_host_root() => PathBuf::from(own),
         _ => PathBuf::from("/run"),
@@ -312,7 +313,14 @@ fn open_claims() -> Result<Option<OwnedFd>> {
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
-        Err(Errno::ACCESS | Errno::ROFS | Errno::NOENT | Errno::PERM) => return Ok(None),
+        Err(Errno::ACCESS | Errno::ROFS | Errno::NOENT | Errno::PERM) => {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return match rustix::fs::openat(directory, "cgroup.kill", flags, Mode::empty()) {
+                Ok(file) => Ok(Some(file)),
+                Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::NODEV) => Ok(None),
+                Err(error) => Err(error.into()),
+            };
+        }
         file => file.with_context(|| format!("open `{}`", path.display()))?,
     };
     let there = rustix::fs::fstat(&file)?;

@@ -104,9 +104,21 @@ fn walk(
     Ok(())
 }
 
-/// All processes in a cgroup and below it.
+/// All processes in a cgroup and below it that this process can see.
 pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
+    Ok(all_processes(path)?.0)
+}
+
+/// How many processes are in a cgroup and below it.
+pub(super) fn count(path: &Path) -> Result<usize> {
+    let (seen, unseen) = all_processes(path)?;
+    Ok(seen.len() + unseen)
+}
+
+/// Those that this process can see, and how many it cannot: the kernel lists a process of a pid namespace above as 0.
+fn all_processes(path: &Path) -> Result<(Vec<Pid>, usize)> {
     let mut pids = Vec::new();
+    let mut unseen = 0;
     let (mut is_top, mut is_threaded) = (true, false);
     let mut collect = |directory: BorrowedFd<'_>| {
         let top = std::mem::replace(&mut is_top, false);
@@ -122,6 +134,7 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
         };
         let text = text.unwrap_or_default();
         pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+        unseen += text.lines().filter(|line| *line == "0").count();
         Ok(())
     };
     walk(path, &mut collect)
@@ -131,7 +144,7 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
         pids.sort_by_key(|pid| pid.as_raw_nonzero());
         pids.dedup();
     }
-    Ok(pids)
+    Ok((pids, unseen))
 }
 
 /// The process of a thread. One that has ended is its own: nobody has a signal for it any more.
@@ -146,7 +159,7 @@ fn process_of(thread: Pid) -> Pid {
 pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
     let end = Instant::now() + GOING;
     loop {
-        if processes(path)?.is_empty() {
+        if count(path)? == 0 {
             return Ok(true);
         }
         if Instant::now() > end {
