@@ -15,7 +15,7 @@ super::tests! { "rootless":
     an_ordinary_user_is_root_in_its_container, a_link_can_be_copied_by_a_user, further_ids_are_those_that_the_system_has_for_the_user,
     a_configured_mapping_is_taken, ids_that_the_user_does_not_have_are_refused, a_container_goes_through_its_life,
     limits_that_cannot_be_kept_are_refused, what_takes_a_cgroup_says_so, root_of_a_user_namespace_needs_no_help, a_users_own_runtime_is_copied_before_it_enters,
-    the_network_of_the_host_can_be_shared, a_device_is_found_by_its_number, a_cgroup_cannot_be_delegated_where_there_is_none,
+    the_network_of_the_host_can_be_shared, a_device_is_found_by_its_number, a_device_of_the_rootfs_cannot_be_used, a_cgroup_cannot_be_delegated_where_there_is_none,
 }
 
 const UID: u32 = 1000;
@@ -233,6 +233,37 @@ fn a_cgroup_cannot_be_delegated_where_there_is_none(test: &Test) -> Outcome {
         return output.success()?.stdout("ran\n").map(drop);
     }
     output.fails_with("handing on cgroups of v1 is not safe").map(drop)
+}
+
+/// No program can keep it from that: the kernel lets only root of the host load one. With a `/dev` of the container's own, with that of
+/// the rootfs, and for root of a user namespace, as in LXC.
+fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script =
+        "(: > /node) 2>/dev/null && echo opened || echo refused; echo x > /dev/null && echo null";
+    for (before, own_dev) in [
+        (&[][..], true),
+        (&[], false),
+        (&["unshare", "--user", "--map-root-user", "--mount"], true),
+    ] {
+        // The kernel's log, which everybody may open for writing; that takes nothing away.
+        let bundle = test.sh(script)?;
+        let node = bundle.rootfs().join("node");
+        let mut mknod = Command::new("mknod");
+        let made = mknod.args(["-m", "666"]).arg(&node).args(["c", "1", "11"]).status()?;
+        ensure(made.success(), "mknod")?;
+        let bundle = owned(test, bundle)?;
+        let bundle = bundle.edit(|config| {
+            if let Some(mounts) = config["mounts"].as_array_mut() {
+                mounts.retain(|mount| own_dev || mount["destination"] != "/dev");
+            }
+        });
+        bundle.write()?;
+        let (folder, id) = (bundle.folder.display().to_string(), test.id());
+        let command = as_user(test, "", before, &["run", "--bundle", &folder, &id])?;
+        Output::of(command)?.success()?.stdout("refused\nnull\n")?;
+    }
+    Ok(())
 }
 
 /// An ordinary user can make no nodes: the host's are shown, wherever the kernel says that they are.

@@ -479,6 +479,12 @@ impl Cgroup {
             && !devices::allow_everything(&device_rules(resources)?))
     }
 
+    /// Whether the kernel may refuse to enforce these rules: it does so in a user namespace, and to ordinary users, who cannot make
+    /// nodes there, but use those that are there.
+    pub(crate) fn may_lack_device_rules(resources: Option<&LinuxResources>) -> Result<bool> {
+        Ok(!is_host_root() && !devices::allow_everything(&device_rules(resources)?))
+    }
+
     /// Attaches the device rules as a program, unless a v1 hierarchy has them among its limits.
     pub(crate) fn filter_devices(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let path = match (self.manager, self.version) {

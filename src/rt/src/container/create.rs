@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
-use super::cgroups::{self, Manager};
+use super::cgroups::{self, Cgroup, Manager};
 use super::hooks::Streams;
 use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
@@ -68,6 +68,8 @@ struct Prepared {
 }
 
 /// Makes a container. When that fails, nothing of it is left.
+    /// Nodes in the rootfs are not to be used.
+    ignores_devices: bool,
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
     if ids::is_host_root() {
@@ -96,8 +98,19 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         Some(_) => Streams::open(&annotations)?,
         None => Streams::default(),
     };
-    let mut prepared =
-        Prepared { namespaces, filter, rights, agent, mounts, devices, streams, descriptors };
+    let proc = Some(HostProc::open()?);
+    let mut prepared = Prepared {
+        namespaces,
+        filter,
+        rights,
+        agent,
+        mounts,
+        devices,
+        proc,
+        streams,
+        descriptors,
+        ignores_devices: Cgroup::may_lack_device_rules(linux.resources().as_ref())?,
+    };
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
     state.engine = options.asked;
@@ -184,7 +197,16 @@ fn make(
             drop(birthplace);
             state.cgroup.leave_claim();
             let Prepared {
-                namespaces, filter, rights, mounts, devices, streams, descriptors, ..
+                namespaces,
+                filter,
+                rights,
+                mounts,
+                devices,
+                proc,
+                streams,
+                descriptors,
+                ignores_devices,
+                ..
             } = prepared;
             let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
             let devices = devices.take();
@@ -200,6 +222,7 @@ fn make(
                 streams,
                 notify,
                 start_fifo,
+                ignores_devices: *ignores_devices,
                 socket: init,
                 first_own: options.first_own,
                 state,

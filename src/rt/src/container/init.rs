@@ -46,6 +46,8 @@ pub(super) struct Plan<'a> {
     /// The limit of descriptors that is the container's.
     pub(super) descriptors: descriptors::Before,
     /// Where hooks print to.
+    /// Nodes in the rootfs are not to be used.
+    pub(super) ignores_devices: bool,
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
     pub(super) notify: Option<notify_socket::Folder>,
@@ -183,7 +185,9 @@ fn set_up<'a>(
     }
     // While the host's `/proc` is there, which says whose root this is.
     let withhold_devices = plan.state.cgroup.leaves_devices_open(linux.resources().as_ref())?;
-    if withhold_devices && namespaces.has_mount() {
+    if withhold_devices && namespaces.has_mount() && !rootfs.has_own_devices()?
+        || plan.ignores_devices && namespaces.has_mount()
+    {
         rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
     }
 

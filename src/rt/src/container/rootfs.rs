@@ -482,17 +482,19 @@ impl Rootfs {
         Ok(places)
     }
 
-    /// Makes device nodes that came with the rootfs useless, if the container's own are not in it.
-    pub(crate) fn ignore_devices(&self) -> Result<()> {
+    /// Whether the nodes that are made for the container are in the rootfs.
+    pub(crate) fn has_own_devices(&self) -> Result<bool> {
         let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
             Ok(dev) => dev,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         // The mount, not the filesystem: what is mounted on `/dev` may be of the same.
-        if mount_id(dev.as_fd())? == mount_id(self.root.as_fd())? {
-            return Ok(());
-        }
+        Ok(mount_id(dev.as_fd())? == mount_id(self.root.as_fd())?)
+    }
+
+    /// Makes device nodes that came with the rootfs useless. Those that are mounted are not.
+    pub(crate) fn ignore_devices(&self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
         Ok(syscall::mount_setattr(self.root.as_fd(), attr, false)?)
     }

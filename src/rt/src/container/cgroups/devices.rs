@@ -206,7 +206,8 @@ pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
 pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
     let program = match load(rules) {
         Ok(program) => program,
-        // In a user namespace nobody may, and the kernel lets nobody there make a device node either.
+        // In a user namespace nobody may, and the kernel lets nobody there make a device node either. Those that came with the rootfs
+        // cannot be used: see `Cgroup::may_lack_device_rules`.
         Err(Errno::PERM) if !crate::ids::is_host_root() => return Ok(()),
         Err(error) => return Err(error).context("load the device program"),
     };
