@@ -271,7 +271,7 @@ fn serve(
     }
     plan::belongs_to(state, pid)?;
     state.mount_namespace = prepared.namespaces.mount_namespace(pid);
-    if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
+    if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
         groups.make(rdt, pid)?;
     }
     if let Some(devices) = linux.net_devices() {

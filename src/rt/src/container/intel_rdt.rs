@@ -75,11 +75,14 @@ impl Groups {
     }
 
     /// Makes what is missing, and moves a process, which must have one thread, into it.
-    pub(crate) fn make(&self, rdt: &LinuxIntelRdt, pid: Pid) -> Result<()> {
+    pub(crate) fn make(&mut self, rdt: &LinuxIntelRdt, pid: Pid) -> Result<()> {
         let lines = schemata(rdt);
         let file = self.control.join("schemata");
-        if self.own {
+        // What was there is not removed when this fails.
+        let monitoring = self.monitoring.take();
+        if std::mem::take(&mut self.own) {
             make(&self.control)?;
+            self.own = true;
         } else if !lines.is_empty() {
             let there =
                 fs::read_to_string(&file).with_context(|| format!("read `{}`", file.display()))?;
@@ -92,8 +95,9 @@ impl Groups {
         if self.own {
             self.set(&lines)?;
         }
-        if let Some(monitoring) = &self.monitoring {
-            make(monitoring)?;
+        if let Some(monitoring) = monitoring {
+            make(&monitoring)?;
+            self.monitoring = Some(monitoring);
         }
         self.enter(pid)
     }
@@ -137,13 +141,9 @@ impl Groups {
     }
 }
 
+/// One that is there already, for all that is known the administrator's, would be removed with the container.
 fn make(group: &Path) -> Result<()> {
-    match fs::create_dir(group) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("make `{}`", group.display()))
-        }
-        _ => Ok(()),
-    }
+    fs::create_dir(group).with_context(|| format!("make `{}`", group.display()))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
@@ -187,7 +187,7 @@ mod tests {
     fn a_group_is_made_filled_and_removed() {
         let root = root("own");
         let rdt = rdt(r#"{"l3CacheSchema":"L3:0=f\nMB:0=10","memBwSchema":"MB:0=50"}"#);
-        let groups = Groups::plan_in(root.clone(), &rdt, "c").expect("a plan");
+        let mut groups = Groups::plan_in(root.clone(), &rdt, "c").expect("a plan");
         groups.make(&rdt, Pid::from_raw(7).expect("a pid")).expect("made");
         let read = |name: &str| fs::read_to_string(root.join("c").join(name)).expect("a file");
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=f\nMB:0=50\n", "7"));
@@ -197,6 +197,26 @@ mod tests {
         groups.remove().expect("removed");
         assert!(!root.join("c").exists());
         fs::remove_dir(root).expect("empty");
+    }
+
+    /// A container has the name of a class, or of a monitoring group, that is the administrator's.
+    #[test]
+    fn what_is_there_is_neither_taken_nor_removed() {
+        let root = root("others");
+        let pid = Pid::from_raw(7).expect("a pid");
+        for (json, group) in [
+            (r#"{"l3CacheSchema":"L3:0=f"}"#, "gold"),
+            (r#"{"enableMonitoring":true}"#, "gold"),
+            (r#"{"closID":"silver","enableMonitoring":true}"#, "silver/mon_groups/gold"),
+        ] {
+            fs::create_dir_all(root.join(group)).expect("made");
+            let rdt = rdt(json);
+            let mut groups = Groups::plan_in(root.clone(), &rdt, "gold").expect("a plan");
+            assert!(groups.make(&rdt, pid).is_err(), "{json}");
+            groups.remove().expect("nothing to remove");
+            assert!(root.join(group).is_dir(), "{json}");
+        }
+        fs::remove_dir_all(root).expect("removed");
     }
 
     #[test]
@@ -212,7 +232,7 @@ mod tests {
             (r#"{"closID":"gold","schemata":["L3:0=1"]}"#, false),
         ] {
             let rdt = rdt(json);
-            let groups = Groups::plan_in(root.clone(), &rdt, "c").expect("a plan");
+            let mut groups = Groups::plan_in(root.clone(), &rdt, "c").expect("a plan");
             assert_eq!(groups.make(&rdt, pid).is_ok(), good, "{json}");
             groups.remove().expect("nothing to remove");
         }

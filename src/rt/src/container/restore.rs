@@ -183,7 +183,7 @@ fn make(
         |pid, socket| {
             // Killed from here on, it is this process that a deletion ends.
             plan::belongs_to(state, pid)?;
-            if let (Some(groups), Some(rdt)) = (&state.rdt, linux.intel_rdt()) {
+            if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
             }
             let tasks =
