@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::checkpoint::{COUNT, images, move_on, needs_criu, restore, start, write};
+use super::checkpoint::{
+    COUNT, images, move_on, needs_criu, piped, restore, restore_command, start, write,
+};
 use super::checkpoint_attacks::{is_refused, options_at};
-use crate::harness::{Bundle, Container, Outcome, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_rights":
     filesystems_of_the_kernel_are_as_read_only_as_the_configuration_says, a_mount_that_the_configuration_has_not_is_refused,
@@ -18,6 +21,7 @@ super::tests! { "checkpoint_rights":
     what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
     a_mount_of_the_configuration_that_is_missing_is_refused, a_proc_that_hides_less_is_refused,
     a_process_in_a_cgroup_of_others_is_refused, names_of_cgroups_lead_to_no_file_of_the_hosts,
+    memory_is_limited_before_it_is_used,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -412,4 +416,47 @@ fn names_of_cgroups_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
     fs::write(images(test).join("cgroup.img"), image)?;
     edit_image(test, b"cgroup.", b"../../.")?;
     is_refused(&bundle, "is not a file of a cgroup")
+}
+
+/// But for what CRIU uses itself, until it has ended.
+fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
+    const MIB: u64 = 1 << 20;
+    needs_criu()?;
+    super::needs(test, "memory")?;
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let v2 = test.host.lane == "v2";
+    let script = "$| = 1; print \"1\\n\"; 1 until -e '/go'; my @all; push @all, 'x' x 1048576 while @all < 600; sleep 60";
+    let limits = [
+        json!({ "memory": { "limit": 64 * MIB, "swap": 64 * MIB } }),
+        json!({ "unified": { "memory.max": (64 * MIB).to_string(), "memory.swap.max": "0" } }),
+    ];
+    for limits in limits.iter().take(if v2 { 2 } else { 1 }) {
+        let bundle = test.perl(script)?.edit(|config| {
+            for (key, value) in limits.as_object().into_iter().flatten() {
+                config["linux"]["resources"][key] = value.clone();
+            }
+        });
+        checkpoint(&bundle)?;
+        fs::write(bundle.rootfs().join("go"), "")?;
+        // The runtime waits for CRIU's end for a while, when the container runs already.
+        let id = test.id();
+        let restore = restore_command(&bundle, &id, &["--detach"]);
+        let mut held_up = Command::new("strace");
+        held_up.args(["--inject=wait4,waitid:delay_enter=2000000", "--output=/dev/null"]);
+        held_up.arg(restore.get_program()).args(restore.get_args());
+        let container = piped(test, &id, held_up)?;
+        let peak = if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let files = cgroups_of(&container.id).into_iter().map(|path| path.join(peak));
+        let Some(file) = files.into_iter().find(|file| file.exists()) else {
+            return skip("this kernel does not tell the most memory that was used");
+        };
+        // It ends when it has taken too much.
+        container.wait()?;
+        let most: u64 = fs::read_to_string(file)?.trim().parse()?;
+        ensure(most < 110 * MIB, format!("it had {} MiB, with {limits}", most / MIB))?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
 }

@@ -361,6 +361,10 @@ impl Criu {
         }
     }
 
+    pub(super) fn process(&self) -> Option<Pid> {
+        self.pid
+    }
+
     /// Has CRIU read the checkpoint by another way to it.
     pub(super) fn read_through(&mut self, images: OwnedFd) {
         if let Some(first) = self.directories.first_mut() {

@@ -10,8 +10,8 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use oci_spec::runtime::LinuxResources;
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
@@ -227,6 +227,7 @@ fn make(
     let mut has_covered = false;
     let limited = options.manager != Manager::Disabled;
     let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
+    let criu_process = criu.process();
         "setup-namespaces" => {
             plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             // Killed in a hook, and without a cgroup, this is how a deletion finds it.
@@ -263,9 +264,13 @@ fn make(
                 if is_covered { open_files::refuse_covered(state.pid) } else { Ok(()) }
             })
             .and_then(|()| restored_limits::lower(state.pid, bundle.process(), &limits))
-            .and_then(|()| match pids(linux.resources().as_ref()).filter(|_| limited) {
-                Some(pids) => state.cgroup.update(pids).context("limit its processes"),
-                None => Ok(()),
+            .and_then(|()| {
+                match with_criu(linux.resources().as_ref(), memory_of_criu(criu_process))
+                    .filter(|_| limited)
+                {
+                    Some(limits) => state.cgroup.update(limits).context("limit what is restored"),
+                    None => Ok(()),
+                }
             })
             .or_else(|error| {
                 confinement::end(state.pid)?;
@@ -292,12 +297,43 @@ fn make(
     Ok((pid, pidfd))
 }
 
-/// The limit that CRIU can work under once all processes are there. Set when they run already, it would leave those that they have made
-/// meanwhile.
-fn pids(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
-    let mut pids = LinuxResources::default();
-    pids.set_pids(*resources?.pids());
-    pids.pids().is_some().then_some(pids)
+/// The limits that CRIU can work under once all processes are there: those of memory are so much higher as CRIU may use until it has
+/// ended. Set only when the container runs already, they would leave what it has made or taken meanwhile.
+fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
+    let resources = resources?;
+    let more = i64::try_from(of_criu).unwrap_or(i64::MAX);
+    let raised = |limit: Option<i64>| {
+        limit.map(|limit| if limit > 0 { limit.saturating_add(more) } else { limit })
+    };
+    let mut limits = LinuxResources::default();
+    limits.set_pids(*resources.pids());
+    limits.set_memory(resources.memory().as_ref().map(|memory| {
+        let mut limited = LinuxMemory::default();
+        limited.set_limit(raised(memory.limit())).set_swap(raised(memory.swap()));
+        limited
+    }));
+    limits.set_unified(resources.unified().clone().map(|mut unified| {
+        for key in ["memory.max", "memory.high"] {
+            if let Some(value) = unified.get_mut(key)
+                && let Ok(limit) = value.parse::<u64>()
+            {
+                *value = limit.saturating_add(of_criu).to_string();
+            }
+        }
+        unified
+    }));
+    let any = limits.pids().is_some() || limits.memory().is_some() || limits.unified().is_some();
+    any.then_some(limits)
+}
+
+/// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as it has by now, and some more.
+fn memory_of_criu(pid: Option<Pid>) -> u64 {
+    const SOME: u64 = 16 << 20;
+    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    let status = status.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let used = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
 }
 
 /// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and processes of its own there: with
