@@ -129,8 +129,10 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
 }
 
 /// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,
-/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts, apparmorfs, smackfs, resctrl; and fusectl (`fs/fuse/control.c`).
-const KERNELS: [u64; 19] = [
+/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts, apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd,
+/// binder, xenfs, hypfs, dlmfs; and fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. Not a list of those that are allowed: a
+/// container's volume may be on any filesystem that somebody has a driver for, and each has files that are no more than files.
+const KERNELS: [u64; 29] = [
     0x9fa0,
     0x6265_6572,
     0x0027_e0eb,
@@ -150,6 +152,16 @@ const KERNELS: [u64; 19] = [
     0x4341_5d53,
     0x0765_5821,
     0x6573_5543,
+    0x1980_0202,
+    0x5049_4446,
+    0x6759_6969,
+    0x6e66_7364,
+    0x6c6f_6f70,
+    0xabba_1974,
+    0x012f_d00d,
+    0x76a9_f425,
+    0x0a64_7361,
+    0xaee7_1ee7,
 ];
 
 /// Devices that are no more than a file: null, zero, full, random, urandom.
