@@ -8,9 +8,11 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 /// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
 /// one does (systemd's `PrivateUsers=full`), so the map does not tell.
+///
+/// Root that cannot find out counts as root of the host: less is passed over then, when something fails.
 pub(crate) fn is_host_root() -> bool {
-    rustix::process::geteuid().is_root()
-        && rustix::fs::stat("/proc/self/ns/user").is_ok_and(|own| own.st_ino == INITIAL_USER)
+    let own = || rustix::fs::stat("/proc/self/ns/user");
+    rustix::process::geteuid().is_root() && own().map_or(true, |own| own.st_ino == INITIAL_USER)
 }
 
 /// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the one number that this namespace always has.
