@@ -25,6 +25,7 @@ super::tests! { "attacks":
     exec_into_what_is_ending_stays_inside, a_full_key_quota_is_an_error, a_neighbour_fills_nobody_elses_key_quota,
     where_keys_are_forbidden_the_callers_are_not_handed_on, a_restored_container_has_not_the_callers_keyring,
     a_label_is_applied_past_a_false_proc, a_keyring_that_others_prepared_is_not_joined, what_cannot_be_covered_is_an_error,
+    a_joined_namespace_shows_no_false_null_device,
 }
 
 /// Without a procfs, `/proc` is the image's, or a volume's.
@@ -639,6 +640,39 @@ fn what_cannot_be_covered_is_an_error(test: &Test) -> Outcome {
         symlink("loop", bundle.rootfs().join("loop"))?;
         let output = bundle.try_create(&test.id())?;
         output.fails_with(&format!("{what}: Too many levels of symbolic links"))?;
+    }
+    Ok(())
+}
+
+/// A mask would show what the owner of that mount namespace has put in the place of `/dev/null`.
+fn a_joined_namespace_shows_no_false_null_device(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script =
+        "mkfifo fifo; echo false > file; mount --bind $0 /dev/null; echo ready; exec sleep 60";
+    for there in ["file", "fifo", "/dev/zero"] {
+        let mut holder = Command::new("unshare");
+        holder.args([
+            "--mount",
+            "sh",
+            "-ec",
+            &script.replace("mkfifo fifo", "test -p fifo || mkfifo fifo"),
+            there,
+        ]);
+        holder.current_dir(&test.folder).stdout(std::process::Stdio::piped());
+        let mut holder = holder.spawn()?;
+        let mut said = [0; 6];
+        if let Some(stdout) = &mut holder.stdout {
+            std::io::Read::read_exact(stdout, &mut said)?;
+        }
+        let path = format!("/proc/{}/ns/mnt", holder.id());
+        let bundle = test.sh("echo ran")?.file("/etc/secret", "secret")?;
+        let bundle = bundle
+            .namespace(json!({ "type": "mount", "path": path }))
+            .edit(|config| config["linux"]["maskedPaths"] = json!(["/etc/secret"]));
+        let output = bundle.run();
+        holder.kill()?;
+        holder.wait()?;
+        output?.fails_with("open `/dev/null`: it is another file")?;
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ super::tests! { "checkpoint_attacks":
     namespaces_are_not_the_hosts, a_process_that_exec_gave_more_is_refused, tmp_does_not_lead_out_of_the_root,
     files_of_a_checkpoint_are_not_links, a_log_is_not_a_link, criu_has_open_what_is_listed,
     a_name_that_criu_could_misread_is_refused, devices_of_the_hosts_cannot_be_changed,
+    a_rootfs_is_not_reached_by_a_newer_link,
 }
 
 /// Of two mounts of one filesystem, CRIU 4.2.1 forgets what one of them keeps from the container. In the rootfs, the entry's path leads to where
@@ -388,4 +389,24 @@ fn devices_of_the_hosts_cannot_be_changed(test: &Test) -> Outcome {
         ensure(options.starts_with("ro,"), format!("/dev/{name} has the options {options}"))?;
     }
     Ok(())
+}
+
+/// Who owns a directory above it puts one there when the container runs, and CRIU or `rt` would look into the host.
+fn a_rootfs_is_not_reached_by_a_newer_link(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    let container = bundle.start()?;
+    let moved = test.folder.join("moved");
+    for (part, target) in [
+        (bundle.folder.clone(), moved.clone()),
+        (bundle.rootfs(), moved.clone()),
+        (bundle.rootfs(), PathBuf::from("/")),
+    ] {
+        fs::rename(&part, &moved)?;
+        symlink(&target, &part)?;
+        write(test, &container, &[])?.fails_with("open the rootfs: ")?;
+        fs::remove_file(&part)?;
+        fs::rename(&moved, &part)?;
+    }
+    ensure_eq(container.status()?.as_str(), "running")
 }

@@ -59,6 +59,17 @@ pub(crate) fn open(
     }
 }
 
+/// Opens a directory of the host's (`O_PATH`) by a path in which a link is an error, as for `RESOLVE_NO_SYMLINKS`.
+pub(crate) fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let start = if path.is_absolute() { "/" } else { "." };
+    let mut here = rustix::fs::open(start, flags, Mode::empty())?;
+    for name in parts(path) {
+        here = rustix::fs::openat(&here, &name, flags, Mode::empty())?;
+    }
+    Ok(here)
+}
+
 fn parts(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -129,6 +140,14 @@ mod tests {
                 }
             };
             assert_eq!(same(open(root.as_fd(), Path::new(path), flags)), same(kernel), "{path:?}");
+        }
+        for path in ["", "root/a/b", "root/relative", "root/relative/b", "root/a/file", "root/none"]
+        {
+            let path = folder.join(path);
+            let flags = flags | OFlags::DIRECTORY;
+            let kernel =
+                rustix::fs::openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+            assert_eq!(open_without_links(&path).is_ok(), kernel.is_ok(), "{path:?}");
         }
         let read = open(root.as_fd(), Path::new("relative/file"), OFlags::RDONLY | OFlags::CLOEXEC);
         assert!(read.is_ok());

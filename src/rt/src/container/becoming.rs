@@ -24,20 +24,20 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Capabilities, Capability, Hook, LinuxCapabilities, Process};
 use rustix::event::Timespec;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 use rustix::thread::CapabilitySet;
 
+use super::host_proc::HostProc;
 use super::rootfs::Rootfs;
 use super::seccomp::Filter;
-use super::{host_proc, module, notify_socket, process};
+use super::{module, notify_socket, process};
 use crate::executor::{self, Program};
 use crate::sync::Socket;
 use crate::syscall;
@@ -262,15 +262,9 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
 }
 
 /// Says which label the program gets. Through the host's `/proc`: the container's may be missing or be something else.
-pub(super) fn set_security_label(process: &Process) -> Result<()> {
+pub(super) fn set_security_label(process: &Process, proc: &HostProc) -> Result<()> {
     let Some((paths, text)) = security_label(process)? else { return Ok(()) };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
-    ensure!(host_proc::is_procfs(proc.as_fd())?, "`/proc` is not a procfs");
-    let open = |path: &&str| {
-        rustix::fs::openat(&proc, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-    };
-    let file = paths.iter().map(open).find(|file| file.is_ok());
+    let file = paths.iter().map(|path| proc.open_to_write(path)).find(|file| file.is_ok());
     let file =
         file.with_context(|| format!("set the label `{text}`: open `/proc/{}`", paths[0]))??;
     File::from(file).write_all(text.as_bytes()).with_context(|| format!("set the label `{text}`"))

@@ -12,6 +12,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use super::cgroups::{self, Cgroup, Manager};
 use super::hooks::Streams;
+use super::host_proc::HostProc;
 use super::mounts::{self, Opened};
 use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::Patience;
@@ -61,15 +62,17 @@ struct Prepared {
     mounts: Vec<Option<Opened>>,
     /// Those of `linux.devices` that init cannot make; only init uses it.
     devices: Option<OwnedFd>,
+    /// Only init uses it.
+    proc: Option<HostProc>,
     /// Where hooks print to.
     streams: Streams,
     /// The limit of descriptors that is the caller's.
     descriptors: descriptors::Before,
+    /// Nodes in the rootfs are not to be used.
+    ignores_devices: bool,
 }
 
 /// Makes a container. When that fails, nothing of it is left.
-    /// Nodes in the rootfs are not to be used.
-    ignores_devices: bool,
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
     if ids::is_host_root() {
@@ -219,10 +222,11 @@ fn make(
                 mounts,
                 devices,
                 descriptors: *descriptors,
+                ignores_devices: *ignores_devices,
                 streams,
                 notify,
+                proc: proc.take(),
                 start_fifo,
-                ignores_devices: *ignores_devices,
                 socket: init,
                 first_own: options.first_own,
                 state,
@@ -235,6 +239,7 @@ fn make(
     drop(notify);
     prepared.mounts.clear();
     prepared.devices = None;
+    prepared.proc = None;
     descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
     // Only init needs it, and the receiver shall see its end when init is gone.
     options.console = None;
@@ -338,7 +343,7 @@ fn serve(
             }
             Some(Message::Map(number)) => {
                 let mount = files.first().context("init sent no mount")?;
-                mounts::map(options.bundle, number, mount.as_fd())?;
+                mounts::map(options.bundle, &prepared.namespaces, number, mount.as_fd())?;
                 socket.send(&Message::MapDone)?;
             }
             Some(Message::Ready) => break,

@@ -15,6 +15,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
 use super::becoming::{self, Ready};
 use super::cgroups::{self, Doors};
+use super::host_proc::HostProc;
 use super::namespaces::{self, Ending, Namespaces, Side};
 use super::patience::Patience;
 use super::rootfs::Rootfs;
@@ -105,7 +106,7 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         if !options.state.keeps_keyring {
             becoming::leave_session_keyring(&options.state.id)?;
         }
-        becoming::set_security_label(options.process)
+        becoming::set_security_label(options.process, &HostProc::open()?)
     };
     let agent = options.agent.is_some();
     let patience =

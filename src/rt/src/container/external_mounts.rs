@@ -58,8 +58,9 @@ pub(super) struct Configured<'a> {
 impl<'a> Offers<'a> {
     /// Of a container with this cgroup, and whose service manager's socket is in `notify`.
     pub(super) fn new(bundle: &'a Bundle, cgroup: &Cgroup, notify: &Path) -> Result<Offers<'a>> {
+        // A path without links, by which it was opened.
         let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
-        let root = bundle.rootfs.canonicalize().context("find the rootfs")?;
+        let root = bundle.rootfs.clone();
         let mut offers = Offers {
             sources: BTreeMap::new(),
             entries: Vec::new(),

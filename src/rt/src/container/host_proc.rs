@@ -62,6 +62,11 @@ impl HostProc {
         rustix::mount::unmount(link(mount), UnmountFlags::DETACH)
     }
 
+    /// Opens a file in it.
+    pub(super) fn open_to_write(&self, path: &str) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat(&self.0, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
     pub(super) fn mount_namespace(&self) -> rustix::io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::openat(&self.0, "self/ns/mnt", flags, Mode::empty())

@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use super::becoming::{self, Ready};
 use super::cgroups::Manager;
 use super::hooks::Streams;
+use super::host_proc::HostProc;
 use super::mounts::Opened;
 use super::namespaces::{self, Namespaces};
 use super::plan::{self, Options};
@@ -45,12 +46,14 @@ pub(super) struct Plan<'a> {
     pub(super) devices: Option<OwnedFd>,
     /// The limit of descriptors that is the container's.
     pub(super) descriptors: descriptors::Before,
-    /// Where hooks print to.
     /// Nodes in the rootfs are not to be used.
     pub(super) ignores_devices: bool,
+    /// Where hooks print to.
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
     pub(super) notify: Option<notify_socket::Folder>,
+    /// Opened before a mount namespace was joined, where anything may be in its place. None when it is taken.
+    pub(super) proc: Option<HostProc>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
@@ -67,7 +70,8 @@ const NOT_THERE: i32 = 127;
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let opened = (std::mem::take(&mut plan.mounts), std::mem::take(&mut plan.devices));
     let notify = plan.notify.take();
-    let (ready, environment) = match set_up(&plan, opened, notify) {
+    let proc = plan.proc.take();
+    let (ready, environment) = match set_up(&plan, opened, notify, proc) {
         Ok(made) => made,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -100,7 +104,9 @@ fn set_up<'a>(
     plan: &Plan<'a>,
     (opened, devices): (Vec<Option<Opened>>, Option<OwnedFd>),
     notify: Option<notify_socket::Folder>,
+    proc: Option<HostProc>,
 ) -> Result<(Ready<'a>, Vec<String>)> {
+    let proc = proc.context("the host's `/proc` was not opened")?;
     let options = plan.options;
     let bundle = options.bundle;
     let spec = &bundle.spec;
@@ -137,9 +143,9 @@ fn set_up<'a>(
 
     let propagation = linux.rootfs_propagation().as_deref();
     let mut rootfs = if namespaces.has_mount() {
-        Rootfs::enter(&bundle.rootfs, propagation)
+        Rootfs::enter(&bundle.rootfs, propagation, proc)
     } else {
-        Rootfs::open_as_is(&bundle.rootfs)
+        Rootfs::open_with(&bundle.rootfs, proc)
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
     let entries = spec.mounts().as_deref().unwrap_or_default();
@@ -199,7 +205,7 @@ fn set_up<'a>(
         process::set_personality(personality)?;
     }
     memory_policy::set_memory_policy(linux.memory_policy().as_ref())?;
-    becoming::set_security_label(process)?;
+    becoming::set_security_label(process, rootfs.proc()?)?;
     let home = becoming::home(&rootfs, process);
     let registered = workload::registered_formats();
 
@@ -380,16 +386,6 @@ fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     )
 }
 
-/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for an end.
-fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
-    let mut poll = [
-        PollFd::new(fifo, PollFlags::IN),
-        // What stands in for it is in the list already.
-        endings.map_or(PollFd::new(fifo, PollFlags::empty()), |it| PollFd::new(it, PollFlags::IN)),
-    ];
-    loop {
-        match syscall::poll(&mut poll, None) {
-            Ok(_) => break,
 /// Of those that `becoming::ready` leaves open: the caller's gifts and what it is told to keep. What was opened since has the lowest
 /// numbers that were free: no higher ones, or right above these.
 fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
@@ -400,6 +396,16 @@ fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
     kept.chain([gifts]).max().unwrap_or(gifts) + SINCE
 }
 
+/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for an end.
+fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
+    let mut poll = [
+        PollFd::new(fifo, PollFlags::IN),
+        // What stands in for it is in the list already.
+        endings.map_or(PollFd::new(fifo, PollFlags::empty()), |it| PollFd::new(it, PollFlags::IN)),
+    ];
+    loop {
+        match syscall::poll(&mut poll, None) {
+            Ok(_) => break,
             Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the start"),
         }

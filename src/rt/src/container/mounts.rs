@@ -116,7 +116,7 @@ fn open_one(
     }
     if let Some(mapping) = mapping {
         let recursive = options.idmap.as_ref().is_some_and(|idmap| idmap.recursive);
-        mapping.apply(mount.as_fd(), recursive)?;
+        mapping.apply(mount.as_fd(), recursive, namespaces)?;
     }
     let finished = !options.copy_up;
     if finished {
@@ -142,7 +142,7 @@ pub(crate) fn open_detached(
     }
     if let Some(mapping) = idmap::wanted(entry, &options, bundle.linux())? {
         let recursive = options.idmap.as_ref().is_some_and(|idmap| idmap.recursive);
-        mapping.apply(mount.as_fd(), recursive)?;
+        mapping.apply(mount.as_fd(), recursive, namespaces)?;
     }
     Ok(Opened::unfinished(mount))
 }
@@ -285,7 +285,11 @@ pub(crate) fn mount(
     }
     let of_hosts =
         || [Path::new("/proc"), Path::new("/sys")].contains(&entry.destination().as_path());
-    if is_kernels || bind && of_hosts() {
+    let is_remounted = || {
+        let all = bundle.spec.mounts().iter().flatten();
+        all.filter(|it| it.destination() == entry.destination()).any(remounts)
+    };
+    if is_kernels || bind && of_hosts() || is_remounted() {
         rootfs.keep(entry.destination(), mount);
     }
     Ok(())
@@ -344,13 +348,19 @@ pub(crate) fn open_to_be_mapped(
 }
 
 /// Maps the ids of what [`open_to_be_mapped`] has opened. Runs in the caller's process.
-pub(crate) fn map(bundle: &Bundle, number: usize, mount: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn map(
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    number: usize,
+    mount: BorrowedFd<'_>,
+) -> Result<()> {
     let entry = bundle.spec.mounts().as_ref().and_then(|mounts| mounts.get(number));
     let entry = entry.context("init sent the number of no mount")?;
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let mapping = idmap::wanted(entry, &options, bundle.linux())?;
     let recursive = options.idmap.is_some_and(|idmap| idmap.recursive);
-    mapping.map_or(Ok(()), |mapping| mapping.apply(mount, recursive)).with_context(|| show(entry))
+    let Some(mapping) = mapping else { return Ok(()) };
+    mapping.apply(mount, recursive, namespaces).with_context(|| show(entry))
 }
 
 /// Which process opens a mount.

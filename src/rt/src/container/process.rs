@@ -301,7 +301,7 @@ fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
 /// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
 pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    let theirs = streams.map(is_null);
+    let theirs = streams.map(detached::is_null);
     if theirs == [false; 3] {
         return Ok(());
     }
@@ -324,7 +324,7 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
 fn private_null() -> Result<OwnedFd> {
     let make = || -> Result<OwnedFd> {
         let options = mounts::Options::parse(&["size=4k", "nr_inodes=2"].map(str::to_owned))?;
-        let folder = mounts::detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
+        let folder = detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?;
         let mode = Mode::from_raw_mode(0o666);
         let number = rustix::fs::makedev(1, 3);
         rustix::fs::mknodat(&folder, "null", FileType::CharacterDevice, mode, number)?;
@@ -334,19 +334,13 @@ fn private_null() -> Result<OwnedFd> {
     make().context("the container has no `/dev/null`: make one")
 }
 
-fn is_null(file: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|there| {
-        there.st_mode & libc::S_IFMT == libc::S_IFCHR && there.st_rdev == rustix::fs::makedev(1, 3)
-    })
-}
-
 /// The `/dev/null` that this process sees. None where something else is in its place, or nothing.
 pub(crate) fn open_null() -> Option<OwnedFd> {
     // A fifo would be waited for, were it not for NONBLOCK.
     let flags =
         OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty()).ok()?;
-    if !is_null(null.as_fd()) {
+    if !detached::is_null(null.as_fd()) {
         return None;
     }
     rustix::fs::fcntl_setfl(&null, OFlags::RDWR).ok()?;
@@ -378,15 +372,15 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
             Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::ACCESS) => {}
             Err(error) => {
                 return Err(error).context("give standard streams to the container's user");
-fn can_write(file: BorrowedFd<'_>) -> bool {
-    let mode = rustix::fs::fcntl_getfl(file).map(|flags| flags & OFlags::RWMODE);
-    mode.is_ok_and(|mode| mode == OFlags::WRONLY || mode == OFlags::RDWR)
-}
-
             }
         }
     }
     Ok(())
+}
+
+fn can_write(file: BorrowedFd<'_>) -> bool {
+    let mode = rustix::fs::fcntl_getfl(file).map(|flags| flags & OFlags::RWMODE);
+    mode.is_ok_and(|mode| mode == OFlags::WRONLY || mode == OFlags::RDWR)
 }
 
 #[cfg(test)]

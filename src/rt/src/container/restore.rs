@@ -26,10 +26,11 @@ use super::criu::{
 };
 use super::external_mounts::Offers;
 use super::hooks::Streams;
+use super::host_proc::HostProc;
 use super::mounts;
 use super::namespaces::{self, Namespaces};
 use super::restrictions::{RECORD, Recorded};
-use super::rootfs::Rootfs;
+use super::rootfs::{self, Rootfs};
 use super::{
     becoming, confinement, delete, hooks, open_files, pid_file, plan, process, restored_cgroups,
     restored_limits, restrictions, terminal, undo,
@@ -226,8 +227,8 @@ fn make(
     let hooks = bundle.spec.hooks().as_ref();
     let mut has_covered = false;
     let limited = options.manager != Manager::Disabled;
-    let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
     let criu_process = criu.process();
+    let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
             plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
             // Killed in a hook, and without a cgroup, this is how a deletion finds it.
@@ -388,12 +389,16 @@ fn prepare_place(
     syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
     let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
-    let mut rootfs = Rootfs::mount(&bundle.rootfs, place, None)?;
+    // What is looked at is what CRIU gets.
+    let tree = rootfs::open_host(&bundle.rootfs).context("open the rootfs")?;
+    let below = rootfs::open_host(place)?;
+    let mount = || Rootfs::mount(tree.as_fd(), below.as_fd(), None, HostProc::open()?);
+    let mut rootfs = mount()?;
     checkpoint::refuse_without_a_place(&rootfs, bundle)?;
     make_mount_points(&mut rootfs, bundle, namespaces)?;
     drop(rootfs);
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
-    Rootfs::mount(&bundle.rootfs, place, None)?;
+    checkpoint::refuse_without_a_place(&mount()?, bundle)?;
     if bundle.process().no_new_privileges() == Some(true) {
         // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;

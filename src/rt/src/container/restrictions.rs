@@ -75,10 +75,8 @@ pub(super) fn put_back(
     let entrance = Entrance::open(state)?;
     // Inside, `/dev/null` is the container's.
     let masks = bundle.linux().masked_paths().iter().flatten();
-    let masks = masks.map(|path| {
-        Ok((Path::new(path), Some(mounts::detached::clone_device(Path::new("/dev/null"))?)))
-    });
-    let mut masks = masks.collect::<Result<Vec<_>>>().context("open `/dev/null`")?;
+    let masks = masks.map(|path| Ok((Path::new(path), Some(mounts::detached::clone_null()?))));
+    let mut masks = masks.collect::<Result<Vec<_>>>()?;
     entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
     // Those that the container has made since.
     for thread in confinement::other_mount_namespaces(state.pid)? {
@@ -171,7 +169,7 @@ impl Wanted<'_> {
                     let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
                     syscall::mount_setattr(place.as_fd(), attr, true).with_context(show)?;
                 } else {
-                    root.make_read_only(path, &mut covers).with_context(show)?;
+                    Rootfs::cover_read_only(place.as_fd(), &mut covers).with_context(show)?;
                 }
             }
         }

@@ -19,7 +19,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::descriptors;
 use super::host_proc::{self, HostProc};
-use super::mount_table::{self, Entry};
+use super::mount_table::Entry;
 use super::mounts::detached::{self, attach};
 use super::mounts::options::Options;
 use crate::syscall::{self, MountAttr};
@@ -89,10 +89,11 @@ const EMULATED: [&str; 11] = [
 
 impl Rootfs {
     /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.
-    pub(crate) fn enter(path: &Path, propagation: Option<&str>) -> Result<Rootfs> {
+    pub(super) fn enter(path: &Path, propagation: Option<&str>, proc: HostProc) -> Result<Rootfs> {
+        let rootfs = open_host(path)?;
         match propagation {
             // What is mounted in the container shall reach the host: only the mount below the rootfs is cut off.
-            Some("shared" | "rshared") => make_private(&mount_point(path)?)?,
+            Some("shared" | "rshared") => make_private(&mount_point(rootfs.as_fd(), &proc)?)?,
             _ => rustix::mount::mount_change(
                 "/",
                 MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
@@ -100,14 +101,18 @@ impl Rootfs {
             .context("make the host's mounts slaves")?,
         }
         let reaches_others = matches!(propagation, Some("shared" | "rshared"));
-        let rootfs = Rootfs::mount(path, path, propagation)?;
+        let rootfs = Rootfs::mount(rootfs.as_fd(), rootfs.as_fd(), propagation, proc)?;
         Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
     }
 
     /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is the `propagation`.
-    pub(crate) fn mount(path: &Path, place: &Path, propagation: Option<&str>) -> Result<Rootfs> {
-        let rootfs = open_without_links(path).context("open the rootfs")?;
-        let tree = detached::clone_tree(rootfs.as_fd(), Path::new(""), true)
+    pub(super) fn mount(
+        rootfs: BorrowedFd<'_>,
+        place: BorrowedFd<'_>,
+        propagation: Option<&str>,
+        proc: HostProc,
+    ) -> Result<Rootfs> {
+        let tree = detached::clone_tree(rootfs, Path::new(""), true)
             .context("clone the mount of the rootfs")?;
         let kind = match propagation {
             Some("slave" | "rslave") => libc::MS_SLAVE,
@@ -116,13 +121,12 @@ impl Rootfs {
         let cut_off = MountAttr { propagation: kind, ..MountAttr::default() };
         syscall::mount_setattr(tree.as_fd(), cut_off, false)
             .context("cut the rootfs off from the host's mounts")?;
-        let place = if place == path { rootfs } else { open_without_links(place)? };
-        attach(tree.as_fd(), place.as_fd())?;
+        attach(tree.as_fd(), place)?;
         Ok(Rootfs {
             root: tree,
             kernels: Vec::new(),
             shown: OnceCell::new(),
-            proc: Some(HostProc::open()?),
+            proc: Some(proc),
             read_only_later: None,
             reaches_others: false,
             root_propagation: None,
@@ -135,13 +139,14 @@ impl Rootfs {
     }
 
     /// The rootfs as it is, for a container without a mount namespace of its own.
+    pub(super) fn open_with(path: &Path, proc: HostProc) -> Result<Rootfs> {
+        Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(path)? })
+    }
+
+    /// The same, to look into it.
     pub(crate) fn open_as_is(path: &Path) -> Result<Rootfs> {
         Ok(Rootfs {
-            root: rustix::fs::open(
-                path,
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?,
+            root: open_host(path)?,
             kernels: Vec::new(),
             shown: OnceCell::new(),
             proc: None,
@@ -431,9 +436,7 @@ impl Rootfs {
             let cover = match first {
                 Some(first) => detached::clone_tree(first.as_fd(), Path::new(""), false)?,
                 None if is_directory => make_empty()?,
-                None => {
-                    detached::clone_device(Path::new("/dev/null")).context("open `/dev/null`")?
-                }
+                None => detached::clone_null()?,
             };
             first.get_or_insert(cover.try_clone()?);
             covers.attach(cover.as_fd(), place.as_fd())?;
@@ -447,12 +450,16 @@ impl Rootfs {
             if covers.has(place.as_fd())? {
                 continue;
             }
-            let tree = detached::clone_tree(place.as_fd(), Path::new(""), true)?;
-            let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-            syscall::mount_setattr(tree.as_fd(), attr, true)?;
-            covers.attach(tree.as_fd(), place.as_fd())?;
+            Rootfs::cover_read_only(place.as_fd(), covers)?;
         }
         Ok(())
+    }
+
+    pub(super) fn cover_read_only(place: BorrowedFd<'_>, covers: &mut Covers) -> Result<()> {
+        let tree = detached::clone_tree(place, Path::new(""), true)?;
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        syscall::mount_setattr(tree.as_fd(), attr, true)?;
+        covers.attach(tree.as_fd(), place)
     }
 
     /// What a path is in the mount of the kernel's that is called so, and what it is for the container, which can be another one. None
@@ -486,7 +493,7 @@ impl Rootfs {
     pub(crate) fn has_own_devices(&self) -> Result<bool> {
         let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
             Ok(dev) => dev,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(true),
             Err(error) => return Err(error.into()),
         };
         // The mount, not the filesystem: what is mounted on `/dev` may be of the same.
@@ -654,15 +661,14 @@ fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix:
 }
 
 /// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part that has become one since is an error.
-fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_host(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS;
-    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
-        Err(Errno::NOSYS | Errno::PERM) => {
-            rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty())
-        }
+    let opened = match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => walk::open_without_links(path),
         opened => opened,
-    }
+    };
+    opened.with_context(|| format!("open `{}`", path.display()))
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -755,10 +761,7 @@ fn make_private(path: &Path) -> Result<()> {
         .with_context(|| format!("make the mount `{}` private", path.display()))
 }
 
-/// Where the mount that a path is on is mounted (`proc_pid_mountinfo(5)`).
-fn mount_point(path: &Path) -> Result<PathBuf> {
-    let id =
-        rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
-    let mount = mount_table::own()?.into_iter().find(|mount| mount.id == id);
-    Ok(mount.context("the rootfs is not on a mount")?.point)
+/// Where the mount that a file is on is mounted (`proc_pid_mountinfo(5)`).
+fn mount_point(file: BorrowedFd<'_>, proc: &HostProc) -> Result<PathBuf> {
+    Ok(proc.mount(&mount_id(file)?)?.context("the rootfs is not on a mount")?.point)
 }

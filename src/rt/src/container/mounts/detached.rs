@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Error, Result};
-use rustix::fs::CWD;
+use anyhow::{Context, Error, Result, ensure};
+use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -29,6 +29,20 @@ pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
     syscall::mount_setattr(mount.as_fd(), MountAttr { set, ..MountAttr::default() }, false)?;
     Ok(mount)
+}
+
+/// The host's null device. Where a mount namespace was joined, something else may be in its place.
+pub(crate) fn clone_null() -> Result<OwnedFd> {
+    let null = clone_device(Path::new("/dev/null")).context("open `/dev/null`")?;
+    ensure!(is_null(null.as_fd()), "open `/dev/null`: it is another file");
+    Ok(null)
+}
+
+pub(crate) fn is_null(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|there| {
+        FileType::from_raw_mode(there.st_mode) == FileType::CharacterDevice
+            && there.st_rdev == rustix::fs::makedev(1, 3)
+    })
 }
 
 pub(crate) fn clone_tree_at(

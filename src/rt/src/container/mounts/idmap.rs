@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNames
 use rustix::fs::{Mode, OFlags};
 
 use super::options::Options;
-use crate::container::namespaces;
+use crate::container::namespaces::{self, Namespaces};
 use crate::syscall;
 
 /// What a mount is mapped by.
@@ -92,19 +92,29 @@ fn parse(text: &str, linux: &Linux) -> Result<Mapping> {
 }
 
 impl Mapping {
-    fn namespace(&self) -> Result<OwnedFd> {
-        match self {
-            Mapping::Ranges { uids, gids } => namespaces::user_namespace(uids, gids),
-            Mapping::Namespace(path) => {
+    fn namespace(&self, container: &Namespaces) -> Result<OwnedFd> {
+        match (self, container.joined(libc::CLONE_NEWUSER)) {
+            (Mapping::Ranges { uids, gids }, _) => namespaces::user_namespace(uids, gids),
+            (Mapping::Namespace(_), Some(joined)) => {
+                joined.try_clone_to_owned().context("duplicate a descriptor")
+            }
+            // The caller's own; or the container runs already.
+            (Mapping::Namespace(path), None) => {
                 rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .with_context(|| format!("open user namespace `{}`", path.display()))
             }
         }
     }
 
-    /// Maps a mount that is not attached yet.
-    pub(super) fn apply(&self, mount: BorrowedFd<'_>, recursive: bool) -> Result<()> {
-        let namespace = self.namespace().context("make the user namespace of the id mapping")?;
+    /// Maps a mount that is not attached yet. `container` are the namespaces that the container gets.
+    pub(super) fn apply(
+        &self,
+        mount: BorrowedFd<'_>,
+        recursive: bool,
+        container: &Namespaces,
+    ) -> Result<()> {
+        let namespace = self.namespace(container);
+        let namespace = namespace.context("make the user namespace of the id mapping")?;
         syscall::mount_idmap(mount, namespace.as_fd(), recursive)
             .context("map the ids of the mount: its filesystem must support that")
     }
