@@ -243,7 +243,7 @@ pub(super) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
     ] {
         ensure!(
             confinement::joined(spec, kind).is_none(),
-            "`criu` cannot restore into an existing {name} namespace"
+            "`criu` cannot restore into a {name} namespace that is there already"
         );
     }
     let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
