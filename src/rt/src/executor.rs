@@ -77,8 +77,10 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
         }
         (_, head) => {
             executable(&found.file).with_context(|| format!("exec: `{name}`"))?;
-            if let Some((_, head)) = &head {
-                check_interpreter(head).with_context(|| format!("exec: `{name}`"))?;
+            if let Some((file, head)) = &head
+                && head.starts_with(b"#!")
+            {
+                check_interpreter(file).with_context(|| format!("exec: `{name}`"))?;
             }
             native(request, &found.path)
         }
@@ -232,8 +234,11 @@ fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
 /// Refuses a script whose interpreter is not the container's. The kernel looks it up by itself, and so do those that follow when
 /// it is a script too: here only what can be seen at `create` is told early. What keeps the kernel inside is that nothing of the
 /// host is open then.
-fn check_interpreter(head: &[u8]) -> Result<()> {
-    let Some(line) = head.strip_prefix(b"#!") else { return Ok(()) };
+fn check_interpreter(script: &OwnedFd) -> Result<()> {
+    // As much as the kernel reads: `BINPRM_BUF_SIZE`, `<linux/binfmts.h>`.
+    let mut head = [0; 256];
+    let length = rustix::io::pread(script, &mut head, 0).context("read the script")?;
+    let Some(line) = head[..length].strip_prefix(b"#!") else { return Ok(()) };
     let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let words = line.split(|byte| matches!(byte, b' ' | b'\t' | 0));
     let Some(path) = words.into_iter().find(|word| !word.is_empty()) else { return Ok(()) };
