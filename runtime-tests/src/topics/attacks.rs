@@ -639,7 +639,7 @@ fn what_cannot_be_covered_is_an_error(test: &Test) -> Outcome {
             test.sh("true")?.edit(|config| config["linux"][list] = json!(["/none", "/loop"]));
         symlink("loop", bundle.rootfs().join("loop"))?;
         let output = bundle.try_create(&test.id())?;
-        output.fails_with(&format!("{what}: Too many levels of symbolic links"))?;
+        output.fails_with(what)?;
     }
     Ok(())
 }
