@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 super::tests! { "cgroups":
-    no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
+    no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, what_is_forbidden_of_many_devices_is_forbidden, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
     every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own, a_joined_namespace_shows_no_others,
@@ -133,6 +133,58 @@ fn every_access_has_a_letter(test: &Test) -> Outcome {
     ] {
         let told = rules.to_string();
         ensure_eq((&told, with_devices(test, script, rules)?.as_str()), (&told, expected))?;
+    }
+    Ok(())
+}
+
+/// The files of v1 cannot say it of each: what they cannot say is refused. A rule without a type was one for all devices to them.
+fn what_is_forbidden_of_many_devices_is_forbidden(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let script = "for device in 'c 10 229' 'c 10 230' 'b 7 5'; do
+        mknod /node $device 2>&- || { echo -n '- '; continue; }
+        (: < /node) 2>&1 | grep -q 'not permitted' || echo -n r; (: > /node) 2>&1 | grep -q 'not permitted' || echo -n w;
+        (: <> /node) 2>&1 | grep -q 'not permitted' || echo -n b; rm /node; echo -n '. '; done";
+    let script = script.replace("rm ", "/bin/busybox rm ");
+    let none = json!({ "allow": false, "access": "rwm" });
+    let all = json!({ "allow": true, "access": "rwm" });
+    let rule = |allow: bool, access: &str, rest: &Value| {
+        let mut rule = rest.clone();
+        rule["allow"] = json!(allow);
+        rule["access"] = json!(access);
+        rule
+    };
+    let one = json!({ "type": "c", "major": 10, "minor": 229 });
+    let major = json!({ "type": "c", "major": 10 });
+    let kind = json!({ "type": "c" });
+    let untyped = json!({ "major": 10, "minor": 229 });
+    let any = json!({});
+    for (rules, expected) in [
+        (json!([none, rule(true, "rwm", &untyped)]), "rwb. . . "),
+        (json!([none, rule(true, "rwm", &json!({ "type": "a", "major": 10 }))]), "rwb. rwb. . "),
+        (json!([none, rule(true, "r", &any)]), "r. r. r. "),
+        (json!([none, rule(true, "r", &one), rule(true, "w", &one)]), "rwb. . . "),
+        (json!([all, rule(false, "rwm", &untyped)]), "- rwb. rwb. "),
+        (json!([all, rule(false, "rwm", &one)]), "- rwb. rwb. "),
+        (json!([all, rule(false, "m", &one)]), "- rwb. rwb. "),
+    ] {
+        let told = rules.to_string();
+        ensure_eq((&told, with_devices(test, &script, rules)?.as_str()), (&told, expected))?;
+    }
+    let by_files = Path::new("/sys/fs/cgroup/devices/tasks").exists();
+    for (rules, expected) in [
+        (json!([none, rule(true, "rwm", &kind), rule(false, "rwm", &one)]), ". rwb. . "),
+        (json!([none, rule(true, "rw", &major), rule(false, "w", &one)]), "r. rwb. . "),
+        (json!([none, rule(true, "rwm", &one), rule(false, "rwm", &major)]), ". . . "),
+        (json!([all, rule(false, "rwm", &major), rule(true, "rwm", &one)]), "rwb. - rwb. "),
+    ] {
+        let told = rules.to_string();
+        if by_files {
+            let bundle =
+                test.sh("true")?.edit(|config| config["linux"]["resources"]["devices"] = rules);
+            bundle.try_create(&test.id())?.fails_with("cannot be taken back from")?;
+        } else {
+            ensure_eq((&told, with_devices(test, &script, rules)?.as_str()), (&told, expected))?;
+        }
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::event::PollFlags;
 use rustix::fs::{FsWord, Mode, OFlags};
 use rustix::io::Errno;
@@ -382,10 +382,15 @@ impl Cgroup {
     }
 
     fn limit(&self, resources: Option<&LinuxResources>) -> Result<()> {
-        if self.version == Version::V1 && v1::of_controller(&self.paths, "devices").is_some() {
-            resources::apply_devices_v1(&self.paths, &device_rules(resources)?)?;
+        if self.has_device_files() {
+            resources::apply_devices_v1(&self.paths, &device_lines(resources)?)?;
         }
         resources.map_or(Ok(()), |resources| self.apply(resources))
+    }
+
+    /// Whether a v1 hierarchy has the device rules.
+    fn has_device_files(&self) -> bool {
+        self.version == Version::V1 && v1::of_controller(&self.paths, "devices").is_some()
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<()> {
@@ -447,6 +452,9 @@ impl Cgroup {
     /// may not replace. Nothing is made yet.
     pub(crate) fn check(&self, resources: Option<&LinuxResources>) -> Result<()> {
         device_rules(resources)?;
+        if self.has_device_files() {
+            device_lines(resources)?;
+        }
         if let Some(resources) = resources {
             systemd::refuse_replaced(&self.wishes.properties, resources)?;
         }
@@ -743,8 +751,15 @@ fn are_limits(limits: Option<&LinuxResources>) -> bool {
 
 /// Without any, a container has the default devices, as with runc.
 fn device_rules(resources: Option<&LinuxResources>) -> Result<Vec<devices::Rule>> {
-    let configured = resources.and_then(|resources| resources.devices().as_deref());
-    devices::rules(configured.unwrap_or_default())
+    devices::rules(configured_devices(resources))
+}
+
+fn device_lines(resources: Option<&LinuxResources>) -> Result<Vec<devices::Rule>> {
+    devices::for_files(configured_devices(resources))
+}
+
+fn configured_devices(resources: Option<&LinuxResources>) -> &[LinuxDeviceCgroup] {
+    resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
 }
 
 /// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s by.

@@ -35,28 +35,85 @@ const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// The rules of the configuration, then those for what every container has: making nodes, which is harmless, since opening them is
-/// what is controlled; the default devices; consoles and terminals. As runc and crun have them.
+/// The rules of the configuration, then those for what every container has. As runc and crun have them.
 pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+    let mut rules = parse(configured)?;
+    rules.extend(defaults(&rules));
+    Ok(rules)
+}
+
+/// The same for the files of v1, which know what is allowed or forbidden at first, and exceptions (kernel documentation,
+/// `cgroup-v1/devices.rst`). Of an exception for many devices the kernel takes nothing back for one of them, and says nothing: a device
+/// that is forbidden would be open. A rule for all types is to it one for all devices, whatever its numbers are.
+pub(super) fn for_files(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+    let rules = parse(configured)?;
+    let mut lines: Vec<Rule> = Vec::new();
+    let mut exceptions: Vec<Rule> = Vec::new();
+    let mut everything = false;
+    for rule in &rules {
+        if rule.is_for_all() {
+            everything = rule.allow;
+            lines.push(*rule);
+            continue;
+        }
+        for kind in rule.kind.map_or(vec![CHAR, BLOCK], |kind| vec![kind]) {
+            let rule = Rule { kind: Some(kind), ..*rule };
+            lines.push(rule);
+            if rule.allow != everything {
+                exceptions.push(rule);
+                continue;
+            }
+            for before in exceptions.iter_mut().filter(|before| before.overlaps(&rule)) {
+                ensure!(
+                    before.is_of(&rule),
+                    "{WHERE}: `{}` cannot be taken back from `{}` with cgroup v1",
+                    rule.line(),
+                    before.line()
+                );
+                before.access &= !rule.access;
+            }
+        }
+    }
+    lines.extend(defaults(&rules));
+    Ok(lines)
+}
+
+fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     // A new cgroup of v1 allows what the one above it does, while a program forbids what no rule allows.
     let nothing = Rule { allow: false, kind: None, major: None, minor: None, access: ALL };
     let mut rules = vec![nothing];
     for configured in configured {
-        let rule = rule(configured)?;
+        let mut rule = rule(configured)?;
         if rule.is_for_all() {
             rules.clear();
         }
+        // Who may read by one rule and write by another may do both at once, as with the files of v1.
+        let before = rules.iter().rev().take_while(|before| before.allow && rule.allow);
+        let same = before.filter(|before| before.is_of(&rule));
+        rule.access |= same.fold(0, |access, before| access | before.access);
         rules.push(rule);
     }
+    Ok(rules)
+}
+
+/// Making nodes, which is harmless, since opening them is what is controlled; the default devices; consoles and terminals.
+fn defaults(rules: &[Rule]) -> Vec<Rule> {
     let allow =
         |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
-    rules.extend([allow(CHAR, None, None, MAKE), allow(BLOCK, None, None, MAKE)]);
+    let many = [
+        allow(CHAR, None, None, MAKE),
+        allow(BLOCK, None, None, MAKE),
+        allow(CHAR, Some(136), None, ALL),
+    ];
+    // Where everything is allowed but what is named, what is named stays forbidden.
+    let everything = rules.first().is_some_and(|first| first.allow);
+    let is_needed = |many: &Rule| !everything || rules.iter().any(|rule| rule.is_of(many));
+    let mut defaults: Vec<Rule> = many.into_iter().filter(is_needed).collect();
     // null, zero, full, random, urandom, tty, ptmx, net/tun (Documentation/admin-guide/devices.txt).
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)] {
-        rules.push(allow(CHAR, Some(major), Some(minor), ALL));
+        defaults.push(allow(CHAR, Some(major), Some(minor), ALL));
     }
-    rules.push(allow(CHAR, Some(136), None, ALL));
-    Ok(rules)
+    defaults
 }
 
 /// What is not understood is an error: taken for "any", it would allow what the rule was to forbid.
@@ -103,6 +160,11 @@ pub(super) fn allow_everything(rules: &[Rule]) -> bool {
 }
 
 impl Rule {
+    /// Whether it is about the same devices.
+    fn is_of(&self, other: &Rule) -> bool {
+        (self.kind, self.major, self.minor) == (other.kind, other.major, other.minor)
+    }
+
     /// Whether no rule before it counts.
     fn is_for_all(&self) -> bool {
         self.kind.is_none() && self.major.is_none() && self.minor.is_none() && self.access == ALL
