@@ -1,6 +1,8 @@
 //! What the processes of a container do to commands that wait for them, and to those that look for them.
 
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -15,7 +17,8 @@ super::tests! { "hold_ups":
     a_helper_that_was_killed_is_not_waited_for,
     a_lock_that_waits_for_the_container_is_freed_by_its_end,
     mounts_go_where_the_container_was_made, no_memory_is_filled_for_a_container,
-    a_magic_link_is_no_way_to_a_pid_file,
+    a_magic_link_is_no_way_to_a_pid_file, a_program_of_the_hosts_is_not_waited_for_without_end,
+    a_full_socket_is_waited_for_but_not_without_end,
 }
 
 fn within(seconds: u32, command: &Command) -> Outcome<Output> {
@@ -181,4 +184,76 @@ fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
             .fails_with(&format!("`{inner}/{link}` is a magic link"))?;
     }
     ensure(!Path::new("/tmp").join(&name).exists(), "it was written on the host")
+}
+
+/// ps(1) reads the memory of every process, which may be a file of a container's filesystem that does not answer.
+fn a_program_of_the_hosts_is_not_waited_for_without_end(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let tools = test.folder.join("tools");
+    fs::create_dir(&tools)?;
+    for tool in ["ps", "newuidmap", "newgidmap"] {
+        fs::write(tools.join(tool), "#!/bin/sh\necho PID; exec sleep 1000\n")?;
+        fs::set_permissions(tools.join(tool), fs::Permissions::from_mode(0o755))?;
+    }
+    let path = format!("PATH={}:/usr/bin:/bin", tools.display());
+    let container = test.sh("exec sleep 60")?.start()?;
+    let held_up = &|command: Command| -> Outcome {
+        let mut limited = Command::new("timeout");
+        limited.arg("--kill-after=1").arg("60").arg("env").arg(&path);
+        limited.arg(command.get_program()).args(command.get_args());
+        Output::of(limited)?.code(1)?.fails_with("it took longer than 30 s").map(drop)
+    };
+    let ps = |words: &[&str]| test.command([&["ps", &container.id], words].concat());
+    let commands = vec![ps(&[]), ps(&["-ef"]), ps(&["-e", "-o", "pid,comm"])];
+    std::thread::scope(|scope| {
+        let ends: Vec<_> =
+            commands.into_iter().map(|command| scope.spawn(move || held_up(command))).collect();
+        ends.into_iter().try_for_each(|end| end.join().map_err(|_| "a thread has panicked")?)
+    })?;
+    // No signal has gone to what it shows.
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// A socket that listens and has its queue full.
+fn full(path: &Path) -> Outcome<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, socket};
+    let address = SocketAddrUnix::new(path)?;
+    let [listener, first] =
+        [(), ()].map(|()| socket(AddressFamily::UNIX, SocketType::STREAM, None));
+    let (listener, first) = (listener?, first?);
+    bind(&listener, &address)?;
+    listen(&listener, 0)?;
+    connect(&first, &address)?;
+    Ok((listener, first))
+}
+
+/// Those of many containers that start at once.
+fn a_full_socket_is_waited_for_but_not_without_end(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let socket = test.folder.join("socket");
+    let path = socket.display().to_string();
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+        "syscalls": [{ "names": ["swapon"], "action": "SCMP_ACT_NOTIFY" }] });
+    let terminal = test.sh("true")?.edit(|config| config["process"]["terminal"] = json!(true));
+    for bundle in [
+        terminal.flag("--detach").flag("--console-socket").flag(&path),
+        test.sh("true")?.flag("--detach").flag("--pidfd-socket").flag(&path),
+        test.sh("true")?.flag("--detach").edit(|config| config["linux"]["seccomp"] = filter),
+    ] {
+        let (listener, _first) = full(&socket)?;
+        let output = std::thread::scope(|scope| -> Outcome<Output> {
+            // Later than it takes to fail at once.
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+                rustix::net::accept(&listener)
+            });
+            bundle.run()
+        })?;
+        output.success()?;
+        fs::remove_file(&socket)?;
+        let (_listener, _first) = full(&socket)?;
+        bundle.run()?.code(1)?.fails_with("nobody has taken the connection within 10 s")?;
+        fs::remove_file(&socket)?;
+    }
+    Ok(())
 }

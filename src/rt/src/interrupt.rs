@@ -2,11 +2,15 @@
 //! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is one; otherwise it ends the waiting.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::BorrowedFd;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
@@ -71,4 +75,28 @@ pub(crate) fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -
             Err(error) => return Err(error).context("wait for the other process"),
         }
     }
+}
+
+/// How long a program of the host's may take that looks at processes or files of others.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What such a program prints. A container can hold it up: `ps(1)` reads the memory of every process, which may be a file of a filesystem
+/// that does not answer. It prints into memory, not to pipes, that it may be left alone: who is held up in the kernel does not even die.
+pub(crate) fn output(mut command: Command) -> Result<Output> {
+    let memory = || rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC).map(File::from);
+    let (mut stdout, mut stderr) = (memory()?, memory()?);
+    command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+    let mut child = command.spawn()?;
+    if let Err(error) = wait_for(Pid::from_child(&child), Some(PATIENCE)) {
+        child.kill()?;
+        return Err(error);
+    }
+    let status = child.wait()?;
+    let read = |file: &mut File| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    Ok(Output { status, stdout: read(&mut stdout)?, stderr: read(&mut stderr)? })
 }

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{self, ListFormat};
+use crate::interrupt;
 use crate::state::{Root, State};
 
 pub(super) fn execute(root: &Root, args: &cli::Ps) -> Result<ExitCode> {
@@ -22,7 +23,9 @@ fn ps(root: &Root, args: &cli::Ps) -> Result<()> {
             let default = ["-ef".to_owned()];
             let options =
                 if args.words.others().is_empty() { &default[..] } else { args.words.others() };
-            let output = Command::new("ps").args(options).output().context("start `ps`")?;
+            let mut command = Command::new("ps");
+            command.args(options);
+            let output = interrupt::output(command).context("run `ps`")?;
             if !output.status.success() {
                 let text = String::from_utf8_lossy(&output.stderr);
                 bail!("`ps {}`: {}", options.join(" "), text.lines().next().unwrap_or_default());

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use oci_spec::runtime::LinuxIdMapping;
 use rustix::process::Pid;
 
+use crate::interrupt;
+
 /// Whether an ordinary user may write these mappings without help: its own id, and no more.
 pub(super) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
     matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
@@ -24,7 +26,7 @@ pub(super) fn map(program: &str, pid: Pid, mappings: &[LinuxIdMapping]) -> Resul
     if std::env::var_os("PATH").is_none() {
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
     }
-    let output = command.output().with_context(|| {
+    let output = interrupt::output(command).with_context(|| {
         format!("run `{program}`, which maps more than the user's own id (package uidmap)")
     })?;
     if !output.status.success() {

@@ -5,12 +5,14 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{BoxBuilder, Process};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FsWord, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -23,23 +25,32 @@ use super::notify_socket::Relay;
 use super::rootfs::Rootfs;
 use crate::trust;
 
+/// How long a caller's socket may be full.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Connects to a socket of the caller's. Runs in the caller's process.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
-        // One that listens, and takes nobody, would be waited for without end.
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        SocketFlags::CLOEXEC,
         None,
     )?;
+    // One that listens, and takes nobody for now, is waited for; not without end.
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))
+        .context("limit the wait for the socket")?;
     // By descriptor: no link of another user's leads there, and an address has no more than 108 bytes.
     let connect = || -> Result<()> {
         let there = trust::look_up(path)?;
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
-        Ok(rustix::net::connect(&socket, &address)?)
+        match rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)) {
+            Err(Errno::AGAIN) => {
+                bail!("nobody has taken the connection within {} s", PATIENCE.as_secs())
+            }
+            connected => Ok(connected?),
+        }
     };
     connect().with_context(|| format!("connect to `{}`", path.display()))?;
-    rustix::io::ioctl_fionbio(&socket, false).context("wait for the socket")?;
     Ok(socket)
 }
 
