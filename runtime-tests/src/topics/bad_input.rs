@@ -19,7 +19,7 @@ super::tests! { "bad_input":
     a_program_in_no_format, a_bad_name, a_name_that_is_taken, an_unknown_name, starting_twice, killing_what_has_ended,
     an_unknown_signal, a_console_socket_nobody_listens_on, a_terminal_that_nobody_takes, a_console_nobody_asked_for,
     a_pid_file_in_no_folder, a_million_descriptors, a_log_that_cannot_be_written, the_log_gets_the_error_as_json,
-    the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there,
+    the_log_gets_the_error_as_text, a_mount_that_fails_undoes_the_container, a_namespace_that_is_not_there, what_the_kernel_refuses_is_named,
     a_sysctl_of_the_hosts, a_newer_state_is_left_alone, a_damaged_state_can_be_removed, the_log_gets_what_is_wrong_with_a_flag, an_existing_container_is_not_harmed,
     a_bad_cgroup_path, a_cgroup_in_use, a_configuration_without_linux, mounts_without_a_mount_namespace, names_without_a_namespace, an_id_that_is_none,
     what_cannot_be_set_is_named, deleting_what_is_being_created, an_engine_without_its_program,
@@ -211,7 +211,7 @@ fn a_console_socket_nobody_listens_on(test: &Test) -> Outcome {
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
     rustix::net::listen(&listener, 0)?;
     let _first = UnixStream::connect(&path)?;
-    create_fails(&flag(&path.display().to_string()), "`: Resource temporarily unavailable")
+    create_fails(&flag(&path.display().to_string()), "nobody has taken the connection within 10 s")
 }
 
 fn a_terminal_that_nobody_takes(test: &Test) -> Outcome {
@@ -295,8 +295,34 @@ fn a_namespace_that_is_not_there(test: &Test) -> Outcome {
     // A namespace, but of another kind.
     create_fails(
         &test.sh("true")?.namespace(json!({ "type": "network", "path": "/proc/self/ns/uts" })),
-        "join the network namespace",
+        "join the network namespace `/proc/self/ns/uts`: Invalid argument",
+    )?;
+    create_fails(
+        &test.sh("true")?.namespace(json!({ "type": "user", "path": "/etc/passwd" })),
+        "join the user namespace `/etc/passwd`: Invalid argument",
     )
+}
+
+/// By the configuration's word, and not the kernel's alone.
+fn what_the_kernel_refuses_is_named(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let users = |uids: Value, gids: Value| -> Outcome<Bundle<'_>> {
+        Ok(test.sh("true")?.namespace(json!({ "type": "user" })).edit(|config| {
+            config["linux"]["uidMappings"] = uids;
+            config["linux"]["gidMappings"] = gids;
+        }))
+    };
+    let one = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
+    let twice = json!([one[0], one[0]]);
+    let none = json!([{ "containerID": 0, "hostID": 0, "size": 0 }]);
+    create_fails(&users(twice.clone(), one.clone())?, "write `uidMappings`")?;
+    create_fails(&users(one.clone(), twice)?, "write `gidMappings`")?;
+    create_fails(&users(none, one)?, "write `uidMappings`")?;
+    let score = |score: i32| -> Outcome<Bundle<'_>> {
+        Ok(test.sh("true")?.edit(|config| config["process"]["oomScoreAdj"] = json!(score)))
+    };
+    create_fails(&score(1001)?, "`oomScoreAdj`, 1001,")?;
+    create_fails(&score(-1001)?, "`oomScoreAdj`, -1001,")
 }
 
 fn a_sysctl_of_the_hosts(test: &Test) -> Outcome {
@@ -578,6 +604,17 @@ fn time_offsets_without_a_time_namespace(test: &Test) -> Outcome {
         &test.sh("true")?.edit(set),
         "`linux.timeOffsets` needs a new time namespace in `linux.namespaces`",
     )?;
+    for (offsets, words) in [
+        (json!({ "realtime": { "secs": 1 } }), "the clock `realtime`"),
+        (json!({ "boottime": { "secs": 1 }, "Monotonic": { "secs": 1 } }), "the clock `Monotonic`"),
+        (
+            json!({ "monotonic": { "secs": 1, "nanosecs": 1_000_000_000 } }),
+            "`linux.timeOffsets.monotonic.nanosecs`",
+        ),
+    ] {
+        let bundle = test.sh("true")?.namespace(json!({ "type": "time" }));
+        create_fails(&bundle.edit(|config| config["linux"]["timeOffsets"] = offsets), words)?;
+    }
     let words = "and `linux.namespaces` names one to join";
     let first = test.sh("exec sleep 60")?.namespace(json!({ "type": "time" })).start()?;
     for path in [format!("/proc/{}/ns/time", first.pid()?), "/proc/self/ns/time".to_owned()] {

@@ -289,6 +289,16 @@ fn check(spec: &Spec) -> Result<()> {
         }
         // They can be set only before a process is in the namespace (`time_namespaces(7)`).
         if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+            for (clock, offset) in linux.time_offsets().iter().flatten() {
+                ensure!(
+                    matches!(clock.as_str(), "boottime" | "monotonic"),
+                    "`linux.timeOffsets` has the clock `{clock}`: a time namespace has `boottime` and `monotonic`"
+                );
+                ensure!(
+                    offset.nanosecs().unwrap_or(0) < 1_000_000_000,
+                    "`linux.timeOffsets.{clock}.nanosecs` is a second or more"
+                );
+            }
             let mut namespaces = linux.namespaces().iter().flatten();
             let time = namespaces.find(|there| there.typ() == LinuxNamespaceType::Time);
             let joined = |path: &PathBuf| !path.as_os_str().is_empty();

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::{log, syscall};
+use crate::{ids, log, syscall};
 
 /// One `write(2)`: conmon reads standard error once, and takes what that read returns.
 pub(crate) fn fail(line: &str) -> ExitCode {
@@ -30,7 +30,11 @@ fn what_a_filter_forbids(line: &str) -> String {
     if !status.contains("\nSeccomp:\t2\n") {
         return String::new();
     }
-    match syscall::forbidden()[..] {
+    // CAP_SYS_ADMIN.
+    let sets = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let sets = sets.and_then(|sets| u64::from_str_radix(sets.trim(), 16).ok());
+    let privileged = sets.is_some_and(|sets| sets & 1 << 21 != 0) && ids::is_host_root();
+    match syscall::forbidden(privileged)[..] {
         [] => String::new(),
         ref calls => format!(": a filter around rt forbids `{}`", calls.join("`, `")),
     }

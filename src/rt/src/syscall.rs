@@ -822,25 +822,64 @@ pub(crate) fn forget_environment() {
 }
 
 /// The calls that a filter around this process forbids, of those that `rt` may need, and the families of addresses. For an error that
-/// looks like one: each call is made once, in a form that the kernel refuses before it does anything, with another error.
-pub(crate) fn forbidden() -> Vec<&'static str> {
+/// looks like one: each call is made once, in a form that the kernel refuses before it does anything, with another error. `privileged`
+/// is for those that it refuses first of who is not the host's root, as a filter does.
+pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
     let wrong = -1 as libc::c_long;
     let calls = [
+        ("capset", libc::SYS_capset),
+        ("chdir", libc::SYS_chdir),
         ("clone3", libc::SYS_clone3),
         ("close_range", libc::SYS_close_range),
         ("execveat", libc::SYS_execveat),
+        ("fchdir", libc::SYS_fchdir),
+        ("fchownat", libc::SYS_fchownat),
+        ("flock", libc::SYS_flock),
         ("fsconfig", libc::SYS_fsconfig),
+        ("fstatfs", libc::SYS_fstatfs),
+        ("getdents64", libc::SYS_getdents64),
+        ("getrandom", libc::SYS_getrandom),
+        ("keyctl", libc::SYS_keyctl),
         ("memfd_create", libc::SYS_memfd_create),
+        ("mkdirat", libc::SYS_mkdirat),
+        ("mknodat", libc::SYS_mknodat),
+        ("mount", libc::SYS_mount),
         ("mount_setattr", libc::SYS_mount_setattr),
+        ("move_mount", libc::SYS_move_mount),
         ("open_tree", libc::SYS_open_tree),
         ("openat2", libc::SYS_openat2),
         ("pidfd_open", libc::SYS_pidfd_open),
         ("pidfd_send_signal", libc::SYS_pidfd_send_signal),
+        ("pivot_root", libc::SYS_pivot_root),
+        ("ppoll", libc::SYS_ppoll),
         ("prctl", libc::SYS_prctl),
+        ("prlimit64", libc::SYS_prlimit64),
+        ("readlinkat", libc::SYS_readlinkat),
+        ("recvmsg", libc::SYS_recvmsg),
         ("seccomp", libc::SYS_seccomp),
+        ("sendmsg", libc::SYS_sendmsg),
         ("setns", libc::SYS_setns),
+        ("setresgid", libc::SYS_setresgid),
+        ("setresuid", libc::SYS_setresuid),
+        ("setsockopt", libc::SYS_setsockopt),
+        ("signalfd4", libc::SYS_signalfd4),
+        ("socketpair", libc::SYS_socketpair),
+        ("statfs", libc::SYS_statfs),
         ("statx", libc::SYS_statx),
+        ("symlinkat", libc::SYS_symlinkat),
+        ("umount2", libc::SYS_umount2),
+        ("unlinkat", libc::SYS_unlinkat),
         ("unshare", libc::SYS_unshare),
+        ("wait4", libc::SYS_wait4),
+        ("waitid", libc::SYS_waitid),
+    ];
+    let of_roots = [
+        ("bpf", libc::SYS_bpf),
+        ("fsmount", libc::SYS_fsmount),
+        ("fsopen", libc::SYS_fsopen),
+        ("setdomainname", libc::SYS_setdomainname),
+        ("setgroups", libc::SYS_setgroups),
+        ("sethostname", libc::SYS_sethostname),
     ];
     let families = [
         ("socket(AF_UNIX)", libc::AF_UNIX),
@@ -853,9 +892,8 @@ pub(crate) fn forbidden() -> Vec<&'static str> {
             Err(Errno::PERM | Errno::NOSYS | Errno::ACCESS | Errno::AFNOSUPPORT)
         )
     };
-    // Of others than root, the kernel refuses this one as a filter does.
-    let bpf = rustix::process::geteuid().is_root().then_some(("bpf", libc::SYS_bpf));
-    let calls = calls.into_iter().chain(bpf).filter(|(_, number)| {
+    let of_roots = of_roots.into_iter().filter(|_| privileged);
+    let calls = calls.into_iter().chain(of_roots).filter(|(_, number)| {
         // SAFETY: descriptors, flags, sizes and pointers that cannot be: the kernel looks at one of them first, and does nothing.
         is_forbidden(unsafe { libc::syscall(*number, wrong, wrong, wrong, wrong, wrong, wrong) })
     });

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,11 +40,16 @@ struct Joined {
     name: &'static str,
     kind: LinkNameSpaceType,
     namespace: OwnedFd,
+    path: PathBuf,
 }
 
 impl Joined {
     fn enter(&self) -> rustix::io::Result<()> {
         rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(self.kind))
+    }
+
+    fn intent(&self) -> String {
+        format!("join the {} namespace `{}`", self.name, self.path.display())
     }
 }
 
@@ -68,7 +73,8 @@ impl Namespaces {
                 ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
                 continue;
             }
-            namespaces.joined.push(Joined { flag, name, kind, namespace });
+            let path = path.clone();
+            namespaces.joined.push(Joined { flag, name, kind, namespace, path });
         }
         Ok(namespaces)
     }
@@ -101,7 +107,8 @@ impl Namespaces {
             // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
             if !is_own(&namespace, file).with_context(show)? {
                 let (flag, name, kind) = describe(kind);
-                namespaces.joined.push(Joined { flag, name, kind, namespace });
+                let path = path.into();
+                namespaces.joined.push(Joined { flag, name, kind, namespace, path });
             }
         }
         Ok(namespaces)
@@ -178,11 +185,11 @@ impl Namespaces {
         for joined in others {
             match joined.enter() {
                 Err(Errno::PERM) if !user.is_empty() => later.push(joined),
-                result => result.with_context(|| format!("join the {} namespace", joined.name))?,
+                result => result.with_context(|| joined.intent())?,
             }
         }
         for joined in user.iter().copied().chain(later) {
-            joined.enter().with_context(|| format!("join the {} namespace", joined.name))?;
+            joined.enter().with_context(|| joined.intent())?;
         }
         if !user.is_empty() {
             become_root(dumpable)?;
@@ -562,7 +569,7 @@ pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -
 }
 
 fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
-    let write = |file: &str, mappings: &[LinuxIdMapping]| {
+    let write = |file: &str, field: &str, mappings: &[LinuxIdMapping]| {
         let path = format!("/proc/{pid}/{file}");
         let lines: String = mappings
             .iter()
@@ -571,23 +578,25 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
             })
             .collect();
         // One write(2): the kernel takes a map as a whole.
-        fs::write(&path, lines).with_context(|| format!("write `{path}`"))
+        fs::write(&path, lines).with_context(|| format!("write `{field}` to `{path}`"))
     };
+    let (write_uids, write_gids) =
+        (|| write("uid_map", "uidMappings", uids), || write("gid_map", "gidMappings", gids));
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     if uid.is_root() {
-        write("gid_map", gids)?;
-        return write("uid_map", uids);
+        write_gids()?;
+        return write_uids();
     }
     if newuidmap::is_own_only(gids, gid.as_raw()) {
         // Without privileges a group map is only allowed to a process that cannot drop groups any more.
         let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
-        write("gid_map", gids)?;
+        write_gids()?;
     } else {
         newuidmap::map("newgidmap", pid, gids)?;
     }
     if newuidmap::is_own_only(uids, uid.as_raw()) {
-        return write("uid_map", uids);
+        return write_uids();
     }
     newuidmap::map("newuidmap", pid, uids)
 }

@@ -72,7 +72,7 @@ pub(super) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     match fs::write(&path, value.to_string()) {
         // An ordinary user may only make itself more likely to be killed.
         Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_host_root() => Ok(()),
-        result => result.with_context(|| format!("write `{path}`")),
+        result => result.with_context(|| format!("write `oomScoreAdj`, {value}, to `{path}`")),
     }
 }
 
