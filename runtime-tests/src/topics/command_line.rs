@@ -176,6 +176,9 @@ fn what_callers_pass_for_others_sake_is_taken(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "created")?;
     test.sh("true")?.flag("-no-subreaper").run()?.success()?;
     test.rt(["--rootless=false", "--debug", "list"])?.success()?;
+    for value in ["auto", "true", "false"] {
+        test.rt(["--rootless", value, "list"])?.success()?;
+    }
     container.rt(&["checkpoint", "--tcp-close"])?.fails_with("not running: created").map(drop)
 }
 
@@ -198,19 +201,25 @@ fn every_level_of_runcs_log_is_known(test: &Test) -> Outcome {
 }
 
 /// What rt does not have, and why.
-const LACKS: &[(&str, &str, &str)] =
-    &[("runc", "--criu", "CRIU is looked for in PATH, as runc does itself since 1.2")];
+const LACKS: &[(&str, &str, &str)] = &[
+    ("runc", "--criu", "CRIU is looked for in PATH, as runc does itself since 1.2"),
+    ("runc", "help", "`--help` says it"),
+];
 
-/// The long and short flags in a help text: as words at the beginning of a line, after a comma or after brackets.
-fn flags(help: &str) -> Vec<String> {
+/// The long and short flags in a help text, and whether each has to have a value: as words at the beginning of a line, after a comma or
+/// after brackets.
+fn flags(help: &str) -> Vec<(String, bool)> {
     let mut found = Vec::new();
     for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
         // The description begins after two spaces.
         let names = line.split("  ").next().unwrap_or_default();
+        // `--flag=VALUE` and `--flag[=VALUE]` of crun's, `--flag value` of runc's.
+        let has_value = (names.contains('=') && !names.contains("[="))
+            || names.split([' ', ',']).any(|word| !word.is_empty() && !word.starts_with('-'));
         for word in names.split([' ', ',']).filter(|word| word.starts_with('-')) {
             let word = word.split(['=', '[']).next().unwrap_or_default();
-            if word.len() > 1 && word != "-?" && !found.contains(&word.to_owned()) {
-                found.push(word.to_owned());
+            if word.len() > 1 && word != "-?" && !found.iter().any(|(name, _)| name == word) {
+                found.push((word.to_owned(), has_value));
             }
         }
     }
@@ -234,48 +243,51 @@ fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
             let is_listed = line.starts_with(['\t', ' ']) && !name.is_empty();
             (is_listed && name.chars().all(|c| c.is_ascii_lowercase())).then_some(name)
         });
-        let known = [
-            "checkpoint",
-            "create",
-            "delete",
-            "events",
-            "exec",
-            "features",
-            "kill",
-            "list",
-            "mounts",
-            "pause",
-            "ps",
-            "restore",
-            "resume",
-            "run",
-            "spec",
-            "start",
-            "state",
-            "update",
-        ];
-        let commands: Vec<&str> = commands.filter(|name| known.contains(name)).collect();
+        // The first word is the program's own name.
+        let commands: Vec<&str> = commands.filter(|name| *name != other).collect();
         ensure(commands.len() > 12, format!("{other} has {commands:?}"))?;
         let mut all = vec![(String::new(), flags(&global))];
         for command in commands {
             all.push((command.to_owned(), flags(&help(&[command]).unwrap_or_default())));
         }
         for (command, flags) in all {
-            for flag in flags {
+            let lacked = |of: &str, word: &str| {
+                LACKS.iter().any(|(name, lacked, _)| (*name, *lacked) == (of, word))
+            };
+            if lacked(other, &command) {
+                continue;
+            }
+            if !command.is_empty()
+                && test
+                    .command([command.as_str(), "--help"])
+                    .output()?
+                    .stderr
+                    .starts_with(b"rt: unknown command")
+            {
+                missing.push(format!("{other} {command}"));
+                continue;
+            }
+            for (flag, has_value) in flags {
                 let name = format!("{other} {command}");
                 let name = name.trim_end();
-                if LACKS.iter().any(|(of, lacked, _)| (*of, *lacked) == (name, flag.as_str())) {
+                if lacked(name, &flag) {
                     continue;
                 }
                 asked += 1;
-                // The first flag that is unknown is named.
-                let words = [command.as_str(), &flag, "--no-such-flag"];
+                // The first word that is unknown is named. A value is `5`, which may be a wrong one.
+                let value = if has_value { "5" } else { "" };
+                let words = [command.as_str(), &flag, value, "--no-such-flag"];
                 let mut rt = test.command(words.iter().filter(|word| !word.is_empty()));
                 // `spec` writes a file.
                 rt.current_dir(&test.folder);
                 let output = Output::of(rt)?;
-                if output.stderr.contains(&format!("unknown flag or argument `{flag}`")) {
-                    missing.push(format!("{name} {flag}"));
+                let unknown = [
+                    "unknown flag or argument `{}`",
+                    "unknown command `5`",
+                    "unknown flag or argument `5`",
+                ];
+                if unknown.iter().any(|words| output.stderr.contains(&words.replace("{}", &flag))) {
+                    missing.push(format!("{name} {flag} {value}"));
                 }
             }
         }

@@ -8,6 +8,7 @@ use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error, one_that_fails_after_the_start_ends_the_container, in_the_container_have_what_its_program_has, have_run_when_the_deletion_returns,
     have_nothing_else_open_where_close_range_is_forbidden,
+    one_that_fails_in_the_container_says_nothing_of_the_program,
 }
 
 fn hook(script: &str) -> Value {
@@ -247,6 +248,21 @@ fn in_the_container_have_what_its_program_has(test: &Test) -> Outcome {
         bundle.run()?.success()?.stdout("")?;
         let seen = fs::read_to_string(bundle.rootfs().join("tmp/hook"))?;
         ensure(seen.contains("HOME=/"), seen)?;
+    }
+    Ok(())
+}
+
+/// 126 and 127 are of a program that cannot be run, or is not there: podman says so.
+fn one_that_fails_in_the_container_says_nothing_of_the_program(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (hook, words) in [
+        (json!({ "path": "/bin/sh", "args": ["sh", "-c", "exit 3"] }), "exit status 3"),
+        (json!({ "path": "/no/such/program" }), "No such file or directory"),
+        (json!({ "path": "/etc/passwd" }), "Permission denied"),
+        (json!({ "path": "/bin/sh", "args": ["sh", "-c", "exit 127"] }), "exit status 127"),
+    ] {
+        let bundle = with_hooks(test.sh("true")?, json!({ "startContainer": [hook] }));
+        bundle.run()?.code(1)?.fails_with(words)?;
     }
     Ok(())
 }

@@ -61,8 +61,7 @@ pub(crate) struct Global {
     #[arg(long, value_name = "FILE")]
     pub(crate) wasm_config: Option<PathBuf>,
     /// Accepted for compatibility with runc and ignored: rt finds out by itself what it may do
-    #[arg(long, hide = true, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          value_parser = ["true", "false", "auto"])]
+    #[arg(long, hide = true, value_name = "true|false|auto", value_parser = ["true", "false", "auto"])]
     rootless: Option<String>,
 }
 

@@ -80,20 +80,22 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         }
     };
     let Ready { program, listener, filter, cgroup, endings } = ready;
-    let error = match wait_for_start(&plan, listener, endings.as_ref())
+    let begun = wait_for_start(&plan, listener, endings.as_ref())
         .and_then(|()| becoming::load_last(filter))
         .and_then(|()| run_start_hooks(&plan, &environment))
-        .and_then(|()| module::enter(cgroup))
-    {
+        .and_then(|()| module::enter(cgroup));
+    let (error, code) = match begun {
         Ok(()) => {
             // The kernel looks the program up once more.
             drop(std::mem::take(&mut plan.streams));
-            program.exec()
+            let error = program.exec();
+            let is_missing = error.downcast_ref() == Some(&Errno::NOENT);
+            (error, if is_missing { NOT_THERE } else { CANNOT_RUN })
         }
-        Err(error) => error,
+        // Nothing is said about the program: a hook may be missing.
+        Err(error) => (error, 1),
     };
     // The caller has gone: the one place left is the container's own standard error.
-    let code = if error.downcast_ref() == Some(&Errno::NOENT) { NOT_THERE } else { CANNOT_RUN };
     let line = format!("rt: start `{}`: {}\n", plan.options.id, crate::report::describe(&error));
     let _ = std::io::stderr().write_all(line.as_bytes());
     syscall::exit_now(code)
