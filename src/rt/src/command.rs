@@ -33,9 +33,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::{CgroupManager, Command, Global, WasmCommand};
-use crate::container::cgroups::Manager;
-use crate::container::criu;
+use crate::container::checkpoint::criu;
 use crate::engine;
+use crate::linux::cgroups::Manager;
 use crate::state::Root;
 use crate::syscall;
 

@@ -200,15 +200,15 @@ fn understand(config: &[u8]) {
 fn understand_spec(spec: &Spec) {
     let Some(linux) = spec.linux() else { return };
     for entry in spec.mounts().iter().flatten() {
-        let _ = crate::container::fuzzed::mount(entry, linux);
+        let _ = crate::linux::fuzzed::mount(entry, linux);
     }
     if let Some(seccomp) = linux.seccomp() {
-        let _ = crate::container::fuzzed::seccomp(seccomp);
+        let _ = crate::linux::fuzzed::seccomp(seccomp);
     }
     let annotations = spec.annotations().clone().unwrap_or_default().into_iter().collect();
     let path = linux.cgroups_path().as_deref();
-    let _ = crate::container::fuzzed::cgroup(path, linux.resources().as_ref(), &annotations);
-    let _ = crate::container::fuzzed::process(spec, linux);
+    let _ = crate::linux::fuzzed::cgroup(path, linux.resources().as_ref(), &annotations);
+    let _ = crate::linux::fuzzed::process(spec, linux);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn nothing_from_outside_makes_it_panic() {
     let (seed, text) = (seed(), seed().to_string());
     assert!(crate::bundle::parse(text.as_bytes()).is_ok(), "the seed is no configuration");
     let state = crate::state::sample();
-    let message = crate::container::fuzzed::message();
+    let message = crate::linux::fuzzed::message();
     let end = Instant::now() + time;
     let mut rounds = 0_u64;
     while Instant::now() < end {
@@ -236,7 +236,7 @@ fn nothing_from_outside_makes_it_panic() {
         let mut changed = serde_json::from_slice(&state).expect("a state");
         change(&mut changed, &mut random);
         let _ = crate::state::parse(changed.to_string().as_bytes());
-        crate::container::fuzzed::hear(&scramble_bytes(&message, &mut random));
+        crate::linux::fuzzed::hear(&scramble_bytes(&message, &mut random));
         let _ = crate::signals::parse(&scramble("SIGRTMIN+3", &mut random));
         rounds += 1;
     }

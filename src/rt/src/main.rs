@@ -15,8 +15,11 @@ mod executor;
 #[cfg(test)]
 mod fuzz;
 mod ids;
+#[cfg(test)]
+mod imports;
 mod input;
 mod interrupt;
+mod linux;
 mod log;
 mod procfs;
 mod report;

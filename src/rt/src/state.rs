@@ -28,9 +28,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::container::cgroups::{Cgroup, Held};
-use crate::container::intel_rdt::Groups;
 pub(crate) use crate::draft::Draft;
+use crate::linux::cgroups::{Cgroup, Held};
+use crate::linux::intel_rdt::Groups;
 use crate::{ids, procfs, trust, workload};
 
 /// The version of the format that this runtime writes. It reads all up to this one.

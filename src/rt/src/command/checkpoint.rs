@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::bundle::{self, Bundle};
 use crate::cli;
-use crate::container::criu::{self, CgroupsMode, NetworkLock};
+use crate::container::checkpoint::criu::{self, CgroupsMode, NetworkLock};
 use crate::container::{self, CheckpointOptions};
 use crate::state::{Root, Status};
 use crate::syscall;
@@ -58,7 +58,7 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
 
 pub(super) fn options<'a>(args: &'a cli::Images, bundle: &Bundle) -> criu::Options<'a> {
     criu::Options {
-        root: container::root_on_the_host(bundle.linux()).0.as_raw(),
+        root: crate::linux::namespaces::root_on_the_host(bundle.linux()).0.as_raw(),
         images: &args.image_path,
         work: args.work_path.as_deref(),
         tcp_established: args.tcp_established,

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use super::Inherited;
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
-use crate::container::{self, Container, Options, Wait, terminal};
+use crate::container::{self, Container, Options, Wait};
 use crate::engine;
+use crate::linux::terminal;
 use crate::state::Root;
 use crate::workload::{self, Rights};
 

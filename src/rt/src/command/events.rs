@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use crate::cli;
-use crate::container::cgroups::NONE;
+use crate::linux::cgroups::NONE;
 use crate::state::{Root, State, Status};
 
 pub(super) fn execute(root: &Root, args: &cli::Events) -> Result<ExitCode> {

@@ -13,9 +13,11 @@ use super::Inherited;
 use super::foreground::{self, Signals};
 use crate::bundle;
 use crate::cli::{self, Global};
-use crate::container::{self, ExecOptions, seccomp, terminal};
+use crate::container::{self, ExecOptions};
 use crate::draft;
 use crate::engine;
+use crate::linux::seccomp;
+use crate::linux::terminal;
 use crate::state::{Root, Status};
 use crate::workload::Rights;
 

@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::SPECIFICATION;
-use crate::container::{MOUNT_OPTIONS, criu};
+use crate::container::checkpoint::criu;
+use crate::linux::mounts::NAMES as MOUNT_OPTIONS;
 
 const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_LOG",

@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
-use crate::container::notify_socket::Relay;
-use crate::container::{self, Ending, terminal};
+use crate::linux::namespaces::Ending;
+use crate::linux::sd_notify::Relay;
+use crate::linux::terminal;
 use crate::{signals, syscall};
 
 /// The signals that are passed on: all that a process can be asked to end or change by.
@@ -76,7 +77,7 @@ pub(super) fn follow(
         None => wait(pidfd, signals, relay)?,
     }
     // A shell's convention for a program that a signal ended.
-    let code = match container::ending(pid)?.context("it ended in an unknown way")? {
+    let code = match crate::linux::namespaces::ending(pid)?.context("it ended in an unknown way")? {
         Ending::Code(code) => code,
         Ending::Signal(signal) => 128 + signal,
     };

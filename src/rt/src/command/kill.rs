@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 use rustix::io::Errno;
 
 use crate::cli;
-use crate::container::cgroups::{Cgroup, Manager};
+use crate::linux::cgroups::{Cgroup, Manager};
 use crate::signals;
 use crate::state::{Directory, Root, State};
 use crate::syscall;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli;
-use crate::container::cgroups::Cgroup;
+use crate::linux::cgroups::Cgroup;
 use crate::state::{Root, Status};
 
 pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {

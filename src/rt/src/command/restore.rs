@@ -11,8 +11,9 @@ use super::foreground::{self, Signals};
 use super::{Inherited, checkpoint, create};
 use crate::bundle::Bundle;
 use crate::cli;
-use crate::container::cgroups::Manager;
-use crate::container::{self, RestoreOptions, Restored, terminal};
+use crate::container::{self, RestoreOptions, Restored};
+use crate::linux::cgroups::Manager;
+use crate::linux::terminal;
 use crate::state::Root;
 use crate::workload;
 

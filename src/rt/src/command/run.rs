@@ -11,8 +11,9 @@ use super::create;
 use super::foreground::{self, Signals};
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
-use crate::container::notify_socket::Relay;
-use crate::container::{self, Container, Wait, terminal};
+use crate::container::{self, Container, Wait};
+use crate::linux::sd_notify::Relay;
+use crate::linux::terminal;
 use crate::state::Root;
 
 pub(super) fn execute(

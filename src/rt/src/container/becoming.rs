@@ -34,11 +34,13 @@ use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 use rustix::thread::CapabilitySet;
 
-use super::host_proc::HostProc;
-use super::rootfs::Rootfs;
-use super::seccomp::Filter;
-use super::{module, notify_socket, process};
+use crate::container::module;
 use crate::executor::{self, Program};
+use crate::linux::host_proc::HostProc;
+use crate::linux::process;
+use crate::linux::rootfs::Rootfs;
+use crate::linux::sd_notify;
+use crate::linux::seccomp::Filter;
 use crate::sync::Socket;
 use crate::syscall;
 use crate::workload::Rights;
@@ -317,7 +319,7 @@ pub(super) fn environment(
     env.extend(home.map(|home| format!("HOME={home}")));
     if notify {
         env.retain(|variable| !variable.starts_with("NOTIFY_SOCKET="));
-        env.push(notify_socket::variable());
+        env.push(sd_notify::variable());
     }
     if listen_fds > 0 {
         // The program is process 1 of its own pid namespace (sd_listen_fds(3)).

@@ -1,4 +1,4 @@
-//! Making a container, as the caller's process sees it. What init does meanwhile is in [`super::init`]; the two talk over
+//! Making a container, as the caller's process sees it. What init does meanwhile is in [`crate::container::init`]; the two talk over
 //! [`super::sync`]. The whole order is told in `docs/operation.md`.
 #![forbid(unsafe_code)]
 
@@ -10,20 +10,28 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
-use super::cgroups::{self, Cgroup, Manager};
-use super::hooks::Streams;
-use super::host_proc::HostProc;
-use super::mounts::{self, Opened};
-use super::namespaces::{self, Ending, Namespaces, Side};
-use super::patience::Patience;
-use super::plan::{self, Options, Wait};
-use super::seccomp::{self, Filter, Receiver};
-use super::{
-    becoming, descriptors, devices, hooks, init, net_devices, notify_socket, pid_file, process,
-    serve, terminal, undo,
-};
 use crate::bundle::Bundle;
+use crate::container::becoming;
+use crate::container::hooks;
+use crate::container::hooks::Streams;
+use crate::container::init;
+use crate::container::pid_file;
+use crate::container::plan::{self, Options, Wait};
+use crate::container::serve;
+use crate::container::undo;
 use crate::engine::Found;
+use crate::linux::cgroups::{self, Cgroup, Manager};
+use crate::linux::descriptors;
+use crate::linux::devices;
+use crate::linux::host_proc::HostProc;
+use crate::linux::mounts::{self, Opened};
+use crate::linux::namespaces::{self, Ending, Namespaces, Side};
+use crate::linux::net_devices;
+use crate::linux::patience::Patience;
+use crate::linux::process;
+use crate::linux::sd_notify;
+use crate::linux::seccomp::{self, Filter, Receiver};
+use crate::linux::terminal;
 use crate::state::{self, Directory, Root, State, Status};
 use crate::sync::{self, Message, Socket};
 use crate::workload::Rights;
@@ -167,7 +175,7 @@ fn make(
         }
     };
     let notify = match prepared.namespaces.has_mount() {
-        true => notify_socket::prepare(directory.notify_folder())?,
+        true => sd_notify::prepare(directory.notify_folder())?,
         false => None,
     };
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::cgroups::{Cgroup, Held};
-use super::hooks;
+use crate::container::hooks;
+use crate::linux::cgroups::{Cgroup, Held};
 use crate::state::{Directory, State, Status};
 use crate::{report, syscall};
 

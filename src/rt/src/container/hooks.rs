@@ -19,7 +19,9 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
-use super::{descriptors, namespaces, process};
+use crate::linux::descriptors;
+use crate::linux::namespaces;
+use crate::linux::process;
 use crate::state::{State, Status};
 use crate::{exe, interrupt, syscall, trust};
 

@@ -12,21 +12,29 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::becoming::{self, Ready};
-use super::cgroups::Manager;
-use super::hooks::Streams;
-use super::host_proc::HostProc;
-use super::mounts::Opened;
-use super::namespaces::{self, Namespaces};
-use super::plan::{self, Options};
-use super::rootfs::{Covers, Rootfs};
-use super::seccomp::Filter;
-use super::{
-    cgroup_mount, cgroups, descriptors, devices, hooks, memory_policy, module, mounts,
-    notify_socket, process, sysctl, terminal,
-};
+use crate::container::becoming::{self, Ready};
+use crate::container::hooks;
+use crate::container::hooks::Streams;
+use crate::container::module;
+use crate::container::plan::{self, Options};
 use crate::engine;
 use crate::executor;
+use crate::linux::cgroup_mount;
+use crate::linux::cgroups;
+use crate::linux::cgroups::Manager;
+use crate::linux::descriptors;
+use crate::linux::devices;
+use crate::linux::host_proc::HostProc;
+use crate::linux::memory_policy;
+use crate::linux::mounts;
+use crate::linux::mounts::Opened;
+use crate::linux::namespaces::{self, Namespaces};
+use crate::linux::process;
+use crate::linux::rootfs::{Covers, Rootfs};
+use crate::linux::sd_notify;
+use crate::linux::seccomp::Filter;
+use crate::linux::sysctl;
+use crate::linux::terminal;
 use crate::state::{State, Status};
 use crate::sync::{Message, Socket};
 use crate::syscall;
@@ -51,7 +59,7 @@ pub(super) struct Plan<'a> {
     /// Where hooks print to.
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
-    pub(super) notify: Option<notify_socket::Folder>,
+    pub(super) notify: Option<sd_notify::Folder>,
     /// Opened before a mount namespace was joined, where anything may be in its place. None when it is taken.
     pub(super) proc: Option<HostProc>,
     /// Readable when the program may start; none when the caller says so over the socket.
@@ -105,7 +113,7 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
 fn set_up<'a>(
     plan: &Plan<'a>,
     (opened, devices): (Vec<Option<Opened>>, Option<OwnedFd>),
-    notify: Option<notify_socket::Folder>,
+    notify: Option<sd_notify::Folder>,
     proc: Option<HostProc>,
 ) -> Result<(Ready<'a>, Vec<String>)> {
     let proc = proc.context("the host's `/proc` was not opened")?;
@@ -158,7 +166,7 @@ fn set_up<'a>(
         let listed = linux.devices().as_deref().unwrap_or_default();
         devices::make(&mut rootfs, listed, devices, entries, bind)?;
         if let Some(folder) = notify {
-            notify_socket::mount(&mut rootfs, folder)?;
+            sd_notify::mount(&mut rootfs, folder)?;
         }
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;

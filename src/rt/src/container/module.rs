@@ -6,7 +6,10 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{cgroups, landlock, mount_table, seccomp};
+use crate::linux::cgroups;
+use crate::linux::landlock;
+use crate::linux::mount_table;
+use crate::linux::seccomp;
 use crate::workload::Rights;
 
 /// Takes sockets and ports from this process. With `cgroup` it will enter the container's cgroup for modules.

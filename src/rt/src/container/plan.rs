@@ -10,11 +10,12 @@ use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Mount;
 use rustix::process::Pid;
 
-use super::cgroups::{Cgroup, Manager};
-use super::intel_rdt::Groups;
-use super::namespaces::Namespaces;
-use super::{net_devices, sysctl};
 use crate::bundle::Bundle;
+use crate::linux::cgroups::{Cgroup, Manager};
+use crate::linux::intel_rdt::Groups;
+use crate::linux::namespaces::Namespaces;
+use crate::linux::net_devices;
+use crate::linux::sysctl;
 use crate::state::State;
 use crate::{engine, procfs, workload};
 

@@ -10,10 +10,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::hooks::{self, Place, Streams};
-use super::notify_socket::Relay;
-use super::{delete, process};
+use crate::container::delete;
+use crate::container::hooks::{self, Place, Streams};
 use crate::interrupt;
+use crate::linux::process;
+use crate::linux::sd_notify::Relay;
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.

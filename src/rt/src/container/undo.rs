@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::hooks;
+use crate::container::hooks;
 use crate::state::{Directory, State, Status};
 
 /// Removes what a failed creation has made. The configured `poststop` hooks run as after every container.

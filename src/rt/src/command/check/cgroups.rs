@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use super::{Finding, Verdict};
-use crate::container::cgroups::{self, ROOT, Version};
 use crate::ids;
+use crate::linux::cgroups::{self, ROOT, Version};
 
 const TOPIC: &str = "cgroups";
 

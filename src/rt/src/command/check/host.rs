@@ -12,7 +12,7 @@ use rustix::mount::OpenTreeFlags;
 
 use super::{Finding, Verdict};
 use crate::bundle::rootless;
-use crate::container::criu;
+use crate::container::checkpoint::criu;
 use crate::engine::{self, Settings};
 use crate::state::Root;
 use crate::syscall::{self, MountAttr};
@@ -28,7 +28,7 @@ pub(super) fn kernel() -> Vec<Finding> {
         // The new process.
         Ok(None) => syscall::exit_now(0),
         Ok(Some(pid)) => {
-            let _ = crate::container::wait(pid);
+            let _ = crate::linux::namespaces::wait(pid);
             Finding::good(KERNEL, "clone3", "there")
         }
         Err(error) => missing("clone3", error, "Linux 5.3"),

@@ -17,9 +17,9 @@ use serde_json::json;
 
 use crate::bundle::{self, Bundle};
 use crate::cli::WasmWorker;
-use crate::container::cgroups::{self, Cgroup, Manager};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::{self, CompilerSettings, Description, cache};
+use crate::linux::cgroups::{self, Cgroup, Manager};
 use crate::state::Root;
 use crate::syscall::{self, Lock};
 

@@ -313,7 +313,7 @@ fn follow(
             said.extend(&buffer[..length.min(MOST_SAID.saturating_sub(said.len()))]);
         }
     }
-    let status = container::wait(container.pid)?;
+    let status = crate::linux::namespaces::wait(container.pid)?;
     if status.exit_status() == Some(0) && is_elf(part)? {
         return Ok(Outcome::Compiled);
     }

@@ -1,0 +1,380 @@
+//! What processes may have that come from a checkpoint, or go into one: no more than the configuration says.
+//!
+//! CRIU takes credentials, filters, labels and namespaces from the images, and knows nothing of the configuration. So a restore
+//! compares every process with it, when each has its credentials and none runs on yet. A checkpoint does so too, while all are
+//! stopped and none has ended, so that no container is ended which could not be made again.
+//!
+//! What the images alone decide: which filters are loaded (not whether), users and groups, and what the processes have open.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
+
+use crate::bundle::Bundle;
+use crate::linux::namespaces::{self, Namespaces};
+use crate::linux::process;
+use crate::linux::seccomp;
+use crate::state::State;
+use crate::syscall;
+
+/// What a configuration allows.
+#[derive(Debug)]
+pub(in crate::container) struct Limits<'a> {
+    bundle: &'a Bundle,
+    /// Of the bounding set.
+    bounding: CapabilitySet,
+    /// Of the other sets: what is inheritable need not be in the bounding set (`capabilities(7)`).
+    all: CapabilitySet,
+    no_new_privileges: bool,
+    filtered: bool,
+    label: Option<Label>,
+    withholds_devices: bool,
+}
+
+#[derive(Debug)]
+enum Label {
+    Selinux(String),
+    Apparmor(String),
+}
+
+impl<'a> Limits<'a> {
+    /// `profile` is `--lsm-profile`'s, which takes the place of the configuration's label.
+    pub(in crate::container) fn new(
+        bundle: &'a Bundle,
+        state: &State,
+        profile: Option<&str>,
+    ) -> Result<Self> {
+        let process = bundle.process();
+        let sets = process.capabilities().as_ref();
+        let mut bounding = process::set(sets.and_then(|sets| sets.bounding().as_ref()))?;
+        let mut all = bounding | process::set(sets.and_then(|sets| sets.inheritable().as_ref()))?;
+        let withholds_devices =
+            state.cgroup.leaves_devices_open(bundle.linux().resources().as_ref())?;
+        if withholds_devices {
+            bounding -= CapabilitySet::MKNOD;
+            all -= CapabilitySet::MKNOD;
+        }
+        let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let label = match profile.and_then(|profile| profile.split_once(':')) {
+            Some(("selinux", label)) => Some(Label::Selinux(label.to_owned())),
+            Some(("apparmor", profile)) => Some(Label::Apparmor(profile.to_owned())),
+            _ => match said(process.selinux_label()) {
+                Some(label) => Some(Label::Selinux(label)),
+                None => said(process.apparmor_profile()).map(Label::Apparmor),
+            },
+        };
+        Ok(Limits {
+            bundle,
+            bounding,
+            all,
+            no_new_privileges: process.no_new_privileges() == Some(true),
+            filtered: seccomp::is_asked_for(&bundle.spec),
+            label,
+            withholds_devices,
+        })
+    }
+
+    /// Whether nothing but its capabilities and mounts keeps the container from the host's devices.
+    pub(in crate::container) fn withholds_devices(&self) -> bool {
+        self.withholds_devices
+    }
+
+    /// Whether a process of the container's can get this capability.
+    pub(in crate::container) fn gives(&self, capability: CapabilitySet) -> bool {
+        self.bounding.contains(capability)
+    }
+
+    pub(in crate::container) fn has_user_namespace(&self) -> bool {
+        namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
+    }
+
+    /// Compares a stopped process and all that descend from it. `joined` are the namespaces that a restore has joined.
+    pub(in crate::container) fn check(
+        &self,
+        first: i32,
+        joined: Option<&Namespaces>,
+    ) -> Result<()> {
+        self.check_user_namespace(first)?;
+        if let Some(joined) = joined {
+            self.check_joined(first, joined)?;
+        }
+        let show = |process: &Path| {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            let number = process.file_name().unwrap_or_default().display();
+            format!("process {number} (`{}`)", name.trim_end().escape_debug())
+        };
+        // In another one nothing is masked, and no mount has to be as the configuration says. To make one, it takes this capability.
+        if !self.gives(CapabilitySet::SYS_ADMIN)
+            && let Some(thread) = other_mount_namespaces(first)?.first()
+        {
+            bail!(
+                "{}: it is in another mount namespace than the first process, and the container cannot make one without CAP_SYS_ADMIN",
+                show(thread)
+            );
+        }
+        for pid in tree(first)? {
+            let show = || show(Path::new(&format!("/proc/{pid}")));
+            for thread in threads(pid).with_context(show)? {
+                self.check_thread(first, &thread).with_context(show)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_thread(&self, first: i32, thread: &Path) -> Result<()> {
+        let status = Status::read(thread)?;
+        if status.has_ended()? {
+            return Ok(());
+        }
+        for (name, most) in [
+            ("CapBnd", self.bounding),
+            ("CapPrm", self.all),
+            ("CapEff", self.all),
+            ("CapInh", self.all),
+            ("CapAmb", self.all),
+        ] {
+            let text = status.field(name)?;
+            let has = u64::from_str_radix(text, 16)
+                .with_context(|| format!("`{text}` is not a set of capabilities"))?;
+            let over = CapabilitySet::from_bits_retain(has) - most;
+            ensure!(
+                over.is_empty(),
+                "it has capabilities that `process.capabilities` lacks ({name}: {}), as by `exec --cap`",
+                names(over)
+            );
+        }
+        ensure!(
+            !self.no_new_privileges || status.field("NoNewPrivs")? == "1",
+            "it can get new privileges, which `process.noNewPrivileges` forbids"
+        );
+        ensure!(
+            !self.filtered || status.field("Seccomp")? == "2",
+            "it has no seccomp filter, which `linux.seccomp` asks for"
+        );
+        self.check_label(thread)?;
+        // Capabilities count in its user namespace; in one of its own it would have them all.
+        let user = |process: &Path| fs::read_link(process.join("ns/user"));
+        ensure!(
+            user(thread)? == user(&PathBuf::from(format!("/proc/{first}")))?,
+            "it is in another user namespace than the first process"
+        );
+        for kind in namespace_kinds(&self.bundle.spec) {
+            let (file, name) = (namespaces::namespace_file(kind), namespaces::name_of(kind));
+            let joins_the_callers = joins_the_callers(&self.bundle.spec, kind, file);
+            ensure!(
+                joins_the_callers
+                    || fs::read_link(thread.join("ns").join(file))? != own_namespace(file)?,
+                "it is in the host's {name} namespace, and `linux.namespaces` asks for another"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_label(&self, thread: &Path) -> Result<()> {
+        let read = |files: &[&str]| -> Result<String> {
+            let read = |file: &&str| fs::read_to_string(thread.join("attr").join(file));
+            let text = files.iter().map(read).find(Result::is_ok);
+            let text = text.context("its security label cannot be read")??;
+            Ok(text.trim_end_matches(['\0', '\n']).to_owned())
+        };
+        let (has, wanted, good) = match &self.label {
+            None => return Ok(()),
+            Some(Label::Selinux(label)) => {
+                let has = read(&["current"])?;
+                let good = has == *label;
+                (has, label, good)
+            }
+            Some(Label::Apparmor(profile)) => {
+                let has = read(&["apparmor/current", "current"])?;
+                // `PROFILE (MODE)`; a profile may have others for what it starts (`PROFILE//CHILD`).
+                let name = has.split(" (").next().unwrap_or_default();
+                let rest = name.strip_prefix(profile.as_str());
+                let good = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("//"))
+                    || profile == "unconfined";
+                (has, profile, good)
+            }
+        };
+        ensure!(good, "its security label is `{}`, not `{wanted}`", has.escape_debug());
+        Ok(())
+    }
+
+    /// The first process's, which all others share.
+    fn check_user_namespace(&self, first: i32) -> Result<()> {
+        let linux = self.bundle.linux();
+        if !self.has_user_namespace() {
+            let own = fs::read_link(format!("/proc/{first}/ns/user"))? == own_namespace("user")?;
+            ensure!(own, "it has a user namespace, and `linux.namespaces` has none");
+            return Ok(());
+        }
+        for (file, mappings) in
+            [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())]
+        {
+            let path = format!("/proc/{first}/{file}");
+            let map = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+            let number = |field: &str| field.parse::<u32>().ok();
+            let lines = map.lines().map(|line| line.split_ascii_whitespace().map(number).collect());
+            let row = |mapping: &LinuxIdMapping| {
+                [mapping.container_id(), mapping.host_id(), mapping.size()].map(Some).to_vec()
+            };
+            let wanted: BTreeSet<Vec<Option<u32>>> = mappings.iter().flatten().map(row).collect();
+            ensure!(
+                lines.collect::<BTreeSet<_>>() == wanted,
+                "its `{file}` is not the mapping that the configuration has"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_joined(&self, first: i32, joined: &Namespaces) -> Result<()> {
+        for kind in namespace_kinds(&self.bundle.spec) {
+            let (file, name) = (namespaces::namespace_file(kind), namespaces::name_of(kind));
+            let Some(wanted) = joined.joined_kind(kind) else { continue };
+            let wanted = rustix::fs::fstat(wanted)?;
+            let there = rustix::fs::stat(format!("/proc/{first}/ns/{file}"))?;
+            ensure!(
+                (wanted.st_dev, wanted.st_ino) == (there.st_dev, there.st_ino),
+                "it is not in the {name} namespace that `linux.namespaces` names"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A thread of a stopped process, or of one that descends from it, in each mount namespace but the first process's.
+pub(in crate::container) fn other_mount_namespaces(first: i32) -> Result<Vec<PathBuf>> {
+    let mut known = BTreeSet::from([mount_namespace(Path::new(&format!("/proc/{first}")))?]);
+    let mut found = Vec::new();
+    for pid in tree(first)? {
+        for thread in threads(pid)? {
+            if !Status::read(&thread)?.has_ended()? && known.insert(mount_namespace(&thread)?) {
+                found.push(thread);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn mount_namespace(process: &Path) -> Result<PathBuf> {
+    let path = process.join("ns/mnt");
+    fs::read_link(&path).with_context(|| format!("read `{}`", path.display()))
+}
+
+/// Ends a stopped process, and all that descend from it.
+pub(in crate::container) fn end(first: i32) -> Result<()> {
+    for pid in tree(first)? {
+        let Some(number) = Pid::from_raw(pid) else { continue };
+        let killed = rustix::process::pidfd_open(number, PidfdFlags::empty())
+            .and_then(|process| syscall::pidfd_send_signal(process.as_fd(), libc::SIGKILL));
+        match killed {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("kill process {pid}")),
+        }
+    }
+    Ok(())
+}
+
+/// A process and all that descend from it.
+pub(in crate::container) fn tree(first: i32) -> Result<Vec<i32>> {
+    let mut found = vec![first];
+    let mut known = BTreeSet::from([first]);
+    let mut next = 0;
+    while let Some(pid) = found.get(next).copied() {
+        next += 1;
+        for thread in threads(pid)? {
+            let path = thread.join("children");
+            let children = match fs::read_to_string(&path) {
+                Ok(children) => children,
+                // It has ended since.
+                Err(_) if !thread.exists() => continue,
+                Err(error) => {
+                    return Err(error).with_context(|| format!("read `{}`", path.display()));
+                }
+            };
+            for child in children.split_ascii_whitespace() {
+                let child = child.parse().with_context(|| format!("`{child}` is not a process"))?;
+                if known.insert(child) {
+                    found.push(child);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+pub(in crate::container) fn threads(pid: i32) -> Result<Vec<PathBuf>> {
+    let path = format!("/proc/{pid}/task");
+    let show = || format!("read `{path}`");
+    let threads = match fs::read_dir(&path) {
+        // It has ended, and with it its children's way to it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        threads => threads.with_context(show)?,
+    };
+    threads.map(|thread| Ok(thread.with_context(show)?.path())).collect()
+}
+
+/// `NAME:\tVALUE` (`proc_pid_status(5)`).
+pub(in crate::container) struct Status(BTreeMap<String, String>);
+
+impl Status {
+    pub(in crate::container) fn read(thread: &Path) -> Result<Status> {
+        let path = thread.join("status");
+        let text = fs::read(&path).with_context(|| format!("read `{}`", path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        let pairs = text.lines().filter_map(|line| line.split_once(':'));
+        Ok(Status(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()))
+    }
+
+    /// Nothing of it runs again.
+    pub(in crate::container) fn has_ended(&self) -> Result<bool> {
+        Ok(matches!(self.field("State")?.chars().next(), Some('Z' | 'X')))
+    }
+
+    fn field(&self, name: &str) -> Result<&str> {
+        match self.0.get(name) {
+            Some(value) => Ok(value),
+            None => bail!("the kernel does not show its `{name}`"),
+        }
+    }
+}
+
+fn namespace_kinds(spec: &Spec) -> impl Iterator<Item = LinuxNamespaceType> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    namespaces.map(|namespace| namespace.typ())
+}
+
+fn own_namespace(file: &str) -> Result<PathBuf> {
+    let path = format!("/proc/self/ns/{file}");
+    fs::read_link(&path).with_context(|| format!("read `{path}`"))
+}
+
+/// The path of a namespace that the container did not make but joined.
+pub(in crate::container) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let path = namespaces.into_iter().find(|namespace| namespace.typ() == kind)?.path().clone();
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whether a configuration names the caller's own namespace, by a path.
+fn joins_the_callers(spec: &Spec, kind: LinuxNamespaceType, file: &str) -> bool {
+    let path = joined(spec, kind);
+    let same = |path: &Path| {
+        let (there, own) =
+            (fs::metadata(path).ok()?, fs::metadata(format!("/proc/self/ns/{file}")).ok()?);
+        use std::os::unix::fs::MetadataExt;
+        Some((there.dev(), there.ino()) == (own.dev(), own.ino()))
+    };
+    path.is_some_and(|path| same(&path) == Some(true))
+}
+
+fn names(set: CapabilitySet) -> String {
+    let names: Vec<_> = set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+    if names.is_empty() { format!("{:#x}", set.bits()) } else { names.join(", ") }
+}

@@ -1,0 +1,477 @@
+//! Making a container's processes again from what [`mod@crate::container::checkpoint::dump`] has written. Runs in the caller's process, but for what
+//! is said to run in CRIU's.
+//!
+//! The processes are CRIU's work; their place is ours, as at a creation: the name, the cgroup with its limits, the rootfs with
+//! what is to be mounted on, and the `prestart` and `createRuntime` hooks. CRIU runs in the container's cgroup, so that whatever
+//! becomes of it can be found, and in a mount namespace that goes with it. Own code: libcontainer cannot restore.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
+
+use crate::bundle::Bundle;
+use crate::container::becoming;
+use crate::container::checkpoint::allowed_mounts::{self, Allowed};
+use crate::container::checkpoint::confinement;
+use crate::container::checkpoint::confinement::Limits;
+use crate::container::checkpoint::criu::{
+    self, Cgroup_root, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind,
+};
+use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
+use crate::container::checkpoint::external_mounts::Offers;
+use crate::container::checkpoint::open_files;
+use crate::container::checkpoint::restored_cgroups;
+use crate::container::checkpoint::restored_limits;
+use crate::container::checkpoint::restrictions;
+use crate::container::checkpoint::restrictions::{RECORD, Recorded};
+use crate::container::delete;
+use crate::container::hooks;
+use crate::container::hooks::Streams;
+use crate::container::pid_file;
+use crate::container::plan;
+use crate::container::undo;
+use crate::linux::cgroups::{self, Manager};
+use crate::linux::host_proc::HostProc;
+use crate::linux::mounts;
+use crate::linux::namespaces::{self, Namespaces};
+use crate::linux::process;
+use crate::linux::rootfs::{self, Rootfs};
+use crate::linux::terminal;
+use crate::state::{self, Directory, Root, State};
+use crate::sync::{Message, Socket};
+use crate::syscall::{self, MountAttr};
+use crate::{ids, workload};
+
+#[derive(Debug)]
+pub(crate) struct RestoreOptions<'a> {
+    pub(crate) common: criu::Options<'a>,
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Bundle,
+    pub(crate) manager: Manager,
+    /// For what `exec` starts in it.
+    pub(crate) asked: Option<workload::Engine>,
+    pub(crate) pid_file: Option<&'a Path>,
+    /// Where to send the terminal, if it has one.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) tcp_close: bool,
+    pub(crate) lsm_profile: Option<&'a str>,
+    pub(crate) lsm_mount_context: Option<&'a str>,
+    /// Whether the container does not get the caller's session keyring.
+    pub(crate) new_keyring: bool,
+}
+
+/// A container that runs again.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) state: State,
+    pub(crate) directory: Directory,
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+}
+
+const LOG: &str = "restore.log";
+
+/// Makes the container again. When that fails, nothing of it is left.
+pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Restored> {
+    state::check_id(options.id)?;
+    ensure!(ids::is_host_root(), "a restore takes root of the host");
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    process::forget_affinity();
+    let namespaces = Namespaces::new(options.bundle.linux())?;
+    dump::refuse_what_cannot_be_restored(&options.bundle.spec)?;
+    let checkpoint = Checkpoint::read(&options.common)?;
+    let annotations = options.bundle.annotations().into_iter().collect();
+    let streams = Streams::open(&annotations)?;
+    let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
+    state.engine = options.asked;
+    state.keeps_keyring = !options.new_keyring;
+    if options.bundle.process().terminal() != Some(true) {
+        state.descriptors = plan::standard_streams();
+    }
+    let (directory, _lock) = root.add(options.id)?;
+    match make(options, &namespaces, checkpoint, &streams, &directory, &mut state) {
+        Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
+        Err(error) => {
+            // It may run already, and without a cgroup of its own nothing else would end it.
+            let ended = delete::end(&state);
+            let undone = undo::undo(&directory, &state);
+            match ended.and(undone) {
+                Ok(()) => Err(error),
+                Err(left) => Err(error.context(format!("{left:#}, and before that"))),
+            }
+        }
+    }
+}
+
+/// `rt`'s own files in a checkpoint.
+struct Checkpoint {
+    images: OwnedFd,
+    /// Which of CRIU's own standard streams takes the place of what, by the names in the checkpoint.
+    inherited: Vec<Inherit_fd>,
+}
+
+impl Checkpoint {
+    fn read(options: &criu::Options<'_>) -> Result<Checkpoint> {
+        let show = || read_error(options, DESCRIPTORS);
+        let images = options.open_images().with_context(show)?;
+        let read = || -> Result<Vec<String>> {
+            Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
+        };
+        let names = read().with_context(show)?;
+        restored_cgroups::check_image(images.as_fd())
+            .with_context(|| read_error(options, restored_cgroups::IMAGE))?;
+        let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
+        let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
+        let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
+        Ok(Checkpoint { images, inherited })
+    }
+
+    fn mounts(&self, options: &criu::Options<'_>) -> Result<Vec<Recorded>> {
+        let read = || -> Result<Vec<Recorded>> {
+            Ok(serde_json::from_slice(&criu::read_in(self.images.as_fd(), RECORD)?)?)
+        };
+        read().with_context(|| read_error(options, RECORD))
+    }
+}
+
+fn read_error(options: &criu::Options<'_>, name: &str) -> String {
+    format!("read `{}` of the checkpoint", options.images.join(name).display())
+}
+
+fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
+    Inherit_fd { key: Some(key.to_owned()), fd: Some(descriptor), ..Inherit_fd::default() }
+}
+
+fn make(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    checkpoint: Checkpoint,
+    streams: &Streams,
+    directory: &Directory,
+    state: &mut State,
+) -> Result<(Pid, OwnedFd)> {
+    let bundle = options.bundle;
+    let linux = bundle.linux();
+    let recorded = checkpoint.mounts(&options.common)?;
+    state.cgroup.refuse_if_in_use()?;
+    directory.write_config(&bundle.config)?;
+    directory.write(state)?;
+    let user = namespaces.makes(libc::CLONE_NEWUSER);
+    let place = directory.make_root_folder(user)?;
+    let Checkpoint { images, inherited } = checkpoint;
+    let directories = options.common.make_directories(Some(images))?;
+    // For a container that had one; in another it is not mounted.
+    let notify = directory.notify_folder();
+    fs::create_dir(&notify).with_context(|| format!("make `{}`", notify.display()))?;
+    let shared = shared(namespaces);
+    let keep: Vec<_> = shared.iter().map(|(namespace, _)| *namespace).collect();
+    let keys: Vec<_> =
+        shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
+    directories.remove_log(LOG)?;
+    let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
+    let images = show_to_container(options, namespaces, &notify, &directories);
+    let mut criu = Criu::start(
+        Kind::RESTORE,
+        (&options.common, &directories),
+        birthplace.as_ref().map(AsFd::as_fd),
+        &keep,
+        &|socket| {
+            // CRIU's processes become the container's.
+            if options.new_keyring {
+                becoming::leave_session_keyring(options.id)?;
+            }
+            prepare_place(socket, bundle, namespaces, &place)
+        },
+        |pid, socket| {
+            // Killed from here on, it is this process that a deletion ends.
+            plan::belongs_to(state, pid)?;
+            if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
+                groups.make(rdt, pid)?;
+            }
+            let tasks =
+                state.cgroup.prepare(pid, unhindering(linux.resources().as_ref()).as_ref())?;
+            if plan::wants_its_cgroup(bundle, namespaces) {
+                state.cgroup.give(namespaces::root_on_the_host(linux))?;
+            }
+            state.cgroup.filter_devices(linux.resources().as_ref())?;
+            directory.write(state)?;
+            let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+            socket.send_with(&Message::Cgroup { memory: None }, &tasks)
+        },
+    )?;
+    if let Some(images) = images {
+        criu.read_through(images);
+    }
+    let offers = Offers::new(bundle, &state.cgroup, &notify)?;
+    let limits = Limits::new(bundle, state, options.lsm_profile)?;
+    // Where CRIU is. Where its images put the first process is not asked.
+    let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
+    let home = restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?;
+    let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
+    let mut request = Criu_opts {
+        root: Some(place.to_string_lossy().into_owned()),
+        rst_sibling: Some(true),
+        evasive_devices: Some(true),
+        tcp_close: Some(options.tcp_close),
+        lsm_profile: options.lsm_profile.map(str::to_owned),
+        lsm_mount_context: options.lsm_mount_context.map(str::to_owned),
+        inherit_fd: [inherited, keys].concat(),
+        join_ns: join_namespaces(namespaces),
+        ext_mnt: offers.all()?,
+        cg_root: cgroup_roots(&home),
+        mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
+        ..options.common.request(LOG, annotation)?
+    };
+    if options.common.cgroups.is_none() && state.cgroup.manager == Manager::Disabled {
+        request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
+    }
+    let hooks = bundle.spec.hooks().as_ref();
+    let mut has_covered = false;
+    let limited = options.manager != Manager::Disabled;
+    let criu_process = criu.process();
+    let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
+        "setup-namespaces" => {
+            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            // Killed in a hook, and without a cgroup, this is how a deletion finds it.
+            directory.write(state)?;
+            hooks::run_before_creation(hooks, state, streams)
+        }
+        "orphan-pts-master" => {
+            let master = notice.descriptor.context("`criu` sent no terminal")?;
+            let console = options.console.as_ref();
+            let console = console.context("it has a terminal: `--console-socket` is missing")?;
+            terminal::send(console.as_fd(), "/dev/ptmx", master.as_fd())
+        }
+        // It has its memory and its files, and does not run yet.
+        "post-restore" => {
+            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
+            state.mount_namespace =
+                namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
+            // A hook may have mounted something on the host.
+            let offers = Offers::new(bundle, &state.cgroup, &notify)?;
+            let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
+            has_covered = restrictions::put_back(state, bundle, &allowed, &recorded)?;
+            state.cgroup.hand_down();
+            directory.write(state)
+        }
+        criu::BEFORE_IT_RUNS => limits
+            .check(state.pid, Some(namespaces))
+            .and_then(|()| {
+                let own = restored_cgroups::own(&state.cgroup);
+                restored_cgroups::refuse_others(state.pid, own, &home)
+            })
+            .and_then(|()| {
+                // With this capability it can take covers away.
+                let is_covered = has_covered && !limits.gives(CapabilitySet::SYS_ADMIN);
+                if is_covered { open_files::refuse_covered(state.pid) } else { Ok(()) }
+            })
+            .and_then(|()| restored_limits::lower(state.pid, bundle.process(), &limits))
+            .and_then(|()| {
+                match with_criu(linux.resources().as_ref(), memory_of_criu(criu_process))
+                    .filter(|_| limited)
+                {
+                    Some(limits) => state.cgroup.update(limits).context("limit what is restored"),
+                    None => Ok(()),
+                }
+            })
+            .or_else(|error| {
+                confinement::end(state.pid)?;
+                Err(error)
+            }),
+        _ => Ok(()),
+    });
+    restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
+    if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
+        state.cgroup.update(resources.clone()).context("limit what was restored")?;
+    }
+    // Mounted on in CRIU's mount namespace only, which is gone.
+    let _ = fs::remove_dir(&place);
+    if user {
+        directory.close()?;
+    }
+    let pid = Pid::from_raw(state.pid).context("no process")?;
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
+    if let Some(path) = options.pid_file {
+        pid_file::write(path, pid)?;
+    }
+    state.cgroup.leave_claim();
+    Ok((pid, pidfd))
+}
+
+/// The limits that CRIU can work under once all processes are there: those of memory are so much higher as CRIU may use until it has
+/// ended. Set only when the container runs already, they would leave what it has made or taken meanwhile.
+fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
+    let resources = resources?;
+    let more = i64::try_from(of_criu).unwrap_or(i64::MAX);
+    let raised = |limit: Option<i64>| {
+        limit.map(|limit| if limit > 0 { limit.saturating_add(more) } else { limit })
+    };
+    let mut limits = LinuxResources::default();
+    limits.set_pids(*resources.pids());
+    limits.set_memory(resources.memory().as_ref().map(|memory| {
+        let mut limited = LinuxMemory::default();
+        limited.set_limit(raised(memory.limit())).set_swap(raised(memory.swap()));
+        limited
+    }));
+    limits.set_unified(resources.unified().clone().map(|mut unified| {
+        for key in ["memory.max", "memory.high"] {
+            if let Some(value) = unified.get_mut(key)
+                && let Ok(limit) = value.parse::<u64>()
+            {
+                *value = limit.saturating_add(of_criu).to_string();
+            }
+        }
+        unified
+    }));
+    let any = limits.pids().is_some() || limits.memory().is_some() || limits.unified().is_some();
+    any.then_some(limits)
+}
+
+/// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as it has by now, and some more.
+fn memory_of_criu(pid: Option<Pid>) -> u64 {
+    const SOME: u64 = 16 << 20;
+    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    let status = status.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let used = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
+}
+
+/// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and processes of its own there: with
+/// the others too, a container that had nearly used up its limits would not come back.
+fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
+    let mut resources = resources?.clone();
+    resources.set_memory(None).set_pids(None).set_unified(None);
+    Some(resources)
+}
+
+/// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later as the container's root: it has to
+/// be open to both, and to nobody else. So it is read through a mount that only CRIU has, with an open directory laid over the
+/// closed one. None without a user namespace, and where there is no overlayfs; then others must be able to read it.
+fn show_to_container(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    open: &Path,
+    checkpoint: &Directories,
+) -> Option<OwnedFd> {
+    if !namespaces.makes(libc::CLONE_NEWUSER) || options.common.auto_dedup {
+        return None;
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).ok();
+    let open = directory(open)?;
+    // By number: a path may hold what separates layers.
+    let layers = [open.as_fd(), checkpoint.images()]
+        .map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
+    let options = mounts::Options {
+        attr: MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() },
+        data: vec![("lowerdir".to_owned(), Some(layers.join(":")))],
+        ..mounts::Options::default()
+    };
+    mounts::detached::make("overlay", Some(Path::new("overlay")), &options)
+        .inspect_err(|error| {
+            tracing::debug!("lay an open directory over the checkpoint: {error:#}");
+        })
+        .ok()
+}
+
+/// Enters the cgroup, and mounts the rootfs in the place that becomes the root, with everything in it that is to be mounted on.
+/// CRIU wants a mount whose parent is not covered by another; a caller's rootfs may be. Runs in CRIU's process.
+fn prepare_place(
+    socket: &Socket,
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    place: &Path,
+) -> Result<()> {
+    for tasks in socket.expect_cgroup()?.1 {
+        cgroups::enter(&tasks).context("enter the cgroup")?;
+    }
+    syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
+    let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
+    // What is looked at is what CRIU gets.
+    let tree = rootfs::open_host(&bundle.rootfs).context("open the rootfs")?;
+    let below = rootfs::open_host(place)?;
+    let mount = || Rootfs::mount(tree.as_fd(), below.as_fd(), None, HostProc::open()?);
+    let mut rootfs = mount()?;
+    dump::refuse_without_a_place(&rootfs, bundle)?;
+    make_mount_points(&mut rootfs, bundle, namespaces)?;
+    drop(rootfs);
+    rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
+    dump::refuse_without_a_place(&mount()?, bundle)?;
+    if bundle.process().no_new_privileges() == Some(true) {
+        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    }
+    Ok(())
+}
+
+/// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU restores come with it; those
+/// in what is mounted from the host are made there, as at a creation.
+fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
+    let mut restored: Vec<&Path> = Vec::new();
+    // On its way to the new root CRIU needs a directory of this name, or to make one, which a read-only root does not let it.
+    if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+        rootfs.make(Path::new("/tmp"), true).context("make a place for `criu`")?;
+    }
+    for entry in bundle.spec.mounts().iter().flatten().filter(|entry| !mounts::remounts(entry)) {
+        let destination = entry.destination().as_path();
+        if restored.iter().any(|above| destination.starts_with(above) && destination != *above) {
+            continue;
+        }
+        let show = || format!("mount `{}`", destination.display());
+        if mounts::binds(entry) {
+            mounts::mount(rootfs, bundle, namespaces, entry, None).with_context(show)?;
+        } else {
+            rootfs.make(destination, true).with_context(show)?;
+            restored.push(destination);
+        }
+    }
+    Ok(())
+}
+
+/// What the namespaces are called that are to be shared again, which CRIU has to inherit.
+fn shared(namespaces: &Namespaces) -> Vec<(BorrowedFd<'_>, &'static str)> {
+    let kinds = [(libc::CLONE_NEWNET, NETWORK), (libc::CLONE_NEWPID, PIDS)];
+    kinds.into_iter().filter_map(|(flag, name)| Some((namespaces.joined(flag)?, name))).collect()
+}
+
+/// Those of other kinds, which CRIU enters by itself.
+fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
+    let kinds = [
+        (libc::CLONE_NEWIPC, "ipc"),
+        (libc::CLONE_NEWUTS, "uts"),
+        (namespaces::CLONE_NEWTIME, "time"),
+    ];
+    let joined =
+        kinds.into_iter().filter_map(|(flag, name)| Some((namespaces.joined(flag)?, name)));
+    let own = std::process::id();
+    joined
+        .map(|(namespace, name)| Join_namespace {
+            ns: Some(name.to_owned()),
+            // What was opened, and not what the path leads to by then.
+            ns_file: Some(format!("/proc/{own}/fd/{}", namespace.as_raw_fd())),
+            ..Join_namespace::default()
+        })
+        .collect()
+}
+
+/// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in
+/// hierarchies that the container is not in.
+fn cgroup_roots(home: &[(String, PathBuf)]) -> Vec<Cgroup_root> {
+    let root = |(controllers, path): &(String, PathBuf)| Cgroup_root {
+        ctrl: Some(controllers.clone()),
+        path: Some(path.display().to_string()),
+        ..Cgroup_root::default()
+    };
+    home.iter().map(root).collect()
+}

@@ -1,0 +1,242 @@
+//! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a restore.
+//!
+//! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first has, 3.17 forgets the root.
+//! So a checkpoint records what each mount had, and a restore puts it back, before a process of the container's runs. What the
+//! configuration says comes first ([`Allowed`]): the record is in the images, and can only add to it.
+//!
+//! `restore` goes by the kernel's table of the restored mounts, and by the ids in it. It does not look up where the configuration
+//! says that mounts are: the container may have moved directories, and put links in their places.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, OFlags, StatxAttributes, StatxFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::Bundle;
+use crate::container::checkpoint::allowed_mounts::Allowed;
+use crate::container::checkpoint::confinement;
+use crate::container::live_mounts::Entrance;
+use crate::linux::mount_table::{self, Entry};
+use crate::linux::mounts;
+use crate::linux::rootfs::{self, Covers, Rootfs};
+use crate::state::State;
+use crate::syscall::{self, MountAttr};
+
+/// A file beside CRIU's images, of `rt`'s own.
+pub(in crate::container) const RECORD: &str = "mounts.json";
+
+/// One mount, and what it keeps from the container.
+#[derive(Debug, Deserialize, Serialize)]
+pub(in crate::container) struct Recorded {
+    /// Where it is, and where those are that it is on, up to the root.
+    points: Vec<PathBuf>,
+    /// `MOUNT_ATTR_*`.
+    restrictions: u64,
+}
+
+/// Of a container whose processes are stopped.
+pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
+    let recorded = |entry: &Entry| Recorded {
+        points: points(entry, mounts).into_iter().map(Path::to_owned).collect(),
+        restrictions: entry.restrictions,
+    };
+    mounts.iter().map(recorded).collect()
+}
+
+/// Several mounts can be at one place, hidden by another one at that place or above it. By where the mounts are that they are on,
+/// these can be told apart.
+fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
+    let on = |at: &&Entry| table.iter().find(|other| other.id == at.parent);
+    // As many as there are mounts, at the most.
+    let line = std::iter::successors(Some(entry), on).take(table.len());
+    line.map(|at| at.point.as_path()).collect()
+}
+
+/// Gives each restored mount what the configuration says, and what it had at the checkpoint besides. Fails for a mount that the
+/// container may not have. Returns whether something had to be masked or covered. Runs in the caller's process.
+pub(in crate::container) fn put_back(
+    state: &State,
+    bundle: &Bundle,
+    allowed: &Allowed<'_>,
+    recorded: &[Recorded],
+) -> Result<bool> {
+    let restored = mount_table::of(state.pid)?.len();
+    let rootfs = rustix::fs::stat(&bundle.rootfs).context("find the rootfs")?;
+    let rootfs = (rootfs.st_dev, rootfs.st_ino);
+    let mut wanted = Wanted { before: BTreeMap::new(), allowed, bundle, rootfs };
+    for mount in recorded {
+        let points = mount.points.iter().map(PathBuf::as_path).collect();
+        *wanted.before.entry(points).or_default() |= mount.restrictions;
+    }
+    let entrance = Entrance::open(state)?;
+    // Inside, `/dev/null` is the container's.
+    let masks = bundle.linux().masked_paths().iter().flatten();
+    let masks = masks.map(|path| Ok((Path::new(path), Some(mounts::detached::clone_null()?))));
+    let mut masks = masks.collect::<Result<Vec<_>>>()?;
+    entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
+    // Those that the container has made since.
+    for thread in confinement::other_mount_namespaces(state.pid)? {
+        let entrance = Entrance::open_other(state, &thread)?;
+        entrance.inside(&mut |root, _| wanted.set_other(root)).1.with_context(|| {
+            format!("the mount namespace of the process `{}`", thread.display())
+        })?;
+    }
+    Ok(mount_table::of(state.pid)?.len() != restored)
+}
+
+struct Wanted<'a> {
+    /// By [`points`].
+    before: BTreeMap<Vec<&'a Path>, u64>,
+    allowed: &'a Allowed<'a>,
+    bundle: &'a Bundle,
+    /// Its filesystem and its number there.
+    rootfs: (u64, u64),
+}
+
+/// The mounts that lack something, and what.
+type Lacking<'t> = Vec<(&'t Entry, u64)>;
+
+impl Wanted<'_> {
+    /// Runs in a process in the container's mount namespace.
+    fn set(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
+        let there = rustix::fs::fstat(root.open(Path::new("/"), OFlags::PATH)?)?;
+        ensure!((there.st_dev, there.st_ino) == self.rootfs, "its root is not the rootfs");
+        self.restrict(root, &|table| self.missing(table))?;
+        self.cover(root, masks)
+    }
+
+    /// Runs in a process in another mount namespace, which only a container has that could take masks away itself.
+    fn set_other(&self, root: &Rootfs) -> Result<()> {
+        self.restrict(root, &|table| Ok(lacking(table, self.allowed.judge(table, false)?)))
+    }
+
+    fn restrict(
+        &self,
+        root: &Rootfs,
+        missing: &dyn for<'t> Fn(&'t [Entry]) -> Result<Lacking<'t>>,
+    ) -> Result<()> {
+        let table = root.proc()?.mounts()?;
+        for (entry, missing) in missing(&table)? {
+            let show = || format!("restrict the mount `{}`", entry.point.display());
+            let place = find(root, entry).with_context(show)?;
+            let attr = MountAttr { set: missing, ..MountAttr::default() };
+            syscall::mount_setattr(place.as_fd(), attr, false).with_context(show)?;
+        }
+        // It is in force, or the container does not run.
+        let table = root.proc()?.mounts()?;
+        if let Some((entry, missing)) = missing(&table)?.first() {
+            bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
+        }
+        Ok(())
+    }
+
+    fn missing<'t>(&self, table: &'t [Entry]) -> Result<Lacking<'t>> {
+        let mut seen = Vec::new();
+        let mut wanted = self.allowed.judge(table, true)?;
+        for (entry, wanted) in table.iter().zip(&mut wanted) {
+            let key = points(entry, table);
+            *wanted |= self.before.get(&key).with_context(|| {
+                format!("the mount `{}` is none of the checkpoint's", entry.point.display())
+            })?;
+            seen.push(key);
+        }
+        if let Some(key) = self.before.keys().find(|key| !seen.contains(key)) {
+            let point = key.first().copied().unwrap_or(Path::new("/"));
+            bail!("the mount `{}` of the checkpoint was not restored", point.display());
+        }
+        Ok(lacking(table, wanted))
+    }
+
+    /// Masks and protects what is neither masked nor read-only by now, as at a creation: the checkpoint may be of a configuration
+    /// with fewer of these paths, or of a kernel that had not all of them.
+    fn cover(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
+        // Asked each time: a path can be below one that has just been made read-only.
+        let mount = |place: &OwnedFd| -> Result<(Entry, bool)> {
+            let (id, is_root) = mount_of(place)?;
+            let mount = root.proc()?.mount(&id)?;
+            Ok((mount.context("it is not on a mount of the container")?, is_root))
+        };
+        let mut covers = Covers::default();
+        for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {
+            let show = || format!("make `{}` read-only", path.display());
+            for place in root.find(path).with_context(show)? {
+                // With what is mounted below, as at a creation.
+                if mount_of(&place).with_context(show)?.1 {
+                    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+                    syscall::mount_setattr(place.as_fd(), attr, true).with_context(show)?;
+                } else {
+                    Rootfs::cover_read_only(place.as_fd(), &mut covers).with_context(show)?;
+                }
+            }
+        }
+        for (path, null) in masks {
+            let show = || format!("mask `{}`", path.display());
+            for place in root.find(path).with_context(show)? {
+                let (mount, is_root) = mount(&place).with_context(show)?;
+                let is_directory = rootfs::is_directory(place.as_fd())?;
+                let is_cover = (is_directory && mount.kind == "tmpfs")
+                    || self.allowed.offers().is_null(&mount);
+                if is_root && is_cover && !mount.writable {
+                    continue;
+                }
+                let cover = match null.take().filter(|_| !is_directory) {
+                    Some(null) => null,
+                    None => rootfs::make_empty()?,
+                };
+                mounts::detached::attach(cover.as_fd(), place.as_fd()).with_context(show)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lacking(table: &[Entry], wanted: Vec<u64>) -> Lacking<'_> {
+    let missing =
+        table.iter().zip(wanted).map(|(entry, wanted)| (entry, wanted & !entry.restrictions));
+    missing.filter(|(_, missing)| *missing != 0).collect()
+}
+
+/// Opens a mount of the table's, and no other that is at its place.
+fn find(root: &Rootfs, entry: &Entry) -> Result<OwnedFd> {
+    let place = root.open(&entry.point, OFlags::PATH)?;
+    ensure!(mount_of(&place)? == (entry.id.clone(), true), "it is hidden by another mount");
+    Ok(place)
+}
+
+/// The id of the mount that a file is on, and whether the file is its root.
+fn mount_of(file: &OwnedFd) -> Result<(String, bool)> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let is_root = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok((found.stx_mnt_id.to_string(), is_root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_one_place_are_told_apart() {
+        let entry = |id: &str, parent: &str, point: &str| Entry {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            device: "0:1".to_owned(),
+            root: "/".into(),
+            point: point.into(),
+            writable: true,
+            restrictions: 0,
+            kind: "tmpfs".to_owned(),
+            data: "rw".to_owned(),
+        };
+        let table = [entry("1", "0", "/"), entry("4", "3", "/a"), entry("3", "1", "/a")];
+        let points: Vec<_> = record(&table).into_iter().map(|mount| mount.points).collect();
+        assert_eq!(
+            points,
+            [vec!["/"], vec!["/a", "/a", "/"], vec!["/a", "/"]]
+                .map(|points| { points.into_iter().map(PathBuf::from).collect::<Vec<_>>() })
+        );
+    }
+}

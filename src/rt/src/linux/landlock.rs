@@ -1,0 +1,44 @@
+//! Which ports of TCP this process and what it starts may use, by Landlock (`landlock(7)`): each process restricts itself, for good,
+//! and needs no right for it.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+
+use crate::syscall::{
+    LANDLOCK_ACCESS_NET_BIND_TCP, LANDLOCK_ACCESS_NET_CONNECT_TCP, landlock_add_rule,
+    landlock_create_ruleset, landlock_restrict_self,
+};
+use crate::workload::{Allowed, Protocol};
+
+/// Landlock has no ranges: each port is a rule, which takes half a microsecond and 64 bytes of the container's memory. It wants
+/// `no_new_privs`.
+pub(crate) fn restrict(tcp: &Protocol) -> Result<()> {
+    let rights = [
+        (LANDLOCK_ACCESS_NET_BIND_TCP, &tcp.bind),
+        (LANDLOCK_ACCESS_NET_CONNECT_TCP, &tcp.connect),
+    ];
+    let handled = |(right, ports): &(u64, &Allowed)| if ports.is_some() { *right } else { 0 };
+    let ruleset = match landlock_create_ruleset(rights.iter().map(handled).sum()) {
+        Ok(ruleset) => ruleset,
+        Err(error) => {
+            return Err(error).context(match error {
+                Errno::NOSYS => "this kernel has no Landlock",
+                Errno::OPNOTSUPP => "Landlock is switched off (`lsm=` of the kernel)",
+                // Of an earlier version, which has no such bits.
+                Errno::TOOBIG => {
+                    "this kernel's Landlock does not know ports: use Linux 6.7 or later"
+                }
+                _ => "make a ruleset of Landlock",
+            });
+        }
+    };
+    for (right, ports) in rights {
+        for port in ports.iter().flatten().cloned().flatten() {
+            landlock_add_rule(ruleset.as_fd(), right, port).context("allow a port by Landlock")?;
+        }
+    }
+    landlock_restrict_self(ruleset.as_fd()).context("restrict by Landlock")
+}

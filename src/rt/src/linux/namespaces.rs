@@ -1,0 +1,663 @@
+//! Namespaces: which are made, which are joined, and the order of both (`namespaces(7)`, `user_namespaces(7)`).
+//!
+//! Own code, not libcontainer's: that forks twice for every container and unshares each namespace by itself, where one
+//! `clone3(2)` can make them all. A second process is needed only where the kernel asks for one, see [`spawn`].
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
+use rustix::thread::{Gid, LinkNameSpaceType, Uid};
+
+use crate::linux::netlink::Netlink;
+use crate::linux::newuidmap;
+use crate::linux::patience::Patience;
+use crate::sync::{self, Message, Socket};
+use crate::{ids, procfs, syscall};
+
+pub(crate) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
+
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    /// `CLONE_NEW*` of the namespaces to make.
+    new: i32,
+    joined: Vec<Joined>,
+}
+
+#[derive(Debug)]
+struct Joined {
+    flag: i32,
+    name: &'static str,
+    kind: LinkNameSpaceType,
+    namespace: OwnedFd,
+    path: PathBuf,
+}
+
+impl Joined {
+    fn enter(&self) -> rustix::io::Result<()> {
+        rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(self.kind))
+    }
+
+    fn intent(&self) -> String {
+        format!("join the {} namespace `{}`", self.name, self.path.display())
+    }
+}
+
+impl Namespaces {
+    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none: the container has no other then, and
+    /// may not change it. Runs in the caller's process.
+    pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
+        let mut namespaces = Namespaces::default();
+        for namespace in linux.namespaces().iter().flatten() {
+            let namespace_kind = namespace.typ();
+            let (flag, name, kind) = describe(namespace_kind);
+            let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
+            else {
+                namespaces.new |= flag;
+                continue;
+            };
+            let show = || format!("open {name} namespace `{}`", path.display());
+            let namespace = open(path).with_context(show)?;
+            if is_own(&namespace, namespace_file(namespace_kind)).with_context(show)? {
+                // What is set in it would be set on the host.
+                ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
+                continue;
+            }
+            let path = path.clone();
+            namespaces.joined.push(Joined { flag, name, kind, namespace, path });
+        }
+        Ok(namespaces)
+    }
+
+    /// Those of a running process that this one is not in already. Runs in the caller's process.
+    pub(crate) fn of(pid: i32) -> Result<Namespaces> {
+        const ALL: [LinuxNamespaceType; 8] = [
+            LinuxNamespaceType::Mount,
+            LinuxNamespaceType::Cgroup,
+            LinuxNamespaceType::Uts,
+            LinuxNamespaceType::Ipc,
+            LinuxNamespaceType::User,
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Network,
+            LinuxNamespaceType::Time,
+        ];
+        let mut namespaces = Namespaces::default();
+        for kind in ALL {
+            let file = namespace_file(kind);
+            let path = format!("/proc/{pid}/ns/{file}");
+            let show = || format!("open namespace `{path}`");
+            let namespace = match open_of_process(&path) {
+                Ok(namespace) => namespace,
+                // A kernel that has no namespaces of this kind. Of a process that is ending, the file is not there either.
+                Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
+                    continue;
+                }
+                Err(error) => return Err(error).with_context(show),
+            };
+            // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
+            if !is_own(&namespace, file).with_context(show)? {
+                let (flag, name, kind) = describe(kind);
+                let path = path.into();
+                namespaces.joined.push(Joined { flag, name, kind, namespace, path });
+            }
+        }
+        Ok(namespaces)
+    }
+
+    pub(crate) fn makes(&self, flag: i32) -> bool {
+        self.new & flag != 0
+    }
+
+    /// A mount namespace of the container's own, so that mounting in it does not change the host.
+    pub(crate) fn has_mount(&self) -> bool {
+        self.has(libc::CLONE_NEWNS)
+    }
+
+    /// Whether the container has a namespace of this kind that is not its caller's.
+    pub(crate) fn has(&self, flag: i32) -> bool {
+        self.makes(flag) || self.joins(flag)
+    }
+
+    pub(crate) fn joins(&self, flag: i32) -> bool {
+        self.joined(flag).is_some()
+    }
+
+    /// The one of this kind that is joined.
+    pub(crate) fn joined(&self, flag: i32) -> Option<BorrowedFd<'_>> {
+        let joined = self.joined.iter().find(|joined| joined.flag == flag);
+        joined.map(|joined| joined.namespace.as_fd())
+    }
+
+    /// Which mount namespace a process has that was just made with these, by the device and the inode of its file. None for the
+    /// caller's, and where the process has ended already.
+    pub(crate) fn mount_namespace(&self, pid: Pid) -> Option<(u64, u64)> {
+        let there = match self.joined(libc::CLONE_NEWNS) {
+            Some(joined) => rustix::fs::fstat(joined),
+            None if self.has_mount() => rustix::fs::stat(format!("/proc/{pid}/ns/mnt")),
+            None => return None,
+        };
+        there.ok().map(|there| (there.st_dev, there.st_ino))
+    }
+
+    /// As [`Namespaces::joined`], by the configuration's word for its kind.
+    pub(crate) fn joined_kind(&self, kind: LinuxNamespaceType) -> Option<BorrowedFd<'_>> {
+        self.joined(describe(kind).0)
+    }
+
+    /// A process cannot change its own pid or time namespace, only that of its children; once in another user
+    /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
+    fn need_helper(&self) -> bool {
+        let others = self.joins(libc::CLONE_NEWPID)
+            || self.joins(libc::CLONE_NEWUSER)
+            || self.joins(CLONE_NEWTIME);
+        others
+            || self.makes(CLONE_NEWTIME)
+            || self.makes(libc::CLONE_NEWUSER) && !self.joined.is_empty()
+    }
+
+    /// What `clone3` makes; the cgroup namespace comes later, when init is in its cgroup.
+    fn clone_flags(&self) -> i32 {
+        self.new & !(libc::CLONE_NEWCGROUP | CLONE_NEWTIME)
+    }
+
+    /// What a helper has not joined on init's behalf already. Runs in init.
+    pub(crate) fn join_rest(&self) -> Result<()> {
+        if self.need_helper() { Ok(()) } else { self.join() }
+    }
+
+    fn join(&self) -> Result<()> {
+        let (user, others): (Vec<_>, Vec<_>) =
+            self.joined.iter().partition(|j| j.flag == libc::CLONE_NEWUSER);
+        // A privileged caller may join all only before it enters the user namespace, one that is root of a user
+        // namespace some only afterwards: those are tried again.
+        let mut later = Vec::new();
+        let dumpable = dumpable()?;
+        for joined in others {
+            match joined.enter() {
+                Err(Errno::PERM) if !user.is_empty() => later.push(joined),
+                result => result.with_context(|| joined.intent())?,
+            }
+        }
+        for joined in user.iter().copied().chain(later) {
+            joined.enter().with_context(|| joined.intent())?;
+        }
+        if !user.is_empty() {
+            become_root(dumpable)?;
+        }
+        self.keep_neighbours_out()
+    }
+
+    /// Who is in one pid namespace with a process, and privileged in its user namespace, could take over a process that has the
+    /// caller's rights and files until the exec. Of root's, and of what `exec` starts, that is so from the beginning.
+    pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
+        if self.joins(libc::CLONE_NEWPID) {
+            keep_others_out(DumpableBehavior::NotDumpable)?;
+        }
+        Ok(())
+    }
+
+    /// The rest, once init is in its cgroup. Runs in init.
+    pub(crate) fn unshare_cgroup(&self) -> Result<()> {
+        if self.makes(libc::CLONE_NEWCGROUP) {
+            syscall::unshare(libc::CLONE_NEWCGROUP).context("make the cgroup namespace")?;
+        }
+        Ok(())
+    }
+}
+
+/// How long an ordinary user's `exec` waits for the program of a container that was started a moment ago.
+const STARTING: Duration = Duration::from_secs(2);
+
+/// Opens a namespace of a process. Before its exec, init can be looked into by root alone.
+fn open_of_process(path: &str) -> rustix::io::Result<OwnedFd> {
+    let end = Instant::now() + STARTING;
+    loop {
+        match open(Path::new(path)) {
+            Err(Errno::ACCESS) if !ids::is_host_root() && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) {
+    match kind {
+        LinuxNamespaceType::Mount => (libc::CLONE_NEWNS, "mount", LinkNameSpaceType::Mount),
+        LinuxNamespaceType::Cgroup => {
+            (libc::CLONE_NEWCGROUP, "cgroup", LinkNameSpaceType::ControlGroup)
+        }
+        LinuxNamespaceType::Uts => {
+            (libc::CLONE_NEWUTS, "uts", LinkNameSpaceType::HostNameAndNISDomainName)
+        }
+        LinuxNamespaceType::Ipc => {
+            (libc::CLONE_NEWIPC, "ipc", LinkNameSpaceType::InterProcessCommunication)
+        }
+        LinuxNamespaceType::User => (libc::CLONE_NEWUSER, "user", LinkNameSpaceType::User),
+        LinuxNamespaceType::Pid => (libc::CLONE_NEWPID, "pid", LinkNameSpaceType::ProcessID),
+        LinuxNamespaceType::Network => (libc::CLONE_NEWNET, "network", LinkNameSpaceType::Network),
+        LinuxNamespaceType::Time => (CLONE_NEWTIME, "time", LinkNameSpaceType::Time),
+    }
+}
+
+/// Its name in `/proc/PID/ns` (`namespaces(7)`).
+pub(crate) fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
+    match kind {
+        LinuxNamespaceType::Mount => "mnt",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "net",
+        LinuxNamespaceType::Time => "time",
+    }
+}
+
+pub(crate) fn name_of(kind: LinuxNamespaceType) -> &'static str {
+    describe(kind).1
+}
+
+/// Whether a namespace is the one that this process is in.
+fn is_own(namespace: &OwnedFd, file: &str) -> rustix::io::Result<bool> {
+    let there = rustix::fs::fstat(namespace)?;
+    let own = rustix::fs::stat(format!("/proc/self/ns/{file}"))?;
+    Ok((there.st_dev, there.st_ino) == (own.st_dev, own.st_ino))
+}
+
+fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+    // What is no namespace is noticed when it is joined; a fifo would be waited for here.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The side of a birth that a process is on.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// The caller's process; this is init's process id.
+    Caller(Pid),
+    Init,
+}
+
+/// What a process does before it has anything of the container's, with the rights and the key quota of who called `rt`.
+pub(crate) type First<'a> = &'a dyn Fn() -> Result<()>;
+
+/// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process, and without fail in init.
+///
+/// Where a helper is needed it is cloned first; it joins, and clones init with `CLONE_PARENT`, so that init is the
+/// caller's child in either case and is re-parented to the caller's own subreaper when the caller ends.
+pub(crate) fn spawn(
+    namespaces: &Namespaces,
+    linux: &Linux,
+    cgroup: Option<BorrowedFd<'_>>,
+    caller: &Socket,
+    init: &Socket,
+    first: First<'_>,
+    patience: &Patience,
+) -> Result<Side> {
+    if namespaces.need_helper() {
+        return by_helper(cgroup, caller, init, patience, || {
+            first()?;
+            namespaces.join()?;
+            if namespaces.makes(CLONE_NEWTIME) {
+                make_time_namespace(linux)?;
+            }
+            // In its cgroup already: the helper was born in it.
+            clone(namespaces.clone_flags() | libc::CLONE_PARENT, None)
+        });
+    }
+    if let Some(pid) = clone(namespaces.clone_flags(), cgroup)? {
+        return Ok(Side::Caller(pid));
+    }
+    match first() {
+        Ok(()) => Ok(Side::Init),
+        Err(error) => {
+            let _ = init.send(&Message::Failed(format!("{error:#}")));
+            syscall::exit_now(1)
+        }
+    }
+}
+
+/// Makes a process inside of a container that is there. Its neighbours may be hostile, and may have the right to look into it
+/// (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all namespaces but the new ones of its own, with the container's
+/// root as its root, and with no descriptor but those in `kept` and its socket. A helper, which the container cannot see, has joined
+/// and closed before. Returns twice, as [`spawn`].
+///
+/// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors are this runtime's.
+pub(crate) fn spawn_inside(
+    namespaces: &Namespaces,
+    root: Option<BorrowedFd<'_>>,
+    cgroup: Option<BorrowedFd<'_>>,
+    (caller, init): (&Socket, &Socket),
+    (first_own, kept): (u32, &[BorrowedFd<'_>]),
+    first: First<'_>,
+    patience: &Patience,
+) -> Result<Side> {
+    by_helper(cgroup, caller, init, patience, || {
+        first()?;
+        namespaces.join()?;
+        if let Some(root) = root {
+            rustix::process::fchdir(root).context("enter the container's root")?;
+            rustix::process::chroot(".").context("make it the root")?;
+        }
+        let kept: Vec<_> = kept.iter().copied().chain([init.as_fd()]).collect();
+        syscall::close_all_but(first_own, &kept).context("close the host's descriptors")?;
+        clone(libc::CLONE_PARENT, None)
+    })
+}
+
+fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
+    syscall::clone3(flags, cgroup).context("make the container's first process")
+}
+
+/// Has a helper process make init, and waits for its end. The helper ends here.
+fn by_helper(
+    cgroup: Option<BorrowedFd<'_>>,
+    caller: &Socket,
+    init: &Socket,
+    patience: &Patience,
+    make: impl FnOnce() -> Result<Option<Pid>>,
+) -> Result<Side> {
+    if let Some(helper) = clone(0, cgroup)? {
+        let message = patience.receive(caller, helper);
+        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
+        // Where the caller ignores the end of its children, it may be gone already.
+        if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
+            crate::linux::cgroups::end(helper, pidfd.as_fd());
+        }
+        return match message? {
+            Some(Message::Init(pid)) => {
+                let pid = Pid::from_raw(pid).context("the helper sent no process id")?;
+                // The new process has the socket too, and who looks into it could have said this, of any process.
+                ensure!(
+                    pid != helper && is_child(pid)?,
+                    "another process claims that the new process is {pid}"
+                );
+                Ok(Side::Caller(pid))
+            }
+            Some(Message::Failed(text)) => bail!(text),
+            other => bail!("the process that joins namespaces sent {other:?}"),
+        };
+    }
+    let message = match make() {
+        Ok(None) => return Ok(Side::Init),
+        Ok(Some(pid)) => Message::Init(pid.as_raw_nonzero().get()),
+        Err(error) => Message::Failed(format!("{error:#}")),
+    };
+    // If this fails, the caller reads the end of the stream.
+    let _ = init.send(&message);
+    syscall::exit_now(0)
+}
+
+/// Whether a process has ended, also if nobody has waited for it yet.
+pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&now)));
+    Ok(ended.context("ask whether a process has ended")? > 0)
+}
+
+/// Whether a process is this one's child, and has not been waited for.
+fn is_child(pid: Pid) -> Result<bool> {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match rustix::process::waitid(WaitId::Pid(pid), look) {
+        Ok(_) => Ok(true),
+        Err(Errno::CHILD) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("look at process {pid}")),
+    }
+}
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ending {
+    Code(i32),
+    Signal(i32),
+}
+
+/// How long a process that has closed all may take to end.
+const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// How a child of this process has ended, or is about to. As long as another process traces it, the kernel keeps that from its parent:
+/// then `/proc` says it. None where it does not end.
+pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&ENDING)))
+            .with_context(|| format!("wait for process {pid}"))?;
+    }
+    let waited =
+        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::NOHANG));
+    let waited = waited.with_context(|| format!("wait for process {pid}"))?;
+    let Some((_, status)) = waited else {
+        let stat = procfs::stat(pid)?.filter(|stat| stat.dead);
+        return Ok(stat.map(|stat| match stat.status & 0x7f {
+            0 => Ending::Code(stat.status >> 8 & 0xff),
+            signal => Ending::Signal(signal),
+        }));
+    };
+    let code = status.exit_status().map(Ending::Code);
+    Ok(code.or_else(|| status.terminating_signal().map(Ending::Signal)))
+}
+
+/// For a process that nobody holds up.
+pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(status),
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).with_context(|| format!("wait for process {pid}")),
+        }
+    }
+}
+
+/// The offsets can only be written before a process is in the namespace: init, cloned next, is the first
+/// (`time_namespaces(7)`). Runs in the helper.
+fn make_time_namespace(linux: &Linux) -> Result<()> {
+    syscall::unshare(CLONE_NEWTIME).context("make the time namespace")?;
+    let mut lines = String::new();
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            lines,
+            "{clock} {} {}",
+            offset.secs().unwrap_or(0),
+            offset.nanosecs().unwrap_or(0)
+        );
+    }
+    if !lines.is_empty() {
+        fs::write("/proc/self/timens_offsets", lines)
+            .context("write `/proc/self/timens_offsets`")?;
+    }
+    Ok(())
+}
+
+/// Writes the id mappings of init's new user namespace. Runs in the caller's process.
+pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
+    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
+    // [`crate::bundle`] completes what has neither.
+    for (name, mappings) in [("uidMappings", uids), ("gidMappings", gids)] {
+        ensure!(!mappings.is_empty(), "`linux.{name}` is missing for the new user namespace");
+    }
+    write_maps(init, uids, gids)
+}
+
+/// What an id of a user namespace with these mappings is outside of it.
+pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
+    mappings.iter().find_map(|mapping| {
+        let above = id.checked_sub(mapping.container_id())?;
+        (above < mapping.size()).then(|| mapping.host_id().checked_add(above))?
+    })
+}
+
+/// The users and the groups of a user namespace that is there. A process that has joined it for a moment shows them, which nobody in it
+/// can reach: it is not dumpable, and has the caller's memory. Runs in the caller's process.
+pub(crate) fn mappings_of(
+    user: BorrowedFd<'_>,
+) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(0, None).context("make a process")? else {
+        drop(ours);
+        let kind = Some(LinkNameSpaceType::User);
+        let joined = rustix::thread::move_into_link_name_space(user, kind);
+        let said = match joined.context("join the user namespace").and_then(|()| {
+            // That it enters another's namespace undoes this.
+            keep_others_out(DumpableBehavior::NotDumpable)
+        }) {
+            Ok(()) => Message::Ready,
+            Err(error) => Message::Failed(format!("{error:#}")),
+        };
+        // Until this process has looked, or is gone.
+        let _ = theirs.send(&said).and_then(|()| theirs.receive());
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let read = |file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        ids::parse_map(&table).with_context(|| format!("read `{path}`"))
+    };
+    let both = ours.expect(&Message::Ready).and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
+    drop(ours);
+    wait(pid)?;
+    both
+}
+
+/// Who root of the container is, seen from outside.
+pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
+    let root = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let mut mappings = mappings.iter().flatten();
+        mappings.find(|mapping| mapping.container_id() == 0).map_or(0, LinuxIdMapping::host_id)
+    };
+    (Uid::from_raw(root(linux.uid_mappings())), Gid::from_raw(root(linux.gid_mappings())))
+}
+
+/// Whether the ids of a container's user namespace are known, and the caller's root is none of them.
+pub(crate) fn lacks_root(linux: Option<&Linux>) -> bool {
+    let mappings = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
+    !mappings.is_empty() && mappings.iter().all(|mapping| mapping.host_id() != 0)
+}
+
+/// A user namespace with these mappings, in which no process is. Runs in the caller's process.
+pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
+    let (ours, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(libc::CLONE_NEWUSER, None).context("make a process in it")?
+    else {
+        drop(ours);
+        // Until this process has what it needs, or is gone.
+        let _ = theirs.receive();
+        syscall::exit_now(0)
+    };
+    drop(theirs);
+    let namespace = write_maps(pid, uids, gids).and_then(|()| {
+        let path = format!("/proc/{pid}/ns/user");
+        open(Path::new(&path)).with_context(|| format!("open `{path}`"))
+    });
+    drop(ours);
+    wait(pid)?;
+    namespace
+}
+
+fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
+    let write = |file: &str, field: &str, mappings: &[LinuxIdMapping]| {
+        let path = format!("/proc/{pid}/{file}");
+        let lines: String = mappings
+            .iter()
+            .map(|mapping| {
+                format!("{} {} {}\n", mapping.container_id(), mapping.host_id(), mapping.size())
+            })
+            .collect();
+        // One write(2): the kernel takes a map as a whole.
+        fs::write(&path, lines).with_context(|| format!("write `{field}` to `{path}`"))
+    };
+    let (write_uids, write_gids) =
+        (|| write("uid_map", "uidMappings", uids), || write("gid_map", "gidMappings", gids));
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        write_gids()?;
+        return write_uids();
+    }
+    if newuidmap::is_own_only(gids, gid.as_raw()) {
+        // Without privileges a group map is only allowed to a process that cannot drop groups any more.
+        let path = format!("/proc/{pid}/setgroups");
+        fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
+        write_gids()?;
+    } else {
+        newuidmap::map("newgidmap", pid, gids)?;
+    }
+    if newuidmap::is_own_only(uids, uid.as_raw()) {
+        return write_uids();
+    }
+    newuidmap::map("newuidmap", pid, uids)
+}
+
+/// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing. One that was not
+/// dumpable before is so again: to enter another's namespace and to change the user make it what `fs.suid_dumpable` says
+/// (`PR_SET_DUMPABLE(2const)`).
+pub(crate) fn become_root(before: DumpableBehavior) -> Result<()> {
+    keep_others_out(before)?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .context("become root's group")?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context("become root")?;
+    keep_others_out(before)
+}
+
+pub(crate) fn dumpable() -> Result<DumpableBehavior> {
+    rustix::process::dumpable_behavior().context("ask who may reach this process")
+}
+
+fn keep_others_out(before: DumpableBehavior) -> Result<()> {
+    if before == DumpableBehavior::NotDumpable {
+        rustix::process::set_dumpable_behavior(before).context("keep others out")?;
+    }
+    Ok(())
+}
+
+/// Brings up loopback in a network namespace that was just made: every program expects it. Runs in init.
+///
+/// A service may be allowed sockets of few kinds (`RestrictAddressFamilies=`, `systemd.exec(5)`), Netlink or those of the Internet:
+/// either will do.
+pub(crate) fn bring_loopback_up() -> Result<()> {
+    // In each namespace it has this number: `LOOPBACK_IFINDEX`, `<net/net_namespace.h>`.
+    const LOOPBACK: u32 = 1;
+    bring_loopback_up_by_ioctl().or_else(|first| {
+        let by_netlink = Netlink::open().and_then(|netlink| netlink.bring_up(LOOPBACK));
+        by_netlink.map_err(|second| first.context(format!("by Netlink: {second:#}; by ioctl")))
+    })
+}
+
+fn bring_loopback_up_by_ioctl() -> Result<()> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("open a socket")?;
+    syscall::loopback_up(socket.as_fd()).context("bring up the loopback interface")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_child_is_taken_for_the_new_process() {
+        let child = syscall::clone3(0, None).expect("a child");
+        let Some(child) = child else { syscall::exit_now(7) };
+        assert!(is_child(child).expect("asked"));
+        assert_eq!(ending(child).expect("asked"), Some(Ending::Code(7)));
+        assert!(!is_child(child).expect("asked"));
+        assert!(!is_child(Pid::INIT).expect("asked"));
+    }
+}

@@ -1,0 +1,342 @@
+//! A filter that refuses sockets, for a module that may have none, or may have those only whose ports can be limited: TCP's and
+//! UDP's. Runs in init, and stays over the exec.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result};
+use libc::{c_long, sock_filter};
+
+use crate::syscall;
+use crate::workload::{Ports, Rights};
+
+/// `AUDIT_ARCH_*` of this program, `<linux/audit.h>`: what `seccomp_data.arch` says of its calls.
+#[cfg(target_arch = "x86_64")]
+const OWN: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const OWN: u32 = 0xc000_00b7;
+#[cfg(target_arch = "riscv64")]
+const OWN: u32 = 0xc000_00f3;
+#[cfg(all(target_arch = "powerpc64", target_endian = "little"))]
+const OWN: u32 = 0xc000_0015;
+#[cfg(target_arch = "s390x")]
+const OWN: u32 = 0x8000_0016;
+
+/// Calls from here on are those of x32, a second set by the same architecture's name (`seccomp(2)`, "Caveats").
+const X32: u32 = 0x4000_0000;
+
+/// What makes a socket beside `socket(2)`. A ring does without a call of that name (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
+const REFUSED: &[c_long] = &[
+    libc::SYS_socketpair,
+    libc::SYS_io_uring_setup,
+    // All calls of sockets by one number (`socketcall(2)`).
+    #[cfg(any(target_arch = "powerpc64", target_arch = "s390x"))]
+    libc::SYS_socketcall,
+];
+
+/// Refuses them from now on: `EACCES`. Wants `no_new_privs`.
+pub(crate) fn refuse(rights: &Rights) -> Result<()> {
+    syscall::seccomp_set_mode_filter(0, &program(rights))
+        .context("load the filter that refuses sockets")?;
+    Ok(())
+}
+
+/// A call's number, as a filter sees it; none is negative.
+fn number(call: c_long) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
+}
+
+struct Program(Vec<sock_filter>);
+
+impl Program {
+    /// Each code is below 256, and no block is longer than a jump.
+    #[inline(never)]
+    fn push(&mut self, code: u32, jt: usize, jf: usize, k: u32) {
+        self.0.push(sock_filter { code: code as u16, jt: jt as u8, jf: jf as u8, k });
+    }
+
+    /// Loads a word of `struct seccomp_data`.
+    fn load(&mut self, offset: u32) {
+        self.push(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
+    }
+
+    /// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees, whatever is in the high one.
+    fn argument(&mut self, number: u32) {
+        self.load(16 + 8 * number + if cfg!(target_endian = "big") { 4 } else { 0 });
+    }
+
+    fn jump(&mut self, test: u32, jt: usize, jf: usize, k: u32) {
+        self.push(libc::BPF_JMP | libc::BPF_K | test, jt, jf, k);
+    }
+
+    fn end(&mut self, allowed: bool) {
+        let answer = if allowed {
+            libc::SECCOMP_RET_ALLOW
+        } else {
+            libc::SECCOMP_RET_ERRNO | libc::EACCES as u32
+        };
+        self.push(libc::BPF_RET | libc::BPF_K, 0, 0, answer);
+    }
+
+    /// Goes on when the loaded word is one of two.
+    fn only(&mut self, one: u32, other: u32) {
+        self.jump(libc::BPF_JEQ, 2, 0, one);
+        self.jump(libc::BPF_JEQ, 1, 0, other);
+        self.end(false);
+    }
+
+    /// Does this when the loaded word is that one.
+    fn when(&mut self, word: u32, block: &dyn Fn(&mut Program)) {
+        let mut inner = Program(Vec::new());
+        block(&mut inner);
+        self.jump(libc::BPF_JEQ, 0, inner.0.len(), word);
+        self.0.append(&mut inner.0);
+    }
+
+    fn on(&mut self, call: c_long, block: &dyn Fn(&mut Program)) {
+        self.when(number(call), block);
+    }
+
+    /// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits: MPTCP, SMC and SCTP carry
+    /// connections, and Landlock does not look at them; with Netlink a network can be rearranged; another process can be asked by
+    /// a Unix socket.
+    fn socket(&mut self, ports: &Ports) {
+        self.argument(0);
+        self.only(libc::AF_INET as u32, libc::AF_INET6 as u32);
+        self.argument(1);
+        // Without the flags (`SOCK_TYPE_MASK`, `<linux/net.h>`).
+        self.push(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xf);
+        for (kind, number, protocol) in [
+            (libc::SOCK_STREAM as u32, libc::IPPROTO_TCP as u32, &ports.tcp),
+            (libc::SOCK_DGRAM as u32, libc::IPPROTO_UDP as u32, &ports.udp),
+        ] {
+            self.when(kind, &|block| {
+                block.argument(2);
+                block.only(0, number);
+                block.end(!protocol.is_refused());
+            });
+        }
+        self.end(false);
+    }
+
+    /// What Landlock does not see.
+    fn ways_around(&mut self, ports: &Ports) {
+        // It connects (`tcp(7)`, "MSG_FASTOPEN").
+        for (call, flags) in
+            [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)]
+        {
+            self.on(call, &|block| {
+                block.argument(flags);
+                block.jump(libc::BPF_JSET, 0, 1, libc::MSG_FASTOPEN as u32);
+                block.end(false);
+                block.end(true);
+            });
+        }
+        // It can make a socket one of SMC's.
+        self.on(libc::SYS_setsockopt, &|block| {
+            block.argument(1);
+            block.when(libc::SOL_TCP as u32, &|block| {
+                block.argument(2);
+                block.when(libc::TCP_ULP as u32, &|block| block.end(false));
+            });
+            block.end(true);
+        });
+        // What was not bound gets a port that is free.
+        if ports.tcp.bind.as_ref().is_some_and(Vec::is_empty) {
+            self.on(libc::SYS_listen, &|block| block.end(false));
+        }
+    }
+}
+
+fn program(rights: &Rights) -> Vec<sock_filter> {
+    let mut program = Program(Vec::new());
+    // The offsets of `arch` and `nr`. Another architecture's calls, and x32's, are no engine's.
+    program.load(4);
+    program.only(OWN, OWN);
+    program.load(0);
+    program.jump(libc::BPF_JGE, 0, 1, X32);
+    program.end(false);
+    for call in REFUSED {
+        program.on(*call, &|block| block.end(false));
+    }
+    if rights.sockets {
+        program.on(libc::SYS_socket, &|block| block.socket(&rights.ports));
+        program.ways_around(&rights.ports);
+    } else {
+        program.on(libc::SYS_socket, &|block| block.end(false));
+    }
+    program.end(true);
+    program.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Protocol;
+
+    const REFUSED_ANSWER: u32 = libc::SECCOMP_RET_ERRNO | 13;
+
+    fn rights(sockets: bool, ports: Ports) -> Rights {
+        Rights {
+            directories: None,
+            sockets,
+            ports,
+            timeout: None,
+            fuel: None,
+            plugins: Vec::new(),
+            compile: None,
+        }
+    }
+
+    fn some(port: u16) -> Protocol {
+        Protocol { bind: Some(vec![port..=port]), connect: Some(vec![port..=port]) }
+    }
+
+    fn none() -> Protocol {
+        Protocol { bind: Some(Vec::new()), connect: Some(Vec::new()) }
+    }
+
+    /// What the program answers, run as the kernel runs it.
+    fn answer(rights: &Rights, arch: u32, nr: u32, arguments: &[u64]) -> u32 {
+        let (program, mut at, mut value) = (program(rights), 0, 0);
+        loop {
+            let i = program[at];
+            at += 1;
+            let jump = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
+            match (u32::from(i.code), i.k) {
+                (0x20, 0) => value = nr,
+                (0x20, 4) => value = arch,
+                (0x20, offset) => {
+                    let argument = arguments[usize::try_from((offset - 16) / 8).expect("small")];
+                    let low = offset % 8 == if cfg!(target_endian = "big") { 4 } else { 0 };
+                    value = if low { argument as u32 } else { (argument >> 32) as u32 };
+                }
+                (0x54, mask) => value &= mask,
+                (0x15, k) => at += jump(value == k),
+                (0x35, k) => at += jump(value >= k),
+                (0x45, k) => at += jump(value & k != 0),
+                (0x06, answer) => return answer,
+                (other, _) => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    fn is_refused(rights: &Rights, call: c_long, arguments: &[u64]) -> bool {
+        match answer(rights, OWN, number(call), arguments) {
+            REFUSED_ANSWER => true,
+            libc::SECCOMP_RET_ALLOW => false,
+            other => panic!("{other:#x}"),
+        }
+    }
+
+    #[test]
+    fn only_sockets_are_refused() {
+        let off = rights(false, Ports::default());
+        for call in REFUSED.iter().chain(&[libc::SYS_socket]) {
+            assert!(is_refused(&off, *call, &[2, 1, 0]));
+        }
+        let limited = rights(true, Ports { tcp: some(80), udp: some(53) });
+        for rights in [off, limited] {
+            for call in [libc::SYS_read, libc::SYS_connect, libc::SYS_exit_group, libc::SYS_openat]
+            {
+                assert!(!is_refused(&rights, call, &[0; 6]));
+            }
+            assert_eq!(answer(&rights, OWN, X32 | 1, &[0; 6]), REFUSED_ANSWER);
+            assert_eq!(answer(&rights, 0x4000_0003, 1, &[0; 6]), REFUSED_ANSWER);
+        }
+    }
+
+    #[test]
+    fn only_sockets_with_ports_are_left() {
+        let is_refused = |ports: Ports, socket: [u64; 3]| {
+            is_refused(&rights(true, ports), libc::SYS_socket, &socket)
+        };
+        let both = || Ports { tcp: some(80), udp: some(53) };
+        // By numbers: what the kernel has added is refused as well. `SOCK_NONBLOCK`, `SOCK_CLOEXEC`; and what is no part of an int.
+        for allowed in
+            [[2, 1, 0], [10, 1, 6], [2, 2, 17], [10, 2, 0], [2, 0o2004001, 6], [1 << 32 | 2, 1, 0]]
+        {
+            assert!(!is_refused(both(), allowed), "{allowed:?}");
+        }
+        for refused in [
+            [1, 1, 0],      // Unix
+            [16, 3, 0],     // Netlink
+            [17, 3, 0x300], // packets
+            [40, 1, 0],     // machines
+            [43, 1, 0],     // SMC
+            [2, 1, 256],    // the same, by its protocol
+            [2, 1, 262],    // MPTCP
+            [2, 1, 132],    // SCTP
+            [2, 5, 132],
+            [2, 3, 1], // raw
+            [2, 3, 6],
+            [2, 2, 1],   // ping
+            [2, 2, 136], // UDP-Lite
+            [2, 10, 0],
+            [2, 1, 17],
+        ] {
+            assert!(is_refused(both(), refused), "{refused:?}");
+        }
+        let tcp = || Ports { tcp: some(80), udp: none() };
+        assert!(!is_refused(tcp(), [2, 1, 0]) && is_refused(tcp(), [2, 2, 0]));
+        let udp = || Ports { tcp: none(), udp: some(53) };
+        assert!(is_refused(udp(), [2, 1, 0]) && !is_refused(udp(), [2, 2, 0]));
+    }
+
+    #[test]
+    fn what_gets_around_landlock_is_refused() {
+        let limited = |tcp| rights(true, Ports { tcp, udp: none() });
+        let fast = 0x2000_0000;
+        for (call, at) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
+            let flags = |flags| {
+                let mut arguments = [0; 6];
+                arguments[at] = flags;
+                is_refused(&limited(some(80)), call, &arguments)
+            };
+            assert!(flags(fast) && flags(fast | 0x4000) && !flags(0x4000));
+        }
+        let set = |level, option| {
+            is_refused(&limited(some(80)), libc::SYS_setsockopt, &[3, level, option])
+        };
+        assert!(set(6, 31) && !set(6, 1) && !set(1, 31));
+        let listen = |bind| {
+            let tcp = Protocol { bind, connect: None };
+            is_refused(&limited(tcp), libc::SYS_listen, &[3, 1])
+        };
+        assert!(listen(Some(Vec::new())) && !listen(Some(vec![80..=80])) && !listen(None));
+    }
+
+    /// By the kernel, with Landlock: filter and ruleset are of the one thread, and end with it.
+    #[test]
+    fn the_kernel_takes_it() {
+        use rustix::io::Errno;
+        use rustix::net::{AddressFamily, RawProtocol, SendFlags, SocketType, ipproto};
+        let test = || {
+            let socket = |kind, protocol| rustix::net::socket(AddressFamily::INET, kind, protocol);
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+            let listening = listener.local_addr().expect("an address");
+            let connect = || std::net::TcpStream::connect(listening).map_err(|error| error.kind());
+            let open =
+                |protocol: u32| RawProtocol::new(protocol).map(rustix::net::Protocol::from_raw);
+            let rights = rights(true, Ports { tcp: some(1), udp: none() });
+            rustix::thread::set_no_new_privs(true).expect("no_new_privs");
+            match crate::linux::landlock::restrict(&rights.ports.tcp) {
+                Ok(()) => {}
+                Err(error) => return eprintln!("skipped: {error:#}"),
+            }
+            refuse(&rights).expect("loaded");
+            assert_eq!(connect().err(), Some(std::io::ErrorKind::PermissionDenied));
+            // Landlock alone lets it through.
+            let stream = socket(SocketType::STREAM, None).expect("a socket");
+            let flags = SendFlags::from_bits_retain(0x2000_0000);
+            let sent = rustix::net::sendto(&stream, b"x", flags, &listening);
+            assert_eq!(sent, Err(Errno::ACCESS));
+            for (kind, protocol) in [
+                (SocketType::STREAM, open(262)),
+                (SocketType::RAW, Some(ipproto::ICMP)),
+                (SocketType::DGRAM, None),
+            ] {
+                assert_eq!(socket(kind, protocol).err(), Some(Errno::ACCESS), "{kind:?}");
+            }
+        };
+        std::thread::spawn(test).join().expect("what is asserted");
+    }
+}
