@@ -1,5 +1,5 @@
 //! Making a container, as the caller's process sees it. What init does meanwhile is in [`crate::container::init`]; the two talk over
-//! [`super::sync`]. The whole order is told in `docs/operation.md`.
+//! [`crate::sync`]. The whole order is told in `docs/operation.md`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

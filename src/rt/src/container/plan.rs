@@ -24,7 +24,7 @@ use crate::{engine, procfs, workload};
 pub(crate) enum Wait<'a> {
     /// Until `start` writes to a fifo, whenever that is.
     ForStart,
-    /// Until [`Container::go`], by the same process, which blocks these signals from the moment that something is made.
+    /// Until [`super::Container::go`], by the same process, which blocks these signals from the moment that something is made.
     ForCaller { blocked: &'a [i32] },
 }
 

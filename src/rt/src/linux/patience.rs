@@ -126,6 +126,6 @@ impl Patience {
 #[derive(Debug, Eq, PartialEq)]
 struct Held {
     reason: &'static str,
-    /// How often it had run: [`state::switches`].
+    /// How often it had run: [`procfs::switches`].
     ran: Option<u64>,
 }
