@@ -88,9 +88,7 @@ impl Patience {
             if let Some(Held { reason, .. }) = &now {
                 held_in_all += TICK;
                 if held_in_all > HELD_IN_ALL {
-                    bail!(
-                        "the process that is made in the container is held up: {reason}, again and again"
-                    )
+                    bail!("the new process in the container is held up: {reason}, again and again")
                 }
             }
             held = match (now, held) {

@@ -37,6 +37,7 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         ensure!(cgroup.join(&file).exists(), "set `{file}`: this host has no pages of that size");
     }
     let resources_left = for_libcgroups(resources);
+    need_files(cgroup, &resources_left)?;
     let options = ControllerOpt {
         resources: &resources_left,
         disable_oom_killer: false,
@@ -66,6 +67,28 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         for line in value.lines() {
             set(file, line)?;
         }
+    }
+    Ok(())
+}
+
+/// Fails for a limit whose file is missing, as without its controller: the error of libcgroups would not
+/// name the limit.
+fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
+    let (memory, cpu) = (resources.memory().as_ref(), resources.cpu().as_ref());
+    let number = |value: Option<i64>| value.map(|value| value.to_string());
+    let period = || cpu.and_then(LinuxCpu::period).map(|period| period.to_string());
+    for (file, value) in [
+        ("memory.max", number(memory.and_then(LinuxMemory::limit))),
+        ("memory.low", number(memory.and_then(LinuxMemory::reservation))),
+        ("cpu.weight", cpu.and_then(LinuxCpu::shares).map(|shares| shares.to_string())),
+        ("cpu.max", number(cpu.and_then(LinuxCpu::quota)).or_else(period)),
+        ("cpuset.cpus", cpu.and_then(|cpu| cpu.cpus().clone())),
+        ("cpuset.mems", cpu.and_then(|cpu| cpu.mems().clone())),
+        ("pids.max", resources.pids().map(|pids| pids.limit().to_string())),
+    ] {
+        let Some(value) = value else { continue };
+        let path = cgroup.join(file);
+        path.metadata().with_context(|| format!("write `{value}` to `{}`", path.display()))?;
     }
     Ok(())
 }
