@@ -789,8 +789,11 @@ fn an_agent_may_have_a_long_path(test: &Test) -> Outcome {
 /// As a service manager or a sandbox has it for what it starts.
 fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
-    let bundle = filtered(test, deny(json!({ "action": ERRNO })), "echo ran")?
-        .edit(|config| config["hostname"] = json!("name"));
+    let bundle = filtered(test, deny(json!({ "action": ERRNO })), "echo ran")?.edit(|config| {
+        config["hostname"] = json!("name");
+        let limit = json!({ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 100 });
+        config["process"]["rlimits"] = json!([limit]);
+    });
     bundle.write()?;
     let run = |call: u32, errno: u32| {
         Output::of(under_a_filter(test, call, errno, &bundle.command_line("run", &test.id()))?)
