@@ -135,9 +135,14 @@ mod tests {
             let kernel = match path {
                 // openat2(2) refuses an empty path, which nobody looks up.
                 "" => rustix::fs::openat(&root, ".", flags, Mode::empty()),
-                path => {
-                    rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
-                }
+                // Refused for a moment when something is mounted or renamed meanwhile, anywhere.
+                path => loop {
+                    let resolve = ResolveFlags::IN_ROOT;
+                    match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+                        Err(Errno::AGAIN) => {}
+                        answer => break answer,
+                    }
+                },
             };
             assert_eq!(same(open(root.as_fd(), Path::new(path), flags)), same(kernel), "{path:?}");
         }
