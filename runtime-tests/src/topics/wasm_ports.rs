@@ -288,7 +288,7 @@ fn ports_of_udp_take_a_cgroup_of_v2(test: &Test) -> Outcome {
     if test.host.lane != "v1" {
         return bundle.create().map(drop);
     }
-    let words = "limit the ports of UDP: that takes a cgroup of v2";
+    let words = "limit the ports of UDP: this requires cgroup v2";
     bundle.try_create(&test.id())?.fails_with(words)?;
     needs_landlock()?;
     // Who listens without a bind would be reached.
