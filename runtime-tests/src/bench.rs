@@ -1,5 +1,5 @@
-//! The benchmark (`docs/testing.md`): runtimes side by side, in one interleaved run, so that whatever else the machine does
-//! hits all of them alike. Medians, and ratios to crun.
+//! The benchmark (`docs/testing.md`): runtimes side by side, in one interleaved run, so that
+//! whatever else the machine does hits all of them alike. Medians, and ratios to crun.
 
 mod chart;
 mod crowd;
@@ -85,7 +85,8 @@ fn measure(out: &Path) -> Outcome {
         ("crun", std::env::var_os("CRUN").map(PathBuf::from)),
         ("runc", Some("/usr/sbin/runc".into())),
     ] {
-        // Not installed, or not for this way to mount cgroups: crun needs a v2 without v1 beside it.
+        // Not installed, or not for this way to mount cgroups: crun needs a v2 without v1 beside
+        // it.
         match path.filter(|path| path.is_file()) {
             Some(path) if works(&path, &bundles.linux, &host) => {
                 runtimes.push((name.to_owned(), path));
@@ -208,8 +209,9 @@ fn timed(command: &mut Command) -> Outcome<f64> {
     }
 }
 
-/// The runtimes keep their state in `/run`, which is in memory on every real host, but not on all where this is measured; a
-/// disk's journal is not what is compared. The lane has a mount namespace of its own.
+/// The runtimes keep their state in `/run`, which is in memory on every real host, but not on all
+/// where this is measured; a disk's journal is not what is compared. The lane has a mount namespace
+/// of its own.
 struct StateInMemory(PathBuf);
 
 impl StateInMemory {
@@ -428,7 +430,8 @@ fn add_mounts(config: &mut Value, number: usize) {
     }
 }
 
-/// Of the size and the kinds of rules of Docker's default: some hundred calls are allowed, some by their arguments.
+/// Of the size and the kinds of rules of Docker's default: some hundred calls are allowed, some by
+/// their arguments.
 fn filter() -> Value {
     let refused = [
         "acct",

@@ -1,4 +1,5 @@
-//! What the tests are written with: a host that has a runtime, a test with its own folder, bundles and containers.
+//! What the tests are written with: a host that has a runtime, a test with its own folder, bundles
+//! and containers.
 
 mod bundle;
 mod container;
@@ -45,8 +46,8 @@ pub(crate) fn skip<T>(reason: impl Display) -> Outcome<T> {
     Err(Stop::Skipped(reason.to_string()))
 }
 
-/// Whether a process's executable is on a read-only mount. Writing to it cannot tell: that is refused as busy as long as any
-/// container runs the same file.
+/// Whether a process's executable is on a read-only mount. Writing to it cannot tell: that is
+/// refused as busy as long as any container runs the same file.
 pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool> {
     use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
     let exe =
@@ -54,10 +55,12 @@ pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool
     Ok(rustix::fs::fstatvfs(exe)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
-/// Whether any process of a container has a file open on a mount that whoever is root of a user namespace of their own could make
-/// writable, by `mount_setattr(2)`: one that is attached nowhere and alive. The host's root asks, who has no other rights over those.
+/// Whether any process of a container has a file open on a mount that whoever is root of a user
+/// namespace of their own could make writable, by `mount_setattr(2)`: one that is attached nowhere
+/// and alive. The host's root asks, who has no other rights over those.
 pub(crate) fn has_a_changeable_mount(container: &Container<'_>) -> Outcome<bool> {
-    // Perl is on every Debian; 442 is mount_setattr on every architecture, 0x200000 O_PATH, 0x1000 AT_EMPTY_PATH.
+    // Perl is on every Debian; 442 is mount_setattr on every architecture, 0x200000 O_PATH, 0x1000
+    // AT_EMPTY_PATH.
     const SCRIPT: &str = r#"
         my $found = 0;
         for my $path (glob "/proc/$ARGV[0]/fd/*") {
@@ -232,8 +235,8 @@ impl Test {
         self.folder.join("state")
     }
 
-    /// What the host decides about modules: that none is compiled, unless the test has a file of its own
-    /// (`wasm.json` in its folder).
+    /// What the host decides about modules: that none is compiled, unless the test has a file of
+    /// its own (`wasm.json` in its folder).
     pub(crate) fn wasm_config(&self) -> PathBuf {
         let own = self.folder.join("wasm.json");
         if own.exists() { own } else { self.host.folder.join("wasm.json") }
@@ -335,7 +338,8 @@ impl Test {
 
     /// Deletes what the test made, then looks for what should be gone.
     fn clean(&self) -> Outcome {
-        // What belongs to no container that is still there is left over, and must not be tidied up by this.
+        // What belongs to no container that is still there is left over, and must not be tidied up
+        // by this.
         let ids: Vec<String> = fs::read_dir(self.state_root())
             .into_iter()
             .flatten()
@@ -396,8 +400,8 @@ pub(crate) fn kernel() -> Outcome<(u32, u32)> {
     Ok((next()?, next()?))
 }
 
-/// The runtime, with a filter around it that answers one system call with an error. Calls newer than 424 have one number on all
-/// processors.
+/// The runtime, with a filter around it that answers one system call with an error. Calls newer
+/// than 424 have one number on all processors.
 pub(crate) fn under_a_filter(
     test: &Test,
     call: u32,
@@ -420,7 +424,8 @@ pub(crate) fn under_a_filter(
     Ok(command)
 }
 
-/// The runtime, with a filter around it as systemd makes it for `RestrictAddressFamilies=`: these two families alone.
+/// The runtime, with a filter around it as systemd makes it for `RestrictAddressFamilies=`: these
+/// two families alone.
 pub(crate) fn under_a_filter_of_families(
     test: &Test,
     allowed: &[u32; 2],
@@ -443,15 +448,17 @@ pub(crate) fn under_a_filter_of_families(
     Ok(command)
 }
 
-/// By another process: what this one has open for writing, a child that another test starts meanwhile has too, and a program that
-/// somebody has open for writing cannot be executed (ETXTBSY).
+/// By another process: what this one has open for writing, a child that another test starts
+/// meanwhile has too, and a program that somebody has open for writing cannot be executed
+/// (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: impl AsRef<Path>) -> Outcome {
     let copied = Command::new("cp").arg(from).arg(to.as_ref()).status()?.success();
     ensure(copied, format!("cp {}", from.display()))
 }
 
-/// Runs what its arguments say as an ordinary user, `tester` with the id 1000, for whom the system has these further ids. The
-/// first arguments can be env(1)'s. What the user is called is seen by these processes only.
+/// Runs what its arguments say as an ordinary user, `tester` with the id 1000, for whom the system
+/// has these further ids. The first arguments can be env(1)'s. What the user is called is seen by
+/// these processes only.
 pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<Command> {
     for file in ["/usr/bin/newuidmap", "/etc/subuid", "/etc/subgid"] {
         if !Path::new(file).exists() {
@@ -481,7 +488,8 @@ pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
 fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // Where nothing is mounted, a directory is no cgroup, although crun makes some there. `<linux/magic.h>`.
+            // Where nothing is mounted, a directory is no cgroup, although crun makes some there.
+            // `<linux/magic.h>`.
             let is_cgroup = rustix::fs::statfs(entry.path())
                 .is_ok_and(|there| matches!(there.f_type, 0x6367_7270 | 0x0027_e0eb));
             if is_cgroup && entry.file_name().to_string_lossy().contains(prefix) {

@@ -1,6 +1,8 @@
-//! A containerd of the test's own, and a client that asks of it what kubelet does (the Kubernetes container runtime interface, CRI).
+//! A containerd of the test's own, and a client that asks of it what kubelet does (the Kubernetes
+//! container runtime interface, CRI).
 //!
-//! containerd runs in a network namespace of its own, where pods get their addresses, with the configuration that comes with `rt`.
+//! containerd runs in a network namespace of its own, where pods get their addresses, with the
+//! configuration that comes with `rt`.
 
 use std::fs::{self, File};
 use std::net::TcpStream;
@@ -80,7 +82,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Kills what keeps a container, or those of a pod, for containerd, as want of memory on a node would.
+/// Kills what keeps a container, or those of a pod, for containerd, as want of memory on a node
+/// would.
 pub(crate) fn kill_shim(id: &str) -> Outcome {
     let shim = fs::read_dir("/proc")?.flatten().find_map(|process| {
         let command = fs::read(process.path().join("cmdline")).ok()?;

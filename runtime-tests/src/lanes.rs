@@ -59,7 +59,8 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// `rows NAME=FILE…`: prints the rows for results that were left by `--results`, of the virtual machine.
+/// `rows NAME=FILE…`: prints the rows for results that were left by `--results`, of the virtual
+/// machine.
 pub(crate) fn rows(files: &[String]) -> ExitCode {
     let read = |argument: &String| {
         let (name, file) = argument.split_once('=').unwrap_or(("", argument));

@@ -1,8 +1,10 @@
-//! Black-box tests for OCI container runtimes: they drive a runtime's command line, and read what it did from inside of the
-//! containers that it made. `docs/testing.md` tells how to run and to extend them.
+//! Black-box tests for OCI container runtimes: they drive a runtime's command line, and read what
+//! it did from inside of the containers that it made. `docs/testing.md` tells how to run and to
+//! extend them.
 //!
-//! `runtime-tests [FILTER]` tests on the host as it is; `runtime-tests --lanes hybrid,v1,v2 [FILTER]` in each of these ways to
-//! mount cgroups; `runtime-tests bench` measures; `runtime-tests fuzz` makes up bundles.
+//! `runtime-tests [FILTER]` tests on the host as it is;
+//! `runtime-tests --lanes hybrid,v1,v2 [FILTER]` in each of these ways to mount cgroups;
+//! `runtime-tests bench` measures; `runtime-tests fuzz` makes up bundles.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::needless_pass_by_value,
@@ -26,8 +28,8 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 /// What became of each test that has ended.
 static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 
-/// Tests that take their time and have nothing to do with who makes cgroups. Where systemd does, the machine is an emulated one, and has
-/// run them before.
+/// Tests that take their time and have nothing to do with who makes cgroups. Where systemd does,
+/// the machine is an emulated one, and has run them before.
 fn is_the_same_by_systemd(name: &str) -> bool {
     let topics = [
         "attacks_files",

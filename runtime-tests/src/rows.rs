@@ -1,5 +1,5 @@
-//! What a runtime has to be able to do, row by row, and which tests show it. A row that was shown in no lane is a failure, unless
-//! it says why it cannot be.
+//! What a runtime has to be able to do, row by row, and which tests show it. A row that was shown
+//! in no lane is a failure, unless it says why it cannot be.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -361,8 +361,8 @@ pub(crate) fn write(path: &str, results: &Results) -> std::io::Result<()> {
     fs::write(path, lines)
 }
 
-/// `ok`, `FAILED`, `-` for skipped, nothing when no such test ran. None of a row's may fail, and one has to
-/// pass.
+/// `ok`, `FAILED`, `-` for skipped, nothing when no such test ran. None of a row's may fail, and
+/// one has to pass.
 fn cell(row: &Row, results: &Results) -> &'static str {
     let belongs = |test: &str| {
         row.tests.iter().any(|name| test == *name || test.split("::").next() == Some(name))
@@ -377,7 +377,8 @@ fn cell(row: &Row, results: &Results) -> &'static str {
     }
 }
 
-/// Prints the rows, with a column for each lane. Returns the rows that had to be shown, and were not.
+/// Prints the rows, with a column for each lane. Returns the rows that had to be shown, and were
+/// not.
 pub(crate) fn print(lanes: &[(String, Results)], in_the_machine: bool) -> Vec<&'static str> {
     let head: String = lanes.iter().map(|(lane, _)| format!("{lane:>9}")).collect();
     println!("\n{:44}{head}", "row");

@@ -11,8 +11,8 @@ const WIDTH: f64 = 560.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 12.0;
 
-/// One group of bars for each row, one bar for each of these names that was measured in it. The scale is logarithmic: a `state` and a
-/// `run` are a hundred times apart.
+/// One group of bars for each row, one bar for each of these names that was measured in it. The
+/// scale is logarithmic: a `state` and a `run` are a hundred times apart.
 pub(super) fn draw(title: &str, names: &[&str], rows: &[&str], times: &Times) -> String {
     let value = |row: &str, name: &str| times.get(row)?.get(name).map(|all| median(all));
     let all: Vec<f64> =

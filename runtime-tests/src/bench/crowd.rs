@@ -1,4 +1,5 @@
-//! Many containers at once, and many mounts in one: throughput, and how the cost of a command grows with what is there.
+//! Many containers at once, and many mounts in one: throughput, and how the cost of a command grows
+//! with what is there.
 
 use std::path::Path;
 use std::process::Command;

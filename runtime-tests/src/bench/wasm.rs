@@ -1,5 +1,6 @@
-//! Modules: what their start, their run and their sleep cost, beside Linux containers, crun with WasmEdge, the floor with the engine,
-//! and WasmEdge's own tool. Each has a target, which is printed beside it; none is asserted.
+//! Modules: what their start, their run and their sleep cost, beside Linux containers, crun with
+//! WasmEdge, the floor with the engine, and WasmEdge's own tool. Each has a target, which is
+//! printed beside it; none is asserted.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,8 +19,8 @@ use super::{
 };
 use crate::harness::{Host, Outcome, Stop, ensure, wait_up_to};
 
-/// In the order of the columns. `rt` and `crun` interpret; `Linux` is the same source compiled for this machine; `wasmedge` is
-/// WasmEdge's tool with the file of native code that `rt` uses.
+/// In the order of the columns. `rt` and `crun` interpret; `Linux` is the same source compiled for
+/// this machine; `wasmedge` is WasmEdge's tool with the file of native code that `rt` uses.
 const NAMES: [&str; 7] =
     ["rt", "rt, native", "crun", "floor", "floor, native", "Linux", "wasmedge"];
 
@@ -551,7 +552,8 @@ fn answers(pid: i64) -> Outcome {
     asking.join().unwrap_or_else(|_| Err(Stop::Failed("it panicked".into())))
 }
 
-/// What is counted against the limit of a container that sleeps, where cgroups have all controllers.
+/// What is counted against the limit of a container that sleeps, where cgroups have all
+/// controllers.
 pub(super) fn memory_in_cgroups(host: &Host) -> Outcome {
     const NUMBER: usize = 10;
     let cached = host.folder.join("cached.json");

@@ -1,4 +1,5 @@
-//! Bundles: a folder with a rootfs and a configuration, which is JSON and so can be anything, also wrong.
+//! Bundles: a folder with a rootfs and a configuration, which is JSON and so can be anything, also
+//! wrong.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! What a process of the runtime has open when it looks up a name that the container chooses: the runtime is traced (`ptrace(2)`), and
-//! stopped before and after each such system call that a process makes whose root is the container's.
+//! What a process of the runtime has open when it looks up a name that the container chooses: the
+//! runtime is traced (`ptrace(2)`), and stopped before and after each such system call that a
+//! process makes whose root is the container's.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,8 +22,9 @@ use super::{Outcome, ensure};
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Open {
     pub(crate) number: u32,
-    /// `socket`, `pipe`, `anon_inode:[NAME]`, `memfd:NAME`, `fifo NAME`, `a file of the container's`,
-    /// `a directory of the container's`, or a path with the words ` of the host's`.
+    /// `socket`, `pipe`, `anon_inode:[NAME]`, `memfd:NAME`, `fifo NAME`,
+    /// `a file of the container's`, `a directory of the container's`, or a path with the words
+    /// ` of the host's`.
     pub(crate) kind: String,
 }
 
@@ -32,7 +34,8 @@ pub(crate) struct LookUp {
     /// The name of the system call, and the path.
     pub(crate) what: String,
     pub(crate) open: Vec<Open>,
-    /// Whether a neighbour of the same user could trace the process: `PR_SET_DUMPABLE` was not called.
+    /// Whether a neighbour of the same user could trace the process: `PR_SET_DUMPABLE` was not
+    /// called.
     pub(crate) is_dumpable: bool,
 }
 
@@ -81,7 +84,8 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
-/// What a process has open that is stopped, or opens nothing. What cannot be read is an error, and never nothing.
+/// What a process has open that is stopped, or opens nothing. What cannot be read is an error, and
+/// never nothing.
 pub(crate) fn open_files(pid: Pid) -> Outcome<Vec<Open>> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let mounts: BTreeSet<&str> = mounts.lines().filter_map(|line| line.split(' ').next()).collect();
@@ -124,16 +128,16 @@ fn kind(descriptor: &Path, is_on_a_mount_of_its_own: bool) -> Outcome<String> {
     })
 }
 
-/// Whether a process of the same user could trace a stopped process, or read its memory (`ptrace(2)`, "Ptrace access mode
-/// checking").
+/// Whether a process of the same user could trace a stopped process, or read its memory
+/// (`ptrace(2)`, "Ptrace access mode checking").
 fn is_dumpable(pid: Pid) -> Outcome<bool> {
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
     // The kernel gives the files of a process that is not dumpable to root.
     if fs::metadata(format!("/proc/{pid}/environ"))?.uid() != 0 {
         return Ok(true);
     }
-    // Of a process of root's, that says nothing. Root without this capability is a neighbour of the same user. Only this thread
-    // gives the capability up.
+    // Of a process of root's, that says nothing. Root without this capability is a neighbour of the
+    // same user. Only this thread gives the capability up.
     let all = capabilities(None)?;
     let mut fewer = all;
     fewer.effective.remove(CapabilitySet::SYS_PTRACE);
@@ -148,7 +152,8 @@ fn is_dumpable(pid: Pid) -> Outcome<bool> {
     }
 }
 
-/// Runs a command of the runtime to its end, and returns what was open at each look-up by a process whose root is `rootfs`.
+/// Runs a command of the runtime to its end, and returns what was open at each look-up by a process
+/// whose root is `rootfs`.
 pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<LookUp>)> {
     let root = identity(&rootfs.display().to_string());
     ensure(root.is_some(), "no rootfs")?;
@@ -164,8 +169,9 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
     Ok((status, seen))
 }
 
-/// Runs a command of the runtime to its end, and that of all processes that it leaves, and calls `at` before and after each look-up, with the process, the system call and the
-/// path, while the process is stopped. A process that has executed a program is let go of if `is_done` says so.
+/// Runs a command of the runtime to its end, and that of all processes that it leaves, and calls
+/// `at` before and after each look-up, with the process, the system call and the path, while the
+/// process is stopped. A process that has executed a program is let go of if `is_done` says so.
 pub(crate) fn trace(
     command: &Command,
     is_done: impl Fn(Pid) -> bool,

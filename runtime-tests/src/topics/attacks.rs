@@ -1,5 +1,6 @@
-//! What has gone wrong in other runtimes, tried here: an image, or a container that shares a volume with the next one, tries to
-//! reach the host. CVE-2019-5736 and CVE-2024-21626 are in `executable`.
+//! What has gone wrong in other runtimes, tried here: an image, or a container that shares a volume
+//! with the next one, tries to reach the host. CVE-2019-5736 and CVE-2024-21626 are in
+//! `executable`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -37,8 +38,8 @@ fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume is refused there; what the image
-/// has is not.
+/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume
+/// is refused there; what the image has is not.
 fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     let bundle = without_proc(test.sh("true")?)
         .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"));
@@ -180,7 +181,8 @@ fn added_capabilities_are_not_inherited(test: &Test) -> Outcome {
     ensure_eq(set("CapInh:"), 0)
 }
 
-/// CVE-2023-27561 and CVE-2023-28642: with a link in place of `/proc`, what should be hidden was where the link was.
+/// CVE-2023-27561 and CVE-2023-28642: with a link in place of `/proc`, what should be hidden was
+/// where the link was.
 fn a_linked_proc_is_refused(test: &Test) -> Outcome {
     let bundle = test.sh("true")?;
     fs::remove_dir(bundle.rootfs().join("proc"))?;
@@ -212,7 +214,8 @@ fn a_proc_that_was_moved_away_is_masked(test: &Test) -> Outcome {
     ensure(output.code != Some(0) || output.stdout == "0\nrefused\n", output.stdout)
 }
 
-/// CVE-2025-31133: what masks a file was taken from the image, and could be a link to what the container wants to write to.
+/// CVE-2025-31133: what masks a file was taken from the image, and could be a link to what the
+/// container wants to write to.
 fn a_false_null_device_masks_nothing(test: &Test) -> Outcome {
     let volume = test.folder.join("volume");
     fs::create_dir(&volume)?;
@@ -293,7 +296,8 @@ fn exec_cannot_begin_in_a_directory_of_the_hosts(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What a container may not do to the host's `/dev/null`, which is shown in it and which everybody needs.
+/// What a container may not do to the host's `/dev/null`, which is shown in it and which everybody
+/// needs.
 fn the_null_device_stays(act: impl FnOnce() -> Outcome) -> Outcome {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let now = || fs::metadata("/dev/null").map(|there| (there.mode(), there.uid(), there.mtime()));
@@ -360,7 +364,8 @@ fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
     bundle.run()?.success().map(drop)
 }
 
-/// What a user namespace may not mount is not taken from the host, where another container's is meant.
+/// What a user namespace may not mount is not taken from the host, where another container's is
+/// meant.
 fn a_joined_namespace_does_not_show_the_hosts(test: &Test) -> Outcome {
     let other = test.sh("exec sleep 60")?.start()?;
     let pid = other.pid()?;
@@ -424,7 +429,8 @@ fn exec_into_what_is_ending_stays_inside(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A key of the caller's, in a session keyring: what `/proc/keys` shows of it. 250 is keyctl(2), 248 add_key(2).
+/// A key of the caller's, in a session keyring: what `/proc/keys` shows of it. 250 is keyctl(2),
+/// 248 add_key(2).
 fn with_a_secret(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
     if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
         return skip("a kernel without keyrings, or other numbers of system calls");
@@ -454,8 +460,8 @@ fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// Two hundred keys are all that a user may have, and a neighbour of the same mapping can make them. A new keyring counts for the
-/// caller, whose quota is another one.
+/// Two hundred keys are all that a user may have, and a neighbour of the same mapping can make
+/// them. A new keyring counts for the caller, whose quota is another one.
 fn a_neighbour_fills_nobody_elses_key_quota(test: &Test) -> Outcome {
     let fill = r#"
         $| = 1; for (1..230) { my $pid = fork; next if $pid;
@@ -482,7 +488,8 @@ fn a_neighbour_fills_nobody_elses_key_quota(test: &Test) -> Outcome {
     with_a_secret(test, &test.perl(SEARCH)?)?.success()?.stdout("nothing\n").map(drop)
 }
 
-/// Of the caller's own keys: an ordinary user's, who has made as many as may be. No other test has this user.
+/// Of the caller's own keys: an ordinary user's, who has made as many as may be. No other test has
+/// this user.
 fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     const USER: u32 = 2_146_900_000;
     test.only_rt()?;
@@ -521,7 +528,8 @@ fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     run(1000, &["--no-new-keyring"])?.success()?.stdout("ran\n").map(drop)
 }
 
-/// A filter around the runtime, which the container inherits. What the kernel looks up in the keyring needs no call.
+/// A filter around the runtime, which the container inherits. What the kernel looks up in the
+/// keyring needs no call.
 fn where_keys_are_forbidden_the_callers_are_not_handed_on(test: &Test) -> Outcome {
     const KEYCTL: u32 = 250;
     test.only_rt()?;

@@ -1,5 +1,6 @@
-//! What has gone wrong with names that others change: devices on a shared volume, mounts that are removed again, what is masked
-//! below another name, and the host's `/proc` below a root that was moved.
+//! What has gone wrong with names that others change: devices on a shared volume, mounts that are
+//! removed again, what is masked below another name, and the host's `/proc` below a root that was
+//! moved.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -56,7 +57,8 @@ fn with_mount_rights(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// The container moves the directory away, and leads its name to one of the mounts that protect the host.
+/// The container moves the directory away, and leads its name to one of the mounts that protect the
+/// host.
 fn lead_astray(test: &Test, bundle: Bundle<'_>, added: Value, target: &str) -> Outcome {
     test.only_rt()?;
     let container = bundle.start()?;
@@ -149,8 +151,8 @@ fn a_mount_that_the_container_has_unmounted_is_forgotten(test: &Test) -> Outcome
     let entries = json!([tmpfs("/data")]);
     change(test, "add", &container, &entries)?.success()?;
     let state = fs::read_to_string(test.state_root().join(&container.id).join("state.json"))?;
-    // Another one gets its number, where the kernel takes the lowest that is free. Before Linux 6.8 it has no other; but who may
-    // unmount has nothing to gain by that.
+    // Another one gets its number, where the kernel takes the lowest that is free. Before Linux 6.8
+    // it has no other; but who may unmount has nothing to gain by that.
     let own = if state.contains("\"unique\"") { "mount -t tmpfs own /data" } else { "true" };
     in_container(test, &container, &format!("busybox umount /data && {own}"))?;
     let before = points(&container)?;
@@ -265,7 +267,8 @@ fn exchange(one: &Path, other: &Path) -> bool {
     rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
 }
 
-/// A volume that is another container's too is mounted on `/dev`, and each node exchanged for a link as it is made.
+/// A volume that is another container's too is mounted on `/dev`, and each node exchanged for a
+/// link as it is made.
 fn a_new_device_is_not_exchanged_for_a_file_of_the_hosts(test: &Test) -> Outcome {
     if !Path::new("/usr/bin/strace").exists() {
         return skip("the host has no strace, which holds the runtime up at the right place");
@@ -391,7 +394,8 @@ fn copying(source: &Path, destination: &str) -> Value {
     json!({ "destination": destination, "type": "bind", "source": source, "options": options })
 }
 
-/// And not by the same path in the container, where a directory of the host's may be a link, and a link nothing.
+/// And not by the same path in the container, where a directory of the host's may be a link, and a
+/// link nothing.
 fn what_is_a_link_is_seen_on_the_host(test: &Test) -> Outcome {
     test.only_rt()?;
     let (folder, link) = (test.folder.join("folder"), test.folder.join("link"));
@@ -491,7 +495,8 @@ fn what_is_a_link_is_seen_once(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A rootfs with directories in each other, of which an image may have any number, and a mount that copies them.
+/// A rootfs with directories in each other, of which an image may have any number, and a mount that
+/// copies them.
 fn nested<'a>(test: &'a Test, name: &str, depth: usize) -> Outcome<Bundle<'a>> {
     use rustix::fs::{Mode, OFlags};
     test.only_rt()?;
@@ -707,7 +712,8 @@ fn nothing_is_added_in_proc(test: &Test) -> Outcome {
     ensure_eq(points(&container)?, before)
 }
 
-/// What `unshare -mrpf` does (and `-n`), then a mount; it says how that went. The numbers are those of x86-64 and aarch64.
+/// What `unshare -mrpf` does (and `-n`), then a mount; it says how that went. The numbers are those
+/// of x86-64 and aarch64.
 const UNSHARE: &str = r#"
     my ($unshare, $mount) = `uname -m` =~ /aarch64/ ? (97, 40) : (272, 165);
     my ($uid, $gid) = ($>, $) + 0);
@@ -730,7 +736,8 @@ const UNSHARE: &str = r#"
     waitpid $child, 0;
 "#;
 
-/// A container that may make user namespaces, with a masked procfs and sysfs of its own, and a root that was moved.
+/// A container that may make user namespaces, with a masked procfs and sysfs of its own, and a root
+/// that was moved.
 fn unsharing<'a>(test: &'a Test, kinds: &str) -> Outcome<Bundle<'a>> {
     let bundle = test.perl(&UNSHARE.replace("KINDS", kinds))?;
     let bundle = protected(bundle).flag("--no-pivot").edit(|config| {
@@ -792,7 +799,8 @@ fn no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace(test: &Test) -
     )
 }
 
-/// A runtime that was started in a chroot sees nothing of what is outside. The container's mount namespace has it all the same.
+/// A runtime that was started in a chroot sees nothing of what is outside. The container's mount
+/// namespace has it all the same.
 fn no_proc_is_outside_of_the_chroot_of_a_moved_root(test: &Test) -> Outcome {
     if test.host.by_systemd {
         return skip("a chroot without `/run` has no way to systemd");
@@ -949,8 +957,8 @@ fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// The layers of this overlay are too long for the new system call. Who owns a directory above the rootfs exchanges it as soon as the
-/// overlay is mounted.
+/// The layers of this overlay are too long for the new system call. Who owns a directory above the
+/// rootfs exchanges it as soon as the overlay is mounted.
 fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     test.only_rt()?;
     if !Path::new("/usr/bin/strace").exists() {
@@ -1001,7 +1009,8 @@ fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     ensure(listed.contains("of the layer") && !listed.contains("of the host"), listed)
 }
 
-/// What is for `/dev` would be on all of the rootfs, where nothing that looks for it by that name finds it.
+/// What is for `/dev` would be on all of the rootfs, where nothing that looks for it by that name
+/// finds it.
 fn a_link_to_the_root_takes_no_mount(test: &Test) -> Outcome {
     test.only_rt()?;
     for destination in ["/link", "/link/.", "/link/tmp/.."] {

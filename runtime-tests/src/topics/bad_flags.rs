@@ -1,4 +1,5 @@
-//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of flags is that of `--help`.
+//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of
+//! flags is that of `--help`.
 
 use crate::harness::{Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
@@ -33,7 +34,8 @@ const COMMANDS: [&str; 26] = [
     "",
 ];
 
-/// A value that is wrong for a flag. None where every text is right, or can be told from a right one only later.
+/// A value that is wrong for a flag. None where every text is right, or can be told from a right
+/// one only later.
 fn wrong(command: &str, flag: &str) -> Option<&'static str> {
     Some(match (command, flag) {
         // A variable may have any value, or none; SELinux takes a label or not, where there is one.
@@ -143,7 +145,8 @@ fn every_flag_with_a_wrong_value(test: &Test) -> Outcome {
             if flag == "--wasm-config" {
                 args.extend(["wasm", "cache", "list"]);
             } else if flag == "--root" {
-                // One that is not there holds no container, which is no error; but none can be made.
+                // One that is not there holds no container, which is no error; but none can be
+                // made.
                 args.extend(["create", "--bundle", &folder, "new"]);
             } else {
                 args.extend(operands(command, &container.id));

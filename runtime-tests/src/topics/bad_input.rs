@@ -1,5 +1,5 @@
-//! What must fail: in one line, with nothing left behind, and without harm to what is there. That nothing is left is checked
-//! after every test.
+//! What must fail: in one line, with nothing left behind, and without harm to what is there. That
+//! nothing is left is checked after every test.
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -439,7 +439,8 @@ fn mounts_without_a_mount_namespace(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string("/proc/self/mountinfo")?, before)
 }
 
-/// Nothing is configured then, and nothing of the host's may be changed: no namespace is the container's own.
+/// Nothing is configured then, and nothing of the host's may be changed: no namespace is the
+/// container's own.
 fn a_configuration_without_linux(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("true")?.edit(|config| {
@@ -678,7 +679,8 @@ fn a_scheduler_that_cannot_be(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With the text of a large value, which takes serde a while, in the place of `LARGE` in the configuration.
+/// With the text of a large value, which takes serde a while, in the place of `LARGE` in the
+/// configuration.
 fn run_large(bundle: &Bundle<'_>, text: &str) -> Outcome<Output> {
     bundle.write()?;
     let file = bundle.folder.join("config.json");

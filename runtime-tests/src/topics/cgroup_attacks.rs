@@ -350,7 +350,8 @@ fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
     output?.success()?.stdout("ran\n").map(drop)
 }
 
-/// A container that has stopped, and another one that has got its cgroup since: the same directory, or a scope of the same name.
+/// A container that has stopped, and another one that has got its cgroup since: the same directory,
+/// or a scope of the same name.
 fn one_after_another(test: &Test) -> Outcome<(Container<'_>, Container<'_>)> {
     let name = test.id();
     let path = if test.host.by_systemd { format!(":rt:{name}") } else { format!("/{name}") };
@@ -457,7 +458,8 @@ fn is_stopped(pid: i32) -> bool {
     before.is_some() && before == look()
 }
 
-/// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the bundle.
+/// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the
+/// bundle.
 fn as_user_in(
     cgroup: &Path,
     bundle: &Bundle<'_>,
@@ -572,7 +574,8 @@ fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
     outcome
 }
 
-/// Another runtime, or a person, has removed the empty cgroup of the first and made one of that name.
+/// Another runtime, or a person, has removed the empty cgroup of the first and made one of that
+/// name.
 fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
     test.only_rt()?;
     for is_known in [true, false] {
@@ -649,7 +652,8 @@ fn while_it_is_locked(test: &Test, run: &dyn Fn(&Bundle<'_>) -> Outcome<Output>)
     output?.success()?.stdout("ran\n").map(drop)
 }
 
-/// The kernel lists it as 0 for a runtime in a pid namespace below its own, where it would be killed with the container.
+/// The kernel lists it as 0 for a runtime in a pid namespace below its own, where it would be
+/// killed with the container.
 fn a_process_that_cannot_be_seen_is_somebodys(test: &Test) -> Outcome {
     test.only_rt()?;
     if test.host.lane == "v1" {
@@ -926,7 +930,8 @@ fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
     output.fails_with("a signal has stopped it, again and again").map(drop)
 }
 
-/// Who traces a process can stop it for good, and then has to take note of its end before its parent can.
+/// Who traces a process can stop it for good, and then has to take note of its end before its
+/// parent can.
 fn exec_ends_when_it_is_traced(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;

@@ -76,7 +76,8 @@ fn no_processes_are_no_limit(test: &Test) -> Outcome {
     ensure_eq(pids_limit(test, &container)?.as_str(), "20")
 }
 
-/// runtime-spec 1.3 says so, and runc 1.4 makes it 1; before, runc and crun disagreed, and podman up to 5.4 writes it for none.
+/// runtime-spec 1.3 says so, and runc 1.4 makes it 1; before, runc and crun disagreed, and podman
+/// up to 5.4 writes it for none.
 fn a_limit_of_no_processes_is_a_limit_since_1_3(test: &Test) -> Outcome {
     test.only_rt()?;
     needs(test, "pids")?;
@@ -137,7 +138,8 @@ fn every_access_has_a_letter(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The files of v1 cannot say it of each: what they cannot say is refused. A rule without a type was one for all devices to them.
+/// The files of v1 cannot say it of each: what they cannot say is refused. A rule without a type
+/// was one for all devices to them.
 fn what_is_forbidden_of_many_devices_is_forbidden(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "for device in 'c 10 229' 'c 10 230' 'b 7 5'; do
@@ -397,7 +399,8 @@ fn a_created_container_is_in_its_cgroup(test: &Test) -> Outcome {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     for line in table.lines() {
         let hierarchy = line.split(':').nth(1).unwrap_or_default();
-        // crun and runc leave out the second-version hierarchy of a hybrid host; what is not mounted nobody can fill.
+        // crun and runc leave out the second-version hierarchy of a hybrid host; what is not
+        // mounted nobody can fill.
         if hierarchy.is_empty() && (test.host.lane == "v1" || !test.host.is_rt)
             || test.host.lane == "v2" && !hierarchy.is_empty()
         {

@@ -1,4 +1,5 @@
-//! Checkpoints, which CRIU makes and restores. Where it does not run, they are skipped: Debian 12's is too old for new kernels.
+//! Checkpoints, which CRIU makes and restores. Where it does not run, they are skipped: Debian 12's
+//! is too old for new kernels.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -100,7 +101,8 @@ pub(super) fn restore<'a>(bundle: &Bundle<'a>, flags: &[&str]) -> Outcome<Contai
     piped(bundle.test, &id, restore_command(bundle, &id, &[&["--detach"], flags].concat()))
 }
 
-/// With pipes for its streams, as callers do it; what comes out at the other ends is the container's output.
+/// With pipes for its streams, as callers do it; what comes out at the other ends is the
+/// container's output.
 pub(super) fn piped<'a>(test: &'a Test, id: &str, command: Command) -> Outcome<Container<'a>> {
     let stream = |end: &str| -> Outcome<Stdio> {
         let file = fs::File::create(test.folder.join(format!("{id}.{end}")))?;
@@ -237,7 +239,8 @@ fn memory_can_be_sent_to_a_page_server(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// Writes a checkpoint that keeps the memory, until somebody asks for it at this port, and waits until it can be asked for.
+/// Writes a checkpoint that keeps the memory, until somebody asks for it at this port, and waits
+/// until it can be asked for.
 fn write_lazily(test: &Test, container: &Container<'_>, port: &str) -> Outcome<Daemon> {
     let images = images(test).display().to_string();
     let server = format!("127.0.0.1:{port}");
@@ -269,7 +272,8 @@ fn the_caller_hears_when_memory_can_be_asked_for(test: &Test) -> Outcome {
     wait_until("it ends with who asked", || source.0.try_wait().is_ok_and(|end| end.is_some()))
 }
 
-/// The container is written and waits; its memory stays where it is until the restored one needs it.
+/// The container is written and waits; its memory stays where it is until the restored one needs
+/// it.
 fn memory_can_come_when_it_is_needed(test: &Test) -> Outcome {
     needs_feature("uffd-noncoop", "this kernel cannot tell that memory is needed")?;
     let version = String::from_utf8(criu().arg("--version").output()?.stdout)?;

@@ -1,4 +1,5 @@
-//! What an image, a container or a checkpoint does to get more by a restore than the configuration gives.
+//! What an image, a container or a checkpoint does to get more by a restore than the configuration
+//! gives.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -23,8 +24,9 @@ super::tests! { "checkpoint_attacks":
     a_rootfs_is_not_reached_by_a_newer_link,
 }
 
-/// Of two mounts of one filesystem, CRIU 4.2.1 forgets what one of them keeps from the container. In the rootfs, the entry's path leads to where
-/// the mount is; in the container, to something else, since a mount covers a part of the way.
+/// Of two mounts of one filesystem, CRIU 4.2.1 forgets what one of them keeps from the container.
+/// In the rootfs, the entry's path leads to where the mount is; in the container, to something
+/// else, since a mount covers a part of the way.
 fn a_mount_that_its_name_does_not_lead_to_is_read_only_again(test: &Test) -> Outcome {
     needs_criu()?;
     let folder = test.folder.join("shared");
@@ -291,7 +293,8 @@ fn files_of_a_checkpoint_are_not_links(test: &Test) -> Outcome {
     is_refused(&bundle, "others can write to")
 }
 
-/// A program `criu` that does something of its own first, with the folder of the images as its second argument.
+/// A program `criu` that does something of its own first, with the folder of the images as its
+/// second argument.
 fn other_criu(test: &Test, script: &str) -> Outcome<PathBuf> {
     let folder = test.folder.join("bin");
     fs::create_dir_all(&folder)?;
@@ -391,7 +394,8 @@ fn devices_of_the_hosts_cannot_be_changed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Who owns a directory above it puts one there when the container runs, and CRIU or `rt` would look into the host.
+/// Who owns a directory above it puts one there when the container runs, and CRIU or `rt` would
+/// look into the host.
 fn a_rootfs_is_not_reached_by_a_newer_link(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;

@@ -319,7 +319,8 @@ fn only_the_administrators_configuration_is_taken(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// CRIU takes along what is below the cgroup that a process is in: the root's of a hierarchy, or the caller's.
+/// CRIU takes along what is below the cgroup that a process is in: the root's of a hierarchy, or
+/// the caller's.
 fn cgroups_of_others_are_not_made_again(test: &Test) -> Outcome {
     needs_criu()?;
     let hierarchy = test.folder.join("hierarchy");

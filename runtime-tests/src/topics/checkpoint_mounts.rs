@@ -291,7 +291,8 @@ fn a_source_that_was_replaced_is_refused(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// In a user namespace a device is a mount of the host's too: the mask on it is another one at the same place, or in its stead.
+/// In a user namespace a device is a mount of the host's too: the mask on it is another one at the
+/// same place, or in its stead.
 fn a_masked_device_comes_back_masked(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh(COUNT)?.edit(|config| {

@@ -1,5 +1,5 @@
-//! What a restore gives where the checkpoint is of a container with more than the configuration gives by now: the images are another's
-//! word, and the configuration is the caller's.
+//! What a restore gives where the checkpoint is of a container with more than the configuration
+//! gives by now: the images are another's word, and the configuration is the caller's.
 
 use std::fs;
 use std::path::Path;

@@ -206,8 +206,8 @@ const LACKS: &[(&str, &str, &str)] = &[
     ("runc", "help", "`--help` says it"),
 ];
 
-/// The long and short flags in a help text, and whether each has to have a value: as words at the beginning of a line, after a comma or
-/// after brackets.
+/// The long and short flags in a help text, and whether each has to have a value: as words at the
+/// beginning of a line, after a comma or after brackets.
 fn flags(help: &str) -> Vec<(String, bool)> {
     let mut found = Vec::new();
     for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
@@ -274,7 +274,8 @@ fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
                     continue;
                 }
                 asked += 1;
-                // The first word that is unknown is named. A value is `5`, which may be a wrong one.
+                // The first word that is unknown is named. A value is `5`, which may be a wrong
+                // one.
                 let value = if has_value { "5" } else { "" };
                 let words = [command.as_str(), &flag, value, "--no-such-flag"];
                 let mut rt = test.command(words.iter().filter(|word| !word.is_empty()));

@@ -1,5 +1,5 @@
-//! The callers' configurations that come with `rt`, held against what their programs take: where these run, they are given them
-//! (topics `podman`, `docker`, `cri`); these are the others.
+//! The callers' configurations that come with `rt`, held against what their programs take: where
+//! these run, they are given them (topics `podman`, `docker`, `cri`); these are the others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,7 +28,8 @@ fn read(test: &Test, name: &str) -> Outcome<String> {
     }
 }
 
-/// The objects of a file, each of which has to be of the type that its `kind` says, down to the last field.
+/// The objects of a file, each of which has to be of the type that its `kind` says, down to the
+/// last field.
 fn objects(test: &Test, name: &str) -> Outcome<Vec<Value>> {
     let text = read(test, name)?;
     let documents = text.split("\n---\n").map(serde_saphyr::from_str::<Value>);
@@ -101,7 +102,8 @@ struct CriORuntime {
     runtimes: BTreeMap<String, CriOHandler>,
 }
 
-/// All keys of CRI-O's `RuntimeHandler` (its `pkg/config/config.go`, 1.33; crio.conf(5), "CRIO.RUNTIME.RUNTIMES TABLE").
+/// All keys of CRI-O's `RuntimeHandler` (its `pkg/config/config.go`, 1.33; crio.conf(5),
+/// "CRIO.RUNTIME.RUNTIMES TABLE").
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(dead_code, reason = "what CRI-O knows, whether a file of ours uses it or not")]
@@ -124,7 +126,8 @@ struct CriOHandler {
     default_annotations: BTreeMap<String, String>,
 }
 
-/// `AllAllowedAnnotations` of CRI-O's `pkg/annotations/annotations.go`: another one keeps it from starting.
+/// `AllAllowedAnnotations` of CRI-O's `pkg/annotations/annotations.go`: another one keeps it from
+/// starting.
 const CRI_O_ANNOTATIONS: [&str; 26] = [
     "bundle",
     "cpu-c-states.crio.io",

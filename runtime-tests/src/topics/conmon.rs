@@ -1,4 +1,5 @@
-//! conmon, driven as CRI-O and podman drive it: it calls the runtime, keeps its streams, and writes down how it ended.
+//! conmon, driven as CRI-O and podman drive it: it calls the runtime, keeps its streams, and writes
+//! down how it ended.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -42,7 +43,8 @@ impl<'a> Conmon<'a> {
         self.folder.join(name).display().to_string()
     }
 
-    /// Runs it; what it says to its caller is on the file behind the descriptor that a variable names.
+    /// Runs it; what it says to its caller is on the file behind the descriptor that a variable
+    /// names.
     fn run(&self, args: &[&str]) -> Outcome<Value> {
         let said = self.folder.join("said");
         let _ = fs::remove_file(&said);
@@ -192,7 +194,8 @@ fn keeps_the_output_of_exec(test: &Test) -> Outcome {
     ensure(log.contains("stdout F in\n") && log.contains("stderr F bad\n"), log)
 }
 
-/// As a probe that hangs: conmon kills its process group, which has to be its own, and CRI-O is told so by these words.
+/// As a probe that hangs: conmon kills its process group, which has to be its own, and CRI-O is
+/// told so by these words.
 fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     conmon.start(&test.sh("trap 'exit 5' TERM; while :; do sleep 0.1; done")?, &[])?;
@@ -227,7 +230,8 @@ fn notices_want_of_memory(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     needs(test, "memory")?;
     if test.host.by_systemd {
-        // conmon 2.1.6 stops watching when it is told of the want before somebody is killed; then it looks once more at the end.
+        // conmon 2.1.6 stops watching when it is told of the want before somebody is killed; then
+        // it looks once more at the end.
         return skip("systemd removes the cgroup before conmon looks, at times");
     }
     let script = "sh -c 'x=x; while :; do x=$x$x; done'; exit 9";

@@ -1,5 +1,5 @@
-//! containerd, by its own client `ctr`, which names the runtime's binary. The daemon is systemd's in the virtual machine, and the
-//! test's own elsewhere.
+//! containerd, by its own client `ctr`, which names the runtime's binary. The daemon is systemd's
+//! in the virtual machine, and the test's own elsewhere.
 
 use std::path::Path;
 use std::process::Command;

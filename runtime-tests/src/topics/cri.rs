@@ -188,7 +188,8 @@ fn tells_of_want_of_memory(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let kubelet = Kubelet::new(test)?;
     let pod = kubelet.run_pod("rt")?;
-    // The first process lives on for a while, so that containerd hears of the other before it hears of the end.
+    // The first process lives on for a while, so that containerd hears of the other before it hears
+    // of the end.
     let greedy = "sh -c 'x=x; while :; do x=$x$x; done'; sleep 2; exit 9";
     let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", greedy], |config| {
         config.linux = Some(kubelet.linux(memory(16 << 20)));

@@ -1,5 +1,6 @@
-//! What leads out of a container by a descriptor that the runtime has open: nothing. At each look-up of a name that a container can
-//! choose, whoever makes it has open what is on a list, whatever the numbers are. `hostile_names` tries such names.
+//! What leads out of a container by a descriptor that the runtime has open: nothing. At each
+//! look-up of a name that a container can choose, whoever makes it has open what is on a list,
+//! whatever the numbers are. `hostile_names` tries such names.
 
 use std::cell::RefCell;
 use std::fs;
@@ -199,7 +200,8 @@ impl Variant<'_> {
         Ok(format!("--process={}", path.display()))
     }
 
-    /// Traces it, and compares what is open at each look-up by a process whose root is the container's with the list.
+    /// Traces it, and compares what is open at each look-up by a process whose root is the
+    /// container's with the list.
     fn look(&self, command: &Command, listed: &dyn Fn(&LookUp) -> List) -> Outcome {
         let (status, seen) = lookups::of(command, &self.bundle.rootfs())?;
         let how = self.how;
@@ -225,16 +227,16 @@ fn open_to_others(bundle: &Bundle<'_>) -> Outcome {
     Ok(())
 }
 
-/// What a look-up itself holds for a moment, at the most: the program that was found, and the one that is read; `/proc`, and the table
-/// of mounts in it, or its directory of descriptors.
+/// What a look-up itself holds for a moment, at the most: the program that was found, and the one
+/// that is read; `/proc`, and the table of mounts in it, or its directory of descriptors.
 const ON_THE_WAY: [(&str, usize); 2] =
     [("a file of the container's", 2), ("a directory of the container's", 2)];
 
 /// What a situation has open: kinds, and how many of each.
 type List = Vec<(&'static str, usize)>;
 
-/// Whether what is open is the list at the head of `container/becoming.rs`: each kind as often as the situation says, no more and no
-/// less, and nothing else.
+/// Whether what is open is the list at the head of `container/becoming.rs`: each kind as often as
+/// the situation says, no more and no less, and nothing else.
 fn is_listed(look_up: &LookUp, gifts: u32, listed: &List) -> Result<(), String> {
     let count = |kind: &str| {
         look_up.open.iter().filter(|file| file.number >= 3 + gifts && file.kind == kind).count()
@@ -359,8 +361,8 @@ fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
             let is_exec = look_up.what.starts_with("execve");
             let is_hook = is_exec && look_up.what.contains("/bin/true") && execs == 0;
             execs += usize::from(is_exec);
-            // Until the exec, init has the files that hooks print to. They are a hook's streams, and it says over a pipe that it
-            // is no program.
+            // Until the exec, init has the files that hooks print to. They are a hook's streams,
+            // and it says over a pipe that it is no program.
             let is_printed = |file: &lookups::Open| {
                 file.number > 2 && (file.kind == to_out || file.kind == to_err)
             };
@@ -380,8 +382,8 @@ fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A module's engine is the host's. It comes when the module has been found, and no name that the container chooses is looked up by
-/// whoever has it.
+/// A module's engine is the host's. It comes when the module has been found, and no name that the
+/// container chooses is looked up by whoever has it.
 fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
     let engine = "/ of the host's";
     let environment = "memfd:environment";
@@ -413,7 +415,8 @@ fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
     variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)
 }
 
-/// CRIU becomes what a checkpoint says, and its process is one of `restore`'s own: it gets its streams and a socket.
+/// CRIU becomes what a checkpoint says, and its process is one of `restore`'s own: it gets its
+/// streams and a socket.
 fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
     let list = test.folder.join("list");
@@ -451,7 +454,8 @@ fn an_engine_is_no_program(test: &Test) -> Outcome {
     bundle.run()?.fails_with("executable file not found in $PATH").map(drop)
 }
 
-/// A container in which a script looks into every process that comes, and prints what it finds of the host's.
+/// A container in which a script looks into every process that comes, and prints what it finds of
+/// the host's.
 fn spy<'a>(test: &'a Test, file: &std::path::Path) -> Outcome<Bundle<'a>> {
     let script = r#"
         $| = 1; my $file = "FILE"; print "ready\n";
@@ -495,7 +499,8 @@ fn finds_nothing(container: &Container<'_>, exec: &[&str]) -> Outcome {
     }
 }
 
-/// `CAP_SYS_PTRACE` opens `/proc/PID/root` and `/proc/PID/fd` of every process of a container (`ptrace(2)`).
+/// `CAP_SYS_PTRACE` opens `/proc/PID/root` and `/proc/PID/fd` of every process of a container
+/// (`ptrace(2)`).
 fn who_may_look_into_others_finds_nothing_of_the_hosts(test: &Test) -> Outcome {
     let secret = test.folder.join("secret");
     fs::write(&secret, "")?;
@@ -507,7 +512,8 @@ fn who_may_look_into_others_finds_nothing_of_the_hosts(test: &Test) -> Outcome {
     finds_nothing(&bundle.start()?, &["exec"])
 }
 
-/// Where processes are shared, as in a pod: until the start, that of another container is the runtime's.
+/// Where processes are shared, as in a pod: until the start, that of another container is the
+/// runtime's.
 fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Outcome {
     test.only_rt()?;
     let spy = spy(test, &test.folder.join("nothing"))?.edit(|config| {

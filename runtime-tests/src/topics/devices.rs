@@ -57,8 +57,8 @@ fn another_file_in_its_place_is_refused(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// As root of the host makes them: in a user namespace of their own, and in one that is joined. Under names that the host does not have.
-/// runc shows the host's files, so it can do neither.
+/// As root of the host makes them: in a user namespace of their own, and in one that is joined.
+/// Under names that the host does not have. runc shows the host's files, so it can do neither.
 fn have_their_owner_and_mode_in_a_user_namespace(test: &Test) -> Outcome {
     test.only_rt()?;
     let devices = json!([
@@ -111,7 +111,8 @@ fn have_an_owner_that_is_mapped(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What each runtime that is here allows without a rule, and what none does. Each test of it opens a node that it has made.
+/// What each runtime that is here allows without a rule, and what none does. Each test of it opens
+/// a node that it has made.
 fn the_default_rules_are_those_of_runc_and_crun(test: &Test) -> Outcome {
     const DEVICES: [&str; 15] = [
         "c 1 3", "c 1 5", "c 1 7", "c 1 8", "c 1 9", "c 5 0", "c 5 2", "c 10 200", "c 136 0",

@@ -1,4 +1,5 @@
-//! Docker, with the configuration that comes with `rt`. In the virtual machine, where systemd runs its daemon.
+//! Docker, with the configuration that comes with `rt`. In the virtual machine, where systemd runs
+//! its daemon.
 
 use std::fs;
 use std::path::Path;
@@ -236,7 +237,8 @@ fn mounts_volumes(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")
 }
 
-/// As Docker 25 and later have it for each `ro`, where `features` of the runtime names the option `rro`.
+/// As Docker 25 and later have it for each `ro`, where `features` of the runtime names the option
+/// `rro`.
 fn mounts_volumes_read_only_below_too(test: &Test) -> Outcome {
     let docker = Docker::new(test, false)?;
     let version = docker.docker(&["version", "--format", "{{.Server.Version}}"])?.success()?.stdout;

@@ -61,7 +61,8 @@ fn stats_tell_of_a_module(test: &Test) -> Outcome {
         &module,
     )?;
     ensure_eq(&module["mode"], &json!("interpreter"))?;
-    // A Rust program's begins with 17, one for its stack of 1 MiB; a kernel without names has none to show.
+    // A Rust program's begins with 17, one for its stack of 1 MiB; a kernel without names has none
+    // to show.
     let pages = &module["memoryPages"];
     ensure(
         pages.is_null() || pages.as_u64().is_some_and(|pages| (17..64).contains(&pages)),

@@ -255,7 +255,8 @@ fn what_a_process_file_leaves_out_is_the_containers(test: &Test) -> Outcome {
     container.rt(&["exec", "--process", &file])?.success()?.stdout(expected).map(drop)
 }
 
-/// Unless the file says otherwise. runc and crun take a file without a word for a file that allows them.
+/// Unless the file says otherwise. runc and crun take a file without a word for a file that allows
+/// them.
 fn new_privileges_are_those_of_the_container(test: &Test) -> Outcome {
     test.only_rt()?;
     for (container, file, expected) in [
@@ -334,7 +335,8 @@ fn a_pid_file_that_cannot_be_written_ends_it(test: &Test) -> Outcome {
     container.rt(&["ps", "--format=json"])?.success()?.stdout(&before).map(drop)
 }
 
-/// A caller puts there what its own users typed: a flag would be a way to other rights, or to files of the host.
+/// A caller puts there what its own users typed: a flag would be a way to other rights, or to files
+/// of the host.
 fn nothing_after_the_name_is_a_flag(test: &Test) -> Outcome {
     let container = sleeping(test)?;
     let log = test.folder.join("other.log");
@@ -597,7 +599,8 @@ fn its_executable_is_protected(test: &Test) -> Outcome {
     let path = container.rootfs().join("self");
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let container = container.start()?;
-    // What the script's interpreter is, the runtime itself, must refuse to be written to (CVE-2019-5736).
+    // What the script's interpreter is, the runtime itself, must refuse to be written to
+    // (CVE-2019-5736).
     let output = test.rt(["exec", &container.id, "/self", "--version"])?;
     ensure(output.stdout.is_empty() || output.stdout.contains("rt version"), output.stdout)?;
     let mut command = test.command(["exec", &container.id, "/bin/sleep", "1"]);
@@ -634,7 +637,8 @@ fn a_user_that_is_half_written(test: &Test) -> Outcome {
     output.fails_with("`process.rlimits[1]`: RLIMIT_CORE is listed twice").map(drop)
 }
 
-/// Where the configuration has it among the inheritable ones, as with runc: `exec` adds none to these (CVE-2022-29162).
+/// Where the configuration has it among the inheritable ones, as with runc: `exec` adds none to
+/// these (CVE-2022-29162).
 fn an_added_capability_is_the_users_too(test: &Test) -> Outcome {
     // CAP_KILL is 5, CAP_NET_ADMIN 12, CAP_SYSLOG 34; Inh, Prm, Eff, Bnd, Amb.
     let (kill, admin) = (1_u64 << 5, 1_u64 << 12);

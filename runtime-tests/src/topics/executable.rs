@@ -25,7 +25,8 @@ fn cannot_be_reached_by_a_scripts_interpreter(test: &Test) -> Outcome {
             fs::write(bundle.rootfs().join("run"), text)?;
             fs::set_permissions(bundle.rootfs().join("run"), fs::Permissions::from_mode(0o755))?;
         }
-        // Whatever it does, it does it to a read-only clone. It is seen before that it is not the container's.
+        // Whatever it does, it does it to a read-only clone. It is seen before that it is not the
+        // container's.
         let output = bundle.run()?;
         if test.host.is_rt {
             output.fails_with("leads out of the container: permission denied")?;

@@ -73,7 +73,8 @@ fn a_paused_container_can_be_deleted_by_force(test: &Test) -> Outcome {
     container.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// With a process that waits in a frozen cgroup below its own, where a container may write to its cgroup.
+/// With a process that waits in a frozen cgroup below its own, where a container may write to its
+/// cgroup.
 fn partly_frozen(test: &Test) -> Outcome<Container<'_>> {
     let script = "for way in /cgroup /cgroup/freezer; do test -e $way/cgroup.procs || continue; \
                     mkdir $way/ice; sleep 60 & echo $! >$way/ice/cgroup.procs; \

@@ -1,4 +1,5 @@
-//! What the processes of a container do to commands that wait for them, and to those that look for them.
+//! What the processes of a container do to commands that wait for them, and to those that look for
+//! them.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -130,8 +131,8 @@ fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outco
     })
 }
 
-/// In a user and a mount namespace of its own the first process may change every mount: `mounts add` would hand out what it says is
-/// read-only.
+/// In a user and a mount namespace of its own the first process may change every mount:
+/// `mounts add` would hand out what it says is read-only.
 fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = test.folder.join("source");
@@ -186,7 +187,8 @@ fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
     ensure(!Path::new("/tmp").join(&name).exists(), "it was written on the host")
 }
 
-/// ps(1) reads the memory of every process, which may be a file of a container's filesystem that does not answer.
+/// ps(1) reads the memory of every process, which may be a file of a container's filesystem that
+/// does not answer.
 fn a_program_of_the_hosts_is_not_waited_for_without_end(test: &Test) -> Outcome {
     test.only_rt()?;
     let tools = test.folder.join("tools");

@@ -189,7 +189,8 @@ fn streams_that_cannot_be_opened_are_an_error(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with("/no/such/folder/file").map(drop)
 }
 
-/// runtime-spec 1.3: an error, and the container is stopped and deleted. The hooks after it do not run.
+/// runtime-spec 1.3: an error, and the container is stopped and deleted. The hooks after it do not
+/// run.
 fn one_that_fails_after_the_start_ends_the_container(test: &Test) -> Outcome {
     // runc 1.1 runs them at `create`; crun warns.
     test.only_rt()?;
@@ -301,7 +302,8 @@ fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
     ran("after `run`")
 }
 
-/// The container's filter is in force for those that run in it. However high the numbers of what the caller has passed.
+/// The container's filter is in force for those that run in it. However high the numbers of what
+/// the caller has passed.
 fn have_nothing_else_open_where_close_range_is_forbidden(test: &Test) -> Outcome {
     test.only_rt()?;
     if !std::path::Path::new("/usr/bin/perl").exists() {

@@ -1,10 +1,11 @@
-//! Names that lead to the host if the runtime has a directory or a program of the host's open when it looks them up, or when the kernel
-//! does: `/proc/self/fd/N` and what is above it.
+//! Names that lead to the host if the runtime has a directory or a program of the host's open when
+//! it looks them up, or when the kernel does: `/proc/self/fd/N` and what is above it.
 //!
-//! That there is nothing to find is what `descriptors` shows, for every number at each look-up. This is the second proof, by what a
-//! container can do, and each number costs a container or a process. So all numbers are tried where that is cheap: in one `PATH`, and
-//! for some names of a plain container with cgroup v2. Elsewhere the lowest are, with what the caller gives away before them: the kernel
-//! gives the lowest number that is free, so whatever is open has one of these.
+//! That there is nothing to find is what `descriptors` shows, for every number at each look-up.
+//! This is the second proof, by what a container can do, and each number costs a container or a
+//! process. So all numbers are tried where that is cheap: in one `PATH`, and for some names of a
+//! plain container with cgroup v2. Elsewhere the lowest are, with what the caller gives away before
+//! them: the kernel gives the lowest number that is free, so whatever is open has one of these.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -46,7 +47,8 @@ const PLACES: [Place; 8] = [
     Place::Hook,
 ];
 
-/// The programs of the host's print it, and those of the container if a hook or a directory of the host's has not failed.
+/// The programs of the host's print it, and those of the container if a hook or a directory of the
+/// host's has not failed.
 const TRACE: &str = "of-the-host";
 
 /// A folder of the host's with programs, and a module.
@@ -70,7 +72,8 @@ fn path(folder: &Path) -> String {
     format!("PATH={}", all.join(":"))
 }
 
-/// Where each number is tried, with cgroup v2: what makes a container or a process in a few milliseconds.
+/// Where each number is tried, with cgroup v2: what makes a container or a process in a few
+/// milliseconds.
 const IN_FULL: [(Act, Place); 6] = [
     (Act::Run, Place::Program),
     (Act::Run, Place::Script),
@@ -250,7 +253,8 @@ fn create_leads_nowhere(test: &Test) -> Outcome {
     all_lead_nowhere(test, Act::Create)
 }
 
-/// What a container that is hostile can do with an operator's `exec`, and what who may choose the arguments can.
+/// What a container that is hostile can do with an operator's `exec`, and what who may choose the
+/// arguments can.
 fn exec_leads_nowhere(test: &Test) -> Outcome {
     all_lead_nowhere(test, Act::Exec)
 }

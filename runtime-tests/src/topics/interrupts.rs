@@ -1,4 +1,5 @@
-//! Signals to `run` and `exec` in the foreground before there is a program to pass them on to: they end what does not come to an end.
+//! Signals to `run` and `exec` in the foreground before there is a program to pass them on to: they
+//! end what does not come to an end.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -64,7 +65,8 @@ fn hook(script: &str) -> Value {
     json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }])
 }
 
-/// A filter can be long to compile. A signal that comes just before ends the command as it ends any process.
+/// A filter can be long to compile. A signal that comes just before ends the command as it ends any
+/// process.
 fn nothing_is_blocked_before_something_is_made(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("true")?.edit(|config| {

@@ -1,4 +1,5 @@
-//! What a cluster is given: the script that puts `rt` on a node, executed on a folder that stands for the node.
+//! What a cluster is given: the script that puts `rt` on a node, executed on a folder that stands
+//! for the node.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -20,7 +20,8 @@ super::tests! { "lifecycle": a_caller_that_ignores_its_children_has_them_waited_
     the_umask_of_the_caller_changes_nothing, what_outlives_the_first_process_is_deleted_with_it,
 }
 
-/// In a pid namespace of another's it does; and in the session of the first process it keeps that one's number.
+/// In a pid namespace of another's it does; and in the session of the first process it keeps that
+/// one's number.
 fn what_outlives_the_first_process_is_deleted_with_it(test: &Test) -> Outcome {
     let other = test.sh("exec sleep 60")?.start()?;
     let path = format!("/proc/{}/ns/pid", other.pid()?);
@@ -103,7 +104,8 @@ fn run_passes_on_the_exit_code(test: &Test) -> Outcome {
 }
 
 fn run_tells_of_a_signal_as_a_shell_does(test: &Test) -> Outcome {
-    // The first process of a pid namespace is immune to its own signals, so a child of the shell's dies here.
+    // The first process of a pid namespace is immune to its own signals, so a child of the shell's
+    // dies here.
     test.sh("sh -c 'kill -9 $$'; exit $?")?.run()?.code(137)?;
     let container = test.sh("exec sleep 60")?.start()?;
     container.kill("KILL")?;
@@ -339,7 +341,8 @@ fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Out
     third.kill("KILL")
 }
 
-/// containerd's is 0, which would have everybody write to the state; of others, users could not look at what is made for them.
+/// containerd's is 0, which would have everybody write to the state; of others, users could not
+/// look at what is made for them.
 fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
     for umask in ["0", "077"] {
@@ -407,7 +410,8 @@ fn killed_it_leaves_no_process_in_the_pid_namespace_of_another(test: &Test) -> O
     Ok(())
 }
 
-/// As the first process of its pid namespace it would not notice; runc's does too. Without a filter, and with one of either kind.
+/// As the first process of its pid namespace it would not notice; runc's does too. Without a
+/// filter, and with one of either kind.
 fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
     // crun's goes on.
     test.only_rt()?;
@@ -437,7 +441,8 @@ fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Where SIGCHLD is ignored, the kernel reaps children itself; a caller may leave it so (`execve(2)`).
+/// Where SIGCHLD is ignored, the kernel reaps children itself; a caller may leave it so
+/// (`execve(2)`).
 fn a_caller_that_ignores_its_children_has_them_waited_for(test: &Test) -> Outcome {
     test.only_rt()?;
     if !std::path::Path::new("/usr/bin/perl").exists() {

@@ -287,7 +287,8 @@ fn a_bind_mount_has_no_options_of_a_filesystem(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Runs a bundle from a script that mounts meanwhile, in a mount namespace of its own. `$0` is the rootfs.
+/// Runs a bundle from a script that mounts meanwhile, in a mount namespace of its own. `$0` is the
+/// rootfs.
 fn while_the_host_mounts(
     test: &Test,
     bundle: &Bundle<'_>,
@@ -353,8 +354,8 @@ fn a_mask_has_no_room(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("").map(drop)
 }
 
-/// What the host mounts below later, and a container sees by its propagation, is as the host has it: callers that promise more ask for a
-/// private mount, as kubelet does (KEP-3857).
+/// What the host mounts below later, and a container sees by its propagation, is as the host has
+/// it: callers that promise more ask for a private mount, as kubelet does (KEP-3857).
 fn recursive_read_only_goes_with_each_propagation(test: &Test) -> Outcome {
     let volume = volume(test)?;
     for folder in ["below", "late"] {
@@ -426,7 +427,8 @@ fn ids_are_mapped_as_an_option_says(test: &Test) -> Outcome {
     ensure_eq(owners(test, json!(["bind", option]), false)?.0.as_str(), "9:10\n")
 }
 
-/// Files of the host's root belong to the container's, and what it makes belongs to the host's root.
+/// Files of the host's root belong to the container's, and what it makes belongs to the host's
+/// root.
 fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
     let volume = volume(test)?;
@@ -656,7 +658,8 @@ fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
     bundle.run()?.fails_with("size").map(drop)
 }
 
-/// Runs a bundle in a sandbox with an older filter, such as that of a container that makes containers.
+/// Runs a bundle in a sandbox with an older filter, such as that of a container that makes
+/// containers.
 pub(super) fn run_without_openat2(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
     const OPENAT2: u32 = 437;
     bundle.write()?;

@@ -1,4 +1,5 @@
-//! Mounts as callers and their users write them: on the root, relative, by the hundred, read-only with something below.
+//! Mounts as callers and their users write them: on the root, relative, by the hundred, read-only
+//! with something below.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -52,8 +53,8 @@ fn first(bundle: Bundle<'_>, mount: Value) -> Bundle<'_> {
     })
 }
 
-/// A shell in a mount namespace of its own, on one processor: Linux 6.18 numbers namespaces by processor, and tells by the numbers which of
-/// two mount namespaces is newer.
+/// A shell in a mount namespace of its own, on one processor: Linux 6.18 numbers namespaces by
+/// processor, and tells by the numbers which of two mount namespaces is newer.
 fn in_its_own_mounts() -> Outcome<Command> {
     let status = fs::read_to_string("/proc/self/status")?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -135,7 +136,8 @@ fn the_root_of_what_runs_is_not_covered(test: &Test) -> Outcome {
     test.rt(["exec", &container.id, "test", "-e", "/bin/sh"])?.success().map(drop)
 }
 
-/// `unshare --mount=FILE` and snapd keep them. The kernel attaches no tree with one in it to a newer mount namespace.
+/// `unshare --mount=FILE` and snapd keep them. The kernel attaches no tree with one in it to a
+/// newer mount namespace.
 fn kept_mount_namespaces_are_left_out(test: &Test) -> Outcome {
     let source = folder(test, "source")?;
     fs::create_dir(source.join("ns"))?;

@@ -209,7 +209,8 @@ fn a_network_device_moves_into_a_namespace_that_is_joined(test: &Test) -> Outcom
     with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n").map(drop)
 }
 
-/// Where its name is taken, the kernel would take it away first, and it would end with the namespace.
+/// Where its name is taken, the kernel would take it away first, and it would end with the
+/// namespace.
 fn a_network_device_whose_name_is_taken_stays(test: &Test) -> Outcome {
     test.only_rt()?;
     let other = test.sh("exec sleep 60")?.start()?;
@@ -296,7 +297,8 @@ fn one_of_two_mappings_is_an_error(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As systemd's `PrivateUsers=full` makes one: the map is that of the initial namespace, and the rights are not.
+/// As systemd's `PrivateUsers=full` makes one: the map is that of the initial namespace, and the
+/// rights are not.
 fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test
@@ -339,12 +341,14 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
     ensure(said.contains("a checkpoint takes root of the host"), format!("{said}{wrong}"))
 }
 
-/// `RestrictAddressFamilies=` of a service is a filter around the runtime: socket(2) with another family is EAFNOSUPPORT.
+/// `RestrictAddressFamilies=` of a service is a filter around the runtime: socket(2) with another
+/// family is EAFNOSUPPORT.
 fn have_loopback_up_in_a_service_of_few_addresses(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("cat /sys/class/net/lo/flags")?;
     bundle.write()?;
-    // AF_UNIX and AF_NETLINK, AF_UNIX and AF_INET; with a joined network there is nothing to bring up.
+    // AF_UNIX and AF_NETLINK, AF_UNIX and AF_INET; with a joined network there is nothing to bring
+    // up.
     for allowed in [[1, 16], [1, 2]] {
         let args = bundle.command_line("run", &test.id());
         // IFF_UP and IFF_LOOPBACK, `<linux/if.h>`.

@@ -357,7 +357,8 @@ fn a_checkpoint_is_not_written_where_others_can(test: &Test) -> Outcome {
     ensure(!behind.exists(), "it was made behind the link")
 }
 
-/// By `--parent-path`, or by CRIU's link in the images: who can exchange what it leads to decides which memory is restored.
+/// By `--parent-path`, or by CRIU's link in the images: who can exchange what it leads to decides
+/// which memory is restored.
 fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;

@@ -1,5 +1,5 @@
-//! The packages: the one of Debian is installed, used and removed in the virtual machine, which nobody else needs afterwards; the
-//! others in a folder.
+//! The packages: the one of Debian is installed, used and removed in the virtual machine, which
+//! nobody else needs afterwards; the others in a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -95,7 +95,8 @@ impl Podman<'_> {
         self.limited("run", args)
     }
 
-    /// `podman run` or `podman create` with these arguments; the limits are what a machine without CAP_SYS_RESOURCE allows.
+    /// `podman run` or `podman create` with these arguments; the limits are what a machine without
+    /// CAP_SYS_RESOURCE allows.
     fn limited(&self, command: &str, args: &[&str]) -> Outcome<Output> {
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
         self.podman(&[&[command, "--network", "none"], &limits[..], args].concat())
@@ -282,7 +283,8 @@ fn creates_then_starts(test: &Test) -> Outcome {
     podman.is("exited 9")
 }
 
-/// 125 is podman's own, before it has called the runtime; what that refuses is 126, or 127 by its words.
+/// 125 is podman's own, before it has called the runtime; what that refuses is 126, or 127 by its
+/// words.
 fn tells_its_own_errors_from_the_runtimes(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     podman.run(&["--rm", "-v", "/none:/x", "image", "/bin/true"])?.code(125)?;
@@ -436,7 +438,8 @@ fn mounts_volumes(test: &Test) -> Outcome {
         .success()?
         .stdout("the host's\nfixed\n")?;
     ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")?;
-    // With ids mapped, root's files are another's: shown as nobody's where the range has no such id.
+    // With ids mapped, root's files are another's: shown as nobody's where the range has no such
+    // id.
     let mapped = volume("/mapped:idmap=uids=0-1000-1;gids=0-1000-1");
     let seen = podman.run(&[
         "--rm",

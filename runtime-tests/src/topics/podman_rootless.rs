@@ -44,8 +44,9 @@ impl<'a> Podman<'a> {
         Ok(podman)
     }
 
-    /// Gives it what systemd gives a user that logs in (`Delegate=`): a cgroup with two in it for callers. podman leaves the first with
-    /// controllers below it, so that it takes no more processes.
+    /// Gives it what systemd gives a user that logs in (`Delegate=`): a cgroup with two in it for
+    /// callers. podman leaves the first with controllers below it, so that it takes no more
+    /// processes.
     fn delegate(&mut self) -> Outcome {
         let root = Path::new("/sys/fs/cgroup");
         let cgroup = root.join(self.test.id());

@@ -171,7 +171,8 @@ fn begins_where_only_root_may_go(test: &Test) -> Outcome {
     test.rt(flags)?.success()?.stdout("/root\n1000\n").map(drop)
 }
 
-/// A home on a filesystem that keeps root out, as a network's does; here, root without the capability.
+/// A home on a filesystem that keeps root out, as a network's does; here, root without the
+/// capability.
 fn begins_where_only_its_user_may_go(test: &Test) -> Outcome {
     let bundle = super::namespaces::in_user_namespace(test.sh("pwd")?)?;
     let home = bundle.rootfs().join("home/own");
@@ -325,7 +326,8 @@ fn inherits_no_descriptors(test: &Test) -> Outcome {
     run_from_shell(&test.sh(script)?, "exec 7</etc/passwd;", "")?.stdout("end\n").map(drop)
 }
 
-/// In one pid namespace, another container of the same user must not get at init's descriptors: it could start it.
+/// In one pid namespace, another container of the same user must not get at init's descriptors: it
+/// could start it.
 fn cannot_be_reached_by_a_neighbour_before_its_start(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("echo started")?.create()?;
@@ -348,7 +350,8 @@ fn inherits_preserved_descriptors(test: &Test) -> Outcome {
 fn inherits_listening_sockets(test: &Test) -> Outcome {
     let file = test.folder.join("file");
     fs::write(&file, "content\n")?;
-    // As systemd does it: the descriptors start at 3, and the process id is that of whoever they are for.
+    // As systemd does it: the descriptors start at 3, and the process id is that of whoever they
+    // are for.
     let open = format!("exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$", file.display());
     let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
     run_from_shell(&bundle, &open, "")?.stdout("1 1\ncontent\n").map(drop)
@@ -483,7 +486,8 @@ fn an_unknown_capability_is_a_warning(test: &Test) -> Outcome {
 /// The processors that this process may run on, as a list.
 const PROCESSORS: &str = "grep Cpus_allowed_list /proc/self/status";
 
-/// The runtime, by a caller that is confined to one processor; and what the container's processes print who are not.
+/// The runtime, by a caller that is confined to one processor; and what the container's processes
+/// print who are not.
 fn by_a_confined_caller(test: &Test) -> Outcome<(impl Fn(&[&str]) -> Command, String)> {
     let expected = test.sh(PROCESSORS)?.run()?.success()?.stdout;
     if !expected.contains(['-', ',']) {

@@ -56,7 +56,8 @@ fn calls(test: &Test, command: &Command) -> Outcome<Vec<Call>> {
     Ok(calls.into_iter().step_by(step).collect())
 }
 
-/// Runs a command that is killed at one of its system calls. It may not come to that: two runs are not always the same.
+/// Runs a command that is killed at one of its system calls. It may not come to that: two runs are
+/// not always the same.
 fn kill_at(test: &Test, (name, number): &Call, command: &Command) -> Outcome<bool> {
     let option = format!("--inject={name}:signal=SIGKILL:when={number}");
     let status = strace(test, &option, command)?;
@@ -78,7 +79,8 @@ fn nothing_is_left(test: &Test, id: &str, (name, number): &Call) -> Outcome {
     wait_until(&at("no process is left"), || !has_process(id))
 }
 
-/// Kills a command at each of its system calls in turn. `prepare` says what the command is, for a name.
+/// Kills a command at each of its system calls in turn. `prepare` says what the command is, for a
+/// name.
 fn kill_at_every_call(test: &Test, prepare: impl Fn(&str) -> Outcome<Command>) -> Outcome {
     test.only_rt()?;
     let id = test.id();
@@ -134,7 +136,8 @@ fn delete_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
     with_a_container(test, true, &["delete", "--force"], &[])
 }
 
-/// Runs a script in which `"$@"` creates a container, in a mount namespace of its own; `$STATE` is where its state goes.
+/// Runs a script in which `"$@"` creates a container, in a mount namespace of its own; `$STATE` is
+/// where its state goes.
 fn in_a_shell(test: &Test, script: &str) -> Outcome<Output> {
     let bundle = test.sh("exec sleep 60")?;
     bundle.write()?;

@@ -235,8 +235,8 @@ fn a_cgroup_cannot_be_delegated_where_there_is_none(test: &Test) -> Outcome {
     output.fails_with("handing on cgroups of v1 is not safe").map(drop)
 }
 
-/// No program can keep it from that: the kernel lets only root of the host load one. With a `/dev` of the container's own, with that of
-/// the rootfs, and for root of a user namespace, as in LXC.
+/// No program can keep it from that: the kernel lets only root of the host load one. With a `/dev`
+/// of the container's own, with that of the rootfs, and for root of a user namespace, as in LXC.
 fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
     test.only_rt()?;
     let script =
@@ -266,7 +266,8 @@ fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// An ordinary user can make no nodes: the host's are shown, wherever the kernel says that they are.
+/// An ordinary user can make no nodes: the host's are shown, wherever the kernel says that they
+/// are.
 fn a_device_is_found_by_its_number(test: &Test) -> Outcome {
     test.only_rt()?;
     let device =

@@ -95,7 +95,8 @@ fn exec_does_not_hand_on_the_socket_of_the_manager(test: &Test) -> Outcome {
 /// A shell that a service has started keeps the variable.
 fn a_manager_that_is_gone_is_nobody(test: &Test) -> Outcome {
     test.only_rt()?;
-    // Never there; a file that nobody listens on, of a socket and of none; and a name in the abstract namespace.
+    // Never there; a file that nobody listens on, of a socket and of none; and a name in the
+    // abstract namespace.
     drop(UnixDatagram::bind(test.folder.join("left"))?);
     std::fs::write(test.folder.join("file"), "")?;
     let path = |name: &str| test.folder.join(name).display().to_string();

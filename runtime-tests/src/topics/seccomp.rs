@@ -312,7 +312,8 @@ fn arguments_of_such_a_call_are_compared(test: &Test) -> Outcome {
     ensure_eq(got, vec![77, own, 77, own])
 }
 
-/// What the kernel says to `mseal` with a third argument that is not 0: EINVAL, or ENOSYS if it is older.
+/// What the kernel says to `mseal` with a third argument that is not 0: EINVAL, or ENOSYS if it is
+/// older.
 fn of_mseal(test: &Test) -> Outcome<i32> {
     let errno = errnos(test, Value::Null, &[(462, 1)])?[0];
     ensure(matches!(errno, 22 | 38), errno)?;
@@ -559,7 +560,8 @@ fn need_not_allow_messages_with_new_privileges(test: &Test) -> Outcome {
     bundle.start()?.wait().map(drop)
 }
 
-/// What the runtime asks of the kernel itself, before the program: a caller's filter is written for the program.
+/// What the runtime asks of the kernel itself, before the program: a caller's filter is written for
+/// the program.
 fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
     test.only_rt()?;
     let calls = [
@@ -605,7 +607,8 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
         }
         let bundle = test.linux(&["sleep", "60"])?.edit(|config| {
             config["process"]["noNewPrivileges"] = json!(no_new_privileges);
-            // As runtime-tools' own, which CRI-O has for pods that are privileged: what is not named is EPERM.
+            // As runtime-tools' own, which CRI-O has for pods that are privileged: what is not
+            // named is EPERM.
             config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
                 "syscalls": [{ "names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }] });
         });
@@ -615,7 +618,8 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With `noNewPrivileges`, the exec alone. Without, what has no other way is an error of one line that names it, by `create` already.
+/// With `noNewPrivileges`, the exec alone. Without, what has no other way is an error of one line
+/// that names it, by `create` already.
 fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let works = [
@@ -672,8 +676,8 @@ fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What callers' own profiles allow: nearly all calls up to those of a certain year, and Landlock's, which is newer. So for none of
-/// them holds that a call is newer than the filter.
+/// What callers' own profiles allow: nearly all calls up to those of a certain year, and
+/// Landlock's, which is newer. So for none of them holds that a call is newer than the filter.
 fn the_profiles_of_any_year_run(test: &Test) -> Outcome {
     test.only_rt()?;
     // What takes privileges is not allowed.
@@ -799,7 +803,8 @@ fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outco
         Output::of(under_a_filter(test, call, errno, &bundle.command_line("run", &test.id()))?)
     };
     for errno in [1, 38] {
-        // io_uring_setup, openat2, faccessat2, fspick, name_to_handle_at, landlock_create_ruleset, fchmodat2, memfd_create.
+        // io_uring_setup, openat2, faccessat2, fspick, name_to_handle_at, landlock_create_ruleset,
+        // fchmodat2, memfd_create.
         for call in [425, 437, 439, 433, 303, 444, 452, 319] {
             let output = run(call, errno)?;
             ensure(output.stdout == "ran\n", format!("{call}, {errno}: {output:?}"))?;

@@ -281,8 +281,8 @@ fn so_may_those_of_exec_and_of_pidfds(test: &Test) -> Outcome {
     pidfd_of(&listener, &bundle)
 }
 
-/// A program without a terminal of its own has the caller's among its streams. If that was its controlling one, it could type into it
-/// (TIOCSTI), and the caller's shell would obey.
+/// A program without a terminal of its own has the caller's among its streams. If that was its
+/// controlling one, it could type into it (TIOCSTI), and the caller's shell would obey.
 fn the_callers_own_is_no_controlling_one(test: &Test) -> Outcome {
     // TIOCSCTTY and TIOCSTI.
     const PROBE: &str = r#"-t STDIN or die "no terminal"; my $typed = "x"; $| = 1;

@@ -107,7 +107,8 @@ fn a_deep_recursion_is_a_trap(test: &Test) -> Outcome {
     ensure(output.stderr.contains("trap: ") && output.stderr.len() < 2000, output.stderr)
 }
 
-/// Sends a signal to a guest that is busy, asleep or waiting for a connection; it must end at once, with 128 and the signal.
+/// Sends a signal to a guest that is busy, asleep or waiting for a connection; it must end at once,
+/// with 128 and the signal.
 fn ends_by(test: &Test, signal: &str, code: i32) -> Outcome {
     for waiting in [&["busy"][..], &["sleep"], &["accept", "8080"]] {
         let bundle = test.wasm("probe", waiting)?;
@@ -279,7 +280,8 @@ fn runs_as_its_user(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with("permission denied").map(drop)
 }
 
-/// Everything by which the C library of a dynamic program would load code, placed in the image: none of it is looked at.
+/// Everything by which the C library of a dynamic program would load code, placed in the image:
+/// none of it is looked at.
 fn an_image_cannot_inject_libraries(test: &Test) -> Outcome {
     let bundle = test.wasm("probe", &["resolve", "name.example"])?;
     let evil = "not a library: loading it would be an error on standard error";
@@ -438,7 +440,8 @@ fn prints_nothing_of_its_own(test: &Test) -> Outcome {
     ensure_eq((output.stdout.as_str(), output.stderr.as_str()), ("", ""))
 }
 
-/// A custom section `wasmedge` is where WasmEdge's compiler puts native code: one of an image's is ignored.
+/// A custom section `wasmedge` is where WasmEdge's compiler puts native code: one of an image's is
+/// ignored.
 fn native_sections_are_not_executed(test: &Test) -> Outcome {
     let mut module = fs::read(test.host.guest("hello")?)?;
     let payload = b"\x08wasmedge\x03\0\0\0garbage that is no native code";
@@ -536,7 +539,8 @@ fn the_kernels_files_are_out_of_reach(test: &Test) -> Outcome {
     listed.annotation("run.oci.wasm.dirs", "/").run()?.code(1).map(drop)
 }
 
-/// A module with this as its functions, of which the second is `_start` and the first the start function.
+/// A module with this as its functions, of which the second is `_start` and the first the start
+/// function.
 fn starting(test: &Test, start: &str, main: &str) -> Outcome<Output> {
     let text = format!(
         r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))

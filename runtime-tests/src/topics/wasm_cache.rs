@@ -50,7 +50,8 @@ pub(super) fn host_with_defaults(test: &Test, settings: Value) -> Outcome {
     let mut settings = settings;
     settings["cache"]["directory"] = json!(cache(test));
     if settings["compiler"]["idle"].is_null() {
-        // Elsewhere there may be much to do meanwhile, and then nothing is compiled in the background.
+        // Elsewhere there may be much to do meanwhile, and then nothing is compiled in the
+        // background.
         settings["compiler"]["idle"] = json!(false);
     }
     fs::write(test.folder.join("wasm.json"), settings.to_string())?;
@@ -161,7 +162,8 @@ fn a_module_that_exec_starts_is_compiled_too(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What a process has mapped of native code: the file, and how much of it is shared with others, in kB.
+/// What a process has mapped of native code: the file, and how much of it is shared with others, in
+/// kB.
 fn mapped(container: &Container<'_>) -> Outcome<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{}/smaps", container.pid()?))?;
     let (mut inode, mut shared, mut inside) = (0, 0, false);
@@ -195,7 +197,8 @@ fn native_code_is_shared_between_containers(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// After a change to the file of native code, the module is interpreted, and the file replaced by a good one.
+/// After a change to the file of native code, the module is interpreted, and the file replaced by a
+/// good one.
 fn is_replaced(test: &Test, change: impl FnOnce(&Path) -> Outcome) -> Outcome {
     let bundle = with_native_code(test)?;
     let file = compiled(test)?;
@@ -254,7 +257,8 @@ fn a_file_that_others_could_write_is_not_taken(test: &Test) -> Outcome {
     ensure_eq(started(&bundle)?.as_str(), "interpreter")
 }
 
-/// Runs a command where files of the host's are others. What it starts in the background sees that too.
+/// Runs a command where files of the host's are others. What it starts in the background sees that
+/// too.
 fn elsewhere(test: &Test, script: &str, args: Vec<String>) -> Outcome<Output> {
     let command = test.command(args);
     let mut words = vec![command.get_program().to_owned()];
@@ -342,7 +346,8 @@ fn works_on_a_full_disk(test: &Test) -> Outcome {
     ensure(files(test, "so").is_empty(), "something was kept")
 }
 
-/// A module with a section of native code, as WasmEdge's own compiler leaves it. What is in there is none.
+/// A module with a section of native code, as WasmEdge's own compiler leaves it. What is in there
+/// is none.
 fn universal(test: &Test) -> Outcome<Vec<u8>> {
     let mut module = fs::read(test.host.guest("hello")?)?;
     let content = [b"\x08wasmedge".as_slice(), b"\x03\x01\x01this would be run"].concat();
@@ -542,7 +547,8 @@ fn line(test: &Test, args: &[&str]) -> String {
     words.map(|word| format!("'{}' ", word.display())).collect()
 }
 
-/// What a cache on a disk of this size holds after some commands, as `rt wasm cache list --format=json` tells it.
+/// What a cache on a disk of this size holds after some commands, as
+/// `rt wasm cache list --format=json` tells it.
 fn on_a_disk(test: &Test, size: &str, commands: &[String]) -> Outcome<Vec<Value>> {
     let script = format!(
         "mkdir -m 700 cache; mount -t tmpfs -o size={size},mode=700 tmpfs cache; set +e; ({}) >said 2>&1; set -e",

@@ -224,7 +224,8 @@ fn compile_takes_a_module_or_a_bundle(test: &Test) -> Outcome {
     test.rt(["wasm", "compile", &file])?
         .success()?
         .stdout(&format!("{file}: is compiled already\n"))?;
-    // As its container finds it: by PATH, in the working directory, through a link that stays inside.
+    // As its container finds it: by PATH, in the working directory, through a link that stays
+    // inside.
     let rootfs = bundle.rootfs();
     fs::create_dir_all(rootfs.join("opt/bin"))?;
     fs::rename(rootfs.join("hello.wasm"), rootfs.join("opt/bin/app.wasm"))?;
@@ -298,8 +299,8 @@ fn a_worker(test: &Test) -> Outcome<String> {
     found.ok_or_else(|| "no worker".into())
 }
 
-/// As the one who starts the module of a tenant could hold up another tenant's: here, by an agent that decides on a call that init
-/// makes after it has asked for native code, and never does.
+/// As the one who starts the module of a tenant could hold up another tenant's: here, by an agent
+/// that decides on a call that init makes after it has asked for native code, and never does.
 fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let path = test.folder.join("agent");

@@ -424,8 +424,8 @@ fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
     bundle.annotation(COMPILE, "off").run()?.code(1).map(drop)
 }
 
-/// Modules that claim to be larger than they are, or that could cost who reads them more than their size. Each with its exit code and
-/// the words of its only line, if there is one.
+/// Modules that claim to be larger than they are, or that could cost who reads them more than their
+/// size. Each with its exit code and the words of its only line, if there is one.
 fn structures() -> Vec<(&'static str, Vec<u8>, i32, &'static str)> {
     const MOST: usize = u32::MAX as usize;
     let module = |sections: &[Vec<u8>]| [b"\0asm\x01\0\0\0".to_vec(), sections.concat()].concat();

@@ -11,8 +11,8 @@ super::tests! { "wasm_limits":
     exec_is_limited_too, what_it_fills_beyond_the_limit_ends_it, a_module_has_what_it_begins_with, a_module_may_bring_much_along,
 }
 
-/// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with the number of mebibytes, or with
-/// 200 when there are so many.
+/// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with
+/// the number of mebibytes, or with 200 when there are so many.
 fn growing(memories: usize) -> Outcome<Vec<u8>> {
     growing_from(&vec![1; memories])
 }

@@ -1,4 +1,5 @@
-//! Plugins of the engine, which give modules more than WASI. The one that is loaded here is compiled by the tests.
+//! Plugins of the engine, which give modules more than WASI. The one that is loaded here is
+//! compiled by the tests.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -140,7 +140,8 @@ fn a_port_that_is_free_is_listed_as_0(test: &Test) -> Outcome {
     )
 }
 
-/// Landlock does not look at `listen(2)`, which takes a port that is free if there was no `bind(2)`.
+/// Landlock does not look at `listen(2)`, which takes a port that is free if there was no
+/// `bind(2)`.
 fn cannot_listen_without_a_port(test: &Test) -> Outcome {
     needs_landlock()?;
     each(test, ["", "tcp/7000"], &[(&["listen"], REFUSED)])
@@ -264,7 +265,8 @@ fn a_module_in_a_native_container_is(test: &Test) -> Outcome {
     test.rt(["exec", &container.id, "/usr/bin/perl", "-e", NATIVE])?.success().map(drop)
 }
 
-/// Entering the cgroup takes a right that the container's user does not have; the file was opened for it.
+/// Entering the cgroup takes a right that the container's user does not have; the file was opened
+/// for it.
 fn root_without_rights_is_limited_too(test: &Test) -> Outcome {
     needs_v2(test)?;
     let bundle = limited(test, &["bind", "udp", "0.0.0.0:5001"], "udp/5000", "")?;
@@ -276,7 +278,8 @@ fn root_without_rights_is_limited_too(test: &Test) -> Outcome {
     bundle.run()?.stdout(REFUSED).map(drop)
 }
 
-/// The lookup asks for the interfaces by Netlink, and for a daemon by a Unix socket, and does without both.
+/// The lookup asks for the interfaces by Netlink, and for a daemon by a Unix socket, and does
+/// without both.
 fn names_are_resolved(test: &Test) -> Outcome {
     let bundle = limited(test, &["resolve", "name.example"], "", "")?;
     let output = bundle.file("/etc/hosts", "192.0.2.7 name.example\n")?.run()?.success()?;

@@ -92,7 +92,8 @@ fn has_no_sockets_when_they_are_off(test: &Test) -> Outcome {
     has_no_socket(&bundle.run()?)
 }
 
-/// Without `noNewPrivileges`, a filter has to be loaded before privileges are given up, or they are given up for good.
+/// Without `noNewPrivileges`, a filter has to be loaded before privileges are given up, or they are
+/// given up for good.
 fn has_no_sockets_where_privileges_may_be_gained(test: &Test) -> Outcome {
     let bundle = test
         .wasm("probe", &["accept", "8080"])?
@@ -106,7 +107,8 @@ fn exec_has_no_sockets_either(test: &Test) -> Outcome {
     has_no_socket(&test.rt(["exec", &container.id, "/probe.wasm", "accept", "8080"])?)
 }
 
-/// The annotation is of modules: a program beside one in a pod whose annotations are for all is left alone.
+/// The annotation is of modules: a program beside one in a pod whose annotations are for all is
+/// left alone.
 fn a_native_program_has_sockets(test: &Test) -> Outcome {
     test.only_rt()?;
     // By a socket of netlink's.

@@ -1,5 +1,5 @@
-//! How tenants, which are pods or containers without one, share the compilers of modules and what is kept of them. Each test has
-//! compilers of its own, which those of other tests do not wait for.
+//! How tenants, which are pods or containers without one, share the compilers of modules and what
+//! is kept of them. Each test has compilers of its own, which those of other tests do not wait for.
 
 use std::fs;
 use std::path::PathBuf;
@@ -38,7 +38,8 @@ pub(super) fn section(kind: u8, content: &[u8]) -> Vec<u8> {
     [&[kind], leb(content.len()).as_slice(), content].concat()
 }
 
-/// A module that keeps a compiler at work for a minute, and does nothing: blocks that mix many variables.
+/// A module that keeps a compiler at work for a minute, and does nothing: blocks that mix many
+/// variables.
 fn slow(seed: usize) -> Vec<u8> {
     const VARIABLES: usize = 300;
     const BLOCKS: usize = 60_000;
@@ -126,7 +127,8 @@ fn eager<'a>(test: &'a Test, module: &[u8], key: &str, pod: &str) -> Outcome<Bun
     Ok(test.module(module)?.annotation(COMPILE, "eager").annotation(key, pod))
 }
 
-/// The processes of this test whose command lines hold this: `--compile` are compilers, `worker` those that have them run.
+/// The processes of this test whose command lines hold this: `--compile` are compilers, `worker`
+/// those that have them run.
 fn processes(test: &Test, word: &str) -> Vec<i32> {
     let root = test.state_root().display().to_string();
     let line = |pid: i32| {
@@ -175,8 +177,8 @@ fn orphans(test: &Test) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
 }
 
-/// Ends what a test has begun: those that wait for compilers, and these, which end with those that have them run. No later worker comes
-/// to their places, so their cgroups are removed here.
+/// Ends what a test has begun: those that wait for compilers, and these, which end with those that
+/// have them run. No later worker comes to their places, so their cgroups are removed here.
 fn end(test: &Test, callers: Vec<Child>) -> Outcome {
     for mut caller in callers {
         signal("-KILL", &[i32::try_from(caller.id())?])?;
@@ -211,7 +213,8 @@ fn hold(test: &Test, place: &str) -> Outcome<fs::File> {
 const FIRST: &str = "";
 const SECOND: &str = "@second";
 
-/// Three pods with modules that take a minute each are one tenant too many, or the same pod's three.
+/// Three pods with modules that take a minute each are one tenant too many, or the same pod's
+/// three.
 fn a_slow_module_does_not_hold_up_another_tenants(test: &Test) -> Outcome {
     host_with_defaults(test, json!({ "compile": "eager" }))?;
     let mut callers = Vec::new();
@@ -291,7 +294,8 @@ fn small_modules_go_first(test: &Test) -> Outcome {
     ensure(kept.len() == 2 && kept[0].1 < kept[1].1, format!("{kept:?}"))
 }
 
-/// Two tenants with slow modules have both places: the one in the second gives way to a third, and no third compiler runs.
+/// Two tenants with slow modules have both places: the one in the second gives way to a third, and
+/// no third compiler runs.
 fn the_second_place_is_given_up(test: &Test) -> Outcome {
     host(test, json!({ "compiler": { "waitSeconds": 20 } }))?;
     let mut callers = Vec::new();

@@ -1,4 +1,5 @@
-//! Which workload a container is. The whole table is a unit test of rt; these show that the choice takes effect.
+//! Which workload a container is. The whole table is a unit test of rt; these show that the choice
+//! takes effect.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -132,7 +133,8 @@ fn an_elf_file_named_wasm_runs_as_what_it_is(test: &Test) -> Outcome {
     fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o644))?;
     bundle.try_create(&test.id())?.fails_with("permission denied")?;
     fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o755))?;
-    // busybox goes by its name, and there is no applet of this one: its own words show that it ran natively.
+    // busybox goes by its name, and there is no applet of this one: its own words show that it ran
+    // natively.
     let output = bundle.run()?;
     ensure(output.stderr.contains("applet not found"), output.stderr)
 }

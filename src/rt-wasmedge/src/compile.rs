@@ -1,5 +1,6 @@
-//! The compiler: a module from standard input becomes native code, a shared library, on standard output (`docs/engine.md`, "How it
-//! compiles"). It runs in a container of its own, and in its working directory it writes what it needs on the way.
+//! The compiler: a module from standard input becomes native code, a shared library, on standard
+//! output (`docs/engine.md`, "How it compiles"). It runs in a container of its own, and in its
+//! working directory it writes what it needs on the way.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -50,8 +51,8 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
         .map_err(|error| format!("write the native code: {error}"))
 }
 
-/// Makes the module in the library as short as it can be: each start copies it twice, and of its functions it runs the native code.
-/// None when the library is not as expected, and left as it is.
+/// Makes the module in the library as short as it can be: each start copies it twice, and of its
+/// functions it runs the native code. None when the library is not as expected, and left as it is.
 fn shorten(library: &mut [u8], module: &[u8]) -> Option<()> {
     let short = without_functions(module)?;
     let (code, size) = (place(library, "wasm.code")?, place(library, "wasm.size")?);
@@ -100,8 +101,8 @@ fn sections(module: &[u8]) -> Option<Vec<Section<'_>>> {
     Some(sections)
 }
 
-/// The module without the sections that hold native code, which nobody but this compiler shall have made. None when it is no
-/// sequence of sections.
+/// The module without the sections that hold native code, which nobody but this compiler shall have
+/// made. None when it is no sequence of sections.
 fn without_native_code(module: &[u8]) -> Option<Vec<u8>> {
     let mut kept = module.get(..HEAD)?.to_vec();
     for (kind, content, section) in sections(module)? {
@@ -141,7 +142,8 @@ fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
-/// An unsigned number of at most 32 bits in LEB128, and what follows it (WebAssembly core specification 5.2.2).
+/// An unsigned number of at most 32 bits in LEB128, and what follows it (WebAssembly core
+/// specification 5.2.2).
 fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let mut value = 0_u64;
     for (at, byte) in bytes.iter().enumerate().take(5) {

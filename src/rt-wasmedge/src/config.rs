@@ -55,8 +55,8 @@ macro_rules! unknown {
     };
 }
 
-/// All of them. WasmEdge switches one off only after those that need it, so the order matters: `gc`,
-/// `function-references`, `reference-types`.
+/// All of them. WasmEdge switches one off only after those that need it, so the order matters:
+/// `gc`, `function-references`, `reference-types`.
 const PROPOSALS: [Proposal; 21] = [
     // Native code adds the 64-bit address of an access to the memory's base without a check, and
     // the guard pages around a memory are enough for 32 bits only. In `call_indirect`, an index

@@ -10,7 +10,8 @@ const VERSION: &str = "1";
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Work {
     Run(Contract),
-    /// A module from standard input, native code to standard output; with or without instructions that count.
+    /// A module from standard input, native code to standard output; with or without instructions
+    /// that count.
     Compile {
         counting: bool,
     },

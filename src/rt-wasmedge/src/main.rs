@@ -1,5 +1,5 @@
-//! `rt-wasmedge`: the engine program that runs a WebAssembly module with WasmEdge, as the first process of a container
-//! that `rt` has made. The steps are those of `docs/engine.md`.
+//! `rt-wasmedge`: the engine program that runs a WebAssembly module with WasmEdge, as the first
+//! process of a container that `rt` has made. The steps are those of `docs/engine.md`.
 
 mod compile;
 mod config;
@@ -103,8 +103,8 @@ fn say(message: &str) {
     let _ = std::io::stderr().write_all(format!("rt-wasmedge: {}\n", visible(message)).as_bytes());
 }
 
-/// One line for a terminal, which obeys what is not to be seen: names are the module's to choose. A longer one than the kernel writes in
-/// one piece (`PIPE_BUF`, pipe(7)) is cut.
+/// One line for a terminal, which obeys what is not to be seen: names are the module's to choose. A
+/// longer one than the kernel writes in one piece (`PIPE_BUF`, pipe(7)) is cut.
 fn visible(message: &str) -> String {
     const LONGEST: usize = 4000;
     let is_hidden = |c: char| {

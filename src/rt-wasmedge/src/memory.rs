@@ -1,5 +1,5 @@
-//! How large a module's memories may grow: as far as the container's limit goes, so that a guest that asks for more is told so
-//! (`memory.grow` gives -1) and not killed.
+//! How large a module's memories may grow: as far as the container's limit goes, so that a guest
+//! that asks for more is told so (`memory.grow` gives -1) and not killed.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -13,14 +13,16 @@ const PAGE: u64 = 64 << 10;
 /// The largest number of pages that a memory of 32 bits has.
 const MOST: u64 = 65536;
 
-/// What else is counted against the limit, and grows with what the guest uses: the kernel's page tables take a 512th of it.
+/// What else is counted against the limit, and grows with what the guest uses: the kernel's page
+/// tables take a 512th of it.
 const SHARE: u64 = 256;
 
 /// And what does not: stacks, descriptors, buffers of sockets.
 const RESERVE: u64 = 1 << 20;
 
-/// How many bytes more this process may use, when its container may use so many: for a module's memories, of which WasmEdge caps only
-/// each for itself, its tables, and the interpreter's stack. Never less than what the memories begin with.
+/// How many bytes more this process may use, when its container may use so many: for a module's
+/// memories, of which WasmEdge caps only each for itself, its tables, and the interpreter's stack.
+/// Never less than what the memories begin with.
 pub(crate) fn most_bytes(memories: &[MemoryType], limit: u64) -> u64 {
     let initial = memories.iter().map(|memory| memory.initial.saturating_mul(PAGE));
     left(limit, used()).max(initial.fold(RESERVE, u64::saturating_add))
@@ -30,8 +32,8 @@ fn left(limit: u64, used: u64) -> u64 {
     limit.saturating_sub(used + RESERVE + limit / SHARE)
 }
 
-/// How many pages each memory of a module may have, when the container may use this many bytes. A module that begins with
-/// more gets what it begins with: it may never touch it.
+/// How many pages each memory of a module may have, when the container may use this many bytes. A
+/// module that begins with more gets what it begins with: it may never touch it.
 pub(crate) fn most_pages(memories: &[MemoryType], limit: u64) -> u32 {
     let smallest = memories.iter().map(|memory| memory.initial).max().unwrap_or(0);
     pages(limit, used(), smallest)
@@ -131,7 +133,8 @@ fn parse(module: &[u8]) -> Spaces {
     spaces
 }
 
-/// The memory that this process uses and cannot give back, in bytes (`RssAnon`, `proc_pid_status(5)`).
+/// The memory that this process uses and cannot give back, in bytes (`RssAnon`,
+/// `proc_pid_status(5)`).
 fn used() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -176,8 +179,8 @@ mod tests {
 
     #[test]
     fn native_code_is_for_memories_and_tables_of_32_bits() {
-        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same with one
-        // of them of 64 bits or shared.
+        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same with
+        // one of them of 64 bits or shared.
         let module = |import: &[u8], table: u8, memory: u8| {
             let head = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b";
             [&head[..], import, &[4, 4, 1, 0x70, table, 1, 5, 4, 1, memory, 5, 6]].concat()

@@ -1,5 +1,6 @@
-//! The one door to `unsafe`: the process itself, and calls of WasmEdge's C interface that its Rust one lacks. Two rooms lie behind it:
-//! a run whose instructions are counted, and functions in the place of libraries'.
+//! The one door to `unsafe`: the process itself, and calls of WasmEdge's C interface that its Rust
+//! one lacks. Two rooms lie behind it: a run whose instructions are counted, and functions in the
+//! place of libraries'.
 #![allow(
     unsafe_code,
     reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe"
@@ -32,8 +33,9 @@ extern "C" fn end(signal: c_int) {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Ends the process at once with 128+n on the signals that ask for an end, then lets those through that are waiting. The
-/// first process of a pid namespace gets only signals that it handles (`pid_namespaces(7)`).
+/// Ends the process at once with 128+n on the signals that ask for an end, then lets those through
+/// that are waiting. The first process of a pid namespace gets only signals that it handles
+/// (`pid_namespaces(7)`).
 pub(crate) fn end_on_signals() {
     // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid whatever was in it.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -41,13 +43,14 @@ pub(crate) fn end_on_signals() {
     unsafe { libc::sigemptyset(&raw mut set) };
     for signal in ENDING {
         let handler = end as extern "C" fn(c_int);
-        // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe function.
+        // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+        // function.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
         // SAFETY: `set` is initialised, and the number is a signal's.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
-    // Rust's runtime ignores it; a guest that writes to a closed pipe shall end as a C program does.
-    // SAFETY: SIG_DFL runs no code.
+    // Rust's runtime ignores it; a guest that writes to a closed pipe shall end as a C program
+    // does. SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `set` is initialised and only read.
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
@@ -68,7 +71,8 @@ extern "C" fn end_of_time(_signal: c_int) {
 /// Ends the process when so many milliseconds are over, whatever it does then (`setitimer(2)`).
 pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
     let handler = end_of_time as extern "C" fn(c_int);
-    // SAFETY: the handler has the type that signal(2) wants and calls two async-signal-safe functions.
+    // SAFETY: the handler has the type that signal(2) wants and calls two async-signal-safe
+    // functions.
     unsafe { libc::signal(libc::SIGALRM, handler as libc::sighandler_t) };
     let value = libc::timeval {
         tv_sec: (milliseconds / 1000).into(),
@@ -83,8 +87,8 @@ pub(crate) fn end_after(milliseconds: c_int) -> Result<(), String> {
     Ok(())
 }
 
-/// Has the kernel end this process when the one that started it has ended, and keep others out of it. That one reads what this
-/// process prints.
+/// Has the kernel end this process when the one that started it has ended, and keep others out of
+/// it. That one reads what this process prints.
 pub(crate) fn keep_to_parent() {
     // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -96,14 +100,16 @@ pub(crate) fn keep_to_parent() {
     }
     // The first process of a pid namespace gets it only by a handler.
     let handler = end as extern "C" fn(c_int);
-    // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe function.
+    // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+    // function.
     unsafe { libc::signal(libc::SIGXCPU, handler as libc::sighandler_t) };
     // Nor shall another process of its user change what it makes.
     // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
 }
 
-/// Ends the process without running destructors or exit handlers: those of WasmEdge would only free memory.
+/// Ends the process without running destructors or exit handlers: those of WasmEdge would only free
+/// memory.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(status) }
@@ -111,16 +117,19 @@ pub(crate) fn exit_now(status: i32) -> ! {
 
 /// Takes over a descriptor that `rt` named on the command line.
 pub(crate) fn own(descriptor: i32) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl(2) with F_GETFD reads nothing of this process's memory; it fails for a number that is not open.
+    // SAFETY: fcntl(2) with F_GETFD reads nothing of this process's memory; it fails for a number
+    // that is not open.
     if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for this program to own; the contract's
-    // parser refuses one number in two places, and each of its numbers is taken over once.
+    // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for this
+    // program to own; the contract's parser refuses one number in two places, and each of its
+    // numbers is taken over once.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Closes every descriptor from 3 on but these, which no program that this one might start would inherit.
+/// Closes every descriptor from 3 on but these, which no program that this one might start would
+/// inherit.
 pub(crate) fn close_all_but(kept: &[c_int]) -> Result<(), String> {
     let number = |kept: &c_int| u32::try_from(*kept).map_err(|_| "not a descriptor".to_owned());
     let mut kept = kept.iter().map(number).collect::<Result<Vec<u32>, String>>()?;
@@ -141,8 +150,8 @@ pub(crate) fn close_all_but(kept: &[c_int]) -> Result<(), String> {
 }
 
 fn close_range(first: u32, last: u32) -> Result<(), ()> {
-    // SAFETY: what was read through descriptors is in memory, and their owners are gone; no other code of this process holds
-    // one yet.
+    // SAFETY: what was read through descriptors is in memory, and their owners are gone; no other
+    // code of this process holds one yet.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
         Err(())
     } else {
@@ -156,9 +165,9 @@ pub(crate) fn close(kept: c_int) {
     drop(own(kept));
 }
 
-/// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf` says: it could name a
-/// library of the image's, which would be loaded here. Both are part of the C library itself (glibc 2.34).
-/// Whether that could be had.
+/// Host names are looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf`
+/// says: it could name a library of the image's, which would be loaded here. Both are part of the C
+/// library itself (glibc 2.34). Whether that could be had.
 #[must_use]
 pub(crate) fn fix_name_lookups() -> bool {
     let fixed = [
@@ -173,8 +182,9 @@ pub(crate) fn fix_name_lookups() -> bool {
     })
 }
 
-/// Gives a module's memory a name that the kernel shows in `/proc/PID/maps`, by which `rt events` finds it, as far as it may grow.
-/// A kernel that has no such names (before 5.17, or built without) shows none.
+/// Gives a module's memory a name that the kernel shows in `/proc/PID/maps`, by which `rt events`
+/// finds it, as far as it may grow. A kernel that has no such names (before 5.17, or built without)
+/// shows none.
 pub(crate) fn name_memory(instance: &wasmedge_sys::Instance) {
     // SAFETY: the instance is borrowed for the time of the call.
     name_memory_of(unsafe { instance.as_ptr() });
@@ -210,8 +220,9 @@ pub(crate) fn name_process(program: &str) {
     }
 }
 
-/// From now on, this process may map so many bytes more that it can write to (`RLIMIT_DATA`, getrlimit(2)): then a memory does not
-/// grow, or an allocation fails, before the kernel would kill it for its container's limit.
+/// From now on, this process may map so many bytes more that it can write to (`RLIMIT_DATA`,
+/// getrlimit(2)): then a memory does not grow, or an allocation fails, before the kernel would kill
+/// it for its container's limit.
 pub(crate) fn limit_data(more: u64) -> Result<(), String> {
     let status = std::fs::read_to_string("/proc/self/status");
     let status = status.map_err(|error| format!("read `/proc/self/status`: {error}"))?;

@@ -31,11 +31,11 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
     if let Some(native) = contract.native {
         let common = config::options(RunMode::Aot);
         let load = || {
-            // The compiler has validated all of it, and WasmEdge will look at the module that is with
-            // the native code. This third look depends on neither.
+            // The compiler has validated all of it, and WasmEdge will look at the module that is
+            // with the native code. This third look depends on neither.
             let memories = memory::of_native(&file)?;
-            // The module is in there too. A path, since what is shared with other processes is a file: `rt` has made this one, and
-            // what it leads to cannot be changed.
+            // The module is in there too. A path, since what is shared with other processes is a
+            // file: `rt` has made this one, and what it leads to cannot be changed.
             let path = format!("/proc/self/fd/{native}");
             let loading = ConfigBuilder::new(common).build().map_err(|error| explain(&error))?;
             let module =
@@ -170,14 +170,15 @@ pub(crate) fn run(file: File, contract: &Contract, environment: &[u8]) -> Result
     let result = vm.run_func(None, "_start", []);
     drop(vm);
     match result {
-        // `proc_exit` ends the run with success, and its code is kept aside; exit(3) keeps the lowest eight bits.
+        // `proc_exit` ends the run with success, and its code is kept aside; exit(3) keeps the
+        // lowest eight bits.
         Ok(_) => Ok(End::Exited((wasi.exit_code() & 0xff) as u8)),
         Err(error) => Ok(End::Trapped(explain(&error))),
     }
 }
 
-/// The interpreter's stack, of 16 bytes a value, is doubled when it is full, and both halves are there for a moment: a part of what the
-/// container may use, and no more than a million calls need.
+/// The interpreter's stack, of 16 bytes a value, is doubled when it is full, and both halves are
+/// there for a moment: a part of what the container may use, and no more than a million calls need.
 fn largest_piece(memory: Option<u64>) -> usize {
     const MOST: u64 = 128 << 20;
     const LEAST: u64 = 1 << 20;
@@ -228,8 +229,8 @@ fn variables(environment: &[u8]) -> Result<Vec<&str>, String> {
     Ok(text.split_terminator('\0').filter(|variable| variable.contains('=')).collect())
 }
 
-/// WASI preview1 with what the contract gives the guest. Strings from the command line and a NUL-separated file hold no NUL,
-/// which the Rust API would panic on.
+/// WASI preview1 with what the contract gives the guest. Strings from the command line and a
+/// NUL-separated file hold no NUL, which the Rust API would panic on.
 fn world(contract: &Contract, environment: &[&str]) -> Result<WasiModule, String> {
     let mut preopens = Vec::new();
     for directory in &contract.directories {

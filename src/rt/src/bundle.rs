@@ -1,4 +1,5 @@
-//! The bundle: a directory with a `config.json` and, usually, a root filesystem (OCI runtime-spec, `bundle.md`).
+//! The bundle: a directory with a `config.json` and, usually, a root filesystem (OCI runtime-spec,
+//! `bundle.md`).
 #![forbid(unsafe_code)]
 
 pub(crate) mod rootless;
@@ -78,8 +79,9 @@ impl Bundle {
     }
 }
 
-/// Makes every destination one that begins at the container's root. A relative one is meant so (runtime-spec, `config.md`, "Mounts":
-/// it MAY be taken), and of one that begins with the rootfs' own path it is the rest, as with runc.
+/// Makes every destination one that begins at the container's root. A relative one is meant so
+/// (runtime-spec, `config.md`, "Mounts": it MAY be taken), and of one that begins with the rootfs'
+/// own path it is the rest, as with runc.
 pub(crate) fn place_mounts(mounts: &mut [Mount], rootfs: &[&Path]) {
     for mount in mounts {
         let destination = mount.destination();
@@ -122,7 +124,8 @@ pub(crate) fn check_destination(mount: &Mount) -> Result<()> {
     Ok(())
 }
 
-/// The path of a directory without symbolic links. One of another user's is not followed: it could lead to the host's own root.
+/// The path of a directory without symbolic links. One of another user's is not followed: it could
+/// lead to the host's own root.
 fn canonical(path: &Path) -> Result<PathBuf> {
     let directory = trust::enter(path)?;
     Ok(fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?)
@@ -137,7 +140,8 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     let (mut spec, unknown) = spec(config)?;
     warn_of_unknown_capabilities(&unknown);
     if spec.linux().is_none() {
-        // Nothing is configured then: not even the namespaces and masked paths of the type's own default.
+        // Nothing is configured then: not even the namespaces and masked paths of the type's own
+        // default.
         spec.set_linux(Some(serde_json::from_str("{}")?));
     }
     rootless::complete(&mut spec)?;
@@ -146,8 +150,9 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Since runtime-spec 1.3, a `pids.limit` of 0 is a limit, which is for the kernel and for systemd the same as 1: as with runc 1.4.
-/// Before, it was left open what it means, and podman up to 5.4 writes it for no limit.
+/// Since runtime-spec 1.3, a `pids.limit` of 0 is a limit, which is for the kernel and for systemd
+/// the same as 1: as with runc 1.4. Before, it was left open what it means, and podman up to 5.4
+/// writes it for no limit.
 fn limit_to_one_process(spec: &mut Spec) {
     let is_a_limit = minor_version(spec.version()).is_some_and(|minor| minor >= 3);
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
@@ -187,7 +192,8 @@ pub(crate) fn suit_process(process: &mut Value) -> Vec<String> {
     leave_out_unknown_capabilities(process)
 }
 
-/// The types' names of these flags are not those of the specification (`config.md`, "Linux Process", `scheduler`).
+/// The types' names of these flags are not those of the specification (`config.md`, "Linux
+/// Process", `scheduler`).
 fn rename_scheduler_flags(process: &mut Value) {
     let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
     for flag in flags.into_iter().flatten() {
@@ -202,7 +208,8 @@ fn rename_scheduler_flags(process: &mut Value) {
     }
 }
 
-/// They are a warning and no error (runtime-spec, `config.md`, "Linux Process"): a name may be newer than this runtime.
+/// They are a warning and no error (runtime-spec, `config.md`, "Linux Process"): a name may be
+/// newer than this runtime.
 fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else {
@@ -241,8 +248,8 @@ fn cap_limits_of_huge_pages(limits: &mut Value) {
 fn check(spec: &Spec) -> Result<()> {
     let version = spec.version();
     ensure!(!version.is_empty(), "`ociVersion` is missing");
-    // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic versioning; CRI-O 1.36
-    // writes 1.3.0).
+    // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic
+    // versioning; CRI-O 1.36 writes 1.3.0).
     ensure!(minor_version(version).is_some(), "`ociVersion` {version} is not 1.x");
     let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
     ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
@@ -391,7 +398,8 @@ fn check_scheduler(scheduler: &Scheduler) -> Result<()> {
     }
     for (name, value) in times {
         ensure!(value != 0, "`process.scheduler.{name}` is missing, or 0: SCHED_DEADLINE needs it");
-        // The highest bit is for the kernel's own use; `__checkparam_dl` in `kernel/sched/deadline.c`.
+        // The highest bit is for the kernel's own use; `__checkparam_dl` in
+        // `kernel/sched/deadline.c`.
         ensure!(value >> 63 == 0, "`process.scheduler.{name}` is {value}, 2^63 ns or more");
     }
     const SHORTEST: u64 = 1 << 10;

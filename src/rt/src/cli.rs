@@ -1,7 +1,8 @@
 //! The command line: what the user typed, parsed and nothing more.
 //!
-//! The flags are crun's and runc's, and callers pass every one of them (conmon, go-runc, podman, CRI-O). Global flags
-//! stand before the subcommand. What a flag does is said at its subcommand in `command/`.
+//! The flags are crun's and runc's, and callers pass every one of them (conmon, go-runc, podman,
+//! CRI-O). Global flags stand before the subcommand. What a flag does is said at its subcommand in
+//! `command/`.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -36,7 +37,8 @@ pub(crate) struct Cli {
 
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// Directory for the state of containers [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not root]
+    /// Directory for the state of containers [default: /run/rt, or $XDG_RUNTIME_DIR/rt when not
+    /// root]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// Destination of messages: a file to append to, journald:NAME or syslog:NAME
@@ -193,8 +195,8 @@ pub(crate) struct WasmWorker {
     pub(crate) wait: u64,
 }
 
-/// A container's name, and what is none of this program's: after the name nothing is a flag, whatever it looks like. A caller
-/// puts what its own users typed there (`kubectl exec`).
+/// A container's name, and what is none of this program's: after the name nothing is a flag,
+/// whatever it looks like. A caller puts what its own users typed there (`kubectl exec`).
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// Each command has its own text.
@@ -299,7 +301,8 @@ pub(crate) struct Exec {
     pub(crate) tty: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Cgroup for the process, below the container's; with cgroup v1, optionally of some controllers only
+    /// Cgroup for the process, below the container's; with cgroup v1, optionally of some
+    /// controllers only
     #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]PATH")]
     pub(crate) cgroup: Vec<PathBuf>,
     /// Working directory
@@ -664,7 +667,8 @@ pub(crate) enum Parsed {
 }
 
 pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
-    // Callers ask for it at every start of theirs; clap need not be set up for that, which is most of what it would take.
+    // Callers ask for it at every start of theirs; clap need not be set up for that, which is most
+    // of what it would take.
     if let [_, only] = &args[..]
         && (only == "--version" || only == "-v" || only == "-V")
     {
@@ -700,9 +704,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     }
 }
 
-/// Parses with the one subcommand that the words name: clap makes all flags of all subcommands otherwise, which takes longer
-/// than what most commands do. None when that is not the whole truth (a mistake, help, a value that is the name of a command):
-/// then all of them are needed, if only to say what is wrong.
+/// Parses with the one subcommand that the words name: clap makes all flags of all subcommands
+/// otherwise, which takes longer than what most commands do. None when that is not the whole truth
+/// (a mistake, help, a value that is the name of a command): then all of them are needed, if only
+/// to say what is wrong.
 fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
     macro_rules! one {
         ($($name:literal => $variant:ident($args:ty),)*) => {{
@@ -751,15 +756,16 @@ fn usage(help: &str) -> String {
     usage.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
 }
 
-/// go-runc writes one flag with a single dash, which Go's own flag package takes. The first is meant: later ones are a program's.
+/// go-runc writes one flag with a single dash, which Go's own flag package takes. The first is
+/// meant: later ones are a program's.
 fn double_dash(mut args: Vec<OsString>) -> Option<Vec<OsString>> {
     let flag = args.iter_mut().find(|arg| *arg == "-no-subreaper")?;
     *flag = "--no-subreaper".into();
     Some(args)
 }
 
-/// The value of a global flag, in a command line that clap may not take as a whole. They stand before the command; what stands
-/// behind it may be a container's business.
+/// The value of a global flag, in a command line that clap may not take as a whole. They stand
+/// before the command; what stands behind it may be a container's business.
 fn last_value(args: &[OsString], flag: &str) -> Option<OsString> {
     let mut found = None;
     for (at, arg) in args.iter().enumerate() {

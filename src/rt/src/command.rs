@@ -42,7 +42,8 @@ use crate::syscall;
 /// The version of the OCI runtime specification that this runtime follows; every 1.x is accepted.
 const SPECIFICATION: &str = "1.3.0";
 
-/// The first line is what Docker and CRI-O show; no other line may hold the word "version", which Docker looks for.
+/// The first line is what Docker and CRI-O show; no other line may hold the word "version", which
+/// Docker looks for.
 pub(crate) fn version() -> String {
     let mut text = format!("rt version {}\n", env!("CARGO_PKG_VERSION"));
     if let Some(commit) = option_env!("RT_COMMIT").filter(|commit| !commit.is_empty()) {
@@ -54,7 +55,8 @@ pub(crate) fn version() -> String {
     )
 }
 
-/// Callers ask `checkpoint --help` whether checkpoints can be made at all (CRI-O, go-runc): not without CRIU.
+/// Callers ask `checkpoint --help` whether checkpoints can be made at all (CRI-O, go-runc): not
+/// without CRIU.
 pub(crate) fn can_be_helped() -> Result<()> {
     if std::env::args_os().any(|arg| arg == "checkpoint") {
         ensure!(criu::version().is_some(), "checkpoint: `criu` is not installed");
@@ -62,16 +64,17 @@ pub(crate) fn can_be_helped() -> Result<()> {
     Ok(())
 }
 
-/// Whether the command is one that enters a container, or could be, for all that a look at the words tells: they are not
-/// parsed yet, since the read-only clone of the executable would parse them again. One too many costs an exec.
+/// Whether the command is one that enters a container, or could be, for all that a look at the
+/// words tells: they are not parsed yet, since the read-only clone of the executable would parse
+/// them again. One too many costs an exec.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
     let entering = ["create", "run", "exec", "restore", "wasm"];
     args.iter().skip(1).any(|arg| entering.iter().any(|name| arg == name))
 }
 
-/// For a command that enters a container: closes what the caller left open. Comes before everything else, the log included,
-/// which it would close. If the command line names a file as `/dev/fd/N` or `/proc/self/fd/N`, all are closed as soon as its files
-/// are open ([`Inherited::close`]).
+/// For a command that enters a container: closes what the caller left open. Comes before everything
+/// else, the log included, which it would close. If the command line names a file as `/dev/fd/N` or
+/// `/proc/self/fd/N`, all are closed as soon as its files are open ([`Inherited::close`]).
 pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     let (preserve_fds, listen_fds) = match command {
         Command::Create(create) => (create.create.handover.preserve_fds, listen_fds()),
@@ -105,7 +108,8 @@ pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     Ok(Inherited::default())
 }
 
-/// What this process was started with and passes on to nobody. What it starts meanwhile does not get it.
+/// What this process was started with and passes on to nobody. What it starts meanwhile does not
+/// get it.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited(Vec<OwnedFd>);
 
@@ -116,8 +120,9 @@ impl Inherited {
     }
 }
 
-/// For a command that enters a container, where this process or one of its children is seen: of the command line, only the command and the
-/// container's name can be read from then on, and nothing of the environment (`proc(5)`).
+/// For a command that enters a container, where this process or one of its children is seen: of the
+/// command line, only the command and the container's name can be read from then on, and nothing of
+/// the environment (`proc(5)`).
 pub(crate) fn hide_arguments(command: &Command) -> Result<()> {
     let (name, id) = match command {
         Command::Create(create) => ("create", create.create.id.as_str()),
@@ -140,7 +145,8 @@ fn listen_fds() -> u32 {
     }
 }
 
-/// What a command that failed ends with. Of `exec`, as with runc and crun, a program's own 1 can be told from it.
+/// What a command that failed ends with. Of `exec`, as with runc and crun, a program's own 1 can be
+/// told from it.
 pub(crate) fn failure(command: &Command) -> ExitCode {
     ExitCode::from(if matches!(command, Command::Exec(_)) { 255 } else { 1 })
 }
@@ -195,8 +201,8 @@ fn host<'a>(root: &'a Root, global: &'a Global) -> engine::Host<'a> {
     engine::Host { root: root.path(), config: global.wasm_config.as_deref(), cgroups }
 }
 
-/// Does something with a container, or with all whose names a regular expression is found in. Goes on after a failure, and
-/// returns the first.
+/// Does something with a container, or with all whose names a regular expression is found in. Goes
+/// on after a failure, and returns the first.
 fn each(root: &Root, id: &str, regex: bool, act: impl Fn(&str) -> Result<()>) -> Result<()> {
     if !regex {
         return act(id);

@@ -1,4 +1,5 @@
-//! The verbs: containers are made, entered, changed and unmade. What the kernel has a name for is in [`crate::linux`].
+//! The verbs: containers are made, entered, changed and unmade. What the kernel has a name for is
+//! in [`crate::linux`].
 #![forbid(unsafe_code)]
 
 mod becoming;

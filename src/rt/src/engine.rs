@@ -54,7 +54,8 @@ pub(crate) struct Compiler {
     pub(crate) libraries: Option<PathBuf>,
 }
 
-/// An engine that can be started: its description, and its directory on a read-only mount that nobody can change.
+/// An engine that can be started: its description, and its directory on a read-only mount that
+/// nobody can change.
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) description: Description,
@@ -105,7 +106,8 @@ pub(crate) fn path(engine: workload::Engine) -> Result<PathBuf> {
     Ok(exe::engines()?.join(engine.name()))
 }
 
-/// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker is handed to a container.
+/// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker
+/// is handed to a container.
 pub(crate) fn open(
     engine: workload::Engine,
     host: &Host<'_>,
@@ -131,13 +133,15 @@ fn open_directory(path: &Path, host: &Host<'_>, rights: &Rights) -> Result<Direc
     Ok(Directory { description, mount, native, plugins })
 }
 
-/// A file or a directory of the host's that goes into a container: through what is returned nothing can be written, ever, and code
-/// can be run, whatever the host has its filesystem mounted with.
+/// A file or a directory of the host's that goes into a container: through what is returned nothing
+/// can be written, ever, and code can be run, whatever the host has its filesystem mounted with.
 ///
-/// It is on a mount that is nowhere. A detached mount is alive as long as the descriptor that `open_tree(2)` made is open, and so long
-/// whoever has `CAP_SYS_ADMIN` in a user namespace of their own, which is anybody, may make it writable by `mount_setattr(2)`. So that
-/// one is closed here, before any other process has it: the kernel lets go of the mount, and nobody can change one that is let go of
-/// (`dissolve_on_fput` and `do_mount_setattr` in its `fs/namespace.c`), while what was opened on it before stays as it is.
+/// It is on a mount that is nowhere. A detached mount is alive as long as the descriptor that
+/// `open_tree(2)` made is open, and so long whoever has `CAP_SYS_ADMIN` in a user namespace of
+/// their own, which is anybody, may make it writable by `mount_setattr(2)`. So that one is closed
+/// here, before any other process has it: the kernel lets go of the mount, and nobody can change
+/// one that is let go of (`dissolve_on_fput` and `do_mount_setattr` in its `fs/namespace.c`), while
+/// what was opened on it before stays as it is.
 fn cut_off(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());

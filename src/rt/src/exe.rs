@@ -1,10 +1,12 @@
-//! The runtime's own executable: where it is installed, and how it is kept out of a container's reach.
+//! The runtime's own executable: where it is installed, and how it is kept out of a container's
+//! reach.
 //!
-//! An image can name `/proc/self/exe` as its program or as a script's interpreter; the kernel then runs the runtime's own
-//! file inside the container, which can open it for writing once the runtime has exited (CVE-2019-5736). So a command that
-//! enters a container first execs itself again from a detached, read-only clone of the file: a write through
-//! `/proc/self/exe` fails with EROFS whatever the capabilities. This takes one more exec; copying the file into a sealed
-//! memfd, the other known way, takes 4 ms, and is what ordinary users get whose own the file is.
+//! An image can name `/proc/self/exe` as its program or as a script's interpreter; the kernel then
+//! runs the runtime's own file inside the container, which can open it for writing once the runtime
+//! has exited (CVE-2019-5736). So a command that enters a container first execs itself again from a
+//! detached, read-only clone of the file: a write through `/proc/self/exe` fails with EROFS
+//! whatever the capabilities. This takes one more exec; copying the file into a sealed memfd, the
+//! other known way, takes 4 ms, and is what ordinary users get whose own the file is.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -25,11 +27,12 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::syscall::{self, MountAttr};
 
-/// Carries the directory of the engines over the exec, after which `/proc/self/exe` has no path of an installation.
+/// Carries the directory of the engines over the exec, after which `/proc/self/exe` has no path of
+/// an installation.
 pub(crate) const ENGINES: &str = "_RT_ENGINES";
 
-/// Makes sure that this process runs from a file that nothing can write to, by replacing it if need be.
-/// Runs in the caller's process, before anything is opened.
+/// Makes sure that this process runs from a file that nothing can write to, by replacing it if need
+/// be. Runs in the caller's process, before anything is opened.
 pub(crate) fn protect() -> Result<()> {
     let exe = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .context("open `/proc/self/exe`")?;
@@ -40,7 +43,8 @@ pub(crate) fn protect() -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clone = match rustix::mount::open_tree(CWD, "/proc/self/exe", flags) {
         Ok(clone) => clone,
-        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to be had.
+        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to
+        // be had.
         Err(Errno::PERM) => match copy_if_writable()? {
             Some(copy) => return exec(copy.as_fd()),
             None => return Ok(()),
@@ -53,8 +57,8 @@ pub(crate) fn protect() -> Result<()> {
     exec(clone.as_fd())
 }
 
-/// A sealed copy of a file that this user, and so root of a container of its own, could change. None if that is not so, or
-/// this process runs from such a copy already.
+/// A sealed copy of a file that this user, and so root of a container of its own, could change.
+/// None if that is not so, or this process runs from such a copy already.
 fn copy_if_writable() -> Result<Option<OwnedFd>> {
     let owner = fs::metadata("/proc/self/exe").context("stat `/proc/self/exe`")?.uid();
     let own = owner == rustix::process::geteuid().as_raw();
@@ -101,8 +105,8 @@ fn c_string(bytes: Vec<u8>) -> Result<CString> {
     CString::new(bytes).context("a NUL byte in the arguments")
 }
 
-/// The directory that holds one engine directory per engine: `../libexec/rt` as seen from `bin/rt`, or what the process
-/// before the exec saw.
+/// The directory that holds one engine directory per engine: `../libexec/rt` as seen from `bin/rt`,
+/// or what the process before the exec saw.
 pub(crate) fn engines() -> Result<PathBuf> {
     let path = fs::read_link("/proc/self/exe").context("read link `/proc/self/exe`")?;
     // A file on a detached mount has no parent directory to be seen.
@@ -114,8 +118,8 @@ pub(crate) fn engines() -> Result<PathBuf> {
     }
 }
 
-/// This program once more, with nothing in its environment but where the engines are. It runs from the same file, which nothing
-/// can write to.
+/// This program once more, with nothing in its environment but where the engines are. It runs from
+/// the same file, which nothing can write to.
 pub(crate) fn again() -> Result<Command> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rt").env_clear().env(ENGINES, engines()?);

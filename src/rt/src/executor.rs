@@ -1,5 +1,6 @@
-//! The last step: finding the program, and becoming it or its engine. Runs in init, as the container's user, after all
-//! mounts, in two parts: [`prepare`] while `create` can still fail, [`Program::exec`] when the container is started.
+//! The last step: finding the program, and becoming it or its engine. Runs in init, as the
+//! container's user, after all mounts, in two parts: [`prepare`] while `create` can still fail,
+//! [`Program::exec`] when the container is started.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsStr};
@@ -28,8 +29,8 @@ pub(crate) struct Request<'a> {
     pub(crate) configured_env: &'a [String],
     pub(crate) cwd: &'a Path,
     pub(crate) asked: Option<workload::Engine>,
-    /// What there is to know of the engine. Its directory comes when it is clear that it is needed ([`Given`]): until then no
-    /// name that the container chooses can lead there.
+    /// What there is to know of the engine. Its directory comes when it is clear that it is needed
+    /// ([`Given`]): until then no name that the container chooses can lead there.
     pub(crate) engine: Option<&'a engine::Description>,
     /// The files of plugins that it is to load.
     pub(crate) plugins: &'a [PathBuf],
@@ -64,7 +65,8 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
     let found = find(request).with_context(|| format!("exec: `{name}`"))?;
     let head = head(&found)?;
     let chosen = match &head {
-        // A program that its user may run but not read (mode 0711) is a native one: no engine could read it either.
+        // A program that its user may run but not read (mode 0711) is a native one: no engine could
+        // read it either.
         None => Workload::Linux,
         Some((_, head)) => workload::choose(request.asked, head, request.registered)
             .with_context(|| format!("exec: `{}`", found.path.display()))?,
@@ -94,7 +96,8 @@ struct Found {
     file: OwnedFd,
 }
 
-/// The words, in lower case, by which callers tell a missing program from one that may not be run (podman, Docker, CRI-O).
+/// The words, in lower case, by which callers tell a missing program from one that may not be run
+/// (podman, Docker, CRI-O).
 fn refusal(error: Errno) -> Error {
     match error {
         Errno::NOENT => anyhow!("no such file or directory"),
@@ -107,9 +110,9 @@ fn refusal(error: Errno) -> Error {
 
 /// Looks a path of the container's up (`O_PATH`).
 ///
-/// Without magic links on the way (`/proc/self/fd/N`, `/proc/1/root`), a path that begins in the container stays there: the root and
-/// the working directory are the container's. A magic link may lead anywhere, so what it leads to has to be on one of the
-/// container's mounts.
+/// Without magic links on the way (`/proc/self/fd/N`, `/proc/1/root`), a path that begins in the
+/// container stays there: the root and the working directory are the container's. A magic link may
+/// lead anywhere, so what it leads to has to be on one of the container's mounts.
 fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
@@ -128,7 +131,8 @@ fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     }
 }
 
-/// Whether a file is on a mount that this process's table of mounts has. The ids of mounts are unique while they are in use.
+/// Whether a file is on a mount that this process's table of mounts has. The ids of mounts are
+/// unique while they are in use.
 fn is_of_the_container(file: &OwnedFd) -> rustix::io::Result<bool> {
     const LONGEST: u64 = 16 << 20;
     let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
@@ -155,8 +159,8 @@ fn kind(file: &OwnedFd) -> rustix::io::Result<FileType> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
 }
 
-/// The program: as its path stands if it holds a slash, or else from PATH (`execvp(3)`). A module may also lie in the
-/// cwd, since images `FROM scratch` have no PATH.
+/// The program: as its path stands if it holds a slash, or else from PATH (`execvp(3)`). A module
+/// may also lie in the cwd, since images `FROM scratch` have no PATH.
 fn find(request: &Request<'_>) -> Result<Found> {
     let name = Path::new(&request.args[0]);
     ensure!(!name.as_os_str().is_empty(), "no such file or directory");
@@ -197,7 +201,8 @@ fn find(request: &Request<'_>) -> Result<Found> {
 
 fn executable(file: &OwnedFd) -> Result<()> {
     match syscall::may_execute(file.as_fd()) {
-        // Not an answer but a filter's around this runtime, or an old kernel's: execve(2) has the last word.
+        // Not an answer but a filter's around this runtime, or an old kernel's: execve(2) has the
+        // last word.
         Err(Errno::NOSYS | Errno::PERM) => {
             let mode = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
             ensure!(mode.intersects(Mode::XUSR | Mode::XGRP | Mode::XOTH), refusal(Errno::ACCESS));
@@ -231,9 +236,9 @@ fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
     Ok(Some((file, head)))
 }
 
-/// Refuses a script whose interpreter is not the container's. The kernel looks it up by itself, and so do those that follow when
-/// it is a script too: here only what can be seen at `create` is told early. What keeps the kernel inside is that nothing of the
-/// host is open then.
+/// Refuses a script whose interpreter is not the container's. The kernel looks it up by itself, and
+/// so do those that follow when it is a script too: here only what can be seen at `create` is told
+/// early. What keeps the kernel inside is that nothing of the host is open then.
 fn check_interpreter(script: &OwnedFd) -> Result<()> {
     // As much as the kernel reads: `BINPRM_BUF_SIZE`, `<linux/binfmts.h>`.
     let mut head = [0; 256];
@@ -252,8 +257,9 @@ fn check_interpreter(script: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Refuses a hook that runs in the container and is not the container's. As with an interpreter, what
-/// can be seen now is told now: the container can make the file, or change it, until it starts.
+/// Refuses a hook that runs in the container and is not the container's. As with an interpreter,
+/// what can be seen now is told now: the container can make the file, or change it, until it
+/// starts.
 pub(crate) fn check_hook(path: &Path) -> Result<()> {
     match look_up(path) {
         Err(Errno::XDEV) => Err(refusal(Errno::XDEV)),
@@ -374,8 +380,9 @@ fn environment(request: &Request<'_>) -> Result<OwnedFd> {
         text.extend(variable.as_bytes());
         text.push(0);
     }
-    // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's, for one). They begin in the root
-    // without it, so there a guest gets no variable that nobody has configured.
+    // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's,
+    // for one). They begin in the root without it, so there a guest gets no variable that nobody
+    // has configured.
     let has_pwd = request.configured_env.iter().any(|variable| variable.starts_with("PWD="));
     if !has_pwd && request.cwd != Path::new("/") {
         text.extend([b"PWD=", request.cwd.as_os_str().as_bytes(), b"\0"].concat());
@@ -390,8 +397,9 @@ fn environment(request: &Request<'_>) -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's own right. Or those that its
-/// container lists, which are open from now on: what is put in their places until the start is not meant.
+/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's
+/// own right. Or those that its container lists, which are open from now on: what is put in their
+/// places until the start is not meant.
 fn preopens(request: &Request<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
     if let Some(directories) = &request.rights.directories {
         let opened = directories.iter().map(|directory| {
@@ -442,8 +450,8 @@ fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
     Ok(there)
 }
 
-/// None for what is no directory: a file is reached through the directory that it is in; what the user may not look at, a guest
-/// could not either.
+/// None for what is no directory: a file is reached through the directory that it is in; what the
+/// user may not look at, a guest could not either.
 fn preopen(path: &Path) -> Result<Option<CString>> {
     let is_directory =
         |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
@@ -458,8 +466,9 @@ fn preopen(path: &Path) -> Result<Option<CString>> {
 
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
 
-/// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is procfs, nothing is mounted
-/// between it and the link, and behind the link is the same file on the same mount.
+/// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is
+/// procfs, nothing is mounted between it and the link, and behind the link is the same file on the
+/// same mount.
 fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
@@ -501,16 +510,17 @@ fn open_own_links(proc: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 impl Program {
-    /// Blocks what the program wants to find blocked, and nothing else; a signal that is sent before the start waits then. None is
-    /// ignored any more. Before a filter of system calls is loaded, which need not allow either.
+    /// Blocks what the program wants to find blocked, and nothing else; a signal that is sent
+    /// before the start waits then. None is ignored any more. Before a filter of system calls is
+    /// loaded, which need not allow either.
     pub(crate) fn take_signals(&self) {
         syscall::default_signal_actions();
         syscall::block_only(&self.blocked);
     }
 
-    /// Has a signal that asks for an end do so until the exec, also in the first process of a pid namespace, which the kernel spares
-    /// otherwise (`pid_namespaces(7)`). Those that have to stay blocked are to be asked for: the descriptor is readable when one has
-    /// come.
+    /// Has a signal that asks for an end do so until the exec, also in the first process of a pid
+    /// namespace, which the kernel spares otherwise (`pid_namespaces(7)`). Those that have to stay
+    /// blocked are to be asked for: the descriptor is readable when one has come.
     pub(crate) fn can_be_ended(&self) -> Result<Option<OwnedFd>> {
         if self.blocked.is_empty() {
             syscall::end_on(&signals::ENDING);

@@ -1,6 +1,7 @@
-//! What comes from outside, made up: configurations, options of mounts, mappings of ids, filters, limits, states, messages. No
-//! function that reads them may panic, run into an overflow or never end, whatever they are. `RT_FUZZ_SECONDS` says for how long;
-//! `make test` gives it a minute. A seed in `RT_FUZZ_SEED` repeats a run.
+//! What comes from outside, made up: configurations, options of mounts, mappings of ids, filters,
+//! limits, states, messages. No function that reads them may panic, run into an overflow or never
+//! end, whatever they are. `RT_FUZZ_SECONDS` says for how long; `make test` gives it a minute. A
+//! seed in `RT_FUZZ_SEED` repeats a run.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-/// Marsaglia's xorshift, of 64 bits: what is wanted is many different inputs, and the same ones again.
+/// Marsaglia's xorshift, of 64 bits: what is wanted is many different inputs, and the same ones
+/// again.
 struct Random(u64);
 
 impl Random {

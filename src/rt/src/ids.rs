@@ -6,10 +6,12 @@ use std::fs;
 use anyhow::{Result, bail};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
-/// Whether this process is root, and not only of a user namespace of its own. A namespace can map every id to itself, as the initial
-/// one does (systemd's `PrivateUsers=full`), so the map does not tell.
+/// Whether this process is root, and not only of a user namespace of its own. A namespace can map
+/// every id to itself, as the initial one does (systemd's `PrivateUsers=full`), so the map does not
+/// tell.
 ///
-/// Root that cannot find out counts as root of the host: less is passed over then, when something fails.
+/// Root that cannot find out counts as root of the host: less is passed over then, when something
+/// fails.
 pub(crate) fn is_host_root() -> bool {
     let own = || rustix::fs::stat("/proc/self/ns/user");
     rustix::process::geteuid().is_root() && own().map_or(true, |own| own.st_ino == INITIAL_USER)

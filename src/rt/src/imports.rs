@@ -1,5 +1,5 @@
-//! The map of imports in `docs/architecture.md` is what the code does. Fails for an arrow that the map
-//! does not have, for one that the code has no more, and for a circle, of rooms or of files.
+//! The map of imports in `docs/architecture.md` is what the code does. Fails for an arrow that the
+//! map does not have, for one that the code has no more, and for a circle, of rooms or of files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -137,7 +137,8 @@ fn map() -> Graph {
     .collect()
 }
 
-/// One circle, if there is any: what is left when whatever imports nothing that is left is taken away.
+/// One circle, if there is any: what is left when whatever imports nothing that is left is taken
+/// away.
 fn circle(graph: &Graph) -> Graph {
     let mut left = graph.clone();
     loop {

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// No file is larger that is read as a whole, for its size alone: the largest configurations have some megabytes.
+/// No file is larger that is read as a whole, for its size alone: the largest configurations have
+/// some megabytes.
 const LARGEST_FILE: u64 = 256 << 20;
 
 /// All of a file of the caller's or the administrator's.

@@ -1,5 +1,6 @@
-//! Waiting, while a container is made, in a process that has blocked signals to pass them on to the container's program (`run` and
-//! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is one; otherwise it ends the waiting.
+//! Waiting, while a container is made, in a process that has blocked signals to pass them on to the
+//! container's program (`run` and `exec` in the foreground). A signal that asks for an end is for
+//! that program, if there soon is one; otherwise it ends the waiting.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -27,7 +28,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// To be called when nothing has come in a [`TURN`]: fails if an end was asked for a turn ago, and still is.
+    /// To be called when nothing has come in a [`TURN`]: fails if an end was asked for a turn ago,
+    /// and still is.
     pub(crate) fn turn(&mut self) -> Result<()> {
         let asked_before = std::mem::replace(&mut self.asked, is_interrupted());
         ensure!(!(asked_before && self.asked), "a signal asked for an end");
@@ -35,7 +37,8 @@ impl Watch {
     }
 }
 
-/// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them too.
+/// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them
+/// too.
 pub(crate) fn forget() {
     let taken = syscall::signalfd(&ENDING).map_err(anyhow::Error::from);
     if let Err(error) = taken.and_then(|taken| signals::read(&taken)) {
@@ -80,8 +83,9 @@ pub(crate) fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -
 /// How long a program of the host's may take that looks at processes or files of others.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What such a program prints. A container can hold it up: `ps(1)` reads the memory of every process, which may be a file of a filesystem
-/// that does not answer. It prints into memory, not to pipes, that it may be left alone: who is held up in the kernel does not even die.
+/// What such a program prints. A container can hold it up: `ps(1)` reads the memory of every
+/// process, which may be a file of a filesystem that does not answer. It prints into memory, not to
+/// pipes, that it may be left alone: who is held up in the kernel does not even die.
 pub(crate) fn output(mut command: Command) -> Result<Output> {
     let memory = || rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC).map(File::from);
     let (mut stdout, mut stderr) = (memory()?, memory()?);

@@ -1,5 +1,6 @@
-//! The nouns: one room for each thing that the kernel has a name for. A room knows no container, no state directory and no verb; it
-//! acts on what it is given, in the process that calls it, or in a helper of its own.
+//! The nouns: one room for each thing that the kernel has a name for. A room knows no container, no
+//! state directory and no verb; it acts on what it is given, in the process that calls it, or in a
+//! helper of its own.
 #![forbid(unsafe_code)]
 
 pub(crate) mod cgroup_mount;

@@ -112,7 +112,8 @@ fn open_file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The one line of a command that failed, into the log if there is one. Standard error is the caller's business.
+/// The one line of a command that failed, into the log if there is one. Standard error is the
+/// caller's business.
 pub(crate) fn error(message: &str) {
     if let Some(log) = LOG.get().filter(|log| !matches!(log.target, Target::Stderr)) {
         log.write("error", message);
@@ -173,7 +174,8 @@ impl Subscriber for Lines {
             Some(LogLevel::Warn) => Level::WARN,
             _ => Level::ERROR,
         };
-        // libcgroups warns of each controller of the host that it does not know, at every container.
+        // libcgroups warns of each controller of the host that it does not know, at every
+        // container.
         let is_own = !metadata.target().starts_with("libcgroups");
         metadata.is_event() && *metadata.level() <= limit && is_own
     }

@@ -1,8 +1,9 @@
 //! `rt`, an OCI container runtime for Linux and WebAssembly workloads.
 //!
-//! Data flows one way: the command line to a [`command`], which loads a [`bundle`], chooses the [`workload`], opens the
-//! [`engine`] if it is a Wasm one, and has [`container`] make the sandbox, in which the [`executor`] starts the program.
-//! What outlives the command is in [`state`]. An error is printed here, by [`report`], and nowhere else.
+//! Data flows one way: the command line to a [`command`], which loads a [`bundle`], chooses the
+//! [`workload`], opens the [`engine`] if it is a Wasm one, and has [`container`] make the sandbox,
+//! in which the [`executor`] starts the program. What outlives the command is in [`state`]. An
+//! error is printed here, by [`report`], and nowhere else.
 
 mod bundle;
 mod cli;
@@ -44,9 +45,11 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    // Where a caller ignores it, the kernel reaps children at once: their numbers could be others' by the time that they are waited for.
+    // Where a caller ignores it, the kernel reaps children at once: their numbers could be others'
+    // by the time that they are waited for.
     syscall::default_signal_action(libc::SIGCHLD);
-    // Before anything else, since what was done would be done again by the executable's read-only clone.
+    // Before anything else, since what was done would be done again by the executable's read-only
+    // clone.
     let protected = if command::may_enter_container(&args) {
         exe::protect().context("protect the runtime's executable")
     } else {

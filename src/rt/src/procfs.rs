@@ -15,7 +15,8 @@ use crate::syscall;
 /// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Stat {
-    /// It has ended, and is there only until its parent has read how. One whose first thread alone has ended is alive.
+    /// It has ended, and is there only until its parent has read how. One whose first thread alone
+    /// has ended is alive.
     pub(crate) dead: bool,
     /// By a signal.
     pub(crate) stopped: bool,

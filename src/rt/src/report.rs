@@ -15,7 +15,8 @@ pub(crate) fn fail(line: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Of an error that looks like it: which calls are forbidden by a filter that a service manager or a sandbox has put around `rt`.
+/// Of an error that looks like it: which calls are forbidden by a filter that a service manager or
+/// a sandbox has put around `rt`.
 fn what_a_filter_forbids(line: &str) -> String {
     let errors = [
         "Operation not permitted",
@@ -60,7 +61,8 @@ pub(crate) fn one_line(text: &str) -> String {
     visible(&line)
 }
 
-/// For a terminal, which obeys what is not to be seen: the names of programs and modules are an image's to choose.
+/// For a terminal, which obeys what is not to be seen: the names of programs and modules are an
+/// image's to choose.
 pub(crate) fn visible(text: &str) -> String {
     let is_hidden = |c: char| {
         c.is_control()

@@ -1,5 +1,5 @@
-//! Signals (`signal(7)`): those that ask for an end, and their names and numbers, as `kill` takes them: `KILL`, `SIGKILL`, `9`,
-//! `RTMIN+3`.
+//! Signals (`signal(7)`): those that ask for an end, and their names and numbers, as `kill` takes
+//! them: `KILL`, `SIGKILL`, `9`, `RTMIN+3`.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -12,7 +12,8 @@ use crate::syscall;
 /// The signals that ask for an end.
 pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
 
-/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass on what comes).
+/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass
+/// on what comes).
 pub(crate) fn is_interrupted() -> bool {
     syscall::pending(&ENDING)
 }
@@ -74,7 +75,8 @@ const NAMES: [(&str, i32); 33] = [
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal given by name (with or without `SIG`, in any case) or by number, 0 included.
+/// The number of a signal given by name (with or without `SIG`, in any case) or by number, 0
+/// included.
 pub(crate) fn parse(text: &str) -> Result<i32> {
     let unknown = || anyhow!("unknown signal `{text}`");
     if let Ok(number) = text.parse::<i32>() {

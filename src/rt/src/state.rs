@@ -1,4 +1,5 @@
-//! What is known of a container between commands: one directory per container below the root of the state.
+//! What is known of a container between commands: one directory per container below the root of the
+//! state.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -8,9 +9,10 @@
 //! | `notify` | the folder of a socket for `sd_notify(3)`, if the caller's service manager wants to hear of it |
 //! | `start` | a fifo on which the container's first process waits for `start`; there as long as it waits |
 //!
-//! A state has no field for the status. That is found out each time from the process, the fifo and the freezer, so that
-//! nothing has to be written when a container starts or ends. A process is known by its pid *and* its start time, so a
-//! pid that the kernel has given to somebody else is never taken for the container's.
+//! A state has no field for the status. That is found out each time from the process, the fifo and
+//! the freezer, so that nothing has to be written when a container starts or ends. A process is
+//! known by its pid *and* its start time, so a pid that the kernel has given to somebody else is
+//! never taken for the container's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -61,13 +63,15 @@ pub(crate) struct State {
     pub(crate) run: Option<Run>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Groups>,
-    /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to know. None with a terminal.
+    /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to
+    /// know. None with a terminal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) descriptors: Vec<String>,
     /// `create --no-new-keyring`, which holds for what `exec` starts too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keeps_keyring: bool,
-    /// The mount namespace that it was made with, by the device and the inode of its file in `/proc`. None without one of its own.
+    /// The mount namespace that it was made with, by the device and the inode of its file in
+    /// `/proc`. None without one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mount_namespace: Option<(u64, u64)>,
     /// What `mounts add` has mounted, in this order.
@@ -80,14 +84,16 @@ pub(crate) struct State {
     pub(crate) poststop: Vec<Hook>,
 }
 
-/// A mount that `mounts add` has made. Where it is by now is the container's choice; which one it is, is not.
+/// A mount that `mounts add` has made. Where it is by now is the container's choice; which one it
+/// is, is not.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct AddedMount {
     /// As it was asked for.
     pub(crate) destination: PathBuf,
     /// As the kernel's table of mounts has it. When the mount is gone, another one can get it.
     pub(crate) id: u64,
-    /// One that no other mount gets, where the kernel knows such (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+    /// One that no other mount gets, where the kernel knows such (`STATX_MNT_ID_UNIQUE`, Linux
+    /// 6.8).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unique: Option<u64>,
 }
@@ -182,12 +188,14 @@ impl State {
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(Errno::SRCH) => return Ok(None),
-            // Where what it has started lives on, the number is kept as that of a session or of a process group; then, and for a
-            // thread's, the kernel has no process for it, and calls that differently (`pidfd_prepare`, Linux 6.1 and 6.15).
+            // Where what it has started lives on, the number is kept as that of a session or of a
+            // process group; then, and for a thread's, the kernel has no process for it, and calls
+            // that differently (`pidfd_prepare`, Linux 6.1 and 6.15).
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
-        // Read after the descriptor is open: if the start time is right now, the descriptor is the right process.
+        // Read after the descriptor is open: if the start time is right now, the descriptor is the
+        // right process.
         match procfs::stat(pid)? {
             Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
             None if procfs::is_hidden(&pidfd)? => {
@@ -197,8 +205,8 @@ impl State {
         }
     }
 
-    /// Holds its cgroup, so that no other container gets it meanwhile. None if another one has it, which can be since this one has
-    /// stopped.
+    /// Holds its cgroup, so that no other container gets it meanwhile. None if another one has it,
+    /// which can be since this one has stopped.
     pub(crate) fn hold_cgroup(&self) -> Result<Option<Held<'_>>> {
         self.cgroup.hold(&|| Ok(self.process()?.is_some()))
     }
@@ -263,7 +271,8 @@ pub(crate) struct Directory {
 }
 
 impl Root {
-    /// `--root`, or else the default: `/run/rt` for root of the initial user namespace, `$XDG_RUNTIME_DIR/rt` for others.
+    /// `--root`, or else the default: `/run/rt` for root of the initial user namespace,
+    /// `$XDG_RUNTIME_DIR/rt` for others.
     pub(crate) fn new(path: Option<&Path>) -> Root {
         let is_given = path.is_some();
         let path = path.map(Path::to_owned).unwrap_or_else(|| {
@@ -274,8 +283,8 @@ impl Root {
         Root { path, is_given }
     }
 
-    /// Makes the directory of a new container; it is the claim on the name, so that of two callers one wins.
-    /// Returns the lock too, which its maker holds as long as it is being made.
+    /// Makes the directory of a new container; it is the claim on the name, so that of two callers
+    /// one wins. Returns the lock too, which its maker holds as long as it is being made.
     pub(crate) fn add(&self, id: &str) -> Result<(Directory, OwnedFd)> {
         check_id(id)?;
         let show = |path: &Path| format!("make state directory `{}`", path.display());
@@ -390,7 +399,8 @@ impl Root {
     }
 }
 
-/// The state is in a format that this runtime does not know yet: nothing may be done to the container.
+/// The state is in a format that this runtime does not know yet: nothing may be done to the
+/// container.
 #[derive(Debug)]
 pub(crate) struct Newer(u32);
 
@@ -421,7 +431,8 @@ impl Directory {
         self.path.is_dir()
     }
 
-    /// Waits until nobody is making or deleting the container any more; None when that takes longer than the patience.
+    /// Waits until nobody is making or deleting the container any more; None when that takes longer
+    /// than the patience.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Option<OwnedFd>> {
         let lock = self.open()?;
         let end = Instant::now() + patience;

@@ -1,7 +1,9 @@
-//! The conversation between the caller's process and a container's first process while the container is made.
+//! The conversation between the caller's process and a container's first process while the
+//! container is made.
 //!
-//! One socket pair of type `SOCK_SEQPACKET`: a message is a tag and, for some, a text. When one side dies, the other reads
-//! the end of the stream, so neither waits for a dead peer: a runtime that is killed half-way takes its init with it.
+//! One socket pair of type `SOCK_SEQPACKET`: a message is a tag and, for some, a text. When one
+//! side dies, the other reads the end of the stream, so neither waits for a dead peer: a runtime
+//! that is killed half-way takes its init with it.
 #![forbid(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
@@ -34,17 +36,19 @@ pub(crate) struct Given {
 pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
-    /// To init: its cgroup is there and its limits are in force. With the message come the `tasks` files by which init has to
-    /// enter it; none if it is in it already. An engine is told the limit of memory, in bytes.
+    /// To init: its cgroup is there and its limits are in force. With the message come the `tasks`
+    /// files by which init has to enter it; none if it is in it already. An engine is told the
+    /// limit of memory, in bytes.
     Cgroup { memory: Option<u64> },
     /// To init: the rules for devices are in force in its cgroup.
     Restricted,
     /// From the process that joins namespaces on init's behalf: init's process id.
     Init(i32),
-    /// From init: the namespaces and mounts are there, the root is not yet changed: time for the `prestart` and
-    /// `createRuntime` hooks.
+    /// From init: the namespaces and mounts are there, the root is not yet changed: time for the
+    /// `prestart` and `createRuntime` hooks.
     BeforePivot,
-    /// From init: a mount whose ids are to be mapped comes with the message; the number of its entry.
+    /// From init: a mount whose ids are to be mapped comes with the message; the number of its
+    /// entry.
     Map(usize),
     /// To init: they are.
     MapDone,
@@ -52,18 +56,21 @@ pub(crate) enum Message {
     HooksDone,
     /// From init: the program is a module, which comes with the message, and an engine will run it.
     Module,
-    /// To init: the engine. Its directory comes with the message, then the files that are there: the plugins' directory, the way
-    /// into the cgroup for modules, what the module was compiled to.
+    /// To init: the engine. Its directory comes with the message, then the files that are there:
+    /// the plugins' directory, the way into the cgroup for modules, what the module was compiled
+    /// to.
     Engine { plugins: bool, cgroup: bool, native: bool },
     /// From init: all is done, it waits for the start.
     Ready,
-    /// To init: the state is written, so it can be found again. From now on it may outlive the caller.
+    /// To init: the state is written, so it can be found again. From now on it may outlive the
+    /// caller.
     Recorded,
     /// To init: start; the state is written. Only when there is no fifo to wait on.
     Start,
     /// From init: it loads a seccomp filter now, whose listener will have this number.
     Listener(i32),
-    /// From the process that changes mounts of a container: of those that were added, the one of this number is not there any more.
+    /// From the process that changes mounts of a container: of those that were added, the one of
+    /// this number is not there any more.
     Gone(usize),
     /// From init: why it gave up, on one line.
     Failed(String),
@@ -86,7 +93,8 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
         None,
     )
     .context("make a socket pair")?;
-    // The first is the end of the caller's process, which may have blocked the signals that are to end it.
+    // The first is the end of the caller's process, which may have blocked the signals that are to
+    // end it.
     let turn = Some(interrupt::TURN);
     rustix::net::sockopt::set_socket_timeout(&one, Timeout::Recv, turn)
         .context("limit the wait for a message")?;
@@ -102,8 +110,8 @@ impl Socket {
     pub(crate) fn send_with(&self, message: &Message, files: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = encode(message);
         if files.is_empty() {
-            // Not sendmsg(2): init may be under the container's filter, which need not allow that. SIGPIPE is ignored, or ends an init
-            // whose caller has gone.
+            // Not sendmsg(2): init may be under the container's filter, which need not allow that.
+            // SIGPIPE is ignored, or ends an init whose caller has gone.
             return match rustix::io::write(&self.0, &bytes) {
                 Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
                 Err(error) => Err(error).context("send to the other process"),
@@ -171,7 +179,8 @@ impl Socket {
             let buffers = &mut [IoSliceMut::new(&mut buffer)];
             match rustix::net::recvmsg(&self.0, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
                 Ok(received) => break received.bytes,
-                // Reset is said once, before what the other side sent last, when it died with something unread.
+                // Reset is said once, before what the other side sent last, when it died with
+                // something unread.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
@@ -185,7 +194,8 @@ impl Socket {
         Ok((if length == 0 { None } else { Some(decode(&buffer[..length])?) }, files))
     }
 
-    /// In init: waits for a certain message. When the runtime is gone, there is nobody to report to.
+    /// In init: waits for a certain message. When the runtime is gone, there is nobody to report
+    /// to.
     pub(crate) fn expect(&self, expected: &Message) -> Result<()> {
         match self.receive()? {
             Some(message) if message == *expected => Ok(()),
@@ -193,7 +203,8 @@ impl Socket {
         }
     }
 
-    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which it enters.
+    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which
+    /// it enters.
     pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>)> {
         match self.receive_with()? {
             (Some(Message::Cgroup { memory }), files) => Ok((memory, files)),

@@ -1,7 +1,8 @@
 //! The one door to `unsafe`: system calls that rustix does not wrap, or wraps as `unsafe`.
 //!
-//! Every function is named after its manual page and takes and returns safe types only. All of `rt` is
-//! single-threaded (nothing here or elsewhere starts a thread), which several proofs below stand on.
+//! Every function is named after its manual page and takes and returns safe types only. All of `rt`
+//! is single-threaded (nothing here or elsewhere starts a thread), which several proofs below stand
+//! on.
 #![allow(unsafe_code, reason = "system calls without a safe wrapper; nothing else may use unsafe")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -32,9 +33,9 @@ fn last_errno() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
-/// `clone3(2)` with the semantics of `fork(2)`: the child gets a copy of everything. `flags` are `CLONE_NEW*` and
-/// `CLONE_PARENT` only; with `cgroup` the child is born in that cgroup (`CLONE_INTO_CGROUP`, Linux 5.7).
-/// Returns `None` in the child.
+/// `clone3(2)` with the semantics of `fork(2)`: the child gets a copy of everything. `flags` are
+/// `CLONE_NEW*` and `CLONE_PARENT` only; with `cgroup` the child is born in that cgroup
+/// (`CLONE_INTO_CGROUP`, Linux 5.7). Returns `None` in the child.
 pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
     if flags & !(NAMESPACES | libc::CLONE_PARENT) != 0 {
         return Err(Errno::INVAL);
@@ -50,9 +51,10 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Opt
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    // SAFETY: no CLONE_VM, CLONE_VFORK, CLONE_FILES or CLONE_SETTLS can be among the flags (checked above), so the child
-    // runs on its own copy of memory and stack, as after fork(2). The process has one thread, so no lock of the C
-    // library is held by a thread that the child lacks. `args` lives across the call and its size is passed.
+    // SAFETY: no CLONE_VM, CLONE_VFORK, CLONE_FILES or CLONE_SETTLS can be among the flags (checked
+    // above), so the child runs on its own copy of memory and stack, as after fork(2). The process
+    // has one thread, so no lock of the C library is held by a thread that the child lacks. `args`
+    // lives across the call and its size is passed.
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     let pid = check(pid)?;
@@ -72,8 +74,8 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
 /// From `<linux/sched.h>`; the libc crate has it as a `c_int`, which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// `struct mount_attr` of `mount_setattr(2)`: `MOUNT_ATTR_*` bits to set and clear, and `MS_SHARED`, `MS_SLAVE`,
-/// `MS_PRIVATE`, `MS_UNBINDABLE` or 0 for the propagation.
+/// `struct mount_attr` of `mount_setattr(2)`: `MOUNT_ATTR_*` bits to set and clear, and
+/// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE` or 0 for the propagation.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct MountAttr {
     pub(crate) set: u64,
@@ -81,7 +83,8 @@ pub(crate) struct MountAttr {
     pub(crate) propagation: u64,
 }
 
-/// `mount_setattr(2)` on the mount that `mount` is the root of (Linux 5.12), with everything below it when `recursive`.
+/// `mount_setattr(2)` on the mount that `mount` is the root of (Linux 5.12), with everything below
+/// it when `recursive`.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> Result<()> {
     let attr = libc::mount_attr {
         attr_set: attr.set,
@@ -92,7 +95,8 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: b
     set_mount_attr(mount, &attr, recursive)
 }
 
-/// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: maps the owners of a mount's files as a user namespace does.
+/// `mount_setattr(2)` with `MOUNT_ATTR_IDMAP`: maps the owners of a mount's files as a user
+/// namespace does.
 pub(crate) fn mount_idmap(
     mount: BorrowedFd<'_>,
     namespace: BorrowedFd<'_>,
@@ -109,8 +113,9 @@ pub(crate) fn mount_idmap(
 
 fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: bool) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr` lives across the call
-    // and its own size is passed; the kernel only reads it, and takes a wrong `userns_fd` for an error.
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr`
+    // lives across the call and its own size is passed; the kernel only reads it, and takes a wrong
+    // `userns_fd` for an error.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -124,11 +129,13 @@ fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: boo
     check(returned).map(drop)
 }
 
-/// `fchmodat2(2)` with `AT_EMPTY_PATH`: the mode of the very file that a descriptor of `O_PATH` is of (Linux 6.6).
+/// `fchmodat2(2)` with `AT_EMPTY_PATH`: the mode of the very file that a descriptor of `O_PATH` is
+/// of (Linux 6.6).
 pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     // The same number on every architecture that Rust knows; the libc crate lacks it for some.
     const SYS_FCHMODAT2: libc::c_long = 452;
-    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal that is only read.
+    // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal that is
+    // only read.
     let returned = unsafe {
         libc::syscall(
             SYS_FCHMODAT2,
@@ -141,16 +148,17 @@ pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this process inherited;
-/// it must be called before anything of the same numbers is opened.
+/// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this
+/// process inherited; it must be called before anything of the same numbers is opened.
 pub(crate) fn close_from(first: u32) -> Result<()> {
-    // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any number from `first` on
-    // (see the contract above), so no owned descriptor is closed behind its owner's back.
+    // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any
+    // number from `first` on (see the contract above), so no owned descriptor is closed behind its
+    // owner's back.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
-/// The descriptors from `first` on that this process was started with, so that an exec closes them from now on. Must be called once,
-/// before anything of these numbers is opened.
+/// The descriptors from `first` on that this process was started with, so that an exec closes them
+/// from now on. Must be called once, before anything of these numbers is opened.
 pub(crate) fn inherited_from(first: u32) -> Result<Vec<OwnedFd>> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2; // <linux/close_range.h>
     // SAFETY: sets a flag of descriptors, which nobody owns yet.
@@ -167,15 +175,18 @@ pub(crate) fn inherited_from(first: u32) -> Result<Vec<OwnedFd>> {
         }) else {
             continue;
         };
-        // SAFETY: by the contract above, no `OwnedFd` is of this number, but that of the folder, which is left out.
+        // SAFETY: by the contract above, no `OwnedFd` is of this number, but that of the folder,
+        // which is left out.
         inherited.push(unsafe { OwnedFd::from_raw_fd(number) });
     }
     Ok(inherited)
 }
 
-/// Closes the descriptors from `first` on, for good, but for those that are named (`close_range(2)`).
+/// Closes the descriptors from `first` on, for good, but for those that are named
+/// (`close_range(2)`).
 ///
-/// For a process whose way ends in an exec or in [`exit_now`]: from now on it neither uses nor drops what it owned besides.
+/// For a process whose way ends in an exec or in [`exit_now`]: from now on it neither uses nor
+/// drops what it owned besides.
 pub(crate) fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
     let mut kept: Vec<u32> = kept.iter().map(|file| file.as_raw_fd().unsigned_abs()).collect();
     kept.sort_unstable();
@@ -190,12 +201,14 @@ pub(crate) fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
 }
 
 fn close_range(first: u32, last: u32) -> Result<()> {
-    // SAFETY: by the contract of `close_all_but`, nobody uses or closes an owned descriptor of these numbers any more. What is
-    // borrowed for `kept` lies outside of every range that is closed.
+    // SAFETY: by the contract of `close_all_but`, nobody uses or closes an owned descriptor of
+    // these numbers any more. What is borrowed for `kept` lies outside of every range that is
+    // closed.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
-/// [`close_all_but`] one, by `close(2)`, for the descriptors of these numbers. Its contract holds here too.
+/// [`close_all_but`] one, by `close(2)`, for the descriptors of these numbers. Its contract holds
+/// here too.
 pub(crate) fn close_each_but(numbers: std::ops::Range<RawFd>, kept: BorrowedFd<'_>) -> Result<()> {
     for number in numbers.filter(|number| *number != kept.as_raw_fd()) {
         // SAFETY: as for `close_range`; a number that is no descriptor's is an error.
@@ -207,15 +220,17 @@ pub(crate) fn close_each_but(numbers: std::ops::Range<RawFd>, kept: BorrowedFd<'
     Ok(())
 }
 
-/// A descriptor that this process was started with, besides the standard streams. `EBADF` for any other number.
+/// A descriptor that this process was started with, besides the standard streams. `EBADF` for any
+/// other number.
 pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd> {
     // SAFETY: reads a flag; a number that is no descriptor's is an error.
     let flags = check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
     if number < 3 || flags & libc::c_long::from(libc::FD_CLOEXEC) != 0 {
         return Err(Errno::BADF);
     }
-    // SAFETY: whatever this process opens is closed at an exec, and what it was started with was not; so without that flag, the
-    // number is of no `OwnedFd` or `File`. The flag is set below, so that it is owned once.
+    // SAFETY: whatever this process opens is closed at an exec, and what it was started with was
+    // not; so without that flag, the number is of no `OwnedFd` or `File`. The flag is set below, so
+    // that it is owned once.
     let inherited = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&inherited, FdFlags::CLOEXEC)?;
     Ok(inherited)
@@ -232,7 +247,8 @@ pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Resul
             limit.tv_sec.saturating_mul(1000).saturating_add(limit.tv_nsec / 1_000_000);
         c_int::try_from(milliseconds).unwrap_or(c_int::MAX)
     });
-    // SAFETY: a `PollFd` is a `struct pollfd`, as its documentation says, and the slice has as many as are said.
+    // SAFETY: a `PollFd` is a `struct pollfd`, as its documentation says, and the slice has as many
+    // as are said.
     let ready = check(
         unsafe { libc::poll(polled.as_mut_ptr().cast(), polled.len() as libc::nfds_t, limit) }
             .into(),
@@ -240,7 +256,8 @@ pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Resul
     Ok(usize::try_from(ready).unwrap_or(0))
 }
 
-/// `unshare(2)`, for namespaces only, by libcontainer. rustix calls it unsafe, because of `CLONE_FILES`.
+/// `unshare(2)`, for namespaces only, by libcontainer. rustix calls it unsafe, because of
+/// `CLONE_FILES`.
 pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
     if namespaces & !NAMESPACES != 0 {
         return Err(Errno::INVAL);
@@ -264,8 +281,8 @@ pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString
         .map_or_else(errno, |never| match never {})
 }
 
-/// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with `AT_EMPTY_PATH`, Linux 5.8). The mount
-/// has a say too (`noexec`).
+/// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with
+/// `AT_EMPTY_PATH`, Linux 5.8). The mount has a say too (`noexec`).
 pub(crate) fn may_execute(file: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal.
     let returned = unsafe {
@@ -280,26 +297,30 @@ pub(crate) fn may_execute(file: BorrowedFd<'_>) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// `fork(2)`: as [`clone3`] without flags, where a filter of system calls may know only the older call.
+/// `fork(2)`: as [`clone3`] without flags, where a filter of system calls may know only the older
+/// call.
 pub(crate) fn fork() -> Result<Option<Pid>> {
-    // SAFETY: the process has one thread, so no lock of the C library is held by a thread that the child lacks.
+    // SAFETY: the process has one thread, so no lock of the C library is held by a thread that the
+    // child lacks.
     let pid = check(unsafe { libc::fork() }.into())?;
     Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
 }
 
-/// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's runtime (SIGPIPE) and
-/// callers such as `nohup` leave some.
+/// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's
+/// runtime (SIGPIPE) and callers such as `nohup` leave some.
 pub(crate) fn default_signal_actions() {
     (1..=64).for_each(default_signal_action);
 }
 
 /// As [`default_signal_actions`], for one signal.
 pub(crate) fn default_signal_action(signal: c_int) {
-    // The kernel's `struct sigaction`: a handler (0 is SIG_DFL), flags, a restorer and 8 bytes of mask. All zeroes.
+    // The kernel's `struct sigaction`: a handler (0 is SIG_DFL), flags, a restorer and 8 bytes of
+    // mask. All zeroes.
     const DEFAULT: [u64; 4] = [0; 4];
-    // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as the kernel's, and is
-    // only read. The system call and not the C library's function, which refuses the two signals that it keeps for
-    // itself, and which a caller may have left ignored all the same. SIGKILL and SIGSTOP are refused with EINVAL.
+    // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as
+    // the kernel's, and is only read. The system call and not the C library's function, which
+    // refuses the two signals that it keeps for itself, and which a caller may have left ignored
+    // all the same. SIGKILL and SIGSTOP are refused with EINVAL.
     unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), 8);
     }
@@ -317,7 +338,8 @@ fn signal_set(signals: &[c_int]) -> libc::sigset_t {
     set
 }
 
-/// From now on, and until an exec, each of these signals ends this process with the exit status of a shell, 128 and its number.
+/// From now on, and until an exec, each of these signals ends this process with the exit status of
+/// a shell, 128 and its number.
 pub(crate) fn end_on(signals: &[c_int]) {
     extern "C" fn end(signal: c_int) {
         exit_now(128 + signal)
@@ -326,8 +348,8 @@ pub(crate) fn end_on(signals: &[c_int]) {
         // SAFETY: `sigaction` is plain integers; all zeroes are an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = end as extern "C" fn(c_int) as libc::sighandler_t;
-        // SAFETY: the handler takes a number and makes system calls only, which any moment allows (signal-safety(7)); the structure
-        // lives across the call, which only reads it.
+        // SAFETY: the handler takes a number and makes system calls only, which any moment allows
+        // (signal-safety(7)); the structure lives across the call, which only reads it.
         unsafe { libc::sigaction(*signal, &raw const action, ptr::null_mut()) };
     }
 }
@@ -335,7 +357,8 @@ pub(crate) fn end_on(signals: &[c_int]) {
 /// Blocks exactly these signals, and no other (`sigprocmask(2)`, `SIG_SETMASK`).
 pub(crate) fn block_only(signals: &[c_int]) {
     let set = signal_set(signals);
-    // SAFETY: `set` is initialised and read only; blocking runs no code. It cannot fail with a valid `how`.
+    // SAFETY: `set` is initialised and read only; blocking runs no code. It cannot fail with a
+    // valid `how`.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) };
 }
 
@@ -385,7 +408,8 @@ fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
     })
 }
 
-/// `F_OFD_SETLK`: `EAGAIN` when another one keeps it out. The lock goes with the descriptor to whatever process inherits it.
+/// `F_OFD_SETLK`: `EAGAIN` when another one keeps it out. The lock goes with the descriptor to
+/// whatever process inherits it.
 pub(crate) fn lock(file: BorrowedFd<'_>, lock: Lock, start: u64, length: u64) -> Result<()> {
     let of = lock_of(lock, start, length)?;
     fcntl(file.as_raw_fd(), FcntlArg::F_OFD_SETLK(&of)).map(drop).map_err(errno)
@@ -423,9 +447,11 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
 
-/// Loads a program for a cgroup; the kernel verifies it. The numbers are `BPF_PROG_TYPE_*` and `BPF_*` of the place that it is for.
+/// Loads a program for a cgroup; the kernel verifies it. The numbers are `BPF_PROG_TYPE_*` and
+/// `BPF_*` of the place that it is for.
 pub(crate) fn bpf_prog_load(kind: u32, place: u32, program: &[u64]) -> Result<OwnedFd> {
-    /// The first members of `union bpf_attr` for this command; the kernel takes those that are not there as zero.
+    /// The first members of `union bpf_attr` for this command; the kernel takes those that are not
+    /// there as zero.
     #[repr(C)]
     struct Load {
         prog_type: u32,
@@ -445,17 +471,19 @@ pub(crate) fn bpf_prog_load(kind: u32, place: u32, program: &[u64]) -> Result<Ow
         expected_attach_type: place,
     };
     const { assert!(std::mem::offset_of!(Load, expected_attach_type) == 68) };
-    // SAFETY: the attributes, the instructions that they point to and the NUL-terminated licence outlive the call and are only
-    // read; the counts are those of what is passed.
+    // SAFETY: the attributes, the instructions that they point to and the NUL-terminated licence
+    // outlive the call and are only read; the counts are those of what is passed.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Load>())
     };
     let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
-    // SAFETY: the call just returned this descriptor (close-on-exec, as all of bpf(2)) and nothing else owns it.
+    // SAFETY: the call just returned this descriptor (close-on-exec, as all of bpf(2)) and nothing
+    // else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a program to a cgroup, with `BPF_F_*` flags. What it decides on is allowed when those above it say so too.
+/// Attaches a program to a cgroup, with `BPF_F_*` flags. What it decides on is allowed when those
+/// above it say so too.
 pub(crate) fn bpf_prog_attach(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -475,7 +503,8 @@ pub(crate) fn bpf_prog_attach(
         attach_type: place,
         attach_flags: flags,
     };
-    // SAFETY: both descriptors are borrowed and open; the attributes outlive the call, are only read, and their size is passed.
+    // SAFETY: both descriptors are borrowed and open; the attributes outlive the call, are only
+    // read, and their size is passed.
     let returned = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<Attach>())
     };
@@ -486,7 +515,8 @@ pub(crate) fn bpf_prog_attach(
 pub(crate) const LANDLOCK_ACCESS_NET_BIND_TCP: u64 = 1;
 pub(crate) const LANDLOCK_ACCESS_NET_CONNECT_TCP: u64 = 2;
 
-/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, but for its rules (Linux 6.7).
+/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, but for its
+/// rules (Linux 6.7).
 pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
     // `struct landlock_ruleset_attr`: of files nothing, of the network these.
     let attributes: [u64; 2] = [0, handled];
@@ -500,7 +530,8 @@ pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
         )
     };
     let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
-    // SAFETY: the call just returned this descriptor (close-on-exec, as the page says) and nothing else owns it.
+    // SAFETY: the call just returned this descriptor (close-on-exec, as the page says) and nothing
+    // else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -509,8 +540,8 @@ pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16
     const LANDLOCK_RULE_NET_PORT: c_int = 2;
     // `struct landlock_net_port_attr`.
     let attributes: [u64; 2] = [allowed, port.into()];
-    // SAFETY: the descriptor is borrowed and open; the structure outlives the call, is only read, and has the size that the
-    // kernel takes for this kind of rule.
+    // SAFETY: the descriptor is borrowed and open; the structure outlives the call, is only read,
+    // and has the size that the kernel takes for this kind of rule.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_landlock_add_rule,
@@ -525,17 +556,21 @@ pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16
 
 /// `landlock_restrict_self(2)`.
 pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: the descriptor is borrowed and open; a ruleset can refuse things, but changes no memory of this process.
+    // SAFETY: the descriptor is borrowed and open; a ruleset can refuse things, but changes no
+    // memory of this process.
     let returned =
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
     check(returned).map(drop)
 }
 
-/// Lets this process run on every processor that its cgroup allows, now and after a change (`sched_setaffinity(2)`).
+/// Lets this process run on every processor that its cgroup allows, now and after a change
+/// (`sched_setaffinity(2)`).
 pub(crate) fn run_on_all_processors() -> Result<()> {
-    // No kernel is built for more than 8192 processors; it leaves out those that it does not know or allow.
+    // No kernel is built for more than 8192 processors; it leaves out those that it does not know
+    // or allow.
     const ALL: [u8; 1024] = [u8::MAX; 1024];
-    // SAFETY: the set outlives the call, is as long as is said, and is only read; 0 is this process's only thread.
+    // SAFETY: the set outlives the call, is as long as is said, and is only read; 0 is this
+    // process's only thread.
     let returned =
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&ALL), ALL.as_ptr()) };
     check(returned).map(drop)
@@ -570,8 +605,8 @@ pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
     let SchedAttr { policy, flags, nice, priority, runtime, deadline, period } = attr;
     // Its own size is 48, SCHED_ATTR_SIZE_VER0.
     let mut attr = Attr { size: 48, policy, flags, nice, priority, runtime, deadline, period };
-    // SAFETY: the structure has the size that it says (checked below), outlives the call, and is only read, but for its
-    // size, which the kernel may write to when it refuses it.
+    // SAFETY: the structure has the size that it says (checked below), outlives the call, and is
+    // only read, but for its size, which the kernel may write to when it refuses it.
     let returned = unsafe {
         libc::syscall(libc::SYS_sched_setattr, pid.as_raw_nonzero().get(), &raw mut attr, 0)
     };
@@ -583,7 +618,8 @@ pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
 pub(crate) fn getrlimit_of(pid: Pid, resource: Resource) -> Result<Rlimit> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let none = ptr::null::<libc::rlimit64>();
-    // SAFETY: the structure is the one that the call fills, and outlives it; without a new limit nothing else is touched.
+    // SAFETY: the structure is the one that the call fills, and outlives it; without a new limit
+    // nothing else is touched.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_prlimit64,
@@ -616,8 +652,8 @@ pub(crate) fn ioprio_set(pid: Pid, class: c_int, level: c_int) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// `seccomp(2)`, `SECCOMP_SET_MODE_FILTER`: loads a filter into this process. Returns the listener when the flags have
-/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`; it is closed by an exec.
+/// `seccomp(2)`, `SECCOMP_SET_MODE_FILTER`: loads a filter into this process. Returns the listener
+/// when the flags have `SECCOMP_FILTER_FLAG_NEW_LISTENER`; it is closed by an exec.
 pub(crate) fn seccomp_set_mode_filter(
     flags: u64,
     program: &[libc::sock_filter],
@@ -626,8 +662,9 @@ pub(crate) fn seccomp_set_mode_filter(
         len: u16::try_from(program.len()).map_err(|_| Errno::TOOBIG)?,
         filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: the instructions and the structure that points to them outlive the call, are only read, and are as many as it
-    // says; the kernel checks the program. A filter can refuse system calls, but changes no memory of this process.
+    // SAFETY: the instructions and the structure that points to them outlive the call, are only
+    // read, and are as many as it says; the kernel checks the program. A filter can refuse system
+    // calls, but changes no memory of this process.
     let returned = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
     };
@@ -640,10 +677,11 @@ pub(crate) fn seccomp_set_mode_filter(
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Whether the kernel knows these flags of `SECCOMP_SET_MODE_FILTER`: it looks at them before it looks for the filter (`seccomp(2)`,
-/// which has the same for single flags).
+/// Whether the kernel knows these flags of `SECCOMP_SET_MODE_FILTER`: it looks at them before it
+/// looks for the filter (`seccomp(2)`, which has the same for single flags).
 pub(crate) fn seccomp_knows_flags(flags: u64) -> bool {
-    // SAFETY: with no filter there is nothing to load: the call reads nothing, and fails with EFAULT or EINVAL.
+    // SAFETY: with no filter there is nothing to load: the call reads nothing, and fails with
+    // EFAULT or EINVAL.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -661,7 +699,8 @@ pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into()).map(drop)
 }
 
-/// Whether there is a `keyctl(2)`, forbidden or not: asks for the number of the session keyring (`KEYCTL_GET_KEYRING_ID`), and makes none.
+/// Whether there is a `keyctl(2)`, forbidden or not: asks for the number of the session keyring
+/// (`KEYCTL_GET_KEYRING_ID`), and makes none.
 pub(crate) fn has_keyctl() -> bool {
     const KEYCTL_GET_KEYRING_ID: c_int = 0; // <linux/keyctl.h>
     const KEY_SPEC_SESSION_KEYRING: c_int = -3;
@@ -672,8 +711,8 @@ pub(crate) fn has_keyctl() -> bool {
     !matches!(check(returned), Err(Errno::NOSYS))
 }
 
-/// A session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`): a new one, unless this process may search one of
-/// that name that is there.
+/// A session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`): a new one, unless
+/// this process may search one of that name that is there.
 pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1; // <linux/keyctl.h>
     // SAFETY: the name is NUL-terminated and only read.
@@ -691,7 +730,8 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     }
     let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: the descriptor is borrowed and open, `request` is a valid ifreq that the kernel only reads for SIOCSIFFLAGS.
+    // SAFETY: the descriptor is borrowed and open, `request` is a valid ifreq that the kernel only
+    // reads for SIOCSIFFLAGS.
     let returned = unsafe {
         libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request)
     };
@@ -714,12 +754,14 @@ pub(crate) fn set_mempolicy(mode: u32, nodes: Option<&Nodes>) -> Result<()> {
     // The kernel takes one from the number of bits before it uses it.
     let bits = nodes.map_or(0, |_| NODES + 1);
     let nodes = nodes.map_or(ptr::null(), |nodes| nodes.as_ptr());
-    // SAFETY: the bits outlive the call, are as many as are said, and are only read; with none of them, there are none.
+    // SAFETY: the bits outlive the call, are as many as are said, and are only read; with none of
+    // them, there are none.
     let returned = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes, bits) };
     check(returned).map(drop)
 }
 
-/// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares its parent's buffers.
+/// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares
+/// its parent's buffers.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process; nothing runs after it.
     unsafe { libc::syscall(libc::SYS_exit_group, status) };
@@ -734,12 +776,14 @@ unsafe extern "C" {
     static mut environ: *const *const c_char;
 }
 
-/// The bytes of each string of an array that a null pointer ends, without the zero that ends the string.
+/// The bytes of each string of an array that a null pointer ends, without the zero that ends the
+/// string.
 struct Strings(*const *const c_char);
 
 impl Strings {
     /// # Safety
-    /// It is such an array, and its strings are writable and have no other reference while this is used.
+    /// It is such an array, and its strings are writable and have no other reference while this is
+    /// used.
     unsafe fn of(array: *const *const c_char) -> Strings {
         Strings(array)
     }
@@ -757,14 +801,16 @@ impl Iterator for Strings {
         self.0 = self.0.wrapping_add(1);
         // SAFETY: a string, by `of`.
         let length = unsafe { libc::strlen(string) };
-        // SAFETY: so many bytes are the string's; they are writable, and nothing else refers to them, by `of`. Each is given out once.
+        // SAFETY: so many bytes are the string's; they are writable, and nothing else refers to
+        // them, by `of`. Each is given out once.
         Some(unsafe { std::slice::from_raw_parts_mut(string.cast_mut().cast(), length) })
     }
 }
 
-/// Overwrites the command line but for `kept` words, and the environment, where others can read both: `/proc/PID/cmdline` is open to
-/// everybody who sees the process. This process and its children have a copy of the environment. Of the first word, the last part of the
-/// path stays. The error is `ENOTSUP` where the words are not where the processor's ABI has them.
+/// Overwrites the command line but for `kept` words, and the environment, where others can read
+/// both: `/proc/PID/cmdline` is open to everybody who sees the process. This process and its
+/// children have a copy of the environment. Of the first word, the last part of the path stays. The
+/// error is `ENOTSUP` where the words are not where the processor's ABI has them.
 pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     let count = std::env::args_os().count();
     // SAFETY: a static of the C library's; no other thread writes it.
@@ -772,11 +818,13 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     if envp.is_null() {
         return Err(Errno::NOTSUP);
     }
-    // Nothing in rt changes the environment, so `environ` is what the C library was started with. There, the ABIs of x86-64 and aarch64
-    // ("Process Initialization") have the number of words, the pointers to them, a null pointer, the pointers of the environment, another
-    // null pointer, one after the other.
+    // Nothing in rt changes the environment, so `environ` is what the C library was started with.
+    // There, the ABIs of x86-64 and aarch64 ("Process Initialization") have the number of words,
+    // the pointers to them, a null pointer, the pointers of the environment, another null pointer,
+    // one after the other.
     let argv = envp.wrapping_sub(count + 1);
-    // SAFETY: on the stack that the kernel has made, where at least a number and a null pointer precede.
+    // SAFETY: on the stack that the kernel has made, where at least a number and a null pointer
+    // precede.
     let end = unsafe { envp.wrapping_sub(1).read() };
     // SAFETY: so many pointers, which Rust's library has counted, and the number precede.
     let number = unsafe { argv.wrapping_sub(1).cast::<usize>().read() };
@@ -784,14 +832,15 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
         return Err(Errno::NOTSUP);
     }
     let mut own = Vec::new();
-    // SAFETY: the environment's array, as it was compared. The strings are the kernel's, on the stack, which is writable; Rust's library
-    // copies them when it is asked.
+    // SAFETY: the environment's array, as it was compared. The strings are the kernel's, on the
+    // stack, which is writable; Rust's library copies them when it is asked.
     for string in unsafe { Strings::of(envp) } {
         own.push(CString::new(&*string).unwrap_or_default().into_raw().cast_const());
         string.fill(0);
     }
     own.push(ptr::null());
-    // SAFETY: as for reading it. The array and its strings are leaked, and live as long as the process.
+    // SAFETY: as for reading it. The array and its strings are leaked, and live as long as the
+    // process.
     unsafe { environ = Vec::leak(own).as_ptr() };
     // SAFETY: as the environment's.
     for (number, word) in unsafe { Strings::of(argv) }.enumerate() {
@@ -807,23 +856,25 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-/// Overwrites what [`hide_arguments`] has left of the environment: for a process that becomes the container's.
+/// Overwrites what [`hide_arguments`] has left of the environment: for a process that becomes the
+/// container's.
 pub(crate) fn forget_environment() {
     // SAFETY: a static of the C library's; no other thread writes it.
     let array = unsafe { environ };
     if array.is_null() {
         return;
     }
-    // SAFETY: `environ` is such an array, of the kernel's strings or of those that `hide_arguments` has leaked, both writable. Rust's library
-    // copies them when it is asked.
+    // SAFETY: `environ` is such an array, of the kernel's strings or of those that `hide_arguments`
+    // has leaked, both writable. Rust's library copies them when it is asked.
     unsafe { Strings::of(array) }.for_each(|string| string.fill(0));
     // SAFETY: as for reading it. The new array is leaked.
     unsafe { environ = Vec::leak(vec![ptr::null()]).as_ptr() };
 }
 
-/// The calls that a filter around this process forbids, of those that `rt` may need, and the families of addresses. For an error that
-/// looks like one: each call is made once, in a form that the kernel refuses before it does anything, with another error. `privileged`
-/// is for those that it refuses first of who is not the host's root, as a filter does.
+/// The calls that a filter around this process forbids, of those that `rt` may need, and the
+/// families of addresses. For an error that looks like one: each call is made once, in a form that
+/// the kernel refuses before it does anything, with another error. `privileged` is for those that
+/// it refuses first of who is not the host's root, as a filter does.
 pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
     let wrong = -1 as libc::c_long;
     let calls = [
@@ -894,7 +945,8 @@ pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
     };
     let of_roots = of_roots.into_iter().filter(|_| privileged);
     let calls = calls.into_iter().chain(of_roots).filter(|(_, number)| {
-        // SAFETY: descriptors, flags, sizes and pointers that cannot be: the kernel looks at one of them first, and does nothing.
+        // SAFETY: descriptors, flags, sizes and pointers that cannot be: the kernel looks at one of
+        // them first, and does nothing.
         is_forbidden(unsafe { libc::syscall(*number, wrong, wrong, wrong, wrong, wrong, wrong) })
     });
     let families = families.into_iter().filter(|(_, family)| {

@@ -266,7 +266,8 @@ fn open_part(at: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
-/// Whether a link of procfs is followed by the kernel in another way than by its text (`symlink(7)`, "Magic links").
+/// Whether a link of procfs is followed by the kernel in another way than by its text
+/// (`symlink(7)`, "Magic links").
 fn is_magic(at: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_MAGICLINKS;

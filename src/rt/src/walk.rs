@@ -1,8 +1,9 @@
-//! Looking up a path inside a root, step by step: for a machine where a filter around this runtime forbids `openat2(2)` (such as
-//! that of an older Docker), or a kernel before 5.6. It means what `RESOLVE_IN_ROOT` means: no magic link is followed, its text is.
+//! Looking up a path inside a root, step by step: for a machine where a filter around this runtime
+//! forbids `openat2(2)` (such as that of an older Docker), or a kernel before 5.6. It means what
+//! `RESOLVE_IN_ROOT` means: no magic link is followed, its text is.
 //!
-//! Each directory on the way is held open, and `..` goes back to the one before: what is renamed meanwhile cannot make it lead
-//! out of the root.
+//! Each directory on the way is held open, and `..` goes back to the one before: what is renamed
+//! meanwhile cannot make it lead out of the root.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -59,7 +60,8 @@ pub(crate) fn open(
     }
 }
 
-/// Opens a directory of the host's (`O_PATH`) by a path in which a link is an error, as for `RESOLVE_NO_SYMLINKS`.
+/// Opens a directory of the host's (`O_PATH`) by a path in which a link is an error, as for
+/// `RESOLVE_NO_SYMLINKS`.
 pub(crate) fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let start = if path.is_absolute() { "/" } else { "." };

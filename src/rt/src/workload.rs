@@ -1,7 +1,8 @@
 //! Which workload a container is: a Linux program, or a WebAssembly module for an engine.
 //!
-//! A function of three things only: the configuration, the name that the runtime was called by, and the first bytes of
-//! the program as the container sees it. The rules, with their origin, are in `docs/workload.md`.
+//! A function of three things only: the configuration, the name that the runtime was called by, and
+//! the first bytes of the program as the container sees it. The rules, with their origin, are in
+//! `docs/workload.md`.
 #![forbid(unsafe_code)]
 
 mod compile;
@@ -30,7 +31,8 @@ pub(crate) enum Workload {
     Wasm(Engine),
 }
 
-/// An engine that runs Wasm modules, by the name of its directory. A further engine is a further line here.
+/// An engine that runs Wasm modules, by the name of its directory. A further engine is a further
+/// line here.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -45,7 +47,8 @@ impl Engine {
     }
 }
 
-/// What the values of `run.oci.handler` ask for; `-smart` means the same, since the program's head decides anyway.
+/// What the values of `run.oci.handler` ask for; `-smart` means the same, since the program's head
+/// decides anyway.
 const HANDLERS: [(&str, Engine); 3] =
     [("wasm", Engine::WasmEdge), ("wasm-smart", Engine::WasmEdge), ("wasmedge", Engine::WasmEdge)];
 
@@ -56,7 +59,8 @@ const VARIANTS: [&str; 2] = ["compat", "compat-smart"];
 const SANDBOX_MARKS: [&str; 2] =
     ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 
-/// The engine that the configuration, or else the runtime's name, asks for. Known before the program can be looked at.
+/// The engine that the configuration, or else the runtime's name, asks for. Known before the
+/// program can be looked at.
 pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Engine>> {
     if SANDBOX_MARKS.iter().any(|key| annotation(spec, key) == Some("sandbox")) {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! A run whose instructions are counted: by WasmEdge's C interface, since wasmedge-sys frees the statistics, which count, as soon as
-//! an executor has them.
+//! A run whose instructions are counted: by WasmEdge's C interface, since wasmedge-sys frees the
+//! statistics, which count, as soon as an executor has them.
 
 use std::ffi::{CStr, CString, c_int};
 use std::ptr;
@@ -18,7 +18,8 @@ pub(crate) enum Source<'a> {
     Native(c_int),
 }
 
-/// Runs a module's `_start` for so many instructions. The outer error is of a module that never started, the inner one a trap.
+/// Runs a module's `_start` for so many instructions. The outer error is of a module that never
+/// started, the inner one a trap.
 pub(crate) fn run_with_fuel(
     source: Source<'_>,
     wasi: &mut wasmedge_sys::Instance,
@@ -34,8 +35,8 @@ pub(crate) fn run_with_fuel(
     if let Some(pages) = most_pages {
         config.set_max_memory_pages(pages);
     }
-    // SAFETY: the configuration lives across the call, and a store of its own is made for null. The machine is never freed: the
-    // process ends with it.
+    // SAFETY: the configuration lives across the call, and a store of its own is made for null. The
+    // machine is never freed: the process ends with it.
     let vm = unsafe { ffi::WasmEdge_VMCreate(config.as_ptr(), ptr::null_mut()) };
     if vm.is_null() {
         return Err("make a virtual machine".into());
@@ -97,7 +98,8 @@ fn ended(result: ffi::WasmEdge_Result) -> bool {
     unsafe { ffi::WasmEdge_ResultGetCode(result) == 1 }
 }
 
-/// Whether it is a trap: the codes of execution are from 0x400 on, and that of costs is 3 (`enum_errcode.h`).
+/// Whether it is a trap: the codes of execution are from 0x400 on, and that of costs is 3
+/// (`enum_errcode.h`).
 fn is_of_execution(result: ffi::WasmEdge_Result) -> bool {
     // SAFETY: takes a plain value.
     let code = unsafe { ffi::WasmEdge_ResultGetCode(result) };

@@ -1,5 +1,6 @@
-//! Functions that WasmEdge finds here in place of the C and C++ libraries': where they leave a guest more than it should have, or
-//! less. The build exports their names, and the loader takes a program's before any library's.
+//! Functions that WasmEdge finds here in place of the C and C++ libraries': where they leave a
+//! guest more than it should have, or less. The build exports their names, and the loader takes a
+//! program's before any library's.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
@@ -13,9 +14,10 @@ use super::{exit_now, own};
 
 /// What WasmEdge waits by for clocks and sockets (`epoll_wait(2)`), in the C library's place.
 ///
-/// A process that was stopped and goes on, by SIGCONT, a freezer or a tracer, is told EINTR here though no handler ran
-/// (`signal(7)`, "Interruption of system calls and library functions by stop signals"); WasmEdge hands that to the guest, whose
-/// library takes it for a failure. So the wait goes on, for what is left of its time.
+/// A process that was stopped and goes on, by SIGCONT, a freezer or a tracer, is told EINTR here
+/// though no handler ran (`signal(7)`, "Interruption of system calls and library functions by stop
+/// signals"); WasmEdge hands that to the guest, whose library takes it for a failure. So the wait
+/// goes on, for what is left of its time.
 ///
 /// # Safety
 ///
@@ -33,7 +35,8 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
     let mut left = timeout;
     loop {
-        // SAFETY: the arguments are the caller's, who keeps the contract above; the null signal mask is not read.
+        // SAFETY: the arguments are the caller's, who keeps the contract above; the null signal
+        // mask is not read.
         let ready = unsafe {
             libc::syscall(libc::SYS_epoll_pwait, epoll, events, most, left, ptr::null::<u8>(), 8)
         };
@@ -48,7 +51,8 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     }
 }
 
-/// A file that `epoll(7)` does not take, since nobody ever has to wait for it: a regular one, a directory, `/dev/null`.
+/// A file that `epoll(7)` does not take, since nobody ever has to wait for it: a regular one, a
+/// directory, `/dev/null`.
 struct Ready {
     epoll: c_int,
     descriptor: c_int,
@@ -65,7 +69,8 @@ fn ready() -> MutexGuard<'static, Vec<Ready>> {
 
 /// What WasmEdge waits for (`epoll_ctl(2)`), in the C library's place, as [`epoll_wait`].
 ///
-/// A guest may wait for any file (`poll_oneoff`), and what can be read and written at once is ready, as for `poll(2)`.
+/// A guest may wait for any file (`poll_oneoff`), and what can be read and written at once is
+/// ready, as for `poll(2)`.
 ///
 /// # Safety
 ///
@@ -92,8 +97,8 @@ pub(crate) unsafe extern "C" fn epoll_ctl(
     0
 }
 
-/// Writes down the files that are ready without a wait, each once, with those that the kernel says are ready by now. None if there
-/// are none of the first kind.
+/// Writes down the files that are ready without a wait, each once, with those that the kernel says
+/// are ready by now. None if there are none of the first kind.
 fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Option<c_int> {
     let most = usize::try_from(most).ok()?;
     let mut ready = ready();
@@ -128,10 +133,12 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
     c_int::try_from(count).ok()
 }
 
-/// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs, tracefs, securityfs, bpf,
-/// pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts, apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd,
-/// binder, xenfs, hypfs, dlmfs; and fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. Not a list of those that are allowed: a
-/// container's volume may be on any filesystem that somebody has a driver for, and each has files that are no more than files.
+/// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups,
+/// debugfs, tracefs, securityfs, bpf, pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs,
+/// devpts, apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd, binder, xenfs, hypfs,
+/// dlmfs; and fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. Not a list of those that are
+/// allowed: a container's volume may be on any filesystem that somebody has a driver for, and each
+/// has files that are no more than files.
 const KERNELS: [u64; 29] = [
     0x9fa0,
     0x6265_6572,
@@ -175,10 +182,12 @@ pub(crate) fn guard_files() {
     GUARDED.store(true, Ordering::Relaxed);
 }
 
-/// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as [`epoll_wait`].
+/// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as
+/// [`epoll_wait`].
 ///
-/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could write to this process, and so would
-/// be no guest any longer: what is the kernel's or a device is refused, `EACCES`, and no magic link is followed.
+/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could
+/// write to this process, and so would be no guest any longer: what is the kernel's or a device is
+/// refused, `EACCES`, and no magic link is followed.
 ///
 /// # Safety
 ///
@@ -199,10 +208,12 @@ pub(crate) unsafe extern "C" fn openat(
     let guarded = GUARDED.load(Ordering::Relaxed);
     how.resolve = if guarded { libc::RESOLVE_NO_MAGICLINKS } else { 0 };
     let size = size_of::<libc::open_how>();
-    // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call, and its size is passed.
+    // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call,
+    // and its size is passed.
     let mut opened =
         unsafe { libc::syscall(libc::SYS_openat2, directory, path, &raw const how, size) };
-    // Forbidden by a filter, or older than the kernel: WasmEdge follows links itself, and gets to none of procfs's.
+    // Forbidden by a filter, or older than the kernel: WasmEdge follows links itself, and gets to
+    // none of procfs's.
     let error = io::Error::last_os_error().raw_os_error();
     if opened < 0 && matches!(error, Some(libc::ENOSYS | libc::EPERM)) {
         // SAFETY: as above.
@@ -254,9 +265,10 @@ const KEPT_FOR_ONE: usize = 12 << 30;
 /// library's place, as [`epoll_wait`].
 ///
 /// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12 the kernel takes the
-/// old pages away first. If it then has no memory to promise (`vm.overcommit_memory`), the addresses
-/// are free: whatever the engine maps next could get them, and the guest's native code would read
-/// and write it. So a memory grows by a change of protection, which fails without any effect.
+/// old pages away first. If it then has no memory to promise (`vm.overcommit_memory`), the
+/// addresses are free: whatever the engine maps next could get them, and the guest's native code
+/// would read and write it. So a memory grows by a change of protection, which fails without any
+/// effect.
 ///
 /// # Safety
 ///
@@ -296,8 +308,8 @@ pub(crate) unsafe extern "C" fn mmap(
     mapped
 }
 
-/// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one, and grows by doubling, without
-/// end.
+/// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one,
+/// and grows by doubling, without end.
 static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// From now on, larger ones are a trap. A linear memory is none of them: it is mapped.
@@ -309,7 +321,8 @@ pub(crate) fn limit_pieces(bytes: usize) {
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
     let end = |message: &'static [u8]| -> ! {
-        // SAFETY: write(2) reads as many bytes as the message has. With standard error closed there is nobody to tell.
+        // SAFETY: write(2) reads as many bytes as the message has. With standard error closed there
+        // is nobody to tell.
         unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
         exit_now(TRAPPED)
     };

@@ -12,9 +12,10 @@ use oci_spec::runtime::{
 
 use crate::ids;
 
-/// Adds a user namespace where there is none, since without one an ordinary user may make none of the others, and the mappings
-/// that are missing: root is the user, and the ids that the system has for the user's containers follow (`subuid(5)`). A container that
-/// root makes has all ids that root has, each as itself. As with crun, there is a default for either, where runc refuses.
+/// Adds a user namespace where there is none, since without one an ordinary user may make none of
+/// the others, and the mappings that are missing: root is the user, and the ids that the system has
+/// for the user's containers follow (`subuid(5)`). A container that root makes has all ids that
+/// root has, each as itself. As with crun, there is a default for either, where runc refuses.
 pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let Some(linux) = spec.linux_mut() else { return Ok(()) };
@@ -46,7 +47,8 @@ pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// The ids that this process's user namespace has, by a file whose lines are `FIRST FIRST-OUTSIDE COUNT` (`user_namespaces(7)`).
+/// The ids that this process's user namespace has, by a file whose lines are
+/// `FIRST FIRST-OUTSIDE COUNT` (`user_namespaces(7)`).
 fn all_as_they_are(file: &str) -> Result<Vec<LinuxIdMapping>> {
     let show = || format!("read `{file}`");
     let table = fs::read_to_string(file).with_context(show)?;
@@ -93,8 +95,8 @@ fn name(passwd: &str, uid: u32) -> Option<&str> {
     line.split(':').next()
 }
 
-/// Whether this user can have more ids than its own in a container: a range that the system has for it, and the programs that
-/// map it.
+/// Whether this user can have more ids than its own in a container: a range that the system has for
+/// it, and the programs that map it.
 pub(crate) fn helpers() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     for (file, program) in [("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")] {

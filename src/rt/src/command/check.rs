@@ -1,5 +1,5 @@
-//! `rt check`: what this host can do for containers, and what it lacks, with what to do about it. It tries what can be tried
-//! without making anything, as the user who asks.
+//! `rt check`: what this host can do for containers, and what it lacks, with what to do about it.
+//! It tries what can be tried without making anything, as the user who asks.
 #![forbid(unsafe_code)]
 
 mod callers;

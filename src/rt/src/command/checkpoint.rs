@@ -1,4 +1,5 @@
-//! `rt checkpoint`: writes a container's processes to files, with CRIU. What is said here of flags holds for `restore` too.
+//! `rt checkpoint`: writes a container's processes to files, with CRIU. What is said here of flags
+//! holds for `restore` too.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -49,7 +50,8 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         status,
     };
     container::checkpoint(&directory, &state, &bundle, options)?;
-    // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers count on the name being free.
+    // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers
+    // count on the name being free.
     if !args.leave_running && !args.pre_dump {
         container::delete(&directory, &state, true)?;
     }

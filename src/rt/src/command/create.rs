@@ -1,4 +1,5 @@
-//! `rt create`: makes a container whose program waits for `rt start`. What is said here of flags holds for `run` too.
+//! `rt create`: makes a container whose program waits for `rt start`. What is said here of flags
+//! holds for `run` too.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -31,7 +32,8 @@ pub(super) fn execute(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The one to send the terminal to. The container must want a terminal if, and only if, somebody takes it.
+/// The one to send the terminal to. The container must want a terminal if, and only if, somebody
+/// takes it.
 pub(super) fn connect_console(bundle: &Bundle, socket: Option<&Path>) -> Result<Option<OwnedFd>> {
     let terminal = bundle.process().terminal() == Some(true);
     match socket {
@@ -62,7 +64,8 @@ pub(super) fn container(
     inherited.close();
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
-    // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only init can see.
+    // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only
+    // init can see.
     let host = super::host(root, global);
     let rights = Rights::of(&bundle.spec)?;
     let engine = asked.map(|engine| engine::open(engine, &host, &rights)).transpose()?;

@@ -1,5 +1,5 @@
-//! `rt events`: what a container uses, once or again and again, and when processes of it are killed for want of memory; one JSON
-//! object per line, in runc's form.
+//! `rt events`: what a container uses, once or again and again, and when processes of it are killed
+//! for want of memory; one JSON object per line, in runc's form.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -82,8 +82,8 @@ fn print_stats(state: &State) -> Result<()> {
     super::print(&format!("{event}\n"))
 }
 
-/// How many pages of WebAssembly's, of 64 KiB, a module's memory has. Its engine gives it a name (`docs/engine.md`). None where the
-/// kernel shows no names.
+/// How many pages of WebAssembly's, of 64 KiB, a module's memory has. Its engine gives it a name
+/// (`docs/engine.md`). None where the kernel shows no names.
 fn memory_pages(pid: i32) -> Option<u64> {
     const PAGE: u64 = 64 << 10;
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;

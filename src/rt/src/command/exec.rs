@@ -1,5 +1,6 @@
-//! `rt exec`: another program in a container that is there. With `--process` it is described as in `config.json`, otherwise
-//! it is the container's own process with other arguments and what the flags change.
+//! `rt exec`: another program in a container that is there. With `--process` it is described as in
+//! `config.json`, otherwise it is the container's own process with other arguments and what the
+//! flags change.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -31,7 +32,8 @@ pub(super) fn execute(
 }
 
 fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) -> Result<ExitCode> {
-    // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process, also when there is none.
+    // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process,
+    // also when there is none.
     if let Some(path) = &args.handover.pid_file {
         draft::remove(path).with_context(|| format!("remove pid file `{}`", path.display()))?;
     }
@@ -163,8 +165,9 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     Ok(process)
 }
 
-/// What a file may leave out, and has then from the container's own process: as with crun, but for `rlimits`, which crun and runc leave
-/// at those of their caller, and for `noNewPrivileges`, which they take for false.
+/// What a file may leave out, and has then from the container's own process: as with crun, but for
+/// `rlimits`, which crun and runc leave at those of their caller, and for `noNewPrivileges`, which
+/// they take for false.
 const INHERITED: [&str; 9] = [
     "apparmorProfile",
     "capabilities",
@@ -195,9 +198,10 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
     serde_json::from_value(process).with_context(show)
 }
 
-/// To the bounding, permitted, effective and ambient sets, as runc does. Without the last, a user who is not root would lose it at the
-/// exec. Not to the inheritable set: it would outlive a change of the user (CVE-2022-29162). So it becomes ambient only where the
-/// configuration has it among the inheritable ones, which the kernel asks for.
+/// To the bounding, permitted, effective and ambient sets, as runc does. Without the last, a user
+/// who is not root would lose it at the exec. Not to the inheritable set: it would outlive a change
+/// of the user (CVE-2022-29162). So it becomes ambient only where the configuration has it among
+/// the inheritable ones, which the kernel asks for.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     if names.is_empty() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Reads and makes nothing.
+//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Reads and makes
+//! nothing.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! What `run` and `exec` do in the foreground: wait for the program, pass on signals and, with a terminal, what is typed and
-//! printed, and end with the program's exit code.
+//! What `run` and `exec` do in the foreground: wait for the program, pass on signals and, with a
+//! terminal, what is typed and printed, and end with the program's exit code.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,8 +24,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Once they are [blocked](Signals::block), what is sent to this process is for the program. Init and hooks start with nothing
-    /// blocked.
+    /// Once they are [blocked](Signals::block), what is sent to this process is for the program.
+    /// Init and hooks start with nothing blocked.
     pub(super) fn new() -> Result<Signals> {
         // Not those that tell of this process's own faults and children.
         let own = [

@@ -23,7 +23,8 @@ pub(super) fn execute(root: &Root, args: &cli::Kill) -> Result<ExitCode> {
 fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     let signal = signals::parse(&args.signal)?;
     let (directory, state) = root.load(id)?;
-    // Callers clean up with `--all` after the first process has ended, so for that nobody left is no error.
+    // Callers clean up with `--all` after the first process has ended, so for that nobody left is
+    // no error.
     if state.cgroup.manager == Manager::Disabled {
         return first(&state, signal, args.all);
     }
@@ -41,7 +42,8 @@ fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     first(&state, signal, false)
 }
 
-/// Whether the kernel ends all processes of a container with its first: that is so in a pid namespace that was made for it alone.
+/// Whether the kernel ends all processes of a container with its first: that is so in a pid
+/// namespace that was made for it alone.
 fn has_own_pids(directory: &Directory) -> bool {
     // Where nobody knows, it is as configurations are: with one.
     let Some(spec) = directory.config() else { return true };

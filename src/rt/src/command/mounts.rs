@@ -1,5 +1,5 @@
-//! `rt mounts add` and `rt mounts remove`: mounts in a container that runs already, from a file with an array as `mounts` in
-//! `config.json`. crun's command.
+//! `rt mounts add` and `rt mounts remove`: mounts in a container that runs already, from a file
+//! with an array as `mounts` in `config.json`. crun's command.
 #![forbid(unsafe_code)]
 
 use std::path::Path;

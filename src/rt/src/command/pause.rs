@@ -1,4 +1,5 @@
-//! `rt pause` and `rt resume`: stop all processes of a container where they are, and let them go on.
+//! `rt pause` and `rt resume`: stop all processes of a container where they are, and let them go
+//! on.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! `rt ps`: the processes of a container, as the host's ps(1) shows them, or their process ids as JSON.
+//! `rt ps`: the processes of a container, as the host's ps(1) shows them, or their process ids as
+//! JSON.
 #![forbid(unsafe_code)]
 
 use std::process::{Command, ExitCode};

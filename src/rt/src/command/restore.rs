@@ -1,5 +1,5 @@
-//! `rt restore`: makes a container again from a checkpoint. Without `--detach` it waits for its end and deletes it then, as
-//! `run` does.
+//! `rt restore`: makes a container again from a checkpoint. Without `--detach` it waits for its end
+//! and deletes it then, as `run` does.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -59,8 +59,8 @@ pub(super) fn execute(root: &Root, args: &cli::Id) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// From the file itself: asking NSS would load libraries into this static program. A user who is only in a directory
-/// service is shown by number.
+/// From the file itself: asking NSS would load libraries into this static program. A user who is
+/// only in a directory service is shown by number.
 pub(super) fn user_name(uid: u32) -> String {
     let uid = uid.to_string();
     let table = fs::read_to_string("/etc/passwd").unwrap_or_default();

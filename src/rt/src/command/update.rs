@@ -1,5 +1,5 @@
-//! `rt update`: other limits for a container that is there, from `linux.resources` as JSON or from flags. What is not given
-//! stays as it is; device rules cannot be updated.
+//! `rt update`: other limits for a container that is there, from `linux.resources` as JSON or from
+//! flags. What is not given stays as it is; device rules cannot be updated.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -83,7 +83,8 @@ fn from_flags(args: &cli::Update) -> Result<Value> {
     Ok(resources)
 }
 
-/// A number of bytes, or of kibi-, mebi- or gibibytes after which stands `k`, `m` or `g`; -1 for no limit.
+/// A number of bytes, or of kibi-, mebi- or gibibytes after which stands `k`, `m` or `g`; -1 for no
+/// limit.
 pub(super) fn bytes(text: &str) -> Result<i64> {
     let lower = text.to_ascii_lowercase();
     let (number, shift) = match lower.strip_suffix('b').unwrap_or(&lower) {

@@ -1,12 +1,13 @@
-//! From a privileged process inside of a container to its program: what `create` and `exec` have in common, in one order. Runs in
-//! init, and in the process that `exec` makes.
+//! From a privileged process inside of a container to its program: what `create` and `exec` have in
+//! common, in one order. Runs in init, and in the process that `exec` makes.
 //!
 //! # What is open
 //!
-//! A container chooses names: its working directory, its program, a script's interpreter, an ELF file's, the folders in `PATH`, the
-//! paths of hooks. Each can lead through `/proc/self/fd/N` to whatever its process has open, and from a directory of the host's to all
-//! of the host. So before the first of them is looked up, the process closes every descriptor but these, by `close_range(2)`. One that is
-//! opened tomorrow, and forgotten, is closed too.
+//! A container chooses names: its working directory, its program, a script's interpreter, an ELF
+//! file's, the folders in `PATH`, the paths of hooks. Each can lead through `/proc/self/fd/N` to
+//! whatever its process has open, and from a directory of the host's to all of the host. So before
+//! the first of them is looked up, the process closes every descriptor but these, by
+//! `close_range(2)`. One that is opened tomorrow, and forgotten, is closed too.
 //!
 //! | descriptor | why | what it is for who gets at it |
 //! |---|---|---|
@@ -16,8 +17,8 @@
 //! | the start fifo (`create`) | init waits on it | a fifo, which is no program and no directory |
 //! | the output files of hooks, if annotations name them (`create`) | `startContainer` hooks print there | files, closed before the exec |
 //!
-//! An engine's directory, the way into the cgroup for modules and the like come over the socket, when a module has been found; then
-//! init opens a signalfd too.
+//! An engine's directory, the way into the cgroup for modules and the like come over the socket,
+//! when a module has been found; then init opens a signalfd too.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -107,7 +108,8 @@ pub(super) struct Ready<'a> {
 /// The annotation that keeps the caller's additional groups.
 pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
-/// Everything but the start and the exec. What the process owned before is closed: see [`syscall::close_all_but`].
+/// Everything but the start and the exec. What the process owned before is closed: see
+/// [`syscall::close_all_but`].
 pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<Ready<'a>> {
     let capabilities = plan.capabilities();
     let capabilities = capabilities.as_ref();
@@ -118,7 +120,8 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     if no_new_privileges {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
-    // As the container's user, and before a filter is loaded: that need not allow what a look-up takes.
+    // As the container's user, and before a filter is loaded: that need not allow what a look-up
+    // takes.
     let mut program = executor::prepare(&plan.request)?;
     for hook in plan.start_hooks {
         executor::check_hook(hook.path())
@@ -135,7 +138,8 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
         outlive_the_caller()?;
         return Ok(Ready { program, listener: None, filter: None, cgroup, endings });
     };
-    // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the exec.
+    // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the
+    // exec.
     if no_new_privileges && filter.can_wait() {
         outlive_the_caller()?;
         return Ok(Ready { program, listener: None, filter: Some(filter), cgroup, endings });
@@ -146,13 +150,15 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     let listener = process::with_spare(capabilities, spare, || filter.load(plan.socket))?;
     check_what_is_left(plan)?;
     if filter.notifies() {
-        // Until now the end of the caller ended this process, which could otherwise wait for its own answer.
+        // Until now the end of the caller ended this process, which could otherwise wait for its
+        // own answer.
         outlive_the_caller()?;
     }
     Ok(Ready { program, listener, filter: None, cgroup, endings })
 }
 
-/// What to say of a process that ended and could not say why: a filter that is loaded before the exec may forbid that, too.
+/// What to say of a process that ended and could not say why: a filter that is loaded before the
+/// exec may forbid that, too.
 pub(super) fn what_is_left(process: &Process, filter: Option<&Filter>) -> &'static str {
     match (filter, process.no_new_privileges()) {
         (None, _) | (_, Some(true)) => "",
@@ -162,8 +168,8 @@ pub(super) fn what_is_left(process: &Process, filter: Option<&Filter>) -> &'stat
     }
 }
 
-/// Fails where the filter that was just loaded forbids a call that this process has to make before its exec, while that can still
-/// be said. What forbids `write` is noticed by the caller's process.
+/// Fails where the filter that was just loaded forbids a call that this process has to make before
+/// its exec, while that can still be said. What forbids `write` is noticed by the caller's process.
 fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     rustix::io::read(plan.socket, &mut [0_u8; 0])
         .map(drop)
@@ -177,7 +183,8 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From now on this process notices by itself that its caller has gone: it waits for the caller's word.
+/// From now on this process notices by itself that its caller has gone: it waits for the caller's
+/// word.
 fn outlive_the_caller() -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
 }
@@ -193,8 +200,9 @@ fn spare_for(filter: Option<&Filter>) -> CapabilitySet {
     filter.map_or(CapabilitySet::empty(), |_| CapabilitySet::SYS_ADMIN)
 }
 
-/// Takes from this process what its program shall not have, and enters the working directory: as root if that may, as runc and crun
-/// do, since an image's `/root` is its directory also where its user is somebody else.
+/// Takes from this process what its program shall not have, and enters the working directory: as
+/// root if that may, as runc and crun do, since an image's `/root` is its directory also where its
+/// user is somebody else.
 fn become_unprivileged(
     plan: &Plan<'_>,
     capabilities: Option<&LinuxCapabilities>,
@@ -210,7 +218,8 @@ fn become_unprivileged(
     let entered = enter_working_directory(process.cwd());
     process::become_user(user, plan.keep_groups, plan.by_root)?;
     process::set_capabilities(capabilities, spare)?;
-    // The change of the user has undone it. What follows gives up rights only, which leaves it as it is.
+    // The change of the user has undone it. What follows gives up rights only, which leaves it as
+    // it is.
     keep_neighbours_out()?;
     match entered {
         // Only its user may: a home that the owner of a network's filesystem keeps from root.
@@ -221,7 +230,8 @@ fn become_unprivileged(
     }
 }
 
-/// Of the same user and in the same pid namespace, another process could reach this one's memory and descriptors. The exec ends this.
+/// Of the same user and in the same pid namespace, another process could reach this one's memory
+/// and descriptors. The exec ends this.
 fn keep_neighbours_out() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep others out of the container's process")
@@ -230,7 +240,8 @@ fn keep_neighbours_out() -> Result<()> {
 fn enter_working_directory(path: &Path) -> Result<()> {
     let show = || format!("enter the working directory `{}`", path.display());
     rustix::process::chdir(path).with_context(show)?;
-    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name it from this root.
+    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name
+    // it from this root.
     let here = rustix::process::getcwd(Vec::new()).with_context(show)?;
     ensure!(here.to_bytes().starts_with(b"/"), "{}: it is outside of the container", show());
     Ok(())
@@ -241,16 +252,19 @@ pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
     filter.map_or(Ok(()), Filter::load_unheard)
 }
 
-/// Takes the caller's session keyring from this process: the container's programs would possess it. Runs before a user namespace is
-/// entered, so that the new one counts for the caller and not for a quota that neighbours can fill (`keyrings(7)`).
+/// Takes the caller's session keyring from this process: the container's programs would possess it.
+/// Runs before a user namespace is entered, so that the new one counts for the caller and not for a
+/// quota that neighbours can fill (`keyrings(7)`).
 pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .context("get a random number")?;
-    // By a name that somebody else has made ready, and lets others search, the kernel would join that one.
+    // By a name that somebody else has made ready, and lets others search, the kernel would join
+    // that one.
     let name = format!("_ses.{id}.{:016x}", u64::from_ne_bytes(random));
     match syscall::join_session_keyring(&CString::new(name)?) {
-        // A kernel without keyrings. A filter around this runtime may say so too, as LXC's do: docs/security.md, "Keyrings".
+        // A kernel without keyrings. A filter around this runtime may say so too, as LXC's do:
+        // docs/security.md, "Keyrings".
         Err(Errno::NOSYS) if !syscall::has_keyctl() => Ok(()),
         // Then the caller's keyring stays, and nobody has said that the container may have it.
         Err(error @ (Errno::PERM | Errno::ACCESS)) => Err(error).context(
@@ -263,7 +277,8 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
     }
 }
 
-/// Says which label the program gets. Through the host's `/proc`: the container's may be missing or be something else.
+/// Says which label the program gets. Through the host's `/proc`: the container's may be missing or
+/// be something else.
 pub(super) fn set_security_label(process: &Process, proc: &HostProc) -> Result<()> {
     let Some((paths, text)) = security_label(process)? else { return Ok(()) };
     let file = paths.iter().map(|path| proc.open_to_write(path)).find(|file| file.is_ok());
@@ -272,7 +287,8 @@ pub(super) fn set_security_label(process: &Process, proc: &HostProc) -> Result<(
     File::from(file).write_all(text.as_bytes()).with_context(|| format!("set the label `{text}`"))
 }
 
-/// The files that take a label for the next program, of which the first that is there counts, and what to write.
+/// The files that take a label for the next program, of which the first that is there counts, and
+/// what to write.
 fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], String)>> {
     let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
     let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
@@ -288,8 +304,9 @@ fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], 
     }
 }
 
-/// The user's home in the container's own `/etc/passwd`, for an environment without HOME, or with an empty one, as with runc. The file is read, not asked for
-/// by NSS: that would run the image's libraries.
+/// The user's home in the container's own `/etc/passwd`, for an environment without HOME, or with
+/// an empty one, as with runc. The file is read, not asked for by NSS: that would run the image's
+/// libraries.
 pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     let last = process.env().iter().flatten().rev().find_map(|it| it.strip_prefix("HOME="));
     if last.is_some_and(|home| !home.is_empty()) {
@@ -328,7 +345,8 @@ pub(super) fn environment(
     last_of_each_name(env)
 }
 
-/// Of variables with one name, the last one counts, as with crun and runc: which of them a program takes is up to its libc.
+/// Of variables with one name, the last one counts, as with crun and runc: which of them a program
+/// takes is up to its libc.
 fn last_of_each_name(env: Vec<String>) -> Vec<String> {
     let mut names = HashSet::new();
     let mut kept: Vec<bool> =

@@ -1,5 +1,6 @@
-//! Making a container, as the caller's process sees it. What init does meanwhile is in [`crate::container::init`]; the two talk over
-//! [`crate::sync`]. The whole order is told in `docs/operation.md`.
+//! Making a container, as the caller's process sees it. What init does meanwhile is in
+//! [`crate::container::init`]; the two talk over [`crate::sync`]. The whole order is told in
+//! `docs/operation.md`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -84,12 +85,13 @@ struct Prepared {
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
     if ids::is_host_root() {
-        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the same user, could reach it.
+        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the
+        // same user, could reach it.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep others out of init")?;
     }
-    // What is made in the rootfs is for the container's users to look at and for nobody else to write to, whatever the caller's
-    // umask: containerd's is 0.
+    // What is made in the rootfs is for the container's users to look at and for nobody else to
+    // write to, whatever the caller's umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     // Init has this from its parent too, and hooks.
     process::forget_affinity();
@@ -160,7 +162,8 @@ fn make(
     // Before anything is recorded: what is deleted later is only what is this container's own.
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&options.bundle.config)?;
-    // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to remove.
+    // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to
+    // remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
         Wait::ForCaller { .. } => None,
@@ -199,12 +202,14 @@ fn make(
     )? {
         Side::Caller(pid) => pid,
         Side::Init => {
-            // Held by init too, it would never read the caller's end; and the container would be locked until its exec.
+            // Held by init too, it would never read the caller's end; and the container would be
+            // locked until its exec.
             drop(caller);
             *lock = None;
             // The agent shall see the end of the stream when the caller has ended.
             prepared.agent = None;
-            // Of the host's cgroups nothing is open any more when init looks at what is the container's.
+            // Of the host's cgroups nothing is open any more when init looks at what is the
+            // container's.
             drop(birthplace);
             state.cgroup.leave_claim();
             let Prepared {
@@ -297,8 +302,8 @@ fn serve(
     }
     // The last, if there is one: init enters it by itself.
     tasks.extend(state.cgroup.delegate(root)?);
-    // systemd removes a cgroup with its last process: before init can fail. Otherwise while init goes on: it makes device nodes,
-    // and uses none.
+    // systemd removes a cgroup with its last process: before init can fail. Otherwise while init
+    // goes on: it makes device nodes, and uses none.
     let systemd = state.cgroup.manager == Manager::Systemd;
     if systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;

@@ -1,5 +1,6 @@
-//! Unmaking a container. Runs in the caller's process. Each step can be done twice, so a deletion that was cut short is
-//! finished by the next one; the directory of the state goes last, and with it the name.
+//! Unmaking a container. Runs in the caller's process. Each step can be done twice, so a deletion
+//! that was cut short is finished by the next one; the directory of the state goes last, and with
+//! it the name.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -52,8 +53,9 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     directory.remove()
 }
 
-/// Deletes a container whose state is damaged: its cgroup follows from its name and from the configuration that was kept, and
-/// what is in the cgroup is the container. Its `poststop` hooks are not run.
+/// Deletes a container whose state is damaged: its cgroup follows from its name and from the
+/// configuration that was kept, and what is in the cgroup is the container. Its `poststop` hooks
+/// are not run.
 pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let config = directory.config();
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
@@ -90,8 +92,8 @@ pub(crate) fn end(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Whether each thread of a process has SIGKILL, and has not taken it yet, or is about to end. The first one alone may have ended
-/// by itself.
+/// Whether each thread of a process has SIGKILL, and has not taken it yet, or is about to end. The
+/// first one alone may have ended by itself.
 fn is_dying(pid: i32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut threads = threads.map(|thread| is_thread_dying(&thread.path())).peekable();

@@ -1,7 +1,8 @@
 //! Another program in a container that is there.
 //!
-//! Own code: libcontainer's tenant builder runs its programs without the container's seccomp filter and outside of its user
-//! namespace's order of joins, and finds the cgroup by its configuration only.
+//! Own code: libcontainer's tenant builder runs its programs without the container's seccomp filter
+//! and outside of its user namespace's order of joins, and finds the cgroup by its configuration
+//! only.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,8 +71,8 @@ struct Plan<'a> {
 
 /// Starts a program in a container. It runs when this returns. Runs in the caller's process.
 pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
-    // In the container's pid namespace its processes could reach ours, and what it has open, until the exec
-    // (CVE-2016-9962); children have this from their parent.
+    // In the container's pid namespace its processes could reach ours, and what it has open, until
+    // the exec (CVE-2016-9962); children have this from their parent.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep the container out")?;
     let stopped = || anyhow!("cannot exec in a stopped container");
@@ -90,7 +91,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
                 .with_context(|| format!("open `{path}`"))?,
         )
     };
-    // If it has not ended, its pid was nobody else's when they were opened, and all of them were there.
+    // If it has not ended, its pid was nobody else's when they were opened, and all of them were
+    // there.
     ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
     process::forget_affinity();
     let affinity = options.process.exec_cpu_affinity().clone();
@@ -105,7 +107,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
     let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
-    // In the helper, which sees the host's `/proc`, and which the container does not see: what it makes inherits all of it.
+    // In the helper, which sees the host's `/proc`, and which the container does not see: what it
+    // makes inherits all of it.
     let first = || {
         syscall::forget_environment();
         if !options.state.keeps_keyring {
@@ -129,8 +132,9 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         )
     };
     let side = match spawn(&doors) {
-        // What runs in the container has made cgroups with controllers of their own below its cgroup, which then takes no
-        // processes itself (cgroup-v2.rst, "No Internal Process Constraint"): go where init went.
+        // What runs in the container has made cgroups with controllers of their own below its
+        // cgroup, which then takes no processes itself (cgroup-v2.rst, "No Internal Process
+        // Constraint"): go where init went.
         Err(error) if options.cgroup.is_empty() && is_busy(&error) => {
             doors = options.state.cgroup.doors_of(options.state.pid)?;
             spawn(&doors)
@@ -164,7 +168,8 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     }
 }
 
-/// Does for the new process what takes the host's rights, until its program runs. Runs in the caller's process.
+/// Does for the new process what takes the host's rights, until its program runs. Runs in the
+/// caller's process.
 fn attend(
     options: &ExecOptions<'_>,
     doors: Doors,

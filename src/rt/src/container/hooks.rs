@@ -1,6 +1,8 @@
-//! Hooks: programs that the configuration has run at certain points (runtime-spec, `config.md`, "POSIX-platform Hooks").
+//! Hooks: programs that the configuration has run at certain points (runtime-spec, `config.md`,
+//! "POSIX-platform Hooks").
 //!
-//! Own code, not libcontainer's, which starts a thread for a timeout and lets a hook inherit what is open: `rt` has one thread.
+//! Own code, not libcontainer's, which starts a thread for a timeout and lets a hook inherit what
+//! is open: `rt` has one thread.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -51,7 +53,8 @@ impl Streams {
         Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
     }
 
-    /// For hooks that run later: a file that cannot be opened any more is no reason not to run them.
+    /// For hooks that run later: a file that cannot be opened any more is no reason not to run
+    /// them.
     pub(crate) fn open_or_none(kind: &str, state: &State) -> Streams {
         Streams::open(&state.annotations).unwrap_or_else(|error| {
             crate::report::warn(&format!("run {kind} hooks: {error:#}"));
@@ -65,11 +68,13 @@ impl Streams {
 pub(crate) struct Place<'a> {
     /// Their working directory; none for the one that this process is in.
     pub(crate) folder: Option<&'a Path>,
-    /// The environment of a hook that has none of its own; none for this process's, as with runc and crun.
+    /// The environment of a hook that has none of its own; none for this process's, as with runc
+    /// and crun.
     pub(crate) environment: Option<&'a [String]>,
     /// Their limit of descriptors, where this process has raised its own.
     pub(super) descriptors: descriptors::Before,
-    /// The highest number of a descriptor that is open in this process when its hooks start, or a higher one.
+    /// The highest number of a descriptor that is open in this process when its hooks start, or a
+    /// higher one.
     pub(super) highest: RawFd,
 }
 
@@ -100,7 +105,8 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Those on the host that come before a container is made, or restored: `prestart` and `createRuntime`.
+/// Those on the host that come before a container is made, or restored: `prestart` and
+/// `createRuntime`.
 pub(super) fn run_before_creation(
     hooks: Option<&Hooks>,
     state: &State,
@@ -134,7 +140,8 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     }
 }
 
-/// A standard input that holds the state. Not a pipe: a hook that does not read it would hold up who writes to it, over its timeout.
+/// A standard input that holds the state. Not a pipe: a hook that does not read it would hold up
+/// who writes to it, over its timeout.
 fn input(state: &str) -> Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?);
     file.write_all(state.as_bytes())?;
@@ -159,8 +166,9 @@ fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Res
     }
 }
 
-/// Starts a hook. Own code and not the standard library's: a hook inside of the container is looked up by a name that its image
-/// chooses, so nothing may be open in its process by then but its streams, and a pipe by which it says that it is no program.
+/// Starts a hook. Own code and not the standard library's: a hook inside of the container is looked
+/// up by a name that its image chooses, so nothing may be open in its process by then but its
+/// streams, and a pipe by which it says that it is no program.
 fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<Pid> {
     let c_string = |text: &[u8]| CString::new(text).context("a NUL byte");
     let path = c_string(hook.path().as_os_str().as_bytes())?;
@@ -238,7 +246,8 @@ fn close_all_but(tell: BorrowedFd<'_>, highest: RawFd) -> rustix::io::Result<()>
     /// So many are opened for one hook, and the kernel gives each the lowest number that is free.
     const NEW: RawFd = 16;
     match syscall::close_all_but(3, &[tell]) {
-        // Forbidden by the container's filter of system calls, which is loaded before the hooks that run in it.
+        // Forbidden by the container's filter of system calls, which is loaded before the hooks
+        // that run in it.
         Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
             syscall::close_each_but(3..highest.max(FEW) + NEW, tell)
         }
@@ -246,7 +255,8 @@ fn close_all_but(tell: BorrowedFd<'_>, highest: RawFd) -> rustix::io::Result<()>
     }
 }
 
-/// Where what a hook prints goes when nobody asked for it: an image may have something else in the place of `/dev/null`, or nothing.
+/// Where what a hook prints goes when nobody asked for it: an image may have something else in the
+/// place of `/dev/null`, or nothing.
 fn nowhere() -> Result<OwnedFd> {
     let null = process::open_null()
         .map_or_else(|| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC), Ok);

@@ -1,5 +1,5 @@
-//! What the container's first process does between its birth and its exec. Everything here runs in that process, in the
-//! container's namespaces, and the order matters: see `docs/operation.md`.
+//! What the container's first process does between its birth and its exec. Everything here runs in
+//! that process, in the container's namespaces, and the order matters: see `docs/operation.md`.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -60,7 +60,8 @@ pub(super) struct Plan<'a> {
     pub(super) streams: Streams,
     /// What holds the container's socket for `sd_notify(3)`.
     pub(super) notify: Option<sd_notify::Folder>,
-    /// Opened before a mount namespace was joined, where anything may be in its place. None when it is taken.
+    /// Opened before a mount namespace was joined, where anything may be in its place. None when it
+    /// is taken.
     pub(super) proc: Option<HostProc>,
     /// Readable when the program may start; none when the caller says so over the socket.
     pub(super) start_fifo: Option<OwnedFd>,
@@ -109,7 +110,8 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
-/// Everything up to that point. Returns the program's environment besides, which `startContainer` hooks have too.
+/// Everything up to that point. Returns the program's environment besides, which `startContainer`
+/// hooks have too.
 fn set_up<'a>(
     plan: &Plan<'a>,
     (opened, devices): (Vec<Option<Opened>>, Option<OwnedFd>),
@@ -125,8 +127,8 @@ fn set_up<'a>(
     let namespaces = plan.namespaces;
 
     let is_service = notify.is_some();
-    // Until the caller has recorded it. What changes the user ends this too; from then on init notices by itself, since it
-    // waits for the caller's word.
+    // Until the caller has recorded it. What changes the user ends this too; from then on init
+    // notices by itself, since it waits for the caller's word.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
@@ -135,7 +137,8 @@ fn set_up<'a>(
         namespaces::become_root(namespaces::dumpable()?)?;
         namespaces.keep_neighbours_out()?;
     }
-    // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that nobody knows.
+    // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that
+    // nobody knows.
     let mut place = None;
     if options.manager == Manager::Systemd {
         place = Some(enter_cgroup(plan)?);
@@ -265,8 +268,9 @@ fn set_up<'a>(
     Ok((ready, env))
 }
 
-/// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so the first one waits until
-/// init is in its cgroup; until then both processes work side by side. Returns the place in it when that has happened.
+/// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so
+/// the first one waits until init is in its cgroup; until then both processes work side by side.
+/// Returns the place in it when that has happened.
 fn mount_all(
     plan: &Plan<'_>,
     rootfs: &mut Rootfs,
@@ -354,8 +358,8 @@ fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Says that everything is ready, and waits for the start. The caller's process has its own listener then: kept here, it
-/// would hide from the kernel that the agent is gone.
+/// Says that everything is ready, and waits for the start. The caller's process has its own
+/// listener then: kept here, it would hide from the kernel that the agent is gone.
 fn wait_for_start(
     plan: &Plan<'_>,
     listener: Option<OwnedFd>,
@@ -364,7 +368,8 @@ fn wait_for_start(
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
-            // Without a record of it, an init that outlives its caller could not be found to be ended.
+            // Without a record of it, an init that outlives its caller could not be found to be
+            // ended.
             plan.socket.expect(&Message::Recorded)?;
             drop(listener);
             wait_for_byte(fifo, endings)?;
@@ -396,8 +401,9 @@ fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     )
 }
 
-/// Of those that `becoming::ready` leaves open: the caller's gifts and what it is told to keep. What was opened since has the lowest
-/// numbers that were free: no higher ones, or right above these.
+/// Of those that `becoming::ready` leaves open: the caller's gifts and what it is told to keep.
+/// What was opened since has the lowest numbers that were free: no higher ones, or right above
+/// these.
 fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
     const SINCE: RawFd = 16;
     let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files());
@@ -406,7 +412,8 @@ fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
     kept.chain([gifts]).max().unwrap_or(gifts) + SINCE
 }
 
-/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for an end.
+/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for
+/// an end.
 fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     let mut poll = [
         PollFd::new(fifo, PollFlags::IN),
@@ -423,7 +430,8 @@ fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     if poll[1].revents().contains(PollFlags::IN) {
         syscall::exit_now(128 + libc::SIGTERM);
     }
-    // Whoever starts claims the fifo, then writes: one that ended in between leaves nobody who could start this.
+    // Whoever starts claims the fifo, then writes: one that ended in between leaves nobody who
+    // could start this.
     ensure!(poll[0].revents().contains(PollFlags::IN), "wait for the start: it was cut short");
     Ok(())
 }

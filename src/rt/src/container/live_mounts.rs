@@ -1,8 +1,10 @@
-//! Mounts in a container that runs already: crun's `mounts add` and `mounts remove`. libcontainer has nothing like it.
+//! Mounts in a container that runs already: crun's `mounts add` and `mounts remove`. libcontainer
+//! has nothing like it.
 //!
-//! What is mounted is opened on the host, by the caller; a process of its own joins the container's mount namespace, where a
-//! destination leads to what it is for the container, and puts it there. The state says which mount that was: only that one is
-//! removed again, wherever the container has made the destination lead to since.
+//! What is mounted is opened on the host, by the caller; a process of its own joins the container's
+//! mount namespace, where a destination leads to what it is for the container, and puts it there.
+//! The state says which mount that was: only that one is removed again, wherever the container has
+//! made the destination lead to since.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +31,8 @@ use crate::syscall;
 /// `<linux/stat.h>`; the kernel passes over what it does not know.
 const STATX_MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Mounts in order. When one fails, those before it stay. The caller holds the lock of the directory.
+/// Mounts in order. When one fails, those before it stay. The caller holds the lock of the
+/// directory.
 pub(crate) fn add(
     directory: &Directory,
     state: &mut State,
@@ -43,8 +46,8 @@ pub(crate) fn add(
     let (mut opened, mut records) = (Vec::new(), Vec::new());
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
-        // Others show who mounts them: the caller's processes, its network. And what a `remount` changes is what the container makes
-        // of the destination.
+        // Others show who mounts them: the caller's processes, its network. And what a `remount`
+        // changes is what the container makes of the destination.
         ensure!(
             mounts::binds(entry)
                 || entry.typ().as_deref() == Some("tmpfs") && !mounts::remounts(entry),
@@ -58,7 +61,8 @@ pub(crate) fn add(
             show()
         );
         let found = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
-        // A mount keeps its ids when it is attached. A link that is copied is no mount, and has no record.
+        // A mount keeps its ids when it is attached. A link that is copied is no mount, and has no
+        // record.
         let record = match &found {
             Opened::Mount(mount) => {
                 let destination = entry.destination().clone();
@@ -81,7 +85,8 @@ pub(crate) fn add(
             if mounted.is_ok() {
                 continue;
             }
-            // Nor one in the record that is not there. The one that failed may be: its propagation may have been what failed.
+            // Nor one in the record that is not there. The one that failed may be: its propagation
+            // may have been what failed.
             let table = root.proc()?;
             for &record in records[number..].iter().flatten() {
                 let id = state.added[record].id.to_string();
@@ -100,7 +105,8 @@ pub(crate) fn add(
     }
 }
 
-/// Unmounts what [`add`] has mounted at these destinations, the last first. The caller holds the lock of the directory.
+/// Unmounts what [`add`] has mounted at these destinations, the last first. The caller holds the
+/// lock of the directory.
 pub(crate) fn remove(directory: &Directory, state: &mut State, entries: &[Mount]) -> Result<()> {
     let entrance = Entrance::open(state)?;
     // Where the state cannot be written, that is told while nothing has been unmounted.
@@ -150,8 +156,8 @@ enum Found {
     Nowhere,
 }
 
-/// Finds the very mount, by descriptor. The container may have moved the directory that it is on, put a link in its place, or
-/// another mount on it.
+/// Finds the very mount, by descriptor. The container may have moved the directory that it is on,
+/// put a link in its place, or another mount on it.
 fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
     let open = |path: &Path| root.open(path, OFlags::PATH).ok().filter(|it| is(it.as_fd(), added));
     if let Some(mount) = open(&added.destination) {
@@ -227,8 +233,9 @@ impl Entrance {
     pub(super) fn open(state: &State) -> Result<Entrance> {
         let entrance = Entrance::open_other(state, Path::new(&format!("/proc/{}", state.pid)))?;
         let theirs = rustix::fs::fstat(&entrance.namespace)?;
-        // In one that its first process has made since, in a user namespace of its own, the container may change any mount, whatever
-        // its options say; and what was added before is still in the first.
+        // In one that its first process has made since, in a user namespace of its own, the
+        // container may change any mount, whatever its options say; and what was added before is
+        // still in the first.
         ensure!(
             state.mount_namespace == Some((theirs.st_dev, theirs.st_ino)),
             "its first process is not in the mount namespace that the container was made with"
@@ -256,8 +263,9 @@ impl Entrance {
         Ok(Entrance { namespace, proc: HostProc::open()? })
     }
 
-    /// Does something in a process that sees the container's mounts, and whose root is the container's. Returns the numbers of the
-    /// mounts that are gone too, also when it failed half-way.
+    /// Does something in a process that sees the container's mounts, and whose root is the
+    /// container's. Returns the numbers of the mounts that are gone too, also when it failed
+    /// half-way.
     pub(super) fn inside(self, act: &mut Act<'_>) -> (Vec<usize>, Result<()>) {
         let mut gone = Vec::new();
         let done = self.enter(act, &mut gone);

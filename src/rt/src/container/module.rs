@@ -1,5 +1,6 @@
-//! What the kernel keeps a module from, where its rights are less than all: an engine's own checks would be the guest's to get
-//! past. Runs in the process that becomes the engine, and stays over the exec.
+//! What the kernel keeps a module from, where its rights are less than all: an engine's own checks
+//! would be the guest's to get past. Runs in the process that becomes the engine, and stays over
+//! the exec.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -12,7 +13,8 @@ use crate::linux::mount_table;
 use crate::linux::seccomp;
 use crate::workload::Rights;
 
-/// Takes sockets and ports from this process. With `cgroup` it will enter the container's cgroup for modules.
+/// Takes sockets and ports from this process. With `cgroup` it will enter the container's cgroup
+/// for modules.
 pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     let ports = &rights.ports;
     if rights.sockets && !ports.are_limited() {
@@ -35,8 +37,8 @@ pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     seccomp::refuse_sockets(rights)
 }
 
-/// Enters the cgroup for modules. At the last moment: a caller that asks at `create` which cgroup the container has shall be told
-/// the one with its limits.
+/// Enters the cgroup for modules. At the last moment: a caller that asks at `create` which cgroup
+/// the container has shall be told the one with its limits.
 pub(super) fn enter(cgroup: Option<OwnedFd>) -> Result<()> {
     let enter = |cgroup: OwnedFd| cgroups::enter(&cgroup).context("enter the cgroup for modules");
     cgroup.map_or(Ok(()), enter)

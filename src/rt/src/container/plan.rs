@@ -24,7 +24,8 @@ use crate::{engine, procfs, workload};
 pub(crate) enum Wait<'a> {
     /// Until `start` writes to a fifo, whenever that is.
     ForStart,
-    /// Until [`super::Container::go`], by the same process, which blocks these signals from the moment that something is made.
+    /// Until [`super::Container::go`], by the same process, which blocks these signals from the
+    /// moment that something is made.
     ForCaller { blocked: &'a [i32] },
 }
 
@@ -71,7 +72,8 @@ pub(super) fn plan_state(
     Ok(state)
 }
 
-/// What this process's own are, which the container's first process inherits; `pipe:[INODE]`, a path and the like.
+/// What this process's own are, which the container's first process inherits; `pipe:[INODE]`, a
+/// path and the like.
 pub(super) fn standard_streams() -> Vec<String> {
     let name = |number| fs::read_link(format!("/proc/self/fd/{number}"));
     let text =
@@ -108,8 +110,9 @@ pub(super) fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()
     Ok(())
 }
 
-/// Whether the caller's process sets the limits of init, which in a user namespace has lost the right to raise them, or to be killed
-/// later than others (`CAP_SYS_RESOURCE` of the initial one). An ordinary user has no more rights than init there, but fewer over it.
+/// Whether the caller's process sets the limits of init, which in a user namespace has lost the
+/// right to raise them, or to be killed later than others (`CAP_SYS_RESOURCE` of the initial one).
+/// An ordinary user has no more rights than init there, but fewer over it.
 pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
     let user = libc::CLONE_NEWUSER;
     state.uid == 0 && (namespaces.makes(user) || namespaces.joins(user))
@@ -122,7 +125,8 @@ pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs: as runc decides it.
+/// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs:
+/// as runc decides it.
 pub(super) fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
     let writable = |mount: &Mount| {
         matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))

@@ -1,4 +1,5 @@
-//! What the caller's process does for one that becomes a program, as `create` and `exec` both have it.
+//! What the caller's process does for one that becomes a program, as `create` and `exec` both have
+//! it.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +12,8 @@ use crate::state::State;
 use crate::sync::Socket;
 use crate::workload::Rights;
 
-/// Answers a process that has found a module: hands over the engine, and what the module was compiled to.
+/// Answers a process that has found a module: hands over the engine, and what the module was
+/// compiled to.
 pub(super) fn give_engine(
     socket: &Socket,
     engine: Option<&engine::Directory>,

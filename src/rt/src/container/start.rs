@@ -54,8 +54,8 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
     }
 }
 
-/// What follows a start. A `poststart` hook that fails is the end of the container: it is killed and deleted (runtime-spec 1.3,
-/// `runtime.md`, "Lifecycle").
+/// What follows a start. A `poststart` hook that fails is the end of the container: it is killed
+/// and deleted (runtime-spec 1.3, `runtime.md`, "Lifecycle").
 pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     if state.poststart.is_empty() {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Native code that modules were compiled to: files in one directory, found by what they were made from. `docs/wasm-cache.md` is
-//! the page for operators.
+//! Native code that modules were compiled to: files in one directory, found by what they were made
+//! from. `docs/wasm-cache.md` is the page for operators.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | `KEY.part` | what becomes `KEY.so` |
 //! | `.KEY.…` | what becomes one of these |
 //!
-//! The directory is its owner's alone, and so is what is in it: native code runs in containers without being looked at. Runs in
-//! the caller's process.
+//! The directory is its owner's alone, and so is what is in it: native code runs in containers
+//! without being looked at. Runs in the caller's process.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -43,8 +43,8 @@ const LONGEST: u64 = 64 << 10;
 /// A larger module is left to the interpreter.
 const LARGEST: u64 = 256 << 20;
 
-/// How many modules may wait to be compiled in the background, and how many of one container's. Others are compiled after one of
-/// their next starts.
+/// How many modules may wait to be compiled in the background, and how many of one container's.
+/// Others are compiled after one of their next starts.
 const MOST_JOBS: usize = 16;
 const MOST_OF_ONE: usize = 2;
 
@@ -58,22 +58,24 @@ const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What is written in one go and is older was left by a process that was killed.
 const DRAFT: Duration = Duration::from_secs(60);
 
-/// The locks of a job, each of one byte: whoever has claimed it; its compiler, while one runs; in the background, the tenant whom
-/// it is for; and the tenants that wait for it, who share theirs. The last two are ranges of [`TENANTS`] bytes, one for each
-/// tenant. So all that is known of a job ends with its process.
+/// The locks of a job, each of one byte: whoever has claimed it; its compiler, while one runs; in
+/// the background, the tenant whom it is for; and the tenants that wait for it, who share theirs.
+/// The last two are ranges of [`TENANTS`] bytes, one for each tenant. So all that is known of a job
+/// ends with its process.
 const CLAIM: u64 = 0;
 const RUNS: u64 = 1;
 const FOR: u64 = TENANTS;
 const WAITS: u64 = 2 * TENANTS;
 
-/// A tenant's number is below. So is every place of a lock: what `off_t` holds is a little less than eight times this.
+/// A tenant's number is below. So is every place of a lock: what `off_t` holds is a little less
+/// than eight times this.
 pub(crate) const TENANTS: u64 = 1 << 60;
 
 /// The tenant that is the administrator.
 pub(crate) const ADMINISTRATOR: u64 = 0;
 
-/// The part of the cache that one tenant's native code may take when there is no room for all, and the part that the native code
-/// of one module may: the fourth, and the second.
+/// The part of the cache that one tenant's native code may take when there is no room for all, and
+/// the part that the native code of one module may: the fourth, and the second.
 const SHARE_OF_TENANT: u64 = 4;
 const SHARE_OF_ONE: u64 = 2;
 
@@ -83,7 +85,8 @@ const MOST_HITS: u64 = 1 << 20;
 /// Another one each time that the host is booted.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// What a module's native code depends on: the module, the engine, the processor, the way it is compiled.
+/// What a module's native code depends on: the module, the engine, the processor, the way it is
+/// compiled.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Key {
     pub(crate) module: blake3::Hash,
@@ -127,7 +130,8 @@ pub(crate) struct About {
     pub(crate) tenant: Option<u64>,
 }
 
-/// How long somebody waits for a module that others have claimed: until they begin to compile it, and then.
+/// How long somebody waits for a module that others have claimed: until they begin to compile it,
+/// and then.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     pub(crate) before: Duration,
@@ -153,7 +157,8 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Whether there is no hope that it would be otherwise now: nobody has raised a limit, and it was not long ago.
+    /// Whether there is no hope that it would be otherwise now: nobody has raised a limit, and it
+    /// was not long ago.
     pub(crate) fn holds(&self, settings: &CompilerSettings) -> bool {
         settings.seconds <= self.seconds
             && settings.memory_bytes <= self.memory_bytes
@@ -165,7 +170,8 @@ impl Failure {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) key: Key,
-    /// The module, from its beginning. The lock goes with the descriptor to whatever process inherits it.
+    /// The module, from its beginning. The lock goes with the descriptor to whatever process
+    /// inherits it.
     pub(crate) file: OwnedFd,
 }
 
@@ -222,8 +228,8 @@ impl Cache {
         Some(file)
     }
 
-    /// Notes that native code is used, by one byte more in a file: of two processes neither loses its own. Not by the time of
-    /// access, which whoever reads a file changes.
+    /// Notes that native code is used, by one byte more in a file: of two processes neither loses
+    /// its own. Not by the time of access, which whoever reads a file changes.
     pub(crate) fn count_hit(&self, key: &Key) {
         let flags = OFlags::WRONLY
             | OFlags::APPEND
@@ -255,7 +261,8 @@ impl Cache {
         Some((file, metadata))
     }
 
-    /// Whether the native code is what was written, once since the host was booted: reading it all takes longer than starting it.
+    /// Whether the native code is what was written, once since the host was booted: reading it all
+    /// takes longer than starting it.
     fn verify(&self, file: &File, metadata: &fs::Metadata, about: &About) -> bool {
         let known = self.verified.join(&about.key);
         // The time of the last change of any kind is nobody's to set.
@@ -298,8 +305,9 @@ impl Cache {
         serde_json::from_reader(file.take(LONGEST)).ok()
     }
 
-    /// Claims a module that is to be compiled, in the background for a tenant. Returns `None` if another process holds the claim
-    /// or, for a background claim, if the tenant's or the host's queue is full. The module is tried again at a later start.
+    /// Claims a module that is to be compiled, in the background for a tenant. Returns `None` if
+    /// another process holds the claim or, for a background claim, if the tenant's or the host's
+    /// queue is full. The module is tried again at a later start.
     pub(crate) fn claim(
         &self,
         key: &Key,
@@ -314,7 +322,8 @@ impl Cache {
         if is_claimed(&path) || background.is_some_and(|whom| !self.has_room(whom, size)) {
             return Ok(None);
         }
-        // Where nobody else sees it, and waits for it: reading may take for ever, where an image's filesystem is a program.
+        // Where nobody else sees it, and waits for it: reading may take for ever, where an image's
+        // filesystem is a program.
         let draft = self.directory.join(format!(".{key}.job.{}", std::process::id()));
         let claim = || -> Result<Option<Job>> {
             let flags =
@@ -336,8 +345,8 @@ impl Cache {
         claimed
     }
 
-    /// Waits, for a tenant, until nobody has a module to be compiled any more, until patience is over, or until a signal has come.
-    /// Whoever compiles it in the background hurries.
+    /// Waits, for a tenant, until nobody has a module to be compiled any more, until patience is
+    /// over, or until a signal has come. Whoever compiles it in the background hurries.
     pub(crate) fn wait_for(&self, key: &Key, tenant: u64, patience: &mut Patience) -> Result<()> {
         let path = self.file(key, "job");
         let job = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
@@ -421,7 +430,8 @@ impl Cache {
         file.map(File::from).with_context(|| format!("make `{}`", path.display()))
     }
 
-    /// Writes to it, for a tenant. On a full disk, what was not used for the longest time makes room.
+    /// Writes to it, for a tenant. On a full disk, what was not used for the longest time makes
+    /// room.
     pub(crate) fn write(
         &self,
         mut part: &File,
@@ -439,8 +449,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the native code that was not used for the longest time: that of the tenant itself while it has more than its part.
-    /// False when nothing is left that could be removed.
+    /// Removes the native code that was not used for the longest time: that of the tenant itself
+    /// while it has more than its part. False when nothing is left that could be removed.
     fn make_room(&self, part: &File, tenant: Option<u64>) -> bool {
         let mut entries = self.entries().unwrap_or_default();
         entries.retain(|entry| matches!(entry.kind, Kind::Native(_)));
@@ -484,7 +494,8 @@ impl Cache {
         discard(&self.file(key, "part"));
     }
 
-    /// Remembers that a module cannot be compiled with these limits, for a while or until it is forgotten.
+    /// Remembers that a module cannot be compiled with these limits, for a while or until it is
+    /// forgotten.
     pub(crate) fn give_up(
         &self,
         key: &Key,
@@ -558,10 +569,12 @@ impl Cache {
         Some(entry)
     }
 
-    /// Removes what nobody can use any more and, of the rest, what was not used for the longest time, until no more than so many
-    /// bytes are left, with what waits to be compiled, but for what is to be kept next. Returns how many entries and bytes went.
+    /// Removes what nobody can use any more and, of the rest, what was not used for the longest
+    /// time, until no more than so many bytes are left, with what waits to be compiled, but for
+    /// what is to be kept next. Returns how many entries and bytes went.
     ///
-    /// What is to be kept makes room first among the native code of its own tenant, while that has more than its part.
+    /// What is to be kept makes room first among the native code of its own tenant, while that has
+    /// more than its part.
     pub(crate) fn prune(
         &self,
         most: u64,
@@ -676,7 +689,8 @@ pub(crate) struct Next<'a> {
 }
 
 impl Entry {
-    /// Whether it is native code that this tenant had compiled; that of the administrator is nobody's.
+    /// Whether it is native code that this tenant had compiled; that of the administrator is
+    /// nobody's.
     fn is_of(&self, tenant: Option<u64>) -> bool {
         matches!(&self.kind, Kind::Native(about) if tenant.is_some() && about.tenant == tenant)
     }
@@ -686,8 +700,8 @@ fn bytes_of(entries: &[Entry], which: impl Fn(&Entry) -> bool) -> u64 {
     entries.iter().filter(|entry| which(entry)).map(|entry| entry.bytes).sum()
 }
 
-/// Removes a job that nobody works on any more. A new one of that name comes only where there is none, so of all those who find
-/// it the one that has it locked is the one to remove it.
+/// Removes a job that nobody works on any more. A new one of that name comes only where there is
+/// none, so of all those who find it the one that has it locked is the one to remove it.
 fn remove_unclaimed(path: &Path) {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let Ok(job) = rustix::fs::open(path, flags, Mode::empty()) else { return };

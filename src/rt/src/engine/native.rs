@@ -1,8 +1,10 @@
-//! Native code for a container's module: found in the cache, or had made for its next start. Runs in the caller's process.
+//! Native code for a container's module: found in the cache, or had made for its next start. Runs
+//! in the caller's process.
 //!
-//! Only what `rt` itself had compiled is ever run, never what an image holds. The module is read by the descriptor that init
-//! opened as the container's user, and native code is found by the digest of what was read, with the module inside of it: so the
-//! bytes that were looked at are the ones that run.
+//! Only what `rt` itself had compiled is ever run, never what an image holds. The module is read by
+//! the descriptor that init opened as the container's user, and native code is found by the digest
+//! of what was read, with the module inside of it: so the bytes that were looked at are the ones
+//! that run.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -26,7 +28,8 @@ use crate::{exe, signals};
 /// To be raised when what a module is compiled to changes for a reason that the key does not hold.
 const FORMAT: u32 = 2;
 
-/// What the kernel says of the processor, features included, in one line; the same words mean that code for one runs on the other.
+/// What the kernel says of the processor, features included, in one line; the same words mean that
+/// code for one runs on the other.
 const PROCESSOR: &str = "/sys/devices/system/cpu/modalias";
 
 /// What is the same for all modules of an engine on this host.
@@ -76,8 +79,8 @@ pub(crate) struct Later {
     pub(crate) tenant: Option<u64>,
 }
 
-/// The keys by which containerd's and CRI-O's CRI servers name the pod of a container. The configuration is the caller's, who is
-/// trusted: rt takes a pod's name for what it is.
+/// The keys by which containerd's and CRI-O's CRI servers name the pod of a container. The
+/// configuration is the caller's, who is trusted: rt takes a pod's name for what it is.
 const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
 /// How a compiler ends that had no turn in time.
@@ -126,7 +129,8 @@ impl Native {
         Key::new(&format!("{}{counting}", self.surroundings), digest)
     }
 
-    /// The tenant of a container, who has a share of the compilers and of the cache: its pod, or else the container itself.
+    /// The tenant of a container, who has a share of the compilers and of the cache: its pod, or
+    /// else the container itself.
     fn tenant(&self, state: &State) -> u64 {
         let pod = PODS.iter().find_map(|key| state.annotations.get(*key));
         cache::number_of(&match pod {
@@ -135,8 +139,8 @@ impl Native {
         })
     }
 
-    /// What there is for a module, when its container wishes this. Without native code a module is interpreted: nothing that goes
-    /// wrong here keeps it from running.
+    /// What there is for a module, when its container wishes this. Without native code a module is
+    /// interpreted: nothing that goes wrong here keeps it from running.
     pub(crate) fn look_up(
         &self,
         wish: Wish,
@@ -195,7 +199,8 @@ impl Native {
         let (key, name) = (key.clone(), name.to_owned());
         let later = Later { key, module, name, counting, tenant: Some(tenant) };
         if mode == Compile::Lazy {
-            // Not claimed yet: this process goes on when init lets it, which others may keep from doing so.
+            // Not claimed yet: this process goes on when init lets it, which others may keep from
+            // doing so.
             return Ok(Found { native: None, later: Some(later) });
         }
         let compiled = self.compile_now(&later, tenant);
@@ -245,8 +250,9 @@ impl Native {
         Patience { before: seconds, during: seconds }
     }
 
-    /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of the caller's that it held open
-    /// would keep the caller waiting. Without a time to wait for others it is compiled in the background.
+    /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of
+    /// the caller's that it held open would keep the caller waiting. Without a time to wait for
+    /// others it is compiled in the background.
     pub(crate) fn start(
         &self,
         job: Job,
@@ -275,8 +281,8 @@ impl Native {
         start().context("start a compiler of modules").inspect_err(|_| self.cache.done(&key))
     }
 
-    /// Waits for a worker: in the background, until it has left. From time to time something else is done, and when that fails the
-    /// worker is ended.
+    /// Waits for a worker: in the background, until it has left. From time to time something else
+    /// is done, and when that fails the worker is ended.
     pub(crate) fn wait(mut worker: Child, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         let mut wait = || -> Result<ExitStatus> {
             let pidfd = rustix::process::pidfd_open(Pid::from_child(&worker), PidfdFlags::empty())?;

@@ -1,4 +1,5 @@
-//! Plugins of an engine that a container asks for and the host's administrator allows. Runs in the caller's process.
+//! Plugins of an engine that a container asks for and the host's administrator allows. Runs in the
+//! caller's process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -13,7 +14,8 @@ use crate::trust;
 /// What an engine is to load.
 #[derive(Debug)]
 pub(crate) struct Plugins {
-    /// Their directory, on a read-only mount of its own that nobody can change: the container cannot write to it, and finds nothing above it.
+    /// Their directory, on a read-only mount of its own that nobody can change: the container
+    /// cannot write to it, and finds nothing above it.
     pub(crate) mount: OwnedFd,
     /// Files in it.
     pub(crate) files: Vec<PathBuf>,

@@ -1,5 +1,5 @@
-//! What the host's administrator has decided about modules: `/etc/rt/wasm.json`, JSON, every key optional. The page is
-//! `docs/wasm-cache.md`.
+//! What the host's administrator has decided about modules: `/etc/rt/wasm.json`, JSON, every key
+//! optional. The page is `docs/wasm-cache.md`.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -63,8 +63,8 @@ pub(crate) struct CompilerSettings {
 
 impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
-        // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges that systemd and subuid(5)
-        // give to containers.
+        // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges
+        // that systemd and subuid(5) give to containers.
         CompilerSettings {
             user: 1_879_048_192,
             memory_bytes: 2 << 30,

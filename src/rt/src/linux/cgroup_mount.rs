@@ -1,4 +1,5 @@
-//! Mounts of type `cgroup`: the container's view of its own cgroup (`cgroup_namespaces(7)`). Runs in init, in its cgroup.
+//! Mounts of type `cgroup`: the container's view of its own cgroup (`cgroup_namespaces(7)`). Runs
+//! in init, in its cgroup.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -20,7 +21,8 @@ use crate::syscall::{self, MountAttr};
 pub(crate) const RESTRICTIONS: u64 =
     libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
-/// `cgroup` is the container's directory in the hierarchy of the second version, where that is known.
+/// `cgroup` is the container's directory in the hierarchy of the second version, where that is
+/// known.
 pub(crate) fn mount(
     rootfs: &mut Rootfs,
     namespaces: &Namespaces,
@@ -28,7 +30,8 @@ pub(crate) fn mount(
     cgroup: Option<&Path>,
 ) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
-    // A namespace of its own makes a new mount show the container's cgroup as the root of the hierarchy.
+    // A namespace of its own makes a new mount show the container's cgroup as the root of the
+    // hierarchy.
     let own = namespaces.makes(libc::CLONE_NEWCGROUP) || namespaces.joins(libc::CLONE_NEWCGROUP);
     let version = cgroups::version()?;
     check_options(entry, &options, version)?;
@@ -52,8 +55,9 @@ fn directory(above: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(above, name, flags, Mode::empty())
 }
 
-/// The kernel knows what a `cgroup2` takes, whatever becomes of it: in a cgroup namespace it changes nothing of the hierarchy, nor does
-/// the bind mount of a directory. The hierarchies of v1 are there already, and take nothing more.
+/// The kernel knows what a `cgroup2` takes, whatever becomes of it: in a cgroup namespace it
+/// changes nothing of the hierarchy, nor does the bind mount of a directory. The hierarchies of v1
+/// are there already, and take nothing more.
 fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<()> {
     let Some((name, _)) = options.data.first() else { return Ok(()) };
     ensure!(
@@ -72,8 +76,9 @@ struct View<'a> {
     cgroup: Option<&'a Path>,
 }
 
-/// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several controllers that share one.
-/// The directories are made by way of the tmpfs itself: at its path in the rootfs could be another one by then.
+/// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several
+/// controllers that share one. The directories are made by way of the tmpfs itself: at its path in
+/// the rootfs could be another one by then.
 fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'_>) -> Result<()> {
     let options = Options {
         attr: MountAttr { set: RESTRICTIONS, ..MountAttr::default() },
@@ -115,8 +120,9 @@ fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'
 impl View<'_> {
     fn v2(&self, root: &Path) -> Result<OwnedFd> {
         if self.own {
-            // In a user namespace that does not own the cgroup namespace the kernel refuses. The container's cgroup is shown then, and not the
-            // root of that namespace: its path on the host is not known in here.
+            // In a user namespace that does not own the cgroup namespace the kernel refuses. The
+            // container's cgroup is shown then, and not the root of that namespace: its path on the
+            // host is not known in here.
             match mounts::detached::make(
                 "cgroup2",
                 Some(Path::new("cgroup")),

@@ -1,8 +1,9 @@
-//! Control groups: where a container's are, how they are made, filled, limited and removed (`cgroups(7)`).
+//! Control groups: where a container's are, how they are made, filled, limited and removed
+//! (`cgroups(7)`).
 //!
-//! Own code, but for most limits of v2: libcgroups parses the mount table of v1 once per controller, moves a process into its
-//! cgroup where v2 lets it be born there, and does not remove what is below a cgroup. Why not its systemd manager either,
-//! [`systemd`] says.
+//! Own code, but for most limits of v2: libcgroups parses the mount table of v1 once per
+//! controller, moves a process into its cgroup where v2 lets it be born there, and does not remove
+//! what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
 #![forbid(unsafe_code)]
 
 mod bpf;
@@ -39,7 +40,8 @@ use crate::interrupt::is_ready;
 use crate::syscall;
 pub(crate) use ownership::Held;
 
-/// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`, `update`).
+/// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`,
+/// `update`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Manager {
@@ -86,8 +88,9 @@ pub(crate) struct Cgroup {
     /// Where its processes are, if that is a cgroup below it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     inner: Option<PathBuf>,
-    /// What its directory is marked with as this container's, since another one may get the same path when it is empty. The end of
-    /// it for one whose state is damaged. None where it could not be marked.
+    /// What its directory is marked with as this container's, since another one may get the same
+    /// path when it is empty. The end of it for one whose state is damaged. None where it could not
+    /// be marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<String>,
     /// What systemd calls this scope, and no other one of its name.
@@ -99,7 +102,8 @@ pub(crate) struct Cgroup {
     /// What the annotations ask for.
     #[serde(skip)]
     wishes: Wishes,
-    /// The directories that this process has made for it, those above its own included: what a failed creation undoes.
+    /// The directories that this process has made for it, those above its own included: what a
+    /// failed creation undoes.
     #[serde(skip)]
     made: Vec<PathBuf>,
     /// Whether it is this container's alone, so that whoever is in it may be ended.
@@ -138,7 +142,8 @@ pub(crate) fn controllers() -> Vec<String> {
     names.flat_map(|names| names.split(',').map(named).collect::<Vec<_>>()).collect()
 }
 
-/// Whether this process may decide by a program which devices a cgroup of v2 has. Loads one, and attaches it to none.
+/// Whether this process may decide by a program which devices a cgroup of v2 has. Loads one, and
+/// attaches it to none.
 pub(crate) fn can_filter_devices() -> Result<()> {
     devices::load(&[]).map(drop).context("load a device program")
 }
@@ -225,8 +230,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The cgroup that a container of this name and configuration must have had, whoever made it: for one whose state is
-    /// damaged. `name` is the one that its directory was marked with.
+    /// The cgroup that a container of this name and configuration must have had, whoever made it:
+    /// for one whose state is damaged. `name` is the one that its directory was marked with.
     pub(crate) fn guess(path: Option<&Path>, id: &str, name: &str) -> Result<Cgroup> {
         let unit = path.map_or_else(|| format!(":rt:{id}"), |path| path.display().to_string());
         if let Some(path) = systemd::path(&unit).filter(|path| path.is_dir()) {
@@ -240,7 +245,8 @@ impl Cgroup {
         Ok(Cgroup { mark: Some(name.to_owned()), ..Cgroup::plan(Manager::Cgroupfs, path, id)? })
     }
 
-    /// Goes without where an ordinary user may make no cgroup, unless there are limits, which would not be kept.
+    /// Goes without where an ordinary user may make no cgroup, unless there are limits, which would
+    /// not be kept.
     pub(crate) fn go_without_if_forbidden(
         &mut self,
         limits: Option<&LinuxResources>,
@@ -271,7 +277,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// A cgroup with processes in it is somebody else's, who would be killed with this container. Nothing is made yet.
+    /// A cgroup with processes in it is somebody else's, who would be killed with this container.
+    /// Nothing is made yet.
     pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
         for path in &self.paths {
             refuse_processes(path)?;
@@ -308,7 +315,8 @@ impl Cgroup {
         Ok(None)
     }
 
-    /// Its directory in the hierarchy of the second version, where that is known: systemd chooses it.
+    /// Its directory in the hierarchy of the second version, where that is known: systemd chooses
+    /// it.
     pub(crate) fn in_second_version(&self) -> Option<&Path> {
         match self.version {
             Version::V2 => self.paths.first(),
@@ -333,8 +341,8 @@ impl Cgroup {
         self.claim = None;
     }
 
-    /// Makes what is missing of the cgroup and sets its limits. With systemd, the process is in it then; otherwise it was born
-    /// in it, or has to [`enter`] by the files that are returned.
+    /// Makes what is missing of the cgroup and sets its limits. With systemd, the process is in it
+    /// then; otherwise it was born in it, or has to [`enter`] by the files that are returned.
     pub(crate) fn prepare(
         &mut self,
         pid: Pid,
@@ -362,7 +370,8 @@ impl Cgroup {
         let rules = device_rules(resources)?;
         let wishes = &self.wishes.properties;
         let scope = systemd::start(&unit, pid, resources, &rules, wishes);
-        // Init may have ended meanwhile: the scope is there then, or comes to be, and has no process by which to find it.
+        // Init may have ended meanwhile: the scope is there then, or comes to be, and has no
+        // process by which to find it.
         self.is_claimed = !scope.as_ref().is_err_and(systemd::is_taken);
         self.paths = vec![scope?];
         let directory = open_directory(&self.paths[0])
@@ -400,12 +409,14 @@ impl Cgroup {
         }
     }
 
-    /// Whether the container has none of its own: it was not to have one, or an ordinary user may make none.
+    /// Whether the container has none of its own: it was not to have one, or an ordinary user may
+    /// make none.
     pub(crate) fn has_none(&self) -> bool {
         self.manager == Manager::Disabled || self.paths.is_empty()
     }
 
-    /// Changes limits; what is not among these stays. Device rules are left alone: callers pass the ones that are in force.
+    /// Changes limits; what is not among these stays. Device rules are left alone: callers pass the
+    /// ones that are in force.
     pub(crate) fn update(&self, mut resources: LinuxResources) -> Result<()> {
         resources.set_devices(None);
         ensure!(!self.has_none(), NONE);
@@ -419,8 +430,8 @@ impl Cgroup {
         }
     }
 
-    /// systemd keeps its own idea of the limits, and puts it in force again when it reloads its configuration; so it is told
-    /// first. What it has no words for is written then.
+    /// systemd keeps its own idea of the limits, and puts it in force again when it reloads its
+    /// configuration; so it is told first. What it has no words for is written then.
     fn limit_unit(&self, resources: &LinuxResources) -> Result<()> {
         systemd::limit(self.unit.as_deref().unwrap_or_default(), resources)?;
         self.apply(resources)
@@ -487,8 +498,8 @@ impl Cgroup {
             && !devices::allow_everything(&device_rules(resources)?))
     }
 
-    /// Whether the kernel may refuse to enforce these rules: it does so in a user namespace, and to ordinary users, who cannot make
-    /// nodes there, but use those that are there.
+    /// Whether the kernel may refuse to enforce these rules: it does so in a user namespace, and to
+    /// ordinary users, who cannot make nodes there, but use those that are there.
     pub(crate) fn may_lack_device_rules(resources: Option<&LinuxResources>) -> Result<bool> {
         Ok(!is_host_root() && !devices::allow_everything(&device_rules(resources)?))
     }
@@ -554,9 +565,9 @@ impl Cgroup {
             .context("this host has no cgroup controller `freezer`")
     }
 
-    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even SIGKILL
-    /// to them. With v1, a container that may write to its cgroup can have frozen one below it too,
-    /// which stays frozen when those above are thawed.
+    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even
+    /// SIGKILL to them. With v1, a container that may write to its cgroup can have frozen one below
+    /// it too, which stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
         // What cannot be thawed is noticed where the processes are waited for.
         match self.version {
@@ -578,10 +589,12 @@ impl Cgroup {
         self.inner.as_ref().map_or(&self.paths, std::slice::from_ref)
     }
 
-    /// What is left of the limit of memory for one more process: without what those that are in it use and cannot give back.
+    /// What is left of the limit of memory for one more process: without what those that are in it
+    /// use and cannot give back.
     pub(crate) fn memory_left(&self) -> Option<u64> {
         let limit = self.memory_limit()?;
-        // Of each by itself: the cgroup's own count is seconds late (`memory.stat`). In kB (proc_pid_status(5)).
+        // Of each by itself: the cgroup's own count is seconds late (`memory.stat`). In kB
+        // (proc_pid_status(5)).
         let used = |pid: Pid| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
             let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -598,7 +611,8 @@ impl Cgroup {
     /// The lowest limit of memory that holds in it, its own or that of a cgroup above it, in bytes.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
         if self.version == Version::V1 {
-            // Page-aligned, and near the largest number where there is none (kernel documentation, `cgroup-v1/memory.rst`).
+            // Page-aligned, and near the largest number where there is none (kernel documentation,
+            // `cgroup-v1/memory.rst`).
             let stat = v1::of_controller(&self.paths, "memory")?.join("memory.stat");
             let stat = fs::read_to_string(stat).ok()?;
             let mut lines = stat.lines();
@@ -687,7 +701,8 @@ impl Cgroup {
         }
     }
 
-    /// Removes what this process has made for a container that did not come to be. What was there before stays.
+    /// Removes what this process has made for a container that did not come to be. What was there
+    /// before stays.
     pub(crate) fn undo(&self) -> Result<()> {
         let by_systemd = self.manager == Manager::Systemd;
         // A scope of that name that was not made for it is another container's.
@@ -762,7 +777,8 @@ fn configured_devices(resources: Option<&LinuxResources>) -> &[LinuxDeviceCgroup
     resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
 }
 
-/// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s by.
+/// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s
+/// by.
 #[derive(Debug, Default)]
 pub(crate) struct Doors {
     pub(crate) birthplace: Option<OwnedFd>,
@@ -798,8 +814,9 @@ impl Freezers {
 }
 
 impl Cgroup {
-    /// The ways into it, or into cgroups below it, for a process that joins the container. `below` is what `exec --cgroup` was
-    /// given: a path, or with v1 `CONTROLLER[,CONTROLLER]:PATH` for some hierarchies. A path without controllers is for all others.
+    /// The ways into it, or into cgroups below it, for a process that joins the container. `below`
+    /// is what `exec --cgroup` was given: a path, or with v1 `CONTROLLER[,CONTROLLER]:PATH` for
+    /// some hierarchies. A path without controllers is for all others.
     pub(crate) fn doors(&self, below: &[PathBuf]) -> Result<Doors> {
         if let ([], Some(inner)) = (below, &self.inner) {
             return self.open_doors(std::slice::from_ref(inner));
@@ -937,10 +954,12 @@ pub(crate) fn take_out_of_freezer(pid: Pid) -> Result<()> {
     write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())
 }
 
-/// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is. Runs in init.
+/// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is.
+/// Runs in init.
 ///
-/// Written to `tasks`, 0 means the thread that writes, and the kernel moves it without taking the lock that keeps a process's
-/// threads from changing. That lock waits for an RCU grace period, 10 ms and more (`cgroup_procs_write_start`, Linux 5.4).
+/// Written to `tasks`, 0 means the thread that writes, and the kernel moves it without taking the
+/// lock that keeps a process's threads from changing. That lock waits for an RCU grace period, 10
+/// ms and more (`cgroup_procs_write_start`, Linux 5.4).
 pub(crate) fn enter(tasks: &OwnedFd) -> rustix::io::Result<()> {
     rustix::io::write(tasks, b"0").map(drop)
 }
@@ -950,7 +969,8 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// What the kernel uses for a process itself, in bytes: stack, page tables, descriptors. Measured: 200 kB.
+/// What the kernel uses for a process itself, in bytes: stack, page tables, descriptors. Measured:
+/// 200 kB.
 const KERNELS: u64 = 512 << 10;
 
 /// How long it may take to send a signal to all of a container's processes.

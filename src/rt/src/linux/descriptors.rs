@@ -1,4 +1,5 @@
-//! How many files a process may have open (`RLIMIT_NOFILE`): a configuration with many mounts takes more than a shell's 256 or 1024.
+//! How many files a process may have open (`RLIMIT_NOFILE`): a configuration with many mounts takes
+//! more than a shell's 256 or 1024.
 #![forbid(unsafe_code)]
 
 use rustix::io::Errno;
@@ -10,10 +11,12 @@ const OTHERS: u64 = 128;
 /// What [`give_back`] fails at.
 pub(crate) const GIVE_BACK: &str = "give the limit of descriptors back";
 
-/// The limit of before, to be given back to everything that is not this runtime; none if it was enough.
+/// The limit of before, to be given back to everything that is not this runtime; none if it was
+/// enough.
 pub(crate) type Before = Option<Rlimit>;
 
-/// Lets this process have one descriptor more for each of so many mounts. Where that is forbidden, the limit is as high as it may be.
+/// Lets this process have one descriptor more for each of so many mounts. Where that is forbidden,
+/// the limit is as high as it may be.
 pub(crate) fn raise_for(mounts: usize) -> Before {
     let before = rustix::process::getrlimit(Resource::Nofile);
     let wanted = OTHERS.saturating_add(mounts as u64);

@@ -1,5 +1,6 @@
-//! Devices: the nodes and links that every container has in `/dev` (runtime-spec, `config-linux.md`, "Default Devices"),
-//! and those that the configuration lists. Runs in init, before the root is changed.
+//! Devices: the nodes and links that every container has in `/dev` (runtime-spec,
+//! `config-linux.md`, "Default Devices"), and those that the configuration lists. Runs in init,
+//! before the root is changed.
 #![forbid(unsafe_code)]
 
 pub(crate) mod defaults;
@@ -36,9 +37,9 @@ struct Node {
     owner: Option<(Uid, Gid)>,
 }
 
-/// Makes the listed devices of a container with a user namespace, in which nobody may make device nodes (`user_namespaces(7)`), with
-/// their owners and modes: in a filesystem of their own, from which init mounts each. None if nothing is to be made. Runs in the caller's
-/// process.
+/// Makes the listed devices of a container with a user namespace, in which nobody may make device
+/// nodes (`user_namespaces(7)`), with their owners and modes: in a filesystem of their own, from
+/// which init mounts each. None if nothing is to be made. Runs in the caller's process.
 pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
     let listed = bundle.linux().devices().as_deref().unwrap_or_default();
     if listed.is_empty() || !namespaces.has(libc::CLONE_NEWUSER) || !is_host_root() {
@@ -68,7 +69,8 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
             let gid = Gid::from_raw(map("group", gid.as_raw(), &groups)?);
             let name = made_name(number);
             match rustix::fs::mknodat(&folder, &name, node.kind, node.mode, node.number()) {
-                // This process is in a container itself, which may make none. The host's node will be shown.
+                // This process is in a container itself, which may make none. The host's node will
+                // be shown.
                 Err(Errno::PERM) => return Ok(()),
                 made => made?,
             }
@@ -81,8 +83,9 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
     Ok(Some(folder))
 }
 
-/// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of a mount that is detached itself: it is
-/// attached for as long as that takes, where nobody else sees it.
+/// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of
+/// a mount that is detached itself: it is attached for as long as that takes, where nobody else
+/// sees it.
 fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
     let mount_of =
         |number| match mounts::detached::clone_tree(made.as_fd(), &made_name(number), false) {
@@ -97,7 +100,8 @@ fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option
     })
 }
 
-/// What a node that [`open_for_init`] makes is called in its filesystem: the mount table of a container shows it.
+/// What a node that [`open_for_init`] makes is called in its filesystem: the mount table of a
+/// container shows it.
 pub(crate) fn made_name(number: usize) -> PathBuf {
     format!("device-{number}").into()
 }
@@ -116,8 +120,9 @@ fn show(number: usize, device: &LinuxDevice) -> String {
     format!("make device `{}` (`linux.devices[{number}]`)", device.path().display())
 }
 
-/// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`). With `bind`, where the kernel
-/// lets nobody make device nodes (a user namespace), listed ones that the caller has `made` are mounted, and the host's.
+/// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`).
+/// With `bind`, where the kernel lets nobody make device nodes (a user namespace), listed ones that
+/// the caller has `made` are mounted, and the host's.
 pub(crate) fn make(
     rootfs: &mut Rootfs,
     listed: &[LinuxDevice],
@@ -208,8 +213,8 @@ fn make_listed(
     }
 }
 
-/// The host's node of a device, as a mount that cannot change it. The path is the container's; the host may have it under another name, or
-/// another file there.
+/// The host's node of a device, as a mount that cannot change it. The path is the container's; the
+/// host may have it under another name, or another file there.
 fn open_the_hosts(path: &Path, node: &Node) -> Result<OwnedFd> {
     let folder = if node.kind == FileType::BlockDevice { "block" } else { "char" };
     // The kernel's word for it (`Documentation/ABI/stable/sysfs-dev`).
@@ -255,8 +260,9 @@ fn make_node(
         Err(Errno::EXIST) => false,
         Err(error) => return Err(error.into()),
     };
-    // Whoever shares this directory, as a volume, may have put another file there, or a link to one: what is opened here is
-    // looked at, and nothing is done by the name any more. With O_PATH, a device is not touched.
+    // Whoever shares this directory, as a volume, may have put another file there, or a link to
+    // one: what is opened here is looked at, and nothing is done by the name any more. With O_PATH,
+    // a device is not touched.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     let there = rustix::fs::fstat(&file)?;

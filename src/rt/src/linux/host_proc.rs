@@ -1,6 +1,6 @@
-//! The host's `/proc`, opened while this process still sees the host's files. What is held by a descriptor of `O_PATH` can be
-//! read, changed and unmounted by way of `/proc/self/fd`. By the path `/proc` that would be by the container's leave: in its
-//! mount namespace anything may be there.
+//! The host's `/proc`, opened while this process still sees the host's files. What is held by a
+//! descriptor of `O_PATH` can be read, changed and unmounted by way of `/proc/self/fd`. By the path
+//! `/proc` that would be by the container's leave: in its mount namespace anything may be there.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -20,7 +20,8 @@ use crate::syscall;
 pub(crate) struct HostProc(OwnedFd);
 
 impl HostProc {
-    /// Must be called before this process enters the container's mount namespace, or changes its root.
+    /// Must be called before this process enters the container's mount namespace, or changes its
+    /// root.
     pub(crate) fn open() -> Result<HostProc> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
@@ -47,7 +48,8 @@ impl HostProc {
     /// Changes the mode of the very file that a descriptor of `O_PATH` is of.
     pub(crate) fn chmod(&self, file: BorrowedFd<'_>, mode: Mode) -> rustix::io::Result<()> {
         match syscall::chmod_opened(file, mode) {
-            // Before Linux 6.6. A filter around this runtime that does not know the call says EPERM.
+            // Before Linux 6.6. A filter around this runtime that does not know the call says
+            // EPERM.
             Err(Errno::NOSYS | Errno::PERM) => {
                 rustix::fs::chmodat(&self.0, link(file), mode, AtFlags::empty())
             }
@@ -55,8 +57,9 @@ impl HostProc {
         }
     }
 
-    /// Unmounts the very mount that a descriptor is of the root of, with all that is mounted below. Leaves this process in `/proc`:
-    /// `umount2(2)` takes a path, and by a relative one the last part is a link that it follows.
+    /// Unmounts the very mount that a descriptor is of the root of, with all that is mounted below.
+    /// Leaves this process in `/proc`: `umount2(2)` takes a path, and by a relative one the last
+    /// part is a link that it follows.
     pub(crate) fn unmount(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
         rustix::process::fchdir(&self.0)?;
         rustix::mount::unmount(link(mount), UnmountFlags::DETACH)

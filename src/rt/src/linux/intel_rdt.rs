@@ -1,7 +1,8 @@
-//! Shares of a processor's cache and memory bandwidth (`linux.intelRdt`; kernel documentation, `arch/x86/resctrl.rst`). Runs in the
-//! caller's process.
+//! Shares of a processor's cache and memory bandwidth (`linux.intelRdt`; kernel documentation,
+//! `arch/x86/resctrl.rst`). Runs in the caller's process.
 //!
-//! Own code: libcontainer's compares schemata by regular expressions, a library of a third of a megabyte.
+//! Own code: libcontainer's compares schemata by regular expressions, a library of a third of a
+//! megabyte.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -141,7 +142,8 @@ impl Groups {
     }
 }
 
-/// One that is there already, for all that is known the administrator's, would be removed with the container.
+/// One that is there already, for all that is known the administrator's, would be removed with the
+/// container.
 fn make(group: &Path) -> Result<()> {
     fs::create_dir(group).with_context(|| format!("make `{}`", group.display()))
 }
@@ -152,7 +154,8 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("write `{}` to `{}`", text.trim(), file.display()))
 }
 
-/// A line of `schemata` without what makes no difference: spaces, leading zeroes, upper case, the order of domains.
+/// A line of `schemata` without what makes no difference: spaces, leading zeroes, upper case, the
+/// order of domains.
 fn normal(line: &str) -> String {
     let line: String = line.chars().filter(|c| !c.is_whitespace()).collect();
     let Some((name, domains)) = line.split_once(':') else { return line };
@@ -172,7 +175,8 @@ fn normal(line: &str) -> String {
 mod tests {
     use super::*;
 
-    /// No machine that these tests can count on has the processor for it: a plain directory stands for the filesystem.
+    /// No machine that these tests can count on has the processor for it: a plain directory stands
+    /// for the filesystem.
     fn root(name: &str) -> PathBuf {
         let root = std::env::temp_dir().join(format!("rt-resctrl-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).expect("a directory");

@@ -1,5 +1,5 @@
-//! Which ports of TCP this process and what it starts may use, by Landlock (`landlock(7)`): each process restricts itself, for good,
-//! and needs no right for it.
+//! Which ports of TCP this process and what it starts may use, by Landlock (`landlock(7)`): each
+//! process restricts itself, for good, and needs no right for it.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -13,8 +13,8 @@ use crate::syscall::{
 };
 use crate::workload::{Allowed, Protocol};
 
-/// Landlock has no ranges: each port is a rule, which takes half a microsecond and 64 bytes of the container's memory. It wants
-/// `no_new_privs`.
+/// Landlock has no ranges: each port is a rule, which takes half a microsecond and 64 bytes of the
+/// container's memory. It wants `no_new_privs`.
 pub(crate) fn restrict(tcp: &Protocol) -> Result<()> {
     let rights = [
         (LANDLOCK_ACCESS_NET_BIND_TCP, &tcp.bind),

@@ -1,9 +1,10 @@
-//! From which NUMA nodes the kernel takes memory (`linux.memoryPolicy`, `set_mempolicy(2)`). Runs in the process that
-//! becomes the program. The nodes must be among those of its cgroup, so the cgroup comes first.
+//! From which NUMA nodes the kernel takes memory (`linux.memoryPolicy`, `set_mempolicy(2)`). Runs
+//! in the process that becomes the program. The nodes must be among those of its cgroup, so the
+//! cgroup comes first.
 //!
-//! Own code: libcontainer's `setup_memory_policy` links all of its system calls, 37 kB, for this one. It loses the last
-//! node of each word of 64, and builds a list of all numbers of a range, however long
-//! (`docs/upstream/memory-policy-nodes.md`).
+//! Own code: libcontainer's `setup_memory_policy` links all of its system calls, 37 kB, for this
+//! one. It loses the last node of each word of 64, and builds a list of all numbers of a range,
+//! however long (`docs/upstream/memory-policy-nodes.md`).
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};

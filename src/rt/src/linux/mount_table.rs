@@ -61,13 +61,14 @@ pub(crate) fn seen_by(process: &Path) -> Result<Vec<Entry>> {
     read(&process.join("mountinfo"))
 }
 
-/// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the container it is the
-/// container's, and may be anything.
+/// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the
+/// container it is the container's, and may be anything.
 pub(crate) fn own_by(proc: BorrowedFd<'_>) -> Result<Vec<Entry>> {
     open(proc).and_then(all).context("read the table of mounts")
 }
 
-/// The one of this number. A container can have as many as `fs.mount-max` says, of which no more than one line is held.
+/// The one of this number. A container can have as many as `fs.mount-max` says, of which no more
+/// than one line is held.
 pub(crate) fn own_one_by(proc: BorrowedFd<'_>, id: &str) -> Result<Option<Entry>> {
     let find = |file: File| {
         let (mut lines, mut line) = (BufReader::new(file), Vec::new());
@@ -106,7 +107,8 @@ fn all(file: File) -> Result<Vec<Entry>> {
 }
 
 fn entries(table: &[u8]) -> Vec<Entry> {
-    // A name of any container's may hold any bytes; one that is no text is no name that a configuration could hold.
+    // A name of any container's may hold any bytes; one that is no text is no name that a
+    // configuration could hold.
     String::from_utf8_lossy(table).lines().filter_map(parse).collect()
 }
 

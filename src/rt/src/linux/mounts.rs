@@ -1,8 +1,9 @@
 //! Mounts: how one entry of `mounts` is carried out.
 //!
-//! Own code, not libcontainer's, which ignores the propagation of a mount and clears no flag of a bind mount's source, and
-//! takes some 50 system calls a mount. Everything goes through the file-descriptor mount calls of Linux 5.2 and 5.12: a
-//! destination is looked up inside the rootfs once, and what was looked up is what is mounted on.
+//! Own code, not libcontainer's, which ignores the propagation of a mount and clears no flag of a
+//! bind mount's source, and takes some 50 system calls a mount. Everything goes through the
+//! file-descriptor mount calls of Linux 5.2 and 5.12: a destination is looked up inside the rootfs
+//! once, and what was looked up is what is mounted on.
 #![forbid(unsafe_code)]
 
 mod copy_up;
@@ -34,7 +35,8 @@ use crate::linux::rootfs::{Rootfs, is_directory};
 use crate::sync::{self, Message};
 use crate::syscall::{self, MountAttr};
 
-/// Which of SELinux's mount options takes `linux.mountLabel` (`mount(8)`, "FILESYSTEM-INDEPENDENT MOUNT OPTIONS").
+/// Which of SELinux's mount options takes `linux.mountLabel` (`mount(8)`, "FILESYSTEM-INDEPENDENT
+/// MOUNT OPTIONS").
 const CONTEXT: &str = "run.oci.mount_context_type";
 
 /// A mount that is not attached yet.
@@ -45,8 +47,9 @@ pub(crate) struct Detached {
     finished: bool,
 }
 
-/// What the process that opens an entry's source finds there. It looks once, and hands the answer on: to init, or to the process that
-/// is in the container's mount namespace, where the same path leads elsewhere.
+/// What the process that opens an entry's source finds there. It looks once, and hands the answer
+/// on: to init, or to the process that is in the container's mount namespace, where the same path
+/// leads elsewhere.
 #[derive(Debug)]
 pub(crate) enum Opened {
     Mount(Detached),
@@ -60,8 +63,9 @@ impl AsFd for Detached {
     }
 }
 
-/// Opens what init could not: mounts whose ids are mapped, and sources that only the host's root can reach where init is root
-/// of a user namespace. One for each entry of `mounts`. Runs in the caller's process.
+/// Opens what init could not: mounts whose ids are mapped, and sources that only the host's root
+/// can reach where init is root of a user namespace. One for each entry of `mounts`. Runs in the
+/// caller's process.
 pub(crate) fn open_for_init(
     bundle: &Bundle,
     namespaces: &Namespaces,
@@ -126,7 +130,8 @@ fn open_one(
     Ok(Some(Opened::Mount(Detached { mount, finished })))
 }
 
-/// Opens what an entry mounts, to be put into a container by [`mount`]. Runs in the caller's process.
+/// Opens what an entry mounts, to be put into a container by [`mount`]. Runs in the caller's
+/// process.
 pub(crate) fn open_detached(
     bundle: &Bundle,
     namespaces: &Namespaces,
@@ -191,7 +196,8 @@ fn is_bind(entry: &Mount, options: &Options) -> bool {
     options.bind.is_some() || entry.typ().as_deref() == Some("bind")
 }
 
-/// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source is relative to the bundle.
+/// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source
+/// is relative to the bundle.
 pub(crate) fn mount(
     rootfs: &mut Rootfs,
     bundle: &Bundle,
@@ -209,7 +215,8 @@ pub(crate) fn mount(
     let opened = match opened {
         Some(opened) => opened,
         None => {
-            // The caller maps the ids of what it opens, or of what `open_to_be_mapped` does. Both went by the source's path.
+            // The caller maps the ids of what it opens, or of what `open_to_be_mapped` does. Both
+            // went by the source's path.
             let mapping = idmap::wanted(entry, &options, bundle.linux())?;
             ensure!(mapping.is_none(), "its source has changed: its ids are not mapped");
             open(bundle, namespaces, entry, &options, By::Init(rootfs))?
@@ -295,11 +302,13 @@ pub(crate) fn mount(
     Ok(())
 }
 
-/// Whether the source of a bind mount is what an earlier entry mounts in the rootfs. The caller's process does not see that.
+/// Whether the source of a bind mount is what an earlier entry mounts in the rootfs. The caller's
+/// process does not see that.
 fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount, options: &Options) -> bool {
     let Some(source) = in_rootfs(bundle, entry, options) else { return false };
     earlier.iter().any(|earlier| {
-        // Nothing but links of the image lies between; a source on its own does not need what init does for it.
+        // Nothing but links of the image lies between; a source on its own does not need what init
+        // does for it.
         let destination = earlier.destination().strip_prefix("/");
         destination.is_ok_and(|destination| source.starts_with(destination))
     })
@@ -308,7 +317,8 @@ fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount, options: &Optio
 /// The source of a bind mount below the rootfs.
 fn in_rootfs(bundle: &Bundle, entry: &Mount, options: &Options) -> Option<PathBuf> {
     let source = bundle.path.join(entry.source().as_deref()?);
-    // Where the last parts of the path are made by mounts, what is above them counts. So it does for a link that is not followed.
+    // Where the last parts of the path are made by mounts, what is above them counts. So it does
+    // for a link that is not followed.
     source.ancestors().skip(usize::from(options.keeps_link())).find_map(|above| {
         let rest = source.strip_prefix(above).ok()?;
         let above = above.canonicalize().ok()?;
@@ -324,7 +334,8 @@ fn in_rootfs(bundle: &Bundle, entry: &Mount, options: &Options) -> Option<PathBu
     })
 }
 
-/// Opens the source of a bind mount that an earlier one has made, if its ids are mapped: the caller's process does that. Runs in init.
+/// Opens the source of a bind mount that an earlier one has made, if its ids are mapped: the
+/// caller's process does that. Runs in init.
 pub(crate) fn open_to_be_mapped(
     rootfs: &Rootfs,
     bundle: &Bundle,
@@ -368,12 +379,14 @@ pub(crate) fn map(
 enum By<'a> {
     /// The caller's.
     Caller(&'a Pinned),
-    /// Init, in a mount namespace of its own, where a filesystem can be mounted on the rootfs for a moment.
+    /// Init, in a mount namespace of its own, where a filesystem can be mounted on the rootfs for a
+    /// moment.
     Init(&'a Rootfs),
 }
 
-/// The files by which mount namespaces are kept (`unshare --mount=FILE`, snapd). The kernel attaches no tree with one in it to a
-/// newer mount namespace: that could keep itself. None until that is asked.
+/// The files by which mount namespaces are kept (`unshare --mount=FILE`, snapd). The kernel
+/// attaches no tree with one in it to a newer mount namespace: that could keep itself. None until
+/// that is asked.
 #[derive(Default)]
 struct Pinned(OnceCell<Vec<PathBuf>>);
 
@@ -421,8 +434,9 @@ fn open(
         }
     };
     let mount = match made {
-        // Root of a user namespace may make these only where it also owns what they show (`user_namespaces(7)`): without a
-        // network, pid or ipc namespace that is not the host's they show the host's, which it can see anyway.
+        // Root of a user namespace may make these only where it also owns what they show
+        // (`user_namespaces(7)`): without a network, pid or ipc namespace that is not the host's
+        // they show the host's, which it can see anyway.
         Err(error) if is_refusal(&error) => {
             let there = match kind {
                 "sysfs" if !namespaces.has(libc::CLONE_NEWNET) => "/sys",
@@ -441,8 +455,8 @@ fn open(
     Ok(Opened::unfinished(mount))
 }
 
-/// A bind mount makes no filesystem that could have options of its own: what is not known here is a mistake, `readonly` for `ro`, and not
-/// to be passed over.
+/// A bind mount makes no filesystem that could have options of its own: what is not known here is a
+/// mistake, `readonly` for `ro`, and not to be passed over.
 fn refuse_data(options: &Options) -> Result<()> {
     let Some((name, _)) = options.data.first() else { return Ok(()) };
     bail!("a bind mount has no option `{name}`")
@@ -460,8 +474,8 @@ fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     Ok(Some((key.to_owned(), Some(label))))
 }
 
-/// A filesystem for so many device nodes that are made for a container with a user namespace, and for nothing else (a size of 0 is no
-/// limit). Its root can be looked into by who has a descriptor.
+/// A filesystem for so many device nodes that are made for a container with a user namespace, and
+/// for nothing else (a size of 0 is no limit). Its root can be looked into by who has a descriptor.
 pub(crate) fn make_for_devices(bundle: &Bundle, count: usize) -> Result<OwnedFd> {
     let inodes = format!("nr_inodes={}", count + 1);
     let flags = ["nosuid", "noexec", "size=4k", "mode=0711", &inodes];
@@ -476,7 +490,8 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     let source = bundle.join(source);
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.bind.unwrap_or(true));
-    // `Opened::source` asks what was cloned whether it is a link. Of the path, that would be a second look-up.
+    // `Opened::source` asks what was cloned whether it is a link. Of the path, that would be a
+    // second look-up.
     flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.keeps_link());
     let show = || format!("open source `{}`", source.display());
     let mount = clone_tree_at(CWD, &source, flags).with_context(show)?;
@@ -488,8 +503,8 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     }
 }
 
-/// As [`clone_tree_at`], without the files by which mount namespaces are kept: a new mount namespace has none of them, and a process
-/// in one makes the copy.
+/// As [`clone_tree_at`], without the files by which mount namespaces are kept: a new mount
+/// namespace has none of them, and a process in one makes the copy.
 fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
     let (ours, theirs) = sync::pair()?;
     let Some(pid) = syscall::clone3(libc::CLONE_NEWNS, None).context("make a mount namespace")?
@@ -512,11 +527,12 @@ fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<Owned
     }
 }
 
-/// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them: `strndup_user` in the kernel's `fs/fsopen.c`.
+/// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them:
+/// `strndup_user` in the kernel's `fs/fsopen.c`.
 const LONGEST_VALUE: usize = 255;
 
-/// A new filesystem, as a detached mount; by the old call where the new one is too narrow: the layers of an overlay, the options of a
-/// network's disk.
+/// A new filesystem, as a detached mount; by the old call where the new one is too narrow: the
+/// layers of an overlay, the options of a network's disk.
 fn make_in(
     kind: &str,
     source: Option<&Path>,
@@ -558,8 +574,8 @@ fn make_in(
     Ok(made)
 }
 
-/// Changes the mount that is at the destination, and its filesystem unless `bind` says that only the mount is meant. What the
-/// options do not name stays as it is.
+/// Changes the mount that is at the destination, and its filesystem unless `bind` says that only
+/// the mount is meant. What the options do not name stays as it is.
 fn remount(rootfs: &mut Rootfs, entry: &Mount, options: &Options) -> Result<()> {
     if options.bind.is_some() {
         refuse_data(options)?;
@@ -623,7 +639,8 @@ impl Options {
         self.source_no_follow || self.copy_symlink
     }
 
-    /// Whether something may have to be made in a mount that becomes read-only: the place of another mount, a device.
+    /// Whether something may have to be made in a mount that becomes read-only: the place of
+    /// another mount, a device.
     fn is_read_only_later(&self, entry: &Mount) -> bool {
         (self.attr.set | self.recursive.set) & libc::MOUNT_ATTR_RDONLY != 0
             && (is_bind(entry, self) || kind(entry) == "tmpfs")
@@ -636,8 +653,8 @@ impl Options {
         self.attr.set & !if writable { libc::MOUNT_ATTR_RDONLY } else { 0 }
     }
 
-    /// Sets what `open_tree` and `fsmount` could not; of a new filesystem, `is_new` is the kind. With `read_only_later`, the mount
-    /// itself stays writable if it is.
+    /// Sets what `open_tree` and `fsmount` could not; of a new filesystem, `is_new` is the kind.
+    /// With `read_only_later`, the mount itself stays writable if it is.
     fn finish(
         &self,
         mount: BorrowedFd<'_>,

@@ -1,7 +1,9 @@
-//! Namespaces: which are made, which are joined, and the order of both (`namespaces(7)`, `user_namespaces(7)`).
+//! Namespaces: which are made, which are joined, and the order of both (`namespaces(7)`,
+//! `user_namespaces(7)`).
 //!
-//! Own code, not libcontainer's: that forks twice for every container and unshares each namespace by itself, where one
-//! `clone3(2)` can make them all. A second process is needed only where the kernel asks for one, see [`spawn`].
+//! Own code, not libcontainer's: that forks twice for every container and unshares each namespace
+//! by itself, where one `clone3(2)` can make them all. A second process is needed only where the
+//! kernel asks for one, see [`spawn`].
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
@@ -54,8 +56,8 @@ impl Joined {
 }
 
 impl Namespaces {
-    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none: the container has no other then, and
-    /// may not change it. Runs in the caller's process.
+    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none:
+    /// the container has no other then, and may not change it. Runs in the caller's process.
     pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
         for namespace in linux.namespaces().iter().flatten() {
@@ -98,13 +100,15 @@ impl Namespaces {
             let show = || format!("open namespace `{path}`");
             let namespace = match open_of_process(&path) {
                 Ok(namespace) => namespace,
-                // A kernel that has no namespaces of this kind. Of a process that is ending, the file is not there either.
+                // A kernel that has no namespaces of this kind. Of a process that is ending, the
+                // file is not there either.
                 Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
                     continue;
                 }
                 Err(error) => return Err(error).with_context(show),
             };
-            // Joining one's own is refused for a user namespace, and changes the root for a mount namespace.
+            // Joining one's own is refused for a user namespace, and changes the root for a mount
+            // namespace.
             if !is_own(&namespace, file).with_context(show)? {
                 let (flag, name, kind) = describe(kind);
                 let path = path.into();
@@ -138,8 +142,8 @@ impl Namespaces {
         joined.map(|joined| joined.namespace.as_fd())
     }
 
-    /// Which mount namespace a process has that was just made with these, by the device and the inode of its file. None for the
-    /// caller's, and where the process has ended already.
+    /// Which mount namespace a process has that was just made with these, by the device and the
+    /// inode of its file. None for the caller's, and where the process has ended already.
     pub(crate) fn mount_namespace(&self, pid: Pid) -> Option<(u64, u64)> {
         let there = match self.joined(libc::CLONE_NEWNS) {
             Some(joined) => rustix::fs::fstat(joined),
@@ -154,8 +158,9 @@ impl Namespaces {
         self.joined(describe(kind).0)
     }
 
-    /// A process cannot change its own pid or time namespace, only that of its children; once in another user
-    /// namespace, it may not join what the first one owns. So these need a process that joins on init's behalf.
+    /// A process cannot change its own pid or time namespace, only that of its children; once in
+    /// another user namespace, it may not join what the first one owns. So these need a process
+    /// that joins on init's behalf.
     fn need_helper(&self) -> bool {
         let others = self.joins(libc::CLONE_NEWPID)
             || self.joins(libc::CLONE_NEWUSER)
@@ -178,8 +183,8 @@ impl Namespaces {
     fn join(&self) -> Result<()> {
         let (user, others): (Vec<_>, Vec<_>) =
             self.joined.iter().partition(|j| j.flag == libc::CLONE_NEWUSER);
-        // A privileged caller may join all only before it enters the user namespace, one that is root of a user
-        // namespace some only afterwards: those are tried again.
+        // A privileged caller may join all only before it enters the user namespace, one that is
+        // root of a user namespace some only afterwards: those are tried again.
         let mut later = Vec::new();
         let dumpable = dumpable()?;
         for joined in others {
@@ -197,8 +202,9 @@ impl Namespaces {
         self.keep_neighbours_out()
     }
 
-    /// Who is in one pid namespace with a process, and privileged in its user namespace, could take over a process that has the
-    /// caller's rights and files until the exec. Of root's, and of what `exec` starts, that is so from the beginning.
+    /// Who is in one pid namespace with a process, and privileged in its user namespace, could take
+    /// over a process that has the caller's rights and files until the exec. Of root's, and of what
+    /// `exec` starts, that is so from the beginning.
     pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
         if self.joins(libc::CLONE_NEWPID) {
             keep_others_out(DumpableBehavior::NotDumpable)?;
@@ -215,7 +221,8 @@ impl Namespaces {
     }
 }
 
-/// How long an ordinary user's `exec` waits for the program of a container that was started a moment ago.
+/// How long an ordinary user's `exec` waits for the program of a container that was started a
+/// moment ago.
 const STARTING: Duration = Duration::from_secs(2);
 
 /// Opens a namespace of a process. Before its exec, init can be looked into by root alone.
@@ -289,13 +296,16 @@ pub(crate) enum Side {
     Init,
 }
 
-/// What a process does before it has anything of the container's, with the rights and the key quota of who called `rt`.
+/// What a process does before it has anything of the container's, with the rights and the key quota
+/// of who called `rt`.
 pub(crate) type First<'a> = &'a dyn Fn() -> Result<()>;
 
-/// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process, and without fail in init.
+/// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process,
+/// and without fail in init.
 ///
-/// Where a helper is needed it is cloned first; it joins, and clones init with `CLONE_PARENT`, so that init is the
-/// caller's child in either case and is re-parented to the caller's own subreaper when the caller ends.
+/// Where a helper is needed it is cloned first; it joins, and clones init with `CLONE_PARENT`, so
+/// that init is the caller's child in either case and is re-parented to the caller's own subreaper
+/// when the caller ends.
 pub(crate) fn spawn(
     namespaces: &Namespaces,
     linux: &Linux,
@@ -328,12 +338,14 @@ pub(crate) fn spawn(
     }
 }
 
-/// Makes a process inside of a container that is there. Its neighbours may be hostile, and may have the right to look into it
-/// (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all namespaces but the new ones of its own, with the container's
-/// root as its root, and with no descriptor but those in `kept` and its socket. A helper, which the container cannot see, has joined
-/// and closed before. Returns twice, as [`spawn`].
+/// Makes a process inside of a container that is there. Its neighbours may be hostile, and may have
+/// the right to look into it (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all
+/// namespaces but the new ones of its own, with the container's root as its root, and with no
+/// descriptor but those in `kept` and its socket. A helper, which the container cannot see, has
+/// joined and closed before. Returns twice, as [`spawn`].
 ///
-/// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors are this runtime's.
+/// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors
+/// are this runtime's.
 pub(crate) fn spawn_inside(
     namespaces: &Namespaces,
     root: Option<BorrowedFd<'_>>,
@@ -378,7 +390,8 @@ fn by_helper(
         return match message? {
             Some(Message::Init(pid)) => {
                 let pid = Pid::from_raw(pid).context("the helper sent no process id")?;
-                // The new process has the socket too, and who looks into it could have said this, of any process.
+                // The new process has the socket too, and who looks into it could have said this,
+                // of any process.
                 ensure!(
                     pid != helper && is_child(pid)?,
                     "another process claims that the new process is {pid}"
@@ -427,8 +440,8 @@ pub(crate) enum Ending {
 /// How long a process that has closed all may take to end.
 const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// How a child of this process has ended, or is about to. As long as another process traces it, the kernel keeps that from its parent:
-/// then `/proc` says it. None where it does not end.
+/// How a child of this process has ended, or is about to. As long as another process traces it, the
+/// kernel keeps that from its parent: then `/proc` says it. None where it does not end.
 pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
     if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
@@ -460,8 +473,8 @@ pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     }
 }
 
-/// The offsets can only be written before a process is in the namespace: init, cloned next, is the first
-/// (`time_namespaces(7)`). Runs in the helper.
+/// The offsets can only be written before a process is in the namespace: init, cloned next, is the
+/// first (`time_namespaces(7)`). Runs in the helper.
 fn make_time_namespace(linux: &Linux) -> Result<()> {
     syscall::unshare(CLONE_NEWTIME).context("make the time namespace")?;
     let mut lines = String::new();
@@ -500,8 +513,9 @@ pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
     })
 }
 
-/// The users and the groups of a user namespace that is there. A process that has joined it for a moment shows them, which nobody in it
-/// can reach: it is not dumpable, and has the caller's memory. Runs in the caller's process.
+/// The users and the groups of a user namespace that is there. A process that has joined it for a
+/// moment shows them, which nobody in it can reach: it is not dumpable, and has the caller's
+/// memory. Runs in the caller's process.
 pub(crate) fn mappings_of(
     user: BorrowedFd<'_>,
 ) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
@@ -542,7 +556,8 @@ pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
     (Uid::from_raw(root(linux.uid_mappings())), Gid::from_raw(root(linux.gid_mappings())))
 }
 
-/// Whether the ids of a container's user namespace are known, and the caller's root is none of them.
+/// Whether the ids of a container's user namespace are known, and the caller's root is none of
+/// them.
 pub(crate) fn lacks_root(linux: Option<&Linux>) -> bool {
     let mappings = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
     !mappings.is_empty() && mappings.iter().all(|mapping| mapping.host_id() != 0)
@@ -588,7 +603,8 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
         return write_uids();
     }
     if newuidmap::is_own_only(gids, gid.as_raw()) {
-        // Without privileges a group map is only allowed to a process that cannot drop groups any more.
+        // Without privileges a group map is only allowed to a process that cannot drop groups any
+        // more.
         let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
         write_gids()?;
@@ -601,9 +617,9 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
     newuidmap::map("newuidmap", pid, uids)
 }
 
-/// Root of the user namespace that this process has just entered: until then it is nobody in it, and owns nothing. One that was not
-/// dumpable before is so again: to enter another's namespace and to change the user make it what `fs.suid_dumpable` says
-/// (`PR_SET_DUMPABLE(2const)`).
+/// Root of the user namespace that this process has just entered: until then it is nobody in it,
+/// and owns nothing. One that was not dumpable before is so again: to enter another's namespace and
+/// to change the user make it what `fs.suid_dumpable` says (`PR_SET_DUMPABLE(2const)`).
 pub(crate) fn become_root(before: DumpableBehavior) -> Result<()> {
     keep_others_out(before)?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
@@ -623,10 +639,11 @@ fn keep_others_out(before: DumpableBehavior) -> Result<()> {
     Ok(())
 }
 
-/// Brings up loopback in a network namespace that was just made: every program expects it. Runs in init.
+/// Brings up loopback in a network namespace that was just made: every program expects it. Runs in
+/// init.
 ///
-/// A service may be allowed sockets of few kinds (`RestrictAddressFamilies=`, `systemd.exec(5)`), Netlink or those of the Internet:
-/// either will do.
+/// A service may be allowed sockets of few kinds (`RestrictAddressFamilies=`, `systemd.exec(5)`),
+/// Netlink or those of the Internet: either will do.
 pub(crate) fn bring_loopback_up() -> Result<()> {
     // In each namespace it has this number: `LOOPBACK_IFINDEX`, `<net/net_namespace.h>`.
     const LOOPBACK: u32 = 1;

@@ -1,5 +1,6 @@
-//! Network devices that move into the container (`linux.netDevices`; runtime-spec, `config-linux.md`, "Network Devices"). What
-//! is said to the kernel is libcontainer's. Runs in the caller's process.
+//! Network devices that move into the container (`linux.netDevices`; runtime-spec,
+//! `config-linux.md`, "Network Devices"). What is said to the kernel is libcontainer's. Runs in the
+//! caller's process.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -34,7 +35,8 @@ pub(crate) fn check(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
     for (device, settings) in devices {
         let name = resolved(device, settings);
         for name in [device, name] {
-            // The kernel's rule, `dev_valid_name` in net/core/dev.c: it becomes a file name in sysfs.
+            // The kernel's rule, `dev_valid_name` in net/core/dev.c: it becomes a file name in
+            // sysfs.
             let good = (1..libc::IFNAMSIZ).contains(&name.len())
                 && !matches!(name, "." | "..")
                 && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace());
@@ -67,7 +69,8 @@ fn move_one(target: BorrowedFd<'_>, device: &str, name: &str) -> Result<()> {
     let here = Netlink::open()?;
     let index = here.index(device)?;
     let there = open_netlink_in(target)?;
-    // The kernel would move it before it refuses the name, and a virtual one ends with the namespace.
+    // The kernel would move it before it refuses the name, and a virtual one ends with the
+    // namespace.
     ensure!(there.index(name).is_err(), "the network namespace has a device `{name}` already");
     // They are lost on the way.
     let addresses = here.addresses(index).context("read its addresses")?;

@@ -1,7 +1,7 @@
 //! What `rt` says to the kernel about network devices (`rtnetlink(7)`).
 //!
-//! Own code: libcontainer's does this with netlink-packet-route, which knows every message there is and makes the program half
-//! a megabyte larger. These are five.
+//! Own code: libcontainer's does this with netlink-packet-route, which knows every message there is
+//! and makes the program half a megabyte larger. These are five.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -74,7 +74,8 @@ impl Netlink {
         index.with_context(|| format!("the kernel did not say which device `{name}` is"))
     }
 
-    /// Moves a device to another network namespace, where it has a name at once. The kernel takes it down first.
+    /// Moves a device to another network namespace, where it has a name at once. The kernel takes
+    /// it down first.
     pub(crate) fn move_to(&self, index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()> {
         let body = [
             link(index, 0, 0),
@@ -89,8 +90,8 @@ impl Netlink {
         self.ask(RTM_SETLINK, libc::NLM_F_ACK, &link(index, up, up)).map(drop)
     }
 
-    /// The addresses of a device that somebody has given to it, for everywhere: not those that it has found by itself, or that
-    /// mean something on this link or host only.
+    /// The addresses of a device that somebody has given to it, for everywhere: not those that it
+    /// has found by itself, or that mean something on this link or host only.
     pub(crate) fn addresses(&self, index: u32) -> Result<Vec<Address>> {
         let mut body = vec![0; ADDRESS];
         body[4..].copy_from_slice(&index.to_ne_bytes());

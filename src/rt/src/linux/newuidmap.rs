@@ -1,4 +1,5 @@
-//! The programs that map more ids than an ordinary user's own (`newuidmap(1)`, `newgidmap(1)`). Runs in the caller's process.
+//! The programs that map more ids than an ordinary user's own (`newuidmap(1)`, `newgidmap(1)`).
+//! Runs in the caller's process.
 #![forbid(unsafe_code)]
 
 use std::process::Command;
@@ -14,7 +15,8 @@ pub(crate) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
     matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
 }
 
-/// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user may use.
+/// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user
+/// may use.
 pub(crate) fn map(program: &str, pid: Pid, mappings: &[LinuxIdMapping]) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(pid.to_string());

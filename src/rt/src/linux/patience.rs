@@ -78,7 +78,8 @@ impl Patience {
                 watch.turn().context("wait for the other process")?;
                 turn += interrupt::TURN;
             }
-            // Where this process has the other end of the socket too, that is not the end of a stream.
+            // Where this process has the other end of the socket too, that is not the end of a
+            // stream.
             if procfs::stat(pid)?.is_none_or(|stat| stat.dead)
                 && !is_ready(socket.as_fd(), PollFlags::IN, Duration::ZERO)?
             {

@@ -1,4 +1,5 @@
-//! What a process is besides its program: user, groups, capabilities, limits (`process` in `config.json`). Runs in init.
+//! What a process is besides its program: user, groups, capabilities, limits (`process` in
+//! `config.json`). Runs in init.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -76,8 +77,8 @@ pub(crate) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     }
 }
 
-/// Forgets the processors that the caller was confined to (`taskset(1)`, a service's `CPUAffinity=`): what this process makes runs where
-/// its cgroup allows. As runc does it.
+/// Forgets the processors that the caller was confined to (`taskset(1)`, a service's
+/// `CPUAffinity=`): what this process makes runs where its cgroup allows. As runc does it.
 pub(crate) fn forget_affinity() {
     // A filter around this runtime may forbid it. Then nothing is lost but processors.
     if let Err(error) = syscall::run_on_all_processors() {
@@ -85,7 +86,8 @@ pub(crate) fn forget_affinity() {
     }
 }
 
-/// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`, `sched_setaffinity(2)`).
+/// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`,
+/// `sched_setaffinity(2)`).
 pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
     if list.is_empty() {
         return Ok(());
@@ -94,8 +96,8 @@ pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
         .with_context(|| format!("run on the processors `{list}`"))
 }
 
-/// How the processors and disks are shared with others (`process.scheduler`, `process.ioPriority`). Runs in the caller's process,
-/// which may do what root of a user namespace may not.
+/// How the processors and disks are shared with others (`process.scheduler`, `process.ioPriority`).
+/// Runs in the caller's process, which may do what root of a user namespace may not.
 pub(crate) fn set_priorities(pid: Pid, process: &Process) -> Result<()> {
     if let Some(scheduler) = process.scheduler() {
         let name = scheduler.policy();
@@ -199,11 +201,12 @@ pub(crate) fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
     Ok(set)
 }
 
-/// Takes what is not in the bounding set from this process and all that it will ever start. While it is still
-/// privileged: it takes CAP_SETPCAP.
+/// Takes what is not in the bounding set from this process and all that it will ever start. While
+/// it is still privileged: it takes CAP_SETPCAP.
 pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
     let keep = set(capabilities.and_then(|capabilities| capabilities.bounding().as_ref()))?;
-    // By number, for a kernel may have more of them than have names here. The set of them has 64 bits.
+    // By number, for a kernel may have more of them than have names here. The set of them has 64
+    // bits.
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(capability) {
@@ -219,15 +222,16 @@ pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<
     Ok(())
 }
 
-/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` says that root of the host makes the
-/// container.
+/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` says that
+/// root of the host makes the container.
 pub(crate) fn become_user(user: &User, keep_groups: bool, is_root: bool) -> Result<()> {
     if !keep_groups {
         let groups: Vec<Gid> =
             user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
         match rustix::thread::set_thread_groups(&groups) {
-            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked for one either. Those of an
-            // ordinary user stay (`user_namespaces(7)`); root's would be a gift.
+            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked
+            // for one either. Those of an ordinary user stay (`user_namespaces(7)`); root's would
+            // be a gift.
             Err(Errno::PERM) if groups.is_empty() && (!is_root || has_no_groups()?) => {}
             result => result.context("set the additional groups")?,
         }
@@ -245,8 +249,9 @@ fn has_no_groups() -> Result<bool> {
     Ok(groups.is_empty())
 }
 
-/// The capabilities that the program starts with; `spare` are permitted besides, and not in force. The order is the kernel's
-/// (`capabilities(7)`): ambient ones must be permitted and inheritable first.
+/// The capabilities that the program starts with; `spare` are permitted besides, and not in force.
+/// The order is the kernel's (`capabilities(7)`): ambient ones must be permitted and inheritable
+/// first.
 pub(crate) fn set_capabilities(
     capabilities: Option<&LinuxCapabilities>,
     spare: CapabilitySet,
@@ -257,7 +262,8 @@ pub(crate) fn set_capabilities(
     rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
     for capability in set(capabilities.and_then(|c| c.ambient().as_ref()))?.iter() {
         match rustix::thread::configure_capability_in_ambient_set(capability, true) {
-            // It is not permitted and inheritable: podman's `exec --user` writes such sets, and runc and crun pass over it.
+            // It is not permitted and inheritable: podman's `exec --user` writes such sets, and
+            // runc and crun pass over it.
             Err(Errno::PERM) => {}
             set => set.with_context(|| format!("set ambient capability {capability:?}"))?,
         }
@@ -265,8 +271,8 @@ pub(crate) fn set_capabilities(
     Ok(())
 }
 
-/// Does something that takes capabilities which [`set_capabilities`] has spared, and gives them up: in one system call, which the
-/// container's filter has to allow if it was loaded in between.
+/// Does something that takes capabilities which [`set_capabilities`] has spared, and gives them up:
+/// in one system call, which the container's filter has to allow if it was loaded in between.
 pub(crate) fn with_spare<T>(
     capabilities: Option<&LinuxCapabilities>,
     spare: CapabilitySet,
@@ -297,8 +303,9 @@ fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
     })
 }
 
-/// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of the host's mounts, by which
-/// a program could look at them, and which no checkpoint would hold. Runs in the container's root.
+/// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of
+/// the host's mounts, by which a program could look at them, and which no checkpoint would hold.
+/// Runs in the container's root.
 pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let theirs = streams.map(detached::is_null);
@@ -307,7 +314,8 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     }
     let null = match open_null().map_or_else(private_null, Ok) {
         Ok(null) => null,
-        // In a user namespace no device can be made. If it lacks root of the host, none of its users may change the host's.
+        // In a user namespace no device can be made. If it lacks root of the host, none of its
+        // users may change the host's.
         Err(_) if lacks_root => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -320,7 +328,8 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     put().map(drop).context("take the container's `/dev/null`")
 }
 
-/// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container that has lost its own.
+/// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container
+/// that has lost its own.
 fn private_null() -> Result<OwnedFd> {
     let make = || -> Result<OwnedFd> {
         let options = mounts::Options::parse(&["size=4k", "nr_inodes=2"].map(str::to_owned))?;
@@ -347,11 +356,13 @@ pub(crate) fn open_null() -> Option<OwnedFd> {
     Some(null)
 }
 
-/// Gives the container's user what it reads from and writes to, as crun does: a program that opens `/dev/stdout` again would otherwise be
-/// refused, and a file that only its group may write to is its user's own. A terminal keeps its group, `tty`.
+/// Gives the container's user what it reads from and writes to, as crun does: a program that opens
+/// `/dev/stdout` again would otherwise be refused, and a file that only its group may write to is
+/// its user's own. A terminal keeps its group, `tty`.
 ///
-/// An owner can change the mode, and so write to what was opened for reading. So the user gets a regular file only if it was opened
-/// for writing, and never a directory or a device of the host's, such as its console or `/dev/tty`.
+/// An owner can change the mode, and so write to what was opened for reading. So the user gets a
+/// regular file only if it was opened for writing, and never a directory or a device of the host's,
+/// such as its console or `/dev/tty`.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];

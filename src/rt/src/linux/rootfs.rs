@@ -1,8 +1,9 @@
 //! The root filesystem: entered, looked into, protected, and made the root (`pivot_root(2)`).
 //!
-//! Everything runs in init, in the container's mount namespace, while the host's files can still be seen. A path of the
-//! container is only ever looked up through [`Rootfs`], with `openat2(2)` and `RESOLVE_IN_ROOT`: a symbolic link in an image
-//! leads to where it would lead inside the container, and never out of it. What was looked up is held by descriptor.
+//! Everything runs in init, in the container's mount namespace, while the host's files can still be
+//! seen. A path of the container is only ever looked up through [`Rootfs`], with `openat2(2)` and
+//! `RESOLVE_IN_ROOT`: a symbolic link in an image leads to where it would lead inside the
+//! container, and never out of it. What was looked up is held by descriptor.
 #![forbid(unsafe_code)]
 
 use std::cell::OnceCell;
@@ -35,7 +36,8 @@ pub(crate) struct Rootfs {
     shown: OnceCell<Vec<bool>>,
     /// None where it cannot be known to be the host's.
     proc: Option<HostProc>,
-    /// Mounts that become read-only when everything in them is made; none where the container runs already.
+    /// Mounts that become read-only when everything in them is made; none where the container runs
+    /// already.
     read_only_later: Option<Vec<OwnedFd>>,
     /// Whether what is mounted may be seen elsewhere, as it is when it is attached.
     reaches_others: bool,
@@ -50,7 +52,8 @@ pub(crate) struct Covers {
     empty: Option<OwnedFd>,
     /// The host's `/dev/null`, for files.
     null: Option<OwnedFd>,
-    /// The numbers of the mounts that protect: what is listed twice, under any name, is protected once.
+    /// The numbers of the mounts that protect: what is listed twice, under any name, is protected
+    /// once.
     done: BTreeSet<u64>,
 }
 
@@ -88,11 +91,13 @@ const EMULATED: [&str; 11] = [
 ];
 
 impl Rootfs {
-    /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would carry mounts to the host.
+    /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would
+    /// carry mounts to the host.
     pub(crate) fn enter(path: &Path, propagation: Option<&str>, proc: HostProc) -> Result<Rootfs> {
         let rootfs = open_host(path)?;
         match propagation {
-            // What is mounted in the container shall reach the host: only the mount below the rootfs is cut off.
+            // What is mounted in the container shall reach the host: only the mount below the
+            // rootfs is cut off.
             Some("shared" | "rshared") => make_private(&mount_point(rootfs.as_fd(), &proc)?)?,
             _ => rustix::mount::mount_change(
                 "/",
@@ -105,7 +110,8 @@ impl Rootfs {
         Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
     }
 
-    /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is the `propagation`.
+    /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is
+    /// the `propagation`.
     pub(crate) fn mount(
         rootfs: BorrowedFd<'_>,
         place: BorrowedFd<'_>,
@@ -133,7 +139,8 @@ impl Rootfs {
         })
     }
 
-    /// The root of a container that runs, in whose mount namespace this process is. `proc` was opened before it entered.
+    /// The root of a container that runs, in whose mount namespace this process is. `proc` was
+    /// opened before it entered.
     pub(crate) fn of_running(proc: HostProc) -> Result<Rootfs> {
         Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(Path::new("/"))? })
     }
@@ -160,8 +167,9 @@ impl Rootfs {
         self.proc.as_ref().context("the host's `/proc` was not opened")
     }
 
-    /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not by the way that led to it: who
-    /// shares a volume with the container could have changed that since (CVE-2019-19921, CVE-2023-27561).
+    /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not
+    /// by the way that led to it: who shares a volume with the container could have changed that
+    /// since (CVE-2019-19921, CVE-2023-27561).
     pub(crate) fn keep(&mut self, destination: &Path, mount: OwnedFd) {
         self.kernels.push((destination.to_owned(), mount));
         self.look_again();
@@ -190,7 +198,8 @@ impl Rootfs {
         })
     }
 
-    /// Whether the path of a kept mount leads to it, and not to another one that was mounted there under another name.
+    /// Whether the path of a kept mount leads to it, and not to another one that was mounted there
+    /// under another name.
     fn is_shown(&self, number: usize) -> bool {
         let shown = self.shown.get_or_init(|| {
             let shown = |(destination, mount): &(PathBuf, OwnedFd)| {
@@ -203,8 +212,9 @@ impl Rootfs {
         shown[number]
     }
 
-    /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which programs trust: as with runc, nothing
-    /// is mounted there but a whole procfs, and the few files that lxcfs shows in another way.
+    /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which
+    /// programs trust: as with runc, nothing is mounted there but a whole procfs, and the few files
+    /// that lxcfs shows in another way.
     ///
     /// What is mounted on `/` is the root from then on. Returns whether it is.
     pub(crate) fn attach(
@@ -241,7 +251,8 @@ impl Rootfs {
         // A link of the image's would take what is for `/dev` for the root.
         ensure!(!is_root || leads_to_root(destination), "it is a link to the root");
         if is_root {
-            // The kernel changes the root to none that is shared; this one still receives what the host mounts in its source.
+            // The kernel changes the root to none that is shared; this one still receives what the
+            // host mounts in its source.
             set_propagation(mount, libc::MS_SLAVE, false).context("make the root a slave")?;
         }
         attach(mount, place)?;
@@ -292,9 +303,10 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Calls a function with a folder, the name of an empty folder in it, and a path to that by a descriptor: something can be mounted
-    /// there for a moment. It is below a mount that nobody but this process can reach: below the rootfs' own path, who owns a
-    /// directory above it could put another in its place.
+    /// Calls a function with a folder, the name of an empty folder in it, and a path to that by a
+    /// descriptor: something can be mounted there for a moment. It is below a mount that nobody but
+    /// this process can reach: below the rootfs' own path, who owns a directory above it could put
+    /// another in its place.
     pub(crate) fn in_a_scratch_place<T>(
         &self,
         work: impl FnOnce(BorrowedFd<'_>, &Path, &Path) -> Result<T>,
@@ -324,8 +336,8 @@ impl Rootfs {
         open_in(self.root.as_fd(), path, flags)
     }
 
-    /// Opens what `path`, which is relative, is for a process that takes it for a path of the host's, if it leads to something in
-    /// the rootfs; otherwise the error is `EXDEV`.
+    /// Opens what `path`, which is relative, is for a process that takes it for a path of the
+    /// host's, if it leads to something in the rootfs; otherwise the error is `EXDEV`.
     pub(crate) fn open_beneath(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
@@ -347,7 +359,8 @@ impl Rootfs {
         Ok(there.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
-    /// Opens a regular file for reading. What else may be there is not opened: with a device, that may do something already.
+    /// Opens a regular file for reading. What else may be there is not opened: with a device, that
+    /// may do something already.
     pub(crate) fn open_regular(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let is_regular = |file: OwnedFd| {
             let there = rustix::fs::fstat(&file)?;
@@ -357,12 +370,14 @@ impl Rootfs {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         match &self.proc {
             Some(proc) => proc.reopen(file.as_fd(), flags),
-            // By its name again. In a container that runs, the rules of its cgroup say which devices can be opened.
+            // By its name again. In a container that runs, the rules of its cgroup say which
+            // devices can be opened.
             None => self.open(path, flags).and_then(is_regular),
         }
     }
 
-    /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not there.
+    /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not
+    /// there.
     pub(crate) fn make(&self, path: &Path, is_directory: bool) -> Result<OwnedFd> {
         // A slash at its end would ask the kernel for a directory.
         let path: PathBuf = path.components().collect();
@@ -425,7 +440,8 @@ impl Rootfs {
         }
     }
 
-    /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not there needs no mask.
+    /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not
+    /// there needs no mask.
     pub(crate) fn mask(&self, path: &Path, covers: &mut Covers) -> Result<()> {
         for place in self.find(path)? {
             if covers.has(place.as_fd())? {
@@ -462,8 +478,8 @@ impl Rootfs {
         covers.attach(tree.as_fd(), place)
     }
 
-    /// What a path is in the mount of the kernel's that is called so, and what it is for the container, which can be another one. None
-    /// when it is not there.
+    /// What a path is in the mount of the kernel's that is called so, and what it is for the
+    /// container, which can be another one. None when it is not there.
     pub(crate) fn find(&self, path: &Path) -> Result<Vec<OwnedFd>> {
         let mut places = Vec::new();
         let mut look = |root: BorrowedFd<'_>, path: &Path| -> Result<()> {
@@ -520,7 +536,8 @@ impl Rootfs {
             Mode::empty(),
         )?;
         rustix::process::fchdir(&self.root).context("enter the rootfs")?;
-        // The new root on top of the old one, in one place: no directory is needed for the old (pivot_root(2), NOTES).
+        // The new root on top of the old one, in one place: no directory is needed for the old
+        // (pivot_root(2), NOTES).
         rustix::process::pivot_root(".", ".").context("change the root")?;
         // What is unmounted here must stay mounted on the host.
         let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
@@ -530,11 +547,11 @@ impl Rootfs {
         self.propagate(propagation)
     }
 
-    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it instead. The old root cannot be
-    /// unmounted and stays below.
+    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it
+    /// instead. The old root cannot be unmounted and stays below.
     pub(crate) fn move_and_chroot(&self, propagation: Option<&str>) -> Result<()> {
-        // The root of the mount namespace, also where this runtime was started in a chroot: what is outside of that is in the
-        // namespace too, and whoever joins it starts there.
+        // The root of the mount namespace, also where this runtime was started in a chroot: what is
+        // outside of that is in the namespace too, and whoever joins it starts there.
         let own = self.proc()?.mount_namespace().context("open the mount namespace")?;
         rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Mount))
             .context("enter the root of the mount namespace")?;
@@ -572,10 +589,12 @@ impl Rootfs {
     }
 }
 
-/// The host's root below a rootfs that was moved over it. Nobody reaches it by a path, but where a whole procfs or sysfs is in the
-/// mount namespace, the kernel lets root of any user namespace mount another one, in which nothing is masked: what that shows, it
-/// takes for seen already (`mount_too_revealing`, `fs/namespace.c`). These two are the only filesystems with that rule; of others,
-/// a user namespace may mount only what shows what belongs to it. Used in init, which still has it as its root.
+/// The host's root below a rootfs that was moved over it. Nobody reaches it by a path, but where a
+/// whole procfs or sysfs is in the mount namespace, the kernel lets root of any user namespace
+/// mount another one, in which nothing is masked: what that shows, it takes for seen already
+/// (`mount_too_revealing`, `fs/namespace.c`). These two are the only filesystems with that rule; of
+/// others, a user namespace may mount only what shows what belongs to it. Used in init, which still
+/// has it as its root.
 struct OldRoot<'a> {
     proc: &'a HostProc,
     /// The mounts' ids.
@@ -592,7 +611,8 @@ impl OldRoot<'_> {
         Ok(OldRoot { proc, rootfs, id: mount_id(old.as_fd())? })
     }
 
-    /// Unmounts all that is mounted on it. In a user namespace the kernel forbids that; then every whole procfs and sysfs is covered.
+    /// Unmounts all that is mounted on it. In a user namespace the kernel forbids that; then every
+    /// whole procfs and sysfs is covered.
     fn empty(&self) -> Result<()> {
         // Each round unmounts one.
         for _ in 0..self.proc.mounts()?.len() {
@@ -660,7 +680,8 @@ fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix:
     syscall::mount_setattr(mount, attr, recursive)
 }
 
-/// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part that has become one since is an error.
+/// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part
+/// that has become one since is an error.
 pub(crate) fn open_host(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS;
@@ -690,7 +711,8 @@ fn resolve_in(
     let mut tries = 0;
     loop {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
-            // Something was renamed meanwhile; the kernel cannot tell what this means for `..` (openat2(2)).
+            // Something was renamed meanwhile; the kernel cannot tell what this means for `..`
+            // (openat2(2)).
             Err(Errno::AGAIN) if tries < MOST => tries += 1,
             opened => return opened,
         }

@@ -1,6 +1,7 @@
-//! Programs that say when they are ready (`sd_notify(3)`). When `rt` itself was started by a service manager that wants to hear
-//! it, the container gets a socket of its own, and what is said there is passed on: the manager's is none of the container's
-//! business, and takes nothing from processes that it does not know. Runs in the caller's process, but for [`mount`].
+//! Programs that say when they are ready (`sd_notify(3)`). When `rt` itself was started by a
+//! service manager that wants to hear it, the container gets a socket of its own, and what is said
+//! there is passed on: the manager's is none of the container's business, and takes nothing from
+//! processes that it does not know. Runs in the caller's process, but for [`mount`].
 #![forbid(unsafe_code)]
 
 use std::io::IoSlice;
@@ -32,7 +33,8 @@ const NAME: &str = "notify.sock";
 /// How long the manager may take to have understood.
 const BARRIER: Duration = Duration::from_secs(30);
 
-/// What a container may say about itself; which process it is and what it leaves with the manager are not among it.
+/// What a container may say about itself; which process it is and what it leaves with the manager
+/// are not among it.
 const PASSED: [&str; 8] = [
     "READY=",
     "RELOADING=",
@@ -44,8 +46,9 @@ const PASSED: [&str; 8] = [
     "EXTEND_TIMEOUT_USEC=",
 ];
 
-/// A connection to the manager, if it wants to hear something. The variable alone means little: a shell that a service has started
-/// keeps it for years, and so does what is started there. Where nobody listens, nobody is told.
+/// A connection to the manager, if it wants to hear something. The variable alone means little: a
+/// shell that a service has started keeps it for years, and so does what is started there. Where
+/// nobody listens, nobody is told.
 fn manager() -> Result<Option<OwnedFd>> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
         return Ok(None);
@@ -172,8 +175,8 @@ impl Relay {
         Ok(Some(Relay { ours, manager }))
     }
 
-    /// For a list of what to wait for: readable when the container says something, never if there is no relay.
-    /// Then `other` stands in for it, which must be in the list already.
+    /// For a list of what to wait for: readable when the container says something, never if there
+    /// is no relay. Then `other` stands in for it, which must be in the list already.
     pub(crate) fn polled<'a>(relay: Option<&'a Relay>, other: &'a OwnedFd) -> PollFd<'a> {
         match relay {
             Some(relay) => PollFd::new(&relay.ours, PollFlags::IN),
@@ -196,7 +199,8 @@ impl Relay {
         Ok(said.iter().any(|line| line == "READY=1"))
     }
 
-    /// Waits until the container is ready or has ended. Then its first process is the service, since this one ends.
+    /// Waits until the container is ready or has ended. Then its first process is the service,
+    /// since this one ends.
     pub(crate) fn wait_until_ready(&self, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<()> {
         loop {
             let mut polled = [
@@ -219,8 +223,8 @@ impl Relay {
         }
     }
 
-    /// Until the manager has read all of it: it looks at who has sent a message, and this process is about to end
-    /// (`sd_notify_barrier(3)`).
+    /// Until the manager has read all of it: it looks at who has sent a message, and this process
+    /// is about to end (`sd_notify_barrier(3)`).
     fn wait_for_the_manager(&self) -> Result<()> {
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
@@ -245,8 +249,8 @@ impl Relay {
     }
 }
 
-/// What of a message is passed on: lines of known names, of characters that can be printed. systemd ends a line at a carriage return
-/// too.
+/// What of a message is passed on: lines of known names, of characters that can be printed. systemd
+/// ends a line at a carriage return too.
 fn passed(message: &[u8]) -> Vec<String> {
     let lines = message.split(|byte| matches!(byte, b'\n' | b'\r' | 0));
     let lines = lines.map(|line| String::from_utf8_lossy(line).into_owned());

@@ -1,7 +1,9 @@
-//! System call filters (`seccomp(2)`, `linux.seccomp` in `config.json`): compiled in the caller's process, loaded by init.
+//! System call filters (`seccomp(2)`, `linux.seccomp` in `config.json`): compiled in the caller's
+//! process, loaded by init.
 //!
-//! Own code, not libcontainer's: that compiles in init, where every page it touches is copied first, knows no cache, and can
-//! set only the flags that its libseccomp knows. libseccomp still does the compiling, in [`compile`].
+//! Own code, not libcontainer's: that compiles in init, where every page it touches is copied
+//! first, knows no cache, and can set only the flags that its libseccomp knows. libseccomp still
+//! does the compiling, in [`compile`].
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -54,7 +56,8 @@ pub(crate) fn is_asked_for(spec: &Spec) -> bool {
     annotation(spec, RAW).is_some() || seccomp.is_some()
 }
 
-/// The filter that a configuration asks for, if it does. Compiled filters are kept in `cache`. Runs in the caller's process.
+/// The filter that a configuration asks for, if it does. Compiled filters are kept in `cache`. Runs
+/// in the caller's process.
 pub(crate) fn prepare(spec: &Spec, cache: &Path) -> Result<Option<Filter>> {
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let program = match (annotation(spec, RAW), seccomp) {
@@ -135,7 +138,8 @@ fn bytes(program: &[sock_filter]) -> Vec<u8> {
 }
 
 impl Filter {
-    /// Whether nothing is lost when it is loaded at the last moment: nobody waits for its listener, and the kernel will take it.
+    /// Whether nothing is lost when it is loaded at the last moment: nobody waits for its listener,
+    /// and the kernel will take it.
     pub(crate) fn can_wait(&self) -> bool {
         !self.notifies && !self.raw && syscall::seccomp_knows_flags(self.flags)
     }
@@ -152,12 +156,13 @@ impl Filter {
         self.notifies
     }
 
-    /// Loads the filter into this process, for good. Runs in init. The listener that may be returned has to stay open until
-    /// the caller's process has taken its own ([`Receiver::serve`]).
+    /// Loads the filter into this process, for good. Runs in init. The listener that may be
+    /// returned has to stay open until the caller's process has taken its own
+    /// ([`Receiver::serve`]).
     pub(crate) fn load(&self, socket: &Socket) -> Result<Option<OwnedFd>> {
         if self.notifies {
-            // Once the filter is loaded, this process may not be able to say anything. What the kernel opens next has the
-            // lowest number that is free.
+            // Once the filter is loaded, this process may not be able to say anything. What the
+            // kernel opens next has the lowest number that is free.
             socket.send(&Message::Listener(socket.next_descriptor()?))?;
         }
         syscall::seccomp_set_mode_filter(self.flags, &self.program)
@@ -165,8 +170,8 @@ impl Filter {
     }
 }
 
-/// Where the listener of a filter that notifies is sent. Connected before anything is made: an agent that is not there is
-/// an error of `create`. Runs in the caller's process.
+/// Where the listener of a filter that notifies is sent. Connected before anything is made: an
+/// agent that is not there is an error of `create`. Runs in the caller's process.
 pub(crate) fn receiver(spec: &Spec, filter: Option<&Filter>) -> Result<Option<Receiver>> {
     if !filter.is_some_and(Filter::notifies) {
         return Ok(None);

@@ -44,9 +44,11 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Sets them. Runs in init, in its namespaces, while the host's `/proc` can still be seen: the container's may be read-only.
+/// Sets them. Runs in init, in its namespaces, while the host's `/proc` can still be seen: the
+/// container's may be read-only.
 pub(crate) fn set(parameters: &HashMap<String, String>) -> Result<()> {
-    // What is for all comes before what is for one: `net.ipv4.ip_forward` sets `net.ipv4.conf.eth0.forwarding` too.
+    // What is for all comes before what is for one: `net.ipv4.ip_forward` sets
+    // `net.ipv4.conf.eth0.forwarding` too.
     let mut parameters: Vec<(&String, &String)> = parameters.iter().collect();
     parameters.sort_by_key(|(name, _)| (path(name).matches('/').count(), *name));
     for (name, value) in parameters {
@@ -56,8 +58,8 @@ pub(crate) fn set(parameters: &HashMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// `net.ipv4.conf.eth0/1.mtu` and `net/ipv4/conf/eth0.1/mtu` are the same parameter (sysctl(8)): the first separator that
-/// occurs is the separator.
+/// `net.ipv4.conf.eth0/1.mtu` and `net/ipv4/conf/eth0.1/mtu` are the same parameter (sysctl(8)):
+/// the first separator that occurs is the separator.
 fn path(name: &str) -> String {
     match name.find(['.', '/']) {
         Some(at) if name.as_bytes()[at] == b'.' => name

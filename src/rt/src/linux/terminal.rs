@@ -39,7 +39,8 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
     // One that listens, and takes nobody for now, is waited for; not without end.
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))
         .context("limit the wait for the socket")?;
-    // By descriptor: no link of another user's leads there, and an address has no more than 108 bytes.
+    // By descriptor: no link of another user's leads there, and an address has no more than 108
+    // bytes.
     let connect = || -> Result<()> {
         let there = trust::look_up(path)?;
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
@@ -70,8 +71,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_
     Ok(())
 }
 
-/// Has the terminal of a process that runs in the foreground begin with the size of ours, if standard input is one: a program looks at it
-/// before the first change of the size could reach it.
+/// Has the terminal of a process that runs in the foreground begin with the size of ours, if
+/// standard input is one: a program looks at it before the first change of the size could reach it.
 pub(crate) fn begin_with_own_size(process: &mut Process) {
     let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdin()) else { return };
     if size.ws_row != 0
@@ -100,9 +101,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     bail!("receive the terminal: the message held none")
 }
 
-/// Makes the terminal in the container's own devpts, makes it this process's standard streams and controlling terminal, and
-/// sends the master to the caller. It is the container's `/dev/console` too if it is the first process's. Runs in init, as a
-/// session leader, before the root is changed, and in a process that `exec` starts.
+/// Makes the terminal in the container's own devpts, makes it this process's standard streams and
+/// controlling terminal, and sends the master to the caller. It is the container's `/dev/console`
+/// too if it is the first process's. Runs in init, as a session leader, before the root is changed,
+/// and in a process that `exec` starts.
 pub(crate) fn set_up(
     rootfs: &Rootfs,
     process: &Process,
@@ -149,8 +151,8 @@ pub(crate) fn set_up(
 /// From `<linux/magic.h>`.
 const DEVPTS_SUPER_MAGIC: FsWord = 0x1cd1;
 
-/// Opens the device by which a terminal is made. Any other that an image may have there is not opened: with a device, that may do
-/// something already.
+/// Opens the device by which a terminal is made. Any other that an image may have there is not
+/// opened: with a device, that may do something already.
 fn open_ptmx(rootfs: &Rootfs) -> Result<OwnedFd> {
     const MISSING: &str = "a terminal needs a devpts mount";
     let folder =
@@ -182,7 +184,8 @@ impl Proxy {
     pub(crate) fn new(master: OwnedFd) -> Result<Proxy> {
         let stdin = rustix::stdio::stdin();
         let saved = rustix::termios::tcgetattr(stdin).ok();
-        // That it takes something does not mean that it takes all: who has the other end could let this process wait for ever.
+        // That it takes something does not mean that it takes all: who has the other end could let
+        // this process wait for ever.
         let flags = rustix::fs::fcntl_getfl(&master).context("look at the terminal")?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .context("make the terminal one that is not waited for")?;
@@ -198,8 +201,8 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Until the container has ended and all that it wrote is passed on. `forward` gets each signal but SIGWINCH, which
-    /// means a new size.
+    /// Until the container has ended and all that it wrote is passed on. `forward` gets each signal
+    /// but SIGWINCH, which means a new size.
     pub(crate) fn run(
         mut self,
         pidfd: BorrowedFd<'_>,
@@ -235,7 +238,8 @@ impl Proxy {
                 PollFd::new(signals, PollFlags::IN),
                 Relay::polled(relay, signals),
             ];
-            // When it has ended, what is left in the terminal is passed on without waiting for more.
+            // When it has ended, what is left in the terminal is passed on without waiting for
+            // more.
             let limit = (ended && !holds_back).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
             match rustix::event::poll(&mut polled, limit.as_ref()) {
                 Ok(_) => {}
@@ -270,7 +274,8 @@ impl Proxy {
             if master.contains(PollFlags::OUT) {
                 send_from(self.master.as_fd(), &mut self.to_container);
             }
-            // Signals are passed on meanwhile: a reader that does not read must not hold this process up.
+            // Signals are passed on meanwhile: a reader that does not read must not hold this
+            // process up.
             if holds_back && !stdout.is_empty() {
                 send_from(rustix::stdio::stdout(), &mut self.to_us);
             }
@@ -278,7 +283,8 @@ impl Proxy {
             if master.contains(PollFlags::IN) {
                 more = receive_into(self.master.as_fd(), &mut self.to_us);
             }
-            // A hang-up means that nobody in the container has the terminal open; it may be opened again.
+            // A hang-up means that nobody in the container has the terminal open; it may be opened
+            // again.
             drained |= ended && !more;
             if drained && self.to_us.is_empty() {
                 return Ok(());
@@ -312,7 +318,8 @@ impl Drop for Proxy {
 
 const BUFFER: usize = 8192;
 
-/// How long to look away from a terminal that is hung up, which `poll(2)` reports at once and for ever.
+/// How long to look away from a terminal that is hung up, which `poll(2)` reports at once and for
+/// ever.
 const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// False at the end of the stream; a pty says EIO for that.

@@ -25,7 +25,8 @@ impl Ports {
         self.tcp.is_limited() || self.udp.is_limited()
     }
 
-    /// Whether it may listen at some ports of TCP and not at others: those that the kernel chooses are among the others.
+    /// Whether it may listen at some ports of TCP and not at others: those that the kernel chooses
+    /// are among the others.
     pub(crate) fn listens_at_some(&self) -> bool {
         let chosen = |ranges: &Vec<RangeInclusive<u16>>| ranges.iter().any(|it| *it.start() == 0);
         self.tcp.bind.as_ref().is_some_and(|ranges| !ranges.is_empty() && !chosen(ranges))

@@ -1,4 +1,5 @@
-//! What a module may do, where its container's annotations say less than all: `docs/annotations.md`, "Modules".
+//! What a module may do, where its container's annotations say less than all:
+//! `docs/annotations.md`, "Modules".
 #![forbid(unsafe_code)]
 
 use std::path::{Component, Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The programs that call a runtime: whether their configuration knows this one. Only those that are installed are spoken of.
+//! The programs that call a runtime: whether their configuration knows this one. Only those that
+//! are installed are spoken of.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -94,8 +95,9 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }
 
-/// The paths in lines that are no comments, in quotes of either kind, that end in the name of this program or of its link, and are
-/// those of a program's binary: CRI-O has directories of that name too.
+/// The paths in lines that are no comments, in quotes of either kind, that end in the name of this
+/// program or of its link, and are those of a program's binary: CRI-O has directories of that name
+/// too.
 fn paths_of_rt(text: &str) -> impl Iterator<Item = &Path> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let words = lines.flat_map(|line| line.split(['"', '\'']));

@@ -1,4 +1,5 @@
-//! `rt wasm compile MODULE|BUNDLE`: has a module compiled before its first start, and shows how long it takes.
+//! `rt wasm compile MODULE|BUNDLE`: has a module compiled before its first start, and shows how
+//! long it takes.
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal as _, Read as _, Write as _};

@@ -1,6 +1,7 @@
-//! Where modules are compiled: in a container, since a module is hostile input for a compiler. It has an unprivileged user, no
-//! capabilities, no network, a read-only root that holds the engine and an empty folder of its own, few system calls, limits of
-//! memory and time, a cgroup of its own and, in the background, the lowest priority: then it gives way to one that somebody waits for.
+//! Where modules are compiled: in a container, since a module is hostile input for a compiler. It
+//! has an unprivileged user, no capabilities, no network, a read-only root that holds the engine
+//! and an empty folder of its own, few system calls, limits of memory and time, a cgroup of its own
+//! and, in the background, the lowest priority: then it gives way to one that somebody waits for.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
@@ -23,7 +24,8 @@ use crate::linux::cgroups::{self, Cgroup, Manager};
 use crate::state::Root;
 use crate::syscall::{self, Lock};
 
-/// Above the compilers' cgroups, where there is no systemd to make them: what counts beside those of all others.
+/// Above the compilers' cgroups, where there is no systemd to make them: what counts beside those
+/// of all others.
 const CGROUP: &str = "rt-compiler";
 
 /// Where the engine is, for the compiler.
@@ -32,8 +34,8 @@ const ENGINE: &str = "/engine";
 /// Its working directory.
 const WORK: &str = "/work";
 
-/// What the C library, LLVM and its linker ask of the kernel; others do not exist for them (ENOSYS). `recvmsg`, `sendmsg`, `chdir` and
-/// `capset` are init's, which waits for its start.
+/// What the C library, LLVM and its linker ask of the kernel; others do not exist for them
+/// (ENOSYS). `recvmsg`, `sendmsg`, `chdir` and `capset` are init's, which waits for its start.
 const SYSCALLS: &str = "\
     access arch_prctl brk capset chdir clock_getres clock_gettime clock_nanosleep clone clone3 close close_range copy_file_range \
     dup dup2 dup3 execve exit exit_group faccessat faccessat2 fadvise64 fallocate fchmod fcntl fstat fstatfs ftruncate \
@@ -43,8 +45,8 @@ const SYSCALLS: &str = "\
     rt_sigreturn sched_getaffinity sched_yield sendfile sendmsg set_robust_list set_tid_address sigaltstack stat statx tgkill \
     uname unlink unlinkat write writev";
 
-/// Moves what is in the background out of the caller's cgroup, which may be a pod's that has to be removed, and out of its session.
-/// True in the process that goes back to the caller.
+/// Moves what is in the background out of the caller's cgroup, which may be a pod's that has to be
+/// removed, and out of its session. True in the process that goes back to the caller.
 pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
     // A scope of systemd's is one process's.
     let id = format!("worker-{}", std::process::id());
@@ -82,8 +84,9 @@ fn cgroup_path(manager: Manager, name: &str) -> Option<PathBuf> {
     (manager == Manager::Cgroupfs).then(|| Path::new("/").join(CGROUP).join(name))
 }
 
-/// Whether a compiler gets only the time that nobody else on this host wants. `SCHED_IDLE` says so to the processes of its own cgroup
-/// and no others; beside these, weights count (kernel documentation, `cgroup-v2.rst`, "CPU"; `sched-design-CFS.rst`).
+/// Whether a compiler gets only the time that nobody else on this host wants. `SCHED_IDLE` says so
+/// to the processes of its own cgroup and no others; beside these, weights count (kernel
+/// documentation, `cgroup-v2.rst`, "CPU"; `sched-design-CFS.rst`).
 pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
     let above = |path: &Path| {
         let above = path.parent().filter(|above| above.file_name().is_some_and(|it| it == CGROUP));
@@ -92,7 +95,8 @@ pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
     let directories =
         cgroup.paths.iter().flat_map(|path| above(path).into_iter().chain([path.clone()]));
     for directory in directories {
-        // The first of them is Linux 5.15's; the others are of v1 and of v2, each with its least and its usual value.
+        // The first of them is Linux 5.15's; the others are of v1 and of v2, each with its least
+        // and its usual value.
         let files =
             [("cpu.idle", "1", "0"), ("cpu.shares", "2", "1024"), ("cpu.weight", "1", "100")];
         let mut there = files.iter().filter(|(name, ..)| directory.join(name).exists());
@@ -104,8 +108,9 @@ pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
     }
 }
 
-/// The state of a compiler's container, apart from the containers of callers: in one place for all of a host, whatever their roots.
-/// Two compilers may run at a time, each in a place of its own below that one.
+/// The state of a compiler's container, apart from the containers of callers: in one place for all
+/// of a host, whatever their roots. Two compilers may run at a time, each in a place of its own
+/// below that one.
 pub(super) struct Place {
     root: Root,
     rootfs: PathBuf,
@@ -185,7 +190,8 @@ struct Queue {
     free: Option<Instant>,
 }
 
-/// As long as it is there, this process has one of the places, and its tenant cannot have the other.
+/// As long as it is there, this process has one of the places, and its tenant cannot have the
+/// other.
 pub(super) struct Turn {
     pub(super) place: Place,
     pub(super) is_urgent: bool,
@@ -199,8 +205,8 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Whether another one is to have it. In the background, one that somebody waits for. In the second place, after half of the time
-    /// that others may have to wait, one of another tenant.
+    /// Whether another one is to have it. In the background, one that somebody waits for. In the
+    /// second place, after half of the time that others may have to wait, one of another tenant.
     pub(super) fn is_wanted(&self) -> Result<bool> {
         if !self.is_urgent {
             return is_urgent(&self.urgent);
@@ -262,7 +268,8 @@ impl std::fmt::Display for Busy {
 impl std::error::Error for Busy {}
 
 impl Queue {
-    /// Beyond the bytes of all others: those who have had the second place, and nobody gives way to them.
+    /// Beyond the bytes of all others: those who have had the second place, and nobody gives way to
+    /// them.
     const LAST: u64 = 1 << 60;
 
     fn open() -> Result<Queue> {
@@ -299,7 +306,8 @@ impl Queue {
             }
         }
         let Some(tenant) = without else {
-            // Its tenants have what they may have. When one of them has no place any more, this one is behind all who wait by then.
+            // Its tenants have what they may have. When one of them has no place any more, this one
+            // is behind all who wait by then.
             self.leave()?;
             return Ok(None);
         };
@@ -327,8 +335,9 @@ impl Queue {
         Ok(None)
     }
 
-    /// Enters the queue, if that has not been done. Who came first goes first; but a small module goes before a large one that came a
-    /// little earlier, by at most half the time that this one waits.
+    /// Enters the queue, if that has not been done. Who came first goes first; but a small module
+    /// goes before a large one that came a little earlier, by at most half the time that this one
+    /// waits.
     fn enter(&mut self, who: &Applicant<'_>) -> Result<u64> {
         /// Less than a compiler takes for most modules.
         const BYTES_PER_MILLISECOND: u64 = 256;

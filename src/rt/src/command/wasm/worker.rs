@@ -1,6 +1,7 @@
-//! `rt wasm worker`: compiles one module. Started by `create`, `run`, `exec` and `rt wasm compile`, with the module as standard input;
-//! the lock on that file says that it is being compiled. Of a host's workers one or two have a turn to compile ([`confine::turn`]): in
-//! the background one gives way to one that somebody waits for, and begins again later.
+//! `rt wasm worker`: compiles one module. Started by `create`, `run`, `exec` and `rt wasm compile`,
+//! with the module as standard input; the lock on that file says that it is being compiled. Of a
+//! host's workers one or two have a turn to compile ([`confine::turn`]): in the background one
+//! gives way to one that somebody waits for, and begins again later.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -56,17 +57,20 @@ impl What<'_> {
         !self.args.background || cache::is_awaited(self.module)
     }
 
-    /// Whom it is compiled for: the tenant whose container is the first to want it, and one that waits for that.
+    /// Whom it is compiled for: the tenant whose container is the first to want it, and one that
+    /// waits for that.
     fn tenants(&self) -> Vec<u64> {
         let own = self.args.tenant.unwrap_or(cache::ADMINISTRATOR);
         [own].into_iter().chain(cache::another_that_waits(self.module, own)).collect()
     }
 }
 
-/// How much longer than the time of the processor's that it may take a compiler may run: on a busy host, with the lowest priority.
+/// How much longer than the time of the processor's that it may take a compiler may run: on a busy
+/// host, with the lowest priority.
 const LONGEST: u64 = 10;
 
-/// How long it is remembered that a module was not compiled in that time, and that there was no space for what it is compiled to.
+/// How long it is remembered that a module was not compiled in that time, and that there was no
+/// space for what it is compiled to.
 const SLOW: Duration = Duration::from_secs(24 * 3600);
 const FULL: Duration = Duration::from_secs(600);
 
@@ -246,10 +250,12 @@ fn run(
     }
 }
 
-/// Makes pipes of the standard streams, which the container's process inherits. What goes in is the module, open for reading only.
+/// Makes pipes of the standard streams, which the container's process inherits. What goes in is the
+/// module, open for reading only.
 fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
-    // By a read-only mount: init gives the container's user what it reads from, and a file of the cache's is not to be given away,
-    // nor opened once more for writing. Its lock is in another place: the caller of this function holds it.
+    // By a read-only mount: init gives the container's user what it reads from, and a file of the
+    // cache's is not to be given away, nor opened once more for writing. Its lock is in another
+    // place: the caller of this function holds it.
     let mount = engine::cut_off_file(module)?;
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

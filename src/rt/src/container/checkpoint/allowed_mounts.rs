@@ -1,8 +1,9 @@
 //! Which mounts a container may have, and what each keeps from it, by the configuration alone.
 //!
-//! CRIU mounts what the images say, as root of the host: a second procfs without masks, or a volume at another place, without the `ro`
-//! that the configuration has. So a restore compares every mount with the configuration, before a process of the container's runs. A
-//! checkpoint does so before it ends anything, so that no container is ended which could not be made again.
+//! CRIU mounts what the images say, as root of the host: a second procfs without masks, or a volume
+//! at another place, without the `ro` that the configuration has. So a restore compares every mount
+//! with the configuration, before a process of the container's runs. A checkpoint does so before it
+//! ends anything, so that no container is ended which could not be made again.
 //!
 //! Runs in the caller's process, but for [`Allowed::judge`], which looks nothing up by a path.
 #![forbid(unsafe_code)]
@@ -22,8 +23,8 @@ use crate::linux::cgroups::{self, Cgroup, Version};
 use crate::linux::mount_table::Entry;
 use crate::linux::mounts::{self, Options};
 
-/// Filesystems of the kernel's that show what a namespace or a cgroup of the container's has: `CAP_SYS_ADMIN` in a user namespace is
-/// enough to mount one (`user_namespaces(7)`).
+/// Filesystems of the kernel's that show what a namespace or a cgroup of the container's has:
+/// `CAP_SYS_ADMIN` in a user namespace is enough to mount one (`user_namespaces(7)`).
 const OF_NAMESPACES: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts"];
 
 /// Those that show what the host has. Root of the host alone can mount one.
@@ -52,7 +53,8 @@ pub(in crate::container) struct Allowed<'a> {
     root: u64,
     /// The cgroup of the container in each hierarchy.
     cgroups: Vec<Identity>,
-    /// Whether its processes can mount by themselves, and whether they are in a user namespace then.
+    /// Whether its processes can mount by themselves, and whether they are in a user namespace
+    /// then.
     mounts: bool,
     user_namespace: bool,
     /// `MOUNT_ATTR_*` for each filesystem that the container has made.
@@ -97,8 +99,9 @@ impl<'a> Allowed<'a> {
         self.offers
     }
 
-    /// What each mount of a table must keep from the container: `MOUNT_ATTR_*`. Fails for one that it may not have, and for one of the
-    /// configuration that is missing. Of the `first` process' mount namespace, the root is compared elsewhere.
+    /// What each mount of a table must keep from the container: `MOUNT_ATTR_*`. Fails for one that
+    /// it may not have, and for one of the configuration that is missing. Of the `first` process'
+    /// mount namespace, the root is compared elsewhere.
     pub(in crate::container) fn judge(&self, table: &[Entry], first: bool) -> Result<Vec<u64>> {
         let numbers: BTreeMap<&str, usize> =
             table.iter().enumerate().map(|(number, entry)| (entry.id.as_str(), number)).collect();
@@ -117,7 +120,8 @@ impl<'a> Allowed<'a> {
             // As many steps as there are mounts, at the most.
             for _ in table {
                 if let Some(wanted) = configured[at] {
-                    // A read-only path is a mount of what is there already. Another one, on a part of such a path, would be its way out.
+                    // A read-only path is a mount of what is there already. Another one, on a part
+                    // of such a path, would be its way out.
                     let covers = at != number && !self.mounts;
                     return Ok(wanted | if covers { libc::MOUNT_ATTR_RDONLY } else { 0 });
                 }
@@ -149,8 +153,8 @@ impl<'a> Allowed<'a> {
         Ok(wanted)
     }
 
-    /// Fails where a mount of the configuration is not to be seen. What it covers would be: a directory of a volume, which may be
-    /// writable there.
+    /// Fails where a mount of the configuration is not to be seen. What it covers would be: a
+    /// directory of a volume, which may be writable there.
     fn refuse_without(&self, table: &[Entry], hidden: &Hidden<'_>) -> Result<()> {
         let entries = self.offers.entries();
         let masks = self.bundle.linux().masked_paths().iter().flatten();
@@ -182,7 +186,8 @@ impl<'a> Allowed<'a> {
         }
         let made = self.offers.entries().iter().filter_map(|it| self.made_for(it, entry));
         if let Some(wanted) = made.reduce(|one, other| one & other) {
-            // What the host has there can be below the filesystem that an entry makes. CRIU can make both anew.
+            // What the host has there can be below the filesystem that an entry makes. CRIU can
+            // make both anew.
             let below = self.shown.contains_key(entry.point.as_path()) && is_hidden();
             return Some(if below {
                 wanted & self.offers.restrictions(&entry.point)
@@ -229,7 +234,8 @@ impl<'a> Allowed<'a> {
         }
     }
 
-    /// Whether a mount shows the cgroup of a container with a cgroup namespace, or what is below it.
+    /// Whether a mount shows the cgroup of a container with a cgroup namespace, or what is below
+    /// it.
     fn is_own_cgroup(&self, entry: &Entry) -> bool {
         self.offers.own_cgroups()
             && self
@@ -255,7 +261,8 @@ impl<'a> Allowed<'a> {
         if OF_NAMESPACES.contains(&kind) || !self.user_namespace && OF_THE_HOST.contains(&kind) {
             return Some(0);
         }
-        // A part of what it has, with the rights that it has there; of the same directory, it can have one with more than another.
+        // A part of what it has, with the rights that it has there; of the same directory, it can
+        // have one with more than another.
         let holding = table.iter().zip(configured).filter(|(other, _)| {
             other.device == entry.device && entry.root.starts_with(&other.root)
         });
@@ -286,7 +293,8 @@ impl<'t> Hidden<'t> {
         // As many steps as there are mounts, at the most.
         for _ in 0..self.by_id.len() {
             let Some(mount) = at else { break };
-            // Of two on one mount, the later one is above: the way to the earlier one would lead through it otherwise.
+            // Of two on one mount, the later one is above: the way to the earlier one would lead
+            // through it otherwise.
             let covers =
                 |other: &&Entry| other.id != below.id && below.point.starts_with(&other.point);
             if self.above.get(mount.id.as_str()).into_iter().flatten().any(covers) {
@@ -305,7 +313,8 @@ fn shows_the_same(entry: &Entry, on: &Entry) -> bool {
     entry.device == on.device && below.is_ok_and(|below| entry.root == on.root.join(below))
 }
 
-/// Whether a procfs keeps from the container what an entry says, by options of its own (`proc(5)`, "Mount options").
+/// Whether a procfs keeps from the container what an entry says, by options of its own (`proc(5)`,
+/// "Mount options").
 fn hides_as_much(entry: &Entry, asked: &Mount) -> bool {
     let options = Options::parse(asked.options().as_deref().unwrap_or_default());
     let Ok(options) = options else { return false };
@@ -348,7 +357,8 @@ fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
     has == wanted
 }
 
-/// Where a container sees each hierarchy begin: in its cgroup, or where this process of its is, if it has none in that hierarchy.
+/// Where a container sees each hierarchy begin: in its cgroup, or where this process of its is, if
+/// it has none in that hierarchy.
 pub(in crate::container) fn cgroups_of(cgroup: &Cgroup, pid: i32) -> Result<Vec<PathBuf>> {
     let mut places = cgroup.of_init().to_vec();
     if cgroup.version == Version::V2 {

@@ -1,10 +1,13 @@
-//! What processes may have that come from a checkpoint, or go into one: no more than the configuration says.
+//! What processes may have that come from a checkpoint, or go into one: no more than the
+//! configuration says.
 //!
-//! CRIU takes credentials, filters, labels and namespaces from the images, and knows nothing of the configuration. So a restore
-//! compares every process with it, when each has its credentials and none runs on yet. A checkpoint does so too, while all are
-//! stopped and none has ended, so that no container is ended which could not be made again.
+//! CRIU takes credentials, filters, labels and namespaces from the images, and knows nothing of the
+//! configuration. So a restore compares every process with it, when each has its credentials and
+//! none runs on yet. A checkpoint does so too, while all are stopped and none has ended, so that no
+//! container is ended which could not be made again.
 //!
-//! What the images alone decide: which filters are loaded (not whether), users and groups, and what the processes have open.
+//! What the images alone decide: which filters are loaded (not whether), users and groups, and what
+//! the processes have open.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,7 +99,8 @@ impl<'a> Limits<'a> {
         namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
     }
 
-    /// Compares a stopped process and all that descend from it. `joined` are the namespaces that a restore has joined.
+    /// Compares a stopped process and all that descend from it. `joined` are the namespaces that a
+    /// restore has joined.
     pub(in crate::container) fn check(
         &self,
         first: i32,
@@ -111,7 +115,8 @@ impl<'a> Limits<'a> {
             let number = process.file_name().unwrap_or_default().display();
             format!("process {number} (`{}`)", name.trim_end().escape_debug())
         };
-        // In another one nothing is masked, and no mount has to be as the configuration says. To make one, it takes this capability.
+        // In another one nothing is masked, and no mount has to be as the configuration says. To
+        // make one, it takes this capability.
         if !self.gives(CapabilitySet::SYS_ADMIN)
             && let Some(thread) = other_mount_namespaces(first)?.first()
         {
@@ -194,7 +199,8 @@ impl<'a> Limits<'a> {
             }
             Some(Label::Apparmor(profile)) => {
                 let has = read(&["apparmor/current", "current"])?;
-                // `PROFILE (MODE)`; a profile may have others for what it starts (`PROFILE//CHILD`).
+                // `PROFILE (MODE)`; a profile may have others for what it starts
+                // (`PROFILE//CHILD`).
                 let name = has.split(" (").next().unwrap_or_default();
                 let rest = name.strip_prefix(profile.as_str());
                 let good = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("//"))
@@ -248,7 +254,8 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// A thread of a stopped process, or of one that descends from it, in each mount namespace but the first process's.
+/// A thread of a stopped process, or of one that descends from it, in each mount namespace but the
+/// first process's.
 pub(in crate::container) fn other_mount_namespaces(first: i32) -> Result<Vec<PathBuf>> {
     let mut known = BTreeSet::from([mount_namespace(Path::new(&format!("/proc/{first}")))?]);
     let mut found = Vec::new();

@@ -1,8 +1,10 @@
-//! CRIU, the program that writes processes to files and makes them again from there (`criu(8)`), and how it is talked to:
-//! `criu swrk N` serves one request on the socket that is its descriptor N (`https://criu.org/RPC`).
+//! CRIU, the program that writes processes to files and makes them again from there (`criu(8)`),
+//! and how it is talked to: `criu swrk N` serves one request on the socket that is its descriptor N
+//! (`https://criu.org/RPC`).
 //!
-//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's namespaces and cgroup. It
-//! has no pre-dump, and only one callback for all notifications. libcontainer's checkpoint is made with it, and it has no restore.
+//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's
+//! namespaces and cgroup. It has no pre-dump, and only one callback for all notifications.
+//! libcontainer's checkpoint is made with it, and it has no restore.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CString, OsStr, OsString};
@@ -63,12 +65,14 @@ pub(crate) struct Options<'a> {
 /// Where a program of the host's administrator is, when the caller's `PATH` has it not.
 const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
-/// CRIU's own configuration: the first of these that is there is read too. The others' are what an operator may have already.
+/// CRIU's own configuration: the first of these that is there is read too. The others' are what an
+/// operator may have already.
 const CONFIGURATIONS: [&str; 3] =
     ["/etc/criu/rt.conf", "/etc/criu/crun.conf", "/etc/criu/runc.conf"];
 
-/// Names another one of the administrator's. What it says is done as root (`action-script`), and annotations are often the users':
-/// with a file that one of them has made, anywhere else, each could have the host.
+/// Names another one of the administrator's. What it says is done as root (`action-script`), and
+/// annotations are often the users': with a file that one of them has made, anywhere else, each
+/// could have the host.
 const CONFIGURATION: &str = "org.criu.config";
 const CONFIGURATION_FOLDER: &str = "/etc/criu";
 
@@ -82,8 +86,8 @@ impl Options<'_> {
     }
 
     /// Opens the directories of the checkpoint and of the log, which nobody else can write to: CRIU
-    /// follows what links are there, and does as root what the images say. Makes that of the log, and
-    /// that of the checkpoint unless it is open already, for root alone: memory holds secrets.
+    /// follows what links are there, and does as root what the images say. Makes that of the log,
+    /// and that of the checkpoint unless it is open already, for root alone: memory holds secrets.
     pub(in crate::container) fn make_directories(
         &self,
         images: Option<OwnedFd>,
@@ -169,8 +173,8 @@ impl Options<'_> {
     }
 }
 
-/// The directories of a checkpoint and of CRIU's log. Those above them may be anybody's, so `rt` opens
-/// them once, and reaches every file in them by these descriptors.
+/// The directories of a checkpoint and of CRIU's log. Those above them may be anybody's, so `rt`
+/// opens them once, and reaches every file in them by these descriptors.
 #[derive(Debug)]
 pub(in crate::container) struct Directories {
     images: OwnedFd,
@@ -197,8 +201,8 @@ impl Directories {
     }
 
     /// Looks at the directory of the checkpoint before, by its path from this one, and at those
-    /// before it. CRIU goes there by name, at a restore too, and reads memory there: nobody else may
-    /// be able to change a directory on the way.
+    /// before it. CRIU goes there by name, at a restore too, and reads memory there: nobody else
+    /// may be able to change a directory on the way.
     pub(in crate::container) fn check_parent(&self, path: &Path, shown: &Path) -> Result<()> {
         let parent = trust::directory_from(self.images.as_fd(), shown, path)?;
         refuse_others_parents(parent, shown.join(path))
@@ -261,8 +265,9 @@ pub(in crate::container) struct Criu {
     socket: Option<OwnedFd>,
     /// None when it has been waited for.
     pid: Option<Pid>,
-    /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can only
-    /// do so in what that holds. It reaches them by `/proc` and this process's numbers for them.
+    /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can
+    /// only do so in what that holds. It reaches them by `/proc` and this process's numbers for
+    /// them.
     directories: Vec<OwnedFd>,
 }
 
@@ -289,13 +294,14 @@ impl Drop for Criu {
     }
 }
 
-/// Whether it may be ended at any time: a half-made container is of no use to anybody. A dump has stopped one that is.
+/// Whether it may be ended at any time: a half-made container is of no use to anybody. A dump has
+/// stopped one that is.
 fn is_expendable(kind: Kind) -> bool {
     kind == Kind::RESTORE
 }
 
-/// What CRIU says when all that it restores has its credentials, and is stopped still. It does not heed the answer, so who refuses
-/// has to end the processes first.
+/// What CRIU says when all that it restores has its credentials, and is stopped still. It does not
+/// heed the answer, so who refuses has to end the processes first.
 pub(in crate::container) const BEFORE_IT_RUNS: &str = "pre-resume";
 
 /// What is done in CRIU's process before it becomes CRIU.
@@ -310,8 +316,9 @@ pub(in crate::container) struct Notice {
 }
 
 impl Criu {
-    /// Starts CRIU, which inherits the three standard streams and the descriptors in `keep`, by the same numbers. Between the
-    /// start of the process and `serve`, it waits at the other end of the socket for what `prepare` expects.
+    /// Starts CRIU, which inherits the three standard streams and the descriptors in `keep`, by the
+    /// same numbers. Between the start of the process and `serve`, it waits at the other end of the
+    /// socket for what `prepare` expects.
     pub(in crate::container) fn start(
         kind: Kind,
         (options, checked): (&Options<'_>, &Directories),
@@ -433,8 +440,9 @@ impl Criu {
         Ok(())
     }
 
-    /// For when it would go on whatever it is told. It traces what it has restored, and waits for the first process, which, once
-    /// killed, waits for the others, whose end CRIU would have to take note of.
+    /// For when it would go on whatever it is told. It traces what it has restored, and waits for
+    /// the first process, which, once killed, waits for the others, whose end CRIU would have to
+    /// take note of.
     fn kill(&self) {
         if let Some(pid) = self.pid {
             // Who has ended is waited for all the same.
@@ -495,8 +503,8 @@ fn become_criu(
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
                 .context("end with the caller")?;
         } else {
-            // Without its caller it lets the container run on, and ends, when it has something to say and nobody hears it. The
-            // terminal's signals are for the caller alone.
+            // Without its caller it lets the container run on, and ends, when it has something to
+            // say and nobody hears it. The terminal's signals are for the caller alone.
             rustix::process::setpgid(None, None).context("make a process group")?;
         }
         prepare(caller)?;
@@ -505,8 +513,9 @@ fn become_criu(
             .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
         drop(directories);
         // All but: the standard streams; the namespaces in `keep`, which the container is to share;
-        // the socket that CRIU is told by; the socket to the caller, which the exec closes. What the
-        // caller has left open, or `rt` forgets one day, is neither for CRIU nor for what it restores.
+        // the socket that CRIU is told by; the socket to the caller, which the exec closes. What
+        // the caller has left open, or `rt` forgets one day, is neither for CRIU nor for what it
+        // restores.
         let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), caller.as_fd()]).collect();
         syscall::close_all_but(3, &kept).context("close the host's descriptors")?;
         for descriptor in keep.iter().copied().chain([socket.as_fd()]) {
@@ -568,14 +577,16 @@ pub(in crate::container) fn program() -> Result<PathBuf> {
         .context("find the program `criu`, which must be installed for checkpoints")
 }
 
-/// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace, where it goes on holding
-/// packets back, and its complaint on the container's standard output (measured).
+/// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace,
+/// where it goes on holding packets back, and its complaint on the container's standard output
+/// (measured).
 fn locks_by_nftables() -> bool {
     major_version().is_some_and(|major| major >= 4)
 }
 
-/// Whether this CRIU's newer way to restore mounts fails where two show different directories of one filesystem that the host
-/// has mounted shared, "Failed to copy sharing" (3.17, measured; 4.2.1 can); then its older way is to be taken.
+/// Whether this CRIU's newer way to restore mounts fails where two show different directories of
+/// one filesystem that the host has mounted shared, "Failed to copy sharing" (3.17, measured; 4.2.1
+/// can); then its older way is to be taken.
 pub(in crate::container) fn shares_mounts_wrongly() -> bool {
     major_version().is_some_and(|major| major < 4)
 }
@@ -607,10 +618,12 @@ pub(in crate::container) fn explain(
     anyhow!("{error:#}{causes}: see `{}`", log.display())
 }
 
-/// The last things that CRIU calls errors, without time and place: `(00.04) Error (criu/files-reg.c:1790): Can't …`.
+/// The last things that CRIU calls errors, without time and place:
+/// `(00.04) Error (criu/files-reg.c:1790): Can't …`.
 fn errors_in(log: &str) -> Vec<String> {
     const MOST: usize = 3;
-    // What is said on the way out of any failure, and where a kernel lacks something that may not be needed.
+    // What is said on the way out of any failure, and where a kernel lacks something that may not
+    // be needed.
     const NOISE: [&str; 4] = [
         "FAILED.",
         "RLIMIT_NOFILE for self: Operation not permitted",

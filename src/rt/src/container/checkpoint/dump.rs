@@ -1,8 +1,9 @@
-//! Writing a container's processes to files, from which they can be made again ([`mod@crate::container::checkpoint::restore`]). Runs in the caller's
-//! process.
+//! Writing a container's processes to files, from which they can be made again
+//! ([`mod@crate::container::checkpoint::restore`]). Runs in the caller's process.
 //!
-//! CRIU reads nearly everything from the kernel. It has to be told what it would find on the host and not in the container:
-//! mounts of the host's files, namespaces that are shared, and files that are open from outside.
+//! CRIU reads nearly everything from the kernel. It has to be told what it would find on the host
+//! and not in the container: mounts of the host's files, namespaces that are shared, and files that
+//! are open from outside.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -49,14 +50,16 @@ pub(crate) struct CheckpointOptions<'a> {
 
 const LOG: &str = "dump.log";
 
-/// What the standard streams were: a file beside CRIU's own. runc's name and form: it can restore what this writes (tried with 1.1.5).
+/// What the standard streams were: a file beside CRIU's own. runc's name and form: it can restore
+/// what this writes (tried with 1.1.5).
 pub(in crate::container) const DESCRIPTORS: &str = "descriptors.json";
 
 /// How runc and crun name namespaces that are not the container's own, in a checkpoint.
 pub(in crate::container) const NETWORK: &str = "extRootNetNS";
 pub(in crate::container) const PIDS: &str = "extRootPIDNS";
 
-/// Writes the checkpoint. Unless it was asked to leave it running, the container has no process then.
+/// Writes the checkpoint. Unless it was asked to leave it running, the container has no process
+/// then.
 pub(crate) fn checkpoint(
     directory: &Directory,
     state: &State,
@@ -64,7 +67,8 @@ pub(crate) fn checkpoint(
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
     ensure!(crate::ids::is_host_root(), "a checkpoint takes root of the host");
-    // The directory is for root alone; of what is in it, root of a user namespace reads a part at a restore.
+    // The directory is for root alone; of what is in it, root of a user namespace reads a part at a
+    // restore.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let init = state.process()?.context("the container is not running")?;
     let was_paused = state.cgroup.is_frozen();
@@ -140,8 +144,8 @@ pub(crate) fn checkpoint(
     // CRIU lets it go on by itself, unless it was killed.
     let images = options.common.images;
     let written = || -> Result<()> {
-        // All is written, and nothing ended yet. If init has been alive until now, its number was nobody else's meanwhile:
-        // who was stopped and looked at is the container.
+        // All is written, and nothing ended yet. If init has been alive until now, its number was
+        // nobody else's meanwhile: who was stopped and looked at is the container.
         syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
         limits.check(state.pid, None).context("it could not be restored")?;
         for thread in confinement::other_mount_namespaces(state.pid)? {
@@ -163,9 +167,10 @@ pub(crate) fn checkpoint(
     })
 }
 
-/// The controllers of the hierarchies in which a process is in a cgroup of its own, and whether there are others, in which it is in the
-/// root. CRIU takes along what is below the cgroup that a process is in: from the root that is every cgroup of the host, and a restore
-/// would make them all again.
+/// The controllers of the hierarchies in which a process is in a cgroup of its own, and whether
+/// there are others, in which it is in the root. CRIU takes along what is below the cgroup that a
+/// process is in: from the root that is every cgroup of the host, and a restore would make them all
+/// again.
 fn hierarchies(pid: i32) -> Result<(Vec<String>, bool)> {
     let path = format!("/proc/{pid}/cgroup");
     let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
@@ -202,7 +207,8 @@ fn call(
     .map_err(|error| criu::explain(error, directories, &options.common, LOG))
 }
 
-/// The container of a module runs an engine, which is a program of the host's: no restore would find it in the container.
+/// The container of a module runs an engine, which is a program of the host's: no restore would
+/// find it in the container.
 fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     let path = format!("/proc/{}/exe", state.pid);
     let program = rustix::fs::statx(CWD, &path, AtFlags::empty(), StatxFlags::MNT_ID)
@@ -215,8 +221,9 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can. CRIU looks for it while the host's
-/// root is still its own, where a link may lead elsewhere. Asked at a restore too, in the mount that becomes the root.
+/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can. CRIU
+/// looks for it while the host's root is still its own, where a link may lead elsewhere. Asked at a
+/// restore too, in the mount that becomes the root.
 pub(in crate::container) fn refuse_without_a_place(rootfs: &Rootfs, bundle: &Bundle) -> Result<()> {
     let is_directory = match rootfs.open_beneath(Path::new("tmp")) {
         Ok(there) => rootfs::is_directory(there.as_fd())?,
@@ -278,8 +285,8 @@ pub(in crate::container) fn refuse_what_cannot_be_restored(spec: &Spec) -> Resul
     Ok(())
 }
 
-/// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest. The process is asked: the path that it was
-/// joined by may lead to another one by now.
+/// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest. The process is
+/// asked: the path that it was joined by may lead to another one by now.
 fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     let mut external = Vec::new();
     for (kind, file, name) in
@@ -294,8 +301,8 @@ fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     Ok(external)
 }
 
-/// What the three standard streams are called in a checkpoint, and which of them CRIU has to be told of: a file that the
-/// container's mounts do not hold.
+/// What the three standard streams are called in a checkpoint, and which of them CRIU has to be
+/// told of: a file that the container's mounts do not hold.
 fn streams(state: &State, mounts: &[Entry]) -> (Vec<String>, Vec<String>) {
     let mut external = Vec::new();
     let name = |(number, at_birth): (usize, &String)| {
@@ -307,7 +314,8 @@ fn streams(state: &State, mounts: &[Entry]) -> (Vec<String>, Vec<String>) {
     (names, external)
 }
 
-/// `file[MOUNT:INODE]`, both in hexadecimal: CRIU's name for a regular file that is open from outside.
+/// `file[MOUNT:INODE]`, both in hexadecimal: CRIU's name for a regular file that is open from
+/// outside.
 fn external_file(pid: i32, number: usize, at_birth: &str, mounts: &[Entry]) -> Option<String> {
     let path = format!("/proc/{pid}/fd/{number}");
     // What it is by now may be another one.

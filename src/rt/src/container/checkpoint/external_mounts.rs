@@ -1,8 +1,10 @@
-//! Which mounts of a container show the host's files, and what takes their place when it is restored: CRIU leaves these out of a
-//! checkpoint, under a name, and mounts at a restore what it is told of for that name (`https://criu.org/External_bind_mounts`).
+//! Which mounts of a container show the host's files, and what takes their place when it is
+//! restored: CRIU leaves these out of a checkpoint, under a name, and mounts at a restore what it
+//! is told of for that name (`https://criu.org/External_bind_mounts`).
 //!
-//! What a restore can offer follows from the configuration. A checkpoint asks the same question first, so that no container is
-//! ended which could not be made again. Runs in the caller's process.
+//! What a restore can offer follows from the configuration. A checkpoint asks the same question
+//! first, so that no container is ended which could not be made again. Runs in the caller's
+//! process.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +40,8 @@ pub(in crate::container) struct Offers<'a> {
     entries: Vec<Configured<'a>>,
     /// `linux.devices`.
     devices: &'a [LinuxDevice],
-    /// `MOUNT_ATTR_*` for what is mounted under a name that is none of `entries`, and for those below it too. Decided together with
-    /// the source, from one look-up.
+    /// `MOUNT_ATTR_*` for what is mounted under a name that is none of `entries`, and for those
+    /// below it too. Decided together with the source, from one look-up.
     restrictions: BTreeMap<PathBuf, (u64, u64)>,
     own_cgroups: bool,
     version: Version,
@@ -80,7 +82,8 @@ impl<'a> Offers<'a> {
         };
         let null = offers.shown_at(Path::new(NULL));
         offers.null = null.map(|(device, root)| (device.to_owned(), root));
-        // Where no nodes can be made, devices are mounts of the host's, unless the configuration mounts in their places.
+        // Where no nodes can be made, devices are mounts of the host's, unless the configuration
+        // mounts in their places.
         let default = devices::defaults::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
         let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
         for path in default.into_iter().chain(listed) {
@@ -155,7 +158,8 @@ impl<'a> Offers<'a> {
 
     /// What the configuration says of what the host shows under a name.
     pub(in crate::container) fn restrictions(&self, name: &Path) -> u64 {
-        // The last of these that is at this name or above it: what is mounted there in another way does not show the host's files.
+        // The last of these that is at this name or above it: what is mounted there in another way
+        // does not show the host's files.
         let gives = |it: &&Configured<'_>| {
             mounts::binds(it.entry) || is_cgroup(it.entry) && !self.own_cgroups
         };
@@ -217,7 +221,8 @@ impl<'a> Offers<'a> {
         all.iter().map(|(name, source)| external(name, source)).collect()
     }
 
-    /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one that no restore would find.
+    /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one
+    /// that no restore would find.
     pub(in crate::container) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
         let host: BTreeSet<&str> = self.host.iter().map(|entry| entry.device.as_str()).collect();
         let mut names: BTreeMap<&Path, Option<&Path>> = BTreeMap::new();
@@ -256,8 +261,8 @@ impl<'a> Offers<'a> {
         names.iter().filter_map(|(point, name)| Some(external(point, (*name)?))).collect()
     }
 
-    /// Whether a mount shows what a restore would mount in its place. The container may have put another one there, and the
-    /// host may have replaced or removed the file.
+    /// Whether a mount shows what a restore would mount in its place. The container may have put
+    /// another one there, and the host may have replaced or removed the file.
     fn is_offered(&self, entry: &Entry) -> bool {
         let source = self.sources.get(&entry.point);
         source.is_some_and(|source| self.shown_at(source) == Some(identity(entry)))
@@ -293,7 +298,8 @@ impl<'a> Offers<'a> {
         self.sources.get(Path::new(NULL)).is_none_or(|source| source == Path::new(NULL))
     }
 
-    /// Whether a mount shows what another one does, or a part of it: CRIU makes it from that one then.
+    /// Whether a mount shows what another one does, or a part of it: CRIU makes it from that one
+    /// then.
     fn holds(&self, other: &Entry, entry: &Entry, host: &BTreeSet<&str>) -> bool {
         other.device == entry.device
             && entry.root.starts_with(&other.root)
@@ -308,7 +314,8 @@ impl<'a> Offers<'a> {
             // What is shown at `/` is what the caller prepares as the rootfs.
             _ if entry.point == Path::new("/") => false,
             "cgroup" | "cgroup2" => !self.own_cgroups || bound,
-            // Of these, one filesystem can be the host's and the container's: what it shows depends on who mounts it.
+            // Of these, one filesystem can be the host's and the container's: what it shows depends
+            // on who mounts it.
             "sysfs" | "mqueue" => bound,
             _ => !anew && host.contains(entry.device.as_str()),
         }
@@ -321,8 +328,8 @@ impl<'a> Offers<'a> {
     }
 }
 
-/// CRIU writes both into one text, `mnt[KEY]:VALUE`, and reads it again: a name that a container or an image chooses could be read as
-/// another one's.
+/// CRIU writes both into one text, `mnt[KEY]:VALUE`, and reads it again: a name that a container or
+/// an image chooses could be read as another one's.
 fn external(key: &Path, value: &Path) -> Result<Ext_mount_map> {
     let text = |path: &Path| {
         let text =
@@ -348,8 +355,8 @@ fn identity(entry: &Entry) -> (&str, PathBuf) {
     (&entry.device, entry.root.clone())
 }
 
-/// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there is there in the end as it is
-/// written.
+/// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there
+/// is there in the end as it is written.
 fn resolve(rootfs: &Rootfs, path: &Path, destination: &Path) -> PathBuf {
     for above in destination.ancestors() {
         let Ok(found) = rootfs.open(above, OFlags::PATH) else { continue };

@@ -1,8 +1,9 @@
 //! What restored processes have open below what has been covered since.
 //!
-//! CRIU opens files again by their names, before `restore` masks what the checkpoint did not mask. By a directory that is open, or the
-//! working directory, a process would reach what is below a mask or a read-only path. Runs in the caller's process, while all restored
-//! processes are stopped.
+//! CRIU opens files again by their names, before `restore` masks what the checkpoint did not mask.
+//! By a directory that is open, or the working directory, a process would reach what is below a
+//! mask or a read-only path. Runs in the caller's process, while all restored processes are
+//! stopped.
 #![forbid(unsafe_code)]
 
 use std::fs;

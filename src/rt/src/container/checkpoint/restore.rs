@@ -1,9 +1,10 @@
-//! Making a container's processes again from what [`mod@crate::container::checkpoint::dump`] has written. Runs in the caller's process, but for what
-//! is said to run in CRIU's.
+//! Making a container's processes again from what [`mod@crate::container::checkpoint::dump`] has
+//! written. Runs in the caller's process, but for what is said to run in CRIU's.
 //!
-//! The processes are CRIU's work; their place is ours, as at a creation: the name, the cgroup with its limits, the rootfs with
-//! what is to be mounted on, and the `prestart` and `createRuntime` hooks. CRIU runs in the container's cgroup, so that whatever
-//! becomes of it can be found, and in a mount namespace that goes with it. Own code: libcontainer cannot restore.
+//! The processes are CRIU's work; their place is ours, as at a creation: the name, the cgroup with
+//! its limits, the rootfs with what is to be mounted on, and the `prestart` and `createRuntime`
+//! hooks. CRIU runs in the container's cgroup, so that whatever becomes of it can be found, and in
+//! a mount namespace that goes with it. Own code: libcontainer cannot restore.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -114,7 +115,8 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
 /// `rt`'s own files in a checkpoint.
 struct Checkpoint {
     images: OwnedFd,
-    /// Which of CRIU's own standard streams takes the place of what, by the names in the checkpoint.
+    /// Which of CRIU's own standard streams takes the place of what, by the names in the
+    /// checkpoint.
     inherited: Vec<Inherit_fd>,
 }
 
@@ -307,8 +309,9 @@ fn make(
     Ok((pid, pidfd))
 }
 
-/// The limits that CRIU can work under once all processes are there: those of memory are so much higher as CRIU may use until it has
-/// ended. Set only when the container runs already, they would leave what it has made or taken meanwhile.
+/// The limits that CRIU can work under once all processes are there: those of memory are so much
+/// higher as CRIU may use until it has ended. Set only when the container runs already, they would
+/// leave what it has made or taken meanwhile.
 fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
     let resources = resources?;
     let more = i64::try_from(of_criu).unwrap_or(i64::MAX);
@@ -336,7 +339,8 @@ fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxRe
     any.then_some(limits)
 }
 
-/// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as it has by now, and some more.
+/// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as
+/// it has by now, and some more.
 fn memory_of_criu(pid: Option<Pid>) -> u64 {
     const SOME: u64 = 16 << 20;
     let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
@@ -346,17 +350,19 @@ fn memory_of_criu(pid: Option<Pid>) -> u64 {
     SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
 }
 
-/// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and processes of its own there: with
-/// the others too, a container that had nearly used up its limits would not come back.
+/// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and
+/// processes of its own there: with the others too, a container that had nearly used up its limits
+/// would not come back.
 fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
     let mut resources = resources?.clone();
     resources.set_memory(None).set_pids(None).set_unified(None);
     Some(resources)
 }
 
-/// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later as the container's root: it has to
-/// be open to both, and to nobody else. So it is read through a mount that only CRIU has, with an open directory laid over the
-/// closed one. None without a user namespace, and where there is no overlayfs; then others must be able to read it.
+/// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later
+/// as the container's root: it has to be open to both, and to nobody else. So it is read through a
+/// mount that only CRIU has, with an open directory laid over the closed one. None without a user
+/// namespace, and where there is no overlayfs; then others must be able to read it.
 fn show_to_container(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -384,8 +390,9 @@ fn show_to_container(
         .ok()
 }
 
-/// Enters the cgroup, and mounts the rootfs in the place that becomes the root, with everything in it that is to be mounted on.
-/// CRIU wants a mount whose parent is not covered by another; a caller's rootfs may be. Runs in CRIU's process.
+/// Enters the cgroup, and mounts the rootfs in the place that becomes the root, with everything in
+/// it that is to be mounted on. CRIU wants a mount whose parent is not covered by another; a
+/// caller's rootfs may be. Runs in CRIU's process.
 fn prepare_place(
     socket: &Socket,
     bundle: &Bundle,
@@ -409,17 +416,19 @@ fn prepare_place(
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
     dump::refuse_without_a_place(&mount()?, bundle)?;
     if bundle.process().no_new_privileges() == Some(true) {
-        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and others go by the images.
+        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and
+        // others go by the images.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
     Ok(())
 }
 
-/// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU restores come with it; those
-/// in what is mounted from the host are made there, as at a creation.
+/// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU
+/// restores come with it; those in what is mounted from the host are made there, as at a creation.
 fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
     let mut restored: Vec<&Path> = Vec::new();
-    // On its way to the new root CRIU needs a directory of this name, or to make one, which a read-only root does not let it.
+    // On its way to the new root CRIU needs a directory of this name, or to make one, which a
+    // read-only root does not let it.
     if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         rootfs.make(Path::new("/tmp"), true).context("make a place for `criu`")?;
     }
@@ -465,8 +474,8 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
         .collect()
 }
 
-/// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at once, CRIU would make the path in
-/// hierarchies that the container is not in.
+/// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at
+/// once, CRIU would make the path in hierarchies that the container is not in.
 fn cgroup_roots(home: &[(String, PathBuf)]) -> Vec<Cgroup_root> {
     let root = |(controllers, path): &(String, PathBuf)| Cgroup_root {
         ctrl: Some(controllers.clone()),

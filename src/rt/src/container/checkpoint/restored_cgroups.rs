@@ -1,9 +1,11 @@
-//! Which cgroups restored processes are in, and what the images make CRIU do in the host's hierarchies.
+//! Which cgroups restored processes are in, and what the images make CRIU do in the host's
+//! hierarchies.
 //!
-//! CRIU takes from the images, as root of the host, in which cgroups processes are, which to make, and what to write to the files in
-//! them. It joins these names to a path, so that one with `..` in it is any file of the host's, and it moves a process to any cgroup:
-//! to one without device rules or limits. So the names are looked at before CRIU is, and the cgroup of each process before one runs.
-//! Runs in the caller's process.
+//! CRIU takes from the images, as root of the host, in which cgroups processes are, which to make,
+//! and what to write to the files in them. It joins these names to a path, so that one with `..` in
+//! it is any file of the host's, and it moves a process to any cgroup: to one without device rules
+//! or limits. So the names are looked at before CRIU is, and the cgroup of each process before one
+//! runs. Runs in the caller's process.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -79,8 +81,8 @@ fn member(message: &[u8]) -> Result<Member<'_>> {
     Ok(Member { controllers, path: Path::new(OsStr::from_bytes(text)) })
 }
 
-/// `cg_controller_entry`: what is made in a hierarchy. CRIU makes it below the restored container's cgroup if it is above the cgroup
-/// of a process, and where it was otherwise.
+/// `cg_controller_entry`: what is made in a hierarchy. CRIU makes it below the restored container's
+/// cgroup if it is above the cgroup of a process, and where it was otherwise.
 fn check_controller(message: &[u8], members: &[Member<'_>]) -> Result<()> {
     let (mut names, mut directory) = (Vec::new(), None);
     each(message, &mut |field| match field {
@@ -180,8 +182,8 @@ fn each<'m>(message: &'m [u8], look: &mut dyn FnMut((u32, Value<'m>)) -> Result<
     Ok(())
 }
 
-/// The cgroup of a process or of a thread in each hierarchy, by its controllers, as `/proc` has it (`cgroups(7)`):
-/// `ID:CONTROLLERS:PATH`.
+/// The cgroup of a process or of a thread in each hierarchy, by its controllers, as `/proc` has it
+/// (`cgroups(7)`): `ID:CONTROLLERS:PATH`.
 pub(in crate::container) fn table(process: &Path) -> Result<Vec<(String, PathBuf)>> {
     let path = process.join("cgroup");
     let text = fs::read_to_string(&path).with_context(|| format!("read `{}`", path.display()))?;
@@ -201,8 +203,9 @@ pub(in crate::container) fn own(cgroup: &Cgroup) -> &[PathBuf] {
     if cgroup.manager == Manager::Disabled { &[] } else { cgroup.of_init() }
 }
 
-/// Fails for a stopped process, or one that descends from it, in another cgroup than a process that was put where they belong, whose
-/// table is `home`, unless that is below one of a container's `own`.
+/// Fails for a stopped process, or one that descends from it, in another cgroup than a process that
+/// was put where they belong, whose table is `home`, unless that is below one of a container's
+/// `own`.
 pub(in crate::container) fn refuse_others(
     first: i32,
     own: &[PathBuf],

@@ -1,8 +1,8 @@
 //! Limits, priorities and the OOM score of restored processes: no more than a creation would give.
 //!
-//! CRIU takes them from the images, as root of the host. What the configuration does not name, a new container has from its caller,
-//! so `restore` goes by its own then. A process may have less by now, and keeps that. Runs in the caller's process, while all
-//! restored processes are stopped.
+//! CRIU takes them from the images, as root of the host. What the configuration does not name, a
+//! new container has from its caller, so `restore` goes by its own then. A process may have less by
+//! now, and keeps that. Runs in the caller's process, while all restored processes are stopped.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -118,8 +118,8 @@ fn lower_limit(id: Pid, resource: Resource, most: Rlimit) -> Result<Rlimit> {
     Ok(limit)
 }
 
-/// Whether a thread gets a processor before others that it may not get it before: it can set its `nice` value and its real-time
-/// priority itself as far as its limits let it.
+/// Whether a thread gets a processor before others that it may not get it before: it can set its
+/// `nice` value and its real-time priority itself as far as its limits let it.
 fn is_before(has: SchedAttr, most: SchedAttr, least_nice: i32, highest: u32) -> bool {
     let is_real_time = |it: SchedAttr| REAL_TIME.contains(&it.policy);
     match has.policy {
@@ -144,8 +144,8 @@ fn scheduling(process: &Path) -> Result<SchedAttr> {
     let read = || -> Result<SchedAttr> {
         let text = fs::read(&path)?;
         let text = String::from_utf8_lossy(&text);
-        // The name, in parentheses, can hold anything. It is the second field, and the first of these is the third
-        // (`proc_pid_stat(5)`).
+        // The name, in parentheses, can hold anything. It is the second field, and the first of
+        // these is the third (`proc_pid_stat(5)`).
         let (_, rest) = text.rsplit_once(')').context("it has no name")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).context("it is too short");

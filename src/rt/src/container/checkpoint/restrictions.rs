@@ -1,11 +1,14 @@
-//! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a restore.
+//! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a
+//! restore.
 //!
-//! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first has, 3.17 forgets the root.
-//! So a checkpoint records what each mount had, and a restore puts it back, before a process of the container's runs. What the
-//! configuration says comes first ([`Allowed`]): the record is in the images, and can only add to it.
+//! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first
+//! has, 3.17 forgets the root. So a checkpoint records what each mount had, and a restore puts it
+//! back, before a process of the container's runs. What the configuration says comes first
+//! ([`Allowed`]): the record is in the images, and can only add to it.
 //!
-//! `restore` goes by the kernel's table of the restored mounts, and by the ids in it. It does not look up where the configuration
-//! says that mounts are: the container may have moved directories, and put links in their places.
+//! `restore` goes by the kernel's table of the restored mounts, and by the ids in it. It does not
+//! look up where the configuration says that mounts are: the container may have moved directories,
+//! and put links in their places.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -47,8 +50,8 @@ pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
     mounts.iter().map(recorded).collect()
 }
 
-/// Several mounts can be at one place, hidden by another one at that place or above it. By where the mounts are that they are on,
-/// these can be told apart.
+/// Several mounts can be at one place, hidden by another one at that place or above it. By where
+/// the mounts are that they are on, these can be told apart.
 fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
     let on = |at: &&Entry| table.iter().find(|other| other.id == at.parent);
     // As many as there are mounts, at the most.
@@ -56,8 +59,9 @@ fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
     line.map(|at| at.point.as_path()).collect()
 }
 
-/// Gives each restored mount what the configuration says, and what it had at the checkpoint besides. Fails for a mount that the
-/// container may not have. Returns whether something had to be masked or covered. Runs in the caller's process.
+/// Gives each restored mount what the configuration says, and what it had at the checkpoint
+/// besides. Fails for a mount that the container may not have. Returns whether something had to be
+/// masked or covered. Runs in the caller's process.
 pub(in crate::container) fn put_back(
     state: &State,
     bundle: &Bundle,
@@ -109,7 +113,8 @@ impl Wanted<'_> {
         self.cover(root, masks)
     }
 
-    /// Runs in a process in another mount namespace, which only a container has that could take masks away itself.
+    /// Runs in a process in another mount namespace, which only a container has that could take
+    /// masks away itself.
     fn set_other(&self, root: &Rootfs) -> Result<()> {
         self.restrict(root, &|table| Ok(lacking(table, self.allowed.judge(table, false)?)))
     }
@@ -151,8 +156,9 @@ impl Wanted<'_> {
         Ok(lacking(table, wanted))
     }
 
-    /// Masks and protects what is neither masked nor read-only by now, as at a creation: the checkpoint may be of a configuration
-    /// with fewer of these paths, or of a kernel that had not all of them.
+    /// Masks and protects what is neither masked nor read-only by now, as at a creation: the
+    /// checkpoint may be of a configuration with fewer of these paths, or of a kernel that had not
+    /// all of them.
     fn cover(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
         // Asked each time: a path can be below one that has just been made read-only.
         let mount = |place: &OwnedFd| -> Result<(Entry, bool)> {

@@ -1,8 +1,10 @@
-//! Programs for cgroups, written in the instruction set of `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has
-//! one too, by way of libbpf, a C library with two more behind it.
+//! Programs for cgroups, written in the instruction set of
+//! `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has one too, by way of
+//! libbpf, a C library with two more behind it.
 #![forbid(unsafe_code)]
 
-/// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of immediate value.
+/// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of
+/// immediate value.
 pub(super) const fn instruction(
     operation: u8,
     destination: u8,
@@ -37,8 +39,9 @@ pub(super) const fn answer(value: i32) -> [u64; 2] {
     [instruction(MOVE, 0, 0, 0, value), instruction(EXIT, 0, 0, 0, 0)]
 }
 
-/// What a program answers, by an interpreter of the few instructions that are used. `load` has the words that a register points to,
-/// by the register's value and the offset; register 1 begins with 1.
+/// What a program answers, by an interpreter of the few instructions that are used. `load` has the
+/// words that a register points to, by the register's value and the offset; register 1 begins with
+/// 1.
 #[cfg(test)]
 pub(super) fn run(program: &[u64], load: impl Fn(i32, i16) -> i32) -> (i32, Option<i32>) {
     let (mut registers, mut at, mut called) = ([0_i32; 11], 0_usize, None);

@@ -1,4 +1,5 @@
-//! Cgroups of v2 that a container manages itself (kernel documentation, `cgroup-v2.rst`, "Delegation").
+//! Cgroups of v2 that a container manages itself (kernel documentation, `cgroup-v2.rst`,
+//! "Delegation").
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -14,8 +15,8 @@ use rustix::thread::{Gid, Uid};
 use super::{Cgroup, Manager, Version, v2};
 
 impl Cgroup {
-    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the file by which init enters it,
-    /// when its cgroup namespace is there.
+    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the
+    /// file by which init enters it, when its cgroup namespace is there.
     pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
         let above = self.inner.as_ref().or(self.paths.first());
         // An ordinary user's container may have no cgroup at all.
@@ -28,7 +29,8 @@ impl Cgroup {
         Ok(Some(entrance))
     }
 
-    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left above it.
+    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left
+    /// above it.
     pub(crate) fn hand_down(&self) {
         if let (Some(_), Some(inner)) = (&self.wishes.delegate, &self.inner)
             && let Some(above) = inner.parent()
@@ -37,7 +39,8 @@ impl Cgroup {
         }
     }
 
-    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make its own.
+    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make
+    /// its own.
     pub(crate) fn give(&self, owner: (Uid, Gid)) -> Result<()> {
         match (self.manager, self.version) {
             (Manager::Disabled, _) | (_, Version::V1) => Ok(()),
@@ -61,7 +64,8 @@ pub(super) fn entrance(path: &Path) -> Result<OwnedFd> {
         .with_context(|| format!("open `{}`", file.display()))
 }
 
-/// Gives away the directory, and those of its files that may be: not the limits, which are for whoever is above.
+/// Gives away the directory, and those of its files that may be: not the limits, which are for
+/// whoever is above.
 fn give(path: &Path, (uid, gid): (Uid, Gid)) -> Result<()> {
     // One name to a line; before Linux 4.15 there was no list.
     let list = fs::read_to_string("/sys/kernel/cgroup/delegate");

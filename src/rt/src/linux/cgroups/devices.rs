@@ -1,7 +1,9 @@
-//! Which devices a container may use: a list of rules, for the files of cgroup v1 or as a program for v2.
+//! Which devices a container may use: a list of rules, for the files of cgroup v1 or as a program
+//! for v2.
 //!
-//! With v2 there are no files for it: the kernel asks a BPF program, attached to the cgroup, before a device is opened or made
-//! (kernel documentation, `cgroup-v2.rst`, "Device controller"). The program is written here, rule by rule.
+//! With v2 there are no files for it: the kernel asks a BPF program, attached to the cgroup, before
+//! a device is opened or made (kernel documentation, `cgroup-v2.rst`, "Device controller"). The
+//! program is written here, rule by rule.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +18,8 @@ use super::bpf::{
 };
 use crate::syscall;
 
-/// A rule matches every type or number that it does not name. Of several that match, the last counts.
+/// A rule matches every type or number that it does not name. Of several that match, the last
+/// counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Rule {
     allow: bool,
@@ -35,16 +38,18 @@ const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// The rules of the configuration, then those for what every container has. As runc and crun have them.
+/// The rules of the configuration, then those for what every container has. As runc and crun have
+/// them.
 pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let mut rules = parse(configured)?;
     rules.extend(defaults(&rules));
     Ok(rules)
 }
 
-/// The same for the files of v1, which know what is allowed or forbidden at first, and exceptions (kernel documentation,
-/// `cgroup-v1/devices.rst`). Of an exception for many devices the kernel takes nothing back for one of them, and says nothing: a device
-/// that is forbidden would be open. A rule for all types is to it one for all devices, whatever its numbers are.
+/// The same for the files of v1, which know what is allowed or forbidden at first, and exceptions
+/// (kernel documentation, `cgroup-v1/devices.rst`). Of an exception for many devices the kernel
+/// takes nothing back for one of them, and says nothing: a device that is forbidden would be open.
+/// A rule for all types is to it one for all devices, whatever its numbers are.
 pub(super) fn for_files(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let rules = parse(configured)?;
     let mut lines: Vec<Rule> = Vec::new();
@@ -79,7 +84,8 @@ pub(super) fn for_files(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
 }
 
 fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
-    // A new cgroup of v1 allows what the one above it does, while a program forbids what no rule allows.
+    // A new cgroup of v1 allows what the one above it does, while a program forbids what no rule
+    // allows.
     let nothing = Rule { allow: false, kind: None, major: None, minor: None, access: ALL };
     let mut rules = vec![nothing];
     for configured in configured {
@@ -87,7 +93,8 @@ fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
         if rule.is_for_all() {
             rules.clear();
         }
-        // Who may read by one rule and write by another may do both at once, as with the files of v1.
+        // Who may read by one rule and write by another may do both at once, as with the files of
+        // v1.
         let before = rules.iter().rev().take_while(|before| before.allow && rule.allow);
         let same = before.filter(|before| before.is_of(&rule));
         rule.access |= same.fold(0, |access, before| access | before.access);
@@ -96,7 +103,8 @@ fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
-/// Making nodes, which is harmless, since opening them is what is controlled; the default devices; consoles and terminals.
+/// Making nodes, which is harmless, since opening them is what is controlled; the default devices;
+/// consoles and terminals.
 fn defaults(rules: &[Rule]) -> Vec<Rule> {
     let allow =
         |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
@@ -109,7 +117,8 @@ fn defaults(rules: &[Rule]) -> Vec<Rule> {
     let everything = rules.first().is_some_and(|first| first.allow);
     let is_needed = |many: &Rule| !everything || rules.iter().any(|rule| rule.is_of(many));
     let mut defaults: Vec<Rule> = many.into_iter().filter(is_needed).collect();
-    // null, zero, full, random, urandom, tty, ptmx, net/tun (Documentation/admin-guide/devices.txt).
+    // null, zero, full, random, urandom, tty, ptmx, net/tun
+    // (Documentation/admin-guide/devices.txt).
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)] {
         defaults.push(allow(CHAR, Some(major), Some(minor), ALL));
     }
@@ -174,7 +183,8 @@ impl Rule {
         self.allow
     }
 
-    /// A line for `devices.allow` or `devices.deny`: `TYPE MAJOR:MINOR ACCESS` (kernel documentation, `cgroup-v1/devices.rst`).
+    /// A line for `devices.allow` or `devices.deny`: `TYPE MAJOR:MINOR ACCESS` (kernel
+    /// documentation, `cgroup-v1/devices.rst`).
     pub(super) fn line(&self) -> String {
         let kind = match self.kind {
             Some(BLOCK) => 'b',
@@ -204,8 +214,9 @@ impl Rule {
     }
 }
 
-/// What the rules allow, as systemd has it: a device and letters for the access (`systemd.resource-control(5)`, "DeviceAllow=").
-/// None when they allow everything, or forbid some of what they allow elsewhere, for which systemd has no words.
+/// What the rules allow, as systemd has it: a device and letters for the access
+/// (`systemd.resource-control(5)`, "DeviceAllow="). None when they allow everything, or forbid some
+/// of what they allow elsewhere, for which systemd has no words.
 pub(super) fn allowed(rules: &[Rule]) -> Option<Vec<(String, String)>> {
     let mut everything = false;
     let mut list: Vec<Rule> = Vec::new();
@@ -268,8 +279,9 @@ pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
 pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
     let program = match load(rules) {
         Ok(program) => program,
-        // In a user namespace nobody may, and the kernel lets nobody there make a device node either. Those that came with the rootfs
-        // cannot be used: see `Cgroup::may_lack_device_rules`.
+        // In a user namespace nobody may, and the kernel lets nobody there make a device node
+        // either. Those that came with the rootfs cannot be used: see
+        // `Cgroup::may_lack_device_rules`.
         Err(Errno::PERM) if !crate::ids::is_host_root() => return Ok(()),
         Err(error) => return Err(error).context("load the device program"),
     };
@@ -277,9 +289,11 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
         .context("attach the device program")
 }
 
-/// Tries the rules from the last to the first; the first that matches decides, and without one it is no.
+/// Tries the rules from the last to the first; the first that matches decides, and without one it
+/// is no.
 fn program(rules: &[Rule]) -> Vec<u64> {
-    // `struct bpf_cgroup_dev_ctx` is at register 1: access in the high and type in the low half of a word, then two numbers.
+    // `struct bpf_cgroup_dev_ctx` is at register 1: access in the high and type in the low half of
+    // a word, then two numbers.
     let mut program = vec![
         instruction(LOAD_WORD, 2, 1, 0, 0),
         instruction(AND, 2, 0, 0, 0xffff),
@@ -315,7 +329,8 @@ fn program(rules: &[Rule]) -> Vec<u64> {
         block.extend(answer(i32::from(rule.allow)));
         program.append(&mut block);
         if tests_left == 0 {
-            // It matches everything; what comes before it never counts, and the kernel refuses what is never reached.
+            // It matches everything; what comes before it never counts, and the kernel refuses what
+            // is never reached.
             return program;
         }
     }

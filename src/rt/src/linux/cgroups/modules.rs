@@ -1,8 +1,9 @@
-//! The cgroup that a container's modules are in, below its own, where their ports are limited: Landlock knows none of UDP's. Native
-//! programs of the container stay outside.
+//! The cgroup that a container's modules are in, below its own, where their ports are limited:
+//! Landlock knows none of UDP's. Native programs of the container stay outside.
 //!
-//! Its programs decide when a socket that was made in it is bound, connected or sent by, or is reached by a packet
-//! (`Documentation/bpf/libbpf/program_types.rst`; `struct bpf_sock_addr` and `struct __sk_buff`, `<linux/bpf.h>`).
+//! Its programs decide when a socket that was made in it is bound, connected or sent by, or is
+//! reached by a packet (`Documentation/bpf/libbpf/program_types.rst`; `struct bpf_sock_addr` and
+//! `struct __sk_buff`, `<linux/bpf.h>`).
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
@@ -31,8 +32,8 @@ const BINDING: [u32; 2] = [8, 9];
 const REACHING: [u32; 4] = [10, 11, 14, 15];
 
 impl Cgroup {
-    /// Makes the cgroup that limits these ports, and opens the file by which a process enters it. None where that cannot be done,
-    /// or helps nothing.
+    /// Makes the cgroup that limits these ports, and opens the file by which a process enters it.
+    /// None where that cannot be done, or helps nothing.
     pub(crate) fn for_modules(&mut self, ports: &Ports) -> Result<Option<OwnedFd>> {
         let listen = listeners(&ports.tcp.bind);
         if !ports.udp.is_divided() && listen.is_none() || !crate::ids::is_host_root() {
@@ -120,8 +121,8 @@ fn udp(ranges: &[RangeInclusive<u16>]) -> Vec<u64> {
     program(BEFORE, ranges, AFTER)
 }
 
-/// For a packet that reaches a socket: one that listens without having been bound got a port that is free, and Landlock was not
-/// asked. None when that is allowed, as port 0.
+/// For a packet that reaches a socket: one that listens without having been bound got a port that
+/// is free, and Landlock was not asked. None when that is allowed, as port 0.
 fn listeners(allowed: &Allowed) -> Option<Vec<u64>> {
     const TCP_LISTEN: i32 = 10;
     const BEFORE: &[u64] = &[

@@ -58,7 +58,8 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Whether a process in it was killed for want of memory, by its own limit and not by the host's.
+    /// Whether a process in it was killed for want of memory, by its own limit and not by the
+    /// host's.
     pub(crate) fn was_out_of_memory(&self) -> bool {
         let Ok(Some(watch)) = self.watch_oom() else { return false };
         let reached = match self.version {
@@ -80,8 +81,8 @@ impl Watch {
         self.descriptor.as_fd()
     }
 
-    /// How many were killed since the last question, or would have been, were they not made to wait (`memory.disableOOMKiller`).
-    /// A cgroup that is gone has nothing more to say.
+    /// How many were killed since the last question, or would have been, were they not made to wait
+    /// (`memory.disableOOMKiller`). A cgroup that is gone has nothing more to say.
     pub(crate) fn killed(&mut self) -> u64 {
         let mut events = [0; 4096];
         let mut noticed = false;

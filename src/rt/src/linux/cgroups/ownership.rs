@@ -1,7 +1,7 @@
-//! Whose a cgroup is. When a container's first process has ended and its cgroup is empty, another container can get the same
-//! path: by cgroupfs the same directory, by systemd a new scope of the same name. So each cgroup is marked as one container's,
-//! and a command that ends or removes what is in the cgroup of a container that has stopped holds the cgroup from the question
-//! to the deed.
+//! Whose a cgroup is. When a container's first process has ended and its cgroup is empty, another
+//! container can get the same path: by cgroupfs the same directory, by systemd a new scope of the
+//! same name. So each cgroup is marked as one container's, and a command that ends or removes what
+//! is in the cgroup of a container that has stopped holds the cgroup from the question to the deed.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLAIMING: Duration = Duration::from_secs(3);
 const NAP: Duration = Duration::from_millis(5);
 
-/// A cgroup that no container can be made in as long as this is there. By systemd, that holds for the directory alone: a scope
-/// gets a new one.
+/// A cgroup that no container can be made in as long as this is there. By systemd, that holds for
+/// the directory alone: a scope gets a new one.
 #[derive(Debug)]
 pub(super) struct Kept {
     /// The one that is claimed; None when it is gone.
@@ -44,9 +44,9 @@ pub(crate) struct Held<'a> {
 }
 
 impl Cgroup {
-    /// Holds the cgroup, so that no other container gets it meanwhile. None if another one has it; unless the container still
-    /// `lives`, which keeps others out: a mark can be changed by a container that may write to its cgroup, or that has
-    /// `CAP_SYS_ADMIN` of the host.
+    /// Holds the cgroup, so that no other container gets it meanwhile. None if another one has it;
+    /// unless the container still `lives`, which keeps others out: a mark can be changed by a
+    /// container that may write to its cgroup, or that has `CAP_SYS_ADMIN` of the host.
     pub(crate) fn hold(&self, lives: &dyn Fn() -> Result<bool>) -> Result<Option<Held<'_>>> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -105,7 +105,8 @@ impl Cgroup {
         }
     }
 
-    /// Whether another container has its path. Without [`Cgroup::hold`], that can be otherwise at once.
+    /// Whether another container has its path. Without [`Cgroup::hold`], that can be otherwise at
+    /// once.
     pub(crate) fn is_of_another(&self) -> bool {
         let directory = self.claimed_path().0.and_then(|path| open_directory(path).ok());
         directory.is_some_and(|directory| self.is_marked_for_another(directory.as_fd()))
@@ -126,7 +127,8 @@ impl Cgroup {
         }
     }
 
-    /// Its directories, the one that is claimed last: as long as that is there and locked, no other container gets the others.
+    /// Its directories, the one that is claimed last: as long as that is there and locked, no other
+    /// container gets the others.
     pub(super) fn claimed_last(&self) -> impl Iterator<Item = &PathBuf> {
         let claimed = self.claimed_path().0;
         self.paths.iter().filter(move |path| Some(*path) != claimed).chain(claimed)
@@ -239,8 +241,8 @@ fn show(path: &Path) -> String {
 ///
 /// It may have been there, empty: callers make one beforehand, and a creation that was killed
 /// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
-/// as. Returns its directory, and the lock; without one, the directory is locked. None while a command holds the cgroup of a
-/// container that has stopped.
+/// as. Returns its directory, and the lock; without one, the directory is locked. None while a
+/// command holds the cgroup of a container that has stopped.
 fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
     let show = || show(path);
     let directory = open_directory(path).with_context(show)?;
@@ -266,7 +268,8 @@ fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
     Ok(Some((directory, lock)))
 }
 
-/// Keeps new containers out of a cgroup, until what it returns is closed. None while one is being made in it.
+/// Keeps new containers out of a cgroup, until what it returns is closed. None while one is being
+/// made in it.
 fn lock_out(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let there = rustix::fs::fstat(directory)?;
     let lock = open_claims(directory)?;
@@ -300,10 +303,11 @@ fn is_claimed(file: &OwnedFd, there: &rustix::fs::Stat) -> Result<bool> {
     Ok(syscall::locked(file.as_fd(), Lock::Write, place_of(there), 1)?.is_some())
 }
 
-/// The file of which two bytes stand for a cgroup. Who makes a container there has locked both; who acts on the cgroup of a
-/// container that has stopped, the second. Not the cgroup's directory, which every user of the host may open, and so lock. None
-/// where it cannot be made, as for an ordinary user without a folder in `/run`; with v2 and for root, a file of the cgroup's stands
-/// in for it that nobody else can open.
+/// The file of which two bytes stand for a cgroup. Who makes a container there has locked both; who
+/// acts on the cgroup of a container that has stopped, the second. Not the cgroup's directory,
+/// which every user of the host may open, and so lock. None where it cannot be made, as for an
+/// ordinary user without a folder in `/run`; with v2 and for root, a file of the cgroup's stands in
+/// for it that nobody else can open.
 fn open_claims(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
         Some(own) if !is_host_root() => PathBuf::from(own),
@@ -336,16 +340,18 @@ fn place_of(there: &rustix::fs::Stat) -> u64 {
     (u64::from_ne_bytes([a, b, c, d, e, f, g, h]) >> 2) & !1
 }
 
-/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or read it.
+/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or
+/// read it.
 const MARK: &str = "trusted.rt.container";
 
-/// The same of an ordinary user's, which that user's containers can change if they may write to their cgroups. What is in it
-/// begins with a letter.
+/// The same of an ordinary user's, which that user's containers can change if they may write to
+/// their cgroups. What is in it begins with a letter.
 const USERS_MARK: &str = "user.rt.container";
 const USERS: char = 'u';
 
-/// Marks a cgroup by a number that no container has ever had, and by the name of the only container that has it as long as it is
-/// there. None where the kernel does not allow it; for an ordinary user, that is before Linux 5.7.
+/// Marks a cgroup by a number that no container has ever had, and by the name of the only container
+/// that has it as long as it is there. None where the kernel does not allow it; for an ordinary
+/// user, that is before Linux 5.7.
 pub(super) fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
     let mut random = [0; 8];
     let show = "mark the cgroup";

@@ -1,4 +1,5 @@
-//! Limits: `linux.resources` as values for the files of a cgroup (runtime-spec, `config-linux.md`, "Control groups").
+//! Limits: `linux.resources` as values for the files of a cgroup (runtime-spec, `config-linux.md`,
+//! "Control groups").
 #![forbid(unsafe_code)]
 
 use std::io::ErrorKind;
@@ -14,8 +15,8 @@ use libcgroups::v2::manager::Manager;
 
 use super::{devices, v1, write};
 
-/// Limits for v2 files. libcgroups 0.7.0 writes those that it gets right ([`for_libcgroups`]). The others
-/// are written here; `docs/upstream` says what libcgroups does with them.
+/// Limits for v2 files. libcgroups 0.7.0 writes those that it gets right ([`for_libcgroups`]). The
+/// others are written here; `docs/upstream` says what libcgroups does with them.
 pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let set = |file: &str, value: &str| write(&cgroup.join(file), value);
     if let Some(memory) = resources.memory() {
@@ -26,8 +27,8 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     if let Some(idle) = idle(resources) {
         set("cpu.idle", &idle)?;
     }
-    // libcgroups writes the burst after the quota only (docs/upstream/burst-after-quota.md): it goes
-    // down first, and up last.
+    // libcgroups writes the burst after the quota only (docs/upstream/burst-after-quota.md): it
+    // goes down first, and up last.
     let burst = resources.cpu().as_ref().and_then(|cpu| cpu.burst());
     let set_burst = || burst.map_or(Ok(()), |burst| set("cpu.max.burst", &burst.to_string()));
     let first = set_burst();
@@ -71,8 +72,8 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     Ok(())
 }
 
-/// Fails for a limit whose file is missing, as without its controller: the error of libcgroups would not
-/// name the limit.
+/// Fails for a limit whose file is missing, as without its controller: the error of libcgroups
+/// would not name the limit.
 fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let (memory, cpu) = (resources.memory().as_ref(), resources.cpu().as_ref());
     let number = |value: Option<i64>| value.map(|value| value.to_string());
@@ -96,16 +97,17 @@ fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
 /// What libcgroups 0.7.0 writes as it should be.
 fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     let mut left = LinuxResources::default();
-    // Limits above 0: it takes -1 for a limit of swap too, which not every kernel has, and "0 above the
-    // memory" for "not set" (docs/upstream/swap-equal-to-memory.md).
+    // Limits above 0: it takes -1 for a limit of swap too, which not every kernel has, and "0 above
+    // the memory" for "not set" (docs/upstream/swap-equal-to-memory.md).
     if let Some(memory) = resources.memory().filter(|memory| memory.limit() >= Some(0)) {
         let mut limits = LinuxMemory::default();
         limits.set_limit(memory.limit());
         limits.set_reservation(memory.reservation().map(|limit| limit.max(-1)));
         left.set_memory(Some(limits));
     }
-    // Without empty strings and zeroes (docs/upstream/unset-cpu-values.md), without `idle` and the burst,
-    // and without realtime, which v2 does not have: it refuses what other runtimes pass over.
+    // Without empty strings and zeroes (docs/upstream/unset-cpu-values.md), without `idle` and the
+    // burst, and without realtime, which v2 does not have: it refuses what other runtimes pass
+    // over.
     if let Some(cpu) = resources.cpu() {
         let mut limits = LinuxCpu::default();
         limits.set_shares(cpu.shares().filter(|_| !becomes_idle(resources)));
@@ -130,8 +132,9 @@ fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     left
 }
 
-/// What `cpu.idle` shall be. An idle cgroup (Linux 5.15) has no weight: the kernel refuses one, and has forgotten the one that it
-/// had. So `cpu.idle` is written first, and a weight only to a cgroup that is not idle then.
+/// What `cpu.idle` shall be. An idle cgroup (Linux 5.15) has no weight: the kernel refuses one, and
+/// has forgotten the one that it had. So `cpu.idle` is written first, and a weight only to a cgroup
+/// that is not idle then.
 fn idle(resources: &LinuxResources) -> Option<String> {
     let unified = resources.unified().as_ref().and_then(|files| files.get("cpu.idle"));
     let of_cpu = || Some(resources.cpu().as_ref()?.idle()?.to_string());
@@ -149,8 +152,8 @@ pub(super) fn complete_v2(cgroup: &Path, resources: &mut LinuxResources) -> Resu
     Ok(())
 }
 
-/// To systemd, only a weight ends idleness: without one, its next write would make the cgroup idle again. The kernel has given it
-/// the default by then.
+/// To systemd, only a weight ends idleness: without one, its next write would make the cgroup idle
+/// again. The kernel has given it the default by then.
 fn complete_weight(cgroup: &Path, resources: &mut LinuxResources) {
     let is_idle =
         || std::fs::read_to_string(cgroup.join("cpu.idle")).is_ok_and(|now| now.trim() == "1");
@@ -192,8 +195,9 @@ fn max(limit: i64) -> String {
 
 type Set<'a> = &'a dyn Fn(&str, &str) -> Result<()>;
 
-/// Of memory and swap together; 0 says nothing, as in runc. There is none where memory has none and nothing is said of swap, as in
-/// runc: a limit that was set before would be less than that of memory.
+/// Of memory and swap together; 0 says nothing, as in runc. There is none where memory has none and
+/// nothing is said of swap, as in runc: a limit that was set before would be less than that of
+/// memory.
 fn swap_limit(memory: &LinuxMemory) -> Option<i64> {
     let said = memory.swap().filter(|swap| *swap != 0);
     said.or_else(|| memory.limit().filter(|limit| *limit < 0))
@@ -213,8 +217,9 @@ pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
     })
 }
 
-/// A kernel without swap accounting lacks the file. That is no error where it would say that there is no limit, nor where it would
-/// say that there is no swap: callers write a limit of swap that is that of memory whether there is any swap or not.
+/// A kernel without swap accounting lacks the file. That is no error where it would say that there
+/// is no limit, nor where it would say that there is no swap: callers write a limit of swap that is
+/// that of memory whether there is any swap or not.
 fn pass_over_missing(result: Result<()>, can_be_missing: bool) -> Result<()> {
     match result {
         Err(error) if can_be_missing && is_kind(&error, ErrorKind::NotFound) => Ok(()),
@@ -242,8 +247,8 @@ fn unlimited_memory_and_swap(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
 /// The weight 100.
 const DEFAULT_SHARES: u64 = 1024;
 
-/// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the quadratic fit that keeps both
-/// ends and the default, as runc and crun have it since 2025.
+/// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the
+/// quadratic fit that keeps both ends and the default, as runc and crun have it since 2025.
 pub(super) fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
@@ -266,7 +271,8 @@ pub(super) fn io_weight(weight: u16) -> u64 {
 
 fn io_weights_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to 10000.
+        // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to
+        // 10000.
         if set("io.bfq.weight", &weight.to_string()).is_err() {
             set("io.weight", &io_weight(weight).to_string())?;
         }
@@ -312,8 +318,8 @@ fn is_kind(error: &anyhow::Error, kind: ErrorKind) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
 }
 
-/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an update it changes nothing, as in
-/// runc and crun.
+/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an
+/// update it changes nothing, as in runc and crun.
 pub(super) fn limit_of_processes(resources: &LinuxResources) -> Option<i64> {
     resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0)
 }
@@ -364,7 +370,8 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
         let result = set("memory.memsw.limit_in_bytes", &swap.to_string());
         pass_over_missing(result, swap < 0 || Some(swap) == limit)
     };
-    // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up last.
+    // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up
+    // last.
     if set_limit().is_err() {
         set_swap()?;
         set_limit()?;

@@ -1,9 +1,10 @@
-//! What a container uses, as its cgroup counts it (kernel documentation, `cgroup-v1/`, `admin-guide/cgroup-v2.rst`), in the form
-//! that runc gives it and that callers know: times in nanoseconds, sizes in bytes. "No limit" is the largest number with v2; with v1
-//! it is what the kernel says, the largest number of whole pages; for processes it is 0.
+//! What a container uses, as its cgroup counts it (kernel documentation, `cgroup-v1/`,
+//! `admin-guide/cgroup-v2.rst`), in the form that runc gives it and that callers know: times in
+//! nanoseconds, sizes in bytes. "No limit" is the largest number with v2; with v1 it is what the
+//! kernel says, the largest number of whole pages; for processes it is 0.
 //!
-//! Own code: libcgroups gives no numbers at all when one is missing, as without the controller `cpu`
-//! (`docs/upstream/stats-all-or-nothing.md`), and its names are not runc's.
+//! Own code: libcgroups gives no numbers at all when one is missing, as without the controller
+//! `cpu` (`docs/upstream/stats-all-or-nothing.md`), and its names are not runc's.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -13,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Cgroup, Version, v1};
 
-/// One directory of a cgroup, and the numbers in its files. None for a controller that is not there.
+/// One directory of a cgroup, and the numbers in its files. None for a controller that is not
+/// there.
 struct Files<'a>(Option<&'a Path>);
 
 impl Files<'_> {

@@ -1,7 +1,8 @@
-//! cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2 only).
+//! cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2
+//! only).
 //!
-//! Own code, not libcgroups', which learns that the process was moved by asking again every 20 ms, tells systemd of a part of
-//! the limits only, and of no properties that the caller asks for.
+//! Own code, not libcgroups', which learns that the process was moved by asking again every 20 ms,
+//! tells systemd of a part of the limits only, and of no properties that the caller asks for.
 #![forbid(unsafe_code)]
 
 mod dbus;
@@ -53,8 +54,8 @@ impl Unit {
     }
 }
 
-/// Where the scope is when the slices are the system's own; None for a text of another form. A slice `a-b.slice` is in `a.slice`
-/// (systemd.slice(5)).
+/// Where the scope is when the slices are the system's own; None for a text of another form. A
+/// slice `a-b.slice` is in `a.slice` (systemd.slice(5)).
 pub(super) fn path(unit: &str) -> Option<PathBuf> {
     let Unit { slice, scope } = Unit::parse(unit)?;
     let mut path = PathBuf::from(ROOT);
@@ -74,7 +75,8 @@ pub(super) fn check(unit: &str) -> Result<()> {
     })
 }
 
-/// Has systemd make a scope around a process, with its limits and device rules; returns the scope's cgroup.
+/// Has systemd make a scope around a process, with its limits and device rules; returns the scope's
+/// cgroup.
 pub(super) fn start(
     unit: &str,
     pid: Pid,
@@ -99,7 +101,8 @@ pub(super) fn start(
         ("DefaultDependencies".to_owned(), Value::Bool(false)),
     ];
     let mut own = vec![
-        // What ended badly is not kept for somebody to look at: the caller knows, and may want the name again.
+        // What ended badly is not kept for somebody to look at: the caller knows, and may want the
+        // name again.
         ("CollectMode".to_owned(), Value::text("inactive-or-failed")),
     ];
     for what in ["CPU", "IO", "Memory", "Tasks"] {
@@ -111,7 +114,8 @@ pub(super) fn start(
         properties.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
     }
     let mut manager = Manager::connect().with_context(show)?;
-    // An older systemd does not know all of these: what it refuses is left out, since it is written to the cgroup's files too.
+    // An older systemd does not know all of these: what it refuses is left out, since it is written
+    // to the cgroup's files too.
     loop {
         let properties: Vec<Property> = needed.iter().chain(&own).chain(asked).cloned().collect();
         match manager.start(&unit.scope, &properties) {
@@ -120,7 +124,8 @@ pub(super) fn start(
             result => break result.with_context(show)?,
         }
     }
-    // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn it.
+    // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn
+    // it.
     let table =
         fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the cgroup of init")?;
     let path = table
@@ -135,7 +140,8 @@ pub(super) fn start(
     Ok(Path::new(ROOT).join(path))
 }
 
-/// Has systemd limit a scope that is there, which keeps the limits over a reload of its configuration.
+/// Has systemd limit a scope that is there, which keeps the limits over a reload of its
+/// configuration.
 pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     let unit = Unit::parse(unit).context("not a systemd unit")?;
     let show = || format!("limit the systemd scope `{}`", unit.scope);
@@ -152,15 +158,17 @@ pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     }
 }
 
-/// What systemd has written to the directory of a scope: a number that each start of a unit has for itself (`InvocationID`,
-/// org.freedesktop.systemd1(5)). None in a user's, whose attributes the user's containers could change.
+/// What systemd has written to the directory of a scope: a number that each start of a unit has for
+/// itself (`InvocationID`, org.freedesktop.systemd1(5)). None in a user's, whose attributes the
+/// user's containers could change.
 pub(super) fn invocation(directory: BorrowedFd<'_>) -> Option<String> {
     let number = attribute(directory, "trusted.invocation_id")?;
     (number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(number)
 }
 
-/// Has systemd let go of a scope whose processes have ended, and waits until it has: the name may be wanted again at once. One
-/// that it does not know any more is gone already; a new one of that name is another container's, and goes on.
+/// Has systemd let go of a scope whose processes have ended, and waits until it has: the name may
+/// be wanted again at once. One that it does not know any more is gone already; a new one of that
+/// name is another container's, and goes on.
 pub(super) fn stop(unit: &str, invocation: &str) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stopped = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope, invocation));
@@ -169,13 +177,14 @@ pub(super) fn stop(unit: &str, invocation: &str) {
     }
 }
 
-/// The same where nobody knows which scope of that name is the container's. Its own has no process, or none soon if it `is_ending`;
-/// another's has, and is left alone.
+/// The same where nobody knows which scope of that name is the container's. Its own has no process,
+/// or none soon if it `is_ending`; another's has, and is left alone.
 pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stop = || -> Result<()> {
         let mut manager = Manager::connect()?;
-        // First which it is, then whether anybody is in it: a scope that systemd answers for has got its process.
+        // First which it is, then whether anybody is in it: a scope that systemd answers for has
+        // got its process.
         let Some((invocation, cgroup)) = manager.find(&unit.scope)? else { return Ok(()) };
         let path = Path::new(ROOT).join(cgroup.trim_start_matches('/'));
         let is_empty = cgroup.is_empty()
@@ -262,7 +271,8 @@ impl Manager {
         self.run_job(scope, call)
     }
 
-    /// Which scope of that name there is, and its cgroup; nothing for the latter when it has none any more.
+    /// Which scope of that name there is, and its cgroup; nothing for the latter when it has none
+    /// any more.
     fn find(&mut self, scope: &str) -> Result<Option<(String, String)>> {
         let path = object_of(scope);
         let get = |interface: &str, property: &str| Call {
@@ -326,7 +336,8 @@ impl Manager {
         self.call("SetUnitProperties", body).map(drop)
     }
 
-    /// Has systemd forget a unit that has failed and stands in the way. Says whether it is worth another try.
+    /// Has systemd forget a unit that has failed and stands in the way. Says whether it is worth
+    /// another try.
     fn forget(&mut self, scope: &str) -> bool {
         !std::mem::replace(&mut self.forgotten, true)
             && self.call("ResetFailedUnit", vec![Value::text(scope)]).is_ok()

@@ -18,8 +18,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-/// How long a killed process may stay in its cgroup, and how long one walk, and all of a removal, may take: of some controllers of
-/// v1 there can be as many cgroups as the host has memory for.
+/// How long a killed process may stay in its cgroup, and how long one walk, and all of a removal,
+/// may take: of some controllers of v1 there can be as many cgroups as the host has memory for.
 const GOING: Duration = Duration::from_secs(3);
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -115,7 +115,8 @@ pub(super) fn count(path: &Path) -> Result<usize> {
     Ok(seen.len() + unseen)
 }
 
-/// Those that this process can see, and how many it cannot: the kernel lists a process of a pid namespace above as 0.
+/// Those that this process can see, and how many it cannot: the kernel lists a process of a pid
+/// namespace above as 0.
 fn all_processes(path: &Path) -> Result<(Vec<Pid>, usize)> {
     let mut pids = Vec::new();
     let mut unseen = 0;
@@ -198,8 +199,8 @@ fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<Str
 }
 
 /// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again:
-/// a killed process is in its cgroup for a little longer, for which there is no event with v1. It says whether the cgroup shall be
-/// removed at all.
+/// a killed process is in its cgroup for a little longer, for which there is no event with v1. It
+/// says whether the cgroup shall be removed at all.
 pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
     let show = || format!("remove cgroup `{}`", path.display());
     let end = Instant::now() + LONGEST;
@@ -233,7 +234,8 @@ pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Res
     }
 }
 
-/// Removes what can be removed below a cgroup, the deepest first, until that time. Says whether anything was.
+/// Removes what can be removed below a cgroup, the deepest first, until that time. Says whether
+/// anything was.
 fn remove_below(path: &Path, end: Instant) -> rustix::io::Result<bool> {
     let Some(mut here) = open_top(path)? else { return Ok(true) };
     let mut levels = vec![below(here.as_fd())?];

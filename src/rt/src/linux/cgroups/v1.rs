@@ -1,4 +1,5 @@
-//! cgroup v1 by cgroupfs: one hierarchy per controller, or per group of controllers (kernel documentation, `cgroup-v1/`).
+//! cgroup v1 by cgroupfs: one hierarchy per controller, or per group of controllers (kernel
+//! documentation, `cgroup-v1/`).
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -15,11 +16,11 @@ use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FREEZING, ROOT};
 /// Where systemd mounts the second version beside the first.
 const UNIFIED: &str = "unified";
 
-/// The roots of all mounted hierarchies, a named one (`systemd`) and a second-version one beside them included: a
-/// process that is in a container shall be in its cgroup everywhere.
+/// The roots of all mounted hierarchies, a named one (`systemd`) and a second-version one beside
+/// them included: a process that is in a container shall be in its cgroup everywhere.
 ///
-/// They are looked for where every distribution mounts them, `/sys/fs/cgroup/CONTROLLERS`, which spares reading the mount
-/// table; what is not there is not used.
+/// They are looked for where every distribution mounts them, `/sys/fs/cgroup/CONTROLLERS`, which
+/// spares reading the mount table; what is not there is not used.
 pub(super) fn hierarchies() -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/cgroup").context("read `/proc/self/cgroup`")?;
     let mut roots = Vec::new();
@@ -72,8 +73,8 @@ pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     paths.iter().filter(|path| Some(*path) != unified).map(open).collect()
 }
 
-/// Freezes a cgroup. There is no event to wait for, and processes that fork meanwhile can keep it at `FREEZING` until it is asked
-/// again (kernel documentation, `freezer-subsystem.rst`).
+/// Freezes a cgroup. There is no event to wait for, and processes that fork meanwhile can keep it
+/// at `FREEZING` until it is asked again (kernel documentation, `freezer-subsystem.rst`).
 pub(super) fn freeze(path: &Path) -> Result<()> {
     let file = path.join("freezer.state");
     let end = Instant::now() + FREEZING;
@@ -107,9 +108,10 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|file| fill(path, file).map(drop))
 }
 
-/// A cpuset takes no process until it has processors and memory nodes (cpuset(7)), and has none that the one above it lacks: those
-/// that are empty get what the nearest has that is not, as with runc. Returns what is there then; nothing where there is no such
-/// file, as above the root of the hierarchy.
+/// A cpuset takes no process until it has processors and memory nodes (cpuset(7)), and has none
+/// that the one above it lacks: those that are empty get what the nearest has that is not, as with
+/// runc. Returns what is there then; nothing where there is no such file, as above the root of the
+/// hierarchy.
 fn fill(path: &Path, file: &str) -> io::Result<String> {
     let there = match fs::read_to_string(path.join(file)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),

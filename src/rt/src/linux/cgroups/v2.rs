@@ -31,8 +31,9 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     take_processes(path).with_context(|| show(path))
 }
 
-/// Below a threaded cgroup, or one with processes that hands controllers down, a new one is `domain invalid`: it takes no process
-/// until it is threaded too (cgroup-v2.rst, "Threads"), which leaves it without the controllers of memory and I/O.
+/// Below a threaded cgroup, or one with processes that hands controllers down, a new one is
+/// `domain invalid`: it takes no process until it is threaded too (cgroup-v2.rst, "Threads"), which
+/// leaves it without the controllers of memory and I/O.
 pub(super) fn take_processes(path: &Path) -> io::Result<()> {
     let file = path.join("cgroup.type");
     // Linux before 4.14 has no threaded cgroups.
@@ -58,7 +59,8 @@ pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
     let file = path.join("cgroup.events");
     let wanted = if frozen { "frozen 1" } else { "frozen 0" };
     let end = Instant::now() + FREEZING;
-    // The kernel tells of a change by POLLPRI (cgroup-v2.rst, "cgroup.events"), on a file that was read before.
+    // The kernel tells of a change by POLLPRI (cgroup-v2.rst, "cgroup.events"), on a file that was
+    // read before.
     let mut events = File::open(&file).with_context(|| format!("open `{}`", file.display()))?;
     loop {
         let mut text = String::new();
@@ -100,8 +102,9 @@ pub(super) fn hand_down(directory: &Path) {
     }
 }
 
-/// Hands the controllers down. What a cgroup does not have itself, or a delegated one may not hand on, is left out here,
-/// and noticed where a limit needs it. A reading is cheap; a write takes the lock of all cgroups.
+/// Hands the controllers down. What a cgroup does not have itself, or a delegated one may not hand
+/// on, is left out here, and noticed where a limit needs it. A reading is cheap; a write takes the
+/// lock of all cgroups.
 fn enable(directory: &Path, wanted: &str) {
     let file = directory.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&file).unwrap_or_default();

@@ -13,17 +13,20 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use crate::linux::devices::defaults;
 use crate::linux::host_proc::HostProc;
 
-/// How many directories may lie in each other; images have a few dozen. Each holds three descriptors while what is below it is
-/// copied, and a process usually has 1024.
+/// How many directories may lie in each other; images have a few dozen. Each holds three
+/// descriptors while what is below it is copied, and a process usually has 1024.
 const DEEPEST: usize = 256;
 
-/// How many characters of a path an error shows. An image chooses the path, and a message must not lose its cause to it.
+/// How many characters of a path an error shows. An image chooses the path, and a message must not
+/// lose its cause to it.
 const SHOWN: usize = 200;
 
-/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and owners.
+/// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and
+/// owners.
 ///
-/// The directory may be a volume's, where others rename and exchange files meanwhile. So each name is looked up once, with
-/// `O_PATH`, which waits for nobody (a fifo, a device); what was looked up decides what is done. The tmpfs is nobody else's yet.
+/// The directory may be a volume's, where others rename and exchange files meanwhile. So each name
+/// is looked up once, with `O_PATH`, which waits for nobody (a fifo, a device); what was looked up
+/// decides what is done. The tmpfs is nobody else's yet.
 pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, proc: &HostProc) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
     let mut copy = Copy { path: PathBuf::new(), depth: 0, proc };
@@ -105,7 +108,8 @@ impl Copy<'_> {
             }
             FileType::RegularFile => {
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                // Who holds a lease on it (`fcntl(2)`) could hold this process up for 45 s: it is an error.
+                // Who holds a lease on it (`fcntl(2)`) could hold this process up for 45 s: it is
+                // an error.
                 let mut read = fs::File::from(
                     self.proc.reopen(source.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
                 );

@@ -12,7 +12,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 use super::options::Options;
 use crate::syscall::{self, MountAttr};
 
-/// A detached copy of the mount that a path is on, from that path on; with all that is mounted below, if asked for.
+/// A detached copy of the mount that a path is on, from that path on; with all that is mounted
+/// below, if asked for.
 pub(crate) fn clone_tree(
     at: BorrowedFd<'_>,
     path: &Path,
@@ -23,7 +24,8 @@ pub(crate) fn clone_tree(
     clone_tree_at(at, path, flags)
 }
 
-/// A device node of the host's, to be shown in a container: it can be read and written, and neither its mode nor its owner be changed.
+/// A device node of the host's, to be shown in a container: it can be read and written, and neither
+/// its mode nor its owner be changed.
 pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
     let mount = clone_tree(CWD, path, false)?;
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
@@ -112,8 +114,8 @@ pub(crate) fn configure(filesystem: &OwnedFd, options: &Options, read_only: bool
     Ok(())
 }
 
-/// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after its level (`e `, `w `,
-/// `i `).
+/// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after
+/// its level (`e `, `w `, `i `).
 pub(crate) fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> Error {
     let mut texts = Vec::new();
     let mut buffer = [0; 1024];

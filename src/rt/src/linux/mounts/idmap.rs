@@ -1,6 +1,7 @@
-//! Mounts whose files seem to belong to others (`mount_setattr(2)`, "ID-mapped mounts", Linux 5.12). The mappings are those of a
-//! user namespace, as a rule one that is made for it. Runs in the caller's process: root of the container's user namespace may
-//! not map the files of the host's filesystems.
+//! Mounts whose files seem to belong to others (`mount_setattr(2)`, "ID-mapped mounts", Linux
+//! 5.12). The mappings are those of a user namespace, as a rule one that is made for it. Runs in
+//! the caller's process: root of the container's user namespace may not map the files of the host's
+//! filesystems.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -53,8 +54,8 @@ pub(super) fn wanted(entry: &Mount, options: &Options, linux: &Linux) -> Result<
     Ok(Some(Mapping::Ranges { uids, gids }))
 }
 
-/// crun's `uids=A-B-N#A-B-N;gids=A-B-N`: N ids from A on are shown as those from B on. After an `@`, B is an id in the
-/// container.
+/// crun's `uids=A-B-N#A-B-N;gids=A-B-N`: N ids from A on are shown as those from B on. After an
+/// `@`, B is an id in the container.
 fn parse(text: &str, linux: &Linux) -> Result<Mapping> {
     let (mut uids, mut gids) = (Vec::new(), Vec::new());
     for part in text.split(';') {
@@ -106,7 +107,8 @@ impl Mapping {
         }
     }
 
-    /// Maps a mount that is not attached yet. `container` are the namespaces that the container gets.
+    /// Maps a mount that is not attached yet. `container` are the namespaces that the container
+    /// gets.
     pub(super) fn apply(
         &self,
         mount: BorrowedFd<'_>,

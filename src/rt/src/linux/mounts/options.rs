@@ -1,5 +1,5 @@
-//! The options of a mount in `config.json`: those of `mount(8)`, of the runtime specification (`config.md`, "Linux mount
-//! options"), and crun's.
+//! The options of a mount in `config.json`: those of `mount(8)`, of the runtime specification
+//! (`config.md`, "Linux mount options"), and crun's.
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, bail};
@@ -15,7 +15,8 @@ pub(crate) struct Options {
     pub(crate) attr: MountAttr,
     /// For it and everything below it: the `r…` options.
     pub(crate) recursive: MountAttr,
-    /// `MS_SHARED` and so on, and whether everything below is meant too. Kept apart, since each has to be set alone.
+    /// `MS_SHARED` and so on, and whether everything below is meant too. Kept apart, since each has
+    /// to be set alone.
     pub(crate) propagation: Vec<(u64, bool)>,
     /// What the filesystem as a whole is told: `sync`, `dirsync`, `lazytime`.
     pub(crate) superblock: Vec<&'static str>,
@@ -184,8 +185,9 @@ impl Options {
     }
 }
 
-/// When access times are kept, as `mount(2)` is told by three flags, each with an option that takes it back. Without one of them left, a
-/// mount stays as it is. As with runc and crun, it is not the last one that counts.
+/// When access times are kept, as `mount(2)` is told by three flags, each with an option that takes
+/// it back. Without one of them left, a mount stays as it is. As with runc and crun, it is not the
+/// last one that counts.
 #[derive(Default)]
 struct AccessTimes {
     never: bool,

@@ -1,7 +1,9 @@
-//! Compiled filters, kept beside the containers' states and found by what they were compiled from. Runs in the caller's process.
+//! Compiled filters, kept beside the containers' states and found by what they were compiled from.
+//! Runs in the caller's process.
 //!
-//! A file is named after the digest of the configuration and of everything else that the program depends on, and begins with the
-//! digest of the program. One that is damaged, or that another user could have written, is not used.
+//! A file is named after the digest of the configuration and of everything else that the program
+//! depends on, and begins with the digest of the program. One that is damaged, or that another user
+//! could have written, is not used.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

@@ -1,9 +1,11 @@
-//! From a configuration's filter to a program of the kernel's classic BPF. libseccomp knows the system calls of every
-//! architecture and lays the program out; what it cannot do is put in front of its program.
+//! From a configuration's filter to a program of the kernel's classic BPF. libseccomp knows the
+//! system calls of every architecture and lays the program out; what it cannot do is put in front
+//! of its program.
 //!
-//! A call that is newer than the configuration would be refused with the default's errno, EPERM as a rule, which a C library
-//! takes for a refusal where ENOSYS would have it fall back to an older call (runc#2750). So calls with numbers above all that the
-//! configuration names fail with ENOSYS, as in runc.
+//! A call that is newer than the configuration would be refused with the default's errno, EPERM as
+//! a rule, which a C library takes for a refusal where ENOSYS would have it fall back to an older
+//! call (runc#2750). So calls with numbers above all that the configuration names fail with ENOSYS,
+//! as in runc.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -27,8 +29,9 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
     let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
     ensure!(default != ScmpAction::Notify, "SCMP_ACT_NOTIFY cannot be the default action");
     let mut context = ScmpFilterContext::new(default)?;
-    // A tree in place of a chain of comparisons: the kernel runs the program for every system call number once, when it is
-    // loaded, to learn which are always allowed (Linux 5.11). libseccomp 2.5.
+    // A tree in place of a chain of comparisons: the kernel runs the program for every system call
+    // number once, when it is loaded, to learn which are always allowed (Linux 5.11). libseccomp
+    // 2.5.
     let _ = context.set_ctl_optimize(2);
     let architectures: Vec<ScmpArch> =
         seccomp.architectures().iter().flatten().map(|arch| architecture(*arch)).collect();
@@ -36,7 +39,8 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
         context.add_arch(arch).with_context(|| format!("add the architecture {arch:?}"))?;
     }
     let rules = seccomp.syscalls().as_deref().unwrap_or_default();
-    // Each takes an instruction at least, and libseccomp's time grows with the square of their number: 20000 take minutes.
+    // Each takes an instruction at least, and libseccomp's time grows with the square of their
+    // number: 20000 take minutes.
     let conditional = |rule: &LinuxSyscall| {
         if rule.args().iter().flatten().next().is_some() { rule.names().len() } else { 0 }
     };
@@ -80,7 +84,8 @@ fn add(
         if action == default {
             continue;
         }
-        // The agent's own answer would have to come through it: nothing could be said to it any more (runc).
+        // The agent's own answer would have to come through it: nothing could be said to it any
+        // more (runc).
         ensure!(
             action != ScmpAction::Notify || name != "write",
             "SCMP_ACT_NOTIFY cannot be used for the system call `write`"
@@ -182,7 +187,8 @@ fn comparison(argument: &LinuxSeccompArg) -> ScmpArgCompare {
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, value),
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, value),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, value),
-        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md, "Seccomp").
+        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md,
+        // "Seccomp").
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
             (ScmpCompareOp::MaskedEqual(value), argument.value_two().unwrap_or(0))
         }
@@ -220,8 +226,8 @@ fn architecture(arch: Arch) -> ScmpArch {
     }
 }
 
-/// What `seccomp_data.arch` says: `AUDIT_ARCH_*`, `<linux/audit.h>`. None for an architecture whose calls are left as
-/// libseccomp has them.
+/// What `seccomp_data.arch` says: `AUDIT_ARCH_*`, `<linux/audit.h>`. None for an architecture whose
+/// calls are left as libseccomp has them.
 fn audit(arch: ScmpArch) -> Option<u32> {
     Some(match arch {
         ScmpArch::X86 => 0x4000_0003,

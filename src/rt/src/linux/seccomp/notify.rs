@@ -1,5 +1,6 @@
-//! Calls that another process decides on (`seccomp_unotify(2)`): the listener of a filter is sent to an agent's socket, with a
-//! description of the process (runtime-spec, `config-linux.md`, "The Container Process State"). Runs in the caller's process.
+//! Calls that another process decides on (`seccomp_unotify(2)`): the listener of a filter is sent
+//! to an agent's socket, with a description of the process (runtime-spec, `config-linux.md`, "The
+//! Container Process State"). Runs in the caller's process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +17,8 @@ use serde_json::Value;
 use crate::bundle::annotation;
 use crate::linux::terminal;
 
-/// crun's name for `linux.seccomp.listenerPath`, and the variable of the environment that stands for it.
+/// crun's name for `linux.seccomp.listenerPath`, and the variable of the environment that stands
+/// for it.
 const ANNOTATION: &str = "run.oci.seccomp.receiver";
 const VARIABLE: &str = "RUN_OCI_SECCOMP_RECEIVER";
 
@@ -51,8 +53,8 @@ impl Receiver {
         Ok(Some(Receiver { socket, metadata: metadata.unwrap_or_default() }))
     }
 
-    /// Takes the listener that a process has under a number, and sends it to the agent, with the state of the container. A process
-    /// that has ended has said why.
+    /// Takes the listener that a process has under a number, and sends it to the agent, with the
+    /// state of the container. A process that has ended has said why.
     pub(crate) fn serve(
         &self,
         pidfd: &OwnedFd,
@@ -73,8 +75,8 @@ impl Receiver {
     }
 }
 
-/// The listener that a process has, or is about to have, under a number. It cannot say when: its next call may already be one
-/// that waits for the agent. None when it has ended.
+/// The listener that a process has, or is about to have, under a number. It cannot say when: its
+/// next call may already be one that waits for the agent. None when it has ended.
 fn take(pidfd: &OwnedFd, number: i32) -> Result<Option<OwnedFd>> {
     let end = Instant::now() + PATIENCE;
     loop {

@@ -1,5 +1,5 @@
-//! A filter that refuses sockets, for a module that may have none, or may have those only whose ports can be limited: TCP's and
-//! UDP's. Runs in init, and stays over the exec.
+//! A filter that refuses sockets, for a module that may have none, or may have those only whose
+//! ports can be limited: TCP's and UDP's. Runs in init, and stays over the exec.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result};
@@ -20,10 +20,12 @@ const OWN: u32 = 0xc000_0015;
 #[cfg(target_arch = "s390x")]
 const OWN: u32 = 0x8000_0016;
 
-/// Calls from here on are those of x32, a second set by the same architecture's name (`seccomp(2)`, "Caveats").
+/// Calls from here on are those of x32, a second set by the same architecture's name (`seccomp(2)`,
+/// "Caveats").
 const X32: u32 = 0x4000_0000;
 
-/// What makes a socket beside `socket(2)`. A ring does without a call of that name (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
+/// What makes a socket beside `socket(2)`. A ring does without a call of that name
+/// (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
 const REFUSED: &[c_long] = &[
     libc::SYS_socketpair,
     libc::SYS_io_uring_setup,
@@ -58,7 +60,8 @@ impl Program {
         self.push(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
     }
 
-    /// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees, whatever is in the high one.
+    /// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees,
+    /// whatever is in the high one.
     fn argument(&mut self, number: u32) {
         self.load(16 + 8 * number + if cfg!(target_endian = "big") { 4 } else { 0 });
     }
@@ -95,9 +98,9 @@ impl Program {
         self.when(number(call), block);
     }
 
-    /// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits: MPTCP, SMC and SCTP carry
-    /// connections, and Landlock does not look at them; with Netlink a network can be rearranged; another process can be asked by
-    /// a Unix socket.
+    /// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits:
+    /// MPTCP, SMC and SCTP carry connections, and Landlock does not look at them; with Netlink a
+    /// network can be rearranged; another process can be asked by a Unix socket.
     fn socket(&mut self, ports: &Ports) {
         self.argument(0);
         self.only(libc::AF_INET as u32, libc::AF_INET6 as u32);
@@ -250,7 +253,8 @@ mod tests {
             is_refused(&rights(true, ports), libc::SYS_socket, &socket)
         };
         let both = || Ports { tcp: some(80), udp: some(53) };
-        // By numbers: what the kernel has added is refused as well. `SOCK_NONBLOCK`, `SOCK_CLOEXEC`; and what is no part of an int.
+        // By numbers: what the kernel has added is refused as well. `SOCK_NONBLOCK`,
+        // `SOCK_CLOEXEC`; and what is no part of an int.
         for allowed in
             [[2, 1, 0], [10, 1, 6], [2, 2, 17], [10, 2, 0], [2, 0o2004001, 6], [1 << 32 | 2, 1, 0]]
         {

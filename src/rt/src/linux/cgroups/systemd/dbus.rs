@@ -1,8 +1,9 @@
-//! Messages to and from a D-Bus, as much of it as a runtime has to say to systemd (D-Bus Specification, "Type System" and "Message
-//! Protocol").
+//! Messages to and from a D-Bus, as much of it as a runtime has to say to systemd (D-Bus
+//! Specification, "Type System" and "Message Protocol").
 //!
-//! Own code: libcgroups' receives no signals, and asks a program, `busctl`, who the user is; the synchronous client among the
-//! published ones leaves its socket open to children, cannot authenticate in a user namespace, and spins on a closed connection.
+//! Own code: libcgroups' receives no signals, and asks a program, `busctl`, who the user is; the
+//! synchronous client among the published ones leaves its socket open to children, cannot
+//! authenticate in a user namespace, and spins on a closed connection.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
@@ -411,7 +412,8 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Without saying who: the kernel says it, also where a user namespace gives this process another name for itself.
+    /// Without saying who: the kernel says it, also where a user namespace gives this process
+    /// another name for itself.
     fn authenticate(&mut self) -> Result<()> {
         self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
         loop {

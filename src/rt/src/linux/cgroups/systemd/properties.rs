@@ -17,8 +17,9 @@ pub(crate) type Property = (String, Value);
 /// To systemd, no limit is the largest number.
 const INFINITY: u64 = u64::MAX;
 
-/// For a scope that is made: [`of_resources`], and no limit of processes where 0 asks for none. systemd has a default of its own
-/// (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman writes 0 for `--pids-limit -1`.
+/// For a scope that is made: [`of_resources`], and no limit of processes where 0 asks for none.
+/// systemd has a default of its own (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman
+/// writes 0 for `--pids-limit -1`.
 pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = of_resources(resources);
     let given = properties.iter().any(|(name, _)| name == "TasksMax");
@@ -28,7 +29,8 @@ pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
     properties
 }
 
-/// What of the limits systemd has words for. The rest is written to the cgroup's files, as all of it is.
+/// What of the limits systemd has words for. The rest is written to the cgroup's files, as all of
+/// it is.
 pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = Vec::new();
     let mut set = |name: &str, value: Value| properties.push((name.to_owned(), value));
@@ -112,7 +114,8 @@ fn quota_per_second(quota: u64, period: u64) -> u64 {
     quota.checked_next_multiple_of(10_000).unwrap_or(INFINITY)
 }
 
-/// A list like `0-3,7` as the set of bits that systemd takes; None for an empty or a wrong one, which the file refuses.
+/// A list like `0-3,7` as the set of bits that systemd takes; None for an empty or a wrong one,
+/// which the file refuses.
 fn bits(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
     for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
@@ -165,8 +168,8 @@ fn of_file(file: &str, value: &str) -> Option<(&'static str, Value)> {
     Some((name, Value::Uint64(number)))
 }
 
-/// The device rules. systemd can only say what is allowed; rules that are not of that kind are for the program that rt attaches
-/// alone, beside which systemd's would allow what that refuses anyway.
+/// The device rules. systemd can only say what is allowed; rules that are not of that kind are for
+/// the program that rt attaches alone, beside which systemd's would allow what that refuses anyway.
 pub(super) fn of_devices(rules: &[Rule]) -> Vec<Property> {
     let policy = |policy: &str| ("DevicePolicy".to_owned(), Value::text(policy));
     let Some(allowed) = devices::allowed(rules) else { return vec![policy("auto")] };
@@ -351,7 +354,8 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// A number without a type is an int32, or a double if it has a point; one that is too large is taken as it must be meant.
+/// A number without a type is an int32, or a double if it has a point; one that is too large is
+/// taken as it must be meant.
 fn number(word: &str) -> Option<Value> {
     let (negative, digits) = word.strip_prefix('-').map_or((false, word), |digits| (true, digits));
     let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |digits| (digits, 16));
