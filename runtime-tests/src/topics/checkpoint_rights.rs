@@ -21,7 +21,7 @@ super::tests! { "checkpoint_rights":
     what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
     a_mount_of_the_configuration_that_is_missing_is_refused, a_proc_that_hides_less_is_refused,
     a_process_in_a_cgroup_of_others_is_refused, names_of_cgroups_lead_to_no_file_of_the_hosts,
-    memory_is_limited_before_it_is_used,
+    memory_is_limited_before_it_is_used, processes_in_cgroups_side_by_side_come_back,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -381,6 +381,13 @@ fn edit_image(test: &Test, from: &[u8], to: &[u8]) -> Outcome {
     Ok(fs::write(path, image)?)
 }
 
+/// A process's cgroup (`cg_member_entry`): the name of a hierarchy, and a path.
+fn in_image(name: &str, path: &str) -> Outcome<Vec<u8>> {
+    let length = |text: &str| u8::try_from(text.len());
+    let name = [&[0x0a, length(name)?], name.as_bytes()].concat();
+    Ok([&name, &[0x12, length(path)?][..], path.as_bytes()].concat())
+}
+
 /// One without limits, and without rules for devices.
 fn a_process_in_a_cgroup_of_others_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
@@ -390,12 +397,7 @@ fn a_process_in_a_cgroup_of_others_is_refused(test: &Test) -> Outcome {
     let (name, path) = cgroup_of(container.pid()?)?;
     write(test, &container, &[])?.success()?;
     let others = format!("{}x", &path[..path.len() - 1]);
-    let member = |path: &str| {
-        let length = |text: &str| u8::try_from(text.len());
-        let name = [&[0x0a, length(&name)?], name.as_bytes()].concat();
-        Outcome::Ok([&name, &[0x12, length(path)?][..], path.as_bytes()].concat())
-    };
-    edit_image(test, &member(&path)?, &member(&others)?)?;
+    edit_image(test, &in_image(&name, &path)?, &in_image(&name, &others)?)?;
     is_refused(&bundle, "is not the one that its processes are in")
 }
 
@@ -418,14 +420,38 @@ fn names_of_cgroups_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
     is_refused(&bundle, "is not a file of a cgroup")
 }
 
+/// As in a container with systemd, no process is in the container's own cgroup.
+fn processes_in_cgroups_side_by_side_come_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script =
+        "for h in /sys/fs/cgroup /sys/fs/cgroup/pids; do test -e $h/cgroup.procs || continue
+            busybox mkdir $h/a $h/b || exit
+            (echo 0 > $h/b/cgroup.procs; while :; do sleep 1; done) & echo 0 > $h/a/cgroup.procs
+        done; echo 1; while :; do sleep 1; done";
+    let mount = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" });
+    let bundle = test.sh(script)?.namespace(json!({ "type": "cgroup" })).mount(mount);
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let (name, old) = cgroup_of(container.pid()?)?;
+    let old = old.strip_suffix("/a").ok_or("it is not where it went")?.to_owned();
+    write(test, &container, &[])?.success()?;
+    let restored = restore(&bundle, &[])?;
+    let (_, path) = cgroup_of(restored.pid()?)?;
+    ensure(path.ends_with(&format!("{}/a", restored.id)), path)?;
+    let all = cgroups_of(&restored.id);
+    let of_b = all.iter().map(|path| fs::read_to_string(path.join("b/cgroup.procs")));
+    ensure(of_b.flatten().any(|pids| !pids.is_empty()), format!("{all:?}"))?;
+    // Nobody is in what is made for the second process.
+    let [b, other] = ["b", "c"].map(|it| in_image(&name, &format!("{old}/{it}")));
+    edit_image(test, &b?, &other?)?;
+    is_refused(&bundle, "is not the one that its processes are in")
+}
+
 /// But for what CRIU uses itself, until it has ended.
 fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
     const MIB: u64 = 1 << 20;
     needs_criu()?;
     super::needs(test, "memory")?;
-    if test.host.by_systemd {
-        return skip("the container ends while the runtime waits, and systemd lets its scope go");
-    }
     if !Path::new("/usr/bin/strace").exists() {
         return skip("the host has no strace");
     }

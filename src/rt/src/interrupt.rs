@@ -1,6 +1,8 @@
-//! Waiting, while a container is made, in a process that has blocked signals to pass them on to the
-//! container's program (`run` and `exec` in the foreground). A signal that asks for an end is for
-//! that program, if there soon is one; otherwise it ends the waiting.
+//! Waiting with an end: for the other processes that make a container, and for programs of the host.
+//!
+//! The runtime process may have blocked signals to pass them on to the container's program (`run` and
+//! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is
+//! one; otherwise it ends the waiting.
 #![forbid(unsafe_code)]
 
 use std::fs::File;

@@ -1,13 +1,12 @@
 //! What is known of a container between commands: one directory per container below the root of the
 //! state.
 //!
-//! | file | what it is |
-//! |---|---|
-//! | `state.json` | [`State`], replaced as a whole by rename, never edited |
-//! | `config.json` | the bundle's configuration as it was at `create` |
-//! | `root` | an empty folder, while the container is restored from a checkpoint |
-//! | `notify` | the folder of a socket for `sd_notify(3)`, if the caller's service manager wants to hear of it |
-//! | `start` | a fifo on which the container's first process waits for `start`; there as long as it waits |
+//! - `state.json`: [`State`]. `rt` replaces the whole file by a rename, and never edits it.
+//! - `config.json`: the bundle's configuration as it was at `create`.
+//! - `root`: an empty directory, while the container is restored from a checkpoint.
+//! - `notify`: the directory of a socket for `sd_notify(3)`, if the caller has a service manager that
+//!   wants to hear of it.
+//! - `start`: a fifo, as long as the container's first process waits for `start` on it.
 //!
 //! A state has no field for the status. That is found out each time from the process, the fifo and
 //! the freezer, so that nothing has to be written when a container starts or ends. A process is

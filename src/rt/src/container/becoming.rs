@@ -9,13 +9,13 @@
 //! the first of them is looked up, the process closes every descriptor but these, by
 //! `close_range(2)`. One that is opened tomorrow, and forgotten, is closed too.
 //!
-//! | descriptor | why | what it is for who gets at it |
-//! |---|---|---|
-//! | 0, 1, 2 | the standard streams | the caller has given them |
-//! | from 3 on, as many as `--preserve-fds` and `LISTEN_FDS` say | they are for the program | the caller has given them |
-//! | the socket to the caller's process | init says what it needs, and that it is ready | a socket, which cannot be opened by a name |
-//! | the start fifo (`create`) | init waits on it | a fifo, which is no program and no directory |
-//! | the output files of hooks, if annotations name them (`create`) | `startContainer` hooks print there | files, closed before the exec |
+//! - 0, 1, 2: the standard streams, which the caller has given to the container.
+//! - From 3 on, as many as `--preserve-fds` and `LISTEN_FDS` say: the caller has given these too.
+//! - The socket to the runtime process, by which init says what it needs and that it is ready. Nobody
+//!   can open a socket by such a name.
+//! - The start fifo (`create`), on which init waits. A fifo is not a program and not a directory.
+//! - The output files of hooks, if annotations name them (`create`): `startContainer` hooks print
+//!   there. They are closed before the exec.
 //!
 //! An engine's directory, the way into the cgroup for modules and the like come over the socket,
 //! when a module has been found; then init opens a signalfd too.

@@ -204,9 +204,8 @@ fn set_up<'a>(
     }
     // While the host's `/proc` is there, which says whose root this is.
     let withhold_devices = plan.state.cgroup.leaves_devices_open(linux.resources().as_ref())?;
-    if withhold_devices && namespaces.has_mount() && !rootfs.has_own_devices()?
-        || plan.ignores_devices && namespaces.has_mount()
-    {
+    let ignores_devices = plan.ignores_devices || withhold_devices && !rootfs.has_own_devices()?;
+    if namespaces.has_mount() && ignores_devices {
         rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
     }
 

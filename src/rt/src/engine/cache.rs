@@ -1,14 +1,14 @@
 //! Native code that modules were compiled to: files in one directory, found by what they were made
 //! from. `docs/wasm-cache.md` is the page for operators.
 //!
-//! | file | what it is |
-//! |---|---|
-//! | `KEY.so` | the engine's native code, then [`About`] it as JSON, then the length of that and [`MAGIC`] |
-//! | `KEY.hits` | a byte for each start that used it, and when that was last, by the time of its modification |
-//! | `KEY.job` | a module that is to be compiled; locked by whoever does it or has it done |
-//! | `KEY.failed` | why the module cannot be compiled: it is not tried again |
-//! | `KEY.part` | what becomes `KEY.so` |
-//! | `.KEY.…` | what becomes one of these |
+//! - `KEY.so`: the engine's native code, then [`About`] it as JSON, then the length of that JSON and
+//!   [`MAGIC`].
+//! - `KEY.hits`: a byte for each start that used the code. The time of the file's modification is that
+//!   of the last start.
+//! - `KEY.job`: a module that is to be compiled, locked by the process that compiles it or waits.
+//! - `KEY.failed`: why the module cannot be compiled. It is not tried again.
+//! - `KEY.part`: the draft of `KEY.so`.
+//! - `.KEY.…`: the draft of another of these files.
 //!
 //! The directory is its owner's alone, and so is what is in it: native code runs in containers
 //! without being looked at. Runs in the caller's process.

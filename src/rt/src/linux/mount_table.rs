@@ -154,6 +154,24 @@ fn unescape(field: &str) -> String {
 }
 
 #[cfg(test)]
+impl Entry {
+    /// A `tmpfs`, for tests of what goes through a table.
+    pub(crate) fn sample(id: &str, parent: &str, point: &str) -> Entry {
+        Entry {
+            id: id.to_owned(),
+            parent: parent.to_owned(),
+            device: "0:1".to_owned(),
+            root: "/".into(),
+            point: point.into(),
+            writable: true,
+            restrictions: 0,
+            kind: "tmpfs".to_owned(),
+            data: "rw".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

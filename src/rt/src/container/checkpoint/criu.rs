@@ -265,6 +265,8 @@ pub(in crate::container) struct Criu {
     socket: Option<OwnedFd>,
     /// None when it has been waited for.
     pid: Option<Pid>,
+    /// It was told what to do.
+    is_asked: bool,
     /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can
     /// only do so in what that holds. It reaches them by `/proc` and this process's numbers for
     /// them.
@@ -276,6 +278,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Drop for Criu {
     fn drop(&mut self) {
+        if !self.is_asked {
+            // It holds nothing yet, and would print that no request has come.
+            self.kill();
+        }
         // It ends by itself then, and lets go of the processes that it holds.
         self.socket = None;
         let Some(pid) = self.pid else { return };
@@ -345,7 +351,13 @@ impl Criu {
         };
         drop(theirs);
         drop(child);
-        let mut criu = Criu { kind, socket: Some(socket), pid: Some(pid), directories: Vec::new() };
+        let mut criu = Criu {
+            kind,
+            socket: Some(socket),
+            pid: Some(pid),
+            is_asked: false,
+            directories: Vec::new(),
+        };
         if let Err(error) = serve(pid, &caller) {
             // At its end it stops waiting for what does not come.
             drop(caller);
@@ -393,6 +405,7 @@ impl Criu {
         let mut request = rpc::Criu_req::new();
         request.set_type(self.kind);
         request.opts = Some(options).into();
+        self.is_asked = true;
         self.send(&request)?;
         let mut refused = None;
         let answer = loop {

@@ -93,17 +93,7 @@ mod tests {
 
     #[test]
     fn what_covers_a_mount_covers_what_is_mounted_below() {
-        let entry = |id: &str, parent: &str, point: &str| Entry {
-            id: id.to_owned(),
-            parent: parent.to_owned(),
-            device: "0:1".to_owned(),
-            root: "/".into(),
-            point: point.into(),
-            writable: true,
-            restrictions: 0,
-            kind: "tmpfs".to_owned(),
-            data: "rw".to_owned(),
-        };
+        let entry = Entry::sample;
         let table = [
             entry("1", "0", "/"),
             entry("2", "1", "/a/b/c"),

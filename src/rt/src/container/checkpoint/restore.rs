@@ -118,6 +118,7 @@ struct Checkpoint {
     /// Which of CRIU's own standard streams takes the place of what, by the names in the
     /// checkpoint.
     inherited: Vec<Inherit_fd>,
+    cgroups: restored_cgroups::Image,
 }
 
 impl Checkpoint {
@@ -128,12 +129,12 @@ impl Checkpoint {
             Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
         };
         let names = read().with_context(show)?;
-        restored_cgroups::check_image(images.as_fd())
+        let cgroups = restored_cgroups::Image::read(images.as_fd())
             .with_context(|| read_error(options, restored_cgroups::IMAGE))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
-        Ok(Checkpoint { images, inherited })
+        Ok(Checkpoint { images, inherited, cgroups })
     }
 
     fn mounts(&self, options: &criu::Options<'_>) -> Result<Vec<Recorded>> {
@@ -168,7 +169,7 @@ fn make(
     directory.write(state)?;
     let user = namespaces.makes(libc::CLONE_NEWUSER);
     let place = directory.make_root_folder(user)?;
-    let Checkpoint { images, inherited } = checkpoint;
+    let Checkpoint { images, inherited, cgroups: image_of_cgroups } = checkpoint;
     let directories = options.common.make_directories(Some(images))?;
     // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
@@ -235,6 +236,11 @@ fn make(
     if options.common.cgroups.is_none() && state.cgroup.manager == Manager::Disabled {
         request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
     }
+    if request.manage_cgroups_mode != Some(CgroupsMode::IGNORE.into()) {
+        image_of_cgroups
+            .refuse_leaving(&home)
+            .with_context(|| read_error(&options.common, restored_cgroups::IMAGE))?;
+    }
     let hooks = bundle.spec.hooks().as_ref();
     let mut has_covered = false;
     let limited = options.manager != Manager::Disabled;
@@ -292,7 +298,11 @@ fn make(
     });
     restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
     if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
-        state.cgroup.update(resources.clone()).context("limit what was restored")?;
+        let limited = state.cgroup.update(resources.clone()).context("limit what was restored");
+        // systemd lets go of the scope of a container that has ended.
+        if state.process()?.is_some() {
+            limited?;
+        }
     }
     // Mounted on in CRIU's mount namespace only, which is gone.
     let _ = fs::remove_dir(&place);

@@ -27,44 +27,129 @@ use crate::linux::cgroups::{Cgroup, Manager};
 pub(in crate::container) const IMAGE: &str = "cgroup.img";
 const MAGIC: [u8; 8] = [0x19, 0x43, 0x56, 0x54, 0x30, 0x33, 0x38, 0x59];
 
-/// Refuses images by which CRIU would leave the cgroups that it makes.
-pub(in crate::container) fn check_image(images: BorrowedFd<'_>) -> Result<()> {
-    match criu::read_in(images, IMAGE) {
-        // Written without cgroups: then CRIU does nothing with them.
-        Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(()),
-        read => read.and_then(|image| check(&image)),
+/// What CRIU does in cgroups, by the images.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Image {
+    members: Vec<Member>,
+    made: Vec<Made>,
+}
+
+impl Image {
+    /// Reads the image. Fails for a name that leads out of where it is joined to.
+    pub(in crate::container) fn read(images: BorrowedFd<'_>) -> Result<Image> {
+        match criu::read_in(images, IMAGE) {
+            // Written without cgroups: then CRIU does nothing with them.
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(Image::default()),
+            read => read.and_then(|image| Image::parse(&image)),
+        }
+    }
+
+    fn parse(image: &[u8]) -> Result<Image> {
+        let rest = image.strip_prefix(&MAGIC).context("it is not an image of cgroups")?;
+        let (length, rest) = rest.split_first_chunk().context("it is too short")?;
+        let length = usize::try_from(u32::from_le_bytes(*length))?;
+        let message = rest.get(..length).context("it is too short")?;
+        let Image { mut members, mut made } = Image::default();
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Bytes(set)) => each(set, &mut |field| {
+                    if let (2, Value::Bytes(it)) = field {
+                        members.push(member(it)?);
+                    }
+                    Ok(())
+                })?,
+                (2, Value::Bytes(controller)) => made.push(made_by(controller)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(Image { members, made })
+    }
+
+    /// Fails where CRIU would make a cgroup that is neither one of `roots`, the [`table`] of CRIU's
+    /// process, nor below it. Where a process is moved to is not asked here: the images also have
+    /// cgroups that no process is in, as that of the CRIU which has written them.
+    ///
+    /// To replace the old root by the new one, CRIU goes through what it makes, and for each through
+    /// the processes whose path begins with that name, letter by letter, whether or not a name ends
+    /// there. What it has replaced once, it may replace again. So this does the same, and looks at
+    /// each result.
+    pub(in crate::container) fn refuse_leaving(&self, roots: &[(String, PathBuf)]) -> Result<()> {
+        let mut members = self.members.clone();
+        for made in &self.made {
+            let root = made.root(roots)?;
+            let is_of_it = |member: &&mut Member| made.is_of(member);
+            for name in &made.cgroups {
+                let wrong = || format!("{} is not the one that its processes are in", show(name));
+                let mut is_replaced = false;
+                for member in members.iter_mut().filter(is_of_it) {
+                    if !member.path[1..].starts_with(name) {
+                        continue;
+                    }
+                    let (path, cgroup) = match member.prefix {
+                        0 => (member.path.get(name.len() + 1..), Some(&b""[..])),
+                        // Beyond the end of a name, CRIU would take what lies behind it in memory.
+                        prefix => (member.path.get(prefix..), name.get(prefix - 1..)),
+                    };
+                    let both =
+                        path.zip(cgroup).filter(|(path, cgroup)| is_rest(path) && is_rest(cgroup));
+                    let (path, _) = both.with_context(|| format!("the cgroup {}", wrong()))?;
+                    member.path = [root, path].concat();
+                    member.prefix = if member.prefix == 0 { 0 } else { root.len() };
+                    is_replaced = true;
+                }
+                ensure!(is_replaced, "the cgroup {}", wrong());
+            }
+        }
+        Ok(())
     }
 }
 
-fn check(image: &[u8]) -> Result<()> {
-    let rest = image.strip_prefix(&MAGIC).context("it is not an image of cgroups")?;
-    let (length, rest) = rest.split_first_chunk().context("it is too short")?;
-    let length = usize::try_from(u32::from_le_bytes(*length))?;
-    let message = rest.get(..length).context("it is too short")?;
-    let mut members = Vec::new();
-    each(message, &mut |field| match field {
-        (1, Value::Bytes(set)) => each(set, &mut |field| {
-            if let (2, Value::Bytes(it)) = field {
-                members.push(member(it)?);
-            }
-            Ok(())
-        }),
-        _ => Ok(()),
-    })?;
-    each(message, &mut |field| match field {
-        (2, Value::Bytes(controller)) => check_controller(controller, &members),
-        _ => Ok(()),
-    })
+/// Whether this can follow the path of a directory.
+fn is_rest(path: &[u8]) -> bool {
+    path.is_empty() || path.starts_with(b"/")
 }
 
 /// The cgroup of processes in one hierarchy, by its controllers.
-struct Member<'m> {
-    controllers: &'m [u8],
-    path: &'m Path,
+#[derive(Clone, Debug)]
+struct Member {
+    controllers: Vec<u8>,
+    path: Vec<u8>,
+    /// As much of the path is the root of a cgroup namespace. 0 without one.
+    prefix: usize,
+}
+
+/// The cgroups that are made in one hierarchy, by the names that CRIU joins to its root.
+#[derive(Debug)]
+struct Made {
+    controllers: Vec<Vec<u8>>,
+    cgroups: Vec<Vec<u8>>,
+}
+
+impl Made {
+    /// Whether CRIU takes a process's cgroup for one of this hierarchy: it compares the ends of names.
+    /// That of cgroup v2 is empty.
+    fn is_of(&self, member: &Member) -> bool {
+        let names: Vec<&[u8]> = member.controllers.split(|byte| *byte == b',').collect();
+        let is_same = |name: &[u8], it: &[u8]| name == it || !it.is_empty() && name.ends_with(it);
+        self.controllers.iter().all(|it| names.iter().any(|name| is_same(name, it)))
+    }
+
+    /// What CRIU is told to take for the old root.
+    fn root<'r>(&self, roots: &'r [(String, PathBuf)]) -> Result<&'r [u8]> {
+        let shown = || show(&self.controllers.join(&b','));
+        let has = |names: &str| {
+            names.split(',').any(|name| self.controllers.iter().any(|it| it == name.as_bytes()))
+        };
+        let mut roots = roots.iter().filter(|(names, _)| has(names));
+        let root = roots.next().map(|(_, root)| root.as_os_str().as_bytes());
+        root.filter(|root| *root != b"/" && roots.next().is_none())
+            .with_context(|| format!("the container has no cgroup of its own of {}", shown()))
+    }
 }
 
 /// `cg_member_entry`.
-fn member(message: &[u8]) -> Result<Member<'_>> {
+fn member(message: &[u8]) -> Result<Member> {
     let (mut controllers, mut path, mut prefix) = (None, None, None);
     each(message, &mut |field| match field {
         (1, Value::Bytes(text)) => once(&mut controllers, text),
@@ -72,41 +157,28 @@ fn member(message: &[u8]) -> Result<Member<'_>> {
         (3, Value::Number(length)) => once(&mut prefix, length),
         _ => Ok(()),
     })?;
-    let (controllers, text) = controllers.zip(path).context("a cgroup has no path")?;
-    // As much of the path is a namespace's root: CRIU cuts it off there.
+    let (controllers, path) = controllers.zip(path).context("a cgroup has no path")?;
     let prefix = usize::try_from(prefix.unwrap_or(0))?;
-    let ends = prefix == 0 || prefix == text.len() || text.get(prefix) == Some(&b'/');
-    ensure!(text.first() == Some(&b'/') && ends, "the cgroup {} is not a path", show(text));
-    check_path(text)?;
-    Ok(Member { controllers, path: Path::new(OsStr::from_bytes(text)) })
+    let ends = prefix == 0 || path.get(prefix..).is_some_and(is_rest);
+    ensure!(path.first() == Some(&b'/') && ends, "the cgroup {} is not a path", show(path));
+    check_path(path)?;
+    Ok(Member { controllers: controllers.to_owned(), path: path.to_owned(), prefix })
 }
 
-/// `cg_controller_entry`: what is made in a hierarchy. CRIU makes it below the restored container's
-/// cgroup if it is above the cgroup of a process, and where it was otherwise.
-fn check_controller(message: &[u8], members: &[Member<'_>]) -> Result<()> {
-    let (mut names, mut directory) = (Vec::new(), None);
-    each(message, &mut |field| match field {
-        (1, Value::Bytes(name)) => {
-            names.push(name);
-            Ok(())
+/// `cg_controller_entry`.
+fn made_by(message: &[u8]) -> Result<Made> {
+    let mut made = Made { controllers: Vec::new(), cgroups: Vec::new() };
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Bytes(name)) => made.controllers.push(name.to_owned()),
+            (2, Value::Bytes(directory)) => {
+                made.cgroups.push(check_directory(directory, 0)?.to_owned());
+            }
+            _ => {}
         }
-        (2, Value::Bytes(it)) => once(&mut directory, it),
-        _ => Ok(()),
+        Ok(())
     })?;
-    let Some(directory) = directory else { return Ok(()) };
-    let name = check_directory(directory, 0)?;
-    let top = Path::new("/").join(OsStr::from_bytes(name));
-    let is_of_it = |member: &&Member<'_>| {
-        let of: Vec<&[u8]> = member.controllers.split(|byte| *byte == b',').collect();
-        names.iter().all(|name| of.contains(name))
-    };
-    let mut of_it = members.iter().filter(is_of_it).peekable();
-    ensure!(
-        of_it.peek().is_some() && of_it.all(|member| member.path.starts_with(&top)),
-        "the cgroup {} is not the one that its processes are in",
-        show(name)
-    );
-    Ok(())
+    Ok(made)
 }
 
 /// What is there twice could be read in two ways.
@@ -275,6 +347,8 @@ mod tests {
 
     #[test]
     fn names_stay_where_cgroups_are_made() {
+        let roots = [("pids".to_owned(), PathBuf::from("/new")), ("cpu".to_owned(), "/".into())];
+        let read = |message: &[u8]| Image::parse(&image(message))?.refuse_leaving(&roots);
         let member = |path: &[u8], prefix: u8| {
             field(1, &field(2, &[field(1, b"pids"), field(2, path), vec![3 << 3, prefix]].concat()))
         };
@@ -284,17 +358,27 @@ mod tests {
         let directory = |directory: &[u8]| controller(b"pids", directory);
         let below = |name: &[u8]| directory(&[field(1, b"a"), field(2, &field(1, name))].concat());
         let file = |name: &[u8]| directory(&[field(1, b"a"), field(3, &field(1, name))].concat());
+        let two = |first: &[u8], second: &[u8]| {
+            field(
+                2,
+                &[field(1, b"pids"), field(2, &field(1, first)), field(2, &field(1, second))]
+                    .concat(),
+            )
+        };
         for good in [
             member(b"/a/b", 4),
             member(b"/a/..b", 2),
             below(b"b"),
             below(b"..b"),
             file(b"pids.max"),
-            directory(&field(1, b"a/b")),
-            directory(&field(1, b"")),
+            // Of processes in two cgroups, of which neither is in the other.
+            [member(b"/a/b", 2), member(b"/a/c", 2), two(b"a/b", b"a/c")].concat(),
+            [member(b"/new/b", 4), member(b"/new/c", 4), two(b"new/b", b"new/c")].concat(),
+            // No process is in the second.
+            [directory(&field(1, b"a")), member(b"/d", 0)].concat(),
             Vec::new(),
         ] {
-            check(&image(&good)).expect("it is good");
+            read(&good).expect("it is good");
         }
         for bad in [
             member(b"/a/../b", 0),
@@ -309,17 +393,25 @@ mod tests {
             // A name begins with it, and a path does not.
             [member(b"/ab", 0), field(2, &[field(1, b"pids"), field(2, &field(1, b"a"))].concat())]
                 .concat(),
+            // It ends before the root of the namespace does.
+            directory(&field(1, b"")),
+            // What has replaced the first begins with the second.
+            [member(b"/a/x", 0), member(b"/ne", 0), two(b"a", b"ne")].concat(),
+            // The second is left where it was.
+            [member(b"/a/b", 2), two(b"a/b", b"d")].concat(),
             directory(&field(1, b"b")),
             controller(b"ids", &field(1, b"a")),
+            // A hierarchy that the container is not in.
+            [member(b"/a", 0), controller(b"cpu", &field(1, b"a"))].concat(),
             file(b"../a"),
             file(b"a/b"),
             file(b".."),
             vec![2 << 3 | 2, 9, 1],
         ] {
-            check(&image(&bad)).expect_err("it is not");
+            read(&bad).expect_err("it is not");
         }
         let good = image(&member(b"/a", 0));
-        check(&good[..good.len() - 1]).expect_err("it is cut short");
-        check(&good[1..]).expect_err("it is another image");
+        Image::parse(&good[..good.len() - 1]).expect_err("it is cut short");
+        Image::parse(&good[1..]).expect_err("it is another image");
     }
 }

@@ -226,17 +226,7 @@ mod tests {
 
     #[test]
     fn mounts_of_one_place_are_told_apart() {
-        let entry = |id: &str, parent: &str, point: &str| Entry {
-            id: id.to_owned(),
-            parent: parent.to_owned(),
-            device: "0:1".to_owned(),
-            root: "/".into(),
-            point: point.into(),
-            writable: true,
-            restrictions: 0,
-            kind: "tmpfs".to_owned(),
-            data: "rw".to_owned(),
-        };
+        let entry = Entry::sample;
         let table = [entry("1", "0", "/"), entry("4", "3", "/a"), entry("3", "1", "/a")];
         let points: Vec<_> = record(&table).into_iter().map(|mount| mount.points).collect();
         assert_eq!(

@@ -78,6 +78,12 @@ fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let (memory, cpu) = (resources.memory().as_ref(), resources.cpu().as_ref());
     let number = |value: Option<i64>| value.map(|value| value.to_string());
     let period = || cpu.and_then(LinuxCpu::period).map(|period| period.to_string());
+    let throttled = resources.block_io().iter().flat_map(|io| {
+        let of_bytes = [io.throttle_read_bps_device(), io.throttle_write_bps_device()];
+        let of_calls = [io.throttle_read_iops_device(), io.throttle_write_iops_device()];
+        of_bytes.into_iter().chain(of_calls).flatten().flatten()
+    });
+    let mut throttled = throttled.map(|device| format!("{}:{}", device.major(), device.minor()));
     for (file, value) in [
         ("memory.max", number(memory.and_then(LinuxMemory::limit))),
         ("memory.low", number(memory.and_then(LinuxMemory::reservation))),
@@ -86,6 +92,7 @@ fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
         ("cpuset.cpus", cpu.and_then(|cpu| cpu.cpus().clone())),
         ("cpuset.mems", cpu.and_then(|cpu| cpu.mems().clone())),
         ("pids.max", resources.pids().map(|pids| pids.limit().to_string())),
+        ("io.max", throttled.next()),
     ] {
         let Some(value) = value else { continue };
         let path = cgroup.join(file);
