@@ -64,10 +64,10 @@ lint: build-deps test-deps ## formatting, lints, documentation, scripts, spellin
 tools: ## install typos and cargo-deny, which `make lint` uses if they are there (some minutes)
 	cargo install --locked typos-cli cargo-deny
 
-# The oldest Rust that each part says it builds with (`rust-version`); rt-wasmedge has rt's.
+# The oldest Rust that each part says it builds with (`rust-version`); the engine programs have rt's.
 .PHONY: msrv
 msrv: ## build rt and the tests with the oldest Rust that they are for
-	for package in rt runtime-tests; do \
+	for package in rt rt-engine runtime-tests; do \
 	  version=$$(cargo metadata --locked --no-deps --format-version 1 | \
 	    jq -r --arg name $$package '.packages[] | select(.name == $$name).rust_version'); \
 	  rustup toolchain install --profile minimal $$version; \

@@ -12,7 +12,9 @@ use object::{Object, ObjectSegment, ObjectSymbol};
 use wasmedge_sdk::config::{CompilerConfigOptions, ConfigBuilder, StatisticsConfigOptions};
 use wasmedge_sdk::{Compiler, CompilerOptimizationLevel, CompilerOutputFormat, RunMode};
 
-use crate::{config, os, wasi};
+use crate::load::check_head;
+use crate::run::explain;
+use crate::{config, os};
 
 /// The section by which WasmEdge's tools put native code into a module.
 const NATIVE: &[u8] = b"wasmedge";
@@ -22,12 +24,12 @@ const NAME: &str = "module";
 
 pub(crate) fn run(counting: bool) -> Result<(), String> {
     os::keep_log();
-    os::keep_to_parent();
+    rt_engine::process::keep_to_parent();
     let mut module = Vec::new();
     std::io::stdin()
         .read_to_end(&mut module)
         .map_err(|error| format!("read the module: {error}"))?;
-    wasi::check_head(&module)?;
+    check_head(&module)?;
     let module = without_native_code(&module).ok_or("malformed: a section goes beyond its end")?;
     config::check_native(&module)?;
     let options = CompilerConfigOptions::default()
@@ -41,7 +43,7 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
         let config = config.build()?;
         Compiler::new(Some(&config))?.compile_from_bytes(&module, NAME, Path::new("."))
     };
-    let path = compile().map_err(|error| wasi::explain(&error))?;
+    let path = compile().map_err(|error| explain(&error))?;
     let mut library = fs::read(&path).map_err(|error| format!("read the native code: {error}"))?;
     // It is good without that too.
     shorten(&mut library, &module).unwrap_or_default();

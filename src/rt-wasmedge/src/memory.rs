@@ -1,48 +1,11 @@
-//! How large a module's memories may grow: as far as the container's limit goes, so that a guest
-//! that asks for more is told so (`memory.grow` gives -1) and not killed.
+//! The memories and tables that a module has: how large they are at first, and whether native code
+//! may use them.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use wasmparser::{MemoryType, Parser, Payload, TableType, TypeRef};
-
-/// Bytes in a page of WebAssembly's.
-const PAGE: u64 = 64 << 10;
-
-/// The largest number of pages that a memory of 32 bits has.
-const MOST: u64 = 65536;
-
-/// What else is counted against the limit, and grows with what the guest uses: the kernel's page
-/// tables take a 512th of it.
-const SHARE: u64 = 256;
-
-/// And what does not: stacks, descriptors, buffers of sockets.
-const RESERVE: u64 = 1 << 20;
-
-/// How many bytes more this process may use, when its container may use so many: for a module's
-/// memories, of which WasmEdge caps only each for itself, its tables, and the interpreter's stack.
-/// Never less than what the memories begin with.
-pub(crate) fn most_bytes(memories: &[MemoryType], limit: u64) -> u64 {
-    let initial = memories.iter().map(|memory| memory.initial.saturating_mul(PAGE));
-    left(limit, used()).max(initial.fold(RESERVE, u64::saturating_add))
-}
-
-fn left(limit: u64, used: u64) -> u64 {
-    limit.saturating_sub(used + RESERVE + limit / SHARE)
-}
-
-/// How many pages each memory of a module may have, when the container may use this many bytes. A
-/// module that begins with more gets what it begins with: it may never touch it.
-pub(crate) fn most_pages(memories: &[MemoryType], limit: u64) -> u32 {
-    let smallest = memories.iter().map(|memory| memory.initial).max().unwrap_or(0);
-    pages(limit, used(), smallest)
-}
-
-fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
-    let pages = (left(limit, used) / PAGE).max(smallest).min(MOST);
-    u32::try_from(pages).unwrap_or(u32::MAX)
-}
 
 /// The memories of a module that has native code. Reads no more of it than it takes. Fails if the
 /// module has what native code must not be made for, because it checks 32 bits only
@@ -58,7 +21,7 @@ pub(crate) fn of_native(module: &File) -> Result<Vec<MemoryType>, String> {
             return spaces.narrow();
         }
         // What has native code is no larger than that.
-        if read == 0 || length as u64 >= crate::LARGEST {
+        if read == 0 || length as u64 >= rt_engine::LARGEST {
             return Err("its memories are not understood".into());
         }
         bytes.resize(bytes.len() * 2, 0);
@@ -133,40 +96,11 @@ fn parse(module: &[u8]) -> Spaces {
     spaces
 }
 
-/// The memory that this process uses and cannot give back, in bytes (`RssAnon`,
-/// `proc_pid_status(5)`).
-fn used() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    // Measured: 2 MB after a small module was loaded.
-    number.map_or(4 << 20, |number| number << 10)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn a_memory_may_have_what_is_left() {
-        assert_eq!(pages(64 * MIB, 3 * MIB, 17), ((60 * MIB - 64 * MIB / SHARE) / PAGE) as u32);
-    }
-
-    #[test]
-    fn all_may_have_what_they_begin_with() {
-        // (module (import "a" "b" (memory 3)) (memory 5 6))
-        let module = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b\x02\0\x03\x05\x04\x01\x01\x05\x06";
-        assert_eq!(most_bytes(&of_bytes(module), 0), 8 * PAGE + RESERVE);
-        assert!(most_bytes(&[], 1 << 40) > 1 << 39);
-    }
-
-    #[test]
-    fn a_module_has_what_it_begins_with() {
-        assert_eq!(pages(MIB, 3 * MIB, 17), 17);
-        assert_eq!(pages(u64::MAX / 2, 0, 17), 65536);
-    }
 
     #[test]
     fn memories_are_found_in_imports_too() {

@@ -2,32 +2,27 @@
 //! statistics, which count, as soon as an executor has them.
 
 use std::ffi::{CStr, CString, c_int};
+use std::os::fd::AsRawFd;
 use std::ptr;
 
+use rt_engine::process::{end_after, trim_memory};
 use wasmedge_sdk::{AsInstance, RunMode};
 use wasmedge_sys::ffi;
 
-use super::{close, end_after, name_memory_of, take_log, trim_memory};
+use super::{name_memory_of, take_log};
 use crate::config;
-
-/// Where a module comes from.
-#[derive(Clone, Copy)]
-pub(crate) enum Source<'a> {
-    Bytes(&'a [u8]),
-    /// The descriptor of what it was compiled to, which is closed when it was loaded.
-    Native(c_int),
-}
+use crate::load::Source;
 
 /// Runs a module's `_start` for so many instructions. The outer error is of a module that never
 /// started, the inner one a trap.
 pub(crate) fn run_with_fuel(
-    source: Source<'_>,
+    source: Source,
     wasi: &mut wasmedge_sys::Instance,
     most_pages: Option<u32>,
     timeout: Option<c_int>,
     fuel: u64,
 ) -> Result<Result<(), String>, String> {
-    let mut config = config::c_options(match source {
+    let mut config = config::c_options(match &source {
         Source::Bytes(_) => RunMode::Interpreter,
         Source::Native(_) => RunMode::Aot,
     })?;
@@ -55,15 +50,15 @@ pub(crate) fn run_with_fuel(
             let copy = unsafe {
                 ffi::WasmEdge_BytesCreate(bytes.as_ptr(), u32::try_from(bytes.len()).unwrap_or(0))
             };
+            drop(bytes);
             // SAFETY: `copy` was just made, and is not freed.
             unsafe { ffi::WasmEdge_VMLoadWasmFromBytes(vm, copy) }
         }
-        Source::Native(descriptor) => {
-            let path = CString::new(format!("/proc/self/fd/{descriptor}")).unwrap_or_default();
+        Source::Native(native) => {
+            let path = format!("/proc/self/fd/{}", native.as_raw_fd());
+            let path = CString::new(path).unwrap_or_default();
             // SAFETY: the path is NUL-terminated and lives across the call.
-            let loaded = unsafe { ffi::WasmEdge_VMLoadWasmFromFile(vm, path.as_ptr()) };
-            close(descriptor);
-            loaded
+            unsafe { ffi::WasmEdge_VMLoadWasmFromFile(vm, path.as_ptr()) }
         }
     };
     check(loaded)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{exit_now, own};
+use rt_engine::{TRAPPED, process::exit_now};
 
 /// What WasmEdge waits by for clocks and sockets (`epoll_wait(2)`), in the C library's place.
 ///
@@ -221,7 +221,8 @@ pub(crate) unsafe extern "C" fn openat(
     }
     let opened = c_int::try_from(opened).unwrap_or(-1);
     if opened >= 0 && guarded && !is_for_guests(opened) {
-        drop(own(opened));
+        // SAFETY: this call has just opened it, and nobody else knows its number.
+        unsafe { libc::close(opened) };
         // SAFETY: takes nothing.
         let errno = unsafe { libc::__errno_location() };
         // SAFETY: the address of this thread's errno is always valid.
@@ -336,6 +337,3 @@ pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
     }
     piece
 }
-
-/// As in `main`.
-const TRAPPED: c_int = 134;

@@ -1,0 +1,329 @@
+//! The command line that `rt` starts an engine program with (`docs/engine.md`, "How it is
+//! started"). Parsing opens and closes nothing.
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsString, c_int};
+
+use crate::Program;
+
+/// The version of the contract.
+pub const VERSION: u32 = 1;
+
+/// What `rt` wants of this program.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Work {
+    /// To run a module.
+    Run(Contract),
+    /// To compile a module from standard input to native code on standard output, which counts
+    /// instructions or not.
+    Compile { counting: bool },
+}
+
+/// A descriptor that the command line names, and that nobody has taken over yet. No other one has
+/// the same number.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Descriptor(c_int);
+
+impl Descriptor {
+    pub fn number(&self) -> c_int {
+        self.0
+    }
+}
+
+/// How to run a module.
+#[derive(Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Contract {
+    pub engine_dir: Descriptor,
+    pub module: Descriptor,
+    /// What the module was compiled to, if it was.
+    pub native: Option<Descriptor>,
+    pub environment: Descriptor,
+    /// Where plugins are, and which files of it to load.
+    pub plugin_dir: Option<Descriptor>,
+    pub plugins: Vec<String>,
+    pub directories: Vec<Preopen>,
+    /// What the container may use, in bytes.
+    pub memory: Option<u64>,
+    /// How long the guest may run, in milliseconds.
+    pub timeout: Option<c_int>,
+    /// How many instructions the guest may run.
+    pub fuel: Option<u64>,
+    /// The guest's.
+    pub arguments: Vec<String>,
+}
+
+/// A directory that the guest may use.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Preopen {
+    /// Its name for the guest, and its path in the container.
+    pub path: String,
+    pub read_only: bool,
+    /// It is open already, by this descriptor.
+    pub descriptor: Option<Descriptor>,
+}
+
+impl Work {
+    /// Parses all arguments of a program, the program's own name included.
+    pub fn parse(args: impl Iterator<Item = OsString>, program: &Program) -> Result<Work, String> {
+        let mut args = args.skip(1).peekable();
+        let first = text(args.next().unwrap_or_default())?;
+        if first != format!("--contract={VERSION}") {
+            return Err(format!(
+                "`{first}`: this engine speaks version {VERSION} of the engine contract, and is started by rt"
+            ));
+        }
+        if args.next_if(|arg| arg == "--compile").is_some() {
+            let counting = args.next_if(|arg| arg == "--counting").is_some();
+            return match args.next() {
+                Some(arg) => Err(format!("unknown option `{}`", text(arg)?)),
+                None => Ok(Work::Compile { counting }),
+            };
+        }
+        run(args, program).map(Work::Run)
+    }
+}
+
+fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Contract, String> {
+    let (mut engine_dir, mut module, mut environment) = (None, None, None);
+    let (mut native, mut plugin_dir) = (None, None);
+    let (mut memory, mut timeout, mut fuel) = (None, None, None);
+    let (mut plugins, mut directories) = (Vec::new(), Vec::new());
+    for arg in args.by_ref() {
+        let arg = text(arg)?;
+        if arg == "--" {
+            break;
+        }
+        let wrong = || format!("unknown option `{arg}`");
+        let not = |what: &str| format!("`{arg}`: not a {what}");
+        let (name, value) =
+            arg.strip_prefix("--").and_then(|arg| arg.split_once('=')).ok_or_else(wrong)?;
+        let listed = match name {
+            "plugin-dir" => "plugin",
+            "fuel" | "memory" | "native" | "plugin" | "timeout" => name,
+            _ => "",
+        };
+        if !listed.is_empty() && !program.options.contains(&listed) {
+            return Err(wrong());
+        }
+        let descriptor = || descriptor(value).ok_or_else(|| not("descriptor"));
+        match name {
+            "engine-dir" => once(&mut engine_dir, descriptor()?, &arg)?,
+            "module" => once(&mut module, descriptor()?, &arg)?,
+            "env" => once(&mut environment, descriptor()?, &arg)?,
+            "native" => once(&mut native, descriptor()?, &arg)?,
+            "plugin-dir" => once(&mut plugin_dir, descriptor()?, &arg)?,
+            "plugin" => plugins.push(value.to_owned()),
+            "memory" => {
+                let limit = value.parse().map_err(|_| not("number of bytes"))?;
+                once(&mut memory, limit, &arg)?;
+            }
+            "timeout" => {
+                let number = value.parse().ok().filter(|number| *number > 0);
+                once(&mut timeout, number.ok_or_else(|| not("number of milliseconds"))?, &arg)?;
+            }
+            "fuel" => {
+                let number = value.parse().ok().filter(|number| *number > 0);
+                once(&mut fuel, number.ok_or_else(|| not("number of instructions"))?, &arg)?;
+            }
+            "dir-fd" => {
+                let (number, rest) = value.split_once(':').ok_or_else(wrong)?;
+                let descriptor = Some(self::descriptor(number).ok_or_else(wrong)?);
+                let directory = directory(rest).ok_or_else(wrong)?;
+                directories.push(Preopen { descriptor, ..directory });
+            }
+            "dir" => directories.push(directory(value).ok_or_else(wrong)?),
+            _ => return Err(wrong()),
+        }
+    }
+    let arguments = args.map(text).collect::<Result<_, _>>()?;
+    let (Some(engine_dir), Some(module), Some(environment)) = (engine_dir, module, environment)
+    else {
+        return Err("`--engine-dir`, `--module` and `--env` must be given".into());
+    };
+    let contract = Contract {
+        engine_dir,
+        module,
+        native,
+        environment,
+        plugin_dir,
+        plugins,
+        directories,
+        memory,
+        timeout,
+        fuel,
+        arguments,
+    };
+    contract.check()?;
+    Ok(contract)
+}
+
+impl Contract {
+    fn check(&self) -> Result<(), String> {
+        let always = [&self.engine_dir, &self.module, &self.environment];
+        let directories = self.directories.iter().filter_map(|it| it.descriptor.as_ref());
+        let others = self.native.iter().chain(&self.plugin_dir).chain(directories);
+        let mut numbers: Vec<c_int> =
+            always.into_iter().chain(others).map(Descriptor::number).collect();
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        if numbers.len() < count {
+            return Err("the descriptors of the command line must differ".into());
+        }
+        if self.plugins.is_empty() != self.plugin_dir.is_none()
+            || self.plugins.iter().any(|file| file.is_empty() || file.contains('/'))
+        {
+            return Err("`--plugin` names a file in `--plugin-dir`".into());
+        }
+        Ok(())
+    }
+}
+
+/// What is given twice could be read in two ways.
+fn once<T>(place: &mut Option<T>, value: T, arg: &str) -> Result<(), String> {
+    match place.replace(value) {
+        Some(_) => Err(format!("`{arg}`: given twice")),
+        None => Ok(()),
+    }
+}
+
+fn descriptor(value: &str) -> Option<Descriptor> {
+    value.parse().ok().filter(|number| *number > 2).map(Descriptor)
+}
+
+fn directory(value: &str) -> Option<Preopen> {
+    let (right, path) = value.split_once(':')?;
+    let read_only = match right {
+        "ro" => true,
+        "rw" => false,
+        _ => return None,
+    };
+    let path = path.starts_with('/').then(|| path.to_owned())?;
+    Some(Preopen { path, read_only, descriptor: None })
+}
+
+/// `config.json` is JSON, so all its strings are UTF-8.
+fn text(arg: OsString) -> Result<String, String> {
+    arg.into_string().map_err(|arg| format!("the argument {arg:?} is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: Program =
+        Program { name: "rt-test", options: &["fuel", "memory", "native", "plugin", "timeout"] };
+
+    fn work(args: &[&str]) -> Result<Work, String> {
+        Work::parse(["rt-test"].iter().chain(args).map(OsString::from), &PROGRAM)
+    }
+
+    fn parse(args: &[&str]) -> Result<Contract, String> {
+        match work(args)? {
+            Work::Run(contract) => Ok(contract),
+            Work::Compile { .. } => Err("to compile".into()),
+        }
+    }
+
+    const FDS: [&str; 4] = ["--contract=1", "--engine-dir=3", "--module=4", "--env=5"];
+
+    #[test]
+    fn takes_what_rt_gives() {
+        let args = [
+            &FDS[..],
+            &[
+                "--native=6",
+                "--memory=1048576",
+                "--timeout=1500",
+                "--fuel=5000000000",
+                "--dir=ro:/",
+                "--dir=rw:/a:b",
+                "--dir-fd=8:ro:/c",
+                "--",
+                "/app.wasm",
+                "--dir=x",
+                "--",
+            ],
+        ]
+        .concat();
+        let contract = parse(&args).expect("taken");
+        let Contract { engine_dir, module, environment, native, .. } = &contract;
+        let numbers = [engine_dir, module, environment].map(Descriptor::number);
+        assert_eq!((numbers, native), ([3, 4, 5], &Some(Descriptor(6))));
+        assert_eq!(contract.fuel, Some(5_000_000_000));
+        assert_eq!((contract.memory, contract.timeout), (Some(1 << 20), Some(1500)));
+        let directories: Vec<_> = contract
+            .directories
+            .iter()
+            .map(|it| (it.path.as_str(), it.read_only, it.descriptor.as_ref().map(|it| it.0)))
+            .collect();
+        assert_eq!(directories, [("/", true, None), ("/a:b", false, None), ("/c", true, Some(8))]);
+        assert_eq!(contract.arguments, ["/app.wasm", "--dir=x", "--"]);
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        assert!(parse(&[]).is_err_and(|error| error.contains("contract")));
+        assert!(parse(&["--contract=9"]).is_err_and(|error| error.contains("`--contract=9`")));
+        assert!(parse(&FDS[..3]).is_err());
+        assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
+        for wrong in [
+            &["--native=4"][..],
+            &["--dir-fd=4:ro:/"],
+            &["--dir-fd=7:ro:/a", "--dir-fd=7:ro:/b"],
+            &["--plugin=x.so"],
+            &["--plugin-dir=7"],
+            &["--plugin-dir=7", "--plugin=../x"],
+        ] {
+            assert!(parse(&[&FDS[..], wrong].concat()).is_err(), "{wrong:?}");
+        }
+        for twice in ["--module=7", "--fuel=1", "--memory=1", "--timeout=1", "--native=7"] {
+            let error = parse(&[&FDS[..], &[twice, twice]].concat()).expect_err(twice);
+            assert!(error.contains("given twice"), "{error}");
+        }
+        let plugins =
+            parse(&[&FDS[..], &["--plugin-dir=7", "--plugin=x.so"]].concat()).expect("taken");
+        assert_eq!(
+            (plugins.plugin_dir, plugins.plugins),
+            (Some(Descriptor(7)), vec!["x.so".to_owned()])
+        );
+        for (counting, args) in [(false, &["--compile"][..]), (true, &["--compile", "--counting"])]
+        {
+            let args = [&["--contract=1"], args].concat();
+            assert_eq!(work(&args), Ok(Work::Compile { counting }));
+        }
+        assert!(work(&["--contract=1", "--compile", "x"]).is_err());
+        assert!(work(&["--compile"]).is_err());
+        for bad in [
+            "--frob=1",
+            "--dir=/x",
+            "--dir=ro:x",
+            "--dir-fd=2:ro:/x",
+            "--module=2",
+            "--module=x",
+            "--memory=x",
+            "--memory=-1",
+            "--timeout=0",
+            "--timeout=1s",
+            "--fuel=0",
+            "--fuel=many",
+            "x",
+        ] {
+            let error = parse(&[&FDS[..], &[bad]].concat()).expect_err(bad);
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn refuses_options_that_the_program_does_not_list() {
+        const PLAIN: Program = Program { name: "rt-plain", options: &[] };
+        for option in
+            ["--fuel=1", "--memory=1", "--native=6", "--plugin-dir=6", "--plugin=x", "--timeout=1"]
+        {
+            let args = [&["rt-plain"][..], &FDS, &[option]].concat();
+            let error = Work::parse(args.iter().map(OsString::from), &PLAIN).expect_err(option);
+            assert!(error.contains("unknown option"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What every engine program of `rt` needs: the command line of the engine contract, descriptors,
+//! signals, limits, messages and exit statuses (`docs/engine.md`). An engine program adds the engine
+//! itself.
+//!
+//! An engine program has one thread until its engine starts others. Most functions here must run
+//! before that. Each says so.
+
+pub mod contract;
+pub mod memory;
+pub mod message;
+pub mod process;
+mod start;
+
+use std::process::ExitCode;
+
+pub use contract::{Contract, Work};
+pub use start::{Directory, LARGEST, Start, read, variables};
+
+/// An engine program.
+#[derive(Debug)]
+pub struct Program {
+    /// Its messages begin with this name.
+    pub name: &'static str,
+    /// The options of the contract that it knows besides those that each program must know. Its
+    /// `engine.json` lists them.
+    pub options: &'static [&'static str],
+}
+
+/// How a run ended, when not by an error of the engine.
+#[derive(Debug, Eq, PartialEq)]
+pub enum End {
+    /// The guest's own exit status.
+    Exited(u8),
+    /// The kind of trap, in the engine's words.
+    Trapped(String),
+}
+
+/// The exit status of a module that never started.
+pub const NOT_STARTED: u8 = 126;
+/// The exit status after a trap: 128 + SIGABRT.
+pub const TRAPPED: u8 = 134;
+/// The exit status when the guest's time is over, which is that of timeout(1) too.
+pub const TIMED_OUT: u8 = 124;
+
+/// Runs an engine program from its first instruction to its end. `main` calls this first, before
+/// any thread starts.
+pub fn run(program: &'static Program, work: impl FnOnce(Work) -> Result<End, String>) -> ExitCode {
+    // Before anything else: a signal that arrives from now on ends the process.
+    process::end_on_signals();
+    message::set_name(program.name);
+    std::panic::set_hook(Box::new(|panic| {
+        // Through the same line as any other error; the default would print several.
+        message::say(&format!("internal error: {}", panic.to_string().replace('\n', " ")));
+        process::exit_now(NOT_STARTED);
+    }));
+    let status = match Work::parse(std::env::args_os(), program).and_then(work) {
+        Ok(End::Exited(status)) => status,
+        Ok(End::Trapped(kind)) => {
+            message::say(&format!("trap: {kind}"));
+            TRAPPED
+        }
+        Err(error) => {
+            message::say(&error);
+            NOT_STARTED
+        }
+    };
+    // Nothing is left to be torn down that the end of the process does not tear down faster.
+    process::exit_now(status)
+}

@@ -1,0 +1,250 @@
+//! The engine program's own process: signals, descriptors, limits, names. The one place of this
+//! library with `unsafe`.
+#![allow(
+    unsafe_code,
+    reason = "signal handlers, descriptors and C calls without a safe wrapper; nothing else may use unsafe"
+)]
+
+use std::ffi::{CString, c_int};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::OnceLock;
+
+use crate::contract::Descriptor;
+use crate::{TIMED_OUT, message};
+
+/// The signals that end a container.
+const ENDING: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
+extern "C" fn end(signal: c_int) {
+    // SAFETY: _exit(2) is async-signal-safe (signal-safety(7)) and ends the process.
+    unsafe { libc::_exit(128 + signal) }
+}
+
+/// Has the signals that ask for an end do so at once, with 128+n, and then unblocks them. The first
+/// process of a pid namespace gets only signals that it handles (`pid_namespaces(7)`).
+///
+/// Before threads start: they inherit the mask of signals.
+pub fn end_on_signals() {
+    // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid whatever was in it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid place to write to.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in ENDING {
+        let handler = end as extern "C" fn(c_int);
+        // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+        // function.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+        // SAFETY: `set` is initialised, and the number is a signal's.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // Rust's runtime ignores it; a guest that writes to a closed pipe shall end as a C program
+    // does. SAFETY: SIG_DFL runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // SAFETY: `set` is initialised and only read.
+    unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
+}
+
+/// What the handler of the timer writes. It is set before the handler is.
+static TIME_IS_OVER: OnceLock<String> = OnceLock::new();
+
+extern "C" fn end_of_time(_signal: c_int) {
+    // An atomic load: a signal handler may do that.
+    if let Some(message) = TIME_IS_OVER.get() {
+        // With standard error closed there is nobody to tell.
+        // SAFETY: write(2) is async-signal-safe (signal-safety(7)); the message is as long as it
+        // says.
+        unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+    }
+    // SAFETY: _exit(2) is async-signal-safe and ends the process.
+    unsafe { libc::_exit(c_int::from(TIMED_OUT)) }
+}
+
+/// Ends the process when this many milliseconds are over, whatever it does then (`setitimer(2)`).
+///
+/// Threads may run: the timer is the process's.
+pub fn end_after(milliseconds: c_int) -> Result<(), String> {
+    TIME_IS_OVER.get_or_init(|| message::line("its time is over"));
+    let handler = end_of_time as extern "C" fn(c_int);
+    // SAFETY: the handler has the type that signal(2) wants, reads one atomic value and calls two
+    // async-signal-safe functions.
+    unsafe { libc::signal(libc::SIGALRM, handler as libc::sighandler_t) };
+    let value = libc::timeval {
+        tv_sec: (milliseconds / 1000).into(),
+        tv_usec: (milliseconds % 1000 * 1000).into(),
+    };
+    let timer =
+        libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    // SAFETY: `timer` is initialised and only read; the old value is not asked for.
+    if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) } < 0 {
+        return Err(format!("set a timer: {}", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// For a compiler. Has the kernel end this process when the one that started it has ended, has it
+/// end by itself when its time of the processor's is over (SIGXCPU), and keeps other processes out
+/// of it: `rt` keeps what it makes.
+///
+/// Before threads start, by the main thread: `PR_SET_PDEATHSIG` is of a thread.
+pub fn keep_to_parent() {
+    // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // It may have ended before; then nobody has the other end of the pipe, and no signal comes.
+    let mut out = libc::pollfd { fd: 1, events: 0, revents: 0 };
+    // SAFETY: poll(2) writes to the one structure that it is given, and does not wait.
+    if unsafe { libc::poll(&raw mut out, 1, 0) } > 0 && out.revents & libc::POLLERR != 0 {
+        end(libc::SIGPIPE);
+    }
+    // The first process of a pid namespace gets it only by a handler.
+    let handler = end as extern "C" fn(c_int);
+    // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+    // function.
+    unsafe { libc::signal(libc::SIGXCPU, handler as libc::sighandler_t) };
+    // Nor shall another process of its user change what it makes.
+    // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+}
+
+/// Ends the process without running destructors or exit handlers: those of an engine would only
+/// free memory. Any thread may call this.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// Takes over descriptors of the command line, which nothing that this process starts inherits, and
+/// closes every other one from 3 on. Fails if one of them is not open.
+///
+/// Before threads start, and before anything else of the process has opened a file: it is closed.
+pub(crate) fn take_over<const N: usize>(
+    descriptors: [Vec<Descriptor>; N],
+) -> Result<[Vec<OwnedFd>; N], String> {
+    let mut kept: Vec<c_int> = descriptors.iter().flatten().map(Descriptor::number).collect();
+    kept.sort_unstable();
+    let failed = || format!("close what is not needed: {}", io::Error::last_os_error());
+    let mut first = 3;
+    for kept in kept {
+        if first < kept {
+            close_range(first.unsigned_abs(), kept.unsigned_abs() - 1).map_err(|()| failed())?;
+        }
+        // SAFETY: fcntl(2) with F_SETFD touches no memory; it fails for a number that is not open.
+        if unsafe { libc::fcntl(kept, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(format!("take over descriptor {kept}: {}", io::Error::last_os_error()));
+        }
+        first = kept + 1;
+    }
+    close_range(first.unsigned_abs(), u32::MAX).map_err(|()| failed())?;
+    Ok(descriptors.map(|list| {
+        let own = |descriptor: Descriptor| {
+            // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for
+            // this program to own. A `Descriptor` is made by the parser alone, which refuses one
+            // number in two places, cannot be copied, and is consumed here.
+            unsafe { OwnedFd::from_raw_fd(descriptor.number()) }
+        };
+        list.into_iter().map(own).collect()
+    }))
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), ()> {
+    // SAFETY: no code of this process owns a descriptor from 3 on yet: those of the command line
+    // are taken over after this, and the caller has opened none.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+        Err(())
+    } else {
+        Ok(())
+    }
+}
+
+/// Has host names looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf`
+/// says: it could name a library of the image's, which would be loaded here. Both are part of the C
+/// library itself (glibc 2.34). Fails if that cannot be had.
+///
+/// Before threads start: glibc's table is the process's.
+#[cfg(target_env = "gnu")]
+pub(crate) fn fix_name_lookups() -> Result<(), String> {
+    use std::ffi::c_char;
+
+    unsafe extern "C" {
+        /// glibc, `<nss.h>`.
+        fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    }
+    let fixed = [
+        (c"hosts", c"files dns"),
+        (c"services", c"files"),
+        (c"passwd", c"files"),
+        (c"group", c"files"),
+    ];
+    let is_fixed = fixed.iter().all(|(database, services)| {
+        // SAFETY: both strings are NUL-terminated literals that live for ever.
+        unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) == 0 }
+    });
+    let why = "keep the libraries that /etc/nsswitch.conf names away";
+    if is_fixed { Ok(()) } else { Err(why.into()) }
+}
+
+/// Other C libraries (musl) have no `/etc/nsswitch.conf`.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn fix_name_lookups() -> Result<(), String> {
+    Ok(())
+}
+
+/// Gives a guest's memory, `length` bytes from this address on, a name that the kernel shows in
+/// `/proc/PID/maps`. `rt events` finds it by that. A kernel that has no such names (before 5.17, or
+/// built without) shows none. Any thread may call this.
+pub fn name_memory(address: usize, length: usize) {
+    // <linux/prctl.h>
+    const PR_SET_VMA: c_int = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: libc::c_ulong = 0;
+    // SAFETY: prctl(2) names mappings, and changes nothing in them, wherever they are.
+    unsafe {
+        libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, address, length, c"wasm-memory".as_ptr())
+    };
+}
+
+/// Names the process after the guest's program, for ps(1): the kernel cuts the name to 15 bytes.
+///
+/// By the main thread: the name is a thread's.
+pub(crate) fn name_process(program: &str) {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    if let Ok(name) = CString::new(name) {
+        // SAFETY: the name is NUL-terminated and only read.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    }
+}
+
+/// From now on, this process may map this many bytes more that it can write to (`RLIMIT_DATA`,
+/// getrlimit(2)). Then a memory does not grow, or an allocation fails, before the kernel would kill
+/// the process for its container's limit.
+///
+/// The stacks of threads count: an engine with threads calls this after they have started.
+pub fn limit_data(more: u64) -> Result<(), String> {
+    let status = std::fs::read_to_string("/proc/self/status");
+    let status = status.map_err(|error| format!("read `/proc/self/status`: {error}"))?;
+    let mapped = status.lines().find_map(|line| {
+        line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    let most = mapped.unwrap_or(0).saturating_mul(1024).saturating_add(more);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place to write to.
+    if unsafe { libc::getrlimit(libc::RLIMIT_DATA, &raw mut limit) } < 0 {
+        return Err(format!("get RLIMIT_DATA: {}", io::Error::last_os_error()));
+    }
+    limit.rlim_cur = limit.rlim_cur.min(most);
+    // SAFETY: `limit` is initialised and only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) } < 0 {
+        return Err(format!("set RLIMIT_DATA: {}", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// Gives memory that is free back to the kernel, where the C library can (`malloc_trim(3)`). Any
+/// thread may call this.
+pub fn trim_memory() {
+    // SAFETY: works on the allocator's own free memory, which it locks.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}

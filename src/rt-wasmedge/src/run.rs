@@ -1,0 +1,187 @@
+//! A run: from the command line to the guest's end, phase by phase.
+#![forbid(unsafe_code)]
+
+use rt_engine::{End, Start, memory, process};
+use wasmedge_sdk::config::{ConfigBuilder, RuntimeConfigOptions};
+use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
+use wasmedge_sdk::vm::SyncInst;
+use wasmedge_sdk::wasi::WasiModule;
+use wasmedge_sdk::{AsInstance, Module, Store, Vm};
+
+use crate::load::Loaded;
+use crate::os;
+use crate::wasi::World;
+
+const NO_ADDRESSES: &str =
+    "too few addresses for its memory, which takes 12 GiB of them (`RLIMIT_AS`)";
+
+/// Runs a module. Fails if it never started.
+pub(crate) fn run(start: Start) -> Result<End, String> {
+    let program = start.program().to_owned();
+    run_module(start, &program).map_err(|why| format!("start `{program}`: {why}"))
+}
+
+fn run_module(mut start: Start, program: &str) -> Result<End, String> {
+    os::keep_log();
+    let loaded = Loaded::new(&start.module, start.native.take(), start.memory, program)?;
+    loaded.check_command()?;
+    let world = World::new(&mut start, &loaded.module)?;
+    let most_pages = limit(&loaded, start.memory)?;
+    let (timeout, fuel) = (start.timeout, start.fuel);
+    // Only the engine's and the plugins' directories stay open.
+    let Start { engine_dir, plugin_dir, module, .. } = start;
+    drop(module);
+    let end = match fuel {
+        Some(fuel) => run_counted(loaded, world, most_pages, timeout, fuel),
+        None => run_freely(loaded, world, most_pages, timeout),
+    };
+    drop((engine_dir, plugin_dir));
+    end
+}
+
+/// Limits what this process may use. Returns how many pages each memory may have, if the container
+/// has a limit.
+fn limit(loaded: &Loaded, limit: Option<u64>) -> Result<Option<u32>, String> {
+    // What the module brings along, it may have: a data segment is copied in one piece.
+    let length = usize::try_from(loaded.length).unwrap_or(usize::MAX);
+    os::limit_pieces(largest_piece(limit).max(length));
+    let Some(limit) = limit else { return Ok(None) };
+    process::limit_data(memory::most_bytes(loaded.initial_pages(), limit))?;
+    Ok(Some(memory::most_pages(loaded.initial_pages(), limit)))
+}
+
+/// The interpreter's stack, of 16 bytes a value, is doubled when it is full, and both halves are
+/// there for a moment: a part of what the container may use, and no more than a million calls need.
+fn largest_piece(memory: Option<u64>) -> usize {
+    const MOST: u64 = 128 << 20;
+    const LEAST: u64 = 1 << 20;
+    let piece = memory.map_or(MOST, |memory| (memory / 4).clamp(LEAST, MOST));
+    usize::try_from(piece).unwrap_or(usize::MAX)
+}
+
+/// Runs a module for a number of instructions.
+fn run_counted(
+    loaded: Loaded,
+    world: World,
+    most_pages: Option<u32>,
+    timeout: Option<i32>,
+    fuel: u64,
+) -> Result<End, String> {
+    // The machine makes its own of what plugins offer, and loads the module again.
+    let Loaded { module, source, .. } = loaded;
+    let World { mut wasi, offered } = world;
+    drop((module, offered));
+    match os::run_with_fuel(source, wasi.as_mut(), most_pages, timeout, fuel).map_err(one_line)? {
+        Ok(()) => Ok(exited(&wasi)),
+        Err(error) => Ok(End::Trapped(one_line(error))),
+    }
+}
+
+/// Runs a module for as long as it takes, or until its time is over.
+fn run_freely(
+    loaded: Loaded,
+    mut world: World,
+    most_pages: Option<u32>,
+    timeout: Option<i32>,
+) -> Result<End, String> {
+    let Loaded { module, options, source, .. } = loaded;
+    drop(source);
+    let mut config = ConfigBuilder::new(options);
+    if let Some(pages) = most_pages {
+        let options = RuntimeConfigOptions::default().max_memory_pages(pages);
+        config = config.with_runtime_config(options);
+    }
+    let config = config.build().map_err(|error| explain(&error))?;
+    let store = Store::new(Some(&config), world.instances()).map_err(|error| explain(&error))?;
+    let mut vm = Vm::new(store);
+    if let Some(timeout) = timeout {
+        process::end_after(timeout)?;
+    }
+    let instantiated = instantiate(&mut vm, module)?;
+    if let Instantiated::Ended = instantiated {
+        drop(vm);
+        return Ok(exited(&world.wasi));
+    }
+    if let Instantiated::Trapped(why) = instantiated {
+        return Ok(End::Trapped(why));
+    }
+    os::take_log();
+    // What loading has left behind is of no use to the guest, which may run for months.
+    process::trim_memory();
+    if let Some(instance) = vm.active_module() {
+        os::name_memory(instance);
+    }
+    let result = vm.run_func(None, "_start", []);
+    drop(vm);
+    match result {
+        // `proc_exit` ends the run with success, and its code is kept aside.
+        Ok(_) => Ok(exited(&world.wasi)),
+        Err(error) => Ok(End::Trapped(explain(&error))),
+    }
+}
+
+/// What an instantiation has come to.
+enum Instantiated {
+    Ready,
+    /// The guest's start function has ended everything.
+    Ended,
+    Trapped(String),
+}
+
+/// A start function runs in here, and may end everything.
+fn instantiate<'i>(
+    vm: &mut Vm<'i, dyn SyncInst + 'i>,
+    module: Module,
+) -> Result<Instantiated, String> {
+    match vm.register_module(None, module).map(drop) {
+        // Ended by `proc_exit`, it leaves no instance.
+        Ok(()) if vm.active_module().is_none_or(|it| it.get_func("_start").is_err()) => {
+            Ok(Instantiated::Ended)
+        }
+        Ok(()) => Ok(Instantiated::Ready),
+        Err(error) => match *error {
+            WasmEdgeError::Core(CoreError::Common(CoreCommonError::Terminated)) => {
+                Ok(Instantiated::Ended)
+            }
+            WasmEdgeError::Core(CoreError::Execution(_)) => {
+                let why = explain(&error);
+                // The first thing that is written to a memory that is not there.
+                if why.contains("Unable to find usable memory address") {
+                    return Err(NO_ADDRESSES.into());
+                }
+                Ok(Instantiated::Trapped(why))
+            }
+            _ => Err(explain(&error)),
+        },
+    }
+}
+
+/// exit(3) keeps the lowest eight bits.
+fn exited(wasi: &WasiModule) -> End {
+    End::Exited((wasi.exit_code() & 0xff) as u8)
+}
+
+/// An error on one line: what the API says of it, and what WasmEdge's log says about where.
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
+    one_line(error.to_string())
+}
+
+pub(crate) fn one_line(error: String) -> String {
+    let lines = os::take_log();
+    let lines: Vec<String> = lines
+        .iter()
+        // What an error is told with, and what it counts so far, is not of it.
+        .filter(|line| !line.contains("====") && !line.contains("Gas costs:"))
+        .map(|line| shorten(&line.split_whitespace().collect::<Vec<_>>().join(" ")))
+        .collect();
+    if lines.is_empty() { error } else { format!("{error} ({})", lines.join("; ")) }
+}
+
+/// A stack overflow lists its whole stack.
+fn shorten(line: &str) -> String {
+    const LONGEST: usize = 400;
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
