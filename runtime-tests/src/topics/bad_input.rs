@@ -542,7 +542,7 @@ fn an_engine_without_its_program(test: &Test) -> Outcome {
     copy_program(&test.host.runtime, prefix.join("bin/rt"))?;
     fs::write(
         engine.join("engine.json"),
-        r#"{"contract":1,"name":"wasmedge","version":"1","program":"not-there"}"#,
+        r#"{"contract":2,"name":"wasmedge","version":"1","program":"not-there"}"#,
     )?;
     let bundle = test.wasm("hello", &[])?;
     bundle.write()?;

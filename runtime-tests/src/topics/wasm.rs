@@ -710,7 +710,7 @@ fn an_environment_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
     fs::File::create(&large)?.set_len(200 << 30)?;
     let script = format!(
         "exec 3<{engine} 4<{} 5<{}; exec {engine}/ld.so --inhibit-cache --library-path {engine}/lib \
-         {engine}/rt-wasmedge --contract=1 --engine-dir=3 --module=4 --env=5 -- /hello.wasm",
+         {engine}/rt-wasmedge --contract=2 --engine-dir=3 --module=4 --env=5 -- /hello.wasm",
         test.host.guest("hello")?.display(),
         large.display()
     );

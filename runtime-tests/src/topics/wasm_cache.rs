@@ -615,7 +615,7 @@ fn the_engine_says_when_native_code_does_not_load(test: &Test) -> Outcome {
     let engine = engine.join("libexec/rt/wasmedge").display().to_string();
     let script = format!(
         "exec 3<{engine} 4<{} 5</dev/null 6</bin/busybox; exec {engine}/ld.so --inhibit-cache --library-path {engine}/lib \
-         {engine}/rt-wasmedge --contract=1 --engine-dir=3 --module=4 --env=5 --native=6 -- /hello.wasm",
+         {engine}/rt-wasmedge --contract=2 --engine-dir=3 --module=4 --env=5 --native=6 -- /hello.wasm",
         test.host.guest("hello")?.display()
     );
     let mut shell = Command::new("sh");

@@ -141,7 +141,7 @@ fn an_elf_file_named_wasm_runs_as_what_it_is(test: &Test) -> Outcome {
 
 fn a_component_is_told_its_engine(test: &Test) -> Outcome {
     let bundle = test.module(b"\0asm\x0d\0\x01\0")?;
-    bundle.try_create(&test.id())?.fails_with("would need the engine `wasmtime`").map(drop)
+    bundle.try_create(&test.id())?.fails_with("needs an engine such as `wasmtime`").map(drop)
 }
 
 fn a_truncated_module_ends_with_126(test: &Test) -> Outcome {
@@ -212,7 +212,7 @@ fn a_missing_engine_is_an_error(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?;
     let prefix = installation(test)?;
     fs::remove_dir_all(prefix.join("libexec"))?;
-    run_installed(test, &prefix, &bundle)?.fails_with("open engine `wasmedge` in `")?;
+    run_installed(test, &prefix, &bundle)?.fails_with("no Wasm engine is installed in `")?;
     // Linux containers need none.
     run_installed(test, &prefix, &test.sh("echo linux")?)?.success()?.stdout("linux\n").map(drop)
 }
@@ -221,9 +221,9 @@ fn an_engine_of_another_contract_is_an_error(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?;
     let prefix = installation(test)?;
     let file = prefix.join("libexec/rt/wasmedge/engine.json");
-    fs::write(&file, fs::read_to_string(&file)?.replace("\"contract\": 1", "\"contract\": 2"))?;
-    run_installed(test, &prefix, &bundle)?.fails_with("version 2 of the engine contract")?;
-    fs::write(&file, r#"{"contract":1,"name":"x","version":"1","program":"../../bin/sh"}"#)?;
+    fs::write(&file, fs::read_to_string(&file)?.replace("\"contract\": 2", "\"contract\": 1"))?;
+    run_installed(test, &prefix, &bundle)?.fails_with("version 1 of the engine contract")?;
+    fs::write(&file, r#"{"contract":2,"name":"x","version":"1","program":"../../bin/sh"}"#)?;
     run_installed(test, &prefix, &bundle)?.fails_with("leads out of the directory").map(drop)
 }
 

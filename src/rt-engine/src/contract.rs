@@ -7,7 +7,7 @@ use std::ffi::{OsString, c_int};
 use crate::Program;
 
 /// The version of the contract.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What `rt` wants of this program.
 #[derive(Debug, Eq, PartialEq)]
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    const FDS: [&str; 4] = ["--contract=1", "--engine-dir=3", "--module=4", "--env=5"];
+    const FDS: [&str; 4] = ["--contract=2", "--engine-dir=3", "--module=4", "--env=5"];
 
     #[test]
     fn takes_what_rt_gives() {
@@ -267,7 +267,7 @@ mod tests {
         assert!(parse(&[]).is_err_and(|error| error.contains("contract")));
         assert!(parse(&["--contract=9"]).is_err_and(|error| error.contains("`--contract=9`")));
         assert!(parse(&FDS[..3]).is_err());
-        assert!(parse(&["--contract=1", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
+        assert!(parse(&["--contract=2", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
         for wrong in [
             &["--native=4"][..],
             &["--dir-fd=4:ro:/"],
@@ -290,10 +290,10 @@ mod tests {
         );
         for (counting, args) in [(false, &["--compile"][..]), (true, &["--compile", "--counting"])]
         {
-            let args = [&["--contract=1"], args].concat();
+            let args = [&["--contract=2"], args].concat();
             assert_eq!(work(&args), Ok(Work::Compile { counting }));
         }
-        assert!(work(&["--contract=1", "--compile", "x"]).is_err());
+        assert!(work(&["--contract=2", "--compile", "x"]).is_err());
         assert!(work(&["--compile"]).is_err());
         for bad in [
             "--frob=1",

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod rootless;
+mod template;
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,6 +18,8 @@ use oci_spec::runtime::{
 use serde_json::Value;
 
 use crate::trust;
+
+pub(crate) use template::{SPECIFICATION, template};
 
 #[derive(Debug)]
 pub(crate) struct Bundle {

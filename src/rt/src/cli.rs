@@ -178,6 +178,9 @@ pub(crate) struct WasmCachePrune {
 
 #[derive(Args, Debug)]
 pub(crate) struct WasmWorker {
+    /// Name of the engine that runs the native code
+    #[arg(long, value_name = "NAME")]
+    pub(crate) engine: String,
     /// Name of the module in its container
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub(crate) name: String,

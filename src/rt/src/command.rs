@@ -32,15 +32,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::bundle::SPECIFICATION;
 use crate::cli::{CgroupManager, Command, Global, WasmCommand};
 use crate::container::checkpoint::criu;
 use crate::engine;
 use crate::linux::cgroups::Manager;
 use crate::state::Root;
 use crate::syscall;
-
-/// The version of the OCI runtime specification that this runtime follows; every 1.x is accepted.
-const SPECIFICATION: &str = "1.3.0";
 
 /// The first line is what Docker and CRI-O show; no other line may hold the word "version", which
 /// Docker looks for.

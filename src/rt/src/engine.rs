@@ -1,81 +1,59 @@
-//! An engine's directory, opened on the host: `docs/engine.md` is the contract.
-//!
-//! Everything here runs in the caller's process, before the container exists.
+//! Engines: their directories on the host, and their command lines. `docs/engine.md` is the
+//! contract.
 #![forbid(unsafe_code)]
 
 pub(crate) mod cache;
+mod command_line;
+mod description;
+mod installed;
 mod native;
 mod plugins;
 mod settings;
 
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+pub(crate) use command_line::{CommandLine, Files, Guest};
+pub(crate) use description::{Description, Installed};
+pub(crate) use installed::{Engines, all};
 pub(crate) use native::{BUSY, Found, Host, Later, Native};
 pub(crate) use plugins::Plugins;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
-use serde::Deserialize;
 pub(crate) use settings::{CompilerSettings, Settings};
 
-use crate::exe;
 use crate::state::{Run, RunMode, State};
 use crate::syscall::{self, MountAttr};
-use crate::workload::{self, Rights, Wish};
+use crate::workload::Wish;
 
 /// The version of the engine contract that this runtime speaks.
-pub(crate) const CONTRACT: u32 = 1;
-
-/// `engine.json`.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Description {
-    contract: u32,
-    pub(crate) name: String,
-    /// The engine's own.
-    pub(crate) version: Option<String>,
-    pub(crate) program: PathBuf,
-    pub(crate) loader: Option<PathBuf>,
-    pub(crate) libraries: Option<PathBuf>,
-    /// What tells this build from others of the same version.
-    build: Option<String>,
-    /// There if the program compiles modules, and runs what they are compiled to.
-    pub(crate) compiler: Option<Compiler>,
-    /// What it takes to compile is there too.
-    #[serde(skip)]
-    pub(crate) can_compile: bool,
-}
-
-/// How the program is started to compile.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Compiler {
-    /// A directory of libraries that come before the others.
-    pub(crate) libraries: Option<PathBuf>,
-}
+pub(crate) const CONTRACT: u32 = 2;
 
 /// An engine that can be started: its description, and its directory on a read-only mount that
 /// nobody can change.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    pub(crate) description: Description,
+    label: String,
     pub(crate) mount: OwnedFd,
     /// None for an engine that only interprets.
     pub(crate) native: Option<Native>,
-    /// None when the container asks for none.
-    pub(crate) plugins: Option<Plugins>,
 }
 
 impl Directory {
-    /// The files of plugins to load, in their own directory.
-    pub(crate) fn plugin_files(&self) -> &[PathBuf] {
-        self.plugins.as_ref().map_or(&[], |plugins| &plugins.files)
+    /// Opens an engine's directory. A user who may not clone mounts gets an error: nothing weaker
+    /// is handed to a container.
+    fn open(engine: &Installed, settings: &Settings, host: &Host<'_>) -> Result<Directory> {
+        // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
+        let mount = cut_off(CWD, &engine.path).context("have a mount of its own for it")?;
+        let native = Native::new(&engine.name, &engine.description, settings.clone(), host)?;
+        Ok(Directory { label: engine.description.label(), mount, native })
     }
 
     /// What `state` says of a module that it runs.
     pub(crate) fn run(&self, found: &Found) -> Run {
         let mode = if found.native.is_some() { RunMode::Aot } else { RunMode::Interpreter };
-        Run { engine: self.description.label(), mode }
+        Run { engine: self.label.clone(), mode }
     }
 
     /// What there is of native code for a module that it is to run.
@@ -91,46 +69,6 @@ impl Directory {
             _ => Found::default(),
         }
     }
-}
-
-impl Description {
-    /// The engine's name, and its version if it tells.
-    pub(crate) fn label(&self) -> String {
-        let Description { name, version, .. } = self;
-        version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"))
-    }
-}
-
-/// The directory of an engine.
-pub(crate) fn path(engine: workload::Engine) -> Result<PathBuf> {
-    Ok(exe::engines()?.join(engine.name()))
-}
-
-/// Opens the directory of an engine. A user who may not clone mounts gets an error: nothing weaker
-/// is handed to a container.
-pub(crate) fn open(
-    engine: workload::Engine,
-    host: &Host<'_>,
-    rights: &Rights,
-) -> Result<Directory> {
-    let path = path(engine)?;
-    open_directory(&path, host, rights)
-        .with_context(|| format!("open engine `{}` in `{}`", engine.name(), path.display()))
-}
-
-fn open_directory(path: &Path, host: &Host<'_>, rights: &Rights) -> Result<Directory> {
-    let description = describe(path)?;
-    // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
-    let files =
-        [Some(&description.program), description.loader.as_ref(), description.libraries.as_ref()];
-    for file in files.into_iter().flatten() {
-        fs::metadata(path.join(file)).with_context(|| format!("find `{}`", file.display()))?;
-    }
-    let mount = cut_off(CWD, path).context("have a mount of its own for it")?;
-    let settings = Settings::read(host.config)?;
-    let plugins = plugins::open(&settings.plugins, &rights.plugins)?;
-    let native = Native::new(&description, settings, host)?;
-    Ok(Directory { description, mount, native, plugins })
 }
 
 /// A file or a directory of the host's that goes into a container: through what is returned nothing
@@ -157,27 +95,4 @@ fn cut_off(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
 /// [`cut_off`], of a file that is open.
 pub(crate) fn cut_off_file(file: BorrowedFd<'_>) -> Result<OwnedFd> {
     cut_off(file, Path::new(""))
-}
-
-/// Reads and checks `engine.json`.
-pub(crate) fn describe(path: &Path) -> Result<Description> {
-    let text = crate::input::read_file(&path.join("engine.json")).context("read `engine.json`")?;
-    let mut description: Description =
-        serde_json::from_slice(&text).context("parse `engine.json`")?;
-    let contract = description.contract;
-    ensure!(
-        contract == CONTRACT,
-        "it speaks version {contract} of the engine contract, and rt version {CONTRACT}"
-    );
-    let compiler = description.compiler.as_ref().and_then(|compiler| compiler.libraries.as_ref());
-    let Description { program, loader, libraries, .. } = &description;
-    let paths = [Some(program), loader.as_ref(), libraries.as_ref(), compiler];
-    for path in paths.into_iter().flatten() {
-        let inside = path.components().all(|component| matches!(component, Component::Normal(_)));
-        ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
-    }
-    // A distributor may leave them away: they are the largest part of an engine.
-    let is_there = compiler.is_none_or(|libraries| path.join(libraries).is_dir());
-    description.can_compile = description.compiler.is_some() && is_there;
-    Ok(description)
 }

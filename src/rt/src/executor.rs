@@ -7,18 +7,17 @@ use std::ffi::{CStr, CString, OsStr};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use oci_spec::runtime::Mount;
-use rustix::fs::{
-    AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 
+use crate::engine::{CommandLine, Engines, Files, Guest};
 use crate::sync::Given;
-use crate::workload::{self, Directory, Rights, Workload};
-use crate::{engine, signals, syscall, walk};
+use crate::workload::{self, Format, Rights, Workload};
+use crate::{signals, syscall, walk};
 
 /// What is needed to choose a program and to start it.
 pub(crate) struct Request<'a> {
@@ -28,20 +27,19 @@ pub(crate) struct Request<'a> {
     /// Of a module: what is configured, and no more.
     pub(crate) configured_env: &'a [String],
     pub(crate) cwd: &'a Path,
-    pub(crate) asked: Option<workload::Engine>,
-    /// What there is to know of the engine. Its directory comes when it is clear that it is needed
-    /// ([`Given`]): until then no name that the container chooses can lead there.
-    pub(crate) engine: Option<&'a engine::Description>,
-    /// The files of plugins that it is to load.
-    pub(crate) plugins: &'a [PathBuf],
+    /// What there is to know of the engines that it may run on, if any is asked for. The directory
+    /// of one comes when it is clear that it is needed ([`Given`]): until then no name that the
+    /// container chooses can lead there.
+    pub(crate) engines: Option<&'a Engines<'a>>,
     pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
     /// Of a module.
     pub(crate) rights: &'a Rights,
     /// What the container may use of memory, in bytes: for an engine.
     pub(crate) memory: Option<u64>,
-    /// Shows the caller's process a module, and takes what is needed to run it.
-    pub(crate) ask: &'a dyn Fn(BorrowedFd<'_>) -> Result<Given>,
+    /// Shows the caller's process a module and the number of its engine, and takes what is needed
+    /// to run it.
+    pub(crate) ask: &'a dyn Fn(usize, BorrowedFd<'_>) -> Result<Given>,
 }
 
 /// A program that is there and can be started.
@@ -68,15 +66,12 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
         // A program that its user may run but not read (mode 0711) is a native one: no engine could
         // read it either.
         None => Workload::Linux,
-        Some((_, head)) => workload::choose(request.asked, head, request.registered)
+        Some((_, head)) => workload::choose(request.engines.is_some(), head, request.registered)
             .with_context(|| format!("exec: `{}`", found.path.display()))?,
     };
     match (chosen, head) {
-        (Workload::Wasm(_), Some((module, _))) => {
-            let engine = request.engine.context("no engine was opened")?;
-            wasm(request, engine, module)
-                .with_context(|| format!("prepare engine `{}`", engine.name))
-        }
+        (Workload::Wasm(format), Some((module, _))) => wasm(request, format, module)
+            .with_context(|| format!("exec: `{}`", found.path.display())),
         (_, head) => {
             executable(&found.file).with_context(|| format!("exec: `{name}`"))?;
             if let Some((file, head)) = &head
@@ -184,13 +179,13 @@ fn find(request: &Request<'_>) -> Result<Found> {
     {
         let candidate = Path::new(directory).join(name);
         let Some(file) = file_at(&candidate) else { continue };
-        if request.asked.is_some() || executable(&file).is_ok() {
+        if request.engines.is_some() || executable(&file).is_ok() {
             return Ok(Found { path: candidate, file });
         }
         refused = true;
     }
     let here = Path::new(".").join(name);
-    if request.asked.is_some()
+    if request.engines.is_some()
         && let Some(file) = file_at(&here)
     {
         return Ok(Found { path: here, file });
@@ -291,177 +286,41 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
     Ok(strings.iter().map(|string| CString::new(string.as_str())).collect::<Result<_, _>>()?)
 }
 
-/// The engine's command line: the contract is in `docs/engine.md`.
-fn wasm(
-    request: &Request<'_>,
-    description: &engine::Description,
-    module: OwnedFd,
-) -> Result<Program> {
-    let env = environment(request)?;
-    let Given { engine: engine_dir, plugins: plugin_dir, cgroup, native } =
-        (request.ask)(module.as_fd())?;
-    prove_proc(&engine_dir)
-        .context("an engine is started through `/proc`, which this container lacks")?;
-    let inside = |path: &Path| {
-        let mut text = format!("/proc/self/fd/{}/", engine_dir.as_raw_fd()).into_bytes();
-        text.extend(path.as_os_str().as_bytes());
-        CString::new(text)
+/// Has an engine run a module.
+fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Program> {
+    let engines = request.engines.context("no engine was found")?;
+    let number = engines.choose(format, request.rights)?;
+    let engine = &engines.get(number)?.description;
+    let start = || -> Result<Program> {
+        let guest = Guest {
+            args: request.args,
+            env: request.configured_env,
+            cwd: request.cwd,
+            mounts: request.mounts,
+            rights: request.rights,
+            memory: request.memory,
+        };
+        let environment = guest.environment()?;
+        let Given { engine: directory, plugins, cgroup, native } =
+            (request.ask)(number, module.as_fd())?;
+        prove_proc(&directory)
+            .context("an engine is started through `/proc`, which this container lacks")?;
+        let files = Files { directory, module, environment, native, plugins };
+        let CommandLine { path, argv, descriptors } =
+            CommandLine::new(engine, files, engines.plugin_files(), &guest)?;
+        Ok(Program {
+            path,
+            argv,
+            // The loader would obey an image's LD_PRELOAD.
+            envp: Vec::new(),
+            is_module: true,
+            cgroup,
+            // As PID 1 the engine would lose those that come before it has its handlers.
+            blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
+            descriptors,
+        })
     };
-    let program = inside(&description.program)?;
-    let (path, mut argv) = match (&description.loader, &description.libraries) {
-        (Some(loader), Some(libraries)) => {
-            let name = CString::new(description.program.as_os_str().as_bytes())?;
-            // What plugins need lies beside them; the engine's own libraries come first.
-            let mut path = inside(libraries)?.into_bytes();
-            if let Some(directory) = &plugin_dir {
-                path.extend(format!(":/proc/self/fd/{}", directory.as_raw_fd()).into_bytes());
-            }
-            let path = CString::new(path)?;
-            let loader_options =
-                [c"--inhibit-cache".to_owned(), c"--library-path".to_owned(), path];
-            (inside(loader)?, [vec![name], loader_options.to_vec(), vec![program]].concat())
-        }
-        (Some(_), None) => anyhow::bail!("its `engine.json` has a `loader` and no `libraries`"),
-        (None, _) => (program.clone(), vec![program]),
-    };
-    for option in [
-        format!("--contract={}", engine::CONTRACT),
-        format!("--engine-dir={}", engine_dir.as_raw_fd()),
-        format!("--module={}", module.as_raw_fd()),
-        format!("--env={}", env.as_raw_fd()),
-    ] {
-        argv.push(CString::new(option)?);
-    }
-    if let Some(native) = &native {
-        argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
-    }
-    if let Some(directory) = &plugin_dir {
-        argv.push(CString::new(format!("--plugin-dir={}", directory.as_raw_fd()))?);
-        for file in request.plugins {
-            argv.push(CString::new([b"--plugin=", file.as_os_str().as_bytes()].concat())?);
-        }
-    }
-    if let Some(limit) = request.memory {
-        argv.push(CString::new(format!("--memory={limit}"))?);
-    }
-    if let Some(timeout) = request.rights.timeout {
-        argv.push(CString::new(format!("--timeout={}", timeout.as_millis()))?);
-    }
-    if let Some(fuel) = request.rights.fuel {
-        argv.push(CString::new(format!("--fuel={fuel}"))?);
-    }
-    let (options, directories) = preopens(request)?;
-    argv.extend(options);
-    argv.push(c"--".to_owned());
-    argv.extend(c_strings(request.args)?);
-    let descriptors = [engine_dir, module, env]
-        .into_iter()
-        .chain(native)
-        .chain(plugin_dir)
-        .chain(directories)
-        .collect();
-    Ok(Program {
-        path,
-        argv,
-        // The loader would obey an image's LD_PRELOAD.
-        envp: Vec::new(),
-        is_module: true,
-        cgroup,
-        // As PID 1 the engine would lose those that come before it has its handlers.
-        blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
-        descriptors,
-    })
-}
-
-/// The guest's environment, as a file that only the engine reads.
-fn environment(request: &Request<'_>) -> Result<OwnedFd> {
-    let mut text = Vec::new();
-    for variable in request.configured_env {
-        text.extend(variable.as_bytes());
-        text.push(0);
-    }
-    // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's,
-    // for one). They begin in the root without it, so there a guest gets no variable that nobody
-    // has configured.
-    let has_pwd = request.configured_env.iter().any(|variable| variable.starts_with("PWD="));
-    if !has_pwd && request.cwd != Path::new("/") {
-        text.extend([b"PWD=", request.cwd.as_os_str().as_bytes(), b"\0"].concat());
-    }
-    let file = rustix::fs::memfd_create("environment", MemfdFlags::CLOEXEC)
-        .context("make a memory file")?;
-    let mut written = 0;
-    while written < text.len() {
-        written += rustix::io::pwrite(&file, &text[written..], written as u64)
-            .context("write the environment")?;
-    }
-    Ok(file)
-}
-
-/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's
-/// own right. Or those that its container lists, which are open from now on: what is put in their
-/// places until the start is not meant.
-fn preopens(request: &Request<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
-    if let Some(directories) = &request.rights.directories {
-        let opened = directories.iter().map(|directory| {
-            preopen_listed(directory).with_context(|| {
-                format!("the annotation `run.oci.wasm.dirs`: `{}`", directory.path.display())
-            })
-        });
-        return Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip());
-    }
-    let mounted = request.mounts.iter().map(|mount| mount.destination().as_path());
-    let mounted = mounted.filter(|path| !workload::is_the_kernels(path) && *path != Path::new("/"));
-    let mut preopens = Vec::new();
-    for path in [Path::new("/")].into_iter().chain(mounted) {
-        preopens.extend(preopen(path)?);
-    }
-    Ok((preopens, Vec::new()))
-}
-
-/// The image's author could make it a link to the root: none is followed.
-fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let opened = match rustix::fs::openat2(CWD, &directory.path, flags, Mode::empty(), resolve) {
-        // Forbidden by a filter around this runtime, or older than the kernel.
-        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory.path),
-        opened => opened,
-    };
-    let opened = match opened {
-        Err(Errno::LOOP) => bail!("it leads elsewhere"),
-        Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is no directory"),
-        opened => opened?,
-    };
-    let flags = rustix::fs::fstatvfs(&opened).context("statvfs")?.f_flag;
-    let read_only = directory.read_only || flags.contains(StatVfsMountFlags::RDONLY);
-    let right = if read_only { "ro" } else { "rw" };
-    let option = format!("--dir-fd={}:{right}:", opened.as_raw_fd());
-    let option = [option.as_bytes(), directory.path.as_os_str().as_bytes()].concat();
-    Ok((CString::new(option)?, opened))
-}
-
-/// Step by step.
-fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut there = rustix::fs::open("/", flags, Mode::empty())?;
-    for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
-        there = rustix::fs::openat(&there, part.as_os_str(), flags, Mode::empty())?;
-    }
-    Ok(there)
-}
-
-/// None for what is no directory: a file is reached through the directory that it is in; what the
-/// user may not look at, a guest could not either.
-fn preopen(path: &Path) -> Result<Option<CString>> {
-    let is_directory =
-        |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
-    if !rustix::fs::stat(path).is_ok_and(is_directory) {
-        return Ok(None);
-    }
-    let flags =
-        rustix::fs::statvfs(path).with_context(|| format!("statvfs `{}`", path.display()))?.f_flag;
-    let right: &[u8] = if flags.contains(StatVfsMountFlags::RDONLY) { b"ro:" } else { b"rw:" };
-    Ok(Some(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?))
+    start().with_context(|| format!("prepare engine `{}`", engine.name))
 }
 
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>

@@ -8,6 +8,7 @@
 mod bundle;
 mod cli;
 mod command;
+mod compiler;
 mod container;
 mod draft;
 mod engine;

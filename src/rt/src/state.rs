@@ -54,9 +54,9 @@ pub(crate) struct State {
     /// The user who made the container.
     pub(crate) uid: u32,
     pub(crate) cgroup: Cgroup,
-    /// The engine that was asked for; programs that `exec` starts are for it too.
+    /// What was asked for. It holds for programs that `exec` starts too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) engine: Option<workload::Engine>,
+    pub(crate) engine: Option<workload::Handler>,
     /// What runs its module, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<Run>,

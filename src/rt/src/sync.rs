@@ -54,8 +54,9 @@ pub(crate) enum Message {
     MapDone,
     /// To init: those hooks have run.
     HooksDone,
-    /// From init: the program is a module, which comes with the message, and an engine will run it.
-    Module,
+    /// From init: the program is a module, which comes with the message, and the engine of this
+    /// number will run it.
+    Module(usize),
     /// To init: the engine. Its directory comes with the message, then the files that are there:
     /// the plugins' directory, the way into the cgroup for modules, what the module was compiled
     /// to.
@@ -212,9 +213,10 @@ impl Socket {
         }
     }
 
-    /// In init: shows the caller's process a module, and takes what is needed to run it.
-    pub(crate) fn ask_for_engine(&self, module: BorrowedFd<'_>) -> Result<Given> {
-        self.send_with(&Message::Module, &[module])?;
+    /// In init: shows the caller's process a module and says which engine runs it. Takes what is
+    /// needed for that.
+    pub(crate) fn ask_for_engine(&self, number: usize, module: BorrowedFd<'_>) -> Result<Given> {
+        self.send_with(&Message::Module(number), &[module])?;
         match self.receive_with()? {
             (Some(Message::Engine { plugins, cgroup, native }), files) => {
                 let mut files = files.into_iter();
@@ -268,7 +270,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::MapDone => (b'Z', Vec::new()),
         Message::BeforePivot => (b'P', Vec::new()),
         Message::HooksDone => (b'H', Vec::new()),
-        Message::Module => (b'E', Vec::new()),
+        Message::Module(number) => (b'E', number.to_string().into_bytes()),
         Message::Engine { plugins, cgroup, native } => {
             (b'N', [plugins, cgroup, native].map(|&there| u8::from(there)).to_vec())
         }
@@ -297,7 +299,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'Z' => Message::MapDone,
         b'P' => Message::BeforePivot,
         b'H' => Message::HooksDone,
-        b'E' => Message::Module,
+        b'E' => Message::Module(text().parse().context("parse the number of an engine")?),
         b'N' => {
             let there = <[u8; 3]>::try_from(&bytes[1..]).context("parse what comes with it")?;
             let [plugins, cgroup, native] = there;
@@ -330,7 +332,7 @@ mod tests {
             Message::MapDone,
             Message::BeforePivot,
             Message::HooksDone,
-            Message::Module,
+            Message::Module(1),
             Message::Engine { plugins: true, cgroup: false, native: true },
             Message::Ready,
             Message::Recorded,

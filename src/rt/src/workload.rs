@@ -28,29 +28,55 @@ pub(crate) const HEAD: usize = 8;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Workload {
     Linux,
-    Wasm(Engine),
+    /// A module or a component.
+    Wasm(Format),
 }
 
-/// An engine that runs Wasm modules, by the name of its directory. A further engine is a further
-/// line here.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Engine {
-    WasmEdge,
+/// What a configuration asks for: the annotation's value, or what means the same.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(from = "String", into = "String")]
+pub(crate) enum Handler {
+    /// Any engine that runs the program.
+    Any,
+    /// The engine of this name.
+    Named(String),
 }
 
-impl Engine {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Engine::WasmEdge => "wasmedge",
+/// The values of `run.oci.handler` that stand for any engine. `-smart` means the same, since the
+/// program's head decides anyway. All other values are names of engines.
+pub(crate) const HANDLERS: [&str; 2] = ["wasm", "wasm-smart"];
+
+impl From<String> for Handler {
+    fn from(value: String) -> Handler {
+        if HANDLERS.contains(&value.as_str()) { Handler::Any } else { Handler::Named(value) }
+    }
+}
+
+impl From<Handler> for String {
+    fn from(handler: Handler) -> String {
+        match handler {
+            Handler::Any => HANDLERS[0].to_owned(),
+            Handler::Named(name) => name,
         }
     }
 }
 
-/// What the values of `run.oci.handler` ask for; `-smart` means the same, since the program's head
-/// decides anyway.
-const HANDLERS: [(&str, Engine); 3] =
-    [("wasm", Engine::WasmEdge), ("wasm-smart", Engine::WasmEdge), ("wasmedge", Engine::WasmEdge)];
+/// What an engine runs, in the words of `engine.json`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+pub(crate) enum World {
+    /// A core module that exports `_start` (WASI preview1).
+    #[serde(rename = "wasip1-command")]
+    Preview1Command,
+    /// A component that exports `wasi:cli/run`.
+    #[serde(rename = "wasi:cli/command")]
+    CliCommand,
+    /// A component that exports `wasi:http/incoming-handler`.
+    #[serde(rename = "wasi:http/proxy")]
+    HttpProxy,
+    /// Of a newer contract.
+    #[serde(other)]
+    Unknown,
+}
 
 /// The values of `module.wasm.image/variant`.
 const VARIANTS: [&str; 2] = ["compat", "compat-smart"];
@@ -59,24 +85,18 @@ const VARIANTS: [&str; 2] = ["compat", "compat-smart"];
 const SANDBOX_MARKS: [&str; 2] =
     ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 
-/// The engine that the configuration, or else the runtime's name, asks for. Known before the
-/// program can be looked at.
-pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Engine>> {
+/// What the configuration, or else the runtime's name, asks for. Known before the program can be
+/// looked at.
+pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Handler>> {
     if SANDBOX_MARKS.iter().any(|key| annotation(spec, key) == Some("sandbox")) {
         return Ok(None);
     }
     if let Some(handler) = annotation(spec, "run.oci.handler") {
-        let Some((_, engine)) = HANDLERS.iter().find(|(name, _)| *name == handler) else {
-            let known = HANDLERS.map(|(name, _)| format!("`{name}`")).join(", ");
-            bail!(
-                "unknown handler `{handler}` in the annotation `run.oci.handler`: rt knows {known}"
-            );
-        };
-        return Ok(Some(*engine));
+        return Ok(Some(Handler::from(handler.to_owned())));
     }
     if let Some(variant) = annotation(spec, "module.wasm.image/variant") {
         if VARIANTS.contains(&variant) {
-            return Ok(Some(Engine::WasmEdge));
+            return Ok(Some(Handler::Any));
         }
         let known = VARIANTS.map(|name| format!("`{name}`")).join(", ");
         bail!(
@@ -84,7 +104,7 @@ pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Engine>> {
         );
     }
     let name = argv0.rsplit('/').next().unwrap_or(argv0);
-    Ok(name.ends_with("-wasm").then_some(Engine::WasmEdge))
+    Ok(name.ends_with("-wasm").then_some(Handler::Any))
 }
 
 /// What kind of file the program is, by its first bytes.
@@ -109,31 +129,31 @@ impl Format {
             _ => Format::Unknown,
         }
     }
+
+    /// What it can be, as far as its head tells.
+    pub(crate) fn worlds(self) -> &'static [World] {
+        match self {
+            Format::Module => &[World::Preview1Command],
+            Format::Component => &[World::CliCommand, World::HttpProxy],
+            Format::Elf | Format::Script | Format::Unknown => &[],
+        }
+    }
 }
 
-/// Decides, or says why it cannot run.
-pub(crate) fn choose(
-    asked: Option<Engine>,
-    head: &[u8],
-    registered: Registered,
-) -> Result<Workload> {
+/// Decides, or says why it cannot run. Which engine runs a module is another question.
+pub(crate) fn choose(asked: bool, head: &[u8], registered: Registered) -> Result<Workload> {
     match (Format::of(head), asked) {
         (Format::Elf | Format::Script, _) => Ok(Workload::Linux),
-        (Format::Module, Some(engine)) => Ok(Workload::Wasm(engine)),
-        (Format::Component, Some(Engine::WasmEdge)) => {
-            bail!(
-                "a WebAssembly component, which the engine `wasmedge` cannot run: it requires a core module (WASI preview1); a component would need the engine `wasmtime`, which this version of rt does not have"
-            )
-        }
-        (Format::Module | Format::Component, None) if registered.wasm => Ok(Workload::Linux),
-        (Format::Unknown, None) if registered.any => Ok(Workload::Linux),
-        (Format::Module | Format::Component, None) => {
+        (format @ (Format::Module | Format::Component), true) => Ok(Workload::Wasm(format)),
+        (Format::Module | Format::Component, false) if registered.wasm => Ok(Workload::Linux),
+        (Format::Unknown, false) if registered.any => Ok(Workload::Linux),
+        (Format::Module | Format::Component, false) => {
             bail!(
                 "a WebAssembly module, but nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
             )
         }
-        (Format::Unknown, Some(_)) => bail!("neither a WebAssembly module nor a native program"),
-        (Format::Unknown, None) => {
+        (Format::Unknown, true) => bail!("neither a WebAssembly module nor a native program"),
+        (Format::Unknown, false) => {
             bail!("exec format error: neither an ELF program nor a `#!` script")
         }
     }
@@ -156,12 +176,13 @@ mod tests {
         spec.set_annotations(Some(
             pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         ));
-        choose(asked(&spec, argv0)?, head, Registered::default())
+        choose(asked(&spec, argv0)?.is_some(), head, Registered::default())
     }
 
     #[test]
     fn is_chosen_by_this_table() {
-        const WASM: Option<Workload> = Some(Workload::Wasm(Engine::WasmEdge));
+        const WASM: Option<Workload> = Some(Workload::Wasm(Format::Module));
+        const PARTS: Option<Workload> = Some(Workload::Wasm(Format::Component));
         const LINUX: Option<Workload> = Some(Workload::Linux);
         const REFUSED: Option<Workload> = None;
         type Row = (&'static [&'static str], &'static str, &'static [u8], Option<Workload>);
@@ -178,18 +199,14 @@ mod tests {
             (&["run.oci.handler=wasm"], "rt", ELF, LINUX),
             (&["run.oci.handler=wasm"], "rt", SCRIPT, LINUX),
             (&["run.oci.handler=wasm"], "rt", TEXT, REFUSED),
-            (&["run.oci.handler=wasm"], "rt", COMPONENT, REFUSED),
+            (&["run.oci.handler=wasm"], "rt", COMPONENT, PARTS),
             (&["run.oci.handler=wasm"], "rt", b"\0as", REFUSED),
-            (&["run.oci.handler=krun"], "rt", ELF, REFUSED),
-            (&["run.oci.handler="], "rt", MODULE, REFUSED),
             (&["module.wasm.image/variant=compat"], "rt", MODULE, WASM),
             (&["module.wasm.image/variant=compat-smart"], "rt", MODULE, WASM),
             (&["module.wasm.image/variant=compat"], "rt", ELF, LINUX),
             (&["module.wasm.image/variant=other"], "rt", MODULE, REFUSED),
             // The handler comes before the variant, and both before the name.
             (&["run.oci.handler=wasm", "module.wasm.image/variant=other"], "rt", MODULE, WASM),
-            (&["run.oci.handler=other", "module.wasm.image/variant=compat"], "rt", MODULE, REFUSED),
-            (&["run.oci.handler=other"], "rt-wasm", MODULE, REFUSED),
             (&[], "rt-wasm", MODULE, WASM),
             (&[], "/usr/bin/rt-wasm", MODULE, WASM),
             (&[], "crun-wasm", MODULE, WASM),
@@ -233,21 +250,37 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_handler_is_told_the_known_ones() {
-        let error =
-            workload(&["run.oci.handler=krun"], "rt", ELF).expect_err("unknown").to_string();
-        assert!(
-            error.contains("`krun`") && error.contains("`wasm`, `wasm-smart`, `wasmedge`"),
-            "{error}"
-        );
+    fn a_handler_comes_before_a_variant_and_both_before_a_name() {
+        let handler = |annotations: &[(&str, &str)], argv0: &str| {
+            let mut spec = Spec::default();
+            let pairs = annotations.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+            spec.set_annotations(Some(pairs.collect()));
+            asked(&spec, argv0).expect("good")
+        };
+        let (named, variant) = (("run.oci.handler", "x"), ("module.wasm.image/variant", "compat"));
+        let x = Some(Handler::Named("x".into()));
+        assert_eq!(handler(&[named, variant], "rt-wasm"), x);
+        assert_eq!(handler(&[variant], "rt-wasm"), Some(Handler::Any));
+        assert_eq!(handler(&[("run.oci.handler", "")], "rt"), Some(Handler::Named(String::new())));
+        for any in HANDLERS {
+            assert_eq!(handler(&[("run.oci.handler", any)], "rt"), Some(Handler::Any));
+        }
+    }
+
+    #[test]
+    fn a_handler_is_kept_in_a_state() {
+        for handler in [Handler::Any, Handler::Named("wasmedge".into())] {
+            let text = serde_json::to_string(&handler).expect("written");
+            assert_eq!(serde_json::from_str::<Handler>(&text).expect("read"), handler);
+        }
     }
 
     #[test]
     fn an_unknown_format_is_left_to_the_kernel_where_it_may_know_it() {
         let other = Registered { any: true, wasm: false };
-        assert_eq!(choose(None, TEXT, other).ok(), Some(Workload::Linux));
-        assert!(choose(None, MODULE, other).is_err());
+        assert_eq!(choose(false, TEXT, other).ok(), Some(Workload::Linux));
+        assert!(choose(false, MODULE, other).is_err());
         let wasm = Registered { any: true, wasm: true };
-        assert_eq!(choose(None, MODULE, wasm).ok(), Some(Workload::Linux));
+        assert_eq!(choose(false, MODULE, wasm).ok(), Some(Workload::Linux));
     }
 }

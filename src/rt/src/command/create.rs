@@ -12,7 +12,7 @@ use super::Inherited;
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait};
-use crate::engine;
+use crate::engine::Engines;
 use crate::linux::terminal;
 use crate::state::Root;
 use crate::workload::{self, Rights};
@@ -64,18 +64,17 @@ pub(super) fn container(
     inherited.close();
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
-    // Opened on the host, before the rootfs hides it. Whether the program is a module at all, only
-    // init can see.
-    let host = super::host(root, global);
+    // Found on the host. Whether the program is a module at all, only init can see.
     let rights = Rights::of(&bundle.spec)?;
-    let engine = asked.map(|engine| engine::open(engine, &host, &rights)).transpose()?;
+    let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);
+    let engines = asked.as_ref().map(find).transpose()?;
     let options = Options {
         id: &args.id,
         bundle,
         manager: super::manager(global),
         wait,
         asked,
-        engine,
+        engines,
         pid_file: args.handover.pid_file.as_deref(),
         console,
         pidfd_socket: args.handover.pidfd_socket.as_deref(),

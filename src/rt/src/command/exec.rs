@@ -16,7 +16,7 @@ use crate::bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, ExecOptions};
 use crate::draft;
-use crate::engine;
+use crate::engine::Engines;
 use crate::linux::seccomp;
 use crate::linux::terminal;
 use crate::state::{Root, Status};
@@ -67,19 +67,18 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
         None => (None, None),
     };
     inherited.close();
-    // As it was decided at `create`, whatever this runtime is called.
-    let asked = state.engine;
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let filter = seccomp::prepare(&spec, &root.filters())?;
     let agent = seccomp::receiver(&spec, filter.as_ref())?;
-    let host = super::host(root, global);
     let rights = Rights::of(&spec)?;
+    let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);
+    // As it was asked for at `create`, whatever this runtime is called.
+    let engines = state.engine.as_ref().map(find).transpose()?;
     let options = ExecOptions {
         state: &state,
         spec: &spec,
         process: &process,
-        asked,
-        engine: asked.map(|engine| engine::open(engine, &host, &rights)).transpose()?,
+        engines,
         console,
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),

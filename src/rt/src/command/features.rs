@@ -1,5 +1,4 @@
-//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Reads and makes
-//! nothing.
+//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Makes nothing.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -7,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::SPECIFICATION;
+use crate::bundle::SPECIFICATION;
 use crate::container::checkpoint::criu;
 use crate::linux::mounts::NAMES as MOUNT_OPTIONS;
+use crate::{engine, exe};
 
 const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_LOG",
@@ -17,6 +17,13 @@ const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_TSYNC",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
+
+/// The engines that are installed, by their names.
+fn engines() -> Result<String> {
+    let all = engine::all(&exe::engines()?)?.into_iter().flatten();
+    let names: Vec<String> = all.map(|engine| engine.description.name).collect();
+    Ok(names.join(","))
+}
 
 pub(super) fn execute() -> Result<ExitCode> {
     let capabilities: Vec<String> = rustix::thread::CapabilitySet::all()
@@ -68,7 +75,7 @@ pub(super) fn execute() -> Result<ExitCode> {
         },
         "annotations": {
             "dev.rt.version": env!("CARGO_PKG_VERSION"),
-            "dev.rt.engines": "wasmedge",
+            "dev.rt.engines": engines()?,
             "org.opencontainers.runc.checkpoint.enabled": criu::version().is_some().to_string(),
         },
         "potentiallyUnsafeConfigAnnotations": [

@@ -3,20 +3,18 @@
 
 mod cache;
 mod compile;
-mod confine;
-mod worker;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cli::{self, Global, WasmCommand};
-use crate::engine::{self, Description, Native, Settings};
+use crate::cli::{self, Global, WasmCommand, WasmWorker};
+use crate::compiler::{self, Ended, Order};
+use crate::engine::{BUSY, Engines, Native};
+use crate::report;
 use crate::state::Root;
-use crate::workload;
-
-/// The engine that modules are compiled for.
-const ENGINE: workload::Engine = workload::Engine::WasmEdge;
+use crate::workload::Handler;
 
 pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<ExitCode> {
     match &args.command {
@@ -26,26 +24,35 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<
         }
         WasmCommand::Cache(args) => cache::execute(root, global, args)?,
         WasmCommand::Worker(args) => {
-            return worker::work(root, global, args)
-                .with_context(|| format!("compile `{}`", args.name));
+            return work(root, global, args).with_context(|| format!("compile `{}`", args.name));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What runs compiled modules here.
-fn native(root: &Root, global: &Global) -> Result<(Description, Native)> {
-    let path = engine::path(ENGINE)?;
-    let show = || format!("open engine `{}` in `{}`", ENGINE.name(), path.display());
-    let description = engine::describe(&path).with_context(show)?;
-    let host = super::host(root, global);
-    let native = Native::new(&description, Settings::read(host.config)?, &host)?;
-    Ok((description, native.context("it does not run native code").with_context(show)?))
+fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<ExitCode> {
+    let handler = Handler::Named(args.engine.clone());
+    let engines = Engines::find(&handler, super::host(root, global), &[])?;
+    let native = compiler(&engines, 0)?;
+    let order = Order {
+        name: args.name.clone(),
+        counting: args.counting,
+        tenant: args.tenant,
+        wait: (!args.background).then(|| Duration::from_millis(args.wait)),
+    };
+    match compiler::work(&order, engines.get(0)?, &native, super::manager(global))? {
+        Ended::Well => Ok(ExitCode::SUCCESS),
+        Ended::Busy => {
+            let error = "the compilers of others have not ended in time";
+            report::fail(&format!("compile `{}`: {error}", args.name));
+            Ok(ExitCode::from(BUSY))
+        }
+    }
 }
 
-/// What compiles modules here.
-fn compiler(root: &Root, global: &Global) -> Result<(Description, Native)> {
-    let (description, native) = native(root, global)?;
+/// What compiles modules for the engine with this number.
+fn compiler(engines: &Engines<'_>, number: usize) -> Result<Native> {
+    let native = engines.native(number)?;
     ensure!(native.can_compile, "this installation compiles no modules");
-    Ok((description, native))
+    Ok(native)
 }

@@ -20,7 +20,6 @@ use crate::container::pid_file;
 use crate::container::plan::{self, Options, Wait};
 use crate::container::serve;
 use crate::container::undo;
-use crate::engine::Found;
 use crate::linux::cgroups::{self, Cgroup, Manager};
 use crate::linux::descriptors;
 use crate::linux::devices;
@@ -126,7 +125,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     };
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
-    state.engine = options.asked;
+    state.engine = options.asked.clone();
     state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
         state.descriptors = plan::standard_streams();
@@ -308,8 +307,8 @@ fn serve(
     if systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
-    let memory = options.engine.as_ref().and_then(|_| state.cgroup.memory_limit());
-    let modules = match options.engine {
+    let memory = options.engines.as_ref().and_then(|_| state.cgroup.memory_limit());
+    let modules = match options.engines {
         Some(_) => state.cgroup.for_modules(&prepared.rights.ports)?,
         None => None,
     };
@@ -322,7 +321,7 @@ fn serve(
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     socket.send(&Message::Restricted)?;
-    let mut found = Found::default();
+    let mut served = None;
     let patience = Patience::with_init(state.cgroup.freezers());
     loop {
         let (message, files) = patience.receive_with(socket, pid)?;
@@ -340,18 +339,18 @@ fn serve(
                     agent.serve(pidfd, number, pid, &state.report(Status::Creating))?;
                 }
             }
-            Some(Message::Module) => {
-                let engine = options.engine.as_ref();
-                found = serve::give_engine(
+            Some(Message::Module(number)) => {
+                let engine = serve::give_engine(
                     socket,
-                    engine,
+                    (options.engines.as_ref(), number),
                     &prepared.rights,
                     options.bundle.process(),
                     files.first(),
                     modules.as_ref(),
                     state,
                 )?;
-                state.run = engine.map(|engine| engine.run(&found));
+                state.run = Some(engine.run());
+                served = Some(engine);
                 record = directory.draft(state)?;
             }
             Some(Message::Map(number)) => {
@@ -383,8 +382,8 @@ fn serve(
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
-    if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later);
+    if let Some(engine) = served {
+        engine.compile_later();
     }
     // Last: whoever waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| pid_file::write(path, pid))

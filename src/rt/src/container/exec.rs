@@ -18,7 +18,7 @@ use crate::container::becoming::{self, Ready};
 use crate::container::module;
 use crate::container::pid_file;
 use crate::container::serve;
-use crate::engine::{self, Found};
+use crate::engine::Engines;
 use crate::executor;
 use crate::linux::cgroups::{self, Doors};
 use crate::linux::host_proc::HostProc;
@@ -40,8 +40,8 @@ pub(crate) struct ExecOptions<'a> {
     /// The container's configuration, as it was at `create`.
     pub(crate) spec: &'a Spec,
     pub(crate) process: &'a Process,
-    pub(crate) asked: Option<workload::Engine>,
-    pub(crate) engine: Option<engine::Directory>,
+    /// Those that a module may run on, if the container asks for one.
+    pub(crate) engines: Option<Engines<'a>>,
     /// Where to send the terminal; none for a program without one.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) pid_file: Option<&'a Path>,
@@ -183,29 +183,29 @@ fn attend(
         groups.enter(pid)?;
     }
     let affinity = options.process.exec_cpu_affinity().as_ref();
-    let memory = options.engine.as_ref().and_then(|_| options.state.cgroup.memory_left());
-    let modules = match options.engine {
+    let memory = options.engines.as_ref().and_then(|_| options.state.cgroup.memory_left());
+    let modules = match options.engines {
         Some(_) => options.state.cgroup.clone().for_modules(&options.rights.ports)?,
         None => None,
     };
     let files: Vec<_> = doors.tasks.iter().map(AsFd::as_fd).collect();
     socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(doors);
-    let mut found = Found::default();
+    let mut served = None;
     loop {
         let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::Ready) => break,
-            Some(Message::Module) => {
-                found = serve::give_engine(
+            Some(Message::Module(number)) => {
+                served = Some(serve::give_engine(
                     socket,
-                    options.engine.as_ref(),
+                    (options.engines.as_ref(), number),
                     &options.rights,
                     options.process,
                     files.first(),
                     modules.as_ref(),
                     options.state,
-                )?;
+                )?);
             }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
@@ -238,8 +238,8 @@ fn attend(
         Some(Message::Failed(text)) => bail!(text),
         Some(message) => bail!("the new process sent {message:?}"),
     }
-    if let Some(native) = options.engine.as_ref().and_then(|engine| engine.native.as_ref()) {
-        native.compile_later(found.later);
+    if let Some(engine) = served {
+        engine.compile_later();
     }
     pid_file.map_or(Ok(()), Draft::publish)
 }
@@ -302,7 +302,6 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
 
     let annotations = options.spec.annotations().as_ref();
     let keep_groups = annotations.and_then(|all| all.get(becoming::KEEP_GROUPS));
-    let engine = options.engine.as_ref();
     let env = becoming::environment(process, home, 0, false);
     let plan = becoming::Plan {
         process,
@@ -321,14 +320,12 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
             env: &env,
             configured_env: &becoming::configured_environment(process),
             cwd: process.cwd(),
-            asked: options.asked,
-            engine: engine.map(|engine| &engine.description),
-            plugins: engine.map_or(&[], engine::Directory::plugin_files),
+            engines: options.engines.as_ref(),
             registered: plan.registered,
             mounts: options.spec.mounts().as_deref().unwrap_or_default(),
             rights: &options.rights,
             memory,
-            ask: &|module| plan.socket.ask_for_engine(module),
+            ask: &|number, module| plan.socket.ask_for_engine(number, module),
         },
     };
     becoming::ready(&plan, options.filter.as_ref())

@@ -17,7 +17,6 @@ use crate::container::hooks;
 use crate::container::hooks::Streams;
 use crate::container::module;
 use crate::container::plan::{self, Options};
-use crate::engine;
 use crate::executor;
 use crate::linux::cgroup_mount;
 use crate::linux::cgroups;
@@ -232,7 +231,6 @@ fn set_up<'a>(
     drop(covers);
 
     let keep_groups = bundle.annotation(becoming::KEEP_GROUPS).is_some_and(|value| value != "0");
-    let engine = options.engine.as_ref();
     let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files()).collect();
     let filter = plan.filter;
     let env = becoming::environment(process, home, options.listen_fds, is_service);
@@ -253,14 +251,12 @@ fn set_up<'a>(
             env: &env,
             configured_env: &becoming::configured_environment(process),
             cwd: process.cwd(),
-            asked: options.asked,
-            engine: engine.map(|engine| &engine.description),
-            plugins: engine.map_or(&[], engine::Directory::plugin_files),
+            engines: options.engines.as_ref(),
             registered,
             mounts: spec.mounts().as_deref().unwrap_or_default(),
             rights: plan.rights,
             memory: place.memory,
-            ask: &|module| plan.socket.ask_for_engine(module),
+            ask: &|number, module| plan.socket.ask_for_engine(number, module),
         },
     };
     let ready = becoming::ready(&plan, filter)?;

@@ -35,8 +35,9 @@ pub(crate) struct Options<'a> {
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
     pub(crate) wait: Wait<'a>,
-    pub(crate) asked: Option<workload::Engine>,
-    pub(crate) engine: Option<engine::Directory>,
+    pub(crate) asked: Option<workload::Handler>,
+    /// Those that a module may run on, if one is asked for.
+    pub(crate) engines: Option<engine::Engines<'a>>,
     pub(crate) pid_file: Option<&'a Path>,
     /// Where to send the terminal; none for a container without one.
     pub(crate) console: Option<OwnedFd>,

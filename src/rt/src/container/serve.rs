@@ -7,27 +7,48 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result};
 use oci_spec::runtime::Process;
 
-use crate::engine::{self, Found};
-use crate::state::State;
+use crate::engine::{Directory, Engines, Found};
+use crate::state::{Run, State};
 use crate::sync::Socket;
 use crate::workload::Rights;
 
-/// Answers a process that has found a module: hands over the engine, and what the module was
-/// compiled to.
+/// The engine that runs a module, and what there is of native code.
+pub(super) struct Served {
+    directory: Directory,
+    found: Found,
+}
+
+impl Served {
+    /// What `state` says of it.
+    pub(super) fn run(&self) -> Run {
+        self.directory.run(&self.found)
+    }
+
+    /// Has the module compiled in the background, if it is to be.
+    pub(super) fn compile_later(self) {
+        if let Some(native) = &self.directory.native {
+            native.compile_later(self.found.later);
+        }
+    }
+}
+
+/// Answers a process that has found a module for the engine of this number: hands over the engine,
+/// and what the module was compiled to.
 pub(super) fn give_engine(
     socket: &Socket,
-    engine: Option<&engine::Directory>,
+    (engines, number): (Option<&Engines<'_>>, usize),
     rights: &Rights,
     process: &Process,
     module: Option<&OwnedFd>,
     cgroup: Option<&OwnedFd>,
     state: &State,
-) -> Result<Found> {
-    let engine = engine.context("no engine was opened")?;
+) -> Result<Served> {
+    let engines = engines.context("no engine was found")?;
+    let directory = engines.open(number)?;
     let name = &process.args().as_deref().unwrap_or_default()[0];
-    let found = engine.look_up(rights.wish(), module, name, state);
-    let plugins = engine.plugins.as_ref().map(|plugins| plugins.mount.as_fd());
+    let found = directory.look_up(rights.wish(), module, name, state);
+    let plugins = engines.plugins.as_ref().map(|plugins| plugins.mount.as_fd());
     let (cgroup, native) = (cgroup.map(AsFd::as_fd), found.native.as_ref());
-    socket.give_engine(engine.mount.as_fd(), plugins, cgroup, native.map(AsFd::as_fd))?;
-    Ok(found)
+    socket.give_engine(directory.mount.as_fd(), plugins, cgroup, native.map(AsFd::as_fd))?;
+    Ok(Served { directory, found })
 }

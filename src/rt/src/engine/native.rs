@@ -37,6 +37,8 @@ const PROCESSOR: &str = "/sys/devices/system/cpu/modalias";
 pub(crate) struct Native {
     pub(crate) settings: Settings,
     pub(crate) cache: Cache,
+    /// The name of the engine's directory.
+    engine: String,
     /// All that native code depends on, but for the module.
     surroundings: String,
     /// The arguments of this runtime that a compiler of modules is started with too.
@@ -87,13 +89,14 @@ const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.Sa
 pub(crate) const BUSY: u8 = 75;
 
 impl Native {
-    /// None when the engine runs nothing but modules.
+    /// None when the engine runs nothing but modules. `name` is that of its directory.
     pub(crate) fn new(
+        name: &str,
         description: &Description,
         settings: Settings,
         host: &Host<'_>,
     ) -> Result<Option<Native>> {
-        if description.compiler.is_none() {
+        if !description.knows("native") {
             return Ok(None);
         }
         let Ok(processor) = fs::read_to_string(PROCESSOR) else {
@@ -116,7 +119,8 @@ impl Native {
         }
         flags.extend(host.cgroups.map(str::to_owned));
         let can_compile = description.can_compile;
-        Ok(Some(Native { settings, cache, surroundings, flags, root, can_compile }))
+        let engine = name.to_owned();
+        Ok(Some(Native { settings, cache, engine, surroundings, flags, root, can_compile }))
     }
 
     /// None for a module that is too large.
@@ -263,7 +267,8 @@ impl Native {
         let Job { key, file } = job;
         let start = || -> Result<Child> {
             let mut worker = exe::again()?;
-            worker.args(&self.flags).args(["wasm", "worker", "--name", &what.name]);
+            worker.args(&self.flags).args(["wasm", "worker", "--engine", &self.engine]);
+            worker.args(["--name", &what.name]);
             match wait {
                 Some(wait) => worker.arg(format!("--wait={}", wait.as_millis())),
                 None => worker.arg("--background"),

@@ -44,9 +44,10 @@ pub(crate) struct Directory {
     pub(crate) read_only: bool,
 }
 
-impl Rights {
-    pub(crate) fn of(spec: &Spec) -> Result<Rights> {
-        let mut rights = Rights {
+impl Default for Rights {
+    /// All that the container has.
+    fn default() -> Rights {
+        Rights {
             directories: None,
             sockets: true,
             ports: Ports::default(),
@@ -54,7 +55,13 @@ impl Rights {
             fuel: None,
             plugins: Vec::new(),
             compile: None,
-        };
+        }
+    }
+}
+
+impl Rights {
+    pub(crate) fn of(spec: &Spec) -> Result<Rights> {
+        let mut rights = Rights::default();
         for (key, value) in spec.annotations().iter().flatten() {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
@@ -64,6 +71,18 @@ impl Rights {
 
     pub(crate) fn wish(&self) -> Wish {
         Wish { compile: self.compile, counting: self.fuel.is_some() }
+    }
+
+    /// The options of the engine contract that these rights need, each with the annotation that
+    /// says so.
+    pub(crate) fn needs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        [
+            (self.fuel.is_some(), ("fuel", "run.oci.wasm.fuel")),
+            (self.timeout.is_some(), ("timeout", "run.oci.wasm.timeout")),
+            (!self.plugins.is_empty(), ("plugin", "run.oci.wasm.plugins")),
+        ]
+        .into_iter()
+        .filter_map(|(needed, option)| needed.then_some(option))
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<()> {

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use anyhow::Result;
 use rustix::fs::{Access, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -13,10 +14,10 @@ use rustix::mount::OpenTreeFlags;
 use super::{Finding, Verdict};
 use crate::bundle::rootless;
 use crate::container::checkpoint::criu;
-use crate::engine::{self, Settings};
+use crate::engine::{self, Description, Installed, Settings};
 use crate::state::Root;
 use crate::syscall::{self, MountAttr};
-use crate::workload::{Compile, Engine};
+use crate::workload::Compile;
 use crate::{exe, ids};
 
 const KERNEL: &str = "kernel";
@@ -183,13 +184,24 @@ pub(super) fn state(root: &Root) -> Finding {
 }
 
 pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
-    let engines = [Engine::WasmEdge].into_iter();
-    engines.flat_map(|it| [engine(it), native_code(it, config)]).chain([ports()]).collect()
+    let folder = match exe::engines() {
+        Ok(folder) => folder,
+        Err(error) => return vec![missing_engine(format!("{error:#}"))],
+    };
+    let mut findings = match engine::all(&folder) {
+        Ok(all) if all.is_empty() => {
+            vec![missing_engine(format!("no Wasm container: `{}`", folder.display()))]
+        }
+        Ok(all) => all.into_iter().flat_map(|it| of_engine(it, config)).collect(),
+        Err(error) => vec![missing_engine(format!("{error:#}"))],
+    };
+    findings.push(ports());
+    findings
 }
 
 /// Whether modules are compiled.
-fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
-    let (topic, name) = ("engines", format!("native code of {}", engine.name()));
+fn native_code(description: &Description, config: Option<&Path>) -> Finding {
+    let (topic, name) = ("engines", format!("native code of {}", description.name));
     let bad = |detail: String, fix: &str| {
         Finding::bad(topic, name.clone(), Verdict::Limited, detail, fix.to_owned())
     };
@@ -202,8 +214,7 @@ fn native_code(engine: Engine, config: Option<&Path>) -> Finding {
     if settings.compile == Compile::Off {
         return Finding::good(topic, name, "switched off by the configuration");
     }
-    let described = engine::path(engine).and_then(|path| engine::describe(&path));
-    if !described.is_ok_and(|described| described.can_compile) {
+    if !description.can_compile {
         let fix =
             "install the compiler (package rt-runtime-compiler): the engine's directory `compiler`";
         return bad(
@@ -242,41 +253,32 @@ fn ports() -> Finding {
     }
 }
 
-fn engine(engine: Engine) -> Finding {
-    let (topic, name) = ("engines", engine.name());
+fn missing_engine(detail: String) -> Finding {
     let fix = "install rt with its engine directory, `libexec/rt` beside `bin`";
-    let bad = |detail: String| Finding::bad(topic, name, Verdict::Limited, detail, fix);
-    let path = match exe::engines() {
-        Ok(path) => path.join(name),
-        Err(error) => return bad(format!("{error:#}")),
-    };
-    let described = match engine::describe(&path) {
-        Ok(described) => described,
-        Err(error) => return bad(format!("no Wasm container: `{}`: {error:#}", path.display())),
-    };
-    for file in [Some(&described.program), described.loader.as_ref(), described.libraries.as_ref()]
-    {
-        let Some(file) = file else { continue };
-        match fs::metadata(path.join(file)) {
-            Err(error) => return bad(format!("no Wasm container: `{}`: {error}", file.display())),
-            // Containers of everybody run it.
-            Ok(there) if there.mode() & 0o022 != 0 => {
-                let detail = format!(
-                    "users other than its owner can write to `{}`",
-                    path.join(file).display()
-                );
-                return Finding::bad(
-                    topic,
-                    name,
-                    Verdict::Limited,
-                    detail,
-                    format!("chmod go-w {}", path.join(file).display()),
-                );
-            }
-            Ok(_) => {}
+    Finding::bad("engines", "wasmedge", Verdict::Limited, detail, fix)
+}
+
+fn of_engine(engine: Result<Installed>, config: Option<&Path>) -> Vec<Finding> {
+    match engine {
+        Ok(engine) => vec![files(&engine), native_code(&engine.description, config)],
+        Err(error) => vec![missing_engine(format!("no Wasm container: {error:#}"))],
+    }
+}
+
+/// Whether an engine's files are only its owner's to change.
+fn files(engine: &Installed) -> Finding {
+    let Installed { path, description, .. } = engine;
+    let (topic, name) = ("engines", &description.name);
+    for file in description.files() {
+        let file = path.join(file);
+        // Containers of everybody run it.
+        if fs::metadata(&file).is_ok_and(|there| there.mode() & 0o022 != 0) {
+            let detail = format!("users other than its owner can write to `{}`", file.display());
+            let fix = format!("chmod go-w {}", file.display());
+            return Finding::bad(topic, name, Verdict::Limited, detail, fix);
         }
     }
-    let version = described.version.as_deref().unwrap_or("of an unknown version");
+    let version = description.version.as_deref().unwrap_or("of an unknown version");
     Finding::good(topic, name, format!("{version}, in `{}`", path.display()))
 }
 

@@ -7,20 +7,22 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cli::{Global, ListFormat, WasmCache, WasmCacheCommand};
-use crate::engine::Native;
-use crate::engine::cache::{Entry, Kind};
+use crate::engine::cache::{Cache, Entry, Kind};
+use crate::engine::{Engines, Native};
 use crate::state::Root;
+use crate::workload::Handler;
 
 pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<()> {
-    let open = || super::native(root, global).map(|(_, native)| native);
+    let open = || Engines::find(&Handler::Any, super::super::host(root, global), &[])?.natives();
     match &args.command {
         WasmCacheCommand::List(args) => list(&open()?, args.format).context("list the cache"),
         WasmCacheCommand::Prune(args) => {
             // What is wrong on the line is told on a host without an engine too.
             let asked = args.size.as_deref().map(limit).transpose()?;
-            let native = open()?;
-            let most = asked.unwrap_or(native.settings.cache.max_bytes);
-            prune(&native, most).context("prune the cache")
+            let natives = open()?;
+            let settings = natives.first().map(|native| &native.settings.cache);
+            let most = asked.or(settings.map(|settings| settings.max_bytes)).unwrap_or(0);
+            prune(&natives, most).context("prune the cache")
         }
         WasmCacheCommand::Clear => prune(&open()?, 0).context("clear the cache"),
     }
@@ -31,39 +33,50 @@ fn limit(text: &str) -> Result<u64> {
     size.with_context(|| format!("wrong value `{text}` for `--size`"))
 }
 
-fn prune(native: &Native, most: u64) -> Result<()> {
-    let (entries, bytes) = native.cache.prune(most, |entry| native.is_useful(entry), None)?;
+/// All engines share it.
+fn cache(natives: &[Native]) -> Result<&Cache> {
+    natives.first().map(|native| &native.cache).context("no engine runs native code")
+}
+
+/// Whether an engine here has use for it.
+fn is_useful(natives: &[Native], entry: &Entry) -> bool {
+    natives.iter().any(|native| native.is_useful(entry))
+}
+
+fn prune(natives: &[Native], most: u64) -> Result<()> {
+    let cache = cache(natives)?;
+    let (entries, bytes) = cache.prune(most, |entry| is_useful(natives, entry), None)?;
     let noun = if entries == 1 { "entry" } else { "entries" };
     super::super::print(&format!("removed {entries} {noun}, {}\n", size(bytes)))
 }
 
-fn list(native: &Native, format: ListFormat) -> Result<()> {
-    let entries = native.cache.entries()?;
+fn list(natives: &[Native], format: ListFormat) -> Result<()> {
+    let entries = cache(natives)?.entries()?;
     match format {
         ListFormat::Json => {
-            let all: Vec<Value> = entries.iter().map(|entry| json_of(native, entry)).collect();
+            let all: Vec<Value> = entries.iter().map(|entry| json_of(natives, entry)).collect();
             super::super::print(&format!("{}\n", serde_json::to_string(&all)?))
         }
-        ListFormat::Table => super::super::print(&table(native, &entries)),
+        ListFormat::Table => super::super::print(&table(natives, &entries)),
     }
 }
 
 /// In the words of `list`.
-fn status(native: &Native, entry: &Entry) -> &'static str {
+fn status(natives: &[Native], entry: &Entry) -> &'static str {
     match &entry.kind {
         Kind::Job => "compiling",
         Kind::Useless => "useless",
         // By another engine, another build of it, or for another processor.
-        _ if !native.is_useful(entry) => "foreign",
+        _ if !is_useful(natives, entry) => "foreign",
         Kind::Native(_) => "native",
         Kind::Failed(_) => "failed",
     }
 }
 
-fn json_of(native: &Native, entry: &Entry) -> Value {
+fn json_of(natives: &[Native], entry: &Entry) -> Value {
     let used = entry.used.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut value = json!({
-        "key": entry.key, "status": status(native, entry), "bytes": entry.bytes, "used": used,
+        "key": entry.key, "status": status(natives, entry), "bytes": entry.bytes, "used": used,
         "hits": entry.hits,
     });
     match &entry.kind {
@@ -74,7 +87,7 @@ fn json_of(native: &Native, entry: &Entry) -> Value {
     value
 }
 
-fn table(native: &Native, entries: &[Entry]) -> String {
+fn table(natives: &[Native], entries: &[Entry]) -> String {
     let head =
         ["KEY", "STATUS", "SIZE", "MODULE", "COMPILED", "USED", "HITS", "NAME"].map(str::to_owned);
     let rows = entries.iter().map(|entry| {
@@ -92,7 +105,7 @@ fn table(native: &Native, entries: &[Entry]) -> String {
             Kind::Job | Kind::Useless => Default::default(),
         };
         let key = short(&entry.key);
-        let status = status(native, entry).to_owned();
+        let status = status(natives, entry).to_owned();
         let hits = entry.hits.to_string();
         [key, status, size(entry.bytes), module, compiled, age(entry.used), hits, name]
     });

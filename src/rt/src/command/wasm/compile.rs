@@ -13,16 +13,19 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
-use crate::engine::{Later, Native, cache};
+use crate::engine::{Engines, Later, Native, cache};
 use crate::state::Root;
-use crate::workload::{self, Format, Rights};
+use crate::workload::{self, Format, Handler, Rights};
 
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
-    let (module, name, counting) = open(&args.path)?;
+    let Program { module, name, handler, rights } = open(&args.path)?;
     let mut head = [0; workload::HEAD];
     let length = rustix::io::pread(&module, &mut head, 0).context("read it")?;
-    ensure!(Format::of(&head[..length]) == Format::Module, "it is not a WebAssembly module");
-    let (_, native) = super::compiler(root, global)?;
+    let format = Format::of(&head[..length]);
+    ensure!(!format.worlds().is_empty(), "it is not a WebAssembly module");
+    let engines = Engines::find(&handler, super::super::host(root, global), &[])?;
+    let native = super::compiler(&engines, engines.choose(format, &rights)?)?;
+    let counting = rights.wish().counting;
     let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
     let shown = crate::report::visible(&name);
     if native.cache.find(&key).is_some() {
@@ -72,14 +75,23 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     super::super::print(&format!("{shown}: compiled in {:.1} s\n", begun.elapsed().as_secs_f32()))
 }
 
-/// The module, what its container calls it, and whether its instructions are to be counted.
-fn open(path: &Path) -> Result<(OwnedFd, String, bool)> {
+/// A module, as its container has it.
+struct Program {
+    module: OwnedFd,
+    name: String,
+    handler: Handler,
+    rights: Rights,
+}
+
+fn open(path: &Path) -> Result<Program> {
     if !path.is_dir() {
         let module = open_file(CWD, path, ResolveFlags::empty()).context("open it")?;
-        return Ok((module, path.display().to_string(), false));
+        let (name, rights) = (path.display().to_string(), Rights::default());
+        return Ok(Program { module, name, handler: Handler::Any, rights });
     }
     let bundle = Bundle::load(path, None)?;
-    let counting = Rights::of(&bundle.spec)?.wish().counting;
+    let rights = Rights::of(&bundle.spec)?;
+    let handler = workload::asked(&bundle.spec, "")?.unwrap_or(Handler::Any);
     let process = bundle.process();
     let name = process.args().iter().flatten().next().context("`process.args` is empty")?.clone();
     let root = rustix::fs::open(&bundle.rootfs, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -96,7 +108,7 @@ fn open(path: &Path) -> Result<(OwnedFd, String, bool)> {
         let inside = place.strip_prefix("/").unwrap_or(&place);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         if let Ok(module) = open_file(root.as_fd(), inside, resolve) {
-            return Ok((module, name, counting));
+            return Ok(Program { module, name, handler, rights });
         }
     }
     bail!("its program `{name}` is not in the rootfs")

@@ -58,7 +58,7 @@ pub(crate) struct RestoreOptions<'a> {
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
     /// For what `exec` starts in it.
-    pub(crate) asked: Option<workload::Engine>,
+    pub(crate) asked: Option<workload::Handler>,
     pub(crate) pid_file: Option<&'a Path>,
     /// Where to send the terminal, if it has one.
     pub(crate) console: Option<OwnedFd>,
@@ -92,7 +92,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
-    state.engine = options.asked;
+    state.engine = options.asked.clone();
     state.keeps_keyring = !options.new_keyring;
     if options.bundle.process().terminal() != Some(true) {
         state.descriptors = plan::standard_streams();

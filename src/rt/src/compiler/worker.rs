@@ -1,13 +1,12 @@
-//! `rt wasm worker`: compiles one module. Started by `create`, `run`, `exec` and `rt wasm compile`,
-//! with the module as standard input; the lock on that file says that it is being compiled. Of a
-//! host's workers one or two have a turn to compile ([`confine::turn`]): in the background one
-//! gives way to one that somebody waits for, and begins again later.
+//! The worker: compiles one module. `create`, `run`, `exec` and `rt wasm compile` start it, with the
+//! module as standard input. The lock on that file says that it is being compiled. Of a host's
+//! workers one or two have a turn to compile ([`queue::turn`]). In the background one gives way to
+//! one that somebody waits for, and begins again later.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,51 +15,75 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use super::confine::{self, Applicant, Busy, Turn};
-use crate::cli::{Global, WasmWorker};
+use super::confine;
+use super::queue::{self, Applicant, Turn};
 use crate::container::{self, Container};
 use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
-use crate::engine::{self, Description, Native};
-use crate::state::Root;
+use crate::engine::{self, Installed, Native};
+use crate::linux::cgroups::Manager;
 
-pub(super) fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<ExitCode> {
-    let (description, native) = super::compiler(root, global)?;
-    let module =
-        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).context("take the module")?;
-    if args.background && confine::leave_caller(super::super::manager(global))? {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let key = native.key(module.as_fd(), args.counting)?.context("it is too large")?;
-    let what = What { args, key: &key, module: module.as_fd() };
-    let outcome = compile(global, &native, &description, &what);
-    native.cache.done(&key);
-    match outcome {
-        Err(error) if error.is::<Busy>() => {
-            crate::report::fail(&crate::report::describe(&error));
-            Ok(ExitCode::from(engine::BUSY))
-        }
-        outcome => outcome.map(|()| ExitCode::SUCCESS),
-    }
+/// What a worker is started for.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// What the module's container calls it.
+    pub(crate) name: String,
+    /// The native code is to count instructions.
+    pub(crate) counting: bool,
+    /// Whom it is compiled for; none for the administrator.
+    pub(crate) tenant: Option<u64>,
+    /// How long it waits for its turn. None in the background, where nobody waits.
+    pub(crate) wait: Option<Duration>,
 }
 
-/// What is to be compiled.
+/// How a worker has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ended {
+    /// The module is compiled, or it will be in the background.
+    Well,
+    /// The compilers of others have not ended in time.
+    Busy,
+}
+
+/// Compiles the module that is standard input for an engine.
+pub(crate) fn work(
+    order: &Order,
+    engine: &Installed,
+    native: &Native,
+    manager: Manager,
+) -> Result<Ended> {
+    let module =
+        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).context("take the module")?;
+    if order.wait.is_none() && confine::leave_caller(manager)? {
+        return Ok(Ended::Well);
+    }
+    let key = native.key(module.as_fd(), order.counting)?.context("it is too large")?;
+    let what = What { order, key: &key, module: module.as_fd(), engine, native, manager };
+    let outcome = compile(&what);
+    native.cache.done(&key);
+    outcome
+}
+
+/// What is to be compiled, and by what.
 struct What<'a> {
-    args: &'a WasmWorker,
+    order: &'a Order,
     key: &'a Key,
     /// The job, which is locked.
     module: BorrowedFd<'a>,
+    engine: &'a Installed,
+    native: &'a Native,
+    manager: Manager,
 }
 
 impl What<'_> {
     /// In the background too somebody may come to wait for it.
     fn is_awaited(&self) -> bool {
-        !self.args.background || cache::is_awaited(self.module)
+        self.order.wait.is_some() || cache::is_awaited(self.module)
     }
 
     /// Whom it is compiled for: the tenant whose container is the first to want it, and one that
     /// waits for that.
     fn tenants(&self) -> Vec<u64> {
-        let own = self.args.tenant.unwrap_or(cache::ADMINISTRATOR);
+        let own = self.order.tenant.unwrap_or(cache::ADMINISTRATOR);
         [own].into_iter().chain(cache::another_that_waits(self.module, own)).collect()
     }
 }
@@ -74,20 +97,11 @@ const LONGEST: u64 = 10;
 const SLOW: Duration = Duration::from_secs(24 * 3600);
 const FULL: Duration = Duration::from_secs(600);
 
-fn compile(
-    global: &Global,
-    native: &Native,
-    description: &Description,
-    what: &What<'_>,
-) -> Result<()> {
-    let (key, name) = (what.key, &what.args.name);
+fn compile(what: &What<'_>) -> Result<Ended> {
+    let (key, native, order) = (what.key, what.native, what.order);
     let settings = &native.settings.compiler;
-    // Somebody waits for it, or nobody does.
-    let mut left = if what.args.background {
-        Duration::from_secs(settings.seconds.saturating_mul(100))
-    } else {
-        Duration::from_millis(what.args.wait)
-    };
+    let in_background = Duration::from_secs(settings.seconds.saturating_mul(100));
+    let mut left = order.wait.unwrap_or(in_background);
     let module = rustix::fs::fstat(what.module).context("stat the module")?;
     let mut applicant = Applicant {
         tenants: &|| what.tenants(),
@@ -98,21 +112,21 @@ fn compile(
     };
     loop {
         let begun = Instant::now();
-        let turn = confine::turn(&applicant, begun + left)?;
+        let Some(turn) = queue::turn(&applicant, begun + left)? else { return Ok(Ended::Busy) };
         // Its own compiler's time is none of it.
         left = left.saturating_sub(begun.elapsed());
         // Somebody may have been faster.
         if native.cache.find(key).is_some() {
-            return Ok(());
+            return Ok(Ended::Well);
         }
         cache::note_that_it_runs(what.module, true);
-        let outcome = make(&turn, global, native, description, what);
+        let outcome = make(&turn, what);
         cache::note_that_it_runs(what.module, false);
         if !matches!(outcome, Ok(Outcome::Compiled)) {
             native.cache.discard(key);
         }
         let (why, hold) = match outcome {
-            Ok(Outcome::Compiled) => return Ok(()),
+            Ok(Outcome::Compiled) => return Ok(Ended::Well),
             Ok(Outcome::GaveWay) => {
                 applicant.gave_way |= turn.is_urgent;
                 continue;
@@ -123,7 +137,7 @@ fn compile(
             Err(error) if is_full(&error) => (format!("{error:#}"), Some(FULL)),
             Err(error) => return Err(error),
         };
-        native.cache.give_up(key, name, &why, settings, hold)?;
+        native.cache.give_up(key, &order.name, &why, settings, hold)?;
         bail!(why);
     }
 }
@@ -133,16 +147,11 @@ fn is_full(error: &anyhow::Error) -> bool {
 }
 
 /// Runs the compiler, and keeps what it makes.
-fn make(
-    turn: &Turn,
-    global: &Global,
-    native: &Native,
-    description: &Description,
-    what: &What<'_>,
-) -> Result<Outcome> {
+fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
+    let (native, order) = (what.native, what.order);
     let begun = Instant::now();
     let part = native.cache.part(what.key)?;
-    let outcome = run(turn, global, native, description, &part, what)?;
+    let outcome = run(turn, &part, what)?;
     if !matches!(outcome, Outcome::Compiled) {
         return Ok(outcome);
     }
@@ -151,22 +160,22 @@ fn make(
         key: what.key.to_string(),
         module: what.key.module.to_hex().to_string(),
         module_bytes: u64::try_from(module.st_size).unwrap_or(0),
-        name: what.args.name.clone(),
-        engine: description.label(),
+        name: order.name.clone(),
+        engine: what.engine.description.label(),
         native: String::new(),
         native_bytes: 0,
         compiled: cache::now(),
         milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-        tenant: what.args.tenant,
+        tenant: order.tenant,
     };
     // Another rt on this host may have use for what is foreign to this one.
     let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
     let own = part.metadata().context("stat native code")?.len();
-    if what.args.tenant.is_some() && native.cache.is_too_large(own) {
+    if order.tenant.is_some() && native.cache.is_too_large(own) {
         return Ok(Outcome::TooLarge("its native code is more than half of the cache".into()));
     }
     let others = native.settings.cache.max_bytes.saturating_sub(own);
-    let next = Next { key: what.key, bytes: own, tenant: what.args.tenant };
+    let next = Next { key: what.key, bytes: own, tenant: order.tenant };
     native.cache.prune(others, useful, Some(&next))?;
     native.cache.keep(what.key, part, about)?;
     Ok(Outcome::Compiled)
@@ -193,24 +202,17 @@ struct Pipes {
 }
 
 /// Runs the compiler in a container of its own, and writes what it makes to a file.
-fn run(
-    turn: &Turn,
-    global: &Global,
-    native: &Native,
-    description: &Description,
-    part: &File,
-    what: &What<'_>,
-) -> Result<Outcome> {
+fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
+    let What { order, native, manager, .. } = *what;
     let place = &turn.place;
     place.clean()?;
-    let manager = super::super::manager(global);
     let settings = &native.settings.compiler;
     // Otherwise somebody waits for it.
     let is_idle = settings.idle && !turn.is_urgent;
-    let bundle = place.bundle(description, settings, manager, what.args, is_idle)?;
+    let bundle = confine::bundle(place, what.engine, settings, manager, order.counting, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams(what.module)?;
-    let made = place.create(&bundle, manager);
+    let made = confine::create(place, &bundle, manager);
     // The container has them now.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open `/dev/null`")?;
@@ -222,7 +224,7 @@ fn run(
     let seconds = settings.seconds;
     let longest = Duration::from_secs(LONGEST.saturating_mul(seconds));
     let gives_way = || Ok(!turn.is_urgent && what.is_awaited() || turn.is_wanted()?);
-    let write = |bytes: &[u8]| native.cache.write(part, bytes, what.args.tenant);
+    let write = |bytes: &[u8]| native.cache.write(part, bytes, order.tenant);
     let outcome = follow(&container, pipes, part, write, longest, gives_way);
     // It may have little time to end in.
     confine::set_idle(&container.state.cgroup, false);

@@ -1,0 +1,77 @@
+//! The places on this host where modules are compiled, each with the state of one compiler's
+//! container.
+#![forbid(unsafe_code)]
+
+use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::container;
+use crate::state::Root;
+
+/// The state of a compiler's container, apart from the containers of callers: in one place for all
+/// of a host, whatever their roots. Two compilers may run at a time, each in a place of its own
+/// below that one.
+pub(super) struct Place {
+    pub(super) root: Root,
+    /// Empty.
+    pub(super) rootfs: PathBuf,
+    path: PathBuf,
+}
+
+/// The first place, and what is beside it.
+pub(super) const PLACE: &str = "/run/rt-compiler";
+
+/// The second place. Only compilers that somebody waits for run there.
+pub(super) const SECOND: &str = "@second";
+
+impl Place {
+    pub(super) fn new(name: &str) -> Result<Place> {
+        let rootfs = Path::new(PLACE).join("@rootfs");
+        let path = Path::new(PLACE).join(name);
+        for folder in [&rootfs, &path] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(folder)
+                .with_context(|| format!("make `{}`", folder.display()))?;
+        }
+        Ok(Place { root: Root::new(Some(&path)), rootfs, path })
+    }
+
+    /// Takes it, unless another process has it. The lock goes with the descriptor.
+    pub(super) fn take(&self) -> Result<Option<OwnedFd>> {
+        let lock = open(&self.path.join("@lock"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+            Err(error) => Err(error).context("wait for other compilers"),
+        }
+    }
+
+    /// Removes what a worker has left that was killed: nobody else is at work here.
+    pub(super) fn clean(&self) -> Result<()> {
+        for id in self.root.ids()? {
+            let Some(directory) = self.root.find(&id)? else { continue };
+            match directory.read() {
+                Ok(Some(state)) => container::delete(&directory, &state, true),
+                Ok(None) => directory.remove(),
+                Err(_) => container::delete_unreadable(&directory, &id),
+            }
+            .with_context(|| format!("delete `{id}`"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file beside the places, which is there for its locks.
+pub(super) fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .with_context(|| format!("open `{}`", path.display()))
+}

@@ -1,0 +1,212 @@
+//! The order in which modules are compiled: of all who want to compile on this host, one or two have
+//! a turn.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+
+use super::place::{PLACE, Place, SECOND, open};
+use crate::engine::cache;
+use crate::syscall::{self, Lock};
+
+/// Who wants to compile a module.
+pub(super) struct Applicant<'a> {
+    /// The tenants for whom the module is compiled: it is compiled in the turn of any of them.
+    pub(super) tenants: &'a dyn Fn() -> Vec<u64>,
+    /// Whether somebody waits for it.
+    pub(super) is_awaited: &'a dyn Fn() -> bool,
+    /// The size of the module.
+    pub(super) bytes: u64,
+    /// It has had the second place, and given way there.
+    pub(super) gave_way: bool,
+    /// How long somebody who waits for a compiler waits for others.
+    pub(super) wait: Duration,
+}
+
+/// The queue of all those on this host who want to compile, as one of them sees it.
+///
+/// | file | its locks |
+/// |---|---|
+/// | `@lock` in each place | who has the place |
+/// | `@urgent` | shared by all whose compilers somebody waits for, as long as these wait or run |
+/// | `@tenants` | the byte of each tenant that has a place: so none has both |
+/// | `@queue` | shared, the bytes of those whose tenant has no place: the lower one goes first |
+///
+/// Each lock ends with its process.
+struct Queue {
+    places: [Place; 2],
+    urgent: OwnedFd,
+    tenants: OwnedFd,
+    queue: OwnedFd,
+    is_urgent: bool,
+    /// The byte in `@queue` that is locked.
+    at: Option<u64>,
+    /// Since when a place was free that somebody before this one did not take.
+    free: Option<Instant>,
+}
+
+/// As long as it is there, this process has one of the places, and its tenant cannot have the
+/// other.
+pub(super) struct Turn {
+    pub(super) place: Place,
+    pub(super) is_urgent: bool,
+    is_second: bool,
+    begun: Instant,
+    /// How long it may have the second place while others wait.
+    share: Duration,
+    queue: OwnedFd,
+    urgent: OwnedFd,
+    _locks: [OwnedFd; 2],
+}
+
+impl Turn {
+    /// Whether another one is to have it. In the background, one that somebody waits for. In the
+    /// second place, after half of the time that others may have to wait, one of another tenant.
+    pub(super) fn is_wanted(&self) -> Result<bool> {
+        if !self.is_urgent {
+            return is_urgent(&self.urgent);
+        }
+        let is_long = self.is_second && self.begun.elapsed() >= self.share;
+        let waits = || syscall::locked(self.queue.as_fd(), Lock::Write, 0, Queue::LAST);
+        Ok(is_long && waits().context("ask whether somebody waits")?.is_some())
+    }
+}
+
+fn is_urgent(urgent: &OwnedFd) -> Result<bool> {
+    let place = syscall::locked(urgent.as_fd(), Lock::Write, 0, 1);
+    Ok(place.context("ask whether somebody waits")?.is_some())
+}
+
+/// Waits for a turn to compile, until `end` at the most. Those that somebody waits for come first.
+/// None if there was no turn until then.
+pub(super) fn turn(who: &Applicant<'_>, end: Instant) -> Result<Option<Turn>> {
+    let mut queue = Queue::open()?;
+    loop {
+        let is_awaited = (who.is_awaited)();
+        queue.set_urgent(is_awaited)?;
+        let got = if is_awaited {
+            queue.try_urgent(who)?
+        } else if is_urgent(&queue.urgent)? {
+            None
+        } else {
+            queue.places[0].take()?.map(|lock| (0, lock))
+        };
+        if let Some((number, lock)) = got {
+            let Queue { places: [first, second], urgent, tenants, queue, is_urgent, .. } = queue;
+            return Ok(Some(Turn {
+                place: if number == 0 { first } else { second },
+                is_urgent,
+                is_second: number > 0,
+                begun: Instant::now(),
+                share: who.wait / 2,
+                queue,
+                urgent,
+                _locks: [lock, tenants],
+            }));
+        }
+        if Instant::now() >= end {
+            return Ok(None);
+        }
+        std::thread::sleep(cache::TURN);
+    }
+}
+
+impl Queue {
+    /// Beyond the bytes of all others: those who have had the second place, and nobody gives way to
+    /// them.
+    const LAST: u64 = 1 << 60;
+
+    fn open() -> Result<Queue> {
+        let places = [Place::new("")?, Place::new(SECOND)?];
+        let [urgent, tenants, queue] =
+            ["@urgent", "@tenants", "@queue"].map(|name| open(&Path::new(PLACE).join(name)));
+        let (urgent, tenants, queue) = (urgent?, tenants?, queue?);
+        Ok(Queue { places, urgent, tenants, queue, is_urgent: false, at: None, free: None })
+    }
+
+    fn set_urgent(&mut self, is_urgent: bool) -> Result<()> {
+        if is_urgent != self.is_urgent {
+            let lock = if is_urgent { Lock::Read } else { Lock::Free };
+            syscall::lock(self.urgent.as_fd(), lock, 0, 1).context("say that somebody waits")?;
+            self.is_urgent = is_urgent;
+        }
+        if !is_urgent {
+            self.leave()?;
+        }
+        Ok(())
+    }
+
+    /// Takes one of the places, if it is this one's turn.
+    fn try_urgent(&mut self, who: &Applicant<'_>) -> Result<Option<(usize, OwnedFd)>> {
+        let has_place = |tenant: &u64| -> Result<bool> {
+            let place = syscall::locked(self.tenants.as_fd(), Lock::Write, *tenant, 1);
+            Ok(place.context("ask who compiles")?.is_some())
+        };
+        let mut without = None;
+        for tenant in (who.tenants)() {
+            if !has_place(&tenant)? {
+                without = Some(tenant);
+                break;
+            }
+        }
+        let Some(tenant) = without else {
+            // Its tenants have what they may have. When one of them has no place any more, this one
+            // is behind all who wait by then.
+            self.leave()?;
+            return Ok(None);
+        };
+        let at = self.enter(who)?;
+        /// How long a free place is left to who is before this one, and may have been stopped.
+        const GRACE: Duration = Duration::from_millis(500);
+        let numbers = if who.gave_way { 0..1 } else { 0..2 };
+        for number in numbers {
+            let Some(lock) = self.places[number].take()? else { continue };
+            let first = syscall::locked(self.queue.as_fd(), Lock::Write, 0, at);
+            let is_first = at == 0 || first.context("ask who is before")?.is_none();
+            if !is_first && self.free.get_or_insert_with(Instant::now).elapsed() < GRACE {
+                return Ok(None);
+            }
+            match syscall::lock(self.tenants.as_fd(), Lock::Write, tenant, 1) {
+                Ok(()) => {}
+                // Another one of its tenant's was faster.
+                Err(Errno::AGAIN | Errno::ACCESS) => return Ok(None),
+                Err(error) => return Err(error).context("take a turn"),
+            }
+            self.leave()?;
+            return Ok(Some((number, lock)));
+        }
+        self.free = None;
+        Ok(None)
+    }
+
+    /// Enters the queue, if that has not been done. Who came first goes first; but a small module
+    /// goes before a large one that came a little earlier, by at most half the time that this one
+    /// waits.
+    fn enter(&mut self, who: &Applicant<'_>) -> Result<u64> {
+        /// Less than a compiler takes for most modules.
+        const BYTES_PER_MILLISECOND: u64 = 256;
+        if let Some(at) = self.at {
+            return Ok(at);
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(Queue::LAST);
+        let now = milliseconds(Duration::try_from(now).unwrap_or_default());
+        let behind = (who.bytes / BYTES_PER_MILLISECOND).min(milliseconds(who.wait / 2));
+        let at = now + behind + if who.gave_way { Queue::LAST } else { 0 };
+        syscall::lock(self.queue.as_fd(), Lock::Read, at, 1).context("enter the queue")?;
+        self.at = Some(at);
+        Ok(at)
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        if let Some(at) = self.at.take() {
+            syscall::lock(self.queue.as_fd(), Lock::Free, at, 1).context("leave the queue")?;
+        }
+        self.free = None;
+        Ok(())
+    }
+}

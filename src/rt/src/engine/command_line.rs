@@ -1,0 +1,332 @@
+//! The command line that starts an engine program: `docs/engine.md`, "How it is started". Made in
+//! init, as the container's user, after all mounts.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+
+use super::{CONTRACT, Description};
+use crate::workload::{self, Directory, Rights};
+
+/// What is told of the guest.
+pub(crate) struct Guest<'a> {
+    pub(crate) args: &'a [String],
+    /// What is configured, and no more.
+    pub(crate) env: &'a [String],
+    pub(crate) cwd: &'a Path,
+    pub(crate) mounts: &'a [Mount],
+    pub(crate) rights: &'a Rights,
+    /// What the container may use of memory, in bytes.
+    pub(crate) memory: Option<u64>,
+}
+
+impl Guest<'_> {
+    /// The guest's environment, as a file that only the engine reads.
+    pub(crate) fn environment(&self) -> Result<OwnedFd> {
+        let mut text = Vec::new();
+        for variable in self.env {
+            text.extend(variable.as_bytes());
+            text.push(0);
+        }
+        // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's,
+        // for one). They begin in the root without it, so there a guest gets no variable that nobody
+        // has configured.
+        let has_pwd = self.env.iter().any(|variable| variable.starts_with("PWD="));
+        if !has_pwd && self.cwd != Path::new("/") {
+            text.extend([b"PWD=", self.cwd.as_os_str().as_bytes(), b"\0"].concat());
+        }
+        let file = rustix::fs::memfd_create("environment", MemfdFlags::CLOEXEC)
+            .context("make a memory file")?;
+        let mut written = 0;
+        while written < text.len() {
+            written += rustix::io::pwrite(&file, &text[written..], written as u64)
+                .context("write the environment")?;
+        }
+        Ok(file)
+    }
+}
+
+/// What is open for an engine.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub(crate) directory: OwnedFd,
+    pub(crate) module: OwnedFd,
+    /// Of the guest: [`Guest::environment`].
+    pub(crate) environment: OwnedFd,
+    /// What the module was compiled to.
+    pub(crate) native: Option<OwnedFd>,
+    /// The directory of the plugins.
+    pub(crate) plugins: Option<OwnedFd>,
+}
+
+/// How an engine is started.
+#[derive(Debug)]
+pub(crate) struct CommandLine {
+    pub(crate) path: CString,
+    pub(crate) argv: Vec<CString>,
+    /// Those that `argv` names. They stay open across the exec.
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+impl CommandLine {
+    /// `plugins` are files in their directory.
+    pub(crate) fn new(
+        engine: &Description,
+        files: Files,
+        plugins: &[PathBuf],
+        guest: &Guest<'_>,
+    ) -> Result<CommandLine> {
+        let Files { directory, module, environment, native, plugins: plugin_dir } = files;
+        let (path, mut argv) = program(engine, &directory, plugin_dir.as_ref())?;
+        for option in [
+            format!("--contract={CONTRACT}"),
+            format!("--engine-dir={}", directory.as_raw_fd()),
+            format!("--module={}", module.as_raw_fd()),
+            format!("--env={}", environment.as_raw_fd()),
+        ] {
+            argv.push(CString::new(option)?);
+        }
+        if let Some(native) = &native {
+            argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
+        }
+        if let Some(directory) = &plugin_dir {
+            argv.push(CString::new(format!("--plugin-dir={}", directory.as_raw_fd()))?);
+            for file in plugins {
+                argv.push(CString::new([b"--plugin=", file.as_os_str().as_bytes()].concat())?);
+            }
+        }
+        // The kernel holds the container to it, whether or not the engine does.
+        if let Some(limit) = guest.memory.filter(|_| engine.knows("memory")) {
+            argv.push(CString::new(format!("--memory={limit}"))?);
+        }
+        if let Some(timeout) = guest.rights.timeout {
+            argv.push(CString::new(format!("--timeout={}", timeout.as_millis()))?);
+        }
+        if let Some(fuel) = guest.rights.fuel {
+            argv.push(CString::new(format!("--fuel={fuel}"))?);
+        }
+        let (options, directories) = preopens(guest)?;
+        argv.extend(options);
+        argv.push(c"--".to_owned());
+        for arg in guest.args {
+            argv.push(CString::new(arg.as_str())?);
+        }
+        let descriptors = [directory, module, environment]
+            .into_iter()
+            .chain(native)
+            .chain(plugin_dir)
+            .chain(directories)
+            .collect();
+        Ok(CommandLine { path, argv, descriptors })
+    }
+}
+
+/// The file to exec, and the arguments before the options.
+fn program(
+    engine: &Description,
+    directory: &OwnedFd,
+    plugins: Option<&OwnedFd>,
+) -> Result<(CString, Vec<CString>)> {
+    let inside = |path: &Path| {
+        let mut text = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+        text.extend(path.as_os_str().as_bytes());
+        CString::new(text)
+    };
+    let program = inside(&engine.program)?;
+    let Some(loader) = &engine.loader else { return Ok((program.clone(), vec![program])) };
+    let libraries = engine.libraries.as_ref();
+    let libraries = libraries.context("its `engine.json` has a `loader` and no `libraries`")?;
+    let name = CString::new(engine.program.as_os_str().as_bytes())?;
+    // What plugins need lies beside them; the engine's own libraries come first.
+    let mut path = inside(libraries)?.into_bytes();
+    if let Some(plugins) = plugins {
+        path.extend(format!(":/proc/self/fd/{}", plugins.as_raw_fd()).into_bytes());
+    }
+    let loader_options =
+        [c"--inhibit-cache".to_owned(), c"--library-path".to_owned(), CString::new(path)?];
+    Ok((inside(loader)?, [vec![name], loader_options.to_vec(), vec![program]].concat()))
+}
+
+/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's
+/// own right. Or those that its container lists, which are open from now on: what is put in their
+/// places until the start is not meant.
+fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
+    if let Some(directories) = &guest.rights.directories {
+        let opened = directories.iter().map(|directory| {
+            preopen_listed(directory).with_context(|| {
+                format!("the annotation `run.oci.wasm.dirs`: `{}`", directory.path.display())
+            })
+        });
+        return Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip());
+    }
+    let mounted = guest.mounts.iter().map(|mount| mount.destination().as_path());
+    let mounted = mounted.filter(|path| !workload::is_the_kernels(path) && *path != Path::new("/"));
+    let mut preopens = Vec::new();
+    for path in [Path::new("/")].into_iter().chain(mounted) {
+        preopens.extend(preopen(path)?);
+    }
+    Ok((preopens, Vec::new()))
+}
+
+/// The image's author could make it a link to the root: none is followed.
+fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(CWD, &directory.path, flags, Mode::empty(), resolve) {
+        // Forbidden by a filter around this runtime, or older than the kernel.
+        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory.path),
+        opened => opened,
+    };
+    let opened = match opened {
+        Err(Errno::LOOP) => bail!("it leads elsewhere"),
+        Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is no directory"),
+        opened => opened?,
+    };
+    let flags = rustix::fs::fstatvfs(&opened).context("statvfs")?.f_flag;
+    let read_only = directory.read_only || flags.contains(StatVfsMountFlags::RDONLY);
+    let right = if read_only { "ro" } else { "rw" };
+    let option = format!("--dir-fd={}:{right}:", opened.as_raw_fd());
+    let option = [option.as_bytes(), directory.path.as_os_str().as_bytes()].concat();
+    Ok((CString::new(option)?, opened))
+}
+
+/// Step by step.
+fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut there = rustix::fs::open("/", flags, Mode::empty())?;
+    for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
+        there = rustix::fs::openat(&there, part.as_os_str(), flags, Mode::empty())?;
+    }
+    Ok(there)
+}
+
+/// None for what is no directory: a file is reached through the directory that it is in; what the
+/// user may not look at, a guest could not either.
+fn preopen(path: &Path) -> Result<Option<CString>> {
+    let is_directory =
+        |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
+    if !rustix::fs::stat(path).is_ok_and(is_directory) {
+        return Ok(None);
+    }
+    let flags =
+        rustix::fs::statvfs(path).with_context(|| format!("statvfs `{}`", path.display()))?.f_flag;
+    let right: &[u8] = if flags.contains(StatVfsMountFlags::RDONLY) { b"ro:" } else { b"rw:" };
+    Ok(Some(CString::new([b"--dir=", right, path.as_os_str().as_bytes()].concat())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use oci_spec::runtime::Spec;
+    use rt_engine::contract::Descriptor;
+    use rt_engine::{Program, Work};
+
+    use super::*;
+
+    const OPTIONS: &[&str] = &["fuel", "memory", "native", "plugin", "timeout"];
+    const PROGRAM: Program = Program { name: "program", options: OPTIONS };
+
+    fn file() -> OwnedFd {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open("/", flags, Mode::empty()).expect("opened")
+    }
+
+    fn rights(annotations: &[(&str, &str)]) -> Rights {
+        let mut spec = Spec::default();
+        let annotations = annotations.iter();
+        let annotations =
+            annotations.map(|(key, value)| (format!("run.oci.wasm.{key}"), (*value).to_owned()));
+        spec.set_annotations(Some(annotations.collect()));
+        Rights::of(&spec).expect("rights")
+    }
+
+    /// What is written for an engine that knows these options, and what an engine reads of it.
+    fn read(options: &str, all: bool, guest: &Guest<'_>) -> (CommandLine, rt_engine::Contract) {
+        let engine = Description::sample("engine", options, "[]");
+        let files = Files {
+            directory: file(),
+            module: file(),
+            environment: guest.environment().expect("made"),
+            native: all.then(file),
+            plugins: all.then(file),
+        };
+        let plugins: &[PathBuf] = if all { &["a.so".into(), "b.so".into()] } else { &[] };
+        let line = CommandLine::new(&engine, files, plugins, guest).expect("made");
+        let program = format!("/proc/self/fd/{}/program", line.descriptors[0].as_raw_fd());
+        let at = line.argv.iter().position(|arg| arg.to_bytes() == program.as_bytes());
+        let args = line.argv[at.expect("it is there")..].iter();
+        let args = args.map(|arg| OsString::from_vec(arg.to_bytes().to_vec()));
+        match Work::parse(args, &PROGRAM).expect("understood") {
+            Work::Run(contract) => (line, contract),
+            Work::Compile { .. } => panic!("it is to run"),
+        }
+    }
+
+    #[test]
+    fn an_engine_reads_what_is_written() {
+        let args = ["/app.wasm", "--dir=ro:/x", "--", ""].map(str::to_owned);
+        let rights = rights(&[
+            ("fuel", "7"),
+            ("timeout", "1.5"),
+            ("dirs", "/tmp,/usr:ro"),
+            ("plugins", "a"),
+        ]);
+        let env = ["A=B".to_owned()];
+        let memory = Some(1 << 20);
+        let guest = Guest {
+            args: &args,
+            env: &env,
+            cwd: Path::new("/w"),
+            mounts: &[],
+            rights: &rights,
+            memory,
+        };
+        let options = r#"["fuel", "memory", "native", "plugin", "timeout"]"#;
+        let (line, contract) = read(options, true, &guest);
+        assert_eq!(contract.arguments, args);
+        assert_eq!(
+            (contract.fuel, contract.timeout, contract.memory),
+            (Some(7), Some(1500), memory)
+        );
+        assert_eq!(contract.plugins, ["a.so", "b.so"]);
+        let listed: Vec<_> =
+            contract.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
+        assert_eq!(listed, [("/tmp", false), ("/usr", true)]);
+        // Each number is a descriptor that stays open, and each of these has a number.
+        let always = [&contract.engine_dir, &contract.module, &contract.environment];
+        let listed = contract.directories.iter().filter_map(|it| it.descriptor.as_ref());
+        let read = always.into_iter().chain(&contract.native).chain(&contract.plugin_dir);
+        let read: Vec<i32> = read.chain(listed).map(Descriptor::number).collect();
+        let open: Vec<i32> = line.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(read, open);
+        let mut environment = [0; 64];
+        let length = rustix::io::pread(&line.descriptors[2], &mut environment, 0).expect("read");
+        assert_eq!(rt_engine::variables(&environment[..length]), Ok(vec!["A=B", "PWD=/w"]));
+    }
+
+    #[test]
+    fn an_engine_gets_no_option_that_it_does_not_know() {
+        let args = ["/app.wasm".to_owned()];
+        let rights = rights(&[]);
+        let guest = Guest {
+            args: &args,
+            env: &[],
+            cwd: Path::new("/"),
+            mounts: &[],
+            rights: &rights,
+            memory: Some(1 << 20),
+        };
+        let (_, contract) = read("[]", false, &guest);
+        assert_eq!(contract.memory, None);
+        assert_eq!(contract.directories.len(), 1);
+    }
+}

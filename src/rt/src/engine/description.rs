@@ -1,0 +1,129 @@
+//! `engine.json`: what an engine is. Read on the host, before a container exists.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::CONTRACT;
+use crate::workload::World;
+
+/// `engine.json`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Description {
+    contract: u32,
+    pub(crate) name: String,
+    /// The engine's own.
+    pub(crate) version: Option<String>,
+    pub(crate) program: PathBuf,
+    pub(crate) loader: Option<PathBuf>,
+    pub(crate) libraries: Option<PathBuf>,
+    /// What tells this build from others of the same version.
+    pub(super) build: Option<String>,
+    /// The options of the contract that it knows, of those that not every engine knows.
+    #[serde(default)]
+    options: Vec<String>,
+    /// What it runs.
+    #[serde(default)]
+    worlds: Vec<World>,
+    /// There if the program compiles modules.
+    pub(crate) compiler: Option<Compiler>,
+    /// What it takes to compile is there too.
+    #[serde(skip)]
+    pub(crate) can_compile: bool,
+}
+
+/// How the program is started to compile.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Compiler {
+    /// A directory of libraries that come before the others.
+    pub(crate) libraries: Option<PathBuf>,
+}
+
+/// An engine, and its directory on the host.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    /// Of its directory.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) description: Description,
+}
+
+impl Installed {
+    /// Reads the description of the engine in a directory, and finds its files.
+    pub(crate) fn find(folder: &Path, name: &str) -> Result<Installed> {
+        let path = folder.join(name);
+        let find = || -> Result<Description> {
+            let description = Description::read(&path)?;
+            for file in description.files() {
+                fs::metadata(path.join(file))
+                    .with_context(|| format!("find `{}`", file.display()))?;
+            }
+            Ok(description)
+        };
+        let description =
+            find().with_context(|| format!("open engine `{name}` in `{}`", path.display()))?;
+        Ok(Installed { name: name.to_owned(), path, description })
+    }
+}
+
+impl Description {
+    /// Reads and checks the `engine.json` of a directory.
+    pub(crate) fn read(path: &Path) -> Result<Description> {
+        let text =
+            crate::input::read_file(&path.join("engine.json")).context("read `engine.json`")?;
+        let mut description: Description =
+            serde_json::from_slice(&text).context("parse `engine.json`")?;
+        let contract = description.contract;
+        ensure!(
+            contract == CONTRACT,
+            "it speaks version {contract} of the engine contract, and rt version {CONTRACT}"
+        );
+        let compiler = description.compiler.as_ref();
+        let compiler = compiler.and_then(|compiler| compiler.libraries.as_ref());
+        for path in description.files().chain(compiler) {
+            let inside =
+                path.components().all(|component| matches!(component, Component::Normal(_)));
+            ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
+        }
+        // A distributor may leave them away: they are the largest part of an engine.
+        let is_there = compiler.is_none_or(|libraries| path.join(libraries).is_dir());
+        description.can_compile = description.compiler.is_some() && is_there;
+        Ok(description)
+    }
+
+    /// What it takes to run a module, in its directory.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [Some(&self.program), self.loader.as_ref(), self.libraries.as_ref()].into_iter().flatten()
+    }
+
+    /// The engine's name, and its version if it tells.
+    pub(crate) fn label(&self) -> String {
+        let Description { name, version, .. } = self;
+        version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"))
+    }
+
+    /// Whether it knows an option of the contract.
+    pub(crate) fn knows(&self, option: &str) -> bool {
+        self.options.iter().any(|known| known == option)
+    }
+
+    /// Whether it runs one of these.
+    pub(crate) fn runs(&self, worlds: &[World]) -> bool {
+        worlds.iter().any(|world| self.worlds.contains(world))
+    }
+}
+
+#[cfg(test)]
+impl Description {
+    /// One with these options and worlds, in JSON.
+    pub(super) fn sample(name: &str, options: &str, worlds: &str) -> Description {
+        let text = format!(
+            r#"{{ "contract": 2, "name": "{name}", "program": "program", "loader": "ld.so",
+                "libraries": "lib", "options": {options}, "worlds": {worlds} }}"#
+        );
+        serde_json::from_str(&text).expect("a description")
+    }
+}

@@ -1,0 +1,240 @@
+//! Which engine runs a module: of those that are installed, and that its container asks for.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Error, Result, anyhow, bail};
+
+use super::{Description, Directory, Host, Installed, Native, Plugins, Settings, plugins};
+use crate::exe;
+use crate::workload::{Format, HANDLERS, Handler, Rights};
+
+/// The engines that a container may run on. They are found on the host before the container exists:
+/// what its program is, only init can see.
+#[derive(Debug)]
+pub(crate) struct Engines<'a> {
+    host: Host<'a>,
+    settings: Settings,
+    /// By their names.
+    engines: Vec<Installed>,
+    /// Why others cannot be used.
+    broken: Vec<String>,
+    /// None when the container asks for none.
+    pub(crate) plugins: Option<Plugins>,
+}
+
+impl<'a> Engines<'a> {
+    /// Finds the engines that a handler allows, and plugins by their names. Fails if there is no
+    /// engine.
+    pub(crate) fn find(
+        handler: &Handler,
+        host: Host<'a>,
+        plugins: &[String],
+    ) -> Result<Engines<'a>> {
+        let folder = exe::engines()?;
+        let (mut engines, mut broken) = (Vec::new(), Vec::new());
+        match handler {
+            Handler::Any => {
+                for engine in all(&folder)? {
+                    match engine {
+                        Ok(engine) => engines.push(engine),
+                        Err(error) => broken.push(error),
+                    }
+                }
+                if engines.is_empty() {
+                    let none = || anyhow!("no Wasm engine is installed in `{}`", folder.display());
+                    return Err(broken.into_iter().next().unwrap_or_else(none));
+                }
+            }
+            Handler::Named(name) => engines.push(named(&folder, name)?),
+        }
+        let broken = broken.iter().map(|error| format!("{error:#}")).collect();
+        let settings = Settings::read(host.config)?;
+        let plugins = plugins::open(&settings.plugins, plugins)?;
+        Ok(Engines { host, settings, engines, broken, plugins })
+    }
+
+    /// The number of the engine that runs a program of this format with these rights: the first by
+    /// its name that can.
+    pub(crate) fn choose(&self, format: Format, rights: &Rights) -> Result<usize> {
+        let descriptions = self.engines.iter().map(|engine| &engine.description);
+        choose(&descriptions.collect::<Vec<_>>(), format, rights).map_err(|error| {
+            let broken = &self.broken;
+            if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
+        })
+    }
+
+    pub(crate) fn get(&self, number: usize) -> Result<&Installed> {
+        self.engines.get(number).context("there is no such engine")
+    }
+
+    /// Opens the directory of the engine with this number.
+    pub(crate) fn open(&self, number: usize) -> Result<Directory> {
+        let engine = self.get(number)?;
+        Directory::open(engine, &self.settings, &self.host).with_context(|| {
+            format!("open engine `{}` in `{}`", engine.name, engine.path.display())
+        })
+    }
+
+    /// What compiles modules for the engine with this number, and keeps them.
+    pub(crate) fn native(&self, number: usize) -> Result<Native> {
+        let Installed { name, path, description } = self.get(number)?;
+        let native = Native::new(name, description, self.settings.clone(), &self.host)?;
+        native
+            .context("it does not run native code")
+            .with_context(|| format!("open engine `{name}` in `{}`", path.display()))
+    }
+
+    /// The same for each engine that runs native code. Fails if there is none.
+    pub(crate) fn natives(&self) -> Result<Vec<Native>> {
+        let numbers = 0..self.engines.len();
+        let (good, bad): (Vec<_>, Vec<_>) =
+            numbers.map(|number| self.native(number)).partition(Result::is_ok);
+        match bad.into_iter().find_map(Result::err).filter(|_| good.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(good.into_iter().flatten().collect()),
+        }
+    }
+
+    /// The files of plugins to load, in their own directory.
+    pub(crate) fn plugin_files(&self) -> &[PathBuf] {
+        self.plugins.as_ref().map_or(&[], |plugins| &plugins.files)
+    }
+}
+
+/// Engines that this runtime has been tried with. A host may have others.
+const ENGINES: [&str; 1] = ["wasmedge"];
+
+/// All engines in a folder, by their names, or why one cannot be used.
+pub(crate) fn all(folder: &Path) -> Result<Vec<Result<Installed>>> {
+    Ok(names(folder)?.iter().map(|name| Installed::find(folder, name)).collect())
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let show = || format!("read `{}`", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(show)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(show)?;
+        let name = entry.file_name().into_string().unwrap_or_default();
+        // What a packager's tool is at work on is hidden.
+        if !name.is_empty() && !name.starts_with('.') && entry.path().is_dir() {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The engine of this name, which a configuration has given.
+fn named(folder: &Path, name: &str) -> Result<Installed> {
+    let mut parts = Path::new(name).components();
+    let is_name = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    if is_name && !name.starts_with('.') && folder.join(name).is_dir() {
+        return Installed::find(folder, name);
+    }
+    if ENGINES.contains(&name) {
+        bail!("the engine `{name}` is not installed in `{}`", folder.display());
+    }
+    let known = HANDLERS.iter().map(|name| (*name).to_owned()).chain(names(folder)?);
+    let known = known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    bail!("unknown handler `{name}` in the annotation `run.oci.handler`: rt knows {known}")
+}
+
+/// The first that runs this format with these rights.
+fn choose(engines: &[&Description], format: Format, rights: &Rights) -> Result<usize> {
+    let mut lacks = None;
+    for (number, engine) in engines.iter().enumerate() {
+        if !engine.runs(format.worlds()) {
+            continue;
+        }
+        match rights.needs().find(|(option, _)| !engine.knows(option)) {
+            None => return Ok(number),
+            Some((option, annotation)) => {
+                lacks.get_or_insert_with(|| {
+                    let name = &engine.name;
+                    anyhow!(
+                        "the engine `{name}` lacks the option `{option}`, which the annotation `{annotation}` requires"
+                    )
+                });
+            }
+        }
+    }
+    Err(lacks.unwrap_or_else(|| mismatch(engines, format)))
+}
+
+/// Why none of them runs it.
+fn mismatch(engines: &[&Description], format: Format) -> Error {
+    let names = engines.iter().map(|engine| format!("`{}`", engine.name)).collect::<Vec<_>>();
+    let which = match names.as_slice() {
+        [name] => format!("the engine {name} does not run"),
+        names => format!("none of the engines {} runs", names.join(", ")),
+    };
+    match format {
+        Format::Component => anyhow!(
+            "a WebAssembly component, which {which}: a component needs an engine such as `wasmtime`, and other engines need a core module (WASI preview1)"
+        ),
+        _ => anyhow!(
+            "a WebAssembly core module (WASI preview1), which {which}: it needs an engine such as `wasmedge`"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights(annotations: &[(&str, &str)]) -> Rights {
+        let mut spec = oci_spec::runtime::Spec::default();
+        let annotations = annotations
+            .iter()
+            .map(|(key, value)| (format!("run.oci.wasm.{key}"), (*value).to_owned()));
+        spec.set_annotations(Some(annotations.collect()));
+        Rights::of(&spec).expect("rights")
+    }
+
+    #[test]
+    fn a_file_goes_to_the_first_engine_that_runs_it() {
+        let modules = Description::sample("a", "[]", r#"["wasip1-command"]"#);
+        let components = Description::sample("b", "[]", r#"["wasi:cli/command", "x:y/z"]"#);
+        let both = Description::sample(
+            "c",
+            r#"["fuel", "timeout"]"#,
+            r#"["wasi:http/proxy", "wasip1-command"]"#,
+        );
+        let plain = rights(&[]);
+        for (engines, format, expected) in [
+            (vec![&modules, &components], Format::Module, Some(0)),
+            (vec![&modules, &components], Format::Component, Some(1)),
+            (vec![&components, &both], Format::Module, Some(1)),
+            (vec![&modules, &both], Format::Component, Some(1)),
+            (vec![&modules], Format::Component, None),
+            (vec![&components], Format::Module, None),
+        ] {
+            assert_eq!(choose(&engines, format, &plain).ok(), expected, "{format:?}");
+        }
+        let fuel = rights(&[("fuel", "5"), ("timeout", "1")]);
+        assert_eq!(choose(&[&modules, &both], Format::Module, &fuel).ok(), Some(1));
+        let error = choose(&[&modules], Format::Module, &fuel).expect_err("refused").to_string();
+        assert!(error.contains("lacks the option `fuel`"), "{error}");
+        assert!(error.contains("`run.oci.wasm.fuel`"), "{error}");
+    }
+
+    #[test]
+    fn a_handler_is_the_name_of_a_folder() {
+        let folder = std::env::temp_dir().join(format!("rt-engines-{}", std::process::id()));
+        fs::create_dir_all(folder.join("b/lib")).expect("made");
+        fs::create_dir_all(folder.join(".c")).expect("made");
+        for wrong in ["", ".", "..", ".c", "b/", "b/lib", "/", "../b", "d"] {
+            let error = named(&folder, wrong).expect_err(wrong).to_string();
+            assert!(error.contains("`wasm`, `wasm-smart`, `b`"), "{error}");
+        }
+        let error = named(&folder, "b").expect_err("empty").to_string();
+        assert!(error.starts_with("open engine `b` in"), "{error}");
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+}
