@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
+use serde_json::json;
+
 use crate::harness::{Bundle, Outcome, Output, Test, copy_program, ensure};
 
 super::tests! { "workload":
@@ -14,7 +16,8 @@ super::tests! { "workload":
     a_file_that_is_neither_is_refused, an_elf_file_named_wasm_runs_as_what_it_is, a_component_is_told_its_engine,
     a_truncated_module_ends_with_126, a_module_needs_no_execute_bit, a_module_is_found_in_path_or_cwd,
     a_missing_engine_is_an_error, an_engine_of_another_contract_is_an_error, a_container_without_proc_is_an_error,
-    a_proc_of_the_images_is_an_error,
+    a_proc_of_the_images_is_an_error, the_engine_is_chosen_by_the_file, an_engine_is_chosen_by_its_name,
+    an_option_that_the_engine_lacks_is_an_error, an_engine_that_is_broken_keeps_no_other_from_running,
 }
 
 const HELLO: &str = "Hello from Wasm!\n";
@@ -244,4 +247,68 @@ fn a_proc_of_the_images_is_an_error(test: &Test) -> Outcome {
     });
     let bundle = bundle.file("/proc/self/fd/3/ld.so", "#!/bin/evil")?;
     bundle.try_create(&test.id())?.fails_with("`/proc` is not procfs").map(drop)
+}
+
+/// Installs an engine whose program is busybox by this name, and runs these worlds.
+fn install(prefix: &std::path::Path, name: &str, program: &str, worlds: &[&str]) -> Outcome {
+    let engine = prefix.join("libexec/rt").join(name);
+    fs::create_dir_all(&engine)?;
+    copy_program("/bin/busybox".as_ref(), engine.join(program))?;
+    let description = json!({ "contract": 2, "name": name, "program": program, "worlds": worlds });
+    Ok(fs::write(engine.join("engine.json"), description.to_string())?)
+}
+
+/// An installation with one engine for modules, which prints its options, and one for components,
+/// which prints nothing.
+fn two_engines(test: &Test) -> Outcome<std::path::PathBuf> {
+    let prefix = installation(test)?;
+    fs::remove_dir_all(prefix.join("libexec"))?;
+    install(&prefix, "b", "echo", &["wasip1-command", "of:tomorrow/world"])?;
+    install(&prefix, "a", "true", &["wasi:cli/command"])?;
+    Ok(prefix)
+}
+
+fn the_engine_is_chosen_by_the_file(test: &Test) -> Outcome {
+    let prefix = two_engines(test)?;
+    let module = run_installed(test, &prefix, &test.module(b"\0asm\x01\0\0\0")?)?.success()?;
+    ensure(module.stdout.starts_with("--contract=2 --engine-dir="), &module.stdout)?;
+    ensure(!module.stdout.contains("--memory"), &module.stdout)?;
+    run_installed(test, &prefix, &test.module(b"\0asm\x0d\0\x01\0")?)?
+        .success()?
+        .stdout("")
+        .map(drop)
+}
+
+fn an_engine_is_chosen_by_its_name(test: &Test) -> Outcome {
+    let prefix = two_engines(test)?;
+    let module = |name| -> Outcome<Output> {
+        let bundle = test.module(b"\0asm\x01\0\0\0")?.annotation("run.oci.handler", name);
+        run_installed(test, &prefix, &bundle)
+    };
+    module("b")?.success()?;
+    module("a")?.fails_with("which the engine `a` does not run: it needs an engine such as")?;
+    module("wasmedge")?.fails_with("the engine `wasmedge` is not installed in `")?;
+    module("../rt/b")?.fails_with("rt knows `wasm`, `wasm-smart`, `a`, `b`").map(drop)
+}
+
+fn an_option_that_the_engine_lacks_is_an_error(test: &Test) -> Outcome {
+    let prefix = two_engines(test)?;
+    for (option, value) in [("fuel", "5"), ("timeout", "1")] {
+        let annotation = format!("run.oci.wasm.{option}");
+        let bundle = test.module(b"\0asm\x01\0\0\0")?.annotation(&annotation, value);
+        run_installed(test, &prefix, &bundle)?.fails_with(&format!(
+            "the engine `b` lacks the option `{option}`, which the annotation `{annotation}` requires"
+        ))?;
+    }
+    Ok(())
+}
+
+fn an_engine_that_is_broken_keeps_no_other_from_running(test: &Test) -> Outcome {
+    let prefix = two_engines(test)?;
+    let broken = prefix.join("libexec/rt/a/engine.json");
+    fs::write(&broken, "{")?;
+    run_installed(test, &prefix, &test.module(b"\0asm\x01\0\0\0")?)?.success()?;
+    run_installed(test, &prefix, &test.module(b"\0asm\x0d\0\x01\0")?)?
+        .fails_with("parse `engine.json`")
+        .map(drop)
 }
