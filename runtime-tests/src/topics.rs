@@ -9,6 +9,7 @@ mod cgroups;
 mod check;
 mod checkpoint;
 mod checkpoint_attacks;
+mod checkpoint_cgroups;
 mod checkpoint_failures;
 mod checkpoint_mounts;
 mod checkpoint_rights;
@@ -82,6 +83,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_attacks::TESTS,
         checkpoint_failures::TESTS,
         checkpoint_mounts::TESTS,
+        checkpoint_cgroups::TESTS,
         checkpoint_rights::TESTS,
         command_line::TESTS,
         configuration::TESTS,

@@ -20,8 +20,7 @@ super::tests! { "checkpoint_rights":
     limits_are_the_configurations, priorities_are_the_configurations, real_time_is_the_configurations, what_a_process_lowered_stays_low,
     what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
     a_mount_of_the_configuration_that_is_missing_is_refused, a_proc_that_hides_less_is_refused,
-    a_process_in_a_cgroup_of_others_is_refused, names_of_cgroups_lead_to_no_file_of_the_hosts,
-    memory_is_limited_before_it_is_used, processes_in_cgroups_side_by_side_come_back,
+    memory_is_limited_before_it_is_used,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -357,95 +356,6 @@ fn a_proc_that_hides_less_is_refused(test: &Test) -> Outcome {
     strict.write()?;
     let table = fs::read_to_string(format!("/proc/{}/mountinfo", restore(&strict, &[])?.pid()?))?;
     ensure(table.contains("hidepid="), table)
-}
-
-/// The name of a hierarchy, and the path of a process's cgroup in it.
-fn cgroup_of(pid: i32) -> Outcome<(String, String)> {
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let paths = table.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    let mut paths = paths.filter(|(name, path)| ["pids", ""].contains(name) && path.len() > 5);
-    let (name, path) = paths.next().ok_or_else(|| format!("it is in no cgroup: {table}"))?;
-    Ok((name.to_owned(), path.to_owned()))
-}
-
-/// Replaces what is in the images, which are another's word, by something of the same length.
-fn edit_image(test: &Test, from: &[u8], to: &[u8]) -> Outcome {
-    ensure_eq(from.len(), to.len())?;
-    let path = images(test).join("cgroup.img");
-    let mut image = fs::read(&path)?;
-    let at: Vec<usize> = (0..image.len()).filter(|at| image[*at..].starts_with(from)).collect();
-    ensure(!at.is_empty(), "the image has it not")?;
-    for at in at {
-        image[at..at + to.len()].copy_from_slice(to);
-    }
-    Ok(fs::write(path, image)?)
-}
-
-/// A process's cgroup (`cg_member_entry`): the name of a hierarchy, and a path.
-fn in_image(name: &str, path: &str) -> Outcome<Vec<u8>> {
-    let length = |text: &str| u8::try_from(text.len());
-    let name = [&[0x0a, length(name)?], name.as_bytes()].concat();
-    Ok([&name, &[0x12, length(path)?][..], path.as_bytes()].concat())
-}
-
-/// One without limits, and without rules for devices.
-fn a_process_in_a_cgroup_of_others_is_refused(test: &Test) -> Outcome {
-    needs_criu()?;
-    let bundle = test.sh(COUNT)?;
-    let container = start(&bundle)?;
-    container.wait_for_output("1\n")?;
-    let (name, path) = cgroup_of(container.pid()?)?;
-    write(test, &container, &[])?.success()?;
-    let others = format!("{}x", &path[..path.len() - 1]);
-    edit_image(test, &in_image(&name, &path)?, &in_image(&name, &others)?)?;
-    is_refused(&bundle, "is not the one that its processes are in")
-}
-
-fn names_of_cgroups_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
-    needs_criu()?;
-    let bundle = test.sh(COUNT)?;
-    let container = start(&bundle)?;
-    container.wait_for_output("1\n")?;
-    let (_, path) = cgroup_of(container.pid()?)?;
-    write(test, &container, &[])?.success()?;
-    // Of a cgroup that is made, the name has no slash before it.
-    let made = [&[0x0a, u8::try_from(path.len() - 1)?], &path.as_bytes()[1..]].concat();
-    let mut evil = made.clone();
-    evil[2..5].copy_from_slice(b"../");
-    let image = fs::read(images(test).join("cgroup.img"))?;
-    edit_image(test, &made, &evil)?;
-    is_refused(&bundle, "leads out of where it is made")?;
-    fs::write(images(test).join("cgroup.img"), image)?;
-    edit_image(test, b"cgroup.", b"../../.")?;
-    is_refused(&bundle, "is not a file of a cgroup")
-}
-
-/// As in a container with systemd, no process is in the container's own cgroup.
-fn processes_in_cgroups_side_by_side_come_back(test: &Test) -> Outcome {
-    needs_criu()?;
-    let script =
-        "for h in /sys/fs/cgroup /sys/fs/cgroup/pids; do test -e $h/cgroup.procs || continue
-            busybox mkdir $h/a $h/b || exit
-            (echo 0 > $h/b/cgroup.procs; while :; do sleep 1; done) & echo 0 > $h/a/cgroup.procs
-        done; echo 1; while :; do sleep 1; done";
-    let mount = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" });
-    let bundle = test.sh(script)?.namespace(json!({ "type": "cgroup" })).mount(mount);
-    let container = start(&bundle)?;
-    container.wait_for_output("1\n")?;
-    let (name, old) = cgroup_of(container.pid()?)?;
-    let old = old.strip_suffix("/a").ok_or("it is not where it went")?.to_owned();
-    write(test, &container, &[])?.success()?;
-    let restored = restore(&bundle, &[])?;
-    let (_, path) = cgroup_of(restored.pid()?)?;
-    // systemd adds to the name.
-    ensure(path.contains(&restored.id) && path.ends_with("/a"), path)?;
-    let all = cgroups_of(&restored.id);
-    let of_b = all.iter().map(|path| fs::read_to_string(path.join("b/cgroup.procs")));
-    ensure(of_b.flatten().any(|pids| !pids.is_empty()), format!("{all:?}"))?;
-    // Nobody is in what is made for the second process.
-    let [b, other] = ["b", "c"].map(|it| in_image(&name, &format!("{old}/{it}")));
-    edit_image(test, &b?, &other?)?;
-    is_refused(&bundle, "is not the one that its processes are in")
 }
 
 /// But for what CRIU uses itself, until it has ended.

@@ -498,6 +498,11 @@ impl Directory {
         self.path.join("notify")
     }
 
+    /// What CRIU finds in the place of a file of a checkpoint, while a container is restored.
+    pub(crate) fn cover_folder(&self) -> PathBuf {
+        self.path.join("images")
+    }
+
     /// Where a container that is restored has its root for a while, in a mount namespace that
     /// nobody else sees. With a user namespace, CRIU goes there by name as the container's root, so
     /// others have to be let pass.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod allowed_mounts;
+mod cgroup_image;
 mod confinement;
 pub(crate) mod criu;
 pub(crate) mod dump;

@@ -37,8 +37,8 @@ use crate::{syscall, trust};
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
 pub(crate) use rpc::Criu_network_lock_method as NetworkLock;
 pub(in crate::container) use rpc::{
-    Cgroup_root, Criu_opts, Criu_page_server_info, Criu_req_type as Kind, Ext_mount_map,
-    Inherit_fd, Join_namespace,
+    Criu_opts, Criu_page_server_info, Criu_req_type as Kind, Ext_mount_map, Inherit_fd,
+    Join_namespace,
 };
 
 /// What a checkpoint and a restore are both told.
@@ -311,7 +311,15 @@ fn is_expendable(kind: Kind) -> bool {
 pub(in crate::container) const BEFORE_IT_RUNS: &str = "pre-resume";
 
 /// What is done in CRIU's process before it becomes CRIU.
-pub(in crate::container) type Prepare<'a> = &'a dyn Fn(&Socket) -> Result<()>;
+pub(in crate::container) struct Prepare<'a> {
+    pub(in crate::container) place: &'a dyn Fn(&Socket) -> Result<()>,
+    /// With the directory of the images, as CRIU will see it.
+    pub(in crate::container) images: &'a dyn Fn(BorrowedFd<'_>) -> Result<()>,
+}
+
+/// For a CRIU that writes a checkpoint.
+pub(in crate::container) const NOTHING: Prepare<'_> =
+    Prepare { place: &|_| Ok(()), images: &|_| Ok(()) };
 
 /// What CRIU says when something is about to be done or has been done.
 pub(in crate::container) struct Notice {
@@ -330,7 +338,7 @@ impl Criu {
         (options, checked): (&Options<'_>, &Directories),
         birthplace: Option<BorrowedFd<'_>>,
         keep: &[BorrowedFd<'_>],
-        prepare: Prepare<'_>,
+        prepare: &Prepare<'_>,
         serve: impl FnOnce(Pid, &Socket) -> Result<()>,
     ) -> Result<Criu> {
         let program = program()?;
@@ -508,7 +516,7 @@ fn become_criu(
     program: &Path,
     socket: &OwnedFd,
     keep: &[BorrowedFd<'_>],
-    prepare: Prepare<'_>,
+    prepare: &Prepare<'_>,
     caller: &Socket,
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
@@ -520,8 +528,9 @@ fn become_criu(
             // say and nobody hears it. The terminal's signals are for the caller alone.
             rustix::process::setpgid(None, None).context("make a process group")?;
         }
-        prepare(caller)?;
+        (prepare.place)(caller)?;
         let directories = options.open()?;
+        (prepare.images)(directories.images.as_fd())?;
         caller
             .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
         drop(directories);

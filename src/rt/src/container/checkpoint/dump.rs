@@ -195,7 +195,7 @@ fn call(
 ) -> Result<()> {
     directories.remove_log(LOG)?;
     let opened = (&options.common, directories);
-    let criu = Criu::start(kind, opened, None, &[], &|_| Ok(()), |_, _| Ok(()))?;
+    let criu = Criu::start(kind, opened, None, &[], &criu::NOTHING, |_, _| Ok(()))?;
     let status = &mut options.status;
     criu.call(request, &mut |notice| match (notice.script.as_str(), status.take()) {
         ("status-ready", Some(mut descriptor)) => criu::say_ready(&mut descriptor),

@@ -21,10 +21,11 @@ use rustix::thread::CapabilitySet;
 use crate::bundle::Bundle;
 use crate::container::becoming;
 use crate::container::checkpoint::allowed_mounts::{self, Allowed};
+use crate::container::checkpoint::cgroup_image::{self, Cover};
 use crate::container::checkpoint::confinement;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu::{
-    self, Cgroup_root, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind,
+    self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Prepare,
 };
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
@@ -118,7 +119,7 @@ struct Checkpoint {
     /// Which of CRIU's own standard streams takes the place of what, by the names in the
     /// checkpoint.
     inherited: Vec<Inherit_fd>,
-    cgroups: restored_cgroups::Image,
+    cgroups: cgroup_image::Image,
 }
 
 impl Checkpoint {
@@ -129,8 +130,8 @@ impl Checkpoint {
             Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
         };
         let names = read().with_context(show)?;
-        let cgroups = restored_cgroups::Image::read(images.as_fd())
-            .with_context(|| read_error(options, restored_cgroups::IMAGE))?;
+        let cgroups = cgroup_image::Image::read(images.as_fd())
+            .with_context(|| read_error(options, cgroup_image::IMAGE))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
@@ -180,18 +181,21 @@ fn make(
         shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
     directories.remove_log(LOG)?;
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
-    let images = show_to_container(options, namespaces, &notify, &directories);
+    let cover = Cover::new(directory.cover_folder())?;
     let mut criu = Criu::start(
         Kind::RESTORE,
         (&options.common, &directories),
         birthplace.as_ref().map(AsFd::as_fd),
         &keep,
-        &|socket| {
-            // CRIU's processes become the container's.
-            if options.new_keyring {
-                becoming::leave_session_keyring(options.id)?;
-            }
-            prepare_place(socket, bundle, namespaces, &place)
+        &Prepare {
+            place: &|socket| {
+                // CRIU's processes become the container's.
+                if options.new_keyring {
+                    becoming::leave_session_keyring(options.id)?;
+                }
+                prepare_place(socket, bundle, namespaces, &place)
+            },
+            images: &|images| cover.put_on(images),
         },
         |pid, socket| {
             // Killed from here on, it is this process that a deletion ends.
@@ -210,14 +214,15 @@ fn make(
             socket.send_with(&Message::Cgroup { memory: None }, &tasks)
         },
     )?;
-    if let Some(images) = images {
-        criu.read_through(images);
-    }
     let offers = Offers::new(bundle, &state.cgroup, &notify)?;
     let limits = Limits::new(bundle, state, options.lsm_profile)?;
     // Where CRIU is. Where its images put the first process is not asked.
     let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
     let home = restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?;
+    cover.write(&cgroups_for_criu(&image_of_cgroups, bundle, namespaces, state, &home)?)?;
+    if let Some(images) = show_to_container(options, namespaces, cover.folder(), &directories) {
+        criu.read_through(images);
+    }
     let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
     let mut request = Criu_opts {
         root: Some(place.to_string_lossy().into_owned()),
@@ -229,17 +234,11 @@ fn make(
         inherit_fd: [inherited, keys].concat(),
         join_ns: join_namespaces(namespaces),
         ext_mnt: offers.all()?,
-        cg_root: cgroup_roots(&home),
         mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
         ..options.common.request(LOG, annotation)?
     };
     if options.common.cgroups.is_none() && state.cgroup.manager == Manager::Disabled {
         request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
-    }
-    if request.manage_cgroups_mode != Some(CgroupsMode::IGNORE.into()) {
-        image_of_cgroups
-            .refuse_leaving(&home)
-            .with_context(|| read_error(&options.common, restored_cgroups::IMAGE))?;
     }
     let hooks = bundle.spec.hooks().as_ref();
     let mut has_covered = false;
@@ -296,6 +295,7 @@ fn make(
             }),
         _ => Ok(()),
     });
+    cover.remove();
     restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
     if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
         let limited = state.cgroup.update(resources.clone()).context("limit what was restored");
@@ -484,13 +484,22 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
         .collect()
 }
 
-/// Where CRIU is, is where the first process shall be, in each hierarchy by itself: for all at
-/// once, CRIU would make the path in hierarchies that the container is not in.
-fn cgroup_roots(home: &[(String, PathBuf)]) -> Vec<Cgroup_root> {
-    let root = |(controllers, path): &(String, PathBuf)| Cgroup_root {
-        ctrl: Some(controllers.clone()),
-        path: Some(path.display().to_string()),
-        ..Cgroup_root::default()
-    };
-    home.iter().map(root).collect()
+/// The image of cgroups that CRIU reads.
+fn cgroups_for_criu(
+    image: &cgroup_image::Image,
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    state: &State,
+    home: &[(String, PathBuf)],
+) -> Result<Vec<u8>> {
+    let (mut owner, own) = ((0, 0), restored_cgroups::own(&state.cgroup));
+    if plan::wants_its_cgroup(bundle, namespaces) {
+        let (user, group) = namespaces::root_on_the_host(bundle.linux());
+        owner = (user.as_raw(), group.as_raw());
+    }
+    let homes = restored_cgroups::homes(own, home)?;
+    let has_namespace = namespaces.makes(libc::CLONE_NEWCGROUP);
+    image
+        .written_for(&cgroup_image::Place { homes: &homes, has_namespace, owner })
+        .context("write the image of cgroups")
 }

@@ -1,0 +1,655 @@
+//! `cgroup.img`: in which cgroups CRIU puts restored processes, which it makes, and what it writes
+//! to the files in them.
+//!
+//! CRIU obeys this image as root of the host: it joins names of it to paths, moves processes by it,
+//! and changes owners. So CRIU does not read the one of the checkpoint. [`Image::written_for`] makes
+//! another, of which all paths and controllers are this process's own: each process is in the
+//! restored container's cgroup, or below it where it was below the old one. What lies below, and the
+//! limits there, are the checkpoint's; the container's own cgroup is as the configuration says.
+//! [`Cover`] puts the new image in the place of the old.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, DirBuilder};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use protobuf::rt::WireType;
+use protobuf::{CodedInputStream, CodedOutputStream};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+
+use crate::container::checkpoint::criu;
+
+/// The image, and what it begins with (`images/cgroup.proto`, `magic.h`): then comes its length.
+pub(in crate::container) const IMAGE: &str = "cgroup.img";
+const MAGIC: [u8; 8] = [0x19, 0x43, 0x56, 0x54, 0x30, 0x33, 0x38, 0x59];
+
+/// The cgroup of CRIU's process in one hierarchy, in which the container has its own.
+#[derive(Clone, Debug)]
+pub(in crate::container) struct Home {
+    /// As `/proc/PID/cgroup` has it: with commas; empty for cgroup v2.
+    pub(in crate::container) controllers: String,
+    /// From the root of the hierarchy.
+    pub(in crate::container) path: PathBuf,
+    /// Which controllers cgroups below have, in cgroup v2. None in v1: those of the hierarchy.
+    pub(in crate::container) below: Option<Vec<String>>,
+}
+
+/// How the new image is made.
+#[derive(Debug)]
+pub(in crate::container) struct Place<'a> {
+    pub(in crate::container) homes: &'a [Home],
+    /// The container has a cgroup namespace of its own.
+    pub(in crate::container) has_namespace: bool,
+    /// Who gets the cgroups that are made: user and group on the host.
+    pub(in crate::container) owner: (u32, u32),
+}
+
+/// What CRIU would do in cgroups, by the images.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Image {
+    sets: Vec<Set>,
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// The cgroups of a process, by a number.
+#[derive(Debug, Default)]
+struct Set {
+    id: u32,
+    members: Vec<Member>,
+}
+
+/// The cgroup in one hierarchy.
+#[derive(Debug, Default)]
+struct Member {
+    controllers: Vec<u8>,
+    path: Vec<u8>,
+    /// As much of the path is the root of a cgroup namespace.
+    prefix: Option<usize>,
+}
+
+/// The cgroups that are made in one hierarchy.
+#[derive(Debug, Default)]
+struct Hierarchy {
+    controllers: Vec<Vec<u8>>,
+    /// From the root, each before those below it.
+    made: Vec<Made>,
+    is_threaded: bool,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    path: Vec<u8>,
+    properties: Vec<Property>,
+}
+
+/// A file in a cgroup, and what is written to it.
+#[derive(Debug, Default)]
+struct Property {
+    name: Vec<u8>,
+    value: Vec<u8>,
+}
+
+/// More levels than the kernel's paths have room for.
+const DEEPEST: usize = 128;
+
+impl Image {
+    /// Reads the image of a checkpoint.
+    pub(in crate::container) fn read(images: BorrowedFd<'_>) -> Result<Image> {
+        match criu::read_in(images, IMAGE) {
+            // Written without cgroups: then CRIU does nothing with them.
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(Image::default()),
+            read => read.and_then(|image| Image::parse(&image)),
+        }
+    }
+
+    fn parse(image: &[u8]) -> Result<Image> {
+        let rest = image.strip_prefix(&MAGIC).context("it is not an image of cgroups")?;
+        let (length, rest) = rest.split_first_chunk().context("it is too short")?;
+        let length = usize::try_from(u32::from_le_bytes(*length))?;
+        let message = rest.get(..length).context("it is too short")?;
+        let mut image = Image::default();
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Bytes(it)) => image.sets.push(set(it)?),
+                (2, Value::Bytes(it)) => image.hierarchies.push(hierarchy(it)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(image)
+    }
+
+    /// The image that CRIU reads in place of this one.
+    pub(in crate::container) fn written_for(&self, place: &Place<'_>) -> Result<Vec<u8>> {
+        let mut message = Vec::new();
+        let mut out = CodedOutputStream::vec(&mut message);
+        // Without one that holds the container's, none has anything to be done.
+        for set in self.sets.iter().filter(|_| !place.homes.is_empty()) {
+            out.write_bytes(1, &self.write_set(set, place)?)?;
+        }
+        for home in place.homes {
+            out.write_bytes(2, &self.write_hierarchy(home, place)?)?;
+        }
+        out.flush()?;
+        drop(out);
+        let length = u32::try_from(message.len()).context("it is too large")?;
+        Ok([&MAGIC[..], &length.to_le_bytes(), &message].concat())
+    }
+
+    fn write_set(&self, set: &Set, place: &Place<'_>) -> Result<Vec<u8>> {
+        written(|out| {
+            out.write_uint32(1, set.id)?;
+            for home in place.homes {
+                let member = set
+                    .members
+                    .iter()
+                    .find(|member| is_same(member.controllers.split(|byte| *byte == b','), home));
+                let below = member.and_then(|member| self.below_old(home, &member.path));
+                let path = joined(&home.path, below.as_deref())?;
+                let member = written(|out| {
+                    out.write_bytes(1, home.controllers.as_bytes())?;
+                    out.write_bytes(2, path.as_os_str().as_bytes())?;
+                    if place.has_namespace {
+                        let prefix = u32::try_from(home.path.as_os_str().len())?;
+                        out.write_uint32(3, prefix)?;
+                    }
+                    Ok(())
+                })?;
+                out.write_bytes(2, &member)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write_hierarchy(&self, home: &Home, place: &Place<'_>) -> Result<Vec<u8>> {
+        let hierarchy = self.hierarchy(home);
+        let permissions = |mode: u32| {
+            written(|out| {
+                out.write_uint32(1, mode)?;
+                out.write_uint32(2, place.owner.0)?;
+                Ok(out.write_uint32(3, place.owner.1)?)
+            })
+        };
+        written(|out| {
+            for name in home.controllers.split(',') {
+                out.write_bytes(1, name.as_bytes())?;
+            }
+            for made in hierarchy.iter().flat_map(|it| &it.made) {
+                let Some(below) = self.below_old(home, &made.path) else { continue };
+                let path = joined(&home.path, Some(&below))?;
+                if path == home.path {
+                    continue;
+                }
+                let path = path.strip_prefix("/").context("it is not from the root")?;
+                let directory = written(|out| {
+                    out.write_bytes(1, path.as_os_str().as_bytes())?;
+                    for property in made.properties.iter().filter(|it| it.may_be_set(home)) {
+                        let property = written(|out| {
+                            out.write_bytes(1, &property.name)?;
+                            out.write_bytes(2, &property.value)?;
+                            Ok(out.write_bytes(3, &permissions(0o644)?)?)
+                        })?;
+                        out.write_bytes(3, &property)?;
+                    }
+                    Ok(out.write_bytes(4, &permissions(0o755)?)?)
+                })?;
+                out.write_bytes(2, &directory)?;
+            }
+            Ok(out.write_bool(3, hierarchy.is_some_and(|it| it.is_threaded))?)
+        })
+    }
+
+    fn hierarchy(&self, home: &Home) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|it| is_same(it.controllers.iter().map(Vec::as_slice), home))
+    }
+
+    /// Where a cgroup was below the old container's. None if it was elsewhere, as that of the CRIU
+    /// which has written the images.
+    fn below_old(&self, home: &Home, path: &[u8]) -> Option<PathBuf> {
+        let old = self.old_root(home)?;
+        let below = absolute(path).strip_prefix(&old).ok()?.to_owned();
+        let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+        (below.components().all(is_plain) && !below.as_os_str().as_bytes().contains(&0))
+            .then_some(below)
+    }
+
+    /// The old container's own cgroup in a hierarchy: the root of its cgroup namespace, or else what
+    /// all that is made has in common.
+    fn old_root(&self, home: &Home) -> Option<PathBuf> {
+        let members = self.sets.iter().flat_map(|set| &set.members);
+        let mut members = members
+            .filter(|it| is_same(it.controllers.split(|byte| *byte == b','), home))
+            .filter_map(|it| it.path.get(..it.prefix.filter(|prefix| *prefix > 0)?));
+        if let Some(root) = members.next() {
+            return Some(absolute(root));
+        }
+        let made = &self.hierarchy(home)?.made;
+        let mut root = absolute(&made.first()?.path);
+        for other in made {
+            let other = absolute(&other.path);
+            while !other.starts_with(&root) {
+                root.pop();
+            }
+        }
+        Some(root)
+    }
+}
+
+impl Property {
+    /// Whether it is a limit of a cgroup below the container's. What is none: which processes are
+    /// in it, whether they may run (CRIU is in such a cgroup itself), and of cgroup v2 what the
+    /// restored cgroup has no controller for.
+    fn may_be_set(&self, home: &Home) -> bool {
+        const OTHERS: [&[u8]; 7] = [
+            b"cgroup.freeze",
+            b"cgroup.kill",
+            b"cgroup.procs",
+            b"cgroup.threads",
+            b"freezer.state",
+            b"release_agent",
+            b"tasks",
+        ];
+        const LONGEST: usize = 255;
+        let is_plain = !self.name.iter().any(|byte| matches!(byte, 0 | b'/'))
+            && !matches!(self.name.as_slice(), b"" | b"." | b"..")
+            && self.name.len() <= LONGEST;
+        let controller = self.name.split(|byte| *byte == b'.').next().unwrap_or_default();
+        let is_there = home.below.as_ref().is_none_or(|below| {
+            controller == b"cgroup" || below.iter().any(|it| it.as_bytes() == controller)
+        });
+        is_plain && is_there && !OTHERS.contains(&self.name.as_slice())
+    }
+}
+
+/// Whether these are the controllers of a hierarchy, in any order.
+fn is_same<'c>(controllers: impl Iterator<Item = &'c [u8]>, home: &Home) -> bool {
+    let mut names: Vec<&[u8]> = controllers.collect();
+    let mut wanted: Vec<&[u8]> = home.controllers.split(',').map(str::as_bytes).collect();
+    names.sort_unstable();
+    wanted.sort_unstable();
+    names == wanted
+}
+
+/// CRIU writes some paths with a `/` at their beginning, and others without.
+fn absolute(path: &[u8]) -> PathBuf {
+    Path::new("/").join(std::ffi::OsStr::from_bytes(path)).components().collect()
+}
+
+fn joined(home: &Path, below: Option<&Path>) -> Result<PathBuf> {
+    /// CRIU has room for `PATH_MAX` bytes, in which it writes more.
+    const LONGEST: usize = 3000;
+    let path = below.filter(|below| *below != Path::new(""));
+    let path = path.map_or_else(|| home.to_owned(), |below| home.join(below));
+    ensure!(path.as_os_str().len() <= LONGEST, "the path of a cgroup is too long");
+    Ok(path)
+}
+
+fn written(write: impl FnOnce(&mut CodedOutputStream<'_>) -> Result<()>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut bytes);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    Ok(bytes)
+}
+
+/// `cg_set_entry`.
+fn set(message: &[u8]) -> Result<Set> {
+    let mut set = Set::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(id)) => set.id = u32::try_from(id)?,
+            (2, Value::Bytes(it)) => set.members.push(member(it)?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(set)
+}
+
+/// `cg_member_entry`.
+fn member(message: &[u8]) -> Result<Member> {
+    let mut member = Member::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Bytes(text)) => member.controllers = text.to_owned(),
+            (2, Value::Bytes(text)) => member.path = text.to_owned(),
+            (3, Value::Number(length)) => member.prefix = Some(usize::try_from(length)?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(member)
+}
+
+/// `cg_controller_entry`.
+fn hierarchy(message: &[u8]) -> Result<Hierarchy> {
+    let mut hierarchy = Hierarchy::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Bytes(name)) => hierarchy.controllers.push(name.to_owned()),
+            (2, Value::Bytes(it)) => directory(it, b"", &mut hierarchy.made, 0)?,
+            (3, Value::Number(threaded)) => hierarchy.is_threaded = threaded != 0,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(hierarchy)
+}
+
+/// `cgroup_dir_entry`, and those below it.
+fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) -> Result<()> {
+    ensure!(depth < DEEPEST, "its cgroups are too deep");
+    let (mut made, mut name) = (Made::default(), Vec::new());
+    let mut children = Vec::new();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Bytes(text)) => name = text.to_owned(),
+            (2, Value::Bytes(child)) => children.push(child),
+            (3, Value::Bytes(it)) => made.properties.push(property(it)?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    made.path = if above.is_empty() { name } else { [above, b"/", &name].concat() };
+    let path = made.path.clone();
+    all.push(made);
+    children.into_iter().try_for_each(|child| directory(child, &path, all, depth + 1))
+}
+
+/// `cgroup_prop_entry`.
+fn property(message: &[u8]) -> Result<Property> {
+    let mut property = Property::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Bytes(text)) => property.name = text.to_owned(),
+            (2, Value::Bytes(text)) => property.value = text.to_owned(),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(property)
+}
+
+enum Value<'m> {
+    Bytes(&'m [u8]),
+    Number(u64),
+}
+
+/// Calls `look` for each field of a message, by its number.
+fn each<'m>(message: &'m [u8], look: &mut dyn FnMut((u32, Value<'m>)) -> Result<()>) -> Result<()> {
+    let mut stream = CodedInputStream::from_bytes(message);
+    while let Some(tag) = stream.read_raw_tag_or_eof()? {
+        let (number, kind) = (tag >> 3, WireType::new(tag & 7).context("it is damaged")?);
+        match kind {
+            WireType::LengthDelimited => {
+                let length = stream.read_raw_varint32()?;
+                let start = usize::try_from(stream.pos())?;
+                stream.skip_raw_bytes(length)?;
+                look((number, Value::Bytes(&message[start..usize::try_from(stream.pos())?])))?;
+            }
+            WireType::Varint => look((number, Value::Number(stream.read_raw_varint64()?)))?,
+            kind => stream.skip_field(kind)?,
+        }
+    }
+    Ok(())
+}
+
+/// The file that CRIU finds in the place of a checkpoint's image.
+#[derive(Debug)]
+pub(in crate::container) struct Cover {
+    folder: PathBuf,
+}
+
+impl Cover {
+    /// Makes a folder of the host's with an empty image in it. Others may search the folder: it may
+    /// be laid over the checkpoint.
+    pub(in crate::container) fn new(folder: PathBuf) -> Result<Cover> {
+        let show = || format!("make `{}`", folder.display());
+        DirBuilder::new().mode(0o755).create(&folder).with_context(show)?;
+        rustix::fs::chmod(&folder, Mode::from_raw_mode(0o755)).with_context(show)?;
+        let cover = Cover { folder };
+        cover.write(&[])?;
+        Ok(cover)
+    }
+
+    pub(in crate::container) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(in crate::container) fn write(&self, image: &[u8]) -> Result<()> {
+        let path = self.folder.join(IMAGE);
+        fs::write(&path, image).with_context(|| format!("write `{}`", path.display()))
+    }
+
+    /// Mounts the file on the image in a directory, if there is one. Runs in CRIU's process, in its
+    /// own mount namespace.
+    pub(in crate::container) fn put_on(&self, images: BorrowedFd<'_>) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let image = match rustix::fs::openat(images, IMAGE, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            image => image.with_context(|| format!("open `{IMAGE}`"))?,
+        };
+        let path = self.folder.join(IMAGE);
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let cover = rustix::mount::open_tree(rustix::fs::CWD, &path, flags)
+            .with_context(|| format!("clone the mount of `{}`", path.display()))?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(cover.as_fd(), "", image.as_fd(), "", flags)
+            .with_context(|| format!("mount on `{IMAGE}`"))
+    }
+
+    /// Removes both when CRIU has ended. Its mount namespace is gone then.
+    pub(in crate::container) fn remove(self) {
+        let _ = fs::remove_file(self.folder.join(IMAGE));
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
+        written(|out| Ok(out.write_bytes(number, bytes)?)).expect("written")
+    }
+
+    fn number(number: u32, value: u32) -> Vec<u8> {
+        written(|out| Ok(out.write_uint32(number, value)?)).expect("written")
+    }
+
+    fn image(message: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(message.len()).expect("short").to_le_bytes();
+        [&MAGIC[..], &length, message].concat()
+    }
+
+    /// A process whose cgroup of these controllers is this.
+    fn process(id: u32, controllers: &[u8], path: &[u8], prefix: Option<u32>) -> Vec<u8> {
+        let prefix = prefix.map(|prefix| number(3, prefix)).unwrap_or_default();
+        let member = [field(1, controllers), field(2, path), prefix].concat();
+        field(1, &[number(1, id), field(2, &member)].concat())
+    }
+
+    fn directory(path: &[u8], inside: &[Vec<u8>]) -> Vec<u8> {
+        field(2, &[field(1, path), inside.concat()].concat())
+    }
+
+    fn limit(name: &[u8], value: &[u8]) -> Vec<u8> {
+        let given = [number(1, 0), number(2, 99), number(3, 99)].concat();
+        field(3, &[field(1, name), field(2, value), field(3, &given)].concat())
+    }
+
+    fn made(controllers: &[&[u8]], directories: &[Vec<u8>]) -> Vec<u8> {
+        let names: Vec<Vec<u8>> = controllers.iter().map(|name| field(1, name)).collect();
+        field(2, &[names.concat(), directories.concat(), number(3, 1)].concat())
+    }
+
+    /// What is made of an image for `pids` at `/new`.
+    fn rewritten(message: &[Vec<u8>], has_namespace: bool) -> Image {
+        let home = |controllers: &str, below: Option<Vec<String>>| Home {
+            controllers: controllers.to_owned(),
+            path: "/new".into(),
+            below,
+        };
+        let homes = [home("pids", None), home("", Some(vec!["memory".to_owned()]))];
+        let place = Place { homes: &homes, has_namespace, owner: (7, 7) };
+        let old = Image::parse(&image(&message.concat())).expect("it is an image");
+        Image::parse(&old.written_for(&place).expect("written")).expect("an image again")
+    }
+
+    /// The paths of processes in `pids`, and of what is made there.
+    fn of_pids(image: &Image) -> (Vec<String>, Vec<String>) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let members = image.sets.iter().map(|set| &set.members[0]);
+        let members = members.map(|member| text(&member.path)).collect();
+        (members, image.hierarchies[0].made.iter().map(|made| text(&made.path)).collect())
+    }
+
+    #[test]
+    fn processes_are_where_they_were_below_the_container() {
+        let pids: &[u8] = b"pids";
+        for (old, members, directories) in [
+            // As with systemd, below the root of a namespace.
+            (
+                vec![
+                    process(1, pids, b"/a/b", Some(2)),
+                    process(2, pids, b"/a/c/d", Some(2)),
+                    // Of CRIU itself.
+                    process(3, pids, b"/elsewhere", None),
+                    made(
+                        &[pids],
+                        &[directory(b"a/b", &[]), directory(b"a/c", &[directory(b"d", &[])])],
+                    ),
+                ],
+                vec!["/new/b", "/new/c/d", "/new"],
+                vec!["new/b", "new/c", "new/c/d"],
+            ),
+            // Without one.
+            (
+                vec![
+                    process(1, pids, b"/a", None),
+                    process(2, pids, b"/a/b", None),
+                    made(&[pids], &[directory(b"a", &[directory(b"b", &[])])]),
+                ],
+                vec!["/new", "/new/b"],
+                vec!["new/b"],
+            ),
+            // One name begins with the other.
+            (
+                vec![
+                    process(1, pids, b"/new/b", Some(4)),
+                    process(2, pids, b"/new/bc", Some(4)),
+                    made(&[pids], &[directory(b"new/b", &[]), directory(b"new/bc", &[])]),
+                ],
+                vec!["/new/b", "/new/bc"],
+                vec!["new/b", "new/bc"],
+            ),
+        ] {
+            let written = rewritten(&old, false);
+            let expected = |all: Vec<&str>| all.into_iter().map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(of_pids(&written), (expected(members), expected(directories)));
+            assert_eq!(written.sets.iter().map(|set| set.id).max(), Some(old.len() as u32 - 1));
+        }
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_container() {
+        let pids: &[u8] = b"pids";
+        let hostile: [&[u8]; 9] =
+            [b"/a/../b", b"/a/b/../../c", b"/..", b"/", b"", b"/ab", b"/a/\0/b", b"/z", b"../a"];
+        for path in hostile {
+            for prefix in [None, Some(0), Some(1), Some(2), Some(3), Some(200)] {
+                let old = [
+                    process(1, pids, path, prefix),
+                    process(2, pids, b"/a/b", None),
+                    made(
+                        &[pids],
+                        &[directory(path, &[]), directory(b"a/b", &[directory(path, &[])])],
+                    ),
+                ];
+                let (members, directories) = of_pids(&rewritten(&old, true));
+                for path in members
+                    .iter()
+                    .map(|path| &path[1..])
+                    .chain(directories.iter().map(|path| &**path))
+                {
+                    let parts: Vec<&str> = path.split('/').collect();
+                    assert_eq!(parts[0], "new", "{path}");
+                    assert!(parts.iter().all(|part| !matches!(*part, "" | "." | "..")), "{path}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn controllers_and_prefixes_are_the_hosts() {
+        let names: [&[&[u8]]; 5] =
+            [&[b"../e", b"pids"], &[b"pids", b""], &[b"x\0pids"], &[b"pids", b"pids"], &[b"/tmp"]];
+        for names in names {
+            let joined = names.join(&b","[..]);
+            let old =
+                [process(1, &joined, b"/a/b", Some(2)), made(names, &[directory(b"a/b", &[])])];
+            let written = rewritten(&old, true);
+            let of: Vec<_> = written.hierarchies.iter().map(|it| it.controllers.clone()).collect();
+            assert_eq!(of, [vec![b"pids".to_vec()], vec![b"".to_vec()]]);
+            assert!(written.hierarchies.iter().all(|it| it.made.is_empty() && !it.is_threaded));
+            let members = &written.sets[0].members;
+            let of: Vec<&[u8]> = members.iter().map(|it| it.controllers.as_slice()).collect();
+            assert_eq!(of, [&b"pids"[..], b""]);
+            assert!(members.iter().all(|it| it.path == b"/new" && it.prefix == Some(4)));
+        }
+    }
+
+    #[test]
+    fn limits_are_those_of_cgroups_below() {
+        let all = [
+            limit(b"memory.max", b"5"),
+            limit(b"pids.max", b"6"),
+            limit(b"cgroup.type", b"threaded"),
+            limit(b"cgroup.procs", b"1"),
+            limit(b"freezer.state", b"FROZEN"),
+            limit(b"../memory.max", b"7"),
+            limit(b"..", b"8"),
+        ];
+        let below = [directory(b"b", &all)];
+        let old = [made(&[b""], &[directory(b"a", &[all.concat(), below.concat()])])];
+        let written = rewritten(&old, false);
+        let made = &written.hierarchies[1].made;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!(made.iter().map(|made| text(&made.path)).collect::<Vec<_>>(), ["new/b"]);
+        // The container's cgroup has no controller `pids` for those below.
+        let names: Vec<_> = made[0].properties.iter().map(|it| text(&it.name)).collect();
+        assert_eq!(names, ["memory.max", "cgroup.type"]);
+    }
+
+    #[test]
+    fn an_owner_is_the_hosts() {
+        let old =
+            [made(&[b"pids"], &[directory(b"a", &[directory(b"b", &[limit(b"pids.max", b"1")])])])];
+        let home = Home { controllers: "pids".into(), path: "/new".into(), below: None };
+        let place = Place { homes: &[home], has_namespace: false, owner: (7, 7) };
+        let image = Image::parse(&image(&old.concat())).expect("it is an image");
+        let written = image.written_for(&place).expect("written");
+        for mode in [0o755, 0o644] {
+            let given = [number(1, mode), number(2, 7), number(3, 7)].concat();
+            assert!(written.windows(given.len()).any(|part| part == given), "{mode:o}");
+        }
+        assert!(!written.contains(&99));
+    }
+
+    #[test]
+    fn what_is_no_image_is_an_error() {
+        let good = image(&process(1, b"pids", b"/a", None));
+        Image::parse(&good[..good.len() - 1]).expect_err("it is cut short");
+        Image::parse(&good[1..]).expect_err("it is another image");
+        Image::parse(&image(&[2 << 3 | 2, 9, 1])).expect_err("it is damaged");
+        let deep = (0..40).fold(Vec::new(), |inner, _| directory(b"", &[inner]));
+        Image::parse(&image(&made(&[b"pids"], &[deep]))).expect("it is not too deep");
+    }
+}
