@@ -25,6 +25,7 @@ mod linux;
 mod log;
 mod procfs;
 mod report;
+mod scm_rights;
 mod signals;
 mod state;
 mod sync;

@@ -6,18 +6,14 @@
 //! that is killed half-way takes its init with it.
 #![forbid(unsafe_code)]
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt::Timeout,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt::Timeout};
 
 use crate::interrupt::{self, Watch};
+use crate::scm_rights;
 
 /// What the caller's process hands over for a module.
 #[derive(Debug)]
@@ -83,9 +79,6 @@ pub(crate) struct Socket(OwnedFd);
 /// Longer error texts are cut; a single message must fit a receive buffer.
 const LONGEST: usize = 8192;
 
-/// `SCM_MAX_FD`: more descriptors no message can hold (unix(7)).
-const MOST_FILES: usize = 253;
-
 pub(crate) fn pair() -> Result<(Socket, Socket)> {
     let (one, other) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -110,23 +103,17 @@ impl Socket {
     /// Sends open files along with the message.
     pub(crate) fn send_with(&self, message: &Message, files: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = encode(message);
-        if files.is_empty() {
+        ensure!(files.len() <= scm_rights::MOST, "send {} files at once", files.len());
+        let sent = if files.is_empty() {
             // Not sendmsg(2): init may be under the container's filter, which need not allow that.
             // SIGPIPE is ignored, or ends an init whose caller has gone.
-            return match rustix::io::write(&self.0, &bytes) {
-                Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-                Err(error) => Err(error).context("send to the other process"),
-            };
-        }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
-            bail!("send {} files at once", files.len());
-        }
-        let bytes = [IoSlice::new(&bytes)];
-        match rustix::net::sendmsg(&self.0, &bytes, &mut ancillary, SendFlags::NOSIGNAL) {
+            rustix::io::write(&self.0, &bytes).map(drop)
+        } else {
+            scm_rights::send(self.0.as_fd(), &bytes, files)
+        };
+        match sent {
             // The other side has died: whoever waits for its next message reads that, and why.
-            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(error) => Err(error).context("send to the other process"),
         }
     }
@@ -174,12 +161,9 @@ impl Socket {
     /// And the files that come with it.
     pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
         let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let length = loop {
-            let buffers = &mut [IoSliceMut::new(&mut buffer)];
-            match rustix::net::recvmsg(&self.0, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-                Ok(received) => break received.bytes,
+        let (length, files) = loop {
+            match scm_rights::receive(self.0.as_fd(), &mut buffer, scm_rights::MOST) {
+                Ok(received) => break received,
                 // Reset is said once, before what the other side sent last, when it died with
                 // something unread.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
@@ -187,11 +171,6 @@ impl Socket {
                 Err(error) => return Err(error).context("receive from the other process"),
             }
         };
-        let files = ancillary.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(files) => files.collect(),
-            _ => Vec::new(),
-        });
-        let files = files.collect();
         Ok((if length == 0 { None } else { Some(decode(&buffer[..length])?) }, files))
     }
 

@@ -4,8 +4,6 @@
 //! processes that it does not know. Runs in the caller's process, but for [`mount`].
 #![forbid(unsafe_code)]
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -15,16 +13,13 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Pid;
 
 use crate::linux::mounts;
 use crate::linux::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
-use crate::trust;
+use crate::{scm_rights, trust};
 
 /// Where the socket is in the container, and what it is called there. As with runc.
 pub(crate) const FOLDER: &str = "/run/notify";
@@ -237,14 +232,7 @@ impl Relay {
     }
 
     fn say(&self, text: &str, files: &[BorrowedFd<'_>]) -> Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(files));
-        }
-        let text = [IoSlice::new(text.as_bytes())];
-        rustix::net::sendmsg(&self.manager, &text, &mut ancillary, SendFlags::NOSIGNAL)
-            .map(drop)
+        scm_rights::send(self.manager.as_fd(), text.as_bytes(), files)
             .context("tell the service manager")
     }
 }

@@ -1,8 +1,6 @@
 //! The container's terminal: a pseudo-terminal whose master end goes to the caller (`pty(7)`).
 #![forbid(unsafe_code)]
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -13,17 +11,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FsWord, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios, Winsize};
 
 use crate::linux::mounts;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::sd_notify::Relay;
-use crate::trust;
+use crate::{scm_rights, trust};
 
 /// How long a caller's socket may be full.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,18 +52,8 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
 
 /// Sends one descriptor, with a name for the receiver's logs.
 pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
-    let descriptors = [descriptor];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(name.as_bytes())],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .with_context(|| format!("send `{name}`"))?;
-    Ok(())
+    scm_rights::send(socket, name.as_bytes(), &[descriptor])
+        .with_context(|| format!("send `{name}`"))
 }
 
 /// Has the terminal of a process that runs in the foreground begin with the size of ours, if
@@ -86,19 +71,9 @@ pub(crate) fn begin_with_own_size(process: &mut Process) {
 /// Receives one descriptor. Runs in the caller's process, for `run` in the foreground.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut name = [0; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let buffers = &mut [std::io::IoSliceMut::new(&mut name)];
-    rustix::net::recvmsg(socket, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        .context("receive the terminal")?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message
-            && let Some(descriptor) = descriptors.next()
-        {
-            return Ok(descriptor);
-        }
-    }
-    bail!("receive the terminal: the message held none")
+    let (_, mut descriptors) =
+        scm_rights::receive(socket, &mut name, 1).context("receive the terminal")?;
+    descriptors.pop().context("receive the terminal: the message held none")
 }
 
 /// Makes the terminal in the container's own devpts, makes it this process's standard streams and

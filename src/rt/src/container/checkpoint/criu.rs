@@ -9,8 +9,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
-use std::io::{IoSliceMut, Read as _, Write as _};
-use std::mem::MaybeUninit;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,16 +22,13 @@ use rust_criu::rust_criu_protobuf::rpc;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
-    SocketType,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::draft::Draft;
 use crate::linux::namespaces;
 use crate::sync::{self, Message, Socket};
-use crate::{syscall, trust};
+use crate::{scm_rights, syscall, trust};
 
 pub(crate) use rpc::Criu_cg_mode as CgroupsMode;
 pub(crate) use rpc::Criu_network_lock_method as NetworkLock;
@@ -486,26 +482,18 @@ impl Criu {
 
     fn receive(&self) -> Result<(rpc::Criu_resp, Option<OwnedFd>)> {
         let mut buffer = [0; 16 << 10];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let length = loop {
-            let buffers = &mut [IoSliceMut::new(&mut buffer)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            match rustix::net::recvmsg(self.socket()?, buffers, &mut ancillary, flags) {
-                Ok(received) => break received.bytes,
+        let (length, mut descriptors) = loop {
+            match scm_rights::receive(self.socket()?, &mut buffer, 1) {
+                Ok(received) => break received,
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) => break 0,
+                Err(Errno::CONNRESET) => break (0, Vec::new()),
                 Err(error) => return Err(error).context("receive from `criu`"),
             }
         };
         ensure!(length > 0, "`criu` ended without an answer");
-        let descriptor = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
         let answer = rpc::Criu_resp::parse_from_bytes(&buffer[..length])
             .context("understand what `criu` answered")?;
-        Ok((answer, descriptor))
+        Ok((answer, descriptors.pop()))
     }
 }
 
