@@ -54,6 +54,7 @@ mod wasm_plugins;
 mod wasm_ports;
 mod wasm_rights;
 mod wasm_shares;
+mod without_openat2;
 mod workload;
 
 use crate::harness::{Outcome, Test};
@@ -126,6 +127,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_ports::TESTS,
         wasm_rights::TESTS,
         wasm_shares::TESTS,
+        without_openat2::TESTS,
         workload::TESTS,
     ]
     .concat()

@@ -3,7 +3,7 @@
 //! [`Program::exec`] when the container is started.
 #![forbid(unsafe_code)]
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -110,17 +110,10 @@ fn refusal(error: Errno) -> Error {
 /// lead anywhere, so what it leads to has to be on one of the container's mounts.
 fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+    match walk::open(CWD, path, flags, ResolveFlags::NO_MAGICLINKS) {
         Err(Errno::LOOP) => {
             let file = rustix::fs::open(path, flags, Mode::empty())?;
             if is_of_the_container(&file)? { Ok(file) } else { Err(Errno::XDEV) }
-        }
-        // Forbidden by a filter around this runtime, or older than the kernel.
-        Err(Errno::NOSYS | Errno::PERM) => {
-            let here = rustix::process::getcwd(Vec::new())?;
-            let here = Path::new(OsStr::from_bytes(here.to_bytes())).join(path);
-            let root = rustix::fs::open("/", flags | OFlags::DIRECTORY, Mode::empty())?;
-            walk::open(root.as_fd(), &here, flags)
         }
         opened => opened,
     }
@@ -131,15 +124,13 @@ fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
 fn is_of_the_container(file: &OwnedFd) -> rustix::io::Result<bool> {
     const LONGEST: u64 = 16 << 20;
     let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let no_magic = ResolveFlags::NO_MAGICLINKS;
-    let proc = rustix::fs::openat2(CWD, "/proc", flags, Mode::empty(), no_magic)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let proc = walk::open(CWD, Path::new("/proc"), flags, ResolveFlags::NO_MAGICLINKS)?;
     if rustix::fs::fstatfs(&proc)?.f_type != PROC_SUPER_MAGIC {
         return Ok(false);
     }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
-    let table = rustix::fs::openat2(&proc, "thread-self/mountinfo", flags, Mode::empty(), resolve)?;
+    let table = Path::new("thread-self/mountinfo");
+    let table = walk::open(proc.as_fd(), table, OFlags::RDONLY, ON_ONE_MOUNT)?;
     let mut text = Vec::new();
     std::fs::File::from(table)
         .take(LONGEST)
@@ -325,6 +316,9 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
 
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
 
+/// For what is looked up in procfs: nothing is mounted between it and the link.
+const ON_ONE_MOUNT: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::BENEATH);
+
 /// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is
 /// procfs, nothing is mounted between it and the link, and behind the link is the same file on the
 /// same mount.
@@ -333,13 +327,8 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     ensure!(rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC, "`/proc` is not procfs");
     // `/proc/self` is a symbolic link, not a magic one, so this stays on one mount.
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
-    let links = match rustix::fs::openat2(&proc, "self/fd", flags, Mode::empty(), resolve) {
-        // Forbidden by a filter around this runtime, or older than the kernel.
-        Err(Errno::NOSYS | Errno::PERM) => open_own_links(&proc),
-        links => links,
-    };
-    let links = links.context("open `/proc/self/fd`")?;
+    let links = walk::open(proc.as_fd(), Path::new("self/fd"), flags, ON_ONE_MOUNT)
+        .context("open `/proc/self/fd`")?;
     let number = descriptor.as_raw_fd().to_string();
     let behind = rustix::fs::openat(&links, &number, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open `/proc/self/fd/{number}`"))?;
@@ -348,24 +337,6 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
         "`/proc/self/fd/{number}` is another file"
     );
     Ok(())
-}
-
-/// `self/fd` below `/proc`, step by step, with nothing mounted on the way.
-fn open_own_links(proc: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let mount = |file: &OwnedFd| {
-        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
-            .map(|there| there.stx_mnt_id)
-    };
-    let step = |from: &OwnedFd, name: &CStr| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = rustix::fs::openat(from, name, flags, Mode::empty())?;
-        if mount(&found)? == mount(proc)? { Ok(found) } else { Err(Errno::XDEV) }
-    };
-    let own = rustix::fs::readlinkat(proc, "self", Vec::new())?;
-    if !own.to_bytes().iter().all(u8::is_ascii_digit) {
-        return Err(Errno::XDEV);
-    }
-    step(&step(proc, &own)?, c"fd")
 }
 
 impl Program {

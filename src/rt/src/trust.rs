@@ -19,8 +19,7 @@ use anyhow::{Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
-const MOST_LINKS: u32 = 40;
+use crate::walk::{self, MOST_LINKS};
 
 /// The write permission of the group and of all others. With an access control list, the group's
 /// bits are its mask.
@@ -214,7 +213,7 @@ fn walk_from(
                 }
                 // It leads to what a process has there, whatever its text says.
                 ensure!(
-                    !is_on_procfs(&at)? || !is_magic(&at, &name)?,
+                    !is_on_procfs(&at)? || !is_magic(&at, &name),
                     "`{}` is a magic link",
                     shown.join(&name).display()
                 );
@@ -268,14 +267,10 @@ fn open_part(at: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
 
 /// Whether a link of procfs is followed by the kernel in another way than by its text
 /// (`symlink(7)`, "Magic links").
-fn is_magic(at: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(at, name, flags, Mode::empty(), resolve) {
-        Err(Errno::LOOP) => Ok(true),
-        // Whatever is wrong with where it leads is found on the way.
-        _ => Ok(false),
-    }
+fn is_magic(at: &OwnedFd, name: &OsStr) -> bool {
+    // Whatever else is wrong with where it leads is found on the way.
+    let found = walk::open(at.as_fd(), Path::new(name), OFlags::PATH, ResolveFlags::NO_MAGICLINKS);
+    found.err() == Some(Errno::LOOP)
 }
 
 fn is_on_procfs(file: &OwnedFd) -> rustix::io::Result<bool> {

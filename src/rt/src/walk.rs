@@ -1,9 +1,21 @@
-//! Looking up a path inside a root, step by step: for a machine where a filter around this runtime
-//! forbids `openat2(2)` (such as that of an older Docker), or a kernel before 5.6. It means what
-//! `RESOLVE_IN_ROOT` means: no magic link is followed, its text is.
+//! Opening a path within limits, as `openat2(2)` does it, also where a filter around this runtime
+//! forbids that call (such as that of an older Docker).
 //!
-//! Each directory on the way is held open, and `..` goes back to the one before: what is renamed
-//! meanwhile cannot make it lead out of the root.
+//! Without the call, [`step_by_step`] opens one name after the other, each without following a
+//! link, and does itself what the kernel would. What it opens is never more than what the kernel
+//! would open with the same limits:
+//!
+//! - `RESOLVE_IN_ROOT` and `RESOLVE_BENEATH`: each directory on the way is held open, and `..` goes
+//!   back to the one before. So what is renamed meanwhile cannot make it lead out of the start. An
+//!   absolute link begins at the start again, or is refused. The kernel asks after each `..` whether
+//!   it is still inside, and tells the caller to try again when it cannot know.
+//! - `RESOLVE_NO_SYMLINKS`: the first link is an error, at the end of the path too.
+//! - `RESOLVE_NO_MAGICLINKS`, which the first two imply: a link of procfs is refused, unless it is
+//!   directly in the root of a procfs, where there are only links that mean their text. That refuses
+//!   some more links than the kernel does.
+//! - `RESOLVE_NO_XDEV`: everything that is opened, links too, is on the mount of the start.
+//!
+//! A limit that the kernel does not know it refuses (`EINVAL`), and the walk does so too.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -12,72 +24,157 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::{Errno, Result};
 
 /// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
 pub(crate) const MOST_LINKS: u32 = 40;
 
+/// `<linux/magic.h>`.
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
+/// The inode of the root of each procfs: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
+const PROC_ROOT_INO: u64 = 1;
+
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The limits that [`step_by_step`] knows.
+const KNOWN: ResolveFlags = ResolveFlags::IN_ROOT
+    .union(ResolveFlags::BENEATH)
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// Opens what is there already, close-on-exec.
 pub(crate) fn open(
-    root: BorrowedFd<'_>,
+    start: BorrowedFd<'_>,
     path: &Path,
     flags: OFlags,
-) -> rustix::io::Result<OwnedFd> {
+    limits: ResolveFlags,
+) -> Result<OwnedFd> {
+    /// A file on which somebody holds a lease (`fcntl(2)`) is answered in the same way, each time.
+    const MOST: u32 = 1000;
+    let flags = flags | OFlags::CLOEXEC;
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(start, path, flags, Mode::empty(), limits) {
+            // Something was renamed meanwhile; the kernel cannot tell what this means for `..`
+            // (openat2(2)).
+            Err(Errno::AGAIN) if tries < MOST => tries += 1,
+            // Forbidden by a filter, or older than the kernel.
+            Err(Errno::NOSYS | Errno::PERM) => return step_by_step(start, path, flags, limits),
+            opened => return opened,
+        }
+    }
+}
+
+fn step_by_step(
+    start: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    limits: ResolveFlags,
+) -> Result<OwnedFd> {
+    let in_root = limits.contains(ResolveFlags::IN_ROOT);
+    let is_scoped = limits.intersects(ResolveFlags::IN_ROOT | ResolveFlags::BENEATH);
+    if !KNOWN.contains(limits) {
+        return Err(Errno::INVAL);
+    }
+    if path.as_os_str().is_empty() {
+        return Err(Errno::NOENT);
+    }
+    let mount = limits.contains(ResolveFlags::NO_XDEV).then(|| mount(start)).transpose()?;
+    let stay = |found: OwnedFd| match mount {
+        Some(mount) if self::mount(found.as_fd())? != mount => Err(Errno::XDEV),
+        _ => Ok(found),
+    };
+    // The directories between the start and the place that the walk has come to.
     let mut way: Vec<OwnedFd> = Vec::new();
-    let mut names: VecDeque<OsString> = parts(path).collect();
+    // What is absolute begins at `/`, which is the start, or outside of it.
+    let begin_again = |way: &mut Vec<OwnedFd>| {
+        way.clear();
+        match is_scoped {
+            true if in_root => {}
+            true => return Err(Errno::XDEV),
+            false => way.push(stay(rustix::fs::open("/", LOOK, Mode::empty())?)?),
+        }
+        Ok(())
+    };
+    let mut names = parts(path);
+    if path.is_absolute() {
+        begin_again(&mut way)?;
+    }
     let mut links = 0;
     while let Some(name) = names.pop_front() {
-        if name == ".." {
-            way.pop();
+        let here = way.last().map_or(start, AsFd::as_fd);
+        let found = rustix::fs::openat(here, &name, LOOK, Mode::empty())?;
+        if is_scoped && name == ".." {
+            // Opened only to learn whether this process may go there.
+            if way.pop().is_none() && !in_root {
+                return Err(Errno::XDEV);
+            }
             continue;
         }
-        let here = way.last().map_or(root, AsFd::as_fd);
-        let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let found = rustix::fs::openat(here, &name, look, Mode::empty())?;
-        if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink {
+        let found = stay(found)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+        if kind == FileType::Symlink && !(names.is_empty() && flags.contains(OFlags::NOFOLLOW)) {
             links += 1;
-            if links > MOST_LINKS {
+            if links > MOST_LINKS || limits.contains(ResolveFlags::NO_SYMLINKS) {
                 return Err(Errno::LOOP);
+            }
+            if may_be_magic(here, found.as_fd())? {
+                let is_named = limits.contains(ResolveFlags::NO_MAGICLINKS);
+                return Err(if is_scoped && !is_named { Errno::XDEV } else { Errno::LOOP });
             }
             let target = rustix::fs::readlinkat(&found, "", Vec::new())?;
             let target = Path::new(OsStr::from_bytes(target.to_bytes()));
             if target.is_absolute() {
-                way.clear();
+                begin_again(&mut way)?;
             }
-            for part in parts(target).collect::<Vec<_>>().into_iter().rev() {
-                names.push_front(part);
-            }
-            continue;
+            let mut further = parts(target);
+            further.append(&mut names);
+            names = further;
+        } else if !names.is_empty() {
+            way.push(found);
+        } else if !flags.contains(OFlags::PATH) {
+            // A link that has come there meanwhile is an error, as is another mount.
+            let flags = flags | OFlags::NOFOLLOW;
+            return stay(rustix::fs::openat(here, &name, flags, Mode::empty())?);
+        } else if flags.contains(OFlags::DIRECTORY) && kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        } else {
+            return Ok(found);
         }
-        if names.is_empty() && !flags.contains(OFlags::PATH) {
-            return rustix::fs::openat(here, &name, flags | OFlags::NOFOLLOW, Mode::empty());
-        }
-        way.push(found);
     }
-    match way.pop() {
-        Some(found) => Ok(found),
-        None => rustix::fs::openat(root, ".", flags, Mode::empty()),
-    }
+    let here = way.last().map_or(start, AsFd::as_fd);
+    rustix::fs::openat(here, ".", flags, Mode::empty())
 }
 
-/// Opens a directory of the host's (`O_PATH`) by a path in which a link is an error, as for
-/// `RESOLVE_NO_SYMLINKS`.
-pub(crate) fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let start = if path.is_absolute() { "/" } else { "." };
-    let mut here = rustix::fs::open(start, flags, Mode::empty())?;
-    for name in parts(path) {
-        here = rustix::fs::openat(&here, &name, flags, Mode::empty())?;
+/// Whether the kernel would perhaps follow a link in another way than by its text (`symlink(7)`,
+/// "Magic links"). Only the root of a procfs is known to have none, and only as long as nothing is
+/// mounted on the link.
+fn may_be_magic(above: BorrowedFd<'_>, link: BorrowedFd<'_>) -> Result<bool> {
+    if u64::try_from(rustix::fs::fstatfs(link)?.f_type) != Ok(PROC_SUPER_MAGIC) {
+        return Ok(false);
     }
-    Ok(here)
+    let is_root = rustix::fs::fstat(above)?.st_ino == PROC_ROOT_INO;
+    Ok(!is_root || mount(above)? != mount(link)?)
 }
 
-fn parts(path: &Path) -> impl Iterator<Item = OsString> + '_ {
-    path.components().filter_map(|part| match part {
+fn mount(file: BorrowedFd<'_>) -> Result<u64> {
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    Ok(found.stx_mnt_id)
+}
+
+/// The names of a path. One that ends in a slash or a dot ends in a directory.
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let names = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
         _ => None,
-    })
+    });
+    let text = path.as_os_str().as_bytes();
+    let is_directory = text == b"." || text.ends_with(b"/") || text.ends_with(b"/.");
+    names.chain(is_directory.then(|| ".".into())).collect()
 }
 
 #[cfg(test)]
@@ -85,11 +182,39 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::{CWD, ResolveFlags};
+    use rustix::fs::CWD;
 
     use super::*;
 
+    const LIMITS: [ResolveFlags; 6] = [
+        ResolveFlags::IN_ROOT,
+        ResolveFlags::BENEATH,
+        ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS),
+        ResolveFlags::BENEATH.union(ResolveFlags::NO_XDEV),
+        ResolveFlags::NO_SYMLINKS,
+        ResolveFlags::NO_MAGICLINKS,
+    ];
+
     /// The same file, or the same error, as the kernel's own look.
+    fn is_as_the_kernels(start: BorrowedFd<'_>, path: &str, flags: OFlags, limits: ResolveFlags) {
+        let same = |found: Result<OwnedFd>| {
+            let found = found?;
+            let there = rustix::fs::fstat(&found)?;
+            let is_open = !rustix::fs::fcntl_getfl(&found)?.contains(OFlags::PATH);
+            Ok((there.st_dev, there.st_ino, is_open))
+        };
+        let kernel = loop {
+            match rustix::fs::openat2(start, path, flags, Mode::empty(), limits) {
+                // Something is mounted or renamed meanwhile, anywhere.
+                Err(Errno::AGAIN) => {}
+                answer => break answer,
+            }
+        };
+        let walked = step_by_step(start, Path::new(path), flags, limits);
+        let same: [Result<_>; 2] = [same(walked), same(kernel)];
+        assert_eq!(same[0], same[1], "{path:?} {flags:?} {limits:?}");
+    }
+
     #[test]
     fn finds_what_openat2_finds() {
         let folder = std::env::temp_dir().join(format!("rt-walk-{}", std::process::id()));
@@ -105,18 +230,29 @@ mod tests {
             ("relative/b/../file", "a/far"),
             ("/", "a/root"),
             ("..", "a/up"),
+            ("/proc/self/root", "magic"),
         ] {
             symlink(target, folder.join("root").join(link)).expect("a link");
         }
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let root = rustix::fs::open(folder.join("root"), flags, Mode::empty()).expect("a root");
-        for path in [
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(folder.join("root"), path, Mode::empty()).expect("a root");
+        let paths = [
             "/",
             "",
+            ".",
+            "..",
             "a",
+            "a/b/..",
+            "a/file/",
+            "relative/",
+            "a/far/.",
+            "dangling/",
             "/a/b",
             "a/file",
+            "a/file/..",
+            "relative",
             "relative/file",
+            "absolute",
             "absolute/..",
             "out",
             "loop",
@@ -124,47 +260,68 @@ mod tests {
             "a/far",
             "a/root/a/b",
             "a/up/a/up/absolute",
+            "a/up/../outside",
             "../../a",
             "a/file/below",
             "nothing",
             "a/nothing/below",
             "/a/b/../../../outside",
             "./a/./b",
-        ] {
-            let same = |found: rustix::io::Result<OwnedFd>| {
-                found.and_then(rustix::fs::fstat).map(|there| (there.st_dev, there.st_ino))
-            };
-            let kernel = match path {
-                // openat2(2) refuses an empty path, which nobody looks up.
-                "" => rustix::fs::openat(&root, ".", flags, Mode::empty()),
-                // Refused for a moment when something is mounted or renamed meanwhile, anywhere.
-                path => loop {
-                    let resolve = ResolveFlags::IN_ROOT;
-                    match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
-                        Err(Errno::AGAIN) => {}
-                        answer => break answer,
-                    }
-                },
-            };
-            assert_eq!(same(open(root.as_fd(), Path::new(path), flags)), same(kernel), "{path:?}");
+            "magic",
+            "/proc/self",
+            "/proc/self/exe",
+            "/proc/self/cwd/.",
+            "/proc/mounts",
+        ];
+        let read = OFlags::RDONLY | OFlags::CLOEXEC;
+        let ways = [
+            path,
+            path | OFlags::DIRECTORY,
+            path | OFlags::NOFOLLOW,
+            read,
+            read | OFlags::NOFOLLOW,
+        ];
+        for name in paths {
+            for flags in ways {
+                for limits in LIMITS {
+                    is_as_the_kernels(root.as_fd(), name, flags, limits);
+                    let long = folder.join("root").join(name);
+                    is_as_the_kernels(CWD, long.to_str().expect("a text"), flags, limits);
+                }
+            }
         }
-        for path in ["", "root/a/b", "root/relative", "root/relative/b", "root/a/file", "root/none"]
-        {
-            let path = folder.join(path);
-            let flags = flags | OFlags::DIRECTORY;
-            let kernel =
-                rustix::fs::openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
-            assert_eq!(open_without_links(&path).is_ok(), kernel.is_ok(), "{path:?}");
-        }
-        let read = open(root.as_fd(), Path::new("relative/file"), OFlags::RDONLY | OFlags::CLOEXEC);
-        assert!(read.is_ok());
-        rustix::fs::accessat(
-            CWD,
-            folder.join("outside"),
-            rustix::fs::Access::EXISTS,
-            rustix::fs::AtFlags::empty(),
-        )
-        .expect("it is there");
         fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn finds_in_procfs_what_openat2_finds() {
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let proc = rustix::fs::open("/proc", path, Mode::empty()).expect("procfs");
+        let own = format!("self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&proc));
+        let names =
+            ["self/fd", "thread-self/mountinfo", "mounts", "self/exe", "self/root/etc", &own];
+        for limits in LIMITS {
+            for name in names {
+                is_as_the_kernels(proc.as_fd(), name, path, limits);
+            }
+            // Not by a name that both look up: the numbers of descriptors change.
+            let walked = |name: &str| step_by_step(proc.as_fd(), Path::new(name), path, limits);
+            assert_eq!(walked("self").is_ok(), limits != ResolveFlags::NO_SYMLINKS);
+            assert!(walked("self/ns/mnt").is_err());
+        }
+    }
+
+    #[test]
+    fn a_mount_on_the_way_is_an_error_where_it_is_to_be() {
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", path, Mode::empty()).expect("the root");
+        let one = ResolveFlags::NO_XDEV;
+        for name in ["proc", "proc/self", "dev/null", "etc", "proc/.."] {
+            for limits in [one, one | ResolveFlags::BENEATH, one | ResolveFlags::IN_ROOT] {
+                is_as_the_kernels(root.as_fd(), name, path, limits);
+            }
+        }
+        let unknown = step_by_step(root.as_fd(), Path::new("etc"), path, ResolveFlags::CACHED);
+        assert_eq!(unknown.err(), Some(Errno::INVAL));
     }
 }

@@ -5,14 +5,15 @@
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Mount;
-use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType, MemfdFlags, OFlags, ResolveFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use super::{CONTRACT, Description};
+use crate::walk;
 use crate::workload::{self, Directory, Rights};
 
 /// What is told of the guest.
@@ -177,14 +178,8 @@ fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
 
 /// The image's author could make it a link to the root: none is followed.
 fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let opened = match rustix::fs::openat2(CWD, &directory.path, flags, Mode::empty(), resolve) {
-        // Forbidden by a filter around this runtime, or older than the kernel.
-        Err(Errno::NOSYS | Errno::PERM) => open_without_links(&directory.path),
-        opened => opened,
-    };
-    let opened = match opened {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let opened = match walk::open(CWD, &directory.path, flags, ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => bail!("it leads elsewhere"),
         Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is no directory"),
         opened => opened?,
@@ -195,16 +190,6 @@ fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
     let option = format!("--dir-fd={}:{right}:", opened.as_raw_fd());
     let option = [option.as_bytes(), directory.path.as_os_str().as_bytes()].concat();
     Ok((CString::new(option)?, opened))
-}
-
-/// Step by step.
-fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut there = rustix::fs::open("/", flags, Mode::empty())?;
-    for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
-        there = rustix::fs::openat(&there, part.as_os_str(), flags, Mode::empty())?;
-    }
-    Ok(there)
 }
 
 /// None for what is no directory: a file is reached through the directory that it is in; what the
@@ -229,6 +214,7 @@ mod tests {
     use oci_spec::runtime::Spec;
     use rt_engine::contract::Descriptor;
     use rt_engine::{Program, Work};
+    use rustix::fs::Mode;
 
     use super::*;
 

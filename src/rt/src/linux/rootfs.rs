@@ -339,18 +339,8 @@ impl Rootfs {
     /// Opens what `path`, which is relative, is for a process that takes it for a path of the
     /// host's, if it leads to something in the rootfs; otherwise the error is `EXDEV`.
     pub(crate) fn open_beneath(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        match resolve_in(self.root.as_fd(), path, flags, resolve) {
-            Err(Errno::NOSYS | Errno::PERM) => {}
-            opened => return opened,
-        }
-        // Without that call, no link is followed.
-        let file = rustix::fs::openat(&self.root, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
-        match rustix::fs::fstat(&file)?.st_mode & libc::S_IFMT {
-            libc::S_IFLNK => Err(Errno::XDEV),
-            _ => Ok(file),
-        }
+        let limits = ResolveFlags::BENEATH;
+        walk::open(self.root.as_fd(), path, OFlags::PATH, limits)
     }
 
     /// Whether nothing in the filesystem of the rootfs can be changed by way of its mount.
@@ -683,40 +673,12 @@ fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix:
 /// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part
 /// that has become one since is an error.
 pub(crate) fn open_host(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS;
-    let opened = match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
-        Err(Errno::NOSYS | Errno::PERM) => walk::open_without_links(path),
-        opened => opened,
-    };
-    opened.with_context(|| format!("open `{}`", path.display()))
+    walk::open(CWD, path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
+        .with_context(|| format!("open `{}`", path.display()))
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC;
-    match resolve_in(root, path, flags, ResolveFlags::IN_ROOT) {
-        Err(Errno::NOSYS | Errno::PERM) => walk::open(root, path, flags),
-        opened => opened,
-    }
-}
-
-fn resolve_in(
-    root: BorrowedFd<'_>,
-    path: &Path,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> rustix::io::Result<OwnedFd> {
-    /// A file on which somebody holds a lease (`fcntl(2)`) is answered in the same way, each time.
-    const MOST: u32 = 1000;
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
-            // Something was renamed meanwhile; the kernel cannot tell what this means for `..`
-            // (openat2(2)).
-            Err(Errno::AGAIN) if tries < MOST => tries += 1,
-            opened => return opened,
-        }
-    }
+    walk::open(root, path, flags, ResolveFlags::IN_ROOT)
 }
 
 /// Follows no link: what is there under that name, whatever it is, is an error.
