@@ -7,6 +7,7 @@ pub(crate) mod cgroup_mount;
 pub(crate) mod cgroups;
 pub(crate) mod descriptors;
 pub(crate) mod devices;
+pub(crate) mod helper;
 pub(crate) mod host_proc;
 pub(crate) mod intel_rdt;
 pub(crate) mod landlock;

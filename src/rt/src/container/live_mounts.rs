@@ -19,13 +19,14 @@ use rustix::thread::LinkNameSpaceType;
 use crate::bundle::Bundle;
 use crate::linux::cgroups::{self, Freezers};
 use crate::linux::descriptors;
+use crate::linux::helper::{self, Helper};
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts::{self, Detached, Opened};
 use crate::linux::namespaces::Namespaces;
 use crate::linux::patience::Patience;
 use crate::linux::rootfs::Rootfs;
 use crate::state::{AddedMount, Directory, State};
-use crate::sync::{self, Message};
+use crate::sync::Message;
 use crate::syscall;
 
 /// `<linux/stat.h>`; the kernel passes over what it does not know.
@@ -273,29 +274,19 @@ impl Entrance {
     }
 
     fn enter(self, act: &mut Act<'_>, gone: &mut Vec<usize>) -> Result<()> {
-        let (caller, child) = sync::pair()?;
-        let Some(pid) = syscall::clone3(0, None).context("make a process in it")? else {
-            drop(caller);
+        let Helper { pid, socket } = helper::start(0, "make a process in it", |socket| {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .context("end with the caller")?;
             let kind = Some(LinkNameSpaceType::Mount);
-            let outcome = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-                .context("end with the caller")
-                .and_then(|()| {
-                    rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)
-                        .context("join the mount namespace")
-                })
-                .and_then(|()| Rootfs::of_running(self.proc).context("open the container's root"))
-                .and_then(|mut root| act(&mut root, &|number| child.send(&Message::Gone(number))));
-            let message = match outcome {
-                Ok(()) => Message::Ready,
-                Err(error) => Message::Failed(format!("{error:#}")),
-            };
-            let _ = child.send(&message);
-            syscall::exit_now(0)
-        };
-        drop(child);
+            rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)
+                .context("join the mount namespace")?;
+            let mut root = Rootfs::of_running(self.proc).context("open the container's root")?;
+            act(&mut root, &|number| socket.send(&Message::Gone(number)))?;
+            socket.send(&Message::Ready)
+        })?;
         let patience = Patience::with_new(Freezers::default(), false, false);
         let message = loop {
-            match patience.receive(&caller, pid) {
+            match patience.receive(&socket, pid) {
                 Ok(Some(Message::Gone(number))) => gone.push(number),
                 other => break other,
             }
@@ -303,10 +294,6 @@ impl Entrance {
         // A filesystem of the container's may hold it up for ever.
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         cgroups::end(pid, pidfd.as_fd());
-        match message? {
-            Some(Message::Ready) => Ok(()),
-            Some(Message::Failed(text)) => bail!(text),
-            other => bail!("the process in the container sent {other:?}"),
-        }
+        helper::ready(message?, "the process in the container")
     }
 }

@@ -29,10 +29,11 @@ pub(crate) use options::{NAMES, Options};
 
 use crate::bundle::Bundle;
 use crate::linux::descriptors;
+use crate::linux::helper;
 use crate::linux::mount_table::{self, Entry};
 use crate::linux::namespaces::{self, Namespaces};
 use crate::linux::rootfs::{Rootfs, is_directory};
-use crate::sync::{self, Message};
+use crate::sync::Message;
 use crate::syscall::{self, MountAttr};
 
 /// Which of SELinux's mount options takes `linux.mountLabel` (`mount(8)`, "FILESYSTEM-INDEPENDENT
@@ -506,25 +507,16 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
 /// As [`clone_tree_at`], without the files by which mount namespaces are kept: a new mount
 /// namespace has none of them, and a process in one makes the copy.
 fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
-    let (ours, theirs) = sync::pair()?;
-    let Some(pid) = syscall::clone3(libc::CLONE_NEWNS, None).context("make a mount namespace")?
-    else {
-        drop(ours);
+    let helper = helper::start(libc::CLONE_NEWNS, "make a mount namespace", |socket| {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-        let _ = match clone_tree_at(CWD, source, flags) {
-            Ok(mount) => theirs.send_with(&Message::Ready, &[mount.as_fd()]),
-            Err(error) => theirs.send(&Message::Failed(error.to_string())),
-        };
-        syscall::exit_now(0)
-    };
-    drop(theirs);
-    let answer = ours.receive_with();
-    namespaces::wait(pid)?;
-    match answer? {
-        (Some(Message::Ready), mut files) => files.pop().context("no mount came"),
-        (Some(Message::Failed(text)), _) => bail!(text),
-        (other, _) => bail!("the process in a new mount namespace sent {other:?}"),
-    }
+        let mount = clone_tree_at(CWD, source, flags)?;
+        socket.send_with(&Message::Ready, &[mount.as_fd()])
+    })?;
+    let answer = helper.socket.receive_with();
+    namespaces::wait(helper.pid)?;
+    let (message, mut files) = answer?;
+    helper::ready(message, "the process in a new mount namespace")?;
+    files.pop().context("no mount came")
 }
 
 /// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them:

@@ -21,10 +21,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitOptions};
 use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 
+use crate::linux::helper::{self, Helper};
 use crate::linux::netlink::Netlink;
 use crate::linux::newuidmap;
 use crate::linux::patience::Patience;
-use crate::sync::{self, Message, Socket};
+use crate::sync::{Message, Socket};
 use crate::{ids, procfs, syscall};
 
 pub(crate) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
@@ -519,30 +520,23 @@ pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
 pub(crate) fn mappings_of(
     user: BorrowedFd<'_>,
 ) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
-    let (ours, theirs) = sync::pair()?;
-    let Some(pid) = syscall::clone3(0, None).context("make a process")? else {
-        drop(ours);
+    let Helper { pid, socket } = helper::start(0, "make a process", |socket| {
         let kind = Some(LinkNameSpaceType::User);
-        let joined = rustix::thread::move_into_link_name_space(user, kind);
-        let said = match joined.context("join the user namespace").and_then(|()| {
-            // That it enters another's namespace undoes this.
-            keep_others_out(DumpableBehavior::NotDumpable)
-        }) {
-            Ok(()) => Message::Ready,
-            Err(error) => Message::Failed(format!("{error:#}")),
-        };
+        rustix::thread::move_into_link_name_space(user, kind).context("join the user namespace")?;
+        // That it enters another's namespace undoes this.
+        keep_others_out(DumpableBehavior::NotDumpable)?;
+        socket.send(&Message::Ready)?;
         // Until this process has looked, or is gone.
-        let _ = theirs.send(&said).and_then(|()| theirs.receive());
-        syscall::exit_now(0)
-    };
-    drop(theirs);
+        socket.receive().map(drop)
+    })?;
     let read = |file: &str| {
         let path = format!("/proc/{pid}/{file}");
         let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
         ids::parse_map(&table).with_context(|| format!("read `{path}`"))
     };
-    let both = ours.expect(&Message::Ready).and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
-    drop(ours);
+    let is_ready = || helper::ready(socket.receive()?, "the process in the user namespace");
+    let both = is_ready().and_then(|()| Ok((read("uid_map")?, read("gid_map")?)));
+    drop(socket);
     wait(pid)?;
     both
 }
@@ -565,20 +559,16 @@ pub(crate) fn lacks_root(linux: Option<&Linux>) -> bool {
 
 /// A user namespace with these mappings, in which no process is. Runs in the caller's process.
 pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
-    let (ours, theirs) = sync::pair()?;
-    let Some(pid) = syscall::clone3(libc::CLONE_NEWUSER, None).context("make a process in it")?
-    else {
-        drop(ours);
-        // Until this process has what it needs, or is gone.
-        let _ = theirs.receive();
-        syscall::exit_now(0)
-    };
-    drop(theirs);
+    let Helper { pid, socket } =
+        helper::start(libc::CLONE_NEWUSER, "make a process in it", |socket| {
+            // Until this process has what it needs, or is gone.
+            socket.receive().map(drop)
+        })?;
     let namespace = write_maps(pid, uids, gids).and_then(|()| {
         let path = format!("/proc/{pid}/ns/user");
         open(Path::new(&path)).with_context(|| format!("open `{path}`"))
     });
-    drop(ours);
+    drop(socket);
     wait(pid)?;
     namespace
 }

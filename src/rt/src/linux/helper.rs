@@ -1,0 +1,63 @@
+//! A process of `rt` that does one thing in the runtime process's stead, usually in other
+//! namespaces. It answers [`Message::Ready`] or, with the cause, [`Message::Failed`].
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
+
+use crate::sync::{self, Message, Socket};
+use crate::syscall;
+
+#[derive(Debug)]
+pub(crate) struct Helper {
+    pub(crate) pid: Pid,
+    /// When the runtime process closes it or ends, a helper that reads reads the end of the stream.
+    pub(crate) socket: Socket,
+}
+
+/// Makes a helper, with new namespaces by `flags` (`CLONE_NEW*`). The helper does `work`, which
+/// says that it is ready, and ends. If `work` fails, the helper says why. `what` is for the error
+/// of a process that cannot be made.
+pub(crate) fn start(
+    flags: i32,
+    what: &'static str,
+    work: impl FnOnce(&Socket) -> Result<()>,
+) -> Result<Helper> {
+    let (socket, theirs) = sync::pair()?;
+    let Some(pid) = syscall::clone3(flags, None).context(what)? else {
+        drop(socket);
+        let Err(error) = work(&theirs) else { syscall::exit_now(0) };
+        // If this fails, the runtime process reads the end of the stream.
+        let _ = theirs.send(&Message::Failed(format!("{error:#}")));
+        syscall::exit_now(1)
+    };
+    Ok(Helper { pid, socket })
+}
+
+/// Fails unless it is the answer of a helper that is ready. `who` is for one that sends something
+/// else, or has ended.
+pub(crate) fn ready(answer: Option<Message>, who: &str) -> Result<()> {
+    match answer {
+        Some(Message::Ready) => Ok(()),
+        Some(Message::Failed(text)) => bail!(text),
+        other => bail!("{who} sent {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_is_ready_or_has_said_why_not() {
+        ready(Some(Message::Ready), "the helper").expect("ready");
+        for (answer, expected) in [
+            (Some(Message::Failed("no way".into())), "no way"),
+            (None, "the helper sent None"),
+            (Some(Message::Start), "the helper sent Some(Start)"),
+        ] {
+            let error = ready(answer, "the helper").expect_err("not ready");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}
