@@ -3,17 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::Inherited;
+use super::foreground::{Console, OF_BUNDLE};
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::Engines;
-use crate::linux::terminal;
 use crate::state::Root;
 use crate::workload::{self, Rights};
 
@@ -25,30 +24,12 @@ pub(super) fn execute(
 ) -> Result<ExitCode> {
     let create = move || {
         let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
-        let console = connect_console(&bundle, args.handover.console_socket.as_deref())?;
+        let socket = args.handover.console_socket.as_deref();
+        let console = Console::choose(bundle.process(), socket, false, &OF_BUNDLE)?.theirs;
         container(root, global, args, &bundle, console, Wait::ForStart, inherited)
     };
     create().with_context(|| format!("create `{}`", args.id))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The one to send the terminal to. The container must want a terminal if, and only if, somebody
-/// takes it.
-pub(super) fn connect_console(bundle: &Bundle, socket: Option<&Path>) -> Result<Option<OwnedFd>> {
-    let terminal = bundle.process().terminal() == Some(true);
-    match socket {
-        Some(socket) => {
-            ensure!(terminal, "`--console-socket` is given, and `process.terminal` is not set");
-            terminal::connect(socket).context("open the console socket").map(Some)
-        }
-        None => {
-            ensure!(
-                !terminal,
-                "`process.terminal` is set: cannot allocate a terminal without `--console-socket`"
-            );
-            Ok(None)
-        }
-    }
 }
 
 /// Makes the container.

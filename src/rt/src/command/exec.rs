@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Capabilities, Process, Spec};
 
 use super::Inherited;
-use super::foreground::{self, Signals};
+use super::foreground::{self, Console, OF_EXEC, Signals};
 use crate::bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, ExecOptions};
@@ -50,22 +50,11 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
     }
     let spec = directory.config().context("read the stored `config.json`")?;
     let mut process = process(&spec, args)?;
-    let wants_terminal = process.terminal() == Some(true);
-    let (console, ours) = match &args.handover.console_socket {
-        Some(socket) => {
-            ensure!(wants_terminal, "`--console-socket` is given, and no terminal is asked for");
-            (Some(terminal::connect(socket).context("open the console socket")?), None)
-        }
-        None if wants_terminal && args.detach => {
-            bail!("cannot allocate a terminal without `--console-socket` when detached")
-        }
-        None if wants_terminal => {
-            terminal::begin_with_own_size(&mut process);
-            let (ours, theirs) = foreground::console_pair()?;
-            (Some(theirs), Some(ours))
-        }
-        None => (None, None),
-    };
+    let socket = args.handover.console_socket.as_deref();
+    let console = Console::choose(&process, socket, !args.detach, &OF_EXEC)?;
+    if console.ours.is_some() {
+        terminal::begin_with_own_size(&mut process);
+    }
     inherited.close();
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let filter = seccomp::prepare(&spec, &root.filters())?;
@@ -79,7 +68,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
         spec: &spec,
         process: &process,
         engines,
-        console,
+        console: console.theirs,
         pid_file: args.handover.pid_file.as_deref(),
         pidfd_socket: args.handover.pidfd_socket.as_deref(),
         cgroup: &args.cgroup,
@@ -94,7 +83,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
     signals.iter().for_each(Signals::block);
     let (pid, pidfd) = container::exec(options)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
-    let master = ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
+    let master = console.ours.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
     foreground::follow(pid, pidfd.as_fd(), &signals, master, None)
 }
 

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::Process;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -54,11 +56,54 @@ impl Signals {
     }
 }
 
-/// The two ends over which the terminal comes from init: ours, and the one for init.
-pub(super) fn console_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let flags = SocketFlags::CLOEXEC;
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .context("make a socket pair")
+/// The way of the terminal.
+#[derive(Default)]
+pub(super) struct Console {
+    /// For init: where it sends the terminal. None without a terminal.
+    pub(super) theirs: Option<OwnedFd>,
+    /// Where the terminal comes from, if this process takes it.
+    pub(super) ours: Option<OwnedFd>,
+}
+
+/// Errors about a terminal that nobody asks for, and about one that nobody takes.
+pub(super) type Refusals = [&'static str; 2];
+
+pub(super) const OF_BUNDLE: Refusals = [
+    "`--console-socket` is given, and `process.terminal` is not set",
+    "`process.terminal` is set: cannot allocate a terminal without `--console-socket`",
+];
+
+pub(super) const OF_EXEC: Refusals = [
+    "`--console-socket` is given, and no terminal is asked for",
+    "cannot allocate a terminal without `--console-socket` when detached",
+];
+
+impl Console {
+    /// A process must want a terminal if, and only if, somebody takes it: the caller, at its
+    /// socket, or this process, if it `stays` in the foreground.
+    pub(super) fn choose(
+        process: &Process,
+        socket: Option<&Path>,
+        stays: bool,
+        [unwanted, untaken]: &Refusals,
+    ) -> Result<Console> {
+        match (process.terminal() == Some(true), socket) {
+            (false, None) => Ok(Console::default()),
+            (false, Some(_)) => bail!(*unwanted),
+            (true, Some(socket)) => {
+                let socket = terminal::connect(socket).context("open the console socket")?;
+                Ok(Console { theirs: Some(socket), ours: None })
+            }
+            (true, None) => {
+                ensure!(stays, *untaken);
+                let flags = SocketFlags::CLOEXEC;
+                let pair =
+                    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+                let (ours, theirs) = pair.context("make a socket pair")?;
+                Ok(Console { theirs: Some(theirs), ours: Some(ours) })
+            }
+        }
+    }
 }
 
 /// Waits for the end of a program that is this process's child, and returns its exit code.

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::foreground::{self, Signals};
-use super::{Inherited, checkpoint, create};
+use super::foreground::{self, Console, OF_BUNDLE, Signals};
+use super::{Inherited, checkpoint};
 use crate::bundle::Bundle;
 use crate::cli;
 use crate::container::{self, RestoreOptions, Restored};
@@ -33,14 +33,8 @@ fn restore(
     inherited: Inherited,
 ) -> Result<ExitCode> {
     let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
-    let foreground_terminal =
-        !args.detach && args.console_socket.is_none() && bundle.process().terminal() == Some(true);
-    let (console, terminal) = if foreground_terminal {
-        let (ours, theirs) = foreground::console_pair()?;
-        (Some(theirs), Some(ours))
-    } else {
-        (create::connect_console(&bundle, args.console_socket.as_deref())?, None)
-    };
+    let socket = args.console_socket.as_deref();
+    let console = Console::choose(bundle.process(), socket, !args.detach, &OF_BUNDLE)?;
     inherited.close();
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let argv0 = std::env::args_os().next().unwrap_or_default();
@@ -51,7 +45,7 @@ fn restore(
         manager,
         asked: workload::asked(&bundle.spec, &argv0.to_string_lossy())?,
         pid_file: args.pid_file.as_deref(),
-        console,
+        console: console.theirs,
         tcp_close: args.tcp_close,
         lsm_profile: args.lsm_profile.as_deref(),
         lsm_mount_context: args.lsm_mount_context.as_deref(),
@@ -63,7 +57,7 @@ fn restore(
     drop(options);
     container::started(&container.directory, &container.state)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
-    let outcome = follow(&container, &signals, terminal);
+    let outcome = follow(&container, &signals, console.ours);
     container::delete(&container.directory, &container.state, true)?;
     outcome
 }

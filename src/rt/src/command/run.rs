@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Inherited;
 use super::create;
-use super::foreground::{self, Signals};
+use super::foreground::{self, Console, OF_BUNDLE, Signals};
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Wait};
@@ -27,24 +27,17 @@ pub(super) fn execute(
 
 fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> Result<ExitCode> {
     let mut bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
-    let foreground_terminal = !args.detach
-        && args.create.handover.console_socket.is_none()
-        && bundle.process().terminal() == Some(true);
-    let (console, terminal) = if foreground_terminal {
-        if let Some(process) = bundle.spec.process_mut() {
-            terminal::begin_with_own_size(process);
-        }
-        let (ours, theirs) = foreground::console_pair()?;
-        (Some(theirs), Some(ours))
-    } else {
-        (create::connect_console(&bundle, args.create.handover.console_socket.as_deref())?, None)
-    };
+    let socket = args.create.handover.console_socket.as_deref();
+    let console = Console::choose(bundle.process(), socket, !args.detach, &OF_BUNDLE)?;
+    if let (Some(_), Some(process)) = (&console.ours, bundle.spec.process_mut()) {
+        terminal::begin_with_own_size(process);
+    }
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let blocked = signals.as_ref().map(|signals| signals.passed.as_slice()).unwrap_or_default();
     let wait = Wait::ForCaller { blocked };
     let container =
-        create::container(root, global, &args.create, &bundle, console, wait, inherited)?;
-    let outcome = start_and_wait(&container, signals.as_ref(), terminal);
+        create::container(root, global, &args.create, &bundle, console.theirs, wait, inherited)?;
+    let outcome = start_and_wait(&container, signals.as_ref(), console.ours);
     let lives_on = args.detach && outcome.is_ok();
     // A `poststart` hook that fails has deleted it already.
     if !lives_on && !args.keep && container.directory.is_there() {
