@@ -3,6 +3,7 @@
 //! helper of its own.
 #![forbid(unsafe_code)]
 
+mod assembler;
 pub(crate) mod cgroup_mount;
 pub(crate) mod cgroups;
 pub(crate) mod descriptors;

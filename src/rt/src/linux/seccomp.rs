@@ -10,6 +10,7 @@ mod cache;
 mod calls;
 mod compile;
 mod notify;
+mod program;
 mod sockets;
 
 use std::os::fd::OwnedFd;

@@ -3,15 +3,13 @@
 //! libbpf, a C library with two more behind it.
 #![forbid(unsafe_code)]
 
+use crate::linux::assembler::{Assembler, Instruction, Label, Way};
+
+pub(super) type Program = Assembler<u64>;
+
 /// One instruction: 8 bits of operation, 4 of destination, 4 of source, 16 of offset, 32 of
 /// immediate value.
-pub(super) const fn instruction(
-    operation: u8,
-    destination: u8,
-    source: u8,
-    offset: i16,
-    value: i32,
-) -> u64 {
+const fn instruction(operation: u8, destination: u8, source: u8, offset: i16, value: i32) -> u64 {
     u64::from_le_bytes({
         let ([o0, o1], [v0, v1, v2, v3]) = (offset.to_le_bytes(), value.to_le_bytes());
         [operation, destination | source << 4, o0, o1, v0, v1, v2, v3]
@@ -34,9 +32,41 @@ pub(super) const JUMP_IF_ABOVE: u8 = 0x25;
 pub(super) const CALL: u8 = 0x85;
 pub(super) const EXIT: u8 = 0x95;
 
-/// The end of a program: this answer.
-pub(super) const fn answer(value: i32) -> [u64; 2] {
-    [instruction(MOVE, 0, 0, 0, value), instruction(EXIT, 0, 0, 0, 0)]
+impl Instruction for u64 {
+    fn skip(&mut self, way: Way, count: usize) -> Option<()> {
+        let [operation, registers, _, _, v0, v1, v2, v3] = self.to_le_bytes();
+        let [o0, o1] = i16::try_from(count).ok().filter(|_| way == Way::Yes)?.to_le_bytes();
+        *self = u64::from_le_bytes([operation, registers, o0, o1, v0, v1, v2, v3]);
+        Some(())
+    }
+}
+
+impl Program {
+    /// An instruction that neither jumps nor uses memory.
+    pub(super) fn add(&mut self, operation: u8, destination: u8, source: u8, value: i32) {
+        self.push(instruction(operation, destination, source, 0, value));
+    }
+
+    /// Loads what is at an offset from the address in a register.
+    pub(super) fn load(&mut self, operation: u8, destination: u8, source: u8, offset: i16) {
+        self.push(instruction(operation, destination, source, offset, 0));
+    }
+
+    /// Compares a register with a value, and goes to the label if the comparison holds.
+    pub(super) fn jump_if(&mut self, comparison: u8, register: u8, value: i32, to: Label) {
+        self.jump(instruction(comparison, register, 0, 0, value), &[(Way::Yes, to)]);
+    }
+
+    /// The same with two registers.
+    pub(super) fn jump_if_register(&mut self, comparison: u8, register: u8, other: u8, to: Label) {
+        self.jump(instruction(comparison, register, other, 0, 0), &[(Way::Yes, to)]);
+    }
+
+    /// Ends with an answer.
+    pub(super) fn answer(&mut self, value: i32) {
+        self.add(MOVE, 0, 0, value);
+        self.add(EXIT, 0, 0, 0);
+    }
 }
 
 /// What a program answers, by an interpreter of the few instructions that are used. `load` has the
@@ -75,5 +105,26 @@ pub(super) fn run(program: &[u64], load: impl Fn(i32, i16) -> i32) -> (i32, Opti
         if jump {
             at += usize::try_from(offset).expect("forwards");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_goes_over_what_is_between_it_and_its_label() {
+        let over = |count: usize| {
+            let mut program = Program::default();
+            let end = program.label();
+            program.jump_if(JUMP_IF, 2, 7, end);
+            (0..count).for_each(|_| program.add(MOVE, 0, 0, 0));
+            program.put(end);
+            program.finish().map(|program| program[0])
+        };
+        assert_eq!(over(3).expect("short enough"), instruction(JUMP_IF, 2, 0, 3, 7));
+        assert_eq!(over(32767).expect("short enough"), instruction(JUMP_IF, 2, 0, 32767, 7));
+        let error = over(32768).expect_err("too long").to_string();
+        assert_eq!(error, "the jump in instruction 0 of 32769 is too long");
     }
 }

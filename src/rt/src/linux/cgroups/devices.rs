@@ -13,8 +13,7 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::io::Errno;
 
 use super::bpf::{
-    AND, JUMP_IF, JUMP_IF_NOT, JUMP_IF_NOT_REGISTER, LOAD_WORD, MOVE_REGISTER, SHIFT_RIGHT, answer,
-    instruction,
+    AND, JUMP_IF, JUMP_IF_NOT, JUMP_IF_NOT_REGISTER, LOAD_WORD, MOVE_REGISTER, Program, SHIFT_RIGHT,
 };
 use crate::syscall;
 
@@ -272,7 +271,9 @@ const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// Loads a program that decides by these rules.
 pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
-    syscall::bpf_prog_load(BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE, &program(rules))
+    // A few instructions for each rule, and no jump beyond them.
+    let program = program(rules).map_err(|_| Errno::TOOBIG)?;
+    syscall::bpf_prog_load(BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE, &program)
 }
 
 /// Attaches the rules to a v2 cgroup.
@@ -291,56 +292,49 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
 
 /// Tries the rules from the last to the first; the first that matches decides, and without one it
 /// is no.
-fn program(rules: &[Rule]) -> Vec<u64> {
+fn program(rules: &[Rule]) -> Result<Vec<u64>> {
+    let mut program = Program::default();
     // `struct bpf_cgroup_dev_ctx` is at register 1: access in the high and type in the low half of
     // a word, then two numbers.
-    let mut program = vec![
-        instruction(LOAD_WORD, 2, 1, 0, 0),
-        instruction(AND, 2, 0, 0, 0xffff),
-        instruction(LOAD_WORD, 3, 1, 0, 0),
-        instruction(SHIFT_RIGHT, 3, 0, 0, 16),
-        instruction(LOAD_WORD, 4, 1, 4, 0),
-        instruction(LOAD_WORD, 5, 1, 8, 0),
-    ];
+    program.load(LOAD_WORD, 2, 1, 0);
+    program.add(AND, 2, 0, 0xffff);
+    program.load(LOAD_WORD, 3, 1, 0);
+    program.add(SHIFT_RIGHT, 3, 0, 16);
+    program.load(LOAD_WORD, 4, 1, 4);
+    program.load(LOAD_WORD, 5, 1, 8);
     for rule in rules.iter().rev() {
-        let numbers = [(2, rule.kind), (4, rule.major), (5, rule.minor)];
-        let mut tests: Vec<(u8, u8, u8, i32)> = numbers
-            .iter()
-            .filter_map(|(register, number)| {
-                number.map(|number| (JUMP_IF_NOT, *register, 0, number))
-            })
-            .collect();
-        let mut block = Vec::new();
+        let next = program.label();
         if rule.access != ALL {
-            block.push(instruction(MOVE_REGISTER, 1, 3, 0, 0));
-            block.push(instruction(AND, 1, 0, 0, rule.access));
-            // Allowing takes all that is asked for, denying any of it.
-            tests.push(if rule.allow {
-                (JUMP_IF_NOT_REGISTER, 1, 3, 0)
-            } else {
-                (JUMP_IF, 1, 0, 0)
-            });
+            program.add(MOVE_REGISTER, 1, 3, 0);
+            program.add(AND, 1, 0, rule.access);
         }
-        let tests_left = i16::try_from(tests.len()).unwrap_or(0);
-        for (passed, (operation, register, source, value)) in (1..).zip(tests) {
-            // Over the tests that are left and the two instructions of the answer.
-            block.push(instruction(operation, register, source, tests_left - passed + 2, value));
+        let numbers = [(2, rule.kind), (4, rule.major), (5, rule.minor)];
+        for (register, number) in numbers {
+            if let Some(number) = number {
+                program.jump_if(JUMP_IF_NOT, register, number, next);
+            }
         }
-        block.extend(answer(i32::from(rule.allow)));
-        program.append(&mut block);
-        if tests_left == 0 {
-            // It matches everything; what comes before it never counts, and the kernel refuses what
-            // is never reached.
-            return program;
+        // Allowing takes all that is asked for, denying any of it.
+        match (rule.access, rule.allow) {
+            (ALL, _) => {}
+            (_, true) => program.jump_if_register(JUMP_IF_NOT_REGISTER, 1, 3, next),
+            (_, false) => program.jump_if(JUMP_IF, 1, 0, next),
+        }
+        program.answer(i32::from(rule.allow));
+        program.put(next);
+        if rule.is_for_all() {
+            // What comes before it never counts, and the kernel refuses what is never reached.
+            return program.finish();
         }
     }
-    program.extend(answer(0));
-    program
+    program.answer(0);
+    program.finish()
 }
 
 #[cfg(test)]
 pub(super) fn understand(rules: &[Rule]) -> usize {
-    program(rules).len() + rules.iter().map(|rule| rule.line().len()).sum::<usize>()
+    program(rules).map_or(0, |program| program.len())
+        + rules.iter().map(|rule| rule.line().len()).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -385,7 +379,7 @@ mod tests {
     fn ask(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
         let context = [kind | access << 16, major, minor];
         let word = |_, offset| context[usize::try_from(offset / 4).expect("forwards")];
-        bpf::run(&program(rules), word).0 == 1
+        bpf::run(&program(rules).expect("short jumps"), word).0 == 1
     }
 
     #[test]

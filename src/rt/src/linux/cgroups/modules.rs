@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::bpf::{
     CALL, JUMP_IF, JUMP_IF_ABOVE, JUMP_IF_BELOW, JUMP_IF_NOT, LOAD_POINTER, LOAD_WORD, MOVE,
-    TO_BIG_ENDIAN, answer, instruction,
+    Program, TO_BIG_ENDIAN,
 };
 use super::{Cgroup, Manager, Version, delegation, v1};
 use crate::syscall;
@@ -35,7 +35,7 @@ impl Cgroup {
     /// Makes the cgroup that limits these ports, and opens the file by which a process enters it.
     /// None where that cannot be done, or helps nothing.
     pub(crate) fn for_modules(&mut self, ports: &Ports) -> Result<Option<OwnedFd>> {
-        let listen = listeners(&ports.tcp.bind);
+        let listen = listeners(&ports.tcp.bind)?;
         if !ports.udp.is_divided() && listen.is_none() || !crate::ids::is_host_root() {
             return Ok(None);
         }
@@ -62,7 +62,7 @@ fn limit(path: &Path, listen: Option<&[u64]>, ports: &Ports) -> Result<()> {
         for (allowed, places) in [(&ports.udp.bind, &BINDING[..]), (&ports.udp.connect, &REACHING)]
         {
             if let Some(ranges) = allowed {
-                put(&cgroup, BPF_PROG_TYPE_CGROUP_SOCK_ADDR, places, &udp(ranges))?;
+                put(&cgroup, BPF_PROG_TYPE_CGROUP_SOCK_ADDR, places, &udp(ranges)?)?;
             }
         }
     }
@@ -80,70 +80,66 @@ fn put(cgroup: &OwnedFd, kind: u32, places: &[u32], program: &[u64]) -> Result<(
     Ok(())
 }
 
-/// Answers yes and ends when the port in register 2 is one of these; what is before and after that.
-fn program(before: &[u64], ranges: &[RangeInclusive<u16>], after: &[u64]) -> Vec<u64> {
-    let mut program = before.to_vec();
+/// Answers yes and ends when the port in register 2 is one of these.
+fn allow(program: &mut Program, ranges: &[RangeInclusive<u16>]) {
     for range in ranges {
-        program.extend([
-            instruction(JUMP_IF_BELOW, 2, 0, 3, (*range.start()).into()),
-            instruction(JUMP_IF_ABOVE, 2, 0, 2, (*range.end()).into()),
-            YES[0],
-            YES[1],
-        ]);
+        let next = program.label();
+        program.jump_if(JUMP_IF_BELOW, 2, (*range.start()).into(), next);
+        program.jump_if(JUMP_IF_ABOVE, 2, (*range.end()).into(), next);
+        program.answer(YES);
+        program.put(next);
     }
-    program.extend(after);
-    program
 }
 
-const YES: [u64; 2] = answer(1);
-const NO: [u64; 2] = answer(0);
+/// Answers yes and ends unless a comparison of a register holds.
+fn only_if(program: &mut Program, comparison: u8, register: u8, value: i32) {
+    let holds = program.label();
+    program.jump_if(comparison, register, value, holds);
+    program.answer(YES);
+    program.put(holds);
+}
+
+const YES: i32 = 1;
+const NO: i32 = 0;
 
 /// For the address of a bind, connect or sendmsg: of UDP only, the others are Landlock's.
-fn udp(ranges: &[RangeInclusive<u16>]) -> Vec<u64> {
+fn udp(ranges: &[RangeInclusive<u16>]) -> Result<Vec<u64>> {
     const BPF_FUNC_SET_RETVAL: i32 = 187;
-    const BEFORE: &[u64] = &[
-        // `protocol`.
-        instruction(LOAD_WORD, 2, 1, 36, 0),
-        instruction(JUMP_IF, 2, 0, 2, libc::IPPROTO_UDP),
-        YES[0],
-        YES[1],
-        // `user_port`, in the network's order.
-        instruction(LOAD_WORD, 2, 1, 24, 0),
-        instruction(TO_BIG_ENDIAN, 2, 0, 0, 16),
-    ];
-    const AFTER: &[u64] = &[
-        // EPERM without it, where all others say EACCES.
-        instruction(MOVE, 1, 0, 0, -libc::EACCES),
-        instruction(CALL, 0, 0, 0, BPF_FUNC_SET_RETVAL),
-        NO[0],
-        NO[1],
-    ];
-    program(BEFORE, ranges, AFTER)
+    let mut program = Program::default();
+    // `protocol`.
+    program.load(LOAD_WORD, 2, 1, 36);
+    only_if(&mut program, JUMP_IF, 2, libc::IPPROTO_UDP);
+    // `user_port`, in the network's order.
+    program.load(LOAD_WORD, 2, 1, 24);
+    program.add(TO_BIG_ENDIAN, 2, 0, 16);
+    allow(&mut program, ranges);
+    // EPERM without it, where all others say EACCES.
+    program.add(MOVE, 1, 0, -libc::EACCES);
+    program.add(CALL, 0, 0, BPF_FUNC_SET_RETVAL);
+    program.answer(NO);
+    program.finish()
 }
 
 /// For a packet that reaches a socket: one that listens without having been bound got a port that
 /// is free, and Landlock was not asked. None when that is allowed, as port 0.
-fn listeners(allowed: &Allowed) -> Option<Vec<u64>> {
+fn listeners(allowed: &Allowed) -> Result<Option<Vec<u64>>> {
     const TCP_LISTEN: i32 = 10;
-    const BEFORE: &[u64] = &[
-        // `sk`, which may be null.
-        instruction(LOAD_POINTER, 2, 1, 168, 0),
-        instruction(JUMP_IF_NOT, 2, 0, 2, 0),
-        YES[0],
-        YES[1],
-        // `state` and `src_port` of `struct bpf_sock`.
-        instruction(LOAD_WORD, 3, 2, 72, 0),
-        instruction(JUMP_IF, 3, 0, 2, TCP_LISTEN),
-        YES[0],
-        YES[1],
-        instruction(LOAD_WORD, 2, 2, 44, 0),
-    ];
-    let ranges = allowed.as_ref()?;
     // With no port at all there is no listen(2) either.
-    if ranges.is_empty() || ranges.iter().any(|range| *range.start() == 0) {
-        return None;
-    }
-    Some(program(BEFORE, ranges, &NO))
+    let is_limited = |ranges: &&Vec<RangeInclusive<u16>>| {
+        !ranges.is_empty() && ranges.iter().all(|range| *range.start() != 0)
+    };
+    let Some(ranges) = allowed.as_ref().filter(is_limited) else { return Ok(None) };
+    let mut program = Program::default();
+    // `sk`, which may be null.
+    program.load(LOAD_POINTER, 2, 1, 168);
+    only_if(&mut program, JUMP_IF_NOT, 2, 0);
+    // `state` and `src_port` of `struct bpf_sock`.
+    program.load(LOAD_WORD, 3, 2, 72);
+    only_if(&mut program, JUMP_IF, 3, TCP_LISTEN);
+    program.load(LOAD_WORD, 2, 2, 44);
+    allow(&mut program, ranges);
+    program.answer(NO);
+    program.finish().map(Some)
 }
 
 #[cfg(test)]
@@ -162,7 +158,7 @@ mod tests {
 
     #[test]
     fn ports_of_udp_are_compared() {
-        let program = udp(&[0..=0, 53..=53, 6000..=6010]);
+        let program = udp(&[0..=0, 53..=53, 6000..=6010]).expect("short jumps");
         for port in [0, 53, 6000, 6005, 6010] {
             assert_eq!(asked(&program, 17, port), (1, None), "{port}");
         }
@@ -170,12 +166,13 @@ mod tests {
             assert_eq!(asked(&program, 17, port), (0, Some(-13)), "{port}");
         }
         assert_eq!(asked(&program, 6, 1), (1, None));
-        assert_eq!(asked(&udp(&[]), 17, 0), (0, Some(-13)));
+        assert_eq!(asked(&udp(&[]).expect("short jumps"), 17, 0), (0, Some(-13)));
     }
 
     #[test]
     fn only_what_listens_at_another_port_is_out_of_reach() {
-        let program = listeners(&Some(vec![80..=81, 443..=443])).expect("a program");
+        let program = listeners(&Some(vec![80..=81, 443..=443])).expect("short jumps");
+        let program = program.expect("a program");
         let reached = |socket: i32, state: i32, port: i32| {
             let word = |register, offset| match (register, offset) {
                 (1, 168) => socket,
@@ -187,6 +184,6 @@ mod tests {
         };
         assert!(reached(0, 0, 0) && reached(2, 1, 40000) && reached(2, 7, 40000));
         assert!(reached(2, 10, 80) && reached(2, 10, 443) && !reached(2, 10, 40000));
-        assert_eq!(listeners(&Some(vec![80..=80, 0..=0])), None);
+        assert_eq!(listeners(&Some(vec![80..=80, 0..=0])).expect("short jumps"), None);
     }
 }

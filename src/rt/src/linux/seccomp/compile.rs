@@ -24,6 +24,8 @@ use oci_spec::runtime::{
 use rustix::fs::MemfdFlags;
 
 use super::calls;
+use super::program::{self, ARCH, NR, Program};
+use crate::linux::assembler::{Label, Way};
 
 pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_filter>> {
     let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
@@ -244,33 +246,19 @@ fn audit(arch: ScmpArch) -> Option<u32> {
     })
 }
 
-const fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    // All codes of classic BPF fit a byte.
-    sock_filter { code: code as u16, jt, jf, k }
+/// `SECCOMP_RET_*` for a call that this kernel does not have.
+const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+/// One architecture's part of [`before`].
+struct Section<'a> {
+    arch: ScmpArch,
+    /// What `seccomp_data.arch` says.
+    audit: u32,
+    unknown: Vec<(u32, Rules<'a>)>,
+    /// Calls above these fail with ENOSYS.
+    newest: Option<u32>,
+    newest_x32: Option<u32>,
 }
-
-const fn load(offset: u32) -> sock_filter {
-    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0)
-}
-
-const fn jump(comparison: u32, with: u32, yes: u8, no: u8) -> sock_filter {
-    instruction(libc::BPF_JMP | comparison | libc::BPF_K, with, yes, no)
-}
-
-/// Goes over the next so many instructions.
-const fn skip(count: u32) -> sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JA, count, 0, 0)
-}
-
-const NO_SUCH_CALL: sock_filter =
-    instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0, 0);
-
-/// Offsets in `struct seccomp_data`, `<linux/seccomp.h>`.
-const NR: u32 = 0;
-const ARCH: u32 = 4;
-
-/// Where the arguments are, 64 bits each.
-const ARGUMENTS: u32 = 16;
 
 /// What comes before libseccomp's program: rules for calls that libseccomp does not know, and
 /// ENOSYS for calls that are newer than the configuration.
@@ -290,92 +278,96 @@ fn before(
     let mut sections = Vec::new();
     for &arch in all.iter().filter(|arch| **arch != ScmpArch::X32) {
         let Some(audit) = audit(arch) else { continue };
-        let mut section = unknown_calls(seccomp, rules, arch)?;
+        let mut unknown = unknown_calls(rules, arch)?;
         // x32 is told apart by the number alone.
         let x32 = arch == ScmpArch::X8664 && all.contains(&ScmpArch::X32);
         if x32 {
-            section.extend(unknown_calls(seccomp, rules, ScmpArch::X32)?);
+            unknown.extend(unknown_calls(rules, ScmpArch::X32)?);
         }
-        section.extend(newer_calls(seccomp, rules, arch, x32));
-        if !section.is_empty() {
-            section.insert(0, load(NR));
-            sections.push((audit, section));
+        let newest = newest(seccomp, rules, arch);
+        let newest_x32 = newest.filter(|_| x32).and_then(|_| newest_call(rules, ScmpArch::X32));
+        if !unknown.is_empty() || newest.is_some() {
+            sections.push(Section { arch, audit, unknown, newest, newest_x32 });
         }
     }
-    Ok(by_architecture(sections))
-}
-
-/// One section for each architecture. In a section, the number of the call is in the accumulator.
-fn by_architecture(sections: Vec<(u32, Vec<sock_filter>)>) -> Vec<sock_filter> {
-    // Each section knows how far the end is, so the last comes first here.
-    let mut program: Vec<sock_filter> = Vec::new();
-    for (audit, mut section) in sections.into_iter().rev() {
-        if !program.is_empty() {
+    let mut program = Program::default();
+    let end = program.label();
+    if !sections.is_empty() {
+        program.load(ARCH);
+    }
+    let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
+    let mut left = sections.len();
+    for Section { arch, audit, unknown, newest, newest_x32 } in sections {
+        left -= 1;
+        let next = program.label();
+        program.only(audit, next);
+        program.load(NR);
+        for (number, rules) in unknown {
+            decide(&mut program, number, rules, default)?;
+        }
+        if let Some(newest) = newest {
+            refuse_newer(&mut program, arch, newest, newest_x32);
+        }
+        if left > 0 {
             // The architecture is still in the accumulator only for those that skip this section.
-            section.push(skip_all(&program));
+            program.go(end);
         }
-        let head = [jump(libc::BPF_JEQ, audit, 1, 0), skip_all(&section)];
-        section.splice(0..0, head);
-        section.extend(program);
-        program = section;
+        program.put(next);
     }
-    if !program.is_empty() {
-        program.insert(0, load(ARCH));
-    }
-    program
+    program.put(end);
+    program.finish()
 }
 
-fn skip_all(instructions: &[sock_filter]) -> sock_filter {
-    // What is too long for a number of 32 bits is too long for the kernel by far.
-    skip(u32::try_from(instructions.len()).unwrap_or(u32::MAX))
+/// The newest call that the configuration names.
+fn newest_call(rules: &[LinuxSyscall], arch: ScmpArch) -> Option<u32> {
+    let names = rules.iter().flat_map(|rule| rule.names());
+    names.filter_map(|name| calls::number(name, arch)).max()
 }
 
-/// ENOSYS for calls that are newer than the configuration.
-fn newer_calls(
-    seccomp: &LinuxSeccomp,
-    rules: &[LinuxSyscall],
-    arch: ScmpArch,
-    with_x32: bool,
-) -> Vec<sock_filter> {
-    // Where the default lets calls pass, there is nothing to tell apart; a tracer decides for
-    // itself, as in runc.
+/// The call above which all are newer than the configuration. None where the default lets calls
+/// pass, so that there is nothing to tell apart; a tracer decides for itself, as in runc.
+fn newest(seccomp: &LinuxSeccomp, rules: &[LinuxSyscall], arch: ScmpArch) -> Option<u32> {
     let allows = matches!(
         seccomp.default_action(),
         LinuxSeccompAction::ScmpActAllow
             | LinuxSeccompAction::ScmpActLog
             | LinuxSeccompAction::ScmpActTrace
     );
-    let newest = |arch: ScmpArch| -> Option<u32> {
-        let names = rules.iter().flat_map(|rule| rule.names());
-        names.filter_map(|name| calls::number(name, arch)).max()
+    if allows { None } else { newest_call(rules, arch) }
+}
+
+/// ENOSYS for calls that are newer than the configuration.
+fn refuse_newer(program: &mut Program, arch: ScmpArch, newest: u32, newest_x32: Option<u32>) {
+    let refuse_above = |program: &mut Program, newest: u32| {
+        let older = program.label();
+        program.compare(libc::BPF_JGT, newest, &[(Way::No, older)]);
+        program.answer(NO_SUCH_CALL);
+        program.put(older);
     };
-    let Some(last) = newest(arch).filter(|_| !allows) else { return Vec::new() };
-    let above = |newest: u32| [jump(libc::BPF_JGT, newest, 0, 1), NO_SUCH_CALL];
-    let mut section = Vec::new();
+    let end = program.label();
     if arch == ScmpArch::X8664 {
         // Where x32 is not allowed, libseccomp's program refuses it.
-        match newest(ScmpArch::X32).filter(|_| with_x32) {
-            None => section.push(jump(libc::BPF_JGE, calls::X32, 2, 0)),
-            Some(last) => {
-                section.push(jump(libc::BPF_JGE, calls::X32, 0, 3));
-                section.extend(above(last));
-                section.push(skip(2));
+        match newest_x32 {
+            None => program.compare(libc::BPF_JGE, calls::X32, &[(Way::Yes, end)]),
+            Some(newest) => {
+                let own = program.label();
+                program.compare(libc::BPF_JGE, calls::X32, &[(Way::No, own)]);
+                refuse_above(program, newest);
+                program.go(end);
+                program.put(own);
             }
         }
     }
-    section.extend(above(last));
-    section
+    refuse_above(program, newest);
+    program.put(end);
 }
 
-/// The rules for calls of an architecture that libseccomp does not know. Of those that match a
-/// call, the strictest counts.
-fn unknown_calls(
-    seccomp: &LinuxSeccomp,
-    rules: &[LinuxSyscall],
-    arch: ScmpArch,
-) -> Result<Vec<sock_filter>> {
-    let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
-    let mut calls: BTreeMap<u32, Vec<(ScmpAction, Vec<&LinuxSeccompArg>)>> = BTreeMap::new();
+/// Rules for one call.
+type Rules<'a> = Vec<(ScmpAction, Vec<&'a LinuxSeccompArg>)>;
+
+/// The rules for calls of an architecture that libseccomp does not know, by the number of the call.
+fn unknown_calls(rules: &[LinuxSyscall], arch: ScmpArch) -> Result<Vec<(u32, Rules<'_>)>> {
+    let mut calls: BTreeMap<u32, Rules<'_>> = BTreeMap::new();
     for rule in rules {
         let action = action(rule.action(), rule.errno_ret())?;
         let arguments: Vec<&LinuxSeccompArg> = rule.args().iter().flatten().collect();
@@ -390,29 +382,40 @@ fn unknown_calls(
             }
         }
     }
-    let mut program = Vec::new();
-    for (number, mut rules) in calls {
-        rules.sort_by_key(|(action, _)| Reverse(strictness(*action)));
-        let mut block = Vec::new();
-        for (action, arguments) in rules {
-            let mut body = vec![answer(action)?];
-            for argument in arguments.into_iter().rev() {
-                let mut comparison = compare(argument);
-                comparison.push(skip_all(&body));
-                comparison.extend(body);
-                body = comparison;
-            }
-            block.extend(body);
-        }
-        block.push(answer(default)?);
-        program.extend([jump(libc::BPF_JEQ, number, 1, 0), skip_all(&block)]);
-        program.extend(block);
-    }
-    Ok(program)
+    Ok(calls.into_iter().collect())
 }
 
-fn answer(action: ScmpAction) -> Result<sock_filter> {
-    let answer = match action {
+/// Decides one call, whose number is in the accumulator. Of the rules that match it, the strictest
+/// counts.
+fn decide(
+    program: &mut Program,
+    number: u32,
+    mut rules: Rules<'_>,
+    default: ScmpAction,
+) -> Result<()> {
+    rules.sort_by_key(|(action, _)| Reverse(strictness(*action)));
+    let other_call = program.label();
+    program.only(number, other_call);
+    for (action, arguments) in rules {
+        let next_rule = program.label();
+        for argument in arguments {
+            let (yes, no) = (program.label(), program.label());
+            compare(program, argument, yes, no);
+            program.put(no);
+            program.go(next_rule);
+            program.put(yes);
+        }
+        program.answer(answer(action)?);
+        program.put(next_rule);
+    }
+    program.answer(answer(default)?);
+    program.put(other_call);
+    Ok(())
+}
+
+/// `SECCOMP_RET_*`.
+fn answer(action: ScmpAction) -> Result<u32> {
+    Ok(match action {
         ScmpAction::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
         ScmpAction::KillThread => libc::SECCOMP_RET_KILL_THREAD,
         ScmpAction::Trap => libc::SECCOMP_RET_TRAP,
@@ -422,8 +425,7 @@ fn answer(action: ScmpAction) -> Result<sock_filter> {
         ScmpAction::Log => libc::SECCOMP_RET_LOG,
         ScmpAction::Allow => libc::SECCOMP_RET_ALLOW,
         other => bail!("unknown action {other:?}"),
-    };
-    Ok(instruction(libc::BPF_RET | libc::BPF_K, answer, 0, 0))
+    })
 }
 
 /// Where a step of a comparison leads.
@@ -435,9 +437,9 @@ enum To {
     No,
 }
 
-/// Compares an argument, half by half, since classic BPF has words of 32 bits. What comes next is
-/// for "no", and after that for "yes".
-fn compare(argument: &LinuxSeccompArg) -> Vec<sock_filter> {
+/// Compares an argument, half by half, since classic BPF has words of 32 bits. Goes to one of two
+/// labels.
+fn compare(program: &mut Program, argument: &LinuxSeccompArg, yes: Label, no: Label) {
     use To::{Next, No, Yes};
     use libc::{BPF_JEQ, BPF_JGE, BPF_JGT};
     let value = argument.value();
@@ -472,34 +474,21 @@ fn compare(argument: &LinuxSeccompArg) -> Vec<sock_filter> {
         half
     };
     // Six arguments: `means_any` has checked it.
-    let at = ARGUMENTS + 8 * u32::try_from(argument.index()).unwrap_or(0);
-    let place = |high: bool| at + if high == cfg!(target_endian = "little") { 4 } else { 0 };
-    let mut steps = Vec::new();
-    for (is_high, tests) in [(true, high), (false, &[low])] {
-        steps.push((load(place(is_high)), None));
-        if mask != u64::MAX {
-            let and = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
-            steps.push((instruction(and, half(mask, is_high), 0, 0), None));
-        }
-        let with = half(value, is_high);
-        steps
-            .extend(tests.iter().map(|&(test, yes, no)| (jump(test, with, 0, 0), Some((yes, no)))));
-    }
-    // At most seven steps.
-    let count = steps.len();
-    let place_of = |from: usize, to: To| {
-        let distance = match to {
-            Next => 0,
-            No => count - from - 1,
-            Yes => count - from,
-        };
-        u8::try_from(distance).unwrap_or(u8::MAX)
+    let number = u32::try_from(argument.index()).unwrap_or(0);
+    let label = |to: To| match to {
+        Next => None,
+        Yes => Some(yes),
+        No => Some(no),
     };
-    let laid = steps.into_iter().enumerate().map(|(from, (mut instruction, ends))| {
-        if let Some((yes, no)) = ends {
-            (instruction.jt, instruction.jf) = (place_of(from, yes), place_of(from, no));
+    for (is_high, tests) in [(true, high), (false, &[low])] {
+        program.load(program::half(number, is_high));
+        if mask != u64::MAX {
+            program.and(half(mask, is_high));
         }
-        instruction
-    });
-    laid.collect()
+        for &(test, if_yes, if_no) in tests {
+            let ways = [(Way::Yes, label(if_yes)), (Way::No, label(if_no))];
+            let ways = ways.into_iter().filter_map(|(way, label)| Some((way, label?)));
+            program.compare(test, half(value, is_high), &ways.collect::<Vec<_>>());
+        }
+    }
 }

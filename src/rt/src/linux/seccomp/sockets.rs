@@ -5,6 +5,8 @@
 use anyhow::{Context, Result};
 use libc::{c_long, sock_filter};
 
+use super::program::{self, ARCH, NR, Program};
+use crate::linux::assembler::Way;
 use crate::syscall;
 use crate::workload::{Ports, Rights};
 
@@ -36,7 +38,7 @@ const REFUSED: &[c_long] = &[
 
 /// Refuses them from now on: `EACCES`. Wants `no_new_privs`.
 pub(crate) fn refuse(rights: &Rights) -> Result<()> {
-    syscall::seccomp_set_mode_filter(0, &program(rights))
+    syscall::seccomp_set_mode_filter(0, &program(rights)?)
         .context("load the filter that refuses sockets")?;
     Ok(())
 }
@@ -46,128 +48,116 @@ fn number(call: c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-struct Program(Vec<sock_filter>);
+/// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees,
+/// whatever is in the high one.
+fn load_argument(program: &mut Program, number: u32) {
+    program.load(program::half(number, false));
+}
 
-impl Program {
-    /// Each code is below 256, and no block is longer than a jump.
-    #[inline(never)]
-    fn push(&mut self, code: u32, jt: usize, jf: usize, k: u32) {
-        self.0.push(sock_filter { code: code as u16, jt: jt as u8, jf: jf as u8, k });
-    }
+fn end(program: &mut Program, allowed: bool) {
+    program.answer(if allowed {
+        libc::SECCOMP_RET_ALLOW
+    } else {
+        libc::SECCOMP_RET_ERRNO | libc::EACCES as u32
+    });
+}
 
-    /// Loads a word of `struct seccomp_data`.
-    fn load(&mut self, offset: u32) {
-        self.push(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
-    }
+/// Goes on when the loaded word is one of two.
+fn one_of(program: &mut Program, one: u32, other: u32) {
+    let next = program.label();
+    program.compare(libc::BPF_JEQ, one, &[(Way::Yes, next)]);
+    program.compare(libc::BPF_JEQ, other, &[(Way::Yes, next)]);
+    end(program, false);
+    program.put(next);
+}
 
-    /// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees,
-    /// whatever is in the high one.
-    fn argument(&mut self, number: u32) {
-        self.load(16 + 8 * number + if cfg!(target_endian = "big") { 4 } else { 0 });
-    }
+/// Does this when the loaded word is that one.
+fn when(program: &mut Program, word: u32, block: &dyn Fn(&mut Program)) {
+    let next = program.label();
+    program.compare(libc::BPF_JEQ, word, &[(Way::No, next)]);
+    block(program);
+    program.put(next);
+}
 
-    fn jump(&mut self, test: u32, jt: usize, jf: usize, k: u32) {
-        self.push(libc::BPF_JMP | libc::BPF_K | test, jt, jf, k);
-    }
+fn on(program: &mut Program, call: c_long, block: &dyn Fn(&mut Program)) {
+    when(program, number(call), block);
+}
 
-    fn end(&mut self, allowed: bool) {
-        let answer = if allowed {
-            libc::SECCOMP_RET_ALLOW
-        } else {
-            libc::SECCOMP_RET_ERRNO | libc::EACCES as u32
-        };
-        self.push(libc::BPF_RET | libc::BPF_K, 0, 0, answer);
-    }
+fn refuse_call(program: &mut Program, call: c_long) {
+    on(program, call, &|program| end(program, false));
+}
 
-    /// Goes on when the loaded word is one of two.
-    fn only(&mut self, one: u32, other: u32) {
-        self.jump(libc::BPF_JEQ, 2, 0, one);
-        self.jump(libc::BPF_JEQ, 1, 0, other);
-        self.end(false);
-    }
-
-    /// Does this when the loaded word is that one.
-    fn when(&mut self, word: u32, block: &dyn Fn(&mut Program)) {
-        let mut inner = Program(Vec::new());
-        block(&mut inner);
-        self.jump(libc::BPF_JEQ, 0, inner.0.len(), word);
-        self.0.append(&mut inner.0);
-    }
-
-    fn on(&mut self, call: c_long, block: &dyn Fn(&mut Program)) {
-        self.when(number(call), block);
-    }
-
-    /// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits:
-    /// MPTCP, SMC and SCTP carry connections, and Landlock does not look at them; with Netlink a
-    /// network can be rearranged; another process can be asked by a Unix socket.
-    fn socket(&mut self, ports: &Ports) {
-        self.argument(0);
-        self.only(libc::AF_INET as u32, libc::AF_INET6 as u32);
-        self.argument(1);
-        // Without the flags (`SOCK_TYPE_MASK`, `<linux/net.h>`).
-        self.push(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0xf);
-        for (kind, number, protocol) in [
-            (libc::SOCK_STREAM as u32, libc::IPPROTO_TCP as u32, &ports.tcp),
-            (libc::SOCK_DGRAM as u32, libc::IPPROTO_UDP as u32, &ports.udp),
-        ] {
-            self.when(kind, &|block| {
-                block.argument(2);
-                block.only(0, number);
-                block.end(!protocol.is_refused());
-            });
-        }
-        self.end(false);
-    }
-
-    /// What Landlock does not see.
-    fn ways_around(&mut self, ports: &Ports) {
-        // It connects (`tcp(7)`, "MSG_FASTOPEN").
-        for (call, flags) in
-            [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)]
-        {
-            self.on(call, &|block| {
-                block.argument(flags);
-                block.jump(libc::BPF_JSET, 0, 1, libc::MSG_FASTOPEN as u32);
-                block.end(false);
-                block.end(true);
-            });
-        }
-        // It can make a socket one of SMC's.
-        self.on(libc::SYS_setsockopt, &|block| {
-            block.argument(1);
-            block.when(libc::SOL_TCP as u32, &|block| {
-                block.argument(2);
-                block.when(libc::TCP_ULP as u32, &|block| block.end(false));
-            });
-            block.end(true);
+/// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits: MPTCP,
+/// SMC and SCTP carry connections, and Landlock does not look at them; with Netlink a network can
+/// be rearranged; another process can be asked by a Unix socket.
+fn socket(program: &mut Program, ports: &Ports) {
+    load_argument(program, 0);
+    one_of(program, libc::AF_INET as u32, libc::AF_INET6 as u32);
+    load_argument(program, 1);
+    // Without the flags (`SOCK_TYPE_MASK`, `<linux/net.h>`).
+    program.and(0xf);
+    for (kind, number, protocol) in [
+        (libc::SOCK_STREAM as u32, libc::IPPROTO_TCP as u32, &ports.tcp),
+        (libc::SOCK_DGRAM as u32, libc::IPPROTO_UDP as u32, &ports.udp),
+    ] {
+        when(program, kind, &|program| {
+            load_argument(program, 2);
+            one_of(program, 0, number);
+            end(program, !protocol.is_refused());
         });
-        // What was not bound gets a port that is free.
-        if ports.tcp.bind.as_ref().is_some_and(Vec::is_empty) {
-            self.on(libc::SYS_listen, &|block| block.end(false));
-        }
+    }
+    end(program, false);
+}
+
+/// What Landlock does not see.
+fn ways_around(program: &mut Program, ports: &Ports) {
+    // It connects (`tcp(7)`, "MSG_FASTOPEN").
+    for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
+        on(program, call, &|program| {
+            load_argument(program, flags);
+            let plain = program.label();
+            program.compare(libc::BPF_JSET, libc::MSG_FASTOPEN as u32, &[(Way::No, plain)]);
+            end(program, false);
+            program.put(plain);
+            end(program, true);
+        });
+    }
+    // It can make a socket one of SMC's.
+    on(program, libc::SYS_setsockopt, &|program| {
+        load_argument(program, 1);
+        when(program, libc::SOL_TCP as u32, &|program| {
+            load_argument(program, 2);
+            when(program, libc::TCP_ULP as u32, &|program| end(program, false));
+        });
+        end(program, true);
+    });
+    // What was not bound gets a port that is free.
+    if ports.tcp.bind.as_ref().is_some_and(Vec::is_empty) {
+        refuse_call(program, libc::SYS_listen);
     }
 }
 
-fn program(rights: &Rights) -> Vec<sock_filter> {
-    let mut program = Program(Vec::new());
-    // The offsets of `arch` and `nr`. Another architecture's calls, and x32's, are no engine's.
-    program.load(4);
-    program.only(OWN, OWN);
-    program.load(0);
-    program.jump(libc::BPF_JGE, 0, 1, X32);
-    program.end(false);
+fn program(rights: &Rights) -> Result<Vec<sock_filter>> {
+    let mut program = Program::default();
+    // Another architecture's calls, and x32's, are no engine's.
+    program.load(ARCH);
+    one_of(&mut program, OWN, OWN);
+    program.load(NR);
+    let own = program.label();
+    program.compare(libc::BPF_JGE, X32, &[(Way::No, own)]);
+    end(&mut program, false);
+    program.put(own);
     for call in REFUSED {
-        program.on(*call, &|block| block.end(false));
+        refuse_call(&mut program, *call);
     }
     if rights.sockets {
-        program.on(libc::SYS_socket, &|block| block.socket(&rights.ports));
-        program.ways_around(&rights.ports);
+        on(&mut program, libc::SYS_socket, &|program| socket(program, &rights.ports));
+        ways_around(&mut program, &rights.ports);
     } else {
-        program.on(libc::SYS_socket, &|block| block.end(false));
+        refuse_call(&mut program, libc::SYS_socket);
     }
-    program.end(true);
-    program.0
+    end(&mut program, true);
+    program.finish()
 }
 
 #[cfg(test)]
@@ -199,7 +189,7 @@ mod tests {
 
     /// What the program answers, run as the kernel runs it.
     fn answer(rights: &Rights, arch: u32, nr: u32, arguments: &[u64]) -> u32 {
-        let (program, mut at, mut value) = (program(rights), 0, 0);
+        let (program, mut at, mut value) = (program(rights).expect("short jumps"), 0, 0);
         loop {
             let i = program[at];
             at += 1;
