@@ -1,14 +1,16 @@
 //! Hooks: when they run, and what happens when they fail.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip};
 
 super::tests! { "hooks": run_in_order, get_the_state, a_failing_hook_undoes_the_container, a_hook_that_takes_too_long_is_ended, a_hook_that_does_not_read_a_long_state_is_ended, a_timeout_that_is_none_is_an_error, have_the_environment_around_them_without_one_of_their_own, run_in_the_bundle, get_their_arguments_and_environment_only, print_to_where_annotations_say, streams_that_cannot_be_opened_are_an_error, one_that_fails_after_the_start_ends_the_container, in_the_container_have_what_its_program_has, have_run_when_the_deletion_returns,
     have_nothing_else_open_where_close_range_is_forbidden,
     one_that_fails_in_the_container_says_nothing_of_the_program,
+    a_cause_comes_before_the_failure_to_clean_up,
 }
 
 fn hook(script: &str) -> Value {
@@ -321,13 +323,42 @@ fn have_nothing_else_open_where_close_range_is_forbidden(test: &Test) -> Outcome
         });
         bundle.write()?;
         let run = test.command(bundle.command_line("run", &test.id()));
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         command.args(["-c", "ulimit -n 8192; exec \"$@\"", "sh", "perl", "-e", script]);
         command.arg(gifts.to_string()).arg(run.get_program()).args(run.get_args());
         let open = Output::of(command)?.success()?.stdout;
         // The last is the shell's, or is the directory that it reads.
         let highest = open.lines().filter_map(|line| line.parse().ok()).max().unwrap_or(0);
         ensure(highest <= 10, format!("{gifts} gifts: {highest} is open"))?;
+    }
+    Ok(())
+}
+
+/// A mount in the state directory cannot be removed, and a hook that has made it fails.
+fn a_cause_comes_before_the_failure_to_clean_up(test: &Test) -> Outcome {
+    test.only_rt()?;
+    for (command, kind) in
+        [("create", "createRuntime"), ("run", "poststart"), ("start", "poststart")]
+    {
+        let id = test.id();
+        let place = test.state_root().join(&id).join("place");
+        let script = format!("mkdir {0} && mount -t tmpfs tmpfs {0}; exit 3", place.display());
+        let bundle = with_hooks(test.sh("sleep 60")?, json!({ kind: [hook(&script)] }));
+        bundle.write()?;
+        let output = if command == "start" {
+            let create = test.command(bundle.command_line("create", &id));
+            Container::create(test, &id, create)?.rt(&["start"])?
+        } else {
+            test.rt(bundle.command_line(command, &id))?
+        };
+        let mut unmount = Command::new("umount");
+        unmount.arg("--lazy").arg(&place);
+        Output::of(unmount)?.success()?;
+        test.rt(["delete", "--force", &id])?.success()?;
+        let cause = format!("rt: {command} `{id}`: run {kind} hook `/bin/sh`: exit status 3");
+        let left = format!("{}`: Resource busy\n", test.state_root().join(&id).display());
+        let line = output.fails_with("; then cleaning up failed: remove `")?.stderr;
+        ensure(line.starts_with(&cause) && line.ends_with(&left), line)?;
     }
     Ok(())
 }

@@ -44,11 +44,8 @@ impl Bundle {
         let file = config.map_or_else(|| path.join("config.json"), Path::to_owned);
         let name = config.unwrap_or(Path::new("config.json")).display();
         let config = crate::input::read_file(&file).with_context(|| format!("read `{name}`"))?;
-        let mut spec =
-            parse(&config).map_err(|error| match error.downcast_ref::<serde_json::Error>() {
-                Some(_) => error.context(format!("parse `{name}`")),
-                None => error.context(format!("check `{name}`")),
-            })?;
+        let parsed = spec(&config).with_context(|| format!("parse `{name}`"))?;
+        let mut spec = complete(parsed).with_context(|| format!("check `{name}`"))?;
         let rootfs = spec.root().as_ref().map(Root::path).context("`root` is missing")?;
         let named = path.join(rootfs);
         let rootfs = named.clone();
@@ -140,7 +137,11 @@ pub(crate) fn annotation<'spec>(spec: &'spec Spec, key: &str) -> Option<&'spec s
 
 /// A configuration that follows the rules of `config.md`, with a `linux`.
 pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
-    let (mut spec, unknown) = spec(config)?;
+    complete(spec(config)?)
+}
+
+/// Checks what [`spec`] has read, and adds what every container must have.
+fn complete((mut spec, unknown): (Spec, Vec<String>)) -> Result<Spec> {
     warn_of_unknown_capabilities(&unknown);
     if spec.linux().is_none() {
         // Nothing is configured then: not even the namespaces and masked paths of the type's own
@@ -174,14 +175,14 @@ fn minor_version(version: &str) -> Option<u32> {
 }
 
 /// A configuration as it stands there, and the capabilities in it that are unknown.
-pub(crate) fn spec(config: &[u8]) -> Result<(Spec, Vec<String>)> {
+pub(crate) fn spec(config: &[u8]) -> serde_json::Result<(Spec, Vec<String>)> {
     // serde_json says line and column.
     let error = match serde_json::from_slice(config) {
         Ok(spec) => return Ok((spec, Vec::new())),
         Err(error) => error,
     };
     // What the specification allows and the types do not.
-    let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error.into()) };
+    let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error) };
     let unknown = json.pointer_mut("/process").map(suit_process);
     json.pointer_mut("/linux/resources/hugepageLimits").map(cap_limits_of_huge_pages);
     // The first error is the one that has a line.

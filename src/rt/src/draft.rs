@@ -44,8 +44,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     let gone = trust::enter(above.unwrap_or(Path::new(".")))
         .and_then(|directory| Ok(rustix::fs::unlinkat(&directory, name, AtFlags::empty())?));
     match gone {
-        Err(error) if error.downcast_ref() != Some(&Errno::NOENT) => Err(error),
-        _ => Ok(()),
+        Err(failure) if failure.is(Errno::NOENT) => Ok(()),
+        gone => Ok(gone?),
     }
 }
 

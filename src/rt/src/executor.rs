@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags}
 use rustix::io::{Errno, FdFlags};
 
 use crate::engine::{CommandLine, Engines, Files, Guest};
+use crate::failure::Failure;
 use crate::sync::Given;
 use crate::workload::{self, Format, Rights, Workload};
 use crate::{signals, syscall, walk};
@@ -360,13 +361,13 @@ impl Program {
     }
 
     /// Becomes the program. Returns only when that failed.
-    pub(crate) fn exec(&self) -> Error {
+    pub(crate) fn exec(&self) -> Failure {
         for descriptor in &self.descriptors {
-            if let Err(error) = rustix::io::fcntl_setfd(descriptor.as_fd(), FdFlags::empty()) {
-                return Error::from(error).context("hand a descriptor to the engine");
+            if let Err(errno) = rustix::io::fcntl_setfd(descriptor.as_fd(), FdFlags::empty()) {
+                return Failure::new(errno, "hand a descriptor to the engine".to_owned());
             }
         }
-        let error = syscall::execve(&self.path, &self.argv, &self.envp);
-        Error::from(error).context(format!("exec `{}`", self.path.to_string_lossy()))
+        let errno = syscall::execve(&self.path, &self.argv, &self.envp);
+        Failure::new(errno, format!("exec `{}`", self.path.to_string_lossy()))
     }
 }

@@ -14,6 +14,7 @@ mod draft;
 mod engine;
 mod exe;
 mod executor;
+mod failure;
 #[cfg(test)]
 mod fuzz;
 mod ids;

@@ -313,7 +313,7 @@ impl Root {
     }
 
     /// For its owner alone. One that is there keeps the mode that it has.
-    fn make(&self) -> Result<OwnedFd> {
+    fn make(&self) -> trust::Result<OwnedFd> {
         trust::make_shared_directory(&self.path)
     }
 
@@ -344,13 +344,12 @@ impl Root {
         self.unless_missing(trust::shared_directory(&self.path))
     }
 
-    fn unless_missing(&self, opened: Result<OwnedFd>) -> Result<Option<OwnedFd>> {
+    fn unless_missing(&self, opened: trust::Result<OwnedFd>) -> Result<Option<OwnedFd>> {
         match opened {
-            Ok(opened) => Ok(Some(opened)),
-            Err(error) => match error.downcast_ref() {
-                Some(&(Errno::NOENT | Errno::NOTDIR)) => Ok(None),
-                _ => Err(error).with_context(|| format!("use root `{}`", self.path.display())),
-            },
+            Err(failure) if failure.is(Errno::NOENT) || failure.is(Errno::NOTDIR) => Ok(None),
+            opened => {
+                opened.map(Some).with_context(|| format!("use root `{}`", self.path.display()))
+            }
         }
     }
 

@@ -15,10 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::failure::Failure;
 use crate::walk::{self, MOST_LINKS};
 
 /// The write permission of the group and of all others. With an access control list, the group's
@@ -30,6 +30,14 @@ const STICKY: u32 = 0o1000;
 
 /// `<linux/magic.h>`.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
+/// The number of what is not there is `ENOENT`; what `rt` does not trust has none.
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// Fails with a reason unless a condition holds.
+fn require(condition: bool, why: impl FnOnce() -> String) -> Result<()> {
+    if condition { Ok(()) } else { Err(Failure::other(why())) }
+}
 
 /// Whether nobody but root and the own user could have written a file, or can change what is in a
 /// directory.
@@ -98,7 +106,7 @@ pub(crate) fn make_own_directory(path: &Path, or_of: Option<u32>) -> Result<Owne
 /// As [`directory`], from a directory on that is open already, whose path is given for the error.
 /// The directories above that one may be anybody's.
 pub(crate) fn directory_from(start: BorrowedFd<'_>, shown: &Path, path: &Path) -> Result<OwnedFd> {
-    let start = start.try_clone_to_owned()?;
+    let start = rustix::io::fcntl_dupfd_cloexec(start, 0)?;
     Ok(walk_from((start, shown.to_owned()), path, Rule::Trusted, End::Directory, None)?.directory)
 }
 
@@ -125,13 +133,13 @@ pub(crate) fn append(path: &Path, mode: u32) -> Result<File> {
     let file = rustix::fs::openat(&directory, &name, flags, Mode::from_raw_mode(mode))?;
     let there = rustix::fs::fstat(&file)?;
     let kind = FileType::from_raw_mode(there.st_mode);
-    ensure!(kind != FileType::BlockDevice, "it is a disk");
+    require(kind != FileType::BlockDevice, || "it is a disk".to_owned())?;
     if kind == FileType::RegularFile {
         // A hard link is as good as a symbolic one, to whoever may make it there.
-        ensure!(
-            there.st_nlink <= 1 || is_ours(&rustix::fs::fstat(&directory)?),
-            "it has more than one link, and others can write to its directory"
-        );
+        let is_only_one = there.st_nlink <= 1 || is_ours(&rustix::fs::fstat(&directory)?);
+        require(is_only_one, || {
+            "it has more than one link, and others can write to its directory".to_owned()
+        })?;
     } else {
         let flags = rustix::fs::fcntl_getfl(&file)?;
         rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
@@ -169,7 +177,8 @@ struct Place {
 /// descriptor.
 fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> {
     let root = (open_root()?, PathBuf::from("/"));
-    walk_from(root, &std::path::absolute(path)?, rule, end, make)
+    let path = std::path::absolute(path).map_err(|error| Failure::other(error.to_string()))?;
+    walk_from(root, &path, rule, end, make)
 }
 
 fn walk_from(
@@ -203,22 +212,21 @@ fn walk_from(
         match FileType::from_raw_mode(there.st_mode) {
             FileType::Symlink => {
                 let uid = there.st_uid;
-                ensure!(
-                    is_own(uid) || is_perhaps_roots(uid),
-                    "the link `{}` belongs to user {uid}, who could change it",
-                    shown.join(&name).display()
-                );
+                let show = || shown.join(&name).display().to_string();
+                require(is_own(uid) || is_perhaps_roots(uid), || {
+                    format!("the link `{}` belongs to user {uid}, who could change it", show())
+                })?;
                 if is_last && end == End::File && is_on_procfs(&at)? {
                     return Ok(Place { directory: at, name, is_magic: true });
                 }
                 // It leads to what a process has there, whatever its text says.
-                ensure!(
-                    !is_on_procfs(&at)? || !is_magic(&at, &name),
-                    "`{}` is a magic link",
-                    shown.join(&name).display()
-                );
+                require(!is_on_procfs(&at)? || !is_magic(&at, &name), || {
+                    format!("`{}` is a magic link", show())
+                })?;
                 links += 1;
-                ensure!(links <= MOST_LINKS, Errno::LOOP);
+                if links > MOST_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
                 let target = rustix::fs::readlinkat(&next, "", Vec::new())?;
                 let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
                 if target.is_absolute() {
@@ -243,7 +251,9 @@ fn walk_from(
         }
     }
     // A file has a name; what leads to nothing but a directory has none.
-    ensure!(end == End::Directory, Errno::ISDIR);
+    if end == End::File {
+        return Err(Errno::ISDIR.into());
+    }
     Ok(Place { directory: at, name: OsString::new(), is_magic: false })
 }
 
@@ -283,21 +293,16 @@ impl Rule {
             return Ok(());
         }
         let (uid, mode) = (there.st_uid, there.st_mode);
-        ensure!(
-            is_own(uid) || !is_last && is_perhaps_roots(uid),
-            "`{}` belongs to user {uid}, who could change what is in it",
-            path.display()
-        );
+        require(is_own(uid) || !is_last && is_perhaps_roots(uid), || {
+            format!("`{}` belongs to user {uid}, who could change what is in it", path.display())
+        })?;
         // In a sticky directory, others cannot rename what is ours or root's; and nothing else is
         // gone through.
         let may_be_sticky = !is_last || self == Rule::Shared;
-        ensure!(
-            mode & OTHERS == 0 || may_be_sticky && mode & STICKY != 0,
-            "others can write to `{}`, which has mode {:04o}",
-            path.display(),
-            mode & 0o7777
-        );
-        Ok(())
+        require(mode & OTHERS == 0 || may_be_sticky && mode & STICKY != 0, || {
+            let mode = mode & 0o7777;
+            format!("others can write to `{}`, which has mode {mode:04o}", path.display())
+        })
     }
 }
 

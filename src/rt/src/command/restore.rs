@@ -12,6 +12,7 @@ use super::{Inherited, checkpoint};
 use crate::bundle::Bundle;
 use crate::cli;
 use crate::container::{self, RestoreOptions, Restored};
+use crate::failure;
 use crate::linux::cgroups::Manager;
 use crate::linux::terminal;
 use crate::state::Root;
@@ -58,8 +59,8 @@ fn restore(
     container::started(&container.directory, &container.state)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
     let outcome = follow(&container, &signals, console.ours);
-    container::delete(&container.directory, &container.state, true)?;
-    outcome
+    let deleted = container::delete(&container.directory, &container.state, true);
+    failure::and_then_cleaned(outcome, deleted)
 }
 
 fn follow(container: &Restored, signals: &Signals, terminal: Option<OwnedFd>) -> Result<ExitCode> {

@@ -12,6 +12,7 @@ use super::foreground::{self, Console, OF_BUNDLE, Signals};
 use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Wait};
+use crate::failure;
 use crate::linux::sd_notify::Relay;
 use crate::linux::terminal;
 use crate::state::Root;
@@ -40,10 +41,11 @@ fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> R
     let outcome = start_and_wait(&container, signals.as_ref(), console.ours);
     let lives_on = args.detach && outcome.is_ok();
     // A `poststart` hook that fails has deleted it already.
-    if !lives_on && !args.keep && container.directory.is_there() {
-        container::delete(&container.directory, &container.state, true)?;
+    if lives_on || args.keep || !container.directory.is_there() {
+        return outcome;
     }
-    outcome
+    let deleted = container::delete(&container.directory, &container.state, true);
+    failure::and_then_cleaned(outcome, deleted)
 }
 
 fn start_and_wait(

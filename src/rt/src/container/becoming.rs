@@ -215,19 +215,19 @@ fn become_unprivileged(
     process::own_null(plan.lacks_root)?;
     process::own_stdio(user)?;
     process::drop_bounding(capabilities)?;
-    let entered = enter_working_directory(process.cwd());
+    let mut entered = enter(process.cwd());
     process::become_user(user, plan.keep_groups, plan.by_root)?;
     process::set_capabilities(capabilities, spare)?;
     // The change of the user has undone it. What follows gives up rights only, which leaves it as
     // it is.
     keep_neighbours_out()?;
-    match entered {
+    if let Err(Errno::ACCESS | Errno::PERM) = entered {
         // Only its user may: a home that the owner of a network's filesystem keeps from root.
-        Err(error) if matches!(error.downcast_ref(), Some(&(Errno::ACCESS | Errno::PERM))) => {
-            enter_working_directory(process.cwd())
-        }
-        entered => entered,
+        entered = enter(process.cwd());
     }
+    let show = || format!("enter the working directory `{}`", process.cwd().display());
+    ensure!(entered.with_context(show)?, "{}: it is outside of the container", show());
+    Ok(())
 }
 
 /// Of the same user and in the same pid namespace, another process could reach this one's memory
@@ -237,14 +237,11 @@ fn keep_neighbours_out() -> Result<()> {
         .context("keep others out of the container's process")
 }
 
-fn enter_working_directory(path: &Path) -> Result<()> {
-    let show = || format!("enter the working directory `{}`", path.display());
-    rustix::process::chdir(path).with_context(show)?;
-    // A magic link in `/proc` could lead to a directory of the host's; then the kernel cannot name
-    // it from this root.
-    let here = rustix::process::getcwd(Vec::new()).with_context(show)?;
-    ensure!(here.to_bytes().starts_with(b"/"), "{}: it is outside of the container", show());
-    Ok(())
+/// Makes a directory the working directory. Says whether it is the container's: a magic link in
+/// `/proc` could lead to one of the host's, which the kernel cannot name from this root.
+fn enter(directory: &Path) -> rustix::io::Result<bool> {
+    rustix::process::chdir(directory)?;
+    Ok(rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/"))
 }
 
 /// Loads a filter that could wait.

@@ -20,6 +20,7 @@ use crate::container::pid_file;
 use crate::container::plan::{self, Options, Wait};
 use crate::container::serve;
 use crate::container::undo;
+use crate::failure;
 use crate::linux::cgroups::{self, Cgroup, Manager};
 use crate::linux::descriptors;
 use crate::linux::devices;
@@ -142,11 +143,9 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
             interrupt::forget();
             // For `poststop` hooks.
             let given_back = descriptors::give_back(prepared.descriptors.take());
-            if let Err(left) = undo::undo(&directory, &state) {
-                return Err(error.context(format!("{left:#}, and before that")));
-            }
-            given_back.context(descriptors::GIVE_BACK)?;
-            Err(error)
+            let undone = undo::undo(&directory, &state);
+            let cleaned = undone.and(given_back.context(descriptors::GIVE_BACK));
+            failure::and_then_cleaned(Err(error), cleaned)
         }
     }
 }

@@ -135,13 +135,14 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         // What runs in the container has made cgroups with controllers of their own below its
         // cgroup, which then takes no processes itself (cgroup-v2.rst, "No Internal Process
         // Constraint"): go where init went.
-        Err(error) if options.cgroup.is_empty() && is_busy(&error) => {
+        Ok(None) if options.cgroup.is_empty() => {
             doors = options.state.cgroup.doors_of(options.state.pid)?;
             spawn(&doors)
         }
         side => side,
     };
-    let side = side.inspect_err(|_| {
+    let is_born = |side: Option<Side>| side.ok_or(Errno::BUSY).context(namespaces::CLONE);
+    let side = side.and_then(is_born).inspect_err(|_| {
         // The one that joins namespaces was held up; what it has made could be there already.
         if let Err(error) = options.state.cgroup.end_children() {
             tracing::debug!("end what was half made: {error:#}");
@@ -269,7 +270,7 @@ fn main(plan: &Plan<'_>) -> ! {
         becoming::load_last(ready.filter)?;
         Ok(ready.program)
     }) {
-        Ok(program) => program.exec(),
+        Ok(program) => program.exec().into(),
         Err(error) => error,
     };
     // The caller prints it. If it is gone, nobody is interested.
@@ -329,8 +330,4 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         },
     };
     becoming::ready(&plan, options.filter.as_ref())
-}
-
-fn is_busy(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref() == Some(&Errno::BUSY))
 }

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::failure;
 use crate::linux::descriptors;
 use crate::linux::namespaces;
 use crate::linux::process;
@@ -154,9 +155,9 @@ fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Res
     // `bundle` refuses one that is not greater than 0.
     let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
     if let Err(error) = interrupt::wait_for(pid, seconds.map(Duration::from_secs)) {
-        rustix::process::kill_process(pid, Signal::KILL)?;
-        namespaces::wait(pid)?;
-        return Err(error);
+        let killed = rustix::process::kill_process(pid, Signal::KILL).context("kill it");
+        let ended = killed.and_then(|()| namespaces::wait(pid).map(drop));
+        return failure::and_then_cleaned(Err(error), ended);
     }
     let status = namespaces::wait(pid)?;
     match (status.exit_status(), status.terminating_signal()) {

@@ -96,9 +96,9 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         Ok(()) => {
             // The kernel looks the program up once more.
             drop(std::mem::take(&mut plan.streams));
-            let error = program.exec();
-            let is_missing = error.downcast_ref() == Some(&Errno::NOENT);
-            (error, if is_missing { NOT_THERE } else { CANNOT_RUN })
+            let failure = program.exec();
+            let code = if failure.is(Errno::NOENT) { NOT_THERE } else { CANNOT_RUN };
+            (failure.into(), code)
         }
         // Nothing is said about the program: a hook may be missing.
         Err(error) => (error, 1),

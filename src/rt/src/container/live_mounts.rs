@@ -17,6 +17,7 @@ use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 
 use crate::bundle::Bundle;
+use crate::failure;
 use crate::linux::cgroups::{self, Freezers};
 use crate::linux::descriptors;
 use crate::linux::helper::{self, Helper};
@@ -88,22 +89,21 @@ pub(crate) fn add(
             }
             // Nor one in the record that is not there. The one that failed may be: its propagation
             // may have been what failed.
-            let table = root.proc()?;
-            for &record in records[number..].iter().flatten() {
-                let id = state.added[record].id.to_string();
-                if table.mount(&id)?.is_none() {
-                    tell(record)?;
+            let tell_what_is_gone = || {
+                let table = root.proc()?;
+                for &record in records[number..].iter().flatten() {
+                    let id = state.added[record].id.to_string();
+                    if table.mount(&id)?.is_none() {
+                        tell(record)?;
+                    }
                 }
-            }
-            mounted.with_context(show)?;
+                Ok(())
+            };
+            failure::and_then_cleaned(mounted.with_context(show), tell_what_is_gone())?;
         }
         Ok(())
     });
-    match forget(directory, state, &gone) {
-        // A record of what is not there is passed over by a removal.
-        Err(error) if added.is_ok() => Err(error),
-        _ => added,
-    }
+    failure::and_then_cleaned(added, forget(directory, state, &gone))
 }
 
 /// Unmounts what [`add`] has mounted at these destinations, the last first. The caller holds the
@@ -135,8 +135,7 @@ pub(crate) fn remove(directory: &Directory, state: &mut State, entries: &[Mount]
         }
         Ok(())
     });
-    let forgotten = forget(directory, state, &gone);
-    removed.and(forgotten)
+    failure::and_then_cleaned(removed, forget(directory, state, &gone))
 }
 
 /// Takes mounts out of the record.

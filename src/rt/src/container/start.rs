@@ -12,6 +12,7 @@ use rustix::process::Pid;
 
 use crate::container::delete;
 use crate::container::hooks::{self, Place, Streams};
+use crate::failure;
 use crate::interrupt;
 use crate::linux::process;
 use crate::linux::sd_notify::Relay;
@@ -72,8 +73,5 @@ pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     }
     // A signal that has cut a hook short shall not do so to those that clean up.
     interrupt::forget();
-    match delete(directory, state, true) {
-        Ok(()) => Err(error),
-        Err(left) => Err(error.context(format!("{left:#}, and before that"))),
-    }
+    failure::and_then_cleaned(Err(error), delete(directory, state, true))
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::container::hooks;
+use crate::linux::intel_rdt::Groups;
 use crate::state::{Directory, State, Status};
 
 /// Removes what a failed creation has made. The configured `poststop` hooks run as after every
@@ -11,9 +12,11 @@ use crate::state::{Directory, State, Status};
 pub(super) fn undo(directory: &Directory, state: &State) -> Result<()> {
     let removed = state.cgroup.undo();
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
-    if let Some(groups) = &state.rdt {
-        groups.remove()?;
-    }
-    directory.remove()?;
-    removed
+    // As long as they are there, the name is taken, and a deletion can be tried.
+    let remove = || {
+        state.rdt.as_ref().map_or(Ok(()), Groups::remove)?;
+        directory.remove()
+    };
+    let left = remove();
+    removed.and(left)
 }

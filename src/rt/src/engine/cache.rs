@@ -368,7 +368,7 @@ impl Cache {
     }
 
     fn make(&self) -> Result<()> {
-        trust::make_directory(&self.directory).map(drop)
+        Ok(trust::make_directory(&self.directory).map(drop)?)
     }
 
     /// Whether one more module of that size may wait to be compiled for somebody.

@@ -64,7 +64,7 @@ fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<(
         version == Version::V2 || entry.typ().as_deref() == Some("cgroup2"),
         "a `cgroup` mount has no option `{name}`"
     );
-    mounts::detached::check_data("cgroup2", options)
+    Ok(mounts::detached::check_data("cgroup2", options)?)
 }
 
 struct View<'a> {
@@ -128,10 +128,8 @@ impl View<'_> {
                 Some(Path::new("cgroup")),
                 &Options { attr: self.attr, data: self.data.to_vec(), ..Options::default() },
             ) {
-                Err(error) if error.downcast_ref() == Some(&Errno::PERM) => {
-                    self.clone(self.cgroup.ok_or(error)?)
-                }
-                made => made,
+                Err(failure) if failure.is(Errno::PERM) => self.clone(self.cgroup.ok_or(failure)?),
+                made => Ok(made?),
             }
         } else {
             self.bind(root, "")
@@ -149,11 +147,8 @@ impl View<'_> {
             } else {
                 name.split(',').map(|controller| (controller.to_owned(), None)).collect()
             };
-            return mounts::detached::make(
-                "cgroup",
-                Some(Path::new("cgroup")),
-                &Options { attr: self.attr, data, ..Options::default() },
-            );
+            let options = Options { attr: self.attr, data, ..Options::default() };
+            return Ok(mounts::detached::make("cgroup", Some(Path::new("cgroup")), &options)?);
         }
         self.bind(root, name)
     }

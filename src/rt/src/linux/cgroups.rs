@@ -35,6 +35,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
 use crate::ids::is_host_root;
 use crate::interrupt::is_ready;
 use crate::syscall;
@@ -372,7 +373,7 @@ impl Cgroup {
         let scope = systemd::start(&unit, pid, resources, &rules, wishes);
         // Init may have ended meanwhile: the scope is there then, or comes to be, and has no
         // process by which to find it.
-        self.is_claimed = !scope.as_ref().is_err_and(systemd::is_taken);
+        self.is_claimed = !scope.as_ref().is_err_and(|failure| failure.is_taken);
         self.paths = vec![scope?];
         let directory = open_directory(&self.paths[0])
             .with_context(|| format!("open cgroup `{}`", self.paths[0].display()))?;
@@ -548,7 +549,7 @@ impl Cgroup {
         ensure!(!self.has_none(), NONE);
         match self.version {
             Version::V2 => v2::freeze(&self.paths[0], false),
-            Version::V1 => write(&self.freezer()?.join("freezer.state"), "THAWED"),
+            Version::V1 => Ok(write(&self.freezer()?.join("freezer.state"), "THAWED")?),
         }
     }
 
@@ -951,7 +952,7 @@ fn attribute(directory: BorrowedFd<'_>, name: &str) -> Option<String> {
 
 /// Takes a process out of the freezer of v1, which would not let it die.
 pub(crate) fn take_out_of_freezer(pid: Pid) -> Result<()> {
-    write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())
+    Ok(write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())?)
 }
 
 /// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is.
@@ -1020,12 +1021,16 @@ fn refuse_processes(path: &Path) -> Result<()> {
 }
 
 /// A cgroup file takes a value in one `write(2)`.
-fn write(path: &Path, value: &str) -> Result<()> {
+fn write(path: &Path, value: &str) -> Result<(), Failure> {
     let result = fs::OpenOptions::new()
         .write(true)
         .open(path)
         .and_then(|mut file| file.write_all(value.as_bytes()));
-    result.with_context(|| format!("write `{value}` to `{}`", path.display()))
+    result.map_err(|error| {
+        // It has a number, unless the kernel has taken a part of the value only.
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        Failure::new(errno, format!("write `{value}` to `{}`", path.display()))
+    })
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use detached::{clone_tree, clone_tree_at, configure, explain, is_in_memory, make
 pub(crate) use options::{NAMES, Options};
 
 use crate::bundle::Bundle;
+use crate::failure::Failure;
 use crate::linux::descriptors;
 use crate::linux::helper;
 use crate::linux::mount_table::{self, Entry};
@@ -109,9 +110,9 @@ fn open_one(
     }
     let mount = match open(bundle, namespaces, entry, &options, By::Caller(pinned)) {
         // This process has no more rights than init will have.
-        Err(error) if mapping.is_none() && is_refusal(&error) => return Ok(None),
+        Err(Unopened::Forbidden(_)) if mapping.is_none() => return Ok(None),
         Ok(Opened::Mount(Detached { mount, .. })) => mount,
-        other => return other.map(Some),
+        other => return Ok(Some(other?)),
     };
     // Init's mount namespace is cut off from the host's, which this mount does not know of.
     let propagation = bundle.linux().rootfs_propagation().as_deref();
@@ -153,8 +154,36 @@ pub(crate) fn open_detached(
     Ok(Opened::unfinished(mount))
 }
 
-fn is_refusal(error: &Error) -> bool {
-    matches!(error.downcast_ref(), Some(&(Errno::PERM | Errno::ACCESS)))
+/// Why something to mount was not opened.
+enum Unopened {
+    /// This process may not. Another one may, or there is another way.
+    Forbidden(Failure),
+    Otherwise(Error),
+}
+
+impl From<Failure> for Unopened {
+    fn from(failure: Failure) -> Unopened {
+        if failure.is_forbidden() {
+            Unopened::Forbidden(failure)
+        } else {
+            Unopened::Otherwise(failure.into())
+        }
+    }
+}
+
+impl From<Error> for Unopened {
+    fn from(error: Error) -> Unopened {
+        Unopened::Otherwise(error)
+    }
+}
+
+impl From<Unopened> for Error {
+    fn from(unopened: Unopened) -> Error {
+        match unopened {
+            Unopened::Forbidden(failure) => failure.into(),
+            Unopened::Otherwise(error) => error,
+        }
+    }
 }
 
 /// Whether an entry mounts what is there already.
@@ -264,21 +293,7 @@ pub(crate) fn mount(
     }
     let place = destination.as_fd();
     let attached = rootfs.attach(mount.as_fd(), place, entry.destination());
-    let is_root = attached.map_err(|error| {
-        if !matches!(error.downcast_ref(), Some(&(Errno::INVAL | Errno::NOTDIR))) {
-            return error;
-        }
-        let there = is_directory(destination.as_fd());
-        // The kernel's word for it is `Invalid argument`.
-        if there.is_ok_and(|there| there != directory) {
-            return Error::from(Errno::NOTDIR).context(if directory {
-                "a directory on what is none"
-            } else {
-                "a file on a directory"
-            });
-        }
-        error
-    })?;
+    let is_root = attached?;
     if options.propagation.iter().any(|&(kind, _)| kind == libc::MS_SHARED) {
         rootfs.reach_others();
     }
@@ -413,7 +428,7 @@ fn open(
     entry: &Mount,
     options: &Options,
     by: By<'_>,
-) -> Result<Opened> {
+) -> Result<Opened, Unopened> {
     let rootfs = match by {
         By::Init(rootfs) => Some(rootfs),
         By::Caller(_) => None,
@@ -421,7 +436,7 @@ fn open(
     if is_bind(entry, options) {
         refuse_data(options)?;
         let mount = clone(&bundle.path, entry, options, by)?;
-        return Opened::source(mount, options);
+        return Ok(Opened::source(mount, options)?);
     }
     let kind = kind(entry);
     let source = entry.source().as_deref();
@@ -438,12 +453,12 @@ fn open(
         // Root of a user namespace may make these only where it also owns what they show
         // (`user_namespaces(7)`): without a network, pid or ipc namespace that is not the host's
         // they show the host's, which it can see anyway.
-        Err(error) if is_refusal(&error) => {
+        Err(Unopened::Forbidden(failure)) => {
             let there = match kind {
                 "sysfs" if !namespaces.has(libc::CLONE_NEWNET) => "/sys",
                 "proc" if !namespaces.has(libc::CLONE_NEWPID) => "/proc",
                 "mqueue" if !namespaces.has(libc::CLONE_NEWIPC) => "/dev/mqueue",
-                _ => return Err(error),
+                _ => return Err(failure.into()),
             };
             let mount = clone_tree(CWD, Path::new(there), true)
                 .with_context(|| format!("open `{there}`"))?;
@@ -482,12 +497,12 @@ pub(crate) fn make_for_devices(bundle: &Bundle, count: usize) -> Result<OwnedFd>
     let flags = ["nosuid", "noexec", "size=4k", "mode=0711", &inodes];
     let mut options = Options::parse(&flags.map(str::to_owned))?;
     options.data.extend(label(bundle)?);
-    make("tmpfs", Some(Path::new("tmpfs")), &options)
+    Ok(make("tmpfs", Some(Path::new("tmpfs")), &options)?)
 }
 
 /// The source of a bind mount, as a detached mount of its own.
-fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<OwnedFd> {
-    let Some(source) = entry.source() else { bail!("a bind mount without a source") };
+fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<OwnedFd, Unopened> {
+    let source = entry.source().as_ref().context("a bind mount without a source")?;
     let source = bundle.join(source);
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.bind.unwrap_or(true));
@@ -495,10 +510,10 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     // second look-up.
     flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.keeps_link());
     let show = || format!("open source `{}`", source.display());
-    let mount = clone_tree_at(CWD, &source, flags).with_context(show)?;
+    let mount = clone_tree_at(CWD, &source, flags).map_err(|it| Failure::new(it, show()))?;
     match by {
         By::Caller(pinned) if pinned.is_below(&source) => {
-            clone_without_namespaces(&source, flags).with_context(show)
+            Ok(clone_without_namespaces(&source, flags).with_context(show)?)
         }
         _ => Ok(mount),
     }
@@ -530,15 +545,14 @@ fn make_in(
     source: Option<&Path>,
     options: &Options,
     rootfs: Option<&Rootfs>,
-) -> Result<OwnedFd> {
+) -> Result<OwnedFd, Unopened> {
     let values = options.data.iter().filter_map(|(_, value)| value.as_deref());
     let source_bytes = source.map_or(0, |source| source.as_os_str().len());
     if values.map(str::len).chain([source_bytes]).all(|length| length <= LONGEST_VALUE) {
-        return make_with(kind, source, options, options.at_birth(kind));
+        return Ok(make_with(kind, source, options, options.at_birth(kind))?);
     }
-    let Some(rootfs) = rootfs else {
-        bail!("a source or an option of more than {LONGEST_VALUE} bytes")
-    };
+    let rootfs = rootfs
+        .with_context(|| format!("a source or an option of more than {LONGEST_VALUE} bytes"))?;
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();
     for flag in &options.superblock {
@@ -554,7 +568,7 @@ fn make_in(
         Some(value) => format!("{key}={value}"),
         None => key.clone(),
     }));
-    let data = CString::new(data.join(","))?;
+    let data = CString::new(data.join(",")).context("its options")?;
     let source = source.unwrap_or(Path::new("none"));
     let made = rootfs.in_a_scratch_place(|folder, name, place| {
         rustix::mount::mount(source, place, kind, flags, Some(data.as_c_str()))

@@ -317,7 +317,7 @@ pub(crate) fn spawn(
     patience: &Patience,
 ) -> Result<Side> {
     if namespaces.need_helper() {
-        return by_helper(cgroup, caller, init, patience, || {
+        return by_helper(clone(0, cgroup)?, caller, init, patience, || {
             first()?;
             namespaces.join()?;
             if namespaces.makes(CLONE_NEWTIME) {
@@ -343,7 +343,7 @@ pub(crate) fn spawn(
 /// the right to look into it (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all
 /// namespaces but the new ones of its own, with the container's root as its root, and with no
 /// descriptor but those in `kept` and its socket. A helper, which the container cannot see, has
-/// joined and closed before. Returns twice, as [`spawn`].
+/// joined and closed before. Returns twice, as [`spawn`]; None if the cgroup accepts no process.
 ///
 /// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors
 /// are this runtime's.
@@ -355,8 +355,12 @@ pub(crate) fn spawn_inside(
     (first_own, kept): (u32, &[BorrowedFd<'_>]),
     first: First<'_>,
     patience: &Patience,
-) -> Result<Side> {
-    by_helper(cgroup, caller, init, patience, || {
+) -> Result<Option<Side>> {
+    let helper = match syscall::clone3(0, cgroup) {
+        Err(Errno::BUSY) => return Ok(None),
+        helper => helper.context(CLONE)?,
+    };
+    let side = by_helper(helper, caller, init, patience, || {
         first()?;
         namespaces.join()?;
         if let Some(root) = root {
@@ -366,22 +370,27 @@ pub(crate) fn spawn_inside(
         let kept: Vec<_> = kept.iter().copied().chain([init.as_fd()]).collect();
         syscall::close_all_but(first_own, &kept).context("close the host's descriptors")?;
         clone(libc::CLONE_PARENT, None)
-    })
+    });
+    side.map(Some)
 }
+
+/// What is done when a process is cloned.
+pub(crate) const CLONE: &str = "make the container's first process";
 
 fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
-    syscall::clone3(flags, cgroup).context("make the container's first process")
+    syscall::clone3(flags, cgroup).context(CLONE)
 }
 
-/// Has a helper process make init, and waits for its end. The helper ends here.
+/// Has a helper process, which has just been cloned, make init, and waits for the helper's end. The
+/// helper ends here.
 fn by_helper(
-    cgroup: Option<BorrowedFd<'_>>,
+    helper: Option<Pid>,
     caller: &Socket,
     init: &Socket,
     patience: &Patience,
     make: impl FnOnce() -> Result<Option<Pid>>,
 ) -> Result<Side> {
-    if let Some(helper) = clone(0, cgroup)? {
+    if let Some(helper) = helper {
         let message = patience.receive(caller, helper);
         // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
         // Where the caller ignores the end of its children, it may be gone already.

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::LinkNameSpaceType;
 
+use crate::failure;
 use crate::linux::descriptors;
 use crate::linux::host_proc::{self, HostProc};
 use crate::linux::mount_table::Entry;
@@ -325,10 +326,12 @@ impl Rootfs {
                 let path = format!("/proc/self/fd/{}", place.as_raw_fd());
                 work(folder.as_fd(), name, Path::new(&path))
             });
-        let here = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        proc.unmount(folder.as_fd()).context("tidy up a mount")?;
-        rustix::process::fchdir(here)?;
-        worked
+        let tidy_up = || {
+            let here = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            proc.unmount(folder.as_fd())?;
+            rustix::process::fchdir(here)
+        };
+        failure::and_then_cleaned(worked, tidy_up().context("tidy up a mount"))
     }
 
     /// Opens what `path` is for the container.
@@ -695,7 +698,7 @@ pub(crate) fn make_empty() -> Result<OwnedFd> {
     // Of the two, a size of 0 would be no limit, and one inode is its root.
     let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1", "mode=755"];
     let options = Options::parse(&options.map(str::to_owned))?;
-    detached::make("tmpfs", Some(Path::new("tmpfs")), &options)
+    Ok(detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?)
 }
 
 /// Which mount a file is looked at through, and which file of it.

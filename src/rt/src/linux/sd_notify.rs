@@ -100,16 +100,15 @@ pub(crate) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     // In the container, for all of its users.
     rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
         .with_context(|| format!("make `{}`", path.display()))?;
-    match open(&path) {
-        Ok(mount) => Ok(Some(Folder::Opened(mount))),
-        Err(error) if error.downcast_ref() == Some(&Errno::PERM) => Ok(Some(Folder::Named(path))),
-        Err(error) => Err(error),
+    match mounts::detached::clone_tree(CWD, &path, false) {
+        Err(Errno::PERM) => Ok(Some(Folder::Named(path))),
+        mount => open(&path, mount).map(|mount| Some(Folder::Opened(mount))),
     }
 }
 
-fn open(path: &Path) -> Result<OwnedFd> {
-    let mount = mounts::detached::clone_tree(CWD, path, false)
-        .with_context(|| format!("open `{}`", path.display()))?;
+/// Restricts the mount of the folder, if it could be opened.
+fn open(path: &Path, mount: rustix::io::Result<OwnedFd>) -> Result<OwnedFd> {
+    let mount = mount.with_context(|| format!("open `{}`", path.display()))?;
     // Nothing of the host's that is mounted there later shall be seen.
     let propagation = libc::MS_PRIVATE;
     let attr = MountAttr { set: RESTRICTIONS, propagation, ..MountAttr::default() };
@@ -128,7 +127,7 @@ pub(crate) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
 pub(crate) fn mount(rootfs: &mut Rootfs, folder: Folder) -> Result<()> {
     let mount = match folder {
         Folder::Opened(mount) => mount,
-        Folder::Named(path) => open(&path)?,
+        Folder::Named(path) => open(&path, mounts::detached::clone_tree(CWD, &path, false))?,
     };
     let place = rootfs.make(Path::new(FOLDER), true)?;
     rootfs

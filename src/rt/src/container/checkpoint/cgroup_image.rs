@@ -100,10 +100,10 @@ const DEEPEST: usize = 128;
 impl Image {
     /// Reads the image of a checkpoint.
     pub(in crate::container) fn read(images: BorrowedFd<'_>) -> Result<Image> {
-        match criu::read_in(images, IMAGE) {
+        match criu::read_if_there(images, IMAGE)? {
+            Some(image) => Image::parse(&image),
             // Written without cgroups: then CRIU does nothing with them.
-            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => Ok(Image::default()),
-            read => read.and_then(|image| Image::parse(&image)),
+            None => Ok(Image::default()),
         }
     }
 

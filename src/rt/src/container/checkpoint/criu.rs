@@ -91,10 +91,11 @@ impl Options<'_> {
         let images = images.map_or_else(|| trust::make_own_directory(self.images, None), Ok);
         let images = images.with_context(|| show(self.images))?;
         let log = match self.work {
-            Some(work) => trust::make_own_directory(work, Some(self.root)),
-            None => images.try_clone().context("duplicate a descriptor"),
+            Some(work) => {
+                trust::make_own_directory(work, Some(self.root)).with_context(|| show(work))?
+            }
+            None => images.try_clone().context("duplicate a descriptor")?,
         };
-        let log = log.with_context(|| show(self.work.unwrap_or(self.images)))?;
         let directories = Directories { images, log };
         // Before anything is asked of CRIU.
         directories.refuse_others_parents(self.images)?;
@@ -113,7 +114,7 @@ impl Options<'_> {
         Ok(Directories { images, log })
     }
 
-    pub(in crate::container) fn open_images(&self) -> Result<OwnedFd> {
+    pub(in crate::container) fn open_images(&self) -> trust::Result<OwnedFd> {
         trust::own_directory(self.images, None)
     }
 
@@ -240,12 +241,23 @@ fn show(path: &Path) -> String {
 
 /// Reads a regular file of that name. A link is not followed, and a fifo not waited for.
 pub(in crate::container) fn read_in(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>> {
+    Ok(read_if_there(directory, name)?.ok_or(Errno::NOENT)?)
+}
+
+/// None if it is not there.
+pub(in crate::container) fn read_if_there(
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty())?);
+    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        file => fs::File::from(file?),
+    };
     ensure!(file.metadata()?.is_file(), "it is not a regular file");
     let mut text = Vec::new();
     file.take(LONGEST).read_to_end(&mut text)?;
-    Ok(text)
+    Ok(Some(text))
 }
 
 fn is_same(one: &OwnedFd, other: &OwnedFd) -> Result<bool> {

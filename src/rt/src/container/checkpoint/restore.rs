@@ -40,6 +40,7 @@ use crate::container::hooks::Streams;
 use crate::container::pid_file;
 use crate::container::plan;
 use crate::container::undo;
+use crate::failure;
 use crate::linux::cgroups::{self, Manager};
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts;
@@ -105,10 +106,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
             // It may run already, and without a cgroup of its own nothing else would end it.
             let ended = delete::end(&state);
             let undone = undo::undo(&directory, &state);
-            match ended.and(undone) {
-                Ok(()) => Err(error),
-                Err(left) => Err(error.context(format!("{left:#}, and before that"))),
-            }
+            failure::and_then_cleaned(Err(error), ended.and(undone))
         }
     }
 }
@@ -289,10 +287,7 @@ fn make(
                     None => Ok(()),
                 }
             })
-            .or_else(|error| {
-                confinement::end(state.pid)?;
-                Err(error)
-            }),
+            .or_else(|error| failure::and_then_cleaned(Err(error), confinement::end(state.pid))),
         _ => Ok(()),
     });
     cover.remove();

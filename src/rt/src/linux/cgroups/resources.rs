@@ -2,7 +2,6 @@
 //! "Control groups").
 #![forbid(unsafe_code)]
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -12,8 +11,10 @@ use oci_spec::runtime::{
 
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
+use rustix::io::Errno;
 
 use super::{devices, v1, write};
+use crate::failure::Failure;
 
 /// Limits for v2 files. libcgroups 0.7.0 writes those that it gets right ([`for_libcgroups`]). The
 /// others are written here; `docs/upstream` says what libcgroups does with them.
@@ -200,7 +201,7 @@ fn max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
-type Set<'a> = &'a dyn Fn(&str, &str) -> Result<()>;
+type Set<'a> = &'a dyn Fn(&str, &str) -> Result<(), Failure>;
 
 /// Of memory and swap together; 0 says nothing, as in runc. There is none where memory has none and
 /// nothing is said of swap, as in runc: a limit that was set before would be less than that of
@@ -227,9 +228,9 @@ pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
 /// A kernel without swap accounting lacks the file. That is no error where it would say that there
 /// is no limit, nor where it would say that there is no swap: callers write a limit of swap that is
 /// that of memory whether there is any swap or not.
-fn pass_over_missing(result: Result<()>, can_be_missing: bool) -> Result<()> {
+fn pass_over_missing(result: Result<(), Failure>, can_be_missing: bool) -> Result<(), Failure> {
     match result {
-        Err(error) if can_be_missing && is_kind(&error, ErrorKind::NotFound) => Ok(()),
+        Err(failure) if can_be_missing && failure.is(Errno::NOENT) => Ok(()),
         result => result,
     }
 }
@@ -299,10 +300,10 @@ fn rdma(device: &str, handles: Option<u32>, objects: Option<u32>) -> String {
     format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
 }
 
-fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<()> {
+fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<(), Failure> {
     let controller = file.split('.').next().unwrap_or_default();
-    let cgroup = v1::of_controller(cgroups, controller).with_context(|| {
-        format!("set `{file}`: this host has no cgroup controller `{controller}`")
+    let cgroup = v1::of_controller(cgroups, controller).ok_or_else(|| {
+        Failure::other(format!("set `{file}`: this host has no cgroup controller `{controller}`"))
     })?;
     write(&cgroup.join(file), value)
 }
@@ -313,16 +314,11 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> 
         let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
         match set_v1(cgroups, file, &rule.line()) {
             // As for the program of v2.
-            Err(error)
-                if is_kind(&error, ErrorKind::PermissionDenied) && !crate::ids::is_host_root() => {}
+            Err(failure) if failure.is_forbidden() && !crate::ids::is_host_root() => {}
             result => result?,
         }
     }
     Ok(())
-}
-
-fn is_kind(error: &anyhow::Error, kind: ErrorKind) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
 }
 
 /// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an
@@ -433,7 +429,7 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     Ok(())
 }
 
-fn realtime_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
+fn realtime_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<(), Failure> {
     let period = cpu.realtime_period().filter(|period| *period != 0);
     let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0);
     let set_period =
@@ -563,8 +559,8 @@ mod tests {
         };
         let set = |file: &str, _: &str| {
             let missing = file.contains("swap") || file.contains("memsw");
-            let result = if missing { Err(ErrorKind::NotFound.into()) } else { Ok(()) };
-            result.map_err(|error: std::io::Error| anyhow::Error::from(error).context("write"))
+            let failure = || Failure::new(Errno::NOENT, "write".to_owned());
+            if missing { Err(failure()) } else { Ok(()) }
         };
         for (limit, swap, is_good) in
             [(8, 0, true), (8, -1, true), (8, 8, true), (-1, 0, true), (8, 9, false)]

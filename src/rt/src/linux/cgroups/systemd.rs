@@ -13,13 +13,13 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 use oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
 use super::devices::Rule;
 use super::{ROOT, attribute};
-use dbus::{Call, Connection, Refusal, Value};
+use dbus::{Call, Connection, Failure, Refusal, Value};
 pub(crate) use properties::{Property, of_annotations, refuse_replaced};
 
 /// How long systemd may take for all that one command asks of it.
@@ -75,6 +75,26 @@ pub(super) fn check(unit: &str) -> Result<()> {
     })
 }
 
+/// Why there is no scope.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    /// Another scope has the name.
+    pub(super) is_taken: bool,
+    error: anyhow::Error,
+}
+
+impl From<anyhow::Error> for NotStarted {
+    fn from(error: anyhow::Error) -> NotStarted {
+        NotStarted { is_taken: false, error }
+    }
+}
+
+impl From<NotStarted> for anyhow::Error {
+    fn from(failure: NotStarted) -> anyhow::Error {
+        failure.error
+    }
+}
+
 /// Has systemd make a scope around a process, with its limits and device rules; returns the scope's
 /// cgroup.
 pub(super) fn start(
@@ -83,7 +103,7 @@ pub(super) fn start(
     resources: Option<&LinuxResources>,
     rules: &[Rule],
     asked: &[Property],
-) -> Result<PathBuf> {
+) -> Result<PathBuf, NotStarted> {
     let name = unit;
     let unit = Unit::parse(unit).context("not a systemd unit")?;
     let show = || format!("make the systemd scope `{}`", unit.scope);
@@ -118,11 +138,18 @@ pub(super) fn start(
     // to the cgroup's files too.
     loop {
         let properties: Vec<Property> = needed.iter().chain(&own).chain(asked).cloned().collect();
-        match manager.start(&unit.scope, &properties) {
-            Err(error) if drop_unknown(&mut own, &error) => {}
-            Err(error) if is_taken(&error) && manager.forget(&unit.scope) => {}
-            result => break result.with_context(show)?,
+        let failure = match manager.start(&unit.scope, &properties) {
+            Ok(()) => break,
+            Err(failure) => failure,
+        };
+        let mut is_taken = false;
+        if let Failure::Refused(refusal) = &failure {
+            is_taken = refusal.name == TAKEN;
+            if drop_unknown(&mut own, refusal) || is_taken && manager.forget(&unit.scope) {
+                continue;
+            }
         }
+        return Err(NotStarted { is_taken, error: anyhow::Error::from(failure).context(show()) });
     }
     // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn
     // it.
@@ -132,11 +159,9 @@ pub(super) fn start(
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
         .context("init is not in a cgroup")?;
-    ensure!(
-        path.split('/').any(|part| part == unit.scope),
-        "{}: init is in the cgroup `/{path}`",
-        show()
-    );
+    if !path.split('/').any(|part| part == unit.scope) {
+        return Err(anyhow!("{}: init is in the cgroup `/{path}`", show()).into());
+    }
     Ok(Path::new(ROOT).join(path))
 }
 
@@ -152,8 +177,8 @@ pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     let mut manager = Manager::connect().with_context(show)?;
     loop {
         match manager.set(&unit.scope, &properties) {
-            Err(error) if drop_unknown(&mut properties, &error) => {}
-            result => return result.with_context(show),
+            Err(Failure::Refused(refusal)) if drop_unknown(&mut properties, &refusal) => {}
+            result => return result.map_err(anyhow::Error::from).with_context(show),
         }
     }
 }
@@ -198,9 +223,8 @@ pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
     }
 }
 
-/// Takes out the property that an error complains about.
-fn drop_unknown(properties: &mut Vec<Property>, error: &anyhow::Error) -> bool {
-    let Some(refusal) = error.downcast_ref::<Refusal>() else { return false };
+/// Takes out the property that a refusal complains about.
+fn drop_unknown(properties: &mut Vec<Property>, refusal: &Refusal) -> bool {
     // "Cannot set property NAME, or unknown property."
     let unknown = refusal.text.contains("unknown property")
         || refusal.name == "org.freedesktop.DBus.Error.PropertyReadOnly"
@@ -217,11 +241,8 @@ fn drop_unknown(properties: &mut Vec<Property>, error: &anyhow::Error) -> bool {
     true
 }
 
-/// Whether another scope has the name.
-pub(super) fn is_taken(error: &anyhow::Error) -> bool {
-    let refusal = error.downcast_ref::<Refusal>();
-    refusal.is_some_and(|refusal| refusal.name == "org.freedesktop.systemd1.UnitExists")
-}
+/// The error where another unit has the name.
+const TAKEN: &str = "org.freedesktop.systemd1.UnitExists";
 
 /// systemd's manager: the system's, or the user's own.
 struct Manager {
@@ -248,11 +269,11 @@ impl Manager {
         Ok(Manager { connection, by_daemon, forgotten: false })
     }
 
-    fn call(&mut self, member: &str, body: Vec<Value>) -> Result<Vec<Value>> {
+    fn call(&mut self, member: &str, body: Vec<Value>) -> Result<Vec<Value>, Failure> {
         self.connection.call(&call_manager(member, body))
     }
 
-    fn start(&mut self, scope: &str, properties: &[Property]) -> Result<()> {
+    fn start(&mut self, scope: &str, properties: &[Property]) -> Result<(), Failure> {
         let body = vec![
             Value::text(scope),
             Value::text("replace"),
@@ -268,7 +289,7 @@ impl Manager {
         let body = vec![Value::text("replace")];
         let call =
             Call { destination: SYSTEMD, path: &path, interface: UNIT, member: "Stop", body };
-        self.run_job(scope, call)
+        Ok(self.run_job(scope, call)?)
     }
 
     /// Which scope of that name there is, and its cgroup; nothing for the latter when it has none
@@ -297,7 +318,7 @@ impl Manager {
     }
 
     /// Calls a method that makes a job, and waits until systemd has done it.
-    fn run_job(&mut self, scope: &str, call: Call<'_>) -> Result<()> {
+    fn run_job(&mut self, scope: &str, call: Call<'_>) -> Result<(), Failure> {
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
         );
@@ -306,13 +327,12 @@ impl Manager {
             calls.insert(0, call_daemon("AddMatch", vec![Value::Text(rule)]));
         }
         let serials = self.connection.call_all(&calls)?;
-        let Some((last, first)) = serials.split_last() else { bail!("nothing was called") };
+        let (last, first) = serials.split_last().context("nothing was called")?;
         for serial in first {
-            // It may be subscribed already.
-            if let Err(error) = self.connection.answer(*serial)
-                && error.downcast_ref::<Refusal>().is_none()
-            {
-                return Err(error);
+            match self.connection.answer(*serial) {
+                // It may be subscribed already.
+                Ok(_) | Err(Failure::Refused(_)) => {}
+                Err(failure) => return Err(failure),
             }
         }
         let answer = self.connection.reply(*last)?;
@@ -327,11 +347,11 @@ impl Manager {
         })?;
         match done.body.get(3).and_then(Value::as_text) {
             Some("done") => Ok(()),
-            result => bail!("its job ended with `{}`", result.unwrap_or("nothing")),
+            result => Err(anyhow!("its job ended with `{}`", result.unwrap_or("nothing")).into()),
         }
     }
 
-    fn set(&mut self, scope: &str, properties: &[Property]) -> Result<()> {
+    fn set(&mut self, scope: &str, properties: &[Property]) -> Result<(), Failure> {
         let body = vec![Value::text(scope), Value::Bool(true), list(properties)];
         self.call("SetUnitProperties", body).map(drop)
     }
@@ -462,16 +482,14 @@ mod tests {
     #[test]
     fn only_a_weight_of_idleness_is_left_out_where_it_is_out_of_range() {
         use super::{Refusal, Value, drop_unknown, properties};
-        let refusal = || {
-            anyhow::Error::from(Refusal {
-                name: "org.freedesktop.DBus.Error.InvalidArgs".into(),
-                text: "Value specified in CPUWeight is out of range".into(),
-            })
+        let refusal = Refusal {
+            name: "org.freedesktop.DBus.Error.InvalidArgs".into(),
+            text: "Value specified in CPUWeight is out of range".into(),
         };
         let mut properties = vec![("TasksMax".to_owned(), Value::Uint64(7)), properties::idle()];
-        assert!(drop_unknown(&mut properties, &refusal()));
+        assert!(drop_unknown(&mut properties, &refusal));
         assert_eq!(properties, [("TasksMax".to_owned(), Value::Uint64(7))]);
         let mut properties = vec![("CPUWeight".to_owned(), Value::Uint64(10_001))];
-        assert!(!drop_unknown(&mut properties, &refusal()));
+        assert!(!drop_unknown(&mut properties, &refusal));
     }
 }

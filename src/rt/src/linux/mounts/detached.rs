@@ -4,12 +4,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::options::Options;
+use crate::failure::Failure;
 use crate::syscall::{self, MountAttr};
 
 /// A detached copy of the mount that a path is on, from that path on; with all that is mounted
@@ -58,7 +59,11 @@ pub(crate) fn clone_tree_at(
 }
 
 /// A new filesystem, as a detached mount with all attributes that are to be set.
-pub(crate) fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd> {
+pub(crate) fn make(
+    kind: &str,
+    source: Option<&Path>,
+    options: &Options,
+) -> Result<OwnedFd, Failure> {
     make_with(kind, source, options, options.attr.set)
 }
 
@@ -67,9 +72,8 @@ pub(crate) fn make_with(
     source: Option<&Path>,
     options: &Options,
     attributes: u64,
-) -> Result<OwnedFd> {
-    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .with_context(|| format!("open filesystem type `{kind}`"))?;
+) -> Result<OwnedFd, Failure> {
+    let filesystem = open_filesystem(kind)?;
     if let Some(source) = source {
         rustix::mount::fsconfig_set_string(filesystem.as_fd(), "source", source).map_err(
             |error| explain(&filesystem, error, format!("set source `{}`", source.display())),
@@ -78,17 +82,21 @@ pub(crate) fn make_with(
     configure(&filesystem, options, !is_in_memory(kind) && options.is_read_only())?;
     rustix::mount::fsconfig_create(filesystem.as_fd())
         .map_err(|error| explain(&filesystem, error, format!("make a `{kind}`")))?;
-    let attributes = u32::try_from(attributes).context("mount attributes")?;
+    let attributes = u32::try_from(attributes)
+        .map_err(|error| Failure::other(format!("mount attributes: {error}")))?;
     let attributes = MountAttrFlags::from_bits_retain(attributes);
     rustix::mount::fsmount(filesystem.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|error| explain(&filesystem, error, format!("mount a `{kind}`")))
 }
 
 /// Asks the kernel whether a filesystem of this kind takes these options, and makes none.
-pub(crate) fn check_data(kind: &str, options: &Options) -> Result<()> {
-    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-        .with_context(|| format!("open filesystem type `{kind}`"))?;
-    configure(&filesystem, options, false)
+pub(crate) fn check_data(kind: &str, options: &Options) -> Result<(), Failure> {
+    configure(&open_filesystem(kind)?, options, false)
+}
+
+fn open_filesystem(kind: &str) -> Result<OwnedFd, Failure> {
+    rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|errno| Failure::new(errno, format!("open filesystem type `{kind}`")))
 }
 
 /// A mount's rights are enough for what lives in memory; a disk must not even replay its journal.
@@ -97,7 +105,11 @@ pub(crate) fn is_in_memory(kind: &str) -> bool {
 }
 
 /// Passes on a filesystem's own options.
-pub(crate) fn configure(filesystem: &OwnedFd, options: &Options, read_only: bool) -> Result<()> {
+pub(crate) fn configure(
+    filesystem: &OwnedFd,
+    options: &Options,
+    read_only: bool,
+) -> Result<(), Failure> {
     for flag in options.superblock.iter().copied().chain(read_only.then_some("ro")) {
         rustix::mount::fsconfig_set_flag(filesystem.as_fd(), flag)
             .map_err(|error| explain(filesystem, error, format!("set option `{flag}`")))?;
@@ -116,7 +128,7 @@ pub(crate) fn configure(filesystem: &OwnedFd, options: &Options, read_only: bool
 
 /// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after
 /// its level (`e `, `w `, `i `).
-pub(crate) fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> Error {
+pub(crate) fn explain(filesystem: &OwnedFd, errno: Errno, what: String) -> Failure {
     let mut texts = Vec::new();
     let mut buffer = [0; 1024];
     while let Ok(length @ 1..) = rustix::io::read(filesystem, &mut buffer) {
@@ -124,12 +136,24 @@ pub(crate) fn explain(filesystem: &OwnedFd, error: Errno, what: String) -> Error
         texts.push(text.trim_start_matches(['e', 'w', 'i']).trim().to_owned());
     }
     let message = texts.join(", ");
-    let context = if message.is_empty() { what } else { format!("{what}: {message}") };
-    Error::from(error).context(context)
+    Failure::new(errno, if message.is_empty() { what } else { format!("{what}: {message}") })
 }
 
 /// Puts a detached mount in its place.
 pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", destination, "", flags).context("attach the mount")
+    let attached = rustix::mount::move_mount(mount, "", destination, "", flags);
+    if let Err(Errno::INVAL | Errno::NOTDIR) = attached {
+        // For one on the other, the kernel's word is `Invalid argument`.
+        return match (is_directory(mount), is_directory(destination)) {
+            (Ok(true), Ok(false)) => Err(Errno::NOTDIR).context("a directory on what is none"),
+            (Ok(false), Ok(true)) => Err(Errno::NOTDIR).context("a file on a directory"),
+            _ => attached.context("attach the mount"),
+        };
+    }
+    attached.context("attach the mount")
+}
+
+fn is_directory(file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::Directory)
 }

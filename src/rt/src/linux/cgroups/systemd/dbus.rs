@@ -391,6 +391,29 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Why a call has no result.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Refused(Box<Refusal>),
+    /// The other side was not reached, or not understood.
+    Unanswered(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::Unanswered(error)
+    }
+}
+
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> anyhow::Error {
+        match failure {
+            Failure::Refused(refusal) => (*refusal).into(),
+            Failure::Unanswered(error) => error,
+        }
+    }
+}
+
 /// A connection, after authentication.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -453,25 +476,26 @@ impl Connection {
     }
 
     /// Calls a method and waits for what it returns.
-    pub(super) fn call(&mut self, call: &Call<'_>) -> Result<Vec<Value>> {
+    pub(super) fn call(&mut self, call: &Call<'_>) -> Result<Vec<Value>, Failure> {
         let serials = self.call_all(std::slice::from_ref(call))?;
         self.answer(serials[0])
     }
 
     /// Waits for what a method returns.
-    pub(super) fn answer(&mut self, serial: u32) -> Result<Vec<Value>> {
+    pub(super) fn answer(&mut self, serial: u32) -> Result<Vec<Value>, Failure> {
         Ok(self.reply(serial)?.body)
     }
 
     /// The same, with its sender.
-    pub(super) fn reply(&mut self, serial: u32) -> Result<Message> {
+    pub(super) fn reply(&mut self, serial: u32) -> Result<Message, Failure> {
         let answers = |message: &Message| {
             matches!(message.kind, METHOD_RETURN | ERROR) && message.reply_to == serial
         };
         let message = self.wait(answers)?;
         if message.kind == ERROR {
             let text = message.body.first().and_then(Value::as_text).unwrap_or_default();
-            return Err(Refusal { name: message.error.clone(), text: text.to_owned() }.into());
+            let text = text.to_owned();
+            return Err(Failure::Refused(Box::new(Refusal { name: message.error, text })));
         }
         Ok(message)
     }
