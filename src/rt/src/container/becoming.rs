@@ -112,21 +112,83 @@ pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 /// [`syscall::close_all_but`].
 pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<Ready<'a>> {
     let capabilities = plan.capabilities();
-    let capabilities = capabilities.as_ref();
-    let no_new_privileges = plan.process.no_new_privileges() == Some(true);
-    close_the_hosts(plan)?;
-    let spare = spare_for(filter.filter(|_| !no_new_privileges));
-    become_unprivileged(plan, capabilities, spare)?;
-    if no_new_privileges {
+    let rights = NewRights {
+        capabilities: capabilities.as_ref(),
+        no_new_privileges: plan.process.no_new_privileges() == Some(true),
+        // What loading a filter takes besides (`seccomp(2)`), where new privileges can be had.
+        spare: match filter {
+            Some(_) if plan.process.no_new_privileges() != Some(true) => CapabilitySet::SYS_ADMIN,
+            _ => CapabilitySet::empty(),
+        },
+    };
+    close_descriptors(plan, &rights)?;
+    change_user(plan, &rights)?;
+    let program = find_program(plan)?;
+    load_filter(plan, filter, &rights, program)
+}
+
+/// What the program may do.
+struct NewRights<'a> {
+    capabilities: Option<&'a LinuxCapabilities>,
+    no_new_privileges: bool,
+    /// What this process keeps for itself until its filter is loaded.
+    spare: CapabilitySet,
+}
+
+/// Closes what is the host's, keeps others out, and gives to the program what only root can give.
+fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
+    use std::os::fd::AsFd;
+    let kept: Vec<_> = plan.kept.iter().copied().chain([plan.socket.as_fd()]).collect();
+    syscall::close_all_but(plan.first_own, &kept).context("close the host's descriptors")?;
+    let user = plan.process.user();
+    keep_neighbours_out()?;
+    process::set_umask(user.umask());
+    process::own_null(plan.lacks_root)?;
+    process::own_stdio(user)?;
+    process::drop_bounding(rights.capabilities)
+}
+
+/// Takes from this process what its program shall not have, and enters the working directory: as
+/// root if that may, as runc and crun do, since an image's `/root` is its directory also where its
+/// user is somebody else.
+fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
+    let process = plan.process;
+    let mut entered = enter(process.cwd());
+    process::become_user(process.user(), plan.keep_groups, plan.by_root)?;
+    process::set_capabilities(rights.capabilities, rights.spare)?;
+    // The change of the user has undone it. What follows gives up rights only, which leaves it as
+    // it is.
+    keep_neighbours_out()?;
+    if let Err(Errno::ACCESS | Errno::PERM) = entered {
+        // Only its user may: a home that the owner of a network's filesystem keeps from root.
+        entered = enter(process.cwd());
+    }
+    let show = || format!("enter the working directory `{}`", process.cwd().display());
+    ensure!(entered.with_context(show)?, "{}: it is outside of the container", show());
+    if rights.no_new_privileges {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
-    // As the container's user, and before a filter is loaded: that need not allow what a look-up
-    // takes.
-    let mut program = executor::prepare(&plan.request)?;
+    Ok(())
+}
+
+/// As the container's user, and before a filter is loaded: that need not allow what a look-up
+/// takes.
+fn find_program(plan: &Plan<'_>) -> Result<Program> {
+    let program = executor::prepare(&plan.request)?;
     for hook in plan.start_hooks {
         executor::check_hook(hook.path())
             .with_context(|| format!("run startContainer hook `{}`", hook.path().display()))?;
     }
+    Ok(program)
+}
+
+/// Loads the filter, unless it can wait until the exec.
+fn load_filter<'a>(
+    plan: &Plan<'_>,
+    filter: Option<&'a Filter>,
+    rights: &NewRights<'_>,
+    mut program: Program,
+) -> Result<Ready<'a>> {
     let cgroup = program.cgroup.take();
     if program.is_module {
         module::confine(plan.rights, cgroup.as_ref())?;
@@ -134,27 +196,30 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     // From now on the container can be signalled.
     program.take_signals();
     let endings = if plan.can_be_ended { program.can_be_ended()? } else { None };
+    let mut ready = Ready { program, listener: None, filter: None, cgroup, endings };
     let Some(filter) = filter else {
         outlive_the_caller()?;
-        return Ok(Ready { program, listener: None, filter: None, cgroup, endings });
+        return Ok(ready);
     };
     // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the
     // exec.
-    if no_new_privileges && filter.can_wait() {
+    if rights.no_new_privileges && filter.can_wait() {
         outlive_the_caller()?;
-        return Ok(Ready { program, listener: None, filter: Some(filter), cgroup, endings });
+        ready.filter = Some(filter);
+        return Ok(ready);
     }
     if !filter.notifies() {
         outlive_the_caller()?;
     }
-    let listener = process::with_spare(capabilities, spare, || filter.load(plan.socket))?;
+    let load = || filter.load(plan.socket);
+    ready.listener = process::with_spare(rights.capabilities, rights.spare, load)?;
     check_what_is_left(plan)?;
     if filter.notifies() {
         // Until now the end of the caller ended this process, which could otherwise wait for its
         // own answer.
         outlive_the_caller()?;
     }
-    Ok(Ready { program, listener, filter: None, cgroup, endings })
+    Ok(ready)
 }
 
 /// What to say of a process that ended and could not say why: a filter that is loaded before the
@@ -187,47 +252,6 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
 /// word.
 fn outlive_the_caller() -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
-}
-
-fn close_the_hosts(plan: &Plan<'_>) -> Result<()> {
-    use std::os::fd::AsFd;
-    let kept: Vec<_> = plan.kept.iter().copied().chain([plan.socket.as_fd()]).collect();
-    syscall::close_all_but(plan.first_own, &kept).context("close the host's descriptors")
-}
-
-/// What loading a filter takes besides (`seccomp(2)`), where new privileges can be had.
-fn spare_for(filter: Option<&Filter>) -> CapabilitySet {
-    filter.map_or(CapabilitySet::empty(), |_| CapabilitySet::SYS_ADMIN)
-}
-
-/// Takes from this process what its program shall not have, and enters the working directory: as
-/// root if that may, as runc and crun do, since an image's `/root` is its directory also where its
-/// user is somebody else.
-fn become_unprivileged(
-    plan: &Plan<'_>,
-    capabilities: Option<&LinuxCapabilities>,
-    spare: CapabilitySet,
-) -> Result<()> {
-    let process = plan.process;
-    let user = process.user();
-    keep_neighbours_out()?;
-    process::set_umask(user.umask());
-    process::own_null(plan.lacks_root)?;
-    process::own_stdio(user)?;
-    process::drop_bounding(capabilities)?;
-    let mut entered = enter(process.cwd());
-    process::become_user(user, plan.keep_groups, plan.by_root)?;
-    process::set_capabilities(capabilities, spare)?;
-    // The change of the user has undone it. What follows gives up rights only, which leaves it as
-    // it is.
-    keep_neighbours_out()?;
-    if let Err(Errno::ACCESS | Errno::PERM) = entered {
-        // Only its user may: a home that the owner of a network's filesystem keeps from root.
-        entered = enter(process.cwd());
-    }
-    let show = || format!("enter the working directory `{}`", process.cwd().display());
-    ensure!(entered.with_context(show)?, "{}: it is outside of the container", show());
-    Ok(())
 }
 
 /// Of the same user and in the same pid namespace, another process could reach this one's memory

@@ -18,7 +18,7 @@ use crate::container::hooks::Streams;
 use crate::container::init;
 use crate::container::pid_file;
 use crate::container::plan::{self, Options, Wait};
-use crate::container::serve;
+use crate::container::serve::{self, Served};
 use crate::container::undo;
 use crate::failure;
 use crate::linux::cgroups::{self, Cgroup, Manager};
@@ -33,7 +33,7 @@ use crate::linux::process;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::{self, Filter, Receiver};
 use crate::linux::terminal;
-use crate::state::{self, Directory, Root, State, Status};
+use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::sync::{self, Message, Socket};
 use crate::workload::Rights;
 use crate::{ids, interrupt, syscall};
@@ -84,53 +84,7 @@ struct Prepared {
 /// Makes a container. When that fails, nothing of it is left.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
-    if ids::is_host_root() {
-        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the
-        // same user, could reach it.
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-            .context("keep others out of init")?;
-    }
-    // What is made in the rootfs is for the container's users to look at and for nobody else to
-    // write to, whatever the caller's umask: containerd's is 0.
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    // Init has this from its parent too, and hooks.
-    process::forget_affinity();
-    let spec = &options.bundle.spec;
-    let linux = options.bundle.linux();
-    let namespaces = Namespaces::new(linux)?;
-    plan::check(&options, &namespaces)?;
-    let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
-    let rights = Rights::of(spec)?;
-    let filter = seccomp::prepare(spec, &root.filters())?;
-    let agent = seccomp::receiver(spec, filter.as_ref())?;
-    let devices = linux.devices().as_ref().map_or(0, Vec::len);
-    let descriptors = descriptors::raise_for(devices + spec.mounts().as_ref().map_or(0, Vec::len));
-    let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
-    let devices = devices::open_for_init(options.bundle, &namespaces)?;
-    let streams = match spec.hooks() {
-        Some(_) => Streams::open(&annotations)?,
-        None => Streams::default(),
-    };
-    let proc = Some(HostProc::open()?);
-    let mut prepared = Prepared {
-        namespaces,
-        filter,
-        rights,
-        agent,
-        mounts,
-        devices,
-        proc,
-        streams,
-        descriptors,
-        ignores_devices: Cgroup::may_lack_device_rules(linux.resources().as_ref())?,
-    };
-    let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
-    state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
-    state.engine = options.asked.clone();
-    state.keeps_keyring = !options.new_keyring;
-    if options.console.is_none() {
-        state.descriptors = plan::standard_streams();
-    }
+    let (mut prepared, mut state) = prepare(root, &options)?;
     // Until here nothing was made: a signal ends this process at once.
     if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
         syscall::block_only(blocked);
@@ -150,6 +104,59 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     }
 }
 
+/// Checks and opens what init needs, and decides on the state.
+fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
+    if ids::is_host_root() {
+        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the
+        // same user, could reach it.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .context("keep others out of init")?;
+    }
+    // What is made in the rootfs is for the container's users to look at and for nobody else to
+    // write to, whatever the caller's umask: containerd's is 0.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Init has this from its parent too, and hooks.
+    process::forget_affinity();
+    let spec = &options.bundle.spec;
+    let linux = options.bundle.linux();
+    let namespaces = Namespaces::new(linux)?;
+    plan::check(options, &namespaces)?;
+    let annotations: BTreeMap<String, String> = options.bundle.annotations().into_iter().collect();
+    let rights = Rights::of(spec)?;
+    let filter = seccomp::prepare(spec, &root.filters())?;
+    let agent = seccomp::receiver(spec, filter.as_ref())?;
+    let devices = linux.devices().as_ref().map_or(0, Vec::len);
+    let descriptors = descriptors::raise_for(devices + spec.mounts().as_ref().map_or(0, Vec::len));
+    let mounts = mounts::open_for_init(options.bundle, &namespaces)?;
+    let devices = devices::open_for_init(options.bundle, &namespaces)?;
+    let streams = match spec.hooks() {
+        Some(_) => Streams::open(&annotations)?,
+        None => Streams::default(),
+    };
+    let proc = Some(HostProc::open()?);
+    let prepared = Prepared {
+        namespaces,
+        filter,
+        rights,
+        agent,
+        mounts,
+        devices,
+        proc,
+        streams,
+        descriptors,
+        ignores_devices: Cgroup::may_lack_device_rules(linux.resources().as_ref())?,
+    };
+    let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
+    state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
+    state.engine = options.asked.clone();
+    state.keeps_keyring = !options.new_keyring;
+    if options.console.is_none() {
+        state.descriptors = plan::standard_streams();
+    }
+    Ok((prepared, state))
+}
+
+/// Steps 7 to 21. The claim on the name comes first, and is made already.
 fn make(
     options: &mut Options<'_>,
     prepared: &mut Prepared,
@@ -157,6 +164,48 @@ fn make(
     lock: &mut Option<OwnedFd>,
     state: &mut State,
 ) -> Result<(Pid, OwnedFd, Socket)> {
+    let for_init = record(options, prepared, directory, state)?;
+    let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
+    let (pid, socket) = clone_init(options, prepared, lock, state, birthplace, for_init)?;
+    prepared.mounts.clear();
+    prepared.devices = None;
+    prepared.proc = None;
+    descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
+    // Only init needs it, and the receiver shall see its end when init is gone.
+    options.console = None;
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
+    let init = Init { socket: &socket, pid, pidfd: &pidfd };
+    let served = map_and_limit(options, prepared, directory, state, init)
+        .and_then(|limited| attend(options, prepared, directory, state, init, limited))
+        .and_then(|ready| publish(options, prepared, state, init, ready));
+    match served {
+        Ok(()) => {
+            state.cgroup.leave_claim();
+            Ok((pid, pidfd, socket))
+        }
+        Err(error) => {
+            // It may be in any state; its exit code is of no interest.
+            cgroups::end(pid, pidfd.as_fd());
+            // What cannot be done for a process that has given up is no news beside why it has.
+            Err(socket.last_words().map_or(error, anyhow::Error::msg))
+        }
+    }
+}
+
+/// What is made in the state directory for init.
+struct ForInit {
+    start_fifo: Option<OwnedFd>,
+    notify: Option<sd_notify::Folder>,
+}
+
+/// Writes down what a deletion finds, and makes what init gets of the state directory.
+fn record(
+    options: &Options<'_>,
+    prepared: &Prepared,
+    directory: &Directory,
+    state: &State,
+) -> Result<ForInit> {
     // Before anything is recorded: what is deleted later is only what is this container's own.
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&options.bundle.config)?;
@@ -179,9 +228,19 @@ fn make(
         true => sd_notify::prepare(directory.notify_folder())?,
         false => None,
     };
-    let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
+    Ok(ForInit { start_fifo, notify })
+}
+
+/// Makes init. Returns in the runtime process only: init goes on in [`init::main`].
+fn clone_init(
+    options: &Options<'_>,
+    prepared: &mut Prepared,
+    lock: &mut Option<OwnedFd>,
+    state: &mut State,
+    birthplace: Option<OwnedFd>,
+    for_init: ForInit,
+) -> Result<(Pid, Socket)> {
     let (caller, init) = sync::pair()?;
-    let linux = options.bundle.linux();
     let first = || {
         // Hooks that run in init inherit it.
         if !has_create_container_hooks(options.bundle) {
@@ -189,97 +248,70 @@ fn make(
         }
         if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
     };
-    let pid = match namespaces::spawn(
+    let side = namespaces::spawn(
         &prepared.namespaces,
-        linux,
+        options.bundle.linux(),
         birthplace.as_ref().map(AsFd::as_fd),
         &caller,
         &init,
         &first,
         &Patience::with_init(state.cgroup.freezers()),
-    )? {
-        Side::Caller(pid) => pid,
-        Side::Init => {
-            // Held by init too, it would never read the caller's end; and the container would be
-            // locked until its exec.
-            drop(caller);
-            *lock = None;
-            // The agent shall see the end of the stream when the caller has ended.
-            prepared.agent = None;
-            // Of the host's cgroups nothing is open any more when init looks at what is the
-            // container's.
-            drop(birthplace);
-            state.cgroup.leave_claim();
-            let Prepared {
-                namespaces,
-                filter,
-                rights,
-                mounts,
-                devices,
-                proc,
-                streams,
-                descriptors,
-                ignores_devices,
-                ..
-            } = prepared;
-            let (filter, mounts) = (filter.as_ref(), std::mem::take(mounts));
-            let devices = devices.take();
-            let streams = std::mem::take(streams);
-            init::main(init::Plan {
-                options,
-                namespaces,
-                filter,
-                rights,
-                mounts,
-                devices,
-                descriptors: *descriptors,
-                ignores_devices: *ignores_devices,
-                streams,
-                notify,
-                proc: proc.take(),
-                start_fifo,
-                socket: init,
-                first_own: options.first_own,
-                state,
-            });
-        }
-    };
-    drop(init);
-    drop(birthplace);
-    drop(start_fifo);
-    drop(notify);
-    prepared.mounts.clear();
-    prepared.devices = None;
-    prepared.proc = None;
-    descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
-    // Only init needs it, and the receiver shall see its end when init is gone.
-    options.console = None;
-    let pidfd =
-        rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
-    match serve(options, prepared, directory, state, &caller, pid, &pidfd) {
-        Ok(()) => {
-            state.cgroup.leave_claim();
-            Ok((pid, pidfd, caller))
-        }
-        Err(error) => {
-            // It may be in any state; its exit code is of no interest.
-            cgroups::end(pid, pidfd.as_fd());
-            // What cannot be done for a process that has given up is no news beside why it has.
-            Err(caller.last_words().map_or(error, anyhow::Error::msg))
-        }
+    )?;
+    if let Side::Caller(pid) = side {
+        return Ok((pid, caller));
     }
+    // Held by init too, it would never read the caller's end; and the container would be locked
+    // until its exec.
+    drop(caller);
+    *lock = None;
+    // The agent shall see the end of the stream when the caller has ended.
+    prepared.agent = None;
+    // Of the host's cgroups nothing is open any more when init looks at what is the container's.
+    drop(birthplace);
+    state.cgroup.leave_claim();
+    init::main(init::Plan {
+        options,
+        namespaces: &prepared.namespaces,
+        filter: prepared.filter.as_ref(),
+        rights: &prepared.rights,
+        mounts: std::mem::take(&mut prepared.mounts),
+        devices: prepared.devices.take(),
+        descriptors: prepared.descriptors,
+        ignores_devices: prepared.ignores_devices,
+        streams: std::mem::take(&mut prepared.streams),
+        notify: for_init.notify,
+        proc: prepared.proc.take(),
+        start_fifo: for_init.start_fifo,
+        socket: init,
+        first_own: options.first_own,
+        state,
+    })
 }
 
-/// Does for init what it cannot do itself, until it is ready.
-fn serve(
+/// Init, seen from the runtime process.
+#[derive(Clone, Copy)]
+struct Init<'a> {
+    socket: &'a Socket,
+    pid: Pid,
+    pidfd: &'a OwnedFd,
+}
+
+/// What init has of the host's by now.
+struct Limited {
+    /// The state with the process, which nobody sees yet.
+    record: Draft,
+    /// The way into the cgroup for modules.
+    modules: Option<OwnedFd>,
+}
+
+/// Does for init what it cannot do itself, while it begins.
+fn map_and_limit(
     options: &Options<'_>,
     prepared: &Prepared,
     directory: &Directory,
     state: &mut State,
-    socket: &Socket,
-    pid: Pid,
-    pidfd: &OwnedFd,
-) -> Result<()> {
+    Init { socket, pid, .. }: Init<'_>,
+) -> Result<Limited> {
     let linux = options.bundle.linux();
     if prepared.namespaces.makes(libc::CLONE_NEWUSER) {
         namespaces::write_id_mappings(pid, linux)?;
@@ -315,22 +347,32 @@ fn serve(
     socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(tasks);
     // While init is at work.
-    let mut record = directory.draft(state)?;
+    let record = directory.draft(state)?;
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
     }
     socket.send(&Message::Restricted)?;
+    Ok(Limited { record, modules })
+}
+
+/// Answers init until it is ready. Returns the state to publish, and the engine of its module, if it
+/// is one.
+fn attend(
+    options: &Options<'_>,
+    prepared: &Prepared,
+    directory: &Directory,
+    state: &mut State,
+    Init { socket, pid, pidfd }: Init<'_>,
+    Limited { mut record, modules }: Limited,
+) -> Result<(Draft, Option<Served>)> {
     let mut served = None;
     let patience = Patience::with_init(state.cgroup.freezers());
     loop {
         let (message, files) = patience.receive_with(socket, pid)?;
         match message {
             Some(Message::BeforePivot) => {
-                hooks::run_before_creation(
-                    options.bundle.spec.hooks().as_ref(),
-                    state,
-                    &prepared.streams,
-                )?;
+                let hooks = options.bundle.spec.hooks().as_ref();
+                hooks::run_before_creation(hooks, state, &prepared.streams)?;
                 socket.send(&Message::HooksDone)?;
             }
             Some(Message::Listener(number)) => {
@@ -357,7 +399,7 @@ fn serve(
                 mounts::map(options.bundle, &prepared.namespaces, number, mount.as_fd())?;
                 socket.send(&Message::MapDone)?;
             }
-            Some(Message::Ready) => break,
+            Some(Message::Ready) => return Ok((record, served)),
             Some(Message::Failed(text)) => bail!(text),
             Some(message) => bail!("init sent {message:?}"),
             None => {
@@ -367,6 +409,16 @@ fn serve(
             }
         }
     }
+}
+
+/// Tells everybody of the container.
+fn publish(
+    options: &Options<'_>,
+    prepared: &Prepared,
+    state: &State,
+    Init { socket, pid, pidfd }: Init<'_>,
+    (record, served): (Draft, Option<Served>),
+) -> Result<()> {
     if plan::limits_it(state, &prepared.namespaces) {
         process::limit(Some(pid), options.bundle.process())?;
     }

@@ -71,6 +71,37 @@ struct Plan<'a> {
 
 /// Starts a program in a container. It runs when this returns. Runs in the caller's process.
 pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
+    let container = open(&options)?;
+    process::forget_affinity();
+    let affinity = options.process.exec_cpu_affinity().as_ref();
+    if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
+        process::set_affinity(None, processors).context("set `execCPUAffinity.initial`")?;
+    }
+    let doors = options.state.cgroup.doors(options.cgroup)?;
+    let New { pid, socket, doors } = clone_new(&options, &container, doors)?;
+    options.console = None;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .context("open a pidfd of the new process")?;
+    let patience = patience(&options, &doors);
+    match attend(&options, doors, &patience, &socket, pid, &pidfd) {
+        Ok(()) => Ok((pid, pidfd)),
+        Err(error) => {
+            // It may be in any state; its exit code is of no interest.
+            cgroups::end(pid, pidfd.as_fd());
+            // What cannot be done for a process that has given up is no news beside why it has.
+            Err(socket.last_words().map_or(error, anyhow::Error::msg))
+        }
+    }
+}
+
+/// A container that runs.
+struct Opened {
+    namespaces: Namespaces,
+    /// Of one without a mount namespace of its own.
+    root: Option<OwnedFd>,
+}
+
+fn open(options: &ExecOptions<'_>) -> Result<Opened> {
     // In the container's pid namespace its processes could reach ours, and what it has open, until
     // the exec (CVE-2016-9962); children have this from their parent.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -94,14 +125,23 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     // If it has not ended, its pid was nobody else's when they were opened, and all of them were
     // there.
     ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
-    process::forget_affinity();
-    let affinity = options.process.exec_cpu_affinity().clone();
-    let affinity = affinity.as_ref();
-    if let Some(processors) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
-        process::set_affinity(None, processors).context("set `execCPUAffinity.initial`")?;
-    }
+    Ok(Opened { namespaces, root })
+}
 
-    let mut doors = options.state.cgroup.doors(options.cgroup)?;
+fn patience(options: &ExecOptions<'_>, doors: &Doors) -> Patience {
+    let agent = options.agent.is_some();
+    Patience::with_new(doors.freezers.clone(), options.ignore_paused, agent)
+}
+
+/// The new process, and the ways into the cgroup by which it was made.
+struct New {
+    pid: Pid,
+    socket: Socket,
+    doors: Doors,
+}
+
+/// Makes the new process. Returns in the caller's process only: the new one goes on in [`main`].
+fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) -> Result<New> {
     let registered = workload::registered_formats();
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
@@ -116,19 +156,16 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
         }
         becoming::set_security_label(options.process, &HostProc::open()?)
     };
-    let agent = options.agent.is_some();
-    let patience =
-        |doors: &Doors| Patience::with_new(doors.freezers.clone(), options.ignore_paused, agent);
     let spawn = |doors: &Doors| {
         ensure!(options.ignore_paused || !doors.freezers.are_closed(), FROZEN);
         namespaces::spawn_inside(
-            &namespaces,
-            root.as_ref().map(AsFd::as_fd),
+            &container.namespaces,
+            container.root.as_ref().map(AsFd::as_fd),
             doors.birthplace.as_ref().map(AsFd::as_fd),
             (&caller, &socket),
             (options.first_own, &kept),
             &first,
-            &patience(doors),
+            &patience(options, doors),
         )
     };
     let side = match spawn(&doors) {
@@ -148,24 +185,10 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
             tracing::debug!("end what was half made: {error:#}");
         }
     });
-    let pid = match side? {
-        Side::Caller(pid) => pid,
+    match side? {
+        Side::Caller(pid) => Ok(New { pid, socket: caller, doors }),
         // All else that this process had open is closed already.
-        Side::Init => main(&Plan { options: &options, registered, withhold_devices, socket }),
-    };
-    drop(socket);
-    options.console = None;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .context("open a pidfd of the new process")?;
-    let patience = patience(&doors);
-    match attend(&options, doors, &patience, &caller, pid, &pidfd) {
-        Ok(()) => Ok((pid, pidfd)),
-        Err(error) => {
-            // It may be in any state; its exit code is of no interest.
-            cgroups::end(pid, pidfd.as_fd());
-            // What cannot be done for a process that has given up is no news beside why it has.
-            Err(caller.last_words().map_or(error, anyhow::Error::msg))
-        }
+        Side::Init => main(&Plan { options, registered, withhold_devices, socket }),
     }
 }
 

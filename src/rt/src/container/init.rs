@@ -76,10 +76,8 @@ const NOT_THERE: i32 = 127;
 
 /// Runs init. Ends in the program, or in the end of the process.
 pub(super) fn main(mut plan: Plan<'_>) -> ! {
-    let opened = (std::mem::take(&mut plan.mounts), std::mem::take(&mut plan.devices));
-    let notify = plan.notify.take();
-    let proc = plan.proc.take();
-    let (ready, environment) = match set_up(&plan, opened, notify, proc) {
+    let set_up = Given::take(&mut plan).and_then(|given| set_up(&plan, given));
+    let (ready, environment) = match set_up {
         Ok(made) => made,
         Err(error) => {
             // The caller prints it. If it is gone, nobody is interested.
@@ -109,23 +107,47 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     syscall::exit_now(code)
 }
 
+/// What the runtime process has opened for init alone.
+struct Given {
+    mounts: Vec<Option<Opened>>,
+    devices: Option<OwnedFd>,
+    notify: Option<sd_notify::Folder>,
+    proc: HostProc,
+}
+
+impl Given {
+    fn take(plan: &mut Plan<'_>) -> Result<Given> {
+        Ok(Given {
+            mounts: std::mem::take(&mut plan.mounts),
+            devices: plan.devices.take(),
+            notify: plan.notify.take(),
+            proc: plan.proc.take().context("the host's `/proc` was not opened")?,
+        })
+    }
+}
+
 /// Everything up to that point. Returns the program's environment besides, which `startContainer`
 /// hooks have too.
-fn set_up<'a>(
-    plan: &Plan<'a>,
-    (opened, devices): (Vec<Option<Opened>>, Option<OwnedFd>),
-    notify: Option<sd_notify::Folder>,
-    proc: Option<HostProc>,
-) -> Result<(Ready<'a>, Vec<String>)> {
-    let proc = proc.context("the host's `/proc` was not opened")?;
-    let options = plan.options;
-    let bundle = options.bundle;
-    let spec = &bundle.spec;
-    let linux = bundle.linux();
-    let process = bundle.process();
-    let namespaces = plan.namespaces;
+fn set_up<'a>(plan: &Plan<'a>, given: Given) -> Result<(Ready<'a>, Vec<String>)> {
+    let is_service = given.notify.is_some();
+    let place = enter_namespaces(plan)?;
+    let (mut rootfs, place) = mount(plan, given.proc, given.mounts, place)?;
+    let memory = make_devices_and_terminal(plan, &mut rootfs, given.devices, given.notify, place)?;
+    run_hooks(plan)?;
+    let withhold_devices = mask_and_limit(plan, &mut rootfs)?;
+    let process = plan.options.bundle.process();
+    let home = becoming::home(&rootfs, process);
+    let registered = workload::registered_formats();
+    change_root(plan, &rootfs)?;
+    drop(rootfs);
+    let env = becoming::environment(process, home, plan.options.listen_fds, is_service);
+    let ready = become_ready(plan, &env, registered, memory, withhold_devices)?;
+    Ok((ready, env))
+}
 
-    let is_service = notify.is_some();
+/// Returns the place in the cgroup, where that is entered already.
+fn enter_namespaces(plan: &Plan<'_>) -> Result<Option<Place>> {
+    let (spec, namespaces) = (&plan.options.bundle.spec, plan.namespaces);
     // Until the caller has recorded it. What changes the user ends this too; from then on init
     // notices by itself, since it waits for the caller's word.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -138,10 +160,8 @@ fn set_up<'a>(
     }
     // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that
     // nobody knows.
-    let mut place = None;
-    if options.manager == Manager::Systemd {
-        place = Some(enter_cgroup(plan)?);
-    }
+    let by_systemd = plan.options.manager == Manager::Systemd;
+    let place = by_systemd.then(|| enter_cgroup(plan)).transpose()?;
     namespaces.join_rest()?;
     if namespaces.makes(libc::CLONE_NEWNET) {
         namespaces::bring_loopback_up()?;
@@ -152,23 +172,47 @@ fn set_up<'a>(
     if let Some(domainname) = spec.domainname() {
         rustix::system::setdomainname(domainname.as_bytes()).context("set the domainname")?;
     }
+    Ok(place)
+}
 
-    let propagation = linux.rootfs_propagation().as_deref();
-    let mut rootfs = if namespaces.has_mount() {
+/// Makes the rootfs a mount, and carries out `mounts`.
+fn mount(
+    plan: &Plan<'_>,
+    proc: HostProc,
+    opened: Vec<Option<Opened>>,
+    place: Option<Place>,
+) -> Result<(Rootfs, Option<Place>)> {
+    let bundle = plan.options.bundle;
+    let propagation = bundle.linux().rootfs_propagation().as_deref();
+    let mut rootfs = if plan.namespaces.has_mount() {
         Rootfs::enter(&bundle.rootfs, propagation, proc)
     } else {
         Rootfs::open_with(&bundle.rootfs, proc)
     }
     .with_context(|| format!("prepare rootfs `{}`", bundle.rootfs.display()))?;
-    let entries = spec.mounts().as_deref().unwrap_or_default();
+    let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
     let place = mount_all(plan, &mut rootfs, entries, opened, place)?;
+    Ok((rootfs, place))
+}
+
+/// Returns the limit of memory that an engine is told, in bytes.
+fn make_devices_and_terminal(
+    plan: &Plan<'_>,
+    rootfs: &mut Rootfs,
+    devices: Option<OwnedFd>,
+    notify: Option<sd_notify::Folder>,
+    place: Option<Place>,
+) -> Result<Option<u64>> {
+    let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
+    let (linux, process) = (bundle.linux(), bundle.process());
     if namespaces.has_mount() {
         // Only the initial user namespace may make device nodes (`user_namespaces(7)`).
         let bind = namespaces.makes(libc::CLONE_NEWUSER) || !crate::ids::is_host_root();
         let listed = linux.devices().as_deref().unwrap_or_default();
-        devices::make(&mut rootfs, listed, devices, entries, bind)?;
+        let entries = bundle.spec.mounts().as_deref().unwrap_or_default();
+        devices::make(rootfs, listed, devices, entries, bind)?;
         if let Some(folder) = notify {
-            sd_notify::mount(&mut rootfs, folder)?;
+            sd_notify::mount(rootfs, folder)?;
         }
     }
     rootfs.make(process.cwd(), true).context("make the working directory")?;
@@ -178,13 +222,20 @@ fn set_up<'a>(
     let mut place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
     // Until here nothing was opened that could be a device of the image's.
     place.expect_restrictions(plan)?;
-    if let Some(console) = &options.console {
-        terminal::set_up(&rootfs, process, console.as_fd(), true).context("set up the terminal")?;
+    if let Some(console) = &plan.options.console {
+        terminal::set_up(rootfs, process, console.as_fd(), true).context("set up the terminal")?;
     }
-    run_hooks_before_pivot(plan)?;
+    Ok(place.memory)
+}
+
+/// Hides what the program shall not see or change, and sets limits while the host's `/proc` and the
+/// rights for it are there. Returns whether only the rights to make a device node keep the program
+/// from the host's devices.
+fn mask_and_limit(plan: &Plan<'_>, rootfs: &mut Rootfs) -> Result<bool> {
+    let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
+    let linux = bundle.linux();
     rootfs.finish_read_only()?;
     descriptors::give_back(plan.descriptors).context(descriptors::GIVE_BACK)?;
-
     let mut covers = Covers::default();
     for path in linux.masked_paths().iter().flatten() {
         rootfs.mask(Path::new(path), &mut covers).with_context(|| format!("mask `{path}`"))?;
@@ -194,7 +245,7 @@ fn set_up<'a>(
             .make_read_only(Path::new(path), &mut covers)
             .with_context(|| format!("make `{path}` read-only"))?;
     }
-    if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+    if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         ensure!(
             namespaces.has_mount(),
             "a read-only root needs a mount namespace of the container's own"
@@ -207,34 +258,43 @@ fn set_up<'a>(
     if namespaces.has_mount() && ignores_devices {
         rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
     }
-
     // What needs the host's /proc, or privileges, before both are gone.
     if !plan::limits_it(plan.state, namespaces) {
-        process::limit(None, process)?;
+        process::limit(None, bundle.process())?;
     }
     if let Some(personality) = linux.personality() {
         process::set_personality(personality)?;
     }
     memory_policy::set_memory_policy(linux.memory_policy().as_ref())?;
-    becoming::set_security_label(process, rootfs.proc()?)?;
-    let home = becoming::home(&rootfs, process);
-    let registered = workload::registered_formats();
+    Ok(withhold_devices)
+}
 
-    if !namespaces.has_mount() {
-        rootfs.chroot()?;
-    } else if options.no_pivot {
-        rootfs.move_and_chroot(propagation)?;
+fn change_root(plan: &Plan<'_>, rootfs: &Rootfs) -> Result<()> {
+    let bundle = plan.options.bundle;
+    becoming::set_security_label(bundle.process(), rootfs.proc()?)?;
+    let propagation = bundle.linux().rootfs_propagation().as_deref();
+    if !plan.namespaces.has_mount() {
+        rootfs.chroot()
+    } else if plan.options.no_pivot {
+        rootfs.move_and_chroot(propagation)
     } else {
-        rootfs.pivot(propagation)?;
+        rootfs.pivot(propagation)
     }
-    drop(rootfs);
-    drop(covers);
+}
 
+/// The rest, which `exec` has too.
+fn become_ready<'a>(
+    plan: &Plan<'a>,
+    env: &[String],
+    registered: workload::Registered,
+    memory: Option<u64>,
+    withhold_devices: bool,
+) -> Result<Ready<'a>> {
+    let (options, bundle) = (plan.options, plan.options.bundle);
+    let process = bundle.process();
     let keep_groups = bundle.annotation(becoming::KEEP_GROUPS).is_some_and(|value| value != "0");
     let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files()).collect();
-    let filter = plan.filter;
-    let env = becoming::environment(process, home, options.listen_fds, is_service);
-    let plan = becoming::Plan {
+    let becoming = becoming::Plan {
         process,
         can_be_ended: plan.start_fifo.is_some(),
         socket: &plan.socket,
@@ -242,25 +302,24 @@ fn set_up<'a>(
         kept,
         withhold_devices,
         keep_groups,
-        lacks_root: namespaces::lacks_root(Some(linux)),
+        lacks_root: namespaces::lacks_root(Some(bundle.linux())),
         by_root: plan.state.uid == 0,
         rights: plan.rights,
         start_hooks: start_hooks(plan),
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
-            env: &env,
+            env,
             configured_env: &becoming::configured_environment(process),
             cwd: process.cwd(),
             engines: options.engines.as_ref(),
             registered,
-            mounts: spec.mounts().as_deref().unwrap_or_default(),
+            mounts: bundle.spec.mounts().as_deref().unwrap_or_default(),
             rights: plan.rights,
-            memory: place.memory,
+            memory,
             ask: &|number, module| plan.socket.ask_for_engine(number, module),
         },
     };
-    let ready = becoming::ready(&plan, filter)?;
-    Ok((ready, env))
+    becoming::ready(&becoming, plan.filter)
 }
 
 /// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so
@@ -337,7 +396,8 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     Ok(Place { memory, restricted: false })
 }
 
-fn run_hooks_before_pivot(plan: &Plan<'_>) -> Result<()> {
+/// Lets the runtime process run its hooks, and runs those in the container's namespaces.
+fn run_hooks(plan: &Plan<'_>) -> Result<()> {
     let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
     plan.socket.send(&Message::BeforePivot)?;
     plan.socket.expect(&Message::HooksDone)?;

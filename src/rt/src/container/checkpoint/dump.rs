@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::bundle::{self, Bundle};
 use crate::container::checkpoint::allowed_mounts::{self, Allowed};
 use crate::container::checkpoint::confinement::{self, Limits};
 use crate::container::checkpoint::criu::{
-    self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Kind,
+    self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Ext_mount_map, Kind,
 };
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::restrictions;
@@ -73,19 +73,51 @@ pub(crate) fn checkpoint(
     let init = state.process()?.context("the container is not running")?;
     let was_paused = state.cgroup.is_frozen();
     let mounts = mount_table::of(state.pid)?;
-    if state.engine.is_some() {
-        refuse_engine(state, &mounts)?;
-    }
-    refuse_what_cannot_be_restored(&bundle.spec)?;
-    let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
-    refuse_without_a_place(&rootfs, bundle)?;
+    refuse_what_no_restore_takes(state, bundle, &mounts)?;
     let offers = Offers::new(bundle, &state.cgroup, &directory.notify_folder())?;
     let ext_mnt = offers.of(&mounts)?;
     let limits = Limits::new(bundle, state, None)?;
     let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
     let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
     allowed.judge(&mounts, true).context("it could not be restored")?;
+
     let directories = options.common.make_directories(None)?;
+    let mut request = request(state, bundle, &options, &directories, ext_mnt)?;
+    criu::program()?;
+    let kind = if options.pre_dump { Kind::PRE_DUMP } else { Kind::DUMP };
+    if !options.pre_dump {
+        let (descriptors, files) = streams(state, &mounts);
+        request.external.extend(files);
+        let path = options.common.images.join(DESCRIPTORS);
+        directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
+    }
+    let images = options.common.images;
+    let written = || compare_and_record(state, &init, &limits, &allowed, &directories, images);
+    // CRIU lets it go on by itself, unless it was killed.
+    call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
+        if !was_paused {
+            state.cgroup.thaw();
+        }
+    })
+}
+
+fn refuse_what_no_restore_takes(state: &State, bundle: &Bundle, mounts: &[Entry]) -> Result<()> {
+    if state.engine.is_some() {
+        refuse_engine(state, mounts)?;
+    }
+    refuse_what_cannot_be_restored(&bundle.spec)?;
+    let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
+    refuse_without_a_place(&rootfs, bundle)
+}
+
+/// What CRIU shall do.
+fn request(
+    state: &State,
+    bundle: &Bundle,
+    options: &CheckpointOptions<'_>,
+    directories: &Directories,
+    ext_mnt: Vec<Ext_mount_map>,
+) -> Result<Criu_opts> {
     let annotation = |key: &str| bundle::annotation(&bundle.spec, key).map(str::to_owned);
     let mut request = Criu_opts {
         pid: Some(state.pid),
@@ -133,38 +165,30 @@ pub(crate) fn checkpoint(
         })
         .into();
     }
-    criu::program()?;
-    let kind = if options.pre_dump { Kind::PRE_DUMP } else { Kind::DUMP };
-    if !options.pre_dump {
-        let (descriptors, files) = streams(state, &mounts);
-        request.external.extend(files);
-        let path = options.common.images.join(DESCRIPTORS);
-        directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
+    Ok(request)
+}
+
+/// All is written, and nothing ended yet. If init has been alive until now, its number was nobody
+/// else's meanwhile: who was stopped and looked at is the container.
+fn compare_and_record(
+    state: &State,
+    init: &OwnedFd,
+    limits: &Limits<'_>,
+    allowed: &Allowed<'_>,
+    directories: &Directories,
+    images: &Path,
+) -> Result<()> {
+    syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
+    limits.check(state.pid, None).context("it could not be restored")?;
+    for thread in confinement::other_mount_namespaces(state.pid)? {
+        allowed
+            .judge(&mount_table::seen_by(&thread)?, false)
+            .with_context(|| format!("the mount namespace of the process `{}`", thread.display()))
+            .context("it could not be restored")?;
     }
-    // CRIU lets it go on by itself, unless it was killed.
-    let images = options.common.images;
-    let written = || -> Result<()> {
-        // All is written, and nothing ended yet. If init has been alive until now, its number was
-        // nobody else's meanwhile: who was stopped and looked at is the container.
-        syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
-        limits.check(state.pid, None).context("it could not be restored")?;
-        for thread in confinement::other_mount_namespaces(state.pid)? {
-            allowed
-                .judge(&mount_table::seen_by(&thread)?, false)
-                .with_context(|| {
-                    format!("the mount namespace of the process `{}`", thread.display())
-                })
-                .context("it could not be restored")?;
-        }
-        let mounts = restrictions::record(&mount_table::of(state.pid)?);
-        let text = serde_json::to_string(&mounts)?;
-        directories.write(images.join(restrictions::RECORD), text.as_bytes())
-    };
-    call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
-        if !was_paused {
-            state.cgroup.thaw();
-        }
-    })
+    let mounts = restrictions::record(&mount_table::of(state.pid)?);
+    let text = serde_json::to_string(&mounts)?;
+    directories.write(images.join(restrictions::RECORD), text.as_bytes())
 }
 
 /// The controllers of the hierarchies in which a process is in a cgroup of its own, and whether

@@ -25,7 +25,8 @@ use crate::container::checkpoint::cgroup_image::{self, Cover};
 use crate::container::checkpoint::confinement;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu::{
-    self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Prepare,
+    self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Notice,
+    Prepare,
 };
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
@@ -152,6 +153,7 @@ fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
     Inherit_fd { key: Some(key.to_owned()), fd: Some(descriptor), ..Inherit_fd::default() }
 }
 
+/// Steps 1, from the claim on the name on, to 9.
 fn make(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -160,29 +162,88 @@ fn make(
     directory: &Directory,
     state: &mut State,
 ) -> Result<(Pid, OwnedFd)> {
-    let bundle = options.bundle;
-    let linux = bundle.linux();
     let recorded = checkpoint.mounts(&options.common)?;
+    let Checkpoint { images, inherited, cgroups } = checkpoint;
+    let places = record(options, namespaces, images, directory, state)?;
+    // What CRIU reads in the place of the image of cgroups.
+    let cover = Cover::new(directory.cover_folder())?;
+    let mut criu = clone_criu(options, namespaces, &places, &cover, directory, state)?;
+    let mut watch = Watch {
+        limits: Limits::new(options.bundle, state, options.lsm_profile)?,
+        cgroups: allowed_mounts::cgroups_of(&state.cgroup, state.pid)?,
+        home: restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?,
+        criu: criu.process(),
+        has_covered: false,
+        options,
+        namespaces,
+        streams,
+        directory,
+        notify: &places.notify,
+        recorded: &recorded,
+        state,
+    };
+    let request = watch.request(&places, inherited)?;
+    cover.write(&cgroups_for_criu(
+        &cgroups,
+        options.bundle,
+        namespaces,
+        watch.state,
+        &watch.home,
+    )?)?;
+    let directories = &places.directories;
+    if let Some(images) = show_to_container(options, namespaces, cover.folder(), directories) {
+        criu.read_through(images);
+    }
+    let restored = criu.call(request, &mut |notice| watch.hear(notice));
+    cover.remove();
+    restored.map_err(|error| criu::explain(error, &places.directories, &options.common, LOG))?;
+    publish(options, namespaces, &places, directory, state)
+}
+
+/// What is on the host for CRIU.
+struct Places {
+    /// Where the rootfs is mounted, in CRIU's mount namespace.
+    root: PathBuf,
+    /// For a container that had a socket for `sd_notify(3)`; in another it is not mounted.
+    notify: PathBuf,
+    /// The images and the log.
+    directories: Directories,
+}
+
+/// Writes down what a deletion finds, and makes the places.
+fn record(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    images: OwnedFd,
+    directory: &Directory,
+    state: &State,
+) -> Result<Places> {
     state.cgroup.refuse_if_in_use()?;
-    directory.write_config(&bundle.config)?;
+    directory.write_config(&options.bundle.config)?;
     directory.write(state)?;
-    let user = namespaces.makes(libc::CLONE_NEWUSER);
-    let place = directory.make_root_folder(user)?;
-    let Checkpoint { images, inherited, cgroups: image_of_cgroups } = checkpoint;
+    let root = directory.make_root_folder(namespaces.makes(libc::CLONE_NEWUSER))?;
     let directories = options.common.make_directories(Some(images))?;
-    // For a container that had one; in another it is not mounted.
     let notify = directory.notify_folder();
     fs::create_dir(&notify).with_context(|| format!("make `{}`", notify.display()))?;
-    let shared = shared(namespaces);
-    let keep: Vec<_> = shared.iter().map(|(namespace, _)| *namespace).collect();
-    let keys: Vec<_> =
-        shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
     directories.remove_log(LOG)?;
+    Ok(Places { root, notify, directories })
+}
+
+/// Starts CRIU in the container's cgroup. It waits for the request then.
+fn clone_criu(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    places: &Places,
+    cover: &Cover,
+    directory: &Directory,
+    state: &mut State,
+) -> Result<Criu> {
+    let (bundle, linux) = (options.bundle, options.bundle.linux());
+    let keep: Vec<_> = shared(namespaces).into_iter().map(|(namespace, _)| namespace).collect();
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
-    let cover = Cover::new(directory.cover_folder())?;
-    let mut criu = Criu::start(
+    Criu::start(
         Kind::RESTORE,
-        (&options.common, &directories),
+        (&options.common, &places.directories),
         birthplace.as_ref().map(AsFd::as_fd),
         &keep,
         &Prepare {
@@ -191,7 +252,7 @@ fn make(
                 if options.new_keyring {
                     becoming::leave_session_keyring(options.id)?;
                 }
-                prepare_place(socket, bundle, namespaces, &place)
+                prepare_place(socket, bundle, namespaces, &places.root)
             },
             images: &|images| cover.put_on(images),
         },
@@ -211,88 +272,132 @@ fn make(
             let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
             socket.send_with(&Message::Cgroup { memory: None }, &tasks)
         },
-    )?;
-    let offers = Offers::new(bundle, &state.cgroup, &notify)?;
-    let limits = Limits::new(bundle, state, options.lsm_profile)?;
-    // Where CRIU is. Where its images put the first process is not asked.
-    let cgroups = allowed_mounts::cgroups_of(&state.cgroup, state.pid)?;
-    let home = restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?;
-    cover.write(&cgroups_for_criu(&image_of_cgroups, bundle, namespaces, state, &home)?)?;
-    if let Some(images) = show_to_container(options, namespaces, cover.folder(), &directories) {
-        criu.read_through(images);
+    )
+}
+
+/// What the runtime process does while CRIU restores.
+struct Watch<'a> {
+    options: &'a RestoreOptions<'a>,
+    namespaces: &'a Namespaces,
+    streams: &'a Streams,
+    directory: &'a Directory,
+    notify: &'a Path,
+    recorded: &'a [Recorded],
+    state: &'a mut State,
+    limits: Limits<'a>,
+    /// Where CRIU is. Where its images put the first process is not asked.
+    cgroups: Vec<PathBuf>,
+    home: Vec<(String, PathBuf)>,
+    criu: Option<Pid>,
+    /// A mount was covered that the configuration masks.
+    has_covered: bool,
+}
+
+impl Watch<'_> {
+    /// What CRIU shall do.
+    fn request(&self, places: &Places, inherited: Vec<Inherit_fd>) -> Result<Criu_opts> {
+        let (options, cgroup) = (self.options, &self.state.cgroup);
+        let shared = shared(self.namespaces);
+        let keys: Vec<_> =
+            shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
+        let annotation = |key: &str| options.bundle.annotation(key).map(str::to_owned);
+        let mut request = Criu_opts {
+            root: Some(places.root.to_string_lossy().into_owned()),
+            rst_sibling: Some(true),
+            evasive_devices: Some(true),
+            tcp_close: Some(options.tcp_close),
+            lsm_profile: options.lsm_profile.map(str::to_owned),
+            lsm_mount_context: options.lsm_mount_context.map(str::to_owned),
+            inherit_fd: [inherited, keys].concat(),
+            join_ns: join_namespaces(self.namespaces),
+            ext_mnt: Offers::new(options.bundle, cgroup, self.notify)?.all()?,
+            mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
+            ..options.common.request(LOG, annotation)?
+        };
+        if options.common.cgroups.is_none() && cgroup.manager == Manager::Disabled {
+            request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
+        }
+        Ok(request)
     }
-    let annotation = |key: &str| bundle.annotation(key).map(str::to_owned);
-    let mut request = Criu_opts {
-        root: Some(place.to_string_lossy().into_owned()),
-        rst_sibling: Some(true),
-        evasive_devices: Some(true),
-        tcp_close: Some(options.tcp_close),
-        lsm_profile: options.lsm_profile.map(str::to_owned),
-        lsm_mount_context: options.lsm_mount_context.map(str::to_owned),
-        inherit_fd: [inherited, keys].concat(),
-        join_ns: join_namespaces(namespaces),
-        ext_mnt: offers.all()?,
-        mntns_compat_mode: Some(criu::shares_mounts_wrongly()),
-        ..options.common.request(LOG, annotation)?
-    };
-    if options.common.cgroups.is_none() && state.cgroup.manager == Manager::Disabled {
-        request.manage_cgroups_mode = Some(CgroupsMode::IGNORE.into());
+
+    /// Does what is due by now.
+    fn hear(&mut self, notice: Notice) -> Result<()> {
+        match notice.script.as_str() {
+            "setup-namespaces" => self.run_hooks(notice.pid),
+            "orphan-pts-master" => self.send_terminal(notice.descriptor),
+            // It has its memory and its files, and does not run yet.
+            "post-restore" => self.restrict_mounts(notice.pid),
+            criu::BEFORE_IT_RUNS => self.compare().or_else(|error| {
+                failure::and_then_cleaned(Err(error), confinement::end(self.state.pid))
+            }),
+            _ => Ok(()),
+        }
     }
-    let hooks = bundle.spec.hooks().as_ref();
-    let mut has_covered = false;
-    let limited = options.manager != Manager::Disabled;
-    let criu_process = criu.process();
-    let restored = criu.call(request, &mut |notice| match notice.script.as_str() {
-        "setup-namespaces" => {
-            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
-            // Killed in a hook, and without a cgroup, this is how a deletion finds it.
-            directory.write(state)?;
-            hooks::run_before_creation(hooks, state, streams)
+
+    fn run_hooks(&mut self, pid: i32) -> Result<()> {
+        plan::belongs_to(self.state, Pid::from_raw(pid).context("no process")?)?;
+        // Killed in a hook, and without a cgroup, this is how a deletion finds it.
+        self.directory.write(self.state)?;
+        let hooks = self.options.bundle.spec.hooks().as_ref();
+        hooks::run_before_creation(hooks, self.state, self.streams)
+    }
+
+    fn send_terminal(&self, master: Option<OwnedFd>) -> Result<()> {
+        let master = master.context("`criu` sent no terminal")?;
+        let console = self.options.console.as_ref();
+        let console = console.context("it has a terminal: `--console-socket` is missing")?;
+        terminal::send(console.as_fd(), "/dev/ptmx", master.as_fd())
+    }
+
+    fn restrict_mounts(&mut self, pid: i32) -> Result<()> {
+        let (state, bundle) = (&mut *self.state, self.options.bundle);
+        let pid = Pid::from_raw(pid).context("no process")?;
+        plan::belongs_to(state, pid)?;
+        state.mount_namespace = self.namespaces.mount_namespace(pid);
+        // A hook may have mounted something on the host.
+        let offers = Offers::new(bundle, &state.cgroup, self.notify)?;
+        let allowed = Allowed::new(&offers, bundle, &self.limits, &self.cgroups)?;
+        self.has_covered = restrictions::put_back(state, bundle, &allowed, self.recorded)?;
+        state.cgroup.hand_down();
+        self.directory.write(state)
+    }
+
+    /// Compares the processes with the configuration, and limits them.
+    fn compare(&self) -> Result<()> {
+        let (state, bundle) = (&*self.state, self.options.bundle);
+        self.limits.check(state.pid, Some(self.namespaces))?;
+        restored_cgroups::refuse_others(
+            state.pid,
+            restored_cgroups::own(&state.cgroup),
+            &self.home,
+        )?;
+        // With this capability it can take covers away.
+        if self.has_covered && !self.limits.gives(CapabilitySet::SYS_ADMIN) {
+            open_files::refuse_covered(state.pid)?;
         }
-        "orphan-pts-master" => {
-            let master = notice.descriptor.context("`criu` sent no terminal")?;
-            let console = options.console.as_ref();
-            let console = console.context("it has a terminal: `--console-socket` is missing")?;
-            terminal::send(console.as_fd(), "/dev/ptmx", master.as_fd())
+        restored_limits::lower(state.pid, bundle.process(), &self.limits)?;
+        let resources = bundle.linux().resources().as_ref();
+        match with_criu(resources, memory_of_criu(self.criu)).filter(|_| is_limited(self.options)) {
+            Some(limits) => state.cgroup.update(limits).context("limit what is restored"),
+            None => Ok(()),
         }
-        // It has its memory and its files, and does not run yet.
-        "post-restore" => {
-            plan::belongs_to(state, Pid::from_raw(notice.pid).context("no process")?)?;
-            state.mount_namespace =
-                namespaces.mount_namespace(Pid::from_raw(notice.pid).context("no process")?);
-            // A hook may have mounted something on the host.
-            let offers = Offers::new(bundle, &state.cgroup, &notify)?;
-            let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
-            has_covered = restrictions::put_back(state, bundle, &allowed, &recorded)?;
-            state.cgroup.hand_down();
-            directory.write(state)
-        }
-        criu::BEFORE_IT_RUNS => limits
-            .check(state.pid, Some(namespaces))
-            .and_then(|()| {
-                let own = restored_cgroups::own(&state.cgroup);
-                restored_cgroups::refuse_others(state.pid, own, &home)
-            })
-            .and_then(|()| {
-                // With this capability it can take covers away.
-                let is_covered = has_covered && !limits.gives(CapabilitySet::SYS_ADMIN);
-                if is_covered { open_files::refuse_covered(state.pid) } else { Ok(()) }
-            })
-            .and_then(|()| restored_limits::lower(state.pid, bundle.process(), &limits))
-            .and_then(|()| {
-                match with_criu(linux.resources().as_ref(), memory_of_criu(criu_process))
-                    .filter(|_| limited)
-                {
-                    Some(limits) => state.cgroup.update(limits).context("limit what is restored"),
-                    None => Ok(()),
-                }
-            })
-            .or_else(|error| failure::and_then_cleaned(Err(error), confinement::end(state.pid))),
-        _ => Ok(()),
-    });
-    cover.remove();
-    restored.map_err(|error| criu::explain(error, &directories, &options.common, LOG))?;
-    if let Some(resources) = linux.resources().as_ref().filter(|_| limited) {
+    }
+}
+
+fn is_limited(options: &RestoreOptions<'_>) -> bool {
+    options.manager != Manager::Disabled
+}
+
+/// Limits the container exactly, and tells everybody of it.
+fn publish(
+    options: &RestoreOptions<'_>,
+    namespaces: &Namespaces,
+    places: &Places,
+    directory: &Directory,
+    state: &mut State,
+) -> Result<(Pid, OwnedFd)> {
+    let resources = options.bundle.linux().resources().as_ref();
+    if let Some(resources) = resources.filter(|_| is_limited(options)) {
         let limited = state.cgroup.update(resources.clone()).context("limit what was restored");
         // systemd lets go of the scope of a container that has ended.
         if state.process()?.is_some() {
@@ -300,8 +405,8 @@ fn make(
         }
     }
     // Mounted on in CRIU's mount namespace only, which is gone.
-    let _ = fs::remove_dir(&place);
-    if user {
+    let _ = fs::remove_dir(&places.root);
+    if namespaces.makes(libc::CLONE_NEWUSER) {
         directory.close()?;
     }
     let pid = Pid::from_raw(state.pid).context("no process")?;
@@ -389,6 +494,7 @@ fn show_to_container(
         ..mounts::Options::default()
     };
     mounts::detached::make("overlay", Some(Path::new("overlay")), &options)
+        .map_err(anyhow::Error::from)
         .inspect_err(|error| {
             tracing::debug!("lay an open directory over the checkpoint: {error:#}");
         })
