@@ -286,6 +286,10 @@ const ROWS: &[Row] = &[
     ),
     row("hooks: their output", &["hooks::print_to_where_annotations_say"]),
     row(
+        "log: each step",
+        &["debug::create_tells_each_step", "debug::the_last_step_is_the_one_that_fails"],
+    ),
+    row(
         "devices: default and listed",
         &["devices::the_default_ones_are_there", "devices::listed_ones_are_made"],
     ),

@@ -18,6 +18,7 @@ mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
+mod debug;
 mod descriptors;
 mod devices;
 mod docker;
@@ -91,6 +92,7 @@ pub(crate) fn all() -> Vec<Entry> {
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,
+        debug::TESTS,
         descriptors::TESTS,
         devices::TESTS,
         docker::TESTS,

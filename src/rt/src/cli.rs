@@ -50,7 +50,7 @@ pub(crate) struct Global {
     /// Lowest level of messages to log
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     pub(crate) log_level: log::LogLevel,
-    /// Same as --log-level=debug
+    /// Log each step of the command; same as --log-level=debug
     #[arg(long)]
     pub(crate) debug: bool,
     /// Same as --cgroup-manager=systemd

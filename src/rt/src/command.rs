@@ -37,6 +37,7 @@ use crate::cli::{CgroupManager, Command, Global, WasmCommand};
 use crate::container::checkpoint::criu;
 use crate::engine;
 use crate::linux::cgroups::Manager;
+use crate::log;
 use crate::state::Root;
 use crate::syscall;
 
@@ -116,6 +117,28 @@ impl Inherited {
     pub(crate) fn close(self) {
         self.0.into_iter().for_each(drop);
     }
+}
+
+/// Tells of the steps that come before the log is open, and of what became of them.
+pub(crate) fn tell_what_began(
+    command: &Command,
+    protected: Result<()>,
+    inherited: Result<Inherited>,
+) -> Result<Inherited> {
+    match command {
+        Command::Create(_) | Command::Run(_) => {
+            log::step("create, step 1: protect the executable", &"");
+            protected?;
+            log::step("create, step 2: parse the command line, close descriptors", &"");
+            return inherited;
+        }
+        Command::Exec(_) => {
+            log::step("exec, step 1: protect the executable, close descriptors", &"");
+        }
+        Command::Restore(_) => log::step("restore, step 1: check, open and claim", &""),
+        _ => {}
+    }
+    protected.and(inherited)
 }
 
 /// For a command that enters a container, where this process or one of its children is seen: of the

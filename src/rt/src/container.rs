@@ -24,4 +24,4 @@ pub(crate) use delete::{delete, delete_unreadable, end};
 pub(crate) use exec::{ExecOptions, exec};
 pub(crate) use live_mounts::{add as add_mounts, remove as remove_mounts};
 pub(crate) use plan::{Options, Wait};
-pub(crate) use start::{start, started};
+pub(crate) use start::{start, started, tell_of_manager};

@@ -3,6 +3,9 @@
 //! A leaf, but for [`trust`]. Callers parse it: podman reads the whole file as *one* JSON object,
 //! containerd a stream of them, of which the last with `"level":"error"` counts. So at the default
 //! level nothing is written but the one error of a failed command.
+//!
+//! Only the runtime process writes. A process that enters a container hands its lines to the runtime
+//! process ([`forward`]), so that it holds nothing of the host open for them.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,7 +13,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::OFlags;
@@ -40,7 +44,6 @@ pub(crate) enum LogLevel {
 }
 
 /// Where messages go.
-#[derive(Debug)]
 enum Target {
     /// Nobody has asked for a log.
     Stderr,
@@ -49,16 +52,38 @@ enum Target {
     Journal(UnixDatagram, String),
     /// The system's log, under a name (`syslog(3)`).
     Syslog(UnixDatagram, String),
+    /// The runtime process, which is told a level and a message.
+    Forward(Box<dyn Fn(String) + Send>),
 }
 
-#[derive(Debug)]
 struct Log {
     target: Target,
     format: Format,
     level: LogLevel,
+    /// Lines of another process that come before their turn; None while they need not wait.
+    held: Option<Vec<String>>,
 }
 
-static LOG: OnceLock<Log> = OnceLock::new();
+/// None until it is opened, and in a process that nobody listens to.
+static LOG: Mutex<Option<Log>> = Mutex::new(None);
+
+/// Whether steps are told. Without `--debug`, a step costs a look at this.
+static TELLS_STEPS: AtomicBool = AtomicBool::new(false);
+
+#[inline(never)]
+fn with_log(act: &mut dyn FnMut(&mut Log)) {
+    if let Ok(mut log) = LOG.lock()
+        && let Some(log) = &mut *log
+    {
+        act(log);
+    }
+}
+
+fn replace(new: Option<Log>) {
+    if let Ok(mut log) = LOG.lock() {
+        *log = new;
+    }
+}
 
 /// Opens the log for appending; with none, messages below the error go to standard error.
 pub(crate) fn open(path: Option<&Path>, format: Format, level: LogLevel) -> Result<()> {
@@ -68,8 +93,9 @@ pub(crate) fn open(path: Option<&Path>, format: Format, level: LogLevel) -> Resu
             open_target(path).with_context(|| format!("open log `{}`", path.display()))?
         }
     };
-    let quiet = matches!(level, LogLevel::Error | LogLevel::Fatal);
-    if LOG.set(Log { target, format, level }).is_ok() && !quiet {
+    replace(Some(Log { target, format, level, held: None }));
+    TELLS_STEPS.store(level == LogLevel::Debug, Ordering::Relaxed);
+    if !matches!(level, LogLevel::Error | LogLevel::Fatal) {
         // Fails only if a subscriber is there already, and there is only this one.
         let _ = tracing::subscriber::set_global_default(Lines);
     }
@@ -112,12 +138,60 @@ fn open_file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// From now on, this process hands its lines to the runtime process, and closes the log.
+pub(crate) fn forward(say: impl Fn(String) + Send + 'static) {
+    let mut target = Some(Target::Forward(Box::new(say)));
+    with_log(&mut |log| {
+        if let Some(target) = target.take() {
+            log.target = target;
+        }
+    });
+}
+
+/// Nobody takes this process's lines any more.
+pub(crate) fn end() {
+    TELLS_STEPS.store(false, Ordering::Relaxed);
+    replace(None);
+}
+
+/// From now on, lines of another process wait for the next step of this one, or for the error.
+pub(crate) fn hold() {
+    with_log(&mut |log| log.held = Some(Vec::new()));
+}
+
+/// Writes a line that another process has [forwarded](forward): its level and its message.
+pub(crate) fn write(line: &str) {
+    with_log(&mut |log| match &mut log.held {
+        Some(held) => held.push(line.to_owned()),
+        None => log.pass(line),
+    });
+}
+
+/// Tells that a numbered step of `docs/operation.md` begins, by the name that it has there. The
+/// operand is a path, an id or a count, never an argument, a variable or an annotation: those may
+/// be secret.
+#[inline(never)]
+pub(crate) fn step(name: &str, operand: &dyn fmt::Display) {
+    if TELLS_STEPS.load(Ordering::Relaxed) {
+        let operand = operand.to_string();
+        let colon = if operand.is_empty() { "" } else { ": " };
+        let message = format!("{name}{colon}{operand}");
+        with_log(&mut |log| {
+            log.write("debug", &message);
+            log.release();
+        });
+    }
+}
+
 /// The one line of a command that failed, into the log if there is one. Standard error is the
 /// caller's business.
 pub(crate) fn error(message: &str) {
-    if let Some(log) = LOG.get().filter(|log| !matches!(log.target, Target::Stderr)) {
-        log.write("error", message);
-    }
+    with_log(&mut |log| {
+        log.release();
+        if !matches!(log.target, Target::Stderr) {
+            log.write("error", message);
+        }
+    });
 }
 
 /// As `syslog(3)` counts.
@@ -131,7 +205,22 @@ fn priority(level: &str) -> u8 {
 }
 
 impl Log {
+    fn release(&mut self) {
+        for line in self.held.take().unwrap_or_default() {
+            self.pass(&line);
+        }
+    }
+
+    fn pass(&self, line: &str) {
+        let (level, message) = line.split_once(' ').unwrap_or(("", line));
+        let level = ["error", "warning", "info"].into_iter().find(|it| *it == level);
+        self.write(level.unwrap_or("debug"), message);
+    }
+
     fn write(&self, level: &str, message: &str) {
+        if let Target::Forward(say) = &self.target {
+            return say(format!("{level} {message}"));
+        }
         let time = jiff::Timestamp::now();
         let line = match self.format {
             Format::Text => format!("time=\"{time:.6}\" level={level} msg={message:?}\n"),
@@ -159,6 +248,7 @@ impl Log {
                 let text = format!("<{priority}>{name}[{pid}]: {}", message.replace('\n', " "));
                 socket.send(text.as_bytes()).map(drop)
             }
+            Target::Forward(_) => Ok(()),
         };
     }
 }
@@ -168,12 +258,15 @@ struct Lines;
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let limit = match LOG.get().map(|log| log.level) {
-            Some(LogLevel::Debug) => Level::DEBUG,
-            Some(LogLevel::Info) => Level::INFO,
-            Some(LogLevel::Warn) => Level::WARN,
-            _ => Level::ERROR,
-        };
+        let mut limit = Level::ERROR;
+        with_log(&mut |log| {
+            limit = match log.level {
+                LogLevel::Debug => Level::DEBUG,
+                LogLevel::Info => Level::INFO,
+                LogLevel::Warn => Level::WARN,
+                _ => Level::ERROR,
+            };
+        });
         // libcgroups warns of each controller of the host that it does not know, at every
         // container.
         let is_own = !metadata.target().starts_with("libcgroups");
@@ -194,15 +287,13 @@ impl Subscriber for Lines {
         }
         let mut message = Message(String::new());
         event.record(&mut message);
-        if let Some(log) = LOG.get() {
-            let level = match *event.metadata().level() {
-                Level::ERROR => "error",
-                Level::WARN => "warning",
-                Level::INFO => "info",
-                _ => "debug",
-            };
-            log.write(level, &message.0);
-        }
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warning",
+            Level::INFO => "info",
+            _ => "debug",
+        };
+        with_log(&mut |log| log.write(level, &message.0));
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

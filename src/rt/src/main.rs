@@ -74,8 +74,7 @@ fn main() -> ExitCode {
             let inherited = command::inherited(&command);
             let failure = command::failure(&command);
             let outcome = log::open(global.log.as_deref(), global.log_format, level)
-                .and(protected)
-                .and(inherited)
+                .and_then(|()| command::tell_what_began(&command, protected, inherited))
                 .and_then(|inherited| command::hide_arguments(&command).map(|()| inherited))
                 .and_then(|inherited| command::execute(&global, command, inherited));
             match outcome {

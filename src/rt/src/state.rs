@@ -411,6 +411,10 @@ impl std::fmt::Display for Newer {
 impl std::error::Error for Newer {}
 
 impl Directory {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.path, flags, Mode::empty())

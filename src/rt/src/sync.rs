@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt::Timeout};
 
 use crate::interrupt::{self, Watch};
+use crate::log;
 use crate::scm_rights;
 
 /// What the caller's process hands over for a module.
@@ -69,12 +71,28 @@ pub(crate) enum Message {
     /// From the process that changes mounts of a container: of those that were added, the one of
     /// this number is not there any more.
     Gone(usize),
+    /// From init: a line for the log, after its level.
+    Said(String),
     /// From init: why it gave up, on one line.
     Failed(String),
 }
 
-#[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+impl Message {
+    /// Writes a line for the log. Gives any other message back.
+    pub(crate) fn unless_said(self) -> Option<Message> {
+        match self {
+            Message::Said(line) => {
+                log::write(&line);
+                None
+            }
+            message => Some(message),
+        }
+    }
+}
+
+/// Closed when the last clone is gone. Only the [log](Socket::carry_log) has a clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Socket(Arc<OwnedFd>);
 
 /// Longer error texts are cut; a single message must fit a receive buffer.
 const LONGEST: usize = 8192;
@@ -92,10 +110,18 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
     let turn = Some(interrupt::TURN);
     rustix::net::sockopt::set_socket_timeout(&one, Timeout::Recv, turn)
         .context("limit the wait for a message")?;
-    Ok((Socket(one), Socket(other)))
+    Ok((Socket(Arc::new(one)), Socket(Arc::new(other))))
 }
 
 impl Socket {
+    /// In a process that the runtime process makes: its lines for the log go this way, until
+    /// [`log::end`].
+    pub(crate) fn carry_log(&self) {
+        let socket = self.clone();
+        // A log that cannot be written must not fail what it reports on.
+        log::forward(move |line| drop(socket.send(&Message::Said(line))));
+    }
+
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
         self.send_with(message, &[])
     }
@@ -140,14 +166,15 @@ impl Socket {
 
     /// Why the other side gave up, if it has said so. Does not wait: for a side that has ended.
     pub(crate) fn last_words(&self) -> Option<String> {
-        /// More than either side sends without an answer.
-        const MOST: u32 = 16;
+        /// More than either side sends without an answer, lines for the log included.
+        const MOST: u32 = 64;
         let mut buffer = [0; LONGEST];
         for _ in 0..MOST {
             match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return None,
                 Ok((length, _)) => {
-                    if let Ok(Message::Failed(text)) = decode(&buffer[..length]) {
+                    let message = decode(&buffer[..length]).map(Message::unless_said);
+                    if let Ok(Some(Message::Failed(text))) = message {
                         return Some(text);
                     }
                 }
@@ -256,6 +283,7 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Ready => (b'R', Vec::new()),
         Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
+        Message::Said(text) => (b'T', text.bytes().take(LONGEST - 1).collect()),
         Message::Failed(text) => (b'F', text.bytes().take(LONGEST - 1).collect()),
     };
     [vec![tag], text].concat()
@@ -287,6 +315,7 @@ fn decode(bytes: &[u8]) -> Result<Message> {
         b'R' => Message::Ready,
         b'W' => Message::Recorded,
         b'S' => Message::Start,
+        b'T' => Message::Said(text()),
         b'F' => Message::Failed(text()),
         tag => bail!("unknown message {tag:#x} from the other process"),
     })
@@ -316,6 +345,7 @@ mod tests {
             Message::Ready,
             Message::Recorded,
             Message::Start,
+            Message::Said("debug a step".into()),
             Message::Failed("no such file".into()),
         ] {
             one.send(&message).expect("sent");

@@ -13,6 +13,7 @@ use crate::bundle::{self, Bundle};
 use crate::cli;
 use crate::container::checkpoint::criu::{self, CgroupsMode, NetworkLock};
 use crate::container::{self, CheckpointOptions};
+use crate::log;
 use crate::state::{Root, Status};
 use crate::syscall;
 
@@ -50,9 +51,12 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
         status,
     };
     container::checkpoint(&directory, &state, &bundle, options)?;
+    let is_kept = args.leave_running || args.pre_dump;
+    let what = if is_kept { "it is kept" } else { &args.id };
+    log::step("checkpoint, step 5: delete the container", &what);
     // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers
     // count on the name being free.
-    if !args.leave_running && !args.pre_dump {
+    if !is_kept {
         container::delete(&directory, &state, true)?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use crate::bundle::Bundle;
 use crate::cli::{self, Global};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::Engines;
+use crate::log;
 use crate::state::Root;
 use crate::workload::{self, Rights};
 
@@ -23,13 +25,20 @@ pub(super) fn execute(
     inherited: Inherited,
 ) -> Result<ExitCode> {
     let create = move || {
+        log::step("create, step 3: read the configuration", &args.bundle.display());
         let bundle = Bundle::load(&args.bundle, args.config.as_deref())?;
+        tell_of_console(args);
         let socket = args.handover.console_socket.as_deref();
         let console = Console::choose(bundle.process(), socket, false, &OF_BUNDLE)?.theirs;
         container(root, global, args, &bundle, console, Wait::ForStart, inherited)
     };
     create().with_context(|| format!("create `{}`", args.id))?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn tell_of_console(args: &cli::Create) {
+    let socket = args.handover.console_socket.as_deref().unwrap_or(Path::new("none"));
+    log::step("create, step 4: connect to the console socket", &socket.display());
 }
 
 /// Makes the container.
@@ -45,6 +54,8 @@ pub(super) fn container(
     inherited.close();
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
+    let handler = if asked.is_some() { "for a module" } else { "none" };
+    log::step("create, step 5: find the engines", &handler);
     // Found on the host. Whether the program is a module at all, only init can see.
     let rights = Rights::of(&bundle.spec)?;
     let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);

@@ -19,6 +19,7 @@ use crate::draft;
 use crate::engine::Engines;
 use crate::linux::seccomp;
 use crate::linux::terminal;
+use crate::log;
 use crate::state::{Root, Status};
 use crate::workload::Rights;
 
@@ -32,6 +33,7 @@ pub(super) fn execute(
 }
 
 fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) -> Result<ExitCode> {
+    log::step("exec, step 2: read the state", &root.path().join(args.words.id()).display());
     // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process,
     // also when there is none.
     if let Some(path) = &args.handover.pid_file {

@@ -15,6 +15,7 @@ use crate::container::{self, Container, Wait};
 use crate::failure;
 use crate::linux::sd_notify::Relay;
 use crate::linux::terminal;
+use crate::log;
 use crate::state::Root;
 
 pub(super) fn execute(
@@ -27,7 +28,9 @@ pub(super) fn execute(
 }
 
 fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> Result<ExitCode> {
+    log::step("create, step 3: read the configuration", &args.create.bundle.display());
     let mut bundle = Bundle::load(&args.create.bundle, args.create.config.as_deref())?;
+    create::tell_of_console(&args.create);
     let socket = args.create.handover.console_socket.as_deref();
     let console = Console::choose(bundle.process(), socket, !args.detach, &OF_BUNDLE)?;
     if let (Some(_), Some(process)) = (&console.ours, bundle.spec.process_mut()) {
@@ -55,14 +58,17 @@ fn start_and_wait(
 ) -> Result<ExitCode> {
     let master = terminal.map(|socket| terminal::receive(socket.as_fd())).transpose()?;
     let relay = Relay::open(&container.directory.notify_folder())?;
+    log::step("start, step 3: init becomes the program", &container.pid);
     container.go()?;
     container::started(&container.directory, &container.state)?;
     let pidfd = container.pidfd.as_fd();
     let Some(signals) = signals else {
+        container::tell_of_manager(relay.is_some());
         if let Some(relay) = relay {
             relay.wait_until_ready(container.pid, pidfd)?;
         }
         return Ok(ExitCode::SUCCESS);
     };
+    container::tell_of_manager(relay.is_some());
     foreground::follow(container.pid, pidfd, signals, master, relay.as_ref())
 }

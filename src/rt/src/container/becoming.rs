@@ -23,6 +23,7 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -42,6 +43,7 @@ use crate::linux::process;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::Filter;
+use crate::log;
 use crate::sync::Socket;
 use crate::syscall;
 use crate::workload::Rights;
@@ -69,6 +71,8 @@ pub(super) struct Plan<'a> {
     pub(super) rights: &'a Rights,
     /// What runs in the container before its program.
     pub(super) start_hooks: &'a [Hook],
+    /// Tells that a step begins, where it is one.
+    pub(super) step: fn(&str, &dyn Display),
     pub(super) request: executor::Request<'a>,
 }
 
@@ -137,6 +141,7 @@ struct NewRights<'a> {
 
 /// Closes what is the host's, keeps others out, and gives to the program what only root can give.
 fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
+    (plan.step)("create, step 17: init closes descriptors", &"");
     use std::os::fd::AsFd;
     let kept: Vec<_> = plan.kept.iter().copied().chain([plan.socket.as_fd()]).collect();
     syscall::close_all_but(plan.first_own, &kept).context("close the host's descriptors")?;
@@ -153,6 +158,7 @@ fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
 /// user is somebody else.
 fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     let process = plan.process;
+    (plan.step)("create, step 18: init changes the user", &process.user().uid());
     let mut entered = enter(process.cwd());
     process::become_user(process.user(), plan.keep_groups, plan.by_root)?;
     process::set_capabilities(rights.capabilities, rights.spare)?;
@@ -174,6 +180,8 @@ fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
 /// As the container's user, and before a filter is loaded: that need not allow what a look-up
 /// takes.
 fn find_program(plan: &Plan<'_>) -> Result<Program> {
+    let name = plan.request.args.first().map_or("", String::as_str);
+    (plan.step)("create, step 19: init finds the program", &name);
     let program = executor::prepare(&plan.request)?;
     for hook in plan.start_hooks {
         executor::check_hook(hook.path())
@@ -189,6 +197,9 @@ fn load_filter<'a>(
     rights: &NewRights<'_>,
     mut program: Program,
 ) -> Result<Ready<'a>> {
+    (plan.step)("create, step 20: init loads the filter and waits", &"");
+    // The runtime process does not listen for long any more, and a filter need not allow to tell.
+    log::end();
     let cgroup = program.cgroup.take();
     if program.is_module {
         module::confine(plan.rights, cgroup.as_ref())?;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags};
@@ -33,6 +33,7 @@ use crate::linux::process;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::{self, Filter, Receiver};
 use crate::linux::terminal;
+use crate::log;
 use crate::state::{self, Directory, Draft, Root, State, Status};
 use crate::sync::{self, Message, Socket};
 use crate::workload::Rights;
@@ -89,6 +90,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
         syscall::block_only(blocked);
     }
+    log::step("create, step 7: claim the name", &root.path().join(options.id).display());
     let (directory, lock) = root.add(options.id)?;
     let mut lock = Some(lock);
     match make(&mut options, &mut prepared, &directory, &mut lock, &mut state) {
@@ -106,6 +108,8 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
 
 /// Checks and opens what init needs, and decides on the state.
 fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
+    let rootfs = options.bundle.rootfs.display();
+    log::step("create, step 6: check and open what init needs", &rootfs);
     if ids::is_host_root() {
         // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the
         // same user, could reach it.
@@ -165,6 +169,8 @@ fn make(
     state: &mut State,
 ) -> Result<(Pid, OwnedFd, Socket)> {
     let for_init = record(options, prepared, directory, state)?;
+    let cgroup = state.cgroup.paths.first().map_or(Path::new("none"), PathBuf::as_path);
+    log::step("create, step 8: claim the cgroup", &cgroup.display());
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
     let (pid, socket) = clone_init(options, prepared, lock, state, birthplace, for_init)?;
     prepared.mounts.clear();
@@ -240,8 +246,11 @@ fn clone_init(
     birthplace: Option<OwnedFd>,
     for_init: ForInit,
 ) -> Result<(Pid, Socket)> {
+    log::step("create, step 9: clone init", &"");
     let (caller, init) = sync::pair()?;
     let first = || {
+        init.carry_log();
+        log::step("create, step 11: init enters the namespaces", &"");
         // Hooks that run in init inherit it.
         if !has_create_container_hooks(options.bundle) {
             syscall::forget_environment();
@@ -312,6 +321,7 @@ fn map_and_limit(
     state: &mut State,
     Init { socket, pid, .. }: Init<'_>,
 ) -> Result<Limited> {
+    log::step("create, step 10: map ids, set limits", &pid);
     let linux = options.bundle.linux();
     if prepared.namespaces.makes(libc::CLONE_NEWUSER) {
         namespaces::write_id_mappings(pid, linux)?;
@@ -372,6 +382,7 @@ fn attend(
         match message {
             Some(Message::BeforePivot) => {
                 let hooks = options.bundle.spec.hooks().as_ref();
+                init::tell_of_hooks(hooks);
                 hooks::run_before_creation(hooks, state, &prepared.streams)?;
                 socket.send(&Message::HooksDone)?;
             }
@@ -419,6 +430,7 @@ fn publish(
     Init { socket, pid, pidfd }: Init<'_>,
     (record, served): (Draft, Option<Served>),
 ) -> Result<()> {
+    log::step("create, step 21: the runtime process publishes the state and ends", &pid);
     if plan::limits_it(state, &prepared.namespaces) {
         process::limit(Some(pid), options.bundle.process())?;
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::container::hooks;
 use crate::linux::cgroups::{Cgroup, Held};
 use crate::state::{Directory, State, Status};
-use crate::{report, syscall};
+use crate::{log, report, syscall};
 
 /// How long a killed process may take to die before all of its container is killed, and then.
 const DYING: Duration = Duration::from_millis(200);
@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Deletes a stopped or a created container; with `force`, also a running one.
 pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Result<()> {
+    log::step("delete, step 1: end init", &state.pid);
     // Before its first process is killed: until then nobody else can have the cgroup.
     let held = if state.pid == 0 { None } else { state.hold_cgroup()? };
     match state.status(directory)? {
@@ -39,14 +40,18 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         }
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
     }
+    let cgroup = state.cgroup.paths.first().map_or(Path::new("none"), PathBuf::as_path);
+    log::step("delete, step 2: remove the cgroup", &cgroup.display());
     // Before there is a process on record, nobody knows whether the cgroup came to be this
     // container's, or is another's.
     let removed = match state.pid {
         0 => state.cgroup.remove_unused(),
         _ => held.map_or(Ok(()), Held::remove),
     };
+    log::step("delete, step 3: run `poststop` hooks", &state.poststop.len());
     hooks::run_all("poststop", &state.poststop, state, Status::Stopped);
     removed?;
+    log::step("delete, step 4: remove the state", &directory.path().display());
     if let Some(groups) = &state.rdt {
         groups.remove()?;
     }

@@ -29,6 +29,7 @@ use crate::linux::process;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::seccomp::{Filter, Receiver};
 use crate::linux::terminal;
+use crate::log;
 use crate::state::{Draft, State, Status};
 use crate::sync::{self, Message, Socket};
 use crate::syscall;
@@ -71,6 +72,7 @@ struct Plan<'a> {
 
 /// Starts a program in a container. It runs when this returns. Runs in the caller's process.
 pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
+    log::step("exec, step 3: open the container", &options.state.pid);
     let container = open(&options)?;
     process::forget_affinity();
     let affinity = options.process.exec_cpu_affinity().as_ref();
@@ -142,6 +144,7 @@ struct New {
 
 /// Makes the new process. Returns in the caller's process only: the new one goes on in [`main`].
 fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) -> Result<New> {
+    log::step("exec, step 4: clone the new process", &"");
     let registered = workload::registered_formats();
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
@@ -150,6 +153,7 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
     // In the helper, which sees the host's `/proc`, and which the container does not see: what it
     // makes inherits all of it.
     let first = || {
+        socket.carry_log();
         syscall::forget_environment();
         if !options.state.keeps_keyring {
             becoming::leave_session_keyring(&options.state.id)?;
@@ -202,6 +206,7 @@ fn attend(
     pid: Pid,
     pidfd: &OwnedFd,
 ) -> Result<()> {
+    log::step("exec, step 5: limit the new process", &pid);
     process::limit(Some(pid), options.process)?;
     if let Some(groups) = &options.state.rdt {
         groups.enter(pid)?;
@@ -244,6 +249,7 @@ fn attend(
             }
         }
     }
+    log::step("exec, step 7: start the program", &pid);
     process::set_priorities(pid, options.process)?;
     if let Some(processors) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref())
     {
@@ -265,6 +271,8 @@ fn attend(
     if let Some(engine) = served {
         engine.compile_later();
     }
+    let shown = options.pid_file.unwrap_or(Path::new("none"));
+    log::step("exec, step 8: publish the pid file", &shown.display());
     pid_file.map_or(Ok(()), Draft::publish)
 }
 
@@ -304,6 +312,8 @@ fn main(plan: &Plan<'_>) -> ! {
 /// Everything but the start and the exec.
 fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
+    let name = process.args().iter().flatten().next().map_or("", String::as_str);
+    log::step("exec, step 6: prepare the program", &name);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
@@ -339,6 +349,8 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         by_root: options.state.uid == 0,
         rights: &options.rights,
         start_hooks: &[],
+        // They are a part of this one.
+        step: |_, _| {},
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
             env: &env,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use oci_spec::runtime::{Hook, Mount};
+use oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -34,6 +34,7 @@ use crate::linux::sd_notify;
 use crate::linux::seccomp::Filter;
 use crate::linux::sysctl;
 use crate::linux::terminal;
+use crate::log;
 use crate::state::{State, Status};
 use crate::sync::{Message, Socket};
 use crate::syscall;
@@ -183,6 +184,7 @@ fn mount(
     place: Option<Place>,
 ) -> Result<(Rootfs, Option<Place>)> {
     let bundle = plan.options.bundle;
+    log::step("create, step 12: init mounts", &bundle.rootfs.display());
     let propagation = bundle.linux().rootfs_propagation().as_deref();
     let mut rootfs = if plan.namespaces.has_mount() {
         Rootfs::enter(&bundle.rootfs, propagation, proc)
@@ -203,6 +205,7 @@ fn make_devices_and_terminal(
     notify: Option<sd_notify::Folder>,
     place: Option<Place>,
 ) -> Result<Option<u64>> {
+    log::step("create, step 13: init makes devices and the terminal", &"");
     let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
     let (linux, process) = (bundle.linux(), bundle.process());
     if namespaces.has_mount() {
@@ -271,6 +274,7 @@ fn mask_and_limit(plan: &Plan<'_>, rootfs: &mut Rootfs) -> Result<bool> {
 
 fn change_root(plan: &Plan<'_>, rootfs: &Rootfs) -> Result<()> {
     let bundle = plan.options.bundle;
+    log::step("create, step 16: init changes the root", &bundle.rootfs.display());
     becoming::set_security_label(bundle.process(), rootfs.proc()?)?;
     let propagation = bundle.linux().rootfs_propagation().as_deref();
     if !plan.namespaces.has_mount() {
@@ -306,6 +310,7 @@ fn become_ready<'a>(
         by_root: plan.state.uid == 0,
         rights: plan.rights,
         start_hooks: start_hooks(plan),
+        step: log::step,
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),
             env,
@@ -396,11 +401,29 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     Ok(Place { memory, restricted: false })
 }
 
+/// Of those that the runtime process runs.
+pub(super) fn tell_of_hooks(hooks: Option<&Hooks>) {
+    let number = hooks.map_or(0, |hooks| {
+        let all = [hooks.prestart(), hooks.create_runtime()];
+        all.into_iter().flatten().map(Vec::len).sum::<usize>()
+    });
+    log::step("create, step 14: the runtime process runs hooks", &number);
+}
+
+fn tell_of_masks() {
+    log::step("create, step 15: init runs hooks, masks paths, sets limits", &"");
+}
+
 /// Lets the runtime process run its hooks, and runs those in the container's namespaces.
 fn run_hooks(plan: &Plan<'_>) -> Result<()> {
-    let Some(hooks) = plan.options.bundle.spec.hooks() else { return Ok(()) };
+    let Some(hooks) = plan.options.bundle.spec.hooks() else {
+        tell_of_hooks(None);
+        tell_of_masks();
+        return Ok(());
+    };
     plan.socket.send(&Message::BeforePivot)?;
     plan.socket.expect(&Message::HooksDone)?;
+    tell_of_masks();
     let list: &[Hook] = hooks.create_container().as_deref().unwrap_or_default();
     hooks::run(
         "createContainer",

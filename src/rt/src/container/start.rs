@@ -16,10 +16,12 @@ use crate::failure;
 use crate::interrupt;
 use crate::linux::process;
 use crate::linux::sd_notify::Relay;
+use crate::log;
 use crate::state::{Directory, State, Status};
 
 /// Lets the program of a created container run.
 pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
+    log::step("start, step 1: check the status", &state.id);
     match state.status(directory)? {
         Status::Created => {}
         Status::Creating => bail!("the container is not created yet"),
@@ -27,6 +29,7 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
         Status::Stopped => bail!("cannot start a container that has stopped"),
     }
     let path = directory.start_fifo();
+    log::step("start, step 2: claim the start", &path.display());
     let fifo = match rustix::fs::open(
         &path,
         OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
@@ -47,17 +50,26 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
     }
     let relay = Relay::open(&directory.notify_folder())?;
     let process = state.process()?;
+    log::step("start, step 3: init becomes the program", &state.pid);
     rustix::io::write(&fifo, b"s").context("start the program")?;
     started(directory, state)?;
+    tell_of_manager(relay.is_some());
     match (relay, process, Pid::from_raw(state.pid)) {
         (Some(relay), Some(process), Some(pid)) => relay.wait_until_ready(pid, process.as_fd()),
         _ => Ok(()),
     }
 }
 
+/// `is_told`: a service manager wants to know.
+pub(crate) fn tell_of_manager(is_told: bool) {
+    let what = if is_told { "as its service manager asks" } else { "none asks" };
+    log::step("start, step 5: wait until the container is ready", &what);
+}
+
 /// What follows a start. A `poststart` hook that fails is the end of the container: it is killed
 /// and deleted (runtime-spec 1.3, `runtime.md`, "Lifecycle").
 pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
+    log::step("start, step 4: run `poststart` hooks", &state.poststart.len());
     if state.poststart.is_empty() {
         return Ok(());
     }

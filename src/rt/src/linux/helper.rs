@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
 use crate::sync::{self, Message, Socket};
-use crate::syscall;
+use crate::{log, syscall};
 
 #[derive(Debug)]
 pub(crate) struct Helper {
@@ -26,6 +26,8 @@ pub(crate) fn start(
     let (socket, theirs) = sync::pair()?;
     let Some(pid) = syscall::clone3(flags, None).context(what)? else {
         drop(socket);
+        // It may enter a container, with nothing of the host's open.
+        log::end();
         let Err(error) = work(&theirs) else { syscall::exit_now(0) };
         // If this fails, the runtime process reads the end of the stream.
         let _ = theirs.send(&Message::Failed(format!("{error:#}")));

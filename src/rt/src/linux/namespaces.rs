@@ -26,7 +26,7 @@ use crate::linux::netlink::Netlink;
 use crate::linux::newuidmap;
 use crate::linux::patience::Patience;
 use crate::sync::{Message, Socket};
-use crate::{ids, procfs, syscall};
+use crate::{ids, log, procfs, syscall};
 
 pub(crate) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
 
@@ -391,6 +391,8 @@ fn by_helper(
     make: impl FnOnce() -> Result<Option<Pid>>,
 ) -> Result<Side> {
     if let Some(helper) = helper {
+        // Who is made may tell a step of its own before this process knows it.
+        log::hold();
         let message = patience.receive(caller, helper);
         // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
         // Where the caller ignores the end of its children, it may be gone already.

@@ -54,8 +54,13 @@ impl Patience {
     }
 
     pub(crate) fn receive(&self, socket: &Socket, pid: Pid) -> Result<Option<Message>> {
-        self.wait(socket, pid)?;
-        socket.receive()
+        loop {
+            self.wait(socket, pid)?;
+            let Some(message) = socket.receive()? else { return Ok(None) };
+            if let Some(message) = message.unless_said() {
+                return Ok(Some(message));
+            }
+        }
     }
 
     pub(crate) fn receive_with(
@@ -63,8 +68,14 @@ impl Patience {
         socket: &Socket,
         pid: Pid,
     ) -> Result<(Option<Message>, Vec<OwnedFd>)> {
-        self.wait(socket, pid)?;
-        socket.receive_with()
+        loop {
+            self.wait(socket, pid)?;
+            let (message, files) = socket.receive_with()?;
+            let Some(message) = message else { return Ok((None, files)) };
+            if let Some(message) = message.unless_said() {
+                return Ok((Some(message), files));
+            }
+        }
     }
 
     /// Until there is a message, or the end of the stream.

@@ -380,8 +380,13 @@ impl Criu {
             return Err(error);
         }
         loop {
-            match caller.receive_with()? {
-                (Some(Message::Ready), directories) => {
+            let (message, directories) = caller.receive_with()?;
+            let message = match message.map(Message::unless_said) {
+                Some(None) => continue,
+                message => message.flatten(),
+            };
+            match message {
+                Some(Message::Ready) => {
                     let [images, log] = &directories[..] else {
                         bail!("the process for `criu` sent {} directories", directories.len())
                     };
@@ -392,9 +397,9 @@ impl Criu {
                     criu.directories = directories;
                 }
                 // The exec closes its end.
-                (None, _) => return Ok(criu),
-                (Some(Message::Failed(text)), _) => bail!(text),
-                (Some(message), _) => bail!("the process for `criu` sent {message:?}"),
+                None => return Ok(criu),
+                Some(Message::Failed(text)) => bail!(text),
+                Some(message) => bail!("the process for `criu` sent {message:?}"),
             }
         }
     }

@@ -28,6 +28,7 @@ use crate::linux::cgroups::{DELEGATE, Manager};
 use crate::linux::mount_table::{self, Entry};
 use crate::linux::mounts;
 use crate::linux::rootfs::{self, Rootfs};
+use crate::log;
 use crate::state::{Directory, State};
 use crate::syscall;
 
@@ -67,6 +68,7 @@ pub(crate) fn checkpoint(
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
     ensure!(crate::ids::is_host_root(), "a checkpoint takes root of the host");
+    log::step("checkpoint, step 1: check that a restore is possible", &state.pid);
     // The directory is for root alone; of what is in it, root of a user namespace reads a part at a
     // restore.
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -81,6 +83,8 @@ pub(crate) fn checkpoint(
     let allowed = Allowed::new(&offers, bundle, &limits, &cgroups)?;
     allowed.judge(&mounts, true).context("it could not be restored")?;
 
+    let images = options.common.images;
+    log::step("checkpoint, step 2: make the directory of the images", &images.display());
     let directories = options.common.make_directories(None)?;
     let mut request = request(state, bundle, &options, &directories, ext_mnt)?;
     criu::program()?;
@@ -91,7 +95,7 @@ pub(crate) fn checkpoint(
         let path = options.common.images.join(DESCRIPTORS);
         directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
     }
-    let images = options.common.images;
+    log::step("checkpoint, step 3: have CRIU write the processes", &images.display());
     let written = || compare_and_record(state, &init, &limits, &allowed, &directories, images);
     // CRIU lets it go on by itself, unless it was killed.
     call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
@@ -178,6 +182,7 @@ fn compare_and_record(
     directories: &Directories,
     images: &Path,
 ) -> Result<()> {
+    log::step("checkpoint, step 4: compare what was written with the configuration", &state.pid);
     syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
     limits.check(state.pid, None).context("it could not be restored")?;
     for thread in confinement::other_mount_namespaces(state.pid)? {

@@ -49,6 +49,7 @@ use crate::linux::namespaces::{self, Namespaces};
 use crate::linux::process;
 use crate::linux::rootfs::{self, Rootfs};
 use crate::linux::terminal;
+use crate::log;
 use crate::state::{self, Directory, Root, State};
 use crate::sync::{Message, Socket};
 use crate::syscall::{self, MountAttr};
@@ -241,6 +242,7 @@ fn clone_criu(
     let (bundle, linux) = (options.bundle, options.bundle.linux());
     let keep: Vec<_> = shared(namespaces).into_iter().map(|(namespace, _)| namespace).collect();
     let birthplace = state.cgroup.make_for_birth(&directory.mark()?)?;
+    log::step("restore, step 2: clone CRIU's process", &"");
     Criu::start(
         Kind::RESTORE,
         (&options.common, &places.directories),
@@ -248,11 +250,16 @@ fn clone_criu(
         &keep,
         &Prepare {
             place: &|socket| {
+                socket.carry_log();
+                let root = places.root.display();
+                log::step("restore, step 3: CRIU's process prepares the root", &root);
                 // CRIU's processes become the container's.
                 if options.new_keyring {
                     becoming::leave_session_keyring(options.id)?;
                 }
-                prepare_place(socket, bundle, namespaces, &places.root)
+                prepare_place(socket, bundle, namespaces, &places.root)?;
+                log::step("restore, step 4: CRIU's process becomes CRIU", &"");
+                Ok(())
             },
             images: &|images| cover.put_on(images),
         },
@@ -297,6 +304,7 @@ impl Watch<'_> {
     /// What CRIU shall do.
     fn request(&self, places: &Places, inherited: Vec<Inherit_fd>) -> Result<Criu_opts> {
         let (options, cgroup) = (self.options, &self.state.cgroup);
+        log::step("restore, step 5: send the request", &options.common.images.display());
         let shared = shared(self.namespaces);
         let keys: Vec<_> =
             shared.iter().map(|(namespace, name)| inherit(name, namespace.as_raw_fd())).collect();
@@ -324,7 +332,10 @@ impl Watch<'_> {
     fn hear(&mut self, notice: Notice) -> Result<()> {
         match notice.script.as_str() {
             "setup-namespaces" => self.run_hooks(notice.pid),
-            "orphan-pts-master" => self.send_terminal(notice.descriptor),
+            "orphan-pts-master" => {
+                log::step("restore, step 7: send the terminal", &"");
+                self.send_terminal(notice.descriptor)
+            }
             // It has its memory and its files, and does not run yet.
             "post-restore" => self.restrict_mounts(notice.pid),
             criu::BEFORE_IT_RUNS => self.compare().or_else(|error| {
@@ -335,6 +346,7 @@ impl Watch<'_> {
     }
 
     fn run_hooks(&mut self, pid: i32) -> Result<()> {
+        log::step("restore, step 6: run hooks", &pid);
         plan::belongs_to(self.state, Pid::from_raw(pid).context("no process")?)?;
         // Killed in a hook, and without a cgroup, this is how a deletion finds it.
         self.directory.write(self.state)?;
@@ -351,6 +363,10 @@ impl Watch<'_> {
 
     fn restrict_mounts(&mut self, pid: i32) -> Result<()> {
         let (state, bundle) = (&mut *self.state, self.options.bundle);
+        if self.options.console.is_none() {
+            log::step("restore, step 7: send the terminal", &"none");
+        }
+        log::step("restore, step 8: compare the processes with the configuration", &pid);
         let pid = Pid::from_raw(pid).context("no process")?;
         plan::belongs_to(state, pid)?;
         state.mount_namespace = self.namespaces.mount_namespace(pid);
@@ -396,6 +412,7 @@ fn publish(
     directory: &Directory,
     state: &mut State,
 ) -> Result<(Pid, OwnedFd)> {
+    log::step("restore, step 9: publish the container", &state.pid);
     let resources = options.bundle.linux().resources().as_ref();
     if let Some(resources) = resources.filter(|_| is_limited(options)) {
         let limited = state.cgroup.update(resources.clone()).context("limit what was restored");
