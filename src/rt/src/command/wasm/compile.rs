@@ -15,6 +15,7 @@ use crate::bundle::Bundle;
 use crate::cli::{Global, WasmCompile};
 use crate::engine::{Engines, Later, Native, cache};
 use crate::state::Root;
+use crate::walk;
 use crate::workload::{self, Format, Handler, Rights};
 
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
@@ -116,8 +117,7 @@ fn open(path: &Path) -> Result<Program> {
 
 /// Opens a regular file. Of anything else, as a device, the opening alone may do something.
 fn open_file(from: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let found = rustix::fs::openat2(from, path, flags, Mode::empty(), resolve)?;
+    let found = walk::open(from, path, OFlags::PATH, resolve)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
     ensure!(kind == FileType::RegularFile, "it is no regular file");
     let again = format!("/proc/self/fd/{}", found.as_raw_fd());
