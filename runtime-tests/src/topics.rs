@@ -11,6 +11,7 @@ mod checkpoint;
 mod checkpoint_attacks;
 mod checkpoint_cgroups;
 mod checkpoint_failures;
+mod checkpoint_guard;
 mod checkpoint_mounts;
 mod checkpoint_rights;
 mod command_line;
@@ -84,6 +85,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint::TESTS,
         checkpoint_attacks::TESTS,
         checkpoint_failures::TESTS,
+        checkpoint_guard::TESTS,
         checkpoint_mounts::TESTS,
         checkpoint_cgroups::TESTS,
         checkpoint_rights::TESTS,

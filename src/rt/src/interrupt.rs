@@ -39,6 +39,29 @@ impl Watch {
     }
 }
 
+/// Keeps signals that ask for an end back, while this process must not end half-way. Those that are
+/// kept for the container's program are not affected.
+#[derive(Debug)]
+pub(crate) struct HeldBack(Vec<i32>);
+
+impl HeldBack {
+    pub(crate) fn new() -> HeldBack {
+        HeldBack(syscall::block_too(&ENDING))
+    }
+
+    /// Fails if one has come that would have ended this process.
+    pub(crate) fn refuse_interrupted(&self) -> Result<()> {
+        ensure!(!syscall::pending(&self.0), "a signal asked for an end");
+        Ok(())
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        syscall::unblock(&self.0);
+    }
+}
+
 /// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them
 /// too.
 pub(crate) fn forget() {

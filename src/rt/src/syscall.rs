@@ -362,6 +362,26 @@ pub(crate) fn block_only(signals: &[c_int]) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) };
 }
 
+/// Blocks these signals besides those that are (`sigprocmask(2)`, `SIG_BLOCK`). Returns which of
+/// them were not.
+pub(crate) fn block_too(signals: &[c_int]) -> Vec<c_int> {
+    let (set, mut before) = (signal_set(signals), signal_set(&[]));
+    // SAFETY: `set` is initialised and read only, `before` is a valid place to write to; blocking
+    // runs no code. It cannot fail with a valid `how`.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
+    // SAFETY: `before` is initialised and read only; of a number that is none the answer is -1.
+    let free = |signal: &c_int| unsafe { libc::sigismember(&raw const before, *signal) } == 0;
+    signals.iter().copied().filter(free).collect()
+}
+
+/// Lets these signals through again (`sigprocmask(2)`, `SIG_UNBLOCK`).
+pub(crate) fn unblock(signals: &[c_int]) {
+    let set = signal_set(signals);
+    // SAFETY: `set` is initialised and read only. No signal has a handler but for those of
+    // `end_on`, which end the process.
+    unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
+}
+
 /// A descriptor that reads `signalfd_siginfo` records for these signals, which must be blocked.
 pub(crate) fn signalfd(signals: &[c_int]) -> Result<OwnedFd> {
     let set = signal_set(signals);

@@ -12,13 +12,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::CapabilitySet;
 
 use crate::bundle::Bundle;
@@ -26,7 +23,6 @@ use crate::linux::namespaces::{self, Namespaces};
 use crate::linux::process;
 use crate::linux::seccomp;
 use crate::state::State;
-use crate::syscall;
 
 /// What a configuration allows.
 #[derive(Debug)]
@@ -99,35 +95,31 @@ impl<'a> Limits<'a> {
         namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
     }
 
-    /// Compares a stopped process and all that descend from it. `joined` are the namespaces that a
+    /// Compares stopped processes, of which one is the first. `joined` are the namespaces that a
     /// restore has joined.
     pub(in crate::container) fn check(
         &self,
         first: i32,
+        processes: &[i32],
         joined: Option<&Namespaces>,
     ) -> Result<()> {
         self.check_user_namespace(first)?;
         if let Some(joined) = joined {
             self.check_joined(first, joined)?;
         }
-        let show = |process: &Path| {
-            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            let number = process.file_name().unwrap_or_default().display();
-            format!("process {number} (`{}`)", name.trim_end().escape_debug())
-        };
         // In another one nothing is masked, and no mount has to be as the configuration says. To
         // make one, it takes this capability.
         if !self.gives(CapabilitySet::SYS_ADMIN)
-            && let Some(thread) = other_mount_namespaces(first)?.first()
+            && let Some(thread) = other_mount_namespaces(first, processes)?.first()
         {
             bail!(
                 "{}: it is in another mount namespace than the first process, and the container cannot make one without CAP_SYS_ADMIN",
                 show(thread)
             );
         }
-        for pid in tree(first)? {
+        for pid in processes {
             let show = || show(Path::new(&format!("/proc/{pid}")));
-            for thread in threads(pid).with_context(show)? {
+            for thread in threads(*pid).with_context(show)? {
                 self.check_thread(first, &thread).with_context(show)?;
             }
         }
@@ -254,13 +246,22 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// A thread of a stopped process, or of one that descends from it, in each mount namespace but the
-/// first process's.
-pub(in crate::container) fn other_mount_namespaces(first: i32) -> Result<Vec<PathBuf>> {
+/// A process or a thread, for errors.
+pub(in crate::container) fn show(process: &Path) -> String {
+    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    let number = process.file_name().unwrap_or_default().display();
+    format!("process {number} (`{}`)", name.trim_end().escape_debug())
+}
+
+/// A thread of stopped processes in each mount namespace but the first process's.
+pub(in crate::container) fn other_mount_namespaces(
+    first: i32,
+    processes: &[i32],
+) -> Result<Vec<PathBuf>> {
     let mut known = BTreeSet::from([mount_namespace(Path::new(&format!("/proc/{first}")))?]);
     let mut found = Vec::new();
-    for pid in tree(first)? {
-        for thread in threads(pid)? {
+    for pid in processes {
+        for thread in threads(*pid)? {
             if !Status::read(&thread)?.has_ended()? && known.insert(mount_namespace(&thread)?) {
                 found.push(thread);
             }
@@ -272,20 +273,6 @@ pub(in crate::container) fn other_mount_namespaces(first: i32) -> Result<Vec<Pat
 fn mount_namespace(process: &Path) -> Result<PathBuf> {
     let path = process.join("ns/mnt");
     fs::read_link(&path).with_context(|| format!("read `{}`", path.display()))
-}
-
-/// Ends a stopped process, and all that descend from it.
-pub(in crate::container) fn end(first: i32) -> Result<()> {
-    for pid in tree(first)? {
-        let Some(number) = Pid::from_raw(pid) else { continue };
-        let killed = rustix::process::pidfd_open(number, PidfdFlags::empty())
-            .and_then(|process| syscall::pidfd_send_signal(process.as_fd(), libc::SIGKILL));
-        match killed {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(error) => return Err(error).with_context(|| format!("kill process {pid}")),
-        }
-    }
-    Ok(())
 }
 
 /// A process and all that descend from it.
@@ -334,9 +321,18 @@ impl Status {
     pub(in crate::container) fn read(thread: &Path) -> Result<Status> {
         let path = thread.join("status");
         let text = fs::read(&path).with_context(|| format!("read `{}`", path.display()))?;
-        let text = String::from_utf8_lossy(&text);
+        Ok(Status::parse(&text))
+    }
+
+    pub(in crate::container) fn parse(text: &[u8]) -> Status {
+        let text = String::from_utf8_lossy(text);
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
-        Ok(Status(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()))
+        Status(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// The process that traces it, or 0.
+    pub(in crate::container) fn tracer(&self) -> Result<i32> {
+        self.field("TracerPid")?.parse().context("parse its `TracerPid`")
     }
 
     /// Nothing of it runs again.

@@ -23,10 +23,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags};
 
+use crate::container::checkpoint::guard::{self, Guard};
 use crate::draft::Draft;
+use crate::interrupt::{self, Watch, is_ready};
+use crate::linux::cgroups::Cgroup;
 use crate::linux::namespaces;
+use crate::procfs;
 use crate::sync::{self, Message, Socket};
 use crate::{scm_rights, syscall, trust};
 
@@ -271,8 +275,12 @@ pub(in crate::container) struct Criu {
     kind: Kind,
     /// None when all is said.
     socket: Option<OwnedFd>,
-    /// None when it has been waited for.
-    pid: Option<Pid>,
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// It has been waited for.
+    is_over: bool,
+    /// Of what it restores.
+    guard: Option<Guard>,
     /// It was told what to do.
     is_asked: bool,
     /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can
@@ -286,25 +294,24 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Drop for Criu {
     fn drop(&mut self) {
+        // First of all: it would let go of what it has restored, and not all of that was checked.
+        self.guard = None;
         if !self.is_asked {
             // It holds nothing yet, and would print that no request has come.
             self.kill();
         }
         // It ends by itself then, and lets go of the processes that it holds.
         self.socket = None;
-        let Some(pid) = self.pid else { return };
-        let wait = || -> Result<usize> {
-            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-            let limit = Timespec::try_from(PATIENCE)?;
-            Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?)
-        };
-        if !matches!(wait(), Ok(1..)) {
+        if self.is_over {
+            return;
+        }
+        if !matches!(is_ready(self.pidfd.as_fd(), PollFlags::IN, PATIENCE), Ok(true)) {
             if !is_expendable(self.kind) {
                 return;
             }
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            self.kill();
         }
-        let _ = namespaces::wait(pid);
+        let _ = namespaces::wait(self.pid);
     }
 }
 
@@ -315,8 +322,11 @@ fn is_expendable(kind: Kind) -> bool {
 }
 
 /// What CRIU says when all that it restores has its credentials, and is stopped still. It does not
-/// heed the answer, so who refuses has to end the processes first.
+/// heed the answer, so who refuses has to end the processes first: see [`Guard`].
 pub(in crate::container) const BEFORE_IT_RUNS: &str = "pre-resume";
+
+/// What CRIU says when the first process is there, and does nothing yet.
+const FIRST_IS_THERE: &str = "setup-namespaces";
 
 /// What is done in CRIU's process before it becomes CRIU.
 pub(in crate::container) struct Prepare<'a> {
@@ -367,10 +377,16 @@ impl Criu {
         };
         drop(theirs);
         drop(child);
+        // A child stays until it has been waited for.
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .context("open a pidfd of `criu`")?;
         let mut criu = Criu {
             kind,
             socket: Some(socket),
-            pid: Some(pid),
+            pid,
+            pidfd,
+            is_over: false,
+            guard: None,
             is_asked: false,
             directories: Vec::new(),
         };
@@ -404,8 +420,31 @@ impl Criu {
         }
     }
 
-    pub(in crate::container) fn process(&self) -> Option<Pid> {
+    pub(in crate::container) fn process(&self) -> Pid {
         self.pid
+    }
+
+    /// From now on, until all is checked, whatever becomes of `rt` or of CRIU ends what CRIU has
+    /// restored into this cgroup.
+    pub(in crate::container) fn guard(&mut self, cgroup: &Cgroup) -> Result<()> {
+        self.guard = Some(Guard::start(self.pid, self.pidfd.as_fd(), cgroup)?);
+        Ok(())
+    }
+
+    /// What `/proc` says of it counts only while it is there.
+    pub(in crate::container) fn refuse_ended(&self) -> Result<()> {
+        let ended = is_ready(self.pidfd.as_fd(), PollFlags::IN, Duration::ZERO)?;
+        if ended { Err(self.how_it_ended()) } else { Ok(()) }
+    }
+
+    /// Waits for its end, which may not be there yet when its socket is closed.
+    fn how_it_ended(&self) -> anyhow::Error {
+        let ended = is_ready(self.pidfd.as_fd(), PollFlags::IN, PATIENCE).unwrap_or(false);
+        let stat = if ended { procfs::stat(self.pid).ok().flatten() } else { None };
+        match stat.map_or(0, |stat| stat.status & 0x7f) {
+            0 => anyhow!("`criu` ended without an answer"),
+            signal => anyhow!("`criu` was ended by signal {signal}"),
+        }
     }
 
     /// Has CRIU read the checkpoint by another way to it.
@@ -444,11 +483,20 @@ impl Criu {
                 descriptor,
             };
             tracing::debug!("criu: {}", notice.script);
+            if notice.script == FIRST_IS_THERE && self.guard.is_some() {
+                guard::spare(self.pid);
+            }
             let is_last_chance = notice.script == BEFORE_IT_RUNS;
             let allowed = on_notice(notice);
-            if is_last_chance && let Err(error) = allowed {
-                self.kill();
-                return Err(error);
+            if is_last_chance {
+                // Without its answer CRIU waits until the guard has ended all.
+                allowed?;
+                self.guard.take().map_or(Ok(()), Guard::dismiss)?;
+                let mut reply = rpc::Criu_req::new();
+                reply.set_type(Kind::NOTIFY);
+                reply.set_notify_success(true);
+                self.send(&reply)?;
+                continue;
             }
             let mut reply = rpc::Criu_req::new();
             reply.set_type(Kind::NOTIFY);
@@ -462,26 +510,21 @@ impl Criu {
         if !answer.success() {
             return Err(anyhow!("`criu` failed"));
         }
+        ensure!(self.guard.is_none(), "`criu` has not said when all was restored");
         // It waits for another request after one of these.
         if self.kind == Kind::PRE_DUMP {
             return Ok(());
         }
         self.socket = None;
-        if let Some(pid) = self.pid.take() {
-            let status = namespaces::wait(pid)?;
-            ensure!(status.exit_status() == Some(0), "`criu` failed after it had answered");
-        }
+        let status = namespaces::wait(self.pid)?;
+        self.is_over = true;
+        ensure!(status.exit_status() == Some(0), "`criu` failed after it had answered");
         Ok(())
     }
 
-    /// For when it would go on whatever it is told. It traces what it has restored, and waits for
-    /// the first process, which, once killed, waits for the others, whose end CRIU would have to
-    /// take note of.
     fn kill(&self) {
-        if let Some(pid) = self.pid {
-            // Who has ended is waited for all the same.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
+        // Who has ended is waited for all the same.
+        let _ = syscall::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 
     fn socket(&self) -> Result<BorrowedFd<'_>> {
@@ -497,7 +540,34 @@ impl Criu {
         }
     }
 
+    /// Waits for an answer. What CRIU has made holds its end of the socket too, so the end of the
+    /// stream alone does not tell of its end.
+    fn wait(&self) -> Result<()> {
+        let (mut watch, turn) = (Watch::default(), Timespec::try_from(interrupt::TURN)?);
+        loop {
+            let socket = self.socket()?;
+            let mut polled = [
+                PollFd::from_borrowed_fd(socket, PollFlags::IN),
+                PollFd::new(&self.pidfd, PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut polled, Some(&turn)) {
+                Ok(0) => watch.turn().context("wait for `criu`")?,
+                // It may have answered before its end.
+                Ok(_)
+                    if !polled[0].revents().is_empty()
+                        || is_ready(socket, PollFlags::IN, Duration::ZERO)? =>
+                {
+                    return Ok(());
+                }
+                Ok(_) => return Err(self.how_it_ended()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("wait for `criu`"),
+            }
+        }
+    }
+
     fn receive(&self) -> Result<(rpc::Criu_resp, Option<OwnedFd>)> {
+        self.wait()?;
         let mut buffer = [0; 16 << 10];
         let (length, mut descriptors) = loop {
             match scm_rights::receive(self.socket()?, &mut buffer, 1) {
@@ -507,7 +577,9 @@ impl Criu {
                 Err(error) => return Err(error).context("receive from `criu`"),
             }
         };
-        ensure!(length > 0, "`criu` ended without an answer");
+        if length == 0 {
+            return Err(self.how_it_ended());
+        }
         let answer = rpc::Criu_resp::parse_from_bytes(&buffer[..length])
             .context("understand what `criu` answered")?;
         Ok((answer, descriptors.pop()))
@@ -525,10 +597,7 @@ fn become_criu(
     caller: &Socket,
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
-        if is_expendable(kind) {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-                .context("end with the caller")?;
-        } else {
+        if !is_expendable(kind) {
             // Without its caller it lets the container run on, and ends, when it has something to
             // say and nobody hears it. The terminal's signals are for the caller alone.
             rustix::process::setpgid(None, None).context("make a process group")?;

@@ -184,8 +184,9 @@ fn compare_and_record(
 ) -> Result<()> {
     log::step("checkpoint, step 4: compare what was written with the configuration", &state.pid);
     syscall::pidfd_send_signal(init.as_fd(), 0).context("the container has ended")?;
-    limits.check(state.pid, None).context("it could not be restored")?;
-    for thread in confinement::other_mount_namespaces(state.pid)? {
+    let processes = confinement::tree(state.pid)?;
+    limits.check(state.pid, &processes, None).context("it could not be restored")?;
+    for thread in confinement::other_mount_namespaces(state.pid, &processes)? {
         allowed
             .judge(&mount_table::seen_by(&thread)?, false)
             .with_context(|| format!("the mount namespace of the process `{}`", thread.display()))

@@ -15,11 +15,11 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use crate::container::checkpoint::confinement::{self, Status};
 use crate::linux::mount_table::{self, Entry};
 
-/// Fails for what a stopped process, or one that descends from it, has open below another mount.
-pub(in crate::container) fn refuse_covered(first: i32) -> Result<()> {
+/// Fails for what a stopped process has open below another mount of the first one's.
+pub(in crate::container) fn refuse_covered(first: i32, processes: &[i32]) -> Result<()> {
     let table = mount_table::of(first)?;
-    for pid in confinement::tree(first)? {
-        for thread in confinement::threads(pid)? {
+    for pid in processes {
+        for thread in confinement::threads(*pid)? {
             if Status::read(&thread)?.has_ended()? {
                 continue;
             }

@@ -22,7 +22,6 @@ use crate::bundle::Bundle;
 use crate::container::becoming;
 use crate::container::checkpoint::allowed_mounts::{self, Allowed};
 use crate::container::checkpoint::cgroup_image::{self, Cover};
-use crate::container::checkpoint::confinement;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu::{
     self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Notice,
@@ -31,6 +30,7 @@ use crate::container::checkpoint::criu::{
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::open_files;
+use crate::container::checkpoint::restored;
 use crate::container::checkpoint::restored_cgroups;
 use crate::container::checkpoint::restored_limits;
 use crate::container::checkpoint::restrictions;
@@ -42,6 +42,7 @@ use crate::container::pid_file;
 use crate::container::plan;
 use crate::container::undo;
 use crate::failure;
+use crate::interrupt::{self, HeldBack};
 use crate::linux::cgroups::{self, Manager};
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts;
@@ -101,10 +102,12 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     if options.bundle.process().terminal() != Some(true) {
         state.descriptors = plan::standard_streams();
     }
+    let held = HeldBack::new();
     let (directory, _lock) = root.add(options.id)?;
-    match make(options, &namespaces, checkpoint, &streams, &directory, &mut state) {
+    match make(options, &namespaces, checkpoint, &streams, &directory, &mut state, &held) {
         Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
         Err(error) => {
+            interrupt::forget();
             // It may run already, and without a cgroup of its own nothing else would end it.
             let ended = delete::end(&state);
             let undone = undo::undo(&directory, &state);
@@ -162,6 +165,7 @@ fn make(
     streams: &Streams,
     directory: &Directory,
     state: &mut State,
+    held: &HeldBack,
 ) -> Result<(Pid, OwnedFd)> {
     let recorded = checkpoint.mounts(&options.common)?;
     let Checkpoint { images, inherited, cgroups } = checkpoint;
@@ -174,6 +178,7 @@ fn make(
         cgroups: allowed_mounts::cgroups_of(&state.cgroup, state.pid)?,
         home: restored_cgroups::table(Path::new(&format!("/proc/{}", state.pid)))?,
         criu: criu.process(),
+        held,
         has_covered: false,
         options,
         namespaces,
@@ -183,6 +188,7 @@ fn make(
         recorded: &recorded,
         state,
     };
+    criu.refuse_ended()?;
     let request = watch.request(&places, inherited)?;
     cover.write(&cgroups_for_criu(
         &cgroups,
@@ -195,6 +201,7 @@ fn make(
     if let Some(images) = show_to_container(options, namespaces, cover.folder(), directories) {
         criu.read_through(images);
     }
+    criu.guard(&watch.state.cgroup)?;
     let restored = criu.call(request, &mut |notice| watch.hear(notice));
     cover.remove();
     restored.map_err(|error| criu::explain(error, &places.directories, &options.common, LOG))?;
@@ -295,7 +302,8 @@ struct Watch<'a> {
     /// Where CRIU is. Where its images put the first process is not asked.
     cgroups: Vec<PathBuf>,
     home: Vec<(String, PathBuf)>,
-    criu: Option<Pid>,
+    criu: Pid,
+    held: &'a HeldBack,
     /// A mount was covered that the configuration masks.
     has_covered: bool,
 }
@@ -338,9 +346,7 @@ impl Watch<'_> {
             }
             // It has its memory and its files, and does not run yet.
             "post-restore" => self.restrict_mounts(notice.pid),
-            criu::BEFORE_IT_RUNS => self.compare().or_else(|error| {
-                failure::and_then_cleaned(Err(error), confinement::end(self.state.pid))
-            }),
+            criu::BEFORE_IT_RUNS => self.compare(),
             _ => Ok(()),
         }
     }
@@ -381,22 +387,23 @@ impl Watch<'_> {
     /// Compares the processes with the configuration, and limits them.
     fn compare(&self) -> Result<()> {
         let (state, bundle) = (&*self.state, self.options.bundle);
-        self.limits.check(state.pid, Some(self.namespaces))?;
+        let processes = restored::processes(state.pid, self.criu)?;
+        self.limits.check(state.pid, &processes, Some(self.namespaces))?;
         restored_cgroups::refuse_others(
-            state.pid,
+            &processes,
             restored_cgroups::own(&state.cgroup),
             &self.home,
         )?;
         // With this capability it can take covers away.
         if self.has_covered && !self.limits.gives(CapabilitySet::SYS_ADMIN) {
-            open_files::refuse_covered(state.pid)?;
+            open_files::refuse_covered(state.pid, &processes)?;
         }
-        restored_limits::lower(state.pid, bundle.process(), &self.limits)?;
-        let resources = bundle.linux().resources().as_ref();
-        match with_criu(resources, memory_of_criu(self.criu)).filter(|_| is_limited(self.options)) {
-            Some(limits) => state.cgroup.update(limits).context("limit what is restored"),
-            None => Ok(()),
+        restored_limits::lower(&processes, bundle.process(), &self.limits)?;
+        let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));
+        if let Some(limits) = with_criu(resources, memory_of_criu(self.criu)) {
+            state.cgroup.update(limits).context("limit what is restored")?;
         }
+        self.held.refuse_interrupted()
     }
 }
 
@@ -468,10 +475,9 @@ fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxRe
 
 /// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as
 /// it has by now, and some more.
-fn memory_of_criu(pid: Option<Pid>) -> u64 {
+fn memory_of_criu(pid: Pid) -> u64 {
     const SOME: u64 = 16 << 20;
-    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    let status = status.unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let used = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     SOME + used.unwrap_or(0).saturating_mul(2 * 1024)

@@ -65,18 +65,17 @@ pub(in crate::container) fn homes(
     Ok(homes)
 }
 
-/// Fails for a stopped process, or one that descends from it, in another cgroup than a process that
-/// was put where they belong, whose table is `home`, unless that is below one of a container's
-/// `own`.
+/// Fails for a stopped process in another cgroup than a process that was put where they belong,
+/// whose table is `home`, unless that is below one of a container's `own`.
 pub(in crate::container) fn refuse_others(
-    first: i32,
+    processes: &[i32],
     own: &[PathBuf],
     home: &[(String, PathBuf)],
 ) -> Result<()> {
     // What is below the container's cgroup is its own; of another hierarchy it has nothing.
     let is_own = |home: &Path| find(own, home).next().is_some();
-    for pid in confinement::tree(first)? {
-        for thread in confinement::threads(pid)? {
+    for pid in processes {
+        for thread in confinement::threads(*pid)? {
             if Status::read(&thread)?.has_ended()? {
                 continue;
             }
@@ -109,13 +108,13 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
         let pid = i32::try_from(child.id()).expect("a number");
         let home = table(&Path::new("/proc").join(pid.to_string())).expect("it is there");
-        let at_home = refuse_others(pid, &[], &home);
+        let at_home = refuse_others(&[pid], &[], &home);
         let mut elsewhere = home.clone();
         match home.iter().position(|(_, path)| path.components().count() > 1) {
             Some(number) => drop(elsewhere[number].1.pop()),
             None => elsewhere.iter_mut().for_each(|(_, path)| path.push("other")),
         }
-        let above = refuse_others(pid, &[], &elsewhere);
+        let above = refuse_others(&[pid], &[], &elsewhere);
         child.kill().expect("killed");
         child.wait().expect("reaped");
         at_home.expect("it is there");

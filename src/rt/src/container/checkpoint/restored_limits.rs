@@ -21,9 +21,9 @@ use crate::syscall::{self, SchedAttr};
 const REAL_TIME: [u32; 3] = [1, 2, DEADLINE];
 const DEADLINE: u32 = 6;
 
-/// Lowers what a stopped process and all that descend from it may use.
+/// Lowers what stopped processes may use.
 pub(in crate::container) fn lower(
-    first: i32,
+    processes: &[i32],
     process: &Process,
     limits: &Limits<'_>,
 ) -> Result<()> {
@@ -40,8 +40,8 @@ pub(in crate::container) fn lower(
         raises_limits: gives(CapabilitySet::SYS_RESOURCE),
         raises_priorities: gives(CapabilitySet::SYS_NICE),
     };
-    for pid in confinement::tree(first)? {
-        for thread in confinement::threads(pid)? {
+    for pid in processes {
+        for thread in confinement::threads(*pid)? {
             if !Status::read(&thread)?.has_ended()? {
                 let show = || format!("limit the process `{}`", thread.display());
                 most.hold(&thread).with_context(show)?;

@@ -83,7 +83,8 @@ pub(in crate::container) fn put_back(
     let mut masks = masks.collect::<Result<Vec<_>>>()?;
     entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
     // Those that the container has made since.
-    for thread in confinement::other_mount_namespaces(state.pid)? {
+    let processes = confinement::tree(state.pid)?;
+    for thread in confinement::other_mount_namespaces(state.pid, &processes)? {
         let entrance = Entrance::open_other(state, &thread)?;
         entrance.inside(&mut |root, _| wanted.set_other(root)).1.with_context(|| {
             format!("the mount namespace of the process `{}`", thread.display())

@@ -1,0 +1,281 @@
+//! What comes between a restore and its end: `rt` or CRIU is killed, or the images make processes
+//! that are not where `rt` looks. Nothing runs on that was not looked at.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::checkpoint::{COUNT, images, needs_criu, restore_command, start, write};
+use super::checkpoint_attacks::is_refused;
+use crate::harness::{
+    Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
+    wait_up_to,
+};
+
+super::tests! { "checkpoint_guard":
+    a_process_outside_of_the_tree_is_refused, a_process_outside_of_a_shared_tree_is_refused,
+    nothing_runs_on_when_rt_is_killed_before_all_is_checked, nothing_runs_on_without_a_cgroup_when_rt_is_killed,
+    a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
+    nothing_runs_on_when_criu_is_killed_before_all_is_checked,
+}
+
+/// A container with this mark in its command line, which others do not have.
+fn marked<'a>(test: &'a Test, script: &str) -> Outcome<(Bundle<'a>, String)> {
+    let mark = test.id();
+    Ok((test.sh(&format!("{script} # {mark}"))?, mark))
+}
+
+/// Starts it, and writes its checkpoint when it counts.
+fn checkpoint(bundle: &Bundle<'_>) -> Outcome {
+    let container = start(bundle)?;
+    container.wait_for_output("1\n")?;
+    write(bundle.test, &container, &[])?.success().map(drop)
+}
+
+fn is_over(mark: &str) -> Outcome {
+    wait_until("no process is left", || !has_process(mark))
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    text.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Where a message of protocol buffers has the first field of this number: a string of bytes.
+fn field(message: &[u8], number: u8) -> Outcome<std::ops::Range<usize>> {
+    let mut at = 0;
+    let varint = |at: &mut usize| -> Outcome<usize> {
+        let (mut value, mut shift) = (0, 0);
+        loop {
+            let byte = *message.get(*at).ok_or("it is too short")?;
+            *at += 1;
+            value |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+    };
+    loop {
+        let tag = varint(&mut at)?;
+        match tag & 7 {
+            0 => drop(varint(&mut at)?),
+            2 => {
+                let length = varint(&mut at)?;
+                if tag >> 3 == usize::from(number) {
+                    return Ok(at..at + length);
+                }
+                at += length;
+            }
+            kind => return Err(format!("a field of the kind {kind}").into()),
+        }
+    }
+}
+
+/// Has the images say that a process is dead (`TASK_DEAD`): the state comes first in what follows.
+fn call_dead(test: &Test, pid: &str) -> Outcome {
+    let path = images(test).join(format!("core-{pid}.img"));
+    let mut image = fs::read(&path)?;
+    let task = field(&image[12..], 3)?.start + 12;
+    ensure_eq(&image[task..task + 2], &[0x08, 1])?;
+    image[task + 1] = 2;
+    Ok(fs::write(path, image)?)
+}
+
+/// CRIU makes the child of a dead process, which ends: then it is the child of somebody else.
+fn orphan(test: &Test, bundle: &Bundle<'_>, mark: &str) -> Outcome {
+    bundle.write()?;
+    let id = test.id();
+    // In the foreground, for somebody who takes note of its end.
+    let mut run = test.command(bundle.command_line("run", &id));
+    run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = run.spawn()?;
+    wait_until("it runs", || has_process(mark))?;
+    let state: Value = serde_json::from_str(&test.rt(["state", &id])?.success()?.stdout)?;
+    let first = i32::try_from(state["pid"].as_i64().ok_or("it has no pid")?)?;
+    wait_until("it has a child of a child", || {
+        children(first).first().is_some_and(|child| children(*child).len() == 1)
+    })?;
+    let dead = children(first)[0];
+    let child = children(dead)[0];
+    let inside = fs::read_to_string(format!("/proc/{dead}/status"))?;
+    let inside = inside.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let inside = inside.and_then(|it| it.split_whitespace().last()).ok_or("it has no number")?;
+    let images = images(test).display().to_string();
+    test.rt(["checkpoint", "--image-path", &images, &id])?.success()?;
+    run.wait()?;
+    // CRIU gives them the same numbers.
+    let is_free = |pid| !Path::new("/proc").join(format!("{pid}")).exists();
+    let free = || [first, dead, child].into_iter().all(is_free);
+    if wait_up_to(Duration::from_secs(30), "their numbers are free", free).is_err() {
+        return skip("the first process takes no note of the ends of its children");
+    }
+    call_dead(test, inside)?;
+    is_refused(bundle, "of the checkpoint is not a descendant of its first process")?;
+    is_over(mark)
+}
+
+const NESTED: &str = "(sh -c 'while :; do sleep 1000; done; true";
+
+fn a_process_outside_of_the_tree_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let mark = test.id();
+    let bundle = test.sh(&format!("{NESTED} # {mark}' & wait) & wait"))?.edit(|config| {
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        }
+    });
+    orphan(test, &bundle, &mark)
+}
+
+fn a_process_outside_of_a_shared_tree_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    // It takes note of the ends of all that it becomes the parent of.
+    let pause = test.perl("$SIG{CHLD} = 'IGNORE'; sleep 1000")?.start()?;
+    let path = format!("/proc/{}/ns/pid", pause.pid()?);
+    let mark = test.id();
+    let bundle = test.sh(&format!("{NESTED} # {mark}' & wait) & wait"))?.edit(|config| {
+        for namespace in config["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
+            if namespace["type"] == "pid" {
+                namespace["path"] = json!(path);
+            }
+        }
+    });
+    orphan(test, &bundle, &mark)
+}
+
+/// A restore that takes long where it limits what is restored, and stands there now.
+fn stand_where_it_is_checked(
+    bundle: &Bundle<'_>,
+    id: &str,
+    flags: &[&str],
+    long: &str,
+) -> Outcome<Child> {
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let log = images(bundle.test).join("restore.log");
+    let _ = fs::remove_file(&log);
+    let restore = restore_command(bundle, id, &["--detach"]);
+    let mut command = Command::new("strace");
+    command.arg(format!("--inject=ioprio_set:delay_enter={long}")).arg("--output=/dev/null");
+    command.arg(restore.get_program()).args(flags).args(restore.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn()?;
+    wait_up_to(Duration::from_secs(30), "it is checked", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("Running pre-resume"))
+    })?;
+    Ok(child)
+}
+
+/// It has capabilities by the images that it is not to have, and is limited at last.
+fn long_checked<'a>(bundle: Bundle<'a>) -> Bundle<'a> {
+    bundle.edit(|config| {
+        config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 5 });
+    })
+}
+
+fn kill_a_child(of: &Child, signal: &str) -> Outcome {
+    let of = i32::try_from(of.id())?;
+    wait_until("strace has a child", || !children(of).is_empty())?;
+    let child = children(of).first().ok_or("it has ended")?.to_string();
+    let killed = Command::new("kill").args(["-s", signal, &child]).status()?;
+    ensure(killed.success(), "it has ended")
+}
+
+fn killed_where_it_is_checked(test: &Test, flags: &[&str]) -> Outcome {
+    needs_criu()?;
+    let (bundle, mark) = marked(test, &format!("echo 1; sleep 1; : >/ran; {COUNT}"))?;
+    let bundle = long_checked(bundle);
+    checkpoint(&bundle)?;
+    let id = test.id();
+    let mut restore = stand_where_it_is_checked(&bundle, &id, flags, "60000000")?;
+    kill_a_child(&restore, "KILL")?;
+    restore.wait()?;
+    is_over(&mark)?;
+    ensure(!bundle.rootfs().join("ran").exists(), "it ran on")?;
+    wait_until("it is stopped", || {
+        test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("\"stopped\""))
+    })?;
+    test.rt(["delete", &id])?.success()?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+fn nothing_runs_on_when_rt_is_killed_before_all_is_checked(test: &Test) -> Outcome {
+    killed_where_it_is_checked(test, &[])
+}
+
+fn nothing_runs_on_without_a_cgroup_when_rt_is_killed(test: &Test) -> Outcome {
+    killed_where_it_is_checked(test, &["--cgroup-manager=disabled"])
+}
+
+fn a_signal_before_all_is_checked_undoes_the_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    for signal in ["TERM", "HUP", "INT", "QUIT"] {
+        let (bundle, mark) = marked(test, COUNT)?;
+        let bundle = long_checked(bundle);
+        checkpoint(&bundle)?;
+        let id = test.id();
+        let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "1000000")?;
+        kill_a_child(&restore, signal)?;
+        ensure_eq(restore.wait()?.code(), Some(1))?;
+        is_over(&mark)?;
+        test.rt(["state", &id])?.fails_with("does not exist")?;
+        ensure(cgroups_of(&id).is_empty(), "its cgroup is left")?;
+        fs::remove_dir_all(images(test))?;
+    }
+    Ok(())
+}
+
+/// A hook that kills the first child of `rt`: CRIU.
+fn killing_criu(bundle: Bundle<'_>) -> Bundle<'_> {
+    let script = "read criu rest </proc/$PPID/task/$PPID/children; kill -KILL $criu";
+    let hook =
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+    bundle.edit(|config| config["hooks"]["createRuntime"] = hook)
+}
+
+/// One that would wait for ever is killed.
+fn restore_in_time(bundle: &Bundle<'_>, id: &str) -> Outcome<Output> {
+    let restore = restore_command(bundle, id, &["--detach"]);
+    let mut limited = Command::new("timeout");
+    limited.args(["-s", "KILL", "20"]).arg(restore.get_program()).args(restore.get_args());
+    Output::of(limited)
+}
+
+/// The processes that it has made have its socket open.
+fn a_killed_criu_is_noticed(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, mark) = marked(test, COUNT)?;
+    checkpoint(&bundle)?;
+    let bundle = killing_criu(bundle);
+    bundle.write()?;
+    let id = test.id();
+    let failed = restore_in_time(&bundle, &id)?.fails_with("`criu` was ended by signal 9")?;
+    ensure_eq(failed.stderr.lines().count(), 1)?;
+    is_over(&mark)?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+fn nothing_runs_on_when_criu_is_killed_before_all_is_checked(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, mark) = marked(test, COUNT)?;
+    let bundle = long_checked(bundle);
+    checkpoint(&bundle)?;
+    let id = test.id();
+    let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "3000000")?;
+    let strace = i32::try_from(restore.id())?;
+    let rt = *children(strace).first().ok_or("it has ended")?;
+    let criu = children(rt).first().ok_or("it has no child")?.to_string();
+    ensure(Command::new("kill").args(["-KILL", &criu]).status()?.success(), "it has ended")?;
+    // Not only when rt looks again.
+    is_over(&mark)?;
+    ensure(restore.try_wait()?.is_none(), "it was rt that has ended it")?;
+    ensure_eq(restore.wait()?.code(), Some(1))?;
+    test.rt(["state", &id])?.fails_with("does not exist")?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
