@@ -2,13 +2,14 @@
 //! that are not where `rt` looks. Nothing runs on that was not looked at.
 
 use std::fs;
+use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::checkpoint::{COUNT, images, needs_criu, restore_command, start, write};
+use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use crate::harness::{
     Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
@@ -20,6 +21,7 @@ super::tests! { "checkpoint_guard":
     nothing_runs_on_when_rt_is_killed_before_all_is_checked, nothing_runs_on_without_a_cgroup_when_rt_is_killed,
     a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
     nothing_runs_on_when_criu_is_killed_before_all_is_checked,
+    a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
 }
 
 /// A container with this mark in its command line, which others do not have.
@@ -278,4 +280,47 @@ fn nothing_runs_on_when_criu_is_killed_before_all_is_checked(test: &Test) -> Out
     ensure_eq(restore.wait()?.code(), Some(1))?;
     test.rt(["state", &id])?.fails_with("does not exist")?;
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+/// Who may have it open, and write to it when it was looked at.
+fn a_file_of_another_user_is_not_read(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let names = ["descriptors.json", "mounts.json", "cgroup.img", "core-1.img", "pstree.img"];
+    for name in names {
+        let file = images(test).join(name);
+        chown(&file, Some(1000), None)?;
+        is_refused(&bundle, "it belongs to user 1000")?;
+        chown(&file, Some(0), None)?;
+    }
+    let other = test.folder.join("other");
+    fs::hard_link(images(test).join("descriptors.json"), &other)?;
+    is_refused(&bundle, "it has another name")?;
+    fs::remove_file(other)?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU would fill memory from a file of the host's.
+fn images_are_regular_files(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let (pages, secret) = (images(test).join("pages-1.img"), test.folder.join("secret"));
+    fs::rename(&pages, &secret)?;
+    symlink(&secret, &pages)?;
+    is_refused(&bundle, "pages-1.img` of the checkpoint: it is not a regular file")
+}
+
+fn a_checkpoint_before_is_looked_at_too(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let parent = test.folder.join("before");
+    fs::create_dir(&parent)?;
+    fs::write(parent.join("pages-1.img"), "")?;
+    symlink("../before", images(test).join("parent"))?;
+    chown(parent.join("pages-1.img"), Some(1000), None)?;
+    is_refused(&bundle, "parent/pages-1.img` of the checkpoint: it can be changed by others")
 }

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use protobuf::Message as _;
 use rust_criu::rust_criu_protobuf::rpc;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
@@ -206,12 +206,18 @@ impl Directories {
     /// may be able to change a directory on the way.
     pub(in crate::container) fn check_parent(&self, path: &Path, shown: &Path) -> Result<()> {
         let parent = trust::directory_from(self.images.as_fd(), shown, path)?;
-        refuse_others_parents(parent, shown.join(path))
+        each_parent(parent, shown.join(path), &|_, _| Ok(()))
     }
 
     fn refuse_others_parents(&self, shown: &Path) -> Result<()> {
         let images = self.images.try_clone().context("duplicate a descriptor")?;
-        refuse_others_parents(images, std::path::absolute(shown)?)
+        each_parent(images, std::path::absolute(shown)?, &|_, _| Ok(()))
+    }
+
+    /// Looks at every file that a restore may read.
+    pub(in crate::container) fn refuse_others_files(&self, shown: &Path) -> Result<()> {
+        let images = self.images.try_clone().context("duplicate a descriptor")?;
+        each_parent(images, std::path::absolute(shown)?, &refuse_others_files)
     }
 
     pub(in crate::container) fn images(&self) -> BorrowedFd<'_> {
@@ -225,8 +231,15 @@ const PARENT: &str = "parent";
 /// More checkpoints than this, each the parent of the next, are a loop.
 const MOST_PARENTS: u32 = 1000;
 
-fn refuse_others_parents(mut images: OwnedFd, mut shown: PathBuf) -> Result<()> {
+/// Looks at the directory of a checkpoint, and at those of the checkpoints before. Fails where
+/// another user could change one on the way.
+fn each_parent(
+    mut images: OwnedFd,
+    mut shown: PathBuf,
+    look: &dyn Fn(&OwnedFd, &Path) -> Result<()>,
+) -> Result<()> {
     for _ in 0..MOST_PARENTS {
+        look(&images, &shown)?;
         match rustix::fs::statat(&images, PARENT, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
             there => drop(there?),
@@ -243,7 +256,8 @@ fn show(path: &Path) -> String {
     format!("open `{}`", path.display())
 }
 
-/// Reads a regular file of that name. A link is not followed, and a fifo not waited for.
+/// Reads a regular file of that name that nobody else can change, by another name neither: CRIU
+/// reads some of them again. A link is not followed, and a fifo not waited for.
 pub(in crate::container) fn read_in(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>> {
     Ok(read_if_there(directory, name)?.ok_or(Errno::NOENT)?)
 }
@@ -258,10 +272,60 @@ pub(in crate::container) fn read_if_there(
         Err(Errno::NOENT) => return Ok(None),
         file => fs::File::from(file?),
     };
-    ensure!(file.metadata()?.is_file(), "it is not a regular file");
+    let there = rustix::fs::fstat(&file)?;
+    ensure!(
+        FileType::from_raw_mode(there.st_mode) == FileType::RegularFile,
+        "it is not a regular file"
+    );
+    refuse_others_file(&there)?;
+    ensure!(there.st_nlink == 1, "it has another name");
     let mut text = Vec::new();
     file.take(LONGEST).read_to_end(&mut text)?;
     Ok(Some(text))
+}
+
+/// Fails for a file that another user owns or can write to, who may have it open.
+fn refuse_others_file(there: &Stat) -> Result<()> {
+    ensure!(
+        trust::is_ours(there),
+        "it can be changed by others: it belongs to user {}, and has mode {:04o}",
+        there.st_uid,
+        there.st_mode & 0o7777
+    );
+    Ok(())
+}
+
+/// Fails for a file in a directory of images that another user can change, or that is none. CRIU
+/// opens them by name, follows links, and writes to some.
+fn refuse_others_files(images: &OwnedFd, shown: &Path) -> Result<()> {
+    let show = |name: &OsStr| format!("`{}` of the checkpoint", shown.join(name).display());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(images, ".", flags, Mode::empty())
+        .and_then(rustix::fs::Dir::new)
+        .with_context(|| format!("read `{}`", shown.display()))?;
+    for entry in folder {
+        let entry = entry.with_context(|| format!("read `{}`", shown.display()))?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if matches!(name.as_bytes(), b"." | b"..") || name == PARENT {
+            continue;
+        }
+        let there = match rustix::fs::statat(images, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => there,
+            // Another restore from these images has removed it.
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error).with_context(|| show(name)),
+        };
+        match FileType::from_raw_mode(there.st_mode) {
+            // The socket is that of `criu lazy-pages`.
+            FileType::RegularFile | FileType::Socket => {
+                refuse_others_file(&there).with_context(|| show(name))?;
+            }
+            // CRIU reads nothing in it.
+            FileType::Directory => {}
+            _ => bail!("{}: it is not a regular file", show(name)),
+        }
+    }
+    Ok(())
 }
 
 fn is_same(one: &OwnedFd, other: &OwnedFd) -> Result<bool> {

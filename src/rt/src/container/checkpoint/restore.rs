@@ -231,6 +231,7 @@ fn record(
     directory.write(state)?;
     let root = directory.make_root_folder(namespaces.makes(libc::CLONE_NEWUSER))?;
     let directories = options.common.make_directories(Some(images))?;
+    directories.refuse_others_files(options.common.images)?;
     let notify = directory.notify_folder();
     fs::create_dir(&notify).with_context(|| format!("make `{}`", notify.display()))?;
     directories.remove_log(LOG)?;
