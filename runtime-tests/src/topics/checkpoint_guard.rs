@@ -20,7 +20,7 @@ super::tests! { "checkpoint_guard":
     a_process_outside_of_the_tree_is_refused, a_process_outside_of_a_shared_tree_is_refused,
     nothing_runs_on_when_rt_is_killed_before_all_is_checked, nothing_runs_on_without_a_cgroup_when_rt_is_killed,
     a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
-    nothing_runs_on_when_criu_is_killed_before_all_is_checked,
+    nothing_runs_on_when_criu_is_killed_before_all_is_checked, a_killed_criu_leaves_no_directory,
     a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
 }
 
@@ -188,6 +188,12 @@ fn kill_a_child(of: &Child, signal: &str) -> Outcome {
     ensure(killed.success(), "it has ended")
 }
 
+/// The directories in which CRIU has mounted cgroups.
+fn yards(test: &Test) -> Outcome<usize> {
+    let names = fs::read_dir(images(test))?.flatten().map(|entry| entry.file_name());
+    Ok(names.filter(|name| name.to_string_lossy().starts_with(".criu.cgyard.")).count())
+}
+
 fn killed_where_it_is_checked(test: &Test, flags: &[&str]) -> Outcome {
     needs_criu()?;
     let (bundle, mark) = marked(test, &format!("echo 1; sleep 1; : >/ran; {COUNT}"))?;
@@ -199,6 +205,7 @@ fn killed_where_it_is_checked(test: &Test, flags: &[&str]) -> Outcome {
     restore.wait()?;
     is_over(&mark)?;
     ensure(!bundle.rootfs().join("ran").exists(), "it ran on")?;
+    wait_until("what CRIU has made is removed", || yards(test).is_ok_and(|left| left == 0))?;
     wait_until("it is stopped", || {
         test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("\"stopped\""))
     })?;
@@ -280,6 +287,19 @@ fn nothing_runs_on_when_criu_is_killed_before_all_is_checked(test: &Test) -> Out
     ensure_eq(restore.wait()?.code(), Some(1))?;
     test.rt(["state", &id])?.fails_with("does not exist")?;
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+fn a_killed_criu_leaves_no_directory(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let kept = images(test).join(".criu.cgyard.before");
+    fs::create_dir(&kept)?;
+    let bundle = killing_criu(bundle);
+    bundle.write()?;
+    restore_in_time(&bundle, &test.id())?.fails_with("`criu` was ended by signal 9")?;
+    ensure_eq(yards(test)?, 1)?;
+    ensure(kept.exists(), "what was there before is gone")
 }
 
 /// Who may have it open, and write to it when it was looked at.

@@ -15,3 +15,4 @@ mod restored;
 mod restored_cgroups;
 mod restored_limits;
 mod restrictions;
+mod yards;

@@ -26,6 +26,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::container::checkpoint::guard::{self, Guard};
+use crate::container::checkpoint::yards::Yards;
 use crate::draft::Draft;
 use crate::interrupt::{self, Watch, is_ready};
 use crate::linux::cgroups::Cgroup;
@@ -222,6 +223,11 @@ impl Directories {
 
     pub(in crate::container) fn images(&self) -> BorrowedFd<'_> {
         self.images.as_fd()
+    }
+
+    /// What CRIU has made beside its log before this restore.
+    pub(in crate::container) fn yards(&self) -> Result<Yards> {
+        Yards::look(&self.log)
     }
 }
 
@@ -490,8 +496,8 @@ impl Criu {
 
     /// From now on, until all is checked, whatever becomes of `rt` or of CRIU ends what CRIU has
     /// restored into this cgroup.
-    pub(in crate::container) fn guard(&mut self, cgroup: &Cgroup) -> Result<()> {
-        self.guard = Some(Guard::start(self.pid, self.pidfd.as_fd(), cgroup)?);
+    pub(in crate::container) fn guard(&mut self, cgroup: &Cgroup, yards: &Yards) -> Result<()> {
+        self.guard = Some(Guard::start(self.pid, self.pidfd.as_fd(), cgroup, yards)?);
         Ok(())
     }
 
@@ -553,8 +559,9 @@ impl Criu {
             let is_last_chance = notice.script == BEFORE_IT_RUNS;
             let allowed = on_notice(notice);
             if is_last_chance {
-                // Without its answer CRIU waits until the guard has ended all.
-                allowed?;
+                // Without its answer CRIU waits until the guard has ended all. If CRIU has ended
+                // meanwhile, that is why what it has restored was not found.
+                allowed.map_err(|error| self.refuse_ended().err().unwrap_or(error))?;
                 self.guard.take().map_or(Ok(()), Guard::dismiss)?;
                 let mut reply = rpc::Criu_req::new();
                 reply.set_type(Kind::NOTIFY);

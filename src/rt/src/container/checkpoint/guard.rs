@@ -25,6 +25,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use crate::container::checkpoint::restored;
+use crate::container::checkpoint::yards::Yards;
 use crate::interrupt;
 use crate::linux::cgroups::Cgroup;
 use crate::linux::process;
@@ -63,13 +64,14 @@ impl Guard {
         criu: Pid,
         criu_fd: BorrowedFd<'_>,
         cgroup: &Cgroup,
+        yards: &Yards,
     ) -> Result<Guard> {
         let criu_fd = criu_fd.try_clone_to_owned().context("duplicate a descriptor")?;
         let victims = Victims { criu, criu_fd, cgroup: cgroup.clone() };
         let (theirs, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
         let Some(pid) = syscall::clone3(0, None).context("make a guard for the restore")? else {
             drop(pipe);
-            syscall::exit_now(i32::from(watch(&theirs, &victims).is_err()));
+            syscall::exit_now(i32::from(watch(&theirs, &victims, yards).is_err()));
         };
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .context("open a pidfd of the guard")?;
@@ -113,7 +115,7 @@ impl Drop for Guard {
 }
 
 /// Waits for the end of `rt`, or of CRIU, or to be dismissed. Runs in the guard.
-fn watch(pipe: &OwnedFd, victims: &Victims) -> Result<()> {
+fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
     // The signals that `rt` holds back are held back here too. A process that its parent has just made leads no process group.
     let _ = rustix::process::setsid();
     // Where it may: not every root of a host has this right.
@@ -136,7 +138,12 @@ fn watch(pipe: &OwnedFd, victims: &Victims) -> Result<()> {
             _ => break,
         }
     }
-    victims.end()
+    let ended = victims.end();
+    // `rt` does it too, if it is there. What has ended has no mounts any more.
+    if matches!(interrupt::is_ready(victims.criu_fd.as_fd(), PollFlags::IN, STOPPING), Ok(true)) {
+        let _ = yards.remove_new();
+    }
+    ended
 }
 
 impl Victims {

@@ -201,10 +201,16 @@ fn make(
     if let Some(images) = show_to_container(options, namespaces, cover.folder(), directories) {
         criu.read_through(images);
     }
-    criu.guard(&watch.state.cgroup)?;
+    let yards = directories.yards().context("look for what `criu` has left")?;
+    criu.guard(&watch.state.cgroup, &yards)?;
     let restored = criu.call(request, &mut |notice| watch.hear(notice));
     cover.remove();
-    restored.map_err(|error| criu::explain(error, &places.directories, &options.common, LOG))?;
+    restored.map_err(|error| {
+        if let Err(left) = yards.remove_new() {
+            tracing::debug!("remove what `criu` has left: {left:#}");
+        }
+        criu::explain(error, directories, &options.common, LOG)
+    })?;
     publish(options, namespaces, &places, directory, state)
 }
 
