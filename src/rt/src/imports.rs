@@ -1,5 +1,5 @@
 //! The map of imports in `docs/architecture.md` is what the code does. Fails for an arrow that the
-//! map does not have, for one that the code has no more, and for a circle, of rooms or of files.
+//! map does not have, for one that the code has no more, and for a circle, of parts or of files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -93,7 +93,7 @@ fn expand<'a>(text: &'a str, prefix: &[String], found: &mut Vec<Vec<String>>) ->
     }
 }
 
-/// What each file takes from which others. A room and the files below it are one.
+/// What each file takes from which others. A part of the source is a file and the files below it.
 fn files() -> Graph {
     let sources = sources();
     let modules: BTreeSet<&[String]> = sources.iter().map(|source| &source.module[..]).collect();
@@ -111,18 +111,18 @@ fn files() -> Graph {
     graph
 }
 
-fn rooms(files: &Graph) -> Graph {
-    let room = |file: &str| file.split('/').next().unwrap_or_default().to_owned();
+fn parts(files: &Graph) -> Graph {
+    let part = |file: &str| file.split('/').next().unwrap_or_default().to_owned();
     let mut graph = Graph::new();
     for (file, targets) in files {
-        for target in targets.iter().map(|target| room(target)).filter(|it| *it != room(file)) {
-            graph.entry(room(file)).or_default().insert(target);
+        for target in targets.iter().map(|target| part(target)).filter(|it| *it != part(file)) {
+            graph.entry(part(file)).or_default().insert(target);
         }
     }
     graph
 }
 
-/// The table below the heading "Imports": `room` and what it may import, each in backticks.
+/// The table below the heading "Imports": `part` and what it may import, each in backticks.
 fn map() -> Graph {
     let text = include_str!("../../../docs/architecture.md");
     let section = text.split("\n## Imports\n").nth(1).expect("a section of that name");
@@ -131,8 +131,8 @@ fn map() -> Graph {
     let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
     rows.map(|row| {
         let cells: Vec<&str> = row.split('|').collect();
-        let room: Vec<String> = names(cells[1]);
-        (room.concat(), names(cells[2]).into_iter().collect())
+        let part: Vec<String> = names(cells[1]);
+        (part.concat(), names(cells[2]).into_iter().collect())
     })
     .collect()
 }
@@ -156,8 +156,8 @@ fn circle(graph: &Graph) -> Graph {
 
 #[test]
 fn the_map_of_imports_is_what_the_code_does() {
-    let (mut code, mut map) = (rooms(&files()), map());
-    code.retain(|room, targets| room != "main" && !targets.is_empty());
+    let (mut code, mut map) = (parts(&files()), map());
+    code.retain(|part, targets| part != "main" && !targets.is_empty());
     map.retain(|_, targets| !targets.is_empty());
     assert_eq!(code, map, "docs/architecture.md, \"Imports\"");
 }
@@ -166,14 +166,14 @@ fn the_map_of_imports_is_what_the_code_does() {
 fn imports_have_no_circle() {
     let files = files();
     assert!(files.len() > 50, "the source was not found");
-    assert_eq!(circle(&rooms(&files)), Graph::new(), "rooms");
+    assert_eq!(circle(&parts(&files)), Graph::new(), "parts");
     assert_eq!(circle(&files), Graph::new(), "files");
 }
 
 #[test]
 fn what_the_kernel_has_a_name_for_knows_no_container() {
-    let linux = rooms(&files()).remove("linux").expect("it imports something");
-    for room in ["container", "state", "engine", "executor", "command", "compiler"] {
-        assert!(!linux.contains(room), "{room}");
+    let linux = parts(&files()).remove("linux").expect("it imports something");
+    for part in ["container", "state", "engine", "executor", "command", "compiler"] {
+        assert!(!linux.contains(part), "{part}");
     }
 }

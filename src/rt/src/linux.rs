@@ -1,5 +1,5 @@
-//! The nouns: one room for each thing that the kernel has a name for. A room knows no container, no
-//! state directory and no verb; it acts on what it is given, in the process that calls it, or in a
+//! The nouns: one module for each thing that the kernel has a name for. A noun knows no container,
+//! no state directory and no verb. It acts on its arguments, in the process that calls it or in a
 //! helper of its own.
 #![forbid(unsafe_code)]
 
