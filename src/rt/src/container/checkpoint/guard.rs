@@ -116,7 +116,8 @@ impl Drop for Guard {
 
 /// Waits for the end of `rt`, or of CRIU, or to be dismissed. Runs in the guard.
 fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
-    // The signals that `rt` holds back are held back here too. A process that its parent has just made leads no process group.
+    // The signals that `rt` holds back are held back here too. This cannot fail: a process that its
+    // parent has just made leads no process group.
     let _ = rustix::process::setsid();
     // Where it may: not every root of a host has this right.
     let _ = process::set_oom_score_adj(None, NEVER);
