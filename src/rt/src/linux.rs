@@ -1,6 +1,6 @@
 //! The nouns: one module for each thing that the kernel has a name for. A noun knows no container,
-//! no state directory and no verb. It acts on its arguments, in the process that calls it or in a
-//! helper of its own.
+//! no state directory and no verb. It acts on its arguments, in the calling process or in a helper
+//! that the noun starts.
 #![forbid(unsafe_code)]
 
 mod assembler;
@@ -27,7 +27,7 @@ pub(crate) mod seccomp;
 pub(crate) mod sysctl;
 pub(crate) mod terminal;
 
-/// What reads things from outside, for tests that make them up.
+/// Parsers of input from outside, for tests that generate this input.
 #[cfg(test)]
 pub(crate) mod fuzzed {
     use anyhow::Result;

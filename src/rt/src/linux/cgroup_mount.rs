@@ -1,5 +1,5 @@
 //! Mounts of type `cgroup`: the container's view of its own cgroup (`cgroup_namespaces(7)`). Runs
-//! in init, in its cgroup.
+//! in init, which is in the container's cgroup.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -17,12 +17,12 @@ use crate::linux::namespaces::Namespaces;
 use crate::linux::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
 
-/// `MOUNT_ATTR_*` of the directory with the hierarchies of v1 in it, whatever the options are.
+/// `MOUNT_ATTR_*` of the directory that contains the hierarchies of v1. They do not depend on the
+/// mount's options.
 pub(crate) const RESTRICTIONS: u64 =
     libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
-/// `cgroup` is the container's directory in the hierarchy of the second version, where that is
-/// known.
+/// `cgroup` is the container's directory in the v2 hierarchy, if it is known.
 pub(crate) fn mount(
     rootfs: &mut Rootfs,
     namespaces: &Namespaces,
@@ -30,8 +30,8 @@ pub(crate) fn mount(
     cgroup: Option<&Path>,
 ) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
-    // A namespace of its own makes a new mount show the container's cgroup as the root of the
-    // hierarchy.
+    // In the container's own cgroup namespace, a new mount shows the container's cgroup as the root
+    // of the hierarchy.
     let own = namespaces.makes(libc::CLONE_NEWCGROUP) || namespaces.joins(libc::CLONE_NEWCGROUP);
     let version = cgroups::version()?;
     check_options(entry, &options, version)?;
@@ -55,9 +55,9 @@ fn directory(above: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(above, name, flags, Mode::empty())
 }
 
-/// The kernel knows what a `cgroup2` takes, whatever becomes of it: in a cgroup namespace it
-/// changes nothing of the hierarchy, nor does the bind mount of a directory. The hierarchies of v1
-/// are there already, and take nothing more.
+/// The kernel checks the options of a `cgroup2`, although they may have no effect: a mount in a
+/// cgroup namespace changes nothing in the hierarchy, nor does a bind mount of a directory. The
+/// hierarchies of v1 exist already, and accept no more options.
 fn check_options(entry: &Mount, options: &Options, version: Version) -> Result<()> {
     let Some((name, _)) = options.data.first() else { return Ok(()) };
     ensure!(
@@ -72,13 +72,14 @@ struct View<'a> {
     attr: MountAttr,
     /// Options of `cgroup2`.
     data: &'a [(String, Option<String>)],
-    /// The container's, of the second version.
+    /// The container's v2 cgroup.
     cgroup: Option<&'a Path>,
 }
 
-/// One directory per hierarchy in a tmpfs, named as on the host, with a link for each of several
-/// controllers that share one. The directories are made by way of the tmpfs itself: at its path in
-/// the rootfs could be another one by then.
+/// Makes one directory for each hierarchy in a tmpfs, named as on the host. Each of several
+/// controllers that share a hierarchy gets a link. Init makes the directories through the
+/// descriptor of the tmpfs, because its path in the rootfs could lead to another filesystem by
+/// then.
 fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'_>) -> Result<()> {
     let options = Options {
         attr: MountAttr { set: RESTRICTIONS, ..MountAttr::default() },
@@ -120,9 +121,9 @@ fn all_v1(rootfs: &mut Rootfs, path: &Path, destination: &OwnedFd, view: &View<'
 impl View<'_> {
     fn v2(&self, root: &Path) -> Result<OwnedFd> {
         if self.own {
-            // In a user namespace that does not own the cgroup namespace the kernel refuses. The
-            // container's cgroup is shown then, and not the root of that namespace: its path on the
-            // host is not known in here.
+            // The kernel refuses the mount in a user namespace that does not own the cgroup
+            // namespace. Then we show the container's cgroup, and not the root of that namespace,
+            // because its path on the host is unknown in the container.
             match mounts::detached::make(
                 "cgroup2",
                 Some(Path::new("cgroup")),
@@ -136,7 +137,7 @@ impl View<'_> {
         }
     }
 
-    /// `table` is the kernel's of the controllers, `proc_cgroups(5)`.
+    /// `table` is the kernel's table of the controllers, `proc_cgroups(5)`.
     fn v1(&self, root: &Path, name: &str, table: &str) -> Result<OwnedFd> {
         if self.own {
             let is_named = !table
@@ -153,7 +154,7 @@ impl View<'_> {
         self.bind(root, name)
     }
 
-    /// The directory of init's own cgroup.
+    /// Clones the directory of init's own cgroup.
     fn bind(&self, root: &Path, controllers: &str) -> Result<OwnedFd> {
         let table = fs::read_to_string("/proc/self/cgroup").context("read `/proc/self/cgroup`")?;
         let entry = table.lines().find_map(|line| {

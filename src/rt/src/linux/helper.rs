@@ -1,5 +1,5 @@
-//! A process of `rt` that does one thing in the runtime process's stead, usually in other
-//! namespaces. It answers [`Message::Ready`] or, with the cause, [`Message::Failed`].
+//! A process of `rt` that does one thing for the runtime process, usually in other namespaces. The
+//! helper answers [`Message::Ready`] or, with the cause, [`Message::Failed`].
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
@@ -11,13 +11,14 @@ use crate::{log, syscall};
 #[derive(Debug)]
 pub(crate) struct Helper {
     pub(crate) pid: Pid,
-    /// When the runtime process closes it or ends, a helper that reads reads the end of the stream.
+    /// When the runtime process closes this socket or ends, a reading helper gets the end of the
+    /// stream.
     pub(crate) socket: Socket,
 }
 
-/// Makes a helper, with new namespaces by `flags` (`CLONE_NEW*`). The helper does `work`, which
-/// says that it is ready, and ends. If `work` fails, the helper says why. `what` is for the error
-/// of a process that cannot be made.
+/// Makes a helper, with new namespaces by `flags` (`CLONE_NEW*`). The helper runs `work`, which
+/// sends `Ready`, and ends. If `work` fails, the helper sends the cause. `what` is the step that an
+/// error names if the process cannot be made.
 pub(crate) fn start(
     flags: i32,
     what: &'static str,
@@ -26,7 +27,7 @@ pub(crate) fn start(
     let (socket, theirs) = sync::pair()?;
     let Some(pid) = syscall::clone3(flags, None).context(what)? else {
         drop(socket);
-        // It may enter a container, with nothing of the host's open.
+        // The helper may enter a container, and must not hold a file of the host open there.
         log::end();
         let Err(error) = work(&theirs) else { syscall::exit_now(0) };
         // If this fails, the runtime process reads the end of the stream.
@@ -36,8 +37,8 @@ pub(crate) fn start(
     Ok(Helper { pid, socket })
 }
 
-/// Fails unless it is the answer of a helper that is ready. `who` is for one that sends something
-/// else, or has ended.
+/// Fails unless `answer` is the answer of a helper that is ready. `who` is for the error about a
+/// helper that sends another message, or has ended.
 pub(crate) fn ready(answer: Option<Message>, who: &str) -> Result<()> {
     match answer {
         Some(Message::Ready) => Ok(()),

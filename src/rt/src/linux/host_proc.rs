@@ -1,6 +1,7 @@
-//! The host's `/proc`, opened while this process still sees the host's files. What is held by a
-//! descriptor of `O_PATH` can be read, changed and unmounted by way of `/proc/self/fd`. By the path
-//! `/proc` that would be by the container's leave: in its mount namespace anything may be there.
+//! The host's `/proc`, opened while this process still sees the host's files. By `/proc/self/fd`,
+//! this process can read, change and unmount the file of an `O_PATH` descriptor. The path `/proc`
+//! does not serve for that: in the container's mount namespace, the container decides what is
+//! there.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -29,14 +30,14 @@ impl HostProc {
         Ok(HostProc(proc))
     }
 
-    /// Where a file is, seen from this process's root.
+    /// The path of a file, seen from this process's root.
     pub(crate) fn path_of(&self, file: BorrowedFd<'_>) -> Result<PathBuf> {
         let path = rustix::fs::readlinkat(&self.0, link(file), Vec::new())
             .context("find out where a file is")?;
         Ok(OsStr::from_bytes(path.to_bytes()).into())
     }
 
-    /// Opens the very file that a descriptor of `O_PATH` is of.
+    /// Opens the same file that an `O_PATH` descriptor refers to.
     pub(crate) fn reopen(
         &self,
         file: BorrowedFd<'_>,
@@ -45,11 +46,10 @@ impl HostProc {
         rustix::fs::openat(&self.0, link(file), flags | OFlags::CLOEXEC, Mode::empty())
     }
 
-    /// Changes the mode of the very file that a descriptor of `O_PATH` is of.
+    /// Changes the mode of the same file that an `O_PATH` descriptor refers to.
     pub(crate) fn chmod(&self, file: BorrowedFd<'_>, mode: Mode) -> rustix::io::Result<()> {
         match syscall::chmod_opened(file, mode) {
-            // Before Linux 6.6. A filter around this runtime that does not know the call says
-            // EPERM.
+            // Before Linux 6.6. A filter around `rt` that does not know the call answers EPERM.
             Err(Errno::NOSYS | Errno::PERM) => {
                 rustix::fs::chmodat(&self.0, link(file), mode, AtFlags::empty())
             }
@@ -57,15 +57,15 @@ impl HostProc {
         }
     }
 
-    /// Unmounts the very mount that a descriptor is of the root of, with all that is mounted below.
-    /// Leaves this process in `/proc`: `umount2(2)` takes a path, and by a relative one the last
-    /// part is a link that it follows.
+    /// Unmounts the mount whose root the descriptor refers to, with all mounts below it. Leaves
+    /// this process in `/proc`: `umount2(2)` requires a path, and follows the link at the end of a
+    /// relative path.
     pub(crate) fn unmount(&self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
         rustix::process::fchdir(&self.0)?;
         rustix::mount::unmount(link(mount), UnmountFlags::DETACH)
     }
 
-    /// Opens a file in it.
+    /// Opens a file in the host's `/proc`.
     pub(crate) fn open_to_write(&self, path: &str) -> rustix::io::Result<OwnedFd> {
         rustix::fs::openat(&self.0, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     }

@@ -1,5 +1,5 @@
-//! Which ports of TCP this process and what it starts may use, by Landlock (`landlock(7)`): each
-//! process restricts itself, for good, and needs no right for it.
+//! Restricts the TCP ports that this process and its children may use, by Landlock (`landlock(7)`).
+//! A process restricts itself, for good, and needs no privilege for that.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -13,8 +13,8 @@ use crate::syscall::{
 };
 use crate::workload::{Allowed, Protocol};
 
-/// Landlock has no ranges: each port is a rule, which takes half a microsecond and 64 bytes of the
-/// container's memory. It wants `no_new_privs`.
+/// Landlock has no ranges: each port is a rule, which costs half a microsecond and 64 bytes of the
+/// container's memory. Landlock requires `no_new_privs`.
 pub(crate) fn restrict(tcp: &Protocol) -> Result<()> {
     let rights = [
         (LANDLOCK_ACCESS_NET_BIND_TCP, &tcp.bind),
@@ -27,7 +27,7 @@ pub(crate) fn restrict(tcp: &Protocol) -> Result<()> {
             return Err(error).context(match error {
                 Errno::NOSYS => "this kernel has no Landlock",
                 Errno::OPNOTSUPP => "Landlock is switched off (`lsm=` of the kernel)",
-                // Of an earlier version, which has no such bits.
+                // An earlier version of Landlock does not have these bits.
                 Errno::TOOBIG => {
                     "this kernel's Landlock does not know ports: use Linux 6.7 or later"
                 }

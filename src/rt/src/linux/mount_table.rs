@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 
-/// `MOUNT_ATTR_*` that take something away, by the names that the table has for them.
+/// The `MOUNT_ATTR_*` that restrict a mount, with their names in the table.
 const RESTRICTIONS: [(&str, u64); 5] = [
     ("ro", libc::MOUNT_ATTR_RDONLY),
     ("nosuid", libc::MOUNT_ATTR_NOSUID),
@@ -18,7 +18,7 @@ const RESTRICTIONS: [(&str, u64); 5] = [
     ("nosymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW),
 ];
 
-/// All of them.
+/// All restrictions.
 pub(crate) const ALL_RESTRICTIONS: u64 = {
     let [(_, a), (_, b), (_, c), (_, d), (_, e)] = RESTRICTIONS;
     a | b | c | d | e
@@ -28,21 +28,21 @@ pub(crate) const ALL_RESTRICTIONS: u64 = {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) id: String,
-    /// The mount that it is mounted on.
+    /// The id of the mount that it is attached on.
     pub(crate) parent: String,
-    /// `MAJOR:MINOR` of the filesystem; the same for all mounts of it.
+    /// `MAJOR:MINOR` of the filesystem. All mounts of one filesystem have the same.
     pub(crate) device: String,
-    /// Which directory of the filesystem is mounted.
+    /// The directory of the filesystem that is mounted.
     pub(crate) root: PathBuf,
-    /// Where, seen from that process's root.
+    /// The mount point, seen from that process's root.
     pub(crate) point: PathBuf,
-    /// Whether it may be written to by way of this mount.
+    /// Whether this mount allows writing.
     pub(crate) writable: bool,
-    /// What else, and whether writing, this mount keeps from who uses it: [`RESTRICTIONS`].
+    /// All restrictions of this mount, read-only included: [`RESTRICTIONS`].
     pub(crate) restrictions: u64,
     /// The type of the filesystem.
     pub(crate) kind: String,
-    /// What the filesystem as a whole was told, with commas between.
+    /// The options of the filesystem as a whole, separated by commas.
     pub(crate) data: String,
 }
 
@@ -61,14 +61,14 @@ pub(crate) fn seen_by(process: &Path) -> Result<Vec<Entry>> {
     read(&process.join("mountinfo"))
 }
 
-/// The mounts that this process sees, as a `/proc` says that is not looked for by its path: in the
-/// container it is the container's, and may be anything.
+/// The mounts that this process sees, read from an opened `/proc`. In the container, the path
+/// `/proc` is the container's, and may lead to anything.
 pub(crate) fn own_by(proc: BorrowedFd<'_>) -> Result<Vec<Entry>> {
     open(proc).and_then(all).context("read the table of mounts")
 }
 
-/// The one of this number. A container can have as many as `fs.mount-max` says, of which no more
-/// than one line is held.
+/// The mount with this id. A container can have as many mounts as `fs.mount-max` allows, so this
+/// function holds only one line at a time.
 pub(crate) fn own_one_by(proc: BorrowedFd<'_>, id: &str) -> Result<Option<Entry>> {
     let find = |file: File| {
         let (mut lines, mut line) = (BufReader::new(file), Vec::new());
@@ -96,7 +96,7 @@ fn read(path: &Path) -> Result<Vec<Entry>> {
     file.and_then(all).with_context(|| format!("read `{}`", path.display()))
 }
 
-/// More bytes than a table has that somebody means to have.
+/// The limit of the table's size, in bytes: larger than any table that somebody has on purpose.
 const LONGEST: u64 = 64 << 20;
 
 fn all(file: File) -> Result<Vec<Entry>> {
@@ -107,12 +107,12 @@ fn all(file: File) -> Result<Vec<Entry>> {
 }
 
 fn entries(table: &[u8]) -> Vec<Entry> {
-    // A name of any container's may hold any bytes; one that is no text is no name that a
-    // configuration could hold.
+    // A name from any container may hold any bytes. A name that is not UTF-8 cannot occur in a
+    // configuration.
     String::from_utf8_lossy(table).lines().filter_map(parse).collect()
 }
 
-/// None for a line that is none of the table's.
+/// Returns None if the line does not have the format of the table.
 fn parse(line: &str) -> Option<Entry> {
     // The fields before the hyphen vary in number.
     let (before, after) = line.split_once(" - ")?;
@@ -144,7 +144,7 @@ fn parse(line: &str) -> Option<Entry> {
     })
 }
 
-/// Spaces and the like are octal in that file.
+/// Replaces octal escapes, which the table uses for spaces and the like.
 fn unescape(field: &str) -> String {
     let mut text = field.to_owned();
     for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
@@ -155,7 +155,7 @@ fn unescape(field: &str) -> String {
 
 #[cfg(test)]
 impl Entry {
-    /// A `tmpfs`, for tests of what goes through a table.
+    /// A `tmpfs`, for tests of code that searches a table.
     pub(crate) fn sample(id: &str, parent: &str, point: &str) -> Entry {
         Entry {
             id: id.to_owned(),

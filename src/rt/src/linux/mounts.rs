@@ -1,9 +1,9 @@
-//! Mounts: how one entry of `mounts` is carried out.
+//! Mounts: carries out one entry of `mounts`.
 //!
-//! Own code, not libcontainer's, which ignores the propagation of a mount and clears no flag of a
-//! bind mount's source, and takes some 50 system calls a mount. Everything goes through the
-//! file-descriptor mount calls of Linux 5.2 and 5.12: a destination is looked up inside the rootfs
-//! once, and what was looked up is what is mounted on.
+//! This is our own code. libcontainer's code ignores the propagation of a mount, does not clear the
+//! flags of a bind mount's source, and makes some 50 system calls for each mount. We use the
+//! file-descriptor mount calls of Linux 5.2 and 5.12. So init looks up a destination inside the
+//! rootfs once, and mounts on the file that it found.
 #![forbid(unsafe_code)]
 
 mod copy_up;
@@ -37,25 +37,25 @@ use crate::linux::rootfs::{Rootfs, is_directory};
 use crate::sync::Message;
 use crate::syscall::{self, MountAttr};
 
-/// Which of SELinux's mount options takes `linux.mountLabel` (`mount(8)`, "FILESYSTEM-INDEPENDENT
-/// MOUNT OPTIONS").
+/// The annotation for the SELinux mount option that gets `linux.mountLabel` (`mount(8)`,
+/// "FILESYSTEM-INDEPENDENT MOUNT OPTIONS").
 const CONTEXT: &str = "run.oci.mount_context_type";
 
 /// A mount that is not attached yet.
 #[derive(Debug)]
 pub(crate) struct Detached {
     mount: OwnedFd,
-    /// It has all its attributes but the propagation.
+    /// Whether it has all attributes but the propagation.
     finished: bool,
 }
 
-/// What the process that opens an entry's source finds there. It looks once, and hands the answer
-/// on: to init, or to the process that is in the container's mount namespace, where the same path
-/// leads elsewhere.
+/// The opened source of an entry. One process looks the source up once, and hands the result on: to
+/// init, or to the process that is in the container's mount namespace. In that namespace, the same
+/// path leads elsewhere.
 #[derive(Debug)]
 pub(crate) enum Opened {
     Mount(Detached),
-    /// A symbolic link to copy (`copy-symlink`): where it leads.
+    /// A symbolic link to copy (`copy-symlink`): its target.
     Link(CString),
 }
 
@@ -65,9 +65,9 @@ impl AsFd for Detached {
     }
 }
 
-/// Opens what init could not: mounts whose ids are mapped, and sources that only the host's root
-/// can reach where init is root of a user namespace. One for each entry of `mounts`. Runs in the
-/// caller's process.
+/// Opens the mounts that init cannot open: mounts with mapped ids, and, if init is root of a user
+/// namespace, sources that only the host's root can reach. Returns one value for each entry of
+/// `mounts`. Runs in the runtime process.
 pub(crate) fn open_for_init(
     bundle: &Bundle,
     namespaces: &Namespaces,
@@ -77,7 +77,8 @@ pub(crate) fn open_for_init(
     let mut opened = Vec::with_capacity(entries.len());
     let mut held = 0;
     for (number, entry) in entries.iter().enumerate() {
-        // Of more of them than this process may have open, init opens those that it can.
+        // If the entries exceed the descriptors that this process may have open, init opens those
+        // of the rest that it can.
         let must = held < most || is_mapped(entry)?;
         let mount = must.then(|| open_one(bundle, namespaces, &entries[..number], entry, &pinned));
         let mount = mount.transpose().with_context(|| show(entry))?.flatten();
@@ -109,12 +110,13 @@ fn open_one(
         return Ok(None);
     }
     let mount = match open(bundle, namespaces, entry, &options, By::Caller(pinned)) {
-        // This process has no more rights than init will have.
+        // The runtime process has no more rights than init will have.
         Err(Unopened::Forbidden(_)) if mapping.is_none() => return Ok(None),
         Ok(Opened::Mount(Detached { mount, .. })) => mount,
         other => return Ok(Some(other?)),
     };
-    // Init's mount namespace is cut off from the host's, which this mount does not know of.
+    // Init's mount namespace does not propagate to the host's, but this mount does not know that
+    // yet.
     let propagation = bundle.linux().rootfs_propagation().as_deref();
     if bind && !matches!(propagation, Some("shared" | "rshared")) {
         let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
@@ -132,7 +134,7 @@ fn open_one(
     Ok(Some(Opened::Mount(Detached { mount, finished })))
 }
 
-/// Opens what an entry mounts, to be put into a container by [`mount`]. Runs in the caller's
+/// Opens the source of an entry, which [`mount`] then attaches in a container. Runs in the runtime
 /// process.
 pub(crate) fn open_detached(
     bundle: &Bundle,
@@ -154,9 +156,10 @@ pub(crate) fn open_detached(
     Ok(Opened::unfinished(mount))
 }
 
-/// Why something to mount was not opened.
+/// Why a source was not opened.
 enum Unopened {
-    /// This process may not. Another one may, or there is another way.
+    /// The kernel forbids this process to open it. Another process may be allowed to, or there is
+    /// another way.
     Forbidden(Failure),
     Otherwise(Error),
 }
@@ -186,19 +189,19 @@ impl From<Unopened> for Error {
     }
 }
 
-/// Whether an entry mounts what is there already.
+/// Whether an entry mounts existing files.
 pub(crate) fn binds(entry: &Mount) -> bool {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default());
     options.is_ok_and(|options| is_bind(entry, &options) && !options.remount)
 }
 
-/// Whether an entry changes a mount that another one makes.
+/// Whether an entry changes the mount of another entry.
 pub(crate) fn remounts(entry: &Mount) -> bool {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default());
     options.is_ok_and(|options| options.remount)
 }
 
-/// Whether an entry makes no mount but a copy of a link, which is its source.
+/// Whether an entry makes a copy of a link, which is its source, instead of a mount.
 pub(crate) fn makes_a_link(entry: &Mount, bundle: &Bundle) -> bool {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default());
     let source = entry.source().as_ref().map(|source| bundle.path.join(source));
@@ -206,12 +209,12 @@ pub(crate) fn makes_a_link(entry: &Mount, bundle: &Bundle) -> bool {
         && source.is_some_and(|source| source.is_symlink())
 }
 
-/// Whether an entry is filled with what it hides.
+/// Whether an entry copies the files that it hides into the new mount.
 pub(crate) fn copies_up(entry: &Mount) -> bool {
     entry.options().iter().flatten().any(|option| option == "tmpcopyup")
 }
 
-/// Whether an entry shows files as those of others.
+/// Whether an entry maps the owners of the files.
 pub(crate) fn is_mapped(entry: &Mount) -> Result<bool> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let own = entry.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty());
@@ -226,7 +229,7 @@ fn is_bind(entry: &Mount, options: &Options) -> bool {
     options.bind.is_some() || entry.typ().as_deref() == Some("bind")
 }
 
-/// Carries out one entry of `mounts`. Runs in init, before the root is changed. A relative source
+/// Carries out one entry of `mounts`. Runs in init, before init changes the root. A relative source
 /// is relative to the bundle.
 pub(crate) fn mount(
     rootfs: &mut Rootfs,
@@ -245,8 +248,8 @@ pub(crate) fn mount(
     let opened = match opened {
         Some(opened) => opened,
         None => {
-            // The caller maps the ids of what it opens, or of what `open_to_be_mapped` does. Both
-            // went by the source's path.
+            // The runtime process maps the ids of the mounts that it or `open_to_be_mapped` opens.
+            // Both used the source's path.
             let mapping = idmap::wanted(entry, &options, bundle.linux())?;
             ensure!(mapping.is_none(), "its source has changed: its ids are not mapped");
             open(bundle, namespaces, entry, &options, By::Init(rootfs))?
@@ -261,7 +264,7 @@ pub(crate) fn mount(
     let is_tmpfs = !bind && kind(entry) == "tmpfs";
     let own_mode = options.data.iter().any(|(name, _)| name == "mode");
     let copy_up = options.copy_up && !bind;
-    // What is made now has nothing to copy, its mode included.
+    // A destination that is made now has nothing to copy, not even a mode.
     let covers = (copy_up || is_tmpfs && !own_mode)
         && rootfs.open(entry.destination(), OFlags::PATH).is_ok();
     let no_follow = options.destination_no_follow && entry.destination().file_name().is_some();
@@ -275,7 +278,8 @@ pub(crate) fn mount(
         "in the rootfs, it is no directory: Not a directory"
     );
     if covers && !own_mode {
-        // As with runc and crun: the kernel's default is 1777.
+        // As with runc and crun, the tmpfs gets the mode of the directory below. The kernel's
+        // default is 1777.
         let mode = Mode::from_raw_mode(rustix::fs::fstat(&destination)?.st_mode & 0o7777);
         rootfs.proc()?.chmod(mount.as_fd(), mode).context("set its mode")?;
     }
@@ -318,27 +322,27 @@ pub(crate) fn mount(
     Ok(())
 }
 
-/// Whether the source of a bind mount is what an earlier entry mounts in the rootfs. The caller's
-/// process does not see that.
+/// Whether an earlier entry mounts the source of a bind mount in the rootfs. The runtime process
+/// does not see that mount.
 fn is_made_by(earlier: &[Mount], bundle: &Bundle, entry: &Mount, options: &Options) -> bool {
     let Some(source) = in_rootfs(bundle, entry, options) else { return false };
     earlier.iter().any(|earlier| {
-        // Nothing but links of the image lies between; a source on its own does not need what init
-        // does for it.
+        // Only links of the image can lie between the two. A source that no earlier entry makes
+        // does not need init to open it.
         let destination = earlier.destination().strip_prefix("/");
         destination.is_ok_and(|destination| source.starts_with(destination))
     })
 }
 
-/// The source of a bind mount below the rootfs.
+/// The source of a bind mount, relative to the rootfs.
 fn in_rootfs(bundle: &Bundle, entry: &Mount, options: &Options) -> Option<PathBuf> {
     let source = bundle.path.join(entry.source().as_deref()?);
-    // Where the last parts of the path are made by mounts, what is above them counts. So it does
-    // for a link that is not followed.
+    // If mounts make the last parts of the path, the parts above them decide. The same holds for a
+    // link that is not followed.
     source.ancestors().skip(usize::from(options.keeps_link())).find_map(|above| {
         let rest = source.strip_prefix(above).ok()?;
         let above = above.canonicalize().ok()?;
-        // Without a `/` at its end, which would ask for a directory.
+        // Collecting the parts drops a `/` at the end, which would ask for a directory.
         Some(
             above
                 .strip_prefix(&bundle.rootfs)
@@ -350,8 +354,8 @@ fn in_rootfs(bundle: &Bundle, entry: &Mount, options: &Options) -> Option<PathBu
     })
 }
 
-/// Opens the source of a bind mount that an earlier one has made, if its ids are mapped: the
-/// caller's process does that. Runs in init.
+/// Opens the source of a bind mount that an earlier entry has made, if the ids are to be mapped.
+/// The runtime process then maps them. Runs in init.
 pub(crate) fn open_to_be_mapped(
     rootfs: &Rootfs,
     bundle: &Bundle,
@@ -364,7 +368,7 @@ pub(crate) fn open_to_be_mapped(
     }
     refuse_data(&options)?;
     let Some(source) = in_rootfs(bundle, entry, &options) else { return Ok(None) };
-    // As the container sees it.
+    // Init looks the source up as the container sees it.
     let mut flags = OFlags::PATH;
     flags.set(OFlags::NOFOLLOW, options.keeps_link());
     let mount = rootfs
@@ -374,7 +378,7 @@ pub(crate) fn open_to_be_mapped(
     Opened::source(mount, &options).map(Some)
 }
 
-/// Maps the ids of what [`open_to_be_mapped`] has opened. Runs in the caller's process.
+/// Maps the ids of a mount that [`open_to_be_mapped`] has opened. Runs in the runtime process.
 pub(crate) fn map(
     bundle: &Bundle,
     namespaces: &Namespaces,
@@ -393,16 +397,16 @@ pub(crate) fn map(
 /// Which process opens a mount.
 #[derive(Clone, Copy)]
 enum By<'a> {
-    /// The caller's.
+    /// The runtime process.
     Caller(&'a Pinned),
-    /// Init, in a mount namespace of its own, where a filesystem can be mounted on the rootfs for a
+    /// Init, in its own mount namespace, where a filesystem can be mounted on the rootfs for a
     /// moment.
     Init(&'a Rootfs),
 }
 
-/// The files by which mount namespaces are kept (`unshare --mount=FILE`, snapd). The kernel
-/// attaches no tree with one in it to a newer mount namespace: that could keep itself. None until
-/// that is asked.
+/// The files that keep mount namespaces alive (`unshare --mount=FILE`, snapd). The kernel does not
+/// attach a tree with such a file to a newer mount namespace, because that namespace could keep
+/// itself alive. Empty until somebody asks.
 #[derive(Default)]
 struct Pinned(OnceCell<Vec<PathBuf>>);
 
@@ -421,7 +425,7 @@ impl Pinned {
     }
 }
 
-/// What an entry mounts, detached.
+/// Opens the source of an entry as a detached mount.
 fn open(
     bundle: &Bundle,
     namespaces: &Namespaces,
@@ -450,9 +454,9 @@ fn open(
         }
     };
     let mount = match made {
-        // Root of a user namespace may make these only where it also owns what they show
-        // (`user_namespaces(7)`): without a network, pid or ipc namespace that is not the host's
-        // they show the host's, which it can see anyway.
+        // Root of a user namespace may make these filesystems only if it also owns the namespace
+        // that they show (`user_namespaces(7)`). Without a network, pid or ipc namespace of its
+        // own, the container would see the host's, which it can see anyway.
         Err(Unopened::Forbidden(failure)) => {
             let there = match kind {
                 "sysfs" if !namespaces.has(libc::CLONE_NEWNET) => "/sys",
@@ -471,14 +475,14 @@ fn open(
     Ok(Opened::unfinished(mount))
 }
 
-/// A bind mount makes no filesystem that could have options of its own: what is not known here is a
-/// mistake, `readonly` for `ro`, and not to be passed over.
+/// A bind mount does not make a filesystem, so it cannot have options of a filesystem. An unknown
+/// option is a mistake, for example `readonly` for `ro`, and must not be ignored.
 fn refuse_data(options: &Options) -> Result<()> {
     let Some((name, _)) = options.data.first() else { return Ok(()) };
     bail!("a bind mount has no option `{name}`")
 }
 
-/// The option that labels a new filesystem for SELinux, if the configuration has a label.
+/// The mount option that labels a new filesystem for SELinux, if the configuration has a label.
 fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     let label = bundle.linux().mount_label().clone().filter(|label| !label.is_empty());
     let Some(label) = label else { return Ok(None) };
@@ -490,8 +494,9 @@ fn label(bundle: &Bundle) -> Result<Option<(String, Option<String>)>> {
     Ok(Some((key.to_owned(), Some(label))))
 }
 
-/// A filesystem for so many device nodes that are made for a container with a user namespace, and
-/// for nothing else (a size of 0 is no limit). Its root can be looked into by who has a descriptor.
+/// Makes a filesystem that has space for `count` device nodes and nothing else (a size of 0 would
+/// mean no limit). A container with a user namespace uses it. A process with a descriptor can look
+/// into its root.
 pub(crate) fn make_for_devices(bundle: &Bundle, count: usize) -> Result<OwnedFd> {
     let inodes = format!("nr_inodes={}", count + 1);
     let flags = ["nosuid", "noexec", "size=4k", "mode=0711", &inodes];
@@ -500,13 +505,13 @@ pub(crate) fn make_for_devices(bundle: &Bundle, count: usize) -> Result<OwnedFd>
     Ok(make("tmpfs", Some(Path::new("tmpfs")), &options)?)
 }
 
-/// The source of a bind mount, as a detached mount of its own.
+/// Opens the source of a bind mount as a new detached mount.
 fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<OwnedFd, Unopened> {
     let source = entry.source().as_ref().context("a bind mount without a source")?;
     let source = bundle.join(source);
     let mut flags = OpenTreeFlags::empty();
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.bind.unwrap_or(true));
-    // `Opened::source` asks what was cloned whether it is a link. Of the path, that would be a
+    // `Opened::source` checks the cloned mount, not the path, for a link. The path would be a
     // second look-up.
     flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, options.keeps_link());
     let show = || format!("open source `{}`", source.display());
@@ -519,8 +524,8 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     }
 }
 
-/// As [`clone_tree_at`], without the files by which mount namespaces are kept: a new mount
-/// namespace has none of them, and a process in one makes the copy.
+/// As [`clone_tree_at`], but without the files that keep mount namespaces alive. A new mount
+/// namespace has none of these files, so a process in a new mount namespace makes the copy.
 fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
     let helper = helper::start(libc::CLONE_NEWNS, "make a mount namespace", |socket| {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
@@ -534,12 +539,13 @@ fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<Owned
     files.pop().context("no mount came")
 }
 
-/// The longest value that `fsconfig(2)` takes, where `mount(2)` takes a page of them:
-/// `strndup_user` in the kernel's `fs/fsopen.c`.
+/// The longest value that `fsconfig(2)` accepts (`strndup_user` in the kernel's `fs/fsopen.c`), in
+/// bytes. `mount(2)` accepts a page of options.
 const LONGEST_VALUE: usize = 255;
 
-/// A new filesystem, as a detached mount; by the old call where the new one is too narrow: the
-/// layers of an overlay, the options of a network's disk.
+/// Makes a new filesystem as a detached mount. If an option is too long for `fsconfig(2)`, for
+/// example the layers of an overlay or the options of a network's disk, this function uses
+/// `mount(2)`.
 fn make_in(
     kind: &str,
     source: Option<&Path>,
@@ -580,8 +586,8 @@ fn make_in(
     Ok(made)
 }
 
-/// Changes the mount that is at the destination, and its filesystem unless `bind` says that only
-/// the mount is meant. What the options do not name stays as it is.
+/// Changes the mount at the destination. Unless `bind` limits the change to the mount, its
+/// filesystem changes too. Attributes that the options do not name stay the same.
 fn remount(rootfs: &mut Rootfs, entry: &Mount, options: &Options) -> Result<()> {
     if options.bind.is_some() {
         refuse_data(options)?;
@@ -612,7 +618,8 @@ impl Opened {
         Opened::Mount(Detached { mount, finished: false })
     }
 
-    /// The cloned source of a bind mount; with `copy-symlink`, it was cloned without following it.
+    /// The cloned source of a bind mount. With `copy-symlink`, the clone is a link that was not
+    /// followed.
     fn source(mount: OwnedFd, options: &Options) -> Result<Opened> {
         let is_link = || -> rustix::io::Result<bool> {
             let mode = rustix::fs::fstat(&mount)?.st_mode;
@@ -626,7 +633,7 @@ impl Opened {
     }
 }
 
-/// Makes a symbolic link at the destination; one that is there already must lead to the same.
+/// Makes a symbolic link at the destination. An existing link there must have the same target.
 fn make_link(rootfs: &Rootfs, entry: &Mount, target: &CStr) -> Result<()> {
     let (above, name) = rootfs.make_parent(entry.destination())?;
     match rustix::fs::symlinkat(target, &above, name) {
@@ -640,27 +647,28 @@ fn make_link(rootfs: &Rootfs, entry: &Mount, target: &CStr) -> Result<()> {
 }
 
 impl Options {
-    /// Whether a link is not followed that the source may be: it is mounted itself, or copied.
+    /// Whether a link as source is not followed: the link itself is mounted or copied.
     fn keeps_link(&self) -> bool {
         self.source_no_follow || self.copy_symlink
     }
 
-    /// Whether something may have to be made in a mount that becomes read-only: the place of
-    /// another mount, a device.
+    /// Whether init may have to make something in a mount that becomes read-only: the place of
+    /// another mount, or a device.
     fn is_read_only_later(&self, entry: &Mount) -> bool {
         (self.attr.set | self.recursive.set) & libc::MOUNT_ATTR_RDONLY != 0
             && (is_bind(entry, self) || kind(entry) == "tmpfs")
     }
 
-    /// What a new mount is made with. It has no attribute that would have to be cleared.
+    /// The attributes that a new mount is made with. A new mount has no attribute to clear.
     fn at_birth(&self, kind: &str) -> u64 {
-        // It has to be filled first, or given its mode.
+        // Init must fill the mount or set its mode first.
         let writable = self.copy_up || kind == "tmpfs";
         self.attr.set & !if writable { libc::MOUNT_ATTR_RDONLY } else { 0 }
     }
 
-    /// Sets what `open_tree` and `fsmount` could not; of a new filesystem, `is_new` is the kind.
-    /// With `read_only_later`, the mount itself stays writable if it is.
+    /// Sets the attributes that `open_tree` and `fsmount` could not set. For a new filesystem,
+    /// `is_new` is its type. With `read_only_later`, the mount itself stays writable if it is
+    /// writable now.
     fn finish(
         &self,
         mount: BorrowedFd<'_>,

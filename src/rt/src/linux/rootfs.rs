@@ -1,9 +1,10 @@
-//! The root filesystem: entered, looked into, protected, and made the root (`pivot_root(2)`).
+//! The root filesystem: opening it, looking up paths in it, protecting its files, and making it the
+//! root (`pivot_root(2)`).
 //!
-//! Everything runs in init, in the container's mount namespace, while the host's files can still be
-//! seen. A path of the container is only ever looked up through [`Rootfs`], with `openat2(2)` and
-//! `RESOLVE_IN_ROOT`: a symbolic link in an image leads to where it would lead inside the
-//! container, and never out of it. What was looked up is held by descriptor.
+//! All of this code runs in init, in the container's mount namespace, while init still sees the
+//! host's files. Init looks up a path of the container only through [`Rootfs`], with `openat2(2)`
+//! and `RESOLVE_IN_ROOT`. So a symbolic link in an image leads where it would lead inside the
+//! container, and never out of it. Init keeps each file that it looked up by descriptor.
 #![forbid(unsafe_code)]
 
 use std::cell::OnceCell;
@@ -31,35 +32,36 @@ use crate::walk::{self, MOST_LINKS};
 pub(crate) struct Rootfs {
     /// Opened with `O_PATH`.
     root: OwnedFd,
-    /// Mounts of the kernel's own filesystems, with the paths that the configuration gives them.
+    /// Mounts of the kernel's own filesystems (procfs, sysfs), with their paths in the
+    /// configuration.
     kernels: Vec<(PathBuf, OwnedFd)>,
-    /// For each of them, whether its path leads to it. None until that is asked.
+    /// For each mount in `kernels`, whether its path leads to it. Empty until somebody asks.
     shown: OnceCell<Vec<bool>>,
-    /// None where it cannot be known to be the host's.
+    /// None if this process cannot be sure that `/proc` is the host's.
     proc: Option<HostProc>,
-    /// Mounts that become read-only when everything in them is made; none where the container runs
-    /// already.
+    /// Mounts that become read-only after everything in them is made. None in a container that
+    /// already runs.
     read_only_later: Option<Vec<OwnedFd>>,
-    /// Whether what is mounted may be seen elsewhere, as it is when it is attached.
+    /// Whether another mount namespace may see a new mount as soon as it is attached.
     reaches_others: bool,
-    /// What the configuration says of the propagation of a mount on `/`; none without such a mount.
+    /// The propagation that the configuration gives a mount on `/`. None without such a mount.
     root_propagation: Option<Vec<(u64, bool)>>,
 }
 
-/// What masked paths are covered with. One of each serves all.
+/// The mounts that cover masked paths. One mount of each kind is cloned for all paths.
 #[derive(Debug, Default)]
 pub(crate) struct Covers {
     /// An empty filesystem, for directories.
     empty: Option<OwnedFd>,
     /// The host's `/dev/null`, for files.
     null: Option<OwnedFd>,
-    /// The numbers of the mounts that protect: what is listed twice, under any name, is protected
+    /// The ids of the protecting mounts. A path that is listed twice, under any name, is protected
     /// once.
     done: BTreeSet<u64>,
 }
 
 impl Covers {
-    /// Puts one in its place.
+    /// Attaches a cover at its place.
     fn attach(&mut self, cover: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
         attach(cover, place)?;
         self.done.insert(identity(cover)?.0);
@@ -73,10 +75,10 @@ impl Covers {
 
 const PROC: &str = "/proc";
 
-/// Of its directory: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
+/// The inode number of procfs's root directory: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
 const ROOT_OF_PROCFS: u64 = 1;
 
-/// What can be mounted on in `/proc`: runc's list.
+/// The files in `/proc` that a mount can be attached on: runc's list.
 const EMULATED: [&str; 11] = [
     "cpuinfo",
     "diskstats",
@@ -92,13 +94,13 @@ const EMULATED: [&str; 11] = [
 ];
 
 impl Rootfs {
-    /// Makes the rootfs a mount of its own, so that it can become the root, and cuts what would
-    /// carry mounts to the host.
+    /// Makes the rootfs a mount of its own, so that it can become the root. Stops the propagation
+    /// of the container's mounts to the host.
     pub(crate) fn enter(path: &Path, propagation: Option<&str>, proc: HostProc) -> Result<Rootfs> {
         let rootfs = open_host(path)?;
         match propagation {
-            // What is mounted in the container shall reach the host: only the mount below the
-            // rootfs is cut off.
+            // The container's mounts shall reach the host, so only the mount below the rootfs is
+            // made private.
             Some("shared" | "rshared") => make_private(&mount_point(rootfs.as_fd(), &proc)?)?,
             _ => rustix::mount::mount_change(
                 "/",
@@ -111,8 +113,8 @@ impl Rootfs {
         Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
     }
 
-    /// Mounts the rootfs a second time. What the host mounts in it later is seen only if that is
-    /// the `propagation`.
+    /// Mounts the rootfs a second time. The new mount receives later mounts of the host only if
+    /// `propagation` asks for that.
     pub(crate) fn mount(
         rootfs: BorrowedFd<'_>,
         place: BorrowedFd<'_>,
@@ -140,18 +142,18 @@ impl Rootfs {
         })
     }
 
-    /// The root of a container that runs, in whose mount namespace this process is. `proc` was
-    /// opened before it entered.
+    /// The root of a running container, whose mount namespace this process has entered. The caller
+    /// of this function opened `proc` before it entered.
     pub(crate) fn of_running(proc: HostProc) -> Result<Rootfs> {
         Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(Path::new("/"))? })
     }
 
-    /// The rootfs as it is, for a container without a mount namespace of its own.
+    /// The rootfs without a new mount, for a container without a mount namespace of its own.
     pub(crate) fn open_with(path: &Path, proc: HostProc) -> Result<Rootfs> {
         Ok(Rootfs { proc: Some(proc), ..Rootfs::open_as_is(path)? })
     }
 
-    /// The same, to look into it.
+    /// The same without `proc`, for looking up files only.
     pub(crate) fn open_as_is(path: &Path) -> Result<Rootfs> {
         Ok(Rootfs {
             root: open_host(path)?,
@@ -168,26 +170,27 @@ impl Rootfs {
         self.proc.as_ref().context("the host's `/proc` was not opened")
     }
 
-    /// What is to be masked below a mount of the kernel's own is looked for in this mount, and not
-    /// by the way that led to it: who shares a volume with the container could have changed that
-    /// since (CVE-2019-19921, CVE-2023-27561).
+    /// Registers a mount of one of the kernel's own filesystems. A path below this mount is masked
+    /// by a look-up that starts at this mount, and not at the rootfs. A neighbour that shares a
+    /// volume could have changed the way to the mount since (CVE-2019-19921, CVE-2023-27561).
     pub(crate) fn keep(&mut self, destination: &Path, mount: OwnedFd) {
         self.kernels.push((destination.to_owned(), mount));
         self.look_again();
     }
 
-    /// What is below a newer mount is not seen any more.
+    /// Forgets registered mounts that a newer mount hides.
     pub(crate) fn cover(&mut self, destination: &Path) {
         self.kernels.retain(|(covered, _)| !covered.starts_with(destination));
         self.look_again();
     }
 
-    /// Mounts have changed.
+    /// Forgets the answers of `is_shown`, because the mounts have changed.
     pub(crate) fn look_again(&mut self) {
         self.shown = OnceCell::new();
     }
 
-    /// Which mount that [`Rootfs::keep`] was told of a path is below, and the way from there.
+    /// The registered mount ([`Rootfs::keep`]) that `path` is below, and the rest of the path from
+    /// there.
     fn kernels<'a>(&self, path: &'a Path) -> Option<(usize, &'a Path)> {
         if !is_plain(path) {
             return None;
@@ -199,8 +202,8 @@ impl Rootfs {
         })
     }
 
-    /// Whether the path of a kept mount leads to it, and not to another one that was mounted there
-    /// under another name.
+    /// Whether the path of a registered mount leads to this mount, and not to another mount that
+    /// was attached there under another name.
     fn is_shown(&self, number: usize) -> bool {
         let shown = self.shown.get_or_init(|| {
             let shown = |(destination, mount): &(PathBuf, OwnedFd)| {
@@ -213,11 +216,11 @@ impl Rootfs {
         shown[number]
     }
 
-    /// Mounts on a place of the container's. What is in `/proc` is the kernel's word, which
-    /// programs trust: as with runc, nothing is mounted there but a whole procfs, and the few files
-    /// that lxcfs shows in another way.
+    /// Attaches a mount at a place in the container. Programs trust the content of `/proc` as the
+    /// kernel's word. So, as with runc, only a whole procfs can be attached on `/proc`, and only
+    /// the few files that lxcfs emulates can be attached inside.
     ///
-    /// What is mounted on `/` is the root from then on. Returns whether it is.
+    /// A mount on `/` is the root from then on. Returns whether this mount is one.
     pub(crate) fn attach(
         &mut self,
         mount: BorrowedFd<'_>,
@@ -249,16 +252,16 @@ impl Rootfs {
             !is_root || self.read_only_later.is_some(),
             "the root of a container that is there already: its processes would not see it"
         );
-        // A link of the image's would take what is for `/dev` for the root.
+        // A link in the image could turn a mount for `/dev` into a mount of the root.
         ensure!(!is_root || leads_to_root(destination), "it is a link to the root");
         if is_root {
-            // The kernel changes the root to none that is shared; this one still receives what the
-            // host mounts in its source.
+            // pivot_root(2) requires a root that is not shared. As a slave, this mount still
+            // receives the mounts that the host makes in its source.
             set_propagation(mount, libc::MS_SLAVE, false).context("make the root a slave")?;
         }
         attach(mount, place)?;
         if is_root {
-            // By the old root, each path would lead below this mount.
+            // The old root descriptor would lead below this mount.
             self.root = mount.try_clone_to_owned().context("keep the new root")?;
             self.kernels.clear();
             self.look_again();
@@ -267,25 +270,25 @@ impl Rootfs {
         Ok(is_root)
     }
 
-    /// Of a mount on `/`: when it is the root.
+    /// Keeps the propagation of a mount on `/` until that mount is the root.
     pub(crate) fn propagate_root_later(&mut self, propagation: Vec<(u64, bool)>) {
         self.root_propagation = Some(propagation);
     }
 
-    /// Whether mounts become read-only at the end only.
+    /// Whether mounts become read-only only at the end.
     pub(crate) fn delays_read_only(&self) -> bool {
         self.read_only_later.is_some() && !self.reaches_others
     }
 
-    /// A mount is shared: what is mounted in it may be seen elsewhere.
+    /// Records that a mount is shared: another mount namespace may see the mounts in it.
     pub(crate) fn reach_others(&mut self) {
         self.reaches_others = true;
     }
 
-    /// Makes a mount read-only when all that has to be made in it is there.
+    /// Makes a mount read-only after everything in it is made.
     pub(crate) fn make_read_only_later(&mut self, mount: BorrowedFd<'_>) -> Result<()> {
         self.read_only_later.get_or_insert_default().push(mount.try_clone_to_owned()?);
-        // At once, if this process can hold no more.
+        // If this process can hold no more descriptors, all of these mounts become read-only now.
         if self.read_only_later.iter().flatten().count() >= descriptors::room_for_mounts() {
             self.finish_read_only()?;
         }
@@ -304,10 +307,10 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Calls a function with a folder, the name of an empty folder in it, and a path to that by a
-    /// descriptor: something can be mounted there for a moment. It is below a mount that nobody but
-    /// this process can reach: below the rootfs' own path, who owns a directory above it could put
-    /// another in its place.
+    /// Calls `work` with a directory, the name of an empty directory in it, and a path to that
+    /// empty directory by a descriptor. `work` can mount something there for a moment. Only this
+    /// process reaches the mount that holds these directories. Below the rootfs's own path, the
+    /// owner of a higher directory could exchange the directory.
     pub(crate) fn in_a_scratch_place<T>(
         &self,
         work: impl FnOnce(BorrowedFd<'_>, &Path, &Path) -> Result<T>,
@@ -334,26 +337,26 @@ impl Rootfs {
         failure::and_then_cleaned(worked, tidy_up().context("tidy up a mount"))
     }
 
-    /// Opens what `path` is for the container.
+    /// Opens `path` as the container sees it.
     pub(crate) fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         open_in(self.root.as_fd(), path, flags)
     }
 
-    /// Opens what `path`, which is relative, is for a process that takes it for a path of the
-    /// host's, if it leads to something in the rootfs; otherwise the error is `EXDEV`.
+    /// Opens the relative `path` as a process of the host would, starting at the rootfs. If the
+    /// path leads out of the rootfs, the error is `EXDEV`.
     pub(crate) fn open_beneath(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let limits = ResolveFlags::BENEATH;
         walk::open(self.root.as_fd(), path, OFlags::PATH, limits)
     }
 
-    /// Whether nothing in the filesystem of the rootfs can be changed by way of its mount.
+    /// Whether the mount of the rootfs is read-only.
     pub(crate) fn is_read_only(&self) -> Result<bool> {
         let there = rustix::fs::fstatvfs(&self.root).context("statvfs the rootfs")?;
         Ok(there.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
-    /// Opens a regular file for reading. What else may be there is not opened: with a device, that
-    /// may do something already.
+    /// Opens a regular file for reading, and does not open other kinds of files. Opening a device
+    /// may already have an effect.
     pub(crate) fn open_regular(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let is_regular = |file: OwnedFd| {
             let there = rustix::fs::fstat(&file)?;
@@ -363,22 +366,23 @@ impl Rootfs {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         match &self.proc {
             Some(proc) => proc.reopen(file.as_fd(), flags),
-            // By its name again. In a container that runs, the rules of its cgroup say which
-            // devices can be opened.
+            // A second look-up by name. In a running container, the rules of its cgroup decide
+            // which devices can be opened.
             None => self.open(path, flags).and_then(is_regular),
         }
     }
 
-    /// Opens a place to mount on (`O_PATH`); makes it, and the directories on the way, if it is not
-    /// there.
+    /// Opens a place to mount on (`O_PATH`). If the place or a directory on the way does not exist,
+    /// this function makes it.
     pub(crate) fn make(&self, path: &Path, is_directory: bool) -> Result<OwnedFd> {
-        // A slash at its end would ask the kernel for a directory.
+        // A slash at the end of the path would ask the kernel for a directory.
         let path: PathBuf = path.components().collect();
         self.make_counted(&path, is_directory, 0)
             .with_context(|| format!("make `{}` in the rootfs", path.display()))
     }
 
-    /// The directory that `path` is in, made if it is not there, and the last part of the path.
+    /// Returns the directory that contains `path`, made if it does not exist, and the last part of
+    /// the path.
     pub(crate) fn make_parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
         let (Some(name), Some(above)) = (last_name(path), path.parent()) else {
             bail!("`{}` is not a path that can be made", path.display())
@@ -386,7 +390,7 @@ impl Rootfs {
         Ok((self.make(above, true)?, name))
     }
 
-    /// As [`Rootfs::make`], but a symbolic link at the end of the path is the place itself.
+    /// As [`Rootfs::make`], but if the path ends in a symbolic link, the link itself is the place.
     pub(crate) fn make_without_following(
         &self,
         path: &Path,
@@ -396,7 +400,8 @@ impl Rootfs {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&above, name, flags, Mode::empty());
         let place = match open() {
-            // By the name alone: of whoever shares a volume, a link could be there by now.
+            // The look-up uses the name alone, because a neighbour that shares a volume could have
+            // made a link there by now.
             Err(Errno::NOENT) => match make_one(&above, name, is_directory) {
                 Ok(()) | Err(Errno::EXIST) => open(),
                 Err(error) => Err(error),
@@ -416,11 +421,11 @@ impl Rootfs {
         }
         let Some(above) = path.parent() else { bail!("not a path that can be made") };
         let parent = self.make_counted(above, true, links)?;
-        // `..`, of which the directory before it was not there.
+        // The last part is `..`, and the directory before it did not exist.
         let Some(name) = last_name(path) else { return Ok(self.open(path, OFlags::PATH)?) };
         match make_one(&parent, name, is_directory) {
             Ok(()) => Ok(self.open(path, OFlags::PATH)?),
-            // A link to what is not there, or somebody was faster.
+            // The name is a link to a missing file, or another process made the file first.
             Err(Errno::EXIST) => match rustix::fs::readlinkat(&parent, name, Vec::new()) {
                 Ok(target) => {
                     let target: &OsStr =
@@ -433,8 +438,8 @@ impl Rootfs {
         }
     }
 
-    /// Makes a path unreadable: `/dev/null` over a file, `empty` over a directory. What is not
-    /// there needs no mask.
+    /// Makes a path unreadable: covers a file by `/dev/null` and a directory by an empty
+    /// filesystem. A missing path needs no mask.
     pub(crate) fn mask(&self, path: &Path, covers: &mut Covers) -> Result<()> {
         for place in self.find(path)? {
             if covers.has(place.as_fd())? {
@@ -453,7 +458,7 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Makes a path, and all below it, read-only. What is not there needs no protection.
+    /// Makes a path, and everything below it, read-only. A missing path needs no protection.
     pub(crate) fn make_read_only(&self, path: &Path, covers: &mut Covers) -> Result<()> {
         for place in self.find(path)? {
             if covers.has(place.as_fd())? {
@@ -471,8 +476,8 @@ impl Rootfs {
         covers.attach(tree.as_fd(), place)
     }
 
-    /// What a path is in the mount of the kernel's that is called so, and what it is for the
-    /// container, which can be another one. None when it is not there.
+    /// Returns the file at `path` in the registered mount (see `keep`), and the file that the
+    /// container sees at `path`, if the two differ. Returns no file if `path` does not exist.
     pub(crate) fn find(&self, path: &Path) -> Result<Vec<OwnedFd>> {
         let mut places = Vec::new();
         let mut look = |root: BorrowedFd<'_>, path: &Path| -> Result<()> {
@@ -498,30 +503,32 @@ impl Rootfs {
         Ok(places)
     }
 
-    /// Whether the nodes that are made for the container are in the rootfs.
+    /// Whether the container's device nodes are made in the rootfs itself.
     pub(crate) fn has_own_devices(&self) -> Result<bool> {
         let dev = match self.open(Path::new("/dev"), OFlags::PATH) {
             Ok(dev) => dev,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(true),
             Err(error) => return Err(error.into()),
         };
-        // The mount, not the filesystem: what is mounted on `/dev` may be of the same.
+        // We compare the mounts, not the filesystems: the mount on `/dev` may be of the rootfs's
+        // filesystem.
         Ok(mount_id(dev.as_fd())? == mount_id(self.root.as_fd())?)
     }
 
-    /// Makes device nodes that came with the rootfs useless. Those that are mounted are not.
+    /// Disables the device nodes that came with the rootfs. Device nodes on other mounts still
+    /// work.
     pub(crate) fn ignore_devices(&self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_NODEV, ..MountAttr::default() };
         Ok(syscall::mount_setattr(self.root.as_fd(), attr, false)?)
     }
 
-    /// `root.readonly`: the rootfs itself, not what is mounted in it.
+    /// `root.readonly`: makes the rootfs itself read-only, but not the mounts in it.
     pub(crate) fn make_root_read_only(&self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
         syscall::mount_setattr(self.root.as_fd(), attr, false).context("make the rootfs read-only")
     }
 
-    /// Makes it the root, and lets go of the host's files.
+    /// Makes the rootfs the root, and unmounts the host's files.
     pub(crate) fn pivot(&self, propagation: Option<&str>) -> Result<()> {
         let old = rustix::fs::open(
             "/",
@@ -529,10 +536,10 @@ impl Rootfs {
             Mode::empty(),
         )?;
         rustix::process::fchdir(&self.root).context("enter the rootfs")?;
-        // The new root on top of the old one, in one place: no directory is needed for the old
-        // (pivot_root(2), NOTES).
+        // pivot_root(2) puts the new root on top of the old root, in the same place. So the old
+        // root needs no directory (pivot_root(2), NOTES).
         rustix::process::pivot_root(".", ".").context("change the root")?;
-        // What is unmounted here must stay mounted on the host.
+        // Unmounting the old root here must not unmount it on the host.
         let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
         syscall::mount_setattr(old.as_fd(), slave, true).context("make the old root a slave")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).context("let go of the old root")?;
@@ -540,17 +547,18 @@ impl Rootfs {
         self.propagate(propagation)
     }
 
-    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: the mount is moved over it
-    /// instead. The old root cannot be unmounted and stays below.
+    /// For a host whose root is a ramdisk, which pivot_root(2) refuses: moves the rootfs's mount
+    /// over the host's root instead. The old root cannot be unmounted and stays below.
     pub(crate) fn move_and_chroot(&self, propagation: Option<&str>) -> Result<()> {
-        // The root of the mount namespace, also where this runtime was started in a chroot: what is
-        // outside of that is in the namespace too, and whoever joins it starts there.
+        // Init enters the root of the mount namespace, even if `rt` was started in a chroot. The
+        // files outside of the chroot are in this namespace too, and a process that joins the
+        // namespace starts at its root.
         let own = self.proc()?.mount_namespace().context("open the mount namespace")?;
         rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Mount))
             .context("enter the root of the mount namespace")?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let old = rustix::fs::open("/", flags, Mode::empty())?;
-        // Neither the move nor what the host mounts later may reach the other.
+        // Neither the move nor later mounts of the host may propagate.
         set_propagation(old.as_fd(), libc::MS_PRIVATE, false).context("make the root private")?;
         attach(self.root.as_fd(), old.as_fd()).context("move the rootfs over the root")?;
         OldRoot::new(self, &old)?.empty().context("empty the old root")?;
@@ -582,20 +590,20 @@ impl Rootfs {
     }
 }
 
-/// The host's root below a rootfs that was moved over it. Nobody reaches it by a path, but where a
+/// The host's root below a rootfs that was moved over it. No path reaches this root. But while a
 /// whole procfs or sysfs is in the mount namespace, the kernel lets root of any user namespace
-/// mount another one, in which nothing is masked: what that shows, it takes for seen already
-/// (`mount_too_revealing`, `fs/namespace.c`). These two are the only filesystems with that rule; of
-/// others, a user namespace may mount only what shows what belongs to it. Used in init, which still
-/// has it as its root.
+/// mount another one, in which nothing is masked. The kernel assumes that this user sees the same
+/// data already (`mount_too_revealing`, `fs/namespace.c`). Only these two filesystems have that
+/// rule. Of other filesystems, a user namespace may mount only those that show its own objects.
+/// Init uses this type while the old root is still its root.
 struct OldRoot<'a> {
     proc: &'a HostProc,
-    /// The mounts' ids.
+    /// The ids of the two mounts.
     rootfs: String,
     id: String,
 }
 
-/// Ends the search for something that cannot be reached.
+/// Ends the search for a mount that cannot be reached.
 const HIDDEN: &str = "it is hidden by other mounts";
 
 impl OldRoot<'_> {
@@ -604,18 +612,18 @@ impl OldRoot<'_> {
         Ok(OldRoot { proc, rootfs, id: mount_id(old.as_fd())? })
     }
 
-    /// Unmounts all that is mounted on it. In a user namespace the kernel forbids that; then every
-    /// whole procfs and sysfs is covered.
+    /// Unmounts all mounts that are attached on the old root. In a user namespace, the kernel
+    /// forbids that. Then this function covers every whole procfs and sysfs.
     fn empty(&self) -> Result<()> {
-        // Each round unmounts one.
+        // Each round unmounts one mount.
         for _ in 0..self.proc.mounts()?.len() {
             let table = self.proc.mounts()?;
-            // What is hidden by another one comes after it.
+            // A mount that is hidden by another mount comes after it.
             let first = self.on_it(&table).min_by_key(|it| it.point.components().count());
             let Some(first) = first else { return Ok(()) };
             let show = || format!("unmount `{}`", first.point.display());
             let there = open_place(&first.point).with_context(show)?;
-            // On the host it stays.
+            // The host keeps its mount.
             set_propagation(there.as_fd(), libc::MS_PRIVATE, true).with_context(show)?;
             match self.proc.unmount(there.as_fd()) {
                 Ok(()) => {}
@@ -641,7 +649,7 @@ impl OldRoot<'_> {
         let table = self.proc.mounts()?;
         let by_id: BTreeMap<&str, &Entry> = table.iter().map(|it| (it.id.as_str(), it)).collect();
         let is_in_rootfs = |mount: &Entry| {
-            // As many steps up as there are mounts, at the most.
+            // The number of mounts limits the steps up.
             let up = |at: &&Entry| by_id.get(at.parent.as_str()).copied();
             let mut line = std::iter::successors(Some(mount), up).take(table.len());
             line.any(|at| at.id == self.rootfs)
@@ -673,8 +681,8 @@ fn set_propagation(mount: BorrowedFd<'_>, kind: u64, recursive: bool) -> rustix:
     syscall::mount_setattr(mount, attr, recursive)
 }
 
-/// Opens a directory of the host's by a path that has no symbolic links (`canonicalize`): a part
-/// that has become one since is an error.
+/// Opens a directory of the host by a path without symbolic links (from `canonicalize`). If a part
+/// of the path has become a link since, the call fails.
 pub(crate) fn open_host(path: &Path) -> Result<OwnedFd> {
     walk::open(CWD, path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
         .with_context(|| format!("open `{}`", path.display()))
@@ -684,7 +692,7 @@ fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Resu
     walk::open(root, path, flags, ResolveFlags::IN_ROOT)
 }
 
-/// Follows no link: what is there under that name, whatever it is, is an error.
+/// Follows no link: any existing file of that name is an error.
 fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::Result<()> {
     if is_directory {
         return rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
@@ -693,16 +701,16 @@ fn make_one(parent: &OwnedFd, name: &OsStr, is_directory: bool) -> rustix::io::R
     rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-/// A filesystem that is empty, and stays so.
+/// Makes a filesystem that is empty and stays empty.
 pub(crate) fn make_empty() -> Result<OwnedFd> {
-    // Of the two, a size of 0 would be no limit, and one inode is its root.
+    // Both limits are as low as possible: a size of 0 would mean no limit, and the root is one
+    // inode.
     let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1", "mode=755"];
     let options = Options::parse(&options.map(str::to_owned))?;
     Ok(detached::make("tmpfs", Some(Path::new("tmpfs")), &options)?)
 }
 
-/// Which mount a file is looked at through, and which file of it.
-/// Whether a path is one of `/`, without any link.
+/// Whether a path leads to `/` without any link.
 fn leads_to_root(path: &Path) -> bool {
     let mut depth = 0_usize;
     for part in path.components() {
@@ -715,19 +723,20 @@ fn leads_to_root(path: &Path) -> bool {
     depth == 0
 }
 
+/// The id of the mount that a file is seen through, and the inode number of the file.
 fn identity(file: BorrowedFd<'_>) -> rustix::io::Result<(u64, u64)> {
     let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
     let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
     Ok((found.stx_mnt_id, found.stx_ino))
 }
 
-/// As the kernel's table has it.
+/// The id in the form of the kernel's mount table.
 fn mount_id(file: BorrowedFd<'_>) -> rustix::io::Result<String> {
     let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     Ok(found.stx_mnt_id.to_string())
 }
 
-/// Without `..` and `.`.
+/// Whether a path contains neither `..` nor `.`.
 fn is_plain(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
@@ -748,7 +757,7 @@ fn make_private(path: &Path) -> Result<()> {
         .with_context(|| format!("make the mount `{}` private", path.display()))
 }
 
-/// Where the mount that a file is on is mounted (`proc_pid_mountinfo(5)`).
+/// The mount point of the mount that a file is on (`proc_pid_mountinfo(5)`).
 fn mount_point(file: BorrowedFd<'_>, proc: &HostProc) -> Result<PathBuf> {
     Ok(proc.mount(&mount_id(file)?)?.context("the rootfs is not on a mount")?.point)
 }

@@ -1,4 +1,4 @@
-//! Mounts that are nowhere yet: made, copied from others, and put in their place.
+//! Detached mounts: making them, cloning them from other mounts, and attaching them.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,8 +13,8 @@ use super::options::Options;
 use crate::failure::Failure;
 use crate::syscall::{self, MountAttr};
 
-/// A detached copy of the mount that a path is on, from that path on; with all that is mounted
-/// below, if asked for.
+/// Clones the mount that a path is on, starting at that path, as a detached mount. With
+/// `recursive`, the mounts below are cloned too.
 pub(crate) fn clone_tree(
     at: BorrowedFd<'_>,
     path: &Path,
@@ -25,8 +25,8 @@ pub(crate) fn clone_tree(
     clone_tree_at(at, path, flags)
 }
 
-/// A device node of the host's, to be shown in a container: it can be read and written, and neither
-/// its mode nor its owner be changed.
+/// Clones a device node of the host, to show it in a container. The container can read and write
+/// the device, but cannot change the node's mode or owner.
 pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
     let mount = clone_tree(CWD, path, false)?;
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
@@ -34,7 +34,8 @@ pub(crate) fn clone_device(path: &Path) -> rustix::io::Result<OwnedFd> {
     Ok(mount)
 }
 
-/// The host's null device. Where a mount namespace was joined, something else may be in its place.
+/// The host's null device. If this process has joined a mount namespace, another file may be in its
+/// place.
 pub(crate) fn clone_null() -> Result<OwnedFd> {
     let null = clone_device(Path::new("/dev/null")).context("open `/dev/null`")?;
     ensure!(is_null(null.as_fd()), "open `/dev/null`: it is another file");
@@ -58,7 +59,7 @@ pub(crate) fn clone_tree_at(
     rustix::mount::open_tree(at, path, flags)
 }
 
-/// A new filesystem, as a detached mount with all attributes that are to be set.
+/// Makes a new filesystem as a detached mount with all attributes in `options`.
 pub(crate) fn make(
     kind: &str,
     source: Option<&Path>,
@@ -89,7 +90,7 @@ pub(crate) fn make_with(
         .map_err(|error| explain(&filesystem, error, format!("mount a `{kind}`")))
 }
 
-/// Asks the kernel whether a filesystem of this kind takes these options, and makes none.
+/// Asks the kernel whether a filesystem of this type accepts these options, without making one.
 pub(crate) fn check_data(kind: &str, options: &Options) -> Result<(), Failure> {
     configure(&open_filesystem(kind)?, options, false)
 }
@@ -99,12 +100,13 @@ fn open_filesystem(kind: &str) -> Result<OwnedFd, Failure> {
         .map_err(|errno| Failure::new(errno, format!("open filesystem type `{kind}`")))
 }
 
-/// A mount's rights are enough for what lives in memory; a disk must not even replay its journal.
+/// For a filesystem in memory, a read-only mount is enough. A disk must not even replay its
+/// journal, so its filesystem must be read-only too.
 pub(crate) fn is_in_memory(kind: &str) -> bool {
     matches!(kind, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2")
 }
 
-/// Passes on a filesystem's own options.
+/// Passes a filesystem's own options to the kernel.
 pub(crate) fn configure(
     filesystem: &OwnedFd,
     options: &Options,
@@ -126,8 +128,8 @@ pub(crate) fn configure(
     Ok(())
 }
 
-/// An error, with what the kernel has to say about a filesystem: one message per `read(2)`, after
-/// its level (`e `, `w `, `i `).
+/// Adds the kernel's messages about a filesystem to an error. Each `read(2)` returns one message,
+/// after its level (`e `, `w `, `i `).
 pub(crate) fn explain(filesystem: &OwnedFd, errno: Errno, what: String) -> Failure {
     let mut texts = Vec::new();
     let mut buffer = [0; 1024];
@@ -139,12 +141,13 @@ pub(crate) fn explain(filesystem: &OwnedFd, errno: Errno, what: String) -> Failu
     Failure::new(errno, if message.is_empty() { what } else { format!("{what}: {message}") })
 }
 
-/// Puts a detached mount in its place.
+/// Attaches a detached mount at its place.
 pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let attached = rustix::mount::move_mount(mount, "", destination, "", flags);
     if let Err(Errno::INVAL | Errno::NOTDIR) = attached {
-        // For one on the other, the kernel's word is `Invalid argument`.
+        // For a directory on a file, or a file on a directory, the kernel only says `Invalid
+        // argument`.
         return match (is_directory(mount), is_directory(destination)) {
             (Ok(true), Ok(false)) => Err(Errno::NOTDIR).context("a directory on what is none"),
             (Ok(false), Ok(true)) => Err(Errno::NOTDIR).context("a file on a directory"),

@@ -1,7 +1,7 @@
-//! Mounts whose files seem to belong to others (`mount_setattr(2)`, "ID-mapped mounts", Linux
-//! 5.12). The mappings are those of a user namespace, as a rule one that is made for it. Runs in
-//! the caller's process: root of the container's user namespace may not map the files of the host's
-//! filesystems.
+//! ID-mapped mounts: their files seem to belong to other users (`mount_setattr(2)`, "ID-mapped
+//! mounts", Linux 5.12). A user namespace provides the mappings, usually one that `rt` makes for
+//! this purpose. Runs in the runtime process, because root of the container's user namespace may
+//! not map the files of the host's filesystems.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,18 +15,18 @@ use super::options::Options;
 use crate::linux::namespaces::{self, Namespaces};
 use crate::syscall;
 
-/// What a mount is mapped by.
+/// The source of a mount's mappings.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Mapping {
     Ranges {
         uids: Vec<LinuxIdMapping>,
         gids: Vec<LinuxIdMapping>,
     },
-    /// That of the user namespace that the container joins.
+    /// The mappings of the user namespace that the container joins.
     Namespace(PathBuf),
 }
 
-/// What is asked for, by the entry's own mappings or by an option.
+/// The mapping that the configuration asks for, by the entry's own mappings or by an option.
 pub(super) fn wanted(entry: &Mount, options: &Options, linux: &Linux) -> Result<Option<Mapping>> {
     let own = |mappings: &Option<Vec<LinuxIdMapping>>| mappings.clone().unwrap_or_default();
     let (uids, gids) = (own(entry.uid_mappings()), own(entry.gid_mappings()));
@@ -54,8 +54,8 @@ pub(super) fn wanted(entry: &Mount, options: &Options, linux: &Linux) -> Result<
     Ok(Some(Mapping::Ranges { uids, gids }))
 }
 
-/// crun's `uids=A-B-N#A-B-N;gids=A-B-N`: N ids from A on are shown as those from B on. After an
-/// `@`, B is an id in the container.
+/// Parses crun's `uids=A-B-N#A-B-N;gids=A-B-N`: N ids from A on are shown as the ids from B on.
+/// After an `@`, B is an id in the container.
 fn parse(text: &str, linux: &Linux) -> Result<Mapping> {
     let (mut uids, mut gids) = (Vec::new(), Vec::new());
     for part in text.split(';') {
@@ -99,7 +99,7 @@ impl Mapping {
             (Mapping::Namespace(_), Some(joined)) => {
                 joined.try_clone_to_owned().context("duplicate a descriptor")
             }
-            // The caller's own; or the container runs already.
+            // Either the runtime process's own user namespace, or a container that already runs.
             (Mapping::Namespace(path), None) => {
                 rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .with_context(|| format!("open user namespace `{}`", path.display()))
@@ -107,8 +107,7 @@ impl Mapping {
         }
     }
 
-    /// Maps a mount that is not attached yet. `container` are the namespaces that the container
-    /// gets.
+    /// Maps the ids of a detached mount. `container` are the namespaces that the container gets.
     pub(super) fn apply(
         &self,
         mount: BorrowedFd<'_>,

@@ -6,33 +6,34 @@ use anyhow::{Result, bail};
 
 use crate::syscall::MountAttr;
 
-/// The options of one mount, taken apart.
+/// The parsed options of one mount.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Options {
-    /// `Some(true)`: `rbind`.
+    /// `Some(true)` for `rbind`, `Some(false)` for `bind`.
     pub(crate) bind: Option<bool>,
-    /// For the mount itself.
+    /// Attributes of the mount itself.
     pub(crate) attr: MountAttr,
-    /// For it and everything below it: the `r…` options.
+    /// Attributes of the mount and all mounts below it: the `r…` options.
     pub(crate) recursive: MountAttr,
-    /// `MS_SHARED` and so on, and whether everything below is meant too. Kept apart, since each has
-    /// to be set alone.
+    /// `MS_SHARED` and so on, and whether the mounts below are meant too. This is a list, because
+    /// each propagation has to be set by a call of its own.
     pub(crate) propagation: Vec<(u64, bool)>,
-    /// What the filesystem as a whole is told: `sync`, `dirsync`, `lazytime`.
+    /// Flags of the filesystem as a whole: `sync`, `dirsync`, `lazytime`.
     pub(crate) superblock: Vec<&'static str>,
-    /// Everything else: the filesystem's own options.
+    /// All other options: the filesystem's own.
     pub(crate) data: Vec<(String, Option<String>)>,
-    /// Fill a new tmpfs with what the rootfs has in its place.
+    /// Fill a new tmpfs with the files that the rootfs has in its place.
     pub(crate) copy_up: bool,
     /// `idmap`, or `ridmap` for the mounts below too, with the mappings that may follow.
     pub(crate) idmap: Option<IdMap>,
-    /// Change the mount that is there.
+    /// Change the existing mount.
     pub(crate) remount: bool,
-    /// A source that is a symbolic link is made again at the destination, and not mounted.
+    /// If the source is a symbolic link, init copies the link to the destination, and does not
+    /// mount it.
     pub(crate) copy_symlink: bool,
-    /// A source that is a symbolic link is mounted itself.
+    /// If the source is a symbolic link, the link itself is mounted.
     pub(crate) source_no_follow: bool,
-    /// A destination that is a symbolic link is mounted on itself.
+    /// If the destination is a symbolic link, the mount is attached on the link itself.
     pub(crate) destination_no_follow: bool,
 }
 
@@ -132,7 +133,7 @@ impl Options {
             apply(&mut parsed.attr, (flag, libc::MOUNT_ATTR__ATIME));
         }
         if below.named {
-            // `mount_setattr(2)` knows no mount without one of the three: relatime is 0.
+            // `mount_setattr(2)` requires one of the three flags. The flag of relatime is 0.
             let flag = below.flag().unwrap_or(libc::MOUNT_ATTR_RELATIME);
             apply(&mut parsed.recursive, (flag, libc::MOUNT_ATTR__ATIME));
         }
@@ -149,7 +150,7 @@ impl Options {
             return Ok(());
         }
         match option {
-            // Defaults, and flags that no kernel still has a use for.
+            // Defaults, and flags that kernels do not use any more.
             "defaults" | "async" | "loud" | "silent" | "mand" | "nomand" | "iversion"
             | "noiversion" | "rasync" | "rmand" | "rnomand" | "" => {}
             "bind" => self.bind = Some(self.bind.unwrap_or(false)),
@@ -185,9 +186,9 @@ impl Options {
     }
 }
 
-/// When access times are kept, as `mount(2)` is told by three flags, each with an option that takes
-/// it back. Without one of them left, a mount stays as it is. As with runc and crun, it is not the
-/// last one that counts.
+/// When the kernel updates access times: three flags of `mount(2)`, each with an option that
+/// revokes it. If no flag is left, a mount stays as it is. As with runc and crun, the last option
+/// does not win.
 #[derive(Default)]
 struct AccessTimes {
     never: bool,
@@ -237,7 +238,7 @@ impl Options {
     }
 }
 
-/// Bits to set and to clear.
+/// Bits to set and bits to clear.
 type Change = (u64, u64);
 
 fn attribute(option: &str) -> Option<Change> {
