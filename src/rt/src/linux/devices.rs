@@ -1,6 +1,6 @@
 //! Devices: the nodes and links that every container has in `/dev` (runtime-spec,
-//! `config-linux.md`, "Default Devices"), and those that the configuration lists. Runs in init,
-//! before the root is changed.
+//! `config-linux.md`, "Default Devices"), and the devices that the configuration lists. Runs in
+//! init, before init changes the root.
 #![forbid(unsafe_code)]
 
 pub(crate) mod defaults;
@@ -25,7 +25,7 @@ const LINKS: [(&str, &str); 6] = [
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
-    // Not the specification's, but crun's and runc's.
+    // crun and runc have this link too, but the specification does not.
     ("core", "/proc/kcore"),
 ];
 
@@ -37,9 +37,10 @@ struct Node {
     owner: Option<(Uid, Gid)>,
 }
 
-/// Makes the listed devices of a container with a user namespace, in which nobody may make device
-/// nodes (`user_namespaces(7)`), with their owners and modes: in a filesystem of their own, from
-/// which init mounts each. None if nothing is to be made. Runs in the caller's process.
+/// Makes the listed devices of a container with a user namespace, in which no process may make
+/// device nodes (`user_namespaces(7)`). The nodes get their owners and modes. They are in a
+/// filesystem of their own, from which init mounts each node. Returns None if no node is to be
+/// made. Runs in the runtime process.
 pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
     let listed = bundle.linux().devices().as_deref().unwrap_or_default();
     if listed.is_empty() || !namespaces.has(libc::CLONE_NEWUSER) || !is_host_root() {
@@ -69,12 +70,13 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
             let gid = Gid::from_raw(map("group", gid.as_raw(), &groups)?);
             let name = made_name(number);
             match rustix::fs::mknodat(&folder, &name, node.kind, node.mode, node.number()) {
-                // This process is in a container itself, which may make none. The host's node will
-                // be shown.
+                // The runtime process is in a container itself, and may not make nodes. Init will
+                // show the host's node instead.
                 Err(Errno::PERM) => return Ok(()),
                 made => made?,
             }
-            // The umask cut the mode of mknod(2). By name: nobody else reaches this filesystem.
+            // The umask cut the mode of mknod(2). Using the name is safe: no other process reaches
+            // this filesystem.
             rustix::fs::chownat(&folder, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
             Ok(rustix::fs::chmodat(&folder, &name, node.mode, AtFlags::empty())?)
         };
@@ -83,9 +85,9 @@ pub(crate) fn open_for_init(bundle: &Bundle, namespaces: &Namespaces) -> Result<
     Ok(Some(folder))
 }
 
-/// Each node that [`open_for_init`] made, as a detached mount. Linux before 6.15 copies no part of
-/// a mount that is detached itself: it is attached for as long as that takes, where nobody else
-/// sees it.
+/// Returns each node that [`open_for_init`] made as a detached mount. Linux before 6.15 cannot
+/// clone a part of a mount that is detached itself. So init attaches the filesystem for that time,
+/// where no other process sees it.
 fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option<OwnedFd>>> {
     let mount_of =
         |number| match mounts::detached::clone_tree(made.as_fd(), &made_name(number), false) {
@@ -100,13 +102,13 @@ fn mounts_of(rootfs: &Rootfs, made: &OwnedFd, count: usize) -> Result<Vec<Option
     })
 }
 
-/// What a node that [`open_for_init`] makes is called in its filesystem: the mount table of a
-/// container shows it.
+/// The name of a node of [`open_for_init`] in its filesystem. The mount table of a container shows
+/// it.
 pub(crate) fn made_name(number: usize) -> PathBuf {
     format!("device-{number}").into()
 }
 
-/// Whether the host has this device at the path that the container has it at.
+/// Whether the host has this device at the same path as the container.
 pub(crate) fn is_on_the_host(device: &LinuxDevice) -> bool {
     let there = rustix::fs::lstat(device.path());
     Node::of(device).is_ok_and(|node| {
@@ -120,9 +122,9 @@ fn show(number: usize, device: &LinuxDevice) -> String {
     format!("make device `{}` (`linux.devices[{number}]`)", device.path().display())
 }
 
-/// Fills `/dev`, but for what the configuration has mounted there (`-v /dev/urandom:/dev/random`).
-/// With `bind`, where the kernel lets nobody make device nodes (a user namespace), listed ones that
-/// the caller has `made` are mounted, and the host's.
+/// Fills `/dev`, except for mounts of the configuration there (`-v /dev/urandom:/dev/random`). With
+/// `bind`, the kernel lets no process make device nodes (a user namespace). Then init mounts the
+/// listed nodes that the runtime process has `made`, and the host's nodes.
 pub(crate) fn make(
     rootfs: &mut Rootfs,
     listed: &[LinuxDevice],
@@ -213,11 +215,12 @@ fn make_listed(
     }
 }
 
-/// The host's node of a device, as a mount that cannot change it. The path is the container's; the
-/// host may have it under another name, or another file there.
+/// Opens the host's node of a device, as a mount through which the node cannot be changed. The path
+/// is the container's. The host may have the device under another name, or another file at this
+/// path.
 fn open_the_hosts(path: &Path, node: &Node) -> Result<OwnedFd> {
     let folder = if node.kind == FileType::BlockDevice { "block" } else { "char" };
-    // The kernel's word for it (`Documentation/ABI/stable/sysfs-dev`).
+    // The kernel's name for the device (`Documentation/ABI/stable/sysfs-dev`).
     let named = || {
         let event = format!("/sys/dev/{folder}/{}:{}/uevent", node.major, node.minor);
         let event = std::fs::read_to_string(event).ok()?;
@@ -256,13 +259,13 @@ fn make_node(
     let number = node.number();
     let made = match rustix::fs::mknodat(directory, name, node.kind, node.mode, number) {
         Ok(()) => true,
-        // An image may bring its own node.
+        // An image may contain its own node.
         Err(Errno::EXIST) => false,
         Err(error) => return Err(error.into()),
     };
-    // Whoever shares this directory, as a volume, may have put another file there, or a link to
-    // one: what is opened here is looked at, and nothing is done by the name any more. With O_PATH,
-    // a device is not touched.
+    // A neighbour that shares this directory, for example a volume, may have put another file
+    // there, or a link to one. So init checks the file that it opens, and does not use the name any
+    // more. With O_PATH, opening a device has no effect.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     let there = rustix::fs::fstat(&file)?;

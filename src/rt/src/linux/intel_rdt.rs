@@ -1,8 +1,8 @@
 //! Shares of a processor's cache and memory bandwidth (`linux.intelRdt`; kernel documentation,
-//! `arch/x86/resctrl.rst`). Runs in the caller's process.
+//! `arch/x86/resctrl.rst`). Runs in the runtime process.
 //!
-//! Own code: libcontainer's compares schemata by regular expressions, a library of a third of a
-//! megabyte.
+//! This is our own code. libcontainer's code compares schemata by regular expressions, with a
+//! library of a third of a megabyte.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -19,13 +19,13 @@ use crate::linux::mount_table;
 /// The container's groups in the resctrl filesystem.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Groups {
-    /// Where all groups are.
+    /// The directory of all groups.
     root: PathBuf,
     /// The control group.
     control: PathBuf,
-    /// Whether it is this container's alone, to be removed with it.
+    /// Whether the control group belongs to this container alone and is removed with it.
     own: bool,
-    /// The monitoring group, which always is.
+    /// The monitoring group, which always belongs to this container alone.
     monitoring: Option<PathBuf>,
 }
 
@@ -37,7 +37,7 @@ fn schemata(rdt: &LinuxIntelRdt) -> Vec<&str> {
     }
     let bandwidth = rdt.mem_bw_schema().as_deref();
     let cache = rdt.l3_cache_schema().iter().flat_map(|schema| schema.lines());
-    // A line for the bandwidth among those for the cache is passed over when it has its own.
+    // If the bandwidth has its own field, a line for it among those for the cache is ignored.
     let cache = cache.filter(|line| bandwidth.is_none() || !line.trim_start().starts_with("MB:"));
     cache.chain(bandwidth).collect()
 }
@@ -60,7 +60,7 @@ impl Groups {
                 let good = !name.is_empty() && !name.contains('/') && !matches!(name, "." | "..");
                 ensure!(good, "`linux.intelRdt.closID` `{name}` is not a directory name");
                 let control = root.join(name);
-                // A class of several containers stays when one of them goes.
+                // A class that existed before stays when this container is removed.
                 let there = control.is_dir();
                 ensure!(
                     there || !schemata(rdt).is_empty(),
@@ -75,11 +75,11 @@ impl Groups {
         Ok(Groups { root, control, own, monitoring })
     }
 
-    /// Makes what is missing, and moves a process, which must have one thread, into it.
+    /// Makes the missing groups, and moves a process, which must have one thread, into them.
     pub(crate) fn make(&mut self, rdt: &LinuxIntelRdt, pid: Pid) -> Result<()> {
         let lines = schemata(rdt);
         let file = self.control.join("schemata");
-        // What was there is not removed when this fails.
+        // If this function fails, existing groups must not be removed.
         let monitoring = self.monitoring.take();
         if std::mem::take(&mut self.own) {
             make(&self.control)?;
@@ -103,7 +103,7 @@ impl Groups {
         self.enter(pid)
     }
 
-    /// Other shares, for `update`.
+    /// Sets other shares, for `update`.
     pub(crate) fn update(&self, cache: Option<&str>, bandwidth: Option<&str>) -> Result<()> {
         self.set(&cache.into_iter().chain(bandwidth).collect::<Vec<_>>())
     }
@@ -123,11 +123,11 @@ impl Groups {
         Ok(())
     }
 
-    /// Removes what is the container's own.
+    /// Removes the groups that belong to the container alone.
     pub(crate) fn remove(&self) -> Result<()> {
         for group in [self.monitoring.as_ref(), self.own.then_some(&self.control)] {
             let Some(group) = group else { continue };
-            // A state file is only a file: whatever it says, this is never a container's.
+            // Whatever a state file says, this directory is never a container's group.
             if group == &self.root || !group.starts_with(&self.root) {
                 bail!("`{}` is not a container's group", group.display());
             }
@@ -142,20 +142,20 @@ impl Groups {
     }
 }
 
-/// One that is there already, for all that is known the administrator's, would be removed with the
-/// container.
+/// Fails if the group exists already. An existing group may be the administrator's, and would be
+/// removed with the container.
 fn make(group: &Path) -> Result<()> {
     fs::create_dir(group).with_context(|| format!("make `{}`", group.display()))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
-    // The kernel says in `info/last_cmd_status` what it did not like.
+    // The kernel gives its reason in `info/last_cmd_status`.
     fs::write(file, text)
         .with_context(|| format!("write `{}` to `{}`", text.trim(), file.display()))
 }
 
-/// A line of `schemata` without what makes no difference: spaces, leading zeroes, upper case, the
-/// order of domains.
+/// Normalizes a line of `schemata`: spaces, leading zeroes, upper case, and the order of domains do
+/// not matter.
 fn normal(line: &str) -> String {
     let line: String = line.chars().filter(|c| !c.is_whitespace()).collect();
     let Some((name, domains)) = line.split_once(':') else { return line };
@@ -175,8 +175,8 @@ fn normal(line: &str) -> String {
 mod tests {
     use super::*;
 
-    /// No machine that these tests can count on has the processor for it: a plain directory stands
-    /// for the filesystem.
+    /// These tests cannot count on a processor with resctrl, so a plain directory stands for the
+    /// filesystem.
     fn root(name: &str) -> PathBuf {
         let root = std::env::temp_dir().join(format!("rt-resctrl-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).expect("a directory");
@@ -203,7 +203,7 @@ mod tests {
         fs::remove_dir(root).expect("empty");
     }
 
-    /// A container has the name of a class, or of a monitoring group, that is the administrator's.
+    /// The container has the name of a class or a monitoring group of the administrator.
     #[test]
     fn what_is_there_is_neither_taken_nor_removed() {
         let root = root("others");

@@ -1,10 +1,10 @@
-//! From which NUMA nodes the kernel takes memory (`linux.memoryPolicy`, `set_mempolicy(2)`). Runs
-//! in the process that becomes the program. The nodes must be among those of its cgroup, so the
-//! cgroup comes first.
+//! The NUMA nodes from which the kernel takes memory (`linux.memoryPolicy`, `set_mempolicy(2)`).
+//! Runs in the process that becomes the program. The nodes must be among those of its cgroup, so
+//! the process enters the cgroup first.
 //!
-//! Own code: libcontainer's `setup_memory_policy` links all of its system calls, 37 kB, for this
-//! one. It loses the last node of each word of 64, and builds a list of all numbers of a range,
-//! however long (`docs/upstream/memory-policy-nodes.md`).
+//! This is our own code. libcontainer's `setup_memory_policy` links all of its system calls, 37 kB,
+//! for this one. It loses the last node of each word of 64, and builds a list of all numbers of a
+//! range, however long (`docs/upstream/memory-policy-nodes.md`).
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +21,7 @@ pub(crate) fn set_memory_policy(policy: Option<&LinuxMemoryPolicy>) -> Result<()
     syscall::set_mempolicy(mode, nodes.as_ref()).context(what)
 }
 
-/// The mode with its flags, and the nodes, which some modes go without.
+/// Returns the mode with its flags, and the nodes. Some modes have no nodes.
 pub(crate) fn understand(policy: &LinuxMemoryPolicy) -> Result<(u32, Option<Nodes>)> {
     let mode = policy.mode();
     let flags = policy.flags().as_deref().unwrap_or_default();
@@ -41,7 +41,7 @@ pub(crate) fn understand(policy: &LinuxMemoryPolicy) -> Result<(u32, Option<Node
             ensure!(nodes.is_none(), "`{mode}` takes no nodes");
             ensure!(flags.is_empty(), "`{mode}` takes no flags");
         }
-        // Without nodes, the node of the processor that asks is preferred.
+        // Without nodes, the kernel prefers the node of the requesting processor.
         Mode::MpolPreferred => ensure!(
             nodes.is_some() || !is_static && !is_relative,
             "`{mode}` without nodes takes neither `MPOL_F_STATIC_NODES` nor `MPOL_F_RELATIVE_NODES`"
@@ -52,7 +52,7 @@ pub(crate) fn understand(policy: &LinuxMemoryPolicy) -> Result<(u32, Option<Node
     Ok((number_of_mode(mode) | flags, nodes))
 }
 
-/// From `<linux/mempolicy.h>`, as the next.
+/// From `<linux/mempolicy.h>`, as the next function.
 fn number_of_mode(mode: Mode) -> u32 {
     match mode {
         Mode::MpolDefault => 0,
@@ -73,7 +73,7 @@ fn number_of_flag(flag: Flag) -> u32 {
     }
 }
 
-/// Nodes as in `0-3,7`; empty parts are passed over. None without any.
+/// Parses nodes as in `0-3,7`, ignoring empty parts. Returns None if there are no nodes.
 fn nodes(text: &str) -> Result<Option<Nodes>> {
     let mut nodes: Nodes = [0; NODES / 64];
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {

@@ -1,9 +1,9 @@
-//! Namespaces: which are made, which are joined, and the order of both (`namespaces(7)`,
-//! `user_namespaces(7)`).
+//! Namespaces: which ones a container gets, which ones it joins, and the order of both
+//! (`namespaces(7)`, `user_namespaces(7)`).
 //!
-//! Own code, not libcontainer's: that forks twice for every container and unshares each namespace
-//! by itself, where one `clone3(2)` can make them all. A second process is needed only where the
-//! kernel asks for one, see [`spawn`].
+//! This is our own code. libcontainer forks twice for every container and unshares each namespace
+//! by itself, although one `clone3(2)` can make all of them. We make a second process only if the
+//! kernel requires one, see [`spawn`].
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
@@ -57,8 +57,9 @@ impl Joined {
 }
 
 impl Namespaces {
-    /// Opens what is to be joined. A path to a namespace of the caller's own is as good as none:
-    /// the container has no other then, and may not change it. Runs in the caller's process.
+    /// Opens the namespaces that the container joins. A path to one of the runtime process's own
+    /// namespaces counts as no entry: the container then keeps the host's namespace, and may not
+    /// change it. Runs in the runtime process.
     pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
         for namespace in linux.namespaces().iter().flatten() {
@@ -72,7 +73,7 @@ impl Namespaces {
             let show = || format!("open {name} namespace `{}`", path.display());
             let namespace = open(path).with_context(show)?;
             if is_own(&namespace, namespace_file(namespace_kind)).with_context(show)? {
-                // What is set in it would be set on the host.
+                // Settings in this namespace would be settings of the host.
                 ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
                 continue;
             }
@@ -82,7 +83,8 @@ impl Namespaces {
         Ok(namespaces)
     }
 
-    /// Those of a running process that this one is not in already. Runs in the caller's process.
+    /// The namespaces of a running process that this process is not in already. Runs in the runtime
+    /// process.
     pub(crate) fn of(pid: i32) -> Result<Namespaces> {
         const ALL: [LinuxNamespaceType; 8] = [
             LinuxNamespaceType::Mount,
@@ -101,15 +103,15 @@ impl Namespaces {
             let show = || format!("open namespace `{path}`");
             let namespace = match open_of_process(&path) {
                 Ok(namespace) => namespace,
-                // A kernel that has no namespaces of this kind. Of a process that is ending, the
-                // file is not there either.
+                // Either this kernel has no namespaces of this kind, or the process is ending, so
+                // that its file is missing too. Our own file tells them apart.
                 Err(Errno::NOENT) if !Path::new(&format!("/proc/self/ns/{file}")).exists() => {
                     continue;
                 }
                 Err(error) => return Err(error).with_context(show),
             };
-            // Joining one's own is refused for a user namespace, and changes the root for a mount
-            // namespace.
+            // A process cannot join its own user namespace, and joining its own mount namespace
+            // changes its root.
             if !is_own(&namespace, file).with_context(show)? {
                 let (flag, name, kind) = describe(kind);
                 let path = path.into();
@@ -123,12 +125,13 @@ impl Namespaces {
         self.new & flag != 0
     }
 
-    /// A mount namespace of the container's own, so that mounting in it does not change the host.
+    /// Whether the container has its own mount namespace, so that mounts in it do not change the
+    /// host.
     pub(crate) fn has_mount(&self) -> bool {
         self.has(libc::CLONE_NEWNS)
     }
 
-    /// Whether the container has a namespace of this kind that is not its caller's.
+    /// Whether the container has a namespace of this kind that is not the runtime process's.
     pub(crate) fn has(&self, flag: i32) -> bool {
         self.makes(flag) || self.joins(flag)
     }
@@ -137,14 +140,15 @@ impl Namespaces {
         self.joined(flag).is_some()
     }
 
-    /// The one of this kind that is joined.
+    /// The namespace of this kind that the container joins.
     pub(crate) fn joined(&self, flag: i32) -> Option<BorrowedFd<'_>> {
         let joined = self.joined.iter().find(|joined| joined.flag == flag);
         joined.map(|joined| joined.namespace.as_fd())
     }
 
-    /// Which mount namespace a process has that was just made with these, by the device and the
-    /// inode of its file. None for the caller's, and where the process has ended already.
+    /// The mount namespace of a process that was just made with these namespaces, by the device and
+    /// the inode of its file. None if it is the runtime process's, or if the process has ended
+    /// already.
     pub(crate) fn mount_namespace(&self, pid: Pid) -> Option<(u64, u64)> {
         let there = match self.joined(libc::CLONE_NEWNS) {
             Some(joined) => rustix::fs::fstat(joined),
@@ -154,14 +158,14 @@ impl Namespaces {
         there.ok().map(|there| (there.st_dev, there.st_ino))
     }
 
-    /// As [`Namespaces::joined`], by the configuration's word for its kind.
+    /// As [`Namespaces::joined`], by the kind's type in the configuration.
     pub(crate) fn joined_kind(&self, kind: LinuxNamespaceType) -> Option<BorrowedFd<'_>> {
         self.joined(describe(kind).0)
     }
 
-    /// A process cannot change its own pid or time namespace, only that of its children; once in
-    /// another user namespace, it may not join what the first one owns. So these need a process
-    /// that joins on init's behalf.
+    /// A process cannot change its own pid or time namespace, only that of its children. After a
+    /// process has entered another user namespace, it may not join namespaces that the first one
+    /// owns. So these kinds require a helper that joins for init.
     fn need_helper(&self) -> bool {
         let others = self.joins(libc::CLONE_NEWPID)
             || self.joins(libc::CLONE_NEWUSER)
@@ -171,12 +175,12 @@ impl Namespaces {
             || self.makes(libc::CLONE_NEWUSER) && !self.joined.is_empty()
     }
 
-    /// What `clone3` makes; the cgroup namespace comes later, when init is in its cgroup.
+    /// The flags for `clone3`. Init makes the cgroup namespace later, when it is in its cgroup.
     fn clone_flags(&self) -> i32 {
         self.new & !(libc::CLONE_NEWCGROUP | CLONE_NEWTIME)
     }
 
-    /// What a helper has not joined on init's behalf already. Runs in init.
+    /// Joins the namespaces, unless a helper has joined them for init. Runs in init.
     pub(crate) fn join_rest(&self) -> Result<()> {
         if self.need_helper() { Ok(()) } else { self.join() }
     }
@@ -184,8 +188,9 @@ impl Namespaces {
     fn join(&self) -> Result<()> {
         let (user, others): (Vec<_>, Vec<_>) =
             self.joined.iter().partition(|j| j.flag == libc::CLONE_NEWUSER);
-        // A privileged caller may join all only before it enters the user namespace, one that is
-        // root of a user namespace some only afterwards: those are tried again.
+        // A privileged process may join the other namespaces only before it enters the user
+        // namespace. Root of a user namespace may join some of them only afterwards, so we try
+        // those again.
         let mut later = Vec::new();
         let dumpable = dumpable()?;
         for joined in others {
@@ -203,9 +208,10 @@ impl Namespaces {
         self.keep_neighbours_out()
     }
 
-    /// Who is in one pid namespace with a process, and privileged in its user namespace, could take
-    /// over a process that has the caller's rights and files until the exec. Of root's, and of what
-    /// `exec` starts, that is so from the beginning.
+    /// A neighbour in the same pid namespace that is privileged in this process's user namespace
+    /// could take over this process, which has the caller's rights and files until the exec. So
+    /// this process is not dumpable. For a container of root, and for a process of `exec`, that
+    /// holds from the beginning.
     pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
         if self.joins(libc::CLONE_NEWPID) {
             keep_others_out(DumpableBehavior::NotDumpable)?;
@@ -213,7 +219,7 @@ impl Namespaces {
         Ok(())
     }
 
-    /// The rest, once init is in its cgroup. Runs in init.
+    /// Makes the cgroup namespace, once init is in its cgroup. Runs in init.
     pub(crate) fn unshare_cgroup(&self) -> Result<()> {
         if self.makes(libc::CLONE_NEWCGROUP) {
             syscall::unshare(libc::CLONE_NEWCGROUP).context("make the cgroup namespace")?;
@@ -226,7 +232,7 @@ impl Namespaces {
 /// moment ago.
 const STARTING: Duration = Duration::from_secs(2);
 
-/// Opens a namespace of a process. Before its exec, init can be looked into by root alone.
+/// Opens a namespace of a process. Before its exec, only root can open the namespaces of init.
 fn open_of_process(path: &str) -> rustix::io::Result<OwnedFd> {
     let end = Instant::now() + STARTING;
     loop {
@@ -258,7 +264,7 @@ fn describe(kind: LinuxNamespaceType) -> (i32, &'static str, LinkNameSpaceType) 
     }
 }
 
-/// Its name in `/proc/PID/ns` (`namespaces(7)`).
+/// The namespace's file name in `/proc/PID/ns` (`namespaces(7)`).
 pub(crate) fn namespace_file(kind: LinuxNamespaceType) -> &'static str {
     match kind {
         LinuxNamespaceType::Mount => "mnt",
@@ -284,29 +290,29 @@ fn is_own(namespace: &OwnedFd, file: &str) -> rustix::io::Result<bool> {
 }
 
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
-    // What is no namespace is noticed when it is joined; a fifo would be waited for here.
+    // Joining notices a file that is not a namespace. Without NONBLOCK, a fifo would block here.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// The side of a birth that a process is on.
+/// The two processes in which `spawn` returns.
 #[derive(Debug)]
 pub(crate) enum Side {
-    /// The caller's process; this is init's process id.
+    /// The runtime process, with init's process id.
     Caller(Pid),
     Init,
 }
 
-/// What a process does before it has anything of the container's, with the rights and the key quota
-/// of who called `rt`.
+/// The first step of a new process, before it has anything of the container. It has the rights and
+/// the key quota of the caller.
 pub(crate) type First<'a> = &'a dyn Fn() -> Result<()>;
 
-/// Makes init, in its new namespaces but the cgroup one. Returns twice: in the caller's process,
-/// and without fail in init.
+/// Makes init in its new namespaces, except the cgroup namespace. Returns twice: in the runtime
+/// process, and, if nothing fails, in init.
 ///
-/// Where a helper is needed it is cloned first; it joins, and clones init with `CLONE_PARENT`, so
-/// that init is the caller's child in either case and is re-parented to the caller's own subreaper
-/// when the caller ends.
+/// If a helper is required, the runtime process clones it first. The helper joins, and clones init
+/// with `CLONE_PARENT`. So init is always a child of the runtime process. When the runtime process
+/// ends, init's parent is the runtime process's own subreaper.
 pub(crate) fn spawn(
     namespaces: &Namespaces,
     linux: &Linux,
@@ -323,7 +329,7 @@ pub(crate) fn spawn(
             if namespaces.makes(CLONE_NEWTIME) {
                 make_time_namespace(linux)?;
             }
-            // In its cgroup already: the helper was born in it.
+            // The new process is in its cgroup already, because the helper was born in it.
             clone(namespaces.clone_flags() | libc::CLONE_PARENT, None)
         });
     }
@@ -339,14 +345,14 @@ pub(crate) fn spawn(
     }
 }
 
-/// Makes a process inside of a container that is there. Its neighbours may be hostile, and may have
-/// the right to look into it (`CAP_SYS_PTRACE`), so it is born with nothing of the host: in all
-/// namespaces but the new ones of its own, with the container's root as its root, and with no
-/// descriptor but those in `kept` and its socket. A helper, which the container cannot see, has
-/// joined and closed before. Returns twice, as [`spawn`]; None if the cgroup accepts no process.
+/// Makes a process inside an existing container. Its neighbours may be hostile, and may have the
+/// right to look into it (`CAP_SYS_PTRACE`). So the process is born with nothing of the host: in
+/// all namespaces but its own new ones, with the container's root as its root, and with no
+/// descriptor but `kept` and its socket. A helper, which the container cannot see, joins and closes
+/// before. Returns twice, as [`spawn`]. Returns None if the cgroup accepts no process.
 ///
-/// `root` is for a container without a mount namespace of its own. From `first_own` on, descriptors
-/// are this runtime's.
+/// `root` is for a container without a mount namespace of its own. Descriptors from `first_own` on
+/// are `rt`'s own.
 pub(crate) fn spawn_inside(
     namespaces: &Namespaces,
     root: Option<BorrowedFd<'_>>,
@@ -374,15 +380,15 @@ pub(crate) fn spawn_inside(
     side.map(Some)
 }
 
-/// What is done when a process is cloned.
+/// The step that an error names if the clone fails.
 pub(crate) const CLONE: &str = "make the container's first process";
 
 fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
     syscall::clone3(flags, cgroup).context(CLONE)
 }
 
-/// Has a helper process, which has just been cloned, make init, and waits for the helper's end. The
-/// helper ends here.
+/// Lets a helper, which was just cloned, make init, and waits for the helper's end. The helper's
+/// code ends here too.
 fn by_helper(
     helper: Option<Pid>,
     caller: &Socket,
@@ -391,19 +397,20 @@ fn by_helper(
     make: impl FnOnce() -> Result<Option<Pid>>,
 ) -> Result<Side> {
     if let Some(helper) = helper {
-        // Who is made may tell a step of its own before this process knows it.
+        // The new process may report a step of its own before the runtime process knows the new
+        // process.
         log::hold();
         let message = patience.receive(caller, helper);
-        // It has nothing left to do, and in a cgroup that is frozen it would not end by itself.
-        // Where the caller ignores the end of its children, it may be gone already.
+        // The helper has nothing left to do. In a frozen cgroup, it would not end by itself. If the
+        // caller has set SIGCHLD to be ignored, the helper may be gone already.
         if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
             crate::linux::cgroups::end(helper, pidfd.as_fd());
         }
         return match message? {
             Some(Message::Init(pid)) => {
                 let pid = Pid::from_raw(pid).context("the helper sent no process id")?;
-                // The new process has the socket too, and who looks into it could have said this,
-                // of any process.
+                // The new process has the socket too. A process that looks into the new process
+                // could have sent this message, with any process id.
                 ensure!(
                     pid != helper && is_child(pid)?,
                     "another process claims that the new process is {pid}"
@@ -419,12 +426,12 @@ fn by_helper(
         Ok(Some(pid)) => Message::Init(pid.as_raw_nonzero().get()),
         Err(error) => Message::Failed(format!("{error:#}")),
     };
-    // If this fails, the caller reads the end of the stream.
+    // If this fails, the runtime process reads the end of the stream.
     let _ = init.send(&message);
     syscall::exit_now(0)
 }
 
-/// Whether a process has ended, also if nobody has waited for it yet.
+/// Whether a process has ended, even if no process has waited for it yet.
 pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
@@ -432,7 +439,7 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     Ok(ended.context("ask whether a process has ended")? > 0)
 }
 
-/// Whether a process is this one's child, and has not been waited for.
+/// Whether a process is a child of this process, and has not been waited for.
 fn is_child(pid: Pid) -> Result<bool> {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     match rustix::process::waitid(WaitId::Pid(pid), look) {
@@ -449,11 +456,12 @@ pub(crate) enum Ending {
     Signal(i32),
 }
 
-/// How long a process that has closed all may take to end.
+/// How long a process that has closed all its files may take to end.
 const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// How a child of this process has ended, or is about to. As long as another process traces it, the
-/// kernel keeps that from its parent: then `/proc` says it. None where it does not end.
+/// How a child of this process has ended, or is about to end. While another process traces the
+/// child, the kernel hides the end from its parent. Then `/proc` tells it. Returns None if the
+/// child does not end.
 pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
     if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
@@ -474,7 +482,7 @@ pub(crate) fn ending(pid: Pid) -> Result<Option<Ending>> {
     Ok(code.or_else(|| status.terminating_signal().map(Ending::Signal)))
 }
 
-/// For a process that nobody holds up.
+/// Waits for a process that no other process can hold up.
 pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     loop {
         match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
@@ -485,8 +493,8 @@ pub(crate) fn wait(pid: Pid) -> Result<rustix::process::WaitStatus> {
     }
 }
 
-/// The offsets can only be written before a process is in the namespace: init, cloned next, is the
-/// first (`time_namespaces(7)`). Runs in the helper.
+/// Makes the time namespace. Its offsets can only be written before a process is in it: init, which
+/// is cloned next, is the first one (`time_namespaces(7)`). Runs in the helper.
 fn make_time_namespace(linux: &Linux) -> Result<()> {
     syscall::unshare(CLONE_NEWTIME).context("make the time namespace")?;
     let mut lines = String::new();
@@ -506,18 +514,18 @@ fn make_time_namespace(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-/// Writes the id mappings of init's new user namespace. Runs in the caller's process.
+/// Writes the id mappings of init's new user namespace. Runs in the runtime process.
 pub(crate) fn write_id_mappings(init: Pid, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    // [`crate::bundle`] completes what has neither.
+    // [`crate::bundle`] completes a configuration without any mappings.
     for (name, mappings) in [("uidMappings", uids), ("gidMappings", gids)] {
         ensure!(!mappings.is_empty(), "`linux.{name}` is missing for the new user namespace");
     }
     write_maps(init, uids, gids)
 }
 
-/// What an id of a user namespace with these mappings is outside of it.
+/// The id outside of a user namespace with these mappings.
 pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
     mappings.iter().find_map(|mapping| {
         let above = id.checked_sub(mapping.container_id())?;
@@ -525,19 +533,19 @@ pub(crate) fn on_the_host(id: u32, mappings: &[LinuxIdMapping]) -> Option<u32> {
     })
 }
 
-/// The users and the groups of a user namespace that is there. A process that has joined it for a
-/// moment shows them, which nobody in it can reach: it is not dumpable, and has the caller's
-/// memory. Runs in the caller's process.
+/// The user and group mappings of an existing user namespace. A helper joins the namespace for a
+/// moment and shows the mappings. The helper has the runtime process's memory, so it is not
+/// dumpable, and no process in the namespace can reach it. Runs in the runtime process.
 pub(crate) fn mappings_of(
     user: BorrowedFd<'_>,
 ) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
     let Helper { pid, socket } = helper::start(0, "make a process", |socket| {
         let kind = Some(LinkNameSpaceType::User);
         rustix::thread::move_into_link_name_space(user, kind).context("join the user namespace")?;
-        // That it enters another's namespace undoes this.
+        // Entering another user namespace makes the process dumpable again.
         keep_others_out(DumpableBehavior::NotDumpable)?;
         socket.send(&Message::Ready)?;
-        // Until this process has looked, or is gone.
+        // Waits until the runtime process has read the mappings or has ended.
         socket.receive().map(drop)
     })?;
     let read = |file: &str| {
@@ -552,7 +560,7 @@ pub(crate) fn mappings_of(
     both
 }
 
-/// Who root of the container is, seen from outside.
+/// The ids of the container's root, seen from outside.
 pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
     let root = |mappings: &Option<Vec<LinuxIdMapping>>| {
         let mut mappings = mappings.iter().flatten();
@@ -561,18 +569,19 @@ pub(crate) fn root_on_the_host(linux: &Linux) -> (Uid, Gid) {
     (Uid::from_raw(root(linux.uid_mappings())), Gid::from_raw(root(linux.gid_mappings())))
 }
 
-/// Whether the ids of a container's user namespace are known, and the caller's root is none of
-/// them.
+/// Whether the mappings of a container's user namespace are known, and do not contain the host's
+/// root.
 pub(crate) fn lacks_root(linux: Option<&Linux>) -> bool {
     let mappings = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
     !mappings.is_empty() && mappings.iter().all(|mapping| mapping.host_id() != 0)
 }
 
-/// A user namespace with these mappings, in which no process is. Runs in the caller's process.
+/// Makes a user namespace with these mappings, in which no process remains. Runs in the runtime
+/// process.
 pub(crate) fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd> {
     let Helper { pid, socket } =
         helper::start(libc::CLONE_NEWUSER, "make a process in it", |socket| {
-            // Until this process has what it needs, or is gone.
+            // Waits until the runtime process has opened the namespace or has ended.
             socket.receive().map(drop)
         })?;
     let namespace = write_maps(pid, uids, gids).and_then(|()| {
@@ -593,7 +602,7 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
                 format!("{} {} {}\n", mapping.container_id(), mapping.host_id(), mapping.size())
             })
             .collect();
-        // One write(2): the kernel takes a map as a whole.
+        // One write(2), because the kernel accepts a map only as a whole.
         fs::write(&path, lines).with_context(|| format!("write `{field}` to `{path}`"))
     };
     let (write_uids, write_gids) =
@@ -604,8 +613,7 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
         return write_uids();
     }
     if newuidmap::is_own_only(gids, gid.as_raw()) {
-        // Without privileges a group map is only allowed to a process that cannot drop groups any
-        // more.
+        // Without privileges, a process may write a group map only if it can no longer drop groups.
         let path = format!("/proc/{pid}/setgroups");
         fs::write(&path, "deny").with_context(|| format!("write `{path}`"))?;
         write_gids()?;
@@ -618,9 +626,10 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
     newuidmap::map("newuidmap", pid, uids)
 }
 
-/// Root of the user namespace that this process has just entered: until then it is nobody in it,
-/// and owns nothing. One that was not dumpable before is so again: to enter another's namespace and
-/// to change the user make it what `fs.suid_dumpable` says (`PR_SET_DUMPABLE(2const)`).
+/// Becomes root of the user namespace that this process has just entered. Until then, this process
+/// is nobody in it, and owns nothing. If the process was not dumpable before, this function
+/// restores that: entering another user namespace and changing the user set it to
+/// `fs.suid_dumpable` (`PR_SET_DUMPABLE(2const)`).
 pub(crate) fn become_root(before: DumpableBehavior) -> Result<()> {
     keep_others_out(before)?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
@@ -640,13 +649,13 @@ fn keep_others_out(before: DumpableBehavior) -> Result<()> {
     Ok(())
 }
 
-/// Brings up loopback in a network namespace that was just made: every program expects it. Runs in
-/// init.
+/// Brings up loopback in a new network namespace, because every program expects it. Runs in init.
 ///
-/// A service may be allowed sockets of few kinds (`RestrictAddressFamilies=`, `systemd.exec(5)`),
-/// Netlink or those of the Internet: either will do.
+/// A service may restrict sockets to a few address families (`RestrictAddressFamilies=`,
+/// `systemd.exec(5)`): to Netlink, or to those of the Internet. Either works here.
 pub(crate) fn bring_loopback_up() -> Result<()> {
-    // In each namespace it has this number: `LOOPBACK_IFINDEX`, `<net/net_namespace.h>`.
+    // The loopback device has this index in each namespace: `LOOPBACK_IFINDEX`,
+    // `<net/net_namespace.h>`.
     const LOOPBACK: u32 = 1;
     bring_loopback_up_by_ioctl().or_else(|first| {
         let by_netlink = Netlink::open().and_then(|netlink| netlink.bring_up(LOOPBACK));

@@ -1,6 +1,6 @@
 //! Network devices that move into the container (`linux.netDevices`; runtime-spec,
-//! `config-linux.md`, "Network Devices"). What is said to the kernel is libcontainer's. Runs in the
-//! caller's process.
+//! `config-linux.md`, "Network Devices"). `rt` sends the same messages to the kernel as
+//! libcontainer. Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ fn resolved<'a>(device: &'a str, settings: &'a LinuxNetDevice) -> &'a str {
     settings.name().as_deref().filter(|name| !name.is_empty()).unwrap_or(device)
 }
 
-/// What can be found out before anything is made.
+/// The checks that are possible before anything is made.
 pub(crate) fn check(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
     let Some(devices) = linux.net_devices().as_ref().filter(|devices| !devices.is_empty()) else {
         return Ok(());
@@ -35,8 +35,8 @@ pub(crate) fn check(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
     for (device, settings) in devices {
         let name = resolved(device, settings);
         for name in [device, name] {
-            // The kernel's rule, `dev_valid_name` in net/core/dev.c: it becomes a file name in
-            // sysfs.
+            // The kernel's rule, `dev_valid_name` in net/core/dev.c: the name becomes a file name
+            // in sysfs.
             let good = (1..libc::IFNAMSIZ).contains(&name.len())
                 && !matches!(name, "." | "..")
                 && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace());
@@ -69,10 +69,10 @@ fn move_one(target: BorrowedFd<'_>, device: &str, name: &str) -> Result<()> {
     let here = Netlink::open()?;
     let index = here.index(device)?;
     let there = open_netlink_in(target)?;
-    // The kernel would move it before it refuses the name, and a virtual one ends with the
-    // namespace.
+    // The kernel would move the device before it refuses the name. A virtual device then ends with
+    // the namespace.
     ensure!(there.index(name).is_err(), "the network namespace has a device `{name}` already");
-    // They are lost on the way.
+    // The device loses its addresses when it moves.
     let addresses = here.addresses(index).context("read its addresses")?;
     here.move_to(index, target, name)?;
     let index = there.index(name)?;
@@ -82,7 +82,7 @@ fn move_one(target: BorrowedFd<'_>, device: &str, name: &str) -> Result<()> {
     there.bring_up(index).context("bring it up")
 }
 
-/// A socket stays in the network namespace that it was made in.
+/// A socket stays in the network namespace in which it was opened.
 fn open_netlink_in(namespace: BorrowedFd<'_>) -> Result<Netlink> {
     let enter = |namespace: BorrowedFd<'_>| {
         rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))

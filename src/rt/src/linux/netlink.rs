@@ -1,7 +1,7 @@
-//! What `rt` says to the kernel about network devices (`rtnetlink(7)`).
+//! Messages to the kernel about network devices (`rtnetlink(7)`).
 //!
-//! Own code: libcontainer's does this with netlink-packet-route, which knows every message there is
-//! and makes the program half a megabyte larger. These are five.
+//! This is our own code. libcontainer uses netlink-packet-route, which knows every message, and
+//! makes the program half a megabyte larger. We use five messages.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -29,12 +29,12 @@ const IFA_FLAGS: u16 = 8;
 const IFA_F_PERMANENT: u32 = 0x80;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 
-/// Sizes of `struct nlmsghdr`, `ifaddrmsg` and `rtattr`.
+/// Sizes of `struct nlmsghdr`, `ifaddrmsg` and `rtattr`, in bytes.
 const HEADER: usize = 16;
 const ADDRESS: usize = 8;
 const ATTRIBUTE: usize = 4;
 
-/// A connection to the kernel, in the network namespace that it was made in.
+/// A connection to the kernel, in the network namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Netlink(OwnedFd);
 
@@ -48,7 +48,7 @@ pub(crate) struct Address {
 
 struct Received {
     kind: u16,
-    /// What follows the header.
+    /// The bytes after the header.
     body: Vec<u8>,
 }
 
@@ -65,7 +65,7 @@ impl Netlink {
         Ok(Netlink(socket))
     }
 
-    /// The number of the device of a name.
+    /// The index of the device with this name.
     pub(crate) fn index(&self, name: &str) -> Result<u32> {
         let body = [link(0, 0, 0), attribute(IFLA_IFNAME, &name_bytes(name))].concat();
         let answers = self.ask(RTM_GETLINK, 0, &body)?;
@@ -74,8 +74,8 @@ impl Netlink {
         index.with_context(|| format!("the kernel did not say which device `{name}` is"))
     }
 
-    /// Moves a device to another network namespace, where it has a name at once. The kernel takes
-    /// it down first.
+    /// Moves a device to another network namespace and renames it in the same step. The kernel
+    /// takes the device down first.
     pub(crate) fn move_to(&self, index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()> {
         let body = [
             link(index, 0, 0),
@@ -90,8 +90,8 @@ impl Netlink {
         self.ask(RTM_SETLINK, libc::NLM_F_ACK, &link(index, up, up)).map(drop)
     }
 
-    /// The addresses of a device that somebody has given to it, for everywhere: not those that it
-    /// has found by itself, or that mean something on this link or host only.
+    /// The permanent addresses of a device with global scope: not those that the device has found
+    /// by itself, or that are valid on this link or host only.
     pub(crate) fn addresses(&self, index: u32) -> Result<Vec<Address>> {
         let mut body = vec![0; ADDRESS];
         body[4..].copy_from_slice(&index.to_ne_bytes());
@@ -112,7 +112,7 @@ impl Netlink {
         self.ask(RTM_NEWADDR, flags, &body).map(drop)
     }
 
-    /// Sends a request and takes the answers, up to the last.
+    /// Sends a request and receives all answers.
     fn ask(&self, kind: u16, flags: i32, body: &[u8]) -> Result<Vec<Received>> {
         let flags = u16::try_from(flags | libc::NLM_F_REQUEST)?;
         let mut request = u32::try_from(HEADER + body.len())?.to_ne_bytes().to_vec();
@@ -126,7 +126,7 @@ impl Netlink {
         let dump = flags & u16::try_from(libc::NLM_F_DUMP)? == u16::try_from(libc::NLM_F_DUMP)?;
         let mut answers = Vec::new();
         loop {
-            // As large as the kernel makes a piece of a dump (netlink(7)).
+            // The size of the largest piece of a dump that the kernel sends (netlink(7)).
             let mut buffer = vec![0; 32768];
             let (_, length) = rustix::net::recv(&self.0, &mut buffer, RecvFlags::TRUNC)
                 .context("hear from the kernel")?;
@@ -136,7 +136,7 @@ impl Netlink {
                 match i32::from(answer.kind) {
                     libc::NLMSG_DONE => return Ok(answers),
                     libc::NLMSG_ERROR => {
-                        // The negative of an errno; 0 is an acknowledgement.
+                        // The negative of an errno. 0 is an acknowledgement.
                         let code = number(&answer.body, 0).unwrap_or(0).cast_signed();
                         if code != 0 {
                             bail!(Errno::from_raw_os_error(-code));
@@ -153,7 +153,7 @@ impl Netlink {
     }
 }
 
-/// `struct ifinfomsg`: the device, and its flags with those that shall change.
+/// `struct ifinfomsg`: the device, its flags, and a mask of the flags to change.
 fn link(index: u32, flags: u32, change: u32) -> Vec<u8> {
     [[0; 4], index.to_ne_bytes(), flags.to_ne_bytes(), change.to_ne_bytes()].concat()
 }
@@ -164,7 +164,7 @@ fn name_bytes(name: &str) -> Vec<u8> {
 
 /// `struct rtattr`, padded to the next multiple of four.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    // Names, addresses and numbers: some bytes.
+    // Names, addresses and numbers are a few bytes long.
     let length = u16::try_from(ATTRIBUTE + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
@@ -180,7 +180,7 @@ fn short(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The first message, and the bytes behind it.
+/// The first message, and the bytes after it.
 fn split(bytes: &[u8]) -> Option<(Received, &[u8])> {
     let length = usize::try_from(number(bytes, 0)?).ok()?;
     let body = bytes.get(HEADER..length)?.to_vec();
@@ -188,7 +188,7 @@ fn split(bytes: &[u8]) -> Option<(Received, &[u8])> {
     Some((Received { kind: short(bytes, 4)?, body }, rest))
 }
 
-/// An address that is worth keeping, from `struct ifaddrmsg`.
+/// Parses `struct ifaddrmsg`. Returns None for an address that `addresses` leaves out.
 fn lasting(body: &[u8], index: u32) -> Option<Address> {
     let &[family, prefix, flags, scope, ..] = body else { return None };
     let mut attributes = Vec::new();
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(netlink.index("lo").expect("loopback"), 1);
         let error = netlink.index("no-such-device").expect_err("no device");
         assert_eq!(error.downcast_ref(), Some(&Errno::NODEV));
-        // 127.0.0.1 and ::1 are for this host only.
+        // 127.0.0.1 and ::1 are valid on this host only.
         assert!(netlink.addresses(1).expect("a list").is_empty());
     }
 }

@@ -1,5 +1,5 @@
 //! The programs that map more ids than an ordinary user's own (`newuidmap(1)`, `newgidmap(1)`).
-//! Runs in the caller's process.
+//! Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::process::Command;
@@ -10,13 +10,13 @@ use rustix::process::Pid;
 
 use crate::interrupt;
 
-/// Whether an ordinary user may write these mappings without help: its own id, and no more.
+/// Whether an ordinary user may write these mappings without help: only the user's own id.
 pub(crate) fn is_own_only(mappings: &[LinuxIdMapping], own: u32) -> bool {
     matches!(mappings, [only] if only.size() == 1 && only.host_id() == own)
 }
 
-/// Has a privileged program map ids, `newuidmap(1)` or `newgidmap(1)`, which looks up what the user
-/// may use.
+/// Runs a privileged program that maps ids, `newuidmap(1)` or `newgidmap(1)`. The program checks
+/// which ids the user may use.
 pub(crate) fn map(program: &str, pid: Pid, mappings: &[LinuxIdMapping]) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(pid.to_string());

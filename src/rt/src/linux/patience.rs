@@ -1,6 +1,6 @@
-//! Waiting for a process that is half made, and that a container can hold up: who has a cgroup can
-//! freeze it, and a neighbour in the same pid namespace, with the rights for it, can stop it
-//! (SIGSTOP). No such wait is without an end. Runs in the caller's process.
+//! Waits for an unfinished process that a container can hold up. The owner of a cgroup can freeze
+//! the process. A neighbour in the same pid namespace, with the rights for it, can stop the process
+//! (SIGSTOP). So each wait has a limit. Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,37 +15,38 @@ use crate::linux::cgroups::Freezers;
 use crate::procfs;
 use crate::sync::{Message, Socket};
 
-/// How often rt looks whether a process that says nothing is held up.
+/// How often the runtime process checks whether a silent process is held up.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long a process may be frozen or stopped.
+/// How long a process may be frozen or stopped without a break.
 const HELD: Duration = Duration::from_secs(2);
 
-/// How long in all, if it runs for a moment in between: who may stop it may let it go on, too.
+/// How long a process may be held up in all. A neighbour that may stop the process may also let it
+/// run for a moment in between.
 const HELD_IN_ALL: Duration = Duration::from_secs(20);
 
-/// How long a process may take to its next message, when it works for nobody else.
+/// How long a process may take until its next message, if it waits for no other process.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What ends the wait for a message.
+/// The limits of the wait for a message.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    /// Where it is said that the process is frozen.
+    /// The files that tell whether the process is frozen.
     freezers: Freezers,
-    /// None where the process waits for others that may take their time: hooks, an agent that
+    /// None if the process waits for others that may take their time: hooks, or an agent that
     /// decides on system calls.
     longest: Option<Duration>,
 }
 
 impl Patience {
-    /// With init, which runs hooks.
+    /// For init, which runs hooks.
     pub(crate) fn with_init(freezers: Freezers) -> Patience {
         Patience { freezers, longest: None }
     }
 
-    /// With a process that joins a container which runs. `paused` is for a caller who knows that it
-    /// is frozen and waits until it is not, and `agent` for a filter that lets another process
-    /// decide.
+    /// For a process that joins a running container. `paused` means that the caller knows that the
+    /// container is frozen, and waits until it is thawed. `agent` means that another process
+    /// decides on the filter's calls.
     pub(crate) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
         Patience {
             freezers: if paused { Freezers::default() } else { freezers },
@@ -78,7 +79,7 @@ impl Patience {
         }
     }
 
-    /// Until there is a message, or the end of the stream.
+    /// Waits for a message or the end of the stream.
     fn wait(&self, socket: &Socket, pid: Pid) -> Result<()> {
         let start = Instant::now();
         let mut held: Option<(Instant, Held)> = None;
@@ -89,8 +90,8 @@ impl Patience {
                 watch.turn().context("wait for the other process")?;
                 turn += interrupt::TURN;
             }
-            // Where this process has the other end of the socket too, that is not the end of a
-            // stream.
+            // If the runtime process holds the other end of the socket too, the death of the
+            // process does not end the stream.
             if procfs::stat(pid)?.is_none_or(|stat| stat.dead)
                 && !is_ready(socket.as_fd(), PollFlags::IN, Duration::ZERO)?
             {
@@ -131,11 +132,11 @@ impl Patience {
     }
 }
 
-/// What holds a process up. Two looks that find the same have found one stop: a process under
-/// `strace` stops at each system call, and runs in between.
+/// The reason why a process is held up. Two equal results mean one and the same stop: a process
+/// under `strace` stops at each system call, but runs in between.
 #[derive(Debug, Eq, PartialEq)]
 struct Held {
     reason: &'static str,
-    /// How often it had run: [`procfs::switches`].
+    /// How often the process had run: [`procfs::switches`].
     ran: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! What a process is besides its program: user, groups, capabilities, limits (`process` in
-//! `config.json`). Runs in init.
+//! The properties of a process besides its program: user, groups, capabilities, limits (`process`
+//! in `config.json`). Runs in init.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -23,7 +23,7 @@ use crate::linux::mounts::{self, detached};
 use crate::linux::terminal;
 use crate::syscall::{self, SchedAttr};
 
-/// `rlimits` and `oomScoreAdj`, of this process or of another one that its caller sets them for.
+/// Sets `rlimits` and `oomScoreAdj`, of this process or of another one.
 pub(crate) fn limit(pid: Option<Pid>, process: &Process) -> Result<()> {
     if let Some(value) = process.oom_score_adj() {
         set_oom_score_adj(pid, value)?;
@@ -71,22 +71,23 @@ pub(crate) fn set_oom_score_adj(pid: Option<Pid>, value: i32) -> Result<()> {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let path = format!("/proc/{pid}/oom_score_adj");
     match fs::write(&path, value.to_string()) {
-        // An ordinary user may only make itself more likely to be killed.
+        // An ordinary user may only raise its own score.
         Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_host_root() => Ok(()),
         result => result.with_context(|| format!("write `oomScoreAdj`, {value}, to `{path}`")),
     }
 }
 
-/// Forgets the processors that the caller was confined to (`taskset(1)`, a service's
-/// `CPUAffinity=`): what this process makes runs where its cgroup allows. As runc does it.
+/// Drops the caller's CPU affinity (`taskset(1)`, a service's `CPUAffinity=`). So the processes of
+/// the container run on every processor that its cgroup allows. runc does the same.
 pub(crate) fn forget_affinity() {
-    // A filter around this runtime may forbid it. Then nothing is lost but processors.
+    // A filter around `rt` may forbid the call. Then the container has fewer processors, and
+    // nothing else changes.
     if let Err(error) = syscall::run_on_all_processors() {
         tracing::debug!("run on all processors: {error}");
     }
 }
 
-/// The processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`,
+/// Sets the processors to run on, as a list like `0-3,7` (`process.execCPUAffinity`,
 /// `sched_setaffinity(2)`).
 pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
     if list.is_empty() {
@@ -96,8 +97,8 @@ pub(crate) fn set_affinity(pid: Option<Pid>, list: &str) -> Result<()> {
         .with_context(|| format!("run on the processors `{list}`"))
 }
 
-/// How the processors and disks are shared with others (`process.scheduler`, `process.ioPriority`).
-/// Runs in the caller's process, which may do what root of a user namespace may not.
+/// Sets the scheduler and the i/o priority (`process.scheduler`, `process.ioPriority`). Runs in the
+/// runtime process, which has rights that root of a user namespace may lack.
 pub(crate) fn set_priorities(pid: Pid, process: &Process) -> Result<()> {
     if let Some(scheduler) = process.scheduler() {
         let name = scheduler.policy();
@@ -190,7 +191,7 @@ pub(crate) fn set_umask(umask: Option<u32>) {
     rustix::process::umask(Mode::from_raw_mode(umask.unwrap_or(0o022)));
 }
 
-/// A set of capabilities as the kernel has it.
+/// Converts names to the kernel's set of capabilities.
 pub(crate) fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
     let mut set = CapabilitySet::empty();
     for name in names.into_iter().flatten() {
@@ -201,12 +202,12 @@ pub(crate) fn set(names: Option<&Capabilities>) -> Result<CapabilitySet> {
     Ok(set)
 }
 
-/// Takes what is not in the bounding set from this process and all that it will ever start. While
-/// it is still privileged: it takes CAP_SETPCAP.
+/// Drops all other capabilities from the bounding set, for this process and all its descendants.
+/// This process must still be privileged, because dropping requires CAP_SETPCAP.
 pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<()> {
     let keep = set(capabilities.and_then(|capabilities| capabilities.bounding().as_ref()))?;
-    // By number, for a kernel may have more of them than have names here. The set of them has 64
-    // bits.
+    // By number, because a kernel may have more capabilities than the library has names for. The
+    // kernel's set has 64 bits.
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(capability) {
@@ -214,7 +215,7 @@ pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<
         }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
-            // This kernel has no more.
+            // This kernel has no more capabilities.
             Err(Errno::INVAL) => break,
             Err(error) => return Err(error).context("drop capabilities from the bounding set"),
         }
@@ -222,16 +223,16 @@ pub(crate) fn drop_bounding(capabilities: Option<&LinuxCapabilities>) -> Result<
     Ok(())
 }
 
-/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` says that
+/// Becomes the container's user, and keeps the capabilities for the moment. `is_root` means that
 /// root of the host makes the container.
 pub(crate) fn become_user(user: &User, keep_groups: bool, is_root: bool) -> Result<()> {
     if !keep_groups {
         let groups: Vec<Gid> =
             user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
         match rustix::thread::set_thread_groups(&groups) {
-            // Where a user namespace forbids setgroups(2), no group can be dropped; nobody asked
-            // for one either. Those of an ordinary user stay (`user_namespaces(7)`); root's would
-            // be a gift.
+            // If a user namespace forbids setgroups(2), this process cannot drop groups, but the
+            // configuration asks for none either. An ordinary user's groups stay
+            // (`user_namespaces(7)`). Root's groups would give the container extra rights.
             Err(Errno::PERM) if groups.is_empty() && (!is_root || has_no_groups()?) => {}
             result => result.context("set the additional groups")?,
         }
@@ -249,9 +250,9 @@ fn has_no_groups() -> Result<bool> {
     Ok(groups.is_empty())
 }
 
-/// The capabilities that the program starts with; `spare` are permitted besides, and not in force.
-/// The order is the kernel's (`capabilities(7)`): ambient ones must be permitted and inheritable
-/// first.
+/// Sets the capabilities that the program starts with. The `spare` ones are permitted too, but not
+/// effective. The order is the kernel's (`capabilities(7)`): a capability must be permitted and
+/// inheritable before it can be ambient.
 pub(crate) fn set_capabilities(
     capabilities: Option<&LinuxCapabilities>,
     spare: CapabilitySet,
@@ -262,8 +263,8 @@ pub(crate) fn set_capabilities(
     rustix::thread::clear_ambient_capability_set().context("clear the ambient capabilities")?;
     for capability in set(capabilities.and_then(|c| c.ambient().as_ref()))?.iter() {
         match rustix::thread::configure_capability_in_ambient_set(capability, true) {
-            // It is not permitted and inheritable: podman's `exec --user` writes such sets, and
-            // runc and crun pass over it.
+            // The capability is not both permitted and inheritable. podman's `exec --user` writes
+            // such sets, and runc and crun ignore the ambient capability.
             Err(Errno::PERM) => {}
             set => set.with_context(|| format!("set ambient capability {capability:?}"))?,
         }
@@ -271,8 +272,9 @@ pub(crate) fn set_capabilities(
     Ok(())
 }
 
-/// Does something that takes capabilities which [`set_capabilities`] has spared, and gives them up:
-/// in one system call, which the container's filter has to allow if it was loaded in between.
+/// Runs a step that requires capabilities which [`set_capabilities`] has spared, and drops them.
+/// The drop is one system call. The container's filter must allow this call if it was loaded in
+/// between.
 pub(crate) fn with_spare<T>(
     capabilities: Option<&LinuxCapabilities>,
     spare: CapabilitySet,
@@ -303,9 +305,9 @@ fn sets(capabilities: Option<&LinuxCapabilities>) -> Result<CapabilitySets> {
     })
 }
 
-/// Puts the container's own `/dev/null` in the place of the host's, as runc does: it is a file of
-/// the host's mounts, by which a program could look at them, and which no checkpoint would hold.
-/// Runs in the container's root.
+/// Replaces the host's `/dev/null` by the container's own, as runc does. The host's file is on a
+/// mount of the host, which a program could look at, and which no checkpoint could contain. Runs in
+/// the container's root.
 pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let theirs = streams.map(detached::is_null);
@@ -314,8 +316,8 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     }
     let null = match open_null().map_or_else(private_null, Ok) {
         Ok(null) => null,
-        // In a user namespace no device can be made. If it lacks root of the host, none of its
-        // users may change the host's.
+        // In a user namespace, no process can make a device. If the namespace lacks the host's
+        // root, none of its users may change the host's `/dev/null`.
         Err(_) if lacks_root => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -328,8 +330,8 @@ pub(crate) fn own_null(lacks_root: bool) -> Result<()> {
     put().map(drop).context("take the container's `/dev/null`")
 }
 
-/// A null device that nobody else has, on a filesystem that is mounted nowhere: for a container
-/// that has lost its own.
+/// Makes a null device that no other process has, on a detached mount. It is for a container that
+/// has lost its own.
 fn private_null() -> Result<OwnedFd> {
     let make = || -> Result<OwnedFd> {
         let options = mounts::Options::parse(&["size=4k", "nr_inodes=2"].map(str::to_owned))?;
@@ -343,9 +345,10 @@ fn private_null() -> Result<OwnedFd> {
     make().context("the container has no `/dev/null`: make one")
 }
 
-/// The `/dev/null` that this process sees. None where something else is in its place, or nothing.
+/// Opens the `/dev/null` that this process sees. Returns None if the file is missing or is not the
+/// null device.
 pub(crate) fn open_null() -> Option<OwnedFd> {
-    // A fifo would be waited for, were it not for NONBLOCK.
+    // Without NONBLOCK, a fifo would block here.
     let flags =
         OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty()).ok()?;
@@ -356,13 +359,13 @@ pub(crate) fn open_null() -> Option<OwnedFd> {
     Some(null)
 }
 
-/// Gives the container's user what it reads from and writes to, as crun does: a program that opens
-/// `/dev/stdout` again would otherwise be refused, and a file that only its group may write to is
-/// its user's own. A terminal keeps its group, `tty`.
+/// Gives the standard streams to the container's user, as crun does. Otherwise a program could not
+/// open `/dev/stdout` again. The group changes too, because some files can only be written to by
+/// their group. A terminal keeps its group, `tty`.
 ///
-/// An owner can change the mode, and so write to what was opened for reading. So the user gets a
-/// regular file only if it was opened for writing, and never a directory or a device of the host's,
-/// such as its console or `/dev/tty`.
+/// An owner can change the mode, and so write to a file that was opened for reading. So the user
+/// gets a regular file only if it was opened for writing. The user never gets a directory or a
+/// device of the host, such as its console or `/dev/tty`.
 pub(crate) fn own_stdio(user: &User) -> Result<()> {
     let streams: [BorrowedFd<'_>; 3] =
         [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -379,7 +382,8 @@ pub(crate) fn own_stdio(user: &User) -> Result<()> {
             continue;
         }
         match rustix::fs::fchown(stream.as_fd(), Some(uid), group) {
-            // Not ours to give: a file of another user, or on a read-only or foreign filesystem.
+            // This process may not change the owner: the file belongs to another user, or is on a
+            // read-only or foreign filesystem.
             Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS | Errno::ACCESS) => {}
             Err(error) => {
                 return Err(error).context("give standard streams to the container's user");

@@ -1,7 +1,7 @@
-//! Programs that say when they are ready (`sd_notify(3)`). When `rt` itself was started by a
-//! service manager that wants to hear it, the container gets a socket of its own, and what is said
-//! there is passed on: the manager's is none of the container's business, and takes nothing from
-//! processes that it does not know. Runs in the caller's process, but for [`mount`].
+//! Readiness notifications of programs (`sd_notify(3)`). If the caller is a service whose manager
+//! wants notifications, the container gets a socket of its own, and `rt` passes the messages on.
+//! The container must not reach the manager's socket itself, and the manager accepts no messages
+//! from processes that it does not know. Runs in the runtime process, except [`mount`].
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,15 +21,15 @@ use crate::linux::rootfs::Rootfs;
 use crate::syscall::{self, MountAttr};
 use crate::{scm_rights, trust};
 
-/// Where the socket is in the container, and what it is called there. As with runc.
+/// The socket's directory and name in the container. As with runc.
 pub(crate) const FOLDER: &str = "/run/notify";
 const NAME: &str = "notify.sock";
 
-/// How long the manager may take to have understood.
+/// How long the manager may take to read the messages.
 const BARRIER: Duration = Duration::from_secs(30);
 
-/// What a container may say about itself; which process it is and what it leaves with the manager
-/// are not among it.
+/// The messages that a container may send about itself. It may not change the main process, or
+/// store descriptors in the manager.
 const PASSED: [&str; 8] = [
     "READY=",
     "RELOADING=",
@@ -41,9 +41,9 @@ const PASSED: [&str; 8] = [
     "EXTEND_TIMEOUT_USEC=",
 ];
 
-/// A connection to the manager, if it wants to hear something. The variable alone means little: a
-/// shell that a service has started keeps it for years, and so does what is started there. Where
-/// nobody listens, nobody is told.
+/// A connection to the manager, if it wants messages. The variable alone does not mean that: a
+/// shell of a service keeps it for years, and so do the shell's children. If no manager listens,
+/// `rt` sends nothing.
 fn manager() -> Result<Option<OwnedFd>> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
         return Ok(None);
@@ -55,7 +55,7 @@ fn manager() -> Result<Option<OwnedFd>> {
             [b'@', name @ ..] => {
                 Ok(rustix::net::connect(&manager, &SocketAddrUnix::new_abstract_name(name)?)?)
             }
-            // By descriptor: an address has no more than 108 bytes.
+            // By descriptor, because an address has at most 108 bytes.
             _ => {
                 let there = trust::look_up(Path::new(&path))?;
                 let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
@@ -80,24 +80,24 @@ pub(crate) fn variable() -> String {
     format!("NOTIFY_SOCKET={FOLDER}/{NAME}")
 }
 
-/// The folder of the socket. On the host it is in a directory that only its owner can pass, so the
-/// container reaches it by its mount alone, and other users and containers do not.
+/// The directory of the socket. On the host, it is in a directory that only its owner can enter. So
+/// the container reaches it only through its mount, and other users and containers do not reach it.
 #[derive(Debug)]
 pub(crate) enum Folder {
-    /// A mount that is not attached yet.
+    /// A detached mount.
     Opened(OwnedFd),
-    /// An ordinary user's, who may open no mount: init can, and is the same user.
+    /// The path, for an ordinary user's runtime process, which may not open mounts. Init may, and
+    /// runs as the same user.
     Named(PathBuf),
 }
 
-/// Makes the folder that the container will see, if its manager wants to hear something, and opens
-/// it for init, which as root of a user namespace cannot come there. The socket is made when the
-/// container starts.
+/// Makes the directory that the container will see, if the manager wants messages. Opens it for
+/// init, because root of a user namespace cannot reach it. `start` makes the socket.
 pub(crate) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     if manager()?.is_none() {
         return Ok(None);
     }
-    // In the container, for all of its users.
+    // All users of the container need access.
     rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
         .with_context(|| format!("make `{}`", path.display()))?;
     match mounts::detached::clone_tree(CWD, &path, false) {
@@ -106,10 +106,10 @@ pub(crate) fn prepare(path: PathBuf) -> Result<Option<Folder>> {
     }
 }
 
-/// Restricts the mount of the folder, if it could be opened.
+/// Restricts the mount of the directory, if it could be opened.
 fn open(path: &Path, mount: rustix::io::Result<OwnedFd>) -> Result<OwnedFd> {
     let mount = mount.with_context(|| format!("open `{}`", path.display()))?;
-    // Nothing of the host's that is mounted there later shall be seen.
+    // The container shall not see later mounts of the host in this directory.
     let propagation = libc::MS_PRIVATE;
     let attr = MountAttr { set: RESTRICTIONS, propagation, ..MountAttr::default() };
     syscall::mount_setattr(mount.as_fd(), attr, false)
@@ -117,13 +117,13 @@ fn open(path: &Path, mount: rustix::io::Result<OwnedFd>) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// What the container may not do with it.
+/// The restrictions of the mount.
 pub(crate) const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY
     | libc::MOUNT_ATTR_NOSUID
     | libc::MOUNT_ATTR_NODEV
     | libc::MOUNT_ATTR_NOEXEC;
 
-/// Shows the folder to the container. Runs in init, before the root is changed.
+/// Shows the directory to the container. Runs in init, before init changes the root.
 pub(crate) fn mount(rootfs: &mut Rootfs, folder: Folder) -> Result<()> {
     let mount = match folder {
         Folder::Opened(mount) => mount,
@@ -136,7 +136,7 @@ pub(crate) fn mount(rootfs: &mut Rootfs, folder: Folder) -> Result<()> {
         .with_context(|| format!("mount `{FOLDER}`"))
 }
 
-/// The container's socket, and the way to the manager.
+/// The container's socket, and the connection to the manager.
 #[derive(Debug)]
 pub(crate) struct Relay {
     ours: OwnedFd,
@@ -144,21 +144,22 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// None when nobody wants to hear, or the container was made without a socket.
+    /// Returns None if no manager listens, or if the container was made without a socket.
     pub(crate) fn open(folder: &Path) -> Result<Option<Relay>> {
         if !folder.is_dir() {
             return Ok(None);
         }
         let Some(manager) = manager()? else { return Ok(None) };
         let ours = socket()?;
-        // The state's path may be longer than an address.
+        // The state's path may be longer than a socket address.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(folder, flags, Mode::empty())
             .with_context(|| format!("open `{}`", folder.display()))?;
         let path = format!("/proc/self/fd/{}/{NAME}", opened.as_raw_fd());
         let bind = || {
-            // For whoever the container's user is. A socket hands its mode on to its file, less the
-            // umask (unix(7)); to change that of the file would be to go by its name once more.
+            // The socket is for any user of the container. A socket passes its mode on to its file,
+            // less the umask (unix(7)). To change the file's mode would be a second look-up of its
+            // name.
             rustix::fs::fchmod(&ours, Mode::from_raw_mode(0o666))?;
             let umask = rustix::process::umask(Mode::empty());
             let bound = rustix::net::bind(&ours, &SocketAddrUnix::new(&path)?);
@@ -169,8 +170,9 @@ impl Relay {
         Ok(Some(Relay { ours, manager }))
     }
 
-    /// For a list of what to wait for: readable when the container says something, never if there
-    /// is no relay. Then `other` stands in for it, which must be in the list already.
+    /// An entry for a list to poll: readable when the container sends a message. Without a relay,
+    /// the entry never becomes readable: `other`, which must be in the list already, stands in for
+    /// it.
     pub(crate) fn polled<'a>(relay: Option<&'a Relay>, other: &'a OwnedFd) -> PollFd<'a> {
         match relay {
             Some(relay) => PollFd::new(&relay.ours, PollFlags::IN),
@@ -178,7 +180,7 @@ impl Relay {
         }
     }
 
-    /// Passes on one message; says whether the container is ready with it.
+    /// Passes on one message. Returns whether it says that the container is ready.
     pub(crate) fn pass(&self) -> Result<bool> {
         let mut bytes = [0; 4096];
         let length = match rustix::net::recv(&self.ours, &mut bytes, RecvFlags::DONTWAIT) {
@@ -193,8 +195,8 @@ impl Relay {
         Ok(said.iter().any(|line| line == "READY=1"))
     }
 
-    /// Waits until the container is ready or has ended. Then its first process is the service,
-    /// since this one ends.
+    /// Waits until the container is ready or has ended. If it is ready, its first process becomes
+    /// the service's main process, because the runtime process ends.
     pub(crate) fn wait_until_ready(&self, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<()> {
         loop {
             let mut polled = [
@@ -217,8 +219,8 @@ impl Relay {
         }
     }
 
-    /// Until the manager has read all of it: it looks at who has sent a message, and this process
-    /// is about to end (`sd_notify_barrier(3)`).
+    /// Waits until the manager has read all messages. The manager looks at the sender of a message,
+    /// and the runtime process is about to end (`sd_notify_barrier(3)`).
     fn wait_for_the_manager(&self) -> Result<()> {
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
@@ -236,8 +238,8 @@ impl Relay {
     }
 }
 
-/// What of a message is passed on: lines of known names, of characters that can be printed. systemd
-/// ends a line at a carriage return too.
+/// The lines of a message to pass on: known names, and printable characters only. systemd ends a
+/// line at a carriage return too.
 fn passed(message: &[u8]) -> Vec<String> {
     let lines = message.split(|byte| matches!(byte, b'\n' | b'\r' | 0));
     let lines = lines.map(|line| String::from_utf8_lossy(line).into_owned());

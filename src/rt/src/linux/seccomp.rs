@@ -1,9 +1,9 @@
-//! System call filters (`seccomp(2)`, `linux.seccomp` in `config.json`): compiled in the caller's
-//! process, loaded by init.
+//! System call filters (`seccomp(2)`, `linux.seccomp` in `config.json`). The runtime process
+//! compiles a filter, and init loads it.
 //!
-//! Own code, not libcontainer's: that compiles in init, where every page it touches is copied
-//! first, knows no cache, and can set only the flags that its libseccomp knows. libseccomp still
-//! does the compiling, in [`compile`].
+//! This is our own code. libcontainer compiles in init, where every page that it touches is copied
+//! first, has no cache, and can set only the flags that its libseccomp knows. libseccomp still does
+//! the compiling, in [`compile`].
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -34,21 +34,22 @@ pub(crate) struct Filter {
     program: Vec<sock_filter>,
     /// `SECCOMP_FILTER_FLAG_*`.
     flags: u64,
-    /// Whether some call is to be decided by another process.
+    /// Whether another process decides on some calls.
     notifies: bool,
-    /// The kernel may find it wrong: not libseccomp has made it.
+    /// The kernel may refuse the program, because it did not come from libseccomp.
     raw: bool,
 }
 
-/// Fails where the configuration names a call that neither libseccomp nor rt knows. Otherwise such
-/// a rule is left out where that takes nothing away: it allows something, or the kernel is old
-/// enough that it has no such call.
+/// Fails if the configuration names a call that neither libseccomp nor `rt` knows. Without this
+/// annotation, `rt` leaves such a rule out if that is safe: the rule allows something, or the
+/// kernel is too old to have such a call.
 const FAIL_UNKNOWN: &str = "run.oci.seccomp_fail_unknown_syscall";
 
-/// A whole filter in the kernel's format, in base64, in place of the configuration's.
+/// A whole filter in the kernel's format, in base64. It replaces the filter of the configuration.
 const RAW: &str = "run.oci.seccomp_bpf_data";
 
-/// The longest program that the kernel takes: `BPF_MAXINSNS`, `<linux/bpf_common.h>`.
+/// The longest program that the kernel accepts, in instructions: `BPF_MAXINSNS`,
+/// `<linux/bpf_common.h>`.
 const LONGEST: usize = 4096;
 
 /// Whether [`prepare`] makes a filter.
@@ -57,8 +58,8 @@ pub(crate) fn is_asked_for(spec: &Spec) -> bool {
     annotation(spec, RAW).is_some() || seccomp.is_some()
 }
 
-/// The filter that a configuration asks for, if it does. Compiled filters are kept in `cache`. Runs
-/// in the caller's process.
+/// The filter that a configuration asks for, if any. `cache` keeps compiled filters. Runs in the
+/// runtime process.
 pub(crate) fn prepare(spec: &Spec, cache: &Path) -> Result<Option<Filter>> {
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let program = match (annotation(spec, RAW), seccomp) {
@@ -75,11 +76,12 @@ pub(crate) fn prepare(spec: &Spec, cache: &Path) -> Result<Option<Filter>> {
     if notifies {
         flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
         if flags & libc::SECCOMP_FILTER_FLAG_TSYNC != 0 {
-            // The kernel takes both only if it may report a failure by an errno (seccomp(2)).
+            // The kernel accepts both flags only together with this one, which lets it report a
+            // failure by an errno (seccomp(2)).
             flags |= libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
         }
     } else {
-        // It is about notifications only, and refused without.
+        // The flag concerns notifications only, and the kernel refuses it without them.
         flags &= !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     }
     Ok(Some(Filter { program, flags, notifies, raw: annotation(spec, RAW).is_some() }))
@@ -117,7 +119,8 @@ fn compiled(seccomp: &LinuxSeccomp, strict: bool, cache: &Path) -> Result<Vec<so
     Ok(program)
 }
 
-/// A program as the kernel has it in memory; None if that is not what the bytes are.
+/// Converts bytes to a program as the kernel has it in memory. Returns None if they are not a
+/// program.
 fn instructions(bytes: &[u8]) -> Option<Vec<sock_filter>> {
     let (chunks, rest) = bytes.as_chunks::<8>();
     let instruction = |&[a, b, jt, jf, k @ ..]: &[u8; 8]| sock_filter {
@@ -139,8 +142,8 @@ fn bytes(program: &[sock_filter]) -> Vec<u8> {
 }
 
 impl Filter {
-    /// Whether nothing is lost when it is loaded at the last moment: nobody waits for its listener,
-    /// and the kernel will take it.
+    /// Whether init can load the filter at the last moment: no agent waits for its listener, and
+    /// the kernel will accept it.
     pub(crate) fn can_wait(&self) -> bool {
         !self.notifies && !self.raw && syscall::seccomp_knows_flags(self.flags)
     }
@@ -152,18 +155,17 @@ impl Filter {
             .map(drop)
     }
 
-    /// Whether somebody has to be there who decides.
+    /// Whether the filter requires an agent.
     pub(crate) fn notifies(&self) -> bool {
         self.notifies
     }
 
-    /// Loads the filter into this process, for good. Runs in init. The listener that may be
-    /// returned has to stay open until the caller's process has taken its own
-    /// ([`Receiver::serve`]).
+    /// Loads the filter into this process, for good. Runs in init. The returned listener has to
+    /// stay open until the runtime process has taken its own ([`Receiver::serve`]).
     pub(crate) fn load(&self, socket: &Socket) -> Result<Option<OwnedFd>> {
         if self.notifies {
-            // Once the filter is loaded, this process may not be able to say anything. What the
-            // kernel opens next has the lowest number that is free.
+            // After the filter is loaded, init may not be able to send messages. The kernel will
+            // open the listener as the lowest free descriptor.
             socket.send(&Message::Listener(socket.next_descriptor()?))?;
         }
         syscall::seccomp_set_mode_filter(self.flags, &self.program)
@@ -171,8 +173,8 @@ impl Filter {
     }
 }
 
-/// Where the listener of a filter that notifies is sent. Connected before anything is made: an
-/// agent that is not there is an error of `create`. Runs in the caller's process.
+/// Connects to the agent that gets the listener of a notifying filter. This happens before anything
+/// is made, so that a missing agent is an error of `create`. Runs in the runtime process.
 pub(crate) fn receiver(spec: &Spec, filter: Option<&Filter>) -> Result<Option<Receiver>> {
     if !filter.is_some_and(Filter::notifies) {
         return Ok(None);

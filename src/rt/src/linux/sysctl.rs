@@ -1,4 +1,4 @@
-//! `linux.sysctl`: kernel parameters, as far as they belong to a namespace of the container's own.
+//! `linux.sysctl`: kernel parameters that belong to one of the container's own namespaces.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -9,7 +9,8 @@ use oci_spec::runtime::Spec;
 
 use crate::linux::namespaces::Namespaces;
 
-/// Refuses what would change the host, or what another field sets. Runs in the caller's process.
+/// Refuses parameters that would change the host, or that another field sets. Runs in the runtime
+/// process.
 pub(crate) fn check(
     parameters: &HashMap<String, String>,
     spec: &Spec,
@@ -44,10 +45,10 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Sets them. Runs in init, in its namespaces, while the host's `/proc` can still be seen: the
-/// container's may be read-only.
+/// Sets the parameters. Runs in init, in its namespaces, while init still sees the host's `/proc`.
+/// The container's `/proc` may be read-only.
 pub(crate) fn set(parameters: &HashMap<String, String>) -> Result<()> {
-    // What is for all comes before what is for one: `net.ipv4.ip_forward` sets
+    // A parameter for all devices comes before one for a single device: `net.ipv4.ip_forward` sets
     // `net.ipv4.conf.eth0.forwarding` too.
     let mut parameters: Vec<(&String, &String)> = parameters.iter().collect();
     parameters.sort_by_key(|(name, _)| (path(name).matches('/').count(), *name));
@@ -59,7 +60,7 @@ pub(crate) fn set(parameters: &HashMap<String, String>) -> Result<()> {
 }
 
 /// `net.ipv4.conf.eth0/1.mtu` and `net/ipv4/conf/eth0.1/mtu` are the same parameter (sysctl(8)):
-/// the first separator that occurs is the separator.
+/// the first separator in the name is the separator.
 fn path(name: &str) -> String {
     match name.find(['.', '/']) {
         Some(at) if name.as_bytes()[at] == b'.' => name

@@ -23,7 +23,7 @@ use crate::{scm_rights, trust};
 /// How long a caller's socket may be full.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connects to a socket of the caller's. Runs in the caller's process.
+/// Connects to a socket of the caller. Runs in the runtime process.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -31,11 +31,11 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // One that listens, and takes nobody for now, is waited for; not without end.
+    // If the listener has a full queue, we wait, but not for ever.
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))
         .context("limit the wait for the socket")?;
-    // By descriptor: no link of another user's leads there, and an address has no more than 108
-    // bytes.
+    // By descriptor, so that no link of another user leads there, and because an address has at
+    // most 108 bytes.
     let connect = || -> Result<()> {
         let there = trust::look_up(path)?;
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
@@ -56,8 +56,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, name: &str, descriptor: BorrowedFd<'_
         .with_context(|| format!("send `{name}`"))
 }
 
-/// Has the terminal of a process that runs in the foreground begin with the size of ours, if
-/// standard input is one: a program looks at it before the first change of the size could reach it.
+/// If standard input is a terminal, copies its size to the process of a `run` in the foreground. A
+/// program looks at the size before our first change of it could reach the program.
 pub(crate) fn begin_with_own_size(process: &mut Process) {
     let Ok(size) = rustix::termios::tcgetwinsize(rustix::stdio::stdin()) else { return };
     if size.ws_row != 0
@@ -68,7 +68,7 @@ pub(crate) fn begin_with_own_size(process: &mut Process) {
     }
 }
 
-/// Receives one descriptor. Runs in the caller's process, for `run` in the foreground.
+/// Receives one descriptor. Runs in the runtime process, for `run` in the foreground.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut name = [0; 64];
     let (_, mut descriptors) =
@@ -77,9 +77,9 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// Makes the terminal in the container's own devpts, makes it this process's standard streams and
-/// controlling terminal, and sends the master to the caller. It is the container's `/dev/console`
-/// too if it is the first process's. Runs in init, as a session leader, before the root is changed,
-/// and in a process that `exec` starts.
+/// controlling terminal, and sends the master to the caller. The first process's terminal is the
+/// container's `/dev/console` too. Runs in init, as a session leader, before init changes the root,
+/// and in a process of `exec`.
 pub(crate) fn set_up(
     rootfs: &Rootfs,
     process: &Process,
@@ -88,7 +88,7 @@ pub(crate) fn set_up(
 ) -> Result<()> {
     let master = open_ptmx(rootfs).context("open `/dev/pts/ptmx` in the rootfs")?;
     rustix::pty::unlockpt(&master).context("unlock the terminal")?;
-    // By descriptor: a path to the other end could be another file by now.
+    // By descriptor, because a path to the slave could lead to another file by now.
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).context("open the terminal")?;
     if let Some(size) = process.console_size() {
@@ -108,8 +108,8 @@ pub(crate) fn set_up(
             .context("give the terminal to the container's user")?;
     }
     if is_console {
-        // By a mount: a node of its number would be the host's console.
-        // What an image's link leads to is to be left alone (CVE-2025-52565).
+        // By a mount: a device node of the same number would be the host's console. The link of an
+        // image must not redirect this mount (CVE-2025-52565).
         let console = rootfs.make_without_following(Path::new("/dev/console"), false)?;
         let mount = mounts::detached::clone_tree(slave.as_fd(), Path::new(""), false)
             .context("clone the terminal's mount")?;
@@ -126,8 +126,8 @@ pub(crate) fn set_up(
 /// From `<linux/magic.h>`.
 const DEVPTS_SUPER_MAGIC: FsWord = 0x1cd1;
 
-/// Opens the device by which a terminal is made. Any other that an image may have there is not
-/// opened: with a device, that may do something already.
+/// Opens the device that makes a terminal. We do not open another device that an image may have put
+/// there, because opening a device may already have an effect.
 fn open_ptmx(rootfs: &Rootfs) -> Result<OwnedFd> {
     const MISSING: &str = "a terminal needs a devpts mount";
     let folder =
@@ -138,7 +138,8 @@ fn open_ptmx(rootfs: &Rootfs) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&folder, "ptmx", flags, Mode::empty())?)
 }
 
-/// Whether a file is a terminal that a program made, and none of a machine's, such as its console.
+/// Whether a file is a pseudo-terminal that a program made, and not a terminal of the host, such as
+/// its console.
 pub(crate) fn is_in_devpts(file: BorrowedFd<'_>) -> bool {
     let found = rustix::fs::fstatfs(file);
     found.is_ok_and(|there| there.f_type == DEVPTS_SUPER_MAGIC) && rustix::termios::isatty(file)
@@ -148,7 +149,8 @@ pub(crate) fn is_in_devpts(file: BorrowedFd<'_>) -> bool {
 #[derive(Debug)]
 pub(crate) struct Proxy {
     master: OwnedFd,
-    /// How our own terminal was, if standard input is one: put back at the end.
+    /// The original settings of our own terminal, if standard input is one. They are restored at
+    /// the end.
     saved: Option<Termios>,
     to_container: Vec<u8>,
     to_us: Vec<u8>,
@@ -159,8 +161,8 @@ impl Proxy {
     pub(crate) fn new(master: OwnedFd) -> Result<Proxy> {
         let stdin = rustix::stdio::stdin();
         let saved = rustix::termios::tcgetattr(stdin).ok();
-        // That it takes something does not mean that it takes all: who has the other end could let
-        // this process wait for ever.
+        // A writable terminal may accept only a part of the bytes. Without NONBLOCK, the owner of
+        // the other end could block this process for ever.
         let flags = rustix::fs::fcntl_getfl(&master).context("look at the terminal")?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)
             .context("make the terminal one that is not waited for")?;
@@ -176,8 +178,8 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Until the container has ended and all that it wrote is passed on. `forward` gets each signal
-    /// but SIGWINCH, which means a new size.
+    /// Runs until the container has ended and all its output is passed on. `forward` gets each
+    /// signal but SIGWINCH, which means a new size.
     pub(crate) fn run(
         mut self,
         pidfd: BorrowedFd<'_>,
@@ -203,7 +205,7 @@ impl Proxy {
                     rustix::stdio::stdout(),
                     only_if(holds_back, PollFlags::OUT),
                 ),
-                // A terminal that is hung up would be reported again and again.
+                // `poll(2)` would report a hung-up terminal again and again.
                 if drained {
                     PollFd::new(signals, none)
                 } else {
@@ -213,7 +215,7 @@ impl Proxy {
                 PollFd::new(signals, PollFlags::IN),
                 Relay::polled(relay, signals),
             ];
-            // When it has ended, what is left in the terminal is passed on without waiting for
+            // After the container's end, we pass on the rest in the terminal without waiting for
             // more.
             let limit = (ended && !holds_back).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
             match rustix::event::poll(&mut polled, limit.as_ref()) {
@@ -237,7 +239,7 @@ impl Proxy {
                     } else {
                         forward(signal);
                     }
-                    // Nobody takes what is left, and somebody wants an end.
+                    // The output is not being read, and this signal asks for an end.
                     if ended && crate::signals::ENDING.contains(&signal) {
                         return Ok(());
                     }
@@ -249,8 +251,8 @@ impl Proxy {
             if master.contains(PollFlags::OUT) {
                 send_from(self.master.as_fd(), &mut self.to_container);
             }
-            // Signals are passed on meanwhile: a reader that does not read must not hold this
-            // process up.
+            // Signals are passed on meanwhile: a reader that does not read must not block this
+            // process.
             if holds_back && !stdout.is_empty() {
                 send_from(rustix::stdio::stdout(), &mut self.to_us);
             }
@@ -258,8 +260,8 @@ impl Proxy {
             if master.contains(PollFlags::IN) {
                 more = receive_into(self.master.as_fd(), &mut self.to_us);
             }
-            // A hang-up means that nobody in the container has the terminal open; it may be opened
-            // again.
+            // A hang-up means that no process in the container has the terminal open. A process may
+            // open it again.
             drained |= ended && !more;
             if drained && self.to_us.is_empty() {
                 return Ok(());
@@ -284,7 +286,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         if let Some(saved) = &self.saved {
-            // Nothing can be done about a terminal that is gone.
+            // The terminal may be gone. We cannot do anything about that.
             let _ =
                 rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, saved);
         }
@@ -293,11 +295,10 @@ impl Drop for Proxy {
 
 const BUFFER: usize = 8192;
 
-/// How long to look away from a terminal that is hung up, which `poll(2)` reports at once and for
-/// ever.
+/// How long to ignore a hung-up terminal, which `poll(2)` reports at once and for ever.
 const HUNG_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// False at the end of the stream; a pty says EIO for that.
+/// Returns false at the end of the stream. A pty answers EIO for that.
 fn receive_into(from: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
     let mut bytes = [0; BUFFER];
     match rustix::io::read(from, &mut bytes) {
@@ -310,9 +311,10 @@ fn receive_into(from: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
     }
 }
 
-/// False when the other side takes nothing any more; what it did not take is dropped then.
+/// Returns false if the other side accepts no more bytes. The rest is dropped then.
 fn send_from(to: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> bool {
-    // What a pipe takes without waiting once `poll(2)` says that it takes something.
+    // The number of bytes that a pipe accepts without blocking after `poll(2)` has reported it
+    // writable.
     const CHUNK: usize = 4096;
     match rustix::io::write(to, &buffer[..buffer.len().min(CHUNK)]) {
         Ok(length) => {

@@ -3,7 +3,7 @@
 
 use rustix::fs::FileType;
 
-/// Character devices, their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
+/// Character devices, with their numbers from the kernel's `Documentation/admin-guide/devices.txt`.
 pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -13,7 +13,7 @@ pub(crate) const DEFAULT: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
-/// Whether a device is one that every container has.
+/// Whether every container has this device.
 pub(crate) fn is_default(kind: FileType, number: u64) -> bool {
     let is_it = |&(_, major, minor): &(_, u32, u32)| rustix::fs::makedev(major, minor) == number;
     kind == FileType::CharacterDevice && DEFAULT.iter().any(is_it)

@@ -1,4 +1,4 @@
-//! The option `tmpcopyup`: a new tmpfs gets what it hides. Runs in init.
+//! The option `tmpcopyup`: a new tmpfs gets a copy of the directory that it hides. Runs in init.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, OsStr};
@@ -13,20 +13,20 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use crate::linux::devices::defaults;
 use crate::linux::host_proc::HostProc;
 
-/// How many directories may lie in each other; images have a few dozen. Each holds three
-/// descriptors while what is below it is copied, and a process usually has 1024.
+/// The limit of nested directories. Images have a few dozen. Each directory holds three descriptors
+/// while its content is copied, and a process usually has 1024.
 const DEEPEST: usize = 256;
 
-/// How many characters of a path an error shows. An image chooses the path, and a message must not
-/// lose its cause to it.
+/// The number of a path's characters that an error shows. An image chooses the path, and must not
+/// be able to hide the cause of an error behind it.
 const SHOWN: usize = 200;
 
 /// Fills a new tmpfs from the directory that it is about to hide: names, contents, modes and
 /// owners.
 ///
-/// The directory may be a volume's, where others rename and exchange files meanwhile. So each name
-/// is looked up once, with `O_PATH`, which waits for nobody (a fifo, a device); what was looked up
-/// decides what is done. The tmpfs is nobody else's yet.
+/// The directory may be in a volume, in which neighbours rename and exchange files meanwhile. So
+/// init looks up each name once, with `O_PATH`, which never blocks (on a fifo or a device). The
+/// file that init found decides the rest. No other process can reach the tmpfs yet.
 pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>, proc: &HostProc) -> Result<()> {
     let from = reopen(from).context("open the directory to copy")?;
     let mut copy = Copy { path: PathBuf::new(), depth: 0, proc };
@@ -43,18 +43,18 @@ fn reopen(directory: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
 }
 
 struct Copy<'a> {
-    /// Of what is copied at the moment: one path, however deep that is. An error names it once.
+    /// The path that is copied at the moment: one path at any depth. An error names it once.
     path: PathBuf,
     depth: usize,
     proc: &'a HostProc,
 }
 
-/// What was made for a name: not yet its owner's, and without its mode.
+/// The copy of a name: not yet given to its owner, and without its mode.
 struct Made {
     copied: OwnedFd,
     metadata: Stat,
     kind: FileType,
-    /// The directory to copy into it.
+    /// The directory whose content is to be copied into it.
     below: Option<OwnedFd>,
 }
 
@@ -96,7 +96,7 @@ impl Copy<'_> {
         let mode = Mode::from_raw_mode(metadata.st_mode);
         let kind = FileType::from_raw_mode(metadata.st_mode);
         match kind {
-            // Where no rules for devices hold, an image's own would be the host's.
+            // Without device rules, an image's device node would be the host's device.
             FileType::BlockDevice | FileType::CharacterDevice
                 if !defaults::is_default(kind, metadata.st_rdev) =>
             {
@@ -108,8 +108,8 @@ impl Copy<'_> {
             }
             FileType::RegularFile => {
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                // Who holds a lease on it (`fcntl(2)`) could hold this process up for 45 s: it is
-                // an error.
+                // The holder of a lease on the file (`fcntl(2)`) could block init for 45 s. With
+                // O_NONBLOCK, the lease is an error.
                 let mut read = fs::File::from(
                     self.proc.reopen(source.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK)?,
                 );
@@ -126,7 +126,8 @@ impl Copy<'_> {
         if kind != FileType::Directory {
             return Ok(Some(Made { copied, metadata, kind, below: None }));
         }
-        // What was opened before is closed: a deep tree takes as few descriptors as it can.
+        // The earlier descriptors are closed, so that a deep tree requires as few descriptors as
+        // possible.
         let below = Some(reopen(source.as_fd())?);
         Ok(Some(Made { copied: reopen(copied.as_fd())?, metadata, kind, below }))
     }
@@ -136,7 +137,7 @@ impl Copy<'_> {
         let owner = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
         rustix::fs::chownat(copied, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
         if made.kind != FileType::Symlink {
-            // The umask cut the mode, and chown(2) the set-id bits.
+            // The umask cut the mode, and chown(2) cleared the set-id bits.
             self.proc.chmod(copied.as_fd(), Mode::from_raw_mode(metadata.st_mode))?;
         }
         Ok(())

@@ -1,8 +1,8 @@
-//! Compiled filters, kept beside the containers' states and found by what they were compiled from.
-//! Runs in the caller's process.
+//! Compiled filters, kept beside the containers' states. The key is a digest of the input of the
+//! compilation. Runs in the runtime process.
 //!
-//! A file is named after the digest of the configuration and of everything else that the program
-//! depends on, and begins with the digest of the program. One that is damaged, or that another user
+//! A file's name is the digest of the configuration and of everything else that the program depends
+//! on. The file begins with the digest of the program. A damaged file, or a file that another user
 //! could have written, is not used.
 #![forbid(unsafe_code)]
 
@@ -19,10 +19,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::draft::Draft;
 use crate::trust;
 
-/// To be raised when the same configuration comes to be compiled to something else.
+/// Raise this number when the same configuration compiles to another program.
 const FORMAT: u32 = 2;
 
-/// A host has a handful of different filters; the oldest go first.
+/// A host has a handful of different filters. The oldest are removed first.
 const MOST: usize = 64;
 
 const DIGEST: usize = blake3::OUT_LEN;
@@ -31,10 +31,10 @@ pub(super) fn key(seccomp: &LinuxSeccomp, strict: bool) -> Result<String> {
     let library = ScmpVersion::current()?;
     let kernel = rustix::system::uname();
     let mut seccomp = seccomp.clone();
-    // Not part of the program.
+    // These fields do not change the program.
     seccomp.set_listener_path(None).set_listener_metadata(None).set_flags(None);
     let mut hasher = blake3::Hasher::new();
-    // libseccomp asks the kernel which actions there are.
+    // libseccomp asks the kernel which actions it has.
     let surroundings = format!(
         "{FORMAT} {} {library} {} {} {strict}\n",
         env!("CARGO_PKG_VERSION"),
@@ -46,7 +46,7 @@ pub(super) fn key(seccomp: &LinuxSeccomp, strict: bool) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// None when there is none, or none that can be trusted.
+/// Returns None if there is no file, or none that can be trusted.
 pub(super) fn read(cache: &Path, key: &str) -> Option<Vec<u8>> {
     let directory = trust::directory(cache).ok()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -62,10 +62,10 @@ pub(super) fn read(cache: &Path, key: &str) -> Option<Vec<u8>> {
     (blake3::hash(program).as_bytes() == digest).then(|| program.to_vec())
 }
 
-/// A filter that cannot be kept is compiled again the next time.
+/// If a filter cannot be kept, it is compiled again the next time.
 pub(super) fn write(cache: &Path, key: &str, program: &[u8]) {
     let write = || -> Result<()> {
-        // It may be the first that is made below the root of the state.
+        // This directory may be the first one below the root of the state.
         if let Some(root) = cache.parent() {
             trust::make_shared_directory(root)?;
         }

@@ -1,5 +1,5 @@
-//! System calls that are newer than libseccomp, or than what it knows of an architecture. A filter
-//! that lets all calls pass but some would let these pass too.
+//! System calls that are newer than libseccomp, or than its table of an architecture. A filter that
+//! lets all calls pass but some would let these calls pass too.
 #![forbid(unsafe_code)]
 
 use libseccomp::{ScmpArch, ScmpSyscall};
@@ -10,7 +10,7 @@ pub(super) const X32: u32 = 0x4000_0000;
 /// The kernel up to which [`number`] and libseccomp together know every call.
 const KNOWN: (u32, u32) = (6, 19);
 
-/// From 424 on, a call has the same number on every architecture that rt makes filters for
+/// From 424 on, a call has the same number on every architecture that `rt` makes filters for
 /// (`arch/*/tools/syscall.tbl`, `scripts/syscall.tbl` of the kernel).
 const COMMON: [(&str, u32); 48] = [
     ("pidfd_send_signal", 424),
@@ -66,19 +66,20 @@ const COMMON: [(&str, u32); 48] = [
 /// `arch/x86/entry/syscalls/syscall_64.tbl`.
 const X86_64: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
 
-/// The number of a call on an architecture; None when it has no such call, or nobody knows it.
+/// The number of a call on an architecture. Returns None if the architecture has no such call, or
+/// if the call is unknown.
 pub(super) fn number(name: &str, arch: ScmpArch) -> Option<u32> {
     by_libseccomp(name, arch).or_else(|| by_table(name, arch))
 }
 
-/// The same, where libseccomp does not know it.
+/// The same, if libseccomp does not know the call.
 pub(super) fn unknown_to_libseccomp(name: &str, arch: ScmpArch) -> Option<u32> {
     if by_libseccomp(name, arch).is_some() { None } else { by_table(name, arch) }
 }
 
 fn by_libseccomp(name: &str, arch: ScmpArch) -> Option<u32> {
     let call = ScmpSyscall::from_name_by_arch(name, arch).ok()?;
-    // Calls that an architecture lacks have negative numbers of libseccomp's own.
+    // libseccomp gives its own negative numbers to calls that an architecture lacks.
     u32::try_from(call.as_raw_syscall()).ok()
 }
 
@@ -93,7 +94,7 @@ fn by_table(name: &str, arch: ScmpArch) -> Option<u32> {
     }
 }
 
-/// Whether a kernel of this release may have calls that rt does not know by their names.
+/// Whether a kernel of this release may have calls whose names `rt` does not know.
 pub(super) fn may_have_others(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (parts.next(), parts.next()) {
@@ -117,7 +118,7 @@ mod tests {
         for arch in [ScmpArch::X8664, ScmpArch::Aarch64, ScmpArch::X86, ScmpArch::X32] {
             for (name, _) in COMMON.iter().chain(&X86_64) {
                 if let Some(number) = by_libseccomp(name, arch) {
-                    // An emulated architecture has the number without x32's bit.
+                    // The number of an emulated architecture lacks the bit of x32.
                     assert_eq!(Some(number), by_table(name, arch), "{name} {arch:?}");
                     compared += 1;
                 }

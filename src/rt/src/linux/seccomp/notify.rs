@@ -1,6 +1,6 @@
-//! Calls that another process decides on (`seccomp_unotify(2)`): the listener of a filter is sent
-//! to an agent's socket, with a description of the process (runtime-spec, `config-linux.md`, "The
-//! Container Process State"). Runs in the caller's process.
+//! Calls that another process decides on (`seccomp_unotify(2)`). The runtime process sends the
+//! listener of a filter to an agent's socket, with a description of the process (runtime-spec,
+//! `config-linux.md`, "The Container Process State"). Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,16 +17,16 @@ use serde_json::Value;
 use crate::bundle::annotation;
 use crate::linux::terminal;
 
-/// crun's name for `linux.seccomp.listenerPath`, and the variable of the environment that stands
-/// for it.
+/// crun's annotation for `linux.seccomp.listenerPath`, and the environment variable that replaces
+/// it.
 const ANNOTATION: &str = "run.oci.seccomp.receiver";
 const VARIABLE: &str = "RUN_OCI_SECCOMP_RECEIVER";
 
-/// How long a process may take to load a filter after it has said that it will.
+/// How long a process may take to load a filter after it has announced that.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// The agent, connected.
+/// The connected agent.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     socket: OwnedFd,
@@ -34,7 +34,7 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    /// None when the configuration names nobody.
+    /// Returns None if the configuration names no agent.
     pub(super) fn connect(spec: &Spec) -> Result<Option<Receiver>> {
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let variable = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
@@ -53,8 +53,8 @@ impl Receiver {
         Ok(Some(Receiver { socket, metadata: metadata.unwrap_or_default() }))
     }
 
-    /// Takes the listener that a process has under a number, and sends it to the agent, with the
-    /// state of the container. A process that has ended has said why.
+    /// Takes the listener that a process has under `number`, and sends it to the agent, with the
+    /// state of the container. If the process has ended, it has reported the reason itself.
     pub(crate) fn serve(
         &self,
         pidfd: &OwnedFd,
@@ -75,8 +75,9 @@ impl Receiver {
     }
 }
 
-/// The listener that a process has, or is about to have, under a number. It cannot say when: its
-/// next call may already be one that waits for the agent. None when it has ended.
+/// Takes the listener that a process has, or is about to have, under `number`. The process cannot
+/// announce it, because its next call may already wait for the agent. Returns None if the process
+/// has ended.
 fn take(pidfd: &OwnedFd, number: i32) -> Result<Option<OwnedFd>> {
     let end = Instant::now() + PATIENCE;
     loop {

@@ -12,7 +12,7 @@ pub(super) type Program = Assembler<sock_filter>;
 pub(super) const NR: u32 = 0;
 pub(super) const ARCH: u32 = 4;
 
-/// Where the arguments are, 64 bits each.
+/// The offset of the arguments, which have 64 bits each.
 const ARGUMENTS: u32 = 16;
 
 /// The offset of one half of an argument.
@@ -59,8 +59,8 @@ impl Program {
         self.jump(instruction(libc::BPF_JMP | libc::BPF_K | comparison, with), ways);
     }
 
-    /// Goes on if the accumulator is this, otherwise to a label that may be far away: by a jump
-    /// without a comparison, which has 32 bits for the distance.
+    /// Continues if the accumulator equals `with`, otherwise goes to a label that may be far away.
+    /// The jump to this label has no comparison, so it has 32 bits for the distance.
     pub(super) fn only(&mut self, with: u32, otherwise: Label) {
         let next = self.label();
         self.compare(libc::BPF_JEQ, with, &[(Way::Yes, next)]);
@@ -77,7 +77,7 @@ impl Program {
 mod tests {
     use super::*;
 
-    /// With so many instructions between a jump and its label.
+    /// Puts `count` instructions between a jump and its label.
     fn over(count: u32, jump: impl FnOnce(&mut Program, Label)) -> anyhow::Result<sock_filter> {
         let mut program = Program::default();
         let end = program.label();

@@ -1,5 +1,5 @@
-//! A filter that refuses sockets, for a module that may have none, or may have those only whose
-//! ports can be limited: TCP's and UDP's. Runs in init, and stays over the exec.
+//! A filter that refuses sockets. It is for a module that may have no sockets, or only those whose
+//! ports can be limited: TCP's and UDP's. Init loads it, and it stays over the exec.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result};
@@ -10,7 +10,8 @@ use crate::linux::assembler::Way;
 use crate::syscall;
 use crate::workload::{Ports, Rights};
 
-/// `AUDIT_ARCH_*` of this program, `<linux/audit.h>`: what `seccomp_data.arch` says of its calls.
+/// `AUDIT_ARCH_*` of this program, `<linux/audit.h>`: the value of `seccomp_data.arch` for its
+/// calls.
 #[cfg(target_arch = "x86_64")]
 const OWN: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
@@ -22,34 +23,34 @@ const OWN: u32 = 0xc000_0015;
 #[cfg(target_arch = "s390x")]
 const OWN: u32 = 0x8000_0016;
 
-/// Calls from here on are those of x32, a second set by the same architecture's name (`seccomp(2)`,
-/// "Caveats").
+/// The calls from this number on are those of x32, a second set under the same architecture's value
+/// (`seccomp(2)`, "Caveats").
 const X32: u32 = 0x4000_0000;
 
-/// What makes a socket beside `socket(2)`. A ring does without a call of that name
+/// Other calls that can make a socket. A ring can make one without a call of that name
 /// (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
 const REFUSED: &[c_long] = &[
     libc::SYS_socketpair,
     libc::SYS_io_uring_setup,
-    // All calls of sockets by one number (`socketcall(2)`).
+    // All socket calls by one number (`socketcall(2)`).
     #[cfg(any(target_arch = "powerpc64", target_arch = "s390x"))]
     libc::SYS_socketcall,
 ];
 
-/// Refuses them from now on: `EACCES`. Wants `no_new_privs`.
+/// Refuses the sockets from now on, with `EACCES`. Requires `no_new_privs`.
 pub(crate) fn refuse(rights: &Rights) -> Result<()> {
     syscall::seccomp_set_mode_filter(0, &program(rights)?)
         .context("load the filter that refuses sockets")?;
     Ok(())
 }
 
-/// A call's number, as a filter sees it; none is negative.
+/// A call's number, as a filter sees it. No number is negative.
 fn number(call: c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-/// Loads an argument that the kernel takes as an `int`: the low half of what the filter sees,
-/// whatever is in the high one.
+/// Loads an argument that the kernel reads as an `int`: the low half of the 64 bits that the filter
+/// sees. The high half may hold any bits.
 fn load_argument(program: &mut Program, number: u32) {
     program.load(program::half(number, false));
 }
@@ -62,7 +63,7 @@ fn end(program: &mut Program, allowed: bool) {
     });
 }
 
-/// Goes on when the loaded word is one of two.
+/// Continues if the loaded word is one of the two. Otherwise refuses the call.
 fn one_of(program: &mut Program, one: u32, other: u32) {
     let next = program.label();
     program.compare(libc::BPF_JEQ, one, &[(Way::Yes, next)]);
@@ -71,7 +72,7 @@ fn one_of(program: &mut Program, one: u32, other: u32) {
     program.put(next);
 }
 
-/// Does this when the loaded word is that one.
+/// Runs the block if the loaded word equals `word`.
 fn when(program: &mut Program, word: u32, block: &dyn Fn(&mut Program)) {
     let next = program.label();
     program.compare(libc::BPF_JEQ, word, &[(Way::No, next)]);
@@ -87,9 +88,9 @@ fn refuse_call(program: &mut Program, call: c_long) {
     on(program, call, &|program| end(program, false));
 }
 
-/// Sockets of TCP and UDP, as far as they have ports. Others would get around the limits: MPTCP,
-/// SMC and SCTP carry connections, and Landlock does not look at them; with Netlink a network can
-/// be rearranged; another process can be asked by a Unix socket.
+/// Allows sockets of TCP and UDP that have ports. Other sockets would bypass the limits: MPTCP, SMC
+/// and SCTP carry connections that Landlock does not check. Netlink can reconfigure a network. A
+/// Unix socket can ask another process to act.
 fn socket(program: &mut Program, ports: &Ports) {
     load_argument(program, 0);
     one_of(program, libc::AF_INET as u32, libc::AF_INET6 as u32);
@@ -109,9 +110,9 @@ fn socket(program: &mut Program, ports: &Ports) {
     end(program, false);
 }
 
-/// What Landlock does not see.
+/// Refuses calls that Landlock does not check.
 fn ways_around(program: &mut Program, ports: &Ports) {
-    // It connects (`tcp(7)`, "MSG_FASTOPEN").
+    // The flag makes the call connect (`tcp(7)`, "MSG_FASTOPEN").
     for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
         on(program, call, &|program| {
             load_argument(program, flags);
@@ -122,7 +123,7 @@ fn ways_around(program: &mut Program, ports: &Ports) {
             end(program, true);
         });
     }
-    // It can make a socket one of SMC's.
+    // The option can turn a socket into one of SMC.
     on(program, libc::SYS_setsockopt, &|program| {
         load_argument(program, 1);
         when(program, libc::SOL_TCP as u32, &|program| {
@@ -131,7 +132,7 @@ fn ways_around(program: &mut Program, ports: &Ports) {
         });
         end(program, true);
     });
-    // What was not bound gets a port that is free.
+    // `listen` gives a free port to a socket that was not bound.
     if ports.tcp.bind.as_ref().is_some_and(Vec::is_empty) {
         refuse_call(program, libc::SYS_listen);
     }
@@ -139,7 +140,7 @@ fn ways_around(program: &mut Program, ports: &Ports) {
 
 fn program(rights: &Rights) -> Result<Vec<sock_filter>> {
     let mut program = Program::default();
-    // Another architecture's calls, and x32's, are no engine's.
+    // No engine makes calls of another architecture, or of x32.
     program.load(ARCH);
     one_of(&mut program, OWN, OWN);
     program.load(NR);
@@ -187,7 +188,7 @@ mod tests {
         Protocol { bind: Some(Vec::new()), connect: Some(Vec::new()) }
     }
 
-    /// What the program answers, run as the kernel runs it.
+    /// The program's answer, computed as the kernel runs the program.
     fn answer(rights: &Rights, arch: u32, nr: u32, arguments: &[u64]) -> u32 {
         let (program, mut at, mut value) = (program(rights).expect("short jumps"), 0, 0);
         loop {
@@ -243,8 +244,8 @@ mod tests {
             is_refused(&rights(true, ports), libc::SYS_socket, &socket)
         };
         let both = || Ports { tcp: some(80), udp: some(53) };
-        // By numbers: what the kernel has added is refused as well. `SOCK_NONBLOCK`,
-        // `SOCK_CLOEXEC`; and what is no part of an int.
+        // By numbers, so that types that the kernel has added are refused as well. The allowed list
+        // has `SOCK_NONBLOCK`, `SOCK_CLOEXEC`, and bits outside of an int.
         for allowed in
             [[2, 1, 0], [10, 1, 6], [2, 2, 17], [10, 2, 0], [2, 0o2004001, 6], [1 << 32 | 2, 1, 0]]
         {
@@ -253,10 +254,10 @@ mod tests {
         for refused in [
             [1, 1, 0],      // Unix
             [16, 3, 0],     // Netlink
-            [17, 3, 0x300], // packets
-            [40, 1, 0],     // machines
+            [17, 3, 0x300], // packet
+            [40, 1, 0],     // vsock
             [43, 1, 0],     // SMC
-            [2, 1, 256],    // the same, by its protocol
+            [2, 1, 256],    // SMC by its protocol
             [2, 1, 262],    // MPTCP
             [2, 1, 132],    // SCTP
             [2, 5, 132],
@@ -298,7 +299,8 @@ mod tests {
         assert!(listen(Some(Vec::new())) && !listen(Some(vec![80..=80])) && !listen(None));
     }
 
-    /// By the kernel, with Landlock: filter and ruleset are of the one thread, and end with it.
+    /// Checks with the kernel and Landlock. Filter and ruleset restrict one thread only, and end
+    /// with it.
     #[test]
     fn the_kernel_takes_it() {
         use rustix::io::Errno;
@@ -318,7 +320,7 @@ mod tests {
             }
             refuse(&rights).expect("loaded");
             assert_eq!(connect().err(), Some(std::io::ErrorKind::PermissionDenied));
-            // Landlock alone lets it through.
+            // Landlock alone would allow this.
             let stream = socket(SocketType::STREAM, None).expect("a socket");
             let flags = SendFlags::from_bits_retain(0x2000_0000);
             let sent = rustix::net::sendto(&stream, b"x", flags, &listening);
