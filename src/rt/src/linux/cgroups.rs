@@ -1,9 +1,9 @@
-//! Control groups: where a container's are, how they are made, filled, limited and removed
-//! (`cgroups(7)`).
+//! Control groups: where a container's cgroups are, and how `rt` makes, fills, limits and removes
+//! them (`cgroups(7)`).
 //!
-//! Own code, but for most limits of v2: libcgroups parses the mount table of v1 once per
-//! controller, moves a process into its cgroup where v2 lets it be born there, and does not remove
-//! what is below a cgroup. Why not its systemd manager either, [`systemd`] says.
+//! This is our own code, except for most limits of v2. libcgroups parses the mount table of v1 once
+//! per controller, moves a process into its cgroup although v2 can create it there, and does not
+//! remove cgroups below a cgroup. [`systemd`] says why we do not use its systemd manager either.
 #![forbid(unsafe_code)]
 
 mod bpf;
@@ -41,7 +41,7 @@ use crate::interrupt::is_ready;
 use crate::syscall;
 pub(crate) use ownership::Held;
 
-/// Who makes the cgroup. Remembered in the state, since callers do not say it again (`delete`,
+/// The maker of the cgroup. The state keeps it, because callers do not repeat it (`delete`,
 /// `update`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -51,7 +51,7 @@ pub(crate) enum Manager {
     Disabled,
 }
 
-/// What a container's annotations ask of its cgroup.
+/// The wishes of a container's annotations for its cgroup.
 #[derive(Clone, Debug, Default)]
 struct Wishes {
     /// `org.systemd.property.*`.
@@ -71,7 +71,7 @@ pub(crate) const DELEGATE: &str = "run.oci.delegate-cgroup";
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Version {
-    /// One hierarchy per controller, also when there is a second-version one beside them (hybrid).
+    /// One hierarchy per controller, even if a v2 hierarchy is mounted beside them (hybrid).
     V1,
     V2,
 }
@@ -84,33 +84,34 @@ pub(crate) struct Cgroup {
     /// `linux.cgroupsPath`, for systemd: `slice:prefix:name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
-    /// Its directories: one, or one per hierarchy.
+    /// The cgroup's directories: one, or one per hierarchy.
     pub(crate) paths: Vec<PathBuf>,
-    /// Where its processes are, if that is a cgroup below it.
+    /// The cgroup of the container's processes, if they are in a cgroup below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     inner: Option<PathBuf>,
-    /// What its directory is marked with as this container's, since another one may get the same
-    /// path when it is empty. The end of it for one whose state is damaged. None where it could not
-    /// be marked.
+    /// The mark of the cgroup's directory, which says that it is this container's. Another
+    /// container may get the same path when the cgroup is empty. If the container's state is
+    /// damaged, this is only the end of the mark. None if the directory could not be marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<String>,
-    /// What systemd calls this scope, and no other one of its name.
+    /// The id by which systemd distinguishes this scope from others of the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     invocation: Option<String>,
-    /// What no other container has: a part of the mark.
+    /// A part of the mark, which no other container has.
     #[serde(skip)]
     name: String,
-    /// What the annotations ask for.
+    /// The wishes of the annotations.
     #[serde(skip)]
     wishes: Wishes,
-    /// The directories that this process has made for it, those above its own included: what a
-    /// failed creation undoes.
+    /// The directories that this process has made for the cgroup, including those above it. A
+    /// failed `create` removes them.
     #[serde(skip)]
     made: Vec<PathBuf>,
-    /// Whether it is this container's alone, so that whoever is in it may be ended.
+    /// Whether the cgroup belongs to this container alone. Only then may a command end the
+    /// processes in it.
     #[serde(skip)]
     is_claimed: bool,
-    /// With v1 alone: locked until init is in it.
+    /// For v1 without a v2 hierarchy: the lock of the cgroup, until init is in it.
     #[serde(skip)]
     claim: Option<Rc<OwnedFd>>,
 }
@@ -143,8 +144,8 @@ pub(crate) fn controllers() -> Vec<String> {
     names.flat_map(|names| names.split(',').map(named).collect::<Vec<_>>()).collect()
 }
 
-/// Whether this process may decide by a program which devices a cgroup of v2 has. Loads one, and
-/// attaches it to none.
+/// Whether this process may restrict the devices of a v2 cgroup by a program. Loads such a program,
+/// and does not attach it.
 pub(crate) fn can_filter_devices() -> Result<()> {
     devices::load(&[]).map(drop).context("load a device program")
 }
@@ -206,7 +207,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Takes what the annotations ask for. Makes nothing yet.
+    /// Reads the wishes of the annotations. Makes nothing yet.
     pub(crate) fn wish(&mut self, annotations: &BTreeMap<String, String>) -> Result<()> {
         let name = |key: &str| -> Result<Option<String>> {
             let Some(name) = annotations.get(key).filter(|name| !name.is_empty()) else {
@@ -231,8 +232,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The cgroup that a container of this name and configuration must have had, whoever made it:
-    /// for one whose state is damaged. `name` is the one that its directory was marked with.
+    /// For a container whose state is damaged: the cgroup that a container of this id and
+    /// configuration must have had, whoever made it. `name` is the name in the mark of its
+    /// directory.
     pub(crate) fn guess(path: Option<&Path>, id: &str, name: &str) -> Result<Cgroup> {
         let unit = path.map_or_else(|| format!(":rt:{id}"), |path| path.display().to_string());
         if let Some(path) = systemd::path(&unit).filter(|path| path.is_dir()) {
@@ -246,8 +248,8 @@ impl Cgroup {
         Ok(Cgroup { mark: Some(name.to_owned()), ..Cgroup::plan(Manager::Cgroupfs, path, id)? })
     }
 
-    /// Goes without where an ordinary user may make no cgroup, unless there are limits, which would
-    /// not be kept.
+    /// If an ordinary user may not make the cgroup, the container goes without one. If the
+    /// configuration has limits, this is an error, because nothing would enforce them.
     pub(crate) fn go_without_if_forbidden(
         &mut self,
         limits: Option<&LinuxResources>,
@@ -256,17 +258,17 @@ impl Cgroup {
             return Ok(());
         }
         let writable = |path: &PathBuf| {
-            // The nearest of those above it that is there.
+            // The nearest existing directory above the cgroup.
             let mut tried = path
                 .ancestors()
                 .skip(1)
                 .map(|above| rustix::fs::access(above, rustix::fs::Access::WRITE_OK));
             tried.find(|result| *result != Err(Errno::NOENT)) == Some(Ok(()))
         };
-        // In other hierarchies it is as in the first.
+        // The other hierarchies have the same rights as the first.
         let Some(path) = self.paths.first().filter(|path| !writable(path)) else { return Ok(()) };
         if is_host_root() {
-            // It will be told why.
+            // Making the cgroup will fail with the cause.
             return Ok(());
         }
         ensure!(
@@ -278,8 +280,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// A cgroup with processes in it is somebody else's, who would be killed with this container.
-    /// Nothing is made yet.
+    /// Fails if the cgroup has processes. Such a cgroup belongs to something else, whose processes
+    /// would be killed with this container. Makes nothing yet.
     pub(crate) fn refuse_if_in_use(&self) -> Result<()> {
         for path in &self.paths {
             refuse_processes(path)?;
@@ -287,11 +289,11 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Claims the cgroup. Where there is a second-version one, which on a hybrid host is one of
-    /// several, a process can be born in it, which saves the move (`CLONE_INTO_CGROUP`): its
-    /// directory is returned, and the claim lasts until it is closed.
+    /// Claims the cgroup. If it has a v2 directory (on a hybrid host one of several), a process can
+    /// be born there, which saves the move (`CLONE_INTO_CGROUP`). Then this function returns the
+    /// directory, and the claim lasts until it is closed.
     ///
-    /// `name` is what no other container has: see [`ownership::mark`].
+    /// `name` is the part of the mark that no other container has: see [`ownership::mark`].
     pub(crate) fn make_for_birth(&mut self, name: &str) -> Result<Option<OwnedFd>> {
         name.clone_into(&mut self.name);
         if self.manager != Manager::Cgroupfs {
@@ -300,7 +302,7 @@ impl Cgroup {
         let (path, is_birthplace) = self.claimed_path();
         let Some(path) = path.cloned() else { return Ok(None) };
         let (directory, lock) = self.make_and_claim(&path).inspect_err(|error| {
-            // It is not this container's, whose deletion would remove it.
+            // The cgroup is not this container's, so its deletion must not remove it.
             if error.is::<Taken>() {
                 self.made.retain(|made| *made != path);
             }
@@ -316,8 +318,7 @@ impl Cgroup {
         Ok(None)
     }
 
-    /// Its directory in the hierarchy of the second version, where that is known: systemd chooses
-    /// it.
+    /// The cgroup's v2 directory, if it is known. systemd chooses it.
     pub(crate) fn in_second_version(&self) -> Option<&Path> {
         match self.version {
             Version::V2 => self.paths.first(),
@@ -337,13 +338,15 @@ impl Cgroup {
         }
     }
 
-    /// Once init is in it. In init, which holds what its parent has open, before that.
+    /// Ends the claim, when init is in the cgroup. Also called in init before that, because init
+    /// inherits the open files of its parent.
     pub(crate) fn leave_claim(&mut self) {
         self.claim = None;
     }
 
-    /// Makes what is missing of the cgroup and sets its limits. With systemd, the process is in it
-    /// then; otherwise it was born in it, or has to [`enter`] by the files that are returned.
+    /// Makes the missing parts of the cgroup and sets its limits. With systemd, the process is in
+    /// the cgroup afterwards. Otherwise the process was born in it, or has to [`enter`] by the
+    /// returned files.
     pub(crate) fn prepare(
         &mut self,
         pid: Pid,
@@ -371,15 +374,15 @@ impl Cgroup {
         let rules = device_rules(resources)?;
         let wishes = &self.wishes.properties;
         let scope = systemd::start(&unit, pid, resources, &rules, wishes);
-        // Init may have ended meanwhile: the scope is there then, or comes to be, and has no
-        // process by which to find it.
+        // If init has ended meanwhile, the scope exists or is about to, but has no process by which
+        // `rt` could find it.
         self.is_claimed = !scope.as_ref().is_err_and(|failure| failure.is_taken);
         self.paths = vec![scope?];
         let directory = open_directory(&self.paths[0])
             .with_context(|| format!("open cgroup `{}`", self.paths[0].display()))?;
         self.mark = ownership::mark(directory.as_fd(), &self.name)?;
         self.invocation = systemd::invocation(directory.as_fd());
-        // What systemd has no words for; and it rounds a quota.
+        // Sets the limits that systemd does not support, and the exact quota, which systemd rounds.
         self.limit(resources)?;
         if let Some(name) = &self.wishes.subgroup {
             let inner = self.paths[0].join(name);
@@ -410,14 +413,14 @@ impl Cgroup {
         }
     }
 
-    /// Whether the container has none of its own: it was not to have one, or an ordinary user may
-    /// make none.
+    /// Whether the container has no cgroup: the caller wanted none, or an ordinary user may not
+    /// make one.
     pub(crate) fn has_none(&self) -> bool {
         self.manager == Manager::Disabled || self.paths.is_empty()
     }
 
-    /// Changes limits; what is not among these stays. Device rules are left alone: callers pass the
-    /// ones that are in force.
+    /// Changes limits. Limits that are not in `resources` stay the same. Device rules stay too,
+    /// because callers pass the ones that are in force.
     pub(crate) fn update(&self, mut resources: LinuxResources) -> Result<()> {
         resources.set_devices(None);
         ensure!(!self.has_none(), NONE);
@@ -431,14 +434,16 @@ impl Cgroup {
         }
     }
 
-    /// systemd keeps its own idea of the limits, and puts it in force again when it reloads its
-    /// configuration; so it is told first. What it has no words for is written then.
+    /// systemd keeps its own copy of the limits, and applies it again when it reloads its
+    /// configuration. So systemd gets the limits first. Then `rt` writes the limits that systemd
+    /// does not support.
     fn limit_unit(&self, resources: &LinuxResources) -> Result<()> {
         systemd::limit(self.unit.as_deref().unwrap_or_default(), resources)?;
         self.apply(resources)
     }
 
-    /// With `memory.checkBeforeUpdate`: a limit below what is used would have the container killed.
+    /// With `memory.checkBeforeUpdate`: refuses a limit below the current usage, which would get
+    /// the container killed.
     fn refuse_what_is_in_use(&self, resources: &LinuxResources) -> Result<()> {
         let Some(memory) = resources.memory() else { return Ok(()) };
         let (Some(true), Some(limit @ 1..)) = (memory.check_before_update(), memory.limit()) else {
@@ -460,8 +465,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Fails for device rules that make no sense or could not be enforced, and for what annotations
-    /// may not replace. Nothing is made yet.
+    /// Fails for device rules that are invalid or could not be enforced, and for properties that
+    /// annotations may not replace. Makes nothing yet.
     pub(crate) fn check(&self, resources: Option<&LinuxResources>) -> Result<()> {
         device_rules(resources)?;
         if self.has_device_files() {
@@ -482,7 +487,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Fails for limits where a caller wants no cgroup: nobody would keep them.
+    /// Fails for limits if the caller wants no cgroup, because nothing would enforce them.
     pub(crate) fn refuse_limits_without(&self, resources: Option<&LinuxResources>) -> Result<()> {
         ensure!(
             self.manager != Manager::Disabled || !are_limits(resources),
@@ -491,16 +496,16 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Whether nothing but its capabilities keeps the container from the host's devices, although
-    /// not all of them are allowed.
+    /// Whether only the capabilities keep the container from the host's devices, although not all
+    /// devices are allowed.
     pub(crate) fn leaves_devices_open(&self, resources: Option<&LinuxResources>) -> Result<bool> {
         Ok(self.manager == Manager::Disabled
             && is_host_root()
             && !devices::allow_everything(&device_rules(resources)?))
     }
 
-    /// Whether the kernel may refuse to enforce these rules: it does so in a user namespace, and to
-    /// ordinary users, who cannot make nodes there, but use those that are there.
+    /// Whether the kernel may refuse to enforce these rules. It refuses in a user namespace, and to
+    /// ordinary users. They cannot make device nodes there, but can use existing ones.
     pub(crate) fn may_lack_device_rules(resources: Option<&LinuxResources>) -> Result<bool> {
         Ok(!is_host_root() && !devices::allow_everything(&device_rules(resources)?))
     }
@@ -511,7 +516,7 @@ impl Cgroup {
             (Manager::Disabled, _) => None,
             (_, Version::V2) => self.paths.first(),
             (_, Version::V1) if v1::of_controller(&self.paths, "devices").is_some() => None,
-            // The kernel asks programs whichever version has the controller.
+            // The kernel runs programs in both versions, whichever has the controller.
             (_, Version::V1) => v1::unified(&self.paths),
         };
         let Some(path) = path else { return Ok(()) };
@@ -520,7 +525,7 @@ impl Cgroup {
         devices::attach(cgroup.as_fd(), &device_rules(resources)?)
     }
 
-    /// Whether the freezer has stopped it. A cgroup that is gone is not frozen.
+    /// Whether the freezer has stopped the cgroup. A missing cgroup is not frozen.
     pub(crate) fn is_frozen(&self) -> bool {
         let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
         match self.version {
@@ -534,14 +539,14 @@ impl Cgroup {
         }
     }
 
-    /// Stops all processes where they are, and waits until the kernel has done so.
+    /// Freezes all processes, and waits until the kernel has done so.
     pub(crate) fn freeze(&self) -> Result<()> {
         ensure!(!self.has_none(), NONE);
         let frozen = match self.version {
             Version::V2 => v2::freeze(&self.paths[0], true),
             Version::V1 => v1::freeze(self.freezer()?),
         };
-        // Half frozen is what nobody asked for.
+        // A failure must not leave the cgroup half frozen.
         frozen.inspect_err(|_| self.thaw())
     }
 
@@ -553,7 +558,7 @@ impl Cgroup {
         }
     }
 
-    /// The directory by which all its processes can be stopped.
+    /// The directory whose freezer stops all processes of the cgroup.
     pub(crate) fn freezer_directory(&self) -> Option<&PathBuf> {
         match self.version {
             Version::V2 => self.paths.first(),
@@ -566,11 +571,11 @@ impl Cgroup {
             .context("this host has no cgroup controller `freezer`")
     }
 
-    /// Lets frozen processes run again, so that they can take a signal: v1 delivers not even
-    /// SIGKILL to them. With v1, a container that may write to its cgroup can have frozen one below
-    /// it too, which stays frozen when those above are thawed.
+    /// Thaws frozen processes, so that they can receive a signal: v1 does not even deliver SIGKILL
+    /// to them. With v1, a container that may write to its cgroup can also have frozen a cgroup
+    /// below, which stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
-        // What cannot be thawed is noticed where the processes are waited for.
+        // If thawing fails, the wait for the processes will notice it.
         match self.version {
             Version::V2 => {
                 if let Some(path) = self.paths.first() {
@@ -590,12 +595,12 @@ impl Cgroup {
         self.inner.as_ref().map_or(&self.paths, std::slice::from_ref)
     }
 
-    /// What is left of the limit of memory for one more process: without what those that are in it
-    /// use and cannot give back.
+    /// The rest of the memory limit for one more process: the limit without the memory that the
+    /// cgroup's processes use and cannot give back.
     pub(crate) fn memory_left(&self) -> Option<u64> {
         let limit = self.memory_limit()?;
-        // Of each by itself: the cgroup's own count is seconds late (`memory.stat`). In kB
-        // (proc_pid_status(5)).
+        // Read for each process, because the cgroup's own count is seconds late (`memory.stat`). In
+        // kB (proc_pid_status(5)).
         let used = |pid: Pid| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
             let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -609,10 +614,11 @@ impl Cgroup {
         Some(limit.saturating_sub(used.fold(0, u64::saturating_add)))
     }
 
-    /// The lowest limit of memory that holds in it, its own or that of a cgroup above it, in bytes.
+    /// The lowest memory limit that applies to the cgroup, its own or that of a cgroup above, in
+    /// bytes.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
         if self.version == Version::V1 {
-            // Page-aligned, and near the largest number where there is none (kernel documentation,
+            // Page-aligned, and near the largest number if there is no limit (kernel documentation,
             // `cgroup-v1/memory.rst`).
             let stat = v1::of_controller(&self.paths, "memory")?.join("memory.stat");
             let stat = fs::read_to_string(stat).ok()?;
@@ -627,12 +633,12 @@ impl Cgroup {
         above.take_while(|path| path.starts_with(ROOT)).filter_map(limit).min()
     }
 
-    /// All processes in it and below it.
+    /// All processes in the cgroup and below it.
     pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
         self.process_path().map_or_else(|| Ok(Vec::new()), |path| tree::processes(path))
     }
 
-    /// The directory that lists the processes: with v1 any hierarchy will do.
+    /// The directory that lists the processes. With v1, any hierarchy works.
     fn process_path(&self) -> Option<&PathBuf> {
         match self.version {
             Version::V1 => v1::of_controller(&self.paths, "pids").or(self.paths.first()),
@@ -640,13 +646,13 @@ impl Cgroup {
         }
     }
 
-    /// Sends a signal to all processes in it and below it.
+    /// Sends a signal to all processes in the cgroup and below it.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
         if signal == libc::SIGKILL && self.version == Version::V2 && self.kill()? {
             return Ok(());
         }
-        // A process that is frozen neither forks nor ends, so its number stays its own until it has
-        // the signal.
+        // A frozen process neither forks nor ends, so no other process can get its pid until it has
+        // received the signal.
         let held = !self.is_frozen() && self.freeze().is_ok();
         let signalled = self.signal_one_by_one(signal);
         if held {
@@ -655,8 +661,9 @@ impl Cgroup {
         signalled
     }
 
-    /// Kills all in it and below it in one step, so that nothing is forked meanwhile (Linux 5.14).
-    /// False where the kernel cannot: it is older, or the cgroup is threaded.
+    /// Kills all processes in the cgroup and below it in one step, so that no process can fork
+    /// meanwhile (Linux 5.14). Returns false if the kernel cannot: it is older, or the cgroup is
+    /// threaded.
     fn kill(&self) -> Result<bool> {
         let Some(path) = self.paths.first().map(|path| path.join("cgroup.kill")) else {
             return Ok(false);
@@ -675,8 +682,8 @@ impl Cgroup {
         }
     }
 
-    /// Where nothing could be frozen, what is forked between two readings is caught by the next; a
-    /// pass that finds nobody new is the last.
+    /// If nothing could be frozen, a process that is forked between two passes is found by the next
+    /// pass. The last pass is the one that finds no new process.
     fn signal_one_by_one(&self, signal: i32) -> Result<()> {
         let end = Instant::now() + SIGNALLING;
         let mut signalled = HashSet::new();
@@ -702,32 +709,33 @@ impl Cgroup {
         }
     }
 
-    /// Removes what this process has made for a container that did not come to be. What was there
-    /// before stays.
+    /// Removes the cgroups that this process has made for a failed `create`. Cgroups that existed
+    /// before stay.
     pub(crate) fn undo(&self) -> Result<()> {
         let by_systemd = self.manager == Manager::Systemd;
-        // A scope of that name that was not made for it is another container's.
+        // If the scope of that name was not made for this container, it is another container's.
         if self.is_claimed
             && let Some(held) = self.hold(&|| Ok(false))?
         {
             held.remove_those(|path| by_systemd || self.made.contains(path))?;
         }
         for above in self.made.iter().rev() {
-            // Another container may have come to use it.
+            // Another container may be using it by now.
             let _ = fs::remove_dir(above);
         }
         Ok(())
     }
 
-    /// Removes it when nobody is in it. For a creation that was cut short: a process of its own
-    /// ends with its maker, and one that stays is another container's, which has the same path.
+    /// Removes the cgroup if it has no processes. For a `create` that was cut short: the
+    /// container's own process ends with its maker. A process that stays is another container's,
+    /// which has the same path.
     pub(crate) fn remove_unused(&self) -> Result<()> {
         if let (Manager::Systemd, Some(unit)) = (self.manager, &self.unit) {
             systemd::stop_when_empty(unit, true);
             return Ok(());
         }
         self.refuse_roots()?;
-        // Whoever makes a container in it has nobody in it yet.
+        // A `create` that is using this cgroup may have no process in it yet.
         let Some(_kept) = self.keep_out()? else { return Ok(()) };
         for path in &self.paths {
             if !tree::becomes_empty(path)? {
@@ -737,7 +745,7 @@ impl Cgroup {
         self.claimed_last().try_for_each(|path| tree::remove(path, &mut || Ok(true)))
     }
 
-    /// A state file is only a file: whatever it says, a hierarchy's root is never a container's.
+    /// Whatever a state file says, a hierarchy's root is never a container's cgroup.
     fn refuse_roots(&self) -> Result<()> {
         for path in &self.paths {
             let depth = path.strip_prefix(ROOT).map_or(0, |path| path.components().count());
@@ -747,7 +755,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills all in it and below it, and lets them run so that they can die.
+    /// Kills all processes in the cgroup and below it, and thaws them so that they can die.
     fn end_processes(&self) -> Result<()> {
         if self.version == Version::V1 && self.processes()?.is_empty() {
             return Ok(());
@@ -758,14 +766,14 @@ impl Cgroup {
     }
 }
 
-/// Whether there is anything besides device rules.
+/// Whether there are limits besides device rules.
 fn are_limits(limits: Option<&LinuxResources>) -> bool {
     let Some(mut limits) = limits.cloned() else { return false };
     limits.set_devices(None);
     !serde_json::to_value(limits).is_ok_and(|json| json == serde_json::json!({}))
 }
 
-/// Without any, a container has the default devices, as with runc.
+/// Without rules of the configuration, a container has the default devices, as with runc.
 fn device_rules(resources: Option<&LinuxResources>) -> Result<Vec<devices::Rule>> {
     devices::rules(configured_devices(resources))
 }
@@ -778,8 +786,8 @@ fn configured_devices(resources: Option<&LinuxResources>) -> &[LinuxDeviceCgroup
     resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
 }
 
-/// The ways into a cgroup for a new process: at its birth, and by `tasks` files that it [`enter`]s
-/// by.
+/// The ways into a cgroup for a new process: by birth in it, and by the `tasks` files for
+/// [`enter`].
 #[derive(Debug, Default)]
 pub(crate) struct Doors {
     pub(crate) birthplace: Option<OwnedFd>,
@@ -787,8 +795,8 @@ pub(crate) struct Doors {
     pub(crate) freezers: Freezers,
 }
 
-/// The files that say whether the processes of a cgroup are frozen: its own, and with v2 those of
-/// all above it.
+/// The files that tell whether the processes of a cgroup are frozen: its own, and with v2 those of
+/// all cgroups above it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Freezers(Vec<PathBuf>);
 
@@ -804,7 +812,7 @@ impl Freezers {
         Freezers(files.chain(v1.map(|path| path.join("freezer.state"))).collect())
     }
 
-    /// What is gone, and a kernel's root, is not frozen.
+    /// A missing cgroup, and the kernel's root cgroup, are not frozen.
     pub(crate) fn are_closed(&self) -> bool {
         let frozen = |file: &PathBuf| {
             let text = fs::read_to_string(file).unwrap_or_default();
@@ -815,9 +823,10 @@ impl Freezers {
 }
 
 impl Cgroup {
-    /// The ways into it, or into cgroups below it, for a process that joins the container. `below`
-    /// is what `exec --cgroup` was given: a path, or with v1 `CONTROLLER[,CONTROLLER]:PATH` for
-    /// some hierarchies. A path without controllers is for all others.
+    /// The ways into the cgroup, or into cgroups below it, for a process that joins the container.
+    /// `below` is the argument of `exec --cgroup`: a path, or with v1
+    /// `CONTROLLER[,CONTROLLER]:PATH` for some hierarchies. A path without controllers is for all
+    /// others.
     pub(crate) fn doors(&self, below: &[PathBuf]) -> Result<Doors> {
         if let ([], Some(inner)) = (below, &self.inner) {
             return self.open_doors(std::slice::from_ref(inner));
@@ -878,7 +887,7 @@ impl Cgroup {
         let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
         let path = path.with_context(|| format!("`{file}` names no second-version cgroup"))?;
         let path = Path::new(ROOT).join(path);
-        // The container says where that is.
+        // The container's first process controls this path.
         ensure!(
             self.paths.first().is_some_and(|own| path.starts_with(own)),
             "the container's first process has left its cgroup for `{}`",
@@ -900,12 +909,13 @@ impl Cgroup {
         Ok(Doors { birthplace: birthplace.map(open).transpose()?, tasks, freezers })
     }
 
-    /// Where it is said whether its processes are frozen.
+    /// The files that tell whether the cgroup's processes are frozen.
     pub(crate) fn freezers(&self) -> Freezers {
         Freezers::of(self.version, &self.paths)
     }
 
-    /// Ends the children of this process that are in it: those that were only half made.
+    /// Ends the children of this process that are in the cgroup: processes that were only half
+    /// made.
     pub(crate) fn end_children(&self) -> Result<()> {
         let own = i32::try_from(std::process::id())?;
         for path in &self.paths {
@@ -922,17 +932,17 @@ impl Cgroup {
     }
 }
 
-/// How long a killed process may take to die before rt looks for a reason, and in all.
+/// How long a killed process may take to die before `rt` looks for a reason, and how long in all.
 const DYING: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Kills a child that is not needed any more, whatever it does, and takes note of its death. One
-/// that does not die, in a call to the kernel that does not end, is left to whoever inherits it.
+/// Kills a child that is not needed any more, in any state, and reaps it. If the child does not
+/// die, because it is in a call to the kernel that does not return, its next parent has to reap it.
 pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
     let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
     let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);
     if !dies(DYING) {
-        // v1 delivers not even SIGKILL to what is frozen.
+        // v1 does not even deliver SIGKILL to a frozen process.
         if let Err(error) = take_out_of_freezer(pid) {
             tracing::debug!("take process {pid} out of the freezer: {error:#}");
         }
@@ -943,24 +953,24 @@ pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
 }
 
-/// An extended attribute of a cgroup's directory, a short one.
+/// A short extended attribute of a cgroup's directory.
 fn attribute(directory: BorrowedFd<'_>, name: &str) -> Option<String> {
     let mut text = [0; 64];
     let length = rustix::fs::fgetxattr(directory, name, &mut text[..]).ok()?;
     Some(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 
-/// Takes a process out of the freezer of v1, which would not let it die.
+/// Moves a process out of the freezer of v1, which would not let it die.
 pub(crate) fn take_out_of_freezer(pid: Pid) -> Result<()> {
     Ok(write(&Path::new(ROOT).join("freezer/cgroup.procs"), &pid.to_string())?)
 }
 
-/// Moves this process, which must have one thread only, into the cgroup whose `tasks` file this is.
-/// Runs in init.
+/// Moves this process, which must have one thread only, into the cgroup of this `tasks` file. Runs
+/// in init.
 ///
-/// Written to `tasks`, 0 means the thread that writes, and the kernel moves it without taking the
-/// lock that keeps a process's threads from changing. That lock waits for an RCU grace period, 10
-/// ms and more (`cgroup_procs_write_start`, Linux 5.4).
+/// In `tasks`, 0 means the writing thread. The kernel moves this thread without taking the lock
+/// that keeps a process's threads from changing. That lock waits for an RCU grace period, 10 ms and
+/// more (`cgroup_procs_write_start`, Linux 5.4).
 pub(crate) fn enter(tasks: &OwnedFd) -> rustix::io::Result<()> {
     rustix::io::write(tasks, b"0").map(drop)
 }
@@ -970,20 +980,20 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// What the kernel uses for a process itself, in bytes: stack, page tables, descriptors. Measured:
+/// The kernel's own memory for one process, in bytes: stack, page tables, descriptors. Measured:
 /// 200 kB.
 const KERNELS: u64 = 512 << 10;
 
-/// How long it may take to send a signal to all of a container's processes.
+/// How long sending a signal to all of a container's processes may take.
 const SIGNALLING: Duration = Duration::from_secs(10);
 
 /// How long the freezer may take.
 const FREEZING: Duration = Duration::from_secs(2);
 
-/// The words are runc's: a process would stop in it, and nobody would let it go on.
+/// runc's wording. A process would stop in this cgroup, and nothing would thaw it.
 const FROZEN: &str = "container's cgroup unexpectedly frozen";
 
-/// A cgroup is somebody else's.
+/// A cgroup belongs to another container or user.
 #[derive(Debug)]
 struct Taken(String);
 
@@ -995,7 +1005,7 @@ impl std::fmt::Display for Taken {
 
 impl std::error::Error for Taken {}
 
-/// Fails for what belongs to another user.
+/// Fails if the file belongs to another user.
 fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let owner =
         rustix::fs::fstat(file).with_context(|| format!("look at `{}`", path.display()))?.st_uid;
@@ -1008,7 +1018,7 @@ fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails where processes are in a cgroup or below it.
+/// Fails if processes are in a cgroup or below it.
 fn refuse_processes(path: &Path) -> Result<()> {
     let count = tree::count(path)?;
     if count > 0 {
@@ -1020,14 +1030,14 @@ fn refuse_processes(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A cgroup file takes a value in one `write(2)`.
+/// A cgroup file requires a value in one `write(2)`.
 fn write(path: &Path, value: &str) -> Result<(), Failure> {
     let result = fs::OpenOptions::new()
         .write(true)
         .open(path)
         .and_then(|mut file| file.write_all(value.as_bytes()));
     result.map_err(|error| {
-        // It has a number, unless the kernel has taken a part of the value only.
+        // The error has a number, unless the kernel has accepted only a part of the value.
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
         Failure::new(errno, format!("write `{value}` to `{}`", path.display()))
     })

@@ -96,7 +96,7 @@ fn read(path: &Path) -> Result<Vec<Entry>> {
     file.and_then(all).with_context(|| format!("read `{}`", path.display()))
 }
 
-/// The limit of the table's size, in bytes: larger than any table that somebody has on purpose.
+/// The limit of the table's size, in bytes: larger than any intended table.
 const LONGEST: u64 = 64 << 20;
 
 fn all(file: File) -> Result<Vec<Entry>> {

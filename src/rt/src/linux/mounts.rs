@@ -406,7 +406,7 @@ enum By<'a> {
 
 /// The files that keep mount namespaces alive (`unshare --mount=FILE`, snapd). The kernel does not
 /// attach a tree with such a file to a newer mount namespace, because that namespace could keep
-/// itself alive. Empty until somebody asks.
+/// itself alive. Empty until the first use.
 #[derive(Default)]
 struct Pinned(OnceCell<Vec<PathBuf>>);
 

@@ -58,8 +58,8 @@ impl Joined {
 
 impl Namespaces {
     /// Opens the namespaces that the container joins. A path to one of the runtime process's own
-    /// namespaces counts as no entry: the container then keeps the host's namespace, and may not
-    /// change it. Runs in the runtime process.
+    /// namespaces counts as no entry: the container then stays in the runtime process's namespace,
+    /// and may not change it. Runs in the runtime process.
     pub(crate) fn new(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();
         for namespace in linux.namespaces().iter().flatten() {
@@ -210,8 +210,8 @@ impl Namespaces {
 
     /// A neighbour in the same pid namespace that is privileged in this process's user namespace
     /// could take over this process, which has the caller's rights and files until the exec. So
-    /// this process is not dumpable. For a container of root, and for a process of `exec`, that
-    /// holds from the beginning.
+    /// this process becomes not dumpable. For a container of root, and for a process of `exec`,
+    /// that holds from the beginning.
     pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
         if self.joins(libc::CLONE_NEWPID) {
             keep_others_out(DumpableBehavior::NotDumpable)?;

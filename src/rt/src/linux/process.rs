@@ -360,8 +360,8 @@ pub(crate) fn open_null() -> Option<OwnedFd> {
 }
 
 /// Gives the standard streams to the container's user, as crun does. Otherwise a program could not
-/// open `/dev/stdout` again. The group changes too, because some files can only be written to by
-/// their group. A terminal keeps its group, `tty`.
+/// open `/dev/stdout` again. The group changes too, for a file that only its group may write to. A
+/// terminal keeps its group, `tty`.
 ///
 /// An owner can change the mode, and so write to a file that was opened for reading. So the user
 /// gets a regular file only if it was opened for writing. The user never gets a directory or a

@@ -35,7 +35,7 @@ pub(crate) struct Rootfs {
     /// Mounts of the kernel's own filesystems (procfs, sysfs), with their paths in the
     /// configuration.
     kernels: Vec<(PathBuf, OwnedFd)>,
-    /// For each mount in `kernels`, whether its path leads to it. Empty until somebody asks.
+    /// For each mount in `kernels`, whether its path leads to it. Empty until the first use.
     shown: OnceCell<Vec<bool>>,
     /// None if this process cannot be sure that `/proc` is the host's.
     proc: Option<HostProc>,

@@ -1,6 +1,6 @@
-//! Programs for cgroups, written in the instruction set of
-//! `Documentation/bpf/standardization/instruction-set.rst`; libcgroups has one too, by way of
-//! libbpf, a C library with two more behind it.
+//! Programs for cgroups, in the instruction set of
+//! `Documentation/bpf/standardization/instruction-set.rst`. libcgroups makes such programs too, but
+//! with libbpf, a C library that requires two more.
 #![forbid(unsafe_code)]
 
 use crate::linux::assembler::{Assembler, Instruction, Label, Way};
@@ -42,12 +42,12 @@ impl Instruction for u64 {
 }
 
 impl Program {
-    /// An instruction that neither jumps nor uses memory.
+    /// Adds an instruction that neither jumps nor uses memory.
     pub(super) fn add(&mut self, operation: u8, destination: u8, source: u8, value: i32) {
         self.push(instruction(operation, destination, source, 0, value));
     }
 
-    /// Loads what is at an offset from the address in a register.
+    /// Loads the value at an offset from the address in a register.
     pub(super) fn load(&mut self, operation: u8, destination: u8, source: u8, offset: i16) {
         self.push(instruction(operation, destination, source, offset, 0));
     }
@@ -69,9 +69,9 @@ impl Program {
     }
 }
 
-/// What a program answers, by an interpreter of the few instructions that are used. `load` has the
-/// words that a register points to, by the register's value and the offset; register 1 begins with
-/// 1.
+/// The program's answer, from an interpreter of the few instructions that we use. `load` returns
+/// the word that a register points to, by the register's value and the offset. Register 1 begins
+/// with 1.
 #[cfg(test)]
 pub(super) fn run(program: &[u64], load: impl Fn(i32, i16) -> i32) -> (i32, Option<i32>) {
     let (mut registers, mut at, mut called) = ([0_i32; 11], 0_usize, None);

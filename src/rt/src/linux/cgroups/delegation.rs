@@ -15,8 +15,8 @@ use rustix::thread::{Gid, Uid};
 use super::{Cgroup, Manager, Version, v2};
 
 impl Cgroup {
-    /// Makes the cgroup that the container shall manage itself, if it asks for one, and opens the
-    /// file by which init enters it, when its cgroup namespace is there.
+    /// Makes the cgroup that the container shall manage itself, if it asks for one. Opens the file
+    /// by which init enters the cgroup after it has made its cgroup namespace.
     pub(crate) fn delegate(&mut self, owner: (Uid, Gid)) -> Result<Option<OwnedFd>> {
         let above = self.inner.as_ref().or(self.paths.first());
         // An ordinary user's container may have no cgroup at all.
@@ -29,8 +29,8 @@ impl Cgroup {
         Ok(Some(entrance))
     }
 
-    /// Hands the controllers down to a cgroup that was delegated, which takes that nobody is left
-    /// above it.
+    /// Hands the controllers down to a delegated cgroup. The kernel requires that no process is
+    /// left above it.
     pub(crate) fn hand_down(&self) {
         if let (Some(_), Some(inner)) = (&self.wishes.delegate, &self.inner)
             && let Some(above) = inner.parent()
@@ -39,8 +39,8 @@ impl Cgroup {
         }
     }
 
-    /// Gives the cgroup to root of the container's user namespace, so that a systemd in it can make
-    /// its own.
+    /// Gives the cgroup to root of the container's user namespace, so that a systemd in the
+    /// container can make its own cgroups.
     pub(crate) fn give(&self, owner: (Uid, Gid)) -> Result<()> {
         match (self.manager, self.version) {
             (Manager::Disabled, _) | (_, Version::V1) => Ok(()),
@@ -57,17 +57,17 @@ pub(super) fn make(path: &Path) -> Result<()> {
     made.with_context(|| format!("make cgroup `{}`", path.display()))
 }
 
-/// The file by which a process enters.
+/// Opens the file by which a process enters.
 pub(super) fn entrance(path: &Path) -> Result<OwnedFd> {
     let file = path.join("cgroup.procs");
     rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open `{}`", file.display()))
 }
 
-/// Gives away the directory, and those of its files that may be: not the limits, which are for
-/// whoever is above.
+/// Changes the owner of the directory and of the files that the kernel lists for that. The limits
+/// stay with the cgroup above.
 fn give(path: &Path, (uid, gid): (Uid, Gid)) -> Result<()> {
-    // One name to a line; before Linux 4.15 there was no list.
+    // One name per line. Linux before 4.15 has no list.
     let list = fs::read_to_string("/sys/kernel/cgroup/delegate");
     let list =
         list.unwrap_or_else(|_| "cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n".into());

@@ -1,9 +1,9 @@
-//! Which devices a container may use: a list of rules, for the files of cgroup v1 or as a program
-//! for v2.
+//! The devices that a container may use: a list of rules, for the files of cgroup v1 or as a
+//! program for v2.
 //!
-//! With v2 there are no files for it: the kernel asks a BPF program, attached to the cgroup, before
-//! a device is opened or made (kernel documentation, `cgroup-v2.rst`, "Device controller"). The
-//! program is written here, rule by rule.
+//! v2 has no files for devices. The kernel runs a BPF program, attached to the cgroup, before a
+//! process opens or makes a device (kernel documentation, `cgroup-v2.rst`, "Device controller").
+//! This file writes the program, rule by rule.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,8 +17,8 @@ use super::bpf::{
 };
 use crate::syscall;
 
-/// A rule matches every type or number that it does not name. Of several that match, the last
-/// counts.
+/// A rule matches every type or number that it does not name. Of several matching rules, the last
+/// one wins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Rule {
     allow: bool,
@@ -37,18 +37,18 @@ const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// The rules of the configuration, then those for what every container has. As runc and crun have
-/// them.
+/// The rules of the configuration, then those for the devices that every container has, as in runc
+/// and crun.
 pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let mut rules = parse(configured)?;
     rules.extend(defaults(&rules));
     Ok(rules)
 }
 
-/// The same for the files of v1, which know what is allowed or forbidden at first, and exceptions
-/// (kernel documentation, `cgroup-v1/devices.rst`). Of an exception for many devices the kernel
-/// takes nothing back for one of them, and says nothing: a device that is forbidden would be open.
-/// A rule for all types is to it one for all devices, whatever its numbers are.
+/// The same for the files of v1. They have a default, to allow or to forbid all, and exceptions
+/// (kernel documentation, `cgroup-v1/devices.rst`). From an exception for many devices, the kernel
+/// cannot remove a single device, and reports no error: a forbidden device would be allowed. The
+/// kernel also takes a rule for all types as one for all devices, whatever its numbers are.
 pub(super) fn for_files(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     let rules = parse(configured)?;
     let mut lines: Vec<Rule> = Vec::new();
@@ -83,8 +83,8 @@ pub(super) fn for_files(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
 }
 
 fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
-    // A new cgroup of v1 allows what the one above it does, while a program forbids what no rule
-    // allows.
+    // A new cgroup of v1 allows the same as the one above it, but a program forbids everything that
+    // no rule allows.
     let nothing = Rule { allow: false, kind: None, major: None, minor: None, access: ALL };
     let mut rules = vec![nothing];
     for configured in configured {
@@ -92,8 +92,8 @@ fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
         if rule.is_for_all() {
             rules.clear();
         }
-        // Who may read by one rule and write by another may do both at once, as with the files of
-        // v1.
+        // If one rule allows reading and another one writing, a process may do both at once, as
+        // with the files of v1.
         let before = rules.iter().rev().take_while(|before| before.allow && rule.allow);
         let same = before.filter(|before| before.is_of(&rule));
         rule.access |= same.fold(0, |access, before| access | before.access);
@@ -102,8 +102,8 @@ fn parse(configured: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
-/// Making nodes, which is harmless, since opening them is what is controlled; the default devices;
-/// consoles and terminals.
+/// The default rules: making nodes (harmless, because the rules control opening them), the default
+/// devices, consoles and terminals.
 fn defaults(rules: &[Rule]) -> Vec<Rule> {
     let allow =
         |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
@@ -112,7 +112,7 @@ fn defaults(rules: &[Rule]) -> Vec<Rule> {
         allow(BLOCK, None, None, MAKE),
         allow(CHAR, Some(136), None, ALL),
     ];
-    // Where everything is allowed but what is named, what is named stays forbidden.
+    // If everything but the named devices is allowed, the named devices stay forbidden.
     let everything = rules.first().is_some_and(|first| first.allow);
     let is_needed = |many: &Rule| !everything || rules.iter().any(|rule| rule.is_of(many));
     let mut defaults: Vec<Rule> = many.into_iter().filter(is_needed).collect();
@@ -124,10 +124,11 @@ fn defaults(rules: &[Rule]) -> Vec<Rule> {
     defaults
 }
 
-/// What is not understood is an error: taken for "any", it would allow what the rule was to forbid.
+/// Fails for a rule that it does not understand. Taken for "any", such a rule would allow devices
+/// that it was to forbid.
 fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
     let number = |name: &str, number: Option<i64>| match number {
-        // Callers say -1 for a number that is not given.
+        // Callers write -1 for a missing number.
         None | Some(-1) => Ok(None),
         Some(number) => match i32::try_from(number) {
             Ok(number @ 0..) => Ok(Some(number)),
@@ -161,19 +162,19 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
 
 const WHERE: &str = "a rule of `linux.resources.devices`";
 
-/// Whether the configuration leaves nothing to be enforced.
+/// Whether the rules forbid nothing.
 pub(super) fn allow_everything(rules: &[Rule]) -> bool {
     rules.first().is_some_and(|rule| rule.allow && rule.is_for_all())
         && rules.iter().all(|rule| rule.allow)
 }
 
 impl Rule {
-    /// Whether it is about the same devices.
+    /// Whether both rules name the same devices.
     fn is_of(&self, other: &Rule) -> bool {
         (self.kind, self.major, self.minor) == (other.kind, other.major, other.minor)
     }
 
-    /// Whether no rule before it counts.
+    /// Whether this rule overrides all rules before it.
     fn is_for_all(&self) -> bool {
         self.kind.is_none() && self.major.is_none() && self.minor.is_none() && self.access == ALL
     }
@@ -202,7 +203,7 @@ impl Rule {
         asked.map(|(_, letter)| letter).collect()
     }
 
-    /// Whether there is a device and an access that both are about.
+    /// Whether both rules match the same access to some device.
     fn overlaps(&self, other: &Rule) -> bool {
         let both =
             |one: Option<i32>, other: Option<i32>| one.is_none() || other.is_none() || one == other;
@@ -213,9 +214,9 @@ impl Rule {
     }
 }
 
-/// What the rules allow, as systemd has it: a device and letters for the access
-/// (`systemd.resource-control(5)`, "DeviceAllow="). None when they allow everything, or forbid some
-/// of what they allow elsewhere, for which systemd has no words.
+/// The allowed devices in systemd's form: a device and letters for the access
+/// (`systemd.resource-control(5)`, "DeviceAllow="). None if the rules allow everything, or forbid
+/// some devices that they allow elsewhere, because systemd cannot express that.
 pub(super) fn allowed(rules: &[Rule]) -> Option<Vec<(String, String)>> {
     let mut everything = false;
     let mut list: Vec<Rule> = Vec::new();
@@ -271,7 +272,7 @@ const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// Loads a program that decides by these rules.
 pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
-    // A few instructions for each rule, and no jump beyond them.
+    // Each rule has a few instructions, and no jump goes beyond them.
     let program = program(rules).map_err(|_| Errno::TOOBIG)?;
     syscall::bpf_prog_load(BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE, &program)
 }
@@ -280,8 +281,8 @@ pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<OwnedFd> {
 pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
     let program = match load(rules) {
         Ok(program) => program,
-        // In a user namespace nobody may, and the kernel lets nobody there make a device node
-        // either. Those that came with the rootfs cannot be used: see
+        // In a user namespace, no process may load the program, and the kernel lets none make a
+        // device node there. Device nodes that came with the rootfs cannot be used: see
         // `Cgroup::may_lack_device_rules`.
         Err(Errno::PERM) if !crate::ids::is_host_root() => return Ok(()),
         Err(error) => return Err(error).context("load the device program"),
@@ -290,12 +291,12 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> Result<()> {
         .context("attach the device program")
 }
 
-/// Tries the rules from the last to the first; the first that matches decides, and without one it
+/// Tries the rules from the last to the first. The first match decides. Without a match, the answer
 /// is no.
 fn program(rules: &[Rule]) -> Result<Vec<u64>> {
     let mut program = Program::default();
-    // `struct bpf_cgroup_dev_ctx` is at register 1: access in the high and type in the low half of
-    // a word, then two numbers.
+    // Register 1 points to `struct bpf_cgroup_dev_ctx`: a word with the access in the high half and
+    // the type in the low half, then two numbers.
     program.load(LOAD_WORD, 2, 1, 0);
     program.add(AND, 2, 0, 0xffff);
     program.load(LOAD_WORD, 3, 1, 0);
@@ -314,7 +315,7 @@ fn program(rules: &[Rule]) -> Result<Vec<u64>> {
                 program.jump_if(JUMP_IF_NOT, register, number, next);
             }
         }
-        // Allowing takes all that is asked for, denying any of it.
+        // An allowing rule must contain all of the requested access, a denying rule any of it.
         match (rule.access, rule.allow) {
             (ALL, _) => {}
             (_, true) => program.jump_if_register(JUMP_IF_NOT_REGISTER, 1, 3, next),
@@ -323,7 +324,8 @@ fn program(rules: &[Rule]) -> Result<Vec<u64>> {
         program.answer(i32::from(rule.allow));
         program.put(next);
         if rule.is_for_all() {
-            // What comes before it never counts, and the kernel refuses what is never reached.
+            // The rules before this one never match, and the kernel refuses unreachable
+            // instructions.
             return program.finish();
         }
     }
@@ -351,7 +353,7 @@ mod tests {
         assert_eq!(allowed(&[nothing, null]), Some(vec![entry("/dev/char/1:3", "rw")]));
         let make = rule(true, Some(BLOCK), None, None, MAKE);
         assert_eq!(allowed(&[nothing, make]), Some(vec![entry("block-*", "m")]));
-        // Everything; and something that is taken away again.
+        // Everything, and a device that a later rule removes again.
         assert_eq!(allowed(&[rule(true, None, None, None, ALL), null]), None);
         assert_eq!(allowed(&[nothing, null, rule(false, Some(CHAR), Some(1), None, READ)]), None);
     }
@@ -375,7 +377,7 @@ mod tests {
         assert_eq!((rules[1].is_allowing(), rules[1].line().as_str()), (true, "c 10:229 rw"));
     }
 
-    /// What the program answers.
+    /// The program's answer.
     fn ask(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
         let context = [kind | access << 16, major, minor];
         let word = |_, offset| context[usize::try_from(offset / 4).expect("forwards")];

@@ -1,9 +1,9 @@
-//! The cgroup that a container's modules are in, below its own, where their ports are limited:
-//! Landlock knows none of UDP's. Native programs of the container stay outside.
+//! The cgroup of a container's modules, below the container's own, in which their ports are
+//! limited. Landlock cannot limit UDP's ports. Native programs of the container stay outside.
 //!
-//! Its programs decide when a socket that was made in it is bound, connected or sent by, or is
-//! reached by a packet (`Documentation/bpf/libbpf/program_types.rst`; `struct bpf_sock_addr` and
-//! `struct __sk_buff`, `<linux/bpf.h>`).
+//! The cgroup's programs decide when a socket that was made in it is bound, connected or used to
+//! send, or when a packet reaches it (`Documentation/bpf/libbpf/program_types.rst`; `struct
+//! bpf_sock_addr` and `struct __sk_buff`, `<linux/bpf.h>`).
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
@@ -33,7 +33,7 @@ const REACHING: [u32; 4] = [10, 11, 14, 15];
 
 impl Cgroup {
     /// Makes the cgroup that limits these ports, and opens the file by which a process enters it.
-    /// None where that cannot be done, or helps nothing.
+    /// Returns None if that is not possible, or not required.
     pub(crate) fn for_modules(&mut self, ports: &Ports) -> Result<Option<OwnedFd>> {
         let listen = listeners(&ports.tcp.bind)?;
         if !ports.udp.is_divided() && listen.is_none() || !crate::ids::is_host_root() {
@@ -69,7 +69,7 @@ fn limit(path: &Path, listen: Option<&[u64]>, ports: &Ports) -> Result<()> {
     Ok(())
 }
 
-/// One at each place: the next `exec` puts the same in its stead.
+/// Attaches one program at each place. The next `exec` replaces it by an equal one.
 fn put(cgroup: &OwnedFd, kind: u32, places: &[u32], program: &[u64]) -> Result<()> {
     for place in places {
         let program =
@@ -80,7 +80,7 @@ fn put(cgroup: &OwnedFd, kind: u32, places: &[u32], program: &[u64]) -> Result<(
     Ok(())
 }
 
-/// Answers yes and ends when the port in register 2 is one of these.
+/// Answers yes and ends if the port in register 2 is in one of these ranges.
 fn allow(program: &mut Program, ranges: &[RangeInclusive<u16>]) {
     for range in ranges {
         let next = program.label();
@@ -102,29 +102,30 @@ fn only_if(program: &mut Program, comparison: u8, register: u8, value: i32) {
 const YES: i32 = 1;
 const NO: i32 = 0;
 
-/// For the address of a bind, connect or sendmsg: of UDP only, the others are Landlock's.
+/// The program for the address of a bind, connect or sendmsg. It decides only on UDP: Landlock
+/// decides on TCP.
 fn udp(ranges: &[RangeInclusive<u16>]) -> Result<Vec<u64>> {
     const BPF_FUNC_SET_RETVAL: i32 = 187;
     let mut program = Program::default();
     // `protocol`.
     program.load(LOAD_WORD, 2, 1, 36);
     only_if(&mut program, JUMP_IF, 2, libc::IPPROTO_UDP);
-    // `user_port`, in the network's order.
+    // `user_port`, in network byte order.
     program.load(LOAD_WORD, 2, 1, 24);
     program.add(TO_BIG_ENDIAN, 2, 0, 16);
     allow(&mut program, ranges);
-    // EPERM without it, where all others say EACCES.
+    // Without this call, the error would be EPERM, but all other refusals are EACCES.
     program.add(MOVE, 1, 0, -libc::EACCES);
     program.add(CALL, 0, 0, BPF_FUNC_SET_RETVAL);
     program.answer(NO);
     program.finish()
 }
 
-/// For a packet that reaches a socket: one that listens without having been bound got a port that
-/// is free, and Landlock was not asked. None when that is allowed, as port 0.
+/// The program for a packet that reaches a socket. A socket that listens without a bind got a free
+/// port, and Landlock did not check it. Returns None if that is allowed, as port 0.
 fn listeners(allowed: &Allowed) -> Result<Option<Vec<u64>>> {
     const TCP_LISTEN: i32 = 10;
-    // With no port at all there is no listen(2) either.
+    // If no port is allowed, the filter refuses listen(2) already.
     let is_limited = |ranges: &&Vec<RangeInclusive<u16>>| {
         !ranges.is_empty() && ranges.iter().all(|range| *range.start() != 0)
     };
@@ -147,7 +148,7 @@ mod tests {
     use super::super::bpf;
     use super::*;
 
-    /// As the kernel has an address of this protocol and port.
+    /// The answer for an address of this protocol and port, in the kernel's layout.
     fn asked(program: &[u64], protocol: i32, port: u16) -> (i32, Option<i32>) {
         bpf::run(program, |_, offset| match offset {
             36 => protocol,

@@ -1,4 +1,4 @@
-//! Notice of processes that were killed since there was no memory left for them.
+//! Notification of processes that the kernel killed for lack of memory.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -12,19 +12,19 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::{Cgroup, Version, v1, write};
 
-/// Where it is noticed, and how often so far.
+/// The source of the notifications, and the last count.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// Readable when something has happened.
+    /// Readable after an event.
     descriptor: OwnedFd,
-    /// The file that has the count.
+    /// The file with the count.
     count: PathBuf,
     version: Version,
     last: u64,
 }
 
 impl Cgroup {
-    /// None where nobody counts: without a cgroup, or without a memory controller.
+    /// Returns None if nothing counts the kills: without a cgroup, or without a memory controller.
     pub(crate) fn watch_oom(&self) -> Result<Option<Watch>> {
         let watch = match self.version {
             Version::V2 => self.paths.first().map(|path| path.join("memory.events")),
@@ -58,8 +58,8 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Whether a process in it was killed for want of memory, by its own limit and not by the
-    /// host's.
+    /// Whether a process of the cgroup was killed for lack of memory, by the cgroup's own limit and
+    /// not by the host's.
     pub(crate) fn was_out_of_memory(&self) -> bool {
         let Ok(Some(watch)) = self.watch_oom() else { return false };
         let reached = match self.version {
@@ -73,7 +73,7 @@ impl Cgroup {
     }
 }
 
-/// How long it may take until what was noticed is counted.
+/// How long the kernel may take from the notification to the count.
 const COUNTING: Duration = Duration::from_millis(500);
 
 impl Watch {
@@ -81,8 +81,9 @@ impl Watch {
         self.descriptor.as_fd()
     }
 
-    /// How many were killed since the last question, or would have been, were they not made to wait
-    /// (`memory.disableOOMKiller`). A cgroup that is gone has nothing more to say.
+    /// The number of processes that were killed since the last call. With
+    /// `memory.disableOOMKiller`, processes that wait instead count too. A missing cgroup reports
+    /// nothing more.
     pub(crate) fn killed(&mut self) -> u64 {
         let mut events = [0; 4096];
         let mut noticed = false;
@@ -94,7 +95,7 @@ impl Watch {
             if self.read("oom_kill_disable ") == 1 {
                 return 1;
             }
-            // The notice comes first, then the kernel looks for somebody to kill, and counts.
+            // The kernel first notifies, then looks for a process to kill, and then counts.
             let end = Instant::now() + COUNTING;
             while now == self.last && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(5));
@@ -106,7 +107,7 @@ impl Watch {
         killed
     }
 
-    /// A line of the file; `oom_kill` is in either version's (Linux 4.13).
+    /// A line of the file. Both versions have `oom_kill` (Linux 4.13).
     fn read(&self, key: &str) -> u64 {
         let text = fs::read_to_string(&self.count).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix(key));

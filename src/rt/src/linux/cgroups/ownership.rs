@@ -1,7 +1,8 @@
-//! Whose a cgroup is. When a container's first process has ended and its cgroup is empty, another
-//! container can get the same path: by cgroupfs the same directory, by systemd a new scope of the
-//! same name. So each cgroup is marked as one container's, and a command that ends or removes what
-//! is in the cgroup of a container that has stopped holds the cgroup from the question to the deed.
+//! The owner of a cgroup. When a container's first process has ended and its cgroup is empty,
+//! another container can get the same path: with cgroupfs the same directory, with systemd a new
+//! scope of the same name. So `rt` marks each cgroup as one container's. A command on a stopped
+//! container that ends processes or removes the cgroup holds the cgroup from the check to the
+//! action.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,33 +21,36 @@ use crate::ids::is_host_root;
 use crate::syscall::{self, Lock};
 use crate::trust;
 
-/// How long a command waits for another one that holds the cgroup, and how long a creation does.
+/// How long a command waits for another command that holds the cgroup, and how long a `create`
+/// does.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CLAIMING: Duration = Duration::from_secs(3);
 const NAP: Duration = Duration::from_millis(5);
 
-/// A cgroup that no container can be made in as long as this is there. By systemd, that holds for
-/// the directory alone: a scope gets a new one.
+/// A cgroup in which no container can be made while this value exists. With systemd, that holds for
+/// the directory only: a new scope gets a new directory.
 #[derive(Debug)]
 pub(super) struct Kept {
-    /// The one that is claimed; None when it is gone.
+    /// The claimed directory. None if it does not exist any more.
     directory: Option<OwnedFd>,
     _lock: Option<OwnedFd>,
 }
 
-/// The cgroup of a container that has it still, and keeps it as long as this is there.
+/// The cgroup of a container that still owns it, and keeps it while this value exists.
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     cgroup: &'a Cgroup,
-    /// With v2 by its directory, which is open, and not by its path, which could be another's.
+    /// With v2, the cgroup by its open directory, and not by its path, which could lead to
+    /// another's.
     reached: Cgroup,
     kept: Kept,
 }
 
 impl Cgroup {
-    /// Holds the cgroup, so that no other container gets it meanwhile. None if another one has it;
-    /// unless the container still `lives`, which keeps others out: a mark can be changed by a
-    /// container that may write to its cgroup, or that has `CAP_SYS_ADMIN` of the host.
+    /// Holds the cgroup, so that no other container can get it meanwhile. Returns None if another
+    /// container has it. But if the container still `lives`, it keeps others out, whatever the mark
+    /// says. A container that may write to its cgroup, or that has `CAP_SYS_ADMIN` of the host, can
+    /// change the mark.
     pub(crate) fn hold(&self, lives: &dyn Fn() -> Result<bool>) -> Result<Option<Held<'_>>> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -54,7 +58,7 @@ impl Cgroup {
                 if !lives()? {
                     return Ok(None);
                 }
-                // It will find that the cgroup is in use.
+                // The other `create` will find that the cgroup is in use.
                 ensure!(Instant::now() < end, "another container is being made in its cgroup");
                 std::thread::sleep(NAP);
                 continue;
@@ -62,7 +66,7 @@ impl Cgroup {
             let Some(directory) = &kept.directory else {
                 return Ok(Some(Held { cgroup: self, reached: self.clone(), kept }));
             };
-            // Who has claimed it itself needs no mark.
+            // A process that has claimed the cgroup itself does not need a mark.
             let is_own =
                 self.claim.is_some() || !self.is_marked_for_another(directory.as_fd()) || lives()?;
             if !is_own {
@@ -80,7 +84,7 @@ impl Cgroup {
         }
     }
 
-    /// Keeps new containers out. None when one is being made in it.
+    /// Keeps new containers out. Returns None if a container is being made in the cgroup.
     pub(super) fn keep_out(&self) -> Result<Option<Kept>> {
         let Some(path) = self.claimed_path().0 else {
             return Ok(Some(Kept { directory: None, _lock: None }));
@@ -98,43 +102,43 @@ impl Cgroup {
                 return Ok(Some(Kept { directory: Some(directory), _lock: None }));
             }
             let Some(lock) = lock_out(&directory).with_context(show)? else { return Ok(None) };
-            // Otherwise it was removed meanwhile, and another one may have been made.
+            // Otherwise the directory was removed meanwhile, and another one may have been made.
             if is_at(directory.as_fd(), path) {
                 return Ok(Some(Kept { directory: Some(directory), _lock: Some(lock) }));
             }
         }
     }
 
-    /// Whether another container has its path. Without [`Cgroup::hold`], that can be otherwise at
-    /// once.
+    /// Whether another container has the cgroup's path. Without [`Cgroup::hold`], the answer may be
+    /// out of date at once.
     pub(crate) fn is_of_another(&self) -> bool {
         let directory = self.claimed_path().0.and_then(|path| open_directory(path).ok());
         directory.is_some_and(|directory| self.is_marked_for_another(directory.as_fd()))
     }
 
     fn is_marked_for_another(&self, directory: BorrowedFd<'_>) -> bool {
-        // What systemd has written, it has written before a process was in the scope.
+        // systemd has written its id before a process was in the scope.
         if let Some(own) = &self.invocation {
             return systemd::invocation(directory).as_ref() != Some(own);
         }
         match (marked(directory), self.mark.as_deref()) {
             (Some(mark), own) => !own.is_some_and(|own| mark.ends_with(own)),
-            // That it is the container's is only guessed, and nothing says so.
+            // `rt` only guesses that the cgroup is the container's, and no mark confirms it.
             (None, Some(own)) if own.starts_with(' ') => true,
-            // Made again by somebody who marks nothing.
+            // A program that does not write marks has made the cgroup again.
             (None, Some(own)) => own.starts_with(USERS) || may_read_marks(),
             (None, None) => false,
         }
     }
 
-    /// Its directories, the one that is claimed last: as long as that is there and locked, no other
-    /// container gets the others.
+    /// The cgroup's directories, with the claimed one last. While the claimed one exists and is
+    /// locked, no other container gets the others.
     pub(super) fn claimed_last(&self) -> impl Iterator<Item = &PathBuf> {
         let claimed = self.claimed_path().0;
         self.paths.iter().filter(move |path| Some(*path) != claimed).chain(claimed)
     }
 
-    /// Makes the directory that is claimed, and claims it.
+    /// Makes the directory that is to be claimed, and claims it.
     pub(super) fn make_and_claim(&mut self, path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
         let mut waited = Duration::ZERO;
         loop {
@@ -156,17 +160,18 @@ impl Cgroup {
 }
 
 impl Held<'_> {
-    /// By which its processes are reached. None when it is gone, and they with it.
+    /// The cgroup by which its processes are reached. None if the cgroup is gone, and its processes
+    /// with it.
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
         self.kept.directory.as_ref().map(|_| &self.reached)
     }
 
-    /// Ends what is left in it and removes it, and all cgroups below it.
+    /// Ends the remaining processes of the cgroup, and removes it and all cgroups below it.
     pub(crate) fn remove(self) -> Result<()> {
         self.remove_those(|_| true)
     }
 
-    /// The same for some of its directories.
+    /// The same for some of the cgroup's directories.
     pub(super) fn remove_those(self, wanted: impl Fn(&PathBuf) -> bool) -> Result<()> {
         self.cgroup.refuse_roots()?;
         if self.cgroup.manager == Manager::Systemd {
@@ -185,7 +190,7 @@ impl Held<'_> {
         self.cgroup.claimed_path().0.is_some_and(|claimed| claimed == path)
     }
 
-    /// Whether the path still leads to the directory that is held.
+    /// Whether the path still leads to the held directory.
     fn is_there(&self) -> bool {
         let path = self.cgroup.claimed_path().0;
         let directory = self.kept.directory.as_ref();
@@ -199,7 +204,8 @@ impl Held<'_> {
         let cgroup = self.cgroup;
         match (&cgroup.unit, &cgroup.invocation) {
             (Some(unit), Some(invocation)) => systemd::stop(unit, invocation),
-            // Where it has gone, whoever is in a scope of that name is another container.
+            // If the container's own scope has gone, a scope of that name with processes is another
+            // container's.
             (Some(unit), None) => {
                 let is_ending = self.kept.directory.is_some() || cgroup.paths.is_empty();
                 systemd::stop_when_empty(unit, is_ending);
@@ -209,7 +215,8 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// Ends what is in one of its directories; false when that is another's by now.
+    /// Ends the processes in one of the cgroup's directories. Returns false if the directory is
+    /// another container's by now.
     fn end_processes(&self, path: &Path) -> Result<bool> {
         if self.is_claimed(path) && !self.is_there() {
             return Ok(false);
@@ -217,7 +224,7 @@ impl Held<'_> {
         let reached = self.cgroup();
         let reached = reached.context("processes are in it, and nothing says whose they are")?;
         reached.end_processes()?;
-        // With v1, a process may have left the hierarchy that lists them, and that one alone.
+        // With v1, a process may have left only the hierarchy that lists the processes.
         if self.cgroup.version == Version::V1 {
             Cgroup { paths: vec![path.to_owned()], ..self.cgroup.clone() }.end_processes()?;
         }
@@ -235,14 +242,15 @@ fn show(path: &Path) -> String {
     format!("claim the cgroup `{}`", path.display())
 }
 
-/// Opens a cgroup that shall be one container's, and locks it: of two creations at once one has it.
-/// The lock goes with the descriptor; when it is closed, a process has to be in the cgroup, which
-/// keeps others out from then on.
+/// Opens a cgroup that shall be one container's, and locks it: of two concurrent `create`s, only
+/// one gets the cgroup. The lock ends when its descriptor is closed. By then a process has to be in
+/// the cgroup, which keeps others out from then on.
 ///
-/// It may have been there, empty: callers make one beforehand, and a creation that was killed
-/// leaves one. Its owner can freeze and kill what is in it, so it has to be the user that rt runs
-/// as. Returns its directory, and the lock; without one, the directory is locked. None while a
-/// command holds the cgroup of a container that has stopped.
+/// The cgroup may have existed before, empty: callers may make it beforehand, and a killed `create`
+/// leaves one. The owner of a cgroup can freeze and kill its processes, so the owner has to be the
+/// user that `rt` runs as. Returns the cgroup's directory, and the lock. Without a lock file, the
+/// directory itself is locked. Returns None while a command holds the cgroup of a stopped
+/// container.
 fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
     let show = || show(path);
     let directory = open_directory(path).with_context(show)?;
@@ -268,8 +276,8 @@ fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
     Ok(Some((directory, lock)))
 }
 
-/// Keeps new containers out of a cgroup, until what it returns is closed. None while one is being
-/// made in it.
+/// Keeps new containers out of a cgroup until the returned descriptor is closed. Returns None while
+/// a container is being made in the cgroup.
 fn lock_out(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let there = rustix::fs::fstat(directory)?;
     let lock = open_claims(directory)?;
@@ -290,7 +298,7 @@ fn lock_out(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
             return Ok(None);
         }
         if Instant::now() > end {
-            // Who has locked a directory, nobody knows.
+            // The holder of a lock on a directory is unknown.
             ensure!(lock.is_none(), "another command holds it");
             return Ok(None);
         }
@@ -303,11 +311,11 @@ fn is_claimed(file: &OwnedFd, there: &rustix::fs::Stat) -> Result<bool> {
     Ok(syscall::locked(file.as_fd(), Lock::Write, place_of(there), 1)?.is_some())
 }
 
-/// The file of which two bytes stand for a cgroup. Who makes a container there has locked both; who
-/// acts on the cgroup of a container that has stopped, the second. Not the cgroup's directory,
-/// which every user of the host may open, and so lock. None where it cannot be made, as for an
-/// ordinary user without a folder in `/run`; with v2 and for root, a file of the cgroup's stands in
-/// for it that nobody else can open.
+/// Opens the lock file, in which two bytes stand for a cgroup. A `create` locks both bytes. A
+/// command on the cgroup of a stopped container locks the second byte. We do not lock the cgroup's
+/// directory, because every user of the host may open it, and so lock it. Returns None if the file
+/// cannot be made, for example for an ordinary user without a directory in `/run`. With v2 and for
+/// root, a file of the cgroup that no other user can open replaces the lock file.
 fn open_claims(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     let folder = match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
         Some(own) if !is_host_root() => PathBuf::from(own),
@@ -332,7 +340,8 @@ fn open_claims(directory: &OwnedFd) -> Result<Option<OwnedFd>> {
     Ok(Some(file))
 }
 
-/// The first of the two. Of 62 bits: an offset is no larger, and the cgroup's number has 64.
+/// The offset of the first byte. It has 62 bits, because a file offset is not larger, and the
+/// cgroup's inode number has 64.
 fn place_of(there: &rustix::fs::Stat) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&there.st_dev.to_ne_bytes()).update(&there.st_ino.to_ne_bytes());
@@ -340,18 +349,18 @@ fn place_of(there: &rustix::fs::Stat) -> u64 {
     (u64::from_ne_bytes([a, b, c, d, e, f, g, h]) >> 2) & !1
 }
 
-/// The extended attribute that says whose a cgroup is. Only the host's administrator can write or
-/// read it.
+/// The extended attribute that names the owner of a cgroup. Only the host's administrator can write
+/// or read it.
 const MARK: &str = "trusted.rt.container";
 
-/// The same of an ordinary user's, which that user's containers can change if they may write to
-/// their cgroups. What is in it begins with a letter.
+/// The same attribute for an ordinary user. That user's containers can change it if they may write
+/// to their cgroups. Its value begins with a letter.
 const USERS_MARK: &str = "user.rt.container";
 const USERS: char = 'u';
 
-/// Marks a cgroup by a number that no container has ever had, and by the name of the only container
-/// that has it as long as it is there. None where the kernel does not allow it; for an ordinary
-/// user, that is before Linux 5.7.
+/// Marks a cgroup with a random number that no container has ever had, and with a name that only
+/// this container has while it exists. Returns None if the kernel does not allow it. For an
+/// ordinary user, that is before Linux 5.7.
 pub(super) fn mark(directory: BorrowedFd<'_>, name: &str) -> Result<Option<String>> {
     let mut random = [0; 8];
     let show = "mark the cgroup";

@@ -16,25 +16,26 @@ use rustix::io::Errno;
 use super::{devices, v1, write};
 use crate::failure::Failure;
 
-/// Limits for v2 files. libcgroups 0.7.0 writes those that it gets right ([`for_libcgroups`]). The
-/// others are written here; `docs/upstream` says what libcgroups does with them.
+/// Sets limits in v2 files. libcgroups 0.7.0 writes those that it handles correctly
+/// ([`for_libcgroups`]). This file writes the others. `docs/upstream` describes how libcgroups
+/// handles them.
 pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let set = |file: &str, value: &str| write(&cgroup.join(file), value);
     if let Some(memory) = resources.memory() {
-        // Swap first: the memory limit may only fit once there is less of it.
+        // Swap goes first: the memory limit may only fit after the swap limit was lowered.
         unlimited_memory_and_swap(memory, &set)?;
     }
-    // First too, because libcgroups writes a weight, which an idle cgroup cannot have.
+    // This goes first too, because libcgroups writes a weight, which an idle cgroup cannot have.
     if let Some(idle) = idle(resources) {
         set("cpu.idle", &idle)?;
     }
-    // libcgroups writes the burst after the quota only (docs/upstream/burst-after-quota.md): it
-    // goes down first, and up last.
+    // libcgroups writes the burst only after the quota (docs/upstream/burst-after-quota.md). A
+    // lower burst has to come first, and a higher one last.
     let burst = resources.cpu().as_ref().and_then(|cpu| cpu.burst());
     let set_burst = || burst.map_or(Ok(()), |burst| set("cpu.max.burst", &burst.to_string()));
     let first = set_burst();
     for limit in resources.hugepage_limits().iter().flatten() {
-        // Its error for a size would not name the size.
+        // libcgroups's error for a page size would not name the size.
         let file = format!("hugetlb.{}.max", limit.page_size());
         ensure!(cgroup.join(&file).exists(), "set `{file}`: this host has no pages of that size");
     }
@@ -48,24 +49,24 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     };
     Manager::new(cgroup.to_owned(), PathBuf::new())
         .and_then(|manager| manager.apply(&options))
-        // Its error says the cause itself, and has it as a source too.
+        // The error's text contains the cause, and its source is the same cause.
         .map_err(|error| anyhow!("set the limits: {error}"))?;
     first.or_else(|_| set_burst())?;
     if let Some(io) = resources.block_io() {
         io_weights_v2(io, &set)?;
     }
-    // libcgroups drops them in silence (docs/upstream/limits-dropped.md).
+    // libcgroups drops these limits without an error (docs/upstream/limits-dropped.md).
     for (device, limit) in resources.rdma().iter().flatten() {
         set("rdma.max", &rdma(device, limit.hca_handles(), limit.hca_objects()))?;
     }
     let has_weight = !becomes_idle(resources);
     for (file, value) in resources.unified().iter().flatten() {
-        // libcgroups takes it for a path (docs/upstream/unified-leaves-the-cgroup.md).
+        // libcgroups takes the name for a path (docs/upstream/unified-leaves-the-cgroup.md).
         ensure!(!file.contains('/'), "`{file}` in `unified` is not a file name");
         if file == "cpu.idle" || !has_weight && file.starts_with("cpu.weight") {
             continue;
         }
-        // Of several devices each is a line, and the kernel takes one with each write.
+        // Each line is for one device, and the kernel accepts one line per write.
         for line in value.lines() {
             set(file, line)?;
         }
@@ -73,8 +74,8 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
     Ok(())
 }
 
-/// Fails for a limit whose file is missing, as without its controller: the error of libcgroups
-/// would not name the limit.
+/// Fails for a limit whose file is missing, for example without its controller. The error of
+/// libcgroups would not name the limit.
 fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     let (memory, cpu) = (resources.memory().as_ref(), resources.cpu().as_ref());
     let number = |value: Option<i64>| value.map(|value| value.to_string());
@@ -102,20 +103,21 @@ fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// What libcgroups 0.7.0 writes as it should be.
+/// The limits that libcgroups 0.7.0 writes correctly.
 fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     let mut left = LinuxResources::default();
-    // Limits above 0: it takes -1 for a limit of swap too, which not every kernel has, and "0 above
-    // the memory" for "not set" (docs/upstream/swap-equal-to-memory.md).
+    // Only memory limits of at least 0. libcgroups also sets swap for a limit of -1, which not
+    // every kernel supports, and takes "0 above the memory" for "not set"
+    // (docs/upstream/swap-equal-to-memory.md).
     if let Some(memory) = resources.memory().filter(|memory| memory.limit() >= Some(0)) {
         let mut limits = LinuxMemory::default();
         limits.set_limit(memory.limit());
         limits.set_reservation(memory.reservation().map(|limit| limit.max(-1)));
         left.set_memory(Some(limits));
     }
-    // Without empty strings and zeroes (docs/upstream/unset-cpu-values.md), without `idle` and the
-    // burst, and without realtime, which v2 does not have: it refuses what other runtimes pass
-    // over.
+    // Without empty strings and zeroes (docs/upstream/unset-cpu-values.md), and without `idle` and
+    // the burst. Also without realtime, which v2 does not have: libcgroups refuses it, but other
+    // runtimes ignore it.
     if let Some(cpu) = resources.cpu() {
         let mut limits = LinuxCpu::default();
         limits.set_shares(cpu.shares().filter(|_| !becomes_idle(resources)));
@@ -125,9 +127,10 @@ fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
         limits.set_mems(cpu.mems().clone().filter(|mems| !mems.is_empty()));
         left.set_cpu(Some(limits));
     }
-    // It makes 1 of 0 whatever `ociVersion` is; see `limit_of_processes`.
+    // libcgroups turns 0 into 1, whatever `ociVersion` is; see `limit_of_processes`.
     left.set_pids(resources.pids().filter(|pids| pids.limit() != 0));
-    // Without weights (docs/upstream/io-weight-overflows.md), and `leafWeight`, which it refuses.
+    // Without weights (docs/upstream/io-weight-overflows.md), and without `leafWeight`, which
+    // libcgroups refuses.
     if let Some(io) = resources.block_io() {
         let mut limits = LinuxBlockIo::default();
         limits.set_throttle_read_bps_device(io.throttle_read_bps_device().clone());
@@ -140,9 +143,9 @@ fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     left
 }
 
-/// What `cpu.idle` shall be. An idle cgroup (Linux 5.15) has no weight: the kernel refuses one, and
-/// has forgotten the one that it had. So `cpu.idle` is written first, and a weight only to a cgroup
-/// that is not idle then.
+/// The wanted value of `cpu.idle`. An idle cgroup (Linux 5.15) has no weight: the kernel refuses
+/// one, and has forgotten the previous one. So `rt` writes `cpu.idle` first, and a weight only to a
+/// cgroup that is not idle then.
 fn idle(resources: &LinuxResources) -> Option<String> {
     let unified = resources.unified().as_ref().and_then(|files| files.get("cpu.idle"));
     let of_cpu = || Some(resources.cpu().as_ref()?.idle()?.to_string());
@@ -153,15 +156,15 @@ pub(super) fn becomes_idle(resources: &LinuxResources) -> bool {
     idle(resources).as_deref() == Some("1")
 }
 
-/// Adds what has to be said together, since systemd would forget the other half.
+/// Adds values that systemd requires together, because it would forget the missing ones.
 pub(super) fn complete_v2(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
     complete_quota(cgroup, resources)?;
     complete_weight(cgroup, resources);
     Ok(())
 }
 
-/// To systemd, only a weight ends idleness: without one, its next write would make the cgroup idle
-/// again. The kernel has given it the default by then.
+/// For systemd, only a weight ends idleness. Without a weight, its next write would make the cgroup
+/// idle again. The kernel has given the cgroup the default weight by then.
 fn complete_weight(cgroup: &Path, resources: &mut LinuxResources) {
     let is_idle =
         || std::fs::read_to_string(cgroup.join("cpu.idle")).is_ok_and(|now| now.trim() == "1");
@@ -175,7 +178,7 @@ fn complete_weight(cgroup: &Path, resources: &mut LinuxResources) {
     }
 }
 
-/// To systemd, a period without a quota is one without a limit.
+/// For systemd, a period without a quota means no limit.
 fn complete_quota(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
     let Some(mut cpu) = resources.cpu().clone() else { return Ok(()) };
     if cpu.quota().is_none() && cpu.period().is_none() {
@@ -196,22 +199,22 @@ fn complete_quota(cgroup: &Path, resources: &mut LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// A limit of -1 is none.
+/// A limit of -1 means no limit.
 fn max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
 type Set<'a> = &'a dyn Fn(&str, &str) -> Result<(), Failure>;
 
-/// Of memory and swap together; 0 says nothing, as in runc. There is none where memory has none and
-/// nothing is said of swap, as in runc: a limit that was set before would be less than that of
+/// The limit of memory and swap together. 0 means not set, as in runc. If memory is unlimited and
+/// swap is not set, swap is unlimited too, as in runc: a previous limit would be lower than that of
 /// memory.
 fn swap_limit(memory: &LinuxMemory) -> Option<i64> {
     let said = memory.swap().filter(|swap| *swap != 0);
     said.or_else(|| memory.limit().filter(|limit| *limit < 0))
 }
 
-/// Of swap alone, as v2 has it; less than 0 is no limit.
+/// The limit of swap alone, as in v2. A value less than 0 means no limit.
 pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
     let limit = memory.limit().unwrap_or(0);
     Ok(match swap_limit(memory) {
@@ -220,14 +223,13 @@ pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
             ensure!(swap >= limit, "`memory.swap` {swap} is less than `memory.limit` {limit}");
             Some(swap - limit)
         }
-        // Of memory without a limit there is nothing to subtract.
+        // An unlimited memory has no value to subtract.
         swap => swap,
     })
 }
 
-/// A kernel without swap accounting lacks the file. That is no error where it would say that there
-/// is no limit, nor where it would say that there is no swap: callers write a limit of swap that is
-/// that of memory whether there is any swap or not.
+/// Ignores the missing file of a kernel without swap accounting, if the value means no limit, or no
+/// swap. Callers write a swap limit equal to the memory limit, whether the host has swap or not.
 fn pass_over_missing(result: Result<(), Failure>, can_be_missing: bool) -> Result<(), Failure> {
     match result {
         Err(failure) if can_be_missing && failure.is(Errno::NOENT) => Ok(()),
@@ -235,7 +237,7 @@ fn pass_over_missing(result: Result<(), Failure>, can_be_missing: bool) -> Resul
     }
 }
 
-/// What libcgroups does not write of memory: swap, and limits that are none.
+/// Sets the memory values that libcgroups does not write: swap, and the removal of limits.
 fn unlimited_memory_and_swap(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     if let Some(swap) = swap_alone(memory)? {
         pass_over_missing(set("memory.swap.max", &max(swap)), swap <= 0)?;
@@ -252,11 +254,11 @@ fn unlimited_memory_and_swap(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The weight 100.
+/// The shares that correspond to the weight 100.
 const DEFAULT_SHARES: u64 = 1024;
 
-/// Shares of v1 (2 to 262144, default 1024) as a weight of v2 (1 to 10000, default 100): the
-/// quadratic fit that keeps both ends and the default, as runc and crun have it since 2025.
+/// Converts shares of v1 (2 to 262144, default 1024) to a weight of v2 (1 to 10000, default 100).
+/// The quadratic fit keeps both ends and the default, as in runc and crun since 2025.
 pub(super) fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
@@ -272,14 +274,14 @@ pub(super) fn weight(shares: u64) -> u64 {
     weight.clamp(1, 10_000)
 }
 
-/// A weight of 10 to 1000 as one of 1 to 10000.
+/// Converts a weight of 10 to 1000 to one of 1 to 10000.
 pub(super) fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight.max(10)) - 10) * 9_999 / 990
 }
 
 fn io_weights_v2(io: &LinuxBlockIo, set: Set<'_>) -> Result<()> {
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        // BFQ has its own file, with the range of v1; without BFQ the weight is spread over 1 to
+        // BFQ has its own file, with the range of v1. Without BFQ, the weight is spread over 1 to
         // 10000.
         if set("io.bfq.weight", &weight.to_string()).is_err() {
             set("io.weight", &io_weight(weight).to_string())?;
@@ -308,7 +310,7 @@ fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<(), Failure> {
     write(&cgroup.join(file), value)
 }
 
-/// The device rules, for v1 files.
+/// Sets the device rules in v1 files.
 pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> Result<()> {
     for rule in rules {
         let file = if rule.is_allowing() { "devices.allow" } else { "devices.deny" };
@@ -321,13 +323,13 @@ pub(super) fn apply_devices_v1(cgroups: &[PathBuf], rules: &[devices::Rule]) -> 
     Ok(())
 }
 
-/// 0 is no limit, and none is what a new cgroup has: podman writes it for `--pids-limit -1`. In an
-/// update it changes nothing, as in runc and crun.
+/// 0 means no limit, and a new cgroup has none: podman writes 0 for `--pids-limit -1`. In an
+/// update, 0 changes nothing, as in runc and crun.
 pub(super) fn limit_of_processes(resources: &LinuxResources) -> Option<i64> {
     resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0)
 }
 
-/// Limits for v1 files, each in the hierarchy of its controller.
+/// Sets limits in v1 files, each in the hierarchy of its controller.
 pub(super) fn apply_v1(cgroups: &[PathBuf], resources: &LinuxResources) -> Result<()> {
     let set = |file: &str, value: &str| set_v1(cgroups, file, value);
     if let Some(file) = resources.unified().iter().flatten().map(|(file, _)| file).next() {
@@ -373,8 +375,8 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
         let result = set("memory.memsw.limit_in_bytes", &swap.to_string());
         pass_over_missing(result, swap < 0 || Some(swap) == limit)
     };
-    // The kernel keeps memory <= memory and swap at every moment: memory goes down first, and up
-    // last.
+    // The kernel requires memory <= memory and swap at every moment. A lower memory limit has to
+    // come first, and a higher one last.
     if set_limit().is_err() {
         set_swap()?;
         set_limit()?;
@@ -396,7 +398,7 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
 }
 
 fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
-    // As with v2: an idle cgroup has no weight.
+    // As with v2, an idle cgroup has no weight.
     if let Some(idle) = cpu.idle() {
         set("cpu.idle", &idle.to_string())?;
     }
@@ -408,14 +410,15 @@ fn cpu_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<()> {
     let set_period =
         || period.map_or(Ok(()), |period| set("cpu.cfs_period_us", &period.to_string()));
     let set_quota = || quota.map_or(Ok(()), |quota| set("cpu.cfs_quota_us", &quota.to_string()));
-    // Their ratio must fit those above and below at every moment.
+    // Their ratio must fit the cgroups above and below at every moment.
     if set_period().is_err() {
         set_quota()?;
         set_period()?;
     }
     let set_burst =
         || cpu.burst().map_or(Ok(()), |burst| set("cpu.cfs_burst_us", &burst.to_string()));
-    // Never more than the quota: it goes down first, and up last.
+    // The burst must never exceed the quota. A lower burst has to come first, and a higher one
+    // last.
     let first = set_burst();
     set_quota()?;
     first.or_else(|_| set_burst())?;
@@ -436,7 +439,8 @@ fn realtime_v1(cpu: &LinuxCpu, set: Set<'_>) -> Result<(), Failure> {
         || period.map_or(Ok(()), |period| set("cpu.rt_period_us", &period.to_string()));
     let set_runtime =
         || runtime.map_or(Ok(()), |runtime| set("cpu.rt_runtime_us", &runtime.to_string()));
-    // At every moment the runtime fits in the period, and their ratio fits those above and below.
+    // At every moment, the runtime must fit in the period, and their ratio must fit the cgroups
+    // above and below.
     if set_period().is_err() {
         set_runtime()?;
         set_period()?;
@@ -510,7 +514,8 @@ mod tests {
         }
     }
 
-    /// What `apply_v2` leaves in the files of a cgroup that has these, and libcgroups would not.
+    /// Checks values that `apply_v2` writes to the files of a cgroup, and that libcgroups would get
+    /// wrong.
     #[test]
     fn what_libcgroups_gets_wrong_is_right() {
         let folder = std::env::temp_dir().join(format!("rt-limits-{}", std::process::id()));

@@ -1,10 +1,11 @@
-//! What a container uses, as its cgroup counts it (kernel documentation, `cgroup-v1/`,
-//! `admin-guide/cgroup-v2.rst`), in the form that runc gives it and that callers know: times in
-//! nanoseconds, sizes in bytes. "No limit" is the largest number with v2; with v1 it is what the
-//! kernel says, the largest number of whole pages; for processes it is 0.
+//! A container's usage, as its cgroup counts it (kernel documentation, `cgroup-v1/`,
+//! `admin-guide/cgroup-v2.rst`). The format is runc's, which callers know: times in nanoseconds,
+//! sizes in bytes. With v2, "no limit" is the largest number. With v1, it is the kernel's value,
+//! the largest number of whole pages. For the number of processes, it is 0.
 //!
-//! Own code: libcgroups gives no numbers at all when one is missing, as without the controller
-//! `cpu` (`docs/upstream/stats-all-or-nothing.md`), and its names are not runc's.
+//! This is our own code. libcgroups returns no numbers at all if one is missing, for example
+//! without the controller `cpu` (`docs/upstream/stats-all-or-nothing.md`), and its names are not
+//! runc's.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -14,12 +15,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Cgroup, Version, v1};
 
-/// One directory of a cgroup, and the numbers in its files. None for a controller that is not
-/// there.
+/// One directory of a cgroup, with the numbers in its files. None for a missing controller.
 struct Files<'a>(Option<&'a Path>);
 
 impl Files<'_> {
-    /// None without the file: a controller that is not there, or a kernel that does not count this.
+    /// Returns None without the file: the controller is missing, or the kernel does not count this.
     fn text(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.0?.join(name)).ok().map(|text| text.trim().to_owned())
     }
@@ -28,7 +28,7 @@ impl Files<'_> {
         number(&self.text(name)?)
     }
 
-    /// Lines of a name and a number.
+    /// Parses lines of a name and a number.
     fn table(&self, name: &str) -> Map<String, Value> {
         let text = self.text(name).unwrap_or_default();
         let pair = |line: &str| {
@@ -57,7 +57,7 @@ impl Files<'_> {
     }
 }
 
-/// Unlimited is the largest number there is, as runc has it.
+/// Unlimited is the largest number, as in runc.
 fn number(text: &str) -> Option<u64> {
     if text == "max" { Some(u64::MAX) } else { text.parse().ok() }
 }
@@ -67,7 +67,7 @@ fn of(table: &Map<String, Value>, key: &str) -> u64 {
 }
 
 impl Cgroup {
-    /// All that is counted of its processes, as the `data` of runc's `events`.
+    /// All counts of the container's processes, as the `data` of runc's `events`.
     pub(crate) fn stats(&self) -> Value {
         match self.version {
             Version::V2 => self.paths.first().map_or(Value::Null, |path| v2(&Files(Some(path)))),
@@ -131,7 +131,7 @@ fn v1(paths: &[PathBuf]) -> Value {
     let (cpu, account, memory) = (controller("cpu"), controller("cpuacct"), controller("memory"));
     let throttling = cpu.table("cpu.stat");
     let modes = account.table("cpuacct.stat");
-    // In ticks, of which a second has a hundred on every architecture (USER_HZ, `time(7)`).
+    // In ticks. A second has a hundred of them on every architecture (USER_HZ, `time(7)`).
     let ticks = |key: &str| of(&modes, key).saturating_mul(10_000_000);
     let per_processor = account.text("cpuacct.usage_percpu").unwrap_or_default();
     let per_processor: Vec<u64> = per_processor.split(' ').filter_map(number).collect();
@@ -149,7 +149,7 @@ fn v1(paths: &[PathBuf]) -> Value {
     let blkio = controller("blkio");
     let either = |name: &str| {
         let text = blkio.text(&format!("blkio.bfq.{name}"));
-        // Where another scheduler has the disks, only the throttling counts.
+        // If another scheduler has the disks, only the throttling counts.
         text.filter(|text| text.lines().count() > 1)
             .or_else(|| blkio.text(&format!("blkio.throttle.{name}")))
             .unwrap_or_default()
@@ -237,7 +237,7 @@ fn device(text: &str) -> Option<(u64, u64)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// By the size of a page, as `2MB`.
+/// By page size, for example `2MB`.
 fn huge_pages(
     files: &Files<'_>,
     usage: &str,
@@ -255,7 +255,7 @@ fn huge_pages(
     Value::Object(
         sizes
             .map(|size| {
-                // With v2, `max` is the limit and not the most that was used.
+                // With v2, `max` is the limit, and not the highest usage.
                 let most = if max == "max" { 0 } else { read(&size, max) };
                 let failures = failures(files, &size);
                 let stats =
@@ -266,7 +266,7 @@ fn huge_pages(
     )
 }
 
-/// `0-2,7` as 0, 1, 2, 7.
+/// Parses `0-2,7` to 0, 1, 2, 7.
 fn list(text: &str) -> Vec<u16> {
     let range = |range: &str| -> Option<std::ops::RangeInclusive<u16>> {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -1,8 +1,8 @@
-//! cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2
+//! Cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2
 //! only).
 //!
-//! Own code, not libcgroups', which learns that the process was moved by asking again every 20 ms,
-//! tells systemd of a part of the limits only, and of no properties that the caller asks for.
+//! This is our own code. libcgroups polls every 20 ms to learn that systemd has moved the process,
+//! passes only a part of the limits to systemd, and passes no properties that the caller asks for.
 #![forbid(unsafe_code)]
 
 mod dbus;
@@ -22,7 +22,7 @@ use super::{ROOT, attribute};
 use dbus::{Call, Connection, Failure, Refusal, Value};
 pub(crate) use properties::{Property, of_annotations, refuse_replaced};
 
-/// How long systemd may take for all that one command asks of it.
+/// How long systemd may take for all calls of one command.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -33,7 +33,7 @@ const SCOPE: &str = "org.freedesktop.systemd1.Scope";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const DAEMON: &str = "org.freedesktop.DBus";
 
-/// `SLICE:PREFIX:NAME`, taken apart.
+/// The parts of `SLICE:PREFIX:NAME`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Unit {
     slice: String,
@@ -41,7 +41,7 @@ struct Unit {
 }
 
 impl Unit {
-    /// None for a text of another form.
+    /// Returns None for a text of another form.
     fn parse(unit: &str) -> Option<Unit> {
         let parts: Vec<&str> = unit.split(':').collect();
         let [slice, prefix, name] = parts[..] else { return None };
@@ -54,8 +54,8 @@ impl Unit {
     }
 }
 
-/// Where the scope is when the slices are the system's own; None for a text of another form. A
-/// slice `a-b.slice` is in `a.slice` (systemd.slice(5)).
+/// The scope's directory if systemd's system manager manages the slices. Returns None for a text of
+/// another form. A slice `a-b.slice` is in `a.slice` (systemd.slice(5)).
 pub(super) fn path(unit: &str) -> Option<PathBuf> {
     let Unit { slice, scope } = Unit::parse(unit)?;
     let mut path = PathBuf::from(ROOT);
@@ -68,14 +68,14 @@ pub(super) fn path(unit: &str) -> Option<PathBuf> {
     path.components().all(|part| part != std::path::Component::ParentDir).then_some(path)
 }
 
-/// Whether a text is one that [`start`] takes.
+/// Fails if [`start`] would not accept the text.
 pub(super) fn check(unit: &str) -> Result<()> {
     Unit::parse(unit).map(drop).with_context(|| {
         format!("the cgroup path `{unit}` is not SLICE.slice:PREFIX:NAME, as systemd requires")
     })
 }
 
-/// Why there is no scope.
+/// Why no scope was made.
 #[derive(Debug)]
 pub(super) struct NotStarted {
     /// Another scope has the name.
@@ -95,8 +95,8 @@ impl From<NotStarted> for anyhow::Error {
     }
 }
 
-/// Has systemd make a scope around a process, with its limits and device rules; returns the scope's
-/// cgroup.
+/// Lets systemd make a scope around a process, with its limits and device rules. Returns the
+/// scope's cgroup.
 pub(super) fn start(
     unit: &str,
     pid: Pid,
@@ -121,8 +121,8 @@ pub(super) fn start(
         ("DefaultDependencies".to_owned(), Value::Bool(false)),
     ];
     let mut own = vec![
-        // What ended badly is not kept for somebody to look at: the caller knows, and may want the
-        // name again.
+        // systemd shall not keep a failed scope for inspection. The caller knows about the failure,
+        // and may want the name again.
         ("CollectMode".to_owned(), Value::text("inactive-or-failed")),
     ];
     for what in ["CPU", "IO", "Memory", "Tasks"] {
@@ -134,8 +134,8 @@ pub(super) fn start(
         properties.retain(|(name, _)| !asked.iter().any(|(other, _)| name == other));
     }
     let mut manager = Manager::connect().with_context(show)?;
-    // An older systemd does not know all of these: what it refuses is left out, since it is written
-    // to the cgroup's files too.
+    // An older systemd does not know all of these properties. `rt` leaves out a refused property,
+    // because it writes the same limit to the cgroup's files too.
     loop {
         let properties: Vec<Property> = needed.iter().chain(&own).chain(asked).cloned().collect();
         let failure = match manager.start(&unit.scope, &properties) {
@@ -151,7 +151,7 @@ pub(super) fn start(
         }
         return Err(NotStarted { is_taken, error: anyhow::Error::from(failure).context(show()) });
     }
-    // The slice that systemd chose is where it is; asking the kernel is the simplest way to learn
+    // systemd chose the directory of the slice. The kernel's answer is the simplest way to learn
     // it.
     let table =
         fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read the cgroup of init")?;
@@ -165,7 +165,7 @@ pub(super) fn start(
     Ok(Path::new(ROOT).join(path))
 }
 
-/// Has systemd limit a scope that is there, which keeps the limits over a reload of its
+/// Lets systemd limit an existing scope. systemd then keeps the limits over a reload of its
 /// configuration.
 pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     let unit = Unit::parse(unit).context("not a systemd unit")?;
@@ -183,17 +183,17 @@ pub(super) fn limit(unit: &str, resources: &LinuxResources) -> Result<()> {
     }
 }
 
-/// What systemd has written to the directory of a scope: a number that each start of a unit has for
-/// itself (`InvocationID`, org.freedesktop.systemd1(5)). None in a user's, whose attributes the
+/// The id that systemd has written to the directory of a scope. Each start of a unit has its own id
+/// (`InvocationID`, org.freedesktop.systemd1(5)). None for a user's scope, whose attributes the
 /// user's containers could change.
 pub(super) fn invocation(directory: BorrowedFd<'_>) -> Option<String> {
     let number = attribute(directory, "trusted.invocation_id")?;
     (number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(number)
 }
 
-/// Has systemd let go of a scope whose processes have ended, and waits until it has: the name may
-/// be wanted again at once. One that it does not know any more is gone already; a new one of that
-/// name is another container's, and goes on.
+/// Lets systemd stop a scope whose processes have ended, and waits until it has, because the name
+/// may be wanted again at once. If systemd does not know the scope any more, it is gone already. A
+/// new scope of that name is another container's, and is not stopped.
 pub(super) fn stop(unit: &str, invocation: &str) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stopped = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope, invocation));
@@ -202,14 +202,15 @@ pub(super) fn stop(unit: &str, invocation: &str) {
     }
 }
 
-/// The same where nobody knows which scope of that name is the container's. Its own has no process,
-/// or none soon if it `is_ending`; another's has, and is left alone.
+/// The same if the invocation of the container's scope is unknown. The container's own scope has no
+/// process, or soon none if it `is_ending`. Another container's scope has processes, and is not
+/// stopped.
 pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stop = || -> Result<()> {
         let mut manager = Manager::connect()?;
-        // First which it is, then whether anybody is in it: a scope that systemd answers for has
-        // got its process.
+        // The order matters: first the scope's invocation, then its processes. A scope that systemd
+        // answers for already has its process.
         let Some((invocation, cgroup)) = manager.find(&unit.scope)? else { return Ok(()) };
         let path = Path::new(ROOT).join(cgroup.trim_start_matches('/'));
         let is_empty = cgroup.is_empty()
@@ -217,13 +218,13 @@ pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
             || is_ending && super::tree::becomes_empty(&path)?;
         if is_empty { manager.stop(&unit.scope, &invocation) } else { Ok(()) }
     };
-    // One that cannot be looked into is left alone too.
+    // A scope that cannot be checked is not stopped either.
     if let Err(error) = stop() {
         tracing::debug!("stop the systemd scope `{}`: {error:#}", unit.scope);
     }
 }
 
-/// Takes out the property that a refusal complains about.
+/// Removes the property that a refusal names. Returns whether it did.
 fn drop_unknown(properties: &mut Vec<Property>, refusal: &Refusal) -> bool {
     // "Cannot set property NAME, or unknown property."
     let unknown = refusal.text.contains("unknown property")
@@ -241,13 +242,14 @@ fn drop_unknown(properties: &mut Vec<Property>, refusal: &Refusal) -> bool {
     true
 }
 
-/// The error where another unit has the name.
+/// The error if another unit has the name.
 const TAKEN: &str = "org.freedesktop.systemd1.UnitExists";
 
 /// systemd's manager: the system's, or the user's own.
 struct Manager {
     connection: Connection,
-    /// Over the bus's daemon, which passes on only the signals that were asked for.
+    /// Whether the connection goes over the bus's daemon, which passes on only the requested
+    /// signals.
     by_daemon: bool,
     forgotten: bool,
 }
@@ -255,7 +257,8 @@ struct Manager {
 impl Manager {
     fn connect() -> Result<Manager> {
         let (bus, private) = sockets()?;
-        // Without a daemon for the bus systemd can be reached all the same, as its own tools do.
+        // Without a bus daemon, systemd can still be reached by its private socket, as its own
+        // tools do.
         let (mut connection, by_daemon) = match Connection::open(&bus, PATIENCE) {
             Ok(connection) => (connection, true),
             Err(error) => match Connection::open(&private, PATIENCE) {
@@ -283,7 +286,8 @@ impl Manager {
         self.run_job(scope, call_manager("StartTransientUnit", body))
     }
 
-    /// By the number of that one start, which systemd takes for the name of a unit's object.
+    /// Addresses the unit by the invocation of this start, which systemd accepts as the name of a
+    /// unit's object.
     fn stop(&mut self, scope: &str, invocation: &str) -> Result<()> {
         let path = object_of(invocation);
         let body = vec![Value::text("replace")];
@@ -292,8 +296,8 @@ impl Manager {
         Ok(self.run_job(scope, call)?)
     }
 
-    /// Which scope of that name there is, and its cgroup; nothing for the latter when it has none
-    /// any more.
+    /// The invocation of the scope with that name, and its cgroup. The cgroup is empty if the scope
+    /// has none any more.
     fn find(&mut self, scope: &str) -> Result<Option<(String, String)>> {
         let path = object_of(scope);
         let get = |interface: &str, property: &str| Call {
@@ -311,13 +315,13 @@ impl Manager {
         }
         let number = number.first().and_then(Value::as_bytes).unwrap_or_default();
         let cgroup = cgroup.first().and_then(Value::as_text).context("it names no cgroup")?;
-        // A unit that was never started has none.
+        // A unit that was never started has no invocation.
         let is_started = number.len() == 16 && number.iter().any(|byte| *byte != 0);
         let invocation = number.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(is_started.then(|| (invocation, cgroup.to_owned())))
     }
 
-    /// Calls a method that makes a job, and waits until systemd has done it.
+    /// Calls a method that makes a job, and waits until systemd has done the job.
     fn run_job(&mut self, scope: &str, call: Call<'_>) -> Result<(), Failure> {
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
@@ -330,7 +334,7 @@ impl Manager {
         let (last, first) = serials.split_last().context("nothing was called")?;
         for serial in first {
             match self.connection.answer(*serial) {
-                // It may be subscribed already.
+                // This connection may be subscribed already.
                 Ok(_) | Err(Failure::Refused(_)) => {}
                 Err(failure) => return Err(failure),
             }
@@ -338,8 +342,8 @@ impl Manager {
         let answer = self.connection.reply(*last)?;
         let job = answer.body.first().and_then(Value::as_text).context("systemd named no job")?;
         let done = self.connection.wait(|message| {
-            // Every user of the bus may send signals to every connection. Who has answered is
-            // systemd: the daemon lets nobody else answer a call.
+            // Every user of the bus may send signals to every connection. The sender of the answer
+            // is systemd, because the daemon lets no other process answer a call.
             message.kind == dbus::SIGNAL
                 && message.sender == answer.sender
                 && message.member == "JobRemoved"
@@ -356,15 +360,15 @@ impl Manager {
         self.call("SetUnitProperties", body).map(drop)
     }
 
-    /// Has systemd forget a unit that has failed and stands in the way. Says whether it is worth
-    /// another try.
+    /// Lets systemd forget a failed unit that occupies the name. Returns whether another try makes
+    /// sense.
     fn forget(&mut self, scope: &str) -> bool {
         !std::mem::replace(&mut self.forgotten, true)
             && self.call("ResetFailedUnit", vec![Value::text(scope)]).is_ok()
     }
 }
 
-/// The object of a unit, by its name or by the number of its start (sd_bus_path_encode(3)).
+/// The object of a unit, by its name or by the invocation of its start (sd_bus_path_encode(3)).
 fn object_of(name: &str) -> String {
     let mut path = format!("{OBJECT}/unit/");
     for (at, byte) in name.bytes().enumerate() {
@@ -478,7 +482,7 @@ mod tests {
         assert_eq!(path("unix:abstract=x"), None);
     }
 
-    /// systemd before 252 knows no idle scope.
+    /// systemd before 252 does not support idle scopes.
     #[test]
     fn only_a_weight_of_idleness_is_left_out_where_it_is_out_of_range() {
         use super::{Refusal, Value, drop_unknown, properties};

@@ -1,9 +1,9 @@
-//! A cgroup with all below it, which the container may have made: as many as it likes, as deep as
-//! it likes.
+//! A cgroup with all cgroups below it. The container may have made them: as many as it likes, as
+//! deep as it likes.
 //!
-//! The path of the deepest can be longer than the kernel takes (`PATH_MAX`), so rt walks from
-//! directory to directory by descriptors, and comes back by `..`. Two are open at a time. cgroupfs
-//! has no links, and lets nobody move a directory to another parent.
+//! The path of the deepest cgroup can be longer than the kernel accepts (`PATH_MAX`). So `rt` walks
+//! from directory to directory by descriptors, and returns by `..`. Two are open at a time.
+//! cgroupfs has no links, and does not let a process move a directory to another parent.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -18,12 +18,13 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-/// How long a killed process may stay in its cgroup, and how long one walk, and all of a removal,
-/// may take: of some controllers of v1 there can be as many cgroups as the host has memory for.
+/// How long a killed process may stay in its cgroup, and how long one walk, and a whole removal,
+/// may take. With some controllers of v1, the host's memory is the only limit of the number of
+/// cgroups.
 const GOING: Duration = Duration::from_secs(3);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// None when it is not there, or not any more.
+/// Returns None if the directory does not exist, or does not exist any more.
 fn open(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(directory, name, flags, Mode::empty()) {
@@ -42,12 +43,12 @@ fn open_top(path: &Path) -> rustix::io::Result<Option<OwnedFd>> {
     }
 }
 
-/// What the kernel says of a cgroup that is removed, by name and by descriptor.
+/// The kernel's errors for a removed cgroup, by name and by descriptor.
 fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NODEV)
 }
 
-/// The cgroups right below one.
+/// The cgroups directly below one.
 fn below(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
     let mut names = Vec::new();
     let entries = match Dir::read_from(directory) {
@@ -73,7 +74,7 @@ fn parent(directory: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     open(directory.as_fd(), c"..")?.ok_or(Errno::NOENT)
 }
 
-/// Visits a cgroup, then all below it. Nothing there is no error.
+/// Visits a cgroup, then all cgroups below it. A missing cgroup is not an error.
 fn walk(
     path: &Path,
     visit: &mut dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<()>,
@@ -109,14 +110,14 @@ pub(super) fn processes(path: &Path) -> Result<Vec<Pid>> {
     Ok(all_processes(path)?.0)
 }
 
-/// How many processes are in a cgroup and below it.
+/// The number of processes in a cgroup and below it.
 pub(super) fn count(path: &Path) -> Result<usize> {
     let (seen, unseen) = all_processes(path)?;
     Ok(seen.len() + unseen)
 }
 
-/// Those that this process can see, and how many it cannot: the kernel lists a process of a pid
-/// namespace above as 0.
+/// The processes that this process can see, and the number of those that it cannot: the kernel
+/// lists a process of a pid namespace above as 0.
 fn all_processes(path: &Path) -> Result<(Vec<Pid>, usize)> {
     let mut pids = Vec::new();
     let mut unseen = 0;
@@ -124,8 +125,9 @@ fn all_processes(path: &Path) -> Result<(Vec<Pid>, usize)> {
     let mut collect = |directory: BorrowedFd<'_>| {
         let top = std::mem::replace(&mut is_top, false);
         let text = match read(directory, c"cgroup.procs") {
-            // A threaded cgroup; its processes are listed above it (cgroup-v2.rst, "Threads"). If
-            // that is outside, they are found by their threads, here and in all below it.
+            // This cgroup is threaded, and the cgroup above lists its processes (cgroup-v2.rst,
+            // "Threads"). If the cgroup above is outside of the walk, we find the processes by
+            // their threads, here and in all cgroups below.
             Err(Errno::OPNOTSUPP) if top || is_threaded => {
                 is_threaded = true;
                 read(directory, c"cgroup.threads")?
@@ -148,15 +150,16 @@ fn all_processes(path: &Path) -> Result<(Vec<Pid>, usize)> {
     Ok((pids, unseen))
 }
 
-/// The process of a thread. One that has ended is its own: nobody has a signal for it any more.
+/// The process of a thread. An ended thread counts as its own process: it will receive no signal
+/// any more.
 fn process_of(thread: Pid) -> Pid {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     process.and_then(|process| Pid::from_raw(process.trim().parse().ok()?)).unwrap_or(thread)
 }
 
-/// Whether no process is in a cgroup and below it, or soon none is any more: init ends with its
-/// maker.
+/// Whether a cgroup and all cgroups below it have no processes, or have none soon: init ends with
+/// its maker.
 pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
     let end = Instant::now() + GOING;
     loop {
@@ -170,7 +173,7 @@ pub(super) fn becomes_empty(path: &Path) -> Result<bool> {
     }
 }
 
-/// Thaws a cgroup of v1 and all below it.
+/// Thaws a cgroup of v1 and all cgroups below it.
 pub(super) fn thaw(path: &Path) -> rustix::io::Result<()> {
     walk(path, &mut |directory| {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -198,9 +201,9 @@ fn read(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<Str
     }
 }
 
-/// Removes a cgroup and all below it. While processes are in one, `busy` is called again and again:
-/// a killed process is in its cgroup for a little longer, for which there is no event with v1. It
-/// says whether the cgroup shall be removed at all.
+/// Removes a cgroup and all cgroups below it. While a cgroup has processes, this function calls
+/// `busy` again and again: a killed process stays in its cgroup a little longer, and v1 has no
+/// event for its end. `busy` returns whether the cgroup shall still be removed.
 pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Result<()> {
     let show = || format!("remove cgroup `{}`", path.display());
     let end = Instant::now() + LONGEST;
@@ -234,8 +237,8 @@ pub(super) fn remove(path: &Path, busy: &mut dyn FnMut() -> Result<bool>) -> Res
     }
 }
 
-/// Removes what can be removed below a cgroup, the deepest first, until that time. Says whether
-/// anything was.
+/// Removes the removable cgroups below a cgroup, the deepest first, until the time `end`. Returns
+/// whether it removed any.
 fn remove_below(path: &Path, end: Instant) -> rustix::io::Result<bool> {
     let Some(mut here) = open_top(path)? else { return Ok(true) };
     let mut levels = vec![below(here.as_fd())?];
@@ -266,7 +269,7 @@ fn remove_below(path: &Path, end: Instant) -> rustix::io::Result<bool> {
     Ok(removed)
 }
 
-/// False while there are processes or cgroups in it.
+/// Returns false while processes or cgroups are in the directory.
 fn drop_directory(
     directory: &OwnedFd,
     name: &CStr,

@@ -13,14 +13,15 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FREEZING, ROOT};
 
-/// Where systemd mounts the second version beside the first.
+/// The directory where systemd mounts v2 beside v1.
 const UNIFIED: &str = "unified";
 
-/// The roots of all mounted hierarchies, a named one (`systemd`) and a second-version one beside
-/// them included: a process that is in a container shall be in its cgroup everywhere.
+/// The roots of all mounted hierarchies, including a named one (`systemd`) and a v2 hierarchy
+/// beside them. A process of a container shall be in the container's cgroup in all of them.
 ///
-/// They are looked for where every distribution mounts them, `/sys/fs/cgroup/CONTROLLERS`, which
-/// spares reading the mount table; what is not there is not used.
+/// `rt` looks for them where every distribution mounts them, `/sys/fs/cgroup/CONTROLLERS`, so that
+/// it does not have to read the mount table. It does not use hierarchies that are mounted
+/// elsewhere.
 pub(super) fn hierarchies() -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/cgroup").context("read `/proc/self/cgroup`")?;
     let mut roots = Vec::new();
@@ -41,7 +42,7 @@ pub(super) fn hierarchies() -> Result<Vec<PathBuf>> {
     Ok(roots)
 }
 
-/// The directory, of a container's, in the hierarchy of a controller.
+/// The container's directory in the hierarchy of a controller.
 pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Option<&'a PathBuf> {
     paths.iter().find(|path| {
         let hierarchy = path.strip_prefix(ROOT).ok().and_then(|path| path.components().next());
@@ -51,7 +52,7 @@ pub(super) fn of_controller<'a>(paths: &'a [PathBuf], controller: &str) -> Optio
     })
 }
 
-/// The container's directory in the second-version hierarchy of a hybrid host.
+/// The container's directory in the v2 hierarchy of a hybrid host.
 pub(super) fn unified(paths: &[PathBuf]) -> Option<&PathBuf> {
     paths.iter().find(|path| is_unified(path))
 }
@@ -60,7 +61,7 @@ fn is_unified(path: &Path) -> bool {
     path.starts_with(Path::new(ROOT).join(UNIFIED))
 }
 
-/// The files by which a process that has been born into [`unified`] gets into all others.
+/// The files by which a process that was born in [`unified`] enters all other hierarchies.
 pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     let open = |path: &PathBuf| {
         let path = path.join("tasks");
@@ -73,8 +74,8 @@ pub(super) fn tasks(paths: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     paths.iter().filter(|path| Some(*path) != unified).map(open).collect()
 }
 
-/// Freezes a cgroup. There is no event to wait for, and processes that fork meanwhile can keep it
-/// at `FREEZING` until it is asked again (kernel documentation, `freezer-subsystem.rst`).
+/// Freezes a cgroup. The kernel sends no event, and forking processes can keep the cgroup at
+/// `FREEZING` until `rt` writes again (kernel documentation, `freezer-subsystem.rst`).
 pub(super) fn freeze(path: &Path) -> Result<()> {
     let file = path.join("freezer.state");
     let end = Instant::now() + FREEZING;
@@ -94,7 +95,7 @@ pub(super) fn freeze(path: &Path) -> Result<()> {
 pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => made.push(path.to_owned()),
-        // Somebody else may have left a cpuset empty.
+        // Another program may have left an empty cpuset.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             make(path.parent().ok_or(error)?, made)?;
@@ -108,10 +109,10 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|file| fill(path, file).map(drop))
 }
 
-/// A cpuset takes no process until it has processors and memory nodes (cpuset(7)), and has none
-/// that the one above it lacks: those that are empty get what the nearest has that is not, as with
-/// runc. Returns what is there then; nothing where there is no such file, as above the root of the
-/// hierarchy.
+/// A cpuset accepts no process until it has processors and memory nodes (cpuset(7)). It can only
+/// have those that the cpuset above has. So an empty one gets the values of the nearest one above
+/// that is not empty, as with runc. Returns the value of the file then. Returns nothing if the file
+/// does not exist, as above the root of the hierarchy.
 fn fill(path: &Path, file: &str) -> io::Result<String> {
     let there = match fs::read_to_string(path.join(file)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::{FREEZING, ROOT};
 
-/// Makes a cgroup with all controllers that the host has.
+/// Makes a cgroup with all controllers of the host.
 pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     let wanted = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))
         .context("read `cgroup.controllers`")?;
@@ -31,9 +31,10 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
     take_processes(path).with_context(|| show(path))
 }
 
-/// Below a threaded cgroup, or one with processes that hands controllers down, a new one is
-/// `domain invalid`: it takes no process until it is threaded too (cgroup-v2.rst, "Threads"), which
-/// leaves it without the controllers of memory and I/O.
+/// Makes a `domain invalid` cgroup threaded. A new cgroup is `domain invalid` below a threaded
+/// cgroup, or below one that has processes and hands controllers down. It accepts no process until
+/// it is threaded too (cgroup-v2.rst, "Threads"). A threaded cgroup does not have the controllers
+/// of memory and I/O.
 pub(super) fn take_processes(path: &Path) -> io::Result<()> {
     let file = path.join("cgroup.type");
     // Linux before 4.14 has no threaded cgroups.
@@ -41,8 +42,8 @@ pub(super) fn take_processes(path: &Path) -> io::Result<()> {
     if kind.trim() == "domain invalid" { fs::write(&file, "threaded") } else { Ok(()) }
 }
 
-/// Whether what is born in a cgroup is frozen, by itself or by one above it. Where the kernel
-/// cannot freeze, it is not.
+/// Whether a process that is born in a cgroup is frozen, by this cgroup or by one above it. On a
+/// kernel without a freezer, the answer is false.
 pub(super) fn is_frozen(cgroup: BorrowedFd<'_>) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(cgroup, "cgroup.events", flags, Mode::empty());
@@ -53,13 +54,13 @@ pub(super) fn is_frozen(cgroup: BorrowedFd<'_>) -> Result<bool> {
     Ok(text.lines().any(|line| line == "frozen 1"))
 }
 
-/// Freezes a cgroup or lets it go on, and waits until `cgroup.events` says so.
+/// Freezes or thaws a cgroup, and waits until `cgroup.events` reports it.
 pub(super) fn freeze(path: &Path, frozen: bool) -> Result<()> {
     super::write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
     let file = path.join("cgroup.events");
     let wanted = if frozen { "frozen 1" } else { "frozen 0" };
     let end = Instant::now() + FREEZING;
-    // The kernel tells of a change by POLLPRI (cgroup-v2.rst, "cgroup.events"), on a file that was
+    // The kernel reports a change by POLLPRI (cgroup-v2.rst, "cgroup.events"), on a file that was
     // read before.
     let mut events = File::open(&file).with_context(|| format!("open `{}`", file.display()))?;
     loop {
@@ -83,7 +84,7 @@ fn show(path: &Path) -> String {
     format!("make cgroup `{}`", path.display())
 }
 
-/// Says whether it was not there before.
+/// Returns whether the directory is new.
 fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<bool> {
     match fs::create_dir(path) {
         Ok(()) => {
@@ -95,16 +96,16 @@ fn make_directory(path: &Path, made: &mut Vec<PathBuf>) -> Result<bool> {
     }
 }
 
-/// Hands all controllers that a cgroup has down to those below.
+/// Hands all controllers of a cgroup down to the cgroups below.
 pub(super) fn hand_down(directory: &Path) {
     if let Ok(own) = fs::read_to_string(directory.join("cgroup.controllers")) {
         enable(directory, &own);
     }
 }
 
-/// Hands the controllers down. What a cgroup does not have itself, or a delegated one may not hand
-/// on, is left out here, and noticed where a limit needs it. A reading is cheap; a write takes the
-/// lock of all cgroups.
+/// Hands the controllers down. Controllers that a cgroup does not have itself, or that a delegated
+/// one may not hand down, are left out here: a limit that requires them will fail. A read is cheap,
+/// but a write takes the lock of all cgroups.
 fn enable(directory: &Path, wanted: &str) {
     let file = directory.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&file).unwrap_or_default();
@@ -116,7 +117,7 @@ fn enable(directory: &Path, wanted: &str) {
     if missing.is_empty() || fs::write(&file, missing.join(" ")).is_ok() {
         return;
     }
-    // All or none: one that is refused must not keep the others out.
+    // The kernel enables all or none. A refused controller must not keep the others out.
     for controller in missing {
         if let Err(error) = fs::write(&file, &controller) {
             tracing::debug!("write `{controller}` to `{}`: {error}", file.display());

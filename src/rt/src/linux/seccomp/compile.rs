@@ -1,11 +1,11 @@
-//! From a configuration's filter to a program of the kernel's classic BPF. libseccomp knows the
-//! system calls of every architecture and lays the program out; what it cannot do is put in front
-//! of its program.
+//! Compiles a configuration's filter to a program of the kernel's classic BPF. libseccomp knows the
+//! system calls of every architecture and lays the program out. This file puts the parts that
+//! libseccomp cannot express in front of its program.
 //!
-//! A call that is newer than the configuration would be refused with the default's errno, EPERM as
-//! a rule, which a C library takes for a refusal where ENOSYS would have it fall back to an older
-//! call (runc#2750). So calls with numbers above all that the configuration names fail with ENOSYS,
-//! as in runc.
+//! libseccomp's program would refuse a call that is newer than the configuration with the default's
+//! errno, usually EPERM. A C library takes EPERM for a refusal, but with ENOSYS it falls back to an
+//! older call (runc#2750). So calls with numbers above all that the configuration names fail with
+//! ENOSYS, as in runc.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
@@ -31,9 +31,9 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
     let default = action(seccomp.default_action(), seccomp.default_errno_ret())?;
     ensure!(default != ScmpAction::Notify, "SCMP_ACT_NOTIFY cannot be the default action");
     let mut context = ScmpFilterContext::new(default)?;
-    // A tree in place of a chain of comparisons: the kernel runs the program for every system call
-    // number once, when it is loaded, to learn which are always allowed (Linux 5.11). libseccomp
-    // 2.5.
+    // A tree in place of a chain of comparisons (libseccomp 2.5). When the kernel loads the
+    // program, it runs it once for every system call number, to learn which calls are always
+    // allowed (Linux 5.11).
     let _ = context.set_ctl_optimize(2);
     let architectures: Vec<ScmpArch> =
         seccomp.architectures().iter().flatten().map(|arch| architecture(*arch)).collect();
@@ -41,8 +41,8 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
         context.add_arch(arch).with_context(|| format!("add the architecture {arch:?}"))?;
     }
     let rules = seccomp.syscalls().as_deref().unwrap_or_default();
-    // Each takes an instruction at least, and libseccomp's time grows with the square of their
-    // number: 20000 take minutes.
+    // Each rule requires at least one instruction. libseccomp's time grows with the square of the
+    // number of rules: 20000 take minutes.
     let conditional = |rule: &LinuxSyscall| {
         if rule.args().iter().flatten().next().is_some() { rule.names().len() } else { 0 }
     };
@@ -61,7 +61,7 @@ pub(super) fn compile(seccomp: &LinuxSeccomp, strict: bool) -> Result<Vec<sock_f
     Ok(program)
 }
 
-/// One entry of `syscalls`.
+/// Adds one entry of `syscalls`.
 fn add(
     context: &mut ScmpFilterContext,
     rule: &LinuxSyscall,
@@ -69,7 +69,7 @@ fn add(
     strict: bool,
 ) -> Result<()> {
     let action = action(rule.action(), rule.errno_ret())?;
-    // libseccomp refuses a rule that says what is said already.
+    // libseccomp refuses a rule that repeats the default.
     if action == default && !strict {
         return Ok(());
     }
@@ -77,7 +77,7 @@ fn add(
     let any = means_any(rule)?;
     for name in rule.names() {
         let Ok(call) = ScmpSyscall::from_name(name) else {
-            // Otherwise it is among those of `before`.
+            // Otherwise the call is among those of `before`.
             if calls::number(name, ScmpArch::native()).is_none() {
                 pass_over(name, action, default, strict)?;
             }
@@ -86,8 +86,8 @@ fn add(
         if action == default {
             continue;
         }
-        // The agent's own answer would have to come through it: nothing could be said to it any
-        // more (runc).
+        // The agent's own answer requires `write`, so after this rule, no process could tell it
+        // anything (runc).
         ensure!(
             action != ScmpAction::Notify || name != "write",
             "SCMP_ACT_NOTIFY cannot be used for the system call `write`"
@@ -104,8 +104,8 @@ fn add(
     Ok(())
 }
 
-/// Leaves out a rule for a call that nobody knows, unless it may be one of this kernel's that the
-/// rule was to keep from the container.
+/// Leaves out a rule for an unknown call. Fails if the kernel may have this call, and the rule was
+/// to keep it from the container.
 fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) -> Result<()> {
     ensure!(!strict, "unknown system call `{name}`");
     if strictness(action) <= strictness(default) || strictness(default) > PASSING {
@@ -124,7 +124,7 @@ fn pass_over(name: &str, action: ScmpAction, default: ScmpAction, strict: bool) 
     Ok(())
 }
 
-/// Up to this, a call is made.
+/// The kernel makes a call for actions up to this strictness.
 const PASSING: u8 = 2;
 
 /// Of several actions, the kernel takes the strictest (`seccomp(2)`).
@@ -141,7 +141,8 @@ fn strictness(action: ScmpAction) -> u8 {
     }
 }
 
-/// One rule can compare an argument once; several comparisons of one mean any of them, as in runc.
+/// One rule can compare an argument once. Several comparisons of one argument mean any of them, as
+/// in runc.
 fn means_any(rule: &LinuxSyscall) -> Result<bool> {
     let mut arguments: Vec<usize> =
         rule.args().iter().flatten().map(LinuxSeccompArg::index).collect();
@@ -189,13 +190,13 @@ fn comparison(argument: &LinuxSeccompArg) -> ScmpArgCompare {
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, value),
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, value),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, value),
-        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md,
-        // "Seccomp").
+        // `value` is the mask, and `valueTwo` is the expected value of the masked argument
+        // (config-linux.md, "Seccomp").
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
             (ScmpCompareOp::MaskedEqual(value), argument.value_two().unwrap_or(0))
         }
     };
-    // Six arguments: `add` has checked it.
+    // There are six arguments: `add` has checked the index.
     ScmpArgCompare::new(u32::try_from(argument.index()).unwrap_or(u32::MAX), operator, value)
 }
 
@@ -228,8 +229,8 @@ fn architecture(arch: Arch) -> ScmpArch {
     }
 }
 
-/// What `seccomp_data.arch` says: `AUDIT_ARCH_*`, `<linux/audit.h>`. None for an architecture whose
-/// calls are left as libseccomp has them.
+/// The value of `seccomp_data.arch`: `AUDIT_ARCH_*`, `<linux/audit.h>`. None for an architecture
+/// whose calls only libseccomp's program decides.
 fn audit(arch: ScmpArch) -> Option<u32> {
     Some(match arch {
         ScmpArch::X86 => 0x4000_0003,
@@ -252,7 +253,7 @@ const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 /// One architecture's part of [`before`].
 struct Section<'a> {
     arch: ScmpArch,
-    /// What `seccomp_data.arch` says.
+    /// The value of `seccomp_data.arch`.
     audit: u32,
     unknown: Vec<(u32, Rules<'a>)>,
     /// Calls above these fail with ENOSYS.
@@ -260,8 +261,8 @@ struct Section<'a> {
     newest_x32: Option<u32>,
 }
 
-/// What comes before libseccomp's program: rules for calls that libseccomp does not know, and
-/// ENOSYS for calls that are newer than the configuration.
+/// The part before libseccomp's program: rules for calls that libseccomp does not know, and ENOSYS
+/// for calls that are newer than the configuration.
 fn before(
     seccomp: &LinuxSeccomp,
     rules: &[LinuxSyscall],
@@ -279,7 +280,7 @@ fn before(
     for &arch in all.iter().filter(|arch| **arch != ScmpArch::X32) {
         let Some(audit) = audit(arch) else { continue };
         let mut unknown = unknown_calls(rules, arch)?;
-        // x32 is told apart by the number alone.
+        // Only the number of a call distinguishes x32 from x86-64.
         let x32 = arch == ScmpArch::X8664 && all.contains(&ScmpArch::X32);
         if x32 {
             unknown.extend(unknown_calls(rules, ScmpArch::X32)?);
@@ -309,7 +310,7 @@ fn before(
             refuse_newer(&mut program, arch, newest, newest_x32);
         }
         if left > 0 {
-            // The architecture is still in the accumulator only for those that skip this section.
+            // Only the calls that skip this section still have the architecture in the accumulator.
             program.go(end);
         }
         program.put(next);
@@ -324,8 +325,8 @@ fn newest_call(rules: &[LinuxSyscall], arch: ScmpArch) -> Option<u32> {
     names.filter_map(|name| calls::number(name, arch)).max()
 }
 
-/// The call above which all are newer than the configuration. None where the default lets calls
-/// pass, so that there is nothing to tell apart; a tracer decides for itself, as in runc.
+/// The newest call: all calls above are newer than the configuration. None if the default lets
+/// calls pass, so that no distinction is required. A tracer decides for itself, as in runc.
 fn newest(seccomp: &LinuxSeccomp, rules: &[LinuxSyscall], arch: ScmpArch) -> Option<u32> {
     let allows = matches!(
         seccomp.default_action(),
@@ -336,7 +337,7 @@ fn newest(seccomp: &LinuxSeccomp, rules: &[LinuxSyscall], arch: ScmpArch) -> Opt
     if allows { None } else { newest_call(rules, arch) }
 }
 
-/// ENOSYS for calls that are newer than the configuration.
+/// Adds ENOSYS for calls that are newer than the configuration.
 fn refuse_newer(program: &mut Program, arch: ScmpArch, newest: u32, newest_x32: Option<u32>) {
     let refuse_above = |program: &mut Program, newest: u32| {
         let older = program.label();
@@ -346,7 +347,7 @@ fn refuse_newer(program: &mut Program, arch: ScmpArch, newest: u32, newest_x32: 
     };
     let end = program.label();
     if arch == ScmpArch::X8664 {
-        // Where x32 is not allowed, libseccomp's program refuses it.
+        // If x32 is not allowed, libseccomp's program refuses it.
         match newest_x32 {
             None => program.compare(libc::BPF_JGE, calls::X32, &[(Way::Yes, end)]),
             Some(newest) => {
@@ -385,8 +386,7 @@ fn unknown_calls(rules: &[LinuxSyscall], arch: ScmpArch) -> Result<Vec<(u32, Rul
     Ok(calls.into_iter().collect())
 }
 
-/// Decides one call, whose number is in the accumulator. Of the rules that match it, the strictest
-/// counts.
+/// Decides one call, whose number is in the accumulator. Of the matching rules, the strictest wins.
 fn decide(
     program: &mut Program,
     number: u32,
@@ -428,28 +428,28 @@ fn answer(action: ScmpAction) -> Result<u32> {
     })
 }
 
-/// Where a step of a comparison leads.
+/// The target of a step of a comparison.
 #[derive(Clone, Copy)]
 enum To {
     Next,
-    /// It holds.
+    /// The comparison holds.
     Yes,
     No,
 }
 
-/// Compares an argument, half by half, since classic BPF has words of 32 bits. Goes to one of two
+/// Compares an argument by halves, because classic BPF has words of 32 bits. Goes to one of two
 /// labels.
 fn compare(program: &mut Program, argument: &LinuxSeccompArg, yes: Label, no: Label) {
     use To::{Next, No, Yes};
     use libc::{BPF_JEQ, BPF_JGE, BPF_JGT};
     let value = argument.value();
     let (mask, value) = match argument.op() {
-        // `value` is the mask, `valueTwo` what is left of the argument behind it (config-linux.md,
-        // "Seccomp").
+        // `value` is the mask, and `valueTwo` is the expected value of the masked argument
+        // (config-linux.md, "Seccomp").
         LinuxSeccompOperator::ScmpCmpMaskedEq => (value, argument.value_two().unwrap_or(0)),
         _ => (u64::MAX, value),
     };
-    // For each half a comparison, and where both of its ends lead.
+    // For each half the comparisons, and the targets of both results.
     let (high, low): (&[_], _) = match argument.op() {
         LinuxSeccompOperator::ScmpCmpEq | LinuxSeccompOperator::ScmpCmpMaskedEq => {
             (&[(BPF_JEQ, Next, No)], (BPF_JEQ, Yes, No))
@@ -473,7 +473,7 @@ fn compare(program: &mut Program, argument: &LinuxSeccompArg, yes: Label, no: La
         let half = if high { (number >> 32) as u32 } else { number as u32 };
         half
     };
-    // Six arguments: `means_any` has checked it.
+    // There are six arguments: `means_any` has checked the index.
     let number = u32::try_from(argument.index()).unwrap_or(0);
     let label = |to: To| match to {
         Next => None,

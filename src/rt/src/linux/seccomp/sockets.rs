@@ -27,8 +27,8 @@ const OWN: u32 = 0x8000_0016;
 /// (`seccomp(2)`, "Caveats").
 const X32: u32 = 0x4000_0000;
 
-/// Other calls that can make a socket. A ring can make one without a call of that name
-/// (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
+/// Calls besides `socket(2)` that can make a socket. A ring can make one without a call of that
+/// name (`io_uring_enter(2)`, `IORING_OP_SOCKET`).
 const REFUSED: &[c_long] = &[
     libc::SYS_socketpair,
     libc::SYS_io_uring_setup,

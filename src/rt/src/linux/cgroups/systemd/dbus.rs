@@ -1,8 +1,8 @@
-//! Messages to and from a D-Bus, as much of it as a runtime has to say to systemd (D-Bus
-//! Specification, "Type System" and "Message Protocol").
+//! Messages to and from a D-Bus, as far as `rt` requires them for systemd (D-Bus Specification,
+//! "Type System" and "Message Protocol").
 //!
-//! Own code: libcgroups' receives no signals, and asks a program, `busctl`, who the user is; the
-//! synchronous client among the published ones leaves its socket open to children, cannot
+//! This is our own code. libcgroups receives no signals, and runs a program, `busctl`, to learn who
+//! the user is. The published synchronous client leaves its socket open to children, cannot
 //! authenticate in a user namespace, and spins on a closed connection.
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// A value, which knows its type.
+/// A value with its type.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     Bool(bool),
@@ -26,7 +26,7 @@ pub(crate) enum Value {
     Text(String),
     ObjectPath(String),
     Signature(String),
-    /// The type of the elements, and they.
+    /// The type of the elements, and the elements.
     Array(String, Vec<Value>),
     Struct(Vec<Value>),
     Variant(Box<Value>),
@@ -81,7 +81,7 @@ fn signature(values: &[Value]) -> String {
     values.iter().map(Value::signature).collect()
 }
 
-/// Where a value of a type has to begin.
+/// The alignment of a value of this type, in bytes.
 fn alignment(kind: u8) -> usize {
     match kind {
         b'y' | b'g' | b'v' => 1,
@@ -103,7 +103,7 @@ impl Writer {
         self.0.extend(bytes);
     }
 
-    /// A text of less than 4 GiB: what is longer, no bus would take.
+    /// The length of a text of less than 4 GiB. No bus accepts a longer text.
     fn length(&mut self, length: usize) {
         self.aligned(&u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
     }
@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// One value of the type that a signature begins with; the rest of the signature.
+    /// Reads one value of the first type in a signature. Returns it with the rest of the signature.
     fn value<'s>(&mut self, signature: &'s [u8], depth: u8) -> Result<(Value, &'s [u8])> {
         ensure!(depth < 32, "a value is nested too deeply");
         let (&kind, rest) = signature.split_first().context("a value without a type")?;
@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
                 };
                 Value::Variant(Box::new(self.value(inner.as_bytes(), depth + 1)?.0))
             }
-            // An entry of a dictionary is laid out as a structure is.
+            // An entry of a dictionary has the layout of a structure.
             b'(' | b'{' => {
                 self.align(8);
                 let (mut fields, mut inner) = (Vec::new(), rest);
@@ -248,7 +248,7 @@ fn end_of(bracket: u8) -> u8 {
     if bracket == b'(' { b')' } else { b'}' }
 }
 
-/// What of a signature comes after its first type.
+/// The rest of a signature after its first type.
 fn skip(signature: &[u8]) -> Result<&[u8]> {
     let (&kind, mut rest) = signature.split_first().context("a type is missing")?;
     match kind {
@@ -278,12 +278,12 @@ const DESTINATION: u8 = 6;
 const SENDER: u8 = 7;
 const SIGNATURE: u8 = 8;
 
-/// The specification's largest message.
+/// The specification's limit of a message, in bytes.
 const LONGEST: usize = 128 << 20;
 
 const ORDER: u8 = if cfg!(target_endian = "little") { b'l' } else { b'B' };
 
-/// A method to be called.
+/// A method call.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub(super) destination: &'a str,
@@ -321,20 +321,19 @@ impl Call<'_> {
     }
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: u8,
     reply_to: u32,
-    /// The unique name of who has sent it, which the bus's daemon writes; nothing where there is no
-    /// daemon between.
+    /// The unique name of the sender, which the bus's daemon writes. Empty without a daemon.
     pub(super) sender: String,
     pub(super) member: String,
     error: String,
     pub(super) body: Vec<Value>,
 }
 
-/// The fixed part of a message's header, with the length of the fields.
+/// The size of the fixed part of a message's header, with the length of the fields.
 const FIXED: usize = 16;
 
 fn decode(bytes: &[u8]) -> Result<Message> {
@@ -374,10 +373,10 @@ fn decode(bytes: &[u8]) -> Result<Message> {
     Ok(message)
 }
 
-/// What the other side answers when it will not.
+/// The error that the other side answers.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// Such as `org.freedesktop.DBus.Error.AccessDenied`.
+    /// For example `org.freedesktop.DBus.Error.AccessDenied`.
     pub(super) name: String,
     pub(super) text: String,
 }
@@ -395,7 +394,7 @@ impl std::error::Error for Refusal {}
 #[derive(Debug)]
 pub(super) enum Failure {
     Refused(Box<Refusal>),
-    /// The other side was not reached, or not understood.
+    /// The other side could not be reached, or its answer could not be understood.
     Unanswered(anyhow::Error),
 }
 
@@ -419,13 +418,13 @@ impl From<Failure> for anyhow::Error {
 pub(super) struct Connection {
     stream: UnixStream,
     serial: u32,
-    /// What has been received while something else was waited for.
+    /// Messages that arrived during the wait for another one.
     waiting: Vec<Message>,
     end: Instant,
 }
 
 impl Connection {
-    /// Everything on it has to be done within a time.
+    /// `patience` limits the time for all calls of the connection.
     pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection> {
         let show = || format!("connect to `{}`", path.display());
         let stream = UnixStream::connect(path).with_context(show)?;
@@ -435,8 +434,8 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Without saying who: the kernel says it, also where a user namespace gives this process
-    /// another name for itself.
+    /// Authenticates without a user name. The kernel names the user, even if a user namespace shows
+    /// this process another uid.
     fn authenticate(&mut self) -> Result<()> {
         self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
         loop {
@@ -463,7 +462,7 @@ impl Connection {
         self.stream.read_exact(buffer).context("wait for an answer")
     }
 
-    /// Calls several methods at once; the numbers of the calls.
+    /// Calls several methods at once, and returns the serial numbers of the calls.
     pub(super) fn call_all(&mut self, calls: &[Call<'_>]) -> Result<Vec<u32>> {
         let (mut bytes, mut serials) = (Vec::new(), Vec::new());
         for call in calls {
@@ -475,18 +474,18 @@ impl Connection {
         Ok(serials)
     }
 
-    /// Calls a method and waits for what it returns.
+    /// Calls a method and waits for its result.
     pub(super) fn call(&mut self, call: &Call<'_>) -> Result<Vec<Value>, Failure> {
         let serials = self.call_all(std::slice::from_ref(call))?;
         self.answer(serials[0])
     }
 
-    /// Waits for what a method returns.
+    /// Waits for a method's result.
     pub(super) fn answer(&mut self, serial: u32) -> Result<Vec<Value>, Failure> {
         Ok(self.reply(serial)?.body)
     }
 
-    /// The same, with its sender.
+    /// The same, with the sender.
     pub(super) fn reply(&mut self, serial: u32) -> Result<Message, Failure> {
         let answers = |message: &Message| {
             matches!(message.kind, METHOD_RETURN | ERROR) && message.reply_to == serial
@@ -500,7 +499,7 @@ impl Connection {
         Ok(message)
     }
 
-    /// Waits for a message of some kind; others are kept.
+    /// Waits for a message that `wanted` accepts. Other messages are kept.
     pub(super) fn wait(&mut self, wanted: impl Fn(&Message) -> bool) -> Result<Message> {
         if let Some(at) = self.waiting.iter().position(&wanted) {
             return Ok(self.waiting.remove(at));
@@ -606,7 +605,7 @@ mod tests {
         for at in 12..good.len() {
             let mut broken = good.clone();
             broken[at] = 0xff;
-            // It may still be a message; what matters is that this ends.
+            // The bytes may still be a message. The test only checks that decoding ends.
             let _ = decode(&broken);
         }
     }

@@ -14,12 +14,12 @@ use crate::linux::cgroups::resources;
 /// A name and its value.
 pub(crate) type Property = (String, Value);
 
-/// To systemd, no limit is the largest number.
+/// For systemd, the largest number means no limit.
 const INFINITY: u64 = u64::MAX;
 
-/// For a scope that is made: [`of_resources`], and no limit of processes where 0 asks for none.
-/// systemd has a default of its own (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman
-/// writes 0 for `--pids-limit -1`.
+/// The properties of a new scope: [`of_resources`], and no limit of processes if 0 asks for none.
+/// systemd has its own default (`DefaultTasksMax=` in `systemd-system.conf(5)`), and podman writes
+/// 0 for `--pids-limit -1`.
 pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = of_resources(resources);
     let given = properties.iter().any(|(name, _)| name == "TasksMax");
@@ -29,8 +29,7 @@ pub(super) fn of_new(resources: &LinuxResources) -> Vec<Property> {
     properties
 }
 
-/// What of the limits systemd has words for. The rest is written to the cgroup's files, as all of
-/// it is.
+/// The limits that systemd supports. `rt` writes all limits to the cgroup's files too.
 pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
     let mut properties = Vec::new();
     let mut set = |name: &str, value: Value| properties.push((name.to_owned(), value));
@@ -60,7 +59,8 @@ pub(super) fn of_resources(resources: &LinuxResources) -> Vec<Property> {
     properties
 }
 
-/// A weight of 0 is `CPUWeight=idle`. systemd before 252 refuses it, and leaves `cpu.idle` alone.
+/// A weight of 0 is `CPUWeight=idle`. systemd before 252 refuses it, and does not change
+/// `cpu.idle`.
 pub(super) fn idle() -> Property {
     ("CPUWeight".to_owned(), Value::Uint64(0))
 }
@@ -79,7 +79,7 @@ fn of_memory(memory: &LinuxMemory, set: Set<'_>) {
     if let Some(low) = given(memory.reservation()) {
         set("MemoryLow", limit(low));
     }
-    // What makes no sense is an error when it is written.
+    // Writing an invalid combination to the files fails later.
     if let Ok(Some(swap)) = resources::swap_alone(memory) {
         set("MemorySwapMax", limit(swap));
     }
@@ -108,14 +108,15 @@ fn of_cpu(cpu: &LinuxCpu, set: Set<'_>) {
     }
 }
 
-/// systemd keeps hundredths of a percent: rounded up to the next 10 ms in a second, as runc does.
+/// systemd keeps hundredths of a percent. As in runc, the quota is rounded up to the next 10 ms in
+/// a second.
 fn quota_per_second(quota: u64, period: u64) -> u64 {
     let quota = quota.saturating_mul(1_000_000) / period.max(1);
     quota.checked_next_multiple_of(10_000).unwrap_or(INFINITY)
 }
 
-/// A list like `0-3,7` as the set of bits that systemd takes; None for an empty or a wrong one,
-/// which the file refuses.
+/// Converts a list like `0-3,7` to the bit set that systemd requires. Returns None for an empty or
+/// invalid list, which the file refuses.
 fn bits(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
     for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
@@ -134,7 +135,7 @@ fn bits(list: &str) -> Option<Vec<u8>> {
     Some(bits).filter(|bits: &Vec<u8>| !bits.is_empty())
 }
 
-/// A file of `resources.unified`.
+/// The property for a file of `resources.unified`.
 fn of_file(file: &str, value: &str) -> Option<(&'static str, Value)> {
     let name = match file {
         "memory.max" => "MemoryMax",
@@ -168,8 +169,9 @@ fn of_file(file: &str, value: &str) -> Option<(&'static str, Value)> {
     Some((name, Value::Uint64(number)))
 }
 
-/// The device rules. systemd can only say what is allowed; rules that are not of that kind are for
-/// the program that rt attaches alone, beside which systemd's would allow what that refuses anyway.
+/// The device rules. systemd can only allow devices. Other rules are enforced by the program that
+/// `rt` attaches alone. Beside it, systemd's program would allow devices that this program refuses
+/// anyway.
 pub(super) fn of_devices(rules: &[Rule]) -> Vec<Property> {
     let policy = |policy: &str| ("DevicePolicy".to_owned(), Value::text(policy));
     let Some(allowed) = devices::allowed(rules) else { return vec![policy("auto")] };
@@ -182,7 +184,7 @@ pub(super) fn of_devices(rules: &[Rule]) -> Vec<Property> {
 
 const PREFIX: &str = "org.systemd.property.";
 
-/// `org.systemd.property.NAME=VALUE`, the value in GVariant's text format (`gvariant-text`).
+/// `org.systemd.property.NAME=VALUE`, with the value in GVariant's text format (`gvariant-text`).
 pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<Vec<Property>> {
     let mut properties = Vec::new();
     for (key, text) in annotations {
@@ -197,9 +199,9 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
     Ok(properties)
 }
 
-/// Whether a property decides which processes are in the scope, where it is, who manages what is
-/// below it, what is counted, and which devices there are. An annotation can be somebody else's
-/// than the administrator's, and would replace what rt says.
+/// Whether a property decides which processes are in the scope, where it is, who manages the
+/// cgroups below it, what is counted, and which devices are allowed. An annotation may not come
+/// from the administrator, and would replace the values of `rt`.
 fn is_rts(name: &str) -> bool {
     let kinds = ["PIDs", "PIDFDs", "Slice", "Delegate", "ControlGroup", "Device", "Controller"];
     kinds.iter().any(|kind| name.starts_with(kind)) || name.ends_with("Accounting")
@@ -209,7 +211,7 @@ fn is_rts(name: &str) -> bool {
 pub(crate) fn refuse_replaced(asked: &[Property], resources: &LinuxResources) -> Result<()> {
     let given = of_resources(resources);
     for (name, _) in asked {
-        // A share of all there is, in place of a number (`MemoryMaxScale`).
+        // A share of the whole, in place of a number (`MemoryMaxScale`).
         let of = name.strip_suffix("Scale").unwrap_or(name);
         ensure!(
             !given.iter().any(|(other, _)| other == of),
@@ -219,7 +221,7 @@ pub(crate) fn refuse_replaced(asked: &[Property], resources: &LinuxResources) ->
     Ok(())
 }
 
-/// What unit files call `…Sec` is `…USec` on the bus, in microseconds (as runc has it).
+/// `…Sec` in unit files is `…USec` on the bus, in microseconds (as in runc).
 fn seconds(name: &str, value: Value) -> Result<Property> {
     let Some(stem) = name.strip_suffix("Sec").filter(|stem| !stem.ends_with('U')) else {
         return Ok((name.to_owned(), value));
@@ -242,7 +244,7 @@ fn seconds(name: &str, value: Value) -> Result<Property> {
     Ok((format!("{stem}USec"), Value::Uint64(microseconds)))
 }
 
-/// A value in GVariant's text format: as much of it as properties of units are.
+/// Parses a value in GVariant's text format, as far as properties of units use it.
 fn parse(text: &str) -> Result<Value> {
     let mut parser = Parser { rest: text.trim() };
     let value = parser.value()?;
@@ -354,8 +356,8 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// A number without a type is an int32, or a double if it has a point; one that is too large is
-/// taken as it must be meant.
+/// A number without a type is an int32, or a double if it has a point. If it does not fit, it gets
+/// the next larger type.
 fn number(word: &str) -> Option<Value> {
     let (negative, digits) = word.strip_prefix('-').map_or((false, word), |digits| (true, digits));
     let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |digits| (digits, 16));
