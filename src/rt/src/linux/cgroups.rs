@@ -2,8 +2,9 @@
 //! them (`cgroups(7)`).
 //!
 //! This is our own code, except for most limits of v2. libcgroups parses the mount table of v1 once
-//! per controller, moves a process into its cgroup although v2 can create it there, and does not
-//! remove cgroups below a cgroup. [`systemd`] says why we do not use its systemd manager either.
+//! per controller. It moves a process into its cgroup, although with v2 the process can be born
+//! there. It does not remove cgroups below a cgroup. [`systemd`] says why we do not use its systemd
+//! manager either.
 #![forbid(unsafe_code)]
 
 mod bpf;
@@ -290,7 +291,7 @@ impl Cgroup {
     }
 
     /// Claims the cgroup. If it has a v2 directory (on a hybrid host one of several), a process can
-    /// be born there, which saves the move (`CLONE_INTO_CGROUP`). Then this function returns the
+    /// be born there (`CLONE_INTO_CGROUP`). That saves the move. Then this function returns the
     /// directory, and the claim lasts until it is closed.
     ///
     /// `name` is the part of the mark that no other container has: see [`ownership::mark`].
@@ -573,7 +574,7 @@ impl Cgroup {
 
     /// Thaws frozen processes, so that they can receive a signal: v1 does not even deliver SIGKILL
     /// to them. With v1, a container that may write to its cgroup can also have frozen a cgroup
-    /// below, which stays frozen when those above are thawed.
+    /// below. Such a cgroup stays frozen when those above are thawed.
     pub(crate) fn thaw(&self) {
         // If thawing fails, the wait for the processes will notice it.
         match self.version {
@@ -936,8 +937,8 @@ impl Cgroup {
 const DYING: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Kills a child that is not needed any more, in any state, and reaps it. If the child does not
-/// die, because it is in a call to the kernel that does not return, its next parent has to reap it.
+/// Kills a child that is not needed any more, in any state, and reaps it. A child in a call to the
+/// kernel that does not return cannot die. Its next parent has to reap it.
 pub(crate) fn end(pid: Pid, pidfd: BorrowedFd<'_>) {
     let _ = syscall::pidfd_send_signal(pidfd, libc::SIGKILL);
     let dies = |limit| is_ready(pidfd, PollFlags::IN, limit).unwrap_or(false);

@@ -1,7 +1,7 @@
 //! The host's `/proc`, opened while this process still sees the host's files. By `/proc/self/fd`,
 //! this process can read, change and unmount the file of an `O_PATH` descriptor. The path `/proc`
-//! does not serve for that: in the container's mount namespace, the container decides what is
-//! there.
+//! does not serve for that: in the container's mount namespace, the container decides where it
+//! leads.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;

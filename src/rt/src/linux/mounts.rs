@@ -1,7 +1,7 @@
 //! Mounts: carries out one entry of `mounts`.
 //!
-//! This is our own code. libcontainer's code ignores the propagation of a mount, does not clear the
-//! flags of a bind mount's source, and makes some 50 system calls for each mount. We use the
+//! This is our own code. libcontainer ignores the propagation of a mount, and does not clear the
+//! flags of a bind mount's source. It makes some 50 system calls for each mount. We use the
 //! file-descriptor mount calls of Linux 5.2 and 5.12. So init looks up a destination inside the
 //! rootfs once, and mounts on the file that it found.
 #![forbid(unsafe_code)]
@@ -543,9 +543,9 @@ fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<Owned
 /// bytes. `mount(2)` accepts a page of options.
 const LONGEST_VALUE: usize = 255;
 
-/// Makes a new filesystem as a detached mount. If an option is too long for `fsconfig(2)`, for
-/// example the layers of an overlay or the options of a network's disk, this function uses
-/// `mount(2)`.
+/// Makes a new filesystem as a detached mount. If an option is too long for `fsconfig(2)`, this
+/// function uses `mount(2)`. Examples are the layers of an overlay and the options of a network's
+/// disk.
 fn make_in(
     kind: &str,
     source: Option<&Path>,

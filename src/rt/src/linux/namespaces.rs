@@ -208,10 +208,10 @@ impl Namespaces {
         self.keep_neighbours_out()
     }
 
-    /// A neighbour in the same pid namespace that is privileged in this process's user namespace
-    /// could take over this process, which has the caller's rights and files until the exec. So
-    /// this process becomes not dumpable. For a container of root, and for a process of `exec`,
-    /// that holds from the beginning.
+    /// Until the exec, this process has the caller's rights and files. A neighbour in the same pid
+    /// namespace that is privileged in this process's user namespace could take it over. So this
+    /// process becomes not dumpable. For a container of root, and for a process of `exec`, that
+    /// holds from the beginning.
     pub(crate) fn keep_neighbours_out(&self) -> Result<()> {
         if self.joins(libc::CLONE_NEWPID) {
             keep_others_out(DumpableBehavior::NotDumpable)?;
@@ -387,8 +387,8 @@ fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
     syscall::clone3(flags, cgroup).context(CLONE)
 }
 
-/// Lets a helper, which was just cloned, make init, and waits for the helper's end. The helper's
-/// code ends here too.
+/// Lets a helper, which was just cloned, make init, and waits for the helper's end. The helper ends
+/// in this function.
 fn by_helper(
     helper: Option<Pid>,
     caller: &Socket,

@@ -590,8 +590,8 @@ impl Rootfs {
     }
 }
 
-/// The host's root below a rootfs that was moved over it. No path reaches this root. But while a
-/// whole procfs or sysfs is in the mount namespace, the kernel lets root of any user namespace
+/// The host's root below a rootfs that was moved over it. No path reaches this root. But a whole
+/// procfs or sysfs in the mount namespace has an effect: the kernel lets root of any user namespace
 /// mount another one, in which nothing is masked. The kernel assumes that this user sees the same
 /// data already (`mount_too_revealing`, `fs/namespace.c`). Only these two filesystems have that
 /// rule. Of other filesystems, a user namespace may mount only those that show its own objects.

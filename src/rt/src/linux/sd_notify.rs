@@ -1,7 +1,7 @@
-//! Readiness notifications of programs (`sd_notify(3)`). If the caller is a service whose manager
-//! wants notifications, the container gets a socket of its own, and `rt` passes the messages on.
-//! The container must not reach the manager's socket itself, and the manager accepts no messages
-//! from processes that it does not know. Runs in the runtime process, except [`mount`].
+//! Readiness notifications of programs (`sd_notify(3)`). If a service manager started `rt` and
+//! wants notifications, the container gets a socket of its own. `rt` passes the messages on. The
+//! container must not reach the manager's socket itself, and the manager accepts no messages from
+//! processes that it does not know. Runs in the runtime process, except [`mount`].
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -2,8 +2,8 @@
 //! compiles a filter, and init loads it.
 //!
 //! This is our own code. libcontainer compiles in init, where every page that it touches is copied
-//! first, has no cache, and can set only the flags that its libseccomp knows. libseccomp still does
-//! the compiling, in [`compile`].
+//! first. It has no cache, and can set only the flags that its libseccomp knows. libseccomp still
+//! does the compiling, in [`compile`].
 #![forbid(unsafe_code)]
 
 mod cache;

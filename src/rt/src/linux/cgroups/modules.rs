@@ -1,9 +1,9 @@
 //! The cgroup of a container's modules, below the container's own, in which their ports are
 //! limited. Landlock cannot limit UDP's ports. Native programs of the container stay outside.
 //!
-//! The cgroup's programs decide when a socket that was made in it is bound, connected or used to
-//! send, or when a packet reaches it (`Documentation/bpf/libbpf/program_types.rst`; `struct
-//! bpf_sock_addr` and `struct __sk_buff`, `<linux/bpf.h>`).
+//! The cgroup's programs decide on sockets that were made in it. They run at a bind, a connect and
+//! a send, and when a packet reaches a socket (`Documentation/bpf/libbpf/program_types.rst`;
+//! `struct bpf_sock_addr` and `struct __sk_buff`, `<linux/bpf.h>`).
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;

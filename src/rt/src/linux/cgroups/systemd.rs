@@ -1,8 +1,9 @@
 //! Cgroups by systemd: a transient scope, made over D-Bus (`org.freedesktop.systemd1(5)`; cgroup v2
 //! only).
 //!
-//! This is our own code. libcgroups polls every 20 ms to learn that systemd has moved the process,
-//! passes only a part of the limits to systemd, and passes no properties that the caller asks for.
+//! This is our own code. libcgroups polls every 20 ms to learn that systemd has moved the process.
+//! It passes only a part of the limits to systemd, and none of the properties that the caller asks
+//! for.
 #![forbid(unsafe_code)]
 
 mod dbus;

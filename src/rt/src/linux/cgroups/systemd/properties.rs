@@ -199,9 +199,9 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
     Ok(properties)
 }
 
-/// Whether a property decides which processes are in the scope, where it is, who manages the
-/// cgroups below it, what is counted, and which devices are allowed. An annotation may not come
-/// from the administrator, and would replace the values of `rt`.
+/// Whether a property decides on the scope's processes, its place, the manager of the cgroups below
+/// it, the counting, or the allowed devices. An annotation may not come from the administrator, and
+/// would replace the values of `rt`.
 fn is_rts(name: &str) -> bool {
     let kinds = ["PIDs", "PIDFDs", "Slice", "Delegate", "ControlGroup", "Device", "Controller"];
     kinds.iter().any(|kind| name.starts_with(kind)) || name.ends_with("Accounting")
