@@ -36,27 +36,27 @@ pub(crate) const CONTRACT: u32 = 2;
 pub(crate) struct Directory {
     label: String,
     pub(crate) mount: OwnedFd,
-    /// None for an engine that only interprets.
+    /// `None` for an engine that only interprets.
     pub(crate) native: Option<Native>,
 }
 
 impl Directory {
-    /// Opens an engine's directory. A user who may not clone mounts gets an error: nothing weaker
-    /// is handed to a container.
+    /// Opens an engine's directory. Fails for a user who may not clone mounts, because a container
+    /// gets nothing weaker than a mount of its own.
     fn open(engine: &Installed, settings: &Settings, host: &Host<'_>) -> Result<Directory> {
-        // Not AT_RECURSIVE: a mount below the directory is no part of an engine.
+        // Without AT_RECURSIVE: a mount below the directory is not part of an engine.
         let mount = cut_off(CWD, &engine.path).context("have a mount of its own for it")?;
         let native = Native::new(&engine.name, &engine.description, settings.clone(), host)?;
         Ok(Directory { label: engine.description.label(), mount, native })
     }
 
-    /// What `state` says of a module that it runs.
+    /// What `state` reports about a module that this engine runs.
     pub(crate) fn run(&self, found: &Found) -> Run {
         let mode = if found.native.is_some() { RunMode::Aot } else { RunMode::Interpreter };
         Run { engine: self.label.clone(), mode }
     }
 
-    /// What there is of native code for a module that it is to run.
+    /// Finds native code for a module that the engine is about to run.
     pub(crate) fn look_up(
         &self,
         wish: Wish,
@@ -71,15 +71,17 @@ impl Directory {
     }
 }
 
-/// A file or a directory of the host's that goes into a container: through what is returned nothing
-/// can be written, ever, and code can be run, whatever the host has its filesystem mounted with.
+/// Opens a file or a directory of the host for use in a container. Nobody can ever write through
+/// the returned descriptor. Code can be executed through it, whatever the mount options of the
+/// host's filesystem are.
 ///
-/// It is on a mount that is nowhere. A detached mount is alive as long as the descriptor that
-/// `open_tree(2)` made is open, and so long whoever has `CAP_SYS_ADMIN` in a user namespace of
-/// their own, which is anybody, may make it writable by `mount_setattr(2)`. So that one is closed
-/// here, before any other process has it: the kernel lets go of the mount, and nobody can change
-/// one that is let go of (`dissolve_on_fput` and `do_mount_setattr` in its `fs/namespace.c`), while
-/// what was opened on it before stays as it is.
+/// The descriptor is on a mount that is attached nowhere (a *detached* mount). The kernel keeps a
+/// detached mount as long as the descriptor that `open_tree(2)` made is open. Until then, a process
+/// with `CAP_SYS_ADMIN` in a user namespace of its own can make the mount writable by
+/// `mount_setattr(2)`, and every user can have such a namespace. So we close that descriptor here,
+/// before another process gets it. The kernel then dissolves the mount, and nobody can change a
+/// dissolved mount (`dissolve_on_fput` and `do_mount_setattr` in the kernel's `fs/namespace.c`). A
+/// descriptor that was opened on the mount before stays as it is.
 fn cut_off(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
@@ -92,7 +94,7 @@ fn cut_off(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
         .with_context(|| format!("open `{link}`"))
 }
 
-/// [`cut_off`], of a file that is open.
+/// Does the same as [`cut_off`], for an open file.
 pub(crate) fn cut_off_file(file: BorrowedFd<'_>) -> Result<OwnedFd> {
     cut_off(file, Path::new(""))
 }

@@ -1,17 +1,18 @@
-//! Native code that modules were compiled to: files in one directory, found by what they were made
-//! from. `docs/wasm-cache.md` is the page for operators.
+//! The native code of modules: files in one directory, found by a digest of everything that the
+//! code depends on. `docs/wasm-cache.md` is the page for operators.
 //!
-//! - `KEY.so`: the engine's native code, then [`About`] it as JSON, then the length of that JSON and
+//! - `KEY.so`: the engine's native code, then [`About`] as JSON, then the length of that JSON and
 //!   [`MAGIC`].
-//! - `KEY.hits`: a byte for each start that used the code. The time of the file's modification is that
-//!   of the last start.
-//! - `KEY.job`: a module that is to be compiled, locked by the process that compiles it or waits.
+//! - `KEY.hits`: one byte for each start that used the code. The file's modification time is the
+//!   time of the last start.
+//! - `KEY.job`: a module that is to be compiled, locked by the process that compiles it or waits
+//!   for its turn.
 //! - `KEY.failed`: why the module cannot be compiled. It is not tried again.
 //! - `KEY.part`: the draft of `KEY.so`.
 //! - `.KEY.…`: the draft of another of these files.
 //!
-//! The directory is its owner's alone, and so is what is in it: native code runs in containers
-//! without being looked at. Runs in the caller's process.
+//! Only the owner can access the directory and the files in it, because containers run the native
+//! code without a further check. All of this runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -31,62 +32,68 @@ use crate::draft::Draft;
 use crate::syscall::{self, Lock};
 use crate::{signals, trust};
 
-/// The end of a file of native code.
+/// The last bytes of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
 
-/// The length of [`About`], as a number of 32 bits in little endian, and [`MAGIC`].
+/// The size of the length of [`About`] (32 bits, little endian) and of [`MAGIC`].
 const TAIL: u64 = 4 + MAGIC.len() as u64;
 
-/// No [`About`] is longer.
+/// The longest accepted [`About`], in bytes.
 const LONGEST: u64 = 64 << 10;
 
-/// A larger module is left to the interpreter.
+/// The largest module that is compiled, in bytes. The engine interprets a larger one.
 const LARGEST: u64 = 256 << 20;
 
-/// How many modules may wait to be compiled in the background, and how many of one container's.
-/// Others are compiled after one of their next starts.
+/// How many modules may wait to be compiled in the background, on the host and of one tenant. Other
+/// modules are compiled after one of their next starts.
 const MOST_JOBS: usize = 16;
 const MOST_OF_ONE: usize = 2;
 
-/// Which part of the cache's size these may take, so that they drive out little of what is there.
+/// Waiting modules may use the cache's size divided by this, so that they displace little native
+/// code.
 const SHARE_OF_JOBS: u64 = 4;
 
 /// How many failures are remembered, and for how long.
 const MOST_FAILURES: usize = 1000;
 const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What is written in one go and is older was left by a process that was killed.
+/// A draft that is older was left by a killed process, because a draft is written in one go.
 const DRAFT: Duration = Duration::from_secs(60);
 
-/// The locks of a job, each of one byte: whoever has claimed it; its compiler, while one runs; in
-/// the background, the tenant whom it is for; and the tenants that wait for it, who share theirs.
-/// The last two are ranges of [`TENANTS`] bytes, one for each tenant. So all that is known of a job
-/// ends with its process.
+/// The byte ranges of the locks on a job:
+///
+/// - `CLAIM`: held by the process that has claimed the job.
+/// - `RUNS`: held while its compiler runs.
+/// - `FOR`: held in the background, at the number of the tenant for whom the job is.
+/// - `WAITS`: shared by the waiting processes, each at the number of its tenant.
+///
+/// The last two are ranges of [`TENANTS`] bytes, one byte for each tenant. All that is known about
+/// a job is in locks, so it ends with the processes that hold them.
 const CLAIM: u64 = 0;
 const RUNS: u64 = 1;
 const FOR: u64 = TENANTS;
 const WAITS: u64 = 2 * TENANTS;
 
-/// A tenant's number is below. So is every place of a lock: what `off_t` holds is a little less
-/// than eight times this.
+/// Every tenant's number is below this, and so the place of every lock fits: the largest `off_t` is
+/// a little less than eight times this number.
 pub(crate) const TENANTS: u64 = 1 << 60;
 
-/// The tenant that is the administrator.
+/// The administrator's number as a tenant.
 pub(crate) const ADMINISTRATOR: u64 = 0;
 
-/// The part of the cache that one tenant's native code may take when there is no room for all, and
-/// the part that the native code of one module may: the fourth, and the second.
+/// When the cache is full, one tenant's native code may use a fourth of it, and the native code of
+/// one module half of it.
 const SHARE_OF_TENANT: u64 = 4;
 const SHARE_OF_ONE: u64 = 2;
 
-/// No more starts are counted: a file grows with them.
+/// Starts beyond this number are not counted, because the file grows with each start.
 const MOST_HITS: u64 = 1 << 20;
 
-/// Another one each time that the host is booted.
+/// The kernel makes a new id at each boot of the host.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// What a module's native code depends on: the module, the engine, the processor, the way it is
-/// compiled.
+/// Everything that a module's native code depends on: the module, the engine, the processor, and
+/// the way of compiling.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Key {
     pub(crate) module: blake3::Hash,
@@ -94,7 +101,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// `surroundings` is all but the module.
+    /// `surroundings` is everything but the module.
     pub(crate) fn new(surroundings: &str, module: blake3::Hash) -> Key {
         let mut hasher = blake3::Hasher::new();
         hasher.update(surroundings.as_bytes()).update(&[0]).update(module.as_bytes());
@@ -108,7 +115,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// What is known of native code.
+/// The description of native code.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct About {
@@ -116,7 +123,7 @@ pub(crate) struct About {
     /// BLAKE3 of the module, and its size.
     pub(crate) module: String,
     pub(crate) module_bytes: u64,
-    /// What the container called it that was the first to run it.
+    /// The module's name in the first container that ran it.
     pub(crate) name: String,
     pub(crate) engine: String,
     /// BLAKE3 of the native code, and its size.
@@ -125,13 +132,13 @@ pub(crate) struct About {
     /// Seconds since 1970.
     pub(crate) compiled: u64,
     pub(crate) milliseconds: u64,
-    /// The number of the tenant that had it compiled; none if the administrator did.
+    /// The number of the tenant that had the module compiled, or `None` for the administrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tenant: Option<u64>,
 }
 
-/// How long somebody waits for a module that others have claimed: until they begin to compile it,
-/// and then.
+/// How long a process waits for a module that another process has claimed: before the compiler
+/// starts, and while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     pub(crate) before: Duration,
@@ -146,19 +153,19 @@ pub(crate) struct Failure {
     pub(crate) module: String,
     pub(crate) name: String,
     pub(crate) why: String,
-    /// The limits that the compiler had.
+    /// The limits of the compiler that failed.
     #[serde(default)]
     pub(crate) seconds: u64,
     #[serde(default)]
     pub(crate) memory_bytes: u64,
-    /// When it is tried again, if before long, in seconds since 1970.
+    /// If the failure holds only for a while: when the module is tried again, in seconds since
+    /// 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) until: Option<u64>,
 }
 
 impl Failure {
-    /// Whether there is no hope that it would be otherwise now: nobody has raised a limit, and it
-    /// was not long ago.
+    /// Whether another try would fail too: no limit was raised, and the failure has not expired.
     pub(crate) fn holds(&self, settings: &CompilerSettings) -> bool {
         settings.seconds <= self.seconds
             && settings.memory_bytes <= self.memory_bytes
@@ -166,16 +173,16 @@ impl Failure {
     }
 }
 
-/// A module that is to be compiled, and this process is the only one to do so.
+/// A module that is to be compiled, and that only this process may compile.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) key: Key,
-    /// The module, from its beginning. The lock goes with the descriptor to whatever process
-    /// inherits it.
+    /// The module, read from its beginning. A process that inherits the descriptor also has the
+    /// lock.
     pub(crate) file: OwnedFd,
 }
 
-/// What is in the cache.
+/// An entry of the cache.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -190,18 +197,18 @@ pub(crate) struct Entry {
 pub(crate) enum Kind {
     Native(Box<About>),
     Failed(Failure),
-    /// Somebody compiles it, or waits to.
+    /// A process compiles the module, or waits to compile it.
     Job,
-    /// Damaged, or left by what was cut short.
+    /// Damaged, or left by an interrupted process.
     Useless,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
-    /// Where it is kept which files were looked at since the host was booted.
+    /// The directory that records which files were verified since the host's boot.
     verified: PathBuf,
-    /// How large it may become.
+    /// The maximum size in bytes.
     most: u64,
 }
 
@@ -214,7 +221,7 @@ impl Cache {
         self.directory.join(format!("{}.{end}", key.to_string()))
     }
 
-    /// Native code that can be trusted. None when there is none; what is damaged is removed.
+    /// Returns native code that can be trusted, or `None` if there is none. Removes damaged code.
     pub(crate) fn find(&self, key: &Key) -> Option<File> {
         let (file, metadata) = self.open(&self.file(key, "so"))?;
         let sound = about(&file, metadata.len())
@@ -228,8 +235,9 @@ impl Cache {
         Some(file)
     }
 
-    /// Notes that native code is used, by one byte more in a file: of two processes neither loses
-    /// its own. Not by the time of access, which whoever reads a file changes.
+    /// Counts a use of native code by appending one byte to a file, so that two processes at the
+    /// same time both count. The access time would not do, because every process that reads the
+    /// file changes it.
     pub(crate) fn count_hit(&self, key: &Key) {
         let flags = OFlags::WRONLY
             | OFlags::APPEND
@@ -246,12 +254,12 @@ impl Cache {
             file.set_modified(SystemTime::now())
         };
         if let Err(error) = count() {
-            // On a read-only filesystem nothing is removed either.
+            // On a read-only filesystem nothing is pruned either, so the count has no use.
             tracing::debug!("count that `{key}` is used: {error}");
         }
     }
 
-    /// A file of the cache's, if nobody else can have written it.
+    /// Opens a file of the cache, if nobody else can have written it.
     fn open(&self, path: &Path) -> Option<(File, fs::Metadata)> {
         trust::directory(&self.directory).ok()?;
         let file = open(path).ok()?;
@@ -261,11 +269,11 @@ impl Cache {
         Some((file, metadata))
     }
 
-    /// Whether the native code is what was written, once since the host was booted: reading it all
-    /// takes longer than starting it.
+    /// Whether the native code is unchanged since `rt` wrote it. This is verified once per boot of
+    /// the host, because reading the whole file takes longer than starting the code.
     fn verify(&self, file: &File, metadata: &fs::Metadata, about: &About) -> bool {
         let known = self.verified.join(&about.key);
-        // The time of the last change of any kind is nobody's to set.
+        // Nobody can set `ctime`, the time of the last change of any kind.
         let stamp = format!(
             "{} {} {} {} {}.{} {}.{}",
             fs::read_to_string(BOOT).unwrap_or_default().trim(),
@@ -286,7 +294,7 @@ impl Cache {
             return false;
         }
         let keep = || -> Result<()> {
-            // It may be the first that is made below the root of the state.
+            // This may be the first directory that is made below the root of the state.
             if let Some(root) = self.verified.parent() {
                 trust::make_shared_directory(root)?;
             }
@@ -299,7 +307,7 @@ impl Cache {
         true
     }
 
-    /// Why the module cannot be compiled, if that was tried.
+    /// Why the module cannot be compiled, if an earlier try failed.
     pub(crate) fn failure(&self, key: &impl ToString) -> Option<Failure> {
         let (file, _) = self.open(&self.file(key, "failed"))?;
         serde_json::from_reader(file.take(LONGEST)).ok()
@@ -322,8 +330,8 @@ impl Cache {
         if is_claimed(&path) || background.is_some_and(|whom| !self.has_room(whom, size)) {
             return Ok(None);
         }
-        // Where nobody else sees it, and waits for it: reading may take for ever, where an image's
-        // filesystem is a program.
+        // Copies the module to a draft, which no other process sees or waits for. Reading the
+        // module may never end if a program (FUSE) serves the image's filesystem.
         let draft = self.directory.join(format!(".{key}.job.{}", std::process::id()));
         let claim = || -> Result<Option<Job>> {
             let flags =
@@ -345,8 +353,9 @@ impl Cache {
         claimed
     }
 
-    /// Waits, for a tenant, until nobody has a module to be compiled any more, until patience is
-    /// over, or until a signal has come. Whoever compiles it in the background hurries.
+    /// Waits for a tenant until no process has the module's job any more. Fails when the patience
+    /// is used up or a termination signal comes. If the job is in the background, its worker then
+    /// hurries.
     pub(crate) fn wait_for(&self, key: &Key, tenant: u64, patience: &mut Patience) -> Result<()> {
         let path = self.file(key, "job");
         let job = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
@@ -371,12 +380,13 @@ impl Cache {
         Ok(trust::make_directory(&self.directory).map(drop)?)
     }
 
-    /// Whether one more module of that size may wait to be compiled for somebody.
+    /// Whether one more module of this size may wait to be compiled for the tenant.
     fn has_room(&self, whom: u64, size: u64) -> bool {
         let (mut all, mut own, mut bytes) = (0, 0, 0);
         for path in self.paths().filter(|path| path.extension().is_some_and(|end| end == "job")) {
             let Ok(job) = open(&path) else { continue };
-            // What nobody works on any more is no queue; and what somebody waits for not this one.
+            // A job that no process works on does not count. A job that was claimed in the
+            // foreground has no lock in `FOR`, and does not count either.
             if let Ok(Some(place)) = syscall::locked(job.as_fd(), Lock::Write, FOR, TENANTS) {
                 all += 1;
                 own += usize::from(place == FOR + whom);
@@ -393,7 +403,7 @@ impl Cache {
         fs::read_dir(&self.directory).into_iter().flatten().flatten().map(|entry| entry.path())
     }
 
-    /// Removes what processes have left that were killed, and failures that are old.
+    /// Removes the leftovers of killed processes, and old failures.
     fn tidy(&self) {
         let mut failures = Vec::new();
         for path in self.paths() {
@@ -416,12 +426,12 @@ impl Cache {
         failures.iter().skip(MOST_FAILURES).for_each(|(_, path)| discard(path));
     }
 
-    /// The end of a job, whatever has become of it.
+    /// Ends a job, whatever its result.
     pub(crate) fn done(&self, key: &Key) {
         discard(&self.file(key, "job"));
     }
 
-    /// Where native code is to be written.
+    /// Makes the draft to which native code is written.
     pub(crate) fn part(&self, key: &Key) -> Result<File> {
         let path = self.file(key, "part");
         let flags =
@@ -430,8 +440,8 @@ impl Cache {
         file.map(File::from).with_context(|| format!("make `{}`", path.display()))
     }
 
-    /// Writes to it, for a tenant. On a full disk, what was not used for the longest time makes
-    /// room.
+    /// Writes to the draft, for a tenant. If the disk is full, removes the least recently used
+    /// native code to make space.
     pub(crate) fn write(
         &self,
         mut part: &File,
@@ -449,8 +459,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the native code that was not used for the longest time: that of the tenant itself
-    /// while it has more than its part. False when nothing is left that could be removed.
+    /// Removes the least recently used native code: the tenant's own while the tenant uses more
+    /// than its share, otherwise anybody's. Returns false if nothing is left to remove.
     fn make_room(&self, part: &File, tenant: Option<u64>) -> bool {
         let mut entries = self.entries().unwrap_or_default();
         entries.retain(|entry| matches!(entry.kind, Kind::Native(_)));
@@ -462,12 +472,12 @@ impl Cache {
         first.or(entries.last()).is_some_and(|entry| self.remove(entry).is_ok())
     }
 
-    /// Whether native code of so many bytes is more than one module of a tenant's may have.
+    /// Whether native code of this size is more than one module of a tenant may use.
     pub(crate) fn is_too_large(&self, bytes: u64) -> bool {
         bytes > self.most / SHARE_OF_ONE
     }
 
-    /// Makes what was written to [`Cache::part`] the module's native code.
+    /// Publishes the draft from [`Cache::part`] as the module's native code.
     pub(crate) fn keep(&self, key: &Key, mut part: File, mut about: About) -> Result<About> {
         let path = self.file(key, "so");
         let mut keep = || -> Result<About> {
@@ -479,7 +489,8 @@ impl Cache {
             part.seek(io::SeekFrom::End(0))?;
             let tail = [&text[..], &length.to_le_bytes(), MAGIC].concat();
             self.write(&part, &tail, about.tenant)?;
-            // The container's user reads it, by a descriptor: nobody else gets into the directory.
+            // The container's user reads the file by a descriptor. Nobody else can enter the
+            // directory.
             rustix::fs::fchmod(&part, Mode::from_raw_mode(0o444))?;
             part.sync_all()?;
             fs::rename(self.file(key, "part"), &path)?;
@@ -494,8 +505,8 @@ impl Cache {
         discard(&self.file(key, "part"));
     }
 
-    /// Remembers that a module cannot be compiled with these limits, for a while or until it is
-    /// forgotten.
+    /// Records that a module cannot be compiled with these limits, for the given time or until the
+    /// record is forgotten.
     pub(crate) fn give_up(
         &self,
         key: &Key,
@@ -519,11 +530,11 @@ impl Cache {
     }
 
     pub(crate) fn forget_failure(&self, key: &Key) {
-        // As a rule there is none.
+        // Usually there is no such file.
         discard(&self.file(key, "failed"));
     }
 
-    /// All that is in it, what was used last first.
+    /// All entries, the most recently used first.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
         let show = || format!("read `{}`", self.directory.display());
         let names = match fs::read_dir(&self.directory) {
@@ -539,7 +550,7 @@ impl Cache {
         Ok(entries)
     }
 
-    /// None for what is no entry, or is gone meanwhile.
+    /// Returns `None` if the file is not an entry, or if it has disappeared.
     fn entry(&self, path: &Path) -> Option<Entry> {
         let key = path.file_stem()?.to_str()?.to_owned();
         let end = path.extension()?.to_str()?;
@@ -553,7 +564,7 @@ impl Cache {
             }
             "failed" => self.failure(&key).map_or(Kind::Useless, Kind::Failed),
             "job" if is_claimed(path) => Kind::Job,
-            // What a job is writing.
+            // A job is still writing this file.
             "part" if is_claimed(&path.with_extension("job")) => return None,
             "job" | "part" => Kind::Useless,
             _ => return None,
@@ -569,12 +580,12 @@ impl Cache {
         Some(entry)
     }
 
-    /// Removes what nobody can use any more and, of the rest, what was not used for the longest
-    /// time, until no more than so many bytes are left, with what waits to be compiled, but for
-    /// what is to be kept next. Returns how many entries and bytes went.
+    /// Removes unusable entries, then the least recently used, down to `most` bytes. Jobs of other
+    /// modules count towards `most`; the job of `next` does not. Returns the number of removed
+    /// entries and bytes.
     ///
-    /// What is to be kept makes room first among the native code of its own tenant, while that has
-    /// more than its part.
+    /// Space for `next` comes first from the native code of its own tenant, while that tenant uses
+    /// more than its share.
     pub(crate) fn prune(
         &self,
         most: u64,
@@ -622,7 +633,7 @@ impl Cache {
         };
         let job = self.file(&entry.key, "job");
         remove_unclaimed(&job);
-        // What a job is writing stays.
+        // The draft of a running job stays.
         for end in ends.iter().filter(|end| **end != "part" || !job.exists()) {
             let path = self.file(&entry.key, end);
             match fs::remove_file(&path) {
@@ -637,7 +648,8 @@ impl Cache {
     }
 }
 
-/// Of what may be gone already, or cannot go; then the first error is the one to tell.
+/// Removes a file that may be gone already or may not be removable. The caller of this function
+/// reports its own, first error.
 fn discard(path: &Path) {
     let _ = fs::remove_file(path);
 }
@@ -648,30 +660,30 @@ fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn is_locked(file: BorrowedFd<'_>, start: u64, length: u64) -> bool {
-    // Where there are no locks nobody has one.
+    // If the filesystem does not support locks, no process has one.
     syscall::locked(file, Lock::Write, start, length).is_ok_and(|place| place.is_some())
 }
 
-/// Whether somebody works on a job.
+/// Whether a process has claimed a job.
 fn is_claimed(path: &Path) -> bool {
     open(path).is_ok_and(|job| is_locked(job.as_fd(), CLAIM, 1))
 }
 
-/// Whether somebody waits for the job that this process has claimed.
+/// Whether a process waits for the job that this process has claimed.
 pub(crate) fn is_awaited(job: BorrowedFd<'_>) -> bool {
     is_locked(job, WAITS, TENANTS)
 }
 
-/// A tenant that waits for a job, other than this one.
+/// Finds a tenant that waits for a job, other than `own`.
 pub(crate) fn another_that_waits(job: BorrowedFd<'_>, own: u64) -> Option<u64> {
     let others = [(WAITS, own), (WAITS + own + 1, TENANTS - own - 1)];
-    // A length of 0 would be all of the file.
+    // `fcntl(2)` takes a length of 0 as "to the end of the file".
     let others = others.into_iter().filter(|(_, length)| *length > 0);
     let find = |(start, length)| syscall::locked(job, Lock::Write, start, length).ok().flatten();
     others.filter_map(find).next().map(|place| place.saturating_sub(WAITS))
 }
 
-/// Says of a job that its compiler runs, or that it does not.
+/// Marks that a job's compiler runs, or that it no longer does.
 pub(crate) fn note_that_it_runs(job: BorrowedFd<'_>, runs: bool) {
     let lock = if runs { Lock::Write } else { Lock::Free };
     if let Err(error) = syscall::lock(job, lock, RUNS, 1) {
@@ -679,18 +691,18 @@ pub(crate) fn note_that_it_runs(job: BorrowedFd<'_>, runs: bool) {
     }
 }
 
-/// What is to be kept when others have made room.
+/// Native code that is to be kept when space has been made for it.
 #[derive(Debug)]
 pub(crate) struct Next<'a> {
     pub(crate) key: &'a Key,
     pub(crate) bytes: u64,
-    /// None is the administrator, who may have all of the cache.
+    /// `None` for the administrator, who may use the whole cache.
     pub(crate) tenant: Option<u64>,
 }
 
 impl Entry {
-    /// Whether it is native code that this tenant had compiled; that of the administrator is
-    /// nobody's.
+    /// Whether this is native code that the tenant had compiled. The administrator's code belongs
+    /// to no tenant.
     fn is_of(&self, tenant: Option<u64>) -> bool {
         matches!(&self.kind, Kind::Native(about) if tenant.is_some() && about.tenant == tenant)
     }
@@ -700,8 +712,8 @@ fn bytes_of(entries: &[Entry], which: impl Fn(&Entry) -> bool) -> u64 {
     entries.iter().filter(|entry| which(entry)).map(|entry| entry.bytes).sum()
 }
 
-/// Removes a job that nobody works on any more. A new one of that name comes only where there is
-/// none, so of all those who find it the one that has it locked is the one to remove it.
+/// Removes a job that no process works on any more. A new job gets this name only if the name is
+/// free. So, of all processes that find the job, only the one that has locked it removes it.
 fn remove_unclaimed(path: &Path) {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let Ok(job) = rustix::fs::open(path, flags, Mode::empty()) else { return };
@@ -715,17 +727,18 @@ fn remove_unclaimed(path: &Path) {
     }
 }
 
-/// A tenant, whose modules are compiled one at a time, as the place of a lock.
+/// The number of a tenant, used as the place of a lock. The modules of one tenant are compiled one
+/// at a time.
 pub(crate) fn number_of(tenant: &str) -> u64 {
     let digest = blake3::hash(tenant.as_bytes());
     let (first, _) = digest.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
     u64::from_le_bytes(*first) % TENANTS
 }
 
-/// How often whoever waits looks.
+/// How often a waiting process looks again.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 
-/// Whether there is no space left.
+/// Whether the filesystem or the quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -735,7 +748,8 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// What stands at the end of a file of native code. None when it is not whole.
+/// Reads the description at the end of a file of native code. Returns `None` if the file is
+/// incomplete.
 fn about(file: &File, size: u64) -> Option<About> {
     let mut tail = [0; TAIL as usize];
     file.read_exact_at(&mut tail, size.checked_sub(TAIL)?).ok()?;
@@ -751,7 +765,7 @@ fn about(file: &File, size: u64) -> Option<About> {
     (about.native_bytes == native).then_some(about)
 }
 
-/// The digest of the first bytes of a file, at most so many, and how many they were.
+/// The digest of at most the first `most` bytes of a file, and how many bytes were read.
 pub(crate) fn hash(file: BorrowedFd<'_>, most: u64) -> io::Result<(blake3::Hash, u64)> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 128 << 10];
@@ -768,13 +782,13 @@ pub(crate) fn hash(file: BorrowedFd<'_>, most: u64) -> io::Result<(blake3::Hash,
     Ok((hasher.finalize(), at))
 }
 
-/// The digest of a module. None for one that is too large to be compiled.
+/// The digest of a module, or `None` if the module is too large to be compiled.
 pub(crate) fn digest(module: BorrowedFd<'_>) -> Result<Option<blake3::Hash>> {
     let (digest, length) = hash(module, LARGEST + 1).context("read the module")?;
     Ok((length <= LARGEST).then_some(digest))
 }
 
-/// Copies a module into an empty file, and says what was copied.
+/// Copies a module to an empty file, and returns the digest of the copied bytes.
 fn copy(module: BorrowedFd<'_>, to: &File) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 128 << 10];

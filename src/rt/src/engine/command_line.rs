@@ -1,5 +1,5 @@
-//! The command line that starts an engine program: `docs/engine.md`, "How it is started". Made in
-//! init, as the container's user, after all mounts.
+//! The command line that starts an engine program: `docs/engine.md`, "How it is started". Init
+//! builds it as the container's user, after all mounts.
 #![forbid(unsafe_code)]
 
 use std::ffi::CString;
@@ -16,29 +16,29 @@ use super::{CONTRACT, Description};
 use crate::walk;
 use crate::workload::{self, Directory, Rights};
 
-/// What is told of the guest.
+/// What the engine is told about the guest.
 pub(crate) struct Guest<'a> {
     pub(crate) args: &'a [String],
-    /// What is configured, and no more.
+    /// The configured variables only.
     pub(crate) env: &'a [String],
     pub(crate) cwd: &'a Path,
     pub(crate) mounts: &'a [Mount],
     pub(crate) rights: &'a Rights,
-    /// What the container may use of memory, in bytes.
+    /// The container's memory limit, in bytes.
     pub(crate) memory: Option<u64>,
 }
 
 impl Guest<'_> {
-    /// The guest's environment, as a file that only the engine reads.
+    /// Writes the guest's environment to a file that only the engine reads.
     pub(crate) fn environment(&self) -> Result<OwnedFd> {
         let mut text = Vec::new();
         for variable in self.env {
             text.extend(variable.as_bytes());
             text.push(0);
         }
-        // WASI preview1 has no working directory; PWD is what language runtimes look at instead (Go's,
-        // for one). They begin in the root without it, so there a guest gets no variable that nobody
-        // has configured.
+        // WASI preview1 has no working directory. The runtimes of some languages (Go, for one) use
+        // PWD instead, and start in the root without it. So, in the root, a guest gets no variable
+        // that is not configured.
         let has_pwd = self.env.iter().any(|variable| variable.starts_with("PWD="));
         if !has_pwd && self.cwd != Path::new("/") {
             text.extend([b"PWD=", self.cwd.as_os_str().as_bytes(), b"\0"].concat());
@@ -54,14 +54,14 @@ impl Guest<'_> {
     }
 }
 
-/// What is open for an engine.
+/// The files that are open for an engine.
 #[derive(Debug)]
 pub(crate) struct Files {
     pub(crate) directory: OwnedFd,
     pub(crate) module: OwnedFd,
-    /// Of the guest: [`Guest::environment`].
+    /// The guest's: [`Guest::environment`].
     pub(crate) environment: OwnedFd,
-    /// What the module was compiled to.
+    /// The module's native code.
     pub(crate) native: Option<OwnedFd>,
     /// The directory of the plugins.
     pub(crate) plugins: Option<OwnedFd>,
@@ -72,12 +72,12 @@ pub(crate) struct Files {
 pub(crate) struct CommandLine {
     pub(crate) path: CString,
     pub(crate) argv: Vec<CString>,
-    /// Those that `argv` names. They stay open across the exec.
+    /// The descriptors that `argv` names. They stay open across the exec.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 impl CommandLine {
-    /// `plugins` are files in their directory.
+    /// `plugins` are files in the plugins' directory.
     pub(crate) fn new(
         engine: &Description,
         files: Files,
@@ -103,7 +103,7 @@ impl CommandLine {
                 argv.push(CString::new([b"--plugin=", file.as_os_str().as_bytes()].concat())?);
             }
         }
-        // The kernel holds the container to it, whether or not the engine does.
+        // The kernel enforces the limit, whether or not the engine knows it.
         if let Some(limit) = guest.memory.filter(|_| engine.knows("memory")) {
             argv.push(CString::new(format!("--memory={limit}"))?);
         }
@@ -145,7 +145,7 @@ fn program(
     let libraries = engine.libraries.as_ref();
     let libraries = libraries.context("its `engine.json` has a `loader` and no `libraries`")?;
     let name = CString::new(engine.program.as_os_str().as_bytes())?;
-    // What plugins need lies beside them; the engine's own libraries come first.
+    // Libraries that plugins require are beside the plugins. The engine's own libraries come first.
     let mut path = inside(libraries)?.into_bytes();
     if let Some(plugins) = plugins {
         path.extend(format!(":/proc/self/fd/{}", plugins.as_raw_fd()).into_bytes());
@@ -155,9 +155,9 @@ fn program(
     Ok((inside(loader)?, [vec![name], loader_options.to_vec(), vec![program]].concat()))
 }
 
-/// What the guest may see: the rootfs, and each directory that is mounted in it, with the mount's
-/// own right. Or those that its container lists, which are open from now on: what is put in their
-/// places until the start is not meant.
+/// The directories that the guest may use. By default these are the rootfs and each directory that
+/// is mounted in it, read-only if its mount is. If the container lists directories, these are
+/// opened here, so that nobody can put another directory in the place of one before the start.
 fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
     if let Some(directories) = &guest.rights.directories {
         let opened = directories.iter().map(|directory| {
@@ -176,7 +176,8 @@ fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
     Ok((preopens, Vec::new()))
 }
 
-/// The image's author could make it a link to the root: none is followed.
+/// Opens a listed directory. Follows no symbolic link, because the image's author could make a link
+/// to the root.
 fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let opened = match walk::open(CWD, &directory.path, flags, ResolveFlags::NO_SYMLINKS) {
@@ -192,8 +193,9 @@ fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
     Ok((CString::new(option)?, opened))
 }
 
-/// None for what is no directory: a file is reached through the directory that it is in; what the
-/// user may not look at, a guest could not either.
+/// Returns `None` if the path is not a directory: the guest reaches a file through the file's
+/// directory. A directory that the user may not look at is left out too, because the guest could
+/// not use it either.
 fn preopen(path: &Path) -> Result<Option<CString>> {
     let is_directory =
         |there: rustix::fs::Stat| FileType::from_raw_mode(there.st_mode) == FileType::Directory;
@@ -235,7 +237,7 @@ mod tests {
         Rights::of(&spec).expect("rights")
     }
 
-    /// What is written for an engine that knows these options, and what an engine reads of it.
+    /// The command line for an engine that knows these options, and an engine's reading of it.
     fn read(options: &str, all: bool, guest: &Guest<'_>) -> (CommandLine, rt_engine::Contract) {
         let engine = Description::sample("engine", options, "[]");
         let files = Files {
@@ -287,7 +289,7 @@ mod tests {
         let listed: Vec<_> =
             contract.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
         assert_eq!(listed, [("/tmp", false), ("/usr", true)]);
-        // Each number is a descriptor that stays open, and each of these has a number.
+        // Each number is a descriptor that stays open, and each open descriptor has a number.
         let always = [&contract.engine_dir, &contract.module, &contract.environment];
         let listed = contract.directories.iter().filter_map(|it| it.descriptor.as_ref());
         let read = always.into_iter().chain(&contract.native).chain(&contract.plugin_dir);

@@ -1,4 +1,4 @@
-//! `engine.json`: what an engine is. Read on the host, before a container exists.
+//! `engine.json`: the description of an engine. It is read on the host, before a container exists.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -15,22 +15,22 @@ use crate::workload::World;
 pub(crate) struct Description {
     contract: u32,
     pub(crate) name: String,
-    /// The engine's own.
+    /// The engine's version.
     pub(crate) version: Option<String>,
     pub(crate) program: PathBuf,
     pub(crate) loader: Option<PathBuf>,
     pub(crate) libraries: Option<PathBuf>,
-    /// What tells this build from others of the same version.
+    /// Distinguishes this build from others of the same version.
     pub(super) build: Option<String>,
-    /// The options of the contract that it knows, of those that not every engine knows.
+    /// The optional options of the contract that the engine knows.
     #[serde(default)]
     options: Vec<String>,
-    /// What it runs.
+    /// The kinds of modules that it runs.
     #[serde(default)]
     worlds: Vec<World>,
-    /// There if the program compiles modules.
+    /// Present if the program compiles modules.
     pub(crate) compiler: Option<Compiler>,
-    /// What it takes to compile is there too.
+    /// Whether the files that the compiler requires are installed too.
     #[serde(skip)]
     pub(crate) can_compile: bool,
 }
@@ -38,14 +38,14 @@ pub(crate) struct Description {
 /// How the program is started to compile.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Compiler {
-    /// A directory of libraries that come before the others.
+    /// A directory of libraries that are searched before the others.
     pub(crate) libraries: Option<PathBuf>,
 }
 
 /// An engine, and its directory on the host.
 #[derive(Debug)]
 pub(crate) struct Installed {
-    /// Of its directory.
+    /// The name of its directory.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) description: Description,
@@ -88,29 +88,29 @@ impl Description {
                 path.components().all(|component| matches!(component, Component::Normal(_)));
             ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
         }
-        // A distributor may leave them away: they are the largest part of an engine.
+        // A distributor may omit the compiler's libraries, which are the largest part of an engine.
         let is_there = compiler.is_none_or(|libraries| path.join(libraries).is_dir());
         description.can_compile = description.compiler.is_some() && is_there;
         Ok(description)
     }
 
-    /// What it takes to run a module, in its directory.
+    /// The files in the engine's directory that running a module requires.
     pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         [Some(&self.program), self.loader.as_ref(), self.libraries.as_ref()].into_iter().flatten()
     }
 
-    /// The engine's name, and its version if it tells.
+    /// The engine's name, with its version if the description has one.
     pub(crate) fn label(&self) -> String {
         let Description { name, version, .. } = self;
         version.as_ref().map_or_else(|| name.clone(), |version| format!("{name} {version}"))
     }
 
-    /// Whether it knows an option of the contract.
+    /// Whether the engine knows an option of the contract.
     pub(crate) fn knows(&self, option: &str) -> bool {
         self.options.iter().any(|known| known == option)
     }
 
-    /// Whether it runs one of these.
+    /// Whether the engine runs one of these worlds.
     pub(crate) fn runs(&self, worlds: &[World]) -> bool {
         worlds.iter().any(|world| self.worlds.contains(world))
     }
@@ -118,7 +118,7 @@ impl Description {
 
 #[cfg(test)]
 impl Description {
-    /// One with these options and worlds, in JSON.
+    /// A description with these options and worlds, given in JSON.
     pub(super) fn sample(name: &str, options: &str, worlds: &str) -> Description {
         let text = format!(
             r#"{{ "contract": 2, "name": "{name}", "program": "program", "loader": "ld.so",

@@ -1,4 +1,4 @@
-//! Which engine runs a module: of those that are installed, and that its container asks for.
+//! Chooses the engine of a module: from the installed engines that its container allows.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -10,23 +10,22 @@ use super::{Description, Directory, Host, Installed, Native, Plugins, Settings, 
 use crate::exe;
 use crate::workload::{Format, HANDLERS, Handler, Rights};
 
-/// The engines that a container may run on. They are found on the host before the container exists:
-/// what its program is, only init can see.
+/// The engines that a container may use. The runtime process finds them on the host before the
+/// container exists, because only init can see what the program is.
 #[derive(Debug)]
 pub(crate) struct Engines<'a> {
     host: Host<'a>,
     settings: Settings,
-    /// By their names.
+    /// Sorted by name.
     engines: Vec<Installed>,
-    /// Why others cannot be used.
+    /// Why other engines cannot be used.
     broken: Vec<String>,
-    /// None when the container asks for none.
+    /// `None` if the container asks for no plugins.
     pub(crate) plugins: Option<Plugins>,
 }
 
 impl<'a> Engines<'a> {
-    /// Finds the engines that a handler allows, and plugins by their names. Fails if there is no
-    /// engine.
+    /// Finds the engines that a handler allows, and the named plugins. Fails if there is no engine.
     pub(crate) fn find(
         handler: &Handler,
         host: Host<'a>,
@@ -55,8 +54,8 @@ impl<'a> Engines<'a> {
         Ok(Engines { host, settings, engines, broken, plugins })
     }
 
-    /// The number of the engine that runs a program of this format with these rights: the first by
-    /// its name that can.
+    /// The number of the engine that runs a program of this format with these rights: of the
+    /// engines that can, the first by name.
     pub(crate) fn choose(&self, format: Format, rights: &Rights) -> Result<usize> {
         let descriptions = self.engines.iter().map(|engine| &engine.description);
         choose(&descriptions.collect::<Vec<_>>(), format, rights).map_err(|error| {
@@ -77,7 +76,7 @@ impl<'a> Engines<'a> {
         })
     }
 
-    /// What compiles modules for the engine with this number, and keeps them.
+    /// The native code of the engine with this number: its cache, and how to compile.
     pub(crate) fn native(&self, number: usize) -> Result<Native> {
         let Installed { name, path, description } = self.get(number)?;
         let native = Native::new(name, description, self.settings.clone(), &self.host)?;
@@ -86,7 +85,7 @@ impl<'a> Engines<'a> {
             .with_context(|| format!("open engine `{name}` in `{}`", path.display()))
     }
 
-    /// The same for each engine that runs native code. Fails if there is none.
+    /// The same for each engine that runs native code. Fails if there is no such engine.
     pub(crate) fn natives(&self) -> Result<Vec<Native>> {
         let numbers = 0..self.engines.len();
         let (good, bad): (Vec<_>, Vec<_>) =
@@ -97,16 +96,17 @@ impl<'a> Engines<'a> {
         }
     }
 
-    /// The files of plugins to load, in their own directory.
+    /// The files of the plugins to load, relative to the plugins' directory.
     pub(crate) fn plugin_files(&self) -> &[PathBuf] {
         self.plugins.as_ref().map_or(&[], |plugins| &plugins.files)
     }
 }
 
-/// Engines that this runtime has been tried with. A host may have others.
+/// The engines that `rt` was tested with. A host may have others.
 const ENGINES: [&str; 1] = ["wasmedge"];
 
-/// All engines in a folder, by their names, or why one cannot be used.
+/// All engines in a folder, sorted by name, each with its description or the reason why it cannot
+/// be used.
 pub(crate) fn all(folder: &Path) -> Result<Vec<Result<Installed>>> {
     Ok(names(folder)?.iter().map(|name| Installed::find(folder, name)).collect())
 }
@@ -121,7 +121,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     for entry in entries {
         let entry = entry.with_context(show)?;
         let name = entry.file_name().into_string().unwrap_or_default();
-        // What a packager's tool is at work on is hidden.
+        // A packager's tool hides a directory that it is still working on.
         if !name.is_empty() && !name.starts_with('.') && entry.path().is_dir() {
             names.push(name);
         }
@@ -130,7 +130,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The engine of this name, which a configuration has given.
+/// The engine of this name, which comes from a configuration.
 fn named(folder: &Path, name: &str) -> Result<Installed> {
     let mut parts = Path::new(name).components();
     let is_name = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
@@ -145,7 +145,7 @@ fn named(folder: &Path, name: &str) -> Result<Installed> {
     bail!("unknown handler `{name}` in the annotation `run.oci.handler`: rt knows {known}")
 }
 
-/// The first that runs this format with these rights.
+/// The first engine that runs this format with these rights.
 fn choose(engines: &[&Description], format: Format, rights: &Rights) -> Result<usize> {
     let mut lacks = None;
     for (number, engine) in engines.iter().enumerate() {
@@ -167,7 +167,7 @@ fn choose(engines: &[&Description], format: Format, rights: &Rights) -> Result<u
     Err(lacks.unwrap_or_else(|| mismatch(engines, format)))
 }
 
-/// Why none of them runs it.
+/// Why no engine runs the format.
 fn mismatch(engines: &[&Description], format: Format) -> Error {
     let names = engines.iter().map(|engine| format!("`{}`", engine.name)).collect::<Vec<_>>();
     let which = match names.as_slice() {

@@ -1,10 +1,10 @@
-//! Native code for a container's module: found in the cache, or had made for its next start. Runs
-//! in the caller's process.
+//! Native code for a container's module: found in the cache, or compiled for the module's next
+//! start. Runs in the runtime process.
 //!
-//! Only what `rt` itself had compiled is ever run, never what an image holds. The module is read by
-//! the descriptor that init opened as the container's user, and native code is found by the digest
-//! of what was read, with the module inside of it: so the bytes that were looked at are the ones
-//! that run.
+//! Only code that `rt` itself had compiled is ever run, never code from an image. The runtime
+//! process reads the module by the descriptor that init opened as the container's user. It finds
+//! native code by the digest of the bytes that it read, and the native code contains the module. So
+//! the examined bytes are the bytes that run.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -25,11 +25,11 @@ use crate::state::State;
 use crate::workload::{Compile, Wish};
 use crate::{exe, signals};
 
-/// To be raised when what a module is compiled to changes for a reason that the key does not hold.
+/// Raise this number when native code changes for a reason that the key does not contain.
 const FORMAT: u32 = 2;
 
-/// What the kernel says of the processor, features included, in one line; the same words mean that
-/// code for one runs on the other.
+/// The kernel's description of the processor and its features, in one line. If the line is the same
+/// on two processors, code for one runs on the other.
 const PROCESSOR: &str = "/sys/devices/system/cpu/modalias";
 
 /// What is the same for all modules of an engine on this host.
@@ -39,32 +39,32 @@ pub(crate) struct Native {
     pub(crate) cache: Cache,
     /// The name of the engine's directory.
     engine: String,
-    /// All that native code depends on, but for the module.
+    /// Everything that native code depends on, except the module.
     surroundings: String,
-    /// The arguments of this runtime that a compiler of modules is started with too.
+    /// The global flags of this `rt`, which a worker gets too.
     flags: Vec<String>,
-    /// The root of the containers' state, absolute.
+    /// The root of the state, as an absolute path.
     root: PathBuf,
-    /// Without, what is there already is used.
+    /// If false, only native code that is already in the cache is used.
     pub(crate) can_compile: bool,
 }
 
-/// What the command line says that a compiler of modules has to know.
+/// The parts of the command line that a worker requires.
 #[derive(Debug)]
 pub(crate) struct Host<'a> {
-    /// The root of the containers' state.
+    /// The root of the state.
     pub(crate) root: &'a Path,
     pub(crate) config: Option<&'a Path>,
-    /// Flags that say who makes cgroups.
+    /// The flag that selects who makes cgroups.
     pub(crate) cgroups: Option<&'static str>,
 }
 
-/// What there is for a module.
+/// The native code for a module, or a module to compile later.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// The one file, on a read-only mount of its own that nobody can change.
+    /// The file, alone on a read-only mount that nobody can change.
     pub(crate) native: Option<OwnedFd>,
-    /// To be started when the container is made.
+    /// To be compiled when the container is made.
     pub(crate) later: Option<Later>,
 }
 
@@ -73,23 +73,24 @@ pub(crate) struct Found {
 pub(crate) struct Later {
     pub(crate) key: Key,
     pub(crate) module: OwnedFd,
-    /// What its container calls it.
+    /// The module's name in its container.
     pub(crate) name: String,
-    /// Its instructions are to be counted.
+    /// The native code counts instructions.
     pub(crate) counting: bool,
-    /// Whom it is compiled for; none for the administrator.
+    /// The tenant for which the module is compiled, or `None` for the administrator.
     pub(crate) tenant: Option<u64>,
 }
 
-/// The keys by which containerd's and CRI-O's CRI servers name the pod of a container. The
-/// configuration is the caller's, who is trusted: rt takes a pod's name for what it is.
+/// The annotations in which the CRI servers of containerd and CRI-O name a container's pod. The
+/// configuration comes from the trusted caller, so `rt` believes the pod's name.
 const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
-/// How a compiler ends that had no turn in time.
+/// The exit status of a worker that had no turn in time.
 pub(crate) const BUSY: u8 = 75;
 
 impl Native {
-    /// None when the engine runs nothing but modules. `name` is that of its directory.
+    /// Returns `None` if the engine does not run native code. `name` is the name of the engine's
+    /// directory.
     pub(crate) fn new(
         name: &str,
         description: &Description,
@@ -123,7 +124,7 @@ impl Native {
         Ok(Some(Native { settings, cache, engine, surroundings, flags, root, can_compile }))
     }
 
-    /// None for a module that is too large.
+    /// Returns `None` if the module is too large.
     pub(crate) fn key(&self, module: BorrowedFd<'_>, counting: bool) -> Result<Option<Key>> {
         Ok(cache::digest(module)?.map(|digest| self.key_of(digest, counting)))
     }
@@ -133,8 +134,8 @@ impl Native {
         Key::new(&format!("{}{counting}", self.surroundings), digest)
     }
 
-    /// The tenant of a container, who has a share of the compilers and of the cache: its pod, or
-    /// else the container itself.
+    /// The number of a container's tenant, which has a share of the compilers and of the cache: the
+    /// pod, or the container itself if it has no pod.
     fn tenant(&self, state: &State) -> u64 {
         let pod = PODS.iter().find_map(|key| state.annotations.get(*key));
         cache::number_of(&match pod {
@@ -143,8 +144,8 @@ impl Native {
         })
     }
 
-    /// What there is for a module, when its container wishes this. Without native code a module is
-    /// interpreted: nothing that goes wrong here keeps it from running.
+    /// Finds native code for a module, as its container wishes. A module without native code is
+    /// interpreted, so an error here never prevents it from running.
     pub(crate) fn look_up(
         &self,
         wish: Wish,
@@ -152,7 +153,7 @@ impl Native {
         name: &str,
         state: &State,
     ) -> Found {
-        // The administrator's `off` is not a container's to change.
+        // A container cannot override the administrator's `off`.
         let mode = match self.settings.compile {
             Compile::Off => Compile::Off,
             own => wish.compile.unwrap_or(own),
@@ -160,7 +161,7 @@ impl Native {
         self.try_look_up(mode, wish.counting, module, name, state).unwrap_or_else(|error| {
             let line = format!("the module `{name}` is interpreted: {error:#}");
             if mode == Compile::Eager {
-                // It was to be otherwise.
+                // The container asked for native code, so the caller should see the warning.
                 crate::report::warn(&line);
             } else {
                 tracing::warn!("{line}");
@@ -203,14 +204,14 @@ impl Native {
         let (key, name) = (key.clone(), name.to_owned());
         let later = Later { key, module, name, counting, tenant: Some(tenant) };
         if mode == Compile::Lazy {
-            // Not claimed yet: this process goes on when init lets it, which others may keep from
-            // doing so.
+            // The module is not claimed yet: this process continues only when init lets it, and
+            // others may delay that.
             return Ok(Found { native: None, later: Some(later) });
         }
         let compiled = self.compile_now(&later, tenant);
         let Some(file) = self.cache.find(&later.key) else {
             if let Some(failure) = self.failure(&later.key) {
-                // It says more than the worker's exit status.
+                // The recorded failure says more than the worker's exit status.
                 return hopeless(format!("it cannot be compiled: {}", failure.why));
             }
             compiled?;
@@ -220,19 +221,21 @@ impl Native {
         detach(file.as_fd())
     }
 
-    /// Why a module cannot be compiled, if that was tried and it would not be otherwise now.
+    /// Why a module cannot be compiled, if an earlier try failed and another try would fail too.
     pub(crate) fn failure(&self, key: &Key) -> Option<Failure> {
         self.cache.failure(key).filter(|failure| failure.holds(&self.settings.compiler))
     }
 
-    /// Has a module compiled while its container waits, or waits for somebody else who has it.
+    /// Has a module compiled while its container waits, or waits for the process that has claimed
+    /// it.
     fn compile_now(&self, what: &Later, tenant: u64) -> Result<()> {
         let CompilerSettings { seconds, wait_seconds, .. } = self.settings.compiler;
         let mut patience = Patience {
             before: Duration::from_secs(wait_seconds),
             during: Duration::from_secs(seconds),
         };
-        // Each round but the last is another process's claim that came to nothing.
+        // In each round except the last, another process had the claim and did not compile the
+        // module.
         const MOST_ROUNDS: usize = 16;
         for _ in 0..MOST_ROUNDS {
             if let Some(job) = self.cache.claim(&what.key, what.module.as_fd(), None)? {
@@ -254,9 +257,9 @@ impl Native {
         Patience { before: seconds, during: seconds }
     }
 
-    /// Has a module compiled. It takes nothing of this process with it but the module: a pipe of
-    /// the caller's that it held open would keep the caller waiting. Without a time to wait for
-    /// others it is compiled in the background.
+    /// Has a module compiled. The worker inherits nothing from this process but the module: if it
+    /// held a pipe of the caller open, the caller would wait for it. Without `wait`, the time to
+    /// wait for others, it compiles in the background.
     pub(crate) fn start(
         &self,
         job: Job,
@@ -282,12 +285,12 @@ impl Native {
             let worker = worker.stdin(Stdio::from(file)).stdout(Stdio::null()).stderr(errors);
             Ok(worker.current_dir("/").spawn()?)
         };
-        // Otherwise the worker does that.
+        // A worker that was started ends the job itself.
         start().context("start a compiler of modules").inspect_err(|_| self.cache.done(&key))
     }
 
-    /// Waits for a worker: in the background, until it has left. From time to time something else
-    /// is done, and when that fails the worker is ended.
+    /// Waits for a worker. A worker in the background leaves this process early, and then the wait
+    /// ends. Calls `meanwhile` from time to time, and kills the worker if that fails.
     pub(crate) fn wait(mut worker: Child, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         let mut wait = || -> Result<ExitStatus> {
             let pidfd = rustix::process::pidfd_open(Pid::from_child(&worker), PidfdFlags::empty())?;
@@ -311,7 +314,7 @@ impl Native {
                 Ok(())
             }
             Err(error) => {
-                // The compiler ends with it.
+                // The compiler ends with the worker.
                 let _ = worker.kill();
                 let _ = worker.wait();
                 Err(error).context("wait for a compiler of modules")
@@ -334,7 +337,7 @@ impl Native {
         })
     }
 
-    /// Has a module compiled in the background: its container is made, whatever becomes of it.
+    /// Has a module compiled in the background. Its container is already made, whatever the result.
     pub(crate) fn compile_later(&self, later: Option<Later>) {
         let Some(later) = later else { return };
         let start = || {
@@ -354,7 +357,7 @@ fn ensure_uninterrupted() -> Result<()> {
     Ok(())
 }
 
-/// What init hands to the engine: the one file, on a mount of its own.
+/// What init gives to the engine: the file, alone on a mount.
 fn detach(file: BorrowedFd<'_>) -> Result<Found> {
     Ok(Found { native: Some(super::cut_off_file(file)?), later: None })
 }

@@ -1,5 +1,5 @@
-//! Plugins of an engine that a container asks for and the host's administrator allows. Runs in the
-//! caller's process.
+//! Engine plugins that a container asks for and the host's administrator allows. Runs in the
+//! runtime process.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -11,17 +11,17 @@ use rustix::fs::{AtFlags, CWD};
 use super::settings::PluginSettings;
 use crate::trust;
 
-/// What an engine is to load.
+/// The plugins that an engine is to load.
 #[derive(Debug)]
 pub(crate) struct Plugins {
-    /// Their directory, on a read-only mount of its own that nobody can change: the container
-    /// cannot write to it, and finds nothing above it.
+    /// Their directory, on a read-only mount of its own that nobody can change. The container
+    /// cannot write to it, and cannot reach anything above it.
     pub(crate) mount: OwnedFd,
-    /// Files in it.
+    /// Files in that directory.
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// None when none are asked for.
+/// Returns `None` if the container asks for no plugins.
 pub(super) fn open(settings: &PluginSettings, names: &[String]) -> Result<Option<Plugins>> {
     if names.is_empty() {
         return Ok(None);
@@ -36,7 +36,7 @@ pub(super) fn open(settings: &PluginSettings, names: &[String]) -> Result<Option
     let files = names.iter().map(file).collect::<Result<Vec<_>>>()?;
     let directory = &settings.directory;
     let open = || -> Result<OwnedFd> {
-        // What is in it runs in containers without being looked at.
+        // Containers run the files in this directory without a further check.
         let opened = trust::directory(directory)?;
         for file in &files {
             let there = rustix::fs::statat(&opened, file, AtFlags::empty())

@@ -1,5 +1,5 @@
-//! What the host's administrator has decided about modules: `/etc/rt/wasm.json`, JSON, every key
-//! optional. The page is `docs/wasm-cache.md`.
+//! The settings of the host's administrator for modules: `/etc/rt/wasm.json`, in JSON, where every
+//! key is optional. `docs/wasm-cache.md` describes them.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::workload::Compile;
 
-/// Where it is, if `--wasm-config` does not say.
+/// The file, unless `--wasm-config` names another one.
 const FILE: &str = "/etc/rt/wasm.json";
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,9 +27,9 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PluginSettings {
-    /// A directory of the host's, which holds their files and what these need.
+    /// A directory of the host, with the plugins and the libraries that they require.
     pub(crate) directory: PathBuf,
-    /// By which name a container may ask for which file of it.
+    /// The plugins that a container may ask for: a name, and the file in the directory.
     pub(crate) allow: BTreeMap<String, PathBuf>,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct PluginSettings {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CacheSettings {
     pub(crate) directory: PathBuf,
-    /// How large all that is kept may become; what was not used for the longest time goes first.
+    /// The maximum size of the cache in bytes. The least recently used entries are removed first.
     pub(crate) max_bytes: u64,
 }
 
@@ -47,7 +47,7 @@ impl Default for CacheSettings {
     }
 }
 
-/// What the compiler may use.
+/// The limits of the compiler.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CompilerSettings {
@@ -55,16 +55,16 @@ pub(crate) struct CompilerSettings {
     pub(crate) user: u32,
     pub(crate) memory_bytes: u64,
     pub(crate) seconds: u64,
-    /// How long a container that wants native code waits for the compilers of others.
+    /// How long, in seconds, a container that wants native code waits for the compilers of others.
     pub(crate) wait_seconds: u64,
-    /// In the background, only the time that nobody else wants.
+    /// In the background, the compiler gets only the processor time that no other process wants.
     pub(crate) idle: bool,
 }
 
 impl Default for CompilerSettings {
     fn default() -> CompilerSettings {
-        // Nobody's: not the overflow id 65534, by which many a program runs, and above the ranges
-        // that systemd and subuid(5) give to containers.
+        // An id that nobody uses. It is not the overflow id 65534, which many programs run as. It
+        // is above the ranges that systemd and subuid(5) give to containers.
         CompilerSettings {
             user: 1_879_048_192,
             memory_bytes: 2 << 30,
