@@ -1,5 +1,5 @@
-//! The service that compiles modules: in a container of its own, in the turn of its tenant. It
-//! stands above [`crate::container`], which makes that container.
+//! The service that compiles modules: each in a container of its own, in the turn of its tenant. It
+//! uses [`crate::container`] to make that container.
 #![forbid(unsafe_code)]
 
 mod confine;

@@ -1,7 +1,11 @@
-//! The container that a module is compiled in, since a module is hostile input for a compiler. It
-//! has an unprivileged user, no capabilities, no network, a read-only root that holds the engine
-//! and an empty folder of its own, few system calls, limits of memory and time, a cgroup of its own
-//! and, in the background, the lowest priority: then it gives way to one that somebody waits for.
+//! The container of a compiler, which is necessary because a module is hostile input for a
+//! compiler. The container has:
+//!
+//! - an unprivileged user, no capabilities and no network
+//! - a read-only root, with the engine and an empty working directory
+//! - few system calls, and limits of memory and time
+//! - a cgroup of its own and, in the background, the lowest priority. A background compiler gives
+//!   way to one for which a process waits.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -19,18 +23,18 @@ use crate::engine::{self, CompilerSettings, Installed};
 use crate::linux::cgroups::{self, Cgroup, Manager};
 use crate::syscall;
 
-/// Above the compilers' cgroups, where there is no systemd to make them: what counts beside those
-/// of all others.
+/// Without systemd, the cgroup above the compilers' cgroups. Its weight is what counts beside all
+/// other cgroups.
 const CGROUP: &str = "rt-compiler";
 
-/// Where the engine is, for the compiler.
+/// The engine's directory, in the compiler's container.
 const ENGINE: &str = "/engine";
 
-/// Its working directory.
+/// The compiler's working directory.
 const WORK: &str = "/work";
 
-/// What the C library, LLVM and its linker ask of the kernel; others do not exist for them
-/// (ENOSYS). `recvmsg`, `sendmsg`, `chdir` and `capset` are init's, which waits for its start.
+/// The system calls that the C library, LLVM and its linker use. Other calls fail with ENOSYS. Init
+/// uses `recvmsg`, `sendmsg`, `chdir` and `capset` while it waits for its start.
 const SYSCALLS: &str = "\
     access arch_prctl brk capset chdir clock_getres clock_gettime clock_nanosleep clone clone3 close close_range copy_file_range \
     dup dup2 dup3 execve exit exit_group faccessat faccessat2 fadvise64 fallocate fchmod fcntl fstat fstatfs ftruncate \
@@ -40,15 +44,17 @@ const SYSCALLS: &str = "\
     rt_sigreturn sched_getaffinity sched_yield sendfile sendmsg set_robust_list set_tid_address sigaltstack stat statx tgkill \
     uname unlink unlinkat write writev";
 
-/// Moves what is in the background out of the caller's cgroup, which may be a pod's that has to be
-/// removed, and out of its session. True in the process that goes back to the caller.
+/// Moves a background worker out of the caller's cgroup and out of the caller's session. The cgroup
+/// may be a pod's, which somebody must be able to remove. Returns true in the process that goes
+/// back to the caller.
 pub(super) fn leave_caller(manager: Manager) -> Result<bool> {
-    // A scope of systemd's is one process's.
+    // A systemd scope belongs to one process, so the name contains the worker's pid.
     let id = format!("worker-{}", std::process::id());
-    // Not below the compiler's, whose priority is too low for somebody who has to end it.
+    // Not below the compiler's cgroup: its priority is too low for a worker that has to end the
+    // compiler.
     let path = (manager == Manager::Cgroupfs).then(|| Path::new("/rt-compiler-worker"));
     let own = Cgroup::plan(manager, path, &id);
-    // Without a cgroup of its own it works as well.
+    // The worker also works without a cgroup of its own.
     let mut own = own.inspect_err(|error| tracing::debug!("stay in the cgroup: {error:#}")).ok();
     let birthplace = own.as_mut().and_then(|own| own.make_for_birth("").ok()).flatten();
     if syscall::clone3(0, birthplace.as_ref().map(AsFd::as_fd))
@@ -74,14 +80,15 @@ fn enter(own: &mut Cgroup, pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Beside the containers' cgroups; systemd makes a scope of a name as it makes those of containers.
+/// A path beside the containers' cgroups. systemd makes a scope from a name, as it does for
+/// containers.
 fn cgroup_path(manager: Manager, name: &str) -> Option<PathBuf> {
     (manager == Manager::Cgroupfs).then(|| Path::new("/").join(CGROUP).join(name))
 }
 
-/// Whether a compiler gets only the time that nobody else on this host wants. `SCHED_IDLE` says so
-/// to the processes of its own cgroup and no others; beside these, weights count (kernel
-/// documentation, `cgroup-v2.rst`, "CPU"; `sched-design-CFS.rst`).
+/// Sets whether a compiler gets only the processor time that no other process on the host wants.
+/// `SCHED_IDLE` applies only among the processes of one cgroup. Between cgroups, weights count
+/// (kernel documentation, `cgroup-v2.rst`, "CPU"; `sched-design-CFS.rst`).
 pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
     let above = |path: &Path| {
         let above = path.parent().filter(|above| above.file_name().is_some_and(|it| it == CGROUP));
@@ -90,8 +97,8 @@ pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
     let directories =
         cgroup.paths.iter().flat_map(|path| above(path).into_iter().chain([path.clone()]));
     for directory in directories {
-        // The first of them is Linux 5.15's; the others are of v1 and of v2, each with its least
-        // and its usual value.
+        // `cpu.idle` came with Linux 5.15. The others are the weights of v1 and v2, each with its
+        // lowest and its usual value.
         let files =
             [("cpu.idle", "1", "0"), ("cpu.shares", "2", "1024"), ("cpu.weight", "1", "100")];
         let mut there = files.iter().filter(|(name, ..)| directory.join(name).exists());
@@ -122,12 +129,12 @@ pub(super) fn bundle(
     }
     let config = serde_json::to_vec(&config).context("write its configuration")?;
     let spec = bundle::parse(&config).context("check its configuration")?;
-    // `canonicalize` for the same reason as with every bundle's: the kernel names it so.
+    // Canonical for the same reason as every bundle's rootfs: the kernel uses this name.
     let rootfs = fs::canonicalize(&place.rootfs).context("find the root")?;
     Ok(Bundle { path: rootfs.clone(), rootfs, config, spec })
 }
 
-/// Makes that container.
+/// Makes the compiler's container.
 pub(super) fn create(place: &Place, bundle: &Bundle, manager: Manager) -> Result<Container> {
     let id = format!("compiler-{}", std::process::id());
     container::create(
@@ -214,7 +221,7 @@ fn config(
         "defaultErrnoRet": libc::ENOSYS,
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }],
     });
-    // What a host has no controllers for, its user's own limits have to do.
+    // If the host lacks a controller, the rlimits of the compiler's user have to suffice.
     let controllers = cgroups::controllers();
     let has = |name: &str| controllers.iter().any(|controller| controller == name);
     if manager != Manager::Disabled && has("memory") {

@@ -1,5 +1,4 @@
-//! The places on this host where modules are compiled, each with the state of one compiler's
-//! container.
+//! The places for compilers on this host, each with the state of one compiler's container.
 #![forbid(unsafe_code)]
 
 use std::fs::DirBuilder;
@@ -14,20 +13,20 @@ use rustix::io::Errno;
 use crate::container;
 use crate::state::Root;
 
-/// The state of a compiler's container, apart from the containers of callers: in one place for all
-/// of a host, whatever their roots. Two compilers may run at a time, each in a place of its own
-/// below that one.
+/// The state of a compiler's container, separate from the containers of callers. All roots of a
+/// host share one directory for compilers. Two compilers can run at a time, each in a place of its
+/// own below that directory.
 pub(super) struct Place {
     pub(super) root: Root,
-    /// Empty.
+    /// An empty directory.
     pub(super) rootfs: PathBuf,
     path: PathBuf,
 }
 
-/// The first place, and what is beside it.
+/// The first place, and the directory of the second place and of the locks.
 pub(super) const PLACE: &str = "/run/rt-compiler";
 
-/// The second place. Only compilers that somebody waits for run there.
+/// The second place. It is only for compilers for which a process waits.
 pub(super) const SECOND: &str = "@second";
 
 impl Place {
@@ -44,7 +43,8 @@ impl Place {
         Ok(Place { root: Root::new(Some(&path)), rootfs, path })
     }
 
-    /// Takes it, unless another process has it. The lock goes with the descriptor.
+    /// Takes the place, unless another process has it. A process that inherits the descriptor also
+    /// has the lock.
     pub(super) fn take(&self) -> Result<Option<OwnedFd>> {
         let lock = open(&self.path.join("@lock"))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -54,7 +54,7 @@ impl Place {
         }
     }
 
-    /// Removes what a worker has left that was killed: nobody else is at work here.
+    /// Removes the leftovers of a killed worker. No other process works in this place.
     pub(super) fn clean(&self) -> Result<()> {
         for id in self.root.ids()? {
             let Some(directory) = self.root.find(&id)? else { continue };
@@ -69,7 +69,7 @@ impl Place {
     }
 }
 
-/// Opens a file beside the places, which is there for its locks.
+/// Opens a file beside the places, which exists for its locks.
 pub(super) fn open(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)

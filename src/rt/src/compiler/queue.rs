@@ -1,5 +1,4 @@
-//! The order in which modules are compiled: of all who want to compile on this host, one or two have
-//! a turn.
+//! The order in which modules are compiled. Of all workers on this host, one or two have a turn.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,28 +12,28 @@ use super::place::{PLACE, Place, SECOND, open};
 use crate::engine::cache;
 use crate::syscall::{self, Lock};
 
-/// Who wants to compile a module.
+/// A worker that wants to compile a module.
 pub(super) struct Applicant<'a> {
-    /// The tenants for whom the module is compiled: it is compiled in the turn of any of them.
+    /// The tenants for whom the module is compiled. The turn of any of them will do.
     pub(super) tenants: &'a dyn Fn() -> Vec<u64>,
-    /// Whether somebody waits for it.
+    /// Whether a process waits for the module.
     pub(super) is_awaited: &'a dyn Fn() -> bool,
     /// The size of the module.
     pub(super) bytes: u64,
-    /// It has had the second place, and given way there.
+    /// Whether the worker had the second place, and gave way there.
     pub(super) gave_way: bool,
-    /// How long somebody who waits for a compiler waits for others.
+    /// How long a process that waits for a compiler waits for others.
     pub(super) wait: Duration,
 }
 
-/// The queue of all those on this host who want to compile, as one of them sees it.
+/// The queue of all workers on this host that want to compile, as one of them sees it.
 ///
 /// | file | its locks |
 /// |---|---|
-/// | `@lock` in each place | who has the place |
-/// | `@urgent` | shared by all whose compilers somebody waits for, as long as these wait or run |
-/// | `@tenants` | the byte of each tenant that has a place: so none has both |
-/// | `@queue` | shared, the bytes of those whose tenant has no place: the lower one goes first |
+/// | `@lock` in each place | the worker that has the place |
+/// | `@urgent` | shared by all workers for which a process waits, while they wait or compile |
+/// | `@tenants` | the byte of each tenant that has a place, so no tenant has both places |
+/// | `@queue` | shared, the byte of each worker whose tenants have no place: the lowest goes first |
 ///
 /// Each lock ends with its process.
 struct Queue {
@@ -43,20 +42,20 @@ struct Queue {
     tenants: OwnedFd,
     queue: OwnedFd,
     is_urgent: bool,
-    /// The byte in `@queue` that is locked.
+    /// The locked byte in `@queue`.
     at: Option<u64>,
-    /// Since when a place was free that somebody before this one did not take.
+    /// Since when a place has been free that an earlier worker in the queue did not take.
     free: Option<Instant>,
 }
 
-/// As long as it is there, this process has one of the places, and its tenant cannot have the
+/// While this value exists, the process has one of the places, and its tenant cannot have the
 /// other.
 pub(super) struct Turn {
     pub(super) place: Place,
     pub(super) is_urgent: bool,
     is_second: bool,
     begun: Instant,
-    /// How long it may have the second place while others wait.
+    /// How long the worker may have the second place while others wait.
     share: Duration,
     queue: OwnedFd,
     urgent: OwnedFd,
@@ -64,8 +63,9 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Whether another one is to have it. In the background, one that somebody waits for. In the
-    /// second place, after half of the time that others may have to wait, one of another tenant.
+    /// Whether the worker must give way. In the background it gives way if a process waits for
+    /// another module. In the second place it gives way to another tenant after half of the time
+    /// that others may have to wait.
     pub(super) fn is_wanted(&self) -> Result<bool> {
         if !self.is_urgent {
             return is_urgent(&self.urgent);
@@ -81,8 +81,8 @@ fn is_urgent(urgent: &OwnedFd) -> Result<bool> {
     Ok(place.context("ask whether somebody waits")?.is_some())
 }
 
-/// Waits for a turn to compile, until `end` at the most. Those that somebody waits for come first.
-/// None if there was no turn until then.
+/// Waits for a turn to compile, until `end` at most. Workers for which a process waits come first.
+/// Returns `None` if there was no turn until then.
 pub(super) fn turn(who: &Applicant<'_>, end: Instant) -> Result<Option<Turn>> {
     let mut queue = Queue::open()?;
     loop {
@@ -116,8 +116,8 @@ pub(super) fn turn(who: &Applicant<'_>, end: Instant) -> Result<Option<Turn>> {
 }
 
 impl Queue {
-    /// Beyond the bytes of all others: those who have had the second place, and nobody gives way to
-    /// them.
+    /// Beyond the bytes of all other workers: the workers that had the second place, to which no
+    /// worker gives way.
     const LAST: u64 = 1 << 60;
 
     fn open() -> Result<Queue> {
@@ -140,7 +140,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes one of the places, if it is this one's turn.
+    /// Takes one of the places, if it is this worker's turn.
     fn try_urgent(&mut self, who: &Applicant<'_>) -> Result<Option<(usize, OwnedFd)>> {
         let has_place = |tenant: &u64| -> Result<bool> {
             let place = syscall::locked(self.tenants.as_fd(), Lock::Write, *tenant, 1);
@@ -154,13 +154,13 @@ impl Queue {
             }
         }
         let Some(tenant) = without else {
-            // Its tenants have what they may have. When one of them has no place any more, this one
-            // is behind all who wait by then.
+            // All of the worker's tenants have a place, and no tenant gets a second one. When one
+            // of them no longer has a place, this worker is behind all that wait by then.
             self.leave()?;
             return Ok(None);
         };
         let at = self.enter(who)?;
-        /// How long a free place is left to who is before this one, and may have been stopped.
+        /// How long a free place is left to an earlier worker, which may be stopped.
         const GRACE: Duration = Duration::from_millis(500);
         let numbers = if who.gave_way { 0..1 } else { 0..2 };
         for number in numbers {
@@ -172,7 +172,7 @@ impl Queue {
             }
             match syscall::lock(self.tenants.as_fd(), Lock::Write, tenant, 1) {
                 Ok(()) => {}
-                // Another one of its tenant's was faster.
+                // Another worker of the same tenant was faster.
                 Err(Errno::AGAIN | Errno::ACCESS) => return Ok(None),
                 Err(error) => return Err(error).context("take a turn"),
             }
@@ -183,11 +183,11 @@ impl Queue {
         Ok(None)
     }
 
-    /// Enters the queue, if that has not been done. Who came first goes first; but a small module
-    /// goes before a large one that came a little earlier, by at most half the time that this one
-    /// waits.
+    /// Enters the queue, if the worker is not in it yet. Workers go in the order of their arrival,
+    /// with one exception: a small module goes before a large one that came a little earlier, by at
+    /// most half of the time that the large one waits.
     fn enter(&mut self, who: &Applicant<'_>) -> Result<u64> {
-        /// Less than a compiler takes for most modules.
+        /// Slower than a compiler is for most modules.
         const BYTES_PER_MILLISECOND: u64 = 256;
         if let Some(at) = self.at {
             return Ok(at);

@@ -1,7 +1,7 @@
-//! The worker: compiles one module. `create`, `run`, `exec` and `rt wasm compile` start it, with the
-//! module as standard input. The lock on that file says that it is being compiled. Of a host's
-//! workers one or two have a turn to compile ([`queue::turn`]). In the background one gives way to
-//! one that somebody waits for, and begins again later.
+//! The worker: compiles one module. `create`, `run`, `exec` and `rt wasm compile` start it, with
+//! the module as standard input. The lock on that file says that the module is being compiled. Of a
+//! host's workers, one or two have a turn to compile ([`queue::turn`]). A worker in the background
+//! gives way to a worker for which a process waits, and starts again later.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -25,26 +25,27 @@ use crate::linux::cgroups::Manager;
 /// What a worker is started for.
 #[derive(Debug)]
 pub(crate) struct Order {
-    /// What the module's container calls it.
+    /// The module's name in its container.
     pub(crate) name: String,
     /// The native code is to count instructions.
     pub(crate) counting: bool,
-    /// Whom it is compiled for; none for the administrator.
+    /// The tenant for which the module is compiled, or `None` for the administrator.
     pub(crate) tenant: Option<u64>,
-    /// How long it waits for its turn. None in the background, where nobody waits.
+    /// How long the worker waits for its turn, or `None` in the background, where no process waits
+    /// for it.
     pub(crate) wait: Option<Duration>,
 }
 
 /// How a worker has ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ended {
-    /// The module is compiled, or it will be in the background.
+    /// The module is compiled, or will be in the background.
     Well,
-    /// The compilers of others have not ended in time.
+    /// The compilers of others did not end in time.
     Busy,
 }
 
-/// Compiles the module that is standard input for an engine.
+/// Compiles the module on standard input for an engine.
 pub(crate) fn work(
     order: &Order,
     engine: &Installed,
@@ -63,7 +64,7 @@ pub(crate) fn work(
     outcome
 }
 
-/// What is to be compiled, and by what.
+/// The module to compile, and the means to compile it.
 struct What<'a> {
     order: &'a Order,
     key: &'a Key,
@@ -75,25 +76,26 @@ struct What<'a> {
 }
 
 impl What<'_> {
-    /// In the background too somebody may come to wait for it.
+    /// Whether a process waits for the module. This may start while the worker is in the
+    /// background.
     fn is_awaited(&self) -> bool {
         self.order.wait.is_some() || cache::is_awaited(self.module)
     }
 
-    /// Whom it is compiled for: the tenant whose container is the first to want it, and one that
-    /// waits for that.
+    /// The tenants for which the module is compiled: the one whose container was the first to want
+    /// it, and one that waits for it.
     fn tenants(&self) -> Vec<u64> {
         let own = self.order.tenant.unwrap_or(cache::ADMINISTRATOR);
         [own].into_iter().chain(cache::another_that_waits(self.module, own)).collect()
     }
 }
 
-/// How much longer than the time of the processor's that it may take a compiler may run: on a busy
-/// host, with the lowest priority.
+/// How many times longer a compiler may run than its limit of processor time: on a busy host with
+/// the lowest priority, it runs only now and then.
 const LONGEST: u64 = 10;
 
-/// How long it is remembered that a module was not compiled in that time, and that there was no
-/// space for what it is compiled to.
+/// How long it is remembered that a module was not compiled in that time, and that the disk had no
+/// space for its native code.
 const SLOW: Duration = Duration::from_secs(24 * 3600);
 const FULL: Duration = Duration::from_secs(600);
 
@@ -113,9 +115,9 @@ fn compile(what: &What<'_>) -> Result<Ended> {
     loop {
         let begun = Instant::now();
         let Some(turn) = queue::turn(&applicant, begun + left)? else { return Ok(Ended::Busy) };
-        // Its own compiler's time is none of it.
+        // The time of the worker's own compiler does not count as waiting.
         left = left.saturating_sub(begun.elapsed());
-        // Somebody may have been faster.
+        // Another worker may have been faster.
         if native.cache.find(key).is_some() {
             return Ok(Ended::Well);
         }
@@ -146,7 +148,7 @@ fn is_full(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(cache::is_full))
 }
 
-/// Runs the compiler, and keeps what it makes.
+/// Runs the compiler, and keeps its result.
 fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
     let (native, order) = (what.native, what.order);
     let begun = Instant::now();
@@ -168,7 +170,7 @@ fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
         milliseconds: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         tenant: order.tenant,
     };
-    // Another rt on this host may have use for what is foreign to this one.
+    // Another `rt` on this host may use an entry that is foreign to this one.
     let useful = |entry: &Entry| !matches!(entry.kind, Kind::Useless);
     let own = part.metadata().context("stat native code")?.len();
     if order.tenant.is_some() && native.cache.is_too_large(own) {
@@ -183,50 +185,50 @@ fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
 
 enum Outcome {
     Compiled,
-    /// Because of the module: it would fail again.
+    /// Because of the module, so it would fail again.
     Failed(String),
-    /// Because of the module, or since others had much to do.
+    /// Because of the module, or because the host was busy.
     TooSlow(String),
-    /// To what others may keep.
+    /// Larger than a container's native code may be.
     TooLarge(String),
-    /// To another one, which somebody waits for.
+    /// To another worker, for which a process waits.
     GaveWay,
     /// By a signal.
     Ended(i32),
 }
 
-/// The two ends of what the compiler prints.
+/// The reading ends of the compiler's standard output and standard error.
 struct Pipes {
     out: File,
     err: File,
 }
 
-/// Runs the compiler in a container of its own, and writes what it makes to a file.
+/// Runs the compiler in a container of its own, and writes its output to a file.
 fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     let What { order, native, manager, .. } = *what;
     let place = &turn.place;
     place.clean()?;
     let settings = &native.settings.compiler;
-    // Otherwise somebody waits for it.
+    // An urgent compiler has a process that waits for it.
     let is_idle = settings.idle && !turn.is_urgent;
     let bundle = confine::bundle(place, what.engine, settings, manager, order.counting, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams(what.module)?;
     let made = confine::create(place, &bundle, manager);
-    // The container has them now.
+    // The container has inherited the streams.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open `/dev/null`")?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&own)?;
     let container = made?;
     confine::set_idle(&container.state.cgroup, is_idle);
-    // The limit is of the processor's time; on a busy host that takes longer.
+    // The limit is in processor time. On a busy host, that takes longer.
     let seconds = settings.seconds;
     let longest = Duration::from_secs(LONGEST.saturating_mul(seconds));
     let gives_way = || Ok(!turn.is_urgent && what.is_awaited() || turn.is_wanted()?);
     let write = |bytes: &[u8]| native.cache.write(part, bytes, order.tenant);
     let outcome = follow(&container, pipes, part, write, longest, gives_way);
-    // It may have little time to end in.
+    // The compiler may have little time left to end.
     confine::set_idle(&container.state.cgroup, false);
     let oom = container.state.cgroup.was_out_of_memory();
     container::delete(&container.directory, &container.state, true)?;
@@ -237,7 +239,7 @@ fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
         Outcome::Ended(libc::SIGXCPU) => Ok(Outcome::Failed(format!(
             "it takes longer than {seconds} s of the processor's time to be compiled"
         ))),
-        // Of its own doing: it would do it again.
+        // The compiler ended by its own fault, and would do so again.
         Outcome::Ended(
             signal @ (libc::SIGSEGV
             | libc::SIGABRT
@@ -252,12 +254,13 @@ fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     }
 }
 
-/// Makes pipes of the standard streams, which the container's process inherits. What goes in is the
-/// module, open for reading only.
+/// Makes pipes of the standard streams, which the container's process inherits. Standard input is
+/// the module, open for reading only.
 fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
-    // By a read-only mount: init gives the container's user what it reads from, and a file of the
-    // cache's is not to be given away, nor opened once more for writing. Its lock is in another
-    // place: the caller of this function holds it.
+    // Opens the module through a read-only mount. Init makes the container's user the owner of its
+    // standard input, and must not give away a file of the cache. The compiler must not be able to
+    // open the file again for writing either. The lock of the job is elsewhere: the caller of this
+    // function holds it.
     let mount = engine::cut_off_file(module)?;
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let module = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -270,7 +273,7 @@ fn take_streams(module: BorrowedFd<'_>) -> Result<Pipes> {
     Ok(Pipes { out: out.into(), err: err.into() })
 }
 
-/// Takes what the compiler makes until it has ended, has to give way, or has taken too long.
+/// Reads the compiler's output until the compiler has ended, must give way, or has taken too long.
 fn follow(
     container: &Container,
     mut pipes: Pipes,
@@ -279,10 +282,10 @@ fn follow(
     longest: Duration,
     gives_way: impl Fn() -> Result<bool>,
 ) -> Result<Outcome> {
-    /// More than the module's size by far; a compiler that writes for ever is ended.
+    /// Much more than the largest module's size. A compiler that writes without end is ended.
     const LARGEST: u64 = 4 << 30;
     const MOST_SAID: usize = 4096;
-    /// How often it is asked whether somebody else has it more urgent.
+    /// How often the worker checks whether it must give way.
     const TURN: Duration = Duration::from_millis(50);
     container.go()?;
     let end = Instant::now() + longest;
@@ -325,7 +328,7 @@ fn follow(
     if status.exit_status() == Some(0) && is_elf(part)? {
         return Ok(Outcome::Compiled);
     }
-    // It ends by itself when its time is over.
+    // The compiler ends itself when its time is over.
     let signal = match status.exit_status() {
         Some(OUT_OF_TIME) => Some(libc::SIGXCPU),
         _ => status.terminating_signal(),
@@ -338,7 +341,8 @@ fn follow(
     Ok(Outcome::Failed(said))
 }
 
-/// By a handler, as an engine ends by others: 128 and the signal's number (`docs/engine.md`).
+/// The compiler's handler exits with this, as an engine does after other signals: 128 and the
+/// signal's number (`docs/engine.md`).
 const OUT_OF_TIME: i32 = 128 + libc::SIGXCPU;
 
 fn is_elf(file: &File) -> Result<bool> {
