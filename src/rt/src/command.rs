@@ -1,4 +1,4 @@
-//! The subcommands, one file each, and what they share.
+//! The subcommands, one file each, and their common functions.
 #![forbid(unsafe_code)]
 
 mod check;
@@ -41,8 +41,8 @@ use crate::log;
 use crate::state::Root;
 use crate::syscall;
 
-/// The first line is what Docker and CRI-O show; no other line may hold the word "version", which
-/// Docker looks for.
+/// Docker and CRI-O show the first line. No other line may contain the word "version", because
+/// Docker looks for it.
 pub(crate) fn version() -> String {
     let mut text = format!("rt version {}\n", env!("CARGO_PKG_VERSION"));
     if let Some(commit) = option_env!("RT_COMMIT").filter(|commit| !commit.is_empty()) {
@@ -54,8 +54,8 @@ pub(crate) fn version() -> String {
     )
 }
 
-/// Callers ask `checkpoint --help` whether checkpoints can be made at all (CRI-O, go-runc): not
-/// without CRIU.
+/// Callers (CRI-O, go-runc) run `checkpoint --help` to find out whether checkpoints work. Without
+/// CRIU they do not, so the command fails then.
 pub(crate) fn can_be_helped() -> Result<()> {
     if std::env::args_os().any(|arg| arg == "checkpoint") {
         ensure!(criu::version().is_some(), "checkpoint: `criu` is not installed");
@@ -63,17 +63,18 @@ pub(crate) fn can_be_helped() -> Result<()> {
     Ok(())
 }
 
-/// Whether the command is one that enters a container, or could be, for all that a look at the
-/// words tells: they are not parsed yet, since the read-only clone of the executable would parse
-/// them again. One too many costs an exec.
+/// Whether the command enters a container, or could, judged by the words alone. The words are not
+/// parsed here, because the read-only clone of the executable would parse them again. A false
+/// positive costs one exec.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
     let entering = ["create", "run", "exec", "restore", "wasm"];
     args.iter().skip(1).any(|arg| entering.iter().any(|name| arg == name))
 }
 
-/// For a command that enters a container: closes what the caller left open. Comes before everything
-/// else, the log included, which it would close. If the command line names a file as `/dev/fd/N` or
-/// `/proc/self/fd/N`, all are closed as soon as its files are open ([`Inherited::close`]).
+/// For a command that enters a container: closes the descriptors that the caller left open. This
+/// comes before everything else, the log included, because it would close the log too. If the
+/// command line names a file as `/dev/fd/N` or `/proc/self/fd/N`, the descriptors are closed as
+/// soon as the command's files are open ([`Inherited::close`]).
 pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     let (preserve_fds, listen_fds) = match command {
         Command::Create(create) => (create.create.handover.preserve_fds, listen_fds()),
@@ -84,15 +85,15 @@ pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
         Command::Wasm(wasm) if matches!(wasm.command, WasmCommand::Worker(_)) => (0, 0),
         _ => return Ok(Inherited::default()),
     };
-    // No process has this many descriptors; rustix and the kernel count them as int.
+    // No process has this many descriptors. rustix and the kernel count them as int.
     const MOST: u32 = 1 << 20;
     ensure!(listen_fds < MOST, "`LISTEN_FDS` is {listen_fds}: no process has that many");
-    // As runc: something else is meant than what would be passed.
+    // Fails as runc does: a missing descriptor means that the caller counted wrongly.
     let there = |number: &u32| Path::new("/proc/self/fd").join(number.to_string()).is_symlink();
     if let Some(missing) = (3..3 + preserve_fds.min(MOST)).find(|number| !there(number)) {
         bail!("`--preserve-fds` {preserve_fds}: descriptor {missing} is not open");
     }
-    // What rt opens itself would have such a number, and be taken for the caller's.
+    // A file that `rt` opens itself would get the missing number, and pass for the caller's.
     if let Some(missing) = (3..3 + preserve_fds + listen_fds).find(|number| !there(number)) {
         bail!("`LISTEN_FDS` is {listen_fds}: descriptor {missing} is not open");
     }
@@ -107,19 +108,19 @@ pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     Ok(Inherited::default())
 }
 
-/// What this process was started with and passes on to nobody. What it starts meanwhile does not
-/// get it.
+/// Descriptors that this process inherited and does not pass on. Programs that it starts in the
+/// meantime do not get them.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited(Vec<OwnedFd>);
 
 impl Inherited {
-    /// Before anything of a container's is looked up.
+    /// Call this before looking anything up in a container.
     pub(crate) fn close(self) {
         self.0.into_iter().for_each(drop);
     }
 }
 
-/// Tells of the steps that come before the log is open, and of what became of them.
+/// Logs the steps that come before the log is open, and returns their results.
 pub(crate) fn tell_what_began(
     command: &Command,
     protected: Result<()>,
@@ -141,9 +142,9 @@ pub(crate) fn tell_what_began(
     protected.and(inherited)
 }
 
-/// For a command that enters a container, where this process or one of its children is seen: of the
-/// command line, only the command and the container's name can be read from then on, and nothing of
-/// the environment (`proc(5)`).
+/// For a command that enters a container, where others see this process or one of its children.
+/// From then on, the command line shows only the command and the container's name, and the
+/// environment cannot be read (`proc(5)`).
 pub(crate) fn hide_arguments(command: &Command) -> Result<()> {
     let (name, id) = match command {
         Command::Create(create) => ("create", create.create.id.as_str()),
@@ -156,7 +157,7 @@ pub(crate) fn hide_arguments(command: &Command) -> Result<()> {
         .context("hide the command line from other processes")
 }
 
-/// How many sockets the caller passes, from 3 on (`sd_listen_fds(3)`).
+/// The number of sockets that the caller passes, from 3 on (`sd_listen_fds(3)`).
 fn listen_fds() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     if number("LISTEN_PID") == Some(std::process::id()) {
@@ -166,8 +167,8 @@ fn listen_fds() -> u32 {
     }
 }
 
-/// What a command that failed ends with. Of `exec`, as with runc and crun, a program's own 1 can be
-/// told from it.
+/// The exit status of a command that failed. `exec` uses 255, as runc and crun do, so that callers
+/// can tell it from a program's own 1.
 pub(crate) fn failure(command: &Command) -> ExitCode {
     ExitCode::from(if matches!(command, Command::Exec(_)) { 255 } else { 1 })
 }
@@ -212,7 +213,7 @@ fn manager(global: &Global) -> Manager {
     }
 }
 
-/// What an engine has to know of the command line.
+/// The parts of the command line that an engine requires.
 fn host<'a>(root: &'a Root, global: &'a Global) -> engine::Host<'a> {
     let cgroups = match manager(global) {
         Manager::Cgroupfs => None,
@@ -222,8 +223,8 @@ fn host<'a>(root: &'a Root, global: &'a Global) -> engine::Host<'a> {
     engine::Host { root: root.path(), config: global.wasm_config.as_deref(), cgroups }
 }
 
-/// Does something with a container, or with all whose names a regular expression is found in. Goes
-/// on after a failure, and returns the first.
+/// Acts on one container, or on all whose names match a regular expression. Continues after a
+/// failure, and returns the first error.
 fn each(root: &Root, id: &str, regex: bool, act: impl Fn(&str) -> Result<()>) -> Result<()> {
     if !regex {
         return act(id);
@@ -240,7 +241,7 @@ fn each(root: &Root, id: &str, regex: bool, act: impl Fn(&str) -> Result<()>) ->
     first.map_or(Ok(()), Err)
 }
 
-/// Prints on standard output, and says so when that fails: a caller would parse half an answer.
+/// Prints on standard output. Reports a failure, because a caller would parse half an answer.
 fn print(text: &str) -> Result<()> {
     use std::io::Write as _;
     let mut stdout = std::io::stdout().lock();

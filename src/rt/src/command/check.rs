@@ -1,5 +1,5 @@
-//! `rt check`: what this host can do for containers, and what it lacks, with what to do about it.
-//! It tries what can be tried without making anything, as the user who asks.
+//! `rt check`: what this host can do for containers, what it lacks, and how to fix that. It tests
+//! everything that can be tested without making anything, as the calling user.
 #![forbid(unsafe_code)]
 
 mod callers;
@@ -18,21 +18,21 @@ use crate::state::Root;
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Good,
-    /// Something that not every container needs.
+    /// The host lacks something that not every container needs.
     Limited,
     /// No container can be made.
     Missing,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     topic: &'static str,
     name: String,
     verdict: Verdict,
-    /// What was found.
+    /// The observation.
     detail: String,
-    /// What to do about it; for everything but good news.
+    /// How to fix it, unless the result is good.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -79,7 +79,8 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Check) -> Result
     Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A line per finding, good news too: an operator wants to know what was looked at.
+/// One line per finding. Good findings are included, because an operator wants to know what was
+/// checked.
 fn text(findings: &[Finding], usable: bool) -> String {
     let mut text = String::new();
     let mut topic = "";

@@ -1,5 +1,5 @@
-//! `rt checkpoint`: writes a container's processes to files, with CRIU. What is said here of flags
-//! holds for `restore` too.
+//! `rt checkpoint`: writes a container's processes to files, with CRIU. The remarks on flags in
+//! this file apply to `restore` too.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -29,7 +29,7 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
     let Some(_lock) = directory.lock(Duration::ZERO)? else {
         bail!("another process is creating or deleting it")
     };
-    // As it is now: until then another process may have changed it.
+    // Reads the state again under the lock: another process may have changed it before.
     let (directory, state) = root.load(&args.id)?;
     match state.status(&directory)? {
         Status::Running | Status::Paused => {}
@@ -54,8 +54,8 @@ fn checkpoint(root: &Root, args: &cli::Checkpoint) -> Result<()> {
     let is_kept = args.leave_running || args.pre_dump;
     let what = if is_kept { "it is kept" } else { &args.id };
     log::step("checkpoint, step 5: delete the container", &what);
-    // Of a container that has ended there is nothing to keep: so runc and crun do it, and callers
-    // count on the name being free.
+    // A container that has ended has nothing to keep. runc and crun delete it too, and callers
+    // expect that its name is free.
     if !is_kept {
         container::delete(&directory, &state, true)?;
     }
@@ -103,7 +103,7 @@ fn page_server(text: &str) -> Result<(String, u16)> {
     Ok((address, port))
 }
 
-/// A descriptor that the caller has left open for this process: a pipe, as a rule.
+/// A descriptor that the caller left open for this process, usually a pipe.
 fn status(number: i32) -> Result<File> {
     let inherited = syscall::inherited(number);
     inherited.map(File::from).with_context(|| format!("wrong value `{number}` for `--status-fd`"))

@@ -1,4 +1,4 @@
-//! `rt completion`: a script that has a shell complete command lines.
+//! `rt completion`: prints a script by which a shell completes command lines.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ pub(super) fn execute(args: &Completion) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The program is called `rt-wasm` too, and takes the same.
+/// The program is also called `rt-wasm`, with the same command line.
 fn for_both_names(script: &str, shell: clap_complete::Shell) -> String {
     match shell {
         clap_complete::Shell::Bash => script.replace("-o default rt\n", "-o default rt rt-wasm\n"),

@@ -1,5 +1,5 @@
-//! `rt create`: makes a container whose program waits for `rt start`. What is said here of flags
-//! holds for `run` too.
+//! `rt create`: makes a container whose program waits for `rt start`. The remarks on flags in this
+//! file apply to `run` too.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -56,7 +56,7 @@ pub(super) fn container(
     let asked = workload::asked(&bundle.spec, &argv0.to_string_lossy())?;
     let handler = if asked.is_some() { "for a module" } else { "none" };
     log::step("create, step 5: find the engines", &handler);
-    // Found on the host. Whether the program is a module at all, only init can see.
+    // The engines are found on the host. Only init can see whether the program is a module.
     let rights = Rights::of(&bundle.spec)?;
     let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);
     let engines = asked.as_ref().map(find).transpose()?;

@@ -1,4 +1,4 @@
-//! `rt delete`: removes what is left of a container.
+//! `rt delete`: removes the remains of a container.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -18,24 +18,24 @@ pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
 
 fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
     let Some(directory) = root.find(id)? else {
-        // CRI-O takes any failure of a forced deletion for a container that is still there.
+        // CRI-O takes any failure of a forced deletion as "the container still exists".
         if force {
             return Ok(());
         }
         bail!("container does not exist");
     };
-    // Whoever makes it holds the lock; to a forced deletion that is worth some waiting.
+    // A process that makes the container holds the lock. A forced deletion waits a while for it.
     let patience = Duration::from_secs(if force { 10 } else { 0 });
     let mut lock = directory.lock(patience)?;
     if let (None, true, Ok(Some(state))) = (&lock, force, directory.read()) {
-        // Who has it could be waiting for the container, which holds it up.
+        // The holder of the lock may be waiting for the container, and so the container delays it.
         container::end(&state)?;
         lock = directory.lock(patience)?;
     }
     let Some(_lock) = lock else { bail!("another process is creating or deleting it") };
     match directory.read() {
         Ok(Some(state)) => container::delete(&directory, &state, force),
-        // Nothing was made yet when its creation was cut short.
+        // The creation was interrupted before it had made anything.
         Ok(None) if force => directory.remove(),
         Err(error) if force && !error.is::<Newer>() => {
             crate::report::warn(&format!("delete `{id}` without its state: {error:#}"));

@@ -1,5 +1,5 @@
-//! `rt events`: what a container uses, once or again and again, and when processes of it are killed
-//! for want of memory; one JSON object per line, in runc's form.
+//! `rt events`: a container's resource usage, once or repeatedly, and the OOM kills in it. Prints
+//! one JSON object per line, in runc's form.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -23,7 +23,7 @@ pub(super) fn execute(root: &Root, args: &cli::Events) -> Result<ExitCode> {
 fn events(root: &Root, args: &cli::Events) -> Result<()> {
     let interval = duration(&args.interval)?;
     let (directory, state) = root.load(&args.id)?;
-    // The words are runc's.
+    // runc's words.
     ensure!(
         !matches!(state.status(&directory)?, Status::Stopped | Status::Creating),
         "container with id {} is not running",
@@ -36,7 +36,7 @@ fn events(root: &Root, args: &cli::Events) -> Result<()> {
     follow(&state, interval)
 }
 
-/// Until the first process has ended.
+/// Prints events until the first process has ended.
 fn follow(state: &State, interval: Duration) -> Result<()> {
     let Some(process) = state.process()? else { return Ok(()) };
     let mut watch = state.cgroup.watch_oom()?;
@@ -63,7 +63,7 @@ fn follow(state: &State, interval: Duration) -> Result<()> {
         }
         if Instant::now() >= next {
             print_stats(state)?;
-            // What could not be printed in time is left out.
+            // Skips statistics that could not be printed in time.
             next = after(next)?.max(Instant::now());
         }
     }
@@ -82,8 +82,8 @@ fn print_stats(state: &State) -> Result<()> {
     super::print(&format!("{event}\n"))
 }
 
-/// How many pages of WebAssembly's, of 64 KiB, a module's memory has. Its engine gives it a name
-/// (`docs/engine.md`). None where the kernel shows no names.
+/// The number of WebAssembly pages (64 KiB each) in a module's memory. The engine names this memory
+/// (`docs/engine.md`). Returns `None` if the kernel does not show names.
 fn memory_pages(pid: i32) -> Option<u64> {
     const PAGE: u64 = 64 << 10;
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
@@ -94,14 +94,14 @@ fn memory_pages(pid: i32) -> Option<u64> {
         let (start, end) = range.split_once('-')?;
         let address = |text: &str| u64::from_str_radix(text, 16).ok();
         let length = address(end)?.saturating_sub(address(start)?);
-        // What it may grow into cannot be read.
+        // The reserved part, into which the memory may grow, is not readable.
         let there = if rest.starts_with("rw") { length } else { 0 };
         bytes = Some(bytes.unwrap_or(0) + there);
     }
     bytes.map(|bytes| bytes / PAGE)
 }
 
-/// As Go writes one: `5s`, `500ms`, `1m30s`.
+/// Parses a duration as Go writes it: `5s`, `500ms`, `1m30s`.
 fn duration(text: &str) -> Result<Duration> {
     let wrong = || format!("wrong value `{text}` for `--interval`: a duration as 5s or 1m30s");
     let mut total = 0.0;
@@ -124,7 +124,7 @@ fn duration(text: &str) -> Result<Duration> {
         rest = after;
     }
     let total = Duration::try_from_secs_f64(total).with_context(wrong)?;
-    // As Go counts them: 292 years.
+    // Go's limit: 292 years.
     i64::try_from(total.as_nanos()).with_context(wrong)?;
     ensure!(!total.is_zero(), "`--interval` must be greater than 0");
     Ok(total)

@@ -1,6 +1,6 @@
-//! `rt exec`: another program in a container that is there. With `--process` it is described as in
-//! `config.json`, otherwise it is the container's own process with other arguments and what the
-//! flags change.
+//! `rt exec`: runs another program in an existing container. `--process` describes the program as
+//! in `config.json`. Otherwise it is the container's own process with other arguments and the
+//! changes of the flags.
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
@@ -34,13 +34,13 @@ pub(super) fn execute(
 
 fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) -> Result<ExitCode> {
     log::step("exec, step 2: read the state", &root.path().join(args.words.id()).display());
-    // CRI-O makes an empty one beforehand, and conmon takes what it reads there for the process,
-    // also when there is none.
+    // CRI-O makes an empty pid file beforehand. conmon takes the content of this file for the
+    // process, even if there is no process.
     if let Some(path) = &args.handover.pid_file {
         draft::remove(path).with_context(|| format!("remove pid file `{}`", path.display()))?;
     }
     let (directory, state) = root.load(args.words.id())?;
-    // The words are runc's, which callers show.
+    // runc's words, which callers show.
     match state.status(&directory)? {
         Status::Created | Status::Running => {}
         Status::Paused if args.ignore_paused => {}
@@ -63,7 +63,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
     let agent = seccomp::receiver(&spec, filter.as_ref())?;
     let rights = Rights::of(&spec)?;
     let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);
-    // As it was asked for at `create`, whatever this runtime is called.
+    // The handler that `create` stored, whatever name this `rt` was called by.
     let engines = state.engine.as_ref().map(find).transpose()?;
     let options = ExecOptions {
         state: &state,
@@ -81,7 +81,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
         // Sockets are for the container's first process.
         first_own: 3 + args.handover.preserve_fds,
     };
-    // Up to here, one that asks for an end has this process ended at once.
+    // Until here, a termination signal ends this process at once.
     signals.iter().for_each(Signals::block);
     let (pid, pidfd) = container::exec(options)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
@@ -89,7 +89,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
     foreground::follow(pid, pidfd.as_fd(), &signals, master, None)
 }
 
-/// What shall be started.
+/// The process to start.
 fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     let mut process = match &args.process {
         Some(file) => {
@@ -125,7 +125,7 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     let mut user = process.user().clone();
     if let Some(text) = &args.user {
         let wrong = || format!("wrong value `{text}` for `--user`: UID or UID:GID, as numbers");
-        // Digits alone: the parser would take a sign.
+        // Digits only: the parser would accept a sign.
         let id = |text: &str| {
             let digits = text.bytes().all(|digit| digit.is_ascii_digit());
             text.parse().ok().filter(|_| digits).with_context(wrong)
@@ -155,9 +155,9 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
     Ok(process)
 }
 
-/// What a file may leave out, and has then from the container's own process: as with crun, but for
-/// `rlimits`, which crun and runc leave at those of their caller, and for `noNewPrivileges`, which
-/// they take for false.
+/// The keys that a file may omit. `exec` then takes the value of the container's own process. crun
+/// does the same, with two exceptions: crun and runc keep their own caller's `rlimits`, and take a
+/// missing `noNewPrivileges` for false.
 const INHERITED: [&str; 9] = [
     "apparmorProfile",
     "capabilities",
@@ -173,7 +173,7 @@ const INHERITED: [&str; 9] = [
 fn read(file: &Path, spec: &Spec) -> Result<Process> {
     let text =
         crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
-    // serde_json says line and column.
+    // serde_json's error names line and column.
     let show = || format!("parse `{}`", file.display());
     let mut process: serde_json::Value = serde_json::from_slice(&text).with_context(show)?;
     bundle::warn_of_unknown_capabilities(&bundle::suit_process(&mut process));
@@ -188,10 +188,11 @@ fn read(file: &Path, spec: &Spec) -> Result<Process> {
     serde_json::from_value(process).with_context(show)
 }
 
-/// To the bounding, permitted, effective and ambient sets, as runc does. Without the last, a user
-/// who is not root would lose it at the exec. Not to the inheritable set: it would outlive a change
-/// of the user (CVE-2022-29162). So it becomes ambient only where the configuration has it among
-/// the inheritable ones, which the kernel asks for.
+/// Adds capabilities to the bounding, permitted, effective and ambient sets, as runc does. Without
+/// the ambient set, a user other than root would lose a capability at the exec. They are not added
+/// to the inheritable set, because they would outlive a change of the user there (CVE-2022-29162).
+/// The kernel makes only inheritable capabilities ambient, so a capability becomes ambient only if
+/// the configuration lists it as inheritable.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     if names.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `rt features`: what this runtime can do, as JSON (runtime-spec, `features.md`). Makes nothing.
+//! `rt features`: what this `rt` supports, as JSON (runtime-spec, `features.md`). Makes nothing.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
-/// The engines that are installed, by their names.
+/// The names of the installed engines.
 fn engines() -> Result<String> {
     let all = engine::all(&exe::engines()?)?.into_iter().flatten();
     let names: Vec<String> = all.map(|engine| engine.description.name).collect();
@@ -53,7 +53,7 @@ pub(super) fn execute() -> Result<ExitCode> {
                     "SCMP_ARCH_SHEB", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64",
                 ],
                 "knownFlags": FILTER_FLAGS,
-                // Whether the kernel takes each is the kernel's to say: they go to it as they are.
+                // Only the kernel knows which flags it supports. `rt` passes them to it unchanged.
                 "supportedFlags": FILTER_FLAGS,
                 "operators": [
                     "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ",

@@ -1,5 +1,5 @@
-//! What `run` and `exec` do in the foreground: wait for the program, pass on signals and, with a
-//! terminal, what is typed and printed, and end with the program's exit code.
+//! The foreground part of `run` and `exec`: waits for the program, forwards signals and, with a
+//! terminal, its input and output. Ends with the program's exit code.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,18 +18,18 @@ use crate::linux::sd_notify::Relay;
 use crate::linux::terminal;
 use crate::{signals, syscall};
 
-/// The signals that are passed on: all that a process can be asked to end or change by.
+/// The forwarded signals: all by which a process can be asked to end or to change.
 pub(super) struct Signals {
     descriptor: OwnedFd,
-    /// As long as they are not blocked, they do what they do to any process.
+    /// Until they are blocked, these signals have their usual effect on this process.
     pub(super) passed: Vec<i32>,
 }
 
 impl Signals {
-    /// Once they are [blocked](Signals::block), what is sent to this process is for the program.
-    /// Init and hooks start with nothing blocked.
+    /// Once the signals are [blocked](Signals::block), signals to this process are for the program.
+    /// Init and hooks start with no signal blocked.
     pub(super) fn new() -> Result<Signals> {
-        // Not those that tell of this process's own faults and children.
+        // Signals about this process's own faults and children are not forwarded.
         let own = [
             libc::SIGKILL,
             libc::SIGSTOP,
@@ -50,22 +50,22 @@ impl Signals {
         Ok(Signals { descriptor, passed })
     }
 
-    /// From now on, they are for the program.
+    /// From now on, the signals are for the program.
     pub(super) fn block(&self) {
         syscall::block_only(&self.passed);
     }
 }
 
-/// The way of the terminal.
+/// How the terminal gets from init to its user.
 #[derive(Default)]
 pub(super) struct Console {
-    /// For init: where it sends the terminal. None without a terminal.
+    /// For init: the socket to which it sends the terminal. `None` without a terminal.
     pub(super) theirs: Option<OwnedFd>,
-    /// Where the terminal comes from, if this process takes it.
+    /// The socket from which this process receives the terminal, if it does.
     pub(super) ours: Option<OwnedFd>,
 }
 
-/// Errors about a terminal that nobody asks for, and about one that nobody takes.
+/// The errors about a terminal that is not wanted, and about a terminal that nobody receives.
 pub(super) type Refusals = [&'static str; 2];
 
 pub(super) const OF_BUNDLE: Refusals = [
@@ -79,7 +79,7 @@ pub(super) const OF_EXEC: Refusals = [
 ];
 
 impl Console {
-    /// A process must want a terminal if, and only if, somebody takes it: the caller, at its
+    /// A process must want a terminal if, and only if, somebody receives it: the caller, at its
     /// socket, or this process, if it `stays` in the foreground.
     pub(super) fn choose(
         process: &Process,

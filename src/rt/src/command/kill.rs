@@ -23,8 +23,8 @@ pub(super) fn execute(root: &Root, args: &cli::Kill) -> Result<ExitCode> {
 fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     let signal = signals::parse(&args.signal)?;
     let (directory, state) = root.load(id)?;
-    // Callers clean up with `--all` after the first process has ended, so for that nobody left is
-    // no error.
+    // Callers clean up with `--all` after the first process has ended, so with `--all` an ended
+    // process is not an error.
     if state.cgroup.manager == Manager::Disabled {
         return first(&state, signal, args.all);
     }
@@ -32,7 +32,7 @@ fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
         return all(&state, signal);
     }
     if signal == libc::SIGKILL && !has_own_pids(&directory) {
-        // The others would outlive the first process.
+        // The other processes would outlive the first process.
         ensure!(
             state.process()?.is_some() || !state.processes()?.is_empty(),
             "container not running"
@@ -42,10 +42,10 @@ fn kill(root: &Root, id: &str, args: &cli::Kill) -> Result<()> {
     first(&state, signal, false)
 }
 
-/// Whether the kernel ends all processes of a container with its first: that is so in a pid
-/// namespace that was made for it alone.
+/// Whether the kernel ends all processes of a container with its first. It does so in a pid
+/// namespace that was made for this container alone.
 fn has_own_pids(directory: &Directory) -> bool {
-    // Where nobody knows, it is as configurations are: with one.
+    // Without a configuration, assume what configurations usually have: a pid namespace.
     let Some(spec) = directory.config() else { return true };
     let linux = spec.linux().as_ref();
     let namespaces = linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
@@ -56,7 +56,7 @@ fn has_own_pids(directory: &Directory) -> bool {
 }
 
 fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {
-    // The words are what callers look for.
+    // Callers look for these words.
     let Some(process) = state.process()? else {
         if may_be_gone {
             return Ok(());
@@ -73,7 +73,7 @@ fn first(state: &State, signal: i32, may_be_gone: bool) -> Result<()> {
 }
 
 fn all(state: &State, signal: i32) -> Result<()> {
-    // As long as the first process lives, nobody else can have the cgroup.
+    // While the first process lives, nobody else can have the cgroup.
     if state.process()?.is_some() {
         return signal_all(&state.cgroup, signal);
     }
@@ -90,7 +90,7 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<()> {
 }
 
 /// A frozen process dies of SIGKILL only when it runs again (v1), and the first process of a pid
-/// namespace waits for all others to die.
+/// namespace waits until all others are dead.
 fn wake(cgroup: &Cgroup, signal: i32) {
     if signal == libc::SIGKILL {
         cgroup.thaw();

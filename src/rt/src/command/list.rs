@@ -20,12 +20,12 @@ fn list(root: &Root, args: &cli::List) -> Result<()> {
     root.require()?;
     let containers: Vec<(Directory, State)> = ids
         .iter()
-        // One that is just being made or deleted is not there.
+        // Leaves out a container that is just being made or deleted.
         .filter_map(|id| {
             root.load(id).inspect_err(|error| tracing::debug!("leave out `{id}`: {error:#}")).ok()
         })
         .collect();
-    // As a rule they all have one.
+    // Usually all containers have the same owner.
     let mut owners = HashMap::new();
     let reports = containers
         .iter()
@@ -44,7 +44,7 @@ fn list(root: &Root, args: &cli::List) -> Result<()> {
     }
 }
 
-/// Columns as wide as their widest entry, three spaces apart, as runc prints them.
+/// Formats columns as wide as their widest entry, three spaces apart, as runc does.
 fn table(reports: &[Report<'_>]) -> String {
     let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
     let rows = reports.iter().map(|report| {

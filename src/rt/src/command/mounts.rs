@@ -1,5 +1,5 @@
-//! `rt mounts add` and `rt mounts remove`: mounts in a container that runs already, from a file
-//! with an array as `mounts` in `config.json`. crun's command.
+//! `rt mounts add` and `rt mounts remove`: mounts in a running container, from a file with an array
+//! like `mounts` in `config.json`. The command is crun's.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::cli::{self, MountsCommand};
 use crate::container;
 use crate::state::{Root, Status};
 
-/// For another one that changes mounts, which takes milliseconds.
+/// How long to wait for another command that changes mounts, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
@@ -29,7 +29,7 @@ pub(super) fn execute(root: &Root, args: &cli::Mounts) -> Result<ExitCode> {
 fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Result<()> {
     let (directory, _) = root.load(&change.id)?;
     let mut entries = read(&change.file)?;
-    // The state is written, and that by one at a time.
+    // Writing the state requires the lock.
     let Some(_lock) = directory.lock(PATIENCE)? else {
         bail!("another process is creating, changing or deleting it")
     };
@@ -53,7 +53,7 @@ fn run(root: &Root, command: &MountsCommand, change: &cli::MountsChange) -> Resu
 fn read(file: &Path) -> Result<Vec<Mount>> {
     let text =
         crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?;
-    // serde_json says line and column.
+    // serde_json's error names line and column.
     let entries: Vec<Mount> =
         serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))?;
     for entry in &entries {

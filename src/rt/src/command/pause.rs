@@ -1,5 +1,4 @@
-//! `rt pause` and `rt resume`: stop all processes of a container where they are, and let them go
-//! on.
+//! `rt pause` and `rt resume`: pause all processes of a container, and let them continue.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -15,7 +14,7 @@ pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {
         let (directory, state) = root.load(&args.id)?;
         match state.status(&directory)? {
             Status::Created | Status::Running | Status::Paused => state.cgroup.freeze(),
-            // The words are runc's, which callers look for.
+            // runc's words, which callers look for.
             Status::Creating | Status::Stopped => bail!("container not running"),
         }
     };
@@ -26,7 +25,7 @@ pub(super) fn pause(root: &Root, args: &cli::Id) -> Result<ExitCode> {
 pub(super) fn resume(root: &Root, args: &cli::Id) -> Result<ExitCode> {
     let resume = || {
         let (_, state) = root.load(&args.id)?;
-        // As long as the first process lives, nobody else can have the cgroup.
+        // While the first process lives, nobody else can have the cgroup.
         if state.process()?.is_some() {
             return unfreeze(&state.cgroup);
         }
@@ -41,7 +40,7 @@ pub(super) fn resume(root: &Root, args: &cli::Id) -> Result<ExitCode> {
 
 const NOT_PAUSED: &str = "container not paused";
 
-/// A container that is created can be frozen too, which its status does not show.
+/// A created container can be frozen too, but its status does not show it.
 fn unfreeze(cgroup: &Cgroup) -> Result<()> {
     ensure!(cgroup.is_frozen(), NOT_PAUSED);
     cgroup.unfreeze()

@@ -1,5 +1,4 @@
-//! `rt ps`: the processes of a container, as the host's ps(1) shows them, or their process ids as
-//! JSON.
+//! `rt ps`: the processes of a container, as the host's ps(1) shows them, or their pids as JSON.
 #![forbid(unsafe_code)]
 
 use std::process::{Command, ExitCode};
@@ -38,13 +37,13 @@ fn ps(root: &Root, args: &cli::Ps) -> Result<()> {
 
 fn processes(state: &State) -> Result<Vec<i32>> {
     if state.cgroup.has_none() {
-        // Nobody but its first process is known.
+        // Without a cgroup, only the first process is known.
         return Ok(state.process()?.map(|_| state.pid).into_iter().collect());
     }
     Ok(state.processes()?.into_iter().map(|pid| pid.as_raw_nonzero().get()).collect())
 }
 
-/// The head and the lines of these processes.
+/// The head line and the lines of these processes.
 fn table(text: &str, pids: &[i32]) -> Result<String> {
     let mut lines = text.lines();
     let head = lines.next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! `rt restore`: makes a container again from a checkpoint. Without `--detach` it waits for its end
-//! and deletes it then, as `run` does.
+//! `rt restore`: makes a container from a checkpoint. Without `--detach`, it waits for the
+//! container's end and then deletes the container, as `run` does.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -54,7 +54,7 @@ fn restore(
     };
     signals.iter().for_each(Signals::block);
     let container = container::restore(root, &options)?;
-    // Held here too, the end of the terminal would never be read.
+    // If this process kept its copy of the socket, it would never read the end of the terminal.
     drop(options);
     container::started(&container.directory, &container.state)?;
     let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };

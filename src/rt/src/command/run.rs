@@ -1,4 +1,4 @@
-//! `rt run`: create, start, wait and delete in one, with the container's exit code as its own.
+//! `rt run`: create, start, wait and delete in one command. It ends with the container's exit code.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,7 +43,7 @@ fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> R
         create::container(root, global, &args.create, &bundle, console.theirs, wait, inherited)?;
     let outcome = start_and_wait(&container, signals.as_ref(), console.ours);
     let lives_on = args.detach && outcome.is_ok();
-    // A `poststart` hook that fails has deleted it already.
+    // A failing `poststart` hook has already deleted the container.
     if lives_on || args.keep || !container.directory.is_there() {
         return outcome;
     }

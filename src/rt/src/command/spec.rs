@@ -1,4 +1,4 @@
-//! `rt spec`: writes a `config.json` to begin with.
+//! `rt spec`: writes an initial `config.json`.
 #![forbid(unsafe_code)]
 
 use std::fs::OpenOptions;
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use crate::{bundle, cli};
 
 pub(super) fn execute(args: &cli::Spec) -> Result<ExitCode> {
-    // As with crun, relative to the bundle.
+    // Relative to the bundle, as with crun.
     let path = args.bundle.join(args.file.as_deref().unwrap_or(Path::new("config.json")));
     let write = || -> Result<()> {
         let text = serde_json::to_string_pretty(&template(args))? + "\n";
-        // An existing configuration is somebody's work.
+        // Never overwrites an existing configuration, because it is somebody's work.
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         Ok(file.write_all(text.as_bytes())?)
     };
@@ -35,14 +35,15 @@ fn template(args: &cli::Spec) -> Value {
     spec
 }
 
-/// A module at `/app.wasm`, in a rootfs that need hold nothing else.
+/// A module at `/app.wasm`, in a rootfs that requires no other file.
 fn wasm(spec: &mut Value) {
     spec["process"]["terminal"] = json!(false);
     spec["process"]["args"] = json!(["/app.wasm"]);
     spec["annotations"] = json!({ "run.oci.handler": "wasm" });
 }
 
-/// As runc does: the caller's ids become root's, the host's network is kept, `/sys` is the host's.
+/// As runc does: root is mapped to the caller's ids, the host's network is kept, and `/sys` is the
+/// host's.
 fn rootless(spec: &mut Value) {
     let map = |id: u32| json!([{ "containerID": 0, "hostID": id, "size": 1 }]);
     let linux = &mut spec["linux"];

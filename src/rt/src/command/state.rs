@@ -1,4 +1,4 @@
-//! `rt state`: prints what is known of a container as JSON (runtime-spec, `runtime.md`, "State").
+//! `rt state`: prints the state of a container as JSON (runtime-spec, `runtime.md`, "State").
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -16,7 +16,7 @@ use crate::state::{Directory, Root, State, Status};
 pub(super) struct Report<'a> {
     oci_version: &'a str,
     pub(super) id: &'a str,
-    /// 0 when it has stopped.
+    /// 0 if the process has ended.
     pub(super) pid: i32,
     pub(super) status: Status,
     pub(super) bundle: &'a std::path::Path,
@@ -59,8 +59,8 @@ pub(super) fn execute(root: &Root, args: &cli::Id) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// From the file itself: asking NSS would load libraries into this static program. A user who is
-/// only in a directory service is shown by number.
+/// Reads `/etc/passwd` itself, because NSS would load libraries into this static program. A user
+/// who is only in a directory service is shown by number.
 pub(super) fn user_name(uid: u32) -> String {
     let uid = uid.to_string();
     let table = fs::read_to_string("/etc/passwd").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! `rt update`: other limits for a container that is there, from `linux.resources` as JSON or from
-//! flags. What is not given stays as it is; device rules cannot be updated.
+//! `rt update`: changes the limits of an existing container, from `linux.resources` as JSON or from
+//! flags. Limits that are not given stay as they are. Device rules cannot be updated.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -18,7 +18,7 @@ pub(super) fn execute(root: &Root, args: &cli::Update) -> Result<ExitCode> {
         let (directory, state) = root.load(&args.id)?;
         match state.status(&directory)? {
             Status::Created | Status::Running | Status::Paused => {}
-            // The words are runc's, which callers look for.
+            // runc's words, which callers look for.
             Status::Creating | Status::Stopped => bail!("container not running"),
         }
         let (cache, bandwidth) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
@@ -42,17 +42,17 @@ fn resources(args: &cli::Update) -> Result<LinuxResources> {
         "`--resources` and flags for single limits exclude each other"
     );
     let text = if file.as_os_str() == "-" {
-        // Standard input, as a file of its own, which is closed.
+        // Duplicates standard input, because the file is closed after reading.
         let input = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
         input.and_then(|input| crate::input::read_all(&input)).context("read standard input")?
     } else {
         crate::input::read_file(file).with_context(|| format!("read `{}`", file.display()))?
     };
-    // serde_json says line and column.
+    // serde_json's error names line and column.
     serde_json::from_slice(&text).with_context(|| format!("parse `{}`", file.display()))
 }
 
-/// The limits of the flags, as they would be in `linux.resources`.
+/// The limits of the flags, as in `linux.resources`.
 fn from_flags(args: &cli::Update) -> Result<Value> {
     let mut resources = json!({});
     let mut put = |part: &str, name: &str, value: Option<Value>| {
@@ -83,8 +83,8 @@ fn from_flags(args: &cli::Update) -> Result<Value> {
     Ok(resources)
 }
 
-/// A number of bytes, or of kibi-, mebi- or gibibytes after which stands `k`, `m` or `g`; -1 for no
-/// limit.
+/// Parses a number of bytes, or of kibi-, mebi- or gibibytes with the suffix `k`, `m` or `g`. -1
+/// means no limit.
 pub(super) fn bytes(text: &str) -> Result<i64> {
     let lower = text.to_ascii_lowercase();
     let (number, shift) = match lower.strip_suffix('b').unwrap_or(&lower) {

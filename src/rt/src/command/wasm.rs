@@ -1,4 +1,5 @@
-//! `rt wasm`: modules before they are started. `docs/wasm-cache.md` is the page for operators.
+//! `rt wasm`: handles modules before they are started. `docs/wasm-cache.md` is the page for
+//! operators.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -50,7 +51,7 @@ fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<ExitCode> {
     }
 }
 
-/// What compiles modules for the engine with this number.
+/// Returns the means to compile modules for the engine with this number.
 fn compiler(engines: &Engines<'_>, number: usize) -> Result<Native> {
     let native = engines.native(number)?;
     ensure!(native.can_compile, "this installation compiles no modules");

@@ -1,5 +1,4 @@
-//! The programs that call a runtime: whether their configuration knows this one. Only those that
-//! are installed are spoken of.
+//! The callers of `rt`: whether their configuration names it. Only installed callers are reported.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -9,11 +8,11 @@ use super::{Finding, Verdict};
 
 struct Caller {
     name: &'static str,
-    /// Where its program is.
+    /// The paths of its program.
     programs: &'static [&'static str],
-    /// Files, and directories of files, that configure it.
+    /// Its configuration files, and directories of such files.
     configuration: &'static [&'static str],
-    /// What to copy from `share/rt`, and where to.
+    /// The file to copy from `share/rt`, and its destination.
     copy: (&'static str, &'static str),
 }
 
@@ -73,7 +72,8 @@ fn check(caller: &Caller) -> Finding {
         }
         None => {
             let (mut from, to) = caller.copy;
-            // containerd 1 has another form of file, and its files say which.
+            // The configuration of containerd 1 has another format, and its files contain their
+            // version.
             let is_old = |(text, _): &(String, PathBuf)| {
                 text.lines().any(|line| line.split_whitespace().collect::<String>() == "version=2")
             };
@@ -95,9 +95,9 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }
 
-/// The paths in lines that are no comments, in quotes of either kind, that end in the name of this
-/// program or of its link, and are those of a program's binary: CRI-O has directories of that name
-/// too.
+/// The paths of this program's binary or of its link: on lines that are not comments, and in single
+/// or double quotes. CRI-O also has directories with these names, so the path must be below `bin`
+/// or `sbin`.
 fn paths_of_rt(text: &str) -> impl Iterator<Item = &Path> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let words = lines.flat_map(|line| line.split(['"', '\'']));

@@ -1,4 +1,4 @@
-//! Control groups: which version, which controllers, and who may make them.
+//! Control groups: their version, their controllers, and whether the user may make them.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::linux::cgroups::{self, ROOT, Version};
 
 const TOPIC: &str = "cgroups";
 
-/// What callers set limits with.
+/// The controllers with which callers set limits.
 const WANTED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 pub(super) fn all() -> Vec<Finding> {
@@ -76,7 +76,7 @@ fn controllers() -> Finding {
 
 const DEVICE_RULES: &str = "device rules";
 
-/// The device rules of v2 are programs.
+/// In v2, device rules are BPF programs.
 fn device_programs() -> Finding {
     let name = DEVICE_RULES;
     if !ids::is_host_root() {

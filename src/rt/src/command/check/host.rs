@@ -34,7 +34,8 @@ pub(super) fn kernel() -> Vec<Finding> {
         }
         Err(error) => missing("clone3", error, "Linux 5.3"),
     });
-    // A wrong attribute is noticed after the question whether there is such a call.
+    // A kernel that has the call rejects the wrong attribute. A kernel without the call returns
+    // ENOSYS.
     let wrong = MountAttr { set: u64::MAX, ..MountAttr::default() };
     let here = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     findings.push(match here.and_then(|here| syscall::mount_setattr(here.as_fd(), wrong, false)) {
@@ -92,20 +93,20 @@ pub(super) fn namespaces() -> Vec<Finding> {
     findings
 }
 
-/// For containers of ordinary users, and for those of root that ask for one.
+/// Containers of ordinary users require a user namespace. Containers of root may ask for one.
 fn user_namespaces() -> Finding {
     let name = "user namespaces";
     let number =
         |file: &str| fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let root = ids::is_host_root();
-    // Without one, an ordinary user has no container.
+    // Without a user namespace, an ordinary user cannot have a container.
     let verdict = if root { Verdict::Limited } else { Verdict::Missing };
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
         let fix = "sysctl user.max_user_namespaces=15000";
         return Finding::bad(NAMESPACES, name, verdict, "cannot be made", fix);
     }
     for (file, bad, key) in [
-        // Debian's own, and Ubuntu's.
+        // The first key is Debian's, the second Ubuntu's.
         ("/proc/sys/kernel/unprivileged_userns_clone", 0, "kernel.unprivileged_userns_clone=1"),
         (
             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
@@ -151,12 +152,13 @@ pub(super) fn security() -> Vec<Finding> {
     };
     let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     let label = ["apparmor", "selinux"].into_iter().find(|name| modules.contains(name));
-    // Not every host wants one.
+    // Not every host wants a security module.
     let label = label.map_or("neither AppArmor nor SELinux", |name| name);
     vec![seccomp, Finding::good(SECURITY, "labels", label)]
 }
 
-/// Whether a directory could be made; else what is there in its stead, and why not.
+/// Whether a directory could be made. Otherwise returns the nearest existing path, and the error
+/// there.
 fn writable(directory: &Path) -> Result<(), (&Path, Errno)> {
     let nearest = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let access = rustix::fs::access(nearest, Access::WRITE_OK);
@@ -164,7 +166,7 @@ fn writable(directory: &Path) -> Result<(), (&Path, Errno)> {
     access.map_err(|error| (nearest, error))
 }
 
-/// Where the state of containers is kept.
+/// The root of the state.
 pub(super) fn state(root: &Root) -> Finding {
     let (topic, name) = ("state", root.path().display().to_string());
     if let Err(error) = root.check() {
@@ -238,7 +240,7 @@ fn native_code(description: &Description, config: Option<&Path>) -> Finding {
     }
 }
 
-/// Whether a module's ports of TCP can be limited.
+/// Whether the TCP ports of modules can be limited.
 fn ports() -> Finding {
     let (topic, name) = ("engines", "ports of modules");
     match syscall::landlock_create_ruleset(syscall::LANDLOCK_ACCESS_NET_BIND_TCP) {
@@ -265,13 +267,13 @@ fn of_engine(engine: Result<Installed>, config: Option<&Path>) -> Vec<Finding> {
     }
 }
 
-/// Whether an engine's files are only its owner's to change.
+/// Whether only the owner can change an engine's files.
 fn files(engine: &Installed) -> Finding {
     let Installed { path, description, .. } = engine;
     let (topic, name) = ("engines", &description.name);
     for file in description.files() {
         let file = path.join(file);
-        // Containers of everybody run it.
+        // Containers of all users run this file.
         if fs::metadata(&file).is_ok_and(|there| there.mode() & 0o022 != 0) {
             let detail = format!("users other than its owner can write to `{}`", file.display());
             let fix = format!("chmod go-w {}", file.display());

@@ -1,4 +1,4 @@
-//! `rt wasm cache list|prune|clear`: what modules were compiled to.
+//! `rt wasm cache list|prune|clear`: the native code in the cache.
 #![forbid(unsafe_code)]
 
 use std::time::SystemTime;
@@ -17,7 +17,7 @@ pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<
     match &args.command {
         WasmCacheCommand::List(args) => list(&open()?, args.format).context("list the cache"),
         WasmCacheCommand::Prune(args) => {
-            // What is wrong on the line is told on a host without an engine too.
+            // An error on the command line is reported even on a host without an engine.
             let asked = args.size.as_deref().map(limit).transpose()?;
             let natives = open()?;
             let settings = natives.first().map(|native| &native.settings.cache);
@@ -33,12 +33,12 @@ fn limit(text: &str) -> Result<u64> {
     size.with_context(|| format!("wrong value `{text}` for `--size`"))
 }
 
-/// All engines share it.
+/// All engines share one cache.
 fn cache(natives: &[Native]) -> Result<&Cache> {
     natives.first().map(|native| &native.cache).context("no engine runs native code")
 }
 
-/// Whether an engine here has use for it.
+/// Whether an installed engine can use the entry.
 fn is_useful(natives: &[Native], entry: &Entry) -> bool {
     natives.iter().any(|native| native.is_useful(entry))
 }
@@ -61,12 +61,12 @@ fn list(natives: &[Native], format: ListFormat) -> Result<()> {
     }
 }
 
-/// In the words of `list`.
+/// The status as `list` shows it.
 fn status(natives: &[Native], entry: &Entry) -> &'static str {
     match &entry.kind {
         Kind::Job => "compiling",
         Kind::Useless => "useless",
-        // By another engine, another build of it, or for another processor.
+        // Native code of another engine, of another build, or for another processor.
         _ if !is_useful(natives, entry) => "foreign",
         Kind::Native(_) => "native",
         Kind::Failed(_) => "failed",
@@ -125,7 +125,7 @@ fn short(digest: &str) -> String {
     digest.chars().take(12).collect()
 }
 
-/// In the largest unit that leaves a digit before the point.
+/// Formats a size in the largest unit that leaves a digit before the point.
 fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes as f64, 0);

@@ -1,5 +1,5 @@
-//! `rt wasm compile MODULE|BUNDLE`: has a module compiled before its first start, and shows how
-//! long it takes.
+//! `rt wasm compile MODULE|BUNDLE`: has a module compiled before its first start, and shows the
+//! elapsed time.
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -43,12 +43,12 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
             let what = Later { key: key.clone(), module, name, counting, tenant: None };
             let mut worker = native.start(job, &what, Some(patience.before), Stdio::piped())?;
             let errors = worker.stderr.take();
-            // A line that is written again and again is for eyes.
+            // Only a person at a terminal wants a line that is rewritten again and again.
             let watched = std::io::stderr().is_terminal();
             let show = || {
                 if watched {
                     let seconds = begun.elapsed().as_secs();
-                    // With standard error closed there is nobody to tell.
+                    // If standard error is closed, nobody can see this line.
                     let _ = write!(std::io::stderr(), "\r{shown}: {seconds} s");
                 }
                 Ok(())
@@ -57,11 +57,11 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
             if watched {
                 let _ = write!(std::io::stderr(), "\r\x1b[K");
             }
-            // One line, after which it has ended.
+            // The worker writes one line, and then ends.
             if let Some(mut errors) = errors {
                 errors.read_to_string(&mut said).context("read what the compiler says")?;
             }
-            // What it says is more.
+            // The worker's message says more than its exit status.
             outcome.or_else(|error| if said.is_empty() { Err(error) } else { Ok(()) })?;
         }
         None => native.cache.wait_for(&key, cache::ADMINISTRATOR, &mut patience)?,
@@ -97,7 +97,7 @@ fn open(path: &Path) -> Result<Program> {
     let name = process.args().iter().flatten().next().context("`process.args` is empty")?.clone();
     let root = rustix::fs::open(&bundle.rootfs, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .context("open the rootfs")?;
-    // Where an engine finds it, as far as that can be told without mounts.
+    // The paths where an engine would find the module, as far as they are known without mounts.
     let cwd = process.cwd().as_path();
     let mut places: Vec<PathBuf> = vec![cwd.join(&name)];
     if !name.contains('/') {
@@ -115,7 +115,7 @@ fn open(path: &Path) -> Result<Program> {
     bail!("its program `{name}` is not in the rootfs")
 }
 
-/// Opens a regular file. Of anything else, as a device, the opening alone may do something.
+/// Opens a regular file. Merely opening another kind of file, such as a device, may have an effect.
 fn open_file(from: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd> {
     let found = walk::open(from, path, OFlags::PATH, resolve)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
