@@ -1,5 +1,5 @@
-//! The last step: finding the program, and becoming it or its engine. Runs in init, as the
-//! container's user, after all mounts, in two parts: [`prepare`] while `create` can still fail,
+//! The last step: finds the program, and becomes it or its engine. Runs in init, as the container's
+//! user, after all mounts, in two parts: [`prepare`] while `create` can still fail, and
 //! [`Program::exec`] when the container is started.
 #![forbid(unsafe_code)]
 
@@ -20,52 +20,52 @@ use crate::sync::Given;
 use crate::workload::{self, Format, Rights, Workload};
 use crate::{signals, syscall, walk};
 
-/// What is needed to choose a program and to start it.
+/// What init needs to choose a program and to start it.
 pub(crate) struct Request<'a> {
     pub(crate) args: &'a [String],
-    /// Of a program of the machine's own.
+    /// The environment of a Linux program.
     pub(crate) env: &'a [String],
-    /// Of a module: what is configured, and no more.
+    /// The environment of a module: the configured variables only.
     pub(crate) configured_env: &'a [String],
     pub(crate) cwd: &'a Path,
-    /// What there is to know of the engines that it may run on, if any is asked for. The directory
-    /// of one comes when it is clear that it is needed ([`Given`]): until then no name that the
-    /// container chooses can lead there.
+    /// The descriptions of the engines that may run the program, if the container asks for an
+    /// engine. Init gets the directory of one when it is clear that the program needs it
+    /// ([`Given`]). Until then, no name that the container chooses can lead there.
     pub(crate) engines: Option<&'a Engines<'a>>,
     pub(crate) registered: workload::Registered,
     pub(crate) mounts: &'a [Mount],
-    /// Of a module.
+    /// The rights of a module.
     pub(crate) rights: &'a Rights,
-    /// What the container may use of memory, in bytes: for an engine.
+    /// The container's memory limit in bytes, for an engine.
     pub(crate) memory: Option<u64>,
-    /// Shows the caller's process a module and the number of its engine, and takes what is needed
+    /// Sends a module and the number of its engine to the runtime process, and receives the files
     /// to run it.
     pub(crate) ask: &'a dyn Fn(usize, BorrowedFd<'_>) -> Result<Given>,
 }
 
-/// A program that is there and can be started.
+/// A program that was found and can be started.
 #[derive(Debug)]
 pub(crate) struct Program {
     path: CString,
     argv: Vec<CString>,
     envp: Vec<CString>,
     pub(crate) is_module: bool,
-    /// Of a module: the way into its cgroup.
+    /// For a module: the descriptor by which init enters its cgroup.
     pub(crate) cgroup: Option<OwnedFd>,
-    /// Signals that arrive blocked.
+    /// The signals that the program finds blocked.
     blocked: Vec<i32>,
-    /// Open until the exec, and beyond.
+    /// Open until the exec, and after it.
     descriptors: Vec<OwnedFd>,
 }
 
-/// Finds the program and chooses how it is started.
+/// Finds the program, and chooses how to start it.
 pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
     let name = &request.args[0];
     let found = find(request).with_context(|| format!("exec: `{name}`"))?;
     let head = head(&found)?;
     let chosen = match &head {
-        // A program that its user may run but not read (mode 0711) is a native one: no engine could
-        // read it either.
+        // A program that its user may run but not read (mode 0711) is a Linux program: an engine
+        // could not read it either.
         None => Workload::Linux,
         Some((_, head)) => workload::choose(request.engines.is_some(), head, request.registered)
             .with_context(|| format!("exec: `{}`", found.path.display()))?,
@@ -85,15 +85,15 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
     }
 }
 
-/// A file that is the container's, and the path that leads there.
+/// A file of the container, and the path that leads to it.
 struct Found {
     path: PathBuf,
     /// Opened with `O_PATH`.
     file: OwnedFd,
 }
 
-/// The words, in lower case, by which callers tell a missing program from one that may not be run
-/// (podman, Docker, CRI-O).
+/// The words, in lower case, by which callers (podman, Docker, CRI-O) distinguish a missing program
+/// from one that must not be run.
 fn refusal(error: Errno) -> Error {
     match error {
         Errno::NOENT => anyhow!("no such file or directory"),
@@ -104,11 +104,11 @@ fn refusal(error: Errno) -> Error {
     }
 }
 
-/// Looks a path of the container's up (`O_PATH`).
+/// Looks up a path of the container (`O_PATH`).
 ///
 /// Without magic links on the way (`/proc/self/fd/N`, `/proc/1/root`), a path that begins in the
-/// container stays there: the root and the working directory are the container's. A magic link may
-/// lead anywhere, so what it leads to has to be on one of the container's mounts.
+/// container stays there, because the root and the working directory are the container's. A magic
+/// link may lead anywhere, so its target must be on one of the container's mounts.
 fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match walk::open(CWD, path, flags, ResolveFlags::NO_MAGICLINKS) {
@@ -120,8 +120,8 @@ fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     }
 }
 
-/// Whether a file is on a mount that this process's table of mounts has. The ids of mounts are
-/// unique while they are in use.
+/// Whether a file is on a mount in this process's table of mounts. The ids of mounts are unique
+/// while they are in use.
 fn is_of_the_container(file: &OwnedFd) -> rustix::io::Result<bool> {
     const LONGEST: u64 = 16 << 20;
     let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
@@ -146,8 +146,8 @@ fn kind(file: &OwnedFd) -> rustix::io::Result<FileType> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
 }
 
-/// The program: as its path stands if it holds a slash, or else from PATH (`execvp(3)`). A module
-/// may also lie in the cwd, since images `FROM scratch` have no PATH.
+/// Finds the program. A path with a slash is used as it is, another name is looked up in PATH
+/// (`execvp(3)`). A module may also be in the cwd, because images `FROM scratch` have no PATH.
 fn find(request: &Request<'_>) -> Result<Found> {
     let name = Path::new(&request.args[0]);
     ensure!(!name.as_os_str().is_empty(), "no such file or directory");
@@ -188,8 +188,8 @@ fn find(request: &Request<'_>) -> Result<Found> {
 
 fn executable(file: &OwnedFd) -> Result<()> {
     match syscall::may_execute(file.as_fd()) {
-        // Not an answer but a filter's around this runtime, or an old kernel's: execve(2) has the
-        // last word.
+        // This error may come from a filter around `rt` or from an old kernel, so it is not an
+        // answer. execve(2) decides.
         Err(Errno::NOSYS | Errno::PERM) => {
             let mode = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
             ensure!(mode.intersects(Mode::XUSR | Mode::XGRP | Mode::XOTH), refusal(Errno::ACCESS));
@@ -199,11 +199,13 @@ fn executable(file: &OwnedFd) -> Result<()> {
     }
 }
 
-/// The program, open for reading, and its first bytes; None if its user may not read it.
+/// Opens the program for reading, and reads its first bytes. Returns `None` if its user may not
+/// read it.
 fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
     let path = &found.path;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // Looked up again, because `/proc` may be missing, by which a descriptor could be opened again.
+    // Looks the path up again, because `/proc` may be missing, and without it a descriptor cannot
+    // be opened again.
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::ACCESS) => return Ok(None),
@@ -223,9 +225,10 @@ fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
     Ok(Some((file, head)))
 }
 
-/// Refuses a script whose interpreter is not the container's. The kernel looks it up by itself, and
-/// so do those that follow when it is a script too: here only what can be seen at `create` is told
-/// early. What keeps the kernel inside is that nothing of the host is open then.
+/// Refuses a script whose interpreter is not the container's. The kernel looks up the interpreter
+/// itself, and the next one if the interpreter is a script too. So this only reports early what can
+/// be seen at `create`. The kernel stays inside the container because no file of the host is open
+/// then.
 fn check_interpreter(script: &OwnedFd) -> Result<()> {
     // As much as the kernel reads: `BINPRM_BUF_SIZE`, `<linux/binfmts.h>`.
     let mut head = [0; 256];
@@ -239,23 +242,23 @@ fn check_interpreter(script: &OwnedFd) -> Result<()> {
         Err(Errno::XDEV) => {
             Err(refusal(Errno::XDEV)).with_context(|| format!("interpreter `{}`", path.display()))
         }
-        // The kernel says what is wrong with it.
+        // The kernel reports other errors.
         _ => Ok(()),
     }
 }
 
-/// Refuses a hook that runs in the container and is not the container's. As with an interpreter,
-/// what can be seen now is told now: the container can make the file, or change it, until it
-/// starts.
+/// Refuses a hook that runs in the container but is not the container's. As with an interpreter,
+/// this only reports early what can be seen now: the container can make or change the file until
+/// the hook starts.
 pub(crate) fn check_hook(path: &Path) -> Result<()> {
     match look_up(path) {
         Err(Errno::XDEV) => Err(refusal(Errno::XDEV)),
-        // Who runs it says what is wrong with it.
+        // The process that runs the hook reports other errors.
         _ => Ok(()),
     }
 }
 
-/// Which file on which mount a descriptor is.
+/// Identifies a descriptor's file and mount.
 fn identity(file: &OwnedFd) -> rustix::io::Result<(u64, u64, u32, u32)> {
     let flags = StatxFlags::INO | StatxFlags::MNT_ID;
     let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, flags)?;
@@ -278,7 +281,7 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
     Ok(strings.iter().map(|string| CString::new(string.as_str())).collect::<Result<_, _>>()?)
 }
 
-/// Has an engine run a module.
+/// Prepares an engine to run a module.
 fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Program> {
     let engines = request.engines.context("no engine was found")?;
     let number = engines.choose(format, request.rights)?;
@@ -307,7 +310,8 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
             envp: Vec::new(),
             is_module: true,
             cgroup,
-            // As PID 1 the engine would lose those that come before it has its handlers.
+            // As PID 1, the engine would lose signals that arrive before it has installed its
+            // handlers.
             blocked: vec![libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP],
             descriptors,
         })
@@ -317,17 +321,17 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
 
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
 
-/// For what is looked up in procfs: nothing is mounted between it and the link.
+/// For lookups in procfs: no mount may be between procfs and the link.
 const ON_ONE_MOUNT: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::BENEATH);
 
-/// That `/proc/self/fd/N` leads to descriptor N, and not to what an image put there: `/proc` is
-/// procfs, nothing is mounted between it and the link, and behind the link is the same file on the
+/// Proves that `/proc/self/fd/N` leads to descriptor N, and not to a file from an image: `/proc` is
+/// procfs, nothing is mounted between it and the link, and the link leads to the same file on the
 /// same mount.
 fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
     ensure!(rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC, "`/proc` is not procfs");
-    // `/proc/self` is a symbolic link, not a magic one, so this stays on one mount.
+    // `/proc/self` is a symbolic link, not a magic one, so this lookup stays on one mount.
     let links = walk::open(proc.as_fd(), Path::new("self/fd"), flags, ON_ONE_MOUNT)
         .context("open `/proc/self/fd`")?;
     let number = descriptor.as_raw_fd().to_string();
@@ -341,17 +345,18 @@ fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
 }
 
 impl Program {
-    /// Blocks what the program wants to find blocked, and nothing else; a signal that is sent
-    /// before the start waits then. None is ignored any more. Before a filter of system calls is
-    /// loaded, which need not allow either.
+    /// Blocks the signals that the program expects to be blocked, and no others. Such a signal
+    /// stays pending if it is sent before the start. Resets ignored signals to their default
+    /// action. This comes before a seccomp filter is loaded, so that the filter need not allow
+    /// these calls.
     pub(crate) fn take_signals(&self) {
         syscall::default_signal_actions();
         syscall::block_only(&self.blocked);
     }
 
-    /// Has a signal that asks for an end do so until the exec, also in the first process of a pid
-    /// namespace, which the kernel spares otherwise (`pid_namespaces(7)`). Those that have to stay
-    /// blocked are to be asked for: the descriptor is readable when one has come.
+    /// Lets a termination signal end this process until the exec. By default, the kernel protects
+    /// the first process of a pid namespace from such signals (`pid_namespaces(7)`). If the signals
+    /// have to stay blocked, returns a descriptor instead, which is readable when one has come.
     pub(crate) fn can_be_ended(&self) -> Result<Option<OwnedFd>> {
         if self.blocked.is_empty() {
             syscall::end_on(&signals::ENDING);
@@ -360,7 +365,7 @@ impl Program {
         syscall::signalfd(&self.blocked).context("open a signalfd").map(Some)
     }
 
-    /// Becomes the program. Returns only when that failed.
+    /// Becomes the program. Returns only if that failed.
     pub(crate) fn exec(&self) -> Failure {
         for descriptor in &self.descriptors {
             if let Err(errno) = rustix::io::fcntl_setfd(descriptor.as_fd(), FdFlags::empty()) {
