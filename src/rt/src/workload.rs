@@ -1,6 +1,6 @@
 //! Which workload a container is: a Linux program, or a WebAssembly module for an engine.
 //!
-//! A function of three things only: the configuration, the name that the runtime was called by, and
+//! Three things decide, and nothing else: the configuration, the name by which `rt` was called, and
 //! the first bytes of the program as the container sees it. The rules, with their origin, are in
 //! `docs/workload.md`.
 #![forbid(unsafe_code)]
@@ -22,7 +22,7 @@ pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use registered::{Registered, registered_formats};
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
 
-/// How much of the program decides.
+/// How many bytes of the program decide.
 pub(crate) const HEAD: usize = 8;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,7 +32,7 @@ pub(crate) enum Workload {
     Wasm(Format),
 }
 
-/// What a configuration asks for: the annotation's value, or what means the same.
+/// The handler that a configuration asks for: the annotation's value, or an equivalent.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(from = "String", into = "String")]
 pub(crate) enum Handler {
@@ -42,7 +42,7 @@ pub(crate) enum Handler {
     Named(String),
 }
 
-/// The values of `run.oci.handler` that stand for any engine. `-smart` means the same, since the
+/// The values of `run.oci.handler` that stand for any engine. `-smart` means the same, because the
 /// program's head decides anyway. All other values are names of engines.
 pub(crate) const HANDLERS: [&str; 2] = ["wasm", "wasm-smart"];
 
@@ -61,7 +61,7 @@ impl From<Handler> for String {
     }
 }
 
-/// What an engine runs, in the words of `engine.json`.
+/// The kinds of modules that engines run, as `engine.json` names them.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 pub(crate) enum World {
     /// A core module that exports `_start` (WASI preview1).
@@ -73,7 +73,7 @@ pub(crate) enum World {
     /// A component that exports `wasi:http/incoming-handler`.
     #[serde(rename = "wasi:http/proxy")]
     HttpProxy,
-    /// Of a newer contract.
+    /// A world of a newer contract.
     #[serde(other)]
     Unknown,
 }
@@ -85,8 +85,8 @@ const VARIANTS: [&str; 2] = ["compat", "compat-smart"];
 const SANDBOX_MARKS: [&str; 2] =
     ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
 
-/// What the configuration, or else the runtime's name, asks for. Known before the program can be
-/// looked at.
+/// The handler that the configuration or, failing that, the name of `rt` asks for. It is known
+/// before anybody can look at the program.
 pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Handler>> {
     if SANDBOX_MARKS.iter().any(|key| annotation(spec, key) == Some("sandbox")) {
         return Ok(None);
@@ -107,7 +107,7 @@ pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Handler>> {
     Ok(name.ends_with("-wasm").then_some(Handler::Any))
 }
 
-/// What kind of file the program is, by its first bytes.
+/// The kind of the program's file, by its first bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Format {
     Elf,
@@ -130,7 +130,7 @@ impl Format {
         }
     }
 
-    /// What it can be, as far as its head tells.
+    /// The worlds that the program may belong to, as far as its head tells.
     pub(crate) fn worlds(self) -> &'static [World] {
         match self {
             Format::Module => &[World::Preview1Command],
@@ -140,7 +140,8 @@ impl Format {
     }
 }
 
-/// Decides, or says why it cannot run. Which engine runs a module is another question.
+/// Chooses the workload, or says why the program cannot run. The choice of an engine is a separate
+/// step.
 pub(crate) fn choose(asked: bool, head: &[u8], registered: Registered) -> Result<Workload> {
     match (Format::of(head), asked) {
         (Format::Elf | Format::Script, _) => Ok(Workload::Linux),
@@ -169,7 +170,8 @@ mod tests {
     const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
     const TEXT: &[u8] = b"hello wo";
 
-    /// The workload for annotations (`key=value` each), the runtime's name and the program's head.
+    /// The workload for these annotations (`key=value` each), this name of `rt`, and this program's
+    /// head.
     fn workload(annotations: &[&str], argv0: &str, head: &[u8]) -> Result<Workload> {
         let mut spec = Spec::default();
         let pairs = annotations.iter().filter_map(|pair| pair.split_once('='));
@@ -205,7 +207,7 @@ mod tests {
             (&["module.wasm.image/variant=compat-smart"], "rt", MODULE, WASM),
             (&["module.wasm.image/variant=compat"], "rt", ELF, LINUX),
             (&["module.wasm.image/variant=other"], "rt", MODULE, REFUSED),
-            // The handler comes before the variant, and both before the name.
+            // The handler comes before the variant, and both come before the name.
             (&["run.oci.handler=wasm", "module.wasm.image/variant=other"], "rt", MODULE, WASM),
             (&[], "rt-wasm", MODULE, WASM),
             (&[], "/usr/bin/rt-wasm", MODULE, WASM),

@@ -1,4 +1,4 @@
-//! Whether and when a module is compiled: as the host decides, or its container.
+//! Whether and when a module is compiled: the host decides, or the container.
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, bail};
@@ -8,12 +8,12 @@ use serde::Deserialize;
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Compile {
-    /// In the background, at its first start, which the interpreter runs.
+    /// In the background, during its first start, which the interpreter runs.
     #[default]
     Lazy,
     /// Before its first start.
     Eager,
-    /// Never; nothing that was compiled is used either.
+    /// Never. Existing native code is not used either.
     Off,
 }
 
@@ -29,11 +29,11 @@ impl Compile {
     }
 }
 
-/// What a container wants of native code.
+/// The container's wishes about native code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wish {
-    /// When its module is compiled, if it says so.
+    /// When its module is compiled, if the container says so.
     pub(crate) compile: Option<Compile>,
-    /// Its instructions are counted, which takes other native code.
+    /// Whether instructions are counted, which requires different native code.
     pub(crate) counting: bool,
 }

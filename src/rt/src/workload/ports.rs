@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, ensure};
 
-/// Those of one protocol for one use, apart from each other; none for all.
+/// The allowed ports of one protocol for one use, as ranges that do not touch each other. `None`
+/// allows all ports.
 pub(crate) type Allowed = Option<Vec<RangeInclusive<u16>>>;
 
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -25,8 +26,8 @@ impl Ports {
         self.tcp.is_limited() || self.udp.is_limited()
     }
 
-    /// Whether it may listen at some ports of TCP and not at others: those that the kernel chooses
-    /// are among the others.
+    /// Whether the module may listen on some TCP ports and not on others. A port that the kernel
+    /// chooses is one of the others.
     pub(crate) fn listens_at_some(&self) -> bool {
         let chosen = |ranges: &Vec<RangeInclusive<u16>>| ranges.iter().any(|it| *it.start() == 0);
         self.tcp.bind.as_ref().is_some_and(|ranges| !ranges.is_empty() && !chosen(ranges))
@@ -34,13 +35,13 @@ impl Ports {
 }
 
 impl Protocol {
-    /// Whether it has no port at all, and so no use for a socket.
+    /// Whether the module may use no port at all, and so has no use for a socket.
     pub(crate) fn is_refused(&self) -> bool {
         let none = |allowed: &Allowed| allowed.as_ref().is_some_and(Vec::is_empty);
         none(&self.bind) && none(&self.connect)
     }
 
-    /// Whether its sockets may have some ports and others not.
+    /// Whether the module's sockets may use some ports and not others.
     pub(crate) fn is_divided(&self) -> bool {
         self.is_limited() && !self.is_refused()
     }
@@ -50,7 +51,7 @@ impl Protocol {
     }
 }
 
-/// Those of TCP and of UDP in a list: `tcp/PORT`, `udp/FIRST-LAST`, with commas between.
+/// Parses a list of TCP and UDP ports: `tcp/PORT`, `udp/FIRST-LAST`, separated by commas.
 pub(super) fn parse(value: &str, lowest: u16) -> Result<(Allowed, Allowed)> {
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for entry in value.split(',').filter(|_| !value.is_empty()) {
@@ -76,11 +77,12 @@ fn range(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 fn port(text: &str) -> Option<u16> {
-    // A sign would be read as well.
+    // The parser would accept a sign.
     text.parse().ok().filter(|_| !text.starts_with('+'))
 }
 
-/// Those that it touches become one with it. They were apart, so no other one is touched then.
+/// Merges a range with all ranges that it touches. These did not touch any other range, so the
+/// merged range does not either.
 fn add(list: &mut Vec<RangeInclusive<u16>>, range: RangeInclusive<u16>) {
     let (mut first, mut last) = range.into_inner();
     list.retain(|other| {

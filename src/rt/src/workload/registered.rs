@@ -1,17 +1,19 @@
-//! The formats of programs that the host's kernel runs besides its own (`binfmt_misc`).
+//! Program formats that the host's kernel runs in addition to its own (`binfmt_misc`).
 #![forbid(unsafe_code)]
 
 use std::fs;
 
-/// What the host's kernel runs natively besides ELF and scripts, as it was told to (`binfmt_misc`).
+/// The formats that are registered with the host's kernel in addition to ELF and scripts
+/// (`binfmt_misc`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Registered {
     pub(crate) any: bool,
-    /// Something whose name has `wasm` in it.
+    /// Whether a name contains `wasm`.
     pub(crate) wasm: bool,
 }
 
-/// One file each, beside two of the filesystem's own (kernel documentation, `binfmt-misc.rst`).
+/// Each format is a file, beside two files of the filesystem itself (kernel documentation,
+/// `binfmt-misc.rst`).
 pub(crate) fn registered_formats() -> Registered {
     let entries = fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());

@@ -1,4 +1,4 @@
-//! What a module may do, where its container's annotations say less than all:
+//! What a module may do, if its container's annotations give it less than everything:
 //! `docs/annotations.md`, "Modules".
 #![forbid(unsafe_code)]
 
@@ -11,33 +11,33 @@ use oci_spec::runtime::Spec;
 use super::compile::{Compile, Wish};
 use super::ports::{self, Ports};
 
-/// What the annotations' names begin with. No other name may.
+/// The prefix of the annotations' names. No other name may begin with it.
 const PREFIX: &str = "run.oci.wasm.";
 
-/// What they end with.
+/// The rest of the annotations' names.
 const NAMES: [&str; 8] =
     ["bind", "compile", "connect", "dirs", "fuel", "plugins", "sockets", "timeout"];
 
-/// Directories that show the kernel's or the machine's things, and are never shown to a module.
+/// Directories that show objects of the kernel or of the machine. A module never sees them.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Rights {
-    /// In place of all that the container has.
+    /// The module's directories, instead of all that the container has.
     pub(crate) directories: Option<Vec<Directory>>,
     pub(crate) sockets: bool,
     pub(crate) ports: Ports,
-    /// How long each program may run.
+    /// The time limit of each program.
     pub(crate) timeout: Option<Duration>,
-    /// How many instructions each program may run.
+    /// The number of instructions that each program may run.
     pub(crate) fuel: Option<u64>,
-    /// Of the engine, which are loaded for it.
+    /// The engine's plugins, which it loads for the module.
     pub(crate) plugins: Vec<String>,
-    /// Whether and when it is compiled.
+    /// Whether and when the module is compiled.
     pub(crate) compile: Option<Compile>,
 }
 
-/// A directory of the container's.
+/// A directory of the container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Directory {
     pub(crate) path: PathBuf,
@@ -45,7 +45,7 @@ pub(crate) struct Directory {
 }
 
 impl Default for Rights {
-    /// All that the container has.
+    /// Everything that the container has.
     fn default() -> Rights {
         Rights {
             directories: None,
@@ -73,8 +73,7 @@ impl Rights {
         Wish { compile: self.compile, counting: self.fuel.is_some() }
     }
 
-    /// The options of the engine contract that these rights need, each with the annotation that
-    /// says so.
+    /// The options of the engine contract that these rights require, each with its annotation.
     pub(crate) fn needs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         [
             (self.fuel.is_some(), ("fuel", "run.oci.wasm.fuel")),
@@ -88,7 +87,7 @@ impl Rights {
     fn take(&mut self, name: &str, value: &str) -> Result<()> {
         let Ports { tcp, udp } = &mut self.ports;
         match name {
-            // Port 0 is any that is free.
+            // Port 0 stands for any free port.
             "bind" => (tcp.bind, udp.bind) = ports::parse(value, 0)?,
             "connect" => (tcp.connect, udp.connect) = ports::parse(value, 1)?,
             "dirs" => self.directories = Some(directories(value)?),
@@ -116,7 +115,7 @@ impl Rights {
     }
 }
 
-/// `PATH`, `PATH:ro`, with commas between.
+/// Parses `PATH` and `PATH:ro`, separated by commas.
 fn directories(value: &str) -> Result<Vec<Directory>> {
     let entries = value.split(',').filter(|_| !value.is_empty());
     let entries = entries.map(|entry| directory(entry).with_context(|| format!("`{entry}`")));
@@ -149,12 +148,12 @@ pub(crate) fn is_the_kernels(path: &Path) -> bool {
     KERNELS.iter().any(|kernel| path.starts_with(kernel))
 }
 
-/// In seconds.
+/// Parses a number of seconds.
 fn timeout(value: &str) -> Result<Duration> {
     let wrong = || format!("`{value}` is no number of seconds greater than 0");
     let seconds: f64 = value.parse().with_context(wrong)?;
     let duration = Duration::try_from_secs_f64(seconds).ok();
-    // What a timer takes in milliseconds, on any machine: 24 days.
+    // The largest number of milliseconds that a timer accepts on any machine: 24 days.
     let good = |duration: &Duration| (1..=i32::MAX as u128).contains(&duration.as_millis());
     duration.filter(good).with_context(wrong)
 }
