@@ -1,17 +1,17 @@
-//! What is known of a container between commands: one directory per container below the root of the
-//! state.
+//! The files that `rt` keeps about a container between commands: one directory per container, below
+//! the root of the state.
 //!
 //! - `state.json`: [`State`]. `rt` replaces the whole file by a rename, and never edits it.
-//! - `config.json`: the bundle's configuration as it was at `create`.
+//! - `config.json`: the bundle's configuration at the time of `create`.
 //! - `root`: an empty directory, while the container is restored from a checkpoint.
-//! - `notify`: the directory of a socket for `sd_notify(3)`, if the caller has a service manager that
-//!   wants to hear of it.
+//! - `notify`: the directory of a socket for `sd_notify(3)`, if the caller has a service manager
+//!   that wants readiness messages.
 //! - `start`: a fifo, as long as the container's first process waits for `start` on it.
 //!
-//! A state has no field for the status. That is found out each time from the process, the fifo and
-//! the freezer, so that nothing has to be written when a container starts or ends. A process is
-//! known by its pid *and* its start time, so a pid that the kernel has given to somebody else is
-//! never taken for the container's.
+//! A state has no field for the status. `rt` derives the status each time from the process, the
+//! fifo and the freezer, so nothing has to be written when a container starts or ends. `rt`
+//! identifies a process by its pid *and* its start time. If the kernel has given the pid to another
+//! process, `rt` never takes that process for the container's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ use crate::linux::cgroups::{Cgroup, Held};
 use crate::linux::intel_rdt::Groups;
 use crate::{ids, procfs, trust, workload};
 
-/// The version of the format that this runtime writes. It reads all up to this one.
+/// The version of the format that this `rt` writes. It reads all versions up to this one.
 const VERSION: u32 = 1;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -54,26 +54,26 @@ pub(crate) struct State {
     /// The user who made the container.
     pub(crate) uid: u32,
     pub(crate) cgroup: Cgroup,
-    /// What was asked for. It holds for programs that `exec` starts too.
+    /// The handler that was asked for. It applies to programs that `exec` starts too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<workload::Handler>,
-    /// What runs its module, if it is one.
+    /// How the container's module is run, if its program is a module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<Run>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Groups>,
-    /// What its standard streams were at its birth, as `/proc` names them: a checkpoint needs to
-    /// know. None with a terminal.
+    /// The container's standard streams when init was made, as `/proc` names them. `checkpoint`
+    /// requires them. Empty with a terminal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) descriptors: Vec<String>,
-    /// `create --no-new-keyring`, which holds for what `exec` starts too.
+    /// `create --no-new-keyring`, which applies to programs that `exec` starts too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keeps_keyring: bool,
-    /// The mount namespace that it was made with, by the device and the inode of its file in
-    /// `/proc`. None without one of its own.
+    /// The container's own mount namespace, as device and inode of its file in `/proc`. `None` if
+    /// the container has no mount namespace of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mount_namespace: Option<(u64, u64)>,
-    /// What `mounts add` has mounted, in this order.
+    /// The mounts that `mounts add` has made, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) added: Vec<AddedMount>,
     pub(crate) annotations: BTreeMap<String, String>,
@@ -83,15 +83,16 @@ pub(crate) struct State {
     pub(crate) poststop: Vec<Hook>,
 }
 
-/// A mount that `mounts add` has made. Where it is by now is the container's choice; which one it
-/// is, is not.
+/// A mount that `mounts add` has made. The container can move the mount, but cannot change which
+/// one it is.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct AddedMount {
-    /// As it was asked for.
+    /// The requested destination.
     pub(crate) destination: PathBuf,
-    /// As the kernel's table of mounts has it. When the mount is gone, another one can get it.
+    /// The mount's id in the kernel's table of mounts. When the mount is gone, another mount can
+    /// get this id.
     pub(crate) id: u64,
-    /// One that no other mount gets, where the kernel knows such (`STATX_MNT_ID_UNIQUE`, Linux
+    /// An id that no other mount gets, if the kernel has such ids (`STATX_MNT_ID_UNIQUE`, Linux
     /// 6.8).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unique: Option<u64>,
@@ -100,7 +101,7 @@ pub(crate) struct AddedMount {
 /// How a module is run.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Run {
-    /// The engine's name, and its version if it tells: `wasmedge 0.17.1`.
+    /// The engine's name, with its version if the description has one: `wasmedge 0.17.1`.
     pub(crate) engine: String,
     pub(crate) mode: RunMode,
 }
@@ -109,7 +110,7 @@ pub(crate) struct Run {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RunMode {
     Interpreter,
-    /// Compiled ahead of time.
+    /// Native code, compiled ahead of time.
     Aot,
 }
 
@@ -144,7 +145,7 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// The names by which `state` and `list` tell of a module.
+/// The annotations by which `state` and `list` describe a module.
 const RUN_ENGINE: &str = "run.oci.engine";
 const RUN_MODE: &str = "run.oci.engine.mode";
 
@@ -187,14 +188,15 @@ impl State {
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(Errno::SRCH) => return Ok(None),
-            // Where what it has started lives on, the number is kept as that of a session or of a
-            // process group; then, and for a thread's, the kernel has no process for it, and calls
-            // that differently (`pidfd_prepare`, Linux 6.1 and 6.15).
+            // If descendants of the process live on, the kernel keeps the pid as the id of a
+            // session or of a process group. It then has no process for the pid, and reports that
+            // by these errors, as it does for the id of a thread (`pidfd_prepare`, Linux 6.1 and
+            // 6.15).
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };
-        // Read after the descriptor is open: if the start time is right now, the descriptor is the
-        // right process.
+        // Reads the start time after opening the descriptor: if the start time is right now, the
+        // descriptor is the right process.
         match procfs::stat(pid)? {
             Some(stat) => Ok((stat.start_time == self.start_time && !stat.dead).then_some(pidfd)),
             None if procfs::is_hidden(&pidfd)? => {
@@ -204,22 +206,25 @@ impl State {
         }
     }
 
-    /// Holds its cgroup, so that no other container gets it meanwhile. None if another one has it,
-    /// which can be since this one has stopped.
+    /// Holds the container's cgroup, so that no other container gets it in the meantime. Returns
+    /// `None` if another container has the cgroup, which can happen after this container has
+    /// stopped.
     pub(crate) fn hold_cgroup(&self) -> Result<Option<Held<'_>>> {
         self.cgroup.hold(&|| Ok(self.process()?.is_some()))
     }
 
-    /// Those in its cgroup and below it; none if another container has that.
+    /// The processes in the container's cgroup and below it. Empty if another container has the
+    /// cgroup.
     pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
         let processes = self.cgroup.processes()?;
-        // Asked afterwards: a cgroup is marked before a process of its next container is in it.
+        // This check comes last: a cgroup is marked before a process of its next container enters
+        // it.
         let is_own =
             processes.is_empty() || self.process()?.is_some() || !self.cgroup.is_of_another();
         Ok(if is_own { processes } else { Vec::new() })
     }
 
-    /// The configuration's annotations, and what there is to say of a module.
+    /// The configuration's annotations, and those that describe a module.
     pub(crate) fn reported_annotations(&self) -> BTreeMap<String, String> {
         let mut annotations = self.annotations.clone();
         if let Some(run) = &self.run {
@@ -259,18 +264,18 @@ impl State {
 #[derive(Debug)]
 pub(crate) struct Root {
     path: PathBuf,
-    /// Whether the caller has named it.
+    /// Whether the caller has named the root.
     is_given: bool,
 }
 
-/// The directory of one container.
+/// The state directory of one container.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
 }
 
 impl Root {
-    /// `--root`, or else the default: `/run/rt` for root of the initial user namespace,
+    /// `--root`, or the default: `/run/rt` for root of the initial user namespace,
     /// `$XDG_RUNTIME_DIR/rt` for others.
     pub(crate) fn new(path: Option<&Path>) -> Root {
         let is_given = path.is_some();
@@ -282,8 +287,8 @@ impl Root {
         Root { path, is_given }
     }
 
-    /// Makes the directory of a new container; it is the claim on the name, so that of two callers
-    /// one wins. Returns the lock too, which its maker holds as long as it is being made.
+    /// Makes the directory of a new container. This claims the name, so that one of two callers
+    /// wins. Also returns the lock, which the creating process holds until the container is made.
     pub(crate) fn add(&self, id: &str) -> Result<(Directory, OwnedFd)> {
         check_id(id)?;
         let show = |path: &Path| format!("make state directory `{}`", path.display());
@@ -301,7 +306,7 @@ impl Root {
                 match lock() {
                     Ok(lock) => Ok((directory, lock)),
                     Err(error) => {
-                        // The first error is the one to tell.
+                        // The first error is the one to report.
                         let _ = directory.remove();
                         Err(error)
                     }
@@ -312,12 +317,12 @@ impl Root {
         }
     }
 
-    /// For its owner alone. One that is there keeps the mode that it has.
+    /// Makes the root for its owner only. An existing root keeps its mode.
     fn make(&self) -> trust::Result<OwnedFd> {
         trust::make_shared_directory(&self.path)
     }
 
-    /// Fails if others could change what is in it. It need not be there.
+    /// Fails if others could change the content of the root. The root need not exist.
     pub(crate) fn check(&self) -> Result<()> {
         self.open().map(drop)
     }
@@ -326,12 +331,12 @@ impl Root {
         &self.path
     }
 
-    /// Where compiled seccomp filters are kept. No container has this name ([`check_id`]).
+    /// The directory of compiled seccomp filters. No container has this name ([`check_id`]).
     pub(crate) fn filters(&self) -> PathBuf {
         self.path.join("@seccomp")
     }
 
-    /// The directory of a container, or None when there is no such container.
+    /// The directory of a container, or `None` if there is no such container.
     pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
         check_id(id)?;
         let Some(root) = self.open()? else { return Ok(None) };
@@ -339,7 +344,8 @@ impl Root {
         Ok(self.unless_missing(there)?.map(|_| Directory { path: self.path.join(id) }))
     }
 
-    /// None when there is no container yet. Fails if others could change what is in it.
+    /// Returns `None` if there is no container yet. Fails if others could change the content of the
+    /// root.
     fn open(&self) -> Result<Option<OwnedFd>> {
         self.unless_missing(trust::shared_directory(&self.path))
     }
@@ -353,7 +359,7 @@ impl Root {
         }
     }
 
-    /// The directory and the state of a container that must be there.
+    /// The directory and the state of a container. Fails if it does not exist.
     pub(crate) fn load(&self, id: &str) -> Result<(Directory, State)> {
         match self.find(id)? {
             Some(directory) => match directory.read()? {
@@ -364,14 +370,14 @@ impl Root {
         }
     }
 
-    /// The names that a regular expression is found in, sorted.
+    /// The names that match a regular expression, sorted.
     pub(crate) fn matching(&self, pattern: &str) -> Result<Vec<String>> {
         let pattern = regex_lite::Regex::new(pattern)
             .with_context(|| format!("`{pattern}` is no regular expression"))?;
         Ok(self.ids()?.into_iter().filter(|id| pattern.is_match(id)).collect())
     }
 
-    /// Fails if the caller has named a root that is not there, which may be a mistake.
+    /// Fails if the caller has named a root that does not exist, which may be a mistake.
     pub(crate) fn require(&self) -> Result<()> {
         let there = fs::symlink_metadata(&self.path).map(drop);
         if self.is_given {
@@ -397,7 +403,7 @@ impl Root {
     }
 }
 
-/// The state is in a format that this runtime does not know yet: nothing may be done to the
+/// The format of the state is newer than this `rt`, so this `rt` must not do anything to the
 /// container.
 #[derive(Debug)]
 pub(crate) struct Newer(u32);
@@ -421,20 +427,20 @@ impl Directory {
             .with_context(|| format!("open `{}`", self.path.display()))
     }
 
-    /// What no other container has while this directory is there: ` DEVICE:INODE`.
+    /// A text that no other container has while this directory exists: ` DEVICE:INODE`.
     pub(crate) fn mark(&self) -> Result<String> {
         let there = rustix::fs::lstat(&self.path)
             .with_context(|| format!("look at `{}`", self.path.display()))?;
         Ok(format!(" {:x}:{:x}", there.st_dev, there.st_ino))
     }
 
-    /// Whether nobody has deleted the container.
+    /// Whether the container has not been deleted.
     pub(crate) fn is_there(&self) -> bool {
         self.path.is_dir()
     }
 
-    /// Waits until nobody is making or deleting the container any more; None when that takes longer
-    /// than the patience.
+    /// Waits until no other process is making or deleting the container. Returns `None` if that
+    /// takes longer than the patience.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Option<OwnedFd>> {
         let lock = self.open()?;
         let end = Instant::now() + patience;
@@ -450,7 +456,7 @@ impl Directory {
         }
     }
 
-    /// None when the creation of the container was cut short.
+    /// Returns `None` if the creation of the container was interrupted.
     pub(crate) fn read(&self) -> Result<Option<State>> {
         let path = self.path.join("state.json");
         let read = || -> Result<Option<State>> {
@@ -468,7 +474,7 @@ impl Directory {
         self.draft(state)?.publish()
     }
 
-    /// Writes a state that nobody sees until it is published.
+    /// Writes a state that no process sees until it is published.
     pub(crate) fn draft(&self, state: &State) -> Result<Draft> {
         let text = serde_json::to_vec(state).context("write `state.json`")?;
         self.draft_file("state.json", &text)
@@ -478,7 +484,8 @@ impl Directory {
         self.draft_file("config.json", config)?.publish()
     }
 
-    /// The configuration as it was at `create`. None when it is not there or cannot be understood.
+    /// The configuration at the time of `create`. Returns `None` if the file is missing or cannot
+    /// be parsed.
     pub(crate) fn config(&self) -> Option<Spec> {
         let (spec, _) = crate::bundle::spec(&fs::read(self.path.join("config.json")).ok()?).ok()?;
         Some(spec)
@@ -487,7 +494,8 @@ impl Directory {
     fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {
         let path = self.path.join(name);
         let show = format!("write `{}`", path.display());
-        // For its owner alone: what it says is done by root, and an environment may hold secrets.
+        // For its owner only: root acts on the content of these files, and an environment may
+        // contain secrets.
         let draft = self.open().and_then(|at| Draft::write_in(at, path, text, 0o600));
         draft.context(show)
     }
@@ -496,19 +504,20 @@ impl Directory {
         self.path.join("start")
     }
 
-    /// What the container sees of it is the socket by which it says that it is ready.
+    /// The container sees one thing of this directory: the socket for its readiness message.
     pub(crate) fn notify_folder(&self) -> PathBuf {
         self.path.join("notify")
     }
 
-    /// What CRIU finds in the place of a file of a checkpoint, while a container is restored.
+    /// The directory with which `restore` covers a file of the checkpoint. CRIU finds it there
+    /// while it restores a container.
     pub(crate) fn cover_folder(&self) -> PathBuf {
         self.path.join("images")
     }
 
-    /// Where a container that is restored has its root for a while, in a mount namespace that
-    /// nobody else sees. With a user namespace, CRIU goes there by name as the container's root, so
-    /// others have to be let pass.
+    /// Makes the directory that is a restored container's root for a while, in a mount namespace
+    /// that no other process sees. With a user namespace, CRIU reaches it by name as the
+    /// container's root, so others must be able to pass.
     pub(crate) fn make_root_folder(&self, others_pass: bool) -> Result<PathBuf> {
         let path = self.path.join("root");
         DirBuilder::new()
@@ -516,22 +525,22 @@ impl Directory {
             .create(&path)
             .with_context(|| format!("make `{}`", path.display()))?;
         if others_pass {
-            // Nobody closes the root again: another restore may need it, and the containers'
-            // directories are closed.
+            // The root of the state stays passable: another restore may require that, and the
+            // containers' directories are closed.
             for path in self.path.parent().into_iter().chain([self.path.as_path()]) {
                 self.set_passable(path, true)?;
             }
         }
-        // CRIU wants it without symbolic links.
+        // CRIU requires a path without symbolic links.
         path.canonicalize().with_context(|| format!("find `{}`", path.display()))
     }
 
-    /// After a restore nobody has to come in any more.
+    /// After a restore, others no longer have to pass.
     pub(crate) fn close(&self) -> Result<()> {
         self.set_passable(&self.path, false)
     }
 
-    /// Lets others search a directory, by name; or nobody.
+    /// Lets others search a directory by name, or forbids it.
     fn set_passable(&self, path: &Path, passable: bool) -> Result<()> {
         const SEARCH: u32 = 0o011;
         let change = || -> Result<()> {
@@ -550,7 +559,7 @@ impl Directory {
             .with_context(|| format!("make fifo `{}`", self.start_fifo().display()))
     }
 
-    /// Last of all that a deletion does: until then, the name is taken.
+    /// Removes the directory. This is the last step of a deletion: until then, the name is taken.
     pub(crate) fn remove(&self) -> Result<()> {
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -566,7 +575,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<State> {
     struct Version {
         version: u32,
     }
-    // The version first: a later format may not parse as this one.
+    // Reads the version first, because a later format may not parse as this one.
     let version = serde_json::from_slice::<Version>(text)?.version;
     if version > VERSION {
         return Err(Newer(version).into());
@@ -574,7 +583,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<State> {
     Ok(serde_json::from_slice(text)?)
 }
 
-/// A state as it is stored, for tests of what reads one.
+/// A stored state, for tests of functions that read one.
 #[cfg(test)]
 pub(crate) fn sample() -> Vec<u8> {
     let cgroup = serde_json::json!({ "manager": "cgroupfs", "version": "v2", "paths": ["/sys/fs/cgroup/x"] });
@@ -586,7 +595,7 @@ pub(crate) fn sample() -> Vec<u8> {
 /// runc's rule for names.
 pub(crate) fn check_id(id: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
-    // A name becomes a file name, of 255 bytes at the most.
+    // A name becomes a file name, which has at most 255 bytes.
     let good =
         !id.is_empty() && id.len() <= 255 && id.chars().all(allowed) && !matches!(id, "." | "..");
     ensure!(

@@ -1,9 +1,9 @@
-//! The conversation between the caller's process and a container's first process while the
-//! container is made.
+//! The messages between the runtime process and a container's first process while the container is
+//! made.
 //!
-//! One socket pair of type `SOCK_SEQPACKET`: a message is a tag and, for some, a text. When one
-//! side dies, the other reads the end of the stream, so neither waits for a dead peer: a runtime
-//! that is killed half-way takes its init with it.
+//! The two processes share a socket pair of type `SOCK_SEQPACKET`. A message is a tag and, for some
+//! tags, a text. When one side dies, the other reads the end of the stream, so neither waits for a
+//! dead peer. If the runtime process is killed half-way, init ends too.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,16 +17,16 @@ use crate::interrupt::{self, Watch};
 use crate::log;
 use crate::scm_rights;
 
-/// What the caller's process hands over for a module.
+/// The files that the runtime process sends to init for a module.
 #[derive(Debug)]
 pub(crate) struct Given {
     /// The engine's directory.
     pub(crate) engine: OwnedFd,
     /// The plugins' directory.
     pub(crate) plugins: Option<OwnedFd>,
-    /// The way into the cgroup for modules.
+    /// The descriptor by which init enters the cgroup for modules.
     pub(crate) cgroup: Option<OwnedFd>,
-    /// What the module was compiled to.
+    /// The module's native code.
     pub(crate) native: Option<OwnedFd>,
 }
 
@@ -34,42 +34,41 @@ pub(crate) struct Given {
 pub(crate) enum Message {
     /// To init: the id mappings of the new user namespace are written.
     Mapped,
-    /// To init: its cgroup is there and its limits are in force. With the message come the `tasks`
-    /// files by which init has to enter it; none if it is in it already. An engine is told the
-    /// limit of memory, in bytes.
+    /// To init: its cgroup exists and its limits are in force. The `tasks` files by which init has
+    /// to enter the cgroup come with the message; none if init is in the cgroup already. The memory
+    /// limit in bytes is for an engine.
     Cgroup { memory: Option<u64> },
-    /// To init: the rules for devices are in force in its cgroup.
+    /// To init: the device rules of its cgroup are in force.
     Restricted,
-    /// From the process that joins namespaces on init's behalf: init's process id.
+    /// From the process that joins namespaces for init: init's pid.
     Init(i32),
-    /// From init: the namespaces and mounts are there, the root is not yet changed: time for the
-    /// `prestart` and `createRuntime` hooks.
+    /// From init: the namespaces and mounts are made, and the root is not changed yet. Now the
+    /// `prestart` and `createRuntime` hooks can run.
     BeforePivot,
-    /// From init: a mount whose ids are to be mapped comes with the message; the number of its
-    /// entry.
+    /// From init: a mount that requires an id mapping comes with the message, with the number of
+    /// its entry.
     Map(usize),
-    /// To init: they are.
+    /// To init: the mount's ids are mapped.
     MapDone,
-    /// To init: those hooks have run.
+    /// To init: the `prestart` and `createRuntime` hooks have run.
     HooksDone,
     /// From init: the program is a module, which comes with the message, and the engine of this
     /// number will run it.
     Module(usize),
-    /// To init: the engine. Its directory comes with the message, then the files that are there:
-    /// the plugins' directory, the way into the cgroup for modules, what the module was compiled
-    /// to.
+    /// To init: the engine. Its directory comes with the message, followed by the files that exist:
+    /// the plugins' directory, the descriptor of the cgroup for modules, and the module's native
+    /// code.
     Engine { plugins: bool, cgroup: bool, native: bool },
-    /// From init: all is done, it waits for the start.
+    /// From init: everything is done, and init waits for the start.
     Ready,
-    /// To init: the state is written, so it can be found again. From now on it may outlive the
-    /// caller.
+    /// To init: the state is written, so commands can find the container. From now on, init may
+    /// outlive the runtime process.
     Recorded,
-    /// To init: start; the state is written. Only when there is no fifo to wait on.
+    /// To init: start; the state is written. Used only if there is no fifo to wait on.
     Start,
     /// From init: it loads a seccomp filter now, whose listener will have this number.
     Listener(i32),
-    /// From the process that changes mounts of a container: of those that were added, the one of
-    /// this number is not there any more.
+    /// From the process that changes a container's mounts: the added mount of this number is gone.
     Gone(usize),
     /// From init: a line for the log, after its level.
     Said(String),
@@ -78,7 +77,7 @@ pub(crate) enum Message {
 }
 
 impl Message {
-    /// Writes a line for the log. Gives any other message back.
+    /// Writes a line for the log. Returns any other message.
     pub(crate) fn unless_said(self) -> Option<Message> {
         match self {
             Message::Said(line) => {
@@ -90,11 +89,11 @@ impl Message {
     }
 }
 
-/// Closed when the last clone is gone. Only the [log](Socket::carry_log) has a clone.
+/// The socket is closed when the last clone is gone. Only the [log](Socket::carry_log) has a clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Socket(Arc<OwnedFd>);
 
-/// Longer error texts are cut; a single message must fit a receive buffer.
+/// The longest message, because a message must fit a receive buffer. Longer error texts are cut.
 const LONGEST: usize = 8192;
 
 pub(crate) fn pair() -> Result<(Socket, Socket)> {
@@ -105,8 +104,8 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
         None,
     )
     .context("make a socket pair")?;
-    // The first is the end of the caller's process, which may have blocked the signals that are to
-    // end it.
+    // `one` is the runtime process's end. That process may have blocked the signals that are to end
+    // it, so its waits are limited.
     let turn = Some(interrupt::TURN);
     rustix::net::sockopt::set_socket_timeout(&one, Timeout::Recv, turn)
         .context("limit the wait for a message")?;
@@ -114,11 +113,11 @@ pub(crate) fn pair() -> Result<(Socket, Socket)> {
 }
 
 impl Socket {
-    /// In a process that the runtime process makes: its lines for the log go this way, until
-    /// [`log::end`].
+    /// In a process that the runtime process makes: sends its lines for the log over this socket,
+    /// until [`log::end`].
     pub(crate) fn carry_log(&self) {
         let socket = self.clone();
-        // A log that cannot be written must not fail what it reports on.
+        // A log that cannot be written must not fail the reported step.
         log::forward(move |line| drop(socket.send(&Message::Said(line))));
     }
 
@@ -131,29 +130,30 @@ impl Socket {
         let bytes = encode(message);
         ensure!(files.len() <= scm_rights::MOST, "send {} files at once", files.len());
         let sent = if files.is_empty() {
-            // Not sendmsg(2): init may be under the container's filter, which need not allow that.
-            // SIGPIPE is ignored, or ends an init whose caller has gone.
+            // Not sendmsg(2): init may be under the container's filter, which need not allow that
+            // call. SIGPIPE is ignored, or ends an init whose runtime process has gone.
             rustix::io::write(&self.0, &bytes).map(drop)
         } else {
             scm_rights::send(self.0.as_fd(), &bytes, files)
         };
         match sent {
-            // The other side has died: whoever waits for its next message reads that, and why.
+            // The other side has died. The process that waits for its next message finds that out,
+            // and why.
             Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(error) => Err(error).context("send to the other process"),
         }
     }
 
-    /// The number that the next descriptor that this process opens will have.
+    /// The number of the next descriptor that this process opens.
     pub(crate) fn next_descriptor(&self) -> Result<i32> {
         Ok(self.0.try_clone()?.as_raw_fd())
     }
 
-    /// None when the other side is gone.
+    /// Returns `None` if the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
         let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         loop {
-            // As for sending: not recvmsg(2).
+            // Not recvmsg(2), for the same reason as in sending.
             match rustix::io::read(&self.0, &mut buffer) {
                 Ok(0) => return Ok(None),
                 Ok(length) => return decode(&buffer[..length]).map(Some),
@@ -164,9 +164,10 @@ impl Socket {
         }
     }
 
-    /// Why the other side gave up, if it has said so. Does not wait: for a side that has ended.
+    /// Why the other side gave up, if it has said so. Does not wait, because the other side has
+    /// ended.
     pub(crate) fn last_words(&self) -> Option<String> {
-        /// More than either side sends without an answer, lines for the log included.
+        /// More messages than either side sends without an answer, lines for the log included.
         const MOST: u32 = 64;
         let mut buffer = [0; LONGEST];
         for _ in 0..MOST {
@@ -185,14 +186,14 @@ impl Socket {
         None
     }
 
-    /// And the files that come with it.
+    /// Receives a message and the files that come with it.
     pub(crate) fn receive_with(&self) -> Result<(Option<Message>, Vec<OwnedFd>)> {
         let (mut buffer, mut watch) = ([0; LONGEST], Watch::default());
         let (length, files) = loop {
             match scm_rights::receive(self.0.as_fd(), &mut buffer, scm_rights::MOST) {
                 Ok(received) => break received,
-                // Reset is said once, before what the other side sent last, when it died with
-                // something unread.
+                // If the other side died with unread messages, the kernel reports ECONNRESET once,
+                // before that side's last messages.
                 Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => watch.turn().context("wait for the other process")?,
                 Err(error) => return Err(error).context("receive from the other process"),
@@ -201,8 +202,8 @@ impl Socket {
         Ok((if length == 0 { None } else { Some(decode(&buffer[..length])?) }, files))
     }
 
-    /// In init: waits for a certain message. When the runtime is gone, there is nobody to report
-    /// to.
+    /// In init: waits for a certain message. If the runtime process is gone, init has nobody to
+    /// report to.
     pub(crate) fn expect(&self, expected: &Message) -> Result<()> {
         match self.receive()? {
             Some(message) if message == *expected => Ok(()),
@@ -210,8 +211,8 @@ impl Socket {
         }
     }
 
-    /// In init: waits until its cgroup is there; takes the limit of memory, and the files by which
-    /// it enters.
+    /// In init: waits until its cgroup exists. Returns the memory limit, and the files by which
+    /// init enters the cgroup.
     pub(crate) fn expect_cgroup(&self) -> Result<(Option<u64>, Vec<OwnedFd>)> {
         match self.receive_with()? {
             (Some(Message::Cgroup { memory }), files) => Ok((memory, files)),
@@ -219,8 +220,8 @@ impl Socket {
         }
     }
 
-    /// In init: shows the caller's process a module and says which engine runs it. Takes what is
-    /// needed for that.
+    /// In init: sends the runtime process a module and the number of its engine. Receives the files
+    /// to run the module.
     pub(crate) fn ask_for_engine(&self, number: usize, module: BorrowedFd<'_>) -> Result<Given> {
         self.send_with(&Message::Module(number), &[module])?;
         match self.receive_with()? {
@@ -238,7 +239,7 @@ impl Socket {
         }
     }
 
-    /// In the caller's process: the answer to that.
+    /// In the runtime process: answers [`Socket::ask_for_engine`].
     pub(crate) fn give_engine(
         &self,
         engine: BorrowedFd<'_>,
