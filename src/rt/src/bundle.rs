@@ -1,4 +1,4 @@
-//! The bundle: a directory with a `config.json` and, usually, a root filesystem (OCI runtime-spec,
+//! The bundle: a directory with a `config.json` and, usually, a rootfs (OCI runtime-spec,
 //! `bundle.md`).
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ pub(crate) use template::{SPECIFICATION, template};
 
 #[derive(Debug)]
 pub(crate) struct Bundle {
-    /// Absolute, without symbolic links.
+    /// An absolute path without symbolic links.
     pub(crate) path: PathBuf,
     /// `root.path`, made absolute.
     pub(crate) rootfs: PathBuf,
@@ -33,7 +33,8 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// Reads and checks the configuration: what every container must have is there afterwards.
+    /// Reads and checks the configuration. Afterwards it has everything that every container must
+    /// have.
     pub(crate) fn load(directory: &Path, config: Option<&Path>) -> Result<Bundle> {
         Bundle::read(directory, config)
             .with_context(|| format!("open bundle `{}`", directory.display()))
@@ -79,9 +80,9 @@ impl Bundle {
     }
 }
 
-/// Makes every destination one that begins at the container's root. A relative one is meant so
-/// (runtime-spec, `config.md`, "Mounts": it MAY be taken), and of one that begins with the rootfs'
-/// own path it is the rest, as with runc.
+/// Makes every destination begin at the container's root. A relative destination means this
+/// (runtime-spec, `config.md`, "Mounts": a runtime MAY accept one). If a destination begins with
+/// the path of the rootfs, that part is removed, as runc does.
 pub(crate) fn place_mounts(mounts: &mut [Mount], rootfs: &[&Path]) {
     for mount in mounts {
         let destination = mount.destination();
@@ -93,7 +94,7 @@ pub(crate) fn place_mounts(mounts: &mut [Mount], rootfs: &[&Path]) {
             Some(inside) => Path::new("/").join(inside),
             None if destination.is_absolute() => continue,
             None => {
-                // Above the root there is nothing.
+                // `..` at the root stays at the root.
                 let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_));
                 let below = destination.components().skip_while(|part| !is_name(part));
                 Path::new("/").join(below.collect::<PathBuf>())
@@ -103,7 +104,7 @@ pub(crate) fn place_mounts(mounts: &mut [Mount], rootfs: &[&Path]) {
     }
 }
 
-/// The same for a configuration, which has been checked.
+/// Does the same for a checked configuration.
 pub(crate) fn place_mounts_of(spec: &mut Spec, rootfs: &[&Path]) {
     if let Some(mut mounts) = spec.mounts_mut().take() {
         place_mounts(&mut mounts, rootfs);
@@ -111,7 +112,7 @@ pub(crate) fn place_mounts_of(spec: &mut Spec, rootfs: &[&Path]) {
     }
 }
 
-/// Refuses what names no place.
+/// Refuses an empty destination.
 pub(crate) fn check_destination(mount: &Mount) -> Result<()> {
     let destination = mount.destination();
     ensure!(!destination.as_os_str().is_empty(), "the destination of a mount is empty");
@@ -124,8 +125,8 @@ pub(crate) fn check_destination(mount: &Mount) -> Result<()> {
     Ok(())
 }
 
-/// The path of a directory without symbolic links. One of another user's is not followed: it could
-/// lead to the host's own root.
+/// The path of a directory without symbolic links. Does not follow a symbolic link of another user,
+/// because it could lead to the host's root.
 fn canonical(path: &Path) -> Result<PathBuf> {
     let directory = trust::enter(path)?;
     Ok(fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?)
@@ -140,12 +141,12 @@ pub(crate) fn parse(config: &[u8]) -> Result<Spec> {
     complete(spec(config)?)
 }
 
-/// Checks what [`spec`] has read, and adds what every container must have.
+/// Checks the result of [`spec`], and adds what every container must have.
 fn complete((mut spec, unknown): (Spec, Vec<String>)) -> Result<Spec> {
     warn_of_unknown_capabilities(&unknown);
     if spec.linux().is_none() {
-        // Nothing is configured then: not even the namespaces and masked paths of the type's own
-        // default.
+        // Without `linux`, nothing is configured: not even the namespaces and masked paths of the
+        // type's own default.
         spec.set_linux(Some(serde_json::from_str("{}")?));
     }
     rootless::complete(&mut spec)?;
@@ -154,9 +155,9 @@ fn complete((mut spec, unknown): (Spec, Vec<String>)) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Since runtime-spec 1.3, a `pids.limit` of 0 is a limit, which is for the kernel and for systemd
-/// the same as 1: as with runc 1.4. Before, it was left open what it means, and podman up to 5.4
-/// writes it for no limit.
+/// Since runtime-spec 1.3, a `pids.limit` of 0 is a limit. For the kernel and systemd it means the
+/// same as 1, so `rt` uses 1, as runc 1.4 does. Earlier versions left the meaning open, and podman
+/// up to 5.4 writes 0 for no limit.
 fn limit_to_one_process(spec: &mut Spec) {
     let is_a_limit = minor_version(spec.version()).is_some_and(|minor| minor >= 3);
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
@@ -168,36 +169,36 @@ fn limit_to_one_process(spec: &mut Spec) {
     }
 }
 
-/// The number after `1.`; none for another version.
+/// The number after `1.`, or `None` for another major version.
 fn minor_version(version: &str) -> Option<u32> {
     let minor = version.strip_prefix("1.")?.split(['.', '-', '+']).next()?;
     minor.parse().ok().filter(|_| minor.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// A configuration as it stands there, and the capabilities in it that are unknown.
+/// A configuration without changes, and the unknown capabilities in it.
 pub(crate) fn spec(config: &[u8]) -> serde_json::Result<(Spec, Vec<String>)> {
-    // serde_json says line and column.
+    // serde_json's error names line and column.
     let error = match serde_json::from_slice(config) {
         Ok(spec) => return Ok((spec, Vec::new())),
         Err(error) => error,
     };
-    // What the specification allows and the types do not.
+    // Handles values that the specification allows and the types do not.
     let Ok(mut json) = serde_json::from_slice::<Value>(config) else { return Err(error) };
     let unknown = json.pointer_mut("/process").map(suit_process);
     json.pointer_mut("/linux/resources/hugepageLimits").map(cap_limits_of_huge_pages);
-    // The first error is the one that has a line.
+    // Reports the first error, because it names a line.
     let spec = serde_json::from_value(json).map_err(|_| error)?;
     Ok((spec, unknown.unwrap_or_default()))
 }
 
-/// Makes a `process` what the types can read. Returns the capabilities in it that are unknown.
+/// Changes a `process` so that the types can read it. Returns the unknown capabilities in it.
 pub(crate) fn suit_process(process: &mut Value) -> Vec<String> {
     rename_scheduler_flags(process);
     leave_out_unknown_capabilities(process)
 }
 
-/// The types' names of these flags are not those of the specification (`config.md`, "Linux
-/// Process", `scheduler`).
+/// The types have other names for these flags than the specification (`config.md`, "Linux Process",
+/// `scheduler`).
 fn rename_scheduler_flags(process: &mut Value) {
     let flags = process.pointer_mut("/scheduler/flags").and_then(Value::as_array_mut);
     for flag in flags.into_iter().flatten() {
@@ -212,8 +213,8 @@ fn rename_scheduler_flags(process: &mut Value) {
     }
 }
 
-/// They are a warning and no error (runtime-spec, `config.md`, "Linux Process"): a name may be
-/// newer than this runtime.
+/// Removes unknown capabilities. They cause a warning, not an error (runtime-spec, `config.md`,
+/// "Linux Process"): a name may be newer than this `rt`.
 fn leave_out_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(sets) = process.get_mut("capabilities").and_then(Value::as_object_mut) else {
@@ -239,7 +240,7 @@ pub(crate) fn warn_of_unknown_capabilities(names: &[String]) {
     }
 }
 
-/// They are `uint64` there.
+/// The specification's type is `uint64`, the crate's is `i64`.
 fn cap_limits_of_huge_pages(limits: &mut Value) {
     for limit in limits.as_array_mut().into_iter().flatten() {
         if limit["limit"].as_u64().is_some_and(|limit| i64::try_from(limit).is_err()) {
@@ -252,8 +253,8 @@ fn cap_limits_of_huge_pages(limits: &mut Value) {
 fn check(spec: &Spec) -> Result<()> {
     let version = spec.version();
     ensure!(!version.is_empty(), "`ociVersion` is missing");
-    // Every 1.x is compatible with this runtime, also one that it does not know yet (semantic
-    // versioning; CRI-O 1.36 writes 1.3.0).
+    // Every 1.x is compatible with `rt`, even if `rt` does not know it yet (semantic versioning;
+    // CRI-O 1.36 writes 1.3.0).
     ensure!(minor_version(version).is_some(), "`ociVersion` {version} is not 1.x");
     let root = spec.root().as_ref().ok_or_else(|| anyhow!("`root` is missing"))?;
     ensure!(!root.path().as_os_str().is_empty(), "`root.path` is missing");
@@ -298,7 +299,7 @@ fn check(spec: &Spec) -> Result<()> {
             );
             seen.push(namespace.typ());
         }
-        // They can be set only before a process is in the namespace (`time_namespaces(7)`).
+        // Offsets can be set only before a process is in the namespace (`time_namespaces(7)`).
         if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
             for (clock, offset) in linux.time_offsets().iter().flatten() {
                 ensure!(
@@ -327,7 +328,7 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The same for a `process`, also one that `exec` is given.
+/// The rules for a `process`, which may come from `exec`.
 pub(crate) fn check_process(process: &Process) -> Result<()> {
     ensure!(
         process.args().as_ref().is_some_and(|args| !args.is_empty()),
@@ -350,7 +351,8 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         .into_iter()
         .chain(user.additional_gids().iter().flatten().copied());
     for id in ids {
-        // To the kernel this is -1, "no change": the process would stay root (setresuid(2)).
+        // For the kernel, this number is -1, "no change": the process would stay root
+        // (setresuid(2)).
         ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
     }
     let limits = process.rlimits().as_deref().unwrap_or_default();
@@ -373,7 +375,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel would refuse without a word about which of the numbers it means (`sched(7)`).
+/// Checks the numbers that the kernel would refuse without saying which one is wrong (`sched(7)`).
 fn check_scheduler(scheduler: &Scheduler) -> Result<()> {
     use LinuxSchedulerPolicy::{SchedDeadline, SchedFifo, SchedRr};
     let policy = scheduler.policy();
@@ -388,7 +390,7 @@ fn check_scheduler(scheduler: &Scheduler) -> Result<()> {
     );
     let runtime = scheduler.runtime().unwrap_or(0);
     let deadline = scheduler.deadline().unwrap_or(0);
-    // The kernel's own default.
+    // The kernel's default.
     let period = scheduler.period().filter(|period| *period != 0).unwrap_or(deadline);
     let times = [("runtime", runtime), ("deadline", deadline), ("period", period)];
     if *policy != SchedDeadline {

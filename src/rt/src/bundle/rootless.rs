@@ -1,4 +1,4 @@
-//! Containers of ordinary users (`user_namespaces(7)`): what their configuration leaves open.
+//! Containers of ordinary users (`user_namespaces(7)`): completes their configuration.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -12,10 +12,10 @@ use oci_spec::runtime::{
 
 use crate::ids;
 
-/// Adds a user namespace where there is none, since without one an ordinary user may make none of
-/// the others, and the mappings that are missing: root is the user, and the ids that the system has
-/// for the user's containers follow (`subuid(5)`). A container that root makes has all ids that
-/// root has, each as itself. As with crun, there is a default for either, where runc refuses.
+/// Adds a user namespace if there is none, because without one an ordinary user cannot make other
+/// namespaces. Adds missing mappings: root is the user, followed by the ids that the system assigns
+/// to the user's containers (`subuid(5)`). A container that root makes has all ids that root has,
+/// each mapped to itself. crun has defaults for both too, runc refuses.
 pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let Some(linux) = spec.linux_mut() else { return Ok(()) };
@@ -47,8 +47,8 @@ pub(crate) fn complete(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// The ids that this process's user namespace has, by a file whose lines are
-/// `FIRST FIRST-OUTSIDE COUNT` (`user_namespaces(7)`).
+/// The ids of this process's user namespace, from a file whose lines are `FIRST FIRST-OUTSIDE
+/// COUNT` (`user_namespaces(7)`).
 fn all_as_they_are(file: &str) -> Result<Vec<LinuxIdMapping>> {
     let show = || format!("read `{file}`");
     let table = fs::read_to_string(file).with_context(show)?;
@@ -76,7 +76,7 @@ fn all_of_the_user(file: &str, uid: u32, own: u32) -> Result<Vec<LinuxIdMapping>
     Ok(mappings)
 }
 
-/// Of the user's entries, `NAME:FIRST:COUNT` or `UID:FIRST:COUNT` (`subuid(5)`).
+/// The ranges of the user's entries, `NAME:FIRST:COUNT` or `UID:FIRST:COUNT` (`subuid(5)`).
 fn ranges(table: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     let uid = uid.to_string();
     let lines = table.lines().filter_map(|line| {
@@ -88,15 +88,15 @@ fn ranges(table: &str, uid: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     lines.map(|(_, range)| range).collect()
 }
 
-/// `NAME:PASSWORD:UID:…` (`passwd(5)`).
+/// The name in `NAME:PASSWORD:UID:…` (`passwd(5)`).
 fn name(passwd: &str, uid: u32) -> Option<&str> {
     let uid = uid.to_string();
     let line = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
     line.split(':').next()
 }
 
-/// Whether this user can have more ids than its own in a container: a range that the system has for
-/// it, and the programs that map it.
+/// Whether this user can have more than one id in a container. That requires a range in the
+/// system's files, and the programs that map the range.
 pub(crate) fn helpers() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     for (file, program) in [("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")] {
@@ -106,7 +106,7 @@ pub(crate) fn helpers() -> Result<()> {
             !ranges(&table, uid, name(&passwd, uid)).is_empty(),
             "`{file}` has no range for user {uid}"
         );
-        // Without arguments it says how it is used, and fails.
+        // Without arguments, the program prints its usage and fails.
         Command::new(program).output().with_context(|| format!("run `{program}`"))?;
     }
     Ok(())

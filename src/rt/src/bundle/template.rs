@@ -1,12 +1,12 @@
-//! The configuration that `rt spec` begins with, and the compiler's container too.
+//! The initial configuration for `rt spec` and for the compiler's container.
 #![forbid(unsafe_code)]
 
 use serde_json::{Value, json};
 
-/// The version of the OCI runtime specification that this runtime follows; every 1.x is accepted.
+/// The version of the OCI runtime specification that `rt` follows. Every 1.x is accepted.
 pub(crate) const SPECIFICATION: &str = "1.3.0";
 
-/// runc's and crun's template: a shell with three capabilities in namespaces of its own.
+/// The template of runc and crun: a shell with three capabilities, in its own namespaces.
 pub(crate) fn template() -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let mount = |destination: &str, kind: &str, options: &[&str]| {
