@@ -1,5 +1,5 @@
-//! The command line that `rt` starts an engine program with (`docs/engine.md`, "How it is
-//! started"). Parsing opens and closes nothing.
+//! The command line with which `rt` starts an engine program (`docs/engine.md`, "How it is
+//! started"). The parser opens and closes nothing.
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsString, c_int};
@@ -9,17 +9,17 @@ use crate::Program;
 /// The version of the contract.
 pub const VERSION: u32 = 2;
 
-/// What `rt` wants of this program.
+/// The work that `rt` gives this program.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Work {
-    /// To run a module.
+    /// Run a module.
     Run(Contract),
-    /// To compile a module from standard input to native code on standard output, which counts
-    /// instructions or not.
+    /// Compile a module from standard input to native code on standard output. `counting` says
+    /// whether the code counts instructions.
     Compile { counting: bool },
 }
 
-/// A descriptor that the command line names, and that nobody has taken over yet. No other one has
+/// A descriptor that the command line names and that has no owner yet. No other `Descriptor` has
 /// the same number.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Descriptor(c_int);
@@ -36,30 +36,30 @@ impl Descriptor {
 pub struct Contract {
     pub engine_dir: Descriptor,
     pub module: Descriptor,
-    /// What the module was compiled to, if it was.
+    /// The module's native code, if it has any.
     pub native: Option<Descriptor>,
     pub environment: Descriptor,
-    /// Where plugins are, and which files of it to load.
+    /// The directory of the plugins, and the files in it to load.
     pub plugin_dir: Option<Descriptor>,
     pub plugins: Vec<String>,
     pub directories: Vec<Preopen>,
-    /// What the container may use, in bytes.
+    /// The container's memory limit, in bytes.
     pub memory: Option<u64>,
-    /// How long the guest may run, in milliseconds.
+    /// The guest's time limit, in milliseconds.
     pub timeout: Option<c_int>,
-    /// How many instructions the guest may run.
+    /// The number of instructions that the guest may run.
     pub fuel: Option<u64>,
-    /// The guest's.
+    /// The guest's arguments.
     pub arguments: Vec<String>,
 }
 
 /// A directory that the guest may use.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Preopen {
-    /// Its name for the guest, and its path in the container.
+    /// Its name for the guest, which is also its path in the container.
     pub path: String,
     pub read_only: bool,
-    /// It is open already, by this descriptor.
+    /// The descriptor by which it is open already.
     pub descriptor: Option<Descriptor>,
 }
 
@@ -180,7 +180,7 @@ impl Contract {
     }
 }
 
-/// What is given twice could be read in two ways.
+/// Refuses an option that is given twice, because its meaning would be ambiguous.
 fn once<T>(place: &mut Option<T>, value: T, arg: &str) -> Result<(), String> {
     match place.replace(value) {
         Some(_) => Err(format!("`{arg}`: given twice")),

@@ -1,6 +1,6 @@
-//! What every engine program of `rt` needs: the command line of the engine contract, descriptors,
-//! signals, limits, messages and exit statuses (`docs/engine.md`). An engine program adds the engine
-//! itself.
+//! The common part of all engine programs of `rt`: the command line of the engine contract,
+//! descriptors, signals, limits, messages and exit statuses (`docs/engine.md`). An engine program
+//! adds the engine itself.
 //!
 //! An engine program has one thread until its engine starts others. Most functions here must run
 //! before that. Each says so.
@@ -19,14 +19,13 @@ pub use start::{Directory, LARGEST, Start, read, variables};
 /// An engine program.
 #[derive(Debug)]
 pub struct Program {
-    /// Its messages begin with this name.
+    /// The name at the beginning of its messages.
     pub name: &'static str,
-    /// The options of the contract that it knows besides those that each program must know. Its
-    /// `engine.json` lists them.
+    /// The optional options of the contract that the program knows. Its `engine.json` lists them.
     pub options: &'static [&'static str],
 }
 
-/// How a run ended, when not by an error of the engine.
+/// How a run ended without an error of the engine.
 #[derive(Debug, Eq, PartialEq)]
 pub enum End {
     /// The guest's own exit status.
@@ -39,17 +38,17 @@ pub enum End {
 pub const NOT_STARTED: u8 = 126;
 /// The exit status after a trap: 128 + SIGABRT.
 pub const TRAPPED: u8 = 134;
-/// The exit status when the guest's time is over, which is that of timeout(1) too.
+/// The exit status when the guest's time is over. timeout(1) uses the same.
 pub const TIMED_OUT: u8 = 124;
 
 /// Runs an engine program from its first instruction to its end. `main` calls this first, before
 /// any thread starts.
 pub fn run(program: &'static Program, work: impl FnOnce(Work) -> Result<End, String>) -> ExitCode {
-    // Before anything else: a signal that arrives from now on ends the process.
+    // Before anything else: from now on, a termination signal ends the process.
     process::end_on_signals();
     message::set_name(program.name);
     std::panic::set_hook(Box::new(|panic| {
-        // Through the same line as any other error; the default would print several.
+        // Reports a panic on one line, as any other error. The default would print several lines.
         message::say(&format!("internal error: {}", panic.to_string().replace('\n', " ")));
         process::exit_now(NOT_STARTED);
     }));
@@ -64,6 +63,6 @@ pub fn run(program: &'static Program, work: impl FnOnce(Work) -> Result<End, Str
             NOT_STARTED
         }
     };
-    // Nothing is left to be torn down that the end of the process does not tear down faster.
+    // The end of the process frees everything, and does so faster than destructors.
     process::exit_now(status)
 }

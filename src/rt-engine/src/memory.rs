@@ -1,27 +1,28 @@
-//! How large a guest's memories may grow: as far as the container's limit goes, so that a guest
-//! that asks for more is told so (`memory.grow` gives -1) and not killed.
+//! How large a guest's memories may grow: up to the container's limit. If a guest asks for more,
+//! `memory.grow` returns -1, and the kernel does not kill the guest.
 #![forbid(unsafe_code)]
 
 use std::fs;
 
-/// Bytes in a page of WebAssembly's.
+/// The size of a WebAssembly page, in bytes.
 pub const PAGE: u64 = 64 << 10;
 
-/// The largest number of pages that a memory of 32 bits has.
+/// The largest number of pages of a 32-bit memory.
 const MOST: u64 = 65536;
 
-/// What else is counted against the limit, and grows with what the guest uses: the kernel's page
-/// tables take a 512th of it.
+/// The reserve that grows with the guest's usage: the kernel's page tables use a 512th of it, and
+/// count against the limit.
 const SHARE: u64 = 256;
 
-/// And what does not: stacks, descriptors, buffers of sockets.
+/// The constant reserve in bytes, for stacks, descriptors and socket buffers.
 const RESERVE: u64 = 1 << 20;
 
-/// How many bytes more this process may use, when its container may use `limit` bytes: for a
-/// module's memories, of which an engine caps only each for itself, its tables, and an
-/// interpreter's stack. Never less than what the memories begin with, in pages.
+/// How many more bytes this process may use, if its container may use `limit` bytes. These bytes
+/// are for a module's memories, of which an engine limits each only by itself, for the module's
+/// tables, and for an interpreter's stack. The result is never less than the initial size of the
+/// memories, given in pages.
 ///
-/// Threads may run. What they use by then counts as used.
+/// Other threads may run. Their usage so far counts as used.
 pub fn most_bytes(initial: impl IntoIterator<Item = u64>, limit: u64) -> u64 {
     let initial = initial.into_iter().map(|pages| pages.saturating_mul(PAGE));
     left(limit, used()).max(initial.fold(RESERVE, u64::saturating_add))
@@ -31,10 +32,10 @@ fn left(limit: u64, used: u64) -> u64 {
     limit.saturating_sub(used + RESERVE + limit / SHARE)
 }
 
-/// How many pages each memory of a module may have, when the container may use `limit` bytes. A
-/// module that begins with more gets what it begins with: it may never touch it.
+/// How many pages each memory of a module may have, if the container may use `limit` bytes. A
+/// module that starts with more pages keeps them, because it may never touch them.
 ///
-/// Threads may run. What they use by then counts as used.
+/// Other threads may run. Their usage so far counts as used.
 pub fn most_pages(initial: impl IntoIterator<Item = u64>, limit: u64) -> u32 {
     pages(limit, used(), initial.into_iter().max().unwrap_or(0))
 }
@@ -44,7 +45,7 @@ fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
-/// The memory that this process uses and cannot give back, in bytes (`RssAnon`,
+/// The memory in bytes that this process uses and cannot give back (`RssAnon`,
 /// `proc_pid_status(5)`).
 fn used() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

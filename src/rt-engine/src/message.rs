@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 static NAME: OnceLock<&'static str> = OnceLock::new();
 
-/// Sets the name that messages begin with. The first call counts.
+/// Sets the name at the beginning of messages. Only the first call has an effect.
 pub(crate) fn set_name(name: &'static str) {
     NAME.get_or_init(|| name);
 }
@@ -18,17 +18,18 @@ pub(crate) fn line(message: &str) -> String {
 
 /// Writes one line to standard error. Any thread may call this.
 pub fn say(message: &str) {
-    // With standard error closed there is nobody to tell.
+    // If standard error is closed, nobody can see the message.
     let _ = std::io::stderr().write_all(line(message).as_bytes());
 }
 
-/// A message that a terminal shows and does not obey: names are the module's to choose. A message
-/// that is longer than the kernel writes in one piece (`PIPE_BUF`, pipe(7)) is cut.
+/// Escapes a message so that a terminal shows it and does not obey it, because the module chooses
+/// its names. Cuts a message that is longer than the kernel writes in one piece (`PIPE_BUF`,
+/// pipe(7)).
 pub fn visible(message: &str) -> String {
     const LONGEST: usize = 4000;
     let is_hidden = |c: char| {
         c.is_control()
-            // Marks and overrides of the direction of writing, and characters without a width.
+            // Marks and overrides of the text direction, and characters without a width.
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
     let mut shown = String::new();

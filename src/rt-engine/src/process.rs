@@ -1,4 +1,4 @@
-//! The engine program's own process: signals, descriptors, limits, names. The one place of this
+//! The engine program's own process: signals, descriptors, limits and names. The only file of this
 //! library with `unsafe`.
 #![allow(
     unsafe_code,
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use crate::contract::Descriptor;
 use crate::{TIMED_OUT, message};
 
-/// The signals that end a container.
+/// The termination signals.
 const ENDING: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
 
 extern "C" fn end(signal: c_int) {
@@ -22,53 +22,52 @@ extern "C" fn end(signal: c_int) {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Has the signals that ask for an end do so at once, with 128+n, and then unblocks them. The first
+/// Makes termination signals end the process at once, with 128+n, and then unblocks them. The first
 /// process of a pid namespace gets only signals that it handles (`pid_namespaces(7)`).
 ///
-/// Before threads start: they inherit the mask of signals.
+/// Call this before threads start, because they inherit the signal mask.
 pub fn end_on_signals() {
-    // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid whatever was in it.
+    // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid, whatever it contained.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is a valid place to write to.
     unsafe { libc::sigemptyset(&raw mut set) };
     for signal in ENDING {
         let handler = end as extern "C" fn(c_int);
-        // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+        // SAFETY: the handler has the type that signal(2) requires, and calls one async-signal-safe
         // function.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
         // SAFETY: `set` is initialised, and the number is a signal's.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
-    // Rust's runtime ignores it; a guest that writes to a closed pipe shall end as a C program
+    // Rust's runtime ignores SIGPIPE. A guest that writes to a closed pipe must end as a C program
     // does. SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `set` is initialised and only read.
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }
 
-/// What the handler of the timer writes. It is set before the handler is.
+/// The message that the timer's handler writes. It is set before the handler.
 static TIME_IS_OVER: OnceLock<String> = OnceLock::new();
 
 extern "C" fn end_of_time(_signal: c_int) {
-    // An atomic load: a signal handler may do that.
+    // This is an atomic load, which a signal handler may do.
     if let Some(message) = TIME_IS_OVER.get() {
-        // With standard error closed there is nobody to tell.
-        // SAFETY: write(2) is async-signal-safe (signal-safety(7)); the message is as long as it
-        // says.
+        // If standard error is closed, nobody can see the message. SAFETY: write(2) is
+        // async-signal-safe (signal-safety(7)), and the length is the message's own.
         unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
     }
     // SAFETY: _exit(2) is async-signal-safe and ends the process.
     unsafe { libc::_exit(c_int::from(TIMED_OUT)) }
 }
 
-/// Ends the process when this many milliseconds are over, whatever it does then (`setitimer(2)`).
+/// Ends the process after this many milliseconds, whatever it is doing (`setitimer(2)`).
 ///
-/// Threads may run: the timer is the process's.
+/// Other threads may run, because the timer belongs to the process.
 pub fn end_after(milliseconds: c_int) -> Result<(), String> {
     TIME_IS_OVER.get_or_init(|| message::line("its time is over"));
     let handler = end_of_time as extern "C" fn(c_int);
-    // SAFETY: the handler has the type that signal(2) wants, reads one atomic value and calls two
-    // async-signal-safe functions.
+    // SAFETY: the handler has the type that signal(2) requires, reads one atomic value, and calls
+    // two async-signal-safe functions.
     unsafe { libc::signal(libc::SIGALRM, handler as libc::sighandler_t) };
     let value = libc::timeval {
         tv_sec: (milliseconds / 1000).into(),
@@ -76,48 +75,52 @@ pub fn end_after(milliseconds: c_int) -> Result<(), String> {
     };
     let timer =
         libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
-    // SAFETY: `timer` is initialised and only read; the old value is not asked for.
+    // SAFETY: `timer` is initialised and only read. The old value is not requested.
     if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) } < 0 {
         return Err(format!("set a timer: {}", io::Error::last_os_error()));
     }
     Ok(())
 }
 
-/// For a compiler. Has the kernel end this process when the one that started it has ended, has it
-/// end by itself when its time of the processor's is over (SIGXCPU), and keeps other processes out
-/// of it: `rt` keeps what it makes.
+/// For a compiler, whose output `rt` keeps. The kernel ends this process when its parent has ended.
+/// The process ends itself when its processor time is over (SIGXCPU). Other processes cannot access
+/// it.
 ///
-/// Before threads start, by the main thread: `PR_SET_PDEATHSIG` is of a thread.
+/// The main thread calls this before other threads start, because `PR_SET_PDEATHSIG` belongs to a
+/// thread.
 pub fn keep_to_parent() {
     // SAFETY: prctl(2) with PR_SET_PDEATHSIG takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    // It may have ended before; then nobody has the other end of the pipe, and no signal comes.
+    // The parent may have ended before. Then no process has the other end of the pipe, and no
+    // signal comes.
     let mut out = libc::pollfd { fd: 1, events: 0, revents: 0 };
     // SAFETY: poll(2) writes to the one structure that it is given, and does not wait.
     if unsafe { libc::poll(&raw mut out, 1, 0) } > 0 && out.revents & libc::POLLERR != 0 {
         end(libc::SIGPIPE);
     }
-    // The first process of a pid namespace gets it only by a handler.
+    // The first process of a pid namespace gets SIGXCPU only if it handles it.
     let handler = end as extern "C" fn(c_int);
-    // SAFETY: the handler has the type that signal(2) wants and calls one async-signal-safe
+    // SAFETY: the handler has the type that signal(2) requires, and calls one async-signal-safe
     // function.
     unsafe { libc::signal(libc::SIGXCPU, handler as libc::sighandler_t) };
-    // Nor shall another process of its user change what it makes.
-    // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
+    // Another process of the same user must not change the compiler's output. SAFETY: prctl(2) with
+    // PR_SET_DUMPABLE takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
 }
 
-/// Ends the process without running destructors or exit handlers: those of an engine would only
-/// free memory. Any thread may call this.
+/// Ends the process without destructors or exit handlers: those of an engine would only free
+/// memory. Any thread may call this.
 pub fn exit_now(status: u8) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(status.into()) }
 }
 
-/// Takes over descriptors of the command line, which nothing that this process starts inherits, and
-/// closes every other one from 3 on. Fails if one of them is not open.
+/// Takes over the descriptors of the command line, so that no program that this process starts
+/// inherits them. Closes every other descriptor from 3 on. Fails if one of the command line's
+/// descriptors is not open.
 ///
-/// Before threads start, and before anything else of the process has opened a file: it is closed.
+/// Call this before threads start, and before the process opens a file, because it would close that
+/// file.
 pub(crate) fn take_over<const N: usize>(
     descriptors: [Vec<Descriptor>; N],
 ) -> Result<[Vec<OwnedFd>; N], String> {
@@ -129,7 +132,7 @@ pub(crate) fn take_over<const N: usize>(
         if first < kept {
             close_range(first.unsigned_abs(), kept.unsigned_abs() - 1).map_err(|()| failed())?;
         }
-        // SAFETY: fcntl(2) with F_SETFD touches no memory; it fails for a number that is not open.
+        // SAFETY: fcntl(2) with F_SETFD touches no memory. It fails for a number that is not open.
         if unsafe { libc::fcntl(kept, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(format!("take over descriptor {kept}: {}", io::Error::last_os_error()));
         }
@@ -139,8 +142,8 @@ pub(crate) fn take_over<const N: usize>(
     Ok(descriptors.map(|list| {
         let own = |descriptor: Descriptor| {
             // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for
-            // this program to own. A `Descriptor` is made by the parser alone, which refuses one
-            // number in two places, cannot be copied, and is consumed here.
+            // this program to own. Only the parser makes a `Descriptor`. It refuses one number in
+            // two places. A `Descriptor` cannot be copied, and is consumed here.
             unsafe { OwnedFd::from_raw_fd(descriptor.number()) }
         };
         list.into_iter().map(own).collect()
@@ -148,8 +151,8 @@ pub(crate) fn take_over<const N: usize>(
 }
 
 fn close_range(first: u32, last: u32) -> Result<(), ()> {
-    // SAFETY: no code of this process owns a descriptor from 3 on yet: those of the command line
-    // are taken over after this, and the caller has opened none.
+    // SAFETY: no code of this process owns a descriptor from 3 on yet. The descriptors of the
+    // command line are taken over after this, and the calling program has opened none.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
         Err(())
     } else {
@@ -157,11 +160,12 @@ fn close_range(first: u32, last: u32) -> Result<(), ()> {
     }
 }
 
-/// Has host names looked up in `/etc/hosts` and by DNS, whatever an image's `/etc/nsswitch.conf`
-/// says: it could name a library of the image's, which would be loaded here. Both are part of the C
-/// library itself (glibc 2.34). Fails if that cannot be had.
+/// Makes the C library look up host names in `/etc/hosts` and by DNS, whatever an image's
+/// `/etc/nsswitch.conf` says. That file could name a library of the image, which this process would
+/// load. Both lookups are part of the C library itself (glibc 2.34). Fails if the C library
+/// refuses.
 ///
-/// Before threads start: glibc's table is the process's.
+/// Call this before threads start, because glibc's table belongs to the process.
 #[cfg(target_env = "gnu")]
 pub(crate) fn fix_name_lookups() -> Result<(), String> {
     use std::ffi::c_char;
@@ -184,28 +188,28 @@ pub(crate) fn fix_name_lookups() -> Result<(), String> {
     if is_fixed { Ok(()) } else { Err(why.into()) }
 }
 
-/// Other C libraries (musl) have no `/etc/nsswitch.conf`.
+/// Other C libraries (musl) do not have `/etc/nsswitch.conf`.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn fix_name_lookups() -> Result<(), String> {
     Ok(())
 }
 
-/// Gives a guest's memory, `length` bytes from this address on, a name that the kernel shows in
-/// `/proc/PID/maps`. `rt events` finds it by that. A kernel that has no such names (before 5.17, or
-/// built without) shows none. Any thread may call this.
+/// Names a guest's memory, `length` bytes from this address on. The kernel shows the name in
+/// `/proc/PID/maps`, where `rt events` finds it. A kernel without such names (before 5.17, or built
+/// without them) shows none. Any thread may call this.
 pub fn name_memory(address: usize, length: usize) {
     // <linux/prctl.h>
     const PR_SET_VMA: c_int = 0x5356_4d41;
     const PR_SET_VMA_ANON_NAME: libc::c_ulong = 0;
-    // SAFETY: prctl(2) names mappings, and changes nothing in them, wherever they are.
+    // SAFETY: prctl(2) names mappings, wherever they are, and does not change their content.
     unsafe {
         libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, address, length, c"wasm-memory".as_ptr())
     };
 }
 
-/// Names the process after the guest's program, for ps(1): the kernel cuts the name to 15 bytes.
+/// Names the process after the guest's program, for ps(1). The kernel cuts the name to 15 bytes.
 ///
-/// By the main thread: the name is a thread's.
+/// The main thread calls this, because the name belongs to a thread.
 pub(crate) fn name_process(program: &str) {
     let name = program.rsplit('/').next().unwrap_or(program);
     if let Ok(name) = CString::new(name) {
@@ -214,11 +218,11 @@ pub(crate) fn name_process(program: &str) {
     }
 }
 
-/// From now on, this process may map this many bytes more that it can write to (`RLIMIT_DATA`,
+/// From now on, this process may map only this many more writable bytes (`RLIMIT_DATA`,
 /// getrlimit(2)). Then a memory does not grow, or an allocation fails, before the kernel would kill
-/// the process for its container's limit.
+/// the process at its container's limit.
 ///
-/// The stacks of threads count: an engine with threads calls this after they have started.
+/// The stacks of threads count. An engine with threads calls this after they have started.
 pub fn limit_data(more: u64) -> Result<(), String> {
     let status = std::fs::read_to_string("/proc/self/status");
     let status = status.map_err(|error| format!("read `/proc/self/status`: {error}"))?;
@@ -239,8 +243,8 @@ pub fn limit_data(more: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Gives memory that is free back to the kernel, where the C library can (`malloc_trim(3)`). Any
-/// thread may call this.
+/// Returns free memory to the kernel, if the C library can (`malloc_trim(3)`). Any thread may call
+/// this.
 pub fn trim_memory() {
     // SAFETY: works on the allocator's own free memory, which it locks.
     #[cfg(target_env = "gnu")]

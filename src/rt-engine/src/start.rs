@@ -1,4 +1,5 @@
-//! From the command line to a process that owns its descriptors, and nothing else of the caller's.
+//! The start of an engine program: from the command line to a process that owns its descriptors,
+//! and has no others that it inherited.
 #![forbid(unsafe_code)]
 
 use std::ffi::c_int;
@@ -12,35 +13,35 @@ use crate::process;
 /// What an engine program starts with.
 #[derive(Debug)]
 pub struct Start {
-    /// The engine's directory. It stays open: the C library may still load files from it.
+    /// The engine's directory. It stays open, because the C library may still load files from it.
     pub engine_dir: OwnedFd,
     pub module: File,
-    /// What the module was compiled to, if it was.
+    /// The module's native code, if it has any.
     pub native: Option<OwnedFd>,
     /// `NAME=VALUE` entries, each ended by a NUL byte: see [`variables`].
     pub environment: Vec<u8>,
-    /// Where plugins are. It stays open.
+    /// The directory of the plugins. It stays open.
     pub plugin_dir: Option<OwnedFd>,
-    /// Which files of it to load.
+    /// The files in that directory to load.
     pub plugins: Vec<String>,
     pub directories: Vec<Directory>,
-    /// What the container may use, in bytes.
+    /// The container's memory limit, in bytes.
     pub memory: Option<u64>,
-    /// How long the guest may run, in milliseconds.
+    /// The guest's time limit, in milliseconds.
     pub timeout: Option<c_int>,
-    /// How many instructions the guest may run.
+    /// The number of instructions that the guest may run.
     pub fuel: Option<u64>,
-    /// The guest's.
+    /// The guest's arguments.
     pub arguments: Vec<String>,
 }
 
 /// A directory that the guest may use.
 #[derive(Debug)]
 pub struct Directory {
-    /// Its name for the guest, and its path in the container.
+    /// Its name for the guest, which is also its path in the container.
     pub path: String,
     pub read_only: bool,
-    /// It is open already, by this descriptor.
+    /// The descriptor by which it is open already.
     pub descriptor: Option<OwnedFd>,
 }
 
@@ -49,7 +50,7 @@ impl Start {
     /// environment, names the process after the guest's program, and keeps the image's libraries
     /// out of name lookups.
     ///
-    /// Before threads start, and before the process has opened anything.
+    /// Call this before threads start, and before the process opens anything.
     pub fn new(contract: Contract) -> Result<Start, String> {
         let Contract {
             engine_dir,
@@ -114,11 +115,11 @@ impl Start {
     }
 }
 
-/// No file that is read into memory is larger: a module, or the environment. In bytes.
+/// The maximum size in bytes of a file that is read into memory: a module, or the environment.
 pub const LARGEST: u64 = 1 << 30;
 
-/// Reads all of a file, which may claim any size: a sparse one takes no space. With a limit of
-/// memory, in bytes, it must not be larger than that. Any thread may call this.
+/// Reads all of a file. A file may claim any size, because a sparse one uses no space. If there is
+/// a memory limit, in bytes, the file must not be larger. Any thread may call this.
 pub fn read(mut file: &File, memory: Option<u64>) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| error.to_string();
     let length = file.metadata().map_err(failed)?.len();
@@ -131,12 +132,13 @@ pub fn read(mut file: &File, memory: Option<u64>) -> Result<Vec<u8>, String> {
     file.rewind().map_err(failed)?;
     let wanted = usize::try_from(length).unwrap_or(usize::MAX);
     bytes.try_reserve_exact(wanted).map_err(|_| format!("no memory for its {length} bytes"))?;
-    // It may grow meanwhile.
+    // The file may grow in the meantime.
     file.take(length).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
-/// The entries of an environment. A name alone is no variable. Any thread may call this.
+/// The entries of an environment. A name without a value is not a variable. Any thread may call
+/// this.
 pub fn variables(environment: &[u8]) -> Result<Vec<&str>, String> {
     let text =
         std::str::from_utf8(environment).map_err(|_| "the environment is not UTF-8".to_owned())?;
