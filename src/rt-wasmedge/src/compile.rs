@@ -1,6 +1,6 @@
-//! The compiler: a module from standard input becomes native code, a shared library, on standard
-//! output (`docs/engine.md`, "How it compiles"). It runs in a container of its own, and in its
-//! working directory it writes what it needs on the way.
+//! The compiler: reads a module from standard input, and writes native code, a shared library, to
+//! standard output (`docs/engine.md`, "How it compiles"). It runs in a container of its own, and
+//! keeps temporary files in its working directory.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -16,10 +16,10 @@ use crate::load::check_head;
 use crate::run::explain;
 use crate::{config, os};
 
-/// The section by which WasmEdge's tools put native code into a module.
+/// The section in which WasmEdge's tools put native code into a module.
 const NATIVE: &[u8] = b"wasmedge";
 
-/// Where the result is on its way.
+/// The name of the temporary result.
 const NAME: &str = "module";
 
 pub(crate) fn run(counting: bool) -> Result<(), String> {
@@ -45,7 +45,7 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
     };
     let path = compile().map_err(|error| explain(&error))?;
     let mut library = fs::read(&path).map_err(|error| format!("read the native code: {error}"))?;
-    // It is good without that too.
+    // A library that cannot be shortened is good too.
     shorten(&mut library, &module).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     out.write_all(&library)
@@ -53,8 +53,9 @@ pub(crate) fn run(counting: bool) -> Result<(), String> {
         .map_err(|error| format!("write the native code: {error}"))
 }
 
-/// Makes the module in the library as short as it can be: each start copies it twice, and of its
-/// functions it runs the native code. None when the library is not as expected, and left as it is.
+/// Makes the module in the library as short as possible. Each start copies it twice, and runs the
+/// native code of its functions. Returns `None` and leaves the library as it is if it is not as
+/// expected.
 fn shorten(library: &mut [u8], module: &[u8]) -> Option<()> {
     let short = without_functions(module)?;
     let (code, size) = (place(library, "wasm.code")?, place(library, "wasm.size")?);
@@ -71,7 +72,7 @@ fn shorten(library: &mut [u8], module: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Where a library holds what it calls by a name.
+/// The place of a symbol in a library.
 fn place(library: &[u8], name: &str) -> Option<Range<usize>> {
     let file = object::File::parse(library).ok()?;
     let symbol = file.dynamic_symbols().find(|symbol| symbol.name() == Ok(name))?;
@@ -87,10 +88,10 @@ const HEAD: usize = 8;
 const CUSTOM: u8 = 0;
 const CODE: u8 = 10;
 
-/// A section: its number, its content, and all of it.
+/// A section: its number, its content, and the whole section.
 type Section<'a> = (u8, &'a [u8], &'a [u8]);
 
-/// None when it is no sequence of sections.
+/// Returns `None` if the module is not a sequence of sections.
 fn sections(module: &[u8]) -> Option<Vec<Section<'_>>> {
     let mut rest = module.get(HEAD..)?;
     let mut sections = Vec::new();
@@ -103,8 +104,8 @@ fn sections(module: &[u8]) -> Option<Vec<Section<'_>>> {
     Some(sections)
 }
 
-/// The module without the sections that hold native code, which nobody but this compiler shall have
-/// made. None when it is no sequence of sections.
+/// The module without the sections that contain native code, because only this compiler may make
+/// native code. Returns `None` if the module is not a sequence of sections.
 fn without_native_code(module: &[u8]) -> Option<Vec<u8>> {
     let mut kept = module.get(..HEAD)?.to_vec();
     for (kind, content, section) in sections(module)? {
@@ -117,9 +118,9 @@ fn without_native_code(module: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
-/// The module with functions that do nothing but trap, and without what is no part of it.
+/// The module with functions that only trap, and without custom sections.
 fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
-    /// Three bytes: no variables, `unreachable`, `end`.
+    /// The length, three bytes: no variables, `unreachable`, `end`.
     const TRAP: [u8; 4] = [3, 0, 0, 0x0b];
     let mut kept = module.get(..HEAD)?.to_vec();
     for (kind, content, section) in sections(module)? {
@@ -131,7 +132,7 @@ fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
                 let length = u32::try_from(count_as_it_is.len() + count * TRAP.len()).ok()?;
                 kept.push(CODE);
                 kept.extend((0..5).map(|at| {
-                    // In LEB128, as long as it may be.
+                    // In LEB128, with the maximum number of bytes.
                     let bits = (length >> (7 * at)) as u8 & 0x7f;
                     if at < 4 { bits | 0x80 } else { bits }
                 }));
@@ -144,7 +145,7 @@ fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
-/// An unsigned number of at most 32 bits in LEB128, and what follows it (WebAssembly core
+/// An unsigned number of at most 32 bits in LEB128, and the bytes after it (WebAssembly core
 /// specification 5.2.2).
 fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let mut value = 0_u64;

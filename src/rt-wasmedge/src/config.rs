@@ -1,42 +1,42 @@
-//! What WebAssembly a module may use, and how such a module runs. The compiler, the interpreter and
-//! runs with fuel have their configurations from this one list. WasmEdge's own defaults grow with
-//! each of its versions, so none of them is taken.
+//! The WebAssembly features that a module may use, and how such a module runs. The compiler, the
+//! interpreter and runs with fuel get their configurations from this one list. WasmEdge's own
+//! defaults grow with each of its versions, so this program uses none of them.
 //!
-//! Two programs keep to the list: WasmEdge has it as its configuration, and `wasmparser` validates
-//! a module by it before native code is made ([`check_native`]).
+//! Two programs follow the list: WasmEdge has it as its configuration, and `wasmparser` validates a
+//! module by it before native code is made ([`check_native`]).
 #![forbid(unsafe_code)]
 
 use wasmedge_sdk::config::CommonConfigOptions;
 use wasmedge_sdk::{RunMode, WasmStandard};
 use wasmparser::{Validator, WasmFeatures};
 
-/// How a module runs that uses a proposal.
+/// How a module that uses a proposal runs.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum How {
-    /// Native code, or interpreted where there is none. The native code keeps a guest inside its
-    /// memories and tables: the tests of the topic `wasm_hostile` try to get out.
+    /// As native code, or interpreted if there is none. Native code keeps a guest inside its
+    /// memories and tables. The tests of the topic `wasm_hostile` try to get out.
     Native,
-    /// The interpreter alone, which checks every access. It is never compiled.
+    /// Only in the interpreter, which checks every access. The module is never compiled.
     Interpreted,
     /// Not at all.
     Refused,
 }
 
 struct Proposal {
-    /// As the WebAssembly community group calls it.
+    /// The name that the WebAssembly community group uses.
     name: &'static str,
     how: How,
-    /// What it is to `wasmparser`.
+    /// Its feature in `wasmparser`.
     feature: WasmFeatures,
-    /// What it is to WasmEdge; none for what WasmEdge does not know.
+    /// Its option in WasmEdge, or `None` if WasmEdge does not know the proposal.
     option: Option<Setter>,
 }
 
-/// How it is set in both kinds of configurations: the builder's, and the C interface's.
+/// Sets the option in both kinds of configurations: the builder's, and the C interface's.
 type Setter =
     (fn(CommonConfigOptions, bool) -> CommonConfigOptions, fn(&mut wasmedge_sys::Config, bool));
 
-/// One proposal that WasmEdge knows by a name.
+/// A proposal that WasmEdge knows by a name.
 macro_rules! known {
     ($name:literal, $how:ident, $feature:ident, $option:ident) => {
         Proposal {
@@ -48,36 +48,37 @@ macro_rules! known {
     };
 }
 
-/// One that WasmEdge has no code for.
+/// A proposal that WasmEdge does not implement.
 macro_rules! unknown {
     ($name:literal, $feature:ident) => {
         Proposal { name: $name, how: How::Refused, feature: WasmFeatures::$feature, option: None }
     };
 }
 
-/// All of them. WasmEdge switches one off only after those that need it, so the order matters:
-/// `gc`, `function-references`, `reference-types`.
+/// All proposals. WasmEdge switches a proposal off only after the proposals that require it. So the
+/// order matters: `gc`, `function-references`, `reference-types`.
 const PROPOSALS: [Proposal; 21] = [
-    // Native code adds the 64-bit address of an access to the memory's base without a check, and
-    // the guard pages around a memory are enough for 32 bits only. In `call_indirect`, an index
-    // into a 64-bit table loses its upper half.
+    // Native code adds the 64-bit address of an access to the memory's base without a check. The
+    // guard pages around a memory are enough for 32 bits only. In `call_indirect`, an index into a
+    // 64-bit table loses its upper half.
     known!("memory64", Interpreted, MEMORY64, memory64),
-    // For Kotlin, Java, OCaml, Scheme. No way out of their native code is known. But what these
-    // languages compile to uses exceptions too, so it would be interpreted all the same.
+    // For Kotlin, Java, OCaml and Scheme. No way out of their native code is known. But the modules
+    // of these languages also use exceptions, so they would be interpreted anyway.
     known!("gc", Interpreted, GC, gc),
     known!("function-references", Interpreted, FUNCTION_REFERENCES, function_references),
-    // WasmEdge cannot compile it.
+    // WasmEdge cannot compile exceptions.
     known!("exception-handling", Interpreted, EXCEPTIONS, exception_handling),
-    // Only the engine makes a reference. Native code compares each index with the table's length,
-    // and before a call the callee's type with the one that is wanted.
+    // Only the engine makes a reference. Native code compares each index with the table's length.
+    // Before a call, it compares the callee's type with the required one.
     known!("reference-types", Native, REFERENCE_TYPES, reference_types),
-    // Each memory has its own 8 GiB of addresses, of which all behind its end are guard pages. The
-    // farthest access begins at 2^32 - 1 (address) + 2^32 - 1 (offset), 2 bytes before the end of
-    // the 8 GiB. A wider one goes beyond, but its first bytes are in a guard page: it faults.
+    // Each memory has its own 8 GiB of addresses. All addresses behind the memory's end are guard
+    // pages. The farthest access begins at 2^32 - 1 (address) + 2^32 - 1 (offset), 2 bytes before
+    // the end of the 8 GiB. A wider access goes beyond, but its first bytes are in a guard page, so
+    // it faults.
     known!("multi-memory", Native, MULTI_MEMORY, multi_memories),
-    // The engine's own functions do it, and check the sum of offset and length in 64 bits.
+    // The engine's own functions do this, and check the sum of offset and length in 64 bits.
     known!("bulk-memory-operations", Native, BULK_MEMORY, bulk_memory_operations),
-    // Loads and stores are those of other types.
+    // Loads and stores are the same as those of other types.
     known!("simd", Native, SIMD, simd),
     // The same as the strict instructions.
     known!("relaxed-simd", Native, RELAXED_SIMD, relax_simd),
@@ -103,11 +104,11 @@ const PROPOSALS: [Proposal; 21] = [
     unknown!("shared-everything-threads", SHARED_EVERYTHING_THREADS),
 ];
 
-/// What is no proposal, and has a name in `wasmparser` all the same: floats, and the types of
-/// references, which each need a proposal too.
+/// Features that have a name in `wasmparser` but are not proposals: floats, and the types of
+/// references, each of which also requires a proposal.
 const ALWAYS: WasmFeatures = WasmFeatures::FLOATS.union(WasmFeatures::GC_TYPES);
 
-/// Whether it is on for a module that runs in this way.
+/// Whether a feature is on for a module that runs in this mode.
 fn is_on(how: How, mode: RunMode) -> bool {
     match how {
         How::Native => true,
@@ -116,9 +117,9 @@ fn is_on(how: How, mode: RunMode) -> bool {
     }
 }
 
-/// The options of a module that is interpreted, or that is compiled or was.
+/// The options of a module: for the interpreter, or for the compiler and its native code.
 pub(crate) fn options(mode: RunMode) -> CommonConfigOptions {
-    // The least that there is: without the component model, for one.
+    // The smallest set that WasmEdge has: for example, without the component model.
     let options = CommonConfigOptions::from_wasm_standard(WasmStandard::Wasm1);
     PROPOSALS.iter().fold(options.run_mode(mode), |options, proposal| match proposal.option {
         Some((set, _)) => set(options, is_on(proposal.how, mode)),
@@ -126,7 +127,7 @@ pub(crate) fn options(mode: RunMode) -> CommonConfigOptions {
     })
 }
 
-/// The same for the C interface.
+/// Makes the same options for the C interface.
 pub(crate) fn c_options(mode: RunMode) -> Result<wasmedge_sys::Config, String> {
     let mut config = wasmedge_sys::Config::create().map_err(|error| error.to_string())?;
     config.set_wasm_standard(WasmStandard::Wasm1);
@@ -149,8 +150,8 @@ fn validate(module: &[u8], features: WasmFeatures) -> Result<(), String> {
     valid.map(drop).map_err(|error| error.to_string())
 }
 
-/// The names of the proposals with such ways to run that a module uses. None too if the module is
-/// not even valid with all proposals.
+/// The names of those proposals that a module uses and that run in one of these ways. Returns
+/// `None` too if the module is not valid even with all proposals.
 fn used(module: &[u8], is_in: impl Fn(How) -> bool) -> Option<String> {
     let all = features(|_| true);
     validate(module, all).ok()?;
@@ -160,7 +161,7 @@ fn used(module: &[u8], is_in: impl Fn(How) -> bool) -> Option<String> {
     (!names.is_empty()).then(|| names.join(" and "))
 }
 
-/// Whether native code may be made of a module; else why not, in one line.
+/// Whether a module may be compiled to native code. Otherwise returns the reason, in one line.
 pub(crate) fn check_native(module: &[u8]) -> Result<(), String> {
     let is_native = |how| how == How::Native;
     let Err(why) = validate(module, features(is_native)) else { return Ok(()) };
@@ -170,7 +171,7 @@ pub(crate) fn check_native(module: &[u8]) -> Result<(), String> {
     })
 }
 
-/// Why a module is not run at all, if that is for what it uses.
+/// Why a module cannot run at all, if the reason is a proposal that it uses.
 pub(crate) fn refusal(module: &[u8]) -> Option<String> {
     let names = used(module, |how| how == How::Refused)?;
     Some(format!("it uses {names}, which WasmEdge does not run"))
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_module_is_compiled_for_what_it_uses() {
-        // A type of a structure.
+        // A structure type.
         let gc = b"\0asm\x01\0\0\0\x01\x05\x01\x5f\x01\x7e\0".to_vec();
         assert_eq!(check_native(&memory(1)), Ok(()));
         for (module, name) in [(memory(5), "memory64"), (memory(3), "threads"), (gc, "gc")] {

@@ -1,4 +1,4 @@
-//! The module: loaded as native code, if there is some that loads, or else to be interpreted.
+//! Loads the module: as native code, if there is any that loads, or to be interpreted.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -13,21 +13,21 @@ use wasmparser::MemoryType;
 use crate::run::explain;
 use crate::{config, memory};
 
-/// A module that WasmEdge has understood.
+/// A module that WasmEdge has parsed.
 pub(crate) struct Loaded {
     pub(crate) module: Module,
-    /// How it runs.
+    /// How the module runs.
     pub(crate) options: CommonConfigOptions,
     pub(crate) memories: Vec<MemoryType>,
-    /// Of the file, in bytes.
+    /// The length of the module's file, in bytes.
     pub(crate) length: u64,
     pub(crate) source: Source,
 }
 
-/// Where a module comes from.
+/// The source of a module.
 pub(crate) enum Source {
     Bytes(Vec<u8>),
-    /// What it was compiled to.
+    /// The module's native code.
     Native(OwnedFd),
 }
 
@@ -43,7 +43,7 @@ impl Loaded {
         if let Some(native) = native {
             match Loaded::from_native(file, native) {
                 Ok(loaded) => return Ok(loaded),
-                // Slower than it could be, which somebody may look for.
+                // The module runs slower than it could, and somebody may look for the reason.
                 Err(why) => say(&format!(
                     "the native code of `{program}` does not load, so it is interpreted: {why}"
                 )),
@@ -54,11 +54,11 @@ impl Loaded {
 
     fn from_native(file: &File, native: OwnedFd) -> Result<Loaded, String> {
         let options = config::options(RunMode::Aot);
-        // The compiler has validated all of it, and WasmEdge will look at the module that is with
-        // the native code. This third look depends on neither.
+        // The compiler has validated the whole module, and WasmEdge will check the module that is
+        // in the native code. This third check depends on neither.
         let memories = memory::of_native(file)?;
-        // The module is in there too. A path, since what is shared with other processes is a file:
-        // `rt` has made this one, and what it leads to cannot be changed.
+        // The file contains the module too. WasmEdge gets a path, because only a file can be shared
+        // with other processes. `rt` has made this file, and nobody can change the path's target.
         let path = format!("/proc/self/fd/{}", native.as_raw_fd());
         let loading = ConfigBuilder::new(options).build().map_err(|error| explain(&error))?;
         let module = Module::from_file(Some(&loading), path).map_err(|error| explain(&error))?;
@@ -66,14 +66,14 @@ impl Loaded {
         Ok(Loaded { module, options, memories, length: length(file), source })
     }
 
-    /// Native code inside of a module is not looked at.
+    /// Loads the module's own bytes. Ignores native code inside the module.
     fn from_bytes(file: &File, limit: Option<u64>) -> Result<Loaded, String> {
         let bytes = read(file, limit).map_err(|error| format!("read the module: {error}"))?;
         check_head(&bytes)?;
         let options = config::options(RunMode::Interpreter);
         let loading = ConfigBuilder::new(options).build().map_err(|error| explain(&error))?;
         let module = Module::from_bytes(Some(&loading), &bytes).map_err(|error| {
-            // WasmEdge takes what it does not know for damage.
+            // WasmEdge reports a feature that it does not know as damage.
             config::refusal(&bytes).unwrap_or_else(|| explain(&error))
         })?;
         let memories = memory::of_bytes(&bytes);
@@ -81,7 +81,7 @@ impl Loaded {
         Ok(Loaded { module, options, memories, length: length(file), source })
     }
 
-    /// Fails if this is no WASI command: a module that exports a function `_start` without
+    /// Fails if this is not a WASI command: a module that exports a function `_start` without
     /// arguments and results.
     pub(crate) fn check_command(&self) -> Result<(), String> {
         match self.module.get_export("_start") {
@@ -93,7 +93,7 @@ impl Loaded {
         }
     }
 
-    /// How many pages each memory has at first.
+    /// The initial number of pages of each memory.
     pub(crate) fn initial_pages(&self) -> impl Iterator<Item = u64> {
         self.memories.iter().map(|memory| memory.initial)
     }
@@ -103,7 +103,7 @@ fn length(file: &File) -> u64 {
     file.metadata().map_or(0, |file| file.len())
 }
 
-/// What can be said of the bytes better than the parser says it.
+/// Reports some errors more clearly than the parser.
 pub(crate) fn check_head(bytes: &[u8]) -> Result<(), String> {
     match bytes {
         [0, b'a', b's', b'm', _, _, 1, 0, ..] => {

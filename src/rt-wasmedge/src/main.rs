@@ -1,5 +1,5 @@
 //! `rt-wasmedge`: the engine program that runs a WebAssembly module with WasmEdge, as the first
-//! process of a container that `rt` has made. The steps are those of `docs/engine.md`.
+//! process of a container that `rt` has made. `docs/engine.md` describes the steps.
 
 mod compile;
 mod config;

@@ -1,5 +1,4 @@
-//! The memories and tables that a module has: how large they are at first, and whether native code
-//! may use them.
+//! The memories and tables of a module: their initial sizes, and whether native code may use them.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -7,9 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use wasmparser::{MemoryType, Parser, Payload, TableType, TypeRef};
 
-/// The memories of a module that has native code. Reads no more of it than it takes. Fails if the
-/// module has what native code must not be made for, because it checks 32 bits only
-/// ([`crate::config`]).
+/// The memories of a module that has native code. Reads only the necessary part of the module.
+/// Fails if the module has a memory or a table for which native code must not be made, because
+/// native code checks 32 bits only ([`crate::config`]).
 pub(crate) fn of_native(module: &File) -> Result<Vec<MemoryType>, String> {
     let mut bytes = vec![0; 64 << 10];
     let mut length = 0;
@@ -20,7 +19,7 @@ pub(crate) fn of_native(module: &File) -> Result<Vec<MemoryType>, String> {
         if spaces.is_whole {
             return spaces.narrow();
         }
-        // What has native code is no larger than that.
+        // A module with native code is never larger than `LARGEST`.
         if read == 0 || length as u64 >= rt_engine::LARGEST {
             return Err("its memories are not understood".into());
         }
@@ -32,18 +31,18 @@ pub(crate) fn of_bytes(module: &[u8]) -> Vec<MemoryType> {
     parse(module).memories
 }
 
-/// What a module has of its own to read and to write.
+/// The memories and tables of a module.
 #[derive(Default)]
 struct Spaces {
     memories: Vec<MemoryType>,
     tables: Vec<TableType>,
-    /// These are all, and all are understood.
+    /// Whether these are all memories and tables, and all were parsed.
     is_whole: bool,
 }
 
 impl Spaces {
-    /// The memories, if all have 32 bits, are not shared, and have pages of the usual size, and the
-    /// tables are like that too.
+    /// The memories, if all memories and tables have 32 bits and are not shared, and if the
+    /// memories have pages of the usual size.
     fn narrow(self) -> Result<Vec<MemoryType>, String> {
         let wide = |memory: &MemoryType| {
             memory.memory64 || memory.shared || memory.page_size_log2.is_some()
@@ -58,7 +57,7 @@ impl Spaces {
     }
 }
 
-/// What the parser cannot understand, WasmEdge has refused already, or understands better.
+/// If this parser fails, WasmEdge has refused the module already, or parses it better.
 fn parse(module: &[u8]) -> Spaces {
     let mut spaces = Spaces::default();
     let mut understood = true;
@@ -84,7 +83,7 @@ fn parse(module: &[u8]) -> Spaces {
                     table.map_or_else(|_| understood = false, |it| spaces.tables.push(it.ty));
                 }
             }
-            // All memories and tables come before.
+            // All memories and tables come before the code.
             Ok(Payload::CodeSectionStart { .. } | Payload::End(_)) => {
                 spaces.is_whole = understood;
                 return spaces;
@@ -113,8 +112,8 @@ mod tests {
 
     #[test]
     fn native_code_is_for_memories_and_tables_of_32_bits() {
-        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and the same with
-        // one of them of 64 bits or shared.
+        // (module (import "a" "b" (memory 3)) (table 1 funcref) (memory 5 6)), and variants in
+        // which one of them has 64 bits or is shared.
         let module = |import: &[u8], table: u8, memory: u8| {
             let head = b"\0asm\x01\0\0\0\x02\x08\x01\x01a\x01b";
             [&head[..], import, &[4, 4, 1, 0x70, table, 1, 5, 4, 1, memory, 5, 6]].concat()

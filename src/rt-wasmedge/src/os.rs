@@ -1,5 +1,6 @@
-//! The one door to `unsafe`: calls of WasmEdge's C interface that its Rust one lacks. Two rooms lie
-//! behind it: a run whose instructions are counted, and functions in the place of libraries'.
+//! The only part of this program with `unsafe`: calls of WasmEdge's C interface that its Rust
+//! interface lacks. It has two submodules: a run with counted instructions, and functions that
+//! replace those of libraries.
 #![allow(
     unsafe_code,
     reason = "C calls without a safe wrapper, and functions that C calls; nothing else may use unsafe"
@@ -16,7 +17,7 @@ use rt_engine::process;
 use wasmedge_sdk::AsInstance;
 use wasmedge_sys::ffi;
 
-/// Gives a module's memory a name, as far as it may grow ([`process::name_memory`]).
+/// Names a module's memory, for as many addresses as it may grow to ([`process::name_memory`]).
 pub(crate) fn name_memory(instance: &wasmedge_sys::Instance) {
     // SAFETY: the instance is borrowed for the time of the call.
     name_memory_of(unsafe { instance.as_ptr() });
@@ -26,12 +27,12 @@ fn name_memory_of(instance: *const ffi::WasmEdge_ModuleInstanceContext) {
     const MOST: usize = 4 << 30;
     // SAFETY: the literal is NUL-terminated, and copied.
     let name = unsafe { ffi::WasmEdge_StringCreateByCString(c"memory".as_ptr()) };
-    // SAFETY: the instance lives; what is found in it lives as long.
+    // SAFETY: the instance lives, and the memory in it lives as long.
     let memory = unsafe { ffi::WasmEdge_ModuleInstanceFindMemory(instance, name) };
     if memory.is_null() {
         return;
     }
-    // SAFETY: `memory` is one; a range that it has not is answered by null.
+    // SAFETY: `memory` is a memory. For a range outside of it, the function returns null.
     let base = unsafe { ffi::WasmEdge_MemoryInstanceGetPointerConst(memory, 0, 1) };
     if !base.is_null() {
         process::name_memory(base as usize, MOST);
@@ -54,15 +55,16 @@ unsafe extern "C" fn keep(message: *const ffi::WasmEdge_LogMessage) {
     }
 }
 
-/// Keeps WasmEdge's own log for [`take_log`]: it would go to standard output, which is the guest's.
+/// Keeps WasmEdge's own log for [`take_log`]. Otherwise it would go to standard output, which is
+/// the guest's.
 pub(crate) fn keep_log() {
     // SAFETY: sets a level; takes no pointer.
     unsafe { ffi::WasmEdge_LogSetErrorLevel() };
-    // SAFETY: the callback has the type that WasmEdge wants and lives as long as the program.
+    // SAFETY: the callback has the type that WasmEdge requires, and lives as long as the program.
     unsafe { ffi::WasmEdge_LogSetCallback(Some(keep)) };
 }
 
-/// What WasmEdge has logged so far.
+/// Takes all that WasmEdge has logged so far.
 pub(crate) fn take_log() -> Vec<String> {
     LOG.lock().map(|mut log| std::mem::take(&mut *log)).unwrap_or_default()
 }

@@ -28,7 +28,7 @@ fn run_module(mut start: Start, program: &str) -> Result<End, String> {
     let world = World::new(&mut start, &loaded.module)?;
     let most_pages = limit(&loaded, start.memory)?;
     let (timeout, fuel) = (start.timeout, start.fuel);
-    // Only the engine's and the plugins' directories stay open.
+    // Only the directories of the engine and of the plugins stay open.
     let Start { engine_dir, plugin_dir, module, .. } = start;
     drop(module);
     let end = match fuel {
@@ -39,10 +39,10 @@ fn run_module(mut start: Start, program: &str) -> Result<End, String> {
     end
 }
 
-/// Limits what this process may use. Returns how many pages each memory may have, if the container
+/// Limits the memory of this process. Returns how many pages each memory may have, if the container
 /// has a limit.
 fn limit(loaded: &Loaded, limit: Option<u64>) -> Result<Option<u32>, String> {
-    // What the module brings along, it may have: a data segment is copied in one piece.
+    // A piece may be as large as the module, because a data segment is copied in one piece.
     let length = usize::try_from(loaded.length).unwrap_or(usize::MAX);
     os::limit_pieces(largest_piece(limit).max(length));
     let Some(limit) = limit else { return Ok(None) };
@@ -50,8 +50,9 @@ fn limit(loaded: &Loaded, limit: Option<u64>) -> Result<Option<u32>, String> {
     Ok(Some(memory::most_pages(loaded.initial_pages(), limit)))
 }
 
-/// The interpreter's stack, of 16 bytes a value, is doubled when it is full, and both halves are
-/// there for a moment: a part of what the container may use, and no more than a million calls need.
+/// The largest piece of memory for the engine. The interpreter's stack, with 16 bytes for each
+/// value, doubles when it is full. For a moment, the old and the new stack both exist. The limit is
+/// a fourth of the container's memory, and at most what a million calls require.
 fn largest_piece(memory: Option<u64>) -> usize {
     const MOST: u64 = 128 << 20;
     const LEAST: u64 = 1 << 20;
@@ -67,7 +68,8 @@ fn run_counted(
     timeout: Option<i32>,
     fuel: u64,
 ) -> Result<End, String> {
-    // The machine makes its own of what plugins offer, and loads the module again.
+    // The virtual machine makes its own instances of the plugins' modules, and loads the module
+    // again.
     let Loaded { module, source, .. } = loaded;
     let World { mut wasi, offered } = world;
     drop((module, offered));
@@ -77,7 +79,7 @@ fn run_counted(
     }
 }
 
-/// Runs a module for as long as it takes, or until its time is over.
+/// Runs a module until it ends, or until its time is over.
 fn run_freely(
     loaded: Loaded,
     mut world: World,
@@ -106,7 +108,7 @@ fn run_freely(
         return Ok(End::Trapped(why));
     }
     os::take_log();
-    // What loading has left behind is of no use to the guest, which may run for months.
+    // The leftovers of loading are of no use to the guest, which may run for months.
     process::trim_memory();
     if let Some(instance) = vm.active_module() {
         os::name_memory(instance);
@@ -114,27 +116,27 @@ fn run_freely(
     let result = vm.run_func(None, "_start", []);
     drop(vm);
     match result {
-        // `proc_exit` ends the run with success, and its code is kept aside.
+        // `proc_exit` ends the run with success, and WasmEdge stores its code elsewhere.
         Ok(_) => Ok(exited(&world.wasi)),
         Err(error) => Ok(End::Trapped(explain(&error))),
     }
 }
 
-/// What an instantiation has come to.
+/// The result of an instantiation.
 enum Instantiated {
     Ready,
-    /// The guest's start function has ended everything.
+    /// The guest's start function has ended the run.
     Ended,
     Trapped(String),
 }
 
-/// A start function runs in here, and may end everything.
+/// Instantiates the module. This runs the module's start function, which may end the run.
 fn instantiate<'i>(
     vm: &mut Vm<'i, dyn SyncInst + 'i>,
     module: Module,
 ) -> Result<Instantiated, String> {
     match vm.register_module(None, module).map(drop) {
-        // Ended by `proc_exit`, it leaves no instance.
+        // If `proc_exit` ended the start function, there is no instance.
         Ok(()) if vm.active_module().is_none_or(|it| it.get_func("_start").is_err()) => {
             Ok(Instantiated::Ended)
         }
@@ -145,7 +147,7 @@ fn instantiate<'i>(
             }
             WasmEdgeError::Core(CoreError::Execution(_)) => {
                 let why = explain(&error);
-                // The first thing that is written to a memory that is not there.
+                // WasmEdge reports this when it first writes to a memory that does not exist.
                 if why.contains("Unable to find usable memory address") {
                     return Err(NO_ADDRESSES.into());
                 }
@@ -161,7 +163,7 @@ fn exited(wasi: &WasiModule) -> End {
     End::Exited((wasi.exit_code() & 0xff) as u8)
 }
 
-/// An error on one line: what the API says of it, and what WasmEdge's log says about where.
+/// An error on one line: the text of the API, and the place of the error from WasmEdge's log.
 pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     one_line(error.to_string())
 }
@@ -170,7 +172,7 @@ pub(crate) fn one_line(error: String) -> String {
     let lines = os::take_log();
     let lines: Vec<String> = lines
         .iter()
-        // What an error is told with, and what it counts so far, is not of it.
+        // Removes the decoration of the log, and the number of instructions so far.
         .filter(|line| !line.contains("====") && !line.contains("Gas costs:"))
         .map(|line| shorten(&line.split_whitespace().collect::<Vec<_>>().join(" ")))
         .collect();

@@ -1,4 +1,4 @@
-//! What a module may import: WASI preview1, and what plugins offer.
+//! The functions that a module may import: those of WASI preview1 and of plugins.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -16,19 +16,19 @@ use crate::run::one_line;
 
 const WASI: &str = "wasi_snapshot_preview1";
 
-/// The modules that a guest imports from.
+/// The modules from which a guest imports.
 pub(crate) struct World {
     pub(crate) wasi: WasiModule,
-    /// By plugins, by their names.
+    /// The plugins' modules, by name.
     pub(crate) offered: HashMap<String, Instance>,
 }
 
 impl World {
-    /// Makes what the contract gives the guest. From here on, files that WasmEdge opens are the
-    /// guest's wish.
+    /// Makes everything that the contract gives the guest. From here on, WasmEdge opens files only
+    /// for the guest.
     pub(crate) fn new(start: &mut Start, module: &Module) -> Result<World, String> {
         let wasi = preview1(start)?;
-        // WasmEdge has opened them by itself.
+        // WasmEdge has opened the directories itself.
         start.directories.clear();
         load_plugins(start.plugin_dir.as_ref(), &start.plugins)?;
         os::guard_files();
@@ -42,7 +42,7 @@ impl World {
         Ok(world)
     }
 
-    /// Whether there is such a function.
+    /// Whether this function exists.
     fn has(&mut self, from: &str, name: &str) -> bool {
         if from == WASI {
             return self.wasi.as_mut().get_func(name).is_ok();
@@ -55,7 +55,7 @@ impl World {
         self.offered.get(from).is_some_and(|it| it.get_func(name).is_ok())
     }
 
-    /// What a machine links a module with.
+    /// The instances with which a virtual machine links a module.
     pub(crate) fn instances(&mut self) -> HashMap<String, &mut dyn SyncInst> {
         let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::new();
         instances.insert(WASI.to_owned(), self.wasi.as_mut());
@@ -66,14 +66,14 @@ impl World {
     }
 }
 
-/// Loads the plugins that the host allows and the container asks for. No other place is looked at.
+/// Loads the plugins that the host allows and the container asks for. Searches no other place.
 fn load_plugins(directory: Option<&OwnedFd>, files: &[String]) -> Result<(), String> {
     let Some(directory) = directory else { return Ok(()) };
     for file in files {
         let path = format!("/proc/self/fd/{}/{file}", directory.as_raw_fd());
         let before = PluginManager::count();
         let loaded = PluginManager::load(Some(Path::new(&path)));
-        // It says nothing of a file that it passes over, but in its log.
+        // If WasmEdge skips a file, it says so only in its log.
         if loaded.is_err() || PluginManager::count() == before {
             let why =
                 one_line("it is no plugin of this WasmEdge's, or needs what is not there".into());
@@ -83,7 +83,7 @@ fn load_plugins(directory: Option<&OwnedFd>, files: &[String]) -> Result<(), Str
     Ok(())
 }
 
-/// A module by this name that a plugin offers.
+/// A module of this name from a plugin.
 fn plugin_module(name: &str) -> Option<Instance> {
     let plugins = PluginManager::names();
     let plugins = plugins.iter().filter_map(|plugin| PluginManager::find(plugin).ok());
@@ -91,12 +91,12 @@ fn plugin_module(name: &str) -> Option<Instance> {
     offering.next()?.mod_instance(name).ok()
 }
 
-/// WASI preview1 with what the contract gives the guest. Strings from the command line and a
-/// NUL-separated file hold no NUL, which the Rust API would panic on.
+/// WASI preview1 with everything that the contract gives the guest. Strings from the command line
+/// and from a NUL-separated file contain no NUL, for which the Rust API would panic.
 fn preview1(start: &Start) -> Result<WasiModule, String> {
     let mut preopens = Vec::new();
     for directory in &start.directories {
-        // WasmEdge's syntax is GUEST:HOST[:readonly], without a way to write a colon in a path.
+        // WasmEdge's syntax is GUEST:HOST[:readonly]. It has no way to write a colon in a path.
         if directory.path.contains(':') {
             return Err(format!(
                 "preopen `{}`: WasmEdge cannot name a directory with a colon",
@@ -105,7 +105,7 @@ fn preview1(start: &Start) -> Result<WasiModule, String> {
         }
         let right = if directory.read_only { ":readonly" } else { "" };
         let place = match &directory.descriptor {
-            // The last part is no link: WasmEdge follows none there.
+            // The last component must not be a link, because WasmEdge follows no link there.
             Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
             None => directory.path.clone(),
         };

@@ -1,4 +1,4 @@
-//! A run whose instructions are counted: by WasmEdge's C interface, since wasmedge-sys frees the
+//! A run with counted instructions. It uses WasmEdge's C interface, because wasmedge-sys frees the
 //! statistics, which count, as soon as an executor has them.
 
 use std::ffi::{CStr, CString, c_int};
@@ -13,8 +13,8 @@ use super::{name_memory_of, take_log};
 use crate::config;
 use crate::load::Source;
 
-/// Runs a module's `_start` for so many instructions. The outer error is of a module that never
-/// started, the inner one a trap.
+/// Runs a module's `_start` for this many instructions. The outer error means that the module never
+/// started, the inner one is a trap.
 pub(crate) fn run_with_fuel(
     source: Source,
     wasi: &mut wasmedge_sys::Instance,
@@ -30,19 +30,19 @@ pub(crate) fn run_with_fuel(
     if let Some(pages) = most_pages {
         config.set_max_memory_pages(pages);
     }
-    // SAFETY: the configuration lives across the call, and a store of its own is made for null. The
-    // machine is never freed: the process ends with it.
+    // SAFETY: the configuration lives across the call. For null, WasmEdge makes a store of its own.
+    // The machine is never freed: the process ends with it.
     let vm = unsafe { ffi::WasmEdge_VMCreate(config.as_ptr(), ptr::null_mut()) };
     if vm.is_null() {
         return Err("make a virtual machine".into());
     }
     // SAFETY: `vm` is a machine, and its statistics live as long as it does.
     let statistics = unsafe { ffi::WasmEdge_VMGetStatisticsContext(vm) };
-    // SAFETY: as above; a number is set.
+    // SAFETY: as above; this sets a number.
     unsafe { ffi::WasmEdge_StatisticsSetCostLimit(statistics, fuel) };
     // SAFETY: the instance is borrowed, and not freed before the machine has run for the last time.
     let wasi = unsafe { wasi.as_ptr() };
-    // SAFETY: both are what they are said to be.
+    // SAFETY: `vm` is a machine and `wasi` is an instance.
     check(unsafe { ffi::WasmEdge_VMRegisterModuleFromImport(vm, wasi) })?;
     let loaded = match source {
         Source::Bytes(bytes) => {
@@ -67,7 +67,7 @@ pub(crate) fn run_with_fuel(
     if let Some(timeout) = timeout {
         end_after(timeout)?;
     }
-    // SAFETY: it is validated. A start function runs in here, and may end everything.
+    // SAFETY: the module is validated. Its start function runs in this call, and may end the run.
     let result = unsafe { ffi::WasmEdge_VMInstantiate(vm) };
     if check(result).is_err() || ended(result) {
         return if ended(result) || is_of_execution(result) {
@@ -78,7 +78,7 @@ pub(crate) fn run_with_fuel(
     }
     take_log();
     trim_memory();
-    // SAFETY: the machine has an active module, which lives as long as it does.
+    // SAFETY: the machine has an active module, which lives as long as the machine.
     name_memory_of(unsafe { ffi::WasmEdge_VMGetActiveModule(vm) });
     // SAFETY: the literal is NUL-terminated, and copied.
     let start = unsafe { ffi::WasmEdge_StringCreateByCString(c"_start".as_ptr()) };
@@ -93,21 +93,21 @@ fn ended(result: ffi::WasmEdge_Result) -> bool {
     unsafe { ffi::WasmEdge_ResultGetCode(result) == 1 }
 }
 
-/// Whether it is a trap: the codes of execution are from 0x400 on, and that of costs is 3
-/// (`enum_errcode.h`).
+/// Whether the result is a trap: the codes of execution begin at 0x400, and the code of the cost
+/// limit is 3 (`enum_errcode.h`).
 fn is_of_execution(result: ffi::WasmEdge_Result) -> bool {
     // SAFETY: takes a plain value.
     let code = unsafe { ffi::WasmEdge_ResultGetCode(result) };
     (0x400..0x500).contains(&code) || code == 3
 }
 
-/// The text of an error. What ended by `proc_exit` is none.
+/// The text of an error. An end by `proc_exit` is not an error.
 fn check(result: ffi::WasmEdge_Result) -> Result<(), String> {
     // SAFETY: takes a plain value.
     if unsafe { ffi::WasmEdge_ResultOK(result) } {
         return Ok(());
     }
-    // SAFETY: takes a plain value, and returns a literal of the library's (`wasmedge_basic.h`).
+    // SAFETY: takes a plain value, and returns a literal of the library (`wasmedge_basic.h`).
     let message = unsafe { ffi::WasmEdge_ResultGetMessage(result) };
     // SAFETY: a literal is NUL-terminated, and lives for ever.
     let message = unsafe { CStr::from_ptr(message) };

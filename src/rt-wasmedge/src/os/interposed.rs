@@ -1,6 +1,6 @@
-//! Functions that WasmEdge finds here in place of the C and C++ libraries': where they leave a
-//! guest more than it should have, or less. The build exports their names, and the loader takes a
-//! program's before any library's.
+//! Functions that WasmEdge uses instead of those of the C and C++ libraries, which would let a
+//! guest do more than it should, or less. The build exports their names, and the loader prefers a
+//! program's functions to those of libraries.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use rt_engine::{TRAPPED, process::exit_now};
 
-/// What WasmEdge waits by for clocks and sockets (`epoll_wait(2)`), in the C library's place.
+/// Replaces the C library's `epoll_wait(2)`, by which WasmEdge waits for clocks and sockets.
 ///
-/// A process that was stopped and goes on, by SIGCONT, a freezer or a tracer, is told EINTR here
-/// though no handler ran (`signal(7)`, "Interruption of system calls and library functions by stop
-/// signals"); WasmEdge hands that to the guest, whose library takes it for a failure. So the wait
-/// goes on, for what is left of its time.
+/// If SIGCONT, a freezer or a tracer stops and continues a process, `epoll_wait` fails with EINTR
+/// although no handler ran (`signal(7)`, "Interruption of system calls and library functions by
+/// stop signals"). WasmEdge returns that error to the guest, whose library takes it for a failure.
+/// So this function continues to wait for the rest of the time.
 ///
 /// # Safety
 ///
@@ -35,8 +35,8 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
     let mut left = timeout;
     loop {
-        // SAFETY: the arguments are the caller's, who keeps the contract above; the null signal
-        // mask is not read.
+        // SAFETY: the arguments come from the caller of this function, who keeps the contract
+        // above. The null signal mask is not read.
         let ready = unsafe {
             libc::syscall(libc::SYS_epoll_pwait, epoll, events, most, left, ptr::null::<u8>(), 8)
         };
@@ -51,13 +51,13 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     }
 }
 
-/// A file that `epoll(7)` does not take, since nobody ever has to wait for it: a regular one, a
-/// directory, `/dev/null`.
+/// A file that `epoll(7)` refuses, because it never blocks: a regular file, a directory, or
+/// `/dev/null`.
 struct Ready {
     epoll: c_int,
     descriptor: c_int,
     event: libc::epoll_event,
-    /// It was not told yet.
+    /// Whether it was not reported yet.
     is_new: bool,
 }
 
@@ -67,14 +67,15 @@ fn ready() -> MutexGuard<'static, Vec<Ready>> {
     READY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What WasmEdge waits for (`epoll_ctl(2)`), in the C library's place, as [`epoll_wait`].
+/// Replaces the C library's `epoll_ctl(2)`, by which WasmEdge chooses what [`epoll_wait`] waits
+/// for.
 ///
-/// A guest may wait for any file (`poll_oneoff`), and what can be read and written at once is
-/// ready, as for `poll(2)`.
+/// A guest may wait for any file (`poll_oneoff`). A file that never blocks is ready, as for
+/// `poll(2)`.
 ///
 /// # Safety
 ///
-/// As `epoll_ctl(2)`: `event` points to an event, but for `EPOLL_CTL_DEL`.
+/// As `epoll_ctl(2)`: `event` points to an event, except with `EPOLL_CTL_DEL`.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_ctl(
     epoll: c_int,
@@ -82,11 +83,11 @@ pub(crate) unsafe extern "C" fn epoll_ctl(
     descriptor: c_int,
     event: *mut libc::epoll_event,
 ) -> c_int {
-    // SAFETY: the arguments are the caller's, who keeps the contract above.
+    // SAFETY: the arguments come from the caller of this function, who keeps the contract above.
     let done = unsafe { libc::syscall(libc::SYS_epoll_ctl, epoll, operation, descriptor, event) };
     let refused = done < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
     let mut ready = ready();
-    // A number that is another file's by now, too.
+    // The number may belong to another file by now, so this removes its entry too.
     ready.retain(|file| (file.epoll, file.descriptor) != (epoll, descriptor));
     if !refused || operation == libc::EPOLL_CTL_DEL {
         return if refused { 0 } else { c_int::try_from(done).unwrap_or(-1) };
@@ -97,8 +98,8 @@ pub(crate) unsafe extern "C" fn epoll_ctl(
     0
 }
 
-/// Writes down the files that are ready without a wait, each once, with those that the kernel says
-/// are ready by now. None if there are none of the first kind.
+/// Reports the files that never block, each once, together with the files that the kernel reports
+/// as ready now. Returns `None` if there is no unreported file that never blocks.
 fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Option<c_int> {
     let most = usize::try_from(most).ok()?;
     let mut ready = ready();
@@ -123,7 +124,7 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
         let rest = c_int::try_from(most - count).unwrap_or(c_int::MAX);
         // SAFETY: there are `most` places, more than `count`.
         let places = unsafe { events.add(count) };
-        // SAFETY: `rest` places are left there. Nothing is waited for, and the null signal mask is
+        // SAFETY: `rest` places are left there. The call does not wait, and the null signal mask is
         // not read.
         let others = unsafe {
             libc::syscall(libc::SYS_epoll_pwait, epoll, places, rest, 0, ptr::null::<u8>(), 8)
@@ -133,12 +134,12 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
     c_int::try_from(count).ok()
 }
 
-/// Filesystems by which the kernel shows itself, `<linux/magic.h>`: proc, sysfs, both cgroups,
-/// debugfs, tracefs, securityfs, bpf, pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs,
-/// devpts, apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd, binder, xenfs, hypfs,
-/// dlmfs; and fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. Not a list of those that are
-/// allowed: a container's volume may be on any filesystem that somebody has a driver for, and each
-/// has files that are no more than files.
+/// Filesystems of the kernel's own objects, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs,
+/// tracefs, securityfs, bpf, pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts,
+/// apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd, binder, xenfs, hypfs, dlmfs; and
+/// fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. This is not a list of allowed filesystems,
+/// because a container's volume may be on any filesystem that has a driver, and on each such
+/// filesystem a file is only a file.
 const KERNELS: [u64; 29] = [
     0x9fa0,
     0x6265_6572,
@@ -171,23 +172,22 @@ const KERNELS: [u64; 29] = [
     0xaee7_1ee7,
 ];
 
-/// Devices that are no more than a file: null, zero, full, random, urandom.
+/// Devices that are as harmless as a file: null, zero, full, random, urandom.
 const PLAIN: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 
-/// Whether what is opened is a guest's wish: the engine's own are over then.
+/// Whether files are opened for the guest: the engine has opened its own files by then.
 static GUARDED: AtomicBool = AtomicBool::new(false);
 
-/// From now on, what is opened is looked at ([`openat`]).
+/// From now on, [`openat`] checks the files that it opens.
 pub(crate) fn guard_files() {
     GUARDED.store(true, Ordering::Relaxed);
 }
 
-/// How WasmEdge opens what a guest names (`openat(2)`), in the C library's place, as
-/// [`epoll_wait`].
+/// Replaces the C library's `openat(2)`, by which WasmEdge opens the files that a guest names.
 ///
-/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem` a guest could
-/// write to this process, and so would be no guest any longer: what is the kernel's or a device is
-/// refused, `EACCES`, and no magic link is followed.
+/// The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem`, a guest could
+/// write to this process, and would no longer be a guest. So this function refuses files of the
+/// kernel and devices with `EACCES`, and follows no magic link.
 ///
 /// # Safety
 ///
@@ -208,12 +208,12 @@ pub(crate) unsafe extern "C" fn openat(
     let guarded = GUARDED.load(Ordering::Relaxed);
     how.resolve = if guarded { libc::RESOLVE_NO_MAGICLINKS } else { 0 };
     let size = size_of::<libc::open_how>();
-    // SAFETY: the path is the caller's, who keeps the contract above; `how` lives across the call,
-    // and its size is passed.
+    // SAFETY: the path comes from the caller of this function, who keeps the contract above. `how`
+    // lives across the call, and its size is passed.
     let mut opened =
         unsafe { libc::syscall(libc::SYS_openat2, directory, path, &raw const how, size) };
-    // Forbidden by a filter, or older than the kernel: WasmEdge follows links itself, and gets to
-    // none of procfs's.
+    // A filter forbids openat2, or the kernel is older. WasmEdge follows links itself, and cannot
+    // reach the magic links of procfs.
     let error = io::Error::last_os_error().raw_os_error();
     if opened < 0 && matches!(error, Some(libc::ENOSYS | libc::EPERM)) {
         // SAFETY: as above.
@@ -232,7 +232,7 @@ pub(crate) unsafe extern "C" fn openat(
     opened
 }
 
-/// Whether what was opened is a file, and not the kernel's own or a device.
+/// Whether an open file is neither the kernel's own nor a device.
 fn is_for_guests(descriptor: c_int) -> bool {
     // SAFETY: `stat` is plain integers.
     let mut file: libc::stat = unsafe { std::mem::zeroed() };
@@ -250,30 +250,29 @@ fn is_for_guests(descriptor: c_int) -> bool {
     if unsafe { libc::fstatfs(descriptor, &raw mut filesystem) } < 0 {
         return false;
     }
-    // As the kernel has it, a number of 32 bits.
+    // The kernel's number has 32 bits.
     let kind = filesystem.f_type.cast_unsigned() & 0xffff_ffff;
     !KERNELS.contains(&kind)
 }
 
-/// The addresses that WasmEdge keeps for a guest's memories, from 4 GiB before each on: all of them
-/// guard pages at first.
+/// The addresses that WasmEdge reserves for a guest's memories, from 4 GiB before each memory on.
+/// At first, all of them are guard pages.
 static KEPT: Mutex<Vec<Range<usize>>> = Mutex::new(Vec::new());
 
-/// How many addresses it keeps for one memory.
+/// How many addresses WasmEdge reserves for one memory.
 const KEPT_FOR_ONE: usize = 12 << 30;
 
-/// How WasmEdge keeps addresses for a memory and makes the memory grow (`mmap(2)`), in the C
-/// library's place, as [`epoll_wait`].
+/// Replaces the C library's `mmap(2)`, by which WasmEdge reserves addresses for a memory and makes
+/// the memory grow.
 ///
-/// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12 the kernel takes the
-/// old pages away first. If it then has no memory to promise (`vm.overcommit_memory`), the
-/// addresses are free: whatever the engine maps next could get them, and the guest's native code
-/// would read and write it. So a memory grows by a change of protection, which fails without any
-/// effect.
+/// WasmEdge maps new pages over guard pages (`MAP_FIXED`). Before Linux 6.12, the kernel removes
+/// the old pages first. If it then has no memory to promise (`vm.overcommit_memory`), the addresses
+/// are free. The engine's next mapping could get them, and the guest's native code would read and
+/// write it. So a memory grows by a change of protection, which has no effect if it fails.
 ///
 /// # Safety
 ///
-/// As `mmap(2)`: with `MAP_FIXED` nobody needs what is there.
+/// As `mmap(2)`: with `MAP_FIXED`, nobody needs the old mapping.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mmap(
     address: *mut c_void,
@@ -289,13 +288,13 @@ pub(crate) unsafe extern "C" fn mmap(
         && let Ok(kept) = KEPT.lock()
         && kept.iter().any(|kept| kept.start <= range.start && range.end <= kept.end)
     {
-        // SAFETY: the range is inside one that WasmEdge keeps for a memory, so it is mapped, and
+        // SAFETY: the range is inside one that WasmEdge reserves for a memory, so it is mapped, and
         // only WasmEdge uses it. Pages that were never used are zero.
         let changed = unsafe { libc::mprotect(address, length, protection) };
         return if changed == 0 { address } else { libc::MAP_FAILED };
     }
-    // SAFETY: the arguments are the caller's, who keeps the contract above. It sets errno, and
-    // returns -1 then, which is `MAP_FAILED`.
+    // SAFETY: the arguments come from the caller of this function, who keeps the contract above. On
+    // failure the call sets errno and returns -1, which is `MAP_FAILED`.
     let mapped = unsafe {
         libc::syscall(libc::SYS_mmap, address, length, protection, flags, descriptor, offset)
     } as *mut c_void;
@@ -309,21 +308,22 @@ pub(crate) unsafe extern "C" fn mmap(
     mapped
 }
 
-/// The largest piece of memory that WasmEdge may ask for by itself: the interpreter's stack is one,
-/// and grows by doubling, without end.
+/// The largest piece of memory that WasmEdge may allocate for itself. The interpreter's stack is
+/// such a piece, and grows by doubling, without end.
 static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// From now on, larger ones are a trap. A linear memory is none of them: it is mapped.
+/// From now on, larger allocations are a trap. A linear memory does not count, because it is
+/// mapped.
 pub(crate) fn limit_pieces(bytes: usize) {
     LARGEST.store(bytes, Ordering::Relaxed);
 }
 
-/// C++'s `operator new`, in its library's place, as [`epoll_wait`].
+/// Replaces `operator new` of the C++ library.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
     let end = |message: &'static [u8]| -> ! {
-        // SAFETY: write(2) reads as many bytes as the message has. With standard error closed there
-        // is nobody to tell.
+        // SAFETY: write(2) reads as many bytes as the message has. If standard error is closed,
+        // nobody can see the message.
         unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
         exit_now(TRAPPED)
     };
