@@ -1,8 +1,7 @@
-//! The one door to `unsafe`: system calls that rustix does not wrap, or wraps as `unsafe`.
+//! The only file with `unsafe`: system calls that rustix does not wrap, or wraps as `unsafe`.
 //!
-//! Every function is named after its manual page and takes and returns safe types only. All of `rt`
-//! is single-threaded (nothing here or elsewhere starts a thread), which several proofs below stand
-//! on.
+//! Every function is named after its manual page, and takes and returns safe types only. All of
+//! `rt` is single-threaded (no code starts a thread), and several proofs below rely on that.
 #![allow(unsafe_code, reason = "system calls without a safe wrapper; nothing else may use unsafe")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -19,12 +18,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::{Pid, Resource, Rlimit};
 
-/// The errno of the last libc call, for a negative return value.
+/// Returns the errno of the last libc call if the return value is negative.
 fn check(returned: libc::c_long) -> Result<libc::c_long> {
     if returned < 0 { Err(last_errno()) } else { Ok(returned) }
 }
 
-/// nix's errno as rustix has it.
+/// Converts nix's errno to rustix's.
 fn errno(error: nix::Error) -> Errno {
     Errno::from_raw_os_error(error as c_int)
 }
@@ -34,7 +33,7 @@ fn last_errno() -> Errno {
 }
 
 /// `clone3(2)` with the semantics of `fork(2)`: the child gets a copy of everything. `flags` are
-/// `CLONE_NEW*` and `CLONE_PARENT` only; with `cgroup` the child is born in that cgroup
+/// `CLONE_NEW*` and `CLONE_PARENT` only. With `cgroup`, the child is born in that cgroup
 /// (`CLONE_INTO_CGROUP`, Linux 5.7). Returns `None` in the child.
 pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
     if flags & !(NAMESPACES | libc::CLONE_PARENT) != 0 {
@@ -43,7 +42,7 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Opt
     // SAFETY: `clone_args` is plain integers; all zeroes is the documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.unsigned_abs());
-    // With CLONE_PARENT the kernel takes the parent's exit signal and wants 0 here.
+    // With CLONE_PARENT, the kernel uses the parent's exit signal and requires 0 here.
     if flags & libc::CLONE_PARENT == 0 {
         args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     }
@@ -53,15 +52,15 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Opt
     }
     // SAFETY: no CLONE_VM, CLONE_VFORK, CLONE_FILES or CLONE_SETTLS can be among the flags (checked
     // above), so the child runs on its own copy of memory and stack, as after fork(2). The process
-    // has one thread, so no lock of the C library is held by a thread that the child lacks. `args`
-    // lives across the call and its size is passed.
+    // has one thread, so no thread that the child lacks holds a lock of the C library. `args` lives
+    // across the call and its size is passed.
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     let pid = check(pid)?;
     Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
 }
 
-/// All that makes a namespace.
+/// All flags that make a namespace.
 const NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
@@ -71,7 +70,7 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | 0x80; // CLONE_NEWTIME, <linux/sched.h>
 
-/// From `<linux/sched.h>`; the libc crate has it as a `c_int`, which it does not fit.
+/// From `<linux/sched.h>`. The libc crate has it as a `c_int`, which is too small for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// `struct mount_attr` of `mount_setattr(2)`: `MOUNT_ATTR_*` bits to set and clear, and
@@ -83,8 +82,8 @@ pub(crate) struct MountAttr {
     pub(crate) propagation: u64,
 }
 
-/// `mount_setattr(2)` on the mount that `mount` is the root of (Linux 5.12), with everything below
-/// it when `recursive`.
+/// `mount_setattr(2)` on the mount whose root is `mount` (Linux 5.12). With `recursive`, also on
+/// all mounts below it.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> Result<()> {
     let attr = libc::mount_attr {
         attr_set: attr.set,
@@ -114,8 +113,8 @@ pub(crate) fn mount_idmap(
 fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: bool) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal, `attr`
-    // lives across the call and its own size is passed; the kernel only reads it, and takes a wrong
-    // `userns_fd` for an error.
+    // lives across the call and its own size is passed. The kernel only reads `attr`, and reports a
+    // wrong `userns_fd` as an error.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -129,10 +128,11 @@ fn set_mount_attr(mount: BorrowedFd<'_>, attr: &libc::mount_attr, recursive: boo
     check(returned).map(drop)
 }
 
-/// `fchmodat2(2)` with `AT_EMPTY_PATH`: the mode of the very file that a descriptor of `O_PATH` is
-/// of (Linux 6.6).
+/// `fchmodat2(2)` with `AT_EMPTY_PATH`: changes the mode of exactly the file of an `O_PATH`
+/// descriptor (Linux 6.6).
 pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
-    // The same number on every architecture that Rust knows; the libc crate lacks it for some.
+    // The number is the same on every architecture that Rust supports. The libc crate lacks it for
+    // some.
     const SYS_FCHMODAT2: libc::c_long = 452;
     // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal that is
     // only read.
@@ -148,22 +148,22 @@ pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// Closes the descriptors from `first` on, for good (`close_range(2)`). For descriptors that this
-/// process inherited; it must be called before anything of the same numbers is opened.
+/// Closes the descriptors from `first` on, permanently (`close_range(2)`). This is for descriptors
+/// that this process inherited. Call it before the process opens any descriptor with such a number.
 pub(crate) fn close_from(first: u32) -> Result<()> {
-    // SAFETY: the caller is at the start of the process, where no `OwnedFd` exists yet for any
-    // number from `first` on (see the contract above), so no owned descriptor is closed behind its
-    // owner's back.
+    // SAFETY: the caller of this function is at the start of the process, where no `OwnedFd` exists
+    // yet for any number from `first` on (see the contract above), so no owned descriptor is closed
+    // behind its owner's back.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
-/// The descriptors from `first` on that this process was started with, so that an exec closes them
-/// from now on. Must be called once, before anything of these numbers is opened.
+/// The descriptors from `first` on that this process inherited. From now on, an exec closes them.
+/// Call this once, before the process opens any descriptor with such a number.
 pub(crate) fn inherited_from(first: u32) -> Result<Vec<OwnedFd>> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2; // <linux/close_range.h>
     // SAFETY: sets a flag of descriptors, which nobody owns yet.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })?;
-    // By the process's own table, and not by trying: a descriptor can have any number.
+    // Reads the process's own table instead of trying numbers: a descriptor can have any number.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
     let own = folder.as_raw_fd();
@@ -175,18 +175,17 @@ pub(crate) fn inherited_from(first: u32) -> Result<Vec<OwnedFd>> {
         }) else {
             continue;
         };
-        // SAFETY: by the contract above, no `OwnedFd` is of this number, but that of the folder,
+        // SAFETY: by the contract above, no `OwnedFd` has this number, except that of the folder,
         // which is left out.
         inherited.push(unsafe { OwnedFd::from_raw_fd(number) });
     }
     Ok(inherited)
 }
 
-/// Closes the descriptors from `first` on, for good, but for those that are named
-/// (`close_range(2)`).
+/// Closes the descriptors from `first` on, permanently, except those in `kept` (`close_range(2)`).
 ///
-/// For a process whose way ends in an exec or in [`exit_now`]: from now on it neither uses nor
-/// drops what it owned besides.
+/// This is for a process that ends in an exec or in [`exit_now`]: from now on, it neither uses nor
+/// drops the other descriptors that it owned.
 pub(crate) fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
     let mut kept: Vec<u32> = kept.iter().map(|file| file.as_raw_fd().unsigned_abs()).collect();
     kept.sort_unstable();
@@ -202,16 +201,15 @@ pub(crate) fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
 
 fn close_range(first: u32, last: u32) -> Result<()> {
     // SAFETY: by the contract of `close_all_but`, nobody uses or closes an owned descriptor of
-    // these numbers any more. What is borrowed for `kept` lies outside of every range that is
-    // closed.
+    // these numbers any more. The borrowed descriptors in `kept` are outside of every closed range.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
-/// [`close_all_but`] one, by `close(2)`, for the descriptors of these numbers. Its contract holds
-/// here too.
+/// Does the same as [`close_all_but`] by `close(2)`, for the descriptors of these numbers and with
+/// one exception. Its contract applies here too.
 pub(crate) fn close_each_but(numbers: std::ops::Range<RawFd>, kept: BorrowedFd<'_>) -> Result<()> {
     for number in numbers.filter(|number| *number != kept.as_raw_fd()) {
-        // SAFETY: as for `close_range`; a number that is no descriptor's is an error.
+        // SAFETY: as for `close_range`; a number without a descriptor is an error.
         match check(unsafe { libc::close(number) }.into()) {
             Ok(_) | Err(Errno::BADF) => {}
             Err(error) => return Err(error),
@@ -220,23 +218,23 @@ pub(crate) fn close_each_but(numbers: std::ops::Range<RawFd>, kept: BorrowedFd<'
     Ok(())
 }
 
-/// A descriptor that this process was started with, besides the standard streams. `EBADF` for any
-/// other number.
+/// A descriptor that this process inherited, except the standard streams. Fails with `EBADF` for
+/// any other number.
 pub(crate) fn inherited(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: reads a flag; a number that is no descriptor's is an error.
+    // SAFETY: reads a flag; a number without a descriptor is an error.
     let flags = check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
     if number < 3 || flags & libc::c_long::from(libc::FD_CLOEXEC) != 0 {
         return Err(Errno::BADF);
     }
-    // SAFETY: whatever this process opens is closed at an exec, and what it was started with was
-    // not; so without that flag, the number is of no `OwnedFd` or `File`. The flag is set below, so
-    // that it is owned once.
+    // SAFETY: an exec closes every descriptor that this process opens, but did not close those that
+    // it inherited. So without that flag, the number belongs to no `OwnedFd` or `File`. The flag is
+    // set below, so that the descriptor is owned once.
     let inherited = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&inherited, FdFlags::CLOEXEC)?;
     Ok(inherited)
 }
 
-/// `ppoll(2)`, or `poll(2)` where a filter of system calls forbids that and the machine has it.
+/// `ppoll(2)`, or `poll(2)` if a seccomp filter forbids `ppoll` and the machine has `poll`.
 pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Result<usize> {
     match rustix::event::poll(polled, limit) {
         Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {}
@@ -247,8 +245,8 @@ pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Resul
             limit.tv_sec.saturating_mul(1000).saturating_add(limit.tv_nsec / 1_000_000);
         c_int::try_from(milliseconds).unwrap_or(c_int::MAX)
     });
-    // SAFETY: a `PollFd` is a `struct pollfd`, as its documentation says, and the slice has as many
-    // as are said.
+    // SAFETY: a `PollFd` is a `struct pollfd`, as its documentation says, and the slice has the
+    // passed length.
     let ready = check(
         unsafe { libc::poll(polled.as_mut_ptr().cast(), polled.len() as libc::nfds_t, limit) }
             .into(),
@@ -256,7 +254,7 @@ pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Option<&Timespec>) -> Resul
     Ok(usize::try_from(ready).unwrap_or(0))
 }
 
-/// `unshare(2)`, for namespaces only, by libcontainer. rustix calls it unsafe, because of
+/// `unshare(2)`, for namespaces only, by libcontainer. rustix calls it unsafe because of
 /// `CLONE_FILES`.
 pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
     if namespaces & !NAMESPACES != 0 {
@@ -264,17 +262,17 @@ pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
     }
     LinuxSyscall.unshare(CloneFlags::from_bits_retain(namespaces)).map_err(|error| match error {
         SyscallError::Nix(error) => errno(error),
-        // Of the calls that do more than one thing.
+        // An error of the calls that do more than one thing.
         _ => Errno::IO,
     })
 }
 
-/// `execve(2)`. Returns only when it failed.
+/// `execve(2)`. Returns only if it failed.
 pub(crate) fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> Errno {
     nix::unistd::execve(path, argv, envp).map_or_else(errno, |never| match never {})
 }
 
-/// `execveat(2)` of the file that `program` is. Returns only when it failed.
+/// `execveat(2)` of the file `program`. Returns only if it failed.
 pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Errno {
     let program = Some(program.as_raw_fd());
     nix::unistd::execveat(program, c"", argv, envp, AtFlags::AT_EMPTY_PATH)
@@ -282,7 +280,7 @@ pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString
 }
 
 /// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with
-/// `AT_EMPTY_PATH`, Linux 5.8). The mount has a say too (`noexec`).
+/// `AT_EMPTY_PATH`, Linux 5.8). The mount counts too (`noexec`).
 pub(crate) fn may_execute(file: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: the descriptor is borrowed and open, the path is a NUL-terminated literal.
     let returned = unsafe {
@@ -297,17 +295,16 @@ pub(crate) fn may_execute(file: BorrowedFd<'_>) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// `fork(2)`: as [`clone3`] without flags, where a filter of system calls may know only the older
-/// call.
+/// `fork(2)`: as [`clone3`] without flags, for a seccomp filter that may know only the older call.
 pub(crate) fn fork() -> Result<Option<Pid>> {
-    // SAFETY: the process has one thread, so no lock of the C library is held by a thread that the
-    // child lacks.
+    // SAFETY: the process has one thread, so no thread that the child lacks holds a lock of the C
+    // library.
     let pid = check(unsafe { libc::fork() }.into())?;
     Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::RANGE)?))
 }
 
-/// Sets every signal to its default action: ignored signals survive `execve(2)`, and both Rust's
-/// runtime (SIGPIPE) and callers such as `nohup` leave some.
+/// Resets every signal to its default action. Ignored signals survive `execve(2)`, and both Rust's
+/// runtime (SIGPIPE) and callers such as `nohup` leave some ignored.
 pub(crate) fn default_signal_actions() {
     (1..=64).for_each(default_signal_action);
 }
@@ -315,31 +312,31 @@ pub(crate) fn default_signal_actions() {
 /// As [`default_signal_actions`], for one signal.
 pub(crate) fn default_signal_action(signal: c_int) {
     // The kernel's `struct sigaction`: a handler (0 is SIG_DFL), flags, a restorer and 8 bytes of
-    // mask. All zeroes.
+    // mask. All are zero.
     const DEFAULT: [u64; 4] = [0; 4];
-    // SAFETY: SIG_DFL runs no code of this process; the structure lives for ever, is as large as
-    // the kernel's, and is only read. The system call and not the C library's function, which
-    // refuses the two signals that it keeps for itself, and which a caller may have left ignored
-    // all the same. SIGKILL and SIGSTOP are refused with EINVAL.
+    // SAFETY: SIG_DFL runs no code of this process. The structure lives for ever, is as large as
+    // the kernel's, and is only read. We use the system call because the C library's function
+    // refuses the two signals that it keeps for itself, and a caller may have left those ignored
+    // too. The kernel refuses SIGKILL and SIGSTOP with EINVAL.
     unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), 8);
     }
 }
 
 fn signal_set(signals: &[c_int]) -> libc::sigset_t {
-    // SAFETY: sigset_t is plain integers; sigemptyset makes it valid whatever was in it.
+    // SAFETY: sigset_t is plain integers; sigemptyset makes it valid, whatever it contained.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is a valid place to write to.
     unsafe { libc::sigemptyset(&raw mut set) };
     for &signal in signals {
-        // SAFETY: `set` is initialised; a bad number is refused with EINVAL.
+        // SAFETY: `set` is initialised; a wrong number is refused with EINVAL.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     set
 }
 
-/// From now on, and until an exec, each of these signals ends this process with the exit status of
-/// a shell, 128 and its number.
+/// From now on, until an exec, each of these signals ends this process with a shell's exit status:
+/// 128 and the signal's number.
 pub(crate) fn end_on(signals: &[c_int]) {
     extern "C" fn end(signal: c_int) {
         exit_now(128 + signal)
@@ -348,70 +345,72 @@ pub(crate) fn end_on(signals: &[c_int]) {
         // SAFETY: `sigaction` is plain integers; all zeroes are an empty mask and no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = end as extern "C" fn(c_int) as libc::sighandler_t;
-        // SAFETY: the handler takes a number and makes system calls only, which any moment allows
-        // (signal-safety(7)); the structure lives across the call, which only reads it.
+        // SAFETY: the handler takes a number and makes system calls only, which is allowed at any
+        // moment (signal-safety(7)). The structure lives across the call, which only reads it.
         unsafe { libc::sigaction(*signal, &raw const action, ptr::null_mut()) };
     }
 }
 
-/// Blocks exactly these signals, and no other (`sigprocmask(2)`, `SIG_SETMASK`).
+/// Blocks exactly these signals, and no others (`sigprocmask(2)`, `SIG_SETMASK`).
 pub(crate) fn block_only(signals: &[c_int]) {
     let set = signal_set(signals);
-    // SAFETY: `set` is initialised and read only; blocking runs no code. It cannot fail with a
+    // SAFETY: `set` is initialised and only read; blocking runs no code. It cannot fail with a
     // valid `how`.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) };
 }
 
-/// Blocks these signals besides those that are (`sigprocmask(2)`, `SIG_BLOCK`). Returns which of
-/// them were not.
+/// Blocks these signals in addition to those already blocked (`sigprocmask(2)`, `SIG_BLOCK`).
+/// Returns the signals that were not blocked before.
 pub(crate) fn block_too(signals: &[c_int]) -> Vec<c_int> {
     let (set, mut before) = (signal_set(signals), signal_set(&[]));
-    // SAFETY: `set` is initialised and read only, `before` is a valid place to write to; blocking
+    // SAFETY: `set` is initialised and only read, `before` is a valid place to write to; blocking
     // runs no code. It cannot fail with a valid `how`.
     unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
-    // SAFETY: `before` is initialised and read only; of a number that is none the answer is -1.
+    // SAFETY: `before` is initialised and only read; for a number that is not a signal's, the
+    // answer is -1.
     let free = |signal: &c_int| unsafe { libc::sigismember(&raw const before, *signal) } == 0;
     signals.iter().copied().filter(free).collect()
 }
 
-/// Lets these signals through again (`sigprocmask(2)`, `SIG_UNBLOCK`).
+/// Unblocks these signals (`sigprocmask(2)`, `SIG_UNBLOCK`).
 pub(crate) fn unblock(signals: &[c_int]) {
     let set = signal_set(signals);
-    // SAFETY: `set` is initialised and read only. No signal has a handler but for those of
-    // `end_on`, which end the process.
+    // SAFETY: `set` is initialised and only read. No signal has a handler except those of `end_on`,
+    // which end the process.
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }
 
 /// A descriptor that reads `signalfd_siginfo` records for these signals, which must be blocked.
 pub(crate) fn signalfd(signals: &[c_int]) -> Result<OwnedFd> {
     let set = signal_set(signals);
-    // SAFETY: `set` is initialised and read only.
+    // SAFETY: `set` is initialised and only read.
     let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     check(fd.into())?;
-    // SAFETY: the call just returned this descriptor and nothing else owns it.
+    // SAFETY: the call just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether one of these signals, which are blocked, has arrived (`sigpending(2)`).
+/// Whether one of these blocked signals has arrived (`sigpending(2)`).
 pub(crate) fn pending(signals: &[c_int]) -> bool {
     let mut set = signal_set(&[]);
     // SAFETY: `set` is a valid place to write to.
     unsafe { libc::sigpending(&raw mut set) };
-    // SAFETY: `set` is initialised and read only; of a number that is none the answer is -1.
+    // SAFETY: `set` is initialised and only read; for a number that is not a signal's, the answer
+    // is -1.
     signals.iter().any(|&signal| unsafe { libc::sigismember(&raw const set, signal) } == 1)
 }
 
-/// What locks a part of a file of an open file description (`fcntl(2)`).
+/// The kind of a lock on a part of a file, which belongs to an open file description (`fcntl(2)`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lock {
-    /// Others may read too.
+    /// Other processes may hold a read lock too.
     Read,
     Write,
-    /// None any more.
+    /// Releases the lock.
     Free,
 }
 
-/// So many bytes of a file, from a place on; 0 are all that follow.
+/// A lock on `length` bytes of a file, from `start` on. A length of 0 means all bytes that follow.
 fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
     let kind = match lock {
         Lock::Read => libc::F_RDLCK,
@@ -423,19 +422,19 @@ fn lock_of(lock: Lock, start: u64, length: u64) -> Result<libc::flock> {
         l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(|_| Errno::INVAL)?,
         l_start: libc::off_t::try_from(start).map_err(|_| Errno::INVAL)?,
         l_len: libc::off_t::try_from(length).map_err(|_| Errno::INVAL)?,
-        // The kernel wants 0 for locks of an open file description.
+        // The kernel requires 0 for locks of an open file description.
         l_pid: 0,
     })
 }
 
-/// `F_OFD_SETLK`: `EAGAIN` when another one keeps it out. The lock goes with the descriptor to
-/// whatever process inherits it.
+/// `F_OFD_SETLK`: fails with `EAGAIN` if another lock conflicts. A process that inherits the
+/// descriptor also has the lock.
 pub(crate) fn lock(file: BorrowedFd<'_>, lock: Lock, start: u64, length: u64) -> Result<()> {
     let of = lock_of(lock, start, length)?;
     fcntl(file.as_raw_fd(), FcntlArg::F_OFD_SETLK(&of)).map(drop).map_err(errno)
 }
 
-/// `F_OFD_GETLK`: where the first lock begins that would keep this one out. Takes none.
+/// `F_OFD_GETLK`: where the first conflicting lock begins. Takes no lock.
 pub(crate) fn locked(
     file: BorrowedFd<'_>,
     lock: Lock,
@@ -448,9 +447,10 @@ pub(crate) fn locked(
     Ok(u64::try_from(of.l_start).ok().filter(|_| !free))
 }
 
-/// `pidfd_send_signal(2)`; any signal number, also 0 (a test) and the real-time ones.
+/// `pidfd_send_signal(2)` with any signal number, including 0 (a test) and the real-time signals.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
-    // SAFETY: the descriptor is borrowed and open; a null siginfo stands for what kill(2) sends.
+    // SAFETY: the descriptor is borrowed and open; a null siginfo means the same information as
+    // from kill(2).
     let returned = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -463,22 +463,22 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<
     check(returned).map(drop)
 }
 
-// `bpf(2)`, the two commands that a filter of a cgroup takes; numbers from `<linux/bpf.h>`.
+// `bpf(2)`: the two commands for a filter of a cgroup, with numbers from `<linux/bpf.h>`.
 const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
 
-/// Loads a program for a cgroup; the kernel verifies it. The numbers are `BPF_PROG_TYPE_*` and
-/// `BPF_*` of the place that it is for.
+/// Loads a BPF program for a cgroup; the kernel verifies it. `kind` is a `BPF_PROG_TYPE_*`. `place`
+/// is the `BPF_*` number of the place where the program will be attached.
 pub(crate) fn bpf_prog_load(kind: u32, place: u32, program: &[u64]) -> Result<OwnedFd> {
-    /// The first members of `union bpf_attr` for this command; the kernel takes those that are not
-    /// there as zero.
+    /// The first members of `union bpf_attr` for this command. The kernel takes missing members as
+    /// zero.
     #[repr(C)]
     struct Load {
         prog_type: u32,
         insn_cnt: u32,
         insns: u64,
         license: u64,
-        /// Of its log, name, flags and interface: nothing.
+        /// The log, name, flags and interface: none.
         others: [u32; 11],
         expected_attach_type: u32,
     }
@@ -492,18 +492,18 @@ pub(crate) fn bpf_prog_load(kind: u32, place: u32, program: &[u64]) -> Result<Ow
     };
     const { assert!(std::mem::offset_of!(Load, expected_attach_type) == 68) };
     // SAFETY: the attributes, the instructions that they point to and the NUL-terminated licence
-    // outlive the call and are only read; the counts are those of what is passed.
+    // outlive the call and are only read. The counts are those of the passed data.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<Load>())
     };
     let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
-    // SAFETY: the call just returned this descriptor (close-on-exec, as all of bpf(2)) and nothing
-    // else owns it.
+    // SAFETY: the call just returned this descriptor (close-on-exec, as always with bpf(2)), and
+    // nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a program to a cgroup, with `BPF_F_*` flags. What it decides on is allowed when those
-/// above it say so too.
+/// Attaches a BPF program to a cgroup, with `BPF_F_*` flags. An access is allowed only if the
+/// programs of the cgroups above allow it too.
 pub(crate) fn bpf_prog_attach(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -535,10 +535,10 @@ pub(crate) fn bpf_prog_attach(
 pub(crate) const LANDLOCK_ACCESS_NET_BIND_TCP: u64 = 1;
 pub(crate) const LANDLOCK_ACCESS_NET_CONNECT_TCP: u64 = 2;
 
-/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, but for its
-/// rules (Linux 6.7).
+/// `landlock_create_ruleset(2)`: a ruleset that refuses these uses of the network, except those
+/// that its rules allow (Linux 6.7).
 pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
-    // `struct landlock_ruleset_attr`: of files nothing, of the network these.
+    // `struct landlock_ruleset_attr`: no access to files, and these uses of the network.
     let attributes: [u64; 2] = [0, handled];
     // SAFETY: the structure outlives the call, is only read, and its size is passed.
     let fd = unsafe {
@@ -550,8 +550,8 @@ pub(crate) fn landlock_create_ruleset(handled: u64) -> Result<OwnedFd> {
         )
     };
     let fd = c_int::try_from(check(fd)?).map_err(|_| Errno::RANGE)?;
-    // SAFETY: the call just returned this descriptor (close-on-exec, as the page says) and nothing
-    // else owns it.
+    // SAFETY: the call just returned this descriptor (close-on-exec, as the manual page says), and
+    // nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -560,8 +560,8 @@ pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16
     const LANDLOCK_RULE_NET_PORT: c_int = 2;
     // `struct landlock_net_port_attr`.
     let attributes: [u64; 2] = [allowed, port.into()];
-    // SAFETY: the descriptor is borrowed and open; the structure outlives the call, is only read,
-    // and has the size that the kernel takes for this kind of rule.
+    // SAFETY: the descriptor is borrowed and open. The structure outlives the call, is only read,
+    // and has the size that the kernel requires for this kind of rule.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_landlock_add_rule,
@@ -576,7 +576,7 @@ pub(crate) fn landlock_add_rule(ruleset: BorrowedFd<'_>, allowed: u64, port: u16
 
 /// `landlock_restrict_self(2)`.
 pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: the descriptor is borrowed and open; a ruleset can refuse things, but changes no
+    // SAFETY: the descriptor is borrowed and open. A ruleset can refuse calls, but changes no
     // memory of this process.
     let returned =
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
@@ -586,17 +586,17 @@ pub(crate) fn landlock_restrict_self(ruleset: BorrowedFd<'_>) -> Result<()> {
 /// Lets this process run on every processor that its cgroup allows, now and after a change
 /// (`sched_setaffinity(2)`).
 pub(crate) fn run_on_all_processors() -> Result<()> {
-    // No kernel is built for more than 8192 processors; it leaves out those that it does not know
-    // or allow.
+    // No kernel is built for more than 8192 processors. The kernel ignores processors that it does
+    // not know or allow.
     const ALL: [u8; 1024] = [u8::MAX; 1024];
-    // SAFETY: the set outlives the call, is as long as is said, and is only read; 0 is this
+    // SAFETY: the set outlives the call, has the passed length, and is only read. 0 is this
     // process's only thread.
     let returned =
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&ALL), ALL.as_ptr()) };
     check(returned).map(drop)
 }
 
-/// What `sched_setattr(2)` sets: `SCHED_*`, `SCHED_FLAG_*`, and times in nanoseconds.
+/// The attributes for `sched_setattr(2)`: `SCHED_*`, `SCHED_FLAG_*`, and times in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct SchedAttr {
     pub(crate) policy: u32,
@@ -610,7 +610,7 @@ pub(crate) struct SchedAttr {
 
 /// `sched_setattr(2)`.
 pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
-    /// `struct sched_attr` as of Linux 3.14, without what came later.
+    /// `struct sched_attr` as of Linux 3.14, without later members.
     #[repr(C)]
     struct Attr {
         size: u32,
@@ -623,10 +623,11 @@ pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
         period: u64,
     }
     let SchedAttr { policy, flags, nice, priority, runtime, deadline, period } = attr;
-    // Its own size is 48, SCHED_ATTR_SIZE_VER0.
+    // The size of the structure is 48, SCHED_ATTR_SIZE_VER0.
     let mut attr = Attr { size: 48, policy, flags, nice, priority, runtime, deadline, period };
-    // SAFETY: the structure has the size that it says (checked below), outlives the call, and is
-    // only read, but for its size, which the kernel may write to when it refuses it.
+    // SAFETY: the structure has the size that it states (checked below), outlives the call, and is
+    // only read. The exception is its size, which the kernel may write to when it refuses the
+    // structure.
     let returned = unsafe {
         libc::syscall(libc::SYS_sched_setattr, pid.as_raw_nonzero().get(), &raw mut attr, 0)
     };
@@ -634,12 +635,12 @@ pub(crate) fn sched_setattr(pid: Pid, attr: SchedAttr) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// `prlimit(2)` of another process, which sets nothing.
+/// `prlimit(2)` of another process, without setting a limit.
 pub(crate) fn getrlimit_of(pid: Pid, resource: Resource) -> Result<Rlimit> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let none = ptr::null::<libc::rlimit64>();
-    // SAFETY: the structure is the one that the call fills, and outlives it; without a new limit
-    // nothing else is touched.
+    // SAFETY: the call fills this structure, which outlives the call. Without a new limit, it
+    // touches nothing else.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_prlimit64,
@@ -650,12 +651,12 @@ pub(crate) fn getrlimit_of(pid: Pid, resource: Resource) -> Result<Rlimit> {
         )
     };
     check(returned)?;
-    // RLIM_INFINITY is the largest number, and None for rustix.
+    // RLIM_INFINITY is the largest number. In rustix it is `None`.
     let number = |number| Some(number).filter(|number| *number != u64::MAX);
     Ok(Rlimit { current: number(limit.rlim_cur), maximum: number(limit.rlim_max) })
 }
 
-/// `ioprio_set(2)` of one process; the class is `IOPRIO_CLASS_*`.
+/// `ioprio_set(2)` for one process; the class is `IOPRIO_CLASS_*`.
 pub(crate) fn ioprio_set(pid: Pid, class: c_int, level: c_int) -> Result<()> {
     // From `<linux/ioprio.h>`.
     const IOPRIO_WHO_PROCESS: c_int = 1;
@@ -673,7 +674,7 @@ pub(crate) fn ioprio_set(pid: Pid, class: c_int, level: c_int) -> Result<()> {
 }
 
 /// `seccomp(2)`, `SECCOMP_SET_MODE_FILTER`: loads a filter into this process. Returns the listener
-/// when the flags have `SECCOMP_FILTER_FLAG_NEW_LISTENER`; it is closed by an exec.
+/// if the flags have `SECCOMP_FILTER_FLAG_NEW_LISTENER`. An exec closes the listener.
 pub(crate) fn seccomp_set_mode_filter(
     flags: u64,
     program: &[libc::sock_filter],
@@ -683,7 +684,7 @@ pub(crate) fn seccomp_set_mode_filter(
         filter: program.as_ptr().cast_mut(),
     };
     // SAFETY: the instructions and the structure that points to them outlive the call, are only
-    // read, and are as many as it says; the kernel checks the program. A filter can refuse system
+    // read, and have the stated number. The kernel checks the program. A filter can refuse system
     // calls, but changes no memory of this process.
     let returned = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
@@ -697,10 +698,10 @@ pub(crate) fn seccomp_set_mode_filter(
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Whether the kernel knows these flags of `SECCOMP_SET_MODE_FILTER`: it looks at them before it
-/// looks for the filter (`seccomp(2)`, which has the same for single flags).
+/// Whether the kernel knows these flags of `SECCOMP_SET_MODE_FILTER`. The kernel checks the flags
+/// before it reads the filter (`seccomp(2)` describes the same for single flags).
 pub(crate) fn seccomp_knows_flags(flags: u64) -> bool {
-    // SAFETY: with no filter there is nothing to load: the call reads nothing, and fails with
+    // SAFETY: without a filter, there is nothing to load. The call reads nothing, and fails with
     // EFAULT or EINVAL.
     let returned = unsafe {
         libc::syscall(
@@ -713,14 +714,14 @@ pub(crate) fn seccomp_knows_flags(flags: u64) -> bool {
     check(returned) == Err(Errno::FAULT)
 }
 
-/// `kill(2)` of one process, by any signal number.
+/// `kill(2)` for one process, with any signal number.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> Result<()> {
     // SAFETY: kill(2) reads and writes no memory of this process; the pid is positive by type.
     check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }.into()).map(drop)
 }
 
-/// Whether there is a `keyctl(2)`, forbidden or not: asks for the number of the session keyring
-/// (`KEYCTL_GET_KEYRING_ID`), and makes none.
+/// Whether the kernel has `keyctl(2)`, forbidden or not. Asks for the number of the session keyring
+/// (`KEYCTL_GET_KEYRING_ID`) without making one.
 pub(crate) fn has_keyctl() -> bool {
     const KEYCTL_GET_KEYRING_ID: c_int = 0; // <linux/keyctl.h>
     const KEY_SPEC_SESSION_KEYRING: c_int = -3;
@@ -731,8 +732,8 @@ pub(crate) fn has_keyctl() -> bool {
     !matches!(check(returned), Err(Errno::NOSYS))
 }
 
-/// A session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`): a new one, unless
-/// this process may search one of that name that is there.
+/// Joins a session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`). The keyring
+/// is new, unless this process may search an existing one of that name.
 pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1; // <linux/keyctl.h>
     // SAFETY: the name is NUL-terminated and only read.
@@ -741,7 +742,7 @@ pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
     check(returned).map(drop)
 }
 
-/// Brings the loopback interface of this network namespace up (`netdevice(7)`, `SIOCSIFFLAGS`).
+/// Brings up the loopback interface of this network namespace (`netdevice(7)`, `SIOCSIFFLAGS`).
 pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: `ifreq` is plain integers and bytes; zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -750,8 +751,8 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     }
     let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;
-    // SAFETY: the descriptor is borrowed and open, `request` is a valid ifreq that the kernel only
-    // reads for SIOCSIFFLAGS.
+    // SAFETY: the descriptor is borrowed and open. `request` is a valid ifreq, which the kernel
+    // only reads for SIOCSIFFLAGS.
     let returned = unsafe {
         libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request)
     };
@@ -771,23 +772,23 @@ pub(crate) type Nodes = [u64; NODES / 64];
 
 /// `set_mempolicy(2)`: the mode with its flags, and a bit for each node.
 pub(crate) fn set_mempolicy(mode: u32, nodes: Option<&Nodes>) -> Result<()> {
-    // The kernel takes one from the number of bits before it uses it.
+    // The kernel subtracts one from the number of bits before it uses it.
     let bits = nodes.map_or(0, |_| NODES + 1);
     let nodes = nodes.map_or(ptr::null(), |nodes| nodes.as_ptr());
-    // SAFETY: the bits outlive the call, are as many as are said, and are only read; with none of
-    // them, there are none.
+    // SAFETY: the bits outlive the call, have the passed number, and are only read. For a null
+    // pointer, the number is 0.
     let returned = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes, bits) };
     check(returned).map(drop)
 }
 
-/// Ends the process at once, without running anything more (`_exit(2)`): for a child that shares
+/// Ends the process at once, without running anything else (`_exit(2)`): for a child that shares
 /// its parent's buffers.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: ends the process; nothing runs after it.
     unsafe { libc::syscall(libc::SYS_exit_group, status) };
-    // SAFETY: the same, of a process that has one thread.
+    // SAFETY: the same, for a process with one thread.
     unsafe { libc::syscall(libc::SYS_exit, status) };
-    // A filter forbids both; a fault ends every process.
+    // A filter forbids both calls. A fault ends every process.
     std::process::abort()
 }
 
@@ -796,14 +797,14 @@ unsafe extern "C" {
     static mut environ: *const *const c_char;
 }
 
-/// The bytes of each string of an array that a null pointer ends, without the zero that ends the
-/// string.
+/// The bytes of each string of an array that a null pointer ends, without the zero byte that ends
+/// the string.
 struct Strings(*const *const c_char);
 
 impl Strings {
     /// # Safety
-    /// It is such an array, and its strings are writable and have no other reference while this is
-    /// used.
+    /// `array` is such an array. Its strings are writable, and have no other reference while the
+    /// result is used.
     unsafe fn of(array: *const *const c_char) -> Strings {
         Strings(array)
     }
@@ -813,7 +814,7 @@ impl Iterator for Strings {
     type Item = &'static mut [u8];
 
     fn next(&mut self) -> Option<&'static mut [u8]> {
-        // SAFETY: at or before the null pointer: it is not gone beyond, here.
+        // SAFETY: the pointer is at or before the null pointer: this function never goes beyond it.
         let string = unsafe { self.0.read() };
         if string.is_null() {
             return None;
@@ -821,39 +822,39 @@ impl Iterator for Strings {
         self.0 = self.0.wrapping_add(1);
         // SAFETY: a string, by `of`.
         let length = unsafe { libc::strlen(string) };
-        // SAFETY: so many bytes are the string's; they are writable, and nothing else refers to
-        // them, by `of`. Each is given out once.
+        // SAFETY: the string has this many bytes. They are writable, and nothing else refers to
+        // them, by `of`. Each string is returned once.
         Some(unsafe { std::slice::from_raw_parts_mut(string.cast_mut().cast(), length) })
     }
 }
 
-/// Overwrites the command line but for `kept` words, and the environment, where others can read
+/// Overwrites the command line except the `kept` words, and the environment, where others can read
 /// both: `/proc/PID/cmdline` is open to everybody who sees the process. This process and its
-/// children have a copy of the environment. Of the first word, the last part of the path stays. The
-/// error is `ENOTSUP` where the words are not where the processor's ABI has them.
+/// children get a copy of the environment. Of the first word, the last component of the path stays.
+/// Fails with `ENOTSUP` if the words are not where the processor's ABI puts them.
 pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     let count = std::env::args_os().count();
-    // SAFETY: a static of the C library's; no other thread writes it.
+    // SAFETY: a static of the C library; no other thread writes it.
     let envp = unsafe { environ };
     if envp.is_null() {
         return Err(Errno::NOTSUP);
     }
-    // Nothing in rt changes the environment, so `environ` is what the C library was started with.
-    // There, the ABIs of x86-64 and aarch64 ("Process Initialization") have the number of words,
-    // the pointers to them, a null pointer, the pointers of the environment, another null pointer,
-    // one after the other.
+    // No code of `rt` changes the environment, so `environ` is the C library's initial array. The
+    // ABIs of x86-64 and aarch64 ("Process Initialization") define what is there, in this order:
+    // the number of words, the pointers to the words, a null pointer, the pointers of the
+    // environment, and another null pointer.
     let argv = envp.wrapping_sub(count + 1);
-    // SAFETY: on the stack that the kernel has made, where at least a number and a null pointer
-    // precede.
+    // SAFETY: this is on the stack that the kernel has made, where at least a number and a null
+    // pointer come before.
     let end = unsafe { envp.wrapping_sub(1).read() };
-    // SAFETY: so many pointers, which Rust's library has counted, and the number precede.
+    // SAFETY: before it are as many pointers as Rust's library has counted, and the number.
     let number = unsafe { argv.wrapping_sub(1).cast::<usize>().read() };
     if !end.is_null() || number != count {
         return Err(Errno::NOTSUP);
     }
     let mut own = Vec::new();
-    // SAFETY: the environment's array, as it was compared. The strings are the kernel's, on the
-    // stack, which is writable; Rust's library copies them when it is asked.
+    // SAFETY: this is the environment's array, as just checked. The strings are the kernel's, on
+    // the stack, which is writable. Rust's library copies them when it returns them.
     for string in unsafe { Strings::of(envp) } {
         own.push(CString::new(&*string).unwrap_or_default().into_raw().cast_const());
         string.fill(0);
@@ -862,7 +863,7 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     // SAFETY: as for reading it. The array and its strings are leaked, and live as long as the
     // process.
     unsafe { environ = Vec::leak(own).as_ptr() };
-    // SAFETY: as the environment's.
+    // SAFETY: as for the environment.
     for (number, word) in unsafe { Strings::of(argv) }.enumerate() {
         if number == 0 {
             let name = word.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
@@ -876,25 +877,26 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-/// Overwrites what [`hide_arguments`] has left of the environment: for a process that becomes the
+/// Overwrites the environment that [`hide_arguments`] has left: for a process that becomes the
 /// container's.
 pub(crate) fn forget_environment() {
-    // SAFETY: a static of the C library's; no other thread writes it.
+    // SAFETY: a static of the C library; no other thread writes it.
     let array = unsafe { environ };
     if array.is_null() {
         return;
     }
-    // SAFETY: `environ` is such an array, of the kernel's strings or of those that `hide_arguments`
-    // has leaked, both writable. Rust's library copies them when it is asked.
+    // SAFETY: `environ` is such an array, with the kernel's strings or with those that
+    // `hide_arguments` has leaked. Both are writable. Rust's library copies them when it returns
+    // them.
     unsafe { Strings::of(array) }.for_each(|string| string.fill(0));
     // SAFETY: as for reading it. The new array is leaked.
     unsafe { environ = Vec::leak(vec![ptr::null()]).as_ptr() };
 }
 
-/// The calls that a filter around this process forbids, of those that `rt` may need, and the
-/// families of addresses. For an error that looks like one: each call is made once, in a form that
-/// the kernel refuses before it does anything, with another error. `privileged` is for those that
-/// it refuses first of who is not the host's root, as a filter does.
+/// The calls and the address families that a filter around this process forbids, of those that `rt`
+/// may need. This is for an error that looks like a filter's. It makes each call once, in a form
+/// that the kernel refuses with another error before it does anything. `privileged` includes the
+/// calls that the kernel, like a filter, refuses at once to anybody but the host's root.
 pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
     let wrong = -1 as libc::c_long;
     let calls = [
@@ -965,12 +967,12 @@ pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
     };
     let of_roots = of_roots.into_iter().filter(|_| privileged);
     let calls = calls.into_iter().chain(of_roots).filter(|(_, number)| {
-        // SAFETY: descriptors, flags, sizes and pointers that cannot be: the kernel looks at one of
-        // them first, and does nothing.
+        // SAFETY: the descriptors, flags, sizes and pointers are impossible. The kernel checks one
+        // of them first, and does nothing.
         is_forbidden(unsafe { libc::syscall(*number, wrong, wrong, wrong, wrong, wrong, wrong) })
     });
     let families = families.into_iter().filter(|(_, family)| {
-        // SAFETY: the kernel refuses flags that it does not know first.
+        // SAFETY: the kernel first refuses unknown flags.
         is_forbidden(unsafe { libc::syscall(libc::SYS_socket, *family, wrong, 0) })
     });
     calls.map(|(name, _)| name).chain(families.map(|(name, _)| name)).collect()
