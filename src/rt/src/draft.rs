@@ -1,14 +1,14 @@
-//! Files that are written whole or not at all: whoever opens one sees the old text or the new,
-//! never a part.
+//! Files that are written whole or not at all: a process that opens one sees the old text or the
+//! new text, never a part.
 //!
-//! The directory may be anybody's, as that of a pid file. So `rt` opens it once and works by that
-//! descriptor, and the draft has no name yet, or one that nobody can guess. So `rt` never writes to
-//! what others put there, such as a link.
+//! The directory may belong to anybody, like that of a pid file. So `rt` opens it once and works by
+//! that descriptor. The draft has no name yet, or one that nobody can guess. So `rt` never writes
+//! to a file or a link that others put there.
 //!
 //! In a directory of others, a draft has no name, because `rt` does not tidy up there: nothing is
 //! left of the draft if `rt` is killed. In its own directories, a draft has a name from the start.
-//! It needs one to take the place of a file that is there, and on ext4 a rename takes 1.6 ms right
-//! after the file got its name, otherwise 0.3 ms (on tmpfs: 25 µs and 15 µs in all).
+//! It requires a name to replace an existing file. On ext4, a rename takes 1.6 ms right after the
+//! file got its name, otherwise 0.3 ms (on tmpfs: 25 µs and 15 µs in all).
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -27,17 +27,18 @@ use crate::trust;
 
 #[derive(Debug)]
 pub(crate) struct Draft {
-    /// Of the file that it becomes.
+    /// The path of the published file.
     path: PathBuf,
     name: OsString,
     directory: OwnedFd,
-    /// Kept open as long as it has no name.
+    /// Kept open while it has no name.
     file: File,
-    /// The name that it has until it is published.
+    /// The name until the draft is published.
     temporary: Option<String>,
 }
 
-/// Removes a file in a directory of anybody's, if it is there. No link of others leads there.
+/// Removes a file in a directory that may belong to anybody, if the file exists. Follows no link of
+/// others.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     let name = path.file_name().context("not a path of a file")?;
@@ -50,14 +51,14 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 }
 
 impl Draft {
-    /// Of a file in a directory of anybody's. `mode` is that of the file, from which the umask may
-    /// take something.
+    /// Makes the draft of a file in a directory that may belong to anybody. `mode` is the file's
+    /// mode, from which the umask may remove bits.
     pub(crate) fn write(path: PathBuf, text: &[u8], mode: u32) -> Result<Draft> {
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());
         let directory = trust::enter(above.unwrap_or(Path::new(".")))?;
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
         match rustix::fs::openat(&directory, ".", flags, Mode::from_raw_mode(mode)) {
-            // The second is a kernel's or a filesystem's that takes the flag for O_DIRECTORY
+            // EISDIR comes from a kernel or a filesystem that takes the flag for O_DIRECTORY
             // (open(2)).
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 Draft::write_in(directory, path, text, mode)
@@ -66,7 +67,7 @@ impl Draft {
         }
     }
 
-    /// Of a file of our own, in the directory that the path names, which is open already.
+    /// Makes the draft of our own file, in the open directory of this path.
     pub(crate) fn write_in(
         directory: OwnedFd,
         path: PathBuf,
@@ -89,7 +90,7 @@ impl Draft {
         text: &[u8],
     ) -> Result<Draft> {
         let name = path.file_name().unwrap_or_default().to_owned();
-        // From here on, what has a name is removed with the draft.
+        // From here on, a draft with a name is removed when it is dropped.
         let mut draft = Draft { path, name, directory, file: file.into(), temporary };
         draft.file.write_all(text)?;
         Ok(draft)
@@ -99,7 +100,7 @@ impl Draft {
         let publish = |draft: &mut Draft| -> Result<()> {
             if draft.temporary.is_none() {
                 match draft.link(&draft.name) {
-                    // Only a rename takes the place of what is there.
+                    // Only a rename replaces an existing file.
                     Err(Errno::EXIST) => {
                         let temporary = unguessable()?;
                         draft.link(&temporary)?;
@@ -118,7 +119,7 @@ impl Draft {
         publish(&mut self).with_context(|| format!("write `{}`", self.path.display()))
     }
 
-    /// Gives it a name. By procfs, since the other way, `AT_EMPTY_PATH`, takes
+    /// Gives the draft a name. Uses procfs, because the other way, `AT_EMPTY_PATH`, requires
     /// `CAP_DAC_READ_SEARCH` (open(2), "O_TMPFILE").
     fn link(&self, name: impl rustix::path::Arg) -> rustix::io::Result<()> {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
@@ -129,17 +130,17 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = rustix::fs::unlinkat(&self.directory, temporary, AtFlags::empty());
         }
     }
 }
 
-/// A name that cannot be guessed, of 128 random bits.
+/// A name of 128 random bits, which nobody can guess.
 fn unguessable() -> Result<String> {
     let mut bytes = [0_u8; 16];
     let length = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty());
-    // So few are never cut short (getrandom(2)).
+    // getrandom(2) never returns fewer bytes for so small a request.
     anyhow::ensure!(length.context("get random bytes")? == bytes.len(), "too few random bytes");
     let mut name = String::from(".rt-");
     for byte in bytes {

@@ -1,12 +1,11 @@
-//! The runtime's own executable: where it is installed, and how it is kept out of a container's
-//! reach.
+//! The executable of `rt`: where it is installed, and how it is kept out of a container's reach.
 //!
-//! An image can name `/proc/self/exe` as its program or as a script's interpreter; the kernel then
-//! runs the runtime's own file inside the container, which can open it for writing once the runtime
-//! has exited (CVE-2019-5736). So a command that enters a container first execs itself again from a
-//! detached, read-only clone of the file: a write through `/proc/self/exe` fails with EROFS
-//! whatever the capabilities. This takes one more exec; copying the file into a sealed memfd, the
-//! other known way, takes 4 ms, and is what ordinary users get whose own the file is.
+//! An image can name `/proc/self/exe` as its program or as a script's interpreter. The kernel then
+//! runs the executable of `rt` inside the container. The container can open it for writing once
+//! `rt` has exited (CVE-2019-5736). So a command that enters a container first execs itself again
+//! from a detached, read-only clone of the file. Then a write through `/proc/self/exe` fails with
+//! EROFS, whatever the capabilities. This costs one more exec. The other known way is to copy the
+//! file to a sealed memfd, which takes 4 ms. `rt` uses it for ordinary users who own the file.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -27,12 +26,12 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::syscall::{self, MountAttr};
 
-/// Carries the directory of the engines over the exec, after which `/proc/self/exe` has no path of
-/// an installation.
+/// The variable that passes the directory of the engines over the exec. After the exec,
+/// `/proc/self/exe` no longer shows the path of the installation.
 pub(crate) const ENGINES: &str = "_RT_ENGINES";
 
-/// Makes sure that this process runs from a file that nothing can write to, by replacing it if need
-/// be. Runs in the caller's process, before anything is opened.
+/// Makes sure that this process runs from a file that nothing can write to, by execing another file
+/// if necessary. Runs in the runtime process, before it opens anything.
 pub(crate) fn protect() -> Result<()> {
     let exe = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .context("open `/proc/self/exe`")?;
@@ -43,8 +42,8 @@ pub(crate) fn protect() -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clone = match rustix::mount::open_tree(CWD, "/proc/self/exe", flags) {
         Ok(clone) => clone,
-        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace there is no clone to
-        // be had.
+        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace, the kernel does not
+        // clone a mount.
         Err(Errno::PERM) => match copy_if_writable()? {
             Some(copy) => return exec(copy.as_fd()),
             None => return Ok(()),
@@ -57,8 +56,9 @@ pub(crate) fn protect() -> Result<()> {
     exec(clone.as_fd())
 }
 
-/// A sealed copy of a file that this user, and so root of a container of its own, could change.
-/// None if that is not so, or this process runs from such a copy already.
+/// Makes a sealed copy of the executable, if this user could change the file, and with the user
+/// also root of the user's own container. Returns `None` otherwise, and if this process runs from
+/// such a copy already.
 fn copy_if_writable() -> Result<Option<OwnedFd>> {
     let owner = fs::metadata("/proc/self/exe").context("stat `/proc/self/exe`")?.uid();
     let own = owner == rustix::process::geteuid().as_raw();
@@ -71,7 +71,7 @@ fn copy_if_writable() -> Result<Option<OwnedFd>> {
     }
     let mut copy = || -> io::Result<OwnedFd> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Linux 6.3 wants to be told that it will be executed; older kernels do not know that.
+        // Linux 6.3 requires a flag for files to be executed. Older kernels do not know this flag.
         let memory = rustix::fs::memfd_create("rt", flags | MemfdFlags::EXEC)
             .or_else(|_| rustix::fs::memfd_create("rt", flags))?;
         let mut memory = File::from(memory);
@@ -87,7 +87,7 @@ fn copy_if_writable() -> Result<Option<OwnedFd>> {
     copy().context("copy `/proc/self/exe`").map(Some)
 }
 
-/// Runs another file in place of this one, which is the same program.
+/// Runs another file of the same program in this process.
 fn exec(program: BorrowedFd<'_>) -> Result<()> {
     let argv = env::args_os().map(|arg| c_string(arg.into_vec())).collect::<Result<Vec<_>>>()?;
     let mut envp = env::vars_os()
@@ -105,11 +105,11 @@ fn c_string(bytes: Vec<u8>) -> Result<CString> {
     CString::new(bytes).context("a NUL byte in the arguments")
 }
 
-/// The directory that holds one engine directory per engine: `../libexec/rt` as seen from `bin/rt`,
-/// or what the process before the exec saw.
+/// The directory that contains one directory for each engine: `../libexec/rt` relative to `bin/rt`,
+/// or the directory that the process found before the exec.
 pub(crate) fn engines() -> Result<PathBuf> {
     let path = fs::read_link("/proc/self/exe").context("read link `/proc/self/exe`")?;
-    // A file on a detached mount has no parent directory to be seen.
+    // A file on a detached mount shows no parent directory.
     match env::var_os(ENGINES) {
         Some(engines) if path.parent().is_none_or(|parent| parent == Path::new("/")) => {
             Ok(engines.into())
@@ -118,8 +118,8 @@ pub(crate) fn engines() -> Result<PathBuf> {
     }
 }
 
-/// This program once more, with nothing in its environment but where the engines are. It runs from
-/// the same file, which nothing can write to.
+/// Runs this program again. Its environment contains only the directory of the engines. It runs
+/// from the same file, which nothing can write to.
 pub(crate) fn again() -> Result<Command> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rt").env_clear().env(ENGINES, engines()?);

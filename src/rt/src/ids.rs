@@ -1,4 +1,4 @@
-//! Which of the host's ids this process has (`user_namespaces(7)`).
+//! The host's ids that this process has (`user_namespaces(7)`).
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -6,18 +6,17 @@ use std::fs;
 use anyhow::{Result, bail};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
-/// Whether this process is root, and not only of a user namespace of its own. A namespace can map
+/// Whether this process is root of the host, and not only of a user namespace. A namespace can map
 /// every id to itself, as the initial one does (systemd's `PrivateUsers=full`), so the map does not
 /// tell.
 ///
-/// Root that cannot find out counts as root of the host: less is passed over then, when something
-/// fails.
+/// If root cannot find out, it counts as root of the host: then `rt` ignores fewer failures.
 pub(crate) fn is_host_root() -> bool {
     let own = || rustix::fs::stat("/proc/self/ns/user");
     rustix::process::geteuid().is_root() && own().map_or(true, |own| own.st_ino == INITIAL_USER)
 }
 
-/// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the one number that this namespace always has.
+/// `PROC_USER_INIT_INO`, `<linux/proc_ns.h>`: the fixed inode number of the initial user namespace.
 const INITIAL_USER: u64 = 0xEFFF_FFFD;
 
 /// Whether this process is in a user namespace without all of the host's ids.
@@ -27,12 +26,12 @@ pub(crate) fn lacks_ids() -> bool {
 
 const UID_MAP: &str = "/proc/self/uid_map";
 
-/// As the initial user namespace has it (`user_namespaces(7)`).
+/// Whether a map is that of the initial user namespace (`user_namespaces(7)`).
 fn is_whole(map: &str) -> bool {
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// The text of `/proc/PID/uid_map` or `gid_map` (`user_namespaces(7)`).
+/// Parses the text of `/proc/PID/uid_map` or `gid_map` (`user_namespaces(7)`).
 pub(crate) fn parse_map(table: &str) -> Result<Vec<LinuxIdMapping>> {
     let mapping = |line: &str| {
         let numbers: Vec<u32> =

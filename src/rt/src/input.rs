@@ -1,20 +1,20 @@
-//! Files that a command line or the host's administrator names, read as a whole.
+//! Files that a command line or the host's administrator names. `rt` reads them as a whole.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// No file is larger that is read as a whole, for its size alone: the largest configurations have
-/// some megabytes.
+/// The largest file in bytes that is read as a whole. This limits only the size: the largest
+/// configurations have some megabytes.
 const LARGEST_FILE: u64 = 256 << 20;
 
-/// All of a file of the caller's or the administrator's.
+/// Reads all of a file of the caller or the administrator.
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     read_all(&File::open(path)?)
 }
 
-/// All of a file that is open, which may claim any size: a sparse one takes no space.
+/// Reads all of an open file. A file may claim any size, because a sparse one uses no space.
 pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let too_large = || io::Error::other(format!("it is larger than {LARGEST_FILE} bytes"));
     let length = file.metadata()?.len();

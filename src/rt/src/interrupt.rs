@@ -1,8 +1,9 @@
-//! Waiting with an end: for the other processes that make a container, and for programs of the host.
+//! Waits that a termination signal ends: for the other processes that make a container, and for
+//! programs of the host.
 //!
-//! The runtime process may have blocked signals to pass them on to the container's program (`run` and
-//! `exec` in the foreground). A signal that asks for an end is for that program, if there soon is
-//! one; otherwise it ends the waiting.
+//! The runtime process may have blocked signals to forward them to the container's program (`run`
+//! and `exec` in the foreground). A termination signal is for that program, if the program starts
+//! soon. Otherwise the signal ends the wait.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -20,18 +21,18 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::signals::{self, ENDING, is_interrupted};
 use crate::syscall;
 
-/// How often somebody who waits asks for signals.
+/// How often a waiting process checks for signals.
 pub(crate) const TURN: Duration = Duration::from_secs(1);
 
-/// What one who waits knows of signals.
+/// What a waiting process has seen of signals.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     asked: bool,
 }
 
 impl Watch {
-    /// To be called when nothing has come in a [`TURN`]: fails if an end was asked for a turn ago,
-    /// and still is.
+    /// Call this when nothing has come in a [`TURN`]. Fails if a termination signal was pending a
+    /// turn ago, and still is.
     pub(crate) fn turn(&mut self) -> Result<()> {
         let asked_before = std::mem::replace(&mut self.asked, is_interrupted());
         ensure!(!(asked_before && self.asked), "a signal asked for an end");
@@ -39,8 +40,8 @@ impl Watch {
     }
 }
 
-/// Keeps signals that ask for an end back, while this process must not end half-way. Those that are
-/// kept for the container's program are not affected.
+/// Holds termination signals back while this process must not end half-way. This does not affect
+/// signals that are blocked for the container's program.
 #[derive(Debug)]
 pub(crate) struct HeldBack(Vec<i32>);
 
@@ -49,7 +50,7 @@ impl HeldBack {
         HeldBack(syscall::block_too(&ENDING))
     }
 
-    /// Fails if one has come that would have ended this process.
+    /// Fails if a signal has come that would have ended this process.
     pub(crate) fn refuse_interrupted(&self) -> Result<()> {
         ensure!(!syscall::pending(&self.0), "a signal asked for an end");
         Ok(())
@@ -62,8 +63,7 @@ impl Drop for HeldBack {
     }
 }
 
-/// Takes the signals that asked for an end: what cleans up, as a hook, is not to be ended by them
-/// too.
+/// Takes the pending termination signals, so that they do not also end the cleanup, such as a hook.
 pub(crate) fn forget() {
     let taken = syscall::signalfd(&ENDING).map_err(anyhow::Error::from);
     if let Err(error) = taken.and_then(|taken| signals::read(&taken)) {
@@ -71,7 +71,7 @@ pub(crate) fn forget() {
     }
 }
 
-/// Waits for the end of a child, so long at the most.
+/// Waits for the end of a child, at most as long as the limit.
 pub(crate) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd")?;
     let begun = Instant::now();
@@ -92,7 +92,7 @@ pub(crate) fn wait_for(pid: Pid, limit: Option<Duration>) -> Result<()> {
     }
 }
 
-/// Whether something comes within a time.
+/// Whether the file becomes ready within the limit.
 pub(crate) fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> Result<bool> {
     let end = Instant::now() + limit;
     loop {
@@ -105,12 +105,13 @@ pub(crate) fn is_ready(file: BorrowedFd<'_>, what: PollFlags, limit: Duration) -
     }
 }
 
-/// How long a program of the host's may take that looks at processes or files of others.
+/// How long a program of the host may take to read the processes or files of others.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What such a program prints. A container can hold it up: `ps(1)` reads the memory of every
-/// process, which may be a file of a filesystem that does not answer. It prints into memory, not to
-/// pipes, that it may be left alone: who is held up in the kernel does not even die.
+/// Runs such a program and returns its output. A container can block the program: `ps(1)` reads the
+/// memory of every process, which may be a file of a filesystem that does not answer. The program
+/// writes to memory files, not to pipes, so that this process can leave it alone. A process that is
+/// blocked in the kernel does not even die.
 pub(crate) fn output(mut command: Command) -> Result<Output> {
     let memory = || rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC).map(File::from);
     let (mut stdout, mut stderr) = (memory()?, memory()?);

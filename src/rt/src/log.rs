@@ -1,11 +1,11 @@
 //! The log: `--log`, `--log-format`, `--log-level`.
 //!
-//! A leaf, but for [`trust`]. Callers parse it: podman reads the whole file as *one* JSON object,
-//! containerd a stream of them, of which the last with `"level":"error"` counts. So at the default
-//! level nothing is written but the one error of a failed command.
+//! This module imports only [`trust`]. Callers parse the log: podman reads the whole file as *one*
+//! JSON object. containerd reads a stream of objects, and uses the last one with `"level":"error"`.
+//! So at the default level, `rt` writes nothing but the one error of a failed command.
 //!
-//! Only the runtime process writes. A process that enters a container hands its lines to the runtime
-//! process ([`forward`]), so that it holds nothing of the host open for them.
+//! Only the runtime process writes. A process that enters a container sends its lines to the
+//! runtime process ([`forward`]), so that it need not keep a file of the host open for them.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -43,16 +43,16 @@ pub(crate) enum LogLevel {
     Fatal,
 }
 
-/// Where messages go.
+/// The destination of messages.
 enum Target {
-    /// Nobody has asked for a log.
+    /// No log was requested.
     Stderr,
     File(File),
-    /// systemd's journal, under a name (its "Native Journal Protocol").
+    /// systemd's journal, with a name (its "Native Journal Protocol").
     Journal(UnixDatagram, String),
-    /// The system's log, under a name (`syslog(3)`).
+    /// The system's log, with a name (`syslog(3)`).
     Syslog(UnixDatagram, String),
-    /// The runtime process, which is told a level and a message.
+    /// The runtime process, which gets a level and a message.
     Forward(Box<dyn Fn(String) + Send>),
 }
 
@@ -60,14 +60,14 @@ struct Log {
     target: Target,
     format: Format,
     level: LogLevel,
-    /// Lines of another process that come before their turn; None while they need not wait.
+    /// Lines of another process that came before their turn, or `None` while lines need not wait.
     held: Option<Vec<String>>,
 }
 
-/// None until it is opened, and in a process that nobody listens to.
+/// `None` until the log is opened, and in a process whose lines nobody receives.
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
 
-/// Whether steps are told. Without `--debug`, a step costs a look at this.
+/// Whether steps are logged. Without `--debug`, a step costs one load of this flag.
 static TELLS_STEPS: AtomicBool = AtomicBool::new(false);
 
 #[inline(never)]
@@ -85,7 +85,7 @@ fn replace(new: Option<Log>) {
     }
 }
 
-/// Opens the log for appending; with none, messages below the error go to standard error.
+/// Opens the log for appending. Without a log, messages below the error go to standard error.
 pub(crate) fn open(path: Option<&Path>, format: Format, level: LogLevel) -> Result<()> {
     let target = match path {
         None => Target::Stderr,
@@ -96,13 +96,13 @@ pub(crate) fn open(path: Option<&Path>, format: Format, level: LogLevel) -> Resu
     replace(Some(Log { target, format, level, held: None }));
     TELLS_STEPS.store(level == LogLevel::Debug, Ordering::Relaxed);
     if !matches!(level, LogLevel::Error | LogLevel::Fatal) {
-        // Fails only if a subscriber is there already, and there is only this one.
+        // Fails only if there is a subscriber already, and this is the only one.
         let _ = tracing::subscriber::set_global_default(Lines);
     }
     Ok(())
 }
 
-/// As crun: `journald:NAME`, `syslog:NAME`, `file:PATH` or a path.
+/// As in crun: `journald:NAME`, `syslog:NAME`, `file:PATH` or a path.
 fn open_target(path: &Path) -> Result<Target> {
     let text = path.to_str().unwrap_or_default();
     if let Some(name) = text.strip_prefix("journald:") {
@@ -123,22 +123,23 @@ fn named(name: &str) -> Result<String> {
 
 fn connect(path: &str) -> Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    // A log that nobody empties must not hold up what is told.
+    // A log that nobody empties must not block the reporting process.
     socket.set_nonblocking(true)?;
     socket.connect(path).with_context(|| format!("connect to `{path}`"))?;
     Ok(socket)
 }
 
 fn open_file(path: &Path) -> Result<File> {
-    // For others to read, as containerd's umask of 0 would let them write too.
+    // Others may read the log. With containerd's umask of 0, a larger mode would let them write
+    // too.
     let file = trust::append(path, 0o644)?;
-    // A fifo whose reader does not read must not hold up what is told.
+    // A fifo whose reader does not read must not block the reporting process.
     let flags = rustix::fs::fcntl_getfl(&file)?;
     rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
     Ok(file)
 }
 
-/// From now on, this process hands its lines to the runtime process, and closes the log.
+/// From now on, this process sends its lines to the runtime process, and closes the log.
 pub(crate) fn forward(say: impl Fn(String) + Send + 'static) {
     let mut target = Some(Target::Forward(Box::new(say)));
     with_log(&mut |log| {
@@ -148,7 +149,7 @@ pub(crate) fn forward(say: impl Fn(String) + Send + 'static) {
     });
 }
 
-/// Nobody takes this process's lines any more.
+/// From now on, nobody receives this process's lines.
 pub(crate) fn end() {
     TELLS_STEPS.store(false, Ordering::Relaxed);
     replace(None);
@@ -167,8 +168,8 @@ pub(crate) fn write(line: &str) {
     });
 }
 
-/// Tells that a numbered step of `docs/operation.md` begins, by the name that it has there. The
-/// operand is a path, an id or a count, never an argument, a variable or an annotation: those may
+/// Logs the start of a numbered step of `docs/operation.md`, with its name there. The operand is a
+/// path, an id or a count. It is never an argument, a variable or an annotation, because those may
 /// be secret.
 #[inline(never)]
 pub(crate) fn step(name: &str, operand: &dyn fmt::Display) {
@@ -183,8 +184,8 @@ pub(crate) fn step(name: &str, operand: &dyn fmt::Display) {
     }
 }
 
-/// The one line of a command that failed, into the log if there is one. Standard error is the
-/// caller's business.
+/// Writes the one line of a failed command to the log, if there is one. The line on standard error
+/// is printed elsewhere.
 pub(crate) fn error(message: &str) {
     with_log(&mut |log| {
         log.release();
@@ -194,7 +195,7 @@ pub(crate) fn error(message: &str) {
     });
 }
 
-/// As `syslog(3)` counts.
+/// The priorities of `syslog(3)`.
 fn priority(level: &str) -> u8 {
     match level {
         "error" => 3,
@@ -229,7 +230,7 @@ impl Log {
                 format!("{}\n", serde_json::json!({ "level": level, "msg": message, "time": time }))
             }
         };
-        // A log that cannot be written must not fail what it reports on.
+        // A log that cannot be written must not fail the reported step.
         let _ = match &self.target {
             Target::Stderr => std::io::stderr().write_all(line.as_bytes()),
             Target::File(file) => (&*file).write_all(line.as_bytes()),
@@ -242,7 +243,7 @@ impl Log {
                 socket.send(text.as_bytes()).map(drop)
             }
             Target::Syslog(socket, name) => {
-                // Of the facility "user". Who reads it knows when it came.
+                // The facility "user". The log's reader adds the time.
                 const USER: u8 = 1 << 3;
                 let (priority, pid) = (USER | priority(level), std::process::id());
                 let text = format!("<{priority}>{name}[{pid}]: {}", message.replace('\n', " "));
@@ -253,7 +254,7 @@ impl Log {
     }
 }
 
-/// Writes each event of `tracing` as a line; spans are of no interest in a program this short.
+/// Writes each event of `tracing` as a line. Spans are of no use in so short a program.
 struct Lines;
 
 impl Subscriber for Lines {
@@ -267,8 +268,7 @@ impl Subscriber for Lines {
                 _ => Level::ERROR,
             };
         });
-        // libcgroups warns of each controller of the host that it does not know, at every
-        // container.
+        // libcgroups warns of each unknown controller of the host, for every container.
         let is_own = !metadata.target().starts_with("libcgroups");
         metadata.is_event() && *metadata.level() <= limit && is_own
     }

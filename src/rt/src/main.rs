@@ -1,9 +1,9 @@
 //! `rt`, an OCI container runtime for Linux and WebAssembly workloads.
 //!
-//! Data flows one way: the command line to a [`command`], which loads a [`bundle`], chooses the
-//! [`workload`], opens the [`engine`] if it is a Wasm one, and has [`container`] make the sandbox,
-//! in which the [`executor`] starts the program. What outlives the command is in [`state`]. An
-//! error is printed here, by [`report`], and nowhere else.
+//! Data flows one way. The command line becomes a [`command`]. The command loads a [`bundle`],
+//! chooses the [`workload`], opens the [`engine`] of a Wasm workload, and calls [`container`] to
+//! make the sandbox, in which the [`executor`] starts the program. Information that outlives the
+//! command is in [`state`]. An error is printed here, by [`report`], and nowhere else.
 
 mod bundle;
 mod cli;
@@ -42,17 +42,17 @@ use std::process::ExitCode;
 use anyhow::Context;
 use cli::Parsed;
 
-/// musl maps and unmaps pages for many an allocation; this keeps what it has.
+/// musl maps and unmaps pages for many allocations; dlmalloc keeps its pages.
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    // Where a caller ignores it, the kernel reaps children at once: their numbers could be others'
-    // by the time that they are waited for.
+    // If the caller ignores SIGCHLD, the kernel reaps children at once. Then their pids could
+    // belong to other processes by the time that `rt` waits for them.
     syscall::default_signal_action(libc::SIGCHLD);
-    // Before anything else, since what was done would be done again by the executable's read-only
-    // clone.
+    // This comes before everything else, because the executable's read-only clone would repeat
+    // earlier steps.
     let protected = if command::may_enter_container(&args) {
         exe::protect().context("protect the runtime's executable")
     } else {
@@ -65,7 +65,8 @@ fn main() -> ExitCode {
             Err(error) => report::fail(&report::describe(&error)),
         },
         Parsed::Wrong { line, log, log_format } => {
-            // The line says what is wrong; a log that cannot be opened would be a second thing.
+            // The line already says what is wrong. A log that cannot be opened would be a second
+            // error.
             let _ = log::open(log.as_deref(), log_format, log::LogLevel::Error);
             report::fail(&line)
         }

@@ -1,4 +1,4 @@
-//! What `/proc` says of other processes (`proc(5)`).
+//! Information from `/proc` about other processes (`proc(5)`).
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -12,26 +12,26 @@ use rustix::process::Pid;
 
 use crate::syscall;
 
-/// What this runtime reads of `/proc/PID/stat` (`proc_pid_stat(5)`).
+/// The fields of `/proc/PID/stat` that `rt` reads (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Stat {
-    /// It has ended, and is there only until its parent has read how. One whose first thread alone
-    /// has ended is alive.
+    /// The process has ended, and exists only until its parent has read its exit status. A process
+    /// of which only the first thread has ended is alive.
     pub(crate) dead: bool,
-    /// By a signal.
+    /// Stopped by a signal.
     pub(crate) stopped: bool,
     pub(crate) parent: i32,
     pub(crate) start_time: u64,
-    /// Of one that is dead, how it ended (`wait(2)`).
+    /// The wait status of a dead process (`wait(2)`).
     pub(crate) status: i32,
 }
 
-/// None when there is certainly no such process. What cannot be read is an error: a container that
-/// lives must not be taken for one that has ended.
+/// Returns `None` if the process certainly does not exist. An unreadable file is an error, because
+/// a living container must not be taken for an ended one.
 pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     let path = format!("/proc/{pid}/stat");
     let show = || format!("read `{path}`");
-    // In one reading: a line has less than 400 bytes.
+    // One read is enough: a line has less than 400 bytes.
     let mut text = [0; 1024];
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let read = rustix::fs::open(&path, flags, Mode::empty())
@@ -46,8 +46,8 @@ pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     }
 }
 
-/// How often the first thread of a process has given up a processor: each time that it has run
-/// counts once at least (`proc_pid_status(5)`). None when the process is gone.
+/// How often the first thread of a process has given up a processor. Each time that the thread has
+/// run counts at least once (`proc_pid_status(5)`). Returns `None` if the process is gone.
 pub(crate) fn switches(pid: Pid) -> Result<Option<u64>> {
     let path = format!("/proc/{pid}/status");
     let text = match fs::read_to_string(&path) {
@@ -64,13 +64,13 @@ pub(crate) fn switches(pid: Pid) -> Result<Option<u64>> {
     Ok(Some(counts.sum()))
 }
 
-/// The process that a process is a child of; None when it is gone.
+/// The parent of a process, or `None` if the process is gone.
 pub(crate) fn parent(pid: Pid) -> Result<Option<i32>> {
     Ok(stat(pid)?.map(|stat| stat.parent))
 }
 
-/// Whether a process is alive that `/proc` does not show, and that could be a container's. To an
-/// ordinary user, `hidepid` hides others' processes, which may not be signalled either.
+/// Whether `/proc` hides a living process that could be a container's. `hidepid` hides the
+/// processes of others from an ordinary user, who may not signal them either.
 pub(crate) fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
     if syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_err() {
         return Ok(false);
@@ -81,13 +81,14 @@ pub(crate) fn is_hidden(pidfd: &OwnedFd) -> Result<bool> {
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The program's name, in parentheses, can hold anything, parentheses and spaces included.
+    // The program's name, in parentheses, can contain anything, parentheses and spaces included.
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let (ended, stopped) = (matches!(state, "Z" | "X" | "x"), matches!(state, "T" | "t"));
     let parent = fields.next()?.parse().ok()?;
-    // The state is the first thread's, which can end before the others: fields 20, 22 and 52.
+    // The state is that of the first thread, which can end before the others. The fields are 20, 22
+    // and 52.
     let threads: u64 = fields.nth(15)?.parse().ok()?;
     let start_time = fields.nth(1)?.parse().ok()?;
     let status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What this runtime says on standard error: one line each, which any terminal can show.
+//! Errors and warnings on standard error: one line each, which any terminal can show.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -6,17 +6,17 @@ use std::process::ExitCode;
 
 use crate::{ids, log, syscall};
 
-/// One `write(2)`: conmon reads standard error once, and takes what that read returns.
+/// Prints the error in one `write(2)`, because conmon reads standard error only once.
 pub(crate) fn fail(line: &str) -> ExitCode {
     let line = &format!("{line}{}", what_a_filter_forbids(line));
     log::error(line);
-    // With standard error closed there is nobody left to tell.
+    // If standard error is closed, nobody can see the error.
     let _ = io::stderr().write_all(format!("rt: {line}\n").as_bytes());
     ExitCode::FAILURE
 }
 
-/// Of an error that looks like it: which calls are forbidden by a filter that a service manager or
-/// a sandbox has put around `rt`.
+/// For an error that looks like a filter's: lists the calls that a filter of a service manager or a
+/// sandbox around `rt` forbids.
 fn what_a_filter_forbids(line: &str) -> String {
     let errors = [
         "Operation not permitted",
@@ -31,7 +31,7 @@ fn what_a_filter_forbids(line: &str) -> String {
     if !status.contains("\nSeccomp:\t2\n") {
         return String::new();
     }
-    // CAP_SYS_ADMIN.
+    // Bit 21 is CAP_SYS_ADMIN.
     let sets = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let sets = sets.and_then(|sets| u64::from_str_radix(sets.trim(), 16).ok());
     let privileged = sets.is_some_and(|sets| sets & 1 << 21 != 0) && ids::is_host_root();
@@ -41,9 +41,9 @@ fn what_a_filter_forbids(line: &str) -> String {
     }
 }
 
-/// What went wrong without being the command's failure.
+/// Reports a problem that is not a failure of the command.
 pub(crate) fn warn(line: &str) {
-    // As for an error.
+    // One `write(2)`, as for an error.
     let _ = io::stderr().write_all(format!("rt: warning: {}\n", one_line(line)).as_bytes());
 }
 
@@ -61,12 +61,12 @@ pub(crate) fn one_line(text: &str) -> String {
     visible(&line)
 }
 
-/// For a terminal, which obeys what is not to be seen: the names of programs and modules are an
-/// image's to choose.
+/// Escapes a text for a terminal, which would obey control characters: an image chooses the names
+/// of programs and modules.
 pub(crate) fn visible(text: &str) -> String {
     let is_hidden = |c: char| {
         c.is_control()
-            // Marks and overrides of the direction of writing, and what has no width.
+            // Marks and overrides of the text direction, and characters without a width.
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
     let mut shown = String::with_capacity(text.len());

@@ -1,5 +1,5 @@
-//! Signals (`signal(7)`): those that ask for an end, and their names and numbers, as `kill` takes
-//! them: `KILL`, `SIGKILL`, `9`, `RTMIN+3`.
+//! Signals (`signal(7)`): the termination signals, and names and numbers as `kill` accepts them:
+//! `KILL`, `SIGKILL`, `9`, `RTMIN+3`.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -9,18 +9,18 @@ use rustix::io::Errno;
 
 use crate::syscall;
 
-/// The signals that ask for an end.
+/// The termination signals.
 pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
 
-/// Whether somebody wants this process to end, and is to be told only later (`run` and `exec` pass
-/// on what comes).
+/// Whether a termination signal is pending. `run` and `exec` block these signals to forward them.
 pub(crate) fn is_interrupted() -> bool {
     syscall::pending(&ENDING)
 }
 
 /// The signals that have arrived at a signalfd.
 pub(crate) fn read(descriptor: &OwnedFd) -> Result<Vec<i32>> {
-    // `struct signalfd_siginfo`, whose first field is the signal's number (signalfd(2)).
+    // The size of `struct signalfd_siginfo`, whose first field is the signal's number
+    // (signalfd(2)).
     const RECORD: usize = 128;
     let mut bytes = [0; 8 * RECORD];
     match rustix::io::read(descriptor, &mut bytes) {
@@ -75,8 +75,7 @@ const NAMES: [(&str, i32); 33] = [
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal given by name (with or without `SIG`, in any case) or by number, 0
-/// included.
+/// Parses a signal's name (with or without `SIG`, in any case) or number, 0 included.
 pub(crate) fn parse(text: &str) -> Result<i32> {
     let unknown = || anyhow!("unknown signal `{text}`");
     if let Ok(number) = text.parse::<i32>() {

@@ -1,9 +1,9 @@
-//! Which directories and files `rt` trusts, and how it opens those that it does not.
+//! Which directories and files `rt` trusts, and how it opens those that it does not trust.
 //!
 //! `rt` trusts a directory if only root and the own user can change its content, or put another
-//! directory in its place. [`directory`] goes along the path from `/` on and looks at each
-//! component by descriptor. Nobody else can rename a component of a path that has passed, so the
-//! path means the same directory for as long as the command runs.
+//! directory in its place. [`directory`] goes along the path from `/` on, and checks each component
+//! by descriptor. Nobody else can rename a component of a path that has passed, so the path means
+//! the same directory as long as the command runs.
 //!
 //! A caller may also name files in directories of others: a pid file, a log, a socket. There,
 //! [`enter`], [`look_up`] and [`append`] follow no symbolic link that belongs to another user.
@@ -25,13 +25,14 @@ use crate::walk::{self, MOST_LINKS};
 /// bits are its mask.
 const OTHERS: u32 = 0o022;
 
-/// In a directory that has this bit, only the owner of a file may rename or remove it.
+/// In a directory with this bit, only the owner of a file may rename or remove the file.
 const STICKY: u32 = 0o1000;
 
 /// `<linux/magic.h>`.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
-/// The number of what is not there is `ENOENT`; what `rt` does not trust has none.
+/// The errno of a missing file is `ENOENT`. If `rt` does not trust a file, the failure has no
+/// errno.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 /// Fails with a reason unless a condition holds.
@@ -39,7 +40,7 @@ fn require(condition: bool, why: impl FnOnce() -> String) -> Result<()> {
     if condition { Ok(()) } else { Err(Failure::other(why())) }
 }
 
-/// Whether nobody but root and the own user could have written a file, or can change what is in a
+/// Whether only root and the own user could have written a file, or can change the content of a
 /// directory.
 pub(crate) fn is_ours(there: &Stat) -> bool {
     is_own(there.st_uid) && there.st_mode & OTHERS == 0
@@ -49,31 +50,31 @@ fn is_own(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
-/// Opens a trusted directory (`O_PATH`). The error of one that is not there is `ENOENT`.
+/// Opens a trusted directory (`O_PATH`). If it does not exist, the error is `ENOENT`.
 pub(crate) fn directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Trusted, End::Directory, None)?.directory)
 }
 
-/// As [`directory`], and makes it, for its owner alone, if it is not there. Those above it are made
-/// so that others can pass.
+/// As [`directory`], but makes a missing directory, for its owner only. Makes missing parents so
+/// that others can pass.
 pub(crate) fn make_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Trusted, End::Directory, Some(Mode::RWXU))?.directory)
 }
 
-/// As [`directory`], but the last directory may be sticky and writable for others, as `/tmp`: they
-/// can add to it, but not change what is ours. So each directory in it has to be looked at too
+/// As [`directory`], but the last directory may be sticky and writable for others, like `/tmp`.
+/// Others can add files there, but cannot change ours. So each directory in it must be checked too
 /// ([`directory_in`]).
 pub(crate) fn shared_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Shared, End::Directory, None)?.directory)
 }
 
-/// As [`shared_directory`], and makes it, for its owner alone, if it is not there.
+/// As [`shared_directory`], but makes a missing directory, for its owner only.
 pub(crate) fn make_shared_directory(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Shared, End::Directory, Some(Mode::RWXU))?.directory)
 }
 
-/// Opens a directory of that name in one that is trusted (`O_PATH`), whose path is given for the
-/// error.
+/// Opens the directory of this name in a trusted directory (`O_PATH`). `path` is the path of the
+/// trusted one, for the error.
 pub(crate) fn directory_in(above: &OwnedFd, name: &str, path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(above, name, flags, Mode::empty())?;
@@ -82,7 +83,7 @@ pub(crate) fn directory_in(above: &OwnedFd, name: &str, path: &Path) -> Result<O
 }
 
 /// Opens a directory that only we and root can write to, or one more user. The directories above it
-/// may be anybody's, so it may be used by this descriptor only.
+/// may belong to anybody, so use the directory by this descriptor only.
 pub(crate) fn own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(enter(path)?, ".", flags, Mode::empty())?;
@@ -94,7 +95,7 @@ pub(crate) fn own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> 
     Ok(directory)
 }
 
-/// As [`own_directory`], and makes it, for its owner alone, if it is not there.
+/// As [`own_directory`], but makes a missing directory, for its owner only.
 pub(crate) fn make_own_directory(path: &Path, or_of: Option<u32>) -> Result<OwnedFd> {
     let Place { directory, name, .. } = walk(path, Rule::Links, End::File, None)?;
     match rustix::fs::mkdirat(&directory, &name, Mode::RWXU) {
@@ -103,19 +104,19 @@ pub(crate) fn make_own_directory(path: &Path, or_of: Option<u32>) -> Result<Owne
     }
 }
 
-/// As [`directory`], from a directory on that is open already, whose path is given for the error.
-/// The directories above that one may be anybody's.
+/// As [`directory`], but starts from an open directory, whose path `shown` is for the error. The
+/// directories above the open one may belong to anybody.
 pub(crate) fn directory_from(start: BorrowedFd<'_>, shown: &Path, path: &Path) -> Result<OwnedFd> {
     let start = rustix::io::fcntl_dupfd_cloexec(start, 0)?;
     Ok(walk_from((start, shown.to_owned()), path, Rule::Trusted, End::Directory, None)?.directory)
 }
 
-/// Opens a directory of anybody's (`O_PATH`).
+/// Opens a directory that may belong to anybody (`O_PATH`).
 pub(crate) fn enter(path: &Path) -> Result<OwnedFd> {
     Ok(walk(path, Rule::Links, End::Directory, None)?.directory)
 }
 
-/// Looks up a file of anybody's that is there (`O_PATH`).
+/// Looks up an existing file that may belong to anybody (`O_PATH`).
 pub(crate) fn look_up(path: &Path) -> Result<OwnedFd> {
     let Place { directory, name, is_magic } = walk(path, Rule::Links, End::File, None)?;
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -123,11 +124,11 @@ pub(crate) fn look_up(path: &Path) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&directory, &name, flags, Mode::empty())?)
 }
 
-/// Opens a file of anybody's for appending, or makes it with that mode.
+/// Opens a file that may belong to anybody for appending, or makes it with this mode.
 pub(crate) fn append(path: &Path, mode: u32) -> Result<File> {
     let Place { directory, name, is_magic } = walk(path, Rule::Links, End::File, None)?;
     let mut flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOCTTY;
-    // Without O_NONBLOCK, a fifo that nobody reads would hold up this process for ever.
+    // Without O_NONBLOCK, a fifo that nobody reads would block this process for ever.
     flags |= OFlags::NONBLOCK | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !is_magic);
     let file = rustix::fs::openat(&directory, &name, flags, Mode::from_raw_mode(mode))?;
@@ -135,7 +136,7 @@ pub(crate) fn append(path: &Path, mode: u32) -> Result<File> {
     let kind = FileType::from_raw_mode(there.st_mode);
     require(kind != FileType::BlockDevice, || "it is a disk".to_owned())?;
     if kind == FileType::RegularFile {
-        // A hard link is as good as a symbolic one, to whoever may make it there.
+        // A hard link has the same effect as a symbolic link, if others can make one there.
         let is_only_one = there.st_nlink <= 1 || is_ours(&rustix::fs::fstat(&directory)?);
         require(is_only_one, || {
             "it has more than one link, and others can write to its directory".to_owned()
@@ -160,20 +161,20 @@ enum Rule {
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum End {
     Directory,
-    /// A file, which need not be there.
+    /// A file, which need not exist.
     File,
 }
 
-/// Where a path leads.
+/// The place that a path leads to.
 struct Place {
     directory: OwnedFd,
-    /// Of the file in it; nothing for a directory.
+    /// The file's name in the directory; empty for a directory.
     name: OsString,
-    /// The file is a link of procfs, whose text is not where it leads.
+    /// The file is a link of procfs, which does not lead to the path in its text.
     is_magic: bool,
 }
 
-/// Goes along a path. Each part is opened without following a link, and looked at by the
+/// Goes along a path. Opens each component without following a link, and checks it by the
 /// descriptor.
 fn walk(path: &Path, rule: Rule, end: End, make: Option<Mode>) -> Result<Place> {
     let root = (open_root()?, PathBuf::from("/"));
@@ -201,7 +202,7 @@ fn walk_from(
             Err(Errno::NOENT) if make.is_some() => {
                 let mode = make.filter(|_| is_last).unwrap_or(Mode::from_raw_mode(0o711));
                 match rustix::fs::mkdirat(&at, &name, mode) {
-                    // Another one may be as far as this one.
+                    // Another process may be making the same directory.
                     Ok(()) | Err(Errno::EXIST) => open_part(&at, &name)?,
                     Err(error) => return Err(error.into()),
                 }
@@ -219,7 +220,7 @@ fn walk_from(
                 if is_last && end == End::File && is_on_procfs(&at)? {
                     return Ok(Place { directory: at, name, is_magic: true });
                 }
-                // It leads to what a process has there, whatever its text says.
+                // A magic link leads to a process's object there, whatever its text says.
                 require(!is_on_procfs(&at)? || !is_magic(&at, &name), || {
                     format!("`{}` is a magic link", show())
                 })?;
@@ -250,14 +251,14 @@ fn walk_from(
             _ => return Err(Errno::NOTDIR.into()),
         }
     }
-    // A file has a name; what leads to nothing but a directory has none.
+    // A file has a name. A path that can only lead to a directory has none.
     if end == End::File {
         return Err(Errno::ISDIR.into());
     }
     Ok(Place { directory: at, name: OsString::new(), is_magic: false })
 }
 
-/// Puts the parts of a path on a stack, the first on top.
+/// Puts the components of a path on a stack, the first on top.
 fn push_parts(stack: &mut Vec<OsString>, path: &Path) {
     stack.extend(path.components().rev().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -275,10 +276,10 @@ fn open_part(at: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
-/// Whether a link of procfs is followed by the kernel in another way than by its text
-/// (`symlink(7)`, "Magic links").
+/// Whether the kernel follows a link of procfs in another way than by its text (`symlink(7)`,
+/// "Magic links").
 fn is_magic(at: &OwnedFd, name: &OsStr) -> bool {
-    // Whatever else is wrong with where it leads is found on the way.
+    // Other errors about the link's target are found on the way.
     let found = walk::open(at.as_fd(), Path::new(name), OFlags::PATH, ResolveFlags::NO_MAGICLINKS);
     found.err() == Some(Errno::LOOP)
 }
@@ -296,8 +297,8 @@ impl Rule {
         require(is_own(uid) || !is_last && is_perhaps_roots(uid), || {
             format!("`{}` belongs to user {uid}, who could change what is in it", path.display())
         })?;
-        // In a sticky directory, others cannot rename what is ours or root's; and nothing else is
-        // gone through.
+        // In a sticky directory, others cannot rename our files or root's, and a path goes through
+        // no others.
         let may_be_sticky = !is_last || self == Rule::Shared;
         require(mode & OTHERS == 0 || may_be_sticky && mode & STICKY != 0, || {
             let mode = mode & 0o7777;
@@ -306,11 +307,11 @@ impl Rule {
     }
 }
 
-/// A user namespace without all of the host's ids shows one id for all that it lacks
-/// (`user_namespaces(7)`, "Unmapped user and group IDs"). Root of the host, who owns `/`, is one of
-/// them; any other user of the host may be too, and looks the same. Such a user gains nothing as
-/// the owner of a directory on the way: the last directory has to be our own, and nobody else can
-/// make one that is.
+/// A user namespace without all of the host's ids shows one id for all missing ids
+/// (`user_namespaces(7)`, "Unmapped user and group IDs"). The host's root, who owns `/`, is one of
+/// them. Other users of the host may be among them, and look the same. Such a user gains nothing as
+/// the owner of a directory on the way, because the last directory must be our own, and nobody else
+/// can make one that is.
 fn is_perhaps_roots(uid: u32) -> bool {
     const OVERFLOW: u32 = 65534;
     let overflow = || {

@@ -1,21 +1,22 @@
-//! Opening a path within limits, as `openat2(2)` does it, also where a filter around this runtime
-//! forbids that call (such as that of an older Docker).
+//! Opens a path within limits, as `openat2(2)` does, even if a filter around `rt` forbids that call
+//! (such as that of an older Docker).
 //!
 //! Without the call, [`step_by_step`] opens one name after the other, each without following a
-//! link, and does itself what the kernel would. What it opens is never more than what the kernel
-//! would open with the same limits:
+//! link, and does the kernel's work itself. It never opens more than the kernel would open with the
+//! same limits:
 //!
-//! - `RESOLVE_IN_ROOT` and `RESOLVE_BENEATH`: each directory on the way is held open, and `..` goes
-//!   back to the one before. So what is renamed meanwhile cannot make it lead out of the start. An
-//!   absolute link begins at the start again, or is refused. The kernel asks after each `..` whether
-//!   it is still inside, and tells the caller to try again when it cannot know.
-//! - `RESOLVE_NO_SYMLINKS`: the first link is an error, at the end of the path too.
+//! - `RESOLVE_IN_ROOT` and `RESOLVE_BENEATH`: the walk holds each directory on the way open, and
+//!   `..` goes back to the directory before. So a rename in the meantime cannot make `..` lead out
+//!   of the start. An absolute link begins at the start again, or is refused. The kernel checks
+//!   after each `..` whether it is still inside, and lets its caller try again if it cannot know.
+//! - `RESOLVE_NO_SYMLINKS`: the first link is an error, even at the end of the path.
 //! - `RESOLVE_NO_MAGICLINKS`, which the first two imply: a link of procfs is refused, unless it is
-//!   directly in the root of a procfs, where there are only links that mean their text. That refuses
-//!   some more links than the kernel does.
-//! - `RESOLVE_NO_XDEV`: everything that is opened, links too, is on the mount of the start.
+//!   directly in the root of a procfs. That root has only links that mean their text. So the walk
+//!   refuses some more links than the kernel does.
+//! - `RESOLVE_NO_XDEV`: every file that the walk opens, links included, is on the mount of the
+//!   start.
 //!
-//! A limit that the kernel does not know it refuses (`EINVAL`), and the walk does so too.
+//! The kernel refuses an unknown limit (`EINVAL`), and so does the walk.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -27,7 +28,7 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, Result};
 
-/// More symbolic links than this in one path are a loop, as for the kernel (`path_resolution(7)`).
+/// More symbolic links than this in one path are a loop, as in the kernel (`path_resolution(7)`).
 pub(crate) const MOST_LINKS: u32 = 40;
 
 /// `<linux/magic.h>`.
@@ -45,23 +46,24 @@ const KNOWN: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// Opens what is there already, close-on-exec.
+/// Opens an existing file, close-on-exec.
 pub(crate) fn open(
     start: BorrowedFd<'_>,
     path: &Path,
     flags: OFlags,
     limits: ResolveFlags,
 ) -> Result<OwnedFd> {
-    /// A file on which somebody holds a lease (`fcntl(2)`) is answered in the same way, each time.
+    /// The kernel also answers EAGAIN, each time, for a file on which a process holds a lease
+    /// (`fcntl(2)`).
     const MOST: u32 = 1000;
     let flags = flags | OFlags::CLOEXEC;
     let mut tries = 0;
     loop {
         match rustix::fs::openat2(start, path, flags, Mode::empty(), limits) {
-            // Something was renamed meanwhile; the kernel cannot tell what this means for `..`
-            // (openat2(2)).
+            // A file was renamed in the meantime, and the kernel cannot tell what this means for
+            // `..` (openat2(2)).
             Err(Errno::AGAIN) if tries < MOST => tries += 1,
-            // Forbidden by a filter, or older than the kernel.
+            // A filter forbids the call, or the kernel is older.
             Err(Errno::NOSYS | Errno::PERM) => return step_by_step(start, path, flags, limits),
             opened => return opened,
         }
@@ -87,9 +89,9 @@ fn step_by_step(
         Some(mount) if self::mount(found.as_fd())? != mount => Err(Errno::XDEV),
         _ => Ok(found),
     };
-    // The directories between the start and the place that the walk has come to.
+    // The directories from the start to the current place of the walk.
     let mut way: Vec<OwnedFd> = Vec::new();
-    // What is absolute begins at `/`, which is the start, or outside of it.
+    // An absolute path begins at `/`, which is the start or outside of it.
     let begin_again = |way: &mut Vec<OwnedFd>| {
         way.clear();
         match is_scoped {
@@ -108,7 +110,7 @@ fn step_by_step(
         let here = way.last().map_or(start, AsFd::as_fd);
         let found = rustix::fs::openat(here, &name, LOOK, Mode::empty())?;
         if is_scoped && name == ".." {
-            // Opened only to learn whether this process may go there.
+            // The walk opened `..` only to learn whether this process may go there.
             if way.pop().is_none() && !in_root {
                 return Err(Errno::XDEV);
             }
@@ -136,7 +138,7 @@ fn step_by_step(
         } else if !names.is_empty() {
             way.push(found);
         } else if !flags.contains(OFlags::PATH) {
-            // A link that has come there meanwhile is an error, as is another mount.
+            // If a link or another mount has appeared here in the meantime, this fails.
             let flags = flags | OFlags::NOFOLLOW;
             return stay(rustix::fs::openat(here, &name, flags, Mode::empty())?);
         } else if flags.contains(OFlags::DIRECTORY) && kind != FileType::Directory {
@@ -149,8 +151,8 @@ fn step_by_step(
     rustix::fs::openat(here, ".", flags, Mode::empty())
 }
 
-/// Whether the kernel would perhaps follow a link in another way than by its text (`symlink(7)`,
-/// "Magic links"). Only the root of a procfs is known to have none, and only as long as nothing is
+/// Whether the kernel might follow a link in another way than by its text (`symlink(7)`, "Magic
+/// links"). Only the root of a procfs is known to have no such link, and only while nothing is
 /// mounted on the link.
 fn may_be_magic(above: BorrowedFd<'_>, link: BorrowedFd<'_>) -> Result<bool> {
     if u64::try_from(rustix::fs::fstatfs(link)?.f_type) != Ok(PROC_SUPER_MAGIC) {
@@ -165,7 +167,7 @@ fn mount(file: BorrowedFd<'_>) -> Result<u64> {
     Ok(found.stx_mnt_id)
 }
 
-/// The names of a path. One that ends in a slash or a dot ends in a directory.
+/// The names of a path. A path that ends in a slash or a dot ends in a directory.
 fn parts(path: &Path) -> VecDeque<OsString> {
     let names = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -195,7 +197,7 @@ mod tests {
         ResolveFlags::NO_MAGICLINKS,
     ];
 
-    /// The same file, or the same error, as the kernel's own look.
+    /// Checks that the walk finds the same file as the kernel, or fails with the same error.
     fn is_as_the_kernels(start: BorrowedFd<'_>, path: &str, flags: OFlags, limits: ResolveFlags) {
         let same = |found: Result<OwnedFd>| {
             let found = found?;
@@ -205,7 +207,7 @@ mod tests {
         };
         let kernel = loop {
             match rustix::fs::openat2(start, path, flags, Mode::empty(), limits) {
-                // Something is mounted or renamed meanwhile, anywhere.
+                // Another process mounts or renames something in the meantime, anywhere.
                 Err(Errno::AGAIN) => {}
                 answer => break answer,
             }
@@ -304,7 +306,7 @@ mod tests {
             for name in names {
                 is_as_the_kernels(proc.as_fd(), name, path, limits);
             }
-            // Not by a name that both look up: the numbers of descriptors change.
+            // Not a name that both look up, because the numbers of descriptors change.
             let walked = |name: &str| step_by_step(proc.as_fd(), Path::new(name), path, limits);
             assert_eq!(walked("self").is_ok(), limits != ResolveFlags::NO_SYMLINKS);
             assert!(walked("self/ns/mnt").is_err());
