@@ -40,7 +40,8 @@ pub fn end_on_signals() {
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     // Rust's runtime ignores SIGPIPE. A guest that writes to a closed pipe must end as a C program
-    // does. SAFETY: SIG_DFL runs no code.
+    // does.
+    // SAFETY: SIG_DFL runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `set` is initialised and only read.
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
@@ -52,8 +53,9 @@ static TIME_IS_OVER: OnceLock<String> = OnceLock::new();
 extern "C" fn end_of_time(_signal: c_int) {
     // This is an atomic load, which a signal handler may do.
     if let Some(message) = TIME_IS_OVER.get() {
-        // If standard error is closed, nobody can see the message. SAFETY: write(2) is
-        // async-signal-safe (signal-safety(7)), and the length is the message's own.
+        // If standard error is closed, nobody can see the message.
+        // SAFETY: write(2) is async-signal-safe (signal-safety(7)), and the length is the message's
+        // own.
         unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
     }
     // SAFETY: _exit(2) is async-signal-safe and ends the process.
@@ -103,8 +105,8 @@ pub fn keep_to_parent() {
     // SAFETY: the handler has the type that signal(2) requires, and calls one async-signal-safe
     // function.
     unsafe { libc::signal(libc::SIGXCPU, handler as libc::sighandler_t) };
-    // Another process of the same user must not change the compiler's output. SAFETY: prctl(2) with
-    // PR_SET_DUMPABLE takes a number and touches no memory.
+    // Another process of the same user must not change the compiler's output.
+    // SAFETY: prctl(2) with PR_SET_DUMPABLE takes a number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
 }
 

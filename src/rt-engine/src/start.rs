@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use crate::contract::Contract;
 use crate::process;
 
-/// What an engine program starts with.
+/// The inputs of an engine program.
 #[derive(Debug)]
 pub struct Start {
     /// The engine's directory. It stays open, because the C library may still load files from it.

@@ -120,7 +120,7 @@ fn without_native_code(module: &[u8]) -> Option<Vec<u8>> {
 
 /// The module with functions that only trap, and without custom sections.
 fn without_functions(module: &[u8]) -> Option<Vec<u8>> {
-    /// The length, three bytes: no variables, `unreachable`, `end`.
+    /// A length of 3, and three bytes: no variables, `unreachable`, `end`.
     const TRAP: [u8; 4] = [3, 0, 0, 0x0b];
     let mut kept = module.get(..HEAD)?.to_vec();
     for (kind, content, section) in sections(module)? {

@@ -105,7 +105,7 @@ fn preview1(start: &Start) -> Result<WasiModule, String> {
         }
         let right = if directory.read_only { ":readonly" } else { "" };
         let place = match &directory.descriptor {
-            // The last component must not be a link, because WasmEdge follows no link there.
+            // Because of `/.`, the last component is not a link: WasmEdge follows no link there.
             Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
             None => directory.path.clone(),
         };

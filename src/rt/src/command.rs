@@ -88,7 +88,7 @@ pub(crate) fn inherited(command: &Command) -> Result<Inherited> {
     // No process has this many descriptors. rustix and the kernel count them as int.
     const MOST: u32 = 1 << 20;
     ensure!(listen_fds < MOST, "`LISTEN_FDS` is {listen_fds}: no process has that many");
-    // Fails as runc does: a missing descriptor means that the caller counted wrongly.
+    // Fails as runc does: the caller means other descriptors than `rt` would pass.
     let there = |number: &u32| Path::new("/proc/self/fd").join(number.to_string()).is_symlink();
     if let Some(missing) = (3..3 + preserve_fds.min(MOST)).find(|number| !there(number)) {
         bail!("`--preserve-fds` {preserve_fds}: descriptor {missing} is not open");

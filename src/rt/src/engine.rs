@@ -27,7 +27,7 @@ use crate::state::{Run, RunMode, State};
 use crate::syscall::{self, MountAttr};
 use crate::workload::Wish;
 
-/// The version of the engine contract that this runtime speaks.
+/// The version of the engine contract that `rt` speaks.
 pub(crate) const CONTRACT: u32 = 2;
 
 /// An engine that can be started: its description, and its directory on a read-only mount that

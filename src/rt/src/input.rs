@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The largest file in bytes that is read as a whole. This limits only the size: the largest
+/// The largest file in bytes that is read as a whole. The limit is only about size: the largest
 /// configurations have some megabytes.
 const LARGEST_FILE: u64 = 256 << 20;
 

@@ -297,8 +297,8 @@ impl Rule {
         require(is_own(uid) || !is_last && is_perhaps_roots(uid), || {
             format!("`{}` belongs to user {uid}, who could change what is in it", path.display())
         })?;
-        // In a sticky directory, others cannot rename our files or root's, and a path goes through
-        // no others.
+        // In a sticky directory, others cannot rename our files or root's, and the walk goes
+        // through no others.
         let may_be_sticky = !is_last || self == Rule::Shared;
         require(mode & OTHERS == 0 || may_be_sticky && mode & STICKY != 0, || {
             let mode = mode & 0o7777;

@@ -35,7 +35,7 @@ pub(crate) unsafe extern "C" fn epoll_wait(
     let end = u64::try_from(timeout).map(|ms| Instant::now() + Duration::from_millis(ms)).ok();
     let mut left = timeout;
     loop {
-        // SAFETY: the arguments come from the caller of this function, who keeps the contract
+        // SAFETY: the arguments come from the caller of this function, which keeps the contract
         // above. The null signal mask is not read.
         let ready = unsafe {
             libc::syscall(libc::SYS_epoll_pwait, epoll, events, most, left, ptr::null::<u8>(), 8)
@@ -83,7 +83,7 @@ pub(crate) unsafe extern "C" fn epoll_ctl(
     descriptor: c_int,
     event: *mut libc::epoll_event,
 ) -> c_int {
-    // SAFETY: the arguments come from the caller of this function, who keeps the contract above.
+    // SAFETY: the arguments come from the caller of this function, which keeps the contract above.
     let done = unsafe { libc::syscall(libc::SYS_epoll_ctl, epoll, operation, descriptor, event) };
     let refused = done < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
     let mut ready = ready();
@@ -208,8 +208,8 @@ pub(crate) unsafe extern "C" fn openat(
     let guarded = GUARDED.load(Ordering::Relaxed);
     how.resolve = if guarded { libc::RESOLVE_NO_MAGICLINKS } else { 0 };
     let size = size_of::<libc::open_how>();
-    // SAFETY: the path comes from the caller of this function, who keeps the contract above. `how`
-    // lives across the call, and its size is passed.
+    // SAFETY: the path comes from the caller of this function, which keeps the contract above.
+    // `how` lives across the call, and its size is passed.
     let mut opened =
         unsafe { libc::syscall(libc::SYS_openat2, directory, path, &raw const how, size) };
     // A filter forbids openat2, or the kernel is older. WasmEdge follows links itself, and cannot
@@ -293,8 +293,8 @@ pub(crate) unsafe extern "C" fn mmap(
         let changed = unsafe { libc::mprotect(address, length, protection) };
         return if changed == 0 { address } else { libc::MAP_FAILED };
     }
-    // SAFETY: the arguments come from the caller of this function, who keeps the contract above. On
-    // failure the call sets errno and returns -1, which is `MAP_FAILED`.
+    // SAFETY: the arguments come from the caller of this function, which keeps the contract above.
+    // On failure the call sets errno and returns -1, which is `MAP_FAILED`.
     let mapped = unsafe {
         libc::syscall(libc::SYS_mmap, address, length, protection, flags, descriptor, offset)
     } as *mut c_void;

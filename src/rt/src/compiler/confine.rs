@@ -4,8 +4,9 @@
 //! - an unprivileged user, no capabilities and no network
 //! - a read-only root, with the engine and an empty working directory
 //! - few system calls, and limits of memory and time
-//! - a cgroup of its own and, in the background, the lowest priority. A background compiler gives
-//!   way to one for which a process waits.
+//! - a cgroup of its own and, in the background, the lowest priority.
+//!
+//! A background compiler gives way to one for which a process waits.
 #![forbid(unsafe_code)]
 
 use std::fs;

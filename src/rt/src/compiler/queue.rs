@@ -33,7 +33,7 @@ pub(super) struct Applicant<'a> {
 /// | `@lock` in each place | the worker that has the place |
 /// | `@urgent` | shared by all workers for which a process waits, while they wait or compile |
 /// | `@tenants` | the byte of each tenant that has a place, so no tenant has both places |
-/// | `@queue` | shared, the byte of each worker whose tenants have no place: the lowest goes first |
+/// | `@queue` | shared, the byte of each worker whose tenants have no place: the lowest first |
 ///
 /// Each lock ends with its process.
 struct Queue {

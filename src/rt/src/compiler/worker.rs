@@ -22,7 +22,7 @@ use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
 use crate::engine::{self, Installed, Native};
 use crate::linux::cgroups::Manager;
 
-/// What a worker is started for.
+/// The task of a worker.
 #[derive(Debug)]
 pub(crate) struct Order {
     /// The module's name in its container.

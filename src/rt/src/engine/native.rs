@@ -32,7 +32,7 @@ const FORMAT: u32 = 2;
 /// on two processors, code for one runs on the other.
 const PROCESSOR: &str = "/sys/devices/system/cpu/modalias";
 
-/// What is the same for all modules of an engine on this host.
+/// The data that all modules of an engine share on this host.
 #[derive(Debug)]
 pub(crate) struct Native {
     pub(crate) settings: Settings,
@@ -289,8 +289,8 @@ impl Native {
         start().context("start a compiler of modules").inspect_err(|_| self.cache.done(&key))
     }
 
-    /// Waits for a worker. A worker in the background leaves this process early, and then the wait
-    /// ends. Calls `meanwhile` from time to time, and kills the worker if that fails.
+    /// Waits for a worker: for one in the background, only until it has left the caller. Calls
+    /// `meanwhile` from time to time, and kills the worker if that fails.
     pub(crate) fn wait(mut worker: Child, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         let mut wait = || -> Result<ExitStatus> {
             let pidfd = rustix::process::pidfd_open(Pid::from_child(&worker), PidfdFlags::empty())?;
