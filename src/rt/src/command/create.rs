@@ -41,7 +41,6 @@ pub(super) fn tell_of_console(args: &cli::Create) {
     log::step("create, step 4: connect to the console socket", &socket.display());
 }
 
-/// Makes the container.
 pub(super) fn container(
     root: &Root,
     global: &Global,

@@ -4,7 +4,7 @@
 //! - an unprivileged user, no capabilities and no network
 //! - a read-only root, with the engine and an empty working directory
 //! - few system calls, and limits of memory and time
-//! - a cgroup of its own and, in the background, the lowest priority.
+//! - a cgroup of its own and, in the background, the lowest priority
 //!
 //! A background compiler gives way to one for which a process waits.
 #![forbid(unsafe_code)]
@@ -135,7 +135,6 @@ pub(super) fn bundle(
     Ok(Bundle { path: rootfs.clone(), rootfs, config, spec })
 }
 
-/// Makes the compiler's container.
 pub(super) fn create(place: &Place, bundle: &Bundle, manager: Manager) -> Result<Container> {
     let id = format!("compiler-{}", std::process::id());
     container::create(

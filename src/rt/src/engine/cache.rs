@@ -35,7 +35,7 @@ use crate::{signals, trust};
 /// The last bytes of a file of native code.
 const MAGIC: &[u8; 8] = b"rt-wasm1";
 
-/// The size of the length of [`About`] (32 bits, little endian) and of [`MAGIC`].
+/// The size in bytes of [`About`]'s length (32 bits, little endian) and of [`MAGIC`].
 const TAIL: u64 = 4 + MAGIC.len() as u64;
 
 /// The longest accepted [`About`], in bytes.
