@@ -46,8 +46,8 @@ pub struct Directory {
 }
 
 impl Start {
-    /// Takes over the descriptors of the command line, closes all others from 3 on, reads the
-    /// environment, names the process after the guest's program, and keeps the image's libraries
+    /// Takes over the descriptors of the command line, closes all others from 3 on, and reads the
+    /// environment. Names the process after the guest's program, and keeps the image's libraries
     /// out of name lookups.
     ///
     /// Call this before threads start, and before the process opens anything.

@@ -5,7 +5,7 @@
 //! that descriptor. The draft has no name yet, or one that nobody can guess. So `rt` never writes
 //! to a file or a link that others put there.
 //!
-//! In a directory of others, a draft has no name, because `rt` does not tidy up there: nothing is
+//! In a directory of others, a draft has no name, because `rt` does not tidy up there. Nothing is
 //! left of the draft if `rt` is killed. In its own directories, a draft has a name from the start.
 //! It requires a name to replace an existing file. On ext4, a rename takes 1.6 ms right after the
 //! file got its name, otherwise 0.3 ms (on tmpfs: 25 µs and 15 µs in all).

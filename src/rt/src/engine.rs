@@ -76,9 +76,9 @@ impl Directory {
 /// host's filesystem are.
 ///
 /// The descriptor is on a mount that is attached nowhere (a *detached* mount). The kernel keeps a
-/// detached mount as long as the descriptor that `open_tree(2)` made is open. Until then, a process
-/// with `CAP_SYS_ADMIN` in a user namespace of its own can make the mount writable by
-/// `mount_setattr(2)`, and every user can have such a namespace. So we close that descriptor here,
+/// detached mount as long as the descriptor that `open_tree(2)` made is open. In that time, a
+/// process with `CAP_SYS_ADMIN` in a user namespace of its own can make the mount writable by
+/// `mount_setattr(2)`. Every user can have such a namespace. So we close that descriptor here,
 /// before another process gets it. The kernel then dissolves the mount, and nobody can change a
 /// dissolved mount (`dissolve_on_fput` and `do_mount_setattr` in the kernel's `fs/namespace.c`). A
 /// descriptor that was opened on the mount before stays as it is.

@@ -107,8 +107,8 @@ fn refusal(error: Errno) -> Error {
 /// Looks up a path of the container (`O_PATH`).
 ///
 /// Without magic links on the way (`/proc/self/fd/N`, `/proc/1/root`), a path that begins in the
-/// container stays there, because the root and the working directory are the container's. A magic
-/// link may lead anywhere, so its target must be on one of the container's mounts.
+/// container stays there. The root and the working directory are the container's. A magic link may
+/// lead anywhere, so its target must be on one of the container's mounts.
 fn look_up(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match walk::open(CWD, path, flags, ResolveFlags::NO_MAGICLINKS) {

@@ -5,7 +5,7 @@
 //! So at the default level, `rt` writes nothing but the one error of a failed command.
 //!
 //! Only the runtime process writes. A process that enters a container sends its lines to the
-//! runtime process ([`forward`]), so that it need not keep a file of the host open for them.
+//! runtime process ([`forward`]). So it need not keep a file of the host open for them.
 #![forbid(unsafe_code)]
 
 use std::fmt;

@@ -1,9 +1,9 @@
 //! `rt`, an OCI container runtime for Linux and WebAssembly workloads.
 //!
 //! Data flows one way. The command line becomes a [`command`]. The command loads a [`bundle`],
-//! chooses the [`workload`], opens the [`engine`] of a Wasm workload, and calls [`container`] to
-//! make the sandbox, in which the [`executor`] starts the program. Information that outlives the
-//! command is in [`state`]. An error is printed here, by [`report`], and nowhere else.
+//! chooses the [`workload`], and opens the [`engine`] of a Wasm workload. Then [`container`] makes
+//! the sandbox, in which the [`executor`] starts the program. Information that outlives the command
+//! is in [`state`]. An error is printed here, by [`report`], and nowhere else.
 
 mod bundle;
 mod cli;

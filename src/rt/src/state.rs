@@ -190,8 +190,8 @@ impl State {
             Err(Errno::SRCH) => return Ok(None),
             // If descendants of the process live on, the kernel keeps the pid as the id of a
             // session or of a process group. It then has no process for the pid, and reports that
-            // by these errors, as it does for the id of a thread (`pidfd_prepare`, Linux 6.1 and
-            // 6.15).
+            // by these errors. It does so for the id of a thread too (`pidfd_prepare`, Linux 6.1
+            // and 6.15).
             Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("open process {pid}")),
         };

@@ -51,7 +51,7 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Opt
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
     // SAFETY: no CLONE_VM, CLONE_VFORK, CLONE_FILES or CLONE_SETTLS can be among the flags (checked
-    // above), so the child runs on its own copy of memory and stack, as after fork(2). The process
+    // above). So the child runs on its own copy of memory and stack, as after fork(2). The process
     // has one thread, so no thread that the child lacks holds a lock of the C library. `args` lives
     // across the call and its size is passed.
     let pid =
@@ -151,8 +151,8 @@ pub(crate) fn chmod_opened(file: BorrowedFd<'_>, mode: Mode) -> Result<()> {
 /// Closes the descriptors from `first` on, permanently (`close_range(2)`). This is for descriptors
 /// that this process inherited. Call it before the process opens any descriptor with such a number.
 pub(crate) fn close_from(first: u32) -> Result<()> {
-    // SAFETY: the caller of this function is at the start of the process, where no `OwnedFd` exists
-    // yet for any number from `first` on (see the contract above), so no owned descriptor is closed
+    // SAFETY: the caller of this function is at the start of the process. No `OwnedFd` exists yet
+    // for any number from `first` on (see the contract above), so no owned descriptor is closed
     // behind its owner's back.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
@@ -316,8 +316,8 @@ pub(crate) fn default_signal_action(signal: c_int) {
     const DEFAULT: [u64; 4] = [0; 4];
     // SAFETY: SIG_DFL runs no code of this process. The structure lives for ever, is as large as
     // the kernel's, and is only read. We use the system call because the C library's function
-    // refuses the two signals that it keeps for itself, and a caller may have left those ignored
-    // too. The kernel refuses SIGKILL and SIGSTOP with EINVAL.
+    // refuses the two signals that it keeps for itself. A caller may have left those ignored too.
+    // The kernel refuses SIGKILL and SIGSTOP with EINVAL.
     unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), 8);
     }
@@ -840,9 +840,9 @@ pub(crate) fn hide_arguments(kept: &[&[u8]]) -> Result<()> {
         return Err(Errno::NOTSUP);
     }
     // No code of `rt` changes the environment, so `environ` is the C library's initial array. The
-    // ABIs of x86-64 and aarch64 ("Process Initialization") define what is there, in this order:
-    // the number of words, the pointers to the words, a null pointer, the pointers of the
-    // environment, and another null pointer.
+    // ABIs of x86-64 and aarch64 ("Process Initialization") define the content there: the number of
+    // words, the pointers to the words, a null pointer, the pointers of the environment, another
+    // null pointer, in this order.
     let argv = envp.wrapping_sub(count + 1);
     // SAFETY: this is on the stack that the kernel has made, where at least a number and a null
     // pointer come before.

@@ -310,8 +310,8 @@ impl Rule {
 /// A user namespace without all of the host's ids shows one id for all missing ids
 /// (`user_namespaces(7)`, "Unmapped user and group IDs"). The host's root, who owns `/`, is one of
 /// them. Other users of the host may be among them, and look the same. Such a user gains nothing as
-/// the owner of a directory on the way, because the last directory must be our own, and nobody else
-/// can make one that is.
+/// the owner of a directory on the way, because the last directory must be our own. Nobody else can
+/// make a directory that is.
 fn is_perhaps_roots(uid: u32) -> bool {
     const OVERFLOW: u32 = 65534;
     let overflow = || {

@@ -1,7 +1,7 @@
 //! Which workload a container is: a Linux program, or a WebAssembly module for an engine.
 //!
-//! Three things decide, and nothing else: the configuration, the name by which `rt` was called, and
-//! the first bytes of the program as the container sees it. The rules, with their origin, are in
+//! Only three things decide: the configuration, the name by which `rt` was called, and the first
+//! bytes of the program as the container sees it. The rules, with their origin, are in
 //! `docs/workload.md`.
 #![forbid(unsafe_code)]
 

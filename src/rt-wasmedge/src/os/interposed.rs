@@ -14,10 +14,10 @@ use rt_engine::{TRAPPED, process::exit_now};
 
 /// Replaces the C library's `epoll_wait(2)`, by which WasmEdge waits for clocks and sockets.
 ///
-/// If SIGCONT, a freezer or a tracer stops and continues a process, `epoll_wait` fails with EINTR
-/// although no handler ran (`signal(7)`, "Interruption of system calls and library functions by
-/// stop signals"). WasmEdge returns that error to the guest, whose library takes it for a failure.
-/// So this function continues to wait for the rest of the time.
+/// If a process was stopped and SIGCONT, a freezer or a tracer continues it, `epoll_wait` fails
+/// with EINTR. No handler has run (`signal(7)`, "Interruption of system calls and library functions
+/// by stop signals"). WasmEdge returns that error to the guest, whose library takes it for a
+/// failure. So this function continues to wait for the rest of the time.
 ///
 /// # Safety
 ///
@@ -137,9 +137,9 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
 /// Filesystems of the kernel's own objects, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs,
 /// tracefs, securityfs, bpf, pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts,
 /// apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd, binder, xenfs, hypfs, dlmfs; and
-/// fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. This is not a list of allowed filesystems,
-/// because a container's volume may be on any filesystem that has a driver, and on each such
-/// filesystem a file is only a file.
+/// fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. This is not a list of allowed filesystems:
+/// a container's volume may be on any filesystem that has a driver. On each such filesystem, a file
+/// is only a file.
 const KERNELS: [u64; 29] = [
     0x9fa0,
     0x6265_6572,

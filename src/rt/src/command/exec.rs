@@ -156,7 +156,7 @@ fn process(spec: &Spec, args: &cli::Exec) -> Result<Process> {
 }
 
 /// The keys that a file may omit. `exec` then takes the value of the container's own process. crun
-/// does the same, with two exceptions: crun and runc keep their own caller's `rlimits`, and take a
+/// does the same, with two exceptions. crun and runc keep their own caller's `rlimits`, and take a
 /// missing `noNewPrivileges` for false.
 const INHERITED: [&str; 9] = [
     "apparmorProfile",

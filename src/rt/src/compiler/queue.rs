@@ -184,7 +184,7 @@ impl Queue {
     }
 
     /// Enters the queue, if the worker is not in it yet. Workers go in the order of their arrival,
-    /// with one exception: a small module goes before a large one that came a little earlier, by at
+    /// with one exception. A small module goes before a large one that came a little earlier: by at
     /// most half of the time that the large one waits.
     fn enter(&mut self, who: &Applicant<'_>) -> Result<u64> {
         /// Slower than a compiler is for most modules.

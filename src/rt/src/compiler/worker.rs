@@ -90,8 +90,8 @@ impl What<'_> {
     }
 }
 
-/// How many times longer a compiler may run than its limit of processor time: on a busy host with
-/// the lowest priority, it runs only now and then.
+/// A compiler may run this many times longer than its limit of processor time. The host may be
+/// busy, and the compiler may have the lowest priority.
 const LONGEST: u64 = 10;
 
 /// How long it is remembered that a module was not compiled in that time, and that the disk had no

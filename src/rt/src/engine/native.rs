@@ -134,8 +134,8 @@ impl Native {
         Key::new(&format!("{}{counting}", self.surroundings), digest)
     }
 
-    /// The number of a container's tenant, which has a share of the compilers and of the cache: the
-    /// pod, or the container itself if it has no pod.
+    /// The number of a container's tenant: of the pod, or of the container itself if it has no pod.
+    /// A tenant has a share of the compilers and of the cache.
     fn tenant(&self, state: &State) -> u64 {
         let pod = PODS.iter().find_map(|key| state.annotations.get(*key));
         cache::number_of(&match pod {
