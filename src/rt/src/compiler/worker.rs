@@ -209,7 +209,7 @@ fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     let place = &turn.place;
     place.clean()?;
     let settings = &native.settings.compiler;
-    // An urgent compiler has a process that waits for it.
+    // If the turn is urgent, a process waits for this compiler.
     let is_idle = settings.idle && !turn.is_urgent;
     let bundle = confine::bundle(place, what.engine, settings, manager, order.counting, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
