@@ -483,7 +483,7 @@ fn an_id_that_is_none(test: &Test) -> Outcome {
     ] {
         create_fails(
             &test.sh("true")?.edit(|config| config["process"]["user"] = user),
-            "which is no id",
+            "which is not an id",
         )?;
     }
     Ok(())
@@ -505,7 +505,7 @@ fn what_cannot_be_set_is_named(test: &Test) -> Outcome {
     create_fails(&bundle, "move network device `no-such-device`: No such device")?;
     let devices = json!({ "lo": { "name": "a/b" } });
     let bundle = test.sh("true")?.edit(|config| config["linux"]["netDevices"] = devices);
-    create_fails(&bundle, "`a/b` is no name of a network device")?;
+    create_fails(&bundle, "`a/b` is not the name of a network device")?;
     if fs::read_to_string("/proc/self/mountinfo")?.contains(" - resctrl ") {
         return Ok(());
     }

@@ -700,7 +700,7 @@ fn a_property_that_systemd_does_not_know_is_an_error(test: &Test) -> Outcome {
         ("NoSuchProperty", "true", "NoSuchProperty"),
         ("TasksMax", "uint64 x", "`uint64` needs a number"),
         ("Description", "'", "`'` is missing"),
-        ("a/b", "true", "`a/b` is no name of a property"),
+        ("a/b", "true", "`a/b` is not the name of a property"),
     ] {
         let key = format!("org.systemd.property.{key}");
         let id = test.id();

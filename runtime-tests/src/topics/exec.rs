@@ -471,7 +471,7 @@ fn a_broken_process_file(test: &Test) -> Outcome {
         ("{\n\"args\": [}", "line 2"),
         (r#"{"args":[],"cwd":"/","user":{"uid":0,"gid":0}}"#, "`process.args` is empty"),
         (r#"{"args":["true"],"cwd":"not/absolute","user":{"uid":0,"gid":0}}"#, "is not absolute"),
-        (r#"{"args":["true"],"cwd":"/","user":{"uid":4294967295,"gid":0}}"#, "is no id"),
+        (r#"{"args":["true"],"cwd":"/","user":{"uid":4294967295,"gid":0}}"#, "is not an id"),
     ] {
         fs::write(&path, text)?;
         container.rt(&["exec", "--process", &path.display().to_string()])?.fails_with(words)?;
@@ -626,7 +626,8 @@ fn a_user_that_is_half_written(test: &Test) -> Outcome {
     }
     for user in ["4294967295", "1:4294967295"] {
         let flag = format!("--user={user}");
-        test.rt(["exec", &flag, &container.id, "id"])?.fails_with("4294967295, which is no id")?;
+        test.rt(["exec", &flag, &container.id, "id"])?
+            .fails_with("4294967295, which is not an id")?;
     }
     test.rt(["exec", "--user=4294967296", &container.id, "id"])?.fails_with("wrong value")?;
     let file = test.folder.join("process.json");

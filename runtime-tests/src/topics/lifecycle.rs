@@ -336,7 +336,7 @@ fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Out
     // Nobody is asked for.
     test.rt(["delete", "--regex", "^no-such-"])?.success()?;
     if test.host.is_rt {
-        test.rt(["delete", "--regex", "("])?.fails_with("`(` is no regular expression")?;
+        test.rt(["delete", "--regex", "("])?.fails_with("`(` is not a regular expression")?;
     }
     third.kill("KILL")
 }

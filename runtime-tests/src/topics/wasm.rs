@@ -586,11 +586,11 @@ fn what_is_no_command_is_told(test: &Test) -> Outcome {
         (r#"(module (func (export "_initialize")))"#, "it exports no `_start`"),
         (
             r#"(module (func (export "_start") (param i32)))"#,
-            "its `_start` is no function without arguments",
+            "its `_start` is not a function without arguments and results",
         ),
         (
             r#"(module (memory (export "_start") 1))"#,
-            "its `_start` is no function without arguments",
+            "its `_start` is not a function without arguments and results",
         ),
     ] {
         test.module(&wat::parse_str(text)?)?.run()?.code(126)?.fails_with(words)?;

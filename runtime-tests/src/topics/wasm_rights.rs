@@ -55,7 +55,7 @@ fn a_directory_that_is_not_there_is_an_error(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?.annotation(DIRS, "/none");
     bundle
         .try_create(&test.id())?
-        .fails_with("`run.oci.wasm.dirs`: `/none`: it is no directory")
+        .fails_with("`run.oci.wasm.dirs`: `/none`: it is not a directory")
         .map(drop)
 }
 
@@ -172,8 +172,8 @@ fn wrong_values_are_errors(test: &Test) -> Outcome {
         (SOCKETS, "no", "`run.oci.wasm.sockets`: `no` is neither `on` nor `off`"),
         (DIRS, "data", "`run.oci.wasm.dirs`: `data`: not an absolute path"),
         (DIRS, "/proc", "never shown to a module"),
-        (FUEL, "1k", "`1k` is no number of instructions"),
-        (TIMEOUT, "1h", "`1h` is no number of seconds"),
+        (FUEL, "1k", "`1k` is not a number of instructions"),
+        (TIMEOUT, "1h", "`1h` is not a number of seconds"),
         ("run.oci.wasm.socket", "off", "the annotation `run.oci.wasm.socket`: rt knows"),
     ] {
         let bundle = test.wasm("hello", &[])?.annotation(key, value);

@@ -88,8 +88,8 @@ impl Loaded {
             Some(ExternalInstanceType::Func(kind)) if kind.args_len() + kind.returns_len() == 0 => {
                 Ok(())
             }
-            Some(_) => Err("its `_start` is no function without arguments".into()),
-            None => Err("it exports no `_start`: a WASI command module is needed".into()),
+            Some(_) => Err("its `_start` is not a function without arguments and results".into()),
+            None => Err("it exports no `_start`: a WASI command module is required".into()),
         }
     }
 

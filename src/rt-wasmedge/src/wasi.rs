@@ -75,8 +75,9 @@ fn load_plugins(directory: Option<&OwnedFd>, files: &[String]) -> Result<(), Str
         let loaded = PluginManager::load(Some(Path::new(&path)));
         // If WasmEdge skips a file, it says so only in its log.
         if loaded.is_err() || PluginManager::count() == before {
-            let why =
-                one_line("it is no plugin of this WasmEdge's, or needs what is not there".into());
+            let why = one_line(
+                "it is not a plugin of this WasmEdge, or a library that it needs is missing".into(),
+            );
             return Err(format!("load the plugin `{file}`: {why}"));
         }
     }

@@ -353,7 +353,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     for id in ids {
         // For the kernel, this number is -1, "no change": the process would stay root
         // (setresuid(2)).
-        ensure!(id != u32::MAX, "`process.user` holds {id}, which is no id");
+        ensure!(id != u32::MAX, "`process.user` holds {id}, which is not an id");
     }
     let limits = process.rlimits().as_deref().unwrap_or_default();
     for (number, limit) in limits.iter().enumerate() {

@@ -373,7 +373,7 @@ impl Root {
     /// The names that match a regular expression, sorted.
     pub(crate) fn matching(&self, pattern: &str) -> Result<Vec<String>> {
         let pattern = regex_lite::Regex::new(pattern)
-            .with_context(|| format!("`{pattern}` is no regular expression"))?;
+            .with_context(|| format!("`{pattern}` is not a regular expression"))?;
         Ok(self.ids()?.into_iter().filter(|id| pattern.is_match(id)).collect())
     }
 

@@ -182,7 +182,7 @@ fn preopen_listed(directory: &Directory) -> Result<(CString, OwnedFd)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let opened = match walk::open(CWD, &directory.path, flags, ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => bail!("it leads elsewhere"),
-        Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is no directory"),
+        Err(Errno::NOENT | Errno::NOTDIR) => bail!("it is not a directory"),
         opened => opened?,
     };
     let flags = rustix::fs::fstatvfs(&opened).context("statvfs")?.f_flag;

@@ -886,7 +886,7 @@ impl Cgroup {
         let file = format!("/proc/{pid}/cgroup");
         let table = fs::read_to_string(&file).with_context(|| format!("read `{file}`"))?;
         let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
-        let path = path.with_context(|| format!("`{file}` names no second-version cgroup"))?;
+        let path = path.with_context(|| format!("`{file}` does not name a cgroup of v2"))?;
         let path = Path::new(ROOT).join(path);
         // The container's first process controls this path.
         ensure!(

@@ -275,7 +275,7 @@ pub(crate) fn mount(
     };
     ensure!(
         !is_kernels || is_directory(destination.as_fd())?,
-        "in the rootfs, it is no directory: Not a directory"
+        "in the rootfs, it is not a directory: Not a directory"
     );
     if covers && !own_mode {
         // As with runc and crun, the tmpfs gets the mode of the directory below. The kernel's

@@ -40,7 +40,7 @@ pub(crate) fn check(linux: &Linux, namespaces: &Namespaces) -> Result<()> {
             let good = (1..libc::IFNAMSIZ).contains(&name.len())
                 && !matches!(name, "." | "..")
                 && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace());
-            ensure!(good, "`linux.netDevices`: `{name}` is no name of a network device");
+            ensure!(good, "`linux.netDevices`: `{name}` is not the name of a network device");
         }
         ensure!(!names.contains(&name), "`linux.netDevices`: two devices get the name `{name}`");
         names.push(name);

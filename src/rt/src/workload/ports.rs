@@ -61,7 +61,7 @@ pub(super) fn parse(value: &str, lowest: u16) -> Result<(Allowed, Allowed)> {
             _ => (&mut tcp, None),
         };
         let ports = ports.with_context(|| {
-            format!("`{entry}` is no `tcp/PORT`, no `udp/PORT`, and no range as `tcp/80-89`")
+            format!("`{entry}` is not `tcp/PORT`, `udp/PORT` or a range such as `tcp/80-89`")
         })?;
         ensure!(*ports.start() >= lowest, "`{entry}`: nothing can be reached at port 0");
         add(list, ports);

@@ -101,7 +101,7 @@ impl Rights {
             "timeout" => self.timeout = Some(timeout(value)?),
             "fuel" => {
                 let fuel = value.parse().ok().filter(|fuel| *fuel > 0);
-                let wrong = || format!("`{value}` is no number of instructions greater than 0");
+                let wrong = || format!("`{value}` is not a number of instructions greater than 0");
                 self.fuel = Some(fuel.with_context(wrong)?);
             }
             "plugins" => {
@@ -150,7 +150,7 @@ pub(crate) fn is_the_kernels(path: &Path) -> bool {
 
 /// Parses a number of seconds.
 fn timeout(value: &str) -> Result<Duration> {
-    let wrong = || format!("`{value}` is no number of seconds greater than 0");
+    let wrong = || format!("`{value}` is not a number of seconds greater than 0");
     let seconds: f64 = value.parse().with_context(wrong)?;
     let duration = Duration::try_from_secs_f64(seconds).ok();
     // The largest number of milliseconds that a timer accepts on any machine: 24 days.

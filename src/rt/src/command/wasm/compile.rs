@@ -119,7 +119,7 @@ fn open(path: &Path) -> Result<Program> {
 fn open_file(from: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> Result<OwnedFd> {
     let found = walk::open(from, path, OFlags::PATH, resolve)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
-    ensure!(kind == FileType::RegularFile, "it is no regular file");
+    ensure!(kind == FileType::RegularFile, "it is not a regular file");
     let again = format!("/proc/self/fd/{}", found.as_raw_fd());
     Ok(rustix::fs::open(&again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }

@@ -191,7 +191,7 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<V
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         let show = || format!("the annotation `{key}`: `{text}`");
         let good = name.len() >= 3 && name.bytes().all(|letter| letter.is_ascii_alphabetic());
-        ensure!(good, "the annotation `{key}`: `{name}` is no name of a property");
+        ensure!(good, "the annotation `{key}`: `{name}` is not the name of a property");
         ensure!(!is_rts(name), "the annotation `{key}`: only rt may set `{name}`");
         let value = parse(text).with_context(show)?;
         properties.push(seconds(name, value).with_context(show)?);
