@@ -1,5 +1,5 @@
-//! The verbs: containers are made, entered, changed and unmade. What the kernel has a name for is
-//! in [`crate::linux`].
+//! The verbs: commands that make, enter, change and remove containers. The nouns, which the kernel
+//! has names for, are in [`crate::linux`].
 #![forbid(unsafe_code)]
 
 mod becoming;

@@ -1,24 +1,26 @@
-//! From a privileged process inside of a container to its program: what `create` and `exec` have in
-//! common, in one order. Runs in init, and in the process that `exec` makes.
+//! The steps by which a privileged process in a container becomes the program. `create` and `exec`
+//! share these steps and their order. This code runs in init, and in the new process of `exec`.
 //!
-//! # What is open
+//! # Open descriptors
 //!
-//! A container chooses names: its working directory, its program, a script's interpreter, an ELF
-//! file's, the folders in `PATH`, the paths of hooks. Each can lead through `/proc/self/fd/N` to
-//! whatever its process has open, and from a directory of the host's to all of the host. So before
-//! the first of them is looked up, the process closes every descriptor but these, by
-//! `close_range(2)`. One that is opened tomorrow, and forgotten, is closed too.
+//! A container chooses names: its working directory, its program, the interpreters of a script and
+//! of an ELF file, the directories in `PATH`, the paths of hooks. Each name can lead through
+//! `/proc/self/fd/N` to any file that the looking-up process has open. From an open directory of
+//! the host, it could lead to all of the host. So before the process looks up the first of these
+//! names, it closes every descriptor except those below, by `close_range(2)`. A descriptor that a
+//! later version of the code opens and forgets is closed too.
 //!
 //! - 0, 1, 2: the standard streams, which the caller has given to the container.
 //! - From 3 on, as many as `--preserve-fds` and `LISTEN_FDS` say: the caller has given these too.
-//! - The socket to the runtime process, by which init says what it needs and that it is ready. Nobody
-//!   can open a socket by such a name.
+//! - The socket to the runtime process. By this socket init sends its requests, and says that it is
+//!   ready. No process can open a socket by such a name.
 //! - The start fifo (`create`), on which init waits. A fifo is not a program and not a directory.
 //! - The output files of hooks, if annotations name them (`create`): `startContainer` hooks print
-//!   there. They are closed before the exec.
+//!   there. Init closes them before the exec.
 //!
-//! An engine's directory, the way into the cgroup for modules and the like come over the socket,
-//! when a module has been found; then init opens a signalfd too.
+//! When init has found a module, the runtime process sends more descriptors over the socket, for
+//! example an engine's directory and the way into the cgroup for modules. Then init opens a
+//! signalfd too.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -48,36 +50,37 @@ use crate::sync::Socket;
 use crate::syscall;
 use crate::workload::Rights;
 
-/// What a process needs to become its program.
+/// The input of a process that becomes its program.
 pub(super) struct Plan<'a> {
     pub(super) process: &'a Process,
-    /// It waits for `start`, who knows how long: until then a signal that asks for an end has one.
+    /// Whether the process waits for `start`, for an unknown time. Until then, a termination signal
+    /// ends the process.
     pub(super) can_be_ended: bool,
     pub(super) socket: &'a Socket,
-    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    /// From this number on, descriptors are the runtime's own. The caller has passed those below.
     pub(super) first_own: u32,
-    /// Which of these stay open, besides the socket.
+    /// The own descriptors that stay open, besides the socket.
     pub(super) kept: Vec<BorrowedFd<'a>>,
-    /// Whether no device rules are in force, so that only the rights to make a device node keep the
-    /// program from the host's devices.
+    /// Whether no device rules are in force. Then only the lack of the rights to make a device node
+    /// keeps the program from the host's devices.
     pub(super) withhold_devices: bool,
     /// Whether the caller's additional groups stay (`run.oci.keep_original_groups`).
     pub(super) keep_groups: bool,
-    /// Whether root of the host makes it.
+    /// Whether root of the host makes the process.
     pub(super) by_root: bool,
-    /// Whether its user namespace has no id of the host's root.
+    /// Whether the container's user namespace has no id of the host's root.
     pub(super) lacks_root: bool,
-    /// Of a module.
+    /// The rights of a module.
     pub(super) rights: &'a Rights,
-    /// What runs in the container before its program.
+    /// The hooks that run in the container before its program.
     pub(super) start_hooks: &'a [Hook],
-    /// Tells that a step begins, where it is one.
+    /// Logs that a step begins, in commands that have such steps.
     pub(super) step: fn(&str, &dyn Display),
     pub(super) request: executor::Request<'a>,
 }
 
 impl Plan<'_> {
-    /// What the program gets of those that the configuration asks for.
+    /// The configured capabilities, without `CAP_MKNOD` if the program must not make device nodes.
     fn capabilities(&self) -> Option<LinuxCapabilities> {
         let mut sets = self.process.capabilities().clone()?;
         if self.withhold_devices {
@@ -96,30 +99,30 @@ impl Plan<'_> {
     }
 }
 
-/// What is there when only the start is missing.
+/// The prepared process. Only the start and the exec are missing.
 pub(super) struct Ready<'a> {
     pub(super) program: Program,
-    /// Of a filter that notifies.
+    /// The listener of a filter that notifies an agent.
     pub(super) listener: Option<OwnedFd>,
-    /// A filter that is loaded when nothing is left to do but the exec.
+    /// A filter that this process loads just before the exec.
     pub(super) filter: Option<&'a Filter>,
     /// The way into the cgroup for modules.
     pub(super) cgroup: Option<OwnedFd>,
-    /// Readable when a signal has come that asks for an end and that an engine has blocked.
+    /// Readable when a termination signal has come that an engine has blocked.
     pub(super) endings: Option<OwnedFd>,
 }
 
 /// The annotation that keeps the caller's additional groups.
 pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
-/// Everything but the start and the exec. What the process owned before is closed: see
-/// [`syscall::close_all_but`].
+/// Does everything except the start and the exec. Closes the descriptors that the process had
+/// before: see [`syscall::close_all_but`].
 pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<Ready<'a>> {
     let capabilities = plan.capabilities();
     let rights = NewRights {
         capabilities: capabilities.as_ref(),
         no_new_privileges: plan.process.no_new_privileges() == Some(true),
-        // What loading a filter takes besides (`seccomp(2)`), where new privileges can be had.
+        // Without `noNewPrivileges`, loading a filter requires this capability too (`seccomp(2)`).
         spare: match filter {
             Some(_) if plan.process.no_new_privileges() != Some(true) => CapabilitySet::SYS_ADMIN,
             _ => CapabilitySet::empty(),
@@ -131,15 +134,16 @@ pub(super) fn ready<'a>(plan: &Plan<'_>, filter: Option<&'a Filter>) -> Result<R
     load_filter(plan, filter, &rights, program)
 }
 
-/// What the program may do.
+/// The privileges of the program.
 struct NewRights<'a> {
     capabilities: Option<&'a LinuxCapabilities>,
     no_new_privileges: bool,
-    /// What this process keeps for itself until its filter is loaded.
+    /// The capabilities that this process keeps until its filter is loaded.
     spare: CapabilitySet,
 }
 
-/// Closes what is the host's, keeps others out, and gives to the program what only root can give.
+/// Closes the host's descriptors, keeps other processes out, and gives the program the files that
+/// only root can give.
 fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     (plan.step)("create, step 17: init closes descriptors", &"");
     use std::os::fd::AsFd;
@@ -153,20 +157,21 @@ fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     process::drop_bounding(rights.capabilities)
 }
 
-/// Takes from this process what its program shall not have, and enters the working directory: as
-/// root if that may, as runc and crun do, since an image's `/root` is its directory also where its
-/// user is somebody else.
+/// Drops the privileges that the program must not have, and enters the working directory. Like runc
+/// and crun, this process first tries to enter it as root: an image's `/root` is the working
+/// directory even if the container's user is not root.
 fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     let process = plan.process;
     (plan.step)("create, step 18: init changes the user", &process.user().uid());
     let mut entered = enter(process.cwd());
     process::become_user(process.user(), plan.keep_groups, plan.by_root)?;
     process::set_capabilities(rights.capabilities, rights.spare)?;
-    // The change of the user has undone it. What follows gives up rights only, which leaves it as
-    // it is.
+    // The change of the user has undone this. The later steps only drop privileges, which does not
+    // undo it.
     keep_neighbours_out()?;
     if let Err(Errno::ACCESS | Errno::PERM) = entered {
-        // Only its user may: a home that the owner of a network's filesystem keeps from root.
+        // Only the user may enter it, for example a home on a network filesystem whose owner keeps
+        // root out.
         entered = enter(process.cwd());
     }
     let show = || format!("enter the working directory `{}`", process.cwd().display());
@@ -177,8 +182,8 @@ fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     Ok(())
 }
 
-/// As the container's user, and before a filter is loaded: that need not allow what a look-up
-/// takes.
+/// Runs as the container's user, and before a filter is loaded, so that the filter need not allow
+/// the calls of a look-up.
 fn find_program(plan: &Plan<'_>) -> Result<Program> {
     let name = plan.request.args.first().map_or("", String::as_str);
     (plan.step)("create, step 19: init finds the program", &name);
@@ -190,7 +195,7 @@ fn find_program(plan: &Plan<'_>) -> Result<Program> {
     Ok(program)
 }
 
-/// Loads the filter, unless it can wait until the exec.
+/// Loads the filter, unless it can wait until just before the exec.
 fn load_filter<'a>(
     plan: &Plan<'_>,
     filter: Option<&'a Filter>,
@@ -198,13 +203,13 @@ fn load_filter<'a>(
     mut program: Program,
 ) -> Result<Ready<'a>> {
     (plan.step)("create, step 20: init loads the filter and waits", &"");
-    // The runtime process does not listen for long any more, and a filter need not allow to tell.
+    // The runtime process will soon stop listening, and a filter need not allow log messages to it.
     log::end();
     let cgroup = program.cgroup.take();
     if program.is_module {
         module::confine(plan.rights, cgroup.as_ref())?;
     }
-    // From now on the container can be signalled.
+    // From now on, the container can receive signals.
     program.take_signals();
     let endings = if plan.can_be_ended { program.can_be_ended()? } else { None };
     let mut ready = Ready { program, listener: None, filter: None, cgroup, endings };
@@ -212,8 +217,8 @@ fn load_filter<'a>(
         outlive_the_caller()?;
         return Ok(ready);
     };
-    // With `noNewPrivileges`, loading a filter takes no privilege: it is loaded just before the
-    // exec.
+    // With `noNewPrivileges`, loading a filter requires no privilege, so this process loads it just
+    // before the exec.
     if rights.no_new_privileges && filter.can_wait() {
         outlive_the_caller()?;
         ready.filter = Some(filter);
@@ -226,15 +231,15 @@ fn load_filter<'a>(
     ready.listener = process::with_spare(rights.capabilities, rights.spare, load)?;
     check_what_is_left(plan)?;
     if filter.notifies() {
-        // Until now the end of the caller ended this process, which could otherwise wait for its
-        // own answer.
+        // Until now, this process ended with the runtime process. Otherwise it could have waited
+        // for its own answer.
         outlive_the_caller()?;
     }
     Ok(ready)
 }
 
-/// What to say of a process that ended and could not say why: a filter that is loaded before the
-/// exec may forbid that, too.
+/// A hint for the error message about a process that ended without one. A filter that is loaded
+/// before the exec may forbid sending the message, too.
 pub(super) fn what_is_left(process: &Process, filter: Option<&Filter>) -> &'static str {
     match (filter, process.no_new_privileges()) {
         (None, _) | (_, Some(true)) => "",
@@ -244,8 +249,8 @@ pub(super) fn what_is_left(process: &Process, filter: Option<&Filter>) -> &'stat
     }
 }
 
-/// Fails where the filter that was just loaded forbids a call that this process has to make before
-/// its exec, while that can still be said. What forbids `write` is noticed by the caller's process.
+/// Fails if the new filter forbids a call that this process must make before its exec, while this
+/// process can still report it. If the filter forbids `write`, the runtime process notices.
 fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     rustix::io::read(plan.socket, &mut [0_u8; 0])
         .map(drop)
@@ -259,46 +264,46 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From now on this process notices by itself that its caller has gone: it waits for the caller's
-/// word.
+/// From now on, this process waits for a message of the runtime process. So it notices by itself
+/// when the runtime process ends.
 fn outlive_the_caller() -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
 }
 
-/// Of the same user and in the same pid namespace, another process could reach this one's memory
-/// and descriptors. The exec ends this.
+/// Another process of the same user and in the same pid namespace could reach this one's memory and
+/// descriptors. The exec ends this protection.
 fn keep_neighbours_out() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep others out of the container's process")
 }
 
-/// Makes a directory the working directory. Says whether it is the container's: a magic link in
-/// `/proc` could lead to one of the host's, which the kernel cannot name from this root.
+/// Makes a directory the working directory. Returns whether it is in the container: a magic link in
+/// `/proc` could lead to a directory of the host, which the kernel cannot name from this root.
 fn enter(directory: &Path) -> rustix::io::Result<bool> {
     rustix::process::chdir(directory)?;
     Ok(rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/"))
 }
 
-/// Loads a filter that could wait.
+/// Loads a filter that could wait until now.
 pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
     filter.map_or(Ok(()), Filter::load_unheard)
 }
 
-/// Takes the caller's session keyring from this process: the container's programs would possess it.
-/// Runs before a user namespace is entered, so that the new one counts for the caller and not for a
-/// quota that neighbours can fill (`keyrings(7)`).
+/// Replaces the caller's session keyring in this process, because otherwise the container's
+/// programs would possess it. Runs before the process enters a user namespace. So the new keyring
+/// counts for the caller, and not for a quota that neighbours can fill (`keyrings(7)`).
 pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .context("get a random number")?;
-    // By a name that somebody else has made ready, and lets others search, the kernel would join
-    // that one.
+    // The random number makes the name unknown to others. If another user has made a keyring of
+    // this name and allows others to search it, the kernel would join that keyring.
     let name = format!("_ses.{id}.{:016x}", u64::from_ne_bytes(random));
     match syscall::join_session_keyring(&CString::new(name)?) {
-        // A kernel without keyrings. A filter around this runtime may say so too, as LXC's do:
-        // docs/security.md, "Keyrings".
+        // A kernel without keyrings. A filter around `rt` may return the same error, as LXC's
+        // filters do: docs/security.md, "Keyrings".
         Err(Errno::NOSYS) if !syscall::has_keyctl() => Ok(()),
-        // Then the caller's keyring stays, and nobody has said that the container may have it.
+        // Here the caller's keyring would stay, without permission for the container to have it.
         Err(error @ (Errno::PERM | Errno::ACCESS)) => Err(error).context(
             "make a session keyring: `keyctl` is forbidden (`--no-new-keyring` keeps the caller's)",
         ),
@@ -309,8 +314,8 @@ pub(super) fn leave_session_keyring(id: &str) -> Result<()> {
     }
 }
 
-/// Says which label the program gets. Through the host's `/proc`: the container's may be missing or
-/// be something else.
+/// Sets the label that the program gets. Uses the host's `/proc`, because the container's may be
+/// missing or be something else.
 pub(super) fn set_security_label(process: &Process, proc: &HostProc) -> Result<()> {
     let Some((paths, text)) = security_label(process)? else { return Ok(()) };
     let file = paths.iter().map(|path| proc.open_to_write(path)).find(|file| file.is_ok());
@@ -319,8 +324,8 @@ pub(super) fn set_security_label(process: &Process, proc: &HostProc) -> Result<(
     File::from(file).write_all(text.as_bytes()).with_context(|| format!("set the label `{text}`"))
 }
 
-/// The files that take a label for the next program, of which the first that is there counts, and
-/// what to write.
+/// Returns the files that accept a label for the next program, and the text to write. The first
+/// existing file counts.
 fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], String)>> {
     let selinux = process.selinux_label().as_ref().filter(|label| !label.is_empty());
     let apparmor = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty());
@@ -328,7 +333,7 @@ fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], 
         (None, None) => Ok(None),
         (Some(_), Some(_)) => bail!("`selinuxLabel` and `apparmorProfile` exclude each other"),
         (Some(label), None) => Ok(Some((&["thread-self/attr/exec"], label.clone()))),
-        // The second is where it was before Linux 5.8.
+        // The second path is the one before Linux 5.8.
         (None, Some(profile)) => Ok(Some((
             &["thread-self/attr/apparmor/exec", "thread-self/attr/exec"],
             format!("exec {profile}"),
@@ -336,9 +341,9 @@ fn security_label(process: &Process) -> Result<Option<(&'static [&'static str], 
     }
 }
 
-/// The user's home in the container's own `/etc/passwd`, for an environment without HOME, or with
-/// an empty one, as with runc. The file is read, not asked for by NSS: that would run the image's
-/// libraries.
+/// The user's home according to the container's own `/etc/passwd`. Like runc, for an environment in
+/// which HOME is missing or empty. This process reads the file and does not ask NSS, which would
+/// run the image's libraries.
 pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     let last = process.env().iter().flatten().rev().find_map(|it| it.strip_prefix("HOME="));
     if last.is_some_and(|home| !home.is_empty()) {
@@ -357,7 +362,7 @@ pub(super) fn home(rootfs: &Rootfs, process: &Process) -> Option<String> {
     Some(find().unwrap_or_else(|| "/".to_owned()))
 }
 
-/// The environment of a program: what is configured, and what the program is told besides.
+/// The environment of a program: the configured variables, and the variables that `rt` adds.
 pub(super) fn environment(
     process: &Process,
     home: Option<String>,
@@ -377,8 +382,8 @@ pub(super) fn environment(
     last_of_each_name(env)
 }
 
-/// Of variables with one name, the last one counts, as with crun and runc: which of them a program
-/// takes is up to its libc.
+/// Of several variables with one name, keeps the last one, as crun and runc do. Otherwise the
+/// program's libc would decide which one counts.
 fn last_of_each_name(env: Vec<String>) -> Vec<String> {
     let mut names = HashSet::new();
     let mut kept: Vec<bool> =

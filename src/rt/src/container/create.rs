@@ -1,6 +1,5 @@
-//! Making a container, as the caller's process sees it. What init does meanwhile is in
-//! [`crate::container::init`]; the two talk over [`crate::sync`]. The whole order is told in
-//! `docs/operation.md`.
+//! `create` in the runtime process. Init's part is in [`crate::container::init`]. The two processes
+//! talk over [`crate::sync`]. `docs/operation.md` describes the whole order.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -59,34 +58,34 @@ impl Container {
     }
 }
 
-/// What is known before anything is made.
+/// The results of all checks before `create` makes anything.
 #[derive(Debug)]
 struct Prepared {
     namespaces: Namespaces,
     filter: Option<Filter>,
-    /// Of a module.
+    /// The rights of a module.
     rights: Rights,
-    /// Who takes the filter's listener.
+    /// The receiver of the filter's listener.
     agent: Option<Receiver>,
-    /// One for each entry of `mounts`; only init uses them.
+    /// One for each entry of `mounts`. Only init uses them.
     mounts: Vec<Option<Opened>>,
-    /// Those of `linux.devices` that init cannot make; only init uses it.
+    /// The nodes of `linux.devices` that init cannot make. Only init uses them.
     devices: Option<OwnedFd>,
     /// Only init uses it.
     proc: Option<HostProc>,
-    /// Where hooks print to.
+    /// The files to which hooks print.
     streams: Streams,
-    /// The limit of descriptors that is the caller's.
+    /// The caller's limit of open descriptors.
     descriptors: descriptors::Before,
-    /// Nodes in the rootfs are not to be used.
+    /// Whether the container must not use device nodes in the rootfs.
     ignores_devices: bool,
 }
 
-/// Makes a container. When that fails, nothing of it is left.
+/// Makes a container. If that fails, removes everything that it has made.
 pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container> {
     state::check_id(options.id)?;
     let (mut prepared, mut state) = prepare(root, &options)?;
-    // Until here nothing was made: a signal ends this process at once.
+    // Nothing is made yet. Until here, a signal ends this process at once.
     if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
         syscall::block_only(blocked);
     }
@@ -97,7 +96,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
         Ok((pid, pidfd, socket)) => Ok(Container { state, directory, pid, pidfd, socket }),
         Err(error) => {
             interrupt::forget();
-            // For `poststop` hooks.
+            // `poststop` hooks run with this limit.
             let given_back = descriptors::give_back(prepared.descriptors.take());
             let undone = undo::undo(&directory, &state);
             let cleaned = undone.and(given_back.context(descriptors::GIVE_BACK));
@@ -111,15 +110,15 @@ fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
     let rootfs = options.bundle.rootfs.display();
     log::step("create, step 6: check and open what init needs", &rootfs);
     if ids::is_host_root() {
-        // Init has this from its parent: a neighbour in a pid namespace that is joined, and of the
-        // same user, could reach it.
+        // Init inherits this. A neighbour of the same user in a joined pid namespace could
+        // otherwise reach init.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep others out of init")?;
     }
-    // What is made in the rootfs is for the container's users to look at and for nobody else to
-    // write to, whatever the caller's umask: containerd's is 0.
+    // Files that `rt` makes in the rootfs are readable for the container's users, and writable for
+    // no others. This does not depend on the caller's umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    // Init has this from its parent too, and hooks.
+    // Init and hooks inherit this too.
     process::forget_affinity();
     let spec = &options.bundle.spec;
     let linux = options.bundle.linux();
@@ -160,7 +159,7 @@ fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
     Ok((prepared, state))
 }
 
-/// Steps 7 to 21. The claim on the name comes first, and is made already.
+/// Steps 7 to 21. The claim on the name comes first, and is already made.
 fn make(
     options: &mut Options<'_>,
     prepared: &mut Prepared,
@@ -177,7 +176,7 @@ fn make(
     prepared.devices = None;
     prepared.proc = None;
     descriptors::give_back(prepared.descriptors.take()).context(descriptors::GIVE_BACK)?;
-    // Only init needs it, and the receiver shall see its end when init is gone.
+    // Only init needs the terminal. The receiver must see its end when init has ended.
     options.console = None;
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
@@ -191,38 +190,39 @@ fn make(
             Ok((pid, pidfd, socket))
         }
         Err(error) => {
-            // It may be in any state; its exit code is of no interest.
+            // Init may be in any state. Its exit code is not interesting.
             cgroups::end(pid, pidfd.as_fd());
-            // What cannot be done for a process that has given up is no news beside why it has.
+            // If init has given up, its own message matters, and not the errors that follow from
+            // it.
             Err(socket.last_words().map_or(error, anyhow::Error::msg))
         }
     }
 }
 
-/// What is made in the state directory for init.
+/// The things in the state directory that init gets.
 struct ForInit {
     start_fifo: Option<OwnedFd>,
     notify: Option<sd_notify::Folder>,
 }
 
-/// Writes down what a deletion finds, and makes what init gets of the state directory.
+/// Writes the files that `delete` needs, and makes init's things in the state directory.
 fn record(
     options: &Options<'_>,
     prepared: &Prepared,
     directory: &Directory,
     state: &State,
 ) -> Result<ForInit> {
-    // Before anything is recorded: what is deleted later is only what is this container's own.
+    // Runs before anything is recorded, because `delete` must only remove things of this container.
     state.cgroup.refuse_if_in_use()?;
     directory.write_config(&options.bundle.config)?;
-    // Before the cgroup is made: if this process is killed, `delete --force` finds what there is to
-    // remove.
+    // Runs before the cgroup is made. If this process is killed, `delete --force` finds the things
+    // to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
         Wait::ForCaller { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
-            // Without O_NONBLOCK this would wait for the one who starts.
+            // Without O_NONBLOCK, this would wait for `start`.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             Some(
                 rustix::fs::open(directory.start_fifo(), flags, Mode::empty())
@@ -237,7 +237,7 @@ fn record(
     Ok(ForInit { start_fifo, notify })
 }
 
-/// Makes init. Returns in the runtime process only: init goes on in [`init::main`].
+/// Makes init. Returns in the runtime process only. Init continues in [`init::main`].
 fn clone_init(
     options: &Options<'_>,
     prepared: &mut Prepared,
@@ -251,7 +251,7 @@ fn clone_init(
     let first = || {
         init.carry_log();
         log::step("create, step 11: init enters the namespaces", &"");
-        // Hooks that run in init inherit it.
+        // `createContainer` hooks run in init and inherit the environment.
         if !has_create_container_hooks(options.bundle) {
             syscall::forget_environment();
         }
@@ -269,13 +269,13 @@ fn clone_init(
     if let Side::Caller(pid) = side {
         return Ok((pid, caller));
     }
-    // Held by init too, it would never read the caller's end; and the container would be locked
-    // until its exec.
+    // If init held this end too, it would never read the end of the runtime process, and the
+    // container would be locked until init's exec.
     drop(caller);
     *lock = None;
-    // The agent shall see the end of the stream when the caller has ended.
+    // The agent must see the end of the stream when the runtime process has ended.
     prepared.agent = None;
-    // Of the host's cgroups nothing is open any more when init looks at what is the container's.
+    // When init opens the container's files, it must have no cgroup of the host open.
     drop(birthplace);
     state.cgroup.leave_claim();
     init::main(init::Plan {
@@ -305,15 +305,15 @@ struct Init<'a> {
     pidfd: &'a OwnedFd,
 }
 
-/// What init has of the host's by now.
+/// The things that the runtime process has made for init by now.
 struct Limited {
-    /// The state with the process, which nobody sees yet.
+    /// The state with init's pid, which is not published yet.
     record: Draft,
     /// The way into the cgroup for modules.
     modules: Option<OwnedFd>,
 }
 
-/// Does for init what it cannot do itself, while it begins.
+/// Does the steps for init that init cannot do itself, while init starts.
 fn map_and_limit(
     options: &Options<'_>,
     prepared: &Prepared,
@@ -340,10 +340,10 @@ fn map_and_limit(
     if plan::wants_its_cgroup(options.bundle, &prepared.namespaces) {
         state.cgroup.give(root)?;
     }
-    // The last, if there is one: init enters it by itself.
+    // The delegated cgroup is the last one, if it exists. Init enters it by itself.
     tasks.extend(state.cgroup.delegate(root)?);
-    // systemd removes a cgroup with its last process: before init can fail. Otherwise while init
-    // goes on: it makes device nodes, and uses none.
+    // systemd removes a cgroup with its last process, so this must be done before init can fail.
+    // Without systemd, this is done while init continues: init makes device nodes, and uses none.
     let systemd = state.cgroup.manager == Manager::Systemd;
     if systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
@@ -356,7 +356,7 @@ fn map_and_limit(
     let files: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
     socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(tasks);
-    // While init is at work.
+    // Init works meanwhile.
     let record = directory.draft(state)?;
     if !systemd {
         state.cgroup.filter_devices(linux.resources().as_ref())?;
@@ -365,8 +365,7 @@ fn map_and_limit(
     Ok(Limited { record, modules })
 }
 
-/// Answers init until it is ready. Returns the state to publish, and the engine of its module, if it
-/// is one.
+/// Answers init until it is ready. Returns the state to publish and, for a module, its engine.
 fn attend(
     options: &Options<'_>,
     prepared: &Prepared,
@@ -422,7 +421,7 @@ fn attend(
     }
 }
 
-/// Tells everybody of the container.
+/// Publishes the state, and sends the pidfd and the pid to the receivers that the caller named.
 fn publish(
     options: &Options<'_>,
     prepared: &Prepared,
@@ -448,7 +447,7 @@ fn publish(
     if let Some(engine) = served {
         engine.compile_later();
     }
-    // Last: whoever waits for this file finds the container complete.
+    // The pid file comes last: a caller that waits for this file finds the container complete.
     options.pid_file.map_or(Ok(()), |path| pid_file::write(path, pid))
 }
 

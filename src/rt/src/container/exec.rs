@@ -1,8 +1,8 @@
-//! Another program in a container that is there.
+//! `exec`: runs another program in an existing container.
 //!
-//! Own code: libcontainer's tenant builder runs its programs without the container's seccomp filter
-//! and outside of its user namespace's order of joins, and finds the cgroup by its configuration
-//! only.
+//! This is our own code. libcontainer's tenant builder runs its programs without the container's
+//! seccomp filter. It does not keep the user namespace's order of joins, and finds the cgroup only
+//! by its configuration.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,36 +41,36 @@ pub(crate) struct ExecOptions<'a> {
     /// The container's configuration, as it was at `create`.
     pub(crate) spec: &'a Spec,
     pub(crate) process: &'a Process,
-    /// Those that a module may run on, if the container asks for one.
+    /// The engines that may run a module, if the container asks for one.
     pub(crate) engines: Option<Engines<'a>>,
-    /// Where to send the terminal; none for a program without one.
+    /// The socket end of the terminal for the program. None for a program without a terminal.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup, see [`Cgroup::doors`](cgroups::Cgroup::doors).
     pub(crate) cgroup: &'a [PathBuf],
-    /// It is paused, and the caller waits until it is not.
+    /// Whether the caller waits until a paused container runs again.
     pub(crate) ignore_paused: bool,
     pub(crate) filter: Option<Filter>,
-    /// Of a module.
+    /// The rights of a module.
     pub(crate) rights: Rights,
-    /// Who takes the filter's listener.
+    /// The receiver of the filter's listener.
     pub(crate) agent: Option<Receiver>,
-    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    /// From this number on, descriptors are the runtime's own. The caller has passed those below.
     pub(crate) first_own: u32,
 }
 
-/// What the new process takes with it into the container.
+/// The input of the new process.
 #[derive(Debug)]
 struct Plan<'a> {
     options: &'a ExecOptions<'a>,
-    /// The host's `/proc`, if the program gets a label.
     registered: workload::Registered,
     withhold_devices: bool,
     socket: Socket,
 }
 
-/// Starts a program in a container. It runs when this returns. Runs in the caller's process.
+/// Starts a program in a container. When this function returns, the program runs. Runs in the
+/// runtime process.
 pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     log::step("exec, step 3: open the container", &options.state.pid);
     let container = open(&options)?;
@@ -88,24 +88,25 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     match attend(&options, doors, &patience, &socket, pid, &pidfd) {
         Ok(()) => Ok((pid, pidfd)),
         Err(error) => {
-            // It may be in any state; its exit code is of no interest.
+            // The new process may be in any state. Its exit code is not interesting.
             cgroups::end(pid, pidfd.as_fd());
-            // What cannot be done for a process that has given up is no news beside why it has.
+            // If the new process has given up, its own message matters, and not the errors that
+            // follow from it.
             Err(socket.last_words().map_or(error, anyhow::Error::msg))
         }
     }
 }
 
-/// A container that runs.
+/// A running container.
 struct Opened {
     namespaces: Namespaces,
-    /// Of one without a mount namespace of its own.
+    /// The root of a container without a mount namespace of its own.
     root: Option<OwnedFd>,
 }
 
 fn open(options: &ExecOptions<'_>) -> Result<Opened> {
-    // In the container's pid namespace its processes could reach ours, and what it has open, until
-    // the exec (CVE-2016-9962); children have this from their parent.
+    // The container's processes could otherwise reach this process in their pid namespace, and its
+    // open files, until the exec (CVE-2016-9962). Children inherit this.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("keep the container out")?;
     let stopped = || anyhow!("cannot exec in a stopped container");
@@ -124,8 +125,8 @@ fn open(options: &ExecOptions<'_>) -> Result<Opened> {
                 .with_context(|| format!("open `{path}`"))?,
         )
     };
-    // If it has not ended, its pid was nobody else's when they were opened, and all of them were
-    // there.
+    // If init has not ended, its pid was not reused when the namespaces were opened, and all of
+    // them existed.
     ensure!(!namespaces::has_ended(init.as_fd())?, stopped());
     Ok(Opened { namespaces, root })
 }
@@ -135,14 +136,15 @@ fn patience(options: &ExecOptions<'_>, doors: &Doors) -> Patience {
     Patience::with_new(doors.freezers.clone(), options.ignore_paused, agent)
 }
 
-/// The new process, and the ways into the cgroup by which it was made.
+/// The new process, and the ways into the cgroup that it was made with.
 struct New {
     pid: Pid,
     socket: Socket,
     doors: Doors,
 }
 
-/// Makes the new process. Returns in the caller's process only: the new one goes on in [`main`].
+/// Makes the new process. Returns in the runtime process only. The new process continues in
+/// [`main`].
 fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) -> Result<New> {
     log::step("exec, step 4: clone the new process", &"");
     let registered = workload::registered_formats();
@@ -150,8 +152,8 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
     let (caller, socket) = sync::pair()?;
     let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
-    // In the helper, which sees the host's `/proc`, and which the container does not see: what it
-    // makes inherits all of it.
+    // Runs in the helper, which sees the host's `/proc`, and which the container does not see. The
+    // new process inherits all of these settings.
     let first = || {
         socket.carry_log();
         syscall::forget_environment();
@@ -173,9 +175,9 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
         )
     };
     let side = match spawn(&doors) {
-        // What runs in the container has made cgroups with controllers of their own below its
-        // cgroup, which then takes no processes itself (cgroup-v2.rst, "No Internal Process
-        // Constraint"): go where init went.
+        // The container's processes have made cgroups with controllers of their own below the
+        // container's cgroup, which then accepts no processes itself (cgroup-v2.rst, "No Internal
+        // Process Constraint"). So the new process goes to init's cgroup.
         Ok(None) if options.cgroup.is_empty() => {
             doors = options.state.cgroup.doors_of(options.state.pid)?;
             spawn(&doors)
@@ -184,20 +186,21 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
     };
     let is_born = |side: Option<Side>| side.ok_or(Errno::BUSY).context(namespaces::CLONE);
     let side = side.and_then(is_born).inspect_err(|_| {
-        // The one that joins namespaces was held up; what it has made could be there already.
+        // The helper that joins namespaces was held up. The process that it has made could exist
+        // already.
         if let Err(error) = options.state.cgroup.end_children() {
             tracing::debug!("end what was half made: {error:#}");
         }
     });
     match side? {
         Side::Caller(pid) => Ok(New { pid, socket: caller, doors }),
-        // All else that this process had open is closed already.
+        // The other descriptors of this process are closed already.
         Side::Init => main(&Plan { options, registered, withhold_devices, socket }),
     }
 }
 
-/// Does for the new process what takes the host's rights, until its program runs. Runs in the
-/// caller's process.
+/// Does the steps for the new process that require the host's privileges, until its program runs.
+/// Runs in the runtime process.
 fn attend(
     options: &ExecOptions<'_>,
     doors: Doors,
@@ -259,10 +262,11 @@ fn attend(
         let receiver = terminal::connect(path)?;
         terminal::send(receiver.as_fd(), "pidfd", pidfd.as_fd())?;
     }
-    // Whether it can be written is known before the program runs; that it runs, before it is there.
+    // Before the program runs, this process knows whether it can write the pid file. Before the pid
+    // file appears, the program runs.
     let pid_file = options.pid_file.map(|path| pid_file::draft(path, pid)).transpose()?;
     socket.send(&Message::Start)?;
-    // The exec closes its end.
+    // The exec closes the new process's end of the socket.
     match patience.receive(socket, pid)? {
         None => {}
         Some(Message::Failed(text)) => bail!(text),
@@ -304,12 +308,12 @@ fn main(plan: &Plan<'_>) -> ! {
         Ok(program) => program.exec().into(),
         Err(error) => error,
     };
-    // The caller prints it. If it is gone, nobody is interested.
+    // The runtime process prints the message. If the runtime process has ended, nobody reads it.
     let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
     syscall::exit_now(1)
 }
 
-/// Everything but the start and the exec.
+/// Does everything except the start and the exec.
 fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     let name = process.args().iter().flatten().next().map_or("", String::as_str);
@@ -349,7 +353,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
         by_root: options.state.uid == 0,
         rights: &options.rights,
         start_hooks: &[],
-        // They are a part of this one.
+        // These steps are a part of step 6 of `exec`.
         step: |_, _| {},
         request: executor::Request {
             args: process.args().as_deref().unwrap_or_default(),

@@ -1,5 +1,6 @@
-//! What the container's first process does between its birth and its exec. Everything here runs in
-//! that process, in the container's namespaces, and the order matters: see `docs/operation.md`.
+//! `create` in init: the steps of the container's first process between its birth and its exec. All
+//! of this code runs in that process, in the container's namespaces. The order matters: see
+//! `docs/operation.md`.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -40,38 +41,39 @@ use crate::sync::{Message, Socket};
 use crate::syscall;
 use crate::workload::{self, Rights};
 
-/// What init was born with.
+/// The input of init, which it has from its birth.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     pub(super) options: &'a Options<'a>,
     pub(super) namespaces: &'a Namespaces,
     pub(super) filter: Option<&'a Filter>,
-    /// Of a module.
+    /// The rights of a module.
     pub(super) rights: &'a Rights,
-    /// What the caller's process has opened for `mounts`.
+    /// The mounts that the runtime process has opened for `mounts`.
     pub(super) mounts: Vec<Option<Opened>>,
-    /// What it has made for `linux.devices`.
+    /// The nodes that the runtime process has made for `linux.devices`.
     pub(super) devices: Option<OwnedFd>,
-    /// The limit of descriptors that is the container's.
+    /// The container's limit of open descriptors.
     pub(super) descriptors: descriptors::Before,
-    /// Nodes in the rootfs are not to be used.
+    /// Whether the container must not use device nodes in the rootfs.
     pub(super) ignores_devices: bool,
-    /// Where hooks print to.
+    /// The files to which hooks print.
     pub(super) streams: Streams,
-    /// What holds the container's socket for `sd_notify(3)`.
+    /// The folder with the container's socket for `sd_notify(3)`.
     pub(super) notify: Option<sd_notify::Folder>,
-    /// Opened before a mount namespace was joined, where anything may be in its place. None when it
-    /// is taken.
+    /// The host's `/proc`. The runtime process opened it before it joined a mount namespace, in
+    /// which anything may be at that path. None after init has taken it.
     pub(super) proc: Option<HostProc>,
-    /// Readable when the program may start; none when the caller says so over the socket.
+    /// Readable when the program may start. None if the runtime process sends the start over the
+    /// socket.
     pub(super) start_fifo: Option<OwnedFd>,
     pub(super) socket: Socket,
-    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    /// From this number on, descriptors are the runtime's own. The caller has passed those below.
     pub(super) first_own: u32,
     pub(super) state: &'a State,
 }
 
-/// The exit codes of a shell for a program that cannot be run, and one that is not there.
+/// A shell's exit codes for a program that it cannot run, and for a missing program.
 const CANNOT_RUN: i32 = 126;
 const NOT_THERE: i32 = 127;
 
@@ -81,7 +83,8 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
     let (ready, environment) = match set_up {
         Ok(made) => made,
         Err(error) => {
-            // The caller prints it. If it is gone, nobody is interested.
+            // The runtime process prints the message. If the runtime process has ended, nobody
+            // reads it.
             let _ = plan.socket.send(&Message::Failed(format!("{error:#}")));
             syscall::exit_now(1)
         }
@@ -93,22 +96,23 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         .and_then(|()| module::enter(cgroup));
     let (error, code) = match begun {
         Ok(()) => {
-            // The kernel looks the program up once more.
+            // The kernel looks up the program's name once more.
             drop(std::mem::take(&mut plan.streams));
             let failure = program.exec();
             let code = if failure.is(Errno::NOENT) { NOT_THERE } else { CANNOT_RUN };
             (failure.into(), code)
         }
-        // Nothing is said about the program: a hook may be missing.
+        // This error does not concern the program: a hook may be missing.
         Err(error) => (error, 1),
     };
-    // The caller has gone: the one place left is the container's own standard error.
+    // The runtime process has ended, so only the container's own standard error is left for the
+    // message.
     let line = format!("rt: start `{}`: {}\n", plan.options.id, crate::report::describe(&error));
     let _ = std::io::stderr().write_all(line.as_bytes());
     syscall::exit_now(code)
 }
 
-/// What the runtime process has opened for init alone.
+/// The files that the runtime process has opened for init alone.
 struct Given {
     mounts: Vec<Option<Opened>>,
     devices: Option<OwnedFd>,
@@ -127,8 +131,8 @@ impl Given {
     }
 }
 
-/// Everything up to that point. Returns the program's environment besides, which `startContainer`
-/// hooks have too.
+/// Does all steps until init is ready. Also returns the program's environment, which
+/// `startContainer` hooks get too.
 fn set_up<'a>(plan: &Plan<'a>, given: Given) -> Result<(Ready<'a>, Vec<String>)> {
     let is_service = given.notify.is_some();
     let place = enter_namespaces(plan)?;
@@ -146,11 +150,11 @@ fn set_up<'a>(plan: &Plan<'a>, given: Given) -> Result<(Ready<'a>, Vec<String>)>
     Ok((ready, env))
 }
 
-/// Returns the place in the cgroup, where that is entered already.
+/// Returns the place in the cgroup, if init has entered it already.
 fn enter_namespaces(plan: &Plan<'_>) -> Result<Option<Place>> {
     let (spec, namespaces) = (&plan.options.bundle.spec, plan.namespaces);
-    // Until the caller has recorded it. What changes the user ends this too; from then on init
-    // notices by itself, since it waits for the caller's word.
+    // Holds until the runtime process has recorded init. A change of the user ends this too. From
+    // then on, init waits for a message of the runtime process, and so notices the end by itself.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("end with the caller")?;
     rustix::process::setsid().context("start a session")?;
@@ -159,8 +163,8 @@ fn enter_namespaces(plan: &Plan<'_>) -> Result<Option<Place>> {
         namespaces::become_root(namespaces::dumpable()?)?;
         namespaces.keep_neighbours_out()?;
     }
-    // systemd looks at the process that it moves: one that failed meanwhile leaves a scope that
-    // nobody knows.
+    // systemd looks at the process that it moves. If init failed meanwhile, it would leave a scope
+    // that belongs to no container.
     let by_systemd = plan.options.manager == Manager::Systemd;
     let place = by_systemd.then(|| enter_cgroup(plan)).transpose()?;
     namespaces.join_rest()?;
@@ -176,7 +180,7 @@ fn enter_namespaces(plan: &Plan<'_>) -> Result<Option<Place>> {
     Ok(place)
 }
 
-/// Makes the rootfs a mount, and carries out `mounts`.
+/// Makes the rootfs a mount, and makes the mounts of `mounts`.
 fn mount(
     plan: &Plan<'_>,
     proc: HostProc,
@@ -197,7 +201,7 @@ fn mount(
     Ok((rootfs, place))
 }
 
-/// Returns the limit of memory that an engine is told, in bytes.
+/// Returns the memory limit that init tells an engine, in bytes.
 fn make_devices_and_terminal(
     plan: &Plan<'_>,
     rootfs: &mut Rootfs,
@@ -223,7 +227,7 @@ fn make_devices_and_terminal(
         sysctl::set(parameters)?;
     }
     let mut place = place.map_or_else(|| enter_cgroup(plan), Ok)?;
-    // Until here nothing was opened that could be a device of the image's.
+    // Until here, init has opened nothing that could be a device node of the image.
     place.expect_restrictions(plan)?;
     if let Some(console) = &plan.options.console {
         terminal::set_up(rootfs, process, console.as_fd(), true).context("set up the terminal")?;
@@ -231,9 +235,9 @@ fn make_devices_and_terminal(
     Ok(place.memory)
 }
 
-/// Hides what the program shall not see or change, and sets limits while the host's `/proc` and the
-/// rights for it are there. Returns whether only the rights to make a device node keep the program
-/// from the host's devices.
+/// Hides things that the program must not see, and protects things that it must not change. Sets
+/// limits while init still has the host's `/proc` and the privileges. Returns whether only the lack
+/// of the rights to make a device node keeps the program from the host's devices.
 fn mask_and_limit(plan: &Plan<'_>, rootfs: &mut Rootfs) -> Result<bool> {
     let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
     let linux = bundle.linux();
@@ -255,13 +259,13 @@ fn mask_and_limit(plan: &Plan<'_>, rootfs: &mut Rootfs) -> Result<bool> {
         );
         rootfs.make_root_read_only()?;
     }
-    // While the host's `/proc` is there, which says whose root this is.
+    // Runs while init still has the host's `/proc`, which says whose root this is.
     let withhold_devices = plan.state.cgroup.leaves_devices_open(linux.resources().as_ref())?;
     let ignores_devices = plan.ignores_devices || withhold_devices && !rootfs.has_own_devices()?;
     if namespaces.has_mount() && ignores_devices {
         rootfs.ignore_devices().context("ignore the devices of the rootfs")?;
     }
-    // What needs the host's /proc, or privileges, before both are gone.
+    // These steps require the host's `/proc`, or privileges. Init loses both later.
     if !plan::limits_it(plan.state, namespaces) {
         process::limit(None, bundle.process())?;
     }
@@ -286,7 +290,7 @@ fn change_root(plan: &Plan<'_>, rootfs: &Rootfs) -> Result<()> {
     }
 }
 
-/// The rest, which `exec` has too.
+/// The remaining steps, which `exec` has too.
 fn become_ready<'a>(
     plan: &Plan<'a>,
     env: &[String],
@@ -327,9 +331,9 @@ fn become_ready<'a>(
     becoming::ready(&becoming, plan.filter)
 }
 
-/// Carries out `mounts` in order. A cgroup mount shows the cgroup namespace that it is made in, so
-/// the first one waits until init is in its cgroup; until then both processes work side by side.
-/// Returns the place in it when that has happened.
+/// Makes the mounts of `mounts` in order. A cgroup mount shows the cgroup namespace in which it is
+/// made. So before the first one, init waits until it is in its cgroup. Until then, init and the
+/// runtime process work side by side. Returns the place in the cgroup, if init has entered it.
 fn mount_all(
     plan: &Plan<'_>,
     rootfs: &mut Rootfs,
@@ -340,7 +344,7 @@ fn mount_all(
     for (number, (entry, opened)) in entries.iter().zip(opened).enumerate() {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
-        // The memory that is filled counts for the container.
+        // The memory of the copied files counts for the container.
         if (is_cgroup || mounts::copies_up(entry)) && place.is_none() {
             place = Some(enter_cgroup(plan)?);
         }
@@ -353,7 +357,8 @@ fn mount_all(
             if opened.is_none() {
                 opened = mounts::open_to_be_mapped(rootfs, bundle, entry).with_context(show)?;
                 if let Some(Opened::Mount(mount)) = &opened {
-                    // These messages come before the answer, wherever they are waited for.
+                    // The runtime process sends these messages before the answer, so init must read
+                    // them first.
                     let mut entered = place.map_or_else(|| enter_cgroup(plan), Ok)?;
                     entered.expect_restrictions(plan)?;
                     place = Some(entered);
@@ -367,11 +372,11 @@ fn mount_all(
     Ok(place)
 }
 
-/// What there is to know of the cgroup that init is in.
+/// Init's knowledge of its cgroup.
 struct Place {
-    /// The limit of memory that an engine is told, in bytes.
+    /// The memory limit that init tells an engine, in bytes.
     memory: Option<u64>,
-    /// The rules for devices are known to be in force.
+    /// Whether init knows that the device rules are in force.
     restricted: bool,
 }
 
@@ -385,7 +390,7 @@ impl Place {
     }
 }
 
-/// Waits for the cgroup, and makes the cgroup namespace, whose root it becomes.
+/// Waits for the cgroup, and makes the cgroup namespace, whose root is this cgroup.
 fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
     let (memory, mut files) = plan.socket.expect_cgroup()?;
     let delegate = plan.options.bundle.annotation(cgroups::DELEGATE);
@@ -394,14 +399,14 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<Place> {
         cgroups::enter(&tasks).context("enter the cgroup")?;
     }
     plan.namespaces.unshare_cgroup()?;
-    // The namespace shows what is above it as its root, where the limits are.
+    // The root of the cgroup namespace is the cgroup above the delegated one, which has the limits.
     if let Some(entrance) = delegated {
         cgroups::enter(&entrance).context("enter the delegated cgroup")?;
     }
     Ok(Place { memory, restricted: false })
 }
 
-/// Of those that the runtime process runs.
+/// Logs the number of hooks that the runtime process runs.
 pub(super) fn tell_of_hooks(hooks: Option<&Hooks>) {
     let number = hooks.map_or(0, |hooks| {
         let all = [hooks.prestart(), hooks.create_runtime()];
@@ -414,7 +419,7 @@ fn tell_of_masks() {
     log::step("create, step 15: init runs hooks, masks paths, sets limits", &"");
 }
 
-/// Lets the runtime process run its hooks, and runs those in the container's namespaces.
+/// Lets the runtime process run its hooks, and runs the hooks in the container's namespaces.
 fn run_hooks(plan: &Plan<'_>) -> Result<()> {
     let Some(hooks) = plan.options.bundle.spec.hooks() else {
         tell_of_hooks(None);
@@ -436,8 +441,8 @@ fn run_hooks(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Says that everything is ready, and waits for the start. The caller's process has its own
-/// listener then: kept here, it would hide from the kernel that the agent is gone.
+/// Says that init is ready, and waits for the start. The runtime process has its own copy of the
+/// listener by then. If init kept its copy, the kernel could not notice that the agent has ended.
 fn wait_for_start(
     plan: &Plan<'_>,
     listener: Option<OwnedFd>,
@@ -446,8 +451,8 @@ fn wait_for_start(
     plan.socket.send(&Message::Ready)?;
     match &plan.start_fifo {
         Some(fifo) => {
-            // Without a record of it, an init that outlives its caller could not be found to be
-            // ended.
+            // If init were not recorded and outlived the runtime process, no command could find it
+            // and end it.
             plan.socket.expect(&Message::Recorded)?;
             drop(listener);
             wait_for_byte(fifo, endings)?;
@@ -463,7 +468,8 @@ fn start_hooks<'a>(plan: &Plan<'a>) -> &'a [Hook] {
 }
 
 fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
-    // In the container, they are the container's, and have what its program has.
+    // These hooks run in the container and belong to it, so they get the same things as the
+    // program.
     let place = hooks::Place {
         folder: None,
         environment: Some(environment),
@@ -479,9 +485,9 @@ fn run_start_hooks(plan: &Plan<'_>, environment: &[String]) -> Result<()> {
     )
 }
 
-/// Of those that `becoming::ready` leaves open: the caller's gifts and what it is told to keep.
-/// What was opened since has the lowest numbers that were free: no higher ones, or right above
-/// these.
+/// The highest descriptor that [`becoming::ready`] leaves open: those that the caller has passed,
+/// and those that it is told to keep. Descriptors that init opened since then have the lowest free
+/// numbers. So they are not higher, or are just above these.
 fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
     const SINCE: RawFd = 16;
     let kept = plan.start_fifo.iter().map(AsFd::as_fd).chain(plan.streams.files());
@@ -490,12 +496,11 @@ fn highest_descriptor(plan: &Plan<'_>) -> RawFd {
     kept.chain([gifts]).max().unwrap_or(gifts) + SINCE
 }
 
-/// Waits for the start, or for a signal of those that a module's engine has blocked, which asks for
-/// an end.
+/// Waits for the start, or for a termination signal that a module's engine has blocked.
 fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     let mut poll = [
         PollFd::new(fifo, PollFlags::IN),
-        // What stands in for it is in the list already.
+        // The fifo stands in for a missing signalfd, and is in the list already.
         endings.map_or(PollFd::new(fifo, PollFlags::empty()), |it| PollFd::new(it, PollFlags::IN)),
     ];
     loop {
@@ -508,8 +513,8 @@ fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     if poll[1].revents().contains(PollFlags::IN) {
         syscall::exit_now(128 + libc::SIGTERM);
     }
-    // Whoever starts claims the fifo, then writes: one that ended in between leaves nobody who
-    // could start this.
+    // `start` claims the fifo, then writes. If a `start` ended in between, no other one can start
+    // this container.
     ensure!(poll[0].revents().contains(PollFlags::IN), "wait for the start: it was cut short");
     Ok(())
 }
