@@ -1,5 +1,5 @@
-//! Checkpoints: a container is written down by CRIU, and made again from what was written. What a
-//! restored container may have follows from its configuration.
+//! Checkpoints: CRIU writes a container to files, and makes it again from these files. The
+//! configuration decides what a restored container may have.
 #![forbid(unsafe_code)]
 
 mod allowed_mounts;

@@ -1,6 +1,6 @@
-//! Unmaking a container. Runs in the caller's process. Each step can be done twice, so a deletion
-//! that was cut short is finished by the next one; the directory of the state goes last, and with
-//! it the name.
+//! `delete`: removes a container. Runs in the runtime process. Each step can be done twice, so the
+//! next `delete` finishes one that was cut short. The state directory goes last, and the name with
+//! it.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -17,21 +17,23 @@ use crate::linux::cgroups::{Cgroup, Held};
 use crate::state::{Directory, State, Status};
 use crate::{log, report, syscall};
 
-/// How long a killed process may take to die before all of its container is killed, and then.
+/// How long a killed process may take to die before `rt` kills all of its container, and how long
+/// after that.
 const DYING: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Deletes a stopped or a created container; with `force`, also a running one.
+/// Deletes a stopped or a created container. With `force`, also a running one.
 pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Result<()> {
     log::step("delete, step 1: end init", &state.pid);
-    // Before its first process is killed: until then nobody else can have the cgroup.
+    // Runs before the first process is killed: until then, no other container can have the cgroup.
     let held = if state.pid == 0 { None } else { state.hold_cgroup()? };
     match state.status(directory)? {
         Status::Stopped => {}
-        // A container that was never started has nothing to lose; runc and crun kill it too.
+        // A container that was never started has nothing to lose. runc and crun kill it too.
         Status::Created | Status::Creating => end(state)?,
         Status::Running | Status::Paused if force => end(state)?,
-        // Who has killed it need not wait before a deletion. A frozen one stays where it is.
+        // A caller that has killed the container need not wait before `delete`. A frozen container
+        // stays as it is.
         Status::Running if is_dying(state.pid) => {
             if let Some(process) = state.process()? {
                 let dead = dies(&process, PATIENCE)?;
@@ -42,8 +44,8 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     }
     let cgroup = state.cgroup.paths.first().map_or(Path::new("none"), PathBuf::as_path);
     log::step("delete, step 2: remove the cgroup", &cgroup.display());
-    // Before there is a process on record, nobody knows whether the cgroup came to be this
-    // container's, or is another's.
+    // Until a process is recorded, it is unknown whether the cgroup became this container's or
+    // belongs to another one.
     let removed = match state.pid {
         0 => state.cgroup.remove_unused(),
         _ => held.map_or(Ok(()), Held::remove),
@@ -58,9 +60,9 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
     directory.remove()
 }
 
-/// Deletes a container whose state is damaged: its cgroup follows from its name and from the
-/// configuration that was kept, and what is in the cgroup is the container. Its `poststop` hooks
-/// are not run.
+/// Deletes a container whose state is damaged. Its cgroup follows from its id and from the recorded
+/// configuration, and the processes in that cgroup are the container. Its `poststop` hooks do not
+/// run.
 pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let config = directory.config();
     let linux = config.as_ref().and_then(|config| config.linux().as_ref());
@@ -68,7 +70,7 @@ pub(crate) fn delete_unreadable(directory: &Directory, id: &str) -> Result<()> {
     let cgroup = Cgroup::guess(path, id, &directory.mark()?)?;
     match cgroup.hold(&|| Ok(false))? {
         Some(held) => held.remove()?,
-        // Anybody's could have that path.
+        // Any other container or service could have that path.
         None => report::warn(&format!(
             "the cgroup `{}` is not marked as the container's: it is left alone",
             cgroup.paths.first().map_or(Path::new(""), PathBuf::as_path).display()
@@ -88,7 +90,7 @@ pub(crate) fn end(state: &State) -> Result<()> {
     if dies(&process, DYING)? {
         return Ok(());
     }
-    // Who traces it can keep it from its end, and is in the container.
+    // A tracer in the container can delay the end of the first process.
     if let Err(error) = state.cgroup.signal(libc::SIGKILL) {
         tracing::debug!("kill all its processes: {error:#}");
     }
@@ -97,8 +99,8 @@ pub(crate) fn end(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Whether each thread of a process has SIGKILL, and has not taken it yet, or is about to end. The
-/// first one alone may have ended by itself.
+/// Whether each thread of a process has SIGKILL pending, or is about to end. The first thread alone
+/// may have ended by itself.
 fn is_dying(pid: i32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut threads = threads.map(|thread| is_thread_dying(&thread.path())).peekable();
@@ -107,14 +109,15 @@ fn is_dying(pid: i32) -> bool {
 
 fn is_thread_dying(thread: &Path) -> bool {
     const EXITING: u64 = 0x4; // PF_EXITING, <linux/sched.h>, which has not changed since Linux 2.0.
-    // One that has ended meanwhile says nothing.
+    // A thread that has ended meanwhile does not count.
     let Ok(status) = fs::read_to_string(thread.join("status")) else { return true };
     let pending = status.lines().any(|line| {
         let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
         let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
         set.is_some_and(|set| set & (1 << (libc::SIGKILL - 1)) != 0)
     });
-    // The ninth field; the second one is in brackets, and may hold anything (proc_pid_stat(5)).
+    // The ninth field. The second field is in brackets, and may contain anything
+    // (proc_pid_stat(5)).
     let Ok(stat) = fs::read_to_string(thread.join("stat")) else { return true };
     let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
     pending || flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|it| it & EXITING != 0)

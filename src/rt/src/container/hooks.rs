@@ -1,8 +1,8 @@
-//! Hooks: programs that the configuration has run at certain points (runtime-spec, `config.md`,
-//! "POSIX-platform Hooks").
+//! Hooks: programs that the configuration names, which `rt` runs at certain points (runtime-spec,
+//! `config.md`, "POSIX-platform Hooks").
 //!
-//! Own code, not libcontainer's, which starts a thread for a timeout and lets a hook inherit what
-//! is open: `rt` has one thread.
+//! This is our own code. libcontainer's code starts a thread for a timeout, and lets a hook inherit
+//! open descriptors. `rt` has one thread.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ use crate::linux::process;
 use crate::state::{State, Status};
 use crate::{exe, interrupt, syscall, trust};
 
-/// Where hooks print to: files that annotations name, or nowhere and `rt`'s own standard error.
+/// The files to which hooks print, as annotations name them. Without an annotation, a hook's
+/// standard output goes nowhere, and its standard error to `rt`'s own.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     stdout: Option<File>,
@@ -39,12 +40,12 @@ const STDOUT: &str = "run.oci.hooks.stdout";
 const STDERR: &str = "run.oci.hooks.stderr";
 
 impl Streams {
-    /// The files that are open.
+    /// The open files.
     pub(crate) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.stdout.iter().chain(&self.stderr).map(AsFd::as_fd)
     }
 
-    /// Opens the files, or makes them. Runs in the caller's process, where they can be reached.
+    /// Opens the files, or makes them. Runs in the runtime process, which can reach them.
     pub(crate) fn open(annotations: &BTreeMap<String, String>) -> Result<Streams> {
         let open = |key: &str| -> Result<Option<File>> {
             let Some(path) = annotations.get(key) else { return Ok(None) };
@@ -54,8 +55,7 @@ impl Streams {
         Ok(Streams { stdout: open(STDOUT)?, stderr: open(STDERR)? })
     }
 
-    /// For hooks that run later: a file that cannot be opened any more is no reason not to run
-    /// them.
+    /// For later hooks: if a file can no longer be opened, the hooks still run.
     pub(crate) fn open_or_none(kind: &str, state: &State) -> Streams {
         Streams::open(&state.annotations).unwrap_or_else(|error| {
             crate::report::warn(&format!("run {kind} hooks: {error:#}"));
@@ -64,26 +64,27 @@ impl Streams {
     }
 }
 
-/// What hooks find, besides the state on their standard input.
+/// The surroundings of hooks, besides the state on their standard input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    /// Their working directory; none for the one that this process is in.
+    /// The working directory of the hooks. None for the working directory of this process.
     pub(crate) folder: Option<&'a Path>,
-    /// The environment of a hook that has none of its own; none for this process's, as with runc
-    /// and crun.
+    /// The environment of a hook that does not set its own. None for the environment of this
+    /// process, as with runc and crun.
     pub(crate) environment: Option<&'a [String]>,
-    /// Their limit of descriptors, where this process has raised its own.
+    /// The hooks' limit of open descriptors, if this process has raised its own.
     pub(super) descriptors: descriptors::Before,
-    /// The highest number of a descriptor that is open in this process when its hooks start, or a
-    /// higher one.
+    /// The highest descriptor that is open in this process when the hooks start, or a higher
+    /// number.
     pub(super) highest: RawFd,
 }
 
-/// Of a process that nobody has given descriptors with high numbers.
+/// The highest descriptor of a process to which no caller has passed descriptors with high numbers.
 pub(super) const FEW: RawFd = 1023;
 
 impl<'a> Place<'a> {
-    /// On the host: in the bundle, unless that is gone, or closed to root of a user namespace.
+    /// On the host. The working directory is the bundle, unless it is gone or root of a user
+    /// namespace may not enter it.
     pub(crate) fn bundle(state: &'a State) -> Place<'a> {
         let folder = Some(state.bundle.as_path());
         let open = |folder: &&Path| rustix::fs::access(*folder, Access::EXEC_OK).is_ok();
@@ -91,7 +92,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Runs hooks one after the other; the first that fails is the end.
+/// Runs hooks one after the other. The first failure ends the list.
 pub(crate) fn run(
     kind: &str,
     hooks: &[Hook],
@@ -106,7 +107,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Those on the host that come before a container is made, or restored: `prestart` and
+/// Runs the hooks on the host that come before a container is made or restored: `prestart` and
 /// `createRuntime`.
 pub(super) fn run_before_creation(
     hooks: Option<&Hooks>,
@@ -121,7 +122,7 @@ pub(super) fn run_before_creation(
     run("createRuntime", &list(hooks.create_runtime()), &json, place, streams)
 }
 
-/// Runs all, whatever becomes of any: for the hooks after which there is no way back.
+/// Runs all hooks, even if some fail: for hooks at points from which a command cannot go back.
 pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status) {
     if hooks.is_empty() {
         return;
@@ -141,8 +142,8 @@ pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &State, status: Status)
     }
 }
 
-/// A standard input that holds the state. Not a pipe: a hook that does not read it would hold up
-/// who writes to it, over its timeout.
+/// A standard input that contains the state. This is not a pipe: a hook that does not read its
+/// input would block the writer beyond the hook's timeout.
 fn input(state: &str) -> Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?);
     file.write_all(state.as_bytes())?;
@@ -152,7 +153,7 @@ fn input(state: &str) -> Result<File> {
 
 fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<()> {
     let pid = start(hook, state, place, streams)?;
-    // `bundle` refuses one that is not greater than 0.
+    // `bundle` refuses a timeout that is not greater than 0.
     let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
     if let Err(error) = interrupt::wait_for(pid, seconds.map(Duration::from_secs)) {
         let killed = rustix::process::kill_process(pid, Signal::KILL).context("kill it");
@@ -167,9 +168,9 @@ fn run_one(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Res
     }
 }
 
-/// Starts a hook. Own code and not the standard library's: a hook inside of the container is looked
-/// up by a name that its image chooses, so nothing may be open in its process by then but its
-/// streams, and a pipe by which it says that it is no program.
+/// Starts a hook. This is our own code, not the standard library's. A hook in the container is
+/// looked up by a name that its image chooses. So by then, its process may have only two things
+/// open: its streams, and a pipe on which it reports a failed exec.
 fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Result<Pid> {
     let c_string = |text: &[u8]| CString::new(text).context("a NUL byte");
     let path = c_string(hook.path().as_os_str().as_bytes())?;
@@ -181,7 +182,7 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
     };
     let envp: Vec<CString> = match hook.env().as_deref().or(place.environment) {
         Some(given) => {
-            // Of two with one name, the last one counts.
+            // Of two variables with one name, the last one counts.
             let counts = |(at, variable): &(usize, &String)| {
                 let own = name(variable);
                 own.is_some() && !given[*at + 1..].iter().any(|later| name(later) == own)
@@ -190,7 +191,7 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
             counting.map(|(_, variable)| c_string(variable.as_bytes())).collect::<Result<_>>()?
         }
         None => std::env::vars_os()
-            // Of the caller's, this one is not.
+            // Hooks get the caller's environment without this variable.
             .filter(|(name, _)| name != exe::ENGINES)
             .map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()))
             .collect::<Result<_>>()?,
@@ -223,13 +224,13 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
             Ok(syscall::execve(&path, &argv, &envp))
         };
         let error = become_hook().unwrap_or_else(|error| error);
-        // Who reads it is gone, or waits for it.
+        // The reader has ended, or waits for this number.
         let _ = rustix::io::write(&tell, &error.raw_os_error().to_ne_bytes());
         syscall::exit_now(1)
     };
     drop(tell);
     let mut number = [0; 4];
-    // Its exec closes the pipe.
+    // The hook's exec closes the pipe.
     if rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut number))? == number.len() {
         namespaces::wait(pid)?;
         return Err(Errno::from_raw_os_error(i32::from_ne_bytes(number)).into());
@@ -237,18 +238,19 @@ fn start(hook: &Hook, state: &str, place: Place<'_>, streams: &Streams) -> Resul
     Ok(pid)
 }
 
-/// The name of a variable of the environment; none for a text that is no variable.
+/// The name of an environment variable. None for a text that is not a variable.
 fn name(variable: &str) -> Option<&str> {
     variable.split_once('=').map(|(name, _)| name)
 }
 
 /// Runs in the hook's process.
 fn close_all_but(tell: BorrowedFd<'_>, highest: RawFd) -> rustix::io::Result<()> {
-    /// So many are opened for one hook, and the kernel gives each the lowest number that is free.
+    /// The number of descriptors that are opened for one hook. The kernel gives each the lowest
+    /// free number.
     const NEW: RawFd = 16;
     match syscall::close_all_but(3, &[tell]) {
-        // Forbidden by the container's filter of system calls, which is loaded before the hooks
-        // that run in it.
+        // The container's seccomp filter forbids the call. It is loaded before the hooks that run
+        // in the container.
         Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
             syscall::close_each_but(3..highest.max(FEW) + NEW, tell)
         }
@@ -256,8 +258,8 @@ fn close_all_but(tell: BorrowedFd<'_>, highest: RawFd) -> rustix::io::Result<()>
     }
 }
 
-/// Where what a hook prints goes when nobody asked for it: an image may have something else in the
-/// place of `/dev/null`, or nothing.
+/// The standard output of a hook if no annotation names a file. An image may have something else at
+/// the path of `/dev/null`, or nothing.
 fn nowhere() -> Result<OwnedFd> {
     let null = process::open_null()
         .map_or_else(|| rustix::fs::memfd_create("null", MemfdFlags::CLOEXEC), Ok);

@@ -1,10 +1,10 @@
-//! Mounts in a container that runs already: crun's `mounts add` and `mounts remove`. libcontainer
-//! has nothing like it.
+//! Mounts in a running container: crun's `mounts add` and `mounts remove`. libcontainer has no such
+//! commands.
 //!
-//! What is mounted is opened on the host, by the caller; a process of its own joins the container's
-//! mount namespace, where a destination leads to what it is for the container, and puts it there.
-//! The state says which mount that was: only that one is removed again, wherever the container has
-//! made the destination lead to since.
+//! The runtime process opens the source of a mount on the host. A helper joins the container's
+//! mount namespace, where a destination leads to the same place as for the container, and attaches
+//! the mount there. The state records which mount that was. Only this mount is removed later, even
+//! if the container has made the destination lead elsewhere since.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,10 +30,10 @@ use crate::state::{AddedMount, Directory, State};
 use crate::sync::Message;
 use crate::syscall;
 
-/// `<linux/stat.h>`; the kernel passes over what it does not know.
+/// `<linux/stat.h>`. The kernel ignores flags that it does not know.
 const STATX_MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Mounts in order. When one fails, those before it stay. The caller holds the lock of the
+/// Mounts in order. If a mount fails, those before it stay. The calling code holds the lock of the
 /// directory.
 pub(crate) fn add(
     directory: &Directory,
@@ -48,23 +48,24 @@ pub(crate) fn add(
     let (mut opened, mut records) = (Vec::new(), Vec::new());
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
-        // Others show who mounts them: the caller's processes, its network. And what a `remount`
-        // changes is what the container makes of the destination.
+        // Mounts of other kinds show who mounts them: the caller's processes, its network. And the
+        // container decides what the destination of a `remount` leads to.
         ensure!(
             mounts::binds(entry)
                 || entry.typ().as_deref() == Some("tmpfs") && !mounts::remounts(entry),
             "{}: only bind mounts and tmpfs can be added",
             show()
         );
-        // The memory would be the caller's, and there is no end to what a container can have there.
+        // The memory would be the caller's, and a container could have any amount of files at that
+        // place.
         ensure!(
             !mounts::copies_up(entry),
             "{}: the option `tmpcopyup` is for mounts of the configuration",
             show()
         );
         let found = mounts::open_detached(&bundle, &namespaces, entry).with_context(show)?;
-        // A mount keeps its ids when it is attached. A link that is copied is no mount, and has no
-        // record.
+        // A mount keeps its ids when it is attached. A copied symbolic link is not a mount, and has
+        // no record.
         let record = match &found {
             Opened::Mount(mount) => {
                 let destination = entry.destination().clone();
@@ -78,7 +79,7 @@ pub(crate) fn add(
         opened.push(Some(found));
     }
     let entrance = Entrance::open(state)?;
-    // Before they are there: none may be there that is in no record.
+    // Records the mounts before they are attached: every attached mount must have a record.
     directory.write(state)?;
     let (gone, added) = entrance.inside(&mut |root, tell| {
         for (number, (entry, opened)) in entries.iter().zip(&mut opened).enumerate() {
@@ -87,8 +88,8 @@ pub(crate) fn add(
             if mounted.is_ok() {
                 continue;
             }
-            // Nor one in the record that is not there. The one that failed may be: its propagation
-            // may have been what failed.
+            // Every record must have an attached mount, too. The mount that failed may be attached:
+            // setting its propagation may have failed.
             let tell_what_is_gone = || {
                 let table = root.proc()?;
                 for &record in records[number..].iter().flatten() {
@@ -106,18 +107,18 @@ pub(crate) fn add(
     failure::and_then_cleaned(added, forget(directory, state, &gone))
 }
 
-/// Unmounts what [`add`] has mounted at these destinations, the last first. The caller holds the
-/// lock of the directory.
+/// Unmounts the mounts that [`add`] has made at these destinations, the last first. The calling
+/// code holds the lock of the directory.
 pub(crate) fn remove(directory: &Directory, state: &mut State, entries: &[Mount]) -> Result<()> {
     let entrance = Entrance::open(state)?;
-    // Where the state cannot be written, that is told while nothing has been unmounted.
+    // If the state cannot be written, `mounts remove` fails before it has unmounted anything.
     directory.write(state)?;
     let (gone, removed) = entrance.inside(&mut |root, tell| {
         let mut left: Vec<_> = state.added.iter().enumerate().collect();
         for entry in entries.iter().rev() {
             let destination = entry.destination();
             let show = || format!("unmount `{}`", destination.display());
-            // Of several at one place, the last is on top.
+            // Of several mounts at one destination, the last is on top.
             let found = left.iter().rposition(|(_, mount)| mount.destination == *destination);
             let (number, added) = match found {
                 Some(found) => left.remove(found),
@@ -138,7 +139,7 @@ pub(crate) fn remove(directory: &Directory, state: &mut State, entries: &[Mount]
     failure::and_then_cleaned(removed, forget(directory, state, &gone))
 }
 
-/// Takes mounts out of the record.
+/// Removes mounts from the record.
 fn forget(directory: &Directory, state: &mut State, gone: &[usize]) -> Result<()> {
     if gone.is_empty() {
         return Ok(());
@@ -156,8 +157,8 @@ enum Found {
     Nowhere,
 }
 
-/// Finds the very mount, by descriptor. The container may have moved the directory that it is on,
-/// put a link in its place, or another mount on it.
+/// Finds the recorded mount itself, by descriptor. The container may have moved the directory that
+/// the mount is on, replaced it by a link, or mounted something else on it.
 fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
     let open = |path: &Path| root.open(path, OFlags::PATH).ok().filter(|it| is(it.as_fd(), added));
     if let Some(mount) = open(&added.destination) {
@@ -171,11 +172,11 @@ fn find(root: &Rootfs, added: &AddedMount) -> Result<Found> {
     }
     let there = root.open(&entry.point, OFlags::PATH);
     let there = match there {
-        // It had been moved away for a moment.
+        // The container had moved the mount away for a moment.
         Ok(there) if is(there.as_fd(), added) => return Ok(Found::Here(there)),
         there => there.and_then(|there| look(there.as_fd())),
     };
-    // Another mount has got the number.
+    // Another mount has got the id.
     if there.is_ok_and(|there| there.is_root && there.id == Some(added.id)) {
         return Ok(Found::Nowhere);
     }
@@ -193,7 +194,7 @@ fn is(file: BorrowedFd<'_>, added: &AddedMount) -> bool {
     })
 }
 
-/// Which mount a file is looked at through.
+/// The mount through which a file is seen.
 struct Look {
     id: Option<u64>,
     unique: Option<u64>,
@@ -212,7 +213,7 @@ fn look(file: BorrowedFd<'_>) -> rustix::io::Result<Look> {
 }
 
 impl Detached {
-    /// As [`AddedMount`] has them.
+    /// The ids, in the form that [`AddedMount`] has.
     fn ids(&self) -> Result<(u64, Option<u64>)> {
         let found = look(self.as_fd())?;
         Ok((found.id.context("the kernel tells no number of it")?, found.unique))
@@ -226,16 +227,16 @@ pub(super) struct Entrance {
     proc: HostProc,
 }
 
-/// What is done inside; it says which mounts are gone, by their numbers.
+/// An action inside the namespace. It reports the mounts that are gone, by their numbers.
 type Act<'a> = dyn FnMut(&mut Rootfs, &dyn Fn(usize) -> Result<()>) -> Result<()> + 'a;
 
 impl Entrance {
     pub(super) fn open(state: &State) -> Result<Entrance> {
         let entrance = Entrance::open_other(state, Path::new(&format!("/proc/{}", state.pid)))?;
         let theirs = rustix::fs::fstat(&entrance.namespace)?;
-        // In one that its first process has made since, in a user namespace of its own, the
-        // container may change any mount, whatever its options say; and what was added before is
-        // still in the first.
+        // Its first process may have made another mount namespace since, in a user namespace of its
+        // own. There the container may change any mount, whatever the mount's options say. And the
+        // mounts that were added before are still in the first mount namespace.
         ensure!(
             state.mount_namespace == Some((theirs.st_dev, theirs.st_ino)),
             "its first process is not in the mount namespace that the container was made with"
@@ -243,16 +244,18 @@ impl Entrance {
         Ok(entrance)
     }
 
-    /// Into the one that a process of the container's is in, which is stopped or is the first.
+    /// Opens the mount namespace of a process of the container. The process is stopped, or is the
+    /// first process.
     pub(super) fn open_other(state: &State, process: &Path) -> Result<Entrance> {
-        // In there, the container's processes could reach it, and what it has open (CVE-2016-9962).
+        // In the namespace, the container's processes could otherwise reach the helper and its open
+        // files (CVE-2016-9962).
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep the container out")?;
         let init = state.process()?.context("the container does not run")?;
         let path = process.join("ns/mnt");
         let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .with_context(|| format!("open `{}`", path.display()))?;
-        // If it lives still, its pid was nobody else's when that was opened.
+        // If init is still alive, its pid was not reused when the namespace was opened.
         syscall::pidfd_send_signal(init.as_fd(), 0).context("the container does not run")?;
         let theirs = rustix::fs::fstat(&namespace)?;
         let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
@@ -263,9 +266,8 @@ impl Entrance {
         Ok(Entrance { namespace, proc: HostProc::open()? })
     }
 
-    /// Does something in a process that sees the container's mounts, and whose root is the
-    /// container's. Returns the numbers of the mounts that are gone too, also when it failed
-    /// half-way.
+    /// Does something in a process that sees the container's mounts and has the container's root.
+    /// Also returns the numbers of the mounts that are gone, even if the action failed half-way.
     pub(super) fn inside(self, act: &mut Act<'_>) -> (Vec<usize>, Result<()>) {
         let mut gone = Vec::new();
         let done = self.enter(act, &mut gone);
@@ -290,7 +292,7 @@ impl Entrance {
                 other => break other,
             }
         };
-        // A filesystem of the container's may hold it up for ever.
+        // A filesystem of the container may block the helper for ever.
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         cgroups::end(pid, pidfd.as_fd());
         helper::ready(message?, "the process in the container")

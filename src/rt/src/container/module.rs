@@ -1,6 +1,6 @@
-//! What the kernel keeps a module from, where its rights are less than all: an engine's own checks
-//! would be the guest's to get past. Runs in the process that becomes the engine, and stays over
-//! the exec.
+//! The kernel's restrictions of a module that does not have all rights. A guest could get past an
+//! engine's own checks. This code runs in the process that becomes the engine, and the restrictions
+//! stay in force over the exec.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -13,14 +13,14 @@ use crate::linux::mount_table;
 use crate::linux::seccomp;
 use crate::workload::Rights;
 
-/// Takes sockets and ports from this process. With `cgroup` it will enter the container's cgroup
-/// for modules.
+/// Forbids sockets and ports to this process. With `cgroup`, the process will enter the container's
+/// cgroup for modules later.
 pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     let ports = &rights.ports;
     if rights.sockets && !ports.are_limited() {
         return Ok(());
     }
-    // An engine gains no privileges by an exec, so that it may load a filter.
+    // An engine gains no privileges by an exec. With this flag, the process may load a filter.
     rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     if rights.sockets && ports.tcp.is_divided() {
         landlock::restrict(&ports.tcp).context("limit the ports of TCP")?;
@@ -37,17 +37,17 @@ pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     seccomp::refuse_sockets(rights)
 }
 
-/// Enters the cgroup for modules. At the last moment: a caller that asks at `create` which cgroup
-/// the container has shall be told the one with its limits.
+/// Enters the cgroup for modules. Runs at the last moment: a caller that asks at `create` for the
+/// container's cgroup must get the one with the container's limits.
 pub(super) fn enter(cgroup: Option<OwnedFd>) -> Result<()> {
     let enter = |cgroup: OwnedFd| cgroups::enter(&cgroup).context("enter the cgroup for modules");
     cgroup.map_or(Ok(()), enter)
 }
 
-/// Whether a cgroup can do it, and cannot be left.
+/// Fails unless the cgroup can limit the ports, and the container cannot leave the cgroup.
 fn check_cgroup(cgroup: Option<&OwnedFd>) -> Result<()> {
     ensure!(cgroup.is_some(), "this requires cgroup v2 and root of the host");
-    // /proc is procfs: an engine was found to start by it.
+    // `/proc` is procfs: this process has found an engine by it.
     for mount in mount_table::own()? {
         ensure!(
             mount.kind != "cgroup2" || !mount.writable,

@@ -1,4 +1,4 @@
-//! The file in which a caller finds the number of a container's process.
+//! Pid files: a caller reads the pid of a container's process from such a file.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(super) fn write(path: &Path, pid: Pid) -> Result<()> {
     draft(path, pid)?.publish()
 }
 
-/// Nobody sees it until it is published.
+/// The file is not visible until it is published.
 pub(super) fn draft(path: &Path, pid: Pid) -> Result<Draft> {
     // Without a newline: callers parse the whole file as a number.
     let text = pid.to_string();

@@ -1,4 +1,4 @@
-//! What is known, and checked, before a container is made: by `create`, by `restore`, and by init.
+//! The checks before a container is made, and their results. `create`, `restore` and init use them.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -19,13 +19,13 @@ use crate::linux::sysctl;
 use crate::state::State;
 use crate::{engine, procfs, workload};
 
-/// How the new container's program is kept from running before its time.
+/// How long the program of a new container waits before it runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Wait<'a> {
-    /// Until `start` writes to a fifo, whenever that is.
+    /// Until `start` writes to a fifo, at any time.
     ForStart,
-    /// Until [`super::Container::go`], by the same process, which blocks these signals from the
-    /// moment that something is made.
+    /// Until [`super::Container::go`] in the same process. This process blocks these signals from
+    /// the moment when it begins to make the container.
     ForCaller { blocked: &'a [i32] },
 }
 
@@ -36,21 +36,21 @@ pub(crate) struct Options<'a> {
     pub(crate) manager: Manager,
     pub(crate) wait: Wait<'a>,
     pub(crate) asked: Option<workload::Handler>,
-    /// Those that a module may run on, if one is asked for.
+    /// The engines that may run a module, if the configuration asks for one.
     pub(crate) engines: Option<engine::Engines<'a>>,
     pub(crate) pid_file: Option<&'a Path>,
-    /// Where to send the terminal; none for a container without one.
+    /// The socket to which the terminal is sent. None for a container without a terminal.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) pidfd_socket: Option<&'a Path>,
     pub(crate) no_pivot: bool,
     pub(crate) new_keyring: bool,
-    /// How many of the descriptors from 3 on are sockets for the program (`sd_listen_fds(3)`).
+    /// The number of descriptors from 3 on that are sockets for the program (`sd_listen_fds(3)`).
     pub(crate) listen_fds: u32,
-    /// From this number on, descriptors are this runtime's and not the caller's gifts.
+    /// From this number on, descriptors are the runtime's own. The caller has passed those below.
     pub(crate) first_own: u32,
 }
 
-/// The state of a container that has to be made yet.
+/// The state of a container that is not made yet.
 pub(super) fn plan_state(
     id: &str,
     bundle: &Bundle,
@@ -73,8 +73,8 @@ pub(super) fn plan_state(
     Ok(state)
 }
 
-/// What this process's own are, which the container's first process inherits; `pipe:[INODE]`, a
-/// path and the like.
+/// The names of this process's standard streams, which the container's first process inherits:
+/// `pipe:[INODE]`, a path and the like.
 pub(super) fn standard_streams() -> Vec<String> {
     let name = |number| fs::read_link(format!("/proc/self/fd/{number}"));
     let text =
@@ -82,7 +82,7 @@ pub(super) fn standard_streams() -> Vec<String> {
     (0..3).map(|number| text(name(number))).collect()
 }
 
-/// What can be found out before anything is made.
+/// The checks that are possible before anything is made.
 pub(super) fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()> {
     let linux = options.bundle.linux();
     net_devices::check(linux, namespaces)?;
@@ -111,23 +111,24 @@ pub(super) fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()
     Ok(())
 }
 
-/// Whether the caller's process sets the limits of init, which in a user namespace has lost the
-/// right to raise them, or to be killed later than others (`CAP_SYS_RESOURCE` of the initial one).
-/// An ordinary user has no more rights than init there, but fewer over it.
+/// Whether the runtime process sets the rlimits of init. In a user namespace, init has lost the
+/// right to raise them, or to lower its chance to be killed (`CAP_SYS_RESOURCE` of the initial
+/// namespace). If an ordinary user runs `rt`, the runtime process has no more rights than init
+/// there, but fewer over init.
 pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {
     let user = libc::CLONE_NEWUSER;
     state.uid == 0 && (namespaces.makes(user) || namespaces.joins(user))
 }
 
-/// Makes a process the one that the state is of.
+/// Records a process as the container's first process.
 pub(super) fn belongs_to(state: &mut State, pid: Pid) -> Result<()> {
     state.pid = pid.as_raw_nonzero().get();
     state.start_time = procfs::stat(pid)?.context("init is gone")?.start_time;
     Ok(())
 }
 
-/// Whether root of a user namespace gets a cgroup that it can write to, as a systemd in it needs:
-/// as runc decides it.
+/// Whether root of a user namespace gets a cgroup that it can write to, which a systemd in it
+/// requires. runc decides in the same way.
 pub(super) fn wants_its_cgroup(bundle: &Bundle, namespaces: &Namespaces) -> bool {
     let writable = |mount: &Mount| {
         matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))

@@ -1,5 +1,5 @@
-//! What the caller's process does for one that becomes a program, as `create` and `exec` both have
-//! it.
+//! The answers of the runtime process to a process that becomes a program. `create` and `exec`
+//! share them.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,19 +12,19 @@ use crate::state::{Run, State};
 use crate::sync::Socket;
 use crate::workload::Rights;
 
-/// The engine that runs a module, and what there is of native code.
+/// The engine that runs a module, and the module's native code, if there is any.
 pub(super) struct Served {
     directory: Directory,
     found: Found,
 }
 
 impl Served {
-    /// What `state` says of it.
+    /// The record of the engine for the state.
     pub(super) fn run(&self) -> Run {
         self.directory.run(&self.found)
     }
 
-    /// Has the module compiled in the background, if it is to be.
+    /// Has the module compiled in the background, if it should be.
     pub(super) fn compile_later(self) {
         if let Some(native) = &self.directory.native {
             native.compile_later(self.found.later);
@@ -32,8 +32,8 @@ impl Served {
     }
 }
 
-/// Answers a process that has found a module for the engine of this number: hands over the engine,
-/// and what the module was compiled to.
+/// Answers a process that has found a module for the engine of this number. Sends the engine, and
+/// the module's native code.
 pub(super) fn give_engine(
     socket: &Socket,
     (engines, number): (Option<&Engines<'_>>, usize),

@@ -1,4 +1,4 @@
-//! Starting a created container. Runs in the caller's process.
+//! `start`: starts a created container. Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -37,11 +37,11 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
     ) {
         Ok(fifo) => fifo,
         Err(Errno::NOENT) => bail!("cannot start an already running container"),
-        // Nobody reads.
+        // No process reads the fifo.
         Err(Errno::NXIO) => bail!("cannot start a container that has stopped"),
         Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
     };
-    // Removing the fifo is the claim: of two who start, one wins.
+    // Removing the fifo is the claim. Of two `start` commands, one wins.
     match fs::remove_file(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!("cannot start an already running container")
@@ -60,14 +60,14 @@ pub(crate) fn start(directory: &Directory, state: &State) -> Result<()> {
     }
 }
 
-/// `is_told`: a service manager wants to know.
+/// `is_told`: a service manager waits for the container's readiness.
 pub(crate) fn tell_of_manager(is_told: bool) {
     let what = if is_told { "as its service manager asks" } else { "none asks" };
     log::step("start, step 5: wait until the container is ready", &what);
 }
 
-/// What follows a start. A `poststart` hook that fails is the end of the container: it is killed
-/// and deleted (runtime-spec 1.3, `runtime.md`, "Lifecycle").
+/// The steps after a start. If a `poststart` hook fails, this function kills and deletes the
+/// container (runtime-spec 1.3, `runtime.md`, "Lifecycle").
 pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     log::step("start, step 4: run `poststart` hooks", &state.poststart.len());
     if state.poststart.is_empty() {
@@ -83,7 +83,7 @@ pub(crate) fn started(directory: &Directory, state: &State) -> Result<()> {
     if !directory.mark().is_ok_and(|now| now == mark) {
         return Err(error);
     }
-    // A signal that has cut a hook short shall not do so to those that clean up.
+    // A signal that has cut a hook short must not cut the clean-up's hooks short.
     interrupt::forget();
     failure::and_then_cleaned(Err(error), delete(directory, state, true))
 }

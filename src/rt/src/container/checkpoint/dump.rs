@@ -1,9 +1,9 @@
-//! Writing a container's processes to files, from which they can be made again
-//! ([`mod@crate::container::checkpoint::restore`]). Runs in the caller's process.
+//! `checkpoint`: writes a container's processes to files, from which
+//! [`mod@crate::container::checkpoint::restore`] makes them again. Runs in the runtime process.
 //!
-//! CRIU reads nearly everything from the kernel. It has to be told what it would find on the host
-//! and not in the container: mounts of the host's files, namespaces that are shared, and files that
-//! are open from outside.
+//! CRIU reads nearly everything from the kernel. `rt` must tell it about things of the host that
+//! are not in the container: mounts of the host's files, shared namespaces, and files that were
+//! opened outside.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
@@ -35,7 +35,7 @@ use crate::syscall;
 #[derive(Debug)]
 pub(crate) struct CheckpointOptions<'a> {
     pub(crate) common: criu::Options<'a>,
-    /// The checkpoint before, relative to the images.
+    /// The path of the checkpoint before, relative to the images.
     pub(crate) parent: Option<&'a Path>,
     /// Write the memory only, and let the container run on.
     pub(crate) pre_dump: bool,
@@ -43,7 +43,7 @@ pub(crate) struct CheckpointOptions<'a> {
     pub(crate) link_remap: bool,
     pub(crate) tcp_close: bool,
     pub(crate) tcp_skip_in_flight: bool,
-    /// Where to send the memory's pages.
+    /// The address to which CRIU sends the memory's pages.
     pub(crate) page_server: Option<(String, u16)>,
     /// Who wants to know that pages can be asked for.
     pub(crate) status: Option<File>,
@@ -51,16 +51,16 @@ pub(crate) struct CheckpointOptions<'a> {
 
 const LOG: &str = "dump.log";
 
-/// What the standard streams were: a file beside CRIU's own. runc's name and form: it can restore
-/// what this writes (tried with 1.1.5).
+/// The file with the names of the standard streams, beside CRIU's own files. The name and the form
+/// are runc's: runc can restore a checkpoint of `rt` (tried with 1.1.5).
 pub(in crate::container) const DESCRIPTORS: &str = "descriptors.json";
 
-/// How runc and crun name namespaces that are not the container's own, in a checkpoint.
+/// The names of runc and crun for namespaces in a checkpoint that are not the container's own.
 pub(in crate::container) const NETWORK: &str = "extRootNetNS";
 pub(in crate::container) const PIDS: &str = "extRootPIDNS";
 
-/// Writes the checkpoint. Unless it was asked to leave it running, the container has no process
-/// then.
+/// Writes the checkpoint. After that, the container has no process, unless the caller asked to
+/// leave it running.
 pub(crate) fn checkpoint(
     directory: &Directory,
     state: &State,
@@ -69,8 +69,8 @@ pub(crate) fn checkpoint(
 ) -> Result<()> {
     ensure!(crate::ids::is_host_root(), "a checkpoint takes root of the host");
     log::step("checkpoint, step 1: check that a restore is possible", &state.pid);
-    // The directory is for root alone; of what is in it, root of a user namespace reads a part at a
-    // restore.
+    // Only root can enter the directory. At a restore, root of a user namespace reads some of its
+    // files.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let init = state.process()?.context("the container is not running")?;
     let was_paused = state.cgroup.is_frozen();
@@ -97,7 +97,7 @@ pub(crate) fn checkpoint(
     }
     log::step("checkpoint, step 3: have CRIU write the processes", &images.display());
     let written = || compare_and_record(state, &init, &limits, &allowed, &directories, images);
-    // CRIU lets it go on by itself, unless it was killed.
+    // CRIU lets the container continue by itself, unless CRIU was killed.
     call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
         if !was_paused {
             state.cgroup.thaw();
@@ -114,7 +114,7 @@ fn refuse_what_no_restore_takes(state: &State, bundle: &Bundle, mounts: &[Entry]
     refuse_without_a_place(&rootfs, bundle)
 }
 
-/// What CRIU shall do.
+/// The request to CRIU.
 fn request(
     state: &State,
     bundle: &Bundle,
@@ -172,8 +172,9 @@ fn request(
     Ok(request)
 }
 
-/// All is written, and nothing ended yet. If init has been alive until now, its number was nobody
-/// else's meanwhile: who was stopped and looked at is the container.
+/// CRIU has written everything and ended nothing yet. If init has been alive until now, its pid was
+/// not reused meanwhile: the processes that CRIU has stopped and `rt` has compared are the
+/// container's.
 fn compare_and_record(
     state: &State,
     init: &OwnedFd,
@@ -197,10 +198,10 @@ fn compare_and_record(
     directories.write(images.join(restrictions::RECORD), text.as_bytes())
 }
 
-/// The controllers of the hierarchies in which a process is in a cgroup of its own, and whether
-/// there are others, in which it is in the root. CRIU takes along what is below the cgroup that a
-/// process is in: from the root that is every cgroup of the host, and a restore would make them all
-/// again.
+/// Returns the controllers of the hierarchies in which a process is in a cgroup of its own. Also
+/// returns whether there are other hierarchies, in which it is in the root. CRIU writes all cgroups
+/// below that of a process. From the root, these are all cgroups of the host, and a restore would
+/// make all of them again.
 fn hierarchies(pid: i32) -> Result<(Vec<String>, bool)> {
     let path = format!("/proc/{pid}/cgroup");
     let table = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
@@ -237,7 +238,7 @@ fn call(
     .map_err(|error| criu::explain(error, directories, &options.common, LOG))
 }
 
-/// The container of a module runs an engine, which is a program of the host's: no restore would
+/// The container of a module runs an engine, which is a program of the host. A restore would not
 /// find it in the container.
 fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     let path = format!("/proc/{}/exe", state.pid);
@@ -251,14 +252,14 @@ fn refuse_engine(state: &State, mounts: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// A restore takes a directory `/tmp` in a root that is read-only, and makes it where it can. CRIU
-/// looks for it while the host's root is still its own, where a link may lead elsewhere. Asked at a
-/// restore too, in the mount that becomes the root.
+/// A restore requires a directory `/tmp` in a read-only root, and makes it if it can. CRIU looks
+/// for `/tmp` while CRIU's root is still the host's, where a link may lead elsewhere. A restore
+/// runs this check too, in the mount that becomes the root.
 pub(in crate::container) fn refuse_without_a_place(rootfs: &Rootfs, bundle: &Bundle) -> Result<()> {
     let is_directory = match rootfs.open_beneath(Path::new("tmp")) {
         Ok(there) => rootfs::is_directory(there.as_fd())?,
         Err(Errno::NOENT) => false,
-        // Another error than this one is of a way that leads nowhere, or that is not known.
+        // Other errors are of a path that leads nowhere, or that is unknown.
         Err(Errno::XDEV) => {
             bail!(
                 "`/tmp` in its root is a link that leads out of it, which `criu` would follow on the host"
@@ -274,7 +275,8 @@ pub(in crate::container) fn refuse_without_a_place(rootfs: &Rootfs, bundle: &Bun
     Ok(())
 }
 
-/// Asked at a restore and, so that nothing is ended which could not be made again, at a checkpoint.
+/// Both `restore` and `checkpoint` run this check. So `checkpoint` ends nothing that could not be
+/// made again.
 pub(in crate::container) fn refuse_what_cannot_be_restored(spec: &Spec) -> Result<()> {
     for (kind, name) in [
         (LinuxNamespaceType::Mount, "mount"),
@@ -304,7 +306,7 @@ pub(in crate::container) fn refuse_what_cannot_be_restored(spec: &Spec) -> Resul
         bundle::annotation(spec, DELEGATE).is_none_or(str::is_empty),
         "the annotation `{DELEGATE}`: a restored container would not have that cgroup"
     );
-    // It would mount them as they are, and files would change their owners.
+    // CRIU would mount them without the mapping, and files would change their owners.
     for entry in spec.mounts().iter().flatten() {
         ensure!(
             !mounts::is_mapped(entry)?,
@@ -315,8 +317,9 @@ pub(in crate::container) fn refuse_what_cannot_be_restored(spec: &Spec) -> Resul
     Ok(())
 }
 
-/// `net[INODE]:NAME`. What other kinds hold is small, and is written with the rest. The process is
-/// asked: the path that it was joined by may lead to another one by now.
+/// Returns `net[INODE]:NAME`. Other kinds of namespaces contain little, which CRIU writes with the
+/// rest. The namespace is read from the process: the path by which it was joined may lead to
+/// another namespace by now.
 fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     let mut external = Vec::new();
     for (kind, file, name) in
@@ -331,8 +334,8 @@ fn external_namespaces(state: &State, spec: &Spec) -> Result<Vec<String>> {
     Ok(external)
 }
 
-/// What the three standard streams are called in a checkpoint, and which of them CRIU has to be
-/// told of: a file that the container's mounts do not hold.
+/// Returns the names of the three standard streams in a checkpoint. Also returns the streams that
+/// `rt` must tell CRIU about: files that are not on the container's mounts.
 fn streams(state: &State, mounts: &[Entry]) -> (Vec<String>, Vec<String>) {
     let mut external = Vec::new();
     let name = |(number, at_birth): (usize, &String)| {
@@ -344,11 +347,11 @@ fn streams(state: &State, mounts: &[Entry]) -> (Vec<String>, Vec<String>) {
     (names, external)
 }
 
-/// `file[MOUNT:INODE]`, both in hexadecimal: CRIU's name for a regular file that is open from
+/// Returns `file[MOUNT:INODE]`, both in hexadecimal: CRIU's name for a regular file that was opened
 /// outside.
 fn external_file(pid: i32, number: usize, at_birth: &str, mounts: &[Entry]) -> Option<String> {
     let path = format!("/proc/{pid}/fd/{number}");
-    // What it is by now may be another one.
+    // The descriptor may be of another file by now.
     let same = fs::read_link(&path).is_ok_and(|now| now == Path::new(at_birth));
     let file = fs::metadata(&path).ok().filter(|file| same && file.is_file())?;
     let information = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;

@@ -1,16 +1,17 @@
-//! Which processes CRIU has restored: those that it traces.
+//! The processes that CRIU has restored: those that it traces.
 //!
-//! The tree of children is the images' to decide. A process whose parent ends during the restore
-//! (one that the images call dead) becomes a child of the first process of its pid namespace. In
-//! one that is shared, that is a process outside of the container. No image changes who is traced.
+//! The images decide the tree of children. If a parent ends during the restore (the images can call
+//! it dead), its child becomes a child of the first process of its pid namespace. In a shared pid
+//! namespace, that process is outside of the container. No image can change which processes CRIU
+//! traces.
 //!
-//! At [`BEFORE_IT_RUNS`](super::criu::BEFORE_IT_RUNS) CRIU traces every thread that lives, of every
-//! process that it has made (`attach_to_tasks`), and each is stopped (`catch_tasks`,
-//! `compel_stop_on_syscall`; `finalize_restore_detach` lets them go, later). What it cannot stop
-//! there ends the restore. Read in 4.2.1, where these are in `criu/cr-restore.c`; 3.17 passes the
-//! same tests.
+//! At [`BEFORE_IT_RUNS`](super::criu::BEFORE_IT_RUNS), CRIU traces every live thread of every
+//! process that it has made (`attach_to_tasks`). Each of these threads is stopped (`catch_tasks`,
+//! `compel_stop_on_syscall`). `finalize_restore_detach` lets them go later. If CRIU cannot stop a
+//! thread, the restore ends. We have read this in 4.2.1, where these functions are in
+//! `criu/cr-restore.c`. 3.17 passes the same tests.
 //!
-//! Runs in the caller's process, and in the [guard](super::guard).
+//! Runs in the runtime process, and in the [guard](super::guard).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -25,8 +26,8 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::container::checkpoint::confinement::{self, Status};
 use crate::syscall;
 
-/// The processes that CRIU has restored, all stopped. Fails unless they are the first process and
-/// its descendants, no more and no fewer.
+/// The processes that CRIU has restored, all stopped. Fails unless they are exactly the first
+/// process and its descendants.
 pub(in crate::container) fn processes(first: i32, criu: Pid) -> Result<Vec<i32>> {
     let tree = confinement::tree(first)?;
     let traced = traced_by(criu)?;
@@ -52,7 +53,7 @@ pub(in crate::container) fn processes(first: i32, criu: Pid) -> Result<Vec<i32>>
     Ok(tree)
 }
 
-/// Kills all that a process traces, and what descends from that.
+/// Kills all processes that a process traces, and their descendants.
 pub(in crate::container) fn kill_traced_by(tracer: Pid) -> Result<()> {
     let mut killed = BTreeSet::new();
     for traced in traced_by(tracer)? {
@@ -79,8 +80,8 @@ fn process(pid: i32) -> PathBuf {
     Path::new("/proc").join(pid.to_string())
 }
 
-/// All processes with a thread that lives and is traced by this process, by the numbers that they
-/// have here: CRIU makes none that this pid namespace does not hold.
+/// All processes with a live thread that this process traces, by their pids in this pid namespace.
+/// CRIU makes no process outside of this pid namespace.
 fn traced_by(tracer: Pid) -> Result<BTreeSet<i32>> {
     let mut found = BTreeSet::new();
     let folder = fs::read_dir("/proc").context("read `/proc`")?;
@@ -90,7 +91,7 @@ fn traced_by(tracer: Pid) -> Result<BTreeSet<i32>> {
         for thread in confinement::threads(pid)? {
             let text = match fs::read(thread.join("status")) {
                 Ok(text) => text,
-                // It has ended since, and it was none of CRIU's, which are stopped.
+                // The thread has ended since. It was not one of CRIU's, because those are stopped.
                 Err(_) if !thread.exists() => continue,
                 Err(error) => {
                     return Err(error)

@@ -1,5 +1,5 @@
-//! The directories beside its log in which CRIU mounts cgroups, and which it removes at its end,
-//! unless it was killed. Runs in the caller's process, and in the [guard](super::guard).
+//! The directories in which CRIU mounts cgroups, beside its log. CRIU removes them at its end,
+//! unless it was killed. Runs in the runtime process, and in the [guard](super::guard).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -13,14 +13,14 @@ use rustix::fs::{AtFlags, FileType};
 
 use crate::trust;
 
-/// Those that were there before a restore.
+/// The directories that existed before a restore.
 #[derive(Debug)]
 pub(in crate::container) struct Yards {
     folder: OwnedFd,
     before: BTreeSet<OsString>,
 }
 
-/// What their names begin with (`prepare_cgroup_sfd` in `criu/cgroup.c`).
+/// The prefix of their names (`prepare_cgroup_sfd` in `criu/cgroup.c`).
 const YARD: &str = ".criu.cgyard.";
 
 fn yards_in(folder: &OwnedFd) -> Result<BTreeSet<OsString>> {
@@ -40,14 +40,14 @@ impl Yards {
         Ok(Yards { folder: folder.try_clone().context("duplicate a descriptor")?, before })
     }
 
-    /// Removes what a CRIU that has ended has left: an empty directory of our own. Another restore
-    /// from the same images may have one too, which is a mount point for its CRIU.
+    /// Removes the directory that an ended CRIU has left: an empty directory of our own user.
+    /// Another restore from the same images may have one too, which is a mount point for its CRIU.
     pub(in crate::container) fn remove_new(&self) -> Result<()> {
         for name in yards_in(&self.folder)?.difference(&self.before) {
             let there = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
             let is_directory = FileType::from_raw_mode(there.st_mode) == FileType::Directory;
             if is_directory && trust::is_ours(&there) && !is_mount_point(name)? {
-                // One that is not empty stays.
+                // A directory that is not empty stays.
                 let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::REMOVEDIR);
             }
         }
@@ -55,11 +55,11 @@ impl Yards {
     }
 }
 
-/// Whether a process has a mount on a path that ends with this name, which no other has.
+/// Whether a process has a mount on a path that ends with this name, which is unique.
 fn is_mount_point(name: &OsStr) -> Result<bool> {
     let name = [b"/", name.as_bytes(), b" "].concat();
     for process in fs::read_dir("/proc")? {
-        // Of what is no process, and of one that has ended, there is none.
+        // An entry that is not a process, or is one that has ended, has no mounts.
         let table = fs::read(process?.path().join("mountinfo")).unwrap_or_default();
         if table.windows(name.len()).any(|part| part == name) {
             return Ok(true);
