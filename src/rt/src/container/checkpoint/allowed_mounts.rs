@@ -1,11 +1,11 @@
-//! Which mounts a container may have, and what each keeps from it, by the configuration alone.
+//! The mounts that a container may have, and the restrictions of each, by the configuration alone.
 //!
-//! CRIU mounts what the images say, as root of the host: a second procfs without masks, or a volume
-//! at another place, without the `ro` that the configuration has. So a restore compares every mount
-//! with the configuration, before a process of the container's runs. A checkpoint does so before it
-//! ends anything, so that no container is ended which could not be made again.
+//! CRIU mounts as root of the host whatever the images say: a second procfs without masks, or a
+//! volume at another place, without the configuration's `ro`. So a restore compares every mount
+//! with the configuration, before a process of the container runs. A checkpoint does so before it
+//! ends anything. So it does not end a container that could not be made again.
 //!
-//! Runs in the caller's process, but for [`Allowed::judge`], which looks nothing up by a path.
+//! Runs in the runtime process, except for [`Allowed::judge`], which looks up nothing by a path.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ use crate::linux::cgroups::{self, Cgroup, Version};
 use crate::linux::mount_table::Entry;
 use crate::linux::mounts::{self, Options};
 
-/// Filesystems of the kernel's that show what a namespace or a cgroup of the container's has:
-/// `CAP_SYS_ADMIN` in a user namespace is enough to mount one (`user_namespaces(7)`).
+/// The kernel's filesystems that show a namespace or a cgroup of the container. To mount one,
+/// `CAP_SYS_ADMIN` in a user namespace is enough (`user_namespaces(7)`).
 const OF_NAMESPACES: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts"];
 
-/// Those that show what the host has. Root of the host alone can mount one.
+/// The filesystems that show things of the host. Only root of the host can mount one.
 const OF_THE_HOST: [&str; 8] = [
     "binfmt_misc",
     "configfs",
@@ -39,22 +39,22 @@ const OF_THE_HOST: [&str; 8] = [
     "tracefs",
 ];
 
-/// Options of an overlay that name directories of the host's.
+/// Options of an overlay that name directories of the host.
 const LAYERS: [&str; 5] = ["lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"];
 
-/// What a configuration allows.
+/// The mounts that a configuration allows.
 pub(in crate::container) struct Allowed<'a> {
     bundle: &'a Bundle,
     offers: &'a Offers<'a>,
-    /// What the host shows for each name that a restore offers.
+    /// The host's filesystem and directory for each name that a restore offers.
     shown: BTreeMap<&'a Path, Identity>,
     rootfs: Option<Identity>,
     /// `MOUNT_ATTR_*` for the root.
     root: u64,
     /// The cgroup of the container in each hierarchy.
     cgroups: Vec<Identity>,
-    /// Whether its processes can mount by themselves, and whether they are in a user namespace
-    /// then.
+    /// Whether the container's processes can mount by themselves, and whether they are in a user
+    /// namespace then.
     mounts: bool,
     user_namespace: bool,
     /// `MOUNT_ATTR_*` for each filesystem that the container has made.
@@ -99,9 +99,9 @@ impl<'a> Allowed<'a> {
         self.offers
     }
 
-    /// What each mount of a table must keep from the container: `MOUNT_ATTR_*`. Fails for one that
-    /// it may not have, and for one of the configuration that is missing. Of the `first` process'
-    /// mount namespace, the root is compared elsewhere.
+    /// The restrictions that each mount of a table must have: `MOUNT_ATTR_*`. Fails for a mount
+    /// that the container may not have, and for a missing mount of the configuration. In the mount
+    /// namespace of the `first` process, other code compares the root.
     pub(in crate::container) fn judge(&self, table: &[Entry], first: bool) -> Result<Vec<u64>> {
         let numbers: BTreeMap<&str, usize> =
             table.iter().enumerate().map(|(number, entry)| (entry.id.as_str(), number)).collect();
@@ -117,15 +117,16 @@ impl<'a> Allowed<'a> {
         let configured: Vec<_> = table.iter().map(configured).collect();
         let wanted = |(number, entry): (usize, &Entry)| {
             let mut at = number;
-            // As many steps as there are mounts, at the most.
+            // The loop needs at most as many steps as there are mounts.
             for _ in table {
                 if let Some(wanted) = configured[at] {
-                    // A read-only path is a mount of what is there already. Another one, on a part
-                    // of such a path, would be its way out.
+                    // A read-only path is a mount of the file or directory that is already there.
+                    // Another mount, on a part of such a path, would be the container's way out of
+                    // it.
                     let covers = at != number && !self.mounts;
                     return Ok(wanted | if covers { libc::MOUNT_ATTR_RDONLY } else { 0 });
                 }
-                // It may show what it is on.
+                // The mount may show the same file as the mount that it is on.
                 let on = numbers.get(table[at].parent.as_str()).copied();
                 match on.filter(|on| shows_the_same(&table[at], &table[*on])) {
                     Some(on) => at = on,
@@ -153,8 +154,8 @@ impl<'a> Allowed<'a> {
         Ok(wanted)
     }
 
-    /// Fails where a mount of the configuration is not to be seen. What it covers would be: a
-    /// directory of a volume, which may be writable there.
+    /// Fails if a mount of the configuration is not visible. The container would see the place that
+    /// it should cover: a directory of a volume, which may be writable there.
     fn refuse_without(&self, table: &[Entry], hidden: &Hidden<'_>) -> Result<()> {
         let entries = self.offers.entries();
         let masks = self.bundle.linux().masked_paths().iter().flatten();
@@ -172,7 +173,8 @@ impl<'a> Allowed<'a> {
         Ok(())
     }
 
-    /// For a mount that the configuration gives, or that gives nothing.
+    /// The restrictions of a mount that the configuration gives, or that gives the container
+    /// nothing.
     fn configured(&self, entry: &Entry, is_hidden: &dyn Fn() -> bool) -> Option<u64> {
         let is = |identity: &Identity| (&identity.0, &identity.1) == (&entry.device, &entry.root);
         if entry.point == Path::new("/") && self.rootfs.as_ref().is_some_and(is) {
@@ -186,8 +188,8 @@ impl<'a> Allowed<'a> {
         }
         let made = self.offers.entries().iter().filter_map(|it| self.made_for(it, entry));
         if let Some(wanted) = made.reduce(|one, other| one & other) {
-            // What the host has there can be below the filesystem that an entry makes. CRIU can
-            // make both anew.
+            // The host's mount for this name can be below the filesystem that an entry makes. CRIU
+            // can make both of them new.
             let below = self.shown.contains_key(entry.point.as_path()) && is_hidden();
             return Some(if below {
                 wanted & self.offers.restrictions(&entry.point)
@@ -195,13 +197,14 @@ impl<'a> Allowed<'a> {
                 wanted
             });
         }
-        // What is in these is the container's.
+        // The contents of these filesystems are the container's.
         let is_own = matches!(entry.kind.as_str(), "tmpfs" | "devpts")
             && !self.offers.is_the_hosts(&entry.device);
         is_own.then_some(self.own)
     }
 
-    /// If a mount can be the filesystem that an entry of the configuration makes.
+    /// Returns restrictions if a mount can be the filesystem that an entry of the configuration
+    /// makes.
     fn made_for(&self, configured: &Configured<'_>, entry: &Entry) -> Option<u64> {
         let Configured { at, entry: asked, restrictions: (own, below) } = configured;
         if mounts::binds(asked) {
@@ -211,7 +214,7 @@ impl<'a> Allowed<'a> {
         let whole = entry.root == Path::new("/");
         let here = entry.point == *at;
         match (asked_kind, kind) {
-            // The directory with the hierarchies of v1 in it.
+            // The directory that contains the hierarchies of v1.
             ("cgroup", "tmpfs") => {
                 (here && whole && !self.offers.is_the_hosts(&entry.device)).then_some(*own)
             }
@@ -234,7 +237,7 @@ impl<'a> Allowed<'a> {
         }
     }
 
-    /// Whether a mount shows the cgroup of a container with a cgroup namespace, or what is below
+    /// Whether a mount shows the cgroup of a container with a cgroup namespace, or a cgroup below
     /// it.
     fn is_own_cgroup(&self, entry: &Entry) -> bool {
         self.offers.own_cgroups()
@@ -244,7 +247,7 @@ impl<'a> Allowed<'a> {
                 .any(|(device, root)| *device == entry.device && entry.root.starts_with(root))
     }
 
-    /// For a mount that a container with `CAP_SYS_ADMIN` can have made.
+    /// The restrictions of a mount that a container with `CAP_SYS_ADMIN` can have made.
     fn made_inside(
         &self,
         entry: &Entry,
@@ -261,8 +264,9 @@ impl<'a> Allowed<'a> {
         if OF_NAMESPACES.contains(&kind) || !self.user_namespace && OF_THE_HOST.contains(&kind) {
             return Some(0);
         }
-        // A part of what it has, with the rights that it has there; of the same directory, it can
-        // have one with more than another.
+        // The mount is a part of a filesystem that the container has, with the container's rights
+        // there. If the container has one directory twice, it can have made the mount from the one
+        // with more rights.
         let holding = table.iter().zip(configured).filter(|(other, _)| {
             other.device == entry.device && entry.root.starts_with(&other.root)
         });
@@ -270,7 +274,7 @@ impl<'a> Allowed<'a> {
     }
 }
 
-/// Which mounts others are on, so that no path leads there.
+/// The mounts that other mounts cover, so that no path leads to them.
 struct Hidden<'t> {
     by_id: BTreeMap<&'t str, &'t Entry>,
     /// By the mount that they are on.
@@ -290,11 +294,11 @@ impl<'t> Hidden<'t> {
     fn has(&self, entry: &Entry) -> bool {
         let mut at = Some(entry);
         let mut below = entry;
-        // As many steps as there are mounts, at the most.
+        // The loop needs at most as many steps as there are mounts.
         for _ in 0..self.by_id.len() {
             let Some(mount) = at else { break };
-            // Of two on one mount, the later one is above: the way to the earlier one would lead
-            // through it otherwise.
+            // If two mounts are on one mount, the later one is above. Otherwise the path to the
+            // earlier one would lead through it.
             let covers =
                 |other: &&Entry| other.id != below.id && below.point.starts_with(&other.point);
             if self.above.get(mount.id.as_str()).into_iter().flatten().any(covers) {
@@ -307,14 +311,14 @@ impl<'t> Hidden<'t> {
     }
 }
 
-/// Whether a mount covers a place with the very file that is there.
+/// Whether a mount covers a place with the same file that is already there.
 fn shows_the_same(entry: &Entry, on: &Entry) -> bool {
     let below = entry.point.strip_prefix(&on.point);
     entry.device == on.device && below.is_ok_and(|below| entry.root == on.root.join(below))
 }
 
-/// Whether a procfs keeps from the container what an entry says, by options of its own (`proc(5)`,
-/// "Mount options").
+/// Whether a procfs hides as much from the container as an entry says, by its own options
+/// (`proc(5)`, "Mount options").
 fn hides_as_much(entry: &Entry, asked: &Mount) -> bool {
     let options = Options::parse(asked.options().as_deref().unwrap_or_default());
     let Ok(options) = options else { return false };
@@ -337,7 +341,7 @@ fn hides_as_much(entry: &Entry, asked: &Mount) -> bool {
     })
 }
 
-/// Whether an overlay is of the directories that an entry names.
+/// Whether an overlay consists of the directories that an entry names.
 fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
     let options = Options::parse(asked.options().as_deref().unwrap_or_default());
     let Ok(options) = options else { return false };
@@ -357,8 +361,8 @@ fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
     has == wanted
 }
 
-/// Where a container sees each hierarchy begin: in its cgroup, or where this process of its is, if
-/// it has none in that hierarchy.
+/// The place where each hierarchy begins for a container: its cgroup or, in a hierarchy without a
+/// cgroup of the container, the cgroup of this process of the container.
 pub(in crate::container) fn cgroups_of(cgroup: &Cgroup, pid: i32) -> Result<Vec<PathBuf>> {
     let mut places = cgroup.of_init().to_vec();
     if cgroup.version == Version::V2 {

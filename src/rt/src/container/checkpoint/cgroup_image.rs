@@ -1,12 +1,13 @@
-//! `cgroup.img`: in which cgroups CRIU puts restored processes, which it makes, and what it writes
-//! to the files in them.
+//! `cgroup.img`: the cgroups into which CRIU puts restored processes, the cgroups that CRIU makes,
+//! and the values that it writes to their files.
 //!
-//! CRIU obeys this image as root of the host: it joins names of it to paths, moves processes by it,
-//! and changes owners. So CRIU does not read the one of the checkpoint. [`Image::written_for`] makes
-//! another, of which all paths and controllers are this process's own: each process is in the
-//! restored container's cgroup, or below it where it was below the old one. What lies below, and the
-//! limits there, are the checkpoint's; the container's own cgroup is as the configuration says.
-//! [`Cover`] puts the new image in the place of the old.
+//! CRIU obeys this image as root of the host: it joins names in the image to paths, moves
+//! processes, and changes owners. So CRIU does not read the checkpoint's image.
+//! [`Image::written_for`] makes another image, in which all paths and controllers are this
+//! process's own. Each process is in the restored container's cgroup, or below it if it was below
+//! the old one. The cgroups below, and their limits, are the checkpoint's. The configuration
+//! decides about the container's own cgroup. [`Cover`] puts the new image in the place of the old
+//! one.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, DirBuilder};
@@ -24,28 +25,30 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use crate::container::checkpoint::criu;
 
-/// The image, and what it begins with (`images/cgroup.proto`, `magic.h`): then comes its length.
+/// The image and its first bytes (`images/cgroup.proto`, `magic.h`). The length of the message
+/// follows.
 pub(in crate::container) const IMAGE: &str = "cgroup.img";
 const MAGIC: [u8; 8] = [0x19, 0x43, 0x56, 0x54, 0x30, 0x33, 0x38, 0x59];
 
-/// The cgroup of CRIU's process in one hierarchy, in which the container has its own.
+/// The cgroup of CRIU's process in a hierarchy in which the container has its own cgroup.
 #[derive(Clone, Debug)]
 pub(in crate::container) struct Home {
-    /// As `/proc/PID/cgroup` has it: with commas; empty for cgroup v2.
+    /// As in `/proc/PID/cgroup`: separated by commas, and empty for cgroup v2.
     pub(in crate::container) controllers: String,
     /// From the root of the hierarchy.
     pub(in crate::container) path: PathBuf,
-    /// Which controllers cgroups below have, in cgroup v2. None in v1: those of the hierarchy.
+    /// The controllers of the cgroups below, in cgroup v2. None in v1, in which they have the
+    /// controllers of the hierarchy.
     pub(in crate::container) below: Option<Vec<String>>,
 }
 
-/// How the new image is made.
+/// The input for the new image.
 #[derive(Debug)]
 pub(in crate::container) struct Place<'a> {
     pub(in crate::container) homes: &'a [Home],
-    /// The container has a cgroup namespace of its own.
+    /// Whether the container has a cgroup namespace of its own.
     pub(in crate::container) has_namespace: bool,
-    /// Who gets the cgroups that are made: user and group on the host.
+    /// The owner of the new cgroups: user and group on the host.
     pub(in crate::container) owner: (u32, u32),
 }
 
@@ -68,15 +71,15 @@ struct Set {
 struct Member {
     controllers: Vec<u8>,
     path: Vec<u8>,
-    /// As much of the path is the root of a cgroup namespace.
+    /// The length of the path's part that is the root of a cgroup namespace.
     prefix: Option<usize>,
 }
 
-/// The cgroups that are made in one hierarchy.
+/// The cgroups that CRIU makes in one hierarchy.
 #[derive(Debug, Default)]
 struct Hierarchy {
     controllers: Vec<Vec<u8>>,
-    /// From the root, each before those below it.
+    /// Paths from the root, each cgroup before those below it.
     made: Vec<Made>,
     is_threaded: bool,
 }
@@ -87,14 +90,14 @@ struct Made {
     properties: Vec<Property>,
 }
 
-/// A file in a cgroup, and what is written to it.
+/// A file in a cgroup, and the value that CRIU writes to it.
 #[derive(Debug, Default)]
 struct Property {
     name: Vec<u8>,
     value: Vec<u8>,
 }
 
-/// More levels than the kernel's paths have room for.
+/// More levels than a path in the kernel can have.
 const DEEPEST: usize = 128;
 
 impl Image {
@@ -102,7 +105,7 @@ impl Image {
     pub(in crate::container) fn read(images: BorrowedFd<'_>) -> Result<Image> {
         match criu::read_if_there(images, IMAGE)? {
             Some(image) => Image::parse(&image),
-            // Written without cgroups: then CRIU does nothing with them.
+            // The checkpoint was written without cgroups. Then CRIU does nothing with them.
             None => Ok(Image::default()),
         }
     }
@@ -124,11 +127,11 @@ impl Image {
         Ok(image)
     }
 
-    /// The image that CRIU reads in place of this one.
+    /// The image that CRIU reads instead of this one.
     pub(in crate::container) fn written_for(&self, place: &Place<'_>) -> Result<Vec<u8>> {
         let mut message = Vec::new();
         let mut out = CodedOutputStream::vec(&mut message);
-        // Without one that holds the container's, none has anything to be done.
+        // If no hierarchy has a cgroup of the container, CRIU has nothing to do for any process.
         for set in self.sets.iter().filter(|_| !place.homes.is_empty()) {
             out.write_bytes(1, &self.write_set(set, place)?)?;
         }
@@ -208,8 +211,8 @@ impl Image {
         self.hierarchies.iter().find(|it| is_same(it.controllers.iter().map(Vec::as_slice), home))
     }
 
-    /// Where a cgroup was below the old container's. None if it was elsewhere, as that of the CRIU
-    /// which has written the images.
+    /// The path of a cgroup below the old container's. None if the cgroup was elsewhere, for
+    /// example that of the CRIU that has written the images.
     fn below_old(&self, home: &Home, path: &[u8]) -> Option<PathBuf> {
         let old = self.old_root(home)?;
         let below = absolute(path).strip_prefix(&old).ok()?.to_owned();
@@ -218,8 +221,8 @@ impl Image {
             .then_some(below)
     }
 
-    /// The old container's own cgroup in a hierarchy: the root of its cgroup namespace, or else what
-    /// all that is made has in common.
+    /// The old container's own cgroup in a hierarchy: the root of its cgroup namespace. Without
+    /// such a namespace, the common beginning of the paths of all made cgroups.
     fn old_root(&self, home: &Home) -> Option<PathBuf> {
         let members = self.sets.iter().flat_map(|set| &set.members);
         let mut members = members
@@ -241,9 +244,9 @@ impl Image {
 }
 
 impl Property {
-    /// Whether it is a limit of a cgroup below the container's. What is none: which processes are
-    /// in it, whether they may run (CRIU is in such a cgroup itself), and of cgroup v2 what the
-    /// restored cgroup has no controller for.
+    /// Whether the file is a limit of a cgroup below the container's. These files are not limits:
+    /// the list of a cgroup's processes, the switch that stops them (CRIU is in such a cgroup
+    /// itself), and with v2 the files of controllers that the restored cgroup does not have.
     fn may_be_set(&self, home: &Home) -> bool {
         const OTHERS: [&[u8]; 7] = [
             b"cgroup.freeze",
@@ -281,7 +284,7 @@ fn absolute(path: &[u8]) -> PathBuf {
 }
 
 fn joined(home: &Path, below: Option<&Path>) -> Result<PathBuf> {
-    /// CRIU has room for `PATH_MAX` bytes, in which it writes more.
+    /// CRIU has room for `PATH_MAX` bytes, in which it writes more than this path.
     const LONGEST: usize = 3000;
     let path = below.filter(|below| *below != Path::new(""));
     let path = path.map_or_else(|| home.to_owned(), |below| home.join(below));
@@ -342,7 +345,7 @@ fn hierarchy(message: &[u8]) -> Result<Hierarchy> {
     Ok(hierarchy)
 }
 
-/// `cgroup_dir_entry`, and those below it.
+/// `cgroup_dir_entry`, and the entries below it.
 fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) -> Result<()> {
     ensure!(depth < DEEPEST, "its cgroups are too deep");
     let (mut made, mut name) = (Made::default(), Vec::new());
@@ -381,7 +384,7 @@ enum Value<'m> {
     Number(u64),
 }
 
-/// Calls `look` for each field of a message, by its number.
+/// Calls `look` for each field of a message, with the field's number.
 fn each<'m>(message: &'m [u8], look: &mut dyn FnMut((u32, Value<'m>)) -> Result<()>) -> Result<()> {
     let mut stream = CodedInputStream::from_bytes(message);
     while let Some(tag) = stream.read_raw_tag_or_eof()? {
@@ -400,15 +403,15 @@ fn each<'m>(message: &'m [u8], look: &mut dyn FnMut((u32, Value<'m>)) -> Result<
     Ok(())
 }
 
-/// The file that CRIU finds in the place of a checkpoint's image.
+/// The file that CRIU reads in the place of a checkpoint's image.
 #[derive(Debug)]
 pub(in crate::container) struct Cover {
     folder: PathBuf,
 }
 
 impl Cover {
-    /// Makes a folder of the host's with an empty image in it. Others may search the folder: it may
-    /// be laid over the checkpoint.
+    /// Makes a folder on the host with an empty image in it. Other users may search the folder,
+    /// because it may be laid over the checkpoint.
     pub(in crate::container) fn new(folder: PathBuf) -> Result<Cover> {
         let show = || format!("make `{}`", folder.display());
         DirBuilder::new().mode(0o755).create(&folder).with_context(show)?;
@@ -427,8 +430,8 @@ impl Cover {
         fs::write(&path, image).with_context(|| format!("write `{}`", path.display()))
     }
 
-    /// Mounts the file on the image in a directory, if there is one. Runs in CRIU's process, in its
-    /// own mount namespace.
+    /// Mounts the file on the image in a directory, if the image exists. Runs in CRIU's process, in
+    /// its own mount namespace.
     pub(in crate::container) fn put_on(&self, images: BorrowedFd<'_>) -> Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let image = match rustix::fs::openat(images, IMAGE, flags, Mode::empty()) {
@@ -469,7 +472,7 @@ mod tests {
         [&MAGIC[..], &length, message].concat()
     }
 
-    /// A process whose cgroup of these controllers is this.
+    /// A process in this cgroup of these controllers.
     fn process(id: u32, controllers: &[u8], path: &[u8], prefix: Option<u32>) -> Vec<u8> {
         let prefix = prefix.map(|prefix| number(3, prefix)).unwrap_or_default();
         let member = [field(1, controllers), field(2, path), prefix].concat();
@@ -490,7 +493,7 @@ mod tests {
         field(2, &[names.concat(), directories.concat(), number(3, 1)].concat())
     }
 
-    /// What is made of an image for `pids` at `/new`.
+    /// The rewritten image for `pids` at `/new`.
     fn rewritten(message: &[Vec<u8>], has_namespace: bool) -> Image {
         let home = |controllers: &str, below: Option<Vec<String>>| Home {
             controllers: controllers.to_owned(),
@@ -503,7 +506,7 @@ mod tests {
         Image::parse(&old.written_for(&place).expect("written")).expect("an image again")
     }
 
-    /// The paths of processes in `pids`, and of what is made there.
+    /// The paths of processes in `pids`, and of the cgroups made there.
     fn of_pids(image: &Image) -> (Vec<String>, Vec<String>) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let members = image.sets.iter().map(|set| &set.members[0]);
@@ -515,12 +518,12 @@ mod tests {
     fn processes_are_where_they_were_below_the_container() {
         let pids: &[u8] = b"pids";
         for (old, members, directories) in [
-            // As with systemd, below the root of a namespace.
+            // As with systemd, below the root of a cgroup namespace.
             (
                 vec![
                     process(1, pids, b"/a/b", Some(2)),
                     process(2, pids, b"/a/c/d", Some(2)),
-                    // Of CRIU itself.
+                    // CRIU's own process.
                     process(3, pids, b"/elsewhere", None),
                     made(
                         &[pids],
@@ -530,7 +533,7 @@ mod tests {
                 vec!["/new/b", "/new/c/d", "/new"],
                 vec!["new/b", "new/c", "new/c/d"],
             ),
-            // Without one.
+            // Without a cgroup namespace.
             (
                 vec![
                     process(1, pids, b"/a", None),
@@ -623,7 +626,7 @@ mod tests {
         let made = &written.hierarchies[1].made;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert_eq!(made.iter().map(|made| text(&made.path)).collect::<Vec<_>>(), ["new/b"]);
-        // The container's cgroup has no controller `pids` for those below.
+        // The container's cgroup has no controller `pids` for the cgroups below.
         let names: Vec<_> = made[0].properties.iter().map(|it| text(&it.name)).collect();
         assert_eq!(names, ["memory.max", "cgroup.type"]);
     }

@@ -1,13 +1,13 @@
-//! What processes may have that come from a checkpoint, or go into one: no more than the
+//! The privileges of processes that come from a checkpoint, or go into one: no more than the
 //! configuration says.
 //!
-//! CRIU takes credentials, filters, labels and namespaces from the images, and knows nothing of the
-//! configuration. So a restore compares every process with it, when each has its credentials and
-//! none runs on yet. A checkpoint does so too, while all are stopped and none has ended, so that no
-//! container is ended which could not be made again.
+//! CRIU takes credentials, filters, labels and namespaces from the images, and does not know the
+//! configuration. So a restore compares every process with the configuration, when each process has
+//! its credentials and none runs yet. A checkpoint does so too, while all processes are stopped and
+//! none has ended. So it does not end a container that could not be made again.
 //!
-//! What the images alone decide: which filters are loaded (not whether), users and groups, and what
-//! the processes have open.
+//! The images alone decide which filters are loaded (but not whether a filter is loaded), the users
+//! and groups, and the open files of the processes.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,13 +24,14 @@ use crate::linux::process;
 use crate::linux::seccomp;
 use crate::state::State;
 
-/// What a configuration allows.
+/// The privileges that a configuration allows.
 #[derive(Debug)]
 pub(in crate::container) struct Limits<'a> {
     bundle: &'a Bundle,
-    /// Of the bounding set.
+    /// The most for the bounding set.
     bounding: CapabilitySet,
-    /// Of the other sets: what is inheritable need not be in the bounding set (`capabilities(7)`).
+    /// The most for the other sets: an inheritable capability need not be in the bounding set
+    /// (`capabilities(7)`).
     all: CapabilitySet,
     no_new_privileges: bool,
     filtered: bool,
@@ -45,7 +46,7 @@ enum Label {
 }
 
 impl<'a> Limits<'a> {
-    /// `profile` is `--lsm-profile`'s, which takes the place of the configuration's label.
+    /// `profile` is the value of `--lsm-profile`, which replaces the configuration's label.
     pub(in crate::container) fn new(
         bundle: &'a Bundle,
         state: &State,
@@ -81,12 +82,12 @@ impl<'a> Limits<'a> {
         })
     }
 
-    /// Whether nothing but its capabilities and mounts keeps the container from the host's devices.
+    /// Whether only capabilities and mounts keep the container from the host's devices.
     pub(in crate::container) fn withholds_devices(&self) -> bool {
         self.withholds_devices
     }
 
-    /// Whether a process of the container's can get this capability.
+    /// Whether a process of the container can get this capability.
     pub(in crate::container) fn gives(&self, capability: CapabilitySet) -> bool {
         self.bounding.contains(capability)
     }
@@ -95,8 +96,8 @@ impl<'a> Limits<'a> {
         namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
     }
 
-    /// Compares stopped processes, of which one is the first. `joined` are the namespaces that a
-    /// restore has joined.
+    /// Compares stopped processes with the configuration. One of them is the first process.
+    /// `joined` are the namespaces that a restore has joined.
     pub(in crate::container) fn check(
         &self,
         first: i32,
@@ -107,8 +108,8 @@ impl<'a> Limits<'a> {
         if let Some(joined) = joined {
             self.check_joined(first, joined)?;
         }
-        // In another one nothing is masked, and no mount has to be as the configuration says. To
-        // make one, it takes this capability.
+        // In another mount namespace, nothing is masked, and no mount must match the configuration.
+        // Making such a namespace requires this capability.
         if !self.gives(CapabilitySet::SYS_ADMIN)
             && let Some(thread) = other_mount_namespaces(first, processes)?.first()
         {
@@ -157,7 +158,8 @@ impl<'a> Limits<'a> {
             "it has no seccomp filter, which `linux.seccomp` asks for"
         );
         self.check_label(thread)?;
-        // Capabilities count in its user namespace; in one of its own it would have them all.
+        // Capabilities count in the process's user namespace. In one of its own, the process would
+        // have all of them.
         let user = |process: &Path| fs::read_link(process.join("ns/user"));
         ensure!(
             user(thread)? == user(&PathBuf::from(format!("/proc/{first}")))?,
@@ -191,7 +193,7 @@ impl<'a> Limits<'a> {
             }
             Some(Label::Apparmor(profile)) => {
                 let has = read(&["apparmor/current", "current"])?;
-                // `PROFILE (MODE)`; a profile may have others for what it starts
+                // `PROFILE (MODE)`. A profile may have other profiles for programs that it starts
                 // (`PROFILE//CHILD`).
                 let name = has.split(" (").next().unwrap_or_default();
                 let rest = name.strip_prefix(profile.as_str());
@@ -204,7 +206,7 @@ impl<'a> Limits<'a> {
         Ok(())
     }
 
-    /// The first process's, which all others share.
+    /// Checks the user namespace of the first process. All other processes share it.
     fn check_user_namespace(&self, first: i32) -> Result<()> {
         let linux = self.bundle.linux();
         if !self.has_user_namespace() {
@@ -253,7 +255,8 @@ pub(in crate::container) fn show(process: &Path) -> String {
     format!("process {number} (`{}`)", name.trim_end().escape_debug())
 }
 
-/// A thread of stopped processes in each mount namespace but the first process's.
+/// Returns a thread of the stopped processes for each mount namespace except that of the first
+/// process.
 pub(in crate::container) fn other_mount_namespaces(
     first: i32,
     processes: &[i32],
@@ -275,7 +278,7 @@ fn mount_namespace(process: &Path) -> Result<PathBuf> {
     fs::read_link(&path).with_context(|| format!("read `{}`", path.display()))
 }
 
-/// A process and all that descend from it.
+/// Returns a process and all its descendants.
 pub(in crate::container) fn tree(first: i32) -> Result<Vec<i32>> {
     let mut found = vec![first];
     let mut known = BTreeSet::from([first]);
@@ -286,7 +289,7 @@ pub(in crate::container) fn tree(first: i32) -> Result<Vec<i32>> {
             let path = thread.join("children");
             let children = match fs::read_to_string(&path) {
                 Ok(children) => children,
-                // It has ended since.
+                // The thread has ended since.
                 Err(_) if !thread.exists() => continue,
                 Err(error) => {
                     return Err(error).with_context(|| format!("read `{}`", path.display()));
@@ -307,7 +310,7 @@ pub(in crate::container) fn threads(pid: i32) -> Result<Vec<PathBuf>> {
     let path = format!("/proc/{pid}/task");
     let show = || format!("read `{path}`");
     let threads = match fs::read_dir(&path) {
-        // It has ended, and with it its children's way to it.
+        // The process has ended, and its children can no longer be found by it.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         threads => threads.with_context(show)?,
     };
@@ -330,12 +333,12 @@ impl Status {
         Status(pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// The process that traces it, or 0.
+    /// The pid of the tracer, or 0.
     pub(in crate::container) fn tracer(&self) -> Result<i32> {
         self.field("TracerPid")?.parse().context("parse its `TracerPid`")
     }
 
-    /// Nothing of it runs again.
+    /// Whether the thread has ended, and never runs again.
     pub(in crate::container) fn has_ended(&self) -> Result<bool> {
         Ok(matches!(self.field("State")?.chars().next(), Some('Z' | 'X')))
     }
@@ -365,7 +368,7 @@ pub(in crate::container) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Opt
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Whether a configuration names the caller's own namespace, by a path.
+/// Whether a configuration names the runtime process's own namespace, by a path.
 fn joins_the_callers(spec: &Spec, kind: LinuxNamespaceType, file: &str) -> bool {
     let path = joined(spec, kind);
     let same = |path: &Path| {

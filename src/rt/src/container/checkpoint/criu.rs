@@ -1,10 +1,10 @@
-//! CRIU, the program that writes processes to files and makes them again from there (`criu(8)`),
-//! and how it is talked to: `criu swrk N` serves one request on the socket that is its descriptor N
-//! (`https://criu.org/RPC`).
+//! CRIU, the program that writes processes to files and makes them again from these files
+//! (`criu(8)`). This file talks to it: `criu swrk N` serves one request on the socket at its
+//! descriptor N (`https://criu.org/RPC`).
 //!
-//! The messages are rust-criu's; the conversation is not: its client starts CRIU in the caller's
-//! namespaces and cgroup. It has no pre-dump, and only one callback for all notifications.
-//! libcontainer's checkpoint is made with it, and it has no restore.
+//! The messages are rust-criu's, but the conversation is not. rust-criu's client starts CRIU in the
+//! namespaces and the cgroup of the runtime process. It has no pre-dump, and only one callback for
+//! all notifications. libcontainer's checkpoint uses this client, and libcontainer has no restore.
 #![forbid(unsafe_code)]
 
 use std::ffi::{CString, OsStr, OsString};
@@ -42,14 +42,15 @@ pub(in crate::container) use rpc::{
     Join_namespace,
 };
 
-/// What a checkpoint and a restore are both told.
+/// The options that `checkpoint` and `restore` share.
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     /// The directory of the checkpoint.
     pub(crate) images: &'a Path,
-    /// Where CRIU's log goes, if that is another directory.
+    /// The directory of CRIU's log, if it is another one.
     pub(crate) work: Option<&'a Path>,
-    /// Who root of the container is on the host: podman gives that user the directory of the log.
+    /// The host's user that is root of the container. podman gives this user the directory of the
+    /// log.
     pub(crate) root: u32,
     pub(crate) tcp_established: bool,
     pub(crate) ext_unix_sk: bool,
@@ -57,38 +58,40 @@ pub(crate) struct Options<'a> {
     pub(crate) file_locks: bool,
     pub(crate) auto_dedup: bool,
     pub(crate) lazy_pages: bool,
-    /// Leave out what is in the network namespace.
+    /// Leave out the contents of the network namespace.
     pub(crate) empty_network: bool,
     pub(crate) cgroups: Option<CgroupsMode>,
     pub(crate) network_lock: Option<NetworkLock>,
 }
 
-/// Where a program of the host's administrator is, when the caller's `PATH` has it not.
+/// The directories of the administrator's programs, for programs that are not in the caller's
+/// `PATH`.
 const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
-/// CRIU's own configuration: the first of these that is there is read too. The others' are what an
-/// operator may have already.
+/// CRIU's own configuration: CRIU also reads the first of these files that exists. An operator may
+/// already have the files of the other runtimes.
 const CONFIGURATIONS: [&str; 3] =
     ["/etc/criu/rt.conf", "/etc/criu/crun.conf", "/etc/criu/runc.conf"];
 
-/// Names another one of the administrator's. What it says is done as root (`action-script`), and
-/// annotations are often the users': with a file that one of them has made, anywhere else, each
-/// could have the host.
+/// The annotation that names another configuration of the administrator. CRIU does as root what
+/// this file says (`action-script`), and annotations are often the users'. If the file could be
+/// anywhere else, each user could make one and take over the host.
 const CONFIGURATION: &str = "org.criu.config";
 const CONFIGURATION_FOLDER: &str = "/etc/criu";
 
-/// As `-v4`: what the developers of CRIU ask for.
+/// Like `-v4`, which CRIU's developers ask for.
 const LOG_LEVEL: i32 = 4;
 
 impl Options<'_> {
-    /// The file that CRIU writes its log to.
+    /// The file to which CRIU writes its log.
     fn log(&self, name: &str) -> PathBuf {
         self.work.unwrap_or(self.images).join(name)
     }
 
-    /// Opens the directories of the checkpoint and of the log, which nobody else can write to: CRIU
-    /// follows what links are there, and does as root what the images say. Makes that of the log,
-    /// and that of the checkpoint unless it is open already, for root alone: memory holds secrets.
+    /// Opens the directories of the checkpoint and of the log, to which no other user can write:
+    /// CRIU follows the links in them, and does as root what the images say. Makes the directory of
+    /// the log. Also makes that of the checkpoint, unless it is open already, for root alone:
+    /// memory contains secrets.
     pub(in crate::container) fn make_directories(
         &self,
         images: Option<OwnedFd>,
@@ -102,12 +105,12 @@ impl Options<'_> {
             None => images.try_clone().context("duplicate a descriptor")?,
         };
         let directories = Directories { images, log };
-        // Before anything is asked of CRIU.
+        // Runs before CRIU gets any request.
         directories.refuse_others_parents(self.images)?;
         Ok(directories)
     }
 
-    /// The same again, when they are there.
+    /// Opens the same directories again, when they exist.
     fn open(&self) -> Result<Directories> {
         let images = self.open_images().with_context(|| show(self.images))?;
         let log = match self.work {
@@ -128,7 +131,7 @@ impl Options<'_> {
         format!("`{}`{work} was replaced by another directory meanwhile", self.images.display())
     }
 
-    /// The part of a request that these are.
+    /// The part of a request that these options decide.
     pub(in crate::container) fn request(
         &self,
         log: &str,
@@ -149,7 +152,7 @@ impl Options<'_> {
                 there.map(str::to_owned)
             }
         };
-        // CRIU's own choice, iptables, needs a program; its other way does not.
+        // CRIU's own choice, iptables, requires a program. The other method does not.
         let lock = self.network_lock.or_else(|| {
             let other = find("iptables-restore").is_none() && locks_by_nftables();
             other.then_some(NetworkLock::NFTABLES)
@@ -175,19 +178,20 @@ impl Options<'_> {
     }
 }
 
-/// The directories of a checkpoint and of CRIU's log. Those above them may be anybody's, so `rt`
-/// opens them once, and reaches every file in them by these descriptors.
+/// The directories of a checkpoint and of CRIU's log. Other users may own the directories above
+/// them. So `rt` opens them once, and reaches every file in them by these descriptors.
 #[derive(Debug)]
 pub(in crate::container) struct Directories {
     images: OwnedFd,
     log: OwnedFd,
 }
 
-/// `rt`'s own files in a checkpoint are short; a log may be as long as CRIU likes.
+/// The longest file that `rt` reads, in bytes. `rt`'s own files in a checkpoint are short, but a
+/// log may have any length.
 const LONGEST: u64 = 64 << 20;
 
 impl Directories {
-    /// Removes the log of an earlier attempt, whose errors are not to be quoted.
+    /// Removes the log of an earlier attempt. Its errors must not be quoted.
     pub(in crate::container) fn remove_log(&self, name: &str) -> Result<()> {
         match rustix::fs::unlinkat(&self.log, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -195,16 +199,16 @@ impl Directories {
         }
     }
 
-    /// Writes a file of `rt`'s beside CRIU's images; `path` is for errors.
+    /// Writes a file of `rt` beside CRIU's images. `path` is for errors.
     pub(in crate::container) fn write(&self, path: PathBuf, text: &[u8]) -> Result<()> {
         let directory = self.images.try_clone().context("duplicate a descriptor")?;
         let show = format!("write `{}`", path.display());
         Draft::write_in(directory, path, text, 0o600).context(show)?.publish()
     }
 
-    /// Looks at the directory of the checkpoint before, by its path from this one, and at those
-    /// before it. CRIU goes there by name, at a restore too, and reads memory there: nobody else
-    /// may be able to change a directory on the way.
+    /// Checks the directory of the checkpoint before, by its path from this one, and the
+    /// directories of the checkpoints before that. CRIU goes there by name and reads memory there,
+    /// at a restore too. So no other user may be able to change a directory on the way.
     pub(in crate::container) fn check_parent(&self, path: &Path, shown: &Path) -> Result<()> {
         let parent = trust::directory_from(self.images.as_fd(), shown, path)?;
         each_parent(parent, shown.join(path), &|_, _| Ok(()))
@@ -215,7 +219,7 @@ impl Directories {
         each_parent(images, std::path::absolute(shown)?, &|_, _| Ok(()))
     }
 
-    /// Looks at every file that a restore may read.
+    /// Checks every file that a restore may read.
     pub(in crate::container) fn refuse_others_files(&self, shown: &Path) -> Result<()> {
         let images = self.images.try_clone().context("duplicate a descriptor")?;
         each_parent(images, std::path::absolute(shown)?, &refuse_others_files)
@@ -225,20 +229,20 @@ impl Directories {
         self.images.as_fd()
     }
 
-    /// What CRIU has made beside its log before this restore.
+    /// The directories that CRIU has made beside its log before this restore.
     pub(in crate::container) fn yards(&self) -> Result<Yards> {
         Yards::look(&self.log)
     }
 }
 
-/// CRIU's link in the images to those of the checkpoint before (`CR_PARENT_LINK`).
+/// CRIU's link from the images to those of the checkpoint before (`CR_PARENT_LINK`).
 const PARENT: &str = "parent";
 
-/// More checkpoints than this, each the parent of the next, are a loop.
+/// If more checkpoints than this are each the parent of the next, they are a loop.
 const MOST_PARENTS: u32 = 1000;
 
-/// Looks at the directory of a checkpoint, and at those of the checkpoints before. Fails where
-/// another user could change one on the way.
+/// Checks the directory of a checkpoint, and those of the checkpoints before. Fails if another user
+/// could change a directory on the way.
 fn each_parent(
     mut images: OwnedFd,
     mut shown: PathBuf,
@@ -262,13 +266,14 @@ fn show(path: &Path) -> String {
     format!("open `{}`", path.display())
 }
 
-/// Reads a regular file of that name that nobody else can change, by another name neither: CRIU
-/// reads some of them again. A link is not followed, and a fifo not waited for.
+/// Reads a regular file of this name. Fails if another user can change the file, also by another
+/// name: CRIU reads some of these files again. Does not follow a link, and does not wait for a
+/// fifo.
 pub(in crate::container) fn read_in(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>> {
     Ok(read_if_there(directory, name)?.ok_or(Errno::NOENT)?)
 }
 
-/// None if it is not there.
+/// Returns None if the file does not exist.
 pub(in crate::container) fn read_if_there(
     directory: BorrowedFd<'_>,
     name: &str,
@@ -290,7 +295,7 @@ pub(in crate::container) fn read_if_there(
     Ok(Some(text))
 }
 
-/// Fails for a file that another user owns or can write to, who may have it open.
+/// Fails for a file that another user owns or can write to. That user may have it open.
 fn refuse_others_file(there: &Stat) -> Result<()> {
     ensure!(
         trust::is_ours(there),
@@ -301,8 +306,8 @@ fn refuse_others_file(there: &Stat) -> Result<()> {
     Ok(())
 }
 
-/// Fails for a file in a directory of images that another user can change, or that is none. CRIU
-/// opens them by name, follows links, and writes to some.
+/// Fails if a directory of images contains an entry that another user can change, or that is not a
+/// file. CRIU opens the files by name, follows links, and writes to some files.
 fn refuse_others_files(images: &OwnedFd, shown: &Path) -> Result<()> {
     let show = |name: &OsStr| format!("`{}` of the checkpoint", shown.join(name).display());
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -317,7 +322,7 @@ fn refuse_others_files(images: &OwnedFd, shown: &Path) -> Result<()> {
         }
         let there = match rustix::fs::statat(images, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(there) => there,
-            // Another restore from these images has removed it.
+            // Another restore from these images has removed the file.
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error).with_context(|| show(name)),
         };
@@ -326,7 +331,7 @@ fn refuse_others_files(images: &OwnedFd, shown: &Path) -> Result<()> {
             FileType::RegularFile | FileType::Socket => {
                 refuse_others_file(&there).with_context(|| show(name))?;
             }
-            // CRIU reads nothing in it.
+            // CRIU reads nothing in a directory.
             FileType::Directory => {}
             _ => bail!("{}: it is not a regular file", show(name)),
         }
@@ -339,38 +344,40 @@ fn is_same(one: &OwnedFd, other: &OwnedFd) -> Result<bool> {
     Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
-/// A CRIU that waits for its request.
+/// A CRIU process that waits for its request.
 #[derive(Debug)]
 pub(in crate::container) struct Criu {
     kind: Kind,
-    /// None when all is said.
+    /// None when the conversation is over.
     socket: Option<OwnedFd>,
     pid: Pid,
     pidfd: OwnedFd,
-    /// It has been waited for.
+    /// Whether this process has waited for CRIU's end.
     is_over: bool,
-    /// Of what it restores.
+    /// The guard of the processes that CRIU restores.
     guard: Option<Guard>,
-    /// It was told what to do.
+    /// Whether CRIU has got its request.
     is_asked: bool,
-    /// Of the images and of the log, opened in CRIU's mount namespace: CRIU mounts in them, and can
-    /// only do so in what that holds. It reaches them by `/proc` and this process's numbers for
-    /// them.
+    /// The directories of the images and of the log, opened in CRIU's mount namespace. CRIU mounts
+    /// in them, and can only do so in mounts of this namespace. CRIU reaches the directories by
+    /// `/proc` and their descriptor numbers in this process.
     directories: Vec<OwnedFd>,
 }
 
-/// How long CRIU may take to put things in order when nobody listens any more.
+/// How long CRIU may take to clean up when no process listens any more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Drop for Criu {
     fn drop(&mut self) {
-        // First of all: it would let go of what it has restored, and not all of that was checked.
+        // The guard's work comes first: CRIU would let go of the restored processes, and `rt` has
+        // not checked all of them.
         self.guard = None;
         if !self.is_asked {
-            // It holds nothing yet, and would print that no request has come.
+            // CRIU holds no process yet, and would print that no request has come.
             self.kill();
         }
-        // It ends by itself then, and lets go of the processes that it holds.
+        // When the socket is closed, CRIU ends by itself and lets go of the processes that it
+        // holds.
         self.socket = None;
         if self.is_over {
             return;
@@ -385,20 +392,20 @@ impl Drop for Criu {
     }
 }
 
-/// Whether it may be ended at any time: a half-made container is of no use to anybody. A dump has
-/// stopped one that is.
+/// Whether CRIU may be killed at any time. At a restore it may, because a half-made container has
+/// no use. During a dump, CRIU has stopped a running container.
 fn is_expendable(kind: Kind) -> bool {
     kind == Kind::RESTORE
 }
 
-/// What CRIU says when all that it restores has its credentials, and is stopped still. It does not
-/// heed the answer, so who refuses has to end the processes first: see [`Guard`].
+/// CRIU's notification when all restored processes have their credentials and are still stopped.
+/// CRIU ignores the answer. So to refuse, `rt` must end the processes first: see [`Guard`].
 pub(in crate::container) const BEFORE_IT_RUNS: &str = "pre-resume";
 
-/// What CRIU says when the first process is there, and does nothing yet.
+/// CRIU's notification when the first process exists, and does nothing yet.
 const FIRST_IS_THERE: &str = "setup-namespaces";
 
-/// What is done in CRIU's process before it becomes CRIU.
+/// The steps in CRIU's process before it becomes CRIU.
 pub(in crate::container) struct Prepare<'a> {
     pub(in crate::container) place: &'a dyn Fn(&Socket) -> Result<()>,
     /// With the directory of the images, as CRIU will see it.
@@ -409,18 +416,18 @@ pub(in crate::container) struct Prepare<'a> {
 pub(in crate::container) const NOTHING: Prepare<'_> =
     Prepare { place: &|_| Ok(()), images: &|_| Ok(()) };
 
-/// What CRIU says when something is about to be done or has been done.
+/// A notification of CRIU: it is about to do something, or has done it.
 pub(in crate::container) struct Notice {
     pub(in crate::container) script: String,
-    /// The container's first process, where it is told of.
+    /// The container's first process, if CRIU names it.
     pub(in crate::container) pid: i32,
     pub(in crate::container) descriptor: Option<OwnedFd>,
 }
 
 impl Criu {
-    /// Starts CRIU, which inherits the three standard streams and the descriptors in `keep`, by the
-    /// same numbers. Between the start of the process and `serve`, it waits at the other end of the
-    /// socket for what `prepare` expects.
+    /// Starts CRIU. It inherits the three standard streams and the descriptors in `keep`, with the
+    /// same numbers. `prepare` runs in CRIU's process and can wait for messages on the socket.
+    /// `serve` runs in this process and sends them.
     pub(in crate::container) fn start(
         kind: Kind,
         (options, checked): (&Options<'_>, &Directories),
@@ -461,7 +468,7 @@ impl Criu {
             directories: Vec::new(),
         };
         if let Err(error) = serve(pid, &caller) {
-            // At its end it stops waiting for what does not come.
+            // When the socket is closed, CRIU's process stops waiting for the messages.
             drop(caller);
             return Err(error);
         }
@@ -482,7 +489,7 @@ impl Criu {
                     );
                     criu.directories = directories;
                 }
-                // The exec closes its end.
+                // The exec closes CRIU's end of the socket.
                 None => return Ok(criu),
                 Some(Message::Failed(text)) => bail!(text),
                 Some(message) => bail!("the process for `criu` sent {message:?}"),
@@ -494,20 +501,20 @@ impl Criu {
         self.pid
     }
 
-    /// From now on, until all is checked, whatever becomes of `rt` or of CRIU ends what CRIU has
-    /// restored into this cgroup.
+    /// Starts the guard. From now on, until `rt` has checked everything, the guard ends the
+    /// processes that CRIU restores into this cgroup, if `rt` or CRIU ends.
     pub(in crate::container) fn guard(&mut self, cgroup: &Cgroup, yards: &Yards) -> Result<()> {
         self.guard = Some(Guard::start(self.pid, self.pidfd.as_fd(), cgroup, yards)?);
         Ok(())
     }
 
-    /// What `/proc` says of it counts only while it is there.
+    /// Fails if CRIU has ended: `/proc` describes CRIU only while it exists.
     pub(in crate::container) fn refuse_ended(&self) -> Result<()> {
         let ended = is_ready(self.pidfd.as_fd(), PollFlags::IN, Duration::ZERO)?;
         if ended { Err(self.how_it_ended()) } else { Ok(()) }
     }
 
-    /// Waits for its end, which may not be there yet when its socket is closed.
+    /// Waits for CRIU's end, which may come later than the end of its socket.
     fn how_it_ended(&self) -> anyhow::Error {
         let ended = is_ready(self.pidfd.as_fd(), PollFlags::IN, PATIENCE).unwrap_or(false);
         let stat = if ended { procfs::stat(self.pid).ok().flatten() } else { None };
@@ -517,14 +524,15 @@ impl Criu {
         }
     }
 
-    /// Has CRIU read the checkpoint by another way to it.
+    /// Lets CRIU read the checkpoint through another mount of it.
     pub(in crate::container) fn read_through(&mut self, images: OwnedFd) {
         if let Some(first) = self.directories.first_mut() {
             *first = images;
         }
     }
 
-    /// Has CRIU do one thing, and waits until it is done. `on_notice` can forbid what it hears of.
+    /// Has CRIU do one thing, and waits until it is done. `on_notice` can forbid a step that it is
+    /// told of.
     pub(in crate::container) fn call(
         mut self,
         mut options: Criu_opts,
@@ -541,7 +549,7 @@ impl Criu {
         let answer = loop {
             let (answer, descriptor) = match self.receive() {
                 Ok(received) => received,
-                // It may end at once when something is forbidden.
+                // CRIU may end at once when a step is forbidden.
                 Err(error) => return Err(refused.unwrap_or(error)),
             };
             if answer.type_() != Kind::NOTIFY {
@@ -559,8 +567,9 @@ impl Criu {
             let is_last_chance = notice.script == BEFORE_IT_RUNS;
             let allowed = on_notice(notice);
             if is_last_chance {
-                // Without its answer CRIU waits until the guard has ended all. If CRIU has ended
-                // meanwhile, that is why what it has restored was not found.
+                // Without an answer, CRIU waits until the guard has ended all processes. If CRIU
+                // has ended meanwhile, this is the reason that its restored processes were not
+                // found.
                 allowed.map_err(|error| self.refuse_ended().err().unwrap_or(error))?;
                 self.guard.take().map_or(Ok(()), Guard::dismiss)?;
                 let mut reply = rpc::Criu_req::new();
@@ -582,7 +591,7 @@ impl Criu {
             return Err(anyhow!("`criu` failed"));
         }
         ensure!(self.guard.is_none(), "`criu` has not said when all was restored");
-        // It waits for another request after one of these.
+        // After a request of this kind, CRIU waits for another one.
         if self.kind == Kind::PRE_DUMP {
             return Ok(());
         }
@@ -594,7 +603,7 @@ impl Criu {
     }
 
     fn kill(&self) {
-        // Who has ended is waited for all the same.
+        // If CRIU has ended already, this process waits for it all the same.
         let _ = syscall::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 
@@ -605,14 +614,14 @@ impl Criu {
     fn send(&self, request: &rpc::Criu_req) -> Result<()> {
         let bytes = request.write_to_bytes().context("write a request to `criu`")?;
         match rustix::net::send(self.socket()?, &bytes, SendFlags::NOSIGNAL) {
-            // It has ended: the next answer is the end of the stream.
+            // CRIU has ended. The next answer is the end of the stream.
             Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(error) => Err(error).context("send a request to `criu`"),
         }
     }
 
-    /// Waits for an answer. What CRIU has made holds its end of the socket too, so the end of the
-    /// stream alone does not tell of its end.
+    /// Waits for an answer. The processes that CRIU has made hold its end of the socket too, so the
+    /// end of the stream alone does not show CRIU's end.
     fn wait(&self) -> Result<()> {
         let (mut watch, turn) = (Watch::default(), Timespec::try_from(interrupt::TURN)?);
         loop {
@@ -623,7 +632,7 @@ impl Criu {
             ];
             match rustix::event::poll(&mut polled, Some(&turn)) {
                 Ok(0) => watch.turn().context("wait for `criu`")?,
-                // It may have answered before its end.
+                // CRIU may have answered before its end.
                 Ok(_)
                     if !polled[0].revents().is_empty()
                         || is_ready(socket, PollFlags::IN, Duration::ZERO)? =>
@@ -657,7 +666,7 @@ impl Criu {
     }
 }
 
-/// Returns only when it failed. Runs in CRIU's process.
+/// Becomes CRIU. Returns only if that failed. Runs in CRIU's process.
 fn become_criu(
     kind: Kind,
     options: &Options<'_>,
@@ -669,8 +678,8 @@ fn become_criu(
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
         if !is_expendable(kind) {
-            // Without its caller it lets the container run on, and ends, when it has something to
-            // say and nobody hears it. The terminal's signals are for the caller alone.
+            // The terminal's signals are for the runtime process alone. Without the runtime
+            // process, CRIU lets the container run on, and ends when it has a message to send.
             rustix::process::setpgid(None, None).context("make a process group")?;
         }
         (prepare.place)(caller)?;
@@ -679,16 +688,16 @@ fn become_criu(
         caller
             .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
         drop(directories);
-        // All but: the standard streams; the namespaces in `keep`, which the container is to share;
-        // the socket that CRIU is told by; the socket to the caller, which the exec closes. What
-        // the caller has left open, or `rt` forgets one day, is neither for CRIU nor for what it
-        // restores.
+        // Closes all descriptors except the standard streams, the namespaces in `keep`, which the
+        // container is to share, the socket for CRIU's request, and the socket to the runtime
+        // process, which the exec closes. Descriptors that the caller has left open, or that `rt`
+        // might forget to close, are neither for CRIU nor for the processes that it restores.
         let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), caller.as_fd()]).collect();
         syscall::close_all_but(3, &kept).context("close the host's descriptors")?;
         for descriptor in keep.iter().copied().chain([socket.as_fd()]) {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).context("keep a descriptor")?;
         }
-        // What this process has blocked to pass it on is for the container.
+        // Signals that this process has blocked to pass them on are for the container.
         syscall::block_only(&[]);
         if is_expendable(kind) {
             syscall::default_signal_actions();
@@ -714,7 +723,7 @@ fn become_criu(
     }
 }
 
-/// The caller's `PATH`, and where an administrator's programs are.
+/// The caller's `PATH`, then the directories of an administrator's programs.
 fn path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     if !path.is_empty() {
@@ -724,7 +733,7 @@ fn path() -> OsString {
     path
 }
 
-/// Where a program is that CRIU is, or needs.
+/// The path of CRIU, or of a program that it requires.
 fn find(name: &str) -> Option<PathBuf> {
     let path = path();
     let mut places = path.as_bytes().split(|byte| *byte == b':').map(OsStr::from_bytes);
@@ -744,16 +753,16 @@ pub(in crate::container) fn program() -> Result<PathBuf> {
         .context("find the program `criu`, which must be installed for checkpoints")
 }
 
-/// Whether this CRIU can be trusted with nftables: 3.17 leaves its table in the network namespace,
-/// where it goes on holding packets back, and its complaint on the container's standard output
-/// (measured).
+/// Whether nftables works with this CRIU. 3.17 leaves its table in the network namespace, where the
+/// table continues to hold packets back. It also leaves its error message on the container's
+/// standard output (measured).
 fn locks_by_nftables() -> bool {
     major_version().is_some_and(|major| major >= 4)
 }
 
-/// Whether this CRIU's newer way to restore mounts fails where two show different directories of
-/// one filesystem that the host has mounted shared, "Failed to copy sharing" (3.17, measured; 4.2.1
-/// can); then its older way is to be taken.
+/// Whether this CRIU's newer way to restore mounts fails with "Failed to copy sharing". It fails if
+/// two mounts show different directories of one filesystem that the host has mounted shared (3.17,
+/// measured; 4.2.1 can restore them). Then `rt` chooses CRIU's older way.
 pub(in crate::container) fn shares_mounts_wrongly() -> bool {
     major_version().is_some_and(|major| major < 4)
 }
@@ -762,7 +771,7 @@ fn major_version() -> Option<u32> {
     version()?.split('.').next()?.parse().ok()
 }
 
-/// The version of the CRIU that is installed, if one is.
+/// The version of the installed CRIU, if CRIU is installed.
 pub(crate) fn version() -> Option<String> {
     let output = Command::new(find("criu")?).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
@@ -771,7 +780,7 @@ pub(crate) fn version() -> Option<String> {
     rest.lines().next().map(|version| version.trim().to_owned())
 }
 
-/// An error with what CRIU has written to its log about it, which says more than its answer.
+/// Adds to an error the messages in CRIU's log, which say more than CRIU's answer.
 pub(in crate::container) fn explain(
     error: anyhow::Error,
     directories: &Directories,
@@ -785,12 +794,12 @@ pub(in crate::container) fn explain(
     anyhow!("{error:#}{causes}: see `{}`", log.display())
 }
 
-/// The last things that CRIU calls errors, without time and place:
-/// `(00.04) Error (criu/files-reg.c:1790): Can't …`.
+/// The last messages in the log that CRIU calls errors, without time and place: `(00.04) Error
+/// (criu/files-reg.c:1790): Can't …`.
 fn errors_in(log: &str) -> Vec<String> {
     const MOST: usize = 3;
-    // What is said on the way out of any failure, and where a kernel lacks something that may not
-    // be needed.
+    // CRIU writes these messages after any failure, or if the kernel lacks something that may not
+    // be required.
     const NOISE: [&str; 4] = [
         "FAILED.",
         "RLIMIT_NOFILE for self: Operation not permitted",
@@ -809,7 +818,7 @@ fn errors_in(log: &str) -> Vec<String> {
     errors.split_off(errors.len().saturating_sub(MOST))
 }
 
-/// Says to a descriptor of the caller's that pages can be asked for now.
+/// Writes to the caller's descriptor that the caller can ask for pages now.
 pub(in crate::container) fn say_ready(descriptor: &mut fs::File) -> Result<()> {
     descriptor.write_all(&[0]).context("write to the descriptor of `--status-fd`")
 }

@@ -45,7 +45,7 @@ pub(crate) struct CheckpointOptions<'a> {
     pub(crate) tcp_skip_in_flight: bool,
     /// The address to which CRIU sends the memory's pages.
     pub(crate) page_server: Option<(String, u16)>,
-    /// Who wants to know that pages can be asked for.
+    /// The caller's descriptor for the message that pages can be asked for.
     pub(crate) status: Option<File>,
 }
 

@@ -1,10 +1,9 @@
-//! Which mounts of a container show the host's files, and what takes their place when it is
-//! restored: CRIU leaves these out of a checkpoint, under a name, and mounts at a restore what it
-//! is told of for that name (`https://criu.org/External_bind_mounts`).
+//! The mounts of a container that show the host's files, and their replacements at a restore. CRIU
+//! leaves these mounts out of a checkpoint, under a name. At a restore, CRIU mounts the path that
+//! `rt` names for it (`https://criu.org/External_bind_mounts`).
 //!
-//! What a restore can offer follows from the configuration. A checkpoint asks the same question
-//! first, so that no container is ended which could not be made again. Runs in the caller's
-//! process.
+//! The configuration decides what a restore can offer. A checkpoint does the same check first. So
+//! it does not end a container that could not be made again. Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,48 +25,51 @@ use crate::linux::mounts;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::sd_notify;
 
-/// What stands for all files that are masked; the name is runc's too.
+/// The name of all masked files. runc uses the same name.
 const NULL: &str = "/dev/null";
 
-/// A filesystem, `MAJOR:MINOR`, and which directory or file of it is shown.
+/// A filesystem, `MAJOR:MINOR`, and the directory or file of it that is shown.
 pub(in crate::container) type Identity = (String, PathBuf);
 
-/// The mounts of a configuration, and what is there on the host for them.
+/// The mounts of a configuration, and the host's files for them.
 pub(in crate::container) struct Offers<'a> {
-    /// The host's path for each name; a name is where it is in the container.
+    /// The host's path for each name. A name is the path in the container.
     sources: BTreeMap<PathBuf, PathBuf>,
-    /// Those of the configuration.
+    /// The mounts of the configuration.
     entries: Vec<Configured<'a>>,
     /// `linux.devices`.
     devices: &'a [LinuxDevice],
-    /// `MOUNT_ATTR_*` for what is mounted under a name that is none of `entries`, and for those
-    /// below it too. Decided together with the source, from one look-up.
+    /// `MOUNT_ATTR_*` for the mount under a name that is not in `entries`, and for the mounts below
+    /// it too. Decided together with the source, from one look-up.
     restrictions: BTreeMap<PathBuf, (u64, u64)>,
     own_cgroups: bool,
     version: Version,
     /// The host's mounts.
     host: Vec<Entry>,
-    /// What the host shows as `/dev/null`: asked once, where that is the host's.
+    /// The filesystem and file that the host shows as `/dev/null`. Read once, in the mount
+    /// namespace of the host.
     null: Option<(String, PathBuf)>,
 }
 
 /// A mount of the configuration.
 pub(in crate::container) struct Configured<'a> {
-    /// Where it is in the container.
+    /// The path in the container.
     pub(in crate::container) at: PathBuf,
     pub(in crate::container) entry: &'a Mount,
-    /// `MOUNT_ATTR_*` for the mount itself, and for those below it too; later remounts included.
+    /// `MOUNT_ATTR_*` for the mount itself, and for the mounts below it too. Includes later
+    /// remounts.
     pub(in crate::container) restrictions: (u64, u64),
 }
 
 impl<'a> Offers<'a> {
-    /// Of a container with this cgroup, and whose service manager's socket is in `notify`.
+    /// The offers for a container with this cgroup. The folder of its service manager's socket is
+    /// `notify`.
     pub(in crate::container) fn new(
         bundle: &'a Bundle,
         cgroup: &Cgroup,
         notify: &Path,
     ) -> Result<Offers<'a>> {
-        // A path without links, by which it was opened.
+        // This path has no links, and `rt` opened the rootfs by it.
         let rootfs = Rootfs::open_as_is(&bundle.rootfs).context("open the rootfs")?;
         let root = bundle.rootfs.clone();
         let mut offers = Offers {
@@ -82,12 +84,12 @@ impl<'a> Offers<'a> {
         };
         let null = offers.shown_at(Path::new(NULL));
         offers.null = null.map(|(device, root)| (device.to_owned(), root));
-        // Where no nodes can be made, devices are mounts of the host's, unless the configuration
-        // mounts in their places.
+        // If nodes cannot be made, devices are mounts of the host's nodes, unless the configuration
+        // mounts something at these paths.
         let default = devices::defaults::DEFAULT.map(|(name, ..)| Path::new("/dev").join(name));
         let listed = bundle.linux().devices().iter().flatten().map(|device| device.path().clone());
         for path in default.into_iter().chain(listed) {
-            // They are not the container's to change.
+            // The container must not change the host's nodes.
             offers.restrictions.insert(path.clone(), (libc::MOUNT_ATTR_RDONLY, 0));
             offers.sources.insert(path.clone(), path);
         }
@@ -107,7 +109,7 @@ impl<'a> Offers<'a> {
     }
 
     fn add(&mut self, bundle: &Bundle, cgroup: &Cgroup, entry: &Mount, destination: &Path) {
-        // Without a namespace of its own it shows a directory of the host's.
+        // Without a cgroup namespace of the container, this entry shows a directory of the host.
         if is_cgroup(entry) && !self.own_cgroups {
             for path in cgroup.of_init() {
                 let below = path.strip_prefix(cgroups::ROOT).unwrap_or(path);
@@ -134,7 +136,7 @@ impl<'a> Offers<'a> {
         let mut own = options.attr.set & mount_table::ALL_RESTRICTIONS;
         let mut below = options.recursive.set & mount_table::ALL_RESTRICTIONS;
         if mounts::remounts(entry) {
-            // It adds to what is there.
+            // A remount adds to the restrictions of the existing mount.
             let last = self.entries.iter_mut().rfind(|it| it.at == destination);
             let there = match last {
                 Some(last) => &mut last.restrictions,
@@ -144,22 +146,22 @@ impl<'a> Offers<'a> {
             return Ok(());
         }
         if is_cgroup(entry) {
-            // The options are for each hierarchy (`cgroup_mount.rs`).
+            // The options apply to each hierarchy (`cgroup_mount.rs`).
             below |= own;
             if self.version == Version::V1 {
                 own = own & libc::MOUNT_ATTR_RDONLY | cgroup_mount::RESTRICTIONS;
             }
         }
-        // What is mounted over another one has nothing of it.
+        // A mount over another one inherits none of its restrictions.
         self.restrictions.remove(&destination);
         self.entries.push(Configured { at: destination, entry, restrictions: (own, below) });
         Ok(())
     }
 
-    /// What the configuration says of what the host shows under a name.
+    /// The configuration's restrictions for the host's files under a name.
     pub(in crate::container) fn restrictions(&self, name: &Path) -> u64 {
-        // The last of these that is at this name or above it: what is mounted there in another way
-        // does not show the host's files.
+        // The last of the entries at this name or above it counts. Mounts of other kinds there do
+        // not show the host's files.
         let gives = |it: &&Configured<'_>| {
             mounts::binds(it.entry) || is_cgroup(it.entry) && !self.own_cgroups
         };
@@ -175,7 +177,7 @@ impl<'a> Offers<'a> {
         rest.fold(given, |all, (at, restrictions)| all | of(at, *restrictions))
     }
 
-    /// What the host shows under each name.
+    /// The host's filesystem and file under each name.
     pub(in crate::container) fn shown(&self) -> BTreeMap<&Path, Identity> {
         let shown = self.sources.iter().map(|(name, source)| {
             let (device, root) = self.shown_at(source)?;
@@ -203,7 +205,7 @@ impl<'a> Offers<'a> {
         null.is_some_and(|(device, root)| (device.as_str(), root) == (&entry.device, &entry.root))
     }
 
-    /// What is mounted below a directory of the host's, for mounts that take it along.
+    /// Adds the mounts below a directory of the host, for mounts that include them.
     fn add_below(&mut self, source: &Path, destination: &Path) {
         for mount in &self.host {
             if let Ok(below) = mount.point.strip_prefix(source)
@@ -214,21 +216,21 @@ impl<'a> Offers<'a> {
         }
     }
 
-    /// For a restore: what to mount for each name that a checkpoint may hold.
+    /// For a restore: the path to mount for each name that a checkpoint may contain.
     pub(in crate::container) fn all(&self) -> Result<Vec<Ext_mount_map>> {
         let mut all = self.sources.clone();
         all.entry(NULL.into()).or_insert_with(|| NULL.into());
         all.iter().map(|(name, source)| external(name, source)).collect()
     }
 
-    /// For a checkpoint: those of the container's mounts that CRIU shall leave out. Fails for one
-    /// that no restore would find.
+    /// For a checkpoint: the container's mounts that CRIU must leave out. Fails for a mount that a
+    /// restore would not find.
     pub(in crate::container) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {
         let host: BTreeSet<&str> = self.host.iter().map(|entry| entry.device.as_str()).collect();
         let mut names: BTreeMap<&Path, Option<&Path>> = BTreeMap::new();
         for entry in mounts {
             let name = if self.is_a_made_device(entry) {
-                // A restore shows the host's.
+                // A restore shows the host's device.
                 if !self.host_has(&entry.point) {
                     bail!(
                         "the host has no device `{}`: it could not be restored",
@@ -250,7 +252,7 @@ impl<'a> Offers<'a> {
                     entry.point.display()
                 );
             };
-            // CRIU tells them apart by where they are.
+            // CRIU identifies mounts by their paths.
             if names.insert(&entry.point, name).is_some_and(|other| other != name) {
                 bail!(
                     "two mounts are stacked on `{}`, one of them of host files: `criu` cannot tell them apart",
@@ -261,18 +263,18 @@ impl<'a> Offers<'a> {
         names.iter().filter_map(|(point, name)| Some(external(point, (*name)?))).collect()
     }
 
-    /// Whether a mount shows what a restore would mount in its place. The container may have put
-    /// another one there, and the host may have replaced or removed the file.
+    /// Whether a mount shows the file that a restore would mount in its place. The container may
+    /// have mounted another one there, and the host may have replaced or removed the file.
     fn is_offered(&self, entry: &Entry) -> bool {
         let source = self.sources.get(&entry.point);
         source.is_some_and(|source| self.shown_at(source) == Some(identity(entry)))
     }
 
-    /// What the host shows at a path: the filesystem, and the path in it.
+    /// The filesystem that the host shows at a path, and the path in that filesystem.
     pub(in crate::container) fn shown_at(&self, path: &Path) -> Option<(&str, PathBuf)> {
         fs::symlink_metadata(path).ok()?;
         let above = self.host.iter().filter(|mount| path.starts_with(&mount.point));
-        // Of several at one place, the last is on top.
+        // Of several mounts at one path, the last is on top.
         let mount = above.max_by_key(|mount| mount.point.components().count())?;
         let below = path.strip_prefix(&mount.point).ok()?;
         Some((&mount.device, mount.root.join(below).components().collect()))
@@ -287,19 +289,19 @@ impl<'a> Offers<'a> {
         entry.kind == "tmpfs" && self.devices.iter().enumerate().any(name)
     }
 
-    /// Whether the device that is listed for a path is at that path on the host too.
+    /// Whether the listed device for a path is at that path on the host too.
     fn host_has(&self, path: &Path) -> bool {
         let listed = self.devices.iter().find(|device| device.path() == path);
         listed.is_some_and(devices::is_on_the_host)
     }
 
-    /// Whether nothing of the configuration's has the name that stands for all masks.
+    /// Whether no mount of the configuration has the name that stands for all masks.
     fn name_of_masks_is_free(&self) -> bool {
         self.sources.get(Path::new(NULL)).is_none_or(|source| source == Path::new(NULL))
     }
 
-    /// Whether a mount shows what another one does, or a part of it: CRIU makes it from that one
-    /// then.
+    /// Whether a mount shows the same directory as another one, or a part of it. If so, CRIU makes
+    /// it from the other one.
     fn holds(&self, other: &Entry, entry: &Entry, host: &BTreeSet<&str>) -> bool {
         other.device == entry.device
             && entry.root.starts_with(&other.root)
@@ -311,25 +313,25 @@ impl<'a> Offers<'a> {
         let bound = configured.is_some_and(|it| mounts::binds(it.entry));
         let anew = configured.is_some_and(|it| it.at == entry.point) && !bound;
         match entry.kind.as_str() {
-            // What is shown at `/` is what the caller prepares as the rootfs.
+            // The caller prepares the rootfs, which is shown at `/`.
             _ if entry.point == Path::new("/") => false,
             "cgroup" | "cgroup2" => !self.own_cgroups || bound,
-            // Of these, one filesystem can be the host's and the container's: what it shows depends
-            // on who mounts it.
+            // One filesystem of these kinds can be both the host's and the container's. Its
+            // contents depend on who mounts it.
             "sysfs" | "mqueue" => bound,
             _ => !anew && host.contains(entry.device.as_str()),
         }
     }
 
-    /// The last mount of the configuration that is at this path or above it.
+    /// The last mount of the configuration at this path or above it.
     fn configured(&self, point: &Path) -> Option<&Configured<'a>> {
         let above = self.entries.iter().filter(|it| point.starts_with(&it.at));
         above.max_by_key(|it| it.at.components().count())
     }
 }
 
-/// CRIU writes both into one text, `mnt[KEY]:VALUE`, and reads it again: a name that a container or
-/// an image chooses could be read as another one's.
+/// CRIU writes both into one text, `mnt[KEY]:VALUE`, and parses it again. If a container or an
+/// image chooses the name, CRIU could parse it as another name.
 fn external(key: &Path, value: &Path) -> Result<Ext_mount_map> {
     let text = |path: &Path| {
         let text =
@@ -350,13 +352,13 @@ fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     namespaces.into_iter().any(|namespace| namespace.typ() == kind)
 }
 
-/// The filesystem that a mount shows, and which path in it.
+/// The filesystem that a mount shows, and the path in it.
 fn identity(entry: &Entry) -> (&str, PathBuf) {
     (&entry.device, entry.root.clone())
 }
 
-/// Where a path leads in the rootfs, as the kernel has it in its table of mounts. What is not there
-/// is there in the end as it is written.
+/// The place in the rootfs to which a path leads, as in the kernel's mount table. The components
+/// that do not exist stay as they are written.
 fn resolve(rootfs: &Rootfs, path: &Path, destination: &Path) -> PathBuf {
     for above in destination.ancestors() {
         let Ok(found) = rootfs.open(above, OFlags::PATH) else { continue };

@@ -1,18 +1,21 @@
-//! A process that kills all that CRIU has restored, should `rt` or CRIU end before it was looked at.
+//! The guard: a process that kills all processes that CRIU has restored, if `rt` or CRIU ends
+//! before `rt` has checked them.
 //!
-//! Restored processes run as soon as nobody traces them any more, with whatever the images have
-//! given them. CRIU lets go of them at its end, and when its last notice is answered, or can no
-//! longer be answered: it does not ask what the answer is. So:
+//! Restored processes run as soon as no process traces them any more, with whatever the images have
+//! given them. CRIU lets go of them at its end. It also does so when its last notification is
+//! answered, or can no longer be answered, and it ignores the answer. So:
 //!
-//! - The guard holds `rt`'s end of CRIU's socket too. Without `rt`, CRIU waits at its next notice.
-//! - CRIU does not end with `rt` by itself (`PR_SET_PDEATHSIG`). The guard stops it, kills what it
-//!   traces, and then the container's cgroup with CRIU in it.
+//! - The guard holds `rt`'s end of CRIU's socket too. Without `rt`, CRIU waits at its next
+//!   notification.
+//! - CRIU does not end with `rt` by itself (`PR_SET_PDEATHSIG`). The guard stops CRIU, kills the
+//!   processes that CRIU traces, and then kills the container's cgroup with CRIU in it.
 //! - If CRIU ends, the guard kills the cgroup at once, whatever `rt` does at that moment.
 //!
-//! `rt` dismisses the guard when all is checked and limited, before it answers the last notice.
-//! Otherwise the end of `rt`'s pipe means that nothing was: of a failed restore the guard kills the
-//! rest, too. It has a session of its own, so that no signal of a terminal reaches it, and nothing
-//! of the container's. Who kills both, `rt` and its guard, has to be root of the host.
+//! `rt` dismisses the guard when everything is checked and limited, before it answers the last
+//! notification. If `rt`'s end of the pipe closes before that, the restore has failed, and the
+//! guard kills the rest of it, too. The guard has a session of its own, so no signal of a terminal
+//! reaches it, and nothing of the container does. Only root of the host can kill both `rt` and its
+//! guard.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,26 +34,28 @@ use crate::linux::cgroups::Cgroup;
 use crate::linux::process;
 use crate::{procfs, syscall};
 
-/// The kernel chooses no such process when memory is short (`proc_pid_oom_score_adj(5)`).
+/// With this score, the kernel does not kill a process when memory is short
+/// (`proc_pid_oom_score_adj(5)`).
 const NEVER: i32 = -1000;
 
-/// How long CRIU may take to stop; it can be in a call to the kernel that does not end.
+/// How long CRIU may take to stop. It can be in a kernel call that does not end.
 const STOPPING: Duration = Duration::from_secs(1);
 
-/// How long the guard may take. More than the time in which a cgroup can be frozen and signalled.
+/// How long the guard may take. This is more than the time in which `rt` can freeze and signal a
+/// cgroup.
 const KILLING: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(in crate::container) struct Guard {
-    /// None when it was dismissed, or has seen the end of it.
+    /// None if `rt` has dismissed the guard, or has seen its end.
     pipe: Option<OwnedFd>,
     pid: Pid,
     pidfd: OwnedFd,
-    /// What it kills.
+    /// The processes that the guard kills.
     victims: Victims,
 }
 
-/// CRIU, and the cgroup that it restores into.
+/// CRIU, and the cgroup into which it restores.
 #[derive(Debug)]
 struct Victims {
     criu: Pid,
@@ -59,7 +64,7 @@ struct Victims {
 }
 
 impl Guard {
-    /// Starts one, before CRIU is asked for anything.
+    /// Starts a guard, before CRIU gets any request.
     pub(in crate::container) fn start(
         criu: Pid,
         criu_fd: BorrowedFd<'_>,
@@ -78,7 +83,7 @@ impl Guard {
         Ok(Guard { pipe: Some(pipe), pid, pidfd, victims })
     }
 
-    /// Ends it, when all that was restored may run.
+    /// Ends the guard, when all restored processes may run.
     pub(in crate::container) fn dismiss(mut self) -> Result<()> {
         let pipe = self.pipe.as_ref().context("the guard was dismissed already")?;
         let told = rustix::io::write(pipe, &[0]);
@@ -89,7 +94,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether it has ended well, and in time.
+    /// Whether the guard has ended successfully and in time.
     fn ends(&self) -> Result<bool> {
         if !interrupt::is_ready(self.pidfd.as_fd(), PollFlags::IN, KILLING)? {
             let _ = rustix::process::kill_process(self.pid, Signal::KILL);
@@ -114,12 +119,12 @@ impl Drop for Guard {
     }
 }
 
-/// Waits for the end of `rt`, or of CRIU, or to be dismissed. Runs in the guard.
+/// Waits until `rt` ends, CRIU ends, or `rt` dismisses the guard. Runs in the guard.
 fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
-    // The signals that `rt` holds back are held back here too. This cannot fail: a process that its
-    // parent has just made leads no process group.
+    // The guard blocks the signals that `rt` holds back. This call cannot fail: a process that its
+    // parent has just made does not lead a process group.
     let _ = rustix::process::setsid();
-    // Where it may: not every root of a host has this right.
+    // If the guard may do so: not every root of a host has this right.
     let _ = process::set_oom_score_adj(None, NEVER);
     loop {
         let mut polled =
@@ -127,7 +132,7 @@ fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
         match rustix::event::poll(&mut polled, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
-            // It cannot watch: nothing may run on.
+            // The guard cannot watch, so no process may run on.
             Err(_) => break,
         }
         if polled[0].revents().is_empty() {
@@ -140,7 +145,7 @@ fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
         }
     }
     let ended = victims.end();
-    // `rt` does it too, if it is there. What has ended has no mounts any more.
+    // `rt` does this too, if it is still running. An ended process has no mounts any more.
     if matches!(interrupt::is_ready(victims.criu_fd.as_fd(), PollFlags::IN, STOPPING), Ok(true)) {
         let _ = yards.remove_new();
     }
@@ -149,7 +154,7 @@ fn watch(pipe: &OwnedFd, victims: &Victims, yards: &Yards) -> Result<()> {
 
 impl Victims {
     fn end(&self) -> Result<()> {
-        // Stopped, CRIU lets go of nothing.
+        // A stopped CRIU lets go of no process.
         let _ = syscall::pidfd_send_signal(self.criu_fd.as_fd(), libc::SIGSTOP);
         let traced = if self.stops() { restored::kill_traced_by(self.criu) } else { Ok(()) };
         let rest = if self.cgroup.has_none() { Ok(()) } else { self.cgroup.signal(libc::SIGKILL) };
@@ -158,7 +163,7 @@ impl Victims {
         traced.and(rest)
     }
 
-    /// False if CRIU has ended: then it traces nothing.
+    /// Returns false if CRIU has ended. Then it traces no process.
     fn stops(&self) -> bool {
         let end = Instant::now() + STOPPING;
         loop {
@@ -176,8 +181,9 @@ impl Victims {
     }
 }
 
-/// Has the kernel choose others when memory is short: what CRIU traces would run on. Only once the
-/// first process is there, which all others come from, and which would inherit it.
+/// Makes the kernel choose other processes when memory is short: otherwise the processes that CRIU
+/// traces would run on. Runs only when the first process exists. All other processes descend from
+/// it, and it would inherit the score.
 pub(in crate::container) fn spare(criu: Pid) {
     if let Err(error) = process::set_oom_score_adj(Some(criu), NEVER) {
         tracing::debug!("keep `criu` from being killed for memory: {error:#}");

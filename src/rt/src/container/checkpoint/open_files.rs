@@ -1,9 +1,8 @@
-//! What restored processes have open below what has been covered since.
+//! The open files of restored processes below a mount that now covers them.
 //!
-//! CRIU opens files again by their names, before `restore` masks what the checkpoint did not mask.
-//! By a directory that is open, or the working directory, a process would reach what is below a
-//! mask or a read-only path. Runs in the caller's process, while all restored processes are
-//! stopped.
+//! CRIU opens files again by their names, before `restore` masks paths that the checkpoint did not
+//! mask. By an open directory, or by its working directory, a process could reach files below a
+//! mask or a read-only path. Runs in the runtime process, while all restored processes are stopped.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -15,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use crate::container::checkpoint::confinement::{self, Status};
 use crate::linux::mount_table::{self, Entry};
 
-/// Fails for what a stopped process has open below another mount of the first one's.
+/// Fails if a stopped process has a file open below another mount of the first process.
 pub(in crate::container) fn refuse_covered(first: i32, processes: &[i32]) -> Result<()> {
     let table = mount_table::of(first)?;
     for pid in processes {
@@ -45,7 +44,8 @@ fn check(link: &Path, table: &[Entry]) -> Result<()> {
     let show = || format!("read `{}`", link.display());
     let path = fs::read_link(link).with_context(show)?;
     if path.as_os_str().as_encoded_bytes().starts_with(b"socket:") {
-        // What was sent and not taken yet is open too, and cannot be looked at.
+        // Descriptors that were sent to the socket and not received yet are open too, and cannot be
+        // checked.
         let name = link.file_name().unwrap_or_default();
         let information = link.with_file_name("..").join("fdinfo").join(name);
         let text = fs::read_to_string(&information)
@@ -69,11 +69,12 @@ fn check(link: &Path, table: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// The mount that covers a path on another mount, or what that one is on.
+/// Returns the mount that covers a path on another mount, or that covers one of the mounts below
+/// that one.
 fn cover<'t>(mount: &str, path: &Path, table: &'t [Entry]) -> Option<&'t Entry> {
     let mut on = mount;
     let mut below = None;
-    // As many steps as there are mounts, at the most.
+    // The loop needs at most as many steps as there are mounts.
     for _ in table {
         let covers = |other: &&Entry| {
             other.parent == on && Some(other.id.as_str()) != below && path.starts_with(&other.point)

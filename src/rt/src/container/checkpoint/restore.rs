@@ -1,10 +1,11 @@
-//! Making a container's processes again from what [`mod@crate::container::checkpoint::dump`] has
-//! written. Runs in the caller's process, but for what is said to run in CRIU's.
+//! `restore`: makes a container's processes again from the files that
+//! [`mod@crate::container::checkpoint::dump`] has written. Runs in the runtime process, except for
+//! the functions that say that they run in CRIU's process.
 //!
-//! The processes are CRIU's work; their place is ours, as at a creation: the name, the cgroup with
-//! its limits, the rootfs with what is to be mounted on, and the `prestart` and `createRuntime`
-//! hooks. CRIU runs in the container's cgroup, so that whatever becomes of it can be found, and in
-//! a mount namespace that goes with it. Own code: libcontainer cannot restore.
+//! CRIU makes the processes. `rt` makes their place, as at `create`: the name, the cgroup with its
+//! limits, the rootfs with its mount points, and the `prestart` and `createRuntime` hooks. CRIU
+//! runs in the container's cgroup, so that its processes can always be found, and in a mount
+//! namespace that goes with it. This is our own code: libcontainer cannot restore.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -62,10 +63,10 @@ pub(crate) struct RestoreOptions<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Bundle,
     pub(crate) manager: Manager,
-    /// For what `exec` starts in it.
+    /// The handler for programs that `exec` starts in the container.
     pub(crate) asked: Option<workload::Handler>,
     pub(crate) pid_file: Option<&'a Path>,
-    /// Where to send the terminal, if it has one.
+    /// The socket to which the terminal is sent, if the container has a terminal.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) tcp_close: bool,
     pub(crate) lsm_profile: Option<&'a str>,
@@ -74,7 +75,7 @@ pub(crate) struct RestoreOptions<'a> {
     pub(crate) new_keyring: bool,
 }
 
-/// A container that runs again.
+/// A restored container, which runs again.
 #[derive(Debug)]
 pub(crate) struct Restored {
     pub(crate) state: State,
@@ -85,7 +86,7 @@ pub(crate) struct Restored {
 
 const LOG: &str = "restore.log";
 
-/// Makes the container again. When that fails, nothing of it is left.
+/// Restores the container. If that fails, removes everything that it has made.
 pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Restored> {
     state::check_id(options.id)?;
     ensure!(ids::is_host_root(), "a restore takes root of the host");
@@ -108,7 +109,8 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
         Ok((pid, pidfd)) => Ok(Restored { state, directory, pid, pidfd }),
         Err(error) => {
             interrupt::forget();
-            // It may run already, and without a cgroup of its own nothing else would end it.
+            // The container may run already. Without a cgroup of its own, nothing else would end
+            // it.
             let ended = delete::end(&state);
             let undone = undo::undo(&directory, &state);
             failure::and_then_cleaned(Err(error), ended.and(undone))
@@ -119,7 +121,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
 /// `rt`'s own files in a checkpoint.
 struct Checkpoint {
     images: OwnedFd,
-    /// Which of CRIU's own standard streams takes the place of what, by the names in the
+    /// CRIU's own standard streams that replace streams of the checkpoint, by their names in the
     /// checkpoint.
     inherited: Vec<Inherit_fd>,
     cgroups: cgroup_image::Image,
@@ -157,7 +159,7 @@ fn inherit(key: &str, descriptor: i32) -> Inherit_fd {
     Inherit_fd { key: Some(key.to_owned()), fd: Some(descriptor), ..Inherit_fd::default() }
 }
 
-/// Steps 1, from the claim on the name on, to 9.
+/// Step 1 from the claim on the name on, and steps 2 to 9.
 fn make(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -170,7 +172,7 @@ fn make(
     let recorded = checkpoint.mounts(&options.common)?;
     let Checkpoint { images, inherited, cgroups } = checkpoint;
     let places = record(options, namespaces, images, directory, state)?;
-    // What CRIU reads in the place of the image of cgroups.
+    // The file that CRIU reads instead of the checkpoint's image of cgroups.
     let cover = Cover::new(directory.cover_folder())?;
     let mut criu = clone_criu(options, namespaces, &places, &cover, directory, state)?;
     let mut watch = Watch {
@@ -214,17 +216,18 @@ fn make(
     publish(options, namespaces, &places, directory, state)
 }
 
-/// What is on the host for CRIU.
+/// The places on the host that CRIU uses.
 struct Places {
-    /// Where the rootfs is mounted, in CRIU's mount namespace.
+    /// The mount point of the rootfs, in CRIU's mount namespace.
     root: PathBuf,
-    /// For a container that had a socket for `sd_notify(3)`; in another it is not mounted.
+    /// For a container that had a socket for `sd_notify(3)`. In other containers, it is not
+    /// mounted.
     notify: PathBuf,
     /// The images and the log.
     directories: Directories,
 }
 
-/// Writes down what a deletion finds, and makes the places.
+/// Writes the files that `delete` needs, and makes the places.
 fn record(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -244,7 +247,7 @@ fn record(
     Ok(Places { root, notify, directories })
 }
 
-/// Starts CRIU in the container's cgroup. It waits for the request then.
+/// Starts CRIU in the container's cgroup. CRIU then waits for the request.
 fn clone_criu(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -267,7 +270,7 @@ fn clone_criu(
                 socket.carry_log();
                 let root = places.root.display();
                 log::step("restore, step 3: CRIU's process prepares the root", &root);
-                // CRIU's processes become the container's.
+                // The processes that CRIU makes become the container's.
                 if options.new_keyring {
                     becoming::leave_session_keyring(options.id)?;
                 }
@@ -278,7 +281,7 @@ fn clone_criu(
             images: &|images| cover.put_on(images),
         },
         |pid, socket| {
-            // Killed from here on, it is this process that a deletion ends.
+            // If this command is killed from here on, `delete` ends CRIU's process.
             plan::belongs_to(state, pid)?;
             if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
@@ -296,7 +299,7 @@ fn clone_criu(
     )
 }
 
-/// What the runtime process does while CRIU restores.
+/// The work of the runtime process while CRIU restores.
 struct Watch<'a> {
     options: &'a RestoreOptions<'a>,
     namespaces: &'a Namespaces,
@@ -306,17 +309,17 @@ struct Watch<'a> {
     recorded: &'a [Recorded],
     state: &'a mut State,
     limits: Limits<'a>,
-    /// Where CRIU is. Where its images put the first process is not asked.
+    /// The cgroups of CRIU. `rt` does not ask where the images put the first process.
     cgroups: Vec<PathBuf>,
     home: Vec<(String, PathBuf)>,
     criu: Pid,
     held: &'a HeldBack,
-    /// A mount was covered that the configuration masks.
+    /// Whether `rt` has covered something that the configuration masks.
     has_covered: bool,
 }
 
 impl Watch<'_> {
-    /// What CRIU shall do.
+    /// The request to CRIU.
     fn request(&self, places: &Places, inherited: Vec<Inherit_fd>) -> Result<Criu_opts> {
         let (options, cgroup) = (self.options, &self.state.cgroup);
         log::step("restore, step 5: send the request", &options.common.images.display());
@@ -343,7 +346,7 @@ impl Watch<'_> {
         Ok(request)
     }
 
-    /// Does what is due by now.
+    /// Does the step that belongs to a notification.
     fn hear(&mut self, notice: Notice) -> Result<()> {
         match notice.script.as_str() {
             "setup-namespaces" => self.run_hooks(notice.pid),
@@ -351,7 +354,7 @@ impl Watch<'_> {
                 log::step("restore, step 7: send the terminal", &"");
                 self.send_terminal(notice.descriptor)
             }
-            // It has its memory and its files, and does not run yet.
+            // The first process has its memory and its files, and does not run yet.
             "post-restore" => self.restrict_mounts(notice.pid),
             criu::BEFORE_IT_RUNS => self.compare(),
             _ => Ok(()),
@@ -361,7 +364,8 @@ impl Watch<'_> {
     fn run_hooks(&mut self, pid: i32) -> Result<()> {
         log::step("restore, step 6: run hooks", &pid);
         plan::belongs_to(self.state, Pid::from_raw(pid).context("no process")?)?;
-        // Killed in a hook, and without a cgroup, this is how a deletion finds it.
+        // If this command is killed during a hook, and the container has no cgroup, `delete` finds
+        // the process by this record.
         self.directory.write(self.state)?;
         let hooks = self.options.bundle.spec.hooks().as_ref();
         hooks::run_before_creation(hooks, self.state, self.streams)
@@ -401,7 +405,7 @@ impl Watch<'_> {
             restored_cgroups::own(&state.cgroup),
             &self.home,
         )?;
-        // With this capability it can take covers away.
+        // With this capability, the container can remove covers itself.
         if self.has_covered && !self.limits.gives(CapabilitySet::SYS_ADMIN) {
             open_files::refuse_covered(state.pid, &processes)?;
         }
@@ -418,7 +422,7 @@ fn is_limited(options: &RestoreOptions<'_>) -> bool {
     options.manager != Manager::Disabled
 }
 
-/// Limits the container exactly, and tells everybody of it.
+/// Sets the exact limits of the container, and publishes it.
 fn publish(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -430,12 +434,12 @@ fn publish(
     let resources = options.bundle.linux().resources().as_ref();
     if let Some(resources) = resources.filter(|_| is_limited(options)) {
         let limited = state.cgroup.update(resources.clone()).context("limit what was restored");
-        // systemd lets go of the scope of a container that has ended.
+        // systemd releases the scope of a container that has ended.
         if state.process()?.is_some() {
             limited?;
         }
     }
-    // Mounted on in CRIU's mount namespace only, which is gone.
+    // The rootfs was mounted here only in CRIU's mount namespace, which is gone.
     let _ = fs::remove_dir(&places.root);
     if namespaces.makes(libc::CLONE_NEWUSER) {
         directory.close()?;
@@ -450,9 +454,9 @@ fn publish(
     Ok((pid, pidfd))
 }
 
-/// The limits that CRIU can work under once all processes are there: those of memory are so much
-/// higher as CRIU may use until it has ended. Set only when the container runs already, they would
-/// leave what it has made or taken meanwhile.
+/// The limits under which CRIU can work when all processes exist. The memory limits are raised by
+/// the memory that CRIU may use until it has ended. If `rt` set limits only after the container has
+/// begun to run, the container would keep the processes and memory that it has taken meanwhile.
 fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
     let resources = resources?;
     let more = i64::try_from(of_criu).unwrap_or(i64::MAX);
@@ -480,8 +484,8 @@ fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxRe
     any.then_some(limits)
 }
 
-/// What CRIU's process may use of the container's memory until it ends, in bytes: as much again as
-/// it has by now, and some more.
+/// The container's memory that CRIU's process may use until it ends, in bytes: twice the memory
+/// that it has now, and some more.
 fn memory_of_criu(pid: Pid) -> u64 {
     const SOME: u64 = 16 << 20;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -490,19 +494,20 @@ fn memory_of_criu(pid: Pid) -> u64 {
     SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
 }
 
-/// The limits that CRIU can work under. It is in the container's cgroup, and uses memory and
-/// processes of its own there: with the others too, a container that had nearly used up its limits
-/// would not come back.
+/// The limits under which CRIU can work. CRIU is in the container's cgroup, and uses memory and
+/// processes of its own there. With the other limits too, a container that had nearly reached its
+/// limits could not be restored.
 fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
     let mut resources = resources?.clone();
     resources.set_memory(None).set_pids(None).set_unified(None);
     Some(resources)
 }
 
-/// In a user namespace, CRIU reads the checkpoint as the host's root without its rights, and later
-/// as the container's root: it has to be open to both, and to nobody else. So it is read through a
-/// mount that only CRIU has, with an open directory laid over the closed one. None without a user
-/// namespace, and where there is no overlayfs; then others must be able to read it.
+/// In a user namespace, CRIU reads the checkpoint as the host's root without its privileges, and
+/// later as the container's root. The checkpoint must be open to both, and to no other user. So
+/// CRIU reads it through a mount that only CRIU has: an overlay of an open directory over the
+/// closed one. None without a user namespace, or without overlayfs. Then others must be able to
+/// read the checkpoint.
 fn show_to_container(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
@@ -515,7 +520,7 @@ fn show_to_container(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).ok();
     let open = directory(open)?;
-    // By number: a path may hold what separates layers.
+    // By number: a path may contain the character that separates layers.
     let layers = [open.as_fd(), checkpoint.images()]
         .map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd()));
     let options = mounts::Options {
@@ -531,9 +536,9 @@ fn show_to_container(
         .ok()
 }
 
-/// Enters the cgroup, and mounts the rootfs in the place that becomes the root, with everything in
-/// it that is to be mounted on. CRIU wants a mount whose parent is not covered by another; a
-/// caller's rootfs may be. Runs in CRIU's process.
+/// Enters the cgroup, mounts the rootfs at the place that becomes the root, and makes the mount
+/// points in it. CRIU requires a mount whose parent is not covered by another mount, and the parent
+/// of a caller's rootfs may be. Runs in CRIU's process.
 fn prepare_place(
     socket: &Socket,
     bundle: &Bundle,
@@ -546,7 +551,7 @@ fn prepare_place(
     syscall::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
     let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slaves).context("make the host's mounts slaves")?;
-    // What is looked at is what CRIU gets.
+    // `rt` checks the same descriptor that CRIU gets.
     let tree = rootfs::open_host(&bundle.rootfs).context("open the rootfs")?;
     let below = rootfs::open_host(place)?;
     let mount = || Rootfs::mount(tree.as_fd(), below.as_fd(), None, HostProc::open()?);
@@ -557,19 +562,19 @@ fn prepare_place(
     rustix::mount::unmount(place, UnmountFlags::DETACH).context("unmount the rootfs")?;
     dump::refuse_without_a_place(&mount()?, bundle)?;
     if bundle.process().no_new_privileges() == Some(true) {
-        // What CRIU makes inherits it, and cannot lose it. CRIU before 4.0 knows nothing of it, and
-        // others go by the images.
+        // The processes that CRIU makes inherit this flag, and cannot lose it. CRIU before 4.0 does
+        // not know the flag, and later versions follow the images.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
     Ok(())
 }
 
-/// A rootfs that was made anew has no directories for the mounts. Those on a filesystem that CRIU
-/// restores come with it; those in what is mounted from the host are made there, as at a creation.
+/// A new rootfs has no directories for the mounts. Directories on a filesystem that CRIU restores
+/// come with that filesystem. Directories in mounts from the host are made there, as at `create`.
 fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
     let mut restored: Vec<&Path> = Vec::new();
-    // On its way to the new root CRIU needs a directory of this name, or to make one, which a
-    // read-only root does not let it.
+    // On its way to the new root, CRIU requires a directory of this name. CRIU cannot make the
+    // directory in a read-only root.
     if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         rootfs.make(Path::new("/tmp"), true).context("make a place for `criu`")?;
     }
@@ -589,13 +594,13 @@ fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespac
     Ok(())
 }
 
-/// What the namespaces are called that are to be shared again, which CRIU has to inherit.
+/// The namespaces that the container shares again, with their names. CRIU must inherit them.
 fn shared(namespaces: &Namespaces) -> Vec<(BorrowedFd<'_>, &'static str)> {
     let kinds = [(libc::CLONE_NEWNET, NETWORK), (libc::CLONE_NEWPID, PIDS)];
     kinds.into_iter().filter_map(|(flag, name)| Some((namespaces.joined(flag)?, name))).collect()
 }
 
-/// Those of other kinds, which CRIU enters by itself.
+/// The shared namespaces of other kinds, which CRIU enters by itself.
 fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
     let kinds = [
         (libc::CLONE_NEWIPC, "ipc"),
@@ -608,7 +613,7 @@ fn join_namespaces(namespaces: &Namespaces) -> Vec<Join_namespace> {
     joined
         .map(|(namespace, name)| Join_namespace {
             ns: Some(name.to_owned()),
-            // What was opened, and not what the path leads to by then.
+            // The opened namespace, because the path may lead to another one by then.
             ns_file: Some(format!("/proc/{own}/fd/{}", namespace.as_raw_fd())),
             ..Join_namespace::default()
         })

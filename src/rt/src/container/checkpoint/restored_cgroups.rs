@@ -1,6 +1,6 @@
-//! Which cgroups restored processes are in: looked at before one of them runs. Where CRIU puts them
-//! is not for the images to say ([`super::cgroup_image`]); this is the second look, at what has come
-//! of it. Runs in the caller's process.
+//! The cgroups of restored processes, which `rt` checks before a process runs. The images do not
+//! decide where CRIU puts the processes ([`super::cgroup_image`]). This check is the second one,
+//! and looks at the result. Runs in the runtime process.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -12,8 +12,8 @@ use crate::container::checkpoint::cgroup_image::Home;
 use crate::container::checkpoint::confinement::{self, Status};
 use crate::linux::cgroups::{Cgroup, Manager};
 
-/// The cgroup of a process or of a thread in each hierarchy, by its controllers, as `/proc` has it
-/// (`cgroups(7)`): `ID:CONTROLLERS:PATH`.
+/// The cgroup of a process or of a thread in each hierarchy, by the hierarchy's controllers.
+/// `/proc` has lines of the form `ID:CONTROLLERS:PATH` (`cgroups(7)`).
 pub(in crate::container) fn table(process: &Path) -> Result<Vec<(String, PathBuf)>> {
     let path = process.join("cgroup");
     let text = fs::read_to_string(&path).with_context(|| format!("read `{}`", path.display()))?;
@@ -28,20 +28,19 @@ pub(in crate::container) fn table(process: &Path) -> Result<Vec<(String, PathBuf
     Ok(table)
 }
 
-/// The directories of a container's cgroup, in which it may have made others.
+/// The directories of a container's cgroup, in which the container may have made other cgroups.
 pub(in crate::container) fn own(cgroup: &Cgroup) -> &[PathBuf] {
     if cgroup.manager == Manager::Disabled { &[] } else { cgroup.of_init() }
 }
 
-/// Which of the container's `own` directories the cgroup of a process can be, by its path in
-/// `/proc`.
+/// The container's `own` directories that the cgroup of a process can be, by its path in `/proc`.
 fn find<'o>(own: &'o [PathBuf], home: &Path) -> impl Iterator<Item = &'o PathBuf> {
     let below = home.strip_prefix("/").ok().filter(|below| *below != Path::new(""));
     let below = below.map(Path::to_owned);
     own.iter().filter(move |path| below.as_ref().is_some_and(|below| path.ends_with(below)))
 }
 
-/// Of the cgroups that a process is in, whose table is `home`, those that are the container's
+/// Of the cgroups of a process, whose table is `home`, returns those that are the container's
 /// `own`.
 pub(in crate::container) fn homes(
     own: &[PathBuf],
@@ -65,14 +64,16 @@ pub(in crate::container) fn homes(
     Ok(homes)
 }
 
-/// Fails for a stopped process in another cgroup than a process that was put where they belong,
-/// whose table is `home`, unless that is below one of a container's `own`.
+/// Fails for a stopped process in a wrong cgroup. `home` is the table of a process that `rt` has
+/// put into the right cgroups. A process may be in the same ones, or below them if they are a
+/// container's `own`.
 pub(in crate::container) fn refuse_others(
     processes: &[i32],
     own: &[PathBuf],
     home: &[(String, PathBuf)],
 ) -> Result<()> {
-    // What is below the container's cgroup is its own; of another hierarchy it has nothing.
+    // Cgroups below the container's cgroup are its own. In a hierarchy without a cgroup of its own,
+    // the container owns nothing.
     let is_own = |home: &Path| find(own, home).next().is_some();
     for pid in processes {
         for thread in confinement::threads(*pid)? {

@@ -1,8 +1,9 @@
-//! Limits, priorities and the OOM score of restored processes: no more than a creation would give.
+//! Rlimits, priorities and the OOM score of restored processes: no more than `create` would give.
 //!
-//! CRIU takes them from the images, as root of the host. What the configuration does not name, a
-//! new container has from its caller, so `restore` goes by its own then. A process may have less by
-//! now, and keeps that. Runs in the caller's process, while all restored processes are stopped.
+//! CRIU takes these values from the images, as root of the host. If the configuration does not name
+//! a value, a new container has the caller's, so `restore` uses the values of its own process. A
+//! process may have less by now, and keeps that. Runs in the runtime process, while all restored
+//! processes are stopped.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -17,11 +18,12 @@ use crate::container::checkpoint::confinement::{self, Limits, Status};
 use crate::linux::process;
 use crate::syscall::{self, SchedAttr};
 
-/// `SCHED_FIFO`, `SCHED_RR` and `SCHED_DEADLINE` of `<linux/sched.h>`, which are before all others.
+/// `SCHED_FIFO`, `SCHED_RR` and `SCHED_DEADLINE` of `<linux/sched.h>`, which run before all other
+/// policies.
 const REAL_TIME: [u32; 3] = [1, 2, DEADLINE];
 const DEADLINE: u32 = 6;
 
-/// Lowers what stopped processes may use.
+/// Lowers the rlimits and priorities of stopped processes.
 pub(in crate::container) fn lower(
     processes: &[i32],
     process: &Process,
@@ -51,12 +53,12 @@ pub(in crate::container) fn lower(
     Ok(())
 }
 
-/// What a process may use at the most.
+/// The most that a process may use.
 struct Most<'a> {
     process: &'a Process,
     score: i32,
     scheduling: SchedAttr,
-    /// Whether it can raise these itself.
+    /// Whether the process can raise these itself.
     raises_limits: bool,
     raises_priorities: bool,
 }
@@ -65,12 +67,13 @@ impl Most<'_> {
     fn hold(&self, thread: &Path) -> Result<()> {
         let number = thread.file_name().and_then(|name| name.to_str()?.parse().ok());
         let id = number.and_then(Pid::from_raw).context("it is not a thread")?;
-        // CRIU does not restore it.
+        // CRIU does not restore the I/O priority.
         process::set_io_priority(id, self.process)?;
         if self.raises_limits {
             return Ok(());
         }
-        // Also if it is right: how far down it can be set depends on who has written it last.
+        // Writes the score even if it is right: how far a process can lower it depends on the last
+        // writer.
         process::set_oom_score_adj(Some(id), oom_score_adj(thread)?.max(self.score))?;
         let listed = self.process.rlimits().as_deref().unwrap_or_default();
         for limit in listed {
@@ -84,7 +87,7 @@ impl Most<'_> {
             let most =
                 limit.map_or_else(|| rustix::process::getrlimit(resource), process::limit_of);
             let limit = lower_limit(id, resource, most)?;
-            // They go to 40 and to 99 (`getrlimit(2)`).
+            // These limits go to 40 and to 99 (`getrlimit(2)`).
             anyhow::Ok(limit.maximum.map_or(99, |most| most.min(99)))
         };
         let nice = highest(PosixRlimitType::RlimitNice, Resource::Nice)?;
@@ -102,7 +105,7 @@ impl Most<'_> {
     }
 }
 
-/// Lowers a limit where it is higher, and returns what it is then.
+/// Lowers a limit that is higher, and returns the new limit.
 fn lower_limit(id: Pid, resource: Resource, most: Rlimit) -> Result<Rlimit> {
     let show = || format!("set the limit {resource:?}");
     let before = syscall::getrlimit_of(id, resource).with_context(show)?;
@@ -118,8 +121,8 @@ fn lower_limit(id: Pid, resource: Resource, most: Rlimit) -> Result<Rlimit> {
     Ok(limit)
 }
 
-/// Whether a thread gets a processor before others that it may not get it before: it can set its
-/// `nice` value and its real-time priority itself as far as its limits let it.
+/// Whether a thread runs before others that it must not precede. A thread can set its `nice` value
+/// and its real-time priority itself, as far as its limits allow.
 fn is_before(has: SchedAttr, most: SchedAttr, least_nice: i32, highest: u32) -> bool {
     let is_real_time = |it: SchedAttr| REAL_TIME.contains(&it.policy);
     match has.policy {
@@ -144,8 +147,8 @@ fn scheduling(process: &Path) -> Result<SchedAttr> {
     let read = || -> Result<SchedAttr> {
         let text = fs::read(&path)?;
         let text = String::from_utf8_lossy(&text);
-        // The name, in parentheses, can hold anything. It is the second field, and the first of
-        // these is the third (`proc_pid_stat(5)`).
+        // The name is the second field. It is in parentheses, and can contain anything. The first
+        // field after it is the third (`proc_pid_stat(5)`).
         let (_, rest) = text.rsplit_once(')').context("it has no name")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).context("it is too short");

@@ -1,14 +1,14 @@
-//! What mounts keep from a container (read-only, `nosuid` and so on), held over a checkpoint and a
-//! restore.
+//! The restrictions of mounts (read-only, `nosuid` and so on), which must last over a checkpoint
+//! and a restore.
 //!
-//! CRIU forgets some of it: 4.2.1 takes the second mount of one filesystem to have what the first
-//! has, 3.17 forgets the root. So a checkpoint records what each mount had, and a restore puts it
-//! back, before a process of the container's runs. What the configuration says comes first
-//! ([`Allowed`]): the record is in the images, and can only add to it.
+//! CRIU forgets some restrictions. 4.2.1 gives the second mount of one filesystem those of the
+//! first, and 3.17 forgets those of the root. So a checkpoint records the restrictions of each
+//! mount, and a restore sets them again, before a process of the container runs. The configuration
+//! comes first ([`Allowed`]). The record is in the images, and can only add to it.
 //!
-//! `restore` goes by the kernel's table of the restored mounts, and by the ids in it. It does not
-//! look up where the configuration says that mounts are: the container may have moved directories,
-//! and put links in their places.
+//! `restore` uses the kernel's table of the restored mounts, and the ids in it. It does not look up
+//! the configuration's paths of mounts: the container may have moved directories, and put links in
+//! their places.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -29,19 +29,19 @@ use crate::linux::rootfs::{self, Covers, Rootfs};
 use crate::state::State;
 use crate::syscall::{self, MountAttr};
 
-/// A file beside CRIU's images, of `rt`'s own.
+/// `rt`'s own file beside CRIU's images.
 pub(in crate::container) const RECORD: &str = "mounts.json";
 
-/// One mount, and what it keeps from the container.
+/// A mount and its restrictions.
 #[derive(Debug, Deserialize, Serialize)]
 pub(in crate::container) struct Recorded {
-    /// Where it is, and where those are that it is on, up to the root.
+    /// The path of the mount, and those of the mounts that it is on, up to the root.
     points: Vec<PathBuf>,
     /// `MOUNT_ATTR_*`.
     restrictions: u64,
 }
 
-/// Of a container whose processes are stopped.
+/// Records the mounts of a container whose processes are stopped.
 pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
     let recorded = |entry: &Entry| Recorded {
         points: points(entry, mounts).into_iter().map(Path::to_owned).collect(),
@@ -50,18 +50,18 @@ pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
     mounts.iter().map(recorded).collect()
 }
 
-/// Several mounts can be at one place, hidden by another one at that place or above it. By where
-/// the mounts are that they are on, these can be told apart.
+/// Several mounts can be at one path, hidden by another mount at that path or above it. The paths
+/// of the mounts that they are on tell them apart.
 fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
     let on = |at: &&Entry| table.iter().find(|other| other.id == at.parent);
-    // As many as there are mounts, at the most.
+    // At most as many as there are mounts.
     let line = std::iter::successors(Some(entry), on).take(table.len());
     line.map(|at| at.point.as_path()).collect()
 }
 
-/// Gives each restored mount what the configuration says, and what it had at the checkpoint
-/// besides. Fails for a mount that the container may not have. Returns whether something had to be
-/// masked or covered. Runs in the caller's process.
+/// Gives each restored mount the restrictions of the configuration, and those of the checkpoint
+/// besides. Fails for a mount that the container may not have. Returns whether it has masked or
+/// covered something. Runs in the runtime process.
 pub(in crate::container) fn put_back(
     state: &State,
     bundle: &Bundle,
@@ -77,12 +77,12 @@ pub(in crate::container) fn put_back(
         *wanted.before.entry(points).or_default() |= mount.restrictions;
     }
     let entrance = Entrance::open(state)?;
-    // Inside, `/dev/null` is the container's.
+    // In the container's mount namespace, `/dev/null` is the container's.
     let masks = bundle.linux().masked_paths().iter().flatten();
     let masks = masks.map(|path| Ok((Path::new(path), Some(mounts::detached::clone_null()?))));
     let mut masks = masks.collect::<Result<Vec<_>>>()?;
     entrance.inside(&mut |root, _| wanted.set(root, &mut masks)).1?;
-    // Those that the container has made since.
+    // The mount namespaces that the container has made since.
     let processes = confinement::tree(state.pid)?;
     for thread in confinement::other_mount_namespaces(state.pid, &processes)? {
         let entrance = Entrance::open_other(state, &thread)?;
@@ -98,11 +98,11 @@ struct Wanted<'a> {
     before: BTreeMap<Vec<&'a Path>, u64>,
     allowed: &'a Allowed<'a>,
     bundle: &'a Bundle,
-    /// Its filesystem and its number there.
+    /// The filesystem and the inode of the rootfs.
     rootfs: (u64, u64),
 }
 
-/// The mounts that lack something, and what.
+/// The mounts that lack restrictions, and these restrictions.
 type Lacking<'t> = Vec<(&'t Entry, u64)>;
 
 impl Wanted<'_> {
@@ -114,8 +114,8 @@ impl Wanted<'_> {
         self.cover(root, masks)
     }
 
-    /// Runs in a process in another mount namespace, which only a container has that could take
-    /// masks away itself.
+    /// Runs in a process in another mount namespace. Only a container that could remove masks
+    /// itself has such a namespace.
     fn set_other(&self, root: &Rootfs) -> Result<()> {
         self.restrict(root, &|table| Ok(lacking(table, self.allowed.judge(table, false)?)))
     }
@@ -132,7 +132,7 @@ impl Wanted<'_> {
             let attr = MountAttr { set: missing, ..MountAttr::default() };
             syscall::mount_setattr(place.as_fd(), attr, false).with_context(show)?;
         }
-        // It is in force, or the container does not run.
+        // The restrictions are in force, or the container does not run.
         let table = root.proc()?.mounts()?;
         if let Some((entry, missing)) = missing(&table)?.first() {
             bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
@@ -157,11 +157,11 @@ impl Wanted<'_> {
         Ok(lacking(table, wanted))
     }
 
-    /// Masks and protects what is neither masked nor read-only by now, as at a creation: the
-    /// checkpoint may be of a configuration with fewer of these paths, or of a kernel that had not
-    /// all of them.
+    /// Masks or makes read-only the configured paths that are not yet, as at `create`. The
+    /// checkpoint may be of a configuration with fewer of these paths, or of a kernel that did not
+    /// have all of them.
     fn cover(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
-        // Asked each time: a path can be below one that has just been made read-only.
+        // Read each time, because a path can be below one that has just been made read-only.
         let mount = |place: &OwnedFd| -> Result<(Entry, bool)> {
             let (id, is_root) = mount_of(place)?;
             let mount = root.proc()?.mount(&id)?;
@@ -171,7 +171,7 @@ impl Wanted<'_> {
         for path in self.bundle.linux().readonly_paths().iter().flatten().map(Path::new) {
             let show = || format!("make `{}` read-only", path.display());
             for place in root.find(path).with_context(show)? {
-                // With what is mounted below, as at a creation.
+                // Includes the mounts below, as at `create`.
                 if mount_of(&place).with_context(show)?.1 {
                     let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
                     syscall::mount_setattr(place.as_fd(), attr, true).with_context(show)?;
@@ -207,7 +207,7 @@ fn lacking(table: &[Entry], wanted: Vec<u64>) -> Lacking<'_> {
     missing.filter(|(_, missing)| *missing != 0).collect()
 }
 
-/// Opens a mount of the table's, and no other that is at its place.
+/// Opens a mount of the table, and no other mount at its path.
 fn find(root: &Rootfs, entry: &Entry) -> Result<OwnedFd> {
     let place = root.open(&entry.point, OFlags::PATH)?;
     ensure!(mount_of(&place)? == (entry.id.clone(), true), "it is hidden by another mount");
