@@ -5,10 +5,10 @@
 //!
 //! A container chooses names: its working directory, its program, the interpreters of a script and
 //! of an ELF file, the directories in `PATH`, the paths of hooks. Each name can lead through
-//! `/proc/self/fd/N` to any file that the looking-up process has open. From an open directory of
-//! the host, it could lead to all of the host. So before the process looks up the first of these
-//! names, it closes every descriptor except those below, by `close_range(2)`. A descriptor that a
-//! later version of the code opens and forgets is closed too.
+//! `/proc/self/fd/N` to any open file of the process that looks it up. From an open directory of
+//! the host, the name could lead to all of the host. So before the process looks up the first of
+//! these names, it closes every descriptor except those below, by `close_range(2)`. A descriptor
+//! that a later version of the code opens and forgets is closed too.
 //!
 //! - 0, 1, 2: the standard streams, which the caller has given to the container.
 //! - From 3 on, as many as `--preserve-fds` and `LISTEN_FDS` say: the caller has given these too.
@@ -18,8 +18,8 @@
 //! - The output files of hooks, if annotations name them (`create`): `startContainer` hooks print
 //!   there. Init closes them before the exec.
 //!
-//! When init has found a module, the runtime process sends more descriptors over the socket, for
-//! example an engine's directory and the way into the cgroup for modules. Then init opens a
+//! When init has found a module, the runtime process sends more descriptors over the socket. Among
+//! them are an engine's directory and the way into the cgroup for modules. Then init opens a
 //! signalfd too.
 #![forbid(unsafe_code)]
 
@@ -158,8 +158,8 @@ fn close_descriptors(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
 }
 
 /// Drops the privileges that the program must not have, and enters the working directory. Like runc
-/// and crun, this process first tries to enter it as root: an image's `/root` is the working
-/// directory even if the container's user is not root.
+/// and crun, this process first tries to enter it as root. So an image's `/root` can be the working
+/// directory of a container whose user is not root.
 fn change_user(plan: &Plan<'_>, rights: &NewRights<'_>) -> Result<()> {
     let process = plan.process;
     (plan.step)("create, step 18: init changes the user", &process.user().uid());
@@ -277,7 +277,7 @@ fn keep_neighbours_out() -> Result<()> {
         .context("keep others out of the container's process")
 }
 
-/// Makes a directory the working directory. Returns whether it is in the container: a magic link in
+/// Makes a directory the working directory. Returns whether it is in the container. A magic link in
 /// `/proc` could lead to a directory of the host, which the kernel cannot name from this root.
 fn enter(directory: &Path) -> rustix::io::Result<bool> {
     rustix::process::chdir(directory)?;

@@ -105,7 +105,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     }
 }
 
-/// Checks and opens what init needs, and decides on the state.
+/// Checks and opens the files that init needs, and plans the state.
 fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
     let rootfs = options.bundle.rootfs.display();
     log::step("create, step 6: check and open what init needs", &rootfs);
@@ -115,8 +115,8 @@ fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .context("keep others out of init")?;
     }
-    // Files that `rt` makes in the rootfs are readable for the container's users, and writable for
-    // no others. This does not depend on the caller's umask: containerd's is 0.
+    // The container's users can read the files that `rt` makes in the rootfs, and no other user can
+    // write to them. This does not depend on the caller's umask: containerd's is 0.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     // Init and hooks inherit this too.
     process::forget_affinity();
@@ -199,13 +199,13 @@ fn make(
     }
 }
 
-/// The things in the state directory that init gets.
+/// The files in the state directory that init gets.
 struct ForInit {
     start_fifo: Option<OwnedFd>,
     notify: Option<sd_notify::Folder>,
 }
 
-/// Writes the files that `delete` needs, and makes init's things in the state directory.
+/// Writes the files that `delete` needs, and makes init's files in the state directory.
 fn record(
     options: &Options<'_>,
     prepared: &Prepared,
@@ -305,7 +305,7 @@ struct Init<'a> {
     pidfd: &'a OwnedFd,
 }
 
-/// The things that the runtime process has made for init by now.
+/// The things that the runtime process has prepared for init by now.
 struct Limited {
     /// The state with init's pid, which is not published yet.
     record: Draft,

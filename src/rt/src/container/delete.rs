@@ -90,7 +90,7 @@ pub(crate) fn end(state: &State) -> Result<()> {
     if dies(&process, DYING)? {
         return Ok(());
     }
-    // A tracer in the container can delay the end of the first process.
+    // A process in the container can trace the first process, and keep it from ending.
     if let Err(error) = state.cgroup.signal(libc::SIGKILL) {
         tracing::debug!("kill all its processes: {error:#}");
     }

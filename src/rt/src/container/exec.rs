@@ -43,13 +43,14 @@ pub(crate) struct ExecOptions<'a> {
     pub(crate) process: &'a Process,
     /// The engines that may run a module, if the container asks for one.
     pub(crate) engines: Option<Engines<'a>>,
-    /// The socket end of the terminal for the program. None for a program without a terminal.
+    /// The socket to which the terminal is sent. None for a program without a terminal.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) pid_file: Option<&'a Path>,
     pub(crate) pidfd_socket: Option<&'a Path>,
     /// Below the container's cgroup, see [`Cgroup::doors`](cgroups::Cgroup::doors).
     pub(crate) cgroup: &'a [PathBuf],
-    /// Whether the caller waits until a paused container runs again.
+    /// Whether `exec` accepts a paused container. The caller then waits until the container runs
+    /// again.
     pub(crate) ignore_paused: bool,
     pub(crate) filter: Option<Filter>,
     /// The rights of a module.

@@ -61,8 +61,8 @@ pub(super) struct Plan<'a> {
     pub(super) streams: Streams,
     /// The folder with the container's socket for `sd_notify(3)`.
     pub(super) notify: Option<sd_notify::Folder>,
-    /// The host's `/proc`. The runtime process opened it before it joined a mount namespace, in
-    /// which anything may be at that path. None after init has taken it.
+    /// The host's `/proc`, which the runtime process has opened. If init joins a mount namespace,
+    /// anything may be at that path there. None after init has taken it.
     pub(super) proc: Option<HostProc>,
     /// Readable when the program may start. None if the runtime process sends the start over the
     /// socket.

@@ -112,7 +112,7 @@ pub(super) fn check(options: &Options<'_>, namespaces: &Namespaces) -> Result<()
 }
 
 /// Whether the runtime process sets the rlimits of init. In a user namespace, init has lost the
-/// right to raise them, or to lower its chance to be killed (`CAP_SYS_RESOURCE` of the initial
+/// right to raise them, or to be killed later than others (`CAP_SYS_RESOURCE` of the initial
 /// namespace). If an ordinary user runs `rt`, the runtime process has no more rights than init
 /// there, but fewer over init.
 pub(super) fn limits_it(state: &State, namespaces: &Namespaces) -> bool {

@@ -19,7 +19,7 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// The record of the engine for the state.
+    /// The engine's entry in the state.
     pub(super) fn run(&self) -> Run {
         self.directory.run(&self.found)
     }

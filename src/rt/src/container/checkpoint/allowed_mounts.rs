@@ -361,8 +361,8 @@ fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
     has == wanted
 }
 
-/// The place where each hierarchy begins for a container: its cgroup or, in a hierarchy without a
-/// cgroup of the container, the cgroup of this process of the container.
+/// The place where each hierarchy begins for a container. This is the container's cgroup. In a
+/// hierarchy without such a cgroup, it is the cgroup of this process of the container.
 pub(in crate::container) fn cgroups_of(cgroup: &Cgroup, pid: i32) -> Result<Vec<PathBuf>> {
     let mut places = cgroup.of_init().to_vec();
     if cgroup.version == Version::V2 {

@@ -52,7 +52,7 @@ pub(in crate::container) struct Place<'a> {
     pub(in crate::container) owner: (u32, u32),
 }
 
-/// What CRIU would do in cgroups, by the images.
+/// The work in cgroups that an image asks of CRIU.
 #[derive(Debug, Default)]
 pub(in crate::container) struct Image {
     sets: Vec<Set>,
@@ -244,9 +244,10 @@ impl Image {
 }
 
 impl Property {
-    /// Whether the file is a limit of a cgroup below the container's. These files are not limits:
-    /// the list of a cgroup's processes, the switch that stops them (CRIU is in such a cgroup
-    /// itself), and with v2 the files of controllers that the restored cgroup does not have.
+    /// Whether the file is a limit of a cgroup below the container's. The list of a cgroup's
+    /// processes is not a limit. Neither is the switch that stops them (CRIU is in such a cgroup
+    /// itself). With v2, neither are the files of controllers that the restored cgroup does not
+    /// have.
     fn may_be_set(&self, home: &Home) -> bool {
         const OTHERS: [&[u8]; 7] = [
             b"cgroup.freeze",

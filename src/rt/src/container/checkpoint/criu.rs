@@ -688,10 +688,10 @@ fn become_criu(
         caller
             .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
         drop(directories);
-        // Closes all descriptors except the standard streams, the namespaces in `keep`, which the
-        // container is to share, the socket for CRIU's request, and the socket to the runtime
-        // process, which the exec closes. Descriptors that the caller has left open, or that `rt`
-        // might forget to close, are neither for CRIU nor for the processes that it restores.
+        // Keeps the standard streams, and the namespaces in `keep`, which the container is to
+        // share. Also keeps the socket for CRIU's request and, until the exec, the socket to the
+        // runtime process. Other descriptors, which the caller has left open or `rt` might forget
+        // to close, are neither for CRIU nor for the processes that it restores.
         let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), caller.as_fd()]).collect();
         syscall::close_all_but(3, &kept).context("close the host's descriptors")?;
         for descriptor in keep.iter().copied().chain([socket.as_fd()]) {

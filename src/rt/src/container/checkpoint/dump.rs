@@ -2,8 +2,8 @@
 //! [`mod@crate::container::checkpoint::restore`] makes them again. Runs in the runtime process.
 //!
 //! CRIU reads nearly everything from the kernel. `rt` must tell it about things of the host that
-//! are not in the container: mounts of the host's files, shared namespaces, and files that were
-//! opened outside.
+//! are not in the container. These are mounts of the host's files, shared namespaces, and files
+//! that were opened outside.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

@@ -47,7 +47,7 @@ const KILLING: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(in crate::container) struct Guard {
-    /// None if `rt` has dismissed the guard, or has seen its end.
+    /// None if the guard has been dismissed, or has seen the end of the pipe.
     pipe: Option<OwnedFd>,
     pid: Pid,
     pidfd: OwnedFd,
