@@ -794,8 +794,8 @@ pub(in crate::container) fn explain(
     anyhow!("{error:#}{causes}: see `{}`", log.display())
 }
 
-/// The last messages in the log that CRIU calls errors, without time and place: `(00.04) Error
-/// (criu/files-reg.c:1790): Can't …`.
+/// The last messages in the log that CRIU calls errors, without time and place:
+/// `(00.04) Error (criu/files-reg.c:1790): Can't …`.
 fn errors_in(log: &str) -> Vec<String> {
     const MOST: usize = 3;
     // CRIU writes these messages after any failure, or if the kernel lacks something that may not

@@ -182,8 +182,8 @@ impl Victims {
 }
 
 /// Makes the kernel choose other processes when memory is short: otherwise the processes that CRIU
-/// traces would run on. Runs only when the first process exists. All other processes descend from
-/// it, and it would inherit the score.
+/// traces would run on. Runs only when the first process exists: all other processes descend from
+/// it, and it would otherwise inherit the score.
 pub(in crate::container) fn spare(criu: Pid) {
     if let Err(error) = process::set_oom_score_adj(Some(criu), NEVER) {
         tracing::debug!("keep `criu` from being killed for memory: {error:#}");
