@@ -19,7 +19,7 @@ use crate::harness::{
 super::tests! { "checkpoint_guard":
     a_process_outside_of_the_tree_is_refused, a_process_outside_of_a_shared_tree_is_refused,
     nothing_runs_on_when_rt_is_killed_before_all_is_checked, nothing_runs_on_without_a_cgroup_when_rt_is_killed,
-    a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
+    nothing_runs_on_when_rt_and_its_guard_are_killed, a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
     nothing_runs_on_when_criu_is_killed_before_all_is_checked, a_killed_criu_leaves_no_directory,
     a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
 }
@@ -219,6 +219,39 @@ fn nothing_runs_on_when_rt_is_killed_before_all_is_checked(test: &Test) -> Outco
 
 fn nothing_runs_on_without_a_cgroup_when_rt_is_killed(test: &Test) -> Outcome {
     killed_where_it_is_checked(test, &["--cgroup-manager=disabled"])
+}
+
+/// As with all of their cgroup.
+fn nothing_runs_on_when_rt_and_its_guard_are_killed(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, mark) = marked(test, &format!("echo 1; sleep 1; : >/ran; {COUNT}"))?;
+    let bundle = long_checked(bundle);
+    checkpoint(&bundle)?;
+    let id = test.id();
+    let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "60000000")?;
+    let strace = i32::try_from(restore.id())?;
+    let rt = *children(strace).first().ok_or("it has ended")?;
+    let made = children(rt);
+    let criu = *made.first().ok_or("it has no child")?;
+    let is_guard = |pid: &&i32| {
+        let of = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        of(**pid) == of(rt)
+    };
+    let guard = *made.iter().find(is_guard).ok_or("it has no guard")?;
+    let all = [rt, guard].map(|pid| pid.to_string());
+    ensure(Command::new("kill").arg("-KILL").args(all).status()?.success(), "they have ended")?;
+    restore.wait()?;
+    let state = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    wait_until("CRIU is stopped", || state(criu) == Some('T'))?;
+    ensure(has_process(&mark), "it was killed by somebody")?;
+    ensure_eq(test.rt(["delete", "--force", &id])?.code, Some(0))?;
+    is_over(&mark)?;
+    wait_until("CRIU has ended", || !matches!(state(criu), Some('T' | 't' | 'S' | 'R')))?;
+    ensure(!bundle.rootfs().join("ran").exists(), "it ran on")?;
+    ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
 }
 
 fn a_signal_before_all_is_checked_undoes_the_restore(test: &Test) -> Outcome {

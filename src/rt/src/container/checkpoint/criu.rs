@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::container::checkpoint::guard::{self, Guard};
 use crate::container::checkpoint::yards::Yards;
@@ -677,7 +677,11 @@ fn become_criu(
     caller: &Socket,
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
-        if !is_expendable(kind) {
+        let parent = rustix::process::getppid();
+        if is_expendable(kind) {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .context("end with the runtime process")?;
+        } else {
             // The terminal's signals are for the runtime process alone. Without the runtime
             // process, CRIU lets the container run on, and ends when it has a message to send.
             rustix::process::setpgid(None, None).context("make a process group")?;
@@ -714,6 +718,13 @@ fn become_criu(
         }
         environment.push(string(&[b"PATH=", path().as_bytes()].concat())?);
         let path = string(program.as_os_str().as_bytes())?;
+        if is_expendable(kind) {
+            // From the exec on, CRIU traces processes that would run if it ended. If the guard is
+            // killed together with the runtime process, they and CRIU stay stopped.
+            rustix::process::set_parent_process_death_signal(Some(Signal::STOP))
+                .context("stop with the runtime process")?;
+            ensure!(rustix::process::getppid() == parent, "the runtime process has ended");
+        }
         Err(syscall::execve(&path, &argv, &environment))
             .with_context(|| format!("exec `{}`", program.display()))
     };

@@ -7,15 +7,16 @@
 //!
 //! - The guard holds `rt`'s end of CRIU's socket too. Without `rt`, CRIU waits at its next
 //!   notification.
-//! - CRIU does not end with `rt` by itself (`PR_SET_PDEATHSIG`). The guard stops CRIU, kills the
-//!   processes that CRIU traces, and then kills the container's cgroup with CRIU in it.
+//! - The end of `rt` stops CRIU, and does not end it (`PR_SET_PDEATHSIG`). So the processes that
+//!   CRIU traces stay stopped, even if nobody is left. The guard kills them, and then kills the
+//!   container's cgroup with CRIU in it.
 //! - If CRIU ends, the guard kills the cgroup at once, whatever `rt` does at that moment.
 //!
 //! `rt` dismisses the guard when everything is checked and limited, before it answers the last
 //! notification. If `rt`'s end of the pipe closes before that, the restore has failed, and the
 //! guard kills the rest of it, too. The guard has a session of its own, so no signal of a terminal
-//! reaches it, and nothing of the container does. Only root of the host can kill both `rt` and its
-//! guard.
+//! reaches it, and nothing of the container does. A kill of `rt`'s whole cgroup reaches the guard too.
+//! Then CRIU stays stopped until somebody deletes the container.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
