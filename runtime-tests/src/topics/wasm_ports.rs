@@ -328,7 +328,7 @@ fn a_kernel_that_knows_no_ports_is_an_error(test: &Test) -> Outcome {
 
 fn wrong_values_are_errors(test: &Test) -> Outcome {
     for (key, value, words) in [
-        (BIND, "8080", "`run.oci.wasm.bind`: `8080` is no `tcp/PORT`, no `udp/PORT`"),
+        (BIND, "8080", "`run.oci.wasm.bind`: `8080` is not `tcp/PORT`, `udp/PORT`"),
         (BIND, "tcp/9-8", "`run.oci.wasm.bind`: `tcp/9-8`"),
         (CONNECT, "tcp/80,sctp/80", "`run.oci.wasm.connect`: `sctp/80`"),
         (CONNECT, "udp/65536", "`run.oci.wasm.connect`: `udp/65536`"),

@@ -249,12 +249,15 @@ impl Property {
     /// itself). With v2, neither are the files of controllers that the restored cgroup does not
     /// have.
     fn may_be_set(&self, home: &Home) -> bool {
-        const OTHERS: [&[u8]; 7] = [
+        const OTHERS: [&[u8]; 9] = [
             b"cgroup.freeze",
             b"cgroup.kill",
             b"cgroup.procs",
             b"cgroup.threads",
             b"freezer.state",
+            // The cgroup above does not bound these two: they are what the host's firewall sees.
+            b"net_cls.classid",
+            b"net_prio.ifpriomap",
             b"release_agent",
             b"tasks",
         ];
@@ -618,6 +621,7 @@ mod tests {
             limit(b"cgroup.type", b"threaded"),
             limit(b"cgroup.procs", b"1"),
             limit(b"freezer.state", b"FROZEN"),
+            limit(b"net_cls.classid", b"1"),
             limit(b"../memory.max", b"7"),
             limit(b"..", b"8"),
         ];

@@ -343,6 +343,11 @@ impl Status {
         Ok(matches!(self.field("State")?.chars().next(), Some('Z' | 'X')))
     }
 
+    /// Whether its tracer holds the thread (`proc_pid_stat(5)`, state `t`).
+    pub(in crate::container) fn is_held(&self) -> Result<bool> {
+        Ok(self.field("State")?.starts_with('t'))
+    }
+
     fn field(&self, name: &str) -> Result<&str> {
         match self.0.get(name) {
             Some(value) => Ok(value),

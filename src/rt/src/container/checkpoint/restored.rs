@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::io::Errno;
@@ -41,9 +42,8 @@ pub(in crate::container) fn processes(first: i32, criu: Pid) -> Result<Vec<i32>>
     }
     for pid in &tree {
         for thread in confinement::threads(*pid)? {
-            let status = Status::read(&thread)?;
             ensure!(
-                status.has_ended()? || status.tracer()? == criu.as_raw_nonzero().get(),
+                is_held(&thread, criu)?,
                 "{} of the checkpoint is not stopped by `criu`",
                 confinement::show(&thread)
             );
@@ -51,6 +51,27 @@ pub(in crate::container) fn processes(first: i32, criu: Pid) -> Result<Vec<i32>>
     }
     ensure!(traced.contains(&first), "the first process of the checkpoint has ended");
     Ok(tree)
+}
+
+/// Whether a thread has ended, or its tracer is CRIU and holds it. The images can have CRIU go on
+/// before each thread is stopped.
+fn is_held(thread: &Path, criu: Pid) -> Result<bool> {
+    /// The stop of a thread may be on its way.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let status = Status::read(thread)?;
+        if status.has_ended()? {
+            return Ok(true);
+        }
+        if status.tracer()? != criu.as_raw_nonzero().get() {
+            return Ok(false);
+        }
+        if status.is_held()? || Instant::now() >= end {
+            return status.is_held();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Kills all processes that a process traces, and their descendants.
