@@ -254,7 +254,7 @@ fn install(prefix: &std::path::Path, name: &str, program: &str, worlds: &[&str])
     let engine = prefix.join("libexec/rt").join(name);
     fs::create_dir_all(&engine)?;
     copy_program("/bin/busybox".as_ref(), engine.join(program))?;
-    let description = json!({ "contract": 2, "name": name, "program": program, "worlds": worlds });
+    let description = json!({ "contract": 2, "name": name, "program": program, "worlds": worlds, "options": ["of-tomorrow"] });
     Ok(fs::write(engine.join("engine.json"), description.to_string())?)
 }
 

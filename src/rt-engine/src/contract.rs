@@ -28,21 +28,32 @@ impl Descriptor {
     pub fn number(&self) -> c_int {
         self.0
     }
+
+    /// The number, for the one who takes the descriptor over.
+    pub(crate) fn take(self) -> c_int {
+        self.0
+    }
 }
 
-/// How to run a module.
+/// How to run a module, as the command line says it.
 #[derive(Debug, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct Contract {
-    pub engine_dir: Descriptor,
-    pub module: Descriptor,
-    /// The module's native code, if it has any.
-    pub native: Option<Descriptor>,
     pub environment: Descriptor,
-    /// The directory of the plugins, and the files in it to load.
-    pub plugin_dir: Option<Descriptor>,
+    pub run: Run<Descriptor>,
+}
+
+/// How to run a module. `D` is a descriptor of the command line, or the file that it has become.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Run<D> {
+    /// The engine's directory. It stays open, because the C library may still load files from it.
+    pub engine_dir: D,
+    pub module: D,
+    /// The module's native code, if it has any.
+    pub native: Option<D>,
+    /// The directory of the plugins, which stays open, and the files in it to load.
+    pub plugin_dir: Option<D>,
     pub plugins: Vec<String>,
-    pub directories: Vec<Preopen>,
+    pub directories: Vec<Preopen<D>>,
     /// The container's memory limit, in bytes.
     pub memory: Option<u64>,
     /// The guest's time limit, in milliseconds.
@@ -55,12 +66,49 @@ pub struct Contract {
 
 /// A directory that the guest may use.
 #[derive(Debug, Eq, PartialEq)]
-pub struct Preopen {
+pub struct Preopen<D> {
     /// Its name for the guest, which is also its path in the container.
     pub path: String,
     pub read_only: bool,
     /// The descriptor by which it is open already.
-    pub descriptor: Option<Descriptor>,
+    pub descriptor: Option<D>,
+}
+
+impl<D> Run<D> {
+    pub fn descriptors(&self) -> impl Iterator<Item = &D> {
+        let directories = self.directories.iter().filter_map(|it| it.descriptor.as_ref());
+        let others = self.native.iter().chain(&self.plugin_dir).chain(directories);
+        [&self.engine_dir, &self.module].into_iter().chain(others)
+    }
+
+    /// Changes each descriptor.
+    pub fn map<E>(self, mut change: impl FnMut(D) -> E) -> Run<E> {
+        Run {
+            engine_dir: change(self.engine_dir),
+            module: change(self.module),
+            native: self.native.map(&mut change),
+            plugin_dir: self.plugin_dir.map(&mut change),
+            plugins: self.plugins,
+            directories: self
+                .directories
+                .into_iter()
+                .map(|Preopen { path, read_only, descriptor }| Preopen {
+                    path,
+                    read_only,
+                    descriptor: descriptor.map(&mut change),
+                })
+                .collect(),
+            memory: self.memory,
+            timeout: self.timeout,
+            fuel: self.fuel,
+            arguments: self.arguments,
+        }
+    }
+
+    /// The guest's program, as it calls itself.
+    pub fn program(&self) -> &str {
+        self.arguments.first().map_or("", String::as_str)
+    }
 }
 
 impl Work {
@@ -141,11 +189,10 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
     else {
         return Err("`--engine-dir`, `--module` and `--env` must be given".into());
     };
-    let contract = Contract {
+    let run = Run {
         engine_dir,
         module,
         native,
-        environment,
         plugin_dir,
         plugins,
         directories,
@@ -154,25 +201,28 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
         fuel,
         arguments,
     };
+    let contract = Contract { environment, run };
     contract.check()?;
     Ok(contract)
 }
 
 impl Contract {
+    /// All descriptors of the command line.
+    pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
+        self.run.descriptors().chain([&self.environment])
+    }
+
     fn check(&self) -> Result<(), String> {
-        let always = [&self.engine_dir, &self.module, &self.environment];
-        let directories = self.directories.iter().filter_map(|it| it.descriptor.as_ref());
-        let others = self.native.iter().chain(&self.plugin_dir).chain(directories);
-        let mut numbers: Vec<c_int> =
-            always.into_iter().chain(others).map(Descriptor::number).collect();
+        let mut numbers: Vec<c_int> = self.descriptors().map(Descriptor::number).collect();
         let count = numbers.len();
         numbers.sort_unstable();
         numbers.dedup();
         if numbers.len() < count {
             return Err("the descriptors of the command line must differ".into());
         }
-        if self.plugins.is_empty() != self.plugin_dir.is_none()
-            || self.plugins.iter().any(|file| file.is_empty() || file.contains('/'))
+        let Run { plugins, plugin_dir, .. } = &self.run;
+        if plugins.is_empty() != plugin_dir.is_none()
+            || plugins.iter().any(|file| file.is_empty() || file.contains('/'))
         {
             return Err("`--plugin` names a file in `--plugin-dir`".into());
         }
@@ -192,7 +242,7 @@ fn descriptor(value: &str) -> Option<Descriptor> {
     value.parse().ok().filter(|number| *number > 2).map(Descriptor)
 }
 
-fn directory(value: &str) -> Option<Preopen> {
+fn directory(value: &str) -> Option<Preopen<Descriptor>> {
     let (right, path) = value.split_once(':')?;
     let read_only = match right {
         "ro" => true,
@@ -248,18 +298,18 @@ mod tests {
         ]
         .concat();
         let contract = parse(&args).expect("taken");
-        let Contract { engine_dir, module, environment, native, .. } = &contract;
-        let numbers = [engine_dir, module, environment].map(Descriptor::number);
-        assert_eq!((numbers, native), ([3, 4, 5], &Some(Descriptor(6))));
-        assert_eq!(contract.fuel, Some(5_000_000_000));
-        assert_eq!((contract.memory, contract.timeout), (Some(1 << 20), Some(1500)));
-        let directories: Vec<_> = contract
+        let Contract { environment, run } = contract;
+        let numbers = [&run.engine_dir, &run.module, &environment].map(Descriptor::number);
+        assert_eq!((numbers, &run.native), ([3, 4, 5], &Some(Descriptor(6))));
+        assert_eq!(run.fuel, Some(5_000_000_000));
+        assert_eq!((run.memory, run.timeout), (Some(1 << 20), Some(1500)));
+        let directories: Vec<_> = run
             .directories
             .iter()
             .map(|it| (it.path.as_str(), it.read_only, it.descriptor.as_ref().map(|it| it.0)))
             .collect();
         assert_eq!(directories, [("/", true, None), ("/a:b", false, None), ("/c", true, Some(8))]);
-        assert_eq!(contract.arguments, ["/app.wasm", "--dir=x", "--"]);
+        assert_eq!(run.arguments, ["/app.wasm", "--dir=x", "--"]);
     }
 
     #[test]
@@ -283,7 +333,7 @@ mod tests {
             assert!(error.contains("given twice"), "{error}");
         }
         let plugins =
-            parse(&[&FDS[..], &["--plugin-dir=7", "--plugin=x.so"]].concat()).expect("taken");
+            parse(&[&FDS[..], &["--plugin-dir=7", "--plugin=x.so"]].concat()).expect("taken").run;
         assert_eq!(
             (plugins.plugin_dir, plugins.plugins),
             (Some(Descriptor(7)), vec!["x.so".to_owned()])

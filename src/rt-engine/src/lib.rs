@@ -13,8 +13,8 @@ mod start;
 
 use std::process::ExitCode;
 
-pub use contract::{Contract, Work};
-pub use start::{Directory, LARGEST, Start, read, variables};
+pub use contract::{Contract, Run, Work};
+pub use start::{LARGEST, Start, read, variables};
 
 /// An engine program.
 #[derive(Debug)]

@@ -6,8 +6,9 @@
 )]
 
 use std::ffi::{CString, c_int};
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::FromRawFd;
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -117,16 +118,18 @@ pub fn exit_now(status: u8) -> ! {
     unsafe { libc::_exit(status.into()) }
 }
 
-/// Takes over the descriptors of the command line, so that no program that this process starts
-/// inherits them. Closes every other descriptor from 3 on. Fails if one of the command line's
-/// descriptors is not open.
+/// Shows that the descriptors of the command line are open, and that no others from 3 on were.
+#[derive(Debug)]
+pub(crate) struct Open(());
+
+/// Closes each descriptor from 3 on that is not one of these. Nothing that this process starts
+/// inherits these. Fails if one of them is not open.
 ///
-/// Call this before threads start, and before the process opens a file, because it would close that
-/// file.
-pub(crate) fn take_over<const N: usize>(
-    descriptors: [Vec<Descriptor>; N],
-) -> Result<[Vec<OwnedFd>; N], String> {
-    let mut kept: Vec<c_int> = descriptors.iter().flatten().map(Descriptor::number).collect();
+/// Call this before threads start, and before the process opens a file: it would be closed.
+pub(crate) fn close_all_but<'d>(
+    kept: impl Iterator<Item = &'d Descriptor>,
+) -> Result<Open, String> {
+    let mut kept: Vec<c_int> = kept.map(Descriptor::number).collect();
     kept.sort_unstable();
     let failed = || format!("close what is not needed: {}", io::Error::last_os_error());
     let mut first = 3;
@@ -141,20 +144,22 @@ pub(crate) fn take_over<const N: usize>(
         first = kept + 1;
     }
     close_range(first.unsigned_abs(), u32::MAX).map_err(|()| failed())?;
-    Ok(descriptors.map(|list| {
-        let own = |descriptor: Descriptor| {
-            // SAFETY: the descriptor is open (just checked) and, by the contract, was passed for
-            // this program to own. Only the parser makes a `Descriptor`. It refuses one number in
-            // two places. A `Descriptor` cannot be copied, and is consumed here.
-            unsafe { OwnedFd::from_raw_fd(descriptor.number()) }
-        };
-        list.into_iter().map(own).collect()
-    }))
+    Ok(Open(()))
+}
+
+impl Open {
+    /// Takes over a descriptor of the command line.
+    pub(crate) fn own(&self, descriptor: Descriptor) -> File {
+        // SAFETY: the descriptor is open, as `self` shows, and by the contract `rt` has passed it
+        // for this program to own. Only the parser makes a `Descriptor`. It refuses one number in
+        // two places. A `Descriptor` cannot be copied, and is consumed here.
+        unsafe { File::from_raw_fd(descriptor.take()) }
+    }
 }
 
 fn close_range(first: u32, last: u32) -> Result<(), ()> {
     // SAFETY: no code of this process owns a descriptor from 3 on yet. The descriptors of the
-    // command line are taken over after this, and the calling program has opened none.
+    // command line get an owner after this, and the program has opened none.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
         Err(())
     } else {

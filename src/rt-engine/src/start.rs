@@ -2,47 +2,18 @@
 //! and has no others that it inherited.
 #![forbid(unsafe_code)]
 
-use std::ffi::c_int;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
 
-use crate::contract::Contract;
+use crate::contract::{Contract, Run};
 use crate::process;
 
 /// The inputs of an engine program.
 #[derive(Debug)]
 pub struct Start {
-    /// The engine's directory. It stays open, because the C library may still load files from it.
-    pub engine_dir: OwnedFd,
-    pub module: File,
-    /// The module's native code, if it has any.
-    pub native: Option<OwnedFd>,
     /// `NAME=VALUE` entries, each ended by a NUL byte: see [`variables`].
     pub environment: Vec<u8>,
-    /// The directory of the plugins. It stays open.
-    pub plugin_dir: Option<OwnedFd>,
-    /// The files in that directory to load.
-    pub plugins: Vec<String>,
-    pub directories: Vec<Directory>,
-    /// The container's memory limit, in bytes.
-    pub memory: Option<u64>,
-    /// The guest's time limit, in milliseconds.
-    pub timeout: Option<c_int>,
-    /// The number of instructions that the guest may run.
-    pub fuel: Option<u64>,
-    /// The guest's arguments.
-    pub arguments: Vec<String>,
-}
-
-/// A directory that the guest may use.
-#[derive(Debug)]
-pub struct Directory {
-    /// Its name for the guest, which is also its path in the container.
-    pub path: String,
-    pub read_only: bool,
-    /// The descriptor by which it is open already.
-    pub descriptor: Option<OwnedFd>,
+    pub run: Run<File>,
 }
 
 impl Start {
@@ -52,66 +23,14 @@ impl Start {
     ///
     /// Call this before threads start, and before the process opens anything.
     pub fn new(contract: Contract) -> Result<Start, String> {
-        let Contract {
-            engine_dir,
-            module,
-            native,
-            environment,
-            plugin_dir,
-            plugins,
-            directories,
-            memory,
-            timeout,
-            fuel,
-            arguments,
-        } = contract;
-        let (mut places, mut opened) = (Vec::new(), Vec::new());
-        for directory in directories {
-            places.push((directory.path, directory.read_only, directory.descriptor.is_some()));
-            opened.extend(directory.descriptor);
-        }
-        let list = |one| vec![one];
-        let optional = |one: Option<_>| one.into_iter().collect();
-        let [engine_dir, module, environment, native, plugin_dir, opened] = process::take_over([
-            list(engine_dir),
-            list(module),
-            list(environment),
-            optional(native),
-            optional(plugin_dir),
-            opened,
-        ])?;
-        let one = |list: Vec<OwnedFd>| list.into_iter().next();
-        let missing = || "a descriptor is missing".to_owned();
-        let mut opened = opened.into_iter();
-        let directories = places.into_iter().map(|(path, read_only, is_open)| Directory {
-            path,
-            read_only,
-            descriptor: if is_open { opened.next() } else { None },
-        });
-        let directories = directories.collect();
-        let environment = File::from(one(environment).ok_or_else(missing)?);
-        let environment =
-            read(&environment, None).map_err(|error| format!("read the environment: {error}"))?;
-        process::name_process(arguments.first().map(String::as_str).unwrap_or_default());
+        let open = process::close_all_but(contract.descriptors())?;
+        let Contract { environment, run } = contract;
+        let run = run.map(|descriptor| open.own(descriptor));
+        let environment = read(&open.own(environment), None)
+            .map_err(|error| format!("read the environment: {error}"))?;
+        process::name_process(run.program());
         process::fix_name_lookups()?;
-        Ok(Start {
-            engine_dir: one(engine_dir).ok_or_else(missing)?,
-            module: File::from(one(module).ok_or_else(missing)?),
-            native: one(native),
-            environment,
-            plugin_dir: one(plugin_dir),
-            plugins,
-            directories,
-            memory,
-            timeout,
-            fuel,
-            arguments,
-        })
-    }
-
-    /// The guest's program, as it calls itself.
-    pub fn program(&self) -> &str {
-        self.arguments.first().map(String::as_str).unwrap_or_default()
+        Ok(Start { environment, run })
     }
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use rt_engine::message::say;
 use rt_engine::read;
@@ -28,7 +28,7 @@ pub(crate) struct Loaded {
 pub(crate) enum Source {
     Bytes(Vec<u8>),
     /// The module's native code.
-    Native(OwnedFd),
+    Native(File),
 }
 
 impl Loaded {
@@ -36,7 +36,7 @@ impl Loaded {
     /// of memory.
     pub(crate) fn new(
         file: &File,
-        native: Option<OwnedFd>,
+        native: Option<File>,
         limit: Option<u64>,
         program: &str,
     ) -> Result<Loaded, String> {
@@ -52,7 +52,7 @@ impl Loaded {
         Loaded::from_bytes(file, limit)
     }
 
-    fn from_native(file: &File, native: OwnedFd) -> Result<Loaded, String> {
+    fn from_native(file: &File, native: File) -> Result<Loaded, String> {
         let options = config::options(RunMode::Aot);
         // The compiler has validated the whole module, and WasmEdge will check the module that is
         // in the native code. This third check depends on neither.

@@ -1,7 +1,7 @@
 //! A run: from the command line to the guest's end, phase by phase.
 #![forbid(unsafe_code)]
 
-use rt_engine::{End, Start, memory, process};
+use rt_engine::{End, Run, Start, memory, process};
 use wasmedge_sdk::config::{ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
 use wasmedge_sdk::vm::SyncInst;
@@ -17,20 +17,20 @@ const NO_ADDRESSES: &str =
 
 /// Runs a module. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
-    let program = start.program().to_owned();
+    let program = start.run.program().to_owned();
     run_module(start, &program).map_err(|why| format!("start `{program}`: {why}"))
 }
 
-fn run_module(mut start: Start, program: &str) -> Result<End, String> {
+fn run_module(start: Start, program: &str) -> Result<End, String> {
     os::keep_log();
-    let loaded = Loaded::new(&start.module, start.native.take(), start.memory, program)?;
+    let Start { environment, mut run } = start;
+    let loaded = Loaded::new(&run.module, run.native.take(), run.memory, program)?;
     loaded.check_command()?;
-    let world = World::new(&mut start, &loaded.module)?;
-    let most_pages = limit(&loaded, start.memory)?;
-    let (timeout, fuel) = (start.timeout, start.fuel);
+    let world = World::new(&mut run, &environment, &loaded.module)?;
+    let most_pages = limit(&loaded, run.memory)?;
     // Only the directories of the engine and of the plugins stay open.
-    let Start { engine_dir, plugin_dir, module, .. } = start;
-    drop(module);
+    let Run { engine_dir, plugin_dir, module, timeout, fuel, .. } = run;
+    drop((environment, module));
     let end = match fuel {
         Some(fuel) => run_counted(loaded, world, most_pages, timeout, fuel),
         None => run_freely(loaded, world, most_pages, timeout),

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use rt_engine::{Start, variables};
+use rt_engine::{Run, variables};
 use wasmedge_sdk::plugin::PluginManager;
 use wasmedge_sdk::vm::SyncInst;
 use wasmedge_sdk::wasi::WasiModule;
@@ -26,11 +27,15 @@ pub(crate) struct World {
 impl World {
     /// Makes everything that the contract gives the guest. From here on, WasmEdge opens files only
     /// for the guest.
-    pub(crate) fn new(start: &mut Start, module: &Module) -> Result<World, String> {
-        let wasi = preview1(start)?;
+    pub(crate) fn new(
+        run: &mut Run<File>,
+        environment: &[u8],
+        module: &Module,
+    ) -> Result<World, String> {
+        let wasi = preview1(run, environment)?;
         // WasmEdge has opened the directories itself.
-        start.directories.clear();
-        load_plugins(start.plugin_dir.as_ref(), &start.plugins)?;
+        run.directories.clear();
+        load_plugins(run.plugin_dir.as_ref(), &run.plugins)?;
         os::guard_files();
         let mut world = World { wasi, offered: HashMap::new() };
         for import in module.imports() {
@@ -67,7 +72,7 @@ impl World {
 }
 
 /// Loads the plugins that the host allows and the container asks for. Searches no other place.
-fn load_plugins(directory: Option<&OwnedFd>, files: &[String]) -> Result<(), String> {
+fn load_plugins(directory: Option<&File>, files: &[String]) -> Result<(), String> {
     let Some(directory) = directory else { return Ok(()) };
     for file in files {
         let path = format!("/proc/self/fd/{}/{file}", directory.as_raw_fd());
@@ -94,9 +99,9 @@ fn plugin_module(name: &str) -> Option<Instance> {
 
 /// WASI preview1 with everything that the contract gives the guest. Strings from the command line
 /// and from a NUL-separated file contain no NUL, for which the Rust API would panic.
-fn preview1(start: &Start) -> Result<WasiModule, String> {
+fn preview1(run: &Run<File>, environment: &[u8]) -> Result<WasiModule, String> {
     let mut preopens = Vec::new();
-    for directory in &start.directories {
+    for directory in &run.directories {
         // WasmEdge's syntax is GUEST:HOST[:readonly]. It has no way to write a colon in a path.
         if directory.path.contains(':') {
             return Err(format!(
@@ -112,8 +117,8 @@ fn preview1(start: &Start) -> Result<WasiModule, String> {
         };
         preopens.push(format!("{}:{place}{right}", directory.path));
     }
-    let arguments = start.arguments.iter().map(String::as_str).collect();
-    let environment = variables(&start.environment)?;
+    let arguments = run.arguments.iter().map(String::as_str).collect();
+    let environment = variables(environment)?;
     let preopens = preopens.iter().map(String::as_str).collect();
     WasiModule::create(Some(arguments), Some(environment), Some(preopens))
         .map_err(|error| format!("make the WASI module: {error}"))

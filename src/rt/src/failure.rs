@@ -1,27 +1,27 @@
-//! Errors that code branches on, and two at once. Everywhere else, an error is a text for people
-//! (`anyhow`).
+//! Errors that code branches on, and the error of an operation whose cleanup failed too. All other
+//! errors are text for people (`anyhow`).
 #![forbid(unsafe_code)]
 
 use anyhow::{Result, anyhow};
 use rustix::io::Errno;
 
-/// Something that failed. Code branches on the kernel's number for it; a person reads what was being
-/// done, and then the kernel's word. A small type, since it is returned in many places.
+/// A failed operation. Code branches on the kernel's error number. A person reads the operation, and
+/// then the kernel's text for the number. The type is small, because many functions return it.
 #[derive(Debug)]
 pub(crate) struct Failure(Box<(Option<Errno>, String)>);
 
 impl Failure {
-    /// The kernel has refused a call.
+    /// Makes the failure of a kernel call.
     pub(crate) fn new(errno: Errno, what: String) -> Failure {
         Failure(Box::new((Some(errno), what)))
     }
 
-    /// It was not the kernel.
+    /// Makes a failure without an error number.
     pub(crate) fn other(what: String) -> Failure {
         Failure(Box::new((None, what)))
     }
 
-    /// The kernel's number for it.
+    /// The kernel's error number, if a kernel call failed.
     pub(crate) fn errno(&self) -> Option<Errno> {
         self.0.0
     }
@@ -30,7 +30,7 @@ impl Failure {
         self.errno() == Some(errno)
     }
 
-    /// Whether this process may not do it.
+    /// Whether the kernel has forbidden the operation to this process.
     pub(crate) fn is_forbidden(&self) -> bool {
         self.is(Errno::PERM) || self.is(Errno::ACCESS)
     }

@@ -18,11 +18,12 @@ const FILTER_FLAGS: [&str; 4] = [
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
-/// The names of the installed engines.
-fn engines() -> Result<String> {
-    let all = engine::all(&exe::engines()?)?.into_iter().flatten();
-    let names: Vec<String> = all.map(|engine| engine.description.name).collect();
-    Ok(names.join(","))
+/// The engines that are installed, by their names. Empty if their folder cannot be read: callers
+/// need the other features all the same.
+fn engines() -> String {
+    let all = exe::engines().and_then(|folder| engine::all(&folder)).unwrap_or_default();
+    let usable = all.into_iter().filter(|(_, engine)| engine.is_ok()).map(|(name, _)| name);
+    usable.collect::<Vec<_>>().join(",")
 }
 
 pub(super) fn execute() -> Result<ExitCode> {
@@ -75,7 +76,7 @@ pub(super) fn execute() -> Result<ExitCode> {
         },
         "annotations": {
             "dev.rt.version": env!("CARGO_PKG_VERSION"),
-            "dev.rt.engines": engines()?,
+            "dev.rt.engines": engines(),
             "org.opencontainers.runc.checkpoint.enabled": criu::version().is_some().to_string(),
         },
         "potentiallyUnsafeConfigAnnotations": [

@@ -44,8 +44,7 @@ fn work(root: &Root, global: &Global, args: &WasmWorker) -> Result<ExitCode> {
     match compiler::work(&order, engines.get(0)?, &native, super::manager(global))? {
         Ended::Well => Ok(ExitCode::SUCCESS),
         Ended::Busy => {
-            let error = "the compilers of others have not ended in time";
-            report::fail(&format!("compile `{}`: {error}", args.name));
+            report::fail("the compilers of others have not ended in time");
             Ok(ExitCode::from(BUSY))
         }
     }

@@ -213,7 +213,6 @@ mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
-    use oci_spec::runtime::Spec;
     use rt_engine::contract::Descriptor;
     use rt_engine::{Program, Work};
     use rustix::fs::Mode;
@@ -226,15 +225,6 @@ mod tests {
     fn file() -> OwnedFd {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         rustix::fs::open("/", flags, Mode::empty()).expect("opened")
-    }
-
-    fn rights(annotations: &[(&str, &str)]) -> Rights {
-        let mut spec = Spec::default();
-        let annotations = annotations.iter();
-        let annotations =
-            annotations.map(|(key, value)| (format!("run.oci.wasm.{key}"), (*value).to_owned()));
-        spec.set_annotations(Some(annotations.collect()));
-        Rights::of(&spec).expect("rights")
     }
 
     /// The command line for an engine that knows these options, and an engine's reading of it.
@@ -262,7 +252,7 @@ mod tests {
     #[test]
     fn an_engine_reads_what_is_written() {
         let args = ["/app.wasm", "--dir=ro:/x", "--", ""].map(str::to_owned);
-        let rights = rights(&[
+        let rights = Rights::sample(&[
             ("fuel", "7"),
             ("timeout", "1.5"),
             ("dirs", "/tmp,/usr:ro"),
@@ -280,22 +270,21 @@ mod tests {
         };
         let options = r#"["fuel", "memory", "native", "plugin", "timeout"]"#;
         let (line, contract) = read(options, true, &guest);
-        assert_eq!(contract.arguments, args);
-        assert_eq!(
-            (contract.fuel, contract.timeout, contract.memory),
-            (Some(7), Some(1500), memory)
-        );
-        assert_eq!(contract.plugins, ["a.so", "b.so"]);
+        let run = &contract.run;
+        assert_eq!(run.arguments, args);
+        assert_eq!((run.fuel, run.timeout, run.memory), (Some(7), Some(1500), memory));
+        assert_eq!(run.plugins, ["a.so", "b.so"]);
         let listed: Vec<_> =
-            contract.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
+            run.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
         assert_eq!(listed, [("/tmp", false), ("/usr", true)]);
         // Each number is a descriptor that stays open, and each open descriptor has a number.
-        let always = [&contract.engine_dir, &contract.module, &contract.environment];
-        let listed = contract.directories.iter().filter_map(|it| it.descriptor.as_ref());
-        let read = always.into_iter().chain(&contract.native).chain(&contract.plugin_dir);
-        let read: Vec<i32> = read.chain(listed).map(Descriptor::number).collect();
-        let open: Vec<i32> = line.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-        assert_eq!(read, open);
+        let sorted = |mut numbers: Vec<i32>| {
+            numbers.sort_unstable();
+            numbers
+        };
+        let read = contract.descriptors().map(Descriptor::number).collect();
+        let open = line.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(sorted(read), sorted(open));
         let mut environment = [0; 64];
         let length = rustix::io::pread(&line.descriptors[2], &mut environment, 0).expect("read");
         assert_eq!(rt_engine::variables(&environment[..length]), Ok(vec!["A=B", "PWD=/w"]));
@@ -304,7 +293,7 @@ mod tests {
     #[test]
     fn an_engine_gets_no_option_that_it_does_not_know() {
         let args = ["/app.wasm".to_owned()];
-        let rights = rights(&[]);
+        let rights = Rights::sample(&[]);
         let guest = Guest {
             args: &args,
             env: &[],
@@ -314,7 +303,6 @@ mod tests {
             memory: Some(1 << 20),
         };
         let (_, contract) = read("[]", false, &guest);
-        assert_eq!(contract.memory, None);
-        assert_eq!(contract.directories.len(), 1);
+        assert_eq!((contract.run.memory, contract.run.directories.len()), (None, 1));
     }
 }

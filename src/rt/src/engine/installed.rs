@@ -35,7 +35,7 @@ impl<'a> Engines<'a> {
         let (mut engines, mut broken) = (Vec::new(), Vec::new());
         match handler {
             Handler::Any => {
-                for engine in all(&folder)? {
+                for (_, engine) in all(&folder)? {
                     match engine {
                         Ok(engine) => engines.push(engine),
                         Err(error) => broken.push(error),
@@ -87,12 +87,16 @@ impl<'a> Engines<'a> {
 
     /// The same for each engine that runs native code. Fails if there is no such engine.
     pub(crate) fn natives(&self) -> Result<Vec<Native>> {
-        let numbers = 0..self.engines.len();
-        let (good, bad): (Vec<_>, Vec<_>) =
-            numbers.map(|number| self.native(number)).partition(Result::is_ok);
-        match bad.into_iter().find_map(Result::err).filter(|_| good.is_empty()) {
+        let (mut natives, mut why) = (Vec::new(), None);
+        for number in 0..self.engines.len() {
+            match self.native(number) {
+                Ok(native) => natives.push(native),
+                Err(error) => why = why.or(Some(error)),
+            }
+        }
+        match why.filter(|_| natives.is_empty()) {
             Some(error) => Err(error),
-            None => Ok(good.into_iter().flatten().collect()),
+            None => Ok(natives),
         }
     }
 
@@ -107,8 +111,12 @@ const ENGINES: [&str; 1] = ["wasmedge"];
 
 /// All engines in a folder, sorted by name, each with its description or the reason why it cannot
 /// be used.
-pub(crate) fn all(folder: &Path) -> Result<Vec<Result<Installed>>> {
-    Ok(names(folder)?.iter().map(|name| Installed::find(folder, name)).collect())
+pub(crate) fn all(folder: &Path) -> Result<Vec<(String, Result<Installed>)>> {
+    let all = names(folder)?.into_iter().map(|name| {
+        let engine = Installed::find(folder, &name);
+        (name, engine)
+    });
+    Ok(all.collect())
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {
@@ -175,9 +183,9 @@ fn mismatch(engines: &[&Description], format: Format) -> Error {
         names => format!("none of the engines {} runs", names.join(", ")),
     };
     match format {
-        Format::Component => anyhow!(
-            "a WebAssembly component, which {which}: a component needs an engine such as `wasmtime`, and other engines need a core module (WASI preview1)"
-        ),
+        Format::Component => {
+            anyhow!("a WebAssembly component, which {which}: it needs an engine such as `wasmtime`")
+        }
         _ => anyhow!(
             "a WebAssembly core module (WASI preview1), which {which}: it needs an engine such as `wasmedge`"
         ),
@@ -188,15 +196,6 @@ fn mismatch(engines: &[&Description], format: Format) -> Error {
 mod tests {
     use super::*;
 
-    fn rights(annotations: &[(&str, &str)]) -> Rights {
-        let mut spec = oci_spec::runtime::Spec::default();
-        let annotations = annotations
-            .iter()
-            .map(|(key, value)| (format!("run.oci.wasm.{key}"), (*value).to_owned()));
-        spec.set_annotations(Some(annotations.collect()));
-        Rights::of(&spec).expect("rights")
-    }
-
     #[test]
     fn a_file_goes_to_the_first_engine_that_runs_it() {
         let modules = Description::sample("a", "[]", r#"["wasip1-command"]"#);
@@ -206,7 +205,7 @@ mod tests {
             r#"["fuel", "timeout"]"#,
             r#"["wasi:http/proxy", "wasip1-command"]"#,
         );
-        let plain = rights(&[]);
+        let plain = Rights::default();
         for (engines, format, expected) in [
             (vec![&modules, &components], Format::Module, Some(0)),
             (vec![&modules, &components], Format::Component, Some(1)),
@@ -217,7 +216,7 @@ mod tests {
         ] {
             assert_eq!(choose(&engines, format, &plain).ok(), expected, "{format:?}");
         }
-        let fuel = rights(&[("fuel", "5"), ("timeout", "1")]);
+        let fuel = Rights::sample(&[("fuel", "5"), ("timeout", "1")]);
         assert_eq!(choose(&[&modules, &both], Format::Module, &fuel).ok(), Some(1));
         let error = choose(&[&modules], Format::Module, &fuel).expect_err("refused").to_string();
         assert!(error.contains("lacks the option `fuel`"), "{error}");

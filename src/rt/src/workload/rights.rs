@@ -59,6 +59,19 @@ impl Default for Rights {
     }
 }
 
+#[cfg(test)]
+impl Rights {
+    /// Those of a container with these annotations, without their prefix.
+    pub(crate) fn sample(annotations: &[(&str, &str)]) -> Rights {
+        let mut spec = Spec::default();
+        let annotations = annotations.iter();
+        let annotations =
+            annotations.map(|(key, value)| (format!("{PREFIX}{key}"), (*value).into()));
+        spec.set_annotations(Some(annotations.collect()));
+        Rights::of(&spec).expect("rights")
+    }
+}
+
 impl Rights {
     pub(crate) fn of(spec: &Spec) -> Result<Rights> {
         let mut rights = Rights::default();

@@ -188,14 +188,15 @@ pub(super) fn state(root: &Root) -> Finding {
 pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
     let folder = match exe::engines() {
         Ok(folder) => folder,
-        Err(error) => return vec![missing_engine(format!("{error:#}"))],
+        Err(error) => return vec![missing_engine("wasmedge", format!("{error:#}"))],
     };
     let mut findings = match engine::all(&folder) {
         Ok(all) if all.is_empty() => {
-            vec![missing_engine(format!("no Wasm container: `{}`", folder.display()))]
+            let detail = format!("no Wasm container: `{}`", folder.display());
+            vec![missing_engine("wasmedge", detail)]
         }
-        Ok(all) => all.into_iter().flat_map(|it| of_engine(it, config)).collect(),
-        Err(error) => vec![missing_engine(format!("{error:#}"))],
+        Ok(all) => all.into_iter().flat_map(|(name, it)| of_engine(&name, it, config)).collect(),
+        Err(error) => vec![missing_engine("wasmedge", format!("{error:#}"))],
     };
     findings.push(ports());
     findings
@@ -255,15 +256,15 @@ fn ports() -> Finding {
     }
 }
 
-fn missing_engine(detail: String) -> Finding {
+fn missing_engine(name: &str, detail: String) -> Finding {
     let fix = "install rt with its engine directory, `libexec/rt` beside `bin`";
-    Finding::bad("engines", "wasmedge", Verdict::Limited, detail, fix)
+    Finding::bad("engines", name, Verdict::Limited, detail, fix)
 }
 
-fn of_engine(engine: Result<Installed>, config: Option<&Path>) -> Vec<Finding> {
+fn of_engine(name: &str, engine: Result<Installed>, config: Option<&Path>) -> Vec<Finding> {
     match engine {
         Ok(engine) => vec![files(&engine), native_code(&engine.description, config)],
-        Err(error) => vec![missing_engine(format!("no Wasm container: {error:#}"))],
+        Err(error) => vec![missing_engine(name, format!("no Wasm container: {error:#}"))],
     }
 }
 

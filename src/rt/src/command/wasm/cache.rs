@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cli::{Global, ListFormat, WasmCache, WasmCacheCommand};
-use crate::engine::cache::{Cache, Entry, Kind};
+use crate::engine::cache::{Entry, Kind};
 use crate::engine::{Engines, Native};
 use crate::state::Root;
 use crate::workload::Handler;
@@ -20,9 +20,8 @@ pub(super) fn execute(root: &Root, global: &Global, args: &WasmCache) -> Result<
             // An error on the command line is reported even on a host without an engine.
             let asked = args.size.as_deref().map(limit).transpose()?;
             let natives = open()?;
-            let settings = natives.first().map(|native| &native.settings.cache);
-            let most = asked.or(settings.map(|settings| settings.max_bytes)).unwrap_or(0);
-            prune(&natives, most).context("prune the cache")
+            let settings = &any(&natives)?.settings.cache;
+            prune(&natives, asked.unwrap_or(settings.max_bytes)).context("prune the cache")
         }
         WasmCacheCommand::Clear => prune(&open()?, 0).context("clear the cache"),
     }
@@ -33,9 +32,9 @@ fn limit(text: &str) -> Result<u64> {
     size.with_context(|| format!("wrong value `{text}` for `--size`"))
 }
 
-/// All engines share one cache.
-fn cache(natives: &[Native]) -> Result<&Cache> {
-    natives.first().map(|native| &native.cache).context("no engine runs native code")
+/// One of the engines: all share the settings and the cache.
+fn any(natives: &[Native]) -> Result<&Native> {
+    natives.first().context("no engine runs native code")
 }
 
 /// Whether an installed engine can use the entry.
@@ -44,14 +43,14 @@ fn is_useful(natives: &[Native], entry: &Entry) -> bool {
 }
 
 fn prune(natives: &[Native], most: u64) -> Result<()> {
-    let cache = cache(natives)?;
+    let cache = &any(natives)?.cache;
     let (entries, bytes) = cache.prune(most, |entry| is_useful(natives, entry), None)?;
     let noun = if entries == 1 { "entry" } else { "entries" };
     super::super::print(&format!("removed {entries} {noun}, {}\n", size(bytes)))
 }
 
 fn list(natives: &[Native], format: ListFormat) -> Result<()> {
-    let entries = cache(natives)?.entries()?;
+    let entries = any(natives)?.cache.entries()?;
     match format {
         ListFormat::Json => {
             let all: Vec<Value> = entries.iter().map(|entry| json_of(natives, entry)).collect();
