@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::checkpoint::{COUNT, images, needs_criu, piped, restore, restore_command, start, write};
-use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq};
+use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_cgroups":
     a_process_comes_back_in_the_containers_cgroup, cgroups_of_others_stay_as_they_are, names_lead_to_no_file_of_the_hosts,
@@ -52,8 +52,8 @@ fn field(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&[number << 3 | 2], &length[..], bytes].concat())
 }
 
-/// Adds cgroups to the images that CRIU is to make, by their controllers and by their names from the
-/// root, for everybody, and with a limit.
+/// Adds cgroups for CRIU to the images. Each has these controllers, a name from the root, an owner
+/// that is nobody, and a limit.
 fn add_to_image(test: &Test, controllers: &[&[u8]], names: &[&[u8]]) -> Outcome {
     // 0777, of user and group 99: `cgroup_perms`.
     let everybodys = [8, 0xff, 3, 16, 99, 24, 99];
@@ -246,11 +246,11 @@ fn limits_of_cgroups_below_come_back(test: &Test) -> Outcome {
         all.iter().find_map(|path| fs::read_to_string(path.join("b/pids.max")).ok())
     };
     let restored = restore(&bundle, &[])?;
-    // With cgroup v2, the container has not given its cgroups the controller.
-    let Some(new) = limit(&restored.id) else { return Ok(()) };
-    ensure_eq(new.as_str(), "17\n")?;
     drop(container);
-    Ok(())
+    match limit(&restored.id) {
+        Some(limit) => ensure_eq(limit.as_str(), "17\n"),
+        None => skip("the container's cgroups have no controller `pids` here"),
+    }
 }
 
 /// Also in the mode in which CRIU sets all that the images say.

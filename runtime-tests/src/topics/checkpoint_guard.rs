@@ -19,7 +19,7 @@ use crate::harness::{
 super::tests! { "checkpoint_guard":
     a_process_outside_of_the_tree_is_refused, a_process_outside_of_a_shared_tree_is_refused,
     nothing_runs_on_when_rt_is_killed_before_all_is_checked, nothing_runs_on_without_a_cgroup_when_rt_is_killed,
-    nothing_runs_on_when_rt_and_its_guard_are_killed, a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
+    nothing_runs_on_when_rt_and_its_guard_are_killed, a_guard_has_open_what_it_uses, a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
     nothing_runs_on_when_criu_is_killed_before_all_is_checked, a_killed_criu_leaves_no_directory,
     a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
 }
@@ -221,6 +221,45 @@ fn nothing_runs_on_without_a_cgroup_when_rt_is_killed(test: &Test) -> Outcome {
     killed_where_it_is_checked(test, &["--cgroup-manager=disabled"])
 }
 
+/// The processes of a restore that strace follows.
+struct Restoring {
+    rt: i32,
+    criu: i32,
+    guard: i32,
+}
+
+fn restoring(strace: &Child) -> Outcome<Restoring> {
+    let rt = *children(i32::try_from(strace.id())?).first().ok_or("rt has ended")?;
+    let made = children(rt);
+    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let guard = made.iter().find(|pid| program(**pid) == program(rt));
+    let (criu, guard) = (made.first().ok_or("CRIU has ended")?, guard.ok_or("it has no guard")?);
+    Ok(Restoring { rt, criu: *criu, guard: *guard })
+}
+
+/// Beside the standard streams: a pipe, CRIU and its socket, and the folder of the log.
+fn a_guard_has_open_what_it_uses(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = long_checked(test.sh(COUNT)?);
+    checkpoint(&bundle)?;
+    let id = test.id();
+    let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "2000000")?;
+    let folder = format!("/proc/{}/fd", restoring(&restore)?.guard);
+    let mut open = Vec::new();
+    for entry in fs::read_dir(folder)?.flatten() {
+        let number: i32 = entry.file_name().to_string_lossy().parse()?;
+        if number > 2 {
+            let to = fs::read_link(entry.path())?.display().to_string();
+            open.push(to.split([':', '[']).next().unwrap_or_default().to_owned());
+        }
+    }
+    open.sort_unstable();
+    restore.wait()?;
+    test.rt(["delete", "--force", &id])?.success()?;
+    let images = images(test).canonicalize()?.display().to_string();
+    ensure_eq(open, vec![images, "anon_inode".to_owned(), "pipe".to_owned(), "socket".to_owned()])
+}
+
 /// As with all of their cgroup.
 fn nothing_runs_on_when_rt_and_its_guard_are_killed(test: &Test) -> Outcome {
     needs_criu()?;
@@ -229,15 +268,7 @@ fn nothing_runs_on_when_rt_and_its_guard_are_killed(test: &Test) -> Outcome {
     checkpoint(&bundle)?;
     let id = test.id();
     let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "60000000")?;
-    let strace = i32::try_from(restore.id())?;
-    let rt = *children(strace).first().ok_or("it has ended")?;
-    let made = children(rt);
-    let criu = *made.first().ok_or("it has no child")?;
-    let is_guard = |pid: &&i32| {
-        let of = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-        of(**pid) == of(rt)
-    };
-    let guard = *made.iter().find(is_guard).ok_or("it has no guard")?;
+    let Restoring { rt, criu, guard } = restoring(&restore)?;
     let all = [rt, guard].map(|pid| pid.to_string());
     ensure(Command::new("kill").arg("-KILL").args(all).status()?.success(), "they have ended")?;
     restore.wait()?;
@@ -310,9 +341,7 @@ fn nothing_runs_on_when_criu_is_killed_before_all_is_checked(test: &Test) -> Out
     checkpoint(&bundle)?;
     let id = test.id();
     let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "3000000")?;
-    let strace = i32::try_from(restore.id())?;
-    let rt = *children(strace).first().ok_or("it has ended")?;
-    let criu = children(rt).first().ok_or("it has no child")?.to_string();
+    let criu = restoring(&restore)?.criu.to_string();
     ensure(Command::new("kill").args(["-KILL", &criu]).status()?.success(), "it has ended")?;
     // Not only when rt looks again.
     is_over(&mark)?;

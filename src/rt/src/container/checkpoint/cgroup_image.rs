@@ -97,8 +97,16 @@ struct Property {
     value: Vec<u8>,
 }
 
-/// More levels than a path in the kernel can have.
+/// The limits of an image, which somebody may have made to use up memory and time. A container with
+/// systemd has some hundred cgroups, in about five levels.
 const DEEPEST: usize = 128;
+const MOST_CGROUPS: usize = 16384;
+/// The number of combinations of cgroups, each with a process in it.
+const MOST_SETS: usize = 4096;
+/// The kernel has less than twenty controllers.
+const MOST_HIERARCHIES: usize = 64;
+/// The length of a path in bytes: `PATH_MAX`.
+const LONGEST_PATH: usize = 4096;
 
 impl Image {
     /// Reads the image of a checkpoint.
@@ -118,8 +126,15 @@ impl Image {
         let mut image = Image::default();
         each(message, &mut |field| {
             match field {
-                (1, Value::Bytes(it)) => image.sets.push(set(it)?),
-                (2, Value::Bytes(it)) => image.hierarchies.push(hierarchy(it)?),
+                (1, Value::Bytes(it)) => {
+                    ensure!(image.sets.len() < MOST_SETS, "it has too many sets of cgroups");
+                    image.sets.push(set(it)?);
+                }
+                (2, Value::Bytes(it)) => {
+                    let there = image.hierarchies.len();
+                    ensure!(there < MOST_HIERARCHIES, "it has too many hierarchies");
+                    image.hierarchies.push(hierarchy(it)?);
+                }
                 _ => {}
             }
             Ok(())
@@ -129,31 +144,106 @@ impl Image {
 
     /// The image that CRIU reads instead of this one.
     pub(in crate::container) fn written_for(&self, place: &Place<'_>) -> Result<Vec<u8>> {
-        let mut message = Vec::new();
-        let mut out = CodedOutputStream::vec(&mut message);
-        // If no hierarchy has a cgroup of the container, CRIU has nothing to do for any process.
-        for set in self.sets.iter().filter(|_| !place.homes.is_empty()) {
-            out.write_bytes(1, &self.write_set(set, place)?)?;
-        }
-        for home in place.homes {
-            out.write_bytes(2, &self.write_hierarchy(home, place)?)?;
-        }
-        out.flush()?;
-        drop(out);
+        let moves: Vec<Move<'_>> = place.homes.iter().map(|home| self.to(home)).collect();
+        let message = written(|out| {
+            // If no hierarchy has a cgroup of the container, CRIU has nothing to do for any process.
+            for set in self.sets.iter().filter(|_| !moves.is_empty()) {
+                out.write_bytes(1, &set.write(&moves, place)?)?;
+            }
+            for step in &moves {
+                out.write_bytes(2, &step.write(place)?)?;
+            }
+            Ok(())
+        })?;
         let length = u32::try_from(message.len()).context("it is too large")?;
         Ok([&MAGIC[..], &length.to_le_bytes(), &message].concat())
     }
 
-    fn write_set(&self, set: &Set, place: &Place<'_>) -> Result<Vec<u8>> {
+    fn to<'i>(&'i self, home: &'i Home) -> Move<'i> {
+        let mut all = self.hierarchies.iter();
+        let hierarchy = all.find(|it| is_same(it.controllers.iter().map(Vec::as_slice), home));
+        let mut members = self
+            .sets
+            .iter()
+            .flat_map(|set| &set.members)
+            .filter(|it| it.is_of(home))
+            .filter_map(|it| it.path.get(..it.prefix.filter(|prefix| *prefix > 0)?));
+        let namespace = members.next().map(absolute);
+        let old = namespace.or_else(|| hierarchy.and_then(Hierarchy::common_path));
+        Move { home, hierarchy, old }
+    }
+}
+
+/// From the old container's cgroup in one hierarchy to the new one.
+struct Move<'i> {
+    home: &'i Home,
+    hierarchy: Option<&'i Hierarchy>,
+    /// The old container's own cgroup: the root of its cgroup namespace. Without such a namespace,
+    /// the common beginning of the paths of all made cgroups.
+    old: Option<PathBuf>,
+}
+
+impl Move<'_> {
+    /// The new path of a cgroup: the container's own if the cgroup was not below the old
+    /// container's. An example is the cgroup of the CRIU that has written the images.
+    fn path(&self, old: &[u8]) -> Result<PathBuf> {
+        let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+        let old = absolute(old);
+        let below = self.old.as_ref().and_then(|root| old.strip_prefix(root).ok());
+        let below = below.filter(|below| {
+            below.components().all(is_plain) && !below.as_os_str().as_bytes().contains(&0)
+        });
+        joined(&self.home.path, below)
+    }
+
+    fn write(&self, place: &Place<'_>) -> Result<Vec<u8>> {
+        let permissions = |mode: u32| {
+            written(|out| {
+                out.write_uint32(1, mode)?;
+                out.write_uint32(2, place.owner.0)?;
+                Ok(out.write_uint32(3, place.owner.1)?)
+            })
+        };
+        let (of_directory, of_file) = (permissions(0o755)?, permissions(0o644)?);
         written(|out| {
-            out.write_uint32(1, set.id)?;
-            for home in place.homes {
-                let member = set
-                    .members
-                    .iter()
-                    .find(|member| is_same(member.controllers.split(|byte| *byte == b','), home));
-                let below = member.and_then(|member| self.below_old(home, &member.path));
-                let path = joined(&home.path, below.as_deref())?;
+            for name in self.home.controllers.split(',') {
+                out.write_bytes(1, name.as_bytes())?;
+            }
+            for made in self.hierarchy.iter().flat_map(|it| &it.made) {
+                let path = self.path(&made.path)?;
+                if path == self.home.path {
+                    continue;
+                }
+                let path = path.strip_prefix("/").context("it is not from the root")?;
+                let directory = written(|out| {
+                    out.write_bytes(1, path.as_os_str().as_bytes())?;
+                    let properties = made.properties.iter();
+                    for property in properties.filter(|it| it.may_be_set(self.home)) {
+                        let property = written(|out| {
+                            out.write_bytes(1, &property.name)?;
+                            out.write_bytes(2, &property.value)?;
+                            Ok(out.write_bytes(3, &of_file)?)
+                        })?;
+                        out.write_bytes(3, &property)?;
+                    }
+                    Ok(out.write_bytes(4, &of_directory)?)
+                })?;
+                out.write_bytes(2, &directory)?;
+            }
+            Ok(out.write_bool(3, self.hierarchy.is_some_and(|it| it.is_threaded))?)
+        })
+    }
+}
+
+impl Set {
+    fn write(&self, moves: &[Move<'_>], place: &Place<'_>) -> Result<Vec<u8>> {
+        written(|out| {
+            out.write_uint32(1, self.id)?;
+            for step in moves {
+                let home = step.home;
+                let member = self.members.iter().find(|member| member.is_of(home));
+                let path =
+                    member.map_or_else(|| Ok(home.path.clone()), |it| step.path(&it.path))?;
                 let member = written(|out| {
                     out.write_bytes(1, home.controllers.as_bytes())?;
                     out.write_bytes(2, path.as_os_str().as_bytes())?;
@@ -168,78 +258,25 @@ impl Image {
             Ok(())
         })
     }
+}
 
-    fn write_hierarchy(&self, home: &Home, place: &Place<'_>) -> Result<Vec<u8>> {
-        let hierarchy = self.hierarchy(home);
-        let permissions = |mode: u32| {
-            written(|out| {
-                out.write_uint32(1, mode)?;
-                out.write_uint32(2, place.owner.0)?;
-                Ok(out.write_uint32(3, place.owner.1)?)
-            })
-        };
-        written(|out| {
-            for name in home.controllers.split(',') {
-                out.write_bytes(1, name.as_bytes())?;
-            }
-            for made in hierarchy.iter().flat_map(|it| &it.made) {
-                let Some(below) = self.below_old(home, &made.path) else { continue };
-                let path = joined(&home.path, Some(&below))?;
-                if path == home.path {
-                    continue;
-                }
-                let path = path.strip_prefix("/").context("it is not from the root")?;
-                let directory = written(|out| {
-                    out.write_bytes(1, path.as_os_str().as_bytes())?;
-                    for property in made.properties.iter().filter(|it| it.may_be_set(home)) {
-                        let property = written(|out| {
-                            out.write_bytes(1, &property.name)?;
-                            out.write_bytes(2, &property.value)?;
-                            Ok(out.write_bytes(3, &permissions(0o644)?)?)
-                        })?;
-                        out.write_bytes(3, &property)?;
-                    }
-                    Ok(out.write_bytes(4, &permissions(0o755)?)?)
-                })?;
-                out.write_bytes(2, &directory)?;
-            }
-            Ok(out.write_bool(3, hierarchy.is_some_and(|it| it.is_threaded))?)
-        })
+impl Member {
+    fn is_of(&self, home: &Home) -> bool {
+        is_same(self.controllers.split(|byte| *byte == b','), home)
     }
+}
 
-    fn hierarchy(&self, home: &Home) -> Option<&Hierarchy> {
-        self.hierarchies.iter().find(|it| is_same(it.controllers.iter().map(Vec::as_slice), home))
-    }
-
-    /// The path of a cgroup below the old container's. None if the cgroup was elsewhere, for
-    /// example that of the CRIU that has written the images.
-    fn below_old(&self, home: &Home, path: &[u8]) -> Option<PathBuf> {
-        let old = self.old_root(home)?;
-        let below = absolute(path).strip_prefix(&old).ok()?.to_owned();
-        let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
-        (below.components().all(is_plain) && !below.as_os_str().as_bytes().contains(&0))
-            .then_some(below)
-    }
-
-    /// The old container's own cgroup in a hierarchy: the root of its cgroup namespace. Without
-    /// such a namespace, the common beginning of the paths of all made cgroups.
-    fn old_root(&self, home: &Home) -> Option<PathBuf> {
-        let members = self.sets.iter().flat_map(|set| &set.members);
-        let mut members = members
-            .filter(|it| is_same(it.controllers.split(|byte| *byte == b','), home))
-            .filter_map(|it| it.path.get(..it.prefix.filter(|prefix| *prefix > 0)?));
-        if let Some(root) = members.next() {
-            return Some(absolute(root));
-        }
-        let made = &self.hierarchy(home)?.made;
-        let mut root = absolute(&made.first()?.path);
-        for other in made {
+impl Hierarchy {
+    /// The common beginning of the paths of all made cgroups.
+    fn common_path(&self) -> Option<PathBuf> {
+        let mut common = absolute(&self.made.first()?.path);
+        for other in &self.made {
             let other = absolute(&other.path);
-            while !other.starts_with(&root) {
-                root.pop();
+            while !other.starts_with(&common) {
+                common.pop();
             }
         }
-        Some(root)
+        Some(common)
     }
 }
 
@@ -311,7 +348,10 @@ fn set(message: &[u8]) -> Result<Set> {
     each(message, &mut |field| {
         match field {
             (1, Value::Number(id)) => set.id = u32::try_from(id)?,
-            (2, Value::Bytes(it)) => set.members.push(member(it)?),
+            (2, Value::Bytes(it)) => {
+                ensure!(set.members.len() < MOST_HIERARCHIES, "it has too many hierarchies");
+                set.members.push(member(it)?);
+            }
             _ => {}
         }
         Ok(())
@@ -352,6 +392,7 @@ fn hierarchy(message: &[u8]) -> Result<Hierarchy> {
 /// `cgroup_dir_entry`, and the entries below it.
 fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) -> Result<()> {
     ensure!(depth < DEEPEST, "its cgroups are too deep");
+    ensure!(all.len() < MOST_CGROUPS, "it has too many cgroups");
     let (mut made, mut name) = (Made::default(), Vec::new());
     let mut children = Vec::new();
     each(message, &mut |field| {
@@ -364,6 +405,7 @@ fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) ->
         Ok(())
     })?;
     made.path = if above.is_empty() { name } else { [above, b"/", &name].concat() };
+    ensure!(made.path.len() < LONGEST_PATH, "the path of a cgroup is too long");
     let path = made.path.clone();
     all.push(made);
     children.into_iter().try_for_each(|child| directory(child, &path, all, depth + 1))
@@ -621,7 +663,6 @@ mod tests {
             limit(b"cgroup.type", b"threaded"),
             limit(b"cgroup.procs", b"1"),
             limit(b"freezer.state", b"FROZEN"),
-            limit(b"net_cls.classid", b"1"),
             limit(b"../memory.max", b"7"),
             limit(b"..", b"8"),
         ];
@@ -634,6 +675,47 @@ mod tests {
         // The container's cgroup has no controller `pids` for the cgroups below.
         let names: Vec<_> = made[0].properties.iter().map(|it| text(&it.name)).collect();
         assert_eq!(names, ["memory.max", "cgroup.type"]);
+    }
+
+    #[test]
+    fn no_hierarchy_sets_what_its_parent_does_not_limit() {
+        let all = [
+            limit(b"pids.max", b"6"),
+            limit(b"net_cls.classid", b"1"),
+            limit(b"net_prio.ifpriomap", b"eth0 5"),
+            limit(b"freezer.state", b"FROZEN"),
+            limit(b"tasks", b"1"),
+        ];
+        let old = [made(&[b"pids"], &[directory(b"a", &[directory(b"b", &all)])])];
+        let properties = &rewritten(&old, false).hierarchies[0].made[0].properties;
+        let names: Vec<&[u8]> = properties.iter().map(|it| it.name.as_slice()).collect();
+        assert_eq!(names, [b"pids.max"]);
+    }
+
+    #[test]
+    fn an_image_that_is_too_large_is_an_error() {
+        let many = |one: &[u8], count: usize| image(&one.repeat(count));
+        let set = process(1, b"pids", b"/a", None);
+        let members =
+            field(1, &field(2, &[field(1, b"pids"), field(2, b"/a")].concat()).repeat(65));
+        let in_one = |one: &[u8], count| image(&made(&[b"pids"], &[one.repeat(count)]));
+        let long = directory(&[b'a'; 4095], &[directory(b"b", &[])]);
+        let deep = |levels: u32| (0..levels).fold(Vec::new(), |inner, _| directory(b"a", &[inner]));
+        for (image, why) in [
+            (many(&set, 4097), "sets"),
+            (image(&members), "hierarchies"),
+            (many(&made(&[b"pids"], &[]), 65), "hierarchies"),
+            (in_one(&directory(b"a", &[]), 16385), "too many cgroups"),
+            (in_one(&long, 1), "too long"),
+            (in_one(&deep(129), 1), "too deep"),
+        ] {
+            let error = Image::parse(&image).expect_err(why).to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        for image in [many(&set, 4096), in_one(&directory(b"a", &[]), 16384), in_one(&deep(128), 1)]
+        {
+            Image::parse(&image).expect("it is not too large");
+        }
     }
 
     #[test]
@@ -657,7 +739,5 @@ mod tests {
         Image::parse(&good[..good.len() - 1]).expect_err("it is cut short");
         Image::parse(&good[1..]).expect_err("it is another image");
         Image::parse(&image(&[2 << 3 | 2, 9, 1])).expect_err("it is damaged");
-        let deep = (0..40).fold(Vec::new(), |inner, _| directory(b"", &[inner]));
-        Image::parse(&image(&made(&[b"pids"], &[deep]))).expect("it is not too deep");
     }
 }

@@ -504,7 +504,8 @@ impl Criu {
     /// Starts the guard. From now on, until `rt` has checked everything, the guard ends the
     /// processes that CRIU restores into this cgroup, if `rt` or CRIU ends.
     pub(in crate::container) fn guard(&mut self, cgroup: &Cgroup, yards: &Yards) -> Result<()> {
-        self.guard = Some(Guard::start(self.pid, self.pidfd.as_fd(), cgroup, yards)?);
+        self.guard =
+            Some(Guard::start(self.pid, self.pidfd.as_fd(), self.socket()?, cgroup, yards)?);
         Ok(())
     }
 

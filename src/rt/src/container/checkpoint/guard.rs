@@ -15,8 +15,8 @@
 //! `rt` dismisses the guard when everything is checked and limited, before it answers the last
 //! notification. If `rt`'s end of the pipe closes before that, the restore has failed, and the
 //! guard kills the rest of it, too. The guard has a session of its own, so no signal of a terminal
-//! reaches it, and nothing of the container does. A kill of `rt`'s whole cgroup reaches the guard too.
-//! Then CRIU stays stopped until somebody deletes the container.
+//! reaches it, and nothing of the container does. A kill of `rt`'s whole cgroup reaches the guard
+//! too. Then CRIU stays stopped until somebody deletes the container.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,7 +33,7 @@ use crate::container::checkpoint::yards::Yards;
 use crate::interrupt;
 use crate::linux::cgroups::Cgroup;
 use crate::linux::process;
-use crate::{procfs, syscall};
+use crate::{log, procfs, syscall};
 
 /// With this score, the kernel does not kill a process when memory is short
 /// (`proc_pid_oom_score_adj(5)`).
@@ -65,10 +65,11 @@ struct Victims {
 }
 
 impl Guard {
-    /// Starts a guard, before CRIU gets any request.
+    /// Starts a guard, before CRIU gets any request. `socket` is this process's end of CRIU's.
     pub(in crate::container) fn start(
         criu: Pid,
         criu_fd: BorrowedFd<'_>,
+        socket: BorrowedFd<'_>,
         cgroup: &Cgroup,
         yards: &Yards,
     ) -> Result<Guard> {
@@ -77,7 +78,15 @@ impl Guard {
         let (theirs, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
         let Some(pid) = syscall::clone3(0, None).context("make a guard for the restore")? else {
             drop(pipe);
-            syscall::exit_now(i32::from(watch(&theirs, &victims, yards).is_err()));
+            log::end();
+            // The lock on the container's name is among those that it closes: `delete` need not
+            // wait for a guard that somebody has stopped.
+            let kept = [theirs.as_fd(), victims.criu_fd.as_fd(), socket, yards.as_fd()];
+            let watched = match syscall::close_all_but(3, &kept) {
+                Ok(()) => watch(&theirs, &victims, yards),
+                Err(error) => victims.end().and(Err(error.into())),
+            };
+            syscall::exit_now(i32::from(watched.is_err()));
         };
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .context("open a pidfd of the guard")?;

@@ -133,6 +133,29 @@ fn traced_by(tracer: Pid) -> Result<BTreeSet<i32>> {
 mod tests {
     use super::*;
 
+    /// A thread that its tracer lets run is not held.
+    #[test]
+    fn a_process_that_runs_is_not_stopped() {
+        use std::process::{Command, Stdio};
+        let mut strace = Command::new("strace");
+        strace.args(["-o", "/dev/null", "sleep", "60"]).stdin(Stdio::null());
+        // The host may lack it.
+        let Ok(mut strace) = strace.spawn() else { return };
+        let tracer = Pid::from_child(&strace);
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut sleep = None;
+        while sleep.is_none() && Instant::now() < end {
+            sleep = traced_by(tracer).expect("it is readable").first().copied().filter(|pid| {
+                fs::read(process(*pid).join("comm")).is_ok_and(|name| name == b"sleep\n")
+            });
+        }
+        let found = sleep.map(|pid| processes(pid, tracer));
+        kill(sleep.expect("strace traces it")).expect("killed");
+        strace.wait().expect("it ends");
+        let error = found.expect("found").expect_err("it runs").to_string();
+        assert!(error.contains("is not stopped by `criu`"), "{error}");
+    }
+
     #[test]
     fn who_traces_nobody_has_restored_nothing() {
         let own = rustix::process::getpid();

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result};
@@ -32,6 +32,12 @@ fn yards_in(folder: &OwnedFd) -> Result<BTreeSet<OsString>> {
         }
     }
     Ok(found)
+}
+
+impl AsFd for Yards {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
 }
 
 impl Yards {
