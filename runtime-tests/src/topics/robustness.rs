@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
+    Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until, wait_up_to,
 };
 
 super::tests! { "robustness":
@@ -16,6 +17,7 @@ super::tests! { "robustness":
     exec_can_be_killed_at_every_system_call, delete_can_be_killed_at_every_system_call,
     create_on_a_full_disk_leaves_nothing, a_state_root_that_is_read_only_is_an_error, create_without_descriptors_leaves_nothing,
     create_without_memory_leaves_nothing, a_container_with_too_little_memory_leaves_nothing, a_container_that_is_killed_while_it_is_made_leaves_nothing,
+    delete_waits_for_a_scope_that_systemd_is_to_make,
     another_process_with_the_same_number_is_left_alone, a_state_that_is_cut_short_can_be_deleted,
 }
 
@@ -134,6 +136,53 @@ fn exec_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
 
 fn delete_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
     with_a_container(test, true, &["delete", "--force"], &[])
+}
+
+/// A `create` is killed when it has asked systemd for a scope, and systemd has not started it yet:
+/// the scope waits for a slow service. A `delete` that did not wait would leave it and its name.
+fn delete_waits_for_a_scope_that_systemd_is_to_make(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !test.host.by_systemd {
+        return skip("cgroups are not made by systemd here");
+    }
+    let (id, bundle) = (test.id(), test.sh("exec sleep 60")?);
+    let (slow, go) = (format!("{id}-slow.service"), test.folder.join("go"));
+    let mut start = Command::new("systemd-run");
+    start.args(["--no-block", "--property=Type=oneshot", &format!("--unit={slow}"), "sh", "-c"]);
+    start.arg(format!("until [ -e {} ]; do sleep 0.05; done", go.display()));
+    Output::of(start)?.success()?;
+    let waiting = bundle.annotation("org.systemd.property.After", &format!("['{slow}']"));
+    waiting.write()?;
+    let create = test.command(waiting.command_line("create", &id));
+    let outcome = is_made_and_deleted(test, &id, create, &go);
+    fs::write(&go, "")?;
+    outcome?;
+    // The name is free at once.
+    let again = test.sh("exec sleep 60")?;
+    again.write()?;
+    test.rt(again.command_line("create", &id))?.success()?;
+    test.rt(["delete", "--force", &id])?.success().map(drop)
+}
+
+fn is_made_and_deleted(test: &Test, id: &str, mut create: Command, go: &Path) -> Outcome {
+    let mut create = create.spawn()?;
+    let mut job = Command::new("systemctl");
+    job.args(["show", "--property=Job", "--value", &format!("rt-{id}.scope")]);
+    let asked = wait_until("systemd is asked for the scope", || {
+        job.output().is_ok_and(|output| output.stdout.iter().any(u8::is_ascii_digit))
+    });
+    create.kill()?;
+    create.wait()?;
+    asked?;
+    let mut delete = test.command(["delete", "--force", id]).spawn()?;
+    // Long enough for a `delete` that does not wait, also in an emulated machine.
+    let patience = Duration::from_secs(4);
+    let early = wait_up_to(patience, "delete ends", || !matches!(delete.try_wait(), Ok(None)));
+    fs::write(go, "")?;
+    ensure(delete.wait()?.success(), "delete failed")?;
+    ensure(early.is_err(), "delete did not wait for the scope")?;
+    let cgroups = cgroups_of(id);
+    ensure(cgroups.is_empty(), format!("{cgroups:?} is left"))
 }
 
 /// Runs a script in which `"$@"` creates a container, in a mount namespace of its own; `$STATE` is
@@ -283,7 +332,7 @@ fn another_process_with_the_same_number_is_left_alone(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
     // The kernel counts the time of a start in hundredths of a second.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     let mut other = Command::new("sleep").arg("60").spawn()?;
     let file = test.state_root().join(&container.id).join("state.json");
     let good = fs::read_to_string(&file)?;

@@ -14,13 +14,13 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 
 use super::devices::Rule;
 use super::{ROOT, attribute};
-use dbus::{Call, Connection, Failure, Refusal, Value};
+use dbus::{Call, Connection, Failure, Message, Refusal, Value};
 pub(crate) use properties::{Property, of_annotations, refuse_replaced};
 
 /// How long systemd may take for all calls of one command.
@@ -210,6 +210,9 @@ pub(super) fn stop_when_empty(unit: &str, is_ending: bool) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stop = || -> Result<()> {
         let mut manager = Manager::connect()?;
+        // A `create` that was cut short may have asked for the scope just before. Until systemd has
+        // started it, the scope has neither an invocation nor a process, and comes to exist later.
+        manager.wait_for_job(&unit.scope)?;
         // The order matters: first the scope's invocation, then its processes. A scope that systemd
         // answers for already has its process.
         let Some((invocation, cgroup)) = manager.find(&unit.scope)? else { return Ok(()) };
@@ -322,8 +325,40 @@ impl Manager {
         Ok(is_started.then(|| (invocation, cgroup.to_owned())))
     }
 
+    /// Waits until systemd has done the scope's job, if the scope has one.
+    fn wait_for_job(&mut self, scope: &str) -> Result<()> {
+        let path = object_of(scope);
+        let get = Call {
+            destination: SYSTEMD,
+            path: &path,
+            interface: PROPERTIES,
+            member: "Get",
+            body: vec![Value::text(UNIT), Value::text("Job")],
+        };
+        let answer = self.call_with_signals(scope, get)?;
+        let job = answer.body.first().and_then(Value::as_fields);
+        // The number of a job, which is 0 if there is none, and its object.
+        let Some([Value::Uint32(number), Value::ObjectPath(job)]) = job else {
+            bail!("it does not say whether it has a job");
+        };
+        if *number != 0 {
+            self.end_of_job(&answer.sender, job)?;
+        }
+        Ok(())
+    }
+
     /// Calls a method that makes a job, and waits until systemd has done the job.
     fn run_job(&mut self, scope: &str, call: Call<'_>) -> Result<(), Failure> {
+        let answer = self.call_with_signals(scope, call)?;
+        let job = answer.body.first().and_then(Value::as_text).context("systemd named no job")?;
+        match self.end_of_job(&answer.sender, job)?.as_str() {
+            "done" => Ok(()),
+            result => Err(anyhow!("its job ended with `{result}`").into()),
+        }
+    }
+
+    /// Calls a method. From then on, this connection hears of the scope's jobs.
+    fn call_with_signals(&mut self, scope: &str, call: Call<'_>) -> Result<Message, Failure> {
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
         );
@@ -340,20 +375,20 @@ impl Manager {
                 Err(failure) => return Err(failure),
             }
         }
-        let answer = self.connection.reply(*last)?;
-        let job = answer.body.first().and_then(Value::as_text).context("systemd named no job")?;
+        self.connection.reply(*last)
+    }
+
+    /// Waits for the end of a job, and returns its result. Every user of the bus may send signals
+    /// to every connection. So only those of `systemd` count: the sender of an answer, because the
+    /// daemon lets no other process answer a call.
+    fn end_of_job(&mut self, systemd: &str, job: &str) -> Result<String> {
         let done = self.connection.wait(|message| {
-            // Every user of the bus may send signals to every connection. The sender of the answer
-            // is systemd, because the daemon lets no other process answer a call.
             message.kind == dbus::SIGNAL
-                && message.sender == answer.sender
+                && message.sender == systemd
                 && message.member == "JobRemoved"
                 && message.body.get(1).and_then(Value::as_text) == Some(job)
         })?;
-        match done.body.get(3).and_then(Value::as_text) {
-            Some("done") => Ok(()),
-            result => Err(anyhow!("its job ended with `{}`", result.unwrap_or("nothing")).into()),
-        }
+        Ok(done.body.get(3).and_then(Value::as_text).unwrap_or("nothing").to_owned())
     }
 
     fn set(&mut self, scope: &str, properties: &[Property]) -> Result<(), Failure> {

@@ -58,6 +58,14 @@ impl Value {
         }
     }
 
+    pub(super) fn as_fields(&self) -> Option<&[Value]> {
+        match self {
+            Value::Struct(fields) => Some(fields),
+            Value::Variant(value) => value.as_fields(),
+            _ => None,
+        }
+    }
+
     pub(super) fn signature(&self) -> String {
         match self {
             Value::Bool(_) => "b".into(),
