@@ -1,5 +1,5 @@
-//! The benchmark (`docs/testing.md`): runtimes side by side, in one interleaved run, so that
-//! whatever else the machine does hits all of them alike. Medians, and ratios to crun.
+//! The benchmark (`docs/testing.md`) runs the runtimes in turn, so that other load on the host
+//! affects all of them alike. It prints medians, and ratios to crun.
 
 mod chart;
 mod crowd;
@@ -18,7 +18,7 @@ use crate::harness::{Host, Outcome, Stop};
 const ROUNDS: usize = 60;
 const WARM_UP: usize = 5;
 
-/// `OUT`: of Linux containers; `OUT wasm`: of modules.
+/// `OUT` measures Linux containers. `OUT wasm` measures modules.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     let out = args.first().map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
     let of_modules = args.get(1).is_some_and(|what| what == "wasm");
@@ -31,19 +31,19 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     }
 }
 
-/// One thing that is timed: a name for the table, and how to do it once.
+/// One timed action: a name for the table, and a function that does it once.
 struct Contestant {
     name: String,
     once: Box<dyn Fn(usize) -> Outcome<f64>>,
 }
 
-/// Names and programs.
+/// The names of the runtimes, and their programs.
 type Runtimes = Vec<(String, PathBuf)>;
 
-/// In the order of the columns.
+/// The names in the order of the columns.
 const NAMES: [&str; 4] = ["rt", "crun", "runc", "floor"];
 
-/// In the order of the table.
+/// The rows in the order of the table.
 const ROWS: [&str; 25] = [
     "run /bin/true",
     "run, as Docker's",
@@ -72,7 +72,7 @@ const ROWS: [&str; 25] = [
     "list of 1000",
 ];
 
-/// Milliseconds by row, then by contestant.
+/// Milliseconds, by row and then by contestant.
 type Times = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
 
 fn measure(out: &Path) -> Outcome {
@@ -85,8 +85,8 @@ fn measure(out: &Path) -> Outcome {
         ("crun", std::env::var_os("CRUN").map(PathBuf::from)),
         ("runc", Some("/usr/sbin/runc".into())),
     ] {
-        // Not installed, or not for this way to mount cgroups: crun needs a v2 without v1 beside
-        // it.
+        // A runtime may not be installed, or may not support this way to mount cgroups. crun
+        // requires v2 without v1 beside it.
         match path.filter(|path| path.is_file()) {
             Some(path) if works(&path, &bundles.linux, &host) => {
                 runtimes.push((name.to_owned(), path));
@@ -95,7 +95,7 @@ fn measure(out: &Path) -> Outcome {
         }
     }
     if host.by_systemd {
-        // Where cgroups have all controllers.
+        // Cgroups have all controllers here.
         wasm::memory_in_cgroups(&host)?;
     }
     let manager = if host.by_systemd { ", cgroups by systemd" } else { "" };
@@ -134,7 +134,7 @@ fn measure(out: &Path) -> Outcome {
         }
     }
     if host.by_systemd {
-        // What differs is said by now.
+        // The remaining measurements do not depend on the maker of the cgroups.
         print(&times);
         drop(state);
         host.remove();
@@ -177,7 +177,7 @@ fn measure(out: &Path) -> Outcome {
     Ok(())
 }
 
-/// Everybody takes turns, in all of these rows.
+/// All contestants take turns, in all of these rows.
 fn round_robin(rows: &[(&str, Vec<Contestant>)], rounds: usize, times: &mut Times) -> Outcome {
     for round in 0..rounds + WARM_UP {
         for (row, contestant) in
@@ -209,9 +209,9 @@ fn timed(command: &mut Command) -> Outcome<f64> {
     }
 }
 
-/// The runtimes keep their state in `/run`, which is in memory on every real host, but not on all
-/// where this is measured; a disk's journal is not what is compared. The lane has a mount namespace
-/// of its own.
+/// A tmpfs for the states. Runtimes keep their states in `/run`, which is in memory on every real
+/// host, but not on all hosts where the benchmark runs. A disk's journal must not affect the
+/// result. The lane has its own mount namespace.
 struct StateInMemory(PathBuf);
 
 impl StateInMemory {
@@ -225,7 +225,7 @@ impl StateInMemory {
 
 impl Drop for StateInMemory {
     fn drop(&mut self) {
-        // It ends with the mount namespace otherwise.
+        // If this fails, the mount ends with the mount namespace.
         let _ = Command::new("umount").arg(&self.0).status();
     }
 }
@@ -238,7 +238,7 @@ fn runtime(path: &Path, host: &Host) -> Command {
     runtime_with(path, host, &host.folder.join("wasm.json"))
 }
 
-/// What is decided about modules is for rt to know.
+/// `modules` is the host's file of settings for Wasm. Only `rt` has a flag for it.
 fn runtime_with(path: &Path, host: &Host, modules: &Path) -> Command {
     let mut command = Command::new(path);
     command.arg("--root").arg(state_of(path, host));
@@ -265,7 +265,7 @@ fn repeated(name: &str, command: Command) -> Contestant {
     Contestant { name: name.to_owned(), once: Box::new(move |_| timed(&mut again(&command))) }
 }
 
-/// The same command once more.
+/// A copy of a command.
 fn again(command: &Command) -> Command {
     let mut again = Command::new(command.get_program());
     again.args(command.get_args());
@@ -273,7 +273,7 @@ fn again(command: &Command) -> Command {
     again
 }
 
-/// The floor with a program of a bundle's, and with what `floor.c` reads in its environment.
+/// The floor with a bundle's program, and with the variables that `floor.c` reads.
 fn floor(out: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
     let roots: Vec<PathBuf> = match host.lane.as_str() {
         "v2" => vec!["/sys/fs/cgroup".into()],
@@ -294,7 +294,7 @@ fn floor(out: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
     command
 }
 
-/// The commands of one container's life, each timed.
+/// Runs the commands of one container's life, and times each of them.
 fn life(
     path: &Path,
     bundle: &Path,
@@ -350,7 +350,8 @@ fn median(all: &[f64]) -> f64 {
     all[all.len() / 2]
 }
 
-/// A bundle on disk, of rt's template, which is runc's and crun's.
+/// Writes a bundle. Its configuration is the template of `rt`, which is like those of runc and
+/// crun.
 fn bundle(
     host: &Host,
     name: &str,
@@ -370,10 +371,10 @@ fn bundle(
     Ok(folder)
 }
 
-/// The bundles that are run, on disk.
+/// The bundles that the benchmark runs.
 struct Bundles {
     linux: PathBuf,
-    /// With a seccomp filter, mounts and masked paths as Docker has them.
+    /// With the seccomp filter, the mounts and the masked paths of Docker.
     docker: PathBuf,
     mounts: Vec<(usize, PathBuf)>,
     wasm: Option<PathBuf>,
@@ -430,8 +431,8 @@ fn add_mounts(config: &mut Value, number: usize) {
     }
 }
 
-/// Of the size and the kinds of rules of Docker's default: some hundred calls are allowed, some by
-/// their arguments.
+/// A filter of the size and with the kinds of rules of Docker's default: it allows some hundred
+/// calls, some of them by their arguments.
 fn filter() -> Value {
     let refused = [
         "acct",

@@ -1,5 +1,5 @@
-//! What the tests are written with: a host that has a runtime, a test with its own folder, bundles
-//! and containers.
+//! The tools of a test: a host with a runtime, a test with its own directory, bundles and
+//! containers.
 
 mod bundle;
 mod container;
@@ -17,10 +17,10 @@ pub(crate) use bundle::Bundle;
 pub(crate) use container::{Container, Output};
 use serde_json::json;
 
-/// Why a test did not pass.
+/// The reason why a test did not pass.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// It cannot run here.
+    /// The test cannot run on this host.
     Skipped(String),
     Failed(String),
 }
@@ -46,8 +46,8 @@ pub(crate) fn skip<T>(reason: impl Display) -> Outcome<T> {
     Err(Stop::Skipped(reason.to_string()))
 }
 
-/// Whether a process's executable is on a read-only mount. Writing to it cannot tell: that is
-/// refused as busy as long as any container runs the same file.
+/// Whether the container's executable is on a read-only mount. A write would not show that, because
+/// the kernel refuses a write (ETXTBSY) while any container runs the same file.
 pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool> {
     use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
     let exe =
@@ -55,12 +55,12 @@ pub(crate) fn executable_is_read_only(container: &Container<'_>) -> Outcome<bool
     Ok(rustix::fs::fstatvfs(exe)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
-/// Whether any process of a container has a file open on a mount that whoever is root of a user
-/// namespace of their own could make writable, by `mount_setattr(2)`: one that is attached nowhere
-/// and alive. The host's root asks, who has no other rights over those.
+/// Whether the first process of a container has a detached mount open that the root of a user
+/// namespace could make writable (`mount_setattr(2)`). The host's root tries it here, and has no
+/// further rights over a detached mount.
 pub(crate) fn has_a_changeable_mount(container: &Container<'_>) -> Outcome<bool> {
-    // Perl is on every Debian; 442 is mount_setattr on every architecture, 0x200000 O_PATH, 0x1000
-    // AT_EMPTY_PATH.
+    // Perl is on every Debian. 442 is mount_setattr on every architecture, 0x200000 is O_PATH, and
+    // 0x1000 is AT_EMPTY_PATH.
     const SCRIPT: &str = r#"
         my $found = 0;
         for my $path (glob "/proc/$ARGV[0]/fd/*") {
@@ -77,7 +77,7 @@ pub(crate) fn has_a_changeable_mount(container: &Container<'_>) -> Outcome<bool>
     Ok(Output::of(perl)?.success()?.stdout != "0")
 }
 
-/// Waits until something holds, for ten seconds at the most.
+/// Waits until a condition holds, for ten seconds at most.
 pub(crate) fn wait_until(what: &str, holds: impl FnMut() -> bool) -> Outcome {
     wait_up_to(Duration::from_secs(10), what, holds)
 }
@@ -91,23 +91,23 @@ pub(crate) fn wait_up_to(most: Duration, what: &str, mut holds: impl FnMut() -> 
     Ok(())
 }
 
-/// The machine, and the runtime that is tested.
+/// The host, and the tested runtime.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) runtime: PathBuf,
-    /// Whether it is `rt`: some tests are of what only that does.
+    /// Whether the tested runtime is `rt`. Some tests are for `rt` only.
     pub(crate) is_rt: bool,
     /// `hybrid`, `v1` or `v2`.
     pub(crate) lane: String,
-    /// Whether systemd makes the cgroups (`RT_TESTS_MANAGER`), which it does where it is process 1.
+    /// Whether systemd makes the cgroups (`RT_TESTS_MANAGER`). systemd must be process 1 then.
     pub(crate) by_systemd: bool,
-    /// The folder of this run.
+    /// The directory of this run.
     pub(crate) folder: PathBuf,
-    /// Where the compiled guests are.
+    /// The directory of the compiled guests.
     guests: PathBuf,
 }
 
-/// What the busybox of a rootfs answers to.
+/// The names under which busybox is in a rootfs.
 const APPLETS: [&str; 30] = [
     "sh", "ash", "cat", "chmod", "cp", "cut", "dd", "echo", "env", "false", "grep", "head",
     "hostname", "id", "ip", "kill", "ls", "mkdir", "mknod", "mount", "printf", "ps", "pwd",
@@ -122,7 +122,8 @@ impl Host {
         let version =
             Command::new(&runtime).arg("--version").output().map_err(|error| error.to_string())?;
         let is_rt = version.stdout.starts_with(b"rt ");
-        // Short: podman wants its folders below 50 characters, and a socket's path has 108.
+        // The name is short: podman wants its directories below 50 characters, and the path of a
+        // socket has at most 108.
         let folder = std::env::temp_dir().join(format!("rt-tests-{}", std::process::id()));
         let guests = workspace.join("target/guests");
         let lane = std::env::var("RT_TESTS_LANE").unwrap_or_else(|_| "hybrid".into());
@@ -133,7 +134,8 @@ impl Host {
         Ok(host)
     }
 
-    /// One tree that all bundles' trees are hard links of.
+    /// Makes the files that all bundles share. The busybox of each rootfs is a hard link to this
+    /// one.
     fn make_rootfs(&self) -> std::io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         fs::copy("/bin/busybox", self.folder.join("busybox"))?;
@@ -141,13 +143,13 @@ impl Host {
         let cache = self.folder.join("native");
         let mut settings = json!({ "compile": compile, "cache": { "directory": cache } });
         if compile == "eager" {
-            // Many tests compile at a time.
+            // Many tests compile at the same time.
             settings["compiler"] = json!({ "waitSeconds": 300 });
         }
         fs::write(self.folder.join("wasm.json"), settings.to_string())
     }
 
-    /// A Linux rootfs with a busybox in it.
+    /// Fills a directory with a Linux rootfs that has busybox in it.
     pub(crate) fn fill_rootfs(&self, rootfs: &Path) -> Outcome {
         for folder in ["bin", "etc", "proc", "dev", "sys", "tmp"] {
             fs::create_dir_all(rootfs.join(folder))?;
@@ -163,7 +165,7 @@ impl Host {
         Ok(())
     }
 
-    /// The module of a guest; a test that needs one is skipped where they were not built.
+    /// The module of a guest. If the guests are not built, the test is skipped.
     pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
         let module = self.guests.join(format!("{name}.wasm"));
         if module.exists() {
@@ -174,12 +176,12 @@ impl Host {
     }
 
     pub(crate) fn remove(&self) {
-        // A leftover in the temporary folder fails no test; what matters is checked after each one.
+        // A directory that stays in /tmp fails no test. Each test checks its own leftovers.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// The runtime that is tested: that of `make build`, or of `OCI_RUNTIME`.
+/// The tested runtime: the one in `OCI_RUNTIME`, or else the one that `make build` has built.
 pub(crate) fn runtime() -> Result<PathBuf, String> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
     let default = workspace.join("target/dist/bin/rt");
@@ -197,7 +199,7 @@ fn find_program(path: &Path) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// One test: its folder, and the root of the runtime's state in it.
+/// One test: its directory, with the root of the runtime's state in it.
 #[derive(Debug)]
 pub(crate) struct Test {
     pub(crate) host: &'static Host,
@@ -208,7 +210,7 @@ pub(crate) struct Test {
 }
 
 impl Test {
-    /// Runs a test, and checks that it has left nothing behind.
+    /// Runs a test, and checks that the test has left nothing behind.
     pub(crate) fn run(host: &'static Host, test: fn(&Test) -> Outcome) -> Outcome {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -235,8 +237,8 @@ impl Test {
         self.folder.join("state")
     }
 
-    /// What the host decides about modules: that none is compiled, unless the test has a file of
-    /// its own (`wasm.json` in its folder).
+    /// The host's settings for Wasm. The default settings compile no module. A test can have its
+    /// own settings, in `wasm.json` in its directory.
     pub(crate) fn wasm_config(&self) -> PathBuf {
         let own = self.folder.join("wasm.json");
         if own.exists() { own } else { self.host.folder.join("wasm.json") }
@@ -266,7 +268,7 @@ impl Test {
         Output::of(self.command(args))
     }
 
-    /// A bundle with a Linux rootfs, that runs a shell script.
+    /// A bundle with a Linux rootfs. It runs a shell script.
     pub(crate) fn sh(&self, script: &str) -> Outcome<Bundle<'_>> {
         self.linux(&["/bin/sh", "-c", script])
     }
@@ -277,7 +279,7 @@ impl Test {
         Ok(bundle)
     }
 
-    /// A bundle that runs a Perl script, which can make any system call. Perl is the host's.
+    /// A bundle that runs a Perl script, which can make any system call. It mounts the host's Perl.
     pub(crate) fn perl(&self, script: &str) -> Outcome<Bundle<'_>> {
         if !Path::new("/usr/bin/perl").exists() {
             return skip("the host has no perl");
@@ -291,7 +293,7 @@ impl Test {
         })))
     }
 
-    /// A bundle whose rootfs holds nothing but a Wasm guest, which it runs with these arguments.
+    /// A bundle whose rootfs contains only a Wasm guest. It runs the guest with these arguments.
     pub(crate) fn wasm(&self, guest: &str, args: &[&str]) -> Outcome<Bundle<'_>> {
         self.only_rt()?;
         let program = format!("/{guest}.wasm");
@@ -308,7 +310,7 @@ impl Test {
         Ok(bundle.annotation("run.oci.handler", "wasm"))
     }
 
-    /// A folder that an image is made of: with a Linux rootfs, or with nothing but guests.
+    /// A directory from which to make an image: with a Linux rootfs, or with guests only.
     pub(crate) fn image(&self, name: &str, wasm: bool) -> Outcome<PathBuf> {
         let folder = self.folder.join(name);
         fs::create_dir(&folder)?;
@@ -319,7 +321,7 @@ impl Test {
             }
         } else {
             self.host.fill_rootfs(&folder)?;
-            // A file of its own: tar fails when another test makes a link to one that it reads.
+            // A separate file: tar fails if another test makes a link to a file that tar reads.
             fs::remove_file(folder.join("bin/busybox"))?;
             fs::copy("/bin/busybox", folder.join("bin/busybox"))?;
             fs::write(folder.join("data"), "#!/bin/sh\n")?;
@@ -327,7 +329,7 @@ impl Test {
         Ok(folder)
     }
 
-    /// The same as an archive.
+    /// The image of [`Test::image`] as an archive.
     pub(crate) fn image_archive(&self, name: &str, wasm: bool) -> Outcome<String> {
         let archive = self.folder.join(format!("{name}.tar"));
         let mut tar = Command::new("tar");
@@ -336,23 +338,24 @@ impl Test {
         Ok(archive.display().to_string())
     }
 
-    /// Deletes what the test made, then looks for what should be gone.
+    /// Deletes the containers of the test, then looks for leftovers.
     fn clean(&self) -> Outcome {
-        // What belongs to no container that is still there is left over, and must not be tidied up
-        // by this.
+        // A cgroup whose container has no state is a leftover. This must be checked first, because
+        // the deletions below could remove such a cgroup.
         let ids: Vec<String> = fs::read_dir(self.state_root())
             .into_iter()
             .flatten()
             .flatten()
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            // Beside them, a runtime keeps what is of no container, under a name that is none.
+            // The runtime keeps other files beside the states. Their names are not valid container
+            // names.
             .filter(|id| !id.starts_with(['@', '.']))
             .collect();
         let mut early = Vec::new();
         find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut early);
         early.retain(|path| !ids.iter().any(|id| path.to_string_lossy().contains(id.as_str())));
         ensure(early.is_empty(), format!("cgroups are left: {early:?}"))?;
-        // A user's own, which root does not take for one of its own.
+        // The state may belong to an ordinary user, and then root's `rt` would not accept it.
         let own = |path: &Path| std::os::unix::fs::lchown(path, Some(0), Some(0));
         for id in &ids {
             own(&self.state_root())?;
@@ -365,15 +368,15 @@ impl Test {
         let mut left = Vec::new();
         find_cgroups(Path::new("/sys/fs/cgroup"), &self.prefix, &mut left);
         ensure(left.is_empty(), format!("cgroups are left: {left:?}"))?;
-        // podman's conmon takes a moment to clean up after itself.
-        // A compiler waits until that of another test is done.
+        // podman's conmon takes a moment to clean up, and a compiler waits until another test's
+        // compiler is done.
         wait_up_to(Duration::from_secs(60), "no process is left", || !has_process(&folder))?;
         fs::remove_dir_all(&self.folder)?;
         Ok(())
     }
 }
 
-/// A filesystem in memory that the host sees, for as long as the test needs it.
+/// A tmpfs that the host sees while the test needs it.
 pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
@@ -387,12 +390,12 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if the mount is left.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
-/// Major and minor number of the kernel's release.
+/// Major and minor number of the kernel's version.
 pub(crate) fn kernel() -> Outcome<(u32, u32)> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
@@ -400,8 +403,8 @@ pub(crate) fn kernel() -> Outcome<(u32, u32)> {
     Ok((next()?, next()?))
 }
 
-/// The runtime, with a filter around it that answers one system call with an error. Calls newer
-/// than 424 have one number on all processors.
+/// The runtime under a seccomp filter that answers one system call with an error. A call with a
+/// number above 424 has the same number on all processors.
 pub(crate) fn under_a_filter(
     test: &Test,
     call: u32,
@@ -424,8 +427,8 @@ pub(crate) fn under_a_filter(
     Ok(command)
 }
 
-/// The runtime, with a filter around it as systemd makes it for `RestrictAddressFamilies=`: these
-/// two families alone.
+/// The runtime under a filter like the one of systemd's `RestrictAddressFamilies=`. It allows only
+/// these two address families.
 pub(crate) fn under_a_filter_of_families(
     test: &Test,
     allowed: &[u32; 2],
@@ -448,17 +451,16 @@ pub(crate) fn under_a_filter_of_families(
     Ok(command)
 }
 
-/// By another process: what this one has open for writing, a child that another test starts
-/// meanwhile has too, and a program that somebody has open for writing cannot be executed
-/// (ETXTBSY).
+/// Copies a program by another process. If this process wrote the file, a child that another test
+/// starts meanwhile would inherit the descriptor. Nobody can execute a program that is open for
+/// writing (ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: impl AsRef<Path>) -> Outcome {
     let copied = Command::new("cp").arg(from).arg(to.as_ref()).status()?.success();
     ensure(copied, format!("cp {}", from.display()))
 }
 
-/// Runs what its arguments say as an ordinary user, `tester` with the id 1000, for whom the system
-/// has these further ids. The first arguments can be env(1)'s. What the user is called is seen by
-/// these processes only.
+/// Runs its arguments as an ordinary user: `tester`, with id 1000 and these subordinate ids. The
+/// first arguments can be arguments of env(1). Only these processes see the user's name.
 pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<Command> {
     for file in ["/usr/bin/newuidmap", "/etc/subuid", "/etc/subgid"] {
         if !Path::new(file).exists() {
@@ -478,7 +480,7 @@ pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<C
     Ok(command)
 }
 
-/// The cgroups, in any hierarchy, that have this in their names.
+/// The cgroups with this text in their names, in all hierarchies.
 pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     find_cgroups(Path::new("/sys/fs/cgroup"), id, &mut found);
@@ -488,8 +490,8 @@ pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
 fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // Where nothing is mounted, a directory is no cgroup, although crun makes some there.
-            // `<linux/magic.h>`.
+            // A directory is a cgroup only if a cgroup filesystem is mounted there. crun makes some
+            // directories elsewhere. The numbers are from `<linux/magic.h>`.
             let is_cgroup = rustix::fs::statfs(entry.path())
                 .is_ok_and(|there| matches!(there.f_type, 0x6367_7270 | 0x0027_e0eb));
             if is_cgroup && entry.file_name().to_string_lossy().contains(prefix) {
@@ -500,7 +502,7 @@ fn find_cgroups(folder: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether a process was started with this text among its arguments.
+/// Whether any process has this text among its arguments.
 pub(crate) fn has_process(text: &str) -> bool {
     fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();

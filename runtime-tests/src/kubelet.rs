@@ -1,8 +1,8 @@
-//! A containerd of the test's own, and a client that asks of it what kubelet does (the Kubernetes
-//! container runtime interface, CRI).
+//! A containerd that belongs to the test, and a client that sends it the requests of a kubelet (the
+//! Kubernetes container runtime interface, CRI).
 //!
-//! containerd runs in a network namespace of its own, where pods get their addresses, with the
-//! configuration that comes with `rt`.
+//! containerd runs in its own network namespace, where pods get their addresses. Its configuration
+//! is the one that comes with `rt`.
 
 use std::fs::{self, File};
 use std::net::TcpStream;
@@ -20,14 +20,14 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::harness::{Outcome, Output, Stop, Test, cgroups_of, ensure, skip, wait_until};
 use crate::topics::needs;
 
-/// Where Debian's `containernetworking-plugins` are.
+/// The directory of Debian's `containernetworking-plugins`.
 const NETWORK_PLUGINS: &str = "/usr/lib/cni";
 
-/// What the images are called: neither is ever looked for at a registry.
+/// The names of the images. containerd asks no registry for them.
 pub(crate) const LINUX: &str = "docker.io/tests/linux:1";
 pub(crate) const WASM: &str = "docker.io/tests/wasm:1";
 
-/// A containerd that is asked by its socket.
+/// A containerd that listens on a socket.
 pub(crate) struct Daemon {
     folder: PathBuf,
     process: Child,
@@ -66,7 +66,7 @@ impl Daemon {
         self.folder.join("socket")
     }
 
-    /// The end of what it has logged.
+    /// The end of the daemon's log.
     pub(crate) fn log(&self) -> String {
         let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -76,14 +76,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a process is left.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Kills what keeps a container, or those of a pod, for containerd, as want of memory on a node
-/// would.
+/// Kills the shim of a container or of a pod, as the kernel would do on a node without free memory.
 pub(crate) fn kill_shim(id: &str) -> Outcome {
     let shim = fs::read_dir("/proc")?.flatten().find_map(|process| {
         let command = fs::read(process.path().join("cmdline")).ok()?;
@@ -101,20 +100,20 @@ pub(crate) struct Kubelet<'a> {
     daemon: Daemon,
     waiter: tokio::runtime::Runtime,
     client: RuntimeServiceClient<Channel>,
-    /// Of the pod, and of all cgroups in it.
+    /// The name of the pod, and a part of the names of all its cgroups.
     name: String,
-    /// `shareProcessNamespace` of pods.
+    /// The field `shareProcessNamespace` of pods.
     pub(crate) shares_processes: bool,
 }
 
-/// A pod, whose sandbox runs.
+/// A pod with a running sandbox.
 pub(crate) struct Pod {
     pub(crate) id: String,
     config: cri::PodSandboxConfig,
 }
 
 impl<'a> Kubelet<'a> {
-    /// containerd's.
+    /// The version of containerd.
     pub(crate) fn version(&self) -> Outcome<String> {
         let version = cri::VersionRequest::default();
         Ok(self.ask(async |mut client| client.version(version).await)?.runtime_version)
@@ -122,7 +121,7 @@ impl<'a> Kubelet<'a> {
 
     pub(crate) fn new(test: &'a Test) -> Outcome<Kubelet<'a>> {
         test.only_rt()?;
-        // Of each of its containers, containerd asks for a share.
+        // containerd sets CPU shares for each container.
         needs(test, "cpu")?;
         if !Path::new(NETWORK_PLUGINS).exists() {
             return skip(format!("no `{NETWORK_PLUGINS}`"));
@@ -134,7 +133,7 @@ impl<'a> Kubelet<'a> {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        // The address is never used.
+        // The address is not used.
         let endpoint = Endpoint::from_static("http://[::1]").timeout(Duration::from_secs(60));
         let client = {
             let _guard = waiter.enter();
@@ -205,7 +204,7 @@ impl<'a> Kubelet<'a> {
         Ok(Pod { id: pod.pod_sandbox_id, config })
     }
 
-    /// A container of the pod, created and not started; `change` says what is special about it.
+    /// Creates a container of the pod, and does not start it. `change` changes its configuration.
     pub(crate) fn create(
         &self,
         pod: &Pod,
@@ -231,7 +230,7 @@ impl<'a> Kubelet<'a> {
         Ok(self.ask(async |mut client| client.create_container(request).await)?.container_id)
     }
 
-    /// Where a pod asks for nothing else, processes are seen in their container only.
+    /// By default, a container sees its own processes only.
     fn namespaces(&self) -> cri::NamespaceOption {
         let mode = if self.shares_processes {
             cri::NamespaceMode::Pod
@@ -279,7 +278,7 @@ impl<'a> Kubelet<'a> {
         Ok(answer.status.ok_or("no status")?)
     }
 
-    /// How it ended, when it has.
+    /// Waits until the container has ended, and returns its status.
     pub(crate) fn wait(&self, container: &str) -> Outcome<cri::ContainerStatus> {
         let ended = cri::ContainerState::ContainerExited as i32;
         wait_until("it has ended", || {
@@ -303,14 +302,14 @@ impl<'a> Kubelet<'a> {
         self.ask(async |mut client| client.exec_sync(request).await)
     }
 
-    /// What it has printed, as kubelet reads it: `TIME STREAM TAG TEXT`.
+    /// The output of the container, from the log for kubelet: `TIME STREAM TAG TEXT`.
     pub(crate) fn output(&self, container: &str) -> Outcome<String> {
         let log = fs::read_to_string(self.status(container)?.log_path)?;
         let text = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n";
         Ok(log.lines().map(text).collect())
     }
 
-    /// A connection to an address that is one for containerd.
+    /// A connection to an address in the network namespace of containerd.
     pub(crate) fn connect(&self, address: &str) -> Outcome<TcpStream> {
         let namespace = File::open(format!("/proc/{}/ns/net", self.daemon.process.id()))?;
         let address = address.to_owned();
@@ -334,14 +333,14 @@ impl<'a> Kubelet<'a> {
 
 impl Drop for Kubelet<'_> {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a pod is left.
         let pods = self.ask(async |mut client| {
             client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await
         });
         for pod in pods.map(|pods| pods.items).unwrap_or_default() {
             let _ = self.remove(&Pod { id: pod.id, config: cri::PodSandboxConfig::default() });
         }
-        // The pod's, which kubelet makes and removes.
+        // The cgroups of the pod. kubelet would make and remove them.
         for parent in cgroups_of(&self.name) {
             let _ = fs::remove_dir(parent);
         }
@@ -354,7 +353,8 @@ fn words(stop: &Stop) -> String {
     }
 }
 
-/// With the part that comes with `rt`, for a prefix in the test's folder.
+/// Writes the configuration, with the part that comes with `rt`, for a prefix in the test's
+/// directory.
 fn configure(test: &Test, folder: &Path) -> Outcome {
     let prefix = folder.join("prefix");
     fs::create_dir_all(prefix.join("bin"))?;
@@ -364,7 +364,8 @@ fn configure(test: &Test, folder: &Path) -> Outcome {
     let part =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/containerd/config-v2.toml");
     let mut part = fs::read_to_string(part)?.replace("@PREFIX@", &prefix.display().to_string());
-    // Nothing else names its default.
+    // Once a runtime is configured, containerd has no default runtime. The part has the lines for
+    // it as comments.
     part = part.replace("\n#[", "\n[").replace("\n#  ", "\n  ");
     let root = format!("Root = '{}'", test.state_root().display());
     part = part.replace("Root = '/run/containerd/rt'", &root);
@@ -372,7 +373,7 @@ fn configure(test: &Test, folder: &Path) -> Outcome {
         part = part.replace("SystemdCgroup = true", "SystemdCgroup = false");
     }
     let here = folder.display();
-    // Where root may not make a process less likely to be killed, sandboxes go without.
+    // Where root may not lower the OOM score of a process, containerd must not do so for sandboxes.
     let mut lowers = Command::new("sh");
     lowers.args(["-c", "echo -998 >/proc/self/oom_score_adj"]);
     let restricted = !lowers.stderr(Stdio::null()).status()?.success();
@@ -400,7 +401,8 @@ fn configure(test: &Test, folder: &Path) -> Outcome {
     Ok(())
 }
 
-/// An image of one layer, in the form of `docker save`; its program waits, as a sandbox's has to.
+/// An image of one layer, in the format of `docker save`. Its program waits, as a sandbox's program
+/// must.
 fn image_archive(test: &Test, name: &str, wasm: bool) -> Outcome<PathBuf> {
     let kind = if wasm { "wasm" } else { "linux" };
     let layer = test.image_archive(&format!("layer-{kind}"), wasm)?;

@@ -1,4 +1,4 @@
-//! Runs the tests in several lanes, one after the other, and adds up.
+//! Runs the tests in several lanes, one after the other, and adds up the results.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -31,10 +31,10 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
             good = false;
         }
         all.push(((*lane).to_owned(), rows::read(&file)));
-        // They are read; a file that is left in /tmp does no harm.
+        // The results are read. A file that stays in /tmp does no harm.
         let _ = std::fs::remove_file(&file);
     }
-    // With a filter, most rows have no test to show them.
+    // With a filter, most rows have no test that could show them.
     if args.is_empty() {
         let missing = rows::print(&all, false);
         for row in &missing {
@@ -53,14 +53,13 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
         }
     }
     let [passed, mut failed, skipped] = total;
-    // What ended before it could be counted has failed as well.
+    // A lane that ended before its tests did counts as a failure too.
     failed += usize::from(failed == 0 && !good);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// `rows NAME=FILE…`: prints the rows for results that were left by `--results`, of the virtual
-/// machine.
+/// `rows NAME=FILE…`: prints the rows for the results that `--results` has left in the machine.
 pub(crate) fn rows(files: &[String]) -> ExitCode {
     let read = |argument: &String| {
         let (name, file) = argument.split_once('=').unwrap_or(("", argument));

@@ -1,10 +1,10 @@
-//! Black-box tests for OCI container runtimes: they drive a runtime's command line, and read what
-//! it did from inside of the containers that it made. `docs/testing.md` tells how to run and to
-//! extend them.
+//! Black-box tests for OCI container runtimes. A test runs a runtime's command line, and reads the
+//! effect from inside the containers. `docs/testing.md` says how to run the tests and how to add
+//! one.
 //!
-//! `runtime-tests [FILTER]` tests on the host as it is;
-//! `runtime-tests --lanes hybrid,v1,v2 [FILTER]` in each of these ways to mount cgroups;
-//! `runtime-tests bench` measures; `runtime-tests fuzz` makes up bundles.
+//!  `runtime-tests [FILTER]` tests on the host as it is.
+//!  `runtime-tests --lanes hybrid,v1,v2 [FILTER]` tests in each of these ways to mount cgroups.
+//!  `runtime-tests bench` measures. `runtime-tests fuzz` generates bundles.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::needless_pass_by_value,
@@ -25,11 +25,11 @@ use std::sync::Mutex;
 use harness::{Host, Stop, Test};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-/// What became of each test that has ended.
+/// The outcome of each test that has ended.
 static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 
-/// Tests that take their time and have nothing to do with who makes cgroups. Where systemd does,
-/// the machine is an emulated one, and has run them before.
+/// Whether a test is slow and does not depend on the maker of the cgroups. With systemd, the tests
+/// run in the emulated machine, which has already run these tests with cgroupfs.
 fn is_the_same_by_systemd(name: &str) -> bool {
     let topics = [
         "attacks_files",
@@ -41,7 +41,7 @@ fn is_the_same_by_systemd(name: &str) -> bool {
         "wasm_shares",
         "wasi",
     ];
-    // How a process gets into its cgroup is not the same, and so neither is what it has open.
+    // A process enters its cgroup in another way with systemd, so it has other files open.
     let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
     let mut topic = name.split_once("::").map(|(topic, _)| topic).into_iter();
     !is_list && topic.any(|topic| topics.contains(&topic))
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    // From `lanes`: where to leave what became of each test.
+    // `lanes` passes the file in which to leave the outcome of each test.
     let results = match args.iter().position(|arg| arg == "--results") {
         Some(at) if at + 1 < args.len() => {
             args.remove(at);

@@ -1,12 +1,12 @@
-//! What a runtime has to be able to do, row by row, and which tests show it. A row that was shown
-//! in no lane is a failure, unless it says why it cannot be.
+//! The requirements for a runtime, one per row, and the tests that show them. A row that no lane
+//! has shown is a failure, unless the row says why no lane can show it.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 pub(crate) struct Row {
     name: &'static str,
-    /// Names of tests, or of whole topics.
+    /// Names of tests or of whole topics.
     tests: &'static [&'static str],
     shown: Shown,
 }
@@ -15,7 +15,7 @@ pub(crate) struct Row {
 enum Shown {
     /// In one of the lanes `hybrid`, `v1` and `v2`.
     Here,
-    /// Only where systemd runs and v2 has all controllers: in the virtual machine.
+    /// Only in the machine, where systemd runs and v2 has all controllers.
     InTheMachine,
     Nowhere(&'static str),
 }
@@ -349,10 +349,10 @@ const ROWS: &[Row] = &[
     row("wasm: plugins", &["wasm_plugins"]),
 ];
 
-/// What became of each test, by its name: `passed`, `failed`, `skipped`.
+/// The outcome of each test, by its name: `passed`, `failed` or `skipped`.
 pub(crate) type Results = BTreeMap<String, String>;
 
-/// Reads what [`fn@write`] has written.
+/// Reads the results that [`fn@write`] has written.
 pub(crate) fn read(path: &std::path::Path) -> Results {
     let text = fs::read_to_string(path).unwrap_or_default();
     let pair =
@@ -365,8 +365,8 @@ pub(crate) fn write(path: &str, results: &Results) -> std::io::Result<()> {
     fs::write(path, lines)
 }
 
-/// `ok`, `FAILED`, `-` for skipped, nothing when no such test ran. None of a row's may fail, and
-/// one has to pass.
+/// `ok`, `FAILED`, `-` for skipped, or nothing if no such test ran. For `ok`, no test of the row
+/// has failed, and at least one has passed.
 fn cell(row: &Row, results: &Results) -> &'static str {
     let belongs = |test: &str| {
         row.tests.iter().any(|name| test == *name || test.split("::").next() == Some(name))
@@ -381,8 +381,8 @@ fn cell(row: &Row, results: &Results) -> &'static str {
     }
 }
 
-/// Prints the rows, with a column for each lane. Returns the rows that had to be shown, and were
-/// not.
+/// Prints the rows, with a column for each lane. Returns the rows that a lane had to show and that
+/// no lane has shown.
 pub(crate) fn print(lanes: &[(String, Results)], in_the_machine: bool) -> Vec<&'static str> {
     let head: String = lanes.iter().map(|(lane, _)| format!("{lane:>9}")).collect();
     println!("\n{:44}{head}", "row");

@@ -1,4 +1,4 @@
-//! The tests, a file per topic. A test's name says what holds.
+//! The tests, one file per topic. The name of a test is a sentence that the test proves.
 
 mod attacks;
 mod attacks_files;

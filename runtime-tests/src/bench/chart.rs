@@ -1,4 +1,4 @@
-//! The medians as a picture: bars, in SVG, which every browser shows.
+//! The medians as a bar chart in SVG.
 
 use std::fmt::Write;
 
@@ -11,8 +11,8 @@ const WIDTH: f64 = 560.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 12.0;
 
-/// One group of bars for each row, one bar for each of these names that was measured in it. The
-/// scale is logarithmic: a `state` and a `run` are a hundred times apart.
+/// Draws a group of bars for each row, with one bar for each of these names that has a value. The
+/// scale is logarithmic, because a `run` takes a hundred times as long as a `state`.
 pub(super) fn draw(title: &str, names: &[&str], rows: &[&str], times: &Times) -> String {
     let value = |row: &str, name: &str| times.get(row)?.get(name).map(|all| median(all));
     let all: Vec<f64> =
@@ -31,7 +31,7 @@ pub(super) fn draw(title: &str, names: &[&str], rows: &[&str], times: &Times) ->
         if bars.is_empty() {
             continue;
         }
-        // Writing to a String cannot fail.
+        // A write to a String cannot fail.
         let _ = writeln!(
             body,
             r#"<text x="{}" y="{}" text-anchor="end">{row}</text>"#,

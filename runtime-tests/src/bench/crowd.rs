@@ -1,5 +1,5 @@
-//! Many containers at once, and many mounts in one: throughput, and how the cost of a command grows
-//! with what is there.
+//! Many containers at once, and many mounts in one container: the throughput, and the growth of a
+//! command's time with the number of containers.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,10 +11,10 @@ use crate::harness::{Host, Outcome, Stop};
 const CONTAINERS: usize = 200;
 const CALLERS: usize = 4;
 
-/// How many are alive when a command is timed.
+/// The numbers of other containers that are alive when a command is timed.
 const ALIVE: [usize; 3] = [10, 100, 1000];
 
-/// Containers in a second that four callers create at once, then delete.
+/// The containers per second that four callers create at the same time and then delete.
 pub(super) fn throughput(
     runtimes: &Runtimes,
     bundle: &Path,
@@ -54,13 +54,13 @@ pub(super) fn throughput(
     Ok(rates)
 }
 
-/// What commands take while so many others are alive: rows by number, then by runtime.
+/// The time of commands while other containers are alive: rows by number, then by runtime.
 pub(super) fn growth(runtimes: &Runtimes, bundle: &Path, host: &Host) -> Outcome<Times> {
     let mut times = Times::new();
     let mut note = |row: String, name: &str, milliseconds: f64| {
         times.entry(row).or_default().entry(name.to_owned()).or_default().push(milliseconds);
     };
-    // runc takes 20 ms for each: the two that are compared.
+    // runc takes 20 ms for each container, so only the other runtimes are measured.
     for (name, path) in runtimes.iter().filter(|(name, _)| name != "runc") {
         let mut alive = 0;
         for target in ALIVE {
@@ -90,18 +90,18 @@ pub(super) fn growth(runtimes: &Runtimes, bundle: &Path, host: &Host) -> Outcome
     Ok(times)
 }
 
-/// The most memory that a command had at once, in kB, itself and what it waited for.
+/// The peak memory of a command and of the processes that it waited for, in kB.
 pub(super) fn peak(path: &Path, bundle: &Path, host: &Host) -> Outcome<f64> {
     let mut all = Vec::new();
     for round in 0..5 {
         let id = format!("peak-{round}");
-        // A process begins with the memory of the one that it was forked from: busybox's is small.
+        // A forked process begins with the memory of its parent. busybox has little.
         let mut time = Command::new("busybox");
         time.args(["time", "-f", "%M", "-o"]).arg(host.folder.join("peak")).arg(path);
         time.arg("--root").arg(state_of(path, host)).args(["create", "--bundle"]).arg(bundle);
         timed(time.arg(&id))?;
         let text = std::fs::read_to_string(host.folder.join("peak"))?;
-        // It takes the kernel's kilobytes for pages of four.
+        // busybox takes the kernel's kilobytes for pages of 4 kB, and multiplies them by four.
         all.push(text.trim().parse::<f64>()? / 4.0);
         timed(runtime(path, host).args(["delete", "--force", &id]))?;
     }

@@ -1,6 +1,6 @@
-//! Modules: what their start, their run and their sleep cost, beside Linux containers, crun with
-//! WasmEdge, the floor with the engine, and WasmEdge's own tool. Each has a target, which is
-//! printed beside it; none is asserted.
+//! The cost of modules: their start, their run and their sleep. They are compared with Linux
+//! containers, crun with WasmEdge, the floor with the engine, and WasmEdge's own tool. Each value
+//! is printed beside its target. No test asserts the targets.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,12 +19,13 @@ use super::{
 };
 use crate::harness::{Host, Outcome, Stop, ensure, wait_up_to};
 
-/// In the order of the columns. `rt` and `crun` interpret; `Linux` is the same source compiled for
-/// this machine; `wasmedge` is WasmEdge's tool with the file of native code that `rt` uses.
+/// The names in the order of the columns. `rt` and `crun` interpret. `Linux` is the same source,
+/// compiled for this processor. `wasmedge` is WasmEdge's tool with the file of native code that
+/// `rt` uses.
 const NAMES: [&str; 7] =
     ["rt", "rt, native", "crun", "floor", "floor, native", "Linux", "wasmedge"];
 
-/// In the order of the table.
+/// The rows in the order of the table.
 const ROWS: [&str; 7] = [
     "run /bin/true",
     "run hello-world",
@@ -35,14 +36,14 @@ const ROWS: [&str; 7] = [
     "nbody, 5M steps",
 ];
 
-/// Of what takes a while.
+/// The number of rounds for slow actions.
 const FEW: usize = 20;
 
 const SLEEPERS: usize = 50;
 const SERVERS: usize = 200;
 const CALLERS: usize = 4;
 
-/// The smallest module that sleeps, for a million seconds.
+/// The smallest module that sleeps. It sleeps for a million seconds.
 const SLEEP: &str = r#"(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
@@ -51,7 +52,7 @@ const SLEEP: &str = r#"(module
     (i64.store (i32.const 24) (i64.const 1000000000000000)) ;; in so many nanoseconds
     (drop (call $poll_oneoff (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
 
-/// A bundle whose rootfs holds nothing but a module.
+/// A bundle whose rootfs contains only a module.
 pub(super) fn bundle_of(host: &Host, name: &str, module: &Path, args: &[&str]) -> Outcome<PathBuf> {
     let rootfs = |rootfs: &Path| Ok(fs::copy(module, rootfs.join("app.wasm")).map(drop)?);
     bundle(host, name, &rootfs, &|config| {
@@ -60,10 +61,10 @@ pub(super) fn bundle_of(host: &Host, name: &str, module: &Path, args: &[&str]) -
     })
 }
 
-/// What is measured, with what it should be.
+/// A measured value and its target.
 struct Target {
     what: String,
-    /// At most, or at least; none for what is only told.
+    /// At most or at least this value. None for a value without a target.
     goal: Option<(&'static str, f64)>,
     measured: f64,
 }
@@ -105,17 +106,17 @@ impl Targets {
     }
 }
 
-/// How `rt` and others run a module.
+/// The ways in which `rt` and others run a module.
 struct Ways<'a> {
     host: &'a Host,
-    /// The benchmark's folder, with what is compared with.
+    /// The benchmark's directory, with the programs to compare with.
     out: &'a Path,
-    /// A file for `--wasm-config` with a cache.
+    /// The file of settings for Wasm, with a cache.
     cached: PathBuf,
-    /// crun with WasmEdge, and WasmEdge's tool, where they could be had.
+    /// crun with WasmEdge, and WasmEdge's tool, if they are there.
     crun: Option<PathBuf>,
     wasmedge: Option<PathBuf>,
-    /// Where those two find their libraries.
+    /// The library path of these two programs.
     libraries: String,
 }
 
@@ -158,7 +159,7 @@ impl Ways<'_> {
         floor
     }
 
-    /// All ways to run a bundle's module.
+    /// All ways to run the module of a bundle.
     fn runs(&self, bundle: &Path, native: &Path) -> Vec<Contestant> {
         let run = |name: &str, mut command: Command| {
             command.args(["run", "--bundle"]).arg(bundle).arg("bench");
@@ -173,14 +174,14 @@ impl Ways<'_> {
         all
     }
 
-    /// Has a module compiled, and says which file it became.
+    /// Has a module compiled, and returns the file of native code.
     fn compile(&self, module: &Path) -> Outcome<PathBuf> {
         timed(self.native().args(["wasm", "compile"]).arg(module))?;
         let entry = self.compiled(module)?.ok_or("it was not compiled")?;
         Ok(self.file(&entry))
     }
 
-    /// What the cache has for a module, which its size tells from others.
+    /// The entry of a module in the cache. The size of a module distinguishes it from others.
     fn compiled(&self, module: &Path) -> Outcome<Option<Value>> {
         let list = self.native().args(["wasm", "cache", "list", "--format=json"]).output()?;
         let entries: Vec<Value> = serde_json::from_slice(&list.stdout)?;
@@ -235,7 +236,7 @@ pub(super) fn measure(out: &Path) -> Outcome {
     Ok(())
 }
 
-/// The median of a row's column.
+/// The median of one cell of the table.
 fn of(times: &Times, row: &str, name: &str) -> Outcome<f64> {
     let all = times.get(row).and_then(|names| names.get(name));
     Ok(median(all.ok_or_else(|| format!("{row}: no {name}"))?))
@@ -258,7 +259,7 @@ fn starts(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
     let large = bundle_of(host, "large", &module, &[])?;
     let mut first = ways.native();
     let first = timed(first.args(["run", "--bundle"]).arg(&large).arg("bench"))?;
-    // In the background, and of the lowest priority.
+    // The compiler runs in the background, with the lowest priority.
     wait_up_to(Duration::from_secs(600), "the large module is compiled", || {
         ways.compiled(&module).is_ok_and(|entry| entry.is_some())
     })?;
@@ -269,14 +270,15 @@ fn starts(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
         ("run hello-world", hello),
         ("run a 2 MB module", ways.runs(&large, &native)),
     ];
-    // In the same rounds, since they are compared with each other.
+    // In the same rounds, because the rows are compared with each other.
     round_robin(&rows, super::ROUNDS, times)?;
 
     let hello = "run hello-world";
     let interpreted = of(times, hello, "rt")?;
     match of(times, hello, "crun") {
         Ok(crun) => targets.at_most("hello-world: rt / crun + WasmEdge", 0.25, interpreted / crun),
-        // What was measured where both could be had: 46 ms where `crun run /bin/true` is 10.
+        // Measured on a host that had both: crun with WasmEdge took 46 ms, and `crun run /bin/true`
+        // took 10 ms.
         Err(_) => targets.at_most(
             "hello-world: rt / 4.6 times crun's /bin/true, in place of crun + WasmEdge",
             0.25,
@@ -302,11 +304,11 @@ fn linux(host: &Host, name: &str, args: &[&str]) -> Outcome<PathBuf> {
     bundle(host, name, &fill, &|config| config["process"]["args"] = json!(args))
 }
 
-/// `create` is over when the module was looked up, and before the engine is started.
+/// `create` ends after the lookup of the module, and before the engine starts.
 fn lookup(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome {
     const SIZE: usize = 5_000_000;
     let mut bytes = fs::read(ways.host.guest("hello")?)?;
-    // A section that nobody reads.
+    // A custom section, which no engine reads.
     let length = SIZE - bytes.len();
     bytes.push(0);
     bytes
@@ -341,7 +343,7 @@ fn lookup(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
     Ok(())
 }
 
-/// The time inside of the guest, which its last word tells.
+/// The time inside the guest. The guest prints it as its last word.
 fn work(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome {
     let inside = |name: &str, command: Command| {
         let once = move |_| {
@@ -396,17 +398,18 @@ fn work(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome {
     Ok(())
 }
 
-/// What one of many waiting containers has, in kB.
+/// The memory of one of many waiting containers, in kB.
 #[derive(Default)]
 struct Memory {
-    /// For itself, with a fair share of what it shares.
+    /// Its own memory, and its share of shared memory.
     own: u64,
-    /// Of that, native code, and how much of native code is in memory for it.
+    /// The part of it that is native code, and the native code that is in memory for it.
     code: u64,
     whole_code: u64,
 }
 
-/// Starts so many of a bundle, lets them fall asleep, and does something with their process ids.
+/// Starts this number of containers of a bundle, waits until they sleep, and calls `look` with
+/// their process ids.
 fn with_sleepers<T>(
     way: &dyn Fn() -> Command,
     bundle: &Path,
@@ -435,7 +438,7 @@ fn pid(mut way: Command, id: &str) -> Outcome<i64> {
 fn memory(pids: &[i64]) -> Outcome<Memory> {
     let mut all = Memory::default();
     for pid in pids {
-        // A mount of one file has no name in there.
+        // `smaps` shows the path of a single-file mount as `/`.
         let mut is_code = false;
         for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -496,7 +499,7 @@ fn asleep(ways: &Ways<'_>, targets: &mut Targets) -> Outcome {
     Ok(())
 }
 
-/// Many HTTP servers at once, each in a network namespace of its own.
+/// Many HTTP servers at the same time, each in its own network namespace.
 fn servers(ways: &Ways<'_>, targets: &mut Targets) -> Outcome {
     let module = ways.host.guest("http-server")?;
     ways.compile(&module)?;
@@ -530,10 +533,10 @@ fn servers(ways: &Ways<'_>, targets: &mut Targets) -> Outcome {
     Ok(())
 }
 
-/// Asks the server in a process's network namespace, when it has begun to listen.
+/// Sends a request to the server in a process's network namespace, as soon as the server listens.
 fn answers(pid: i64) -> Outcome {
     let asking = std::thread::spawn(move || -> Outcome {
-        // Of this thread alone.
+        // Only this thread enters the namespace.
         let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
         let kind = Some(LinkNameSpaceType::Network);
         rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
@@ -552,8 +555,7 @@ fn answers(pid: i64) -> Outcome {
     asking.join().unwrap_or_else(|_| Err(Stop::Failed("it panicked".into())))
 }
 
-/// What is counted against the limit of a container that sleeps, where cgroups have all
-/// controllers.
+/// The memory that the kernel charges to a sleeping container, where cgroups have all controllers.
 pub(super) fn memory_in_cgroups(host: &Host) -> Outcome {
     const NUMBER: usize = 10;
     let cached = host.folder.join("cached.json");
@@ -576,7 +578,7 @@ pub(super) fn memory_in_cgroups(host: &Host) -> Outcome {
         })?;
         Ok(median(&all))
     };
-    // The first one is charged with the files that the others share.
+    // The kernel charges the shared files to the first container.
     let linux = current(&interpreted, &linux)?;
     let interpreted = current(&interpreted, &small)?;
     let mut targets = Targets::default();

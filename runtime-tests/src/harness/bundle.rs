@@ -1,5 +1,5 @@
-//! Bundles: a folder with a rootfs and a configuration, which is JSON and so can be anything, also
-//! wrong.
+//! Bundles: a directory with a rootfs and a configuration. The configuration is JSON, so a test can
+//! also make an invalid one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,8 @@ pub(crate) struct Bundle<'a> {
 }
 
 impl<'a> Bundle<'a> {
-    /// With an empty rootfs, and the namespaces and mounts that every caller asks for.
+    /// Makes a bundle with an empty rootfs, and with the namespaces and mounts that every caller
+    /// asks for.
     pub(crate) fn new(test: &'a Test, args: &[&str]) -> Outcome<Bundle<'a>> {
         let folder = test.folder.join(format!("bundle-{}", test.id()));
         fs::create_dir_all(folder.join("rootfs"))?;
@@ -80,7 +81,7 @@ impl<'a> Bundle<'a> {
         })
     }
 
-    /// Adds a namespace, or gives one a path.
+    /// Adds a namespace, or replaces the namespace of the same type.
     pub(crate) fn namespace(self, namespace: Value) -> Self {
         self.edit(|config| {
             if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
@@ -95,7 +96,7 @@ impl<'a> Bundle<'a> {
         self
     }
 
-    /// Puts a file into the rootfs.
+    /// Writes a file in the rootfs.
     pub(crate) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Outcome<Self> {
         let path = self.rootfs().join(path.trim_start_matches('/'));
         if let Some(folder) = path.parent() {
@@ -122,32 +123,32 @@ impl<'a> Bundle<'a> {
         args
     }
 
-    /// Runs it in the foreground, to its end.
+    /// Runs the bundle in the foreground, to its end.
     pub(crate) fn run(&self) -> Outcome<Output> {
         self.run_with("")
     }
 
-    /// With a text on its standard input.
+    /// Runs the bundle with a text on its standard input.
     pub(crate) fn run_with(&self, input: &str) -> Outcome<Output> {
         self.write()?;
         let command = self.test.command(self.command_line("run", &self.test.id()));
         Output::with_input(command, input)
     }
 
-    /// What `create` says.
+    /// Runs `create`, and returns its output.
     pub(crate) fn try_create(&self, id: &str) -> Outcome<Output> {
         self.write()?;
         Output::of(self.test.command(self.command_line("create", id)))
     }
 
-    /// Creates it, with standard output and error in files.
+    /// Creates a container, with standard output and standard error in files.
     pub(crate) fn create(&self) -> Outcome<Container<'a>> {
         self.write()?;
         let id = self.test.id();
         Container::create(self.test, &id, self.test.command(self.command_line("create", &id)))
     }
 
-    /// Creates and starts it.
+    /// Creates and starts a container.
     pub(crate) fn start(&self) -> Outcome<Container<'a>> {
         let container = self.create()?;
         container.start()?;

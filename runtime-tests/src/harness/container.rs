@@ -1,4 +1,4 @@
-//! Containers, and what commands print.
+//! Containers, and the output of commands.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Outcome, Test, ensure, ensure_eq, wait_until};
 
-/// What a command left when it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) stdout: String,
@@ -23,7 +23,8 @@ impl Output {
         Output::with_input(command, "")
     }
 
-    /// The streams are files: a created container inherits them, and would hold a pipe open.
+    /// Runs a command. The output goes to files, because a created container inherits the streams
+    /// and would hold a pipe open.
     pub(crate) fn with_input(mut command: Command, input: &str) -> Outcome<Output> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -67,7 +68,7 @@ impl Output {
         Ok(self)
     }
 
-    /// A failure, with one line on standard error that holds these words.
+    /// Expects a failure, with one line on standard error that contains these words.
     pub(crate) fn fails_with(self, words: &str) -> Outcome<Output> {
         ensure(self.code.is_some_and(|code| code != 0), format!("it succeeded: {}", self.stdout))?;
         ensure(self.stderr.contains(words), format!("no {words:?} in: {}", self.stderr))?;
@@ -76,7 +77,7 @@ impl Output {
     }
 }
 
-/// No command of a test takes this long: one that does not end is ended, and its test fails.
+/// The limit for every command. A command that takes longer is killed, and its test fails.
 const LONGEST: Duration = Duration::from_secs(600);
 
 fn wait(child: &mut Child) -> Outcome<ExitStatus> {
@@ -96,7 +97,7 @@ fn wait(child: &mut Child) -> Outcome<ExitStatus> {
     }
 }
 
-/// A container that was created. It is deleted with its test.
+/// A created container. The end of its test deletes it.
 #[derive(Debug)]
 pub(crate) struct Container<'a> {
     pub(crate) test: &'a Test,
@@ -106,14 +107,14 @@ pub(crate) struct Container<'a> {
 }
 
 impl<'a> Container<'a> {
-    /// Runs a command that makes it.
+    /// Runs a command that makes the container.
     pub(crate) fn create(test: &'a Test, id: &str, command: Command) -> Outcome<Container<'a>> {
         let [out, err] =
             ["out", "err"].map(|end| File::create(test.folder.join(format!("{id}.{end}"))));
         Container::create_writing_to(test, id, command, [out?.into(), err?.into()])
     }
 
-    /// With other streams, from which somebody fills the files.
+    /// Runs a command with other streams. Somebody else writes their content to the files.
     pub(crate) fn create_writing_to(
         test: &'a Test,
         id: &str,
@@ -122,7 +123,7 @@ impl<'a> Container<'a> {
     ) -> Outcome<Container<'a>> {
         let [out, err] = ["out", "err"].map(|end| test.folder.join(format!("{id}.{end}")));
         let status = command.stdout(stdout).stderr(stderr).status()?;
-        // With it goes this process's end of a pipe.
+        // This closes our end of a pipe.
         drop(command);
         let container = Container { test, id: id.to_owned(), out, err };
         ensure(status.success(), format!("create: {}", container.stderr()?))?;
@@ -158,7 +159,7 @@ impl<'a> Container<'a> {
         Ok(i32::try_from(self.state()?["pid"].as_i64().unwrap_or_default())?)
     }
 
-    /// Until its first process has ended.
+    /// Waits until the container's first process has ended.
     pub(crate) fn wait(&self) -> Outcome {
         wait_until("the container has stopped", || {
             self.status().is_ok_and(|status| status == "stopped")
@@ -171,7 +172,7 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// A file of the test's that is named after it: `ID.END`.
+    /// A file in the test's directory, named after the container: `ID.END`.
     pub(crate) fn file(&self, end: &str) -> PathBuf {
         self.test.folder.join(format!("{}.{end}", self.id))
     }

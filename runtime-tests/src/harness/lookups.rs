@@ -1,6 +1,6 @@
-//! What a process of the runtime has open when it looks up a name that the container chooses: the
-//! runtime is traced (`ptrace(2)`), and stopped before and after each such system call that a
-//! process makes whose root is the container's.
+//! The open files of the runtime's processes while they look up names that the container chooses.
+//! The test traces the runtime (`ptrace(2)`). It stops each process whose root is the container's,
+//! before and after each such system call.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,18 +28,18 @@ pub(crate) struct Open {
     pub(crate) kind: String,
 }
 
-/// One look-up.
+/// One path lookup.
 #[derive(Debug)]
 pub(crate) struct LookUp {
     /// The name of the system call, and the path.
     pub(crate) what: String,
     pub(crate) open: Vec<Open>,
-    /// Whether a neighbour of the same user could trace the process: `PR_SET_DUMPABLE` was not
-    /// called.
+    /// Whether a neighbour of the same user could trace the process, because the process has not
+    /// called `PR_SET_DUMPABLE`.
     pub(crate) is_dumpable: bool,
 }
 
-/// The system calls that look up a path, and which of their arguments that is.
+/// The system calls that look up a path, and the position of the path among their arguments.
 fn path_argument(number: i64) -> Option<(&'static str, usize)> {
     use nix::libc;
     Some(match number {
@@ -64,7 +64,7 @@ fn path_argument(number: i64) -> Option<(&'static str, usize)> {
     })
 }
 
-/// The call that a stopped process is in: its name, and the path. None for any other.
+/// The system call of a stopped process: the name, and the path. None if the call looks up no path.
 fn call(pid: Pid) -> Option<(&'static str, String)> {
     // `NUMBER 0xARGUMENT… 0xSTACK 0xPLACE` (proc_pid_syscall(5)).
     let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
@@ -74,7 +74,7 @@ fn call(pid: Pid) -> Option<(&'static str, String)> {
     let mut memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
     memory.seek(SeekFrom::Start(address)).ok()?;
     let mut bytes = Vec::new();
-    // A read across the end of a mapping is cut there.
+    // The kernel cuts a read at the end of a mapping.
     std::io::BufReader::new(memory.take(4096)).read_until(0, &mut bytes).ok()?;
     bytes.pop();
     Some((name, String::from_utf8_lossy(&bytes).into_owned()))
@@ -84,8 +84,8 @@ fn identity(path: &str) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
-/// What a process has open that is stopped, or opens nothing. What cannot be read is an error, and
-/// never nothing.
+/// The open files of a process that is stopped, or that opens no file meanwhile. A descriptor that
+/// cannot be read is an error, and is never left out.
 pub(crate) fn open_files(pid: Pid) -> Outcome<Vec<Open>> {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let mounts: BTreeSet<&str> = mounts.lines().filter_map(|line| line.split(' ').next()).collect();
@@ -132,17 +132,18 @@ fn kind(descriptor: &Path, is_on_a_mount_of_its_own: bool) -> Outcome<String> {
 /// (`ptrace(2)`, "Ptrace access mode checking").
 fn is_dumpable(pid: Pid) -> Outcome<bool> {
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-    // The kernel gives the files of a process that is not dumpable to root.
+    // The files of an undumpable process belong to root.
     if fs::metadata(format!("/proc/{pid}/environ"))?.uid() != 0 {
         return Ok(true);
     }
-    // Of a process of root's, that says nothing. Root without this capability is a neighbour of the
-    // same user. Only this thread gives the capability up.
+    // If the process is root's, its files belong to root anyway. So this thread gives up one
+    // capability, and then has the rights of a neighbour of the same user. The other threads keep
+    // the capability.
     let all = capabilities(None)?;
     let mut fewer = all;
     fewer.effective.remove(CapabilitySet::SYS_PTRACE);
     set_capabilities(None, fewer)?;
-    // Which an access of the kind `PTRACE_MODE_READ_FSCREDS` takes, and nothing else does.
+    // This needs access of the kind `PTRACE_MODE_READ_FSCREDS`, and no further right.
     let read = fs::read_link(format!("/proc/{pid}/cwd"));
     set_capabilities(None, all)?;
     match read {
@@ -152,7 +153,7 @@ fn is_dumpable(pid: Pid) -> Outcome<bool> {
     }
 }
 
-/// Runs a command of the runtime to its end, and returns what was open at each look-up by a process
+/// Runs a command of the runtime to its end. Returns the open files at each lookup by a process
 /// whose root is `rootfs`.
 pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<LookUp>)> {
     let root = identity(&rootfs.display().to_string());
@@ -169,15 +170,15 @@ pub(crate) fn of(command: &Command, rootfs: &Path) -> Outcome<(ExitStatus, Vec<L
     Ok((status, seen))
 }
 
-/// Runs a command of the runtime to its end, and that of all processes that it leaves, and calls
-/// `at` before and after each look-up, with the process, the system call and the path, while the
-/// process is stopped. A process that has executed a program is let go of if `is_done` says so.
+/// Runs a command of the runtime until it and all processes that it leaves have ended. Calls `at`
+/// before and after each lookup, with the process, the system call and the path. The process is
+/// stopped meanwhile. After an exec, `trace` lets go of a process if `is_done` says so.
 pub(crate) fn trace(
     command: &Command,
     is_done: impl Fn(Pid) -> bool,
     mut at: impl FnMut(Pid, &str, &str) -> Outcome,
 ) -> Outcome<ExitStatus> {
-    // It waits until it is traced.
+    // The shell stops itself, and waits for the tracer.
     let mut shell = Command::new("sh");
     shell.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
     shell.arg(command.get_program()).args(command.get_args());
@@ -205,7 +206,7 @@ pub(crate) fn trace(
     )?;
     kill(first, Signal::SIGCONT)?;
     let mut traced: BTreeSet<Pid> = [first].into();
-    // Only of this thread: others have children of their own.
+    // Only the children of this thread: other threads have their own.
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     let mut ended = None;
     let mut end = Instant::now();
@@ -213,7 +214,7 @@ pub(crate) fn trace(
         let status = if ended.is_none() {
             waitpid(None, Some(flags))?
         } else {
-            // A created container waits for its start, and executes its program then.
+            // A created container waits for `start`, and then execs its program.
             ensure(Instant::now() < end, format!("{traced:?} do not end"))?;
             waitpid(None, Some(flags | WaitPidFlag::WNOHANG))?
         };
@@ -251,10 +252,10 @@ pub(crate) fn trace(
             WaitStatus::Stopped(_, signal) if signal != Signal::SIGSTOP => deliver = Some(signal),
             _ => {}
         }
-        // It may be gone already.
+        // The process may be gone already.
         let _ = ptrace::syscall(pid, deliver);
     }
-    // It has been waited for.
+    // `waitpid` has already reaped the child.
     let _ = child.try_wait();
     Ok(ExitStatus::from_raw(ended.ok_or("it has no status")?))
 }
