@@ -1,10 +1,10 @@
-//! Made-up bundles for the real program, as root, in a throw-away copy of this host
-//! (`runtime-tests/room`). Whatever a bundle is, nothing outside of it, of its state and of its
-//! cgroup may be changed, read or executed.
+//! Generated bundles for the real program, as root, in the room: a throw-away copy of this host
+//! (`runtime-tests/room`). Whatever a bundle contains, the runtime may change, read or execute
+//! nothing outside the bundle, its state and its cgroup.
 //!
-//! `runtime-tests fuzz` goes on for `RT_FUZZ_SECONDS`, with the seed in `RT_FUZZ_SEED`;
-//! `RT_FUZZ_ROUND` repeats one round of a seed and shows all of it. What it finds is reduced to the
-//! fewest twists that still show it.
+//! `runtime-tests fuzz` runs for `RT_FUZZ_SECONDS`, with the seed in `RT_FUZZ_SEED`.
+//! `RT_FUZZ_ROUND` repeats one round of a seed and prints all of it. The fuzzer reduces a finding
+//! to the fewest twists that still show it.
 
 mod bundle;
 mod canary;
@@ -25,13 +25,14 @@ use canary::{Canary, ROUNDS};
 use drive::{Plan, Played, play};
 use random::Random;
 
-/// How many of a hundred rounds have to start a container: with fewer, nothing is tested.
+/// The part of the rounds that must start a container, in percent. With fewer, the fuzzer tests
+/// nothing.
 const FEWEST_STARTED: u64 = 25;
 
-/// The room says so when it cannot be made here.
+/// The exit status of `room` if the room cannot be made on this host.
 const CANNOT: i32 = 77;
 
-/// Makes the room, and runs this program in it again.
+/// Makes the room, and runs this program in it.
 pub(crate) fn run() -> ExitCode {
     let runtime = match crate::harness::runtime() {
         Ok(runtime) => runtime,
@@ -55,7 +56,7 @@ pub(crate) fn run() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// In the room.
+/// The rounds, in the room.
 pub(crate) fn inside() -> ExitCode {
     match rounds() {
         Ok(true) => ExitCode::SUCCESS,
@@ -67,7 +68,7 @@ pub(crate) fn inside() -> ExitCode {
     }
 }
 
-/// Findings that have the same cause, as far as can be told.
+/// Findings that seem to have the same cause.
 #[derive(Debug)]
 struct Finding {
     times: u32,
@@ -129,7 +130,7 @@ fn rounds() -> io::Result<bool> {
     Ok(found.is_empty())
 }
 
-/// Leaves out what the finding does not need.
+/// Removes the twists and steps that the finding does not need.
 fn reduce(
     mut plan: Plan,
     mut played: Played,
@@ -139,7 +140,7 @@ fn reduce(
 ) -> io::Result<(Plan, Played)> {
     let mut number = 0;
     let mut shows = |plan: &Plan, canary: &mut Canary| -> io::Result<Option<Played>> {
-        // What depends on others may need to be tried more often.
+        // A finding that depends on a race may need more than one try.
         for _ in 0..3 {
             number += 1;
             let played = play(plan, canary, folder, &format!("less-{number}"))?;
@@ -169,7 +170,7 @@ fn reduce(
     Ok((plan, played))
 }
 
-/// The kinds of twists and steps of a plan, without their particulars.
+/// The kinds of a plan's twists and steps, without details.
 fn causes(plan: &Plan) -> String {
     let name = |text: String| {
         let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());

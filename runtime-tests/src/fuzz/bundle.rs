@@ -1,4 +1,4 @@
-//! Made-up bundles: a good configuration, and some twists of it.
+//! Generated bundles: a valid configuration, and some twists of it.
 
 use std::fs;
 use std::io;
@@ -13,35 +13,36 @@ use super::random::Random;
 use super::tree::{Thing, Tree};
 use super::words;
 
-/// One thing that is changed of a good bundle.
+/// One change of a valid bundle.
 #[derive(Clone, Debug)]
 pub(super) enum Twist {
-    /// In the rootfs.
+    /// Puts a thing in the rootfs.
     Put(String, Thing),
-    /// In the configuration: the keys that lead there, and the value.
+    /// Sets a value in the configuration. The keys lead to the value.
     Set(Vec<String>, Value),
-    /// The same, at the end of a list.
+    /// Adds a value at the end of a list in the configuration.
     Push(Vec<String>, Value),
-    /// The mounts on this destination are left out.
+    /// Removes the mounts on this destination.
     Unmount(String),
-    /// A volume that others share, and what is in it. It is mounted before all other mounts.
+    /// Adds a volume that a neighbour shares, and puts things in it. It is mounted before all other
+    /// mounts.
     Volume { destination: String, things: Vec<(String, Thing)> },
-    /// Whoever shares the volume exchanges what appears in it for links that lead here.
+    /// A neighbour exchanges new entries of the volume for links to these targets.
     Exchange(Vec<String>),
-    /// What a container that stays does with what it sees.
+    /// The shell commands by which a container that stays disturbs its own mounts and cgroups.
     Upset(Vec<String>),
     /// A flag of `create` and `run`.
     Flag(String),
-    /// A pid file in a folder of somebody else's, who has put links there in the place of what was
-    /// seen there before.
+    /// A pid file in a directory of another user. That user has put links there, under the names of
+    /// files that the runtime made there before.
     PidFile(String),
-    /// A service manager that wants to hear of the container.
+    /// A service manager that waits for a readiness message (`NOTIFY_SOCKET`).
     Notify,
-    /// Descriptors of the caller's that are passed on.
+    /// The number of descriptors that the caller passes on.
     Descriptors(u32),
 }
 
-/// What a round is made of, all below one folder.
+/// The files of a round, all below one directory.
 #[derive(Debug)]
 pub(super) struct Bundle {
     pub(super) folder: PathBuf,
@@ -64,22 +65,22 @@ impl Bundle {
         self.folder.join("volume")
     }
 
-    /// Makes the volume as it is at first.
+    /// Restores the first content of the volume.
     pub(super) fn fill_volume(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.volume())?.flatten() {
             let path = entry.path();
-            // A folder, or anything else.
+            // The entry may be a directory or anything else.
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         }
         let volume = Tree::open(&self.volume())?;
         for (place, thing) in &self.things {
-            // What was put first may be in the way.
+            // An earlier thing may be in the way.
             let _ = volume.put(place, thing);
         }
         Ok(())
     }
 
-    /// Whoever can write there is not trusted.
+    /// The directory of the pid file. Users who can write there are not trusted.
     pub(super) fn spool(&self) -> PathBuf {
         self.folder.join("spool")
     }
@@ -105,14 +106,16 @@ impl Bundle {
         for twist in twists {
             bundle.apply(twist, &tree)?;
         }
-        // With the host's processes, the right to look into them is the right to the host's files.
+        // In the host's pid namespace, a container that may look into other processes can reach the
+        // host's files. So the witness does not look at other processes there.
         let namespaces = bundle.config["linux"]["namespaces"].as_array();
         if !namespaces.into_iter().flatten().any(|it| it["type"] == "pid" && it["path"].is_null())
             && let Some(argument) = bundle.config["process"]["args"].get_mut(2)
         {
             *argument = json!("live");
         }
-        // A name for the caller's own namespace is what the configuration wants, as with runc.
+        // In a joined UTS namespace, the runtime sets the configured host name, as runc does. Here
+        // the namespace can be the caller's own.
         let namespaces = bundle.config["linux"]["namespaces"].as_array();
         if namespaces.into_iter().flatten().any(|it| it["type"] == "uts" && it["path"].is_string())
         {
@@ -124,7 +127,7 @@ impl Bundle {
 
     fn apply(&mut self, twist: &Twist, tree: &Tree) -> io::Result<()> {
         match twist {
-            // What was put first may be in the way.
+            // An earlier thing may be in the way.
             Twist::Put(place, thing) => drop(tree.put(place, thing)),
             Twist::Set(keys, value) => {
                 if let Some(at) = at(&mut self.config, keys) {
@@ -146,7 +149,7 @@ impl Bundle {
                     "options": ["rbind"],
                 });
                 if let Some(mounts) = self.config["mounts"].as_array_mut() {
-                    // After /proc, which all that follows may be below of.
+                    // After `/proc`, because later mounts may be below `/proc`.
                     mounts.insert(mounts.len().min(1), mount);
                 }
             }
@@ -176,7 +179,7 @@ impl Bundle {
         }
     }
 
-    /// A socket for `--console-socket`, which keeps what it is sent.
+    /// A socket for `--console-socket`, which keeps the messages that the runtime sends.
     pub(super) fn console(&mut self) -> io::Result<String> {
         let path = self.folder.join("console");
         self.listeners.push(UnixListener::bind(&path)?);
@@ -184,7 +187,7 @@ impl Bundle {
     }
 }
 
-/// A value by its keys; what is not there is made.
+/// Finds a value by its keys. Makes missing objects.
 fn at<'a>(value: &'a mut Value, keys: &[String]) -> Option<&'a mut Value> {
     let mut here = value;
     for key in keys {
@@ -263,7 +266,7 @@ fn push(path: &str, value: Value) -> Twist {
     Twist::Push(keys(path), value)
 }
 
-/// What an image can have in some place.
+/// A thing that an image can have anywhere.
 pub(super) fn thing(random: &mut Random) -> Thing {
     match random.below(16) {
         0..=8 => Thing::Link(words::target(random)),
@@ -277,7 +280,7 @@ pub(super) fn thing(random: &mut Random) -> Thing {
     }
 }
 
-/// What an image can have in the place of a program.
+/// A thing that an image can have in the place of a program.
 pub(super) fn program(random: &mut Random) -> Thing {
     match random.below(8) {
         0..=3 => Thing::Link(words::program(random)),
@@ -288,7 +291,7 @@ pub(super) fn program(random: &mut Random) -> Thing {
     }
 }
 
-/// A path of the container, and half of the time something hostile at it or above it.
+/// A path in the container. In half of the cases with something hostile at it or above it.
 fn trap(random: &mut Random) -> (String, Vec<Twist>) {
     let path = words::path(random);
     let twists = match random.below(4) {
@@ -303,7 +306,8 @@ fn above(path: &str) -> &str {
     path.trim_end_matches('/').rsplit_once('/').map_or("", |(above, _)| above)
 }
 
-/// A mount; what it shows of the host is the volume, or what every caller mounts.
+/// A mount. From the host, it shows only the round's own directories or the mounts that every
+/// caller wants.
 pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Value {
     let own = |name: &str| folder.join(name).display().to_string();
     let (kind, source) = match random.below(16) {
@@ -325,8 +329,8 @@ pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Va
         options.push(random.of(&["bind", "rbind"]).to_owned());
     }
     if source.ends_with("link") {
-        // Where the host's own paths lead is the caller's to know; but with these, it wants what is
-        // there, and no more.
+        // The caller decides where its own source paths lead, so a followed link would be no
+        // finding. With these options, the caller wants the link itself.
         options.push(random.of(&["src-nofollow", "copy-symlink"]).to_owned());
     }
     if kind == "tmpfs" && random.once_in(2) {
@@ -371,7 +375,7 @@ pub(super) fn mount(random: &mut Random, destination: &str, folder: &Path) -> Va
     mount
 }
 
-/// All twists of a round. Some belong together: a path, and what is at it.
+/// All twists of a round. Some twists belong together: a path, and the thing at this path.
 pub(super) fn twists(random: &mut Random, folder: &Path) -> Vec<Twist> {
     let mut twists = Vec::new();
     for _ in 0..=random.below(4) {
@@ -455,8 +459,8 @@ fn twist(random: &mut Random, folder: &Path) -> Vec<Twist> {
     }
 }
 
-/// A container that has rights over its own mounts, or its own cgroup, and uses them before
-/// anything is done with it.
+/// A container that has rights over its own mounts or over its own cgroup. It uses them before a
+/// command enters it.
 pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
     let mut twists = vec![push("linux namespaces", json!({ "type": "cgroup" }))];
     if random.once_in(2) {
@@ -479,7 +483,7 @@ pub(super) fn upset(random: &mut Random) -> Vec<Twist> {
         ));
     }
     if random.once_in(2) {
-        // Its own, to write to.
+        // The container's own cgroups, writable.
         twists.push(push(
             "mounts",
             json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup" }),
@@ -494,7 +498,7 @@ fn each_cgroup(commands: &str) -> String {
     format!("for way in /sys/fs/cgroup /sys/fs/cgroup/*; do {commands}; done")
 }
 
-/// A line of a shell script.
+/// A line of the script `/upset`.
 fn command(random: &mut Random) -> String {
     const FOLDERS: [&str; 9] =
         ["/proc", "/proc/sys", "/dev", "/sys", "/sys/fs/cgroup", "/mnt", "/t", "/", "/run"];
@@ -520,7 +524,7 @@ fn command(random: &mut Random) -> String {
             "/bin/busybox mkdir $way/$$; echo threaded >$way/$$/cgroup.type; \
              echo 0 >$way/$$/cgroup.threads",
         ),
-        // Another of its processes stops where it is, in a cgroup of its own.
+        // Freezes another process of the container, in its own cgroup.
         14 => {
             let freeze = "/bin/busybox mkdir $way/ice; echo 0 >$way/ice/cgroup.procs; \
                           echo 1 >$way/ice/cgroup.freeze; echo FROZEN >$way/ice/freezer.state";
@@ -598,7 +602,7 @@ fn annotation(random: &mut Random, folder: &Path) -> Twist {
 }
 
 fn hook(random: &mut Random) -> Vec<Twist> {
-    // The paths of the others are the host's: they are the configuration's to choose.
+    // The paths of all other hooks are paths of the host, which the configuration may choose.
     let others = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
     if random.once_in(3) {
         let hook =
@@ -631,7 +635,7 @@ fn namespace(random: &mut Random) -> Vec<Twist> {
             let kind = random.of(&["ipc", "uts", "network"]);
             let file = if kind == "network" { "net" } else { kind };
             let path = match random.below(3) {
-                // That of the runtime's own.
+                // The runtime's own namespace.
                 0 => format!("/proc/self/ns/{file}"),
                 1 => format!("/proc/1/ns/{file}"),
                 _ => words::escape(random),
@@ -656,7 +660,7 @@ fn namespace(random: &mut Random) -> Vec<Twist> {
     }
 }
 
-/// Something in a volume that others share.
+/// Things in a volume that a neighbour shares.
 fn things(random: &mut Random) -> Vec<(String, Thing)> {
     let places = ["a", "a/b", "link", "null", "pts", "x", "file", "sys", "passwd"];
     (0..random.below(4)).map(|_| (random.of(&places).to_owned(), thing(random))).collect()
@@ -668,7 +672,7 @@ fn volume(random: &mut Random) -> Vec<Twist> {
     vec![Twist::Volume { destination, things: things(random) }]
 }
 
-/// A volume whose other user does not hold still, and something that is made in it.
+/// A volume in which a neighbour exchanges entries, and something that the runtime makes in it.
 fn exchanged(random: &mut Random) -> Vec<Twist> {
     let destination = random.of(&["/data", "/dev", "/dev", "/etc", "/run", "/t"]).to_owned();
     let targets = (0..=random.below(3))

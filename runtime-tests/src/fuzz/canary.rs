@@ -1,8 +1,8 @@
-//! What is outside of all bundles, and whether it is still as it was.
+//! The part of the room that is outside of all bundles, and the check that it has not changed.
 //!
-//! `/srv/canary` is there to be reached. All the rest of the host's files is below an overlay, so
-//! that whatever is changed of them shows in one folder. What a container can read, but not change,
-//! has a token in it, which must not show in any output.
+//! `/srv/canary` is the target of escapes. The other files of the host are below an overlay, so
+//! that every change of them shows in one directory. The files in `/srv/canary` contain a token,
+//! which must not appear in any output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -13,21 +13,20 @@ use std::time::{Duration, Instant};
 use super::words::OUTSIDE;
 use super::{programs, tree};
 
-/// The state of the runtime that is tested.
+/// The root of the state of the tested runtime.
 pub(super) const STATE: &str = "/run/rt";
 
-/// The runtime's too: the file that creations lock, of which nothing ever changes.
+/// The file in which `create` holds locks. Its content never changes.
 const CLAIMS: &str = "/run/rt-claims";
 
-/// Where all that a round makes is.
+/// The directory of all files that a round makes.
 pub(super) const ROUNDS: &str = "/tmp";
 
-/// What the overlay has kept of changes to the host's files, devices, and what else is not a
-/// bundle's.
+/// The overlay's copies of changed files of the host, devices, and everything else outside of the
+/// bundles.
 const WATCHED: [&str; 4] = ["/srv", "/dev", "/run", "/room/changes"];
 
-/// Parameters of the kernel's in the namespaces that the runtime was started in, which are the
-/// room's own.
+/// Kernel parameters of the namespaces in which the runtime starts. The room has its own.
 const PARAMETERS: [&str; 12] = [
     "kernel/domainname",
     "kernel/hostname",
@@ -43,7 +42,7 @@ const PARAMETERS: [&str; 12] = [
     "net/ipv4/ip_unprivileged_port_start",
 ];
 
-/// Parameters of the whole machine. Others may change them meanwhile.
+/// Kernel parameters of the whole host. Other processes may change them meanwhile.
 const SHARED: [&str; 12] = [
     "kernel/core_pattern",
     "kernel/core_uses_pid",
@@ -67,17 +66,17 @@ struct Entry {
     modified: (i64, i64),
     changed: (i64, i64),
     device: u64,
-    /// The beginning of a small file, or where a link leads.
+    /// The beginning of a small file, or the target of a link.
     content: String,
 }
 
-/// Something that is not as it was: what kind of thing, and which.
+/// A difference from the recorded state: its kind, and its details.
 pub(super) type Change = (&'static str, String);
 
 #[derive(Debug)]
 pub(super) struct Canary {
     pub(super) token: String,
-    /// Programs that the rounds need themselves.
+    /// Programs that the rounds need.
     programs: Vec<(PathBuf, Vec<u8>)>,
     files: BTreeMap<PathBuf, Entry>,
     parameters: BTreeMap<&'static str, String>,
@@ -107,7 +106,7 @@ impl Canary {
         Ok(canary)
     }
 
-    /// Makes it as it was, where that is in its hands, and takes all else for what it is now.
+    /// Restores the canary and the programs, and records the present state of everything else.
     pub(super) fn mend(&mut self) -> std::io::Result<()> {
         for (path, content) in &self.programs {
             let is_good = |path: &Path| {
@@ -115,7 +114,7 @@ impl Canary {
                 Ok::<_, std::io::Error>(data.mode() == 0o100_755 && fs::read(path)? == *content)
             };
             if !is_good(path).unwrap_or(false) {
-                // Whatever is there now may be in use.
+                // The present file may be in use.
                 let new = path.with_extension("new");
                 fs::write(&new, content)?;
                 fs::set_permissions(&new, Permissions::from_mode(0o755))?;
@@ -123,7 +122,7 @@ impl Canary {
             }
         }
         self.tidy();
-        // It was there, or not.
+        // The directory may be missing.
         let _ = fs::remove_dir_all(OUTSIDE);
         let at = |name: &str| Path::new(OUTSIDE).join(name);
         fs::create_dir_all(at("folder"))?;
@@ -159,25 +158,26 @@ impl Canary {
         Ok(())
     }
 
-    /// Ends, unmounts and removes what a round has left.
+    /// Kills, unmounts and removes the leftovers of a round.
     fn tidy(&self) {
         if self.processes.is_empty() {
             return;
         }
         for process in processes().difference(&self.processes) {
             if let Some(pid) = rustix::process::Pid::from_raw(process.cast_signed()) {
-                // All of them are descendants of this one, in a pid namespace that ends with it.
+                // All of them are descendants of this process, in a pid namespace that ends with
+                // it.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
         for cgroup in cgroups().difference(&self.cgroups) {
-            // Not even that ends a process that a v1 cgroup has frozen.
+            // SIGKILL alone does not end a process that a v1 cgroup has frozen.
             let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
         }
         settle(|| processes().is_subset(&self.processes));
         for line in mounts().difference(&self.mounts) {
             if let Some(path) = line.split(' ').nth(4) {
-                // What is below another one goes with it.
+                // Mounts below go with it.
                 let _ = std::process::Command::new("umount").args(["-R", "-l", path]).output();
             }
         }
@@ -189,7 +189,7 @@ impl Canary {
         }
     }
 
-    /// All that is not as it was.
+    /// All differences from the recorded state.
     pub(super) fn changes(&self) -> Vec<Change> {
         let mut changes = Vec::new();
         let now = files();
@@ -220,7 +220,7 @@ impl Canary {
             changes
                 .push(("the host's mounts were changed", format!("new: {new:?}, gone: {gone:?}")));
         }
-        // A process that was killed takes a moment to be gone, and its cgroup with it.
+        // A killed process and its cgroup take a moment to disappear.
         settle(|| processes().is_subset(&self.processes));
         for process in processes().difference(&self.processes) {
             let read = |name: &str| {
@@ -235,7 +235,7 @@ impl Canary {
         }
         for entry in fs::read_dir(STATE).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            // Under such names a runtime keeps what is of no container.
+            // The runtime keeps files that belong to no container under such names.
             if !name.starts_with(['@', '.']) {
                 changes.push(("a state is left", name));
             }
@@ -244,7 +244,7 @@ impl Canary {
     }
 }
 
-/// Waits up to a second; whoever asks looks once more.
+/// Waits up to a second. The caller checks the result itself.
 fn settle(mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(1);
     loop {
@@ -256,7 +256,7 @@ fn settle(mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Containers whose caller has ended are this process's children.
+/// Containers whose caller has ended are children of this process.
 fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
 }
@@ -283,14 +283,14 @@ fn walk(path: &Path, found: &mut BTreeMap<PathBuf, Entry>) {
         mode: data.mode(),
         owner: (data.uid(), data.gid()),
         size: data.size(),
-        // A terminal's is that of its last use.
+        // The modification time of a terminal is the time of its last use.
         modified: if is_device { (0, 0) } else { (data.mtime(), data.mtime_nsec()) },
         changed: (data.ctime(), data.ctime_nsec()),
         device: data.rdev(),
         content,
     };
     found.insert(path.to_owned(), entry);
-    // Terminals come and go.
+    // Terminals appear and disappear.
     if data.is_dir() && path != Path::new("/dev/pts") {
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -309,7 +309,7 @@ fn parameters(names: &[&'static str]) -> BTreeMap<&'static str, String> {
     names.iter().filter_map(read).collect()
 }
 
-/// The machine's own parameters, which no container may change.
+/// Kernel parameters of the whole host, which no container may change.
 #[derive(Debug)]
 pub(super) struct Machine(BTreeMap<&'static str, String>);
 
@@ -318,8 +318,8 @@ impl Machine {
         Machine(parameters(&SHARED))
     }
 
-    /// Those that have changed since, if the configuration speaks of them: otherwise somebody else
-    /// has changed them. They are set back.
+    /// The parameters that have changed since, if the configuration mentions them. Otherwise
+    /// somebody else has changed them. Restores their values.
     pub(super) fn changes(&self, config: &str) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, value) in parameters(&SHARED) {
@@ -332,7 +332,7 @@ impl Machine {
             {
                 let detail = format!("{name}: was {before:?}, is {value:?}");
                 changes.push(("a parameter of the machine's was changed", detail));
-                // What it was before is good.
+                // The old value is valid.
                 let _ = fs::write(Path::new("/proc/sys").join(name), before);
             }
         }
@@ -359,7 +359,7 @@ fn cgroups() -> BTreeSet<PathBuf> {
     found
 }
 
-/// What another user of the host could read, or connect to.
+/// The files that another user of the host could read, or connect to.
 pub(super) fn open_to_others(folder: &Path) -> Vec<PathBuf> {
     let mut open = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -373,8 +373,8 @@ pub(super) fn open_to_others(folder: &Path) -> Vec<PathBuf> {
     open
 }
 
-/// Those that had to be made for a container's to be below them, in each hierarchy, if nothing is
-/// left in them.
+/// Removes the empty cgroups above a container's cgroup, in each hierarchy. `create` had to make
+/// them.
 pub(super) fn remove_cgroups_above(path: &str) {
     let path = path.trim_start_matches('/');
     for folder in Path::new(path).ancestors().skip(1).filter(|folder| *folder != Path::new("")) {

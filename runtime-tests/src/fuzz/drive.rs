@@ -1,4 +1,4 @@
-//! What is done with a made-up bundle, and what is wrong with what came of it.
+//! The commands of a round, and the checks of their results.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,19 +20,19 @@ use super::random::Random;
 use super::tree::{Thing, Tree};
 use super::words;
 
-/// No command takes this long, whatever it is given.
+/// The limit for each command.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A container's program can take long; that is not the runtime's doing.
+/// The limit for the program of a container. A slow program is not the runtime's fault.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// An error names what was not understood, which can be a path.
+/// An error names the wrong value, which can be a path.
 const LONGEST_LINE: usize = 20_000;
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Run,
-    /// `create`; with a terminal, if the bundle has one.
+    /// `create`, with a terminal if the bundle has one.
     Create,
     Start,
     Exec {
@@ -41,27 +41,28 @@ pub(super) enum Step {
     },
     /// `exec --process`.
     Process(Value),
-    /// By the container, or whoever else can write to its rootfs or to what is mounted in it.
+    /// The container itself (`from_inside`) or a neighbour puts a thing in the rootfs or in a
+    /// mounted volume.
     Put {
         from_inside: bool,
         place: String,
         thing: Thing,
     },
-    /// `mounts add`; then the container puts something in the way; then `mounts remove`.
+    /// `mounts add`. Then the container puts a thing in the way. Then `mounts remove`.
     Mounts {
         entry: Value,
         way: Option<(String, Thing)>,
     },
-    /// Any other command, with the container's name after these words, and further words after it.
+    /// Another command: these words, the container's id, and further words.
     Other(Vec<String>, Vec<String>),
 }
 
-/// A round: all of it follows from the seed and the number.
+/// A round. The seed and the number of the round determine all of it.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) twists: Vec<Twist>,
     pub(super) steps: Vec<Step>,
-    /// Of the witness, in the container.
+    /// The argument of the witness in the container.
     pub(super) argument: &'static str,
 }
 
@@ -69,12 +70,12 @@ impl Plan {
     pub(super) fn make(random: &mut Random, folder: &Path) -> Plan {
         let mut twists = bundle::twists(random, folder);
         if !random.once_in(3) {
-            // A race is seldom won the first time.
+            // A race rarely succeeds at the first try.
             let is_race = twists.iter().any(|twist| matches!(twist, Twist::Exchange(_)));
             let steps = vec![Step::Run; if is_race { 6 } else { 1 }];
             return Plan { twists, steps, argument: "" };
         }
-        // With fewer twists, or it would hardly ever be there to do something with.
+        // With more twists, the container would rarely run.
         twists.truncate(random.below(3));
         let argument = random.of(&["live", "live", "snoop"]);
         if random.once_in(3) {
@@ -84,7 +85,7 @@ impl Plan {
         if random.once_in(4) {
             steps.push(put(random));
         }
-        // The witness never says that it is ready, which `start` would wait for.
+        // The witness sends no readiness message, so `start` would wait for one.
         if !twists.iter().any(|twist| matches!(twist, Twist::Notify)) {
             steps.push(Step::Start);
         }
@@ -202,15 +203,15 @@ fn exec_flags(random: &mut Random) -> Vec<String> {
     }
 }
 
-/// What a round came to.
+/// The results of a round.
 #[derive(Debug, Default)]
 pub(super) struct Played {
     pub(super) started: u32,
     pub(super) refused: u32,
     pub(super) commands: u32,
-    /// What is wrong: the kind, and the particulars.
+    /// The findings: kind and details.
     pub(super) findings: Vec<Change>,
-    /// The commands, and what they said.
+    /// The commands and their output.
     pub(super) log: Vec<String>,
 }
 
@@ -227,11 +228,11 @@ struct Play<'a> {
     bundle: Bundle,
     id: String,
     played: Played,
-    /// What a created container writes to.
+    /// The output files of a created container.
     streams: Vec<File>,
 }
 
-/// Makes the bundle, does with it what the plan says, and looks at everything afterwards.
+/// Makes the bundle, runs the plan's steps, and then checks everything.
 pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io::Result<Played> {
     fs::create_dir_all(folder)?;
     let bundle = Bundle::make(folder, &plan.twists, plan.argument)?;
@@ -246,7 +247,7 @@ pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io:
     let mut played = play.played;
     played.findings.extend(canary.changes());
     played.findings.extend(machine.changes(&play.bundle.config.to_string()));
-    // Whatever a container has made in its rootfs, it has no mounts there any more.
+    // Whatever a container has made in its rootfs, no mount of it is left there.
     if let Err(error) = fs::remove_dir_all(folder) {
         played.findings.push(("the bundle cannot be removed", error.to_string()));
         let _ = fs::rename(folder, folder.with_extension("left"));
@@ -257,7 +258,7 @@ pub(super) fn play(plan: &Plan, canary: &Canary, folder: &Path, id: &str) -> io:
 impl Play<'_> {
     fn all(&mut self, steps: &[Step]) -> io::Result<()> {
         if let Some(targets) = self.bundle.exchange.clone() {
-            // Each attempt of a race begins anew.
+            // Each attempt of a race begins with a fresh volume.
             let is_race = steps.iter().all(|step| matches!(step, Step::Run));
             for attempt in steps.chunks(if is_race { 1 } else { steps.len().max(1) }) {
                 self.bundle.fill_volume()?;
@@ -267,7 +268,7 @@ impl Play<'_> {
         } else {
             self.steps(steps)?;
         }
-        // The cgroups above a container's are for whoever named them to remove.
+        // The caller has chosen the path of the cgroup, so the caller removes the cgroups above it.
         if let Some(path) = self.bundle.config["linux"]["cgroupsPath"].as_str() {
             canary::remove_cgroups_above(path);
         }
@@ -283,7 +284,7 @@ impl Play<'_> {
         if Path::new(STATE).join(&self.id).exists() {
             self.command(&["delete", "--force"], &[])?;
         }
-        // What a created container wrote until now, also to standard error.
+        // The output of a created container until now, including standard error.
         for stream in std::mem::take(&mut self.streams) {
             let text = read(&stream)?;
             self.saw(&text, "the container");
@@ -291,7 +292,7 @@ impl Play<'_> {
         Ok(())
     }
 
-    /// False when there is nothing to go on with.
+    /// Returns false if the following steps make no sense.
     fn step(&mut self, step: &Step) -> io::Result<bool> {
         match step {
             Step::Run => {
@@ -343,8 +344,8 @@ impl Play<'_> {
         Ok(true)
     }
 
-    /// Waits until the witness has done what it does first. It may have been replaced by something
-    /// that says nothing.
+    /// Waits until the witness has looked around. The witness may have been replaced by a program
+    /// that prints nothing.
     fn settle(&mut self) -> io::Result<()> {
         let end = Instant::now() + Duration::from_millis(30);
         let Some(out) = self.streams.first() else { return Ok(()) };
@@ -384,13 +385,13 @@ impl Play<'_> {
         Ok(())
     }
 
-    /// The mounts that the container sees, by number and place.
+    /// The mounts that the container sees, by number and type.
     fn mount_ids(&self) -> BTreeSet<String> {
         let Some(pid) = self.pid() else { return BTreeSet::new() };
         let text = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         let id = |line: &str| {
             let words: Vec<&str> = line.split(' ').collect();
-            // What the container moves about is still there.
+            // Not by place, because the container can move a mount.
             Some(format!(
                 "{} of {}",
                 words.first()?,
@@ -422,7 +423,7 @@ impl Play<'_> {
         let mut command = if self.bundle.descriptors == 0 {
             Command::new("/room/bin/rt")
         } else {
-            // Files that lead nowhere.
+            // The descriptors lead to `/dev/null`.
             let mut command = Command::new("/bin/busybox");
             let open: String = (3..3 + self.bundle.descriptors)
                 .map(|number| format!("{number}</dev/null "))
@@ -451,13 +452,13 @@ impl Play<'_> {
         Ok(said)
     }
 
-    /// Waits until a command has ended. True if it did not by itself.
+    /// Waits until a command has ended. Returns true if the command did not end by itself.
     fn wait(&mut self, child: &mut Child, runs_program: bool) -> io::Result<bool> {
         let pid = rustix::process::Pid::from_child(child);
         let end = Instant::now() + LONGEST;
         if runs_program && !ends(pid, PATIENCE)? {
-            // Once the container's own program is there, it may take as long as it likes. It must
-            // end when it is killed.
+            // Once the container's program runs, it may take any time. It must end when
+            // `delete --force` kills it.
             let mut delete = Command::new("/room/bin/rt");
             delete.args(["--root", STATE, "delete", "--force", &self.id]);
             delete.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -484,7 +485,7 @@ impl Play<'_> {
         Ok(true)
     }
 
-    /// Whether what a command said is what such a command may say.
+    /// Checks whether the output is what such a command may print.
     fn judge(&mut self, words: &[&str], said: &Said) {
         let what = words.first().copied().unwrap_or_default();
         self.saw(&said.out, what);
@@ -498,8 +499,9 @@ impl Play<'_> {
         let own: Vec<&str> = said.err.lines().filter(|line| line.starts_with("rt: ")).collect();
         let errors = own.iter().filter(|line| !line.starts_with("rt: warning: ")).count();
         let others = said.err.lines().filter(|line| !line.starts_with("rt: "));
-        // Programs of a container write to the same stream, the witness and the shells to standard
-        // output but for what the shell says of itself; those of busybox begin with their names.
+        // Programs of the container write to the same streams. The witness writes to standard
+        // output only. The shell and the programs of busybox begin their messages with a name and
+        // `: `.
         let strays: Vec<&str> =
             others.filter(|line| !line.is_empty() && !line.contains(": ")).collect();
         let is_strict = !matches!(what, "run" | "exec");
@@ -531,7 +533,7 @@ impl Play<'_> {
         }
     }
 
-    /// What came out of a container, or of the runtime, must hold nothing of the host's.
+    /// The output of a container or of the runtime must contain nothing of the host.
     fn saw(&mut self, text: &str, whose: &str) {
         if text.contains(&self.canary.token) || text.contains("LEAK") {
             let lines = text
@@ -552,7 +554,7 @@ impl Play<'_> {
     }
 }
 
-/// Wherever a state has it.
+/// Finds the pid anywhere in a state.
 fn find_pid(state: &Value) -> Option<i64> {
     match state {
         Value::Object(map) => {
@@ -576,7 +578,7 @@ fn memory() -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC)?))
 }
 
-/// All of it, without moving the place that it is written at.
+/// Reads the whole file, without moving the position for writing.
 fn read(file: &File) -> io::Result<String> {
     let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0).min(1 << 20)];
     let length = file.read_at(&mut bytes, 0)?;

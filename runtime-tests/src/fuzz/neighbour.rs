@@ -1,5 +1,5 @@
-//! Others who can write where the runtime works: one that shares a volume, and one that owns the
-//! folder of a pid file.
+//! Neighbours of the runtime: one shares a volume with the container, and one owns the directory of
+//! a pid file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,33 +15,34 @@ use rustix::fs::{CWD, RenameFlags, inotify};
 
 use super::words::OUTSIDE;
 
-/// Names that were seen to appear in volumes. A neighbour who has seen one start of a container
-/// knows what the next one makes.
+/// Names that have appeared in volumes. A neighbour who has watched one start of a container knows
+/// the names that the next start uses.
 static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Which of them are exchanged next.
+/// The position in [`SEEN`] of the next names to exchange.
 static TURN: AtomicUsize = AtomicUsize::new(0);
 
 const AT_ONCE: usize = 6;
 
-/// As [`SEEN`], in folders of pid files: names that end with a number, without it.
+/// Names that have appeared in directories of pid files. Only names that end with a number, without
+/// this number.
 static DRAFTS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Exchanges, again and again, what is in a volume for links to these targets, while `meanwhile`
-/// runs.
+/// While `meanwhile` runs, exchanges entries of a volume for links to these targets, again and
+/// again.
 pub(super) fn exchanging<T>(volume: &Path, targets: &[String], meanwhile: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let names: Vec<String> =
                 SEEN.lock().map(|seen| seen.iter().cloned().collect()).unwrap_or_default();
-            // A few of them at a time: who does less is faster.
+            // A few names at a time, because fewer exchanges are faster.
             let first = TURN.fetch_add(3, Ordering::Relaxed) % names.len().max(1);
             let some = names.iter().cycle().skip(first).take(AT_ONCE.min(names.len()));
             let mut pairs = Vec::new();
             for (name, target) in some.zip(targets.iter().cycle()) {
                 let link = volume.join(format!("{name}.link"));
-                // A target that is no path has no link.
+                // A target that is not a valid path has no link.
                 if symlink(target, &link).is_ok() {
                     pairs.push((volume.join(name), link));
                 }
@@ -49,7 +50,7 @@ pub(super) fn exchanging<T>(volume: &Path, targets: &[String], meanwhile: impl F
             let mut round = 0_u32;
             while !done.load(Ordering::Relaxed) {
                 for (place, link) in &pairs {
-                    // Fails as long as nothing is there, and while a mount is on it.
+                    // Fails while nothing is there, and while a mount is on it.
                     let _ = rustix::fs::renameat_with(CWD, place, CWD, link, RenameFlags::EXCHANGE);
                 }
                 if round.is_multiple_of(1024) {
@@ -69,14 +70,14 @@ fn notice(volume: &Path) {
     let Ok(mut seen) = SEEN.lock() else { return };
     for entry in fs::read_dir(volume).into_iter().flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
-        // What is exchanged back and forth has been seen before.
+        // The fuzzer's own names, which are not new.
         if !name.ends_with(".link") && !name.starts_with("moved-") && seen.len() < 40 {
             seen.insert(name);
         }
     }
 }
 
-/// Watches a folder, to know afterwards what was made there.
+/// Watches a directory, to learn the names of new files.
 #[derive(Debug)]
 pub(super) struct Watch(OwnedFd);
 
@@ -102,14 +103,14 @@ impl Watch {
     }
 }
 
-/// Puts links to a file of the host's where a runtime is going to make a file, if its name can be
-/// told from those before: by counting on from the last process.
+/// Puts links to a file of the host where the runtime may make a file. Guesses the names from
+/// earlier ones, with numbers that follow the pid of the newest process.
 pub(super) fn plant(folder: &Path) {
     let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let last: u32 = loads.split_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or(0);
     for draft in DRAFTS.lock().map(|drafts| drafts.clone()).unwrap_or_default() {
         for number in last..last + 100 {
-            // It may be there.
+            // A link may be there already.
             let _ = symlink(format!("{OUTSIDE}/secret"), folder.join(format!("{draft}{number}")));
         }
     }

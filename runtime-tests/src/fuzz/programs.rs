@@ -1,15 +1,15 @@
-//! Programs that need nothing but a kernel: what is executed when something of the host's is, and
-//! what looks around in a container.
+//! Programs that need only a kernel: the program in the place of the host's programs, and the
+//! witness, which looks around in a container.
 
-/// What the witness prints first: a container really ran.
+/// The first line of the witness. It shows that a container has run.
 pub(super) const STARTED: &str = "WITNESS STARTED";
 
-/// What it prints when it has looked around, and turned its container upside down if it was told
-/// to.
+/// The line that the witness prints after it has looked around. If it has an argument, it runs the
+/// bundle's `/upset` before.
 pub(super) const SETTLED: &str = "WITNESS SETTLED";
 
-/// An ELF program that prints a text and ends with exit code 77, wherever it is loaded to.
-/// `interpreter` is its `PT_INTERP`.
+/// An ELF program that prints a text and ends with exit code 77, at any load address. `interpreter`
+/// is its `PT_INTERP`.
 pub(super) fn elf(text: &str, interpreter: Option<&str>) -> Vec<u8> {
     let text = format!("{text}\n");
     let code = code(&text);
@@ -21,7 +21,8 @@ pub(super) fn elf(text: &str, interpreter: Option<&str>) -> Vec<u8> {
     let mut file = Vec::new();
     file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     let machine: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
-    // ET_DYN: it has no address of its own, and so can be another program's interpreter.
+    // ET_DYN: the program has no fixed address, so it can also be the interpreter of another
+    // program.
     for half in [3, machine] {
         file.extend(half.to_le_bytes());
     }
@@ -33,7 +34,7 @@ pub(super) fn elf(text: &str, interpreter: Option<&str>) -> Vec<u8> {
     for half in [64, 56, headers, 0, 0, 0] {
         file.extend(half.to_le_bytes());
     }
-    // PT_INTERP is 3, PT_LOAD 1; the flags are read, and read and execute.
+    // PT_INTERP is 3, PT_LOAD is 1. The flags are read, and read and execute.
     let mut header = |kind: u32, flags: u32, at: u64, length: u64, align: u64| {
         file.extend(kind.to_le_bytes());
         file.extend(flags.to_le_bytes());
@@ -68,7 +69,7 @@ fn code(text: &str) -> Vec<u8> {
 fn code(text: &str) -> Vec<u8> {
     let set = |register: u32, value: u32| 0xd280_0000 | (value & 0xffff) << 5 | register;
     let length = text.len().try_into().unwrap_or_default();
-    // adr x1, 28 bytes on; svc 0.
+    // adr x1, 28 bytes ahead; svc 0.
     let code = [
         set(0, 1),
         0x1000_00e1,
@@ -84,10 +85,10 @@ fn code(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The script that looks for a way out, by every descriptor and directory that it has, and prints
-/// what it finds there. It uses nothing but the shell itself. `live` as its argument: it does what
-/// the bundle has in `/upset`, and stays; `snoop`: it looks at other processes of the container
-/// too.
+/// The script of the witness. It looks for a way out through each of its descriptors and
+/// directories, and prints what it finds there. It uses only the shell itself. With the argument
+/// `live` or `snoop`, it runs the bundle's `/upset`, and stays. With `snoop`, it also looks at
+/// other processes of the container.
 pub(super) fn witness() -> String {
     format!(
         r#"exec 2>&1

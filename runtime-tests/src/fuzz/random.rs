@@ -1,7 +1,7 @@
-//! Numbers that a seed repeats.
+//! Random numbers that a seed repeats.
 
-/// The generator called splitmix64: each round begins from its own state, so one round can be
-/// repeated without those before it.
+/// The generator splitmix64. Each round has its own start state, so a round can be repeated without
+/// the rounds before it.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
@@ -24,7 +24,7 @@ impl Random {
         usize::try_from(self.next() % limit.max(1) as u64).unwrap_or_default()
     }
 
-    /// True once in so many times.
+    /// True in one of this number of cases.
     pub(super) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }

@@ -1,5 +1,5 @@
-//! A rootfs, or a volume, into which hostile things are put. What is put first must not lead what
-//! is put next out of it, so all paths are looked up by the kernel as if the tree was all there is.
+//! A rootfs or a volume into which the fuzzer puts hostile things. A thing must not lead a later
+//! one out of the tree. So the kernel looks up all paths as if the tree's root were `/`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,11 +16,11 @@ pub(super) enum Thing {
     Link(String),
     Folder,
     Text(String),
-    /// With this mode, also setuid.
+    /// An empty file with this mode, which can include setuid.
     Empty(u32),
-    /// `#!` and this.
+    /// A script that begins with `#!` and this text.
     Script(String),
-    /// A program with this interpreter.
+    /// An ELF program with this interpreter.
     Elf(String),
     Fifo,
     Device,
@@ -32,7 +32,7 @@ pub(super) struct Tree {
     root: OwnedFd,
 }
 
-/// How many things were moved aside.
+/// The number of things that were moved aside.
 static MOVED: AtomicU32 = AtomicU32::new(0);
 
 const EXECUTABLE: u32 = 0o755;
@@ -50,8 +50,8 @@ impl Tree {
         Ok(rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve)?)
     }
 
-    /// Puts a thing at a place, and makes the folders that lead there. What was there is moved
-    /// beside it, as a container would do that: something may be mounted on it.
+    /// Puts a thing at a place, and makes the directories above it. Renames an existing entry, as a
+    /// container would, because something may be mounted on it.
     pub(super) fn put(&self, place: &str, thing: &Thing) -> io::Result<()> {
         let place = place.trim_end_matches('/');
         let (parent, name) = place.rsplit_once('/').unwrap_or(("", place));
@@ -60,13 +60,14 @@ impl Tree {
         }
         let mut above = String::new();
         for part in parent.split('/').filter(|part| !part.is_empty()) {
-            // It is there, or what follows fails.
+            // If this fails and the directory does not exist, the next call fails too.
             let _ = rustix::fs::mkdirat(self.folder(&above)?, part, Mode::from(EXECUTABLE));
             above = format!("{above}/{part}");
         }
         let folder = self.folder(parent)?;
         if rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            // Never onto another one, which the kernel would unmount in the container.
+            // Does not replace another entry, because the kernel would remove mounts on that entry
+            // from the container.
             let aside = format!("moved-{}", MOVED.fetch_add(1, Ordering::Relaxed));
             rustix::fs::renameat_with(&folder, name, &folder, aside, RenameFlags::NOREPLACE)?;
         }
@@ -104,7 +105,7 @@ fn file(folder: impl AsFd, name: &str, content: &[u8], mode: u32) -> io::Result<
     Ok(())
 }
 
-/// A node for a device, at a path that is known to be good.
+/// A device node, at a path that is known to be good.
 pub(super) fn device(path: &Path, mode: u32) -> io::Result<()> {
     let null: Dev = rustix::fs::makedev(1, 3);
     Ok(rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::from(mode), null)?)

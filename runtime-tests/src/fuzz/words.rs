@@ -1,15 +1,14 @@
-//! Words that are made up for a bundle: paths that lead out of it, or try to.
+//! Generated words for a bundle: paths that lead out of it, or that try to.
 //!
-//! The grammar knows where the kernel keeps ways out (`/proc/…/fd/N`, `/proc/…/root`, `..`), and
-//! what there is outside. Which number, how many steps up, and where such a path is put, is left to
-//! chance.
+//! The grammar knows the kernel's ways out (`/proc/…/fd/N`, `/proc/…/root`, `..`) and the targets
+//! outside. Chance chooses the number, the count of `..`, and the use of the path.
 
 use super::random::Random;
 
-/// What is outside of all bundles: the canary.
+/// The canary, which is outside of all bundles.
 pub(super) const OUTSIDE: &str = "/srv/canary";
 
-/// What is in the canary, or would be new in it.
+/// Names in the canary, existing and new.
 const THINGS: [&str; 13] = [
     "public",
     "secret",
@@ -26,7 +25,7 @@ const THINGS: [&str; 13] = [
     "",
 ];
 
-/// Places in a rootfs that a runtime looks at, and some of the image's own.
+/// Places in a rootfs that a runtime looks at, and some places of the image.
 pub(super) const PLACES: [&str; 43] = [
     "/dev",
     "/dev/null",
@@ -73,7 +72,7 @@ pub(super) const PLACES: [&str; 43] = [
     "/",
 ];
 
-/// What a container sees and may not change, or not reach.
+/// Files that a container sees, but must not change or must not reach.
 const INSIDE: [&str; 14] = [
     "/proc/sys",
     "/proc/sys/kernel",
@@ -95,7 +94,7 @@ pub(super) fn place(random: &mut Random) -> String {
     random.of(&PLACES).to_owned()
 }
 
-/// A path of the host's that nothing of a bundle may lead to.
+/// A path of the host. No path in a bundle may lead to it.
 fn outside(random: &mut Random) -> String {
     if random.once_in(10) {
         let others = [
@@ -113,7 +112,7 @@ fn outside(random: &mut Random) -> String {
 }
 
 fn up(random: &mut Random) -> String {
-    // Too many are as good as enough: above the root is the root.
+    // Too many `..` do no harm, because `/..` is `/`.
     let steps = if random.once_in(3) { 1 + random.below(4) } else { 5 + random.below(8) };
     "../".repeat(steps)
 }
@@ -122,8 +121,8 @@ fn process(random: &mut Random) -> &'static str {
     random.of(&["self", "self", "self", "thread-self", "1", "self/task/1"])
 }
 
-/// A path by which whoever looks it up with the wrong root, or with a forgotten descriptor, is
-/// outside.
+/// A path that leads outside if the runtime looks it up with a wrong root or through a forgotten
+/// descriptor.
 pub(super) fn escape(random: &mut Random) -> String {
     let target = outside(random);
     escape_to(random, &target)
@@ -141,18 +140,18 @@ pub(super) fn escape_to(random: &mut Random, target: &str) -> String {
     }
 }
 
-/// An escape to a program, for where one is looked for.
+/// An escape in the place of a program.
 pub(super) fn program(random: &mut Random) -> String {
     let tool = format!("{OUTSIDE}/tool");
     if random.once_in(4) { target(random) } else { escape_to(random, &tool) }
 }
 
-/// Where a symbolic link leads to.
+/// The target of a symbolic link.
 pub(super) fn target(random: &mut Random) -> String {
     match random.below(16) {
         0..=7 => escape(random),
         8..=10 => random.of(&INSIDE).to_owned(),
-        // Two of them make a loop.
+        // Two such links can make a loop.
         11 | 12 => place(random),
         13 => random.of(&[".", "..", "a", "b", "/", "link", "//"]).to_owned(),
         14 => odd(random),
@@ -164,7 +163,7 @@ pub(super) fn target(random: &mut Random) -> String {
     }
 }
 
-/// What is hardly a path at all.
+/// Strings that are hardly paths.
 fn odd(random: &mut Random) -> String {
     match random.below(6) {
         0 => "/a".repeat(1 + random.below(2200)),
@@ -176,7 +175,7 @@ fn odd(random: &mut Random) -> String {
     }
 }
 
-/// A path that a configuration means to be the container's.
+/// A path that a configuration uses for a place in the container.
 pub(super) fn path(random: &mut Random) -> String {
     let place = place(random);
     match random.below(14) {
@@ -192,7 +191,7 @@ pub(super) fn path(random: &mut Random) -> String {
     }
 }
 
-/// What stands for a name where a path is no path: of cgroups, sysctls, groups.
+/// A name of a cgroup, of a sysctl or of a group.
 pub(super) fn name(random: &mut Random) -> String {
     match random.below(10) {
         0 => "..".to_owned(),
