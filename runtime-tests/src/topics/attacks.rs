@@ -1,6 +1,6 @@
-//! What has gone wrong in other runtimes, tried here: an image, or a container that shares a volume
-//! with the next one, tries to reach the host. CVE-2019-5736 and CVE-2024-21626 are in
-//! `executable`.
+//! Attacks that have succeeded against other runtimes: an image, or a container that shares a
+//! volume with the next one, tries to reach the host. The topic `executable` has CVE-2019-5736 and
+//! CVE-2024-21626.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -29,7 +29,7 @@ super::tests! { "attacks":
     a_joined_namespace_shows_no_false_null_device,
 }
 
-/// Without a procfs, `/proc` is the image's, or a volume's.
+/// Without a procfs, `/proc` comes from the image or from a volume.
 fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
     bundle.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -38,8 +38,8 @@ fn without_proc(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// CVE-2019-16884: a volume over `/proc` took the label, and the program ran without one. A volume
-/// is refused there; what the image has is not.
+/// CVE-2019-16884: a runtime wrote the label to a volume on `/proc`, and the program ran without a
+/// label. A volume on `/proc` is refused. A directory of the image is allowed there.
 fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     let bundle = without_proc(test.sh("true")?)
         .edit(|config| config["process"]["apparmorProfile"] = json!("some-profile"));
@@ -52,7 +52,7 @@ fn a_label_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     files.iter().try_for_each(|file| ensure_eq(fs::read_to_string(file)?.as_str(), ""))
 }
 
-/// A folder in the place of `/proc`, with the files that a label is written to.
+/// A directory in the place of `/proc`, with the files to which a runtime writes a label.
 fn false_proc(bundle: &Bundle<'_>) -> Outcome<(PathBuf, Vec<PathBuf>)> {
     let volume = bundle.rootfs().join("proc");
     let mut files = Vec::new();
@@ -70,7 +70,7 @@ fn false_proc(bundle: &Bundle<'_>) -> Outcome<(PathBuf, Vec<PathBuf>)> {
     Ok((volume, files))
 }
 
-/// Where the kernel has AppArmor, the program has its profile all the same.
+/// On a kernel with AppArmor, the program has its profile all the same.
 fn a_label_is_applied_past_a_false_proc(test: &Test) -> Outcome {
     let profile = Profile::load(test)?;
     let script = "cat /secret 2>/dev/null || echo refused; exec sleep 60";
@@ -88,7 +88,8 @@ fn a_label_is_applied_past_a_false_proc(test: &Test) -> Outcome {
     container.wait()
 }
 
-/// Exchanges, again and again, a directory of a rootfs for a link that leads out of it.
+/// While `meanwhile` runs, exchanges a directory of a rootfs for a link that leads out of it, again
+/// and again.
 fn exchanging<T>(
     inside: &Path,
     outside: &Path,
@@ -102,7 +103,7 @@ fn exchanging<T>(
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                // Fails for a moment when a mount is on it.
+                // Fails while a mount is on the directory.
                 let _ = rustix::fs::renameat_with(CWD, inside, CWD, &link, RenameFlags::EXCHANGE);
             }
         });
@@ -112,14 +113,15 @@ fn exchanging<T>(
     })
 }
 
-/// CVE-2021-30465: a destination became a link between the look and the mount.
+/// CVE-2021-30465: a destination became a link between the check and the mount.
 fn a_place_that_is_exchanged_for_a_link_stays_inside(test: &Test) -> Outcome {
     let (host, volume) = (test.folder.join("host"), test.folder.join("volume"));
     for folder in [&host, &volume] {
         fs::create_dir(folder)?;
     }
     fs::write(volume.join("mark"), "")?;
-    // In the container, all of `host` is what can be seen of it from outside.
+    // The container also has `host` at `/host`. There it sees whether the mount on `/v` has come to
+    // be in `host`.
     let bundle = test.sh("test -e /host/mark && echo out; true")?;
     let bundle = bundle
         .mount(json!({ "destination": "/host", "source": host, "options": ["bind"] }))
@@ -135,7 +137,7 @@ fn a_place_that_is_exchanged_for_a_link_stays_inside(test: &Test) -> Outcome {
     })
 }
 
-/// CVE-2024-45310: folders and files were made at the other end of a link.
+/// CVE-2024-45310: a runtime made directories and files at the target of a link.
 fn nothing_is_made_on_the_host_through_an_exchanged_link(test: &Test) -> Outcome {
     let (host, volume) = (test.folder.join("host"), test.folder.join("volume"));
     for folder in [&host, &volume] {
@@ -159,7 +161,7 @@ fn nothing_is_made_on_the_host_through_an_exchanged_link(test: &Test) -> Outcome
     })
 }
 
-/// CVE-2022-29162: they outlived a change of the user.
+/// CVE-2022-29162: the added capabilities were inheritable, so they outlived a change of the user.
 fn added_capabilities_are_not_inherited(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     let args = [
@@ -181,8 +183,8 @@ fn added_capabilities_are_not_inherited(test: &Test) -> Outcome {
     ensure_eq(set("CapInh:"), 0)
 }
 
-/// CVE-2023-27561 and CVE-2023-28642: with a link in place of `/proc`, what should be hidden was
-/// where the link was.
+/// CVE-2023-27561 and CVE-2023-28642: with a link in the place of `/proc`, a runtime masked paths
+/// at the target of the link.
 fn a_linked_proc_is_refused(test: &Test) -> Outcome {
     let bundle = test.sh("true")?;
     fs::remove_dir(bundle.rootfs().join("proc"))?;
@@ -191,7 +193,8 @@ fn a_linked_proc_is_refused(test: &Test) -> Outcome {
     bundle.run()?.fails_with(if test.host.is_rt { "Not a directory" } else { "" }).map(drop)
 }
 
-/// The same by whoever shares a volume, after the mounts and before the masks: here, a hook.
+/// A neighbour who shares a volume moves the procfs away, after the mounts and before the masks.
+/// Here a hook does it.
 fn a_proc_that_was_moved_away_is_masked(test: &Test) -> Outcome {
     let volume = test.folder.join("volume");
     fs::create_dir_all(volume.join("p"))?;
@@ -210,12 +213,12 @@ fn a_proc_that_was_moved_away_is_masked(test: &Test) -> Outcome {
             ]});
         });
     let output = bundle.run()?;
-    // To refuse it is as good.
+    // A refusal is as good.
     ensure(output.code != Some(0) || output.stdout == "0\nrefused\n", output.stdout)
 }
 
-/// CVE-2025-31133: what masks a file was taken from the image, and could be a link to what the
-/// container wants to write to.
+/// CVE-2025-31133: a runtime masked a file with the image's `/dev/null`, which could be a link to a
+/// file that the container wants to write to.
 fn a_false_null_device_masks_nothing(test: &Test) -> Outcome {
     let volume = test.folder.join("volume");
     fs::create_dir(&volume)?;
@@ -227,7 +230,7 @@ fn a_false_null_device_masks_nothing(test: &Test) -> Outcome {
         .mount(json!({ "destination": "/v", "source": volume, "options": ["bind"] }))
         .edit(|config| {
             config["linux"]["maskedPaths"] = json!(["/v/secret"]);
-            // The image's own /dev, with a link where the device should be.
+            // The image's own `/dev`, with a link in the place of the device.
             if let Some(mounts) = config["mounts"].as_array_mut() {
                 mounts.retain(|mount| {
                     !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev"))
@@ -241,7 +244,8 @@ fn a_false_null_device_masks_nothing(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string(volume.join("secret"))?.as_str(), "secret\n")
 }
 
-/// CVE-2025-52565: the console was mounted from, or on, what a link led to.
+/// CVE-2025-52565: a runtime mounted the console from the target of a link, or on the target of a
+/// link.
 fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
     let script =
         "test -t 0 && echo terminal; cat /etc/target; test -c /proc/version && echo mounted; true";
@@ -268,7 +272,7 @@ fn a_linked_console_leads_nowhere(test: &Test) -> Outcome {
     ensure(!text.contains("mounted"), "the console is on what the link leads to")
 }
 
-/// CVE-2025-52881: what was meant for `/proc/sys` went to another file.
+/// CVE-2025-52881: a runtime wrote a value for `/proc/sys` to another file.
 fn a_sysctl_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     let bundle = without_proc(test.sh("true")?)
         .file("/proc/sys/net/ipv4/ip_forward", "false\n")?
@@ -282,7 +286,7 @@ fn a_sysctl_is_not_written_to_a_false_proc(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// CVE-2024-21626, by `exec`.
+/// CVE-2024-21626, with `exec`.
 fn exec_cannot_begin_in_a_directory_of_the_hosts(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     for number in 3..20 {
@@ -296,8 +300,8 @@ fn exec_cannot_begin_in_a_directory_of_the_hosts(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What a container may not do to the host's `/dev/null`, which is shown in it and which everybody
-/// needs.
+/// The container sees the host's `/dev/null`, which everybody needs. Fails if `act` changes that
+/// device, and restores its mode.
 fn the_null_device_stays(act: impl FnOnce() -> Outcome) -> Outcome {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let now = || fs::metadata("/dev/null").map(|there| (there.mode(), there.uid(), there.mtime()));
@@ -319,7 +323,8 @@ fn a_masked_file_is_not_the_hosts_null_device(test: &Test) -> Outcome {
     the_null_device_stays(|| bundle.run()?.stdout("").map(drop))
 }
 
-/// Its standard input is the host's, or its own; if it has none, one that nobody else has.
+/// The container has no `/dev/null`. For the standard input of `exec`, init makes a null device
+/// that no other process has.
 fn a_container_without_a_null_device_does_not_get_the_hosts(test: &Test) -> Outcome {
     let container = test.sh("rm /dev/null; echo gone; exec sleep 60")?.start()?;
     container.wait_for_output("gone")?;
@@ -330,9 +335,10 @@ fn a_container_without_a_null_device_does_not_get_the_hosts(test: &Test) -> Outc
     })
 }
 
-/// A caller's own, by its path: what would be set in it would be set on the host.
+/// The configuration names the caller's own namespace by its path. A setting there would change the
+/// host.
 fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
-    // In namespaces that take the host's place.
+    // These namespaces stand for those of the host.
     let run = |bundle: &Bundle<'_>| {
         bundle.write()?;
         let plain = test.command(bundle.command_line("run", &test.id()));
@@ -359,13 +365,13 @@ fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
         ensure(code != "0", "it is made")?;
         ensure_eq((name_after, ttl_after, root), (name, ttl, "root"))?;
     }
-    // Without anything to set in it, it is as if it were not named.
+    // If the configuration sets nothing in the namespace, the path is allowed.
     let bundle = test.sh("true")?.namespace(json!({ "type": "network", "path": own("net") }));
     bundle.run()?.success().map(drop)
 }
 
-/// What a user namespace may not mount is not taken from the host, where another container's is
-/// meant.
+/// In a user namespace, the kernel may refuse a new procfs or sysfs. If the configuration joins
+/// another container's namespace, `rt` must not show the host's filesystem instead.
 fn a_joined_namespace_does_not_show_the_hosts(test: &Test) -> Outcome {
     let other = test.sh("exec sleep 60")?.start()?;
     let pid = other.pid()?;
@@ -390,7 +396,7 @@ fn a_joined_namespace_does_not_show_the_hosts(test: &Test) -> Outcome {
 /// The first process ends while `exec` opens its namespaces, one after the other.
 fn exec_into_what_is_ending_stays_inside(test: &Test) -> Outcome {
     for kind in ["mnt", "uts", "net", "time"] {
-        // A pid namespace of its own would end with it.
+        // With its own pid namespace, the container would end together with the first process.
         let bundle = test.sh("exec sleep 60")?.edit(|config| {
             if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
                 namespaces.retain(|namespace| namespace["type"] != "pid");
@@ -403,7 +409,7 @@ fn exec_into_what_is_ending_stays_inside(test: &Test) -> Outcome {
         wait_until("it runs", || state().contains("running"))?;
         let state: serde_json::Value = serde_json::from_str(&state())?;
         let path = format!("/proc/{}/ns/{kind}", state["pid"]);
-        // Who does not take note of its end keeps its number in use.
+        // A stopped parent does not reap the first process, so its pid stays in use.
         let parents = nix::unistd::Pid::from_raw(i32::try_from(parent.id())?);
         nix::sys::signal::kill(parents, nix::sys::signal::Signal::SIGSTOP)?;
         let command = test.command(["exec", &id, "/bin/true"]);
@@ -429,8 +435,8 @@ fn exec_into_what_is_ending_stays_inside(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A key of the caller's, in a session keyring: what `/proc/keys` shows of it. 250 is keyctl(2),
-/// 248 add_key(2).
+/// Runs a bundle while the caller's session keyring holds a key. 250 is keyctl(2), 248 is
+/// add_key(2).
 fn with_a_secret(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
     if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
         return skip("a kernel without keyrings, or other numbers of system calls");
@@ -451,7 +457,7 @@ fn keeping_a_secret(plain: &Command) -> Command {
     command
 }
 
-/// In a user namespace whose root nobody else is.
+/// Gives the bundle a user namespace with ids that no user of the host has.
 fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
     bundle.namespace(json!({ "type": "user" })).edit(|config| {
         let one = json!([{ "containerID": 0, "hostID": 2_147_000_000, "size": 65536 }]);
@@ -460,36 +466,35 @@ fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// Two hundred keys are all that a user may have, and a neighbour of the same mapping can make
-/// them. A new keyring counts for the caller, whose quota is another one.
+/// A user may have 200 keys, and a neighbour with the same mapping can make all of them. The kernel
+/// charges a new keyring to the caller, who has another quota.
 fn a_neighbour_fills_nobody_elses_key_quota(test: &Test) -> Outcome {
     let fill = r#"
         $| = 1; for (1..230) { my $pid = fork; next if $pid;
             my $made = syscall(250, 1, my $name = "full$_"); print "full\n" if $made < 0; sleep 60; exit } sleep 60"#;
     let perl = |script: &str| -> Outcome<Bundle<'_>> {
         let bundle = test.perl(script)?;
-        // Root of the namespace may make nothing there.
+        // The root of the user namespace cannot make this directory.
         fs::create_dir(bundle.rootfs().join("usr"))?;
         Ok(mapped(bundle))
     };
     let neighbour = perl(fill)?.start()?;
     neighbour.wait_for_output("full")?;
-    // Another runtime may fail; the caller's keyring is never handed on.
+    // Other runtimes may fail, but must not pass on the caller's keyring.
     let bundle = perl(SEARCH)?;
     let refused = |output: &Output| {
         !test.host.is_rt && output.code != Some(0) && output.stderr.contains("key")
     };
     let output = with_a_secret(test, &bundle)?;
     ensure(output.stdout == "nothing\n" || refused(&output), format!("{output:?}"))?;
-    // The same for what `exec` starts in it.
+    // `exec` into the neighbour's container works too.
     let output = test.rt(["exec", &neighbour.id, "/bin/true"])?;
     ensure(output.code == Some(0) || refused(&output), format!("{output:?}"))?;
-    // An ordinary container has one of its own in any case.
+    // A container without a user namespace always gets its own keyring.
     with_a_secret(test, &test.perl(SEARCH)?)?.success()?.stdout("nothing\n").map(drop)
 }
 
-/// Of the caller's own keys: an ordinary user's, who has made as many as may be. No other test has
-/// this user.
+/// The caller is an ordinary user who has used up the quota of keys. No other test has this user.
 fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     const USER: u32 = 2_146_900_000;
     test.only_rt()?;
@@ -505,12 +510,13 @@ fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
     let state = test.state_root();
     let id = test.id();
     let run = |keys: u32, flags: &[&str]| -> Outcome<Output> {
-        // The kernel counts the keys of processes that have ended for a moment (`keyrings(7)`).
+        // For a moment, the kernel still counts the keys of processes that have ended
+        // (`keyrings(7)`).
         wait_until("all keys of the user's are gone", || {
             let users = fs::read_to_string("/proc/key-users").unwrap_or_default();
             !users.contains(&format!("{USER}:"))
         })?;
-        // setresgid, setresuid, add_key to the session keyring of their own.
+        // setresgid, setresuid, then add_key to the user's own session keyring.
         let script = r#"
             ($user, $keys) = map { 0 + $_ } splice(@ARGV, 0, 2); $) = '0 0'; syscall(119, $user, $user, $user) == 0 or die; syscall(117, $user, $user, $user) == 0 or die;
             syscall(250, 1, 0) > 0 or die; my ($type, $text) = ("user", "x"); delete $ENV{XDG_RUNTIME_DIR};
@@ -522,14 +528,14 @@ fn a_full_key_quota_is_an_error(test: &Test) -> Outcome {
         Output::of(command)
     };
     run(0, &[])?.success()?.stdout("ran\n")?;
-    // `/proc/sys/kernel/keys/maxkeys`
+    // More keys than `/proc/sys/kernel/keys/maxkeys` allows.
     run(1000, &[])?.fails_with("make a session keyring: the user has too many keys")?;
     ensure(!state.join(&id).exists(), "the container is left")?;
     run(1000, &["--no-new-keyring"])?.success()?.stdout("ran\n").map(drop)
 }
 
-/// A filter around the runtime, which the container inherits. What the kernel looks up in the
-/// keyring needs no call.
+/// The runtime runs under a filter, which the container inherits. The kernel's own lookups in the
+/// keyring need no system call. So the container could use the caller's keys.
 fn where_keys_are_forbidden_the_callers_are_not_handed_on(test: &Test) -> Outcome {
     const KEYCTL: u32 = 250;
     test.only_rt()?;
@@ -545,15 +551,15 @@ fn where_keys_are_forbidden_the_callers_are_not_handed_on(test: &Test) -> Outcom
             let output = run(args)?.fails_with("make a session keyring: `keyctl` is forbidden")?;
             ensure(output.stderr.to_lowercase().contains(name), output.stderr)?;
         }
-        // Said so, it is the caller's wish.
+        // With `--no-new-keyring`, the caller agrees.
         run(keeping.command_line("run", &test.id()))?.success()?.stdout("ran\n")?;
     }
-    // As a kernel without keyrings answers, and LXC.
+    // A kernel without keyrings returns ENOSYS (38), and LXC does too.
     let without = under_a_filter(test, KEYCTL, 38, &bundle.command_line("run", &test.id()))?;
     Output::of(without)?.success()?.stdout("ran\n").map(drop)
 }
 
-/// What is restored are processes of CRIU's, which is `restore`'s.
+/// The restored processes inherit CRIU's keyring, which is that of `restore`.
 fn a_restored_container_has_not_the_callers_keyring(test: &Test) -> Outcome {
     test.only_rt()?;
     if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
@@ -579,7 +585,7 @@ const SEARCH: &str = r#"
     my ($type, $key) = ("user", "the-callers-secret");
     print syscall(250, 10, -3, $type, $key, 0) > 0 ? "found" : "nothing", "\n""#;
 
-/// Any user of the host can make a keyring of any name, and let everybody search it.
+/// Any user of the host can make a keyring with any name, and allow everybody to search it.
 fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
     test.only_rt()?;
     if !Path::new("/proc/keys").exists() || !cfg!(target_arch = "x86_64") {
@@ -591,7 +597,8 @@ fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
     let bundle = test.perl(describe)?;
     bundle.write()?;
     let id = test.id();
-    // KEYCTL_SETPERM of the session keyring, then one that waits with it.
+    // Joins a session keyring, adds a key, allows everybody to search the keyring (KEYCTL_SETPERM),
+    // and waits.
     let prepare = r#"
         $> = $< = 65534; my $ring = syscall(250, 1, my $name = "_ses.$ARGV[0]"); $ring > 0 or die;
         my ($type, $key, $text) = ("user", "planted", "x"); syscall(248, $type, $key, $text, 1, -3) > 0 or die;
@@ -614,7 +621,8 @@ fn a_keyring_that_others_prepared_is_not_joined(test: &Test) -> Outcome {
     ensure(own, output.stdout)
 }
 
-/// A rootfs in a directory of another user's, who makes it a link to the host's own root.
+/// The rootfs is in a directory of another user, who has replaced the rootfs by a link to the
+/// host's root.
 fn a_rootfs_is_no_link_of_another_users(test: &Test) -> Outcome {
     let folder = test.folder.join("theirs");
     fs::create_dir(&folder)?;
@@ -627,7 +635,7 @@ fn a_rootfs_is_no_link_of_another_users(test: &Test) -> Outcome {
         .edit(|config| config["root"]["path"] = json!(folder.join("rootfs")));
     let output = bundle.run()?;
     ensure(output.code != Some(0), "it ran in the host's root")?;
-    // One's own is followed.
+    // `rt` follows a link of its own user.
     let bundle = test.sh("echo ran")?;
     fs::rename(bundle.rootfs(), bundle.folder.join("real"))?;
     symlink("real", bundle.rootfs())?;
@@ -637,7 +645,8 @@ fn a_rootfs_is_no_link_of_another_users(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("ran\n").map(drop)
 }
 
-/// The image has something at a path that is to be masked or read-only, and it cannot be looked at.
+/// The image has a link that leads to itself, at a path to mask or to make read-only. So `rt`
+/// cannot look up this path.
 fn what_cannot_be_covered_is_an_error(test: &Test) -> Outcome {
     test.only_rt()?;
     for (list, what) in
@@ -652,7 +661,8 @@ fn what_cannot_be_covered_is_an_error(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A mask would show what the owner of that mount namespace has put in the place of `/dev/null`.
+/// The owner of the joined mount namespace has replaced `/dev/null`. A mask must not show the
+/// replacement.
 fn a_joined_namespace_shows_no_false_null_device(test: &Test) -> Outcome {
     test.only_rt()?;
     let script =

@@ -1,6 +1,5 @@
-//! What has gone wrong with names that others change: devices on a shared volume, mounts that are
-//! removed again, what is masked below another name, and the host's `/proc` below a root that was
-//! moved.
+//! Attacks with names that other processes change: devices on a shared volume, removed mounts,
+//! masks below another name, and the host's `/proc` below a moved root.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -39,7 +38,7 @@ fn in_container(test: &Test, container: &Container<'_>, script: &str) -> Outcome
     Ok(test.rt(["exec", &container.id, "sh", "-c", script])?.success()?.stdout)
 }
 
-/// The places of its mounts, in order.
+/// The mount points of a container, in order.
 fn points(container: &Container<'_>) -> Outcome<Vec<String>> {
     let table = fs::read_to_string(format!("/proc/{}/mountinfo", container.pid()?))?;
     Ok(table.lines().filter_map(|line| Some(line.split(' ').nth(4)?.to_owned())).collect())
@@ -57,8 +56,8 @@ fn with_mount_rights(bundle: Bundle<'_>) -> Bundle<'_> {
     })
 }
 
-/// The container moves the directory away, and leads its name to one of the mounts that protect the
-/// host.
+/// `mounts add` mounts on `/mnt/data`. Then the container moves `/mnt` away, and puts a link to one
+/// of the protecting mounts in its place.
 fn lead_astray(test: &Test, bundle: Bundle<'_>, added: Value, target: &str) -> Outcome {
     test.only_rt()?;
     let container = bundle.start()?;
@@ -151,8 +150,9 @@ fn a_mount_that_the_container_has_unmounted_is_forgotten(test: &Test) -> Outcome
     let entries = json!([tmpfs("/data")]);
     change(test, "add", &container, &entries)?.success()?;
     let state = fs::read_to_string(test.state_root().join(&container.id).join("state.json"))?;
-    // Another one gets its number, where the kernel takes the lowest that is free. Before Linux 6.8
-    // it has no other; but who may unmount has nothing to gain by that.
+    // The new mount gets the number of the old one, because the kernel uses the lowest free number.
+    // Since Linux 6.8, mounts have a unique number too. Without unique numbers the test mounts
+    // nothing: a container that may unmount gains nothing by such a confusion.
     let own = if state.contains("\"unique\"") { "mount -t tmpfs own /data" } else { "true" };
     in_container(test, &container, &format!("busybox umount /data && {own}"))?;
     let before = points(&container)?;
@@ -205,7 +205,7 @@ fn nested_mounts_are_removed(test: &Test) -> Outcome {
     ensure_eq(points(&container)?, before)
 }
 
-/// Where the state cannot be written, nothing is mounted and nothing unmounted.
+/// If `rt` cannot write the state, it neither mounts nor unmounts.
 fn a_mount_is_added_to_the_record_first(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
@@ -214,7 +214,7 @@ fn a_mount_is_added_to_the_record_first(test: &Test) -> Outcome {
     let before = points(&container)?;
     for verb in ["add", "remove"] {
         let file = test.folder.join("mounts.json");
-        // In a mount namespace in which the state's directory is on a disk that is full.
+        // A mount namespace in which the root of the state is read-only.
         let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-ec", script]).arg(test.state_root());
@@ -223,7 +223,7 @@ fn a_mount_is_added_to_the_record_first(test: &Test) -> Outcome {
         Output::of(command)?.code(1)?.fails_with("Read-only file system")?;
         ensure_eq(points(&container)?, before.clone())?;
     }
-    // Of several, those before the one that fails are in the record.
+    // If an entry fails, the entries before it are in the record.
     let twice = json!([tmpfs("/one"), { "destination": "/etc/passwd", "type": "tmpfs", "source": "tmpfs" }, tmpfs("/two")]);
     change(test, "add", &container, &twice)?.fails_with("mount `/etc/passwd`")?;
     for (place, words) in
@@ -235,7 +235,7 @@ fn a_mount_is_added_to_the_record_first(test: &Test) -> Outcome {
     change(test, "remove", &container, &json!([tmpfs("/data"), tmpfs("/one")]))?.success().map(drop)
 }
 
-/// It would change whatever the container has made the destination lead to.
+/// A remount would change the mount to which the container has led the destination.
 fn what_is_there_is_not_mounted_again(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = protected(test.sh("exec sleep 60")?).start()?;
@@ -247,7 +247,7 @@ fn what_is_there_is_not_mounted_again(test: &Test) -> Outcome {
     ensure(table.contains(" /proc/sys ro,"), table)
 }
 
-/// Runs something while another thread repeats something.
+/// Runs one function while another thread repeats the other.
 fn meanwhile<T>(repeat: impl Fn() + Sync, run: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -267,8 +267,8 @@ fn exchange(one: &Path, other: &Path) -> bool {
     rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
 }
 
-/// A volume that is another container's too is mounted on `/dev`, and each node exchanged for a
-/// link as it is made.
+/// A volume that another container shares is mounted on `/dev`. A neighbour exchanges each new node
+/// for a link.
 fn a_new_device_is_not_exchanged_for_a_file_of_the_hosts(test: &Test) -> Outcome {
     if !Path::new("/usr/bin/strace").exists() {
         return skip("the host has no strace, which holds the runtime up at the right place");
@@ -337,7 +337,7 @@ fn a_device_that_was_there_keeps_its_mode(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("600\n666\n").map(drop)
 }
 
-/// A fifo has no end that comes.
+/// A fifo without a writer would block a reader for ever.
 fn a_copied_file_that_becomes_a_fifo_is_not_waited_for(test: &Test) -> Outcome {
     use rustix::fs::{CWD, FileType, Mode};
     let volume = test.folder.join("volume");
@@ -394,8 +394,8 @@ fn copying(source: &Path, destination: &str) -> Value {
     json!({ "destination": destination, "type": "bind", "source": source, "options": options })
 }
 
-/// And not by the same path in the container, where a directory of the host's may be a link, and a
-/// link nothing.
+/// `rt` looks at the source on the host. At the same path in the container, a directory of the host
+/// can be a link, and a link can be missing.
 fn what_is_a_link_is_seen_on_the_host(test: &Test) -> Outcome {
     test.only_rt()?;
     let (folder, link) = (test.folder.join("folder"), test.folder.join("link"));
@@ -429,7 +429,8 @@ fn what_is_a_link_is_seen_on_the_host(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Who owns the directory above a source exchanges a link and a directory after each look-up of it.
+/// The owner of the directory above a source exchanges a link and a directory after each lookup of
+/// the source.
 fn what_is_a_link_is_seen_once(test: &Test) -> Outcome {
     test.only_rt()?;
     let secret = test.folder.join("secret");
@@ -459,7 +460,7 @@ fn what_is_a_link_is_seen_once(test: &Test) -> Outcome {
                 |_| false,
                 |_, _, name| {
                     ends += usize::from(name == path);
-                    // Of two stops, the second is the end of the call.
+                    // Each call stops twice. The second stop is the end of the call.
                     if name == path && ends % 2 == 0 {
                         ensure(exchange(&source, &other), "exchange")?;
                     }
@@ -495,8 +496,8 @@ fn what_is_a_link_is_seen_once(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A rootfs with directories in each other, of which an image may have any number, and a mount that
-/// copies them.
+/// A rootfs with nested directories, of which an image may have any number, and a mount that copies
+/// them up.
 fn nested<'a>(test: &'a Test, name: &str, depth: usize) -> Outcome<Bundle<'a>> {
     use rustix::fs::{Mode, OFlags};
     test.only_rt()?;
@@ -517,7 +518,7 @@ fn the_depth_of_a_copy_has_an_end(test: &Test) -> Outcome {
     nested(test, "d", 257)?.run()?.fails_with("more than 256 directories in each other").map(drop)
 }
 
-/// The names alone are a hundred times what a message may have.
+/// The names alone are a hundred times longer than a message may be.
 fn a_deep_copy_that_fails_says_why(test: &Test) -> Outcome {
     let name = "d".repeat(255);
     let words = format!("copy `{}…`: more than 256 directories in each other", &name[..200]);
@@ -525,7 +526,8 @@ fn a_deep_copy_that_fails_says_why(test: &Test) -> Outcome {
     ensure(output.stderr.len() < 500, output.stderr)
 }
 
-/// Whose holder does not react, and so would have 45 s (`lease-break-time`, `fcntl(2)`).
+/// The holder of the lease does not react. An open that waits would take 45 s (`lease-break-time`,
+/// `fcntl(2)`).
 fn a_lease_holds_up_no_copy_and_no_look_up(test: &Test) -> Outcome {
     if !Path::new("/usr/bin/perl").exists() {
         return skip("the host has no perl");
@@ -562,11 +564,11 @@ fn a_lease_holds_up_no_copy_and_no_look_up(test: &Test) -> Outcome {
     holder.kill()?;
     holder.wait()?;
     copied?.fails_with("copy the directory up: copy `file`: ")?;
-    // The home is in a file that nobody can read.
+    // `rt` cannot read the home directory from the leased file.
     looked_up?.success()?.stdout("/\n").map(drop)
 }
 
-/// A node of the image's is the host's device, where no rules hold.
+/// Where no device rules apply, a node of the image gives access to the host's device.
 fn of_devices_only_the_default_ones_are_copied(test: &Test) -> Outcome {
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
     let bundle = test.sh("echo /v/*")?.file("/v/file", "")?;
@@ -581,7 +583,7 @@ fn of_devices_only_the_default_ones_are_copied(test: &Test) -> Outcome {
 const CHANGE: &str = "wc -c < /proc/version; echo x 2>/dev/null > /proc/sys/kernel/domainname || echo refused; \
                       touch /proc/sys/kernel/domainname 2>/dev/null || echo refused";
 
-/// A second one is mounted on it, and called otherwise.
+/// A second procfs is mounted on `/proc`, under another name.
 fn a_proc_of_another_name_is_masked(test: &Test) -> Outcome {
     for name in ["/mnt/../proc", "/proc/../proc", "/tmp/./../proc"] {
         let bundle = protected(test.sh(CHANGE)?);
@@ -589,7 +591,7 @@ fn a_proc_of_another_name_is_masked(test: &Test) -> Outcome {
         let mount = json!({ "destination": name, "type": "proc", "source": "proc" });
         bundle.mount(mount).run()?.success()?.stdout("0\nrefused\nrefused\n")?;
     }
-    // By a link in the image.
+    // A link in the image can make another name, too.
     let bundle = protected(test.sh(CHANGE)?);
     symlink("/proc", bundle.rootfs().join("link"))?;
     let mount = json!({ "destination": "/link/../proc", "type": "bind", "source": "/proc", "options": ["rbind"] });
@@ -626,7 +628,7 @@ fn a_remount_goes_to_what_is_seen(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// As runc has it: what programs read there is the kernel's word.
+/// runc has the same rule. The content of `/proc` must come from the kernel.
 fn nothing_is_mounted_in_proc(test: &Test) -> Outcome {
     test.only_rt()?;
     let volume = test.folder.join("volume");
@@ -674,7 +676,7 @@ fn what_lxcfs_shows_is_mounted_in_proc(test: &Test) -> Outcome {
     bundle
         .mount(at("/proc/uptime"))
         .mount(at("/proc/sys/kernel/ns_last_pid"))
-        // Taken, but Linux forgets what is mounted there.
+        // `rt` accepts this mount, but the kernel drops it.
         .mount(at("/proc/net/dev"))
         .run()?
         .success()?
@@ -712,8 +714,8 @@ fn nothing_is_added_in_proc(test: &Test) -> Outcome {
     ensure_eq(points(&container)?, before)
 }
 
-/// What `unshare -mrpf` does (and `-n`), then a mount; it says how that went. The numbers are those
-/// of x86-64 and aarch64.
+/// Does the same as `unshare -mrpf` (and `-n`), then mounts, and prints the result. The numbers are
+/// for x86-64 and aarch64.
 const UNSHARE: &str = r#"
     my ($unshare, $mount) = `uname -m` =~ /aarch64/ ? (97, 40) : (272, 165);
     my ($uid, $gid) = ($>, $) + 0);
@@ -736,8 +738,8 @@ const UNSHARE: &str = r#"
     waitpid $child, 0;
 "#;
 
-/// A container that may make user namespaces, with a masked procfs and sysfs of its own, and a root
-/// that was moved.
+/// A container that may make user namespaces, with its own procfs and sysfs, which are masked, and
+/// with a moved root.
 fn unsharing<'a>(test: &'a Test, kinds: &str) -> Outcome<Bundle<'a>> {
     let bundle = test.perl(&UNSHARE.replace("KINDS", kinds))?;
     let bundle = protected(bundle).flag("--no-pivot").edit(|config| {
@@ -748,7 +750,7 @@ fn unsharing<'a>(test: &'a Test, kinds: &str) -> Outcome<Bundle<'a>> {
     Ok(bundle)
 }
 
-/// Without a root that was moved, that is how it is.
+/// The kernel refuses these mounts, with a pivoted root and with a moved root.
 fn are_refused(bundle: &Bundle<'_>, expected: &str) -> Outcome {
     let mut pivoted = bundle.clone();
     pivoted.flags.clear();
@@ -760,7 +762,8 @@ fn are_refused(bundle: &Bundle<'_>, expected: &str) -> Outcome {
     bundle.run()?.success()?.stdout(expected).map(drop)
 }
 
-/// Its whole `/proc`, in which nothing is masked, made the kernel allow another one.
+/// The host's whole `/proc`, in which nothing is masked, was still there below the root. So the
+/// kernel allowed a new procfs.
 fn no_proc_of_the_hosts_is_below_a_moved_root(test: &Test) -> Outcome {
     are_refused(&unsharing(test, "proc")?, "proc refused\n")
 }
@@ -769,7 +772,7 @@ fn no_sysfs_of_the_hosts_is_below_a_moved_root(test: &Test) -> Outcome {
     are_refused(&unsharing(test, "sysfs proc")?, "sysfs refused\nproc refused\n")
 }
 
-/// Runs it in a mount namespace that a script has prepared; `$0` is the test's folder.
+/// Runs the bundle in a mount namespace in which a script runs first. `$0` is the test's directory.
 fn run_after(test: &Test, bundle: &Bundle<'_>, script: &str) -> Outcome<Output> {
     bundle.write()?;
     let rt = test.command(bundle.command_line("run", &test.id()));
@@ -779,7 +782,7 @@ fn run_after(test: &Test, bundle: &Bundle<'_>, script: &str) -> Outcome<Output> 
     Output::of(command)
 }
 
-/// Others are mounted elsewhere, one on another, and one below what hides it.
+/// More procfs mounts are elsewhere: one is on another, and one is below a mount that hides it.
 fn no_hidden_proc_is_below_a_moved_root(test: &Test) -> Outcome {
     let bundle = unsharing(test, "proc sysfs")?;
     are_refused(&bundle, "proc refused\nsysfs refused\n")?;
@@ -791,7 +794,7 @@ fn no_hidden_proc_is_below_a_moved_root(test: &Test) -> Outcome {
     run_after(test, &bundle, script)?.success()?.stdout("proc refused\nsysfs refused\n").map(drop)
 }
 
-/// There, what the host has mounted cannot be unmounted, and is covered.
+/// In a user namespace, `rt` cannot unmount the host's mounts. It covers them.
 fn no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace(test: &Test) -> Outcome {
     are_refused(
         &in_user_namespace(unsharing(test, "proc sysfs")?)?,
@@ -799,8 +802,8 @@ fn no_proc_of_the_hosts_is_below_a_moved_root_in_a_user_namespace(test: &Test) -
     )
 }
 
-/// A runtime that was started in a chroot sees nothing of what is outside. The container's mount
-/// namespace has it all the same.
+/// A runtime in a chroot does not see mounts outside of it. The container's mount namespace has
+/// them all the same.
 fn no_proc_is_outside_of_the_chroot_of_a_moved_root(test: &Test) -> Outcome {
     if test.host.by_systemd {
         return skip("a chroot without `/run` has no way to systemd");
@@ -818,13 +821,13 @@ fn no_proc_is_outside_of_the_chroot_of_a_moved_root(test: &Test) -> Outcome {
     Output::of(command)?.success()?.stdout("proc refused\nsysfs refused\n").map(drop)
 }
 
-/// Also where mounts of the container's are to reach it.
+/// This also holds with a propagation that passes the container's mounts on to the host.
 fn the_host_keeps_its_mounts_below_a_moved_root(test: &Test) -> Outcome {
     for (propagation, prepare) in [
         ("private", "true"),
         ("rslave", "true"),
         ("rshared", "true"),
-        // Not on the host's root mount.
+        // The rootfs is on its own mount, and not on the host's root mount.
         ("rshared", "mount --bind $1 $1; mount --make-rprivate $1"),
     ] {
         let bundle = test
@@ -847,7 +850,7 @@ fn the_host_keeps_its_mounts_below_a_moved_root(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The host mounts one when the container runs already.
+/// The host mounts a procfs when the container already runs.
 fn no_proc_comes_below_a_moved_root_later(test: &Test) -> Outcome {
     for user_namespace in [false, true] {
         let mut bundle = unsharing(test, "proc")?;
@@ -875,7 +878,8 @@ fn no_proc_comes_below_a_moved_root_later(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// By `exec` and by `mounts add`, who come to the root of the mount namespace.
+/// `exec` and `mounts add` enter the mount namespace and come to its root, which must be the
+/// container's.
 fn a_moved_root_can_be_entered(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.flag("--no-pivot").start()?;
@@ -890,7 +894,7 @@ fn a_moved_root_can_be_entered(test: &Test) -> Outcome {
     ensure(!points(&container)?.contains(&"/data".to_owned()), "it is mounted still")
 }
 
-/// CVE-2025-52565 by whoever shares a volume: a link comes where no console was.
+/// CVE-2025-52565 by a neighbour who shares a volume: a link appears where no console was.
 fn a_new_console_is_not_exchanged_for_a_link(test: &Test) -> Outcome {
     let volume = test.folder.join("volume");
     fs::create_dir(&volume)?;
@@ -912,7 +916,7 @@ fn a_new_console_is_not_exchanged_for_a_link(test: &Test) -> Outcome {
         let mut ran = 0;
         for _ in 0..100 {
             let id = test.id();
-            // What was made in vain may have sent its terminal before it failed.
+            // A `create` that fails may have sent its terminal before.
             let created = bundle.try_create(&id)?.code == Some(0);
             listener.set_nonblocking(!created)?;
             let Ok(master) = super::terminal::receive(&listener) else { continue };
@@ -929,7 +933,7 @@ fn a_new_console_is_not_exchanged_for_a_link(test: &Test) -> Outcome {
     })
 }
 
-/// Before Linux 6.8.
+/// Before Linux 6.8, mounts have no unique numbers.
 fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = protected(test.sh("exec sleep 60")?).start()?;
@@ -947,7 +951,7 @@ fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
     )?;
     change(test, "remove", &container, &entries)?.success()?;
     ensure_eq(points(&container)?, before)?;
-    // And as an older rt has left it.
+    // A state of an older `rt` has no record of added mounts.
     change(test, "add", &container, &json!([tmpfs("/other")]))?.success()?;
     let mut state: Value = serde_json::from_slice(&fs::read(&file)?)?;
     state.as_object_mut().map(|state| state.remove("added"));
@@ -957,7 +961,7 @@ fn is_removed_where_numbers_are_given_again(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// The layers of this overlay are too long for the new system call. Who owns a directory above the
+/// The layers of this overlay are too long for `fsconfig(2)`. The owner of a directory above the
 /// rootfs exchanges it as soon as the overlay is mounted.
 fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     test.only_rt()?;
@@ -1009,8 +1013,8 @@ fn a_place_to_mount_in_is_not_exchanged(test: &Test) -> Outcome {
     ensure(listed.contains("of the layer") && !listed.contains("of the host"), listed)
 }
 
-/// What is for `/dev` would be on all of the rootfs, where nothing that looks for it by that name
-/// finds it.
+/// A mount on a link to the root would cover the whole rootfs, and `rt` would not find it by its
+/// destination.
 fn a_link_to_the_root_takes_no_mount(test: &Test) -> Outcome {
     test.only_rt()?;
     for destination in ["/link", "/link/.", "/link/tmp/.."] {

@@ -1,5 +1,5 @@
-//! Every flag that takes a value, with a wrong one; every command, with a wrong name. The list of
-//! flags is that of `--help`.
+//! Every flag that requires a value gets a wrong one, and every command gets a wrong name. The list
+//! of flags comes from `--help`.
 
 use crate::harness::{Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
@@ -34,17 +34,17 @@ const COMMANDS: [&str; 26] = [
     "",
 ];
 
-/// A value that is wrong for a flag. None where every text is right, or can be told from a right
-/// one only later.
+/// A value that is wrong for a flag. None if every text is valid, or if only a later step can find
+/// the error.
 fn wrong(command: &str, flag: &str) -> Option<&'static str> {
     Some(match (command, flag) {
-        // A variable may have any value, or none; SELinux takes a label or not, where there is one.
+        // A variable may have any value or none. SELinux, where it exists, decides about labels.
         ("exec", "--env" | "--process-label") | ("restore", "--lsm-mount-context") => return None,
-        // Only a container with `linux.intelRdt` has any.
+        // Only a container with `linux.intelRdt` has these limits.
         ("update", "--l3-cache-schema" | "--mem-bw-schema") => return None,
-        // Written when CRIU has done its work: the topic `checkpoint_failures` has it.
+        // `restore` writes this file after CRIU is done. The topic `checkpoint_failures` tests it.
         ("restore", "--pid-file") => return None,
-        // It is CRIU that understands it.
+        // Only CRIU understands this value.
         ("restore", "--lsm-profile") => return None,
         (_, "--preserve-fds") => "1000000000",
         (_, "--page-server") => "nobody",
@@ -61,10 +61,10 @@ fn wrong(command: &str, flag: &str) -> Option<&'static str> {
     })
 }
 
-/// Flags that do nothing, so `--help` does not list them. Their values are checked all the same.
+/// Flags that do nothing, so `--help` does not list them. `rt` checks their values all the same.
 const HIDDEN: [(&str, &str); 2] = [("", "--rootless"), ("update", "--kernel-memory")];
 
-/// The flags of a command that take a value.
+/// The flags of a command that require a value.
 fn flags(test: &Test, command: &str) -> Outcome<Vec<String>> {
     let help = test.rt(command.split_whitespace().chain(["--help"]))?;
     if help.stderr.contains("`criu` is not installed") {
@@ -81,7 +81,7 @@ fn flags(test: &Test, command: &str) -> Outcome<Vec<String>> {
     Ok(help.lines().filter_map(flag).chain(hidden).collect())
 }
 
-/// What a command wants besides flags.
+/// The operands that a command requires.
 fn operands<'a>(command: &str, id: &'a str) -> Vec<&'a str> {
     match command {
         "" => vec!["state", id],
@@ -97,7 +97,7 @@ fn operands<'a>(command: &str, id: &'a str) -> Vec<&'a str> {
     }
 }
 
-/// One line, which says what is wrong.
+/// Expects an error of one line that contains one of these words.
 fn is_told(output: &Output, words: &[&str]) -> Outcome {
     let line = &output.stderr;
     ensure(output.code != Some(0), "it succeeded")?;
@@ -114,7 +114,7 @@ fn unharmed(test: &Test, container: &Container<'_>, pid: i32) -> Outcome {
         .filter(|name| !name.to_string_lossy().starts_with('@'))
         .collect();
     ensure_eq(names, vec![container.id.as_str().into()])?;
-    // The other test here tries the same name, for a moment.
+    // The other test in this file also uses this name, for a moment.
     wait_until("no cgroup is left", || cgroups_of("rt-new").is_empty())
 }
 
@@ -145,8 +145,8 @@ fn every_flag_with_a_wrong_value(test: &Test) -> Outcome {
             if flag == "--wasm-config" {
                 args.extend(["wasm", "cache", "list"]);
             } else if flag == "--root" {
-                // One that is not there holds no container, which is no error; but none can be
-                // made.
+                // For a missing root of the state, most commands only say that the container does
+                // not exist. `create` fails, because it cannot make a state there.
                 args.extend(["create", "--bundle", &folder, "new"]);
             } else {
                 args.extend(operands(command, &container.id));

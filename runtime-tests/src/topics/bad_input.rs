@@ -1,5 +1,5 @@
-//! What must fail: in one line, with nothing left behind, and without harm to what is there. That
-//! nothing is left is checked after every test.
+//! Input that must fail: with one line, without leftovers, and without harm to what exists. The
+//! harness checks for leftovers after every test.
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -28,7 +28,7 @@ super::tests! { "bad_input":
     a_scheduler_that_cannot_be, an_enormous_environment, a_million_limits, twenty_thousand_masks, a_deep_configuration,
 }
 
-/// Creating it fails with these words, leaves no state, and says nothing else.
+/// `create` fails with these words and no further output, and leaves no state.
 fn create_fails(bundle: &Bundle<'_>, words: &str) -> Outcome {
     let id = bundle.test.id();
     let output = bundle.try_create(&id)?;
@@ -206,7 +206,7 @@ fn a_console_socket_nobody_listens_on(test: &Test) -> Outcome {
     let path = test.folder.join("dead");
     drop(UnixListener::bind(&path)?);
     create_fails(&flag(&path.display().to_string()), "`: Connection refused")?;
-    // One whose queue is full, which takes nobody.
+    // The queue of this socket is full, so nobody accepts the connection.
     let path = test.folder.join("full");
     let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     rustix::net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
@@ -243,7 +243,7 @@ fn a_million_descriptors(test: &Test) -> Outcome {
         let said = format!("`--preserve-fds` {number}: descriptor 3 is not open");
         bundle.write()?;
         let create = test.command(bundle.command_line("create", "c"));
-        // Who has started the tests may have left it open.
+        // The process that has started the tests may have left descriptor 3 open.
         let mut closed = Command::new("sh");
         closed.args(["-c", "exec \"$@\" 3>&-", "sh"]);
         closed.arg(create.get_program()).args(create.get_args());
@@ -258,7 +258,7 @@ fn a_log_that_cannot_be_written(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// What a failing command leaves in its log.
+/// The log of a failing command.
 fn log_of_failure(test: &Test, format: &str) -> Outcome<String> {
     let log = test.folder.join("log");
     let log_flag = format!("--log={}", log.display());
@@ -299,7 +299,7 @@ fn a_namespace_that_is_not_there(test: &Test) -> Outcome {
         &test.sh("true")?.namespace(json!({ "type": "network", "path": "/no/such/namespace" })),
         "open network namespace `/no/such/namespace`: No such file or directory",
     )?;
-    // A namespace, but of another kind.
+    // A namespace of another kind.
     create_fails(
         &test.sh("true")?.namespace(json!({ "type": "network", "path": "/proc/self/ns/uts" })),
         "join the network namespace `/proc/self/ns/uts`: Invalid argument",
@@ -310,7 +310,7 @@ fn a_namespace_that_is_not_there(test: &Test) -> Outcome {
     )
 }
 
-/// By the configuration's word, and not the kernel's alone.
+/// An error names the property of the configuration, and not only the kernel's error.
 fn what_the_kernel_refuses_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let users = |uids: Value, gids: Value| -> Outcome<Bundle<'_>> {
@@ -404,7 +404,8 @@ fn a_bad_cgroup_path(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Whatever becomes of the second container must not touch the first one's processes.
+/// A second container with the same cgroup must not touch the processes of the first, even if
+/// `create` fails.
 fn a_cgroup_in_use(test: &Test) -> Outcome {
     test.only_rt()?;
     let name = test.id();
@@ -416,7 +417,7 @@ fn a_cgroup_in_use(test: &Test) -> Outcome {
     container.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// They would be mounts of the host's, and stay there.
+/// Without a mount namespace, the mounts would be on the host, and would stay there.
 fn mounts_without_a_mount_namespace(test: &Test) -> Outcome {
     test.only_rt()?;
     let tmpfs = json!([{ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }]);
@@ -439,8 +440,8 @@ fn mounts_without_a_mount_namespace(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string("/proc/self/mountinfo")?, before)
 }
 
-/// Nothing is configured then, and nothing of the host's may be changed: no namespace is the
-/// container's own.
+/// Without `linux`, the container has no namespace of its own. So `rt` must refuse settings that
+/// would change the host.
 fn a_configuration_without_linux(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("true")?.edit(|config| {
@@ -473,7 +474,7 @@ fn names_without_a_namespace(test: &Test) -> Outcome {
     )
 }
 
-/// To the kernel it is -1: no change, so the process would stay root.
+/// To the kernel, this id is -1, which means no change. The process would stay root.
 fn an_id_that_is_none(test: &Test) -> Outcome {
     test.only_rt()?;
     for user in [
@@ -556,7 +557,7 @@ fn an_engine_without_its_program(test: &Test) -> Outcome {
     Output::of(command)?.fails_with("find `not-there`: No such file or directory").map(drop)
 }
 
-/// What the caller hands over, and the administrator's file: a sparse one claims any size.
+/// Files from the caller and the administrator's file. A sparse file can claim any size.
 fn files_of_an_enormous_size(test: &Test) -> Outcome {
     test.only_rt()?;
     let large = test.folder.join("large");
@@ -630,7 +631,7 @@ fn time_offsets_without_a_time_namespace(test: &Test) -> Outcome {
         let output = bundle.edit(set).try_create(&test.id())?;
         output.fails_with(words)?;
     }
-    // None are set.
+    // This map is empty.
     let bundle = test.sh("true")?.edit(|config| config["linux"]["timeOffsets"] = json!({}));
     bundle.run()?.success().map(drop)
 }
@@ -679,8 +680,8 @@ fn a_scheduler_that_cannot_be(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With the text of a large value, which takes serde a while, in the place of `LARGE` in the
-/// configuration.
+/// Runs a bundle in which the value `LARGE` is replaced by a large text. `serde_json` would take
+/// long to make such a value.
 fn run_large(bundle: &Bundle<'_>, text: &str) -> Outcome<Output> {
     bundle.write()?;
     let file = bundle.folder.join("config.json");
@@ -688,7 +689,7 @@ fn run_large(bundle: &Bundle<'_>, text: &str) -> Outcome<Output> {
     Output::of(bundle.test.command(bundle.command_line("run", &bundle.test.id())))
 }
 
-/// More than the kernel takes (`execve(2)`, E2BIG), which is known when the program is started.
+/// The kernel accepts less (`execve(2)`, E2BIG). The error appears when init execs the program.
 fn an_enormous_environment(test: &Test) -> Outcome {
     test.only_rt()?;
     let variables: Vec<String> = (0..1_000_000).map(|number| format!("\"V{number}=x\"")).collect();
@@ -719,7 +720,7 @@ fn twenty_thousand_masks(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("20000\n").map(drop)
 }
 
-/// Each level takes a parser a piece of its stack. What nobody reads is passed over.
+/// A parser needs a piece of its stack for each level. `rt` skips values that it does not use.
 fn a_deep_configuration(test: &Test) -> Outcome {
     test.only_rt()?;
     let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);

@@ -1,5 +1,5 @@
-//! Cgroups that are not what they seem, or that somebody else than rt's user has: what a container
-//! and other users of the host can do to a command by them.
+//! Attacks of a container or of another user on a command, through cgroups that are not genuine or
+//! that belong to somebody else.
 
 mod bus;
 
@@ -49,7 +49,7 @@ super::tests! { "cgroup_attacks":
     a_process_that_cannot_be_read_is_alive,
 }
 
-/// The runtime in a mount namespace of its own, where a shell script has changed something before.
+/// The runtime in its own mount namespace, in which a shell script runs first.
 fn changed(test: &Test, script: &str, args: &[&str]) -> Command {
     let command = test.command(args);
     let mut changed = Command::new("unshare");
@@ -60,7 +60,7 @@ fn changed(test: &Test, script: &str, args: &[&str]) -> Command {
     changed
 }
 
-/// The same, in the foreground, of a bundle.
+/// Runs a bundle in the foreground, in such a namespace.
 fn run_changed(bundle: &Bundle<'_>, script: &str) -> Outcome<Output> {
     bundle.write()?;
     let args = bundle.command_line("run", &bundle.test.id());
@@ -76,8 +76,8 @@ fn only_v2(test: &Test) -> Outcome {
     if test.host.lane == "v2" { Ok(()) } else { skip("only cgroup v2 has this") }
 }
 
-/// A block device of the host's, which any container's root could read but for device rules: its
-/// numbers.
+/// The numbers of a block device of the host. Only device rules keep a container's root from
+/// reading it.
 fn disk() -> Outcome<(String, String)> {
     let disks = fs::read_dir("/sys/class/block")?.flatten();
     let number = disks.filter_map(|disk| fs::read_to_string(disk.path().join("dev")).ok()).next();
@@ -86,7 +86,7 @@ fn disk() -> Outcome<(String, String)> {
     Ok((major.to_owned(), minor.to_owned()))
 }
 
-/// Makes a node of it, and opens that.
+/// A script that makes a node of this device and opens the node.
 fn reading() -> Outcome<String> {
     let (major, minor) = disk()?;
     Ok(format!(
@@ -101,7 +101,7 @@ fn with_mknod(bundle: Bundle<'_>) -> Bundle<'_> {
     bundle.edit(|config| {
         config["process"]["capabilities"] =
             json!({ "bounding": mknod, "effective": mknod, "permitted": mknod });
-        // Its user's to make files in.
+        // The container must be able to make files.
         config["root"]["readonly"] = json!(false);
     })
 }
@@ -114,7 +114,7 @@ fn device_rules_hold_without_their_hierarchy(test: &Test) -> Outcome {
             .fails_with(if test.host.is_rt { "device rules cannot be enforced" } else { "" })
             .map(drop);
     }
-    // By the second-version hierarchy; runc refuses here too.
+    // `rt` enforces the rules in the v2 hierarchy. runc refuses the container here too.
     ensure(output.code != Some(0) || output.stdout == "refused\n1\n", format!("{output:?}"))
 }
 
@@ -148,7 +148,8 @@ fn disabled(bundle: &Bundle<'_>) -> Outcome<Output> {
     bundle.test.rt([vec!["--cgroup-manager=disabled".to_owned()], args].concat())
 }
 
-/// Nobody filters what is opened then: no node is made, and none of the image's is opened.
+/// Without a cgroup, no device rules apply. So the container can neither make a node nor open a
+/// node of the image.
 fn without_cgroups_the_hosts_devices_are_out_of_reach(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = format!(
@@ -176,7 +177,7 @@ fn without_cgroups_the_hosts_devices_are_out_of_reach(test: &Test) -> Outcome {
     test.rt(exec)?.success()?.stdout("refused\n1\n").map(drop)
 }
 
-/// As privileged containers of podman's have it.
+/// podman configures privileged containers like this.
 fn without_cgroups_all_devices_can_be_allowed(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = with_mknod(test.sh(&reading()?)?).edit(|config| {
@@ -196,8 +197,8 @@ fn without_cgroups_limits_are_an_error(test: &Test) -> Outcome {
 fn an_empty_folder_is_no_hierarchy(test: &Test) -> Outcome {
     only_v1(test)?;
     test.only_rt()?;
-    // Over the host's, a copy of it with folders of controllers that it does not have, as some
-    // distributions leave them.
+    // Mounts a copy over `/sys/fs/cgroup`, with more directories, for controllers that the host
+    // does not have. Some distributions leave such directories.
     let script = "mkdir all; mount -t tmpfs none all
         for there in /sys/fs/cgroup/*; do
             place=all/${there##*/}; mkdir $place
@@ -216,7 +217,7 @@ fn an_empty_folder_is_no_hierarchy(test: &Test) -> Outcome {
     run_changed(&bundle, &script)?.fails_with("no cgroup controller `net_cls`").map(drop)
 }
 
-/// The directory of a container that lists its processes.
+/// The directory of a cgroup that lists its processes.
 fn directory(test: &Test, name: &str) -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
     if test.host.lane == "v2" { root.join(name) } else { root.join("pids").join(name) }
@@ -238,7 +239,7 @@ fn open_top(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, flags, Mode::empty())
 }
 
-/// What a runtime that fails the test has left.
+/// Removes the leftovers of a runtime that fails the test.
 fn remove_below(directory: &OwnedFd) -> Outcome {
     for entry in Dir::read_from(directory)?.flatten() {
         let name = entry.file_name().to_owned();
@@ -252,12 +253,11 @@ fn remove_below(directory: &OwnedFd) -> Outcome {
     Ok(())
 }
 
-/// Thirty cgroups in one another, with a path that is longer than PATH_MAX, and a process in the
-/// last.
+/// Thirty nested cgroups, with a path longer than PATH_MAX, and a process in the last one.
 fn the_deepest_cgroups_are_found(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
-        // Its end does not end the others.
+        // Without a pid namespace, the end of the first process does not end the others.
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
             namespaces.retain(|namespace| namespace["type"] != "pid");
         }
@@ -297,7 +297,7 @@ fn is_dead(pid: &str) -> bool {
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
-/// Where a container with this path has its directories: one, or one in each hierarchy.
+/// The directories of the cgroup with this path: one, or one in each hierarchy.
 fn everywhere(test: &Test, name: &str) -> Outcome<Vec<PathBuf>> {
     if test.host.lane == "v2" {
         return Ok(vec![directory(test, name)]);
@@ -323,7 +323,7 @@ fn a_cgroup_of_another_user_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let name = test.id();
     let all = everywhere(test, &name)?;
-    // In any hierarchy.
+    // The directory of another user can be in any hierarchy.
     for path in &all {
         fs::create_dir(path)?;
         chown(path, Some(65533), Some(65533))?;
@@ -351,7 +351,7 @@ fn an_empty_cgroup_is_taken(test: &Test) -> Outcome {
 }
 
 /// A container that has stopped, and another one that has got its cgroup since: the same directory,
-/// or a scope of the same name.
+/// or a scope with the same name.
 fn one_after_another(test: &Test) -> Outcome<(Container<'_>, Container<'_>)> {
     let name = test.id();
     let path = if test.host.by_systemd { format!(":rt:{name}") } else { format!("/{name}") };
@@ -370,12 +370,12 @@ fn one_after_another(test: &Test) -> Outcome<(Container<'_>, Container<'_>)> {
     Ok((first, second))
 }
 
-/// It has stopped, and its empty cgroup was another one's since.
+/// The first container has stopped. The second one has got its empty cgroup since.
 fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
     for all in [false, true] {
         let (first, second) = one_after_another(test)?;
         if all {
-            // Whatever it says, it signals nobody else.
+            // Whether `kill` fails or not, it must not signal the second container.
             first.rt(&["kill", "--all"])?;
         }
         first.rt(&["delete", "--force"])?;
@@ -387,7 +387,7 @@ fn a_deletion_ends_nobody_who_has_the_same_cgroup(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Where the cgroup was is all that is known of the first.
+/// Only the path of the first container's cgroup is known.
 fn nor_does_one_without_a_state(test: &Test) -> Outcome {
     test.only_rt()?;
     let (first, second) = one_after_another(test)?;
@@ -408,7 +408,7 @@ fn a_paused_one_in_the_same_cgroup_stays_paused(test: &Test) -> Outcome {
     second.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// The deletion has asked whose the cgroup is, and is stopped before it removes it.
+/// The test stops the deletion after the check of the mark, and before the removal of the cgroup.
 fn nor_one_who_takes_it_meanwhile(test: &Test) -> Outcome {
     test.only_rt()?;
     if !Path::new("/usr/bin/strace").exists() {
@@ -430,7 +430,7 @@ fn nor_one_who_takes_it_meanwhile(test: &Test) -> Outcome {
     })?;
     let id = test.id();
     let mut creation = test.command(second.command_line("run", &id)).spawn()?;
-    // As long as the deletion holds the cgroup, the creation waits.
+    // While the deletion holds the cgroup, the creation waits.
     let lives = || test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("running"));
     let is_held = wait_up_to(Duration::from_secs(1), "it lives", lives).is_err();
     let pid = rustix::process::Pid::from_raw(deleting[0]).ok_or("no pid")?;
@@ -444,7 +444,7 @@ fn nor_one_who_takes_it_meanwhile(test: &Test) -> Outcome {
     lived
 }
 
-/// For longer than its tracer takes to look at a system call.
+/// Whether a process stays stopped. A tracer stops it for a shorter time at each system call.
 fn is_stopped(pid: i32) -> bool {
     let look = || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -458,8 +458,8 @@ fn is_stopped(pid: i32) -> bool {
     before.is_some() && before == look()
 }
 
-/// The runtime, as an ordinary user, in a cgroup; with arguments for env(1). An argument `.` is the
-/// bundle.
+/// Runs the runtime as an ordinary user in a cgroup, with arguments for env(1). The argument `.`
+/// stands for the bundle.
 fn as_user_in(
     cgroup: &Path,
     bundle: &Bundle<'_>,
@@ -475,7 +475,7 @@ fn as_user_in(
     Output::of(inside)
 }
 
-/// Who has cgroups of their own, and may not write the attributes of root.
+/// The user has their own cgroups, and may not write root's attributes.
 fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
     test.only_rt()?;
     only_v2(test)?;
@@ -517,7 +517,7 @@ fn nor_does_one_of_an_ordinary_user(test: &Test) -> Outcome {
     outcome
 }
 
-/// It writes no attribute of root's, and has not always written another.
+/// A user's systemd cannot write root's attribute. Older versions write no other attribute.
 fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
     test.only_rt()?;
     if !test.host.by_systemd {
@@ -562,7 +562,7 @@ fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
         let state = rt(&ended, &["state", &second])?.success()?;
         ensure(state.stdout.contains("\"running\""), state.stdout)?;
         rt(&ended, &["delete", "--force", &second])?.success()?;
-        // The name is free again.
+        // The name of the scope is free again.
         (0..5).try_for_each(|_| {
             rt(&ended, &["run", "--bundle", ".", &test.id()])?.success().map(drop)
         })
@@ -574,8 +574,8 @@ fn nor_one_by_a_users_systemd(test: &Test) -> Outcome {
     outcome
 }
 
-/// Another runtime, or a person, has removed the empty cgroup of the first and made one of that
-/// name.
+/// Another runtime or a person has removed the first container's empty cgroup, and has made a
+/// cgroup with the same name.
 fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
     test.only_rt()?;
     for is_known in [true, false] {
@@ -584,7 +584,7 @@ fn nor_where_nobody_marks_it(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// If the container's state is damaged, the cgroup is only guessed.
+/// If `is_known` is false, the state is damaged, and `rt` can only guess the cgroup.
 fn stays_where_nobody_marks_it(test: &Test, is_known: bool) -> Outcome {
     let name = test.id();
     let container = at(test.sh("true")?, &name).start()?;
@@ -612,12 +612,12 @@ fn stays_where_nobody_marks_it(test: &Test, is_known: bool) -> Outcome {
     ensure(ended.is_none(), format!("it was ended: {ended:?}"))
 }
 
-/// Who may only look into a cgroup's directory can lock it all the same.
+/// A user who may only read a cgroup's directory can lock it.
 fn a_lock_of_another_user_is_in_nobodys_way(test: &Test) -> Outcome {
     while_it_is_locked(test, &|bundle| bundle.run())
 }
 
-/// There root has no file in `/run` for its own locks. v1 has no other that only root can open.
+/// Root has no file in `/run` for its locks here. v1 has no other file that only root can open.
 fn nor_is_it_without_a_folder_for_locks(test: &Test) -> Outcome {
     test.only_rt()?;
     if test.host.lane == "v1" {
@@ -652,8 +652,8 @@ fn while_it_is_locked(test: &Test, run: &dyn Fn(&Bundle<'_>) -> Outcome<Output>)
     output?.success()?.stdout("ran\n").map(drop)
 }
 
-/// The kernel lists it as 0 for a runtime in a pid namespace below its own, where it would be
-/// killed with the container.
+/// For a runtime in a pid namespace below, the kernel lists such a process as 0. If a container got
+/// the cgroup, its deletion would kill the process too.
 fn a_process_that_cannot_be_seen_is_somebodys(test: &Test) -> Outcome {
     test.only_rt()?;
     if test.host.lane == "v1" {
@@ -717,14 +717,14 @@ fn of_two_creations_one_has_the_cgroup(test: &Test) -> Outcome {
         }
         ensure(won.len() < 2, "both have it")?;
         made += won.len();
-        // The one that lost may have made it, and left it to the other.
+        // The loser may have made the cgroup, and left it to the winner.
         remove_all(&everywhere(test, &name)?);
     }
     ensure(made > 0, "none was ever made")
 }
 
-/// A state says which cgroup a container wanted; whose it came to be, nobody knows when the
-/// creation was killed before its first process.
+/// A state records the path that a container wanted. If `create` is killed before it makes the
+/// first process, it is unknown whose the cgroup is.
 fn a_creation_that_was_cut_short_ends_nobody_else(test: &Test) -> Outcome {
     test.only_rt()?;
     let name = test.id();
@@ -744,7 +744,7 @@ fn a_creation_that_was_cut_short_ends_nobody_else(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A command that is ended when it does not end by itself.
+/// A command with a time limit, after which it is ended.
 fn limited(seconds: u32, command: &Command) -> Command {
     let mut limited = Command::new("timeout");
     limited.arg(format!("--kill-after={seconds}")).arg(seconds.to_string());
@@ -752,7 +752,7 @@ fn limited(seconds: u32, command: &Command) -> Command {
     limited
 }
 
-/// The files by which a cgroup is frozen, with what freezes it and what lets it go on.
+/// The files that freeze a cgroup, with the values that freeze and thaw it.
 fn freezers(test: &Test, name: &str) -> Vec<(PathBuf, &'static str, &'static str)> {
     let root = Path::new("/sys/fs/cgroup");
     let v1 = (root.join("freezer").join(name).join("freezer.state"), "FROZEN", "THAWED");
@@ -770,7 +770,7 @@ fn nothing_is_made_in_a_frozen_cgroup(test: &Test) -> Outcome {
     test.only_rt()?;
     let name = test.id();
     for (file, frozen, thawed) in freezers(test, &name) {
-        // It, and one below it.
+        // The container's cgroup is the frozen one, or one below it.
         for below in ["", "/below"] {
             let bundle = at(test.sh("true")?, &format!("{name}{below}"));
             bundle.write()?;
@@ -791,7 +791,7 @@ fn nothing_is_made_in_a_frozen_cgroup(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A container in a cgroup that another one is above of.
+/// A container in a cgroup below the cgroup of this name.
 fn below<'a>(test: &'a Test, name: &str) -> Outcome<Container<'a>> {
     at(test.sh("exec sleep 600")?, &format!("{name}/below")).start()
 }
@@ -809,7 +809,7 @@ fn exec_fails_in_a_frozen_cgroup(test: &Test) -> Outcome {
         let again = container.rt(&["delete", "--force"]);
         remove_all(&everywhere(test, &name)?);
         output?.fails_with("cannot exec in a paused container")?;
-        // With v1 nobody dies in a cgroup that is frozen from above; that is said.
+        // With v1, no process dies in a cgroup that a cgroup above has frozen. Then `delete` fails.
         let deleted = deleted?;
         ensure(matches!(deleted.code, Some(0 | 1)), format!("{deleted:?}"))?;
         again?.success()?;
@@ -817,7 +817,7 @@ fn exec_fails_in_a_frozen_cgroup(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The processes that a command has made, which have its arguments.
+/// The children of a process that have this text in their arguments.
 fn children(parent: u32, text: &str) -> Vec<i32> {
     let parent = format!("PPid:\t{parent}\n");
     let is_one = |pid: &i32| {
@@ -829,8 +829,8 @@ fn children(parent: u32, text: &str) -> Vec<i32> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }
 
-/// An `exec` that is slow after it has made its first process; meanwhile, something is done to
-/// that. Returns how it ended.
+/// Runs an `exec` that pauses after it has made its first process, and calls `act` meanwhile.
+/// Returns the output and the exit code.
 fn exec_while(
     test: &Test,
     container: &Container<'_>,
@@ -841,7 +841,7 @@ fn exec_while(
     }
     let log = test.folder.join("calls");
     let mut strace = Command::new("strace");
-    // In an emulated machine, to look at all processes takes its time.
+    // In the emulated machine, the search through all processes takes longer.
     let delay = if std::env::var_os("RT_TESTS_MANAGER").is_some() { 5 } else { 1 };
     strace.args(["--trace=clone3", &format!("--inject=clone3:delay_exit={delay}s"), "--output"]);
     strace.arg(log);
@@ -905,7 +905,8 @@ fn exec_ends_when_it_is_stopped(test: &Test) -> Outcome {
     output.fails_with("a signal has stopped it").map(drop)
 }
 
-/// Who may stop a process may let it go on too, so that it runs between two looks.
+/// A process that may stop another one may also continue it. The new process then runs for a moment
+/// between two checks.
 fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
     use rustix::process::Signal;
     test.only_rt()?;
@@ -913,7 +914,7 @@ fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
     let output = exec_while(test, &container, |runtime, made| {
         for _ in 0..20 {
             for signal in [Signal::CONT, Signal::STOP] {
-                // In the end it is dead.
+                // At the end, the process is dead.
                 made.iter().for_each(|pid| drop(send(*pid, signal)));
             }
             let ends = || is_dead(&runtime.to_string());
@@ -923,15 +924,15 @@ fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
         }
         Ok(())
     })?;
-    // What it does in these moments can be enough.
+    // The new process may be done after these moments.
     if output.code == Some(0) {
         return Ok(());
     }
     output.fails_with("a signal has stopped it, again and again").map(drop)
 }
 
-/// Who traces a process can stop it for good, and then has to take note of its end before its
-/// parent can.
+/// A tracer can stop a process for good. When the process has died, the tracer must reap it before
+/// the parent can.
 fn exec_ends_when_it_is_traced(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
@@ -944,7 +945,7 @@ fn exec_ends_when_it_is_traced(test: &Test) -> Outcome {
         }
         Ok(())
     });
-    // They are dead, and now gone.
+    // The processes are dead. Now the tracer reaps them.
     for pid in traced {
         let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
         let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL));
@@ -983,7 +984,7 @@ const CHURN: &str = "trap '' TERM
     done
     echo all; while :; do sleep 1; done";
 
-/// Without `cgroup.kill`, which v1 does not have, they are signalled one by one.
+/// v1 has no `cgroup.kill`, so `rt` signals the processes one by one.
 fn who_forks_all_the_time_is_killed_with_all(test: &Test) -> Outcome {
     let bundle = test.sh(CHURN)?.edit(|config| {
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
@@ -995,7 +996,7 @@ fn who_forks_all_the_time_is_killed_with_all(test: &Test) -> Outcome {
     let path = of(&container, test)?;
     test.rt(["kill", "--all", &container.id, "KILL"])?.success()?;
     wait_until("all are dead", || {
-        // systemd removes an empty one.
+        // systemd removes an empty cgroup.
         fs::read_to_string(path.join("cgroup.procs")).map_or(!path.exists(), |text| text.is_empty())
     })?;
     container.wait()?;
@@ -1007,12 +1008,12 @@ fn signals_to_all_end_where_they_are_ignored(test: &Test) -> Outcome {
     container.wait_for_output("all")?;
     let command = test.command(["kill", "--all", &container.id, "TERM"]);
     Output::of(limited(60, &command))?.success()?;
-    // Nobody is left stopped.
+    // No process is left stopped.
     ensure_eq(container.status()?.as_str(), "running")?;
     container.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// What the kernel starts as root of the host when a cgroup of v1 is empty (CVE-2022-0492).
+/// The kernel runs the release agent as root of the host when a v1 cgroup is empty (CVE-2022-0492).
 fn no_release_agent_is_seen(test: &Test) -> Outcome {
     only_v1(test)?;
     for own in [true, false] {
@@ -1032,7 +1033,7 @@ fn no_release_agent_is_seen(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What a systemd that runs leaves on the host, for a runtime that looks for it.
+/// The traces of a running systemd that a runtime looks for.
 const SYSTEMD: &str = "mount -t tmpfs none /run; mkdir -p /run/systemd/system";
 
 fn an_annotation_replaces_nothing_of_rts(test: &Test) -> Outcome {
@@ -1063,7 +1064,7 @@ fn an_annotation_replaces_nothing_of_rts(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Every user of the system's bus may send signals to every other.
+/// Every user of the system bus may send signals to every other.
 fn only_systemd_ends_its_jobs(test: &Test) -> Outcome {
     only_v2(test)?;
     test.only_rt()?;

@@ -1,6 +1,6 @@
-//! What leads out of a container by a descriptor that the runtime has open: nothing. At each
-//! look-up of a name that a container can choose, whoever makes it has open what is on a list,
-//! whatever the numbers are. `hostile_names` tries such names.
+//! A process of the runtime must not have a descriptor open that leads out of the container. At
+//! each lookup of a name that the container can choose, the process has exactly the listed
+//! descriptors open, with any numbers. The topic `hostile_names` tries such names.
 
 use std::cell::RefCell;
 use std::fs;
@@ -26,33 +26,33 @@ super::tests! { "descriptors":
     a_neighbour_of_the_same_user_reaches_no_exec, it_is_not_dumpable_after_the_change_of_the_user, the_memory_of_init_has_not_the_callers_environment, a_program_by_a_magic_link_is_the_containers,
 }
 
-/// A command that brings a program into a container.
+/// A command that starts a program in a container.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Act {
     Run,
-    /// And `start`.
+    /// `create` and `start`.
     Create,
     Exec,
-    /// With `--process`.
+    /// `exec` with `--process`.
     ExecFile,
 }
 
-/// A way in which a container is made.
+/// A way to make a container.
 pub(super) struct Variant<'a> {
     pub(super) how: &'static str,
     pub(super) bundle: Bundle<'a>,
-    /// So many descriptors are the caller's gifts to the program.
+    /// The number of descriptors that the caller passes to the program.
     gifts: u32,
-    /// Whether an ordinary user makes it.
+    /// Whether an ordinary user makes the container.
     is_ordinary: bool,
     has_terminal: bool,
-    /// What the commands are connected to: consoles, and agents.
+    /// The sockets for consoles and agents, to which the commands connect.
     listeners: RefCell<Vec<UnixListener>>,
 }
 
 const GIFTS: u32 = 2;
 
-/// All ways in which root can make a container that runs a program.
+/// All ways in which root can make a container with a program.
 pub(super) fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant<'a>>> {
     let plain = |how| -> Outcome<Variant<'a>> {
         let bundle = test.linux(args)?;
@@ -110,14 +110,14 @@ pub(super) fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant
         variants.push(Variant { bundle, ..variant });
     }
     if std::env::var_os("RT_TESTS_MANAGER").is_some() {
-        // An emulated machine: the others differ in nothing that it has to do with.
+        // In the emulated machine, the other variants would show nothing more.
         let few = ["plain", "in a user namespace", "with a terminal"];
         variants.retain(|variant| few.contains(&variant.how));
     }
     Ok(variants)
 }
 
-/// The same by an ordinary user.
+/// A container that an ordinary user makes.
 pub(super) fn ordinary<'a>(test: &'a Test, args: &[&str]) -> Outcome<Variant<'a>> {
     let bundle = rootless::owned(test, test.linux(args)?)?;
     let listeners = RefCell::default();
@@ -126,7 +126,7 @@ pub(super) fn ordinary<'a>(test: &'a Test, args: &[&str]) -> Outcome<Variant<'a>
 }
 
 impl Variant<'_> {
-    /// The runtime, with these arguments.
+    /// The runtime with these arguments.
     pub(super) fn command(&self, args: &[String]) -> Outcome<Command> {
         let test = self.bundle.test;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -143,7 +143,7 @@ impl Variant<'_> {
         Ok(giving)
     }
 
-    /// What makes a container, or brings a program into one.
+    /// A command that makes a container, or that starts a program in one.
     pub(super) fn act(&self, act: Act, id: &str, words: &[String]) -> Outcome<Command> {
         let mut args = match act {
             Act::Run => self.bundle.command_line("run", id),
@@ -164,14 +164,14 @@ impl Variant<'_> {
         self.command(&args)
     }
 
-    /// A socket for a terminal. That the kernel has taken the message is enough.
+    /// A socket for a terminal. Nobody reads from it: the message stays in the kernel's queue.
     fn console(&self) -> Outcome<String> {
         let path = self.bundle.test.folder.join(format!("console-{}", self.bundle.test.id()));
         self.listeners.borrow_mut().push(UnixListener::bind(&path)?);
         Ok(path.display().to_string())
     }
 
-    /// All that was said on the terminal that was made last.
+    /// The whole output on the newest terminal.
     pub(super) fn said_on_the_terminal(&self) -> Outcome<String> {
         if !self.has_terminal {
             return Ok(String::new());
@@ -180,7 +180,7 @@ impl Variant<'_> {
         Ok(super::terminal::read_all(super::terminal::receive(&listener)?.into()))
     }
 
-    /// Starts a container that waits; returns its name.
+    /// Starts a container that waits. Returns its id.
     pub(super) fn start(&self) -> Outcome<String> {
         let test = self.bundle.test;
         self.bundle.write()?;
@@ -193,15 +193,15 @@ impl Variant<'_> {
         Ok(id)
     }
 
-    /// The file for `exec --process` with the process of a configuration.
+    /// The flag for `exec --process`, with a file that contains the process of a configuration.
     pub(super) fn process_file(&self, config: &serde_json::Value) -> Outcome<String> {
         let path = self.bundle.folder.join("process.json");
         fs::write(&path, config["process"].to_string())?;
         Ok(format!("--process={}", path.display()))
     }
 
-    /// Traces it, and compares what is open at each look-up by a process whose root is the
-    /// container's with the list.
+    /// Traces a command. At each lookup by a process whose root is the container's, compares the
+    /// open descriptors with the list.
     fn look(&self, command: &Command, listed: &dyn Fn(&LookUp) -> List) -> Outcome {
         let (status, seen) = lookups::of(command, &self.bundle.rootfs())?;
         let how = self.how;
@@ -218,7 +218,7 @@ impl Variant<'_> {
     }
 }
 
-/// Root of a user namespace has to get there.
+/// The root of a user namespace must reach the rootfs.
 fn open_to_others(bundle: &Bundle<'_>) -> Outcome {
     for folder in bundle.rootfs().ancestors().take(4) {
         let mode = fs::metadata(folder)?.permissions().mode();
@@ -227,16 +227,17 @@ fn open_to_others(bundle: &Bundle<'_>) -> Outcome {
     Ok(())
 }
 
-/// What a look-up itself holds for a moment, at the most: the program that was found, and the one
-/// that is read; `/proc`, and the table of mounts in it, or its directory of descriptors.
+/// A lookup itself opens at most these for a moment. For a program: the found file, and the file
+/// that it reads. For `/proc`: its directory, and its table of mounts or its directory of
+/// descriptors.
 const ON_THE_WAY: [(&str, usize); 2] =
     [("a file of the container's", 2), ("a directory of the container's", 2)];
 
-/// What a situation has open: kinds, and how many of each.
+/// The kinds of descriptors that are open in a situation, and the number of each kind.
 type List = Vec<(&'static str, usize)>;
 
-/// Whether what is open is the list at the head of `container/becoming.rs`: each kind as often as
-/// the situation says, no more and no less, and nothing else.
+/// Compares the open descriptors with the list at the beginning of `container/becoming.rs`. Each
+/// kind must be open as often as the situation says, and no other kind.
 fn is_listed(look_up: &LookUp, gifts: u32, listed: &List) -> Result<(), String> {
     let count = |kind: &str| {
         look_up.open.iter().filter(|file| file.number >= 3 + gifts && file.kind == kind).count()
@@ -261,7 +262,7 @@ fn is_listed(look_up: &LookUp, gifts: u32, listed: &List) -> Result<(), String> 
     if look_up.is_dumpable { complain("it is dumpable") } else { Ok(()) }
 }
 
-/// The socket to the caller's process.
+/// The socket to the runtime process.
 const SOCKET: (&str, usize) = ("socket", 1);
 const FIFO: (&str, usize) = ("fifo start", 1);
 
@@ -274,7 +275,7 @@ fn run_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A command of a shell that makes a container, and starts it.
+/// A shell command that makes a container and starts it.
 fn create_and_start(variant: &Variant<'_>) -> Outcome<Command> {
     let id = variant.bundle.test.id();
     variant.bundle.write()?;
@@ -303,9 +304,10 @@ fn create_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// By its flags, and by a file.
+/// Looks at `exec` with flags, and at `exec` with a file.
 fn look_at_exec(variant: &Variant<'_>) -> Outcome {
-    // A terminal is made inside, by descriptors, and sent over a second socket.
+    // `exec` makes a terminal inside the container, by descriptors, and sends it over a second
+    // socket.
     let listed = |look_up: &LookUp| {
         let is_early =
             ["/dev/pts", "`ptmx`", "/etc/passwd"].iter().any(|it| look_up.what.contains(it));
@@ -332,7 +334,7 @@ fn an_ordinary_user_has_open_what_is_listed(test: &Test) -> Outcome {
     look_at_exec(&ordinary(test, &["sleep", "60"])?)
 }
 
-/// While a hook is made, there is what it reads.
+/// While init makes a hook, the hook's standard input is open.
 fn standard_input(look_up: &LookUp) -> (&'static str, usize) {
     let is_made = look_up.what == "open `/dev/null`";
     let is_there = look_up.open.iter().any(|file| file.number > 2 && file.kind == "memfd:state");
@@ -361,8 +363,9 @@ fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
             let is_exec = look_up.what.starts_with("execve");
             let is_hook = is_exec && look_up.what.contains("/bin/true") && execs == 0;
             execs += usize::from(is_exec);
-            // Until the exec, init has the files that hooks print to. They are a hook's streams,
-            // and it says over a pipe that it is no program.
+            // Until the exec, init has the files open to which hooks print. In the hook itself,
+            // they are its streams. The hook reports over a pipe that it could not exec its
+            // program.
             let is_printed = |file: &lookups::Open| {
                 file.number > 2 && (file.kind == to_out || file.kind == to_err)
             };
@@ -382,8 +385,8 @@ fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A module's engine is the host's. It comes when the module has been found, and no name that the
-/// container chooses is looked up by whoever has it.
+/// The engine of a module is a file of the host. Init gets it after the lookup of the module. From
+/// then on, init looks up no name that the container chooses.
 fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
     let engine = "/ of the host's";
     let environment = "memfd:environment";
@@ -394,7 +397,8 @@ fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
             // A hook.
             (_, 1) => vec![("pipe", 1)],
             (0, _) => vec![SOCKET],
-            // The link in `/proc`, by which it is executed, is proved to lead to it.
+            // Init execs the engine through a link in `/proc`. Before, it proves that the link
+            // leads to the engine.
             _ if has(engine) == 2 && (is("openat `") || is("statx `")) => {
                 vec![SOCKET, (environment, 1), (engine, 2)]
             }
@@ -415,8 +419,8 @@ fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
     variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)
 }
 
-/// CRIU becomes what a checkpoint says, and its process is one of `restore`'s own: it gets its
-/// streams and a socket.
+/// CRIU becomes the processes of a checkpoint. It is a child of `restore`, and gets its streams and
+/// a socket.
 fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
     let list = test.folder.join("list");
@@ -454,8 +458,8 @@ fn an_engine_is_no_program(test: &Test) -> Outcome {
     bundle.run()?.fails_with("executable file not found in $PATH").map(drop)
 }
 
-/// A container in which a script looks into every process that comes, and prints what it finds of
-/// the host's.
+/// A container in which a script looks into every new process, and prints everything of the host
+/// that it finds.
 fn spy<'a>(test: &'a Test, file: &std::path::Path) -> Outcome<Bundle<'a>> {
     let script = r#"
         $| = 1; my $file = "FILE"; print "ready\n";
@@ -499,8 +503,8 @@ fn finds_nothing(container: &Container<'_>, exec: &[&str]) -> Outcome {
     }
 }
 
-/// `CAP_SYS_PTRACE` opens `/proc/PID/root` and `/proc/PID/fd` of every process of a container
-/// (`ptrace(2)`).
+/// With `CAP_SYS_PTRACE`, a process can open `/proc/PID/root` and `/proc/PID/fd` of every process
+/// of its container (`ptrace(2)`).
 fn who_may_look_into_others_finds_nothing_of_the_hosts(test: &Test) -> Outcome {
     let secret = test.folder.join("secret");
     fs::write(&secret, "")?;
@@ -512,8 +516,8 @@ fn who_may_look_into_others_finds_nothing_of_the_hosts(test: &Test) -> Outcome {
     finds_nothing(&bundle.start()?, &["exec"])
 }
 
-/// Where processes are shared, as in a pod: until the start, that of another container is the
-/// runtime's.
+/// As in a pod, two containers share a pid namespace. Until `start`, the first process of the
+/// second container is still the runtime.
 fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Outcome {
     test.only_rt()?;
     let spy = spy(test, &test.folder.join("nothing"))?.edit(|config| {
@@ -528,7 +532,7 @@ fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Out
         let bundle = test.linux(&["/bin/true"])?.namespace(json!({ "type": "pid", "path": path }));
         let bundle = bundle.edit(|config| {
             if hooked {
-                // Without an environment of its own, the hook would have the caller's.
+                // Without its own `env`, the hook would get the caller's environment.
                 config["hooks"] =
                     json!({ "createContainer": [{ "path": "/bin/true", "env": ["A=1"] }] });
             }
@@ -543,7 +547,7 @@ fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Out
             command.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
         let name = test.host.runtime.file_name().ok_or("no name")?.as_encoded_bytes();
         ensure_eq(words, vec![name, b"create", container.id.as_bytes()])?;
-        // It has seen it more than once.
+        // The spy has looked at the process more than once.
         let looks = spy.stdout()?.len();
         wait_until("it has looked", || spy.stdout().is_ok_and(|said| said.len() > looks + 20))?;
         let said = spy.stdout()?;
@@ -554,23 +558,24 @@ fn neighbours_in_a_pid_namespace_learn_no_more_than_the_name(test: &Test) -> Out
     Ok(())
 }
 
-/// The machine's own value of a parameter, until this goes.
+/// Restores the host's value of the parameter when dropped.
 struct Dumpable<'a> {
     before: String,
-    /// Nobody else changes it meanwhile.
+    /// No other test changes the parameter meanwhile.
     _lock: std::sync::MutexGuard<'a, ()>,
 }
 
 impl Drop for Dumpable<'_> {
     fn drop(&mut self) {
-        // Nothing can be done about a failure.
+        // If the write fails, the test can do nothing.
         let _ = fs::write(SUID_DUMPABLE, self.before.trim());
     }
 }
 
 const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
 
-/// With `fs.suid_dumpable=1`, a change of the user leaves a process open to others of that user.
+/// With `fs.suid_dumpable=1`, a process stays open to others of its new user after a change of the
+/// user.
 fn dumpable_by_a_change_of_the_user() -> Outcome<Dumpable<'static>> {
     static LOCK: Mutex<()> = Mutex::new(());
     let _lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
@@ -608,7 +613,7 @@ fn a_neighbour_of_the_same_user_reaches_no_exec(test: &Test) -> Outcome {
     finds_nothing(&bundle.start()?, &["exec", "--user", "1000:1000"])
 }
 
-/// Who may trace it can read that until the program is executed.
+/// A process that may trace init can read the environment until the exec.
 fn the_memory_of_init_has_not_the_callers_environment(test: &Test) -> Outcome {
     test.only_rt()?;
     let secret = format!("the-callers-{}", test.id());
@@ -633,7 +638,7 @@ fn the_memory_of_init_has_not_the_callers_environment(test: &Test) -> Outcome {
     ensure(looked_at > 2, table)
 }
 
-/// What is not the host's stays allowed: the program of the first process.
+/// A link to a file of the container stays allowed, such as the program of the first process.
 fn a_program_by_a_magic_link_is_the_containers(test: &Test) -> Outcome {
     let container = test.linux(&["sleep", "60"])?.start()?;
     wait_until("the program runs", || {
@@ -644,13 +649,13 @@ fn a_program_by_a_magic_link_is_the_containers(test: &Test) -> Outcome {
     {
         test.rt(["exec", &container.id, program, "inside"])?.success()?.stdout("inside\n")?;
     }
-    // It runs, and does not know that name.
+    // The program runs. It is busybox, which does not know that name.
     test.rt(["exec", &container.id, "/proc/1/exe"])?.fails_with("exe: applet not found")?;
     test.linux(&["/proc/self/root/bin/echo", "inside"])?.run()?.success()?.stdout("inside\n")?;
     if !test.host.is_rt {
         return Ok(());
     }
-    // The runtime itself is none of its programs.
+    // The runtime itself is not a program of the container.
     let output = test.rt(["exec", &container.id, "/proc/self/exe", "--version"])?;
     output.fails_with("leads out of the container: permission denied").map(drop)
 }

@@ -1,4 +1,4 @@
-//! The runtime's own executable is out of a container's reach.
+//! A container cannot reach the runtime's own executable.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -25,8 +25,8 @@ fn cannot_be_reached_by_a_scripts_interpreter(test: &Test) -> Outcome {
             fs::write(bundle.rootfs().join("run"), text)?;
             fs::set_permissions(bundle.rootfs().join("run"), fs::Permissions::from_mode(0o755))?;
         }
-        // Whatever it does, it does it to a read-only clone. It is seen before that it is not the
-        // container's.
+        // `rt` notices that the file is not the container's, before it runs it. Even if it ran, it
+        // would be a read-only clone.
         let output = bundle.run()?;
         if test.host.is_rt {
             output.fails_with("leads out of the container: permission denied")?;
@@ -51,7 +51,8 @@ fn cannot_be_a_hook(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// CVE-2024-21626: a working directory by way of a descriptor that the runtime left open.
+/// CVE-2024-21626: the working directory is reached through a descriptor that the runtime left
+/// open.
 fn a_working_directory_cannot_be_the_hosts(test: &Test) -> Outcome {
     for number in 3..16 {
         let bundle = test.sh("ls ../../../../etc/shadow 2>/dev/null && echo escaped; true")?;

@@ -1,5 +1,5 @@
-//! What the processes of a container do to commands that wait for them, and to those that look for
-//! them.
+//! Processes of a container that hold up commands. These commands wait for the processes, or look
+//! for them.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -57,7 +57,8 @@ fn a_container_lives_without_its_first_thread(test: &Test) -> Outcome {
     container.delete()
 }
 
-/// `PTRACE_SEIZE` with `PTRACE_O_TRACEEXIT`: killed, it stops before it ends its namespace.
+/// A tracer with `PTRACE_SEIZE` and `PTRACE_O_TRACEEXIT`: the killed first process stops before it
+/// ends its namespace.
 fn a_tracer_does_not_keep_the_first_process(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "$| = 1; if (!fork) { print syscall(101, 0x4206, 1, 0, 0x40) ? 'not ' : '', 'seized'; sleep 60 } sleep 60";
@@ -69,7 +70,7 @@ fn a_tracer_does_not_keep_the_first_process(test: &Test) -> Outcome {
     within(9, &test.command(["delete", "--force", &container.id]))?.success().map(drop)
 }
 
-/// Its end is told to the tracer, which does not ask.
+/// The kernel reports the end of the process to the tracer, which does not reap it.
 fn nor_what_exec_has_started(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "$| = 1; print 'ready'; while (1) { for $p (2..200) {
@@ -82,7 +83,8 @@ fn nor_what_exec_has_started(test: &Test) -> Outcome {
     within(20, &exec)?.code(137).map(drop)
 }
 
-/// More is typed than the program reads, which leaves something that holds the terminal.
+/// The caller types more than the program reads. A process that the program has left holds the
+/// terminal open.
 fn a_terminal_that_takes_no_more_is_left(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
@@ -93,7 +95,7 @@ fn a_terminal_that_takes_no_more_is_left(test: &Test) -> Outcome {
     let mut shell = Command::new("sh");
     shell.args(["-c", typed, "sh"]).arg(exec.get_program()).args(exec.get_args());
     let mut whole = Command::new("bash");
-    // The shell would wait for what types.
+    // A shell with a pipe would also wait for the process that types.
     whole.args(["-c", "exec \"$@\"; ", "bash"]).arg(shell.get_program()).args(shell.get_args());
     within(50, &whole)?.code(7).map(drop)
 }
@@ -112,7 +114,7 @@ fn a_helper_that_was_killed_is_not_waited_for(test: &Test) -> Outcome {
     within(20, &strace)?.code(255)?.fails_with("was killed").map(drop)
 }
 
-/// Here the test has the lock, and gives it back when the container has ended.
+/// The test holds the lock, and frees it when the container has ended.
 fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
@@ -131,8 +133,8 @@ fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outco
     })
 }
 
-/// In a user and a mount namespace of its own the first process may change every mount:
-/// `mounts add` would hand out what it says is read-only.
+/// In its own user and mount namespace, the first process may change every mount. There,
+/// `mounts add` would give it a read-only mount that it can make writable.
 fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = test.folder.join("source");
@@ -159,7 +161,7 @@ fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
     ensure_eq(seen.matches(" /tmp/added ").count(), 1)
 }
 
-/// Nor by `mounts add`: it would be the caller's memory.
+/// `mounts add` must not copy up either, because the kernel would charge the memory to the caller.
 fn no_memory_is_filled_for_a_container(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
@@ -172,7 +174,7 @@ fn no_memory_is_filled_for_a_container(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// It leads to a directory of the container's, and its text to one of the host's.
+/// The link leads to a directory of the container. Its text leads to a directory of the host.
 fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
@@ -187,8 +189,8 @@ fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
     ensure(!Path::new("/tmp").join(&name).exists(), "it was written on the host")
 }
 
-/// ps(1) reads the memory of every process, which may be a file of a container's filesystem that
-/// does not answer.
+/// ps(1) reads the memory of every process. A part of that memory may be a file in a filesystem of
+/// a container, which may never answer.
 fn a_program_of_the_hosts_is_not_waited_for_without_end(test: &Test) -> Outcome {
     test.only_rt()?;
     let tools = test.folder.join("tools");
@@ -212,11 +214,11 @@ fn a_program_of_the_hosts_is_not_waited_for_without_end(test: &Test) -> Outcome 
             commands.into_iter().map(|command| scope.spawn(move || held_up(command))).collect();
         ends.into_iter().try_for_each(|end| end.join().map_err(|_| "a thread has panicked")?)
     })?;
-    // No signal has gone to what it shows.
+    // `rt` has sent no signal to the process that `ps` shows.
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// A socket that listens and has its queue full.
+/// A listening socket whose queue is full.
 fn full(path: &Path) -> Outcome<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, socket};
     let address = SocketAddrUnix::new(path)?;
@@ -229,7 +231,7 @@ fn full(path: &Path) -> Outcome<(OwnedFd, OwnedFd)> {
     Ok((listener, first))
 }
 
-/// Those of many containers that start at once.
+/// The queue is full when many containers start at the same time.
 fn a_full_socket_is_waited_for_but_not_without_end(test: &Test) -> Outcome {
     test.only_rt()?;
     let socket = test.folder.join("socket");
@@ -244,7 +246,7 @@ fn a_full_socket_is_waited_for_but_not_without_end(test: &Test) -> Outcome {
     ] {
         let (listener, _first) = full(&socket)?;
         let output = std::thread::scope(|scope| -> Outcome<Output> {
-            // Later than it takes to fail at once.
+            // This is later than an immediate failure.
             scope.spawn(|| {
                 std::thread::sleep(std::time::Duration::from_millis(700));
                 rustix::net::accept(&listener)

@@ -1,11 +1,13 @@
-//! Names that lead to the host if the runtime has a directory or a program of the host's open when
-//! it looks them up, or when the kernel does: `/proc/self/fd/N` and what is above it.
+//! Names that lead to the host if the runtime has a directory or a program of the host open:
+//! `/proc/self/fd/N` and paths above it. The runtime looks such a name up itself, or the kernel
+//! does.
 //!
-//! That there is nothing to find is what `descriptors` shows, for every number at each look-up.
-//! This is the second proof, by what a container can do, and each number costs a container or a
-//! process. So all numbers are tried where that is cheap: in one `PATH`, and for some names of a
-//! plain container with cgroup v2. Elsewhere the lowest are, with what the caller gives away before
-//! them: the kernel gives the lowest number that is free, so whatever is open has one of these.
+//! The topic `descriptors` shows that no such descriptor is open, for every number at each lookup.
+//! This topic is the second proof, with the means of a container. Here each number costs a
+//! container or a process. So the tests try all numbers only where that is cheap: in one `PATH`,
+//! and for some names of a plain container with v2. Elsewhere they try the lowest numbers, after
+//! those that the caller passes on. The kernel uses the lowest free number, so any open descriptor
+//! has one of these.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -21,13 +23,13 @@ super::tests! { "hostile_names":
     an_ordinary_user_is_led_nowhere, a_module_leads_nowhere, a_loader_that_is_there_is_run,
 }
 
-/// What a container has looked up by a name that it chooses.
+/// A name that the container chooses, and that the runtime or the kernel looks up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     Program,
-    /// What is open itself, and no name below it.
+    /// The descriptor itself, without a path below it.
     Itself,
-    /// A link that the image has, or the container has made.
+    /// A link that is in the image or that the container has made.
     Link,
     Path,
     Script,
@@ -47,11 +49,11 @@ const PLACES: [Place; 8] = [
     Place::Hook,
 ];
 
-/// The programs of the host's print it, and those of the container if a hook or a directory of the
-/// host's has not failed.
+/// The host's programs print this text. The container's programs print it too, if a hook or a
+/// working directory of the host has not failed.
 const TRACE: &str = "of-the-host";
 
-/// A folder of the host's with programs, and a module.
+/// A directory of the host with programs, and later with a module.
 fn of_the_host(test: &Test) -> Outcome<PathBuf> {
     let folder = test.folder.join("host");
     if !folder.exists() {
@@ -62,7 +64,7 @@ fn of_the_host(test: &Test) -> Outcome<PathBuf> {
     Ok(folder)
 }
 
-/// The way there from a directory of the host's.
+/// The path from a directory of the host to a file.
 fn way(number: u32, there: &Path) -> String {
     format!("/proc/self/fd/{number}/../../../../../../../../../../..{}", there.display())
 }
@@ -72,8 +74,8 @@ fn path(folder: &Path) -> String {
     format!("PATH={}", all.join(":"))
 }
 
-/// Where each number is tried, with cgroup v2: what makes a container or a process in a few
-/// milliseconds.
+/// The cases in which the tests try each number, with v2: those that need only a few milliseconds
+/// for a container or a process.
 const IN_FULL: [(Act, Place); 6] = [
     (Act::Run, Place::Program),
     (Act::Run, Place::Script),
@@ -87,7 +89,7 @@ fn numbers(variant: &Variant<'_>, act: Act, place: Place) -> std::ops::Range<u32
     let is_plain = variant.how == "plain";
     let is_v2 = variant.bundle.test.host.lane == "v2";
     match place {
-        // All at once.
+        // One `PATH` contains all numbers.
         Place::Path => 3..4,
         _ if std::env::var_os("RT_TESTS_MANAGER").is_some() => 3..if is_plain { 8 } else { 6 },
         _ if is_v2 && is_plain && IN_FULL.contains(&(act, place)) => 3..1024,
@@ -97,7 +99,7 @@ fn numbers(variant: &Variant<'_>, act: Act, place: Place) -> std::ops::Range<u32
 }
 
 impl Place {
-    /// Changes a configuration, and the rootfs; returns the name that an error has to say.
+    /// Changes the configuration and the rootfs. Returns the name that the error must contain.
     fn prepare(
         self,
         config: &mut Value,
@@ -148,7 +150,7 @@ impl Place {
     }
 }
 
-/// One line names what was refused, and nothing is left of it.
+/// The output must be one line that names the refused name, and must show nothing of the host.
 fn is_refused(said: &str, name: &str) -> Outcome {
     let said = said.replace('\r', "");
     ensure(!said.contains(TRACE), "it leads out")?;
@@ -157,7 +159,7 @@ fn is_refused(said: &str, name: &str) -> Outcome {
     ensure(said.contains(&format!("`{name}`")), "the name is missing")
 }
 
-/// Makes a container, or runs a program in one; returns all that was said.
+/// Makes a container, or runs a program in one. Returns the whole output.
 fn attempt(variant: &Variant<'_>, act: Act, running: Option<&str>) -> Outcome<String> {
     let test = variant.bundle.test;
     let id = running.map_or_else(|| test.id(), str::to_owned);
@@ -194,7 +196,7 @@ fn attempt(variant: &Variant<'_>, act: Act, running: Option<&str>) -> Outcome<St
     drop(command);
     let mut said = String::new();
     if act == Act::Create && status.success() {
-        // What the kernel looks up comes to light at its start.
+        // `start` reports the failure of a lookup by the kernel.
         let rt = |word: &str| Output::of(variant.command(&[word.to_owned(), id.clone()])?);
         rt("start")?.success()?;
         wait_until("it has ended", || rt("state").is_ok_and(|it| it.stdout.contains("stopped")))?;
@@ -212,7 +214,7 @@ fn attempt(variant: &Variant<'_>, act: Act, running: Option<&str>) -> Outcome<St
     Ok(said)
 }
 
-/// Tries all places of a container, where there is a program of the host's.
+/// Tries all places for such a name, with a path to a program of the host.
 fn leads_nowhere(variant: &mut Variant<'_>, act: Act, places: &[Place], there: &Path) -> Outcome {
     let is_exec = matches!(act, Act::Exec | Act::ExecFile);
     let running = if is_exec { Some(variant.start()?) } else { None };
@@ -236,7 +238,7 @@ fn leads_nowhere(variant: &mut Variant<'_>, act: Act, places: &[Place], there: &
     Ok(())
 }
 
-/// In every way to make a container.
+/// Tries all ways to make a container.
 fn all_lead_nowhere(test: &Test, act: Act) -> Outcome {
     let there = of_the_host(test)?.join("echo");
     for mut variant in variants(test, &["sleep", "60"])? {
@@ -253,8 +255,8 @@ fn create_leads_nowhere(test: &Test) -> Outcome {
     all_lead_nowhere(test, Act::Create)
 }
 
-/// What a container that is hostile can do with an operator's `exec`, and what who may choose the
-/// arguments can.
+/// A hostile container can attack an operator's `exec` like this, and so can a user who may choose
+/// the arguments.
 fn exec_leads_nowhere(test: &Test) -> Outcome {
     all_lead_nowhere(test, Act::Exec)
 }
@@ -273,7 +275,7 @@ fn an_ordinary_user_is_led_nowhere(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A module of the host's is none of the container's programs either.
+/// A module of the host is not a program of the container either.
 fn a_module_leads_nowhere(test: &Test) -> Outcome {
     let there = of_the_host(test)?.join("hello.wasm");
     fs::copy(test.host.guest("hello")?, &there)?;
@@ -287,7 +289,7 @@ fn a_module_leads_nowhere(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// All numbers at once, in a container that runs.
+/// All numbers at once, in a running container.
 pub(super) fn exec_by_path_leads_nowhere(test: &Test, id: &str) -> Outcome {
     let path = format!("--env={}", path(&of_the_host(test)?));
     let output = test.rt(["exec", &path, id, "echo", TRACE])?;
@@ -323,11 +325,11 @@ fn elf(interpreter: &str) -> Vec<u8> {
     [file, name].concat()
 }
 
-/// Otherwise nothing that a loader does would be shown.
+/// Otherwise the tests of a loader would show nothing.
 fn a_loader_that_is_there_is_run(test: &Test) -> Outcome {
     let good = test.linux(&["/program", TRACE])?.file("/program", elf("/bin/busybox"))?;
     let program = good.rootfs().join("program");
     fs::set_permissions(program, fs::Permissions::from_mode(0o755))?;
-    // Which is no loader, and breaks down.
+    // busybox is not a loader, and crashes.
     ensure(good.run()?.code == Some(139), "an interpreter that is there was not run")
 }

@@ -1,5 +1,5 @@
-//! Signals to `run` and `exec` in the foreground before there is a program to pass them on to: they
-//! end what does not come to an end.
+//! Signals to `run` and `exec` in the foreground while there is no program yet. Such a signal must
+//! end a command that would not end by itself.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -29,7 +29,7 @@ fn begin(bundle: &Bundle<'_>, id: &str) -> Outcome<Child> {
     Ok(command.stdout(Stdio::null()).stderr(said).spawn()?)
 }
 
-/// How it ends after a signal, in twenty seconds at the most.
+/// The exit status after a signal, within twenty seconds.
 fn ended_by(name: &str, mut caller: Child) -> Outcome<ExitStatus> {
     let kill = |name: &str| Command::new("kill").args([name, &caller.id().to_string()]).status();
     kill(name)?;
@@ -46,7 +46,7 @@ fn ended_by(name: &str, mut caller: Child) -> Outcome<ExitStatus> {
     status.ok_or_else(|| "no status".into())
 }
 
-/// It fails, says why in one line, and leaves nothing.
+/// The command fails with one line that contains these words, and leaves nothing behind.
 fn ends_cleanly(
     bundle: &Bundle<'_>,
     id: &str,
@@ -65,8 +65,7 @@ fn hook(script: &str) -> Value {
     json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }])
 }
 
-/// A filter can be long to compile. A signal that comes just before ends the command as it ends any
-/// process.
+/// A filter may take long to compile. Before, a signal ends the command as it ends any process.
 fn nothing_is_blocked_before_something_is_made(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("true")?.edit(|config| {
@@ -76,13 +75,13 @@ fn nothing_is_blocked_before_something_is_made(test: &Test) -> Outcome {
     bundle.write()?;
     bundle.run()?.success()?;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        // As a shell has them for what runs in the background.
+        // A shell lets its background processes ignore these signals.
         if is_ignored(signal)? {
             continue;
         }
         let id = test.id();
         let mut sent = 0;
-        // The look-up of a compiled filter, after which it is compiled if it is not there.
+        // `rt` looks up the compiled filter. If it is missing, `rt` compiles the filter next.
         let command = test.command(bundle.command_line("run", &id));
         let status = lookups::trace(
             &command,
@@ -101,7 +100,7 @@ fn nothing_is_blocked_before_something_is_made(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// By this process, and so by its children.
+/// Whether this process, and so its children, ignore a signal.
 fn is_ignored(signal: Signal) -> Outcome<bool> {
     let status = fs::read_to_string("/proc/self/status")?;
     let ignored =
@@ -109,7 +108,7 @@ fn is_ignored(signal: Signal) -> Outcome<bool> {
     Ok(u64::from_str_radix(ignored, 16)? >> (signal as i32 - 1) & 1 == 1)
 }
 
-/// libseccomp takes minutes for them.
+/// libseccomp would take minutes for these rules.
 fn a_filter_with_too_many_rules_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let rules: Vec<Value> = (0..20_000)
@@ -145,7 +144,7 @@ fn end_a_hook_that_never_ends(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A container whose filter has an agent decide on a call that comes before its program.
+/// A container whose filter has an agent decide on a system call that comes before the exec.
 fn held_up<'a>(test: &'a Test, path: &Path) -> Outcome<Bundle<'a>> {
     Ok(test.sh("exec sleep 60")?.edit(|config| {
         config["process"]["noNewPrivileges"] = json!(false);
@@ -168,7 +167,8 @@ fn end_a_start_that_an_agent_holds_up(test: &Test) -> Outcome {
     ends_cleanly(&bundle, &id, caller, "-INT", "wait for the other process: ")
 }
 
-/// The container is made without a filter, and given one afterwards: `exec` reads what was kept.
+/// The container is made without a filter. The test adds a filter to the recorded configuration,
+/// which `exec` reads.
 fn end_an_exec_that_an_agent_holds_up(test: &Test) -> Outcome {
     test.only_rt()?;
     let path = test.folder.join("agent");

@@ -1,5 +1,5 @@
-//! What other users of the host try: links and worse where root writes a file, the socket of a
-//! service, and a state of their own making.
+//! Attacks by other users of the host: links and other traps where root writes a file, the socket
+//! of a service, and forged states.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -35,14 +35,14 @@ super::tests! { "other_users":
     a_root_of_our_own_is_taken, root_of_a_user_namespace_has_a_root_of_its_own,
 }
 
-/// An ordinary user, and the one that stands for nobody.
+/// An ordinary user, and the user `nobody`.
 const USERS: [u32; 2] = [1000, 65534];
 
 fn mode(path: &Path, mode: u32) -> Outcome {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
-/// A directory of another user's.
+/// A directory of another user.
 fn of_others(test: &Test, name: &str) -> Outcome<PathBuf> {
     let path = test.folder.join(name);
     fs::create_dir(&path)?;
@@ -50,13 +50,13 @@ fn of_others(test: &Test, name: &str) -> Outcome<PathBuf> {
     Ok(path)
 }
 
-/// A link of another user's.
+/// A link of another user.
 fn link_of_others(target: &Path, link: &Path) -> Outcome {
     symlink(target, link)?;
     Ok(lchown(link, Some(USERS[0]), Some(USERS[0]))?)
 }
 
-/// A file of root's that nobody else may change.
+/// A file that only root may change.
 fn precious(test: &Test) -> Outcome<PathBuf> {
     let path = test.folder.join("precious");
     fs::write(&path, "precious")?;
@@ -68,7 +68,7 @@ fn is_untouched(precious: &Path) -> Outcome {
     ensure_eq(fs::read_to_string(precious)?.as_str(), "precious")
 }
 
-/// A command that is ended when it takes too long.
+/// A command with a time limit.
 fn in_time(command: &Command) -> Command {
     let mut timeout = Command::new("timeout");
     timeout.args(["--signal=KILL", "20"]).arg(command.get_program()).args(command.get_args());
@@ -76,8 +76,8 @@ fn in_time(command: &Command) -> Command {
     timeout
 }
 
-/// Another user owns the directory of the pid file, and plants something under every name that was
-/// the draft's for some process.
+/// Another user owns the directory of the pid file, and puts something at each name that an older
+/// `rt` used for a draft.
 fn planted(test: &Test, plant: impl Fn(&Path) -> Outcome) -> Outcome {
     let (folder, precious) = (of_others(test, "theirs")?, precious(test)?);
     let container = test.sh("exec sleep 60")?.start()?;
@@ -110,7 +110,7 @@ fn a_planted_link_is_not_written_through(test: &Test) -> Outcome {
     planted(test, |place| link_of_others(&test.folder.join("precious"), place))
 }
 
-/// Which another user can make where `fs.protected_hardlinks` is 0.
+/// Another user can make hard links if `fs.protected_hardlinks` is 0.
 fn a_planted_hard_link_is_not_written_through(test: &Test) -> Outcome {
     planted(test, |place| Ok(fs::hard_link(test.folder.join("precious"), place)?))
 }
@@ -133,7 +133,7 @@ fn with_pid_file<'a>(test: &'a Test, path: &Path) -> Outcome<Bundle<'a>> {
     Ok(test.sh("exec sleep 60")?.flag("--pid-file").flag(path.display().to_string()))
 }
 
-/// An old pid file is removed before anything else.
+/// `exec` removes an old pid file before it does anything else.
 fn exec_removes_no_pid_file_behind_a_link_of_others(test: &Test) -> Outcome {
     let precious = precious(test)?;
     let folder = of_others(test, "att")?;
@@ -181,7 +181,7 @@ fn a_link_of_roots_leads_to_the_pid_file(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string(real.join("c.pid"))?.parse()?, container.pid()?)
 }
 
-/// Its pid file is ready when its exec fails.
+/// The draft of the pid file exists when the exec of the program fails.
 fn a_program_that_cannot_run_leaves_no_draft(test: &Test) -> Outcome {
     let folder = of_others(test, "theirs")?;
     let bundle = test.sh("exec sleep 60")?.file("bin/broken", b"\x7fELF")?;
@@ -193,7 +193,7 @@ fn a_program_that_cannot_run_leaves_no_draft(test: &Test) -> Outcome {
     ensure_eq(fs::read_dir(folder)?.count(), 0)
 }
 
-/// Then it has a name that nobody can guess, for a while.
+/// On such a filesystem, the draft has a name that nobody can guess.
 fn a_filesystem_without_nameless_files_will_do(test: &Test) -> Outcome {
     test.only_rt()?;
     if !Path::new("/usr/bin/strace").exists() {
@@ -220,13 +220,13 @@ fn a_filesystem_without_nameless_files_will_do(test: &Test) -> Outcome {
     let second = draft(&pid_file, true)?;
     ensure(first != second && first.len() == ".rt-".len() + 32, format!("{first}, {second}"))?;
     ensure_eq(fs::read_dir(&folder)?.count(), 1)?;
-    // Nothing can be renamed to it.
+    // The draft cannot be renamed to a directory that is not empty.
     fs::create_dir_all(folder.join("taken/below"))?;
     draft(&folder.join("taken"), false)?;
     ensure_eq(fs::read_dir(&folder)?.count(), 2)
 }
 
-/// `state` of no container, whose one line of error goes to a log.
+/// Runs `state` for a container that does not exist. The one line of the error goes to a log.
 fn logging(test: &Test, log: &Path) -> Outcome<Output> {
     let mut command = Command::new(&test.host.runtime);
     command.arg("--root").arg(test.state_root()).arg("--log").arg(log).args(["state", "none"]);
@@ -252,7 +252,7 @@ fn a_log_is_not_a_hard_link_that_others_made(test: &Test) -> Outcome {
     fs::hard_link(&precious, folder.join("log"))?;
     logging(test, &folder.join("log"))?.fails_with("more than one link")?;
     is_untouched(&precious)?;
-    // In a directory of root's it is root who made it.
+    // In a directory of root, only root could make the link.
     fs::hard_link(&precious, test.folder.join("log"))?;
     logging(test, &test.folder.join("log"))?.fails_with("does not exist")?;
     ensure(fs::read_to_string(precious)?.contains("does not exist"), "it is not logged")
@@ -277,7 +277,7 @@ fn a_log_is_for_its_owner_to_write(test: &Test) -> Outcome {
 fn standard_error_can_be_the_log(test: &Test) -> Outcome {
     test.only_rt()?;
     for log in ["/dev/stderr", "/proc/self/fd/2", "/dev/fd/2"] {
-        // The log's, and the command's own.
+        // The line of the log, and the line of the command.
         let lines = logging(test, Path::new(log))?.stderr;
         ensure_eq(lines.matches("does not exist").count(), 2)?;
     }
@@ -357,8 +357,8 @@ fn a_checkpoint_is_not_written_where_others_can(test: &Test) -> Outcome {
     ensure(!behind.exists(), "it was made behind the link")
 }
 
-/// By `--parent-path`, or by CRIU's link in the images: who can exchange what it leads to decides
-/// which memory is restored.
+/// The earlier checkpoint is named by `--parent-path` or by CRIU's link in the images. A user who
+/// can exchange its directory decides which memory is restored.
 fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
@@ -381,7 +381,7 @@ fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
         run(test.command([&["checkpoint", "--leave-running"], flags].concat()), &container.id)
     };
     let restore = || run(test.command(["restore", "--bundle", &folder]), &test.id());
-    // In a chain of them, each counts.
+    // `rt` checks each checkpoint in a chain.
     symlink("../theirs/base", test.folder.join("base/parent"))?;
     for (parent, owner) in
         [("../theirs/base", "user 1000"), ("../link", "user 1000"), ("../base", "user 1000")]
@@ -392,7 +392,8 @@ fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
         restore()?.fails_with(owner)?;
         fs::remove_file(images.join("parent"))?;
     }
-    // Where others can add to the directory above, they cannot exchange what is there.
+    // In a directory with the sticky bit, other users can add files, but cannot exchange existing
+    // ones.
     fs::remove_file(test.folder.join("base/parent"))?;
     mode(&test.folder, 0o1777)?;
     symlink("../base", images.join("parent"))?;
@@ -403,7 +404,7 @@ fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
     ensure_eq(fs::read_dir(theirs.join("base"))?.count(), 0)
 }
 
-/// podman gives the directory of the log to root of the container's user namespace.
+/// podman gives the directory of the log to the root of the container's user namespace.
 fn the_log_of_a_checkpoint_may_be_its_roots(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = mapped(test.sh("exec sleep 60")?).start()?;
@@ -415,7 +416,7 @@ fn the_log_of_a_checkpoint_may_be_its_roots(test: &Test) -> Outcome {
         Output::of(command)
     };
     chown(&work, Some(100_000), Some(100_000))?;
-    // It fails later, if at all: there may be no CRIU.
+    // The checkpoint may fail later, for example without CRIU.
     ensure(!checkpoint("images")?.stderr.contains("belongs to"), "it was refused")?;
     ensure(test.folder.join("images").is_dir(), "it did not come so far")?;
     chown(&work, Some(100_001), None)?;
@@ -457,9 +458,9 @@ fn only_the_owner_of_the_state_can_pass(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With a user namespace, in which root is a user of the host's that has nothing there.
+/// A container with a user namespace, whose root is a user of the host without any files there.
 fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
-    // Nor can it make anything in the rootfs.
+    // The container's root cannot make these directories.
     for place in ["usr", "run/notify"] {
         let _ = fs::create_dir_all(bundle.rootfs().join(place));
     }
@@ -490,12 +491,12 @@ const SAY: &str = r#"
     sub say { defined send(S, $_[0], 0, $a) or die "$!\n" }
 "#;
 
-/// A container that speaks for itself, and then lives until it is ended.
+/// A container that sends a message, and then lives until it is killed.
 fn speaking<'a>(test: &'a Test) -> Outcome<Bundle<'a>> {
     test.perl(&format!("{SAY} say('STATUS=first'); sleep 60"))
 }
 
-/// Its command, in the foreground: as long as it runs, what the container says is passed on.
+/// Starts `run` in the foreground. While it runs, it passes on the container's messages.
 fn serve(test: &Test, bundle: &Bundle<'_>, manager: &str) -> Outcome<(String, Child)> {
     bundle.write()?;
     let id = test.id();
@@ -504,7 +505,7 @@ fn serve(test: &Test, bundle: &Bundle<'_>, manager: &str) -> Outcome<(String, Ch
     Ok((id, run.spawn()?))
 }
 
-/// Ends it, and sees that nothing more was passed on.
+/// Kills the container, and checks that `run` has passed on no further message.
 fn end(test: &Test, (id, mut run): (String, Child), manager: &UnixDatagram) -> Outcome {
     test.rt(["kill", &id, "KILL"])?.success()?;
     run.wait()?;
@@ -519,7 +520,7 @@ fn end(test: &Test, (id, mut run): (String, Child), manager: &UnixDatagram) -> O
     }
 }
 
-/// Other users, root of the container on the host among them, speak in its place.
+/// Other users send messages in its place. One of them is the user that is the container's root.
 fn forge(test: &Test, bundle: &Bundle<'_>) -> Outcome {
     test.only_rt()?;
     let manager = manager(test)?;
@@ -546,7 +547,7 @@ fn nobody_else_reaches_that_of_a_user_namespace(test: &Test) -> Outcome {
     forge(test, &mapped(speaking(test)?))
 }
 
-/// One that lets others pass, as rt made them before.
+/// The root of the state allows others to pass, because an older `rt` made it.
 fn nobody_else_reaches_that_in_an_older_root(test: &Test) -> Outcome {
     fs::create_dir(test.state_root())?;
     mode(&test.state_root(), 0o711)?;
@@ -555,7 +556,7 @@ fn nobody_else_reaches_that_in_an_older_root(test: &Test) -> Outcome {
 
 fn root_of_a_user_namespace_tells_its_manager(test: &Test) -> Outcome {
     let manager = manager(test)?;
-    // As callers make it who keep their own.
+    // Like the directory of a caller that keeps its own state.
     fs::create_dir(test.state_root())?;
     mode(&test.state_root(), 0o700)?;
     let path = test.folder.join("manager").display().to_string();
@@ -564,7 +565,7 @@ fn root_of_a_user_namespace_tells_its_manager(test: &Test) -> Outcome {
     end(test, service, &manager)
 }
 
-/// Who may open no mount before there is a user namespace.
+/// An ordinary user may open no mount before the user namespace exists.
 fn an_ordinary_users_container_tells_its_manager(test: &Test) -> Outcome {
     test.only_rt()?;
     let manager = manager(test)?;
@@ -576,7 +577,8 @@ fn an_ordinary_users_container_tells_its_manager(test: &Test) -> Outcome {
     ensure_eq(hear(&manager)?.as_str(), "STATUS=first")
 }
 
-/// Its socket has a name that any process of its network can try; the container's has none.
+/// The manager's socket has an abstract name, which any process in its network namespace can use.
+/// The socket for the container has no abstract name.
 fn a_manager_without_a_file_hears_it_too(test: &Test) -> Outcome {
     use std::os::linux::net::SocketAddrExt;
     test.only_rt()?;
@@ -601,7 +603,7 @@ fn a_manager_without_a_file_hears_it_too(test: &Test) -> Outcome {
     end(test, service, &manager)
 }
 
-/// Every command that uses a root, for a container `c`.
+/// Every command that uses a root of the state, for a container `c`.
 fn commands(test: &Test) -> Outcome<Vec<Vec<String>>> {
     let bundle = test.sh("true")?;
     bundle.write()?;
@@ -639,7 +641,7 @@ fn with_root(test: &Test, root: &Path, line: &[String]) -> Outcome<Output> {
     Output::of(command)
 }
 
-/// All of them fail, name the directory, and make nothing.
+/// All these commands fail, name the directory, and make nothing.
 fn refused(test: &Test, root: &Path, words: &str, directory: &Path) -> Outcome {
     test.only_rt()?;
     let count = || fs::read_dir(root).map_or(0, Iterator::count);
@@ -665,7 +667,7 @@ fn a_root_of_others_is_refused(test: &Test) -> Outcome {
     }
     let check = with_root(test, &test.folder.join("root0"), &["check".to_owned()])?.code(1)?;
     ensure(check.stdout.contains("belongs to user 1000"), check.stdout)?;
-    // Relative, as a caller may give it.
+    // A caller may give a relative path.
     let mut command = Command::new(&test.host.runtime);
     command.args(["--root", "root0/.", "list"]).current_dir(&test.folder);
     Output::of(command)?.fails_with("belongs to user 1000").map(drop)
@@ -705,12 +707,12 @@ fn a_root_behind_a_link_of_others_is_refused(test: &Test) -> Outcome {
     fs::create_dir_all(own.join("below"))?;
     let (first, second) = (test.folder.join("first"), test.folder.join("second"));
     link_of_others(&own, &first)?;
-    // By way of one of root's.
+    // A link of root leads to a link of the other user.
     symlink("first/below", &second)?;
     for root in [&first, &first.join("below"), &second] {
         refused(test, root, "belongs to user 1000", &first)?;
     }
-    // In a directory that all can write to, a link is as good as its owner.
+    // In a directory that everybody can write to, the owner of a link decides whether to trust it.
     let public = test.folder.join("public");
     fs::create_dir(&public)?;
     mode(&public, 0o1777)?;
@@ -739,7 +741,7 @@ fn a_container_that_others_put_there_is_refused(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// Where anybody can make what they like, as on a tmpfs that was mounted without a mode.
+/// Everybody can make files in this root, as on a tmpfs that was mounted without a mode.
 fn in_a_root_for_all_each_container_is_looked_at(test: &Test) -> Outcome {
     test.only_rt()?;
     fs::create_dir(test.state_root())?;
@@ -757,7 +759,8 @@ fn in_a_root_for_all_each_container_is_looked_at(test: &Test) -> Outcome {
     container.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// The finding as it was: the owner of a directory above exchanges the root for one of their own.
+/// The original attack: the owner of a directory above exchanges the root of the state for another
+/// one.
 fn hooks_that_others_put_there_are_not_run(test: &Test) -> Outcome {
     test.only_rt()?;
     let mark = test.folder.join("mark");
@@ -817,11 +820,11 @@ fn a_root_of_our_own_is_taken(test: &Test) -> Outcome {
         ensure(rt(&["state", &id])?.success()?.stdout.contains("created"), &root)?;
         rt(&["delete", "--force", &id])?.success()?;
     }
-    // One that was there keeps its mode: it may be its owner's wish.
+    // An existing root keeps its mode, because its owner may want it.
     ensure_eq(fs::metadata(older)?.mode() & 0o777, 0o711)
 }
 
-/// Where all that is root's on the host seems to be nobody's.
+/// In this user namespace, the files of the host's root seem to belong to `nobody`.
 fn root_of_a_user_namespace_has_a_root_of_its_own(test: &Test) -> Outcome {
     test.only_rt()?;
     let unshare = |root: &Path| -> Outcome<Output> {
@@ -835,7 +838,7 @@ fn root_of_a_user_namespace_has_a_root_of_its_own(test: &Test) -> Outcome {
     unshare(&own)?.success()?;
     mode(&own, 0o777)?;
     unshare(&own)?.fails_with("others can write to")?;
-    // Whose it is cannot be told: root's, or that of another user.
+    // The owner cannot be determined: root, or another user.
     let other = test.folder.join("other");
     fs::create_dir(&other)?;
     unshare(&other)?.fails_with("belongs to user 65534")?;

@@ -1,4 +1,4 @@
-//! What is left when something goes wrong at any point: nothing.
+//! A command that fails at any point must leave nothing behind.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -21,14 +21,14 @@ super::tests! { "robustness":
     another_process_with_the_same_number_is_left_alone, a_state_that_is_cut_short_can_be_deleted,
 }
 
-/// A system call of a command: its name, and which of those of this name it is, from 1 on.
+/// A system call of a command: its name, and its position among the calls of that name, from 1.
 type Call = (String, usize);
 
 fn strace(test: &Test, option: &str, command: &Command) -> Outcome<std::process::ExitStatus> {
     if !Path::new("/usr/bin/strace").exists() {
         return skip("the host has no strace");
     }
-    // Not `-f`: that would wait for the container.
+    // Without `-f`, because strace would wait for the container.
     let mut strace = Command::new("timeout");
     strace.args(["--signal=KILL", "60", "strace", "--trace=all", option, "--output"]);
     strace.arg(test.folder.join("calls")).arg(command.get_program()).args(command.get_args());
@@ -36,7 +36,8 @@ fn strace(test: &Test, option: &str, command: &Command) -> Outcome<std::process:
     Ok(strace.status()?)
 }
 
-/// The system calls of a command, in order: all of them in one lane, some in the others.
+/// The system calls of a command, in order: all of them in one lane, and some of them in the
+/// others.
 fn calls(test: &Test, command: &Command) -> Outcome<Vec<Call>> {
     let status = strace(test, "--string-limit=1", command)?;
     ensure(status.success(), format!("{status}"))?;
@@ -52,24 +53,24 @@ fn calls(test: &Test, command: &Command) -> Outcome<Vec<Call>> {
     let step = match test.host.lane.as_str() {
         _ if emulated => 25,
         "v2" => 1,
-        // Where a cgroup is twelve directories, with little that is new in them.
+        // A cgroup has twelve directories there, and the calls for them are alike.
         _ => 4,
     };
     Ok(calls.into_iter().step_by(step).collect())
 }
 
-/// Runs a command that is killed at one of its system calls. It may not come to that: two runs are
-/// not always the same.
+/// Runs a command, and kills it at one of its system calls. The command may end without this call,
+/// because two runs are not always the same.
 fn kill_at(test: &Test, (name, number): &Call, command: &Command) -> Outcome<bool> {
     let option = format!("--inject={name}:signal=SIGKILL:when={number}");
     let status = strace(test, &option, command)?;
-    // timeout tells of a signal as a shell does, or dies of it itself.
+    // timeout returns 137, or dies of the signal itself.
     let killed = status.signal() == Some(9) || status.code() == Some(137);
     ensure(killed || status.success(), format!("at {name} {number}: {status}"))?;
     Ok(killed)
 }
 
-/// After a deletion by force nothing of the container is there.
+/// After `delete --force`, nothing of the container is left.
 fn nothing_is_left(test: &Test, id: &str, (name, number): &Call) -> Outcome {
     let at = |what: &str| format!("killed at {name} {number}: {what}");
     let output = test.rt(["delete", "--force", id])?;
@@ -77,12 +78,12 @@ fn nothing_is_left(test: &Test, id: &str, (name, number): &Call) -> Outcome {
     ensure(!test.state_root().join(id).exists(), at("the state is left"))?;
     let cgroups = cgroups_of(id);
     ensure(cgroups.is_empty(), at(&format!("{cgroups:?} is left")))?;
-    // Before its exec, init has the command line of its caller.
+    // Before its exec, init has the command line of the runtime process.
     wait_until(&at("no process is left"), || !has_process(id))
 }
 
-/// Kills a command at each of its system calls in turn. `prepare` says what the command is, for a
-/// name.
+/// Kills a command at each of its system calls in turn. `prepare` returns the command for a
+/// container's id.
 fn kill_at_every_call(test: &Test, prepare: impl Fn(&str) -> Outcome<Command>) -> Outcome {
     test.only_rt()?;
     let id = test.id();
@@ -112,7 +113,7 @@ fn run_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
     kill_at_every_call(test, |id| Ok(test.command(["run", "--bundle", &folder, id])))
 }
 
-/// The same for a command about a container.
+/// Does the same with a command for an existing container.
 fn with_a_container(test: &Test, started: bool, before: &[&str], after: &[&str]) -> Outcome {
     let bundle = test.sh("exec sleep 60")?;
     bundle.write()?;
@@ -138,8 +139,9 @@ fn delete_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
     with_a_container(test, true, &["delete", "--force"], &[])
 }
 
-/// A `create` is killed when it has asked systemd for a scope, and systemd has not started it yet:
-/// the scope waits for a slow service. A `delete` that did not wait would leave it and its name.
+/// The test kills `create` after it has asked systemd for a scope and before systemd starts the
+/// scope, which waits for a slow service. If `delete` did not wait, the scope and its name would
+/// stay.
 fn delete_waits_for_a_scope_that_systemd_is_to_make(test: &Test) -> Outcome {
     test.only_rt()?;
     if !test.host.by_systemd {
@@ -175,7 +177,7 @@ fn is_made_and_deleted(test: &Test, id: &str, mut create: Command, go: &Path) ->
     create.wait()?;
     asked?;
     let mut delete = test.command(["delete", "--force", id]).spawn()?;
-    // Long enough for a `delete` that does not wait, also in an emulated machine.
+    // Longer than a `delete` that does not wait, also in the emulated machine.
     let patience = Duration::from_secs(4);
     let early = wait_up_to(patience, "delete ends", || !matches!(delete.try_wait(), Ok(None)));
     fs::write(go, "")?;
@@ -185,8 +187,8 @@ fn is_made_and_deleted(test: &Test, id: &str, mut create: Command, go: &Path) ->
     ensure(cgroups.is_empty(), format!("{cgroups:?} is left"))
 }
 
-/// Runs a script in which `"$@"` creates a container, in a mount namespace of its own; `$STATE` is
-/// where its state goes.
+/// Runs a script in its own mount namespace. In the script, `"$@"` creates a container, and
+/// `$STATE` is the root of the state.
 fn in_a_shell(test: &Test, script: &str) -> Outcome<Output> {
     let bundle = test.sh("exec sleep 60")?;
     bundle.write()?;
@@ -272,7 +274,7 @@ fn create_without_descriptors_leaves_nothing(test: &Test) -> Outcome {
 fn create_without_memory_leaves_nothing(test: &Test) -> Outcome {
     test.only_rt()?;
     let mut made = Vec::new();
-    // Address space in KiB.
+    // The address space in KiB.
     for size in [512, 1024, 2048, 3072, 4096, 5120, 6144, 8192, 16384, 65536] {
         let script = format!(
             "(ulimit -S -v {size}; \"$@\") && echo made; $RT --root $STATE delete --force $ID; ls $STATE"
@@ -287,7 +289,7 @@ fn create_without_memory_leaves_nothing(test: &Test) -> Outcome {
     ensure(made.last() == Some(&true), format!("{made:?}"))
 }
 
-/// For its own cgroup, not for the machine.
+/// The container's cgroup has too little memory. The host has enough.
 fn a_container_with_too_little_memory_leaves_nothing(test: &Test) -> Outcome {
     test.only_rt()?;
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
@@ -314,7 +316,7 @@ fn a_container_with_too_little_memory_leaves_nothing(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As the kernel does when the memory of the container is too small for init.
+/// The kernel does this if the container has too little memory for init.
 fn a_container_that_is_killed_while_it_is_made_leaves_nothing(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "kill -KILL $(grep -o '\"pid\":[0-9]*' | cut -d: -f2)";
@@ -327,11 +329,11 @@ fn a_container_that_is_killed_while_it_is_made_leaves_nothing(test: &Test) -> Ou
     ensure_eq(cgroups_of(&id), Vec::new())
 }
 
-/// The kernel gives numbers of processes away again.
+/// The kernel uses pids again.
 fn another_process_with_the_same_number_is_left_alone(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
-    // The kernel counts the time of a start in hundredths of a second.
+    // The kernel counts start times in hundredths of a second.
     std::thread::sleep(Duration::from_millis(50));
     let mut other = Command::new("sleep").arg("60").spawn()?;
     let file = test.state_root().join(&container.id).join("state.json");

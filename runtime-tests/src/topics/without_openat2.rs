@@ -1,5 +1,5 @@
-//! A filter around the runtime forbids `openat2(2)`, as an older Docker's does for what runs in its
-//! containers. Every look-up has the same limits then, and the same answers.
+//! A filter around the runtime forbids `openat2(2)`, as an older Docker's does for the programs in
+//! its containers. Every lookup must have the same limits and the same results.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ super::tests! { "without_openat2":
     tmp_is_not_led_out_of_the_root, a_modules_directory_is_not_a_link,
 }
 
-/// EPERM and ENOSYS: both are what a filter may say.
+/// EPERM and ENOSYS: a filter may answer either.
 const ANSWERS: [u32; 2] = [1, 38];
 
 fn rt(test: &Test, errno: u32, words: &[String]) -> Outcome<Output> {
@@ -43,7 +43,7 @@ fn links_of_the_image_lead_into_it(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// CVE-2019-5736. The text of the link is a path, where the image could have a program.
+/// CVE-2019-5736. The text of the link is a path, at which the image could have a program.
 fn the_runtime_is_not_one_of_the_programs(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
@@ -83,7 +83,7 @@ fn the_runtime_cannot_be_a_hook(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// It leads to a directory of the container's, and its text to one of the host's.
+/// The link leads to a directory of the container. Its text leads to a directory of the host.
 fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.start()?;
@@ -96,7 +96,7 @@ fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
             rt(test, errno, &words.map(str::to_owned))?
                 .fails_with(&format!("`{inner}/{link}` is a magic link"))?;
         }
-        // One that is not magic is followed.
+        // `rt` follows a link that is not magic.
         let words = ["exec", "--pid-file", "/proc/self/none", &container.id, "/bin/true"];
         rt(test, errno, &words.map(str::to_owned))?
             .fails_with("write pid file `/proc/self/none`")?;
@@ -104,7 +104,7 @@ fn a_magic_link_is_no_way_to_a_pid_file(test: &Test) -> Outcome {
     ensure(!Path::new("/tmp").join(&name).exists(), "it was written on the host")
 }
 
-/// For CRIU, which looks for it on the host.
+/// CRIU looks for `/tmp` on the host.
 fn tmp_is_not_led_out_of_the_root(test: &Test) -> Outcome {
     test.only_rt()?;
     for errno in ANSWERS {
@@ -129,7 +129,7 @@ fn tmp_is_not_led_out_of_the_root(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// An image could name its root by what the caller holds for a directory of data.
+/// By such a link, an image could show its root in the place of a directory of data.
 fn a_modules_directory_is_not_a_link(test: &Test) -> Outcome {
     const DIRS: &str = "run.oci.wasm.dirs";
     for errno in ANSWERS {

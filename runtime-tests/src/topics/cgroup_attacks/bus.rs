@@ -1,5 +1,5 @@
-//! A bus with a systemd on it, as much of both as makes one scope, and a stranger who sends a false
-//! signal first.
+//! A false D-Bus with a false systemd, which can make one scope. A stranger sends a false signal
+//! first.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,13 +12,13 @@ const JOB: &str = "/org/freedesktop/systemd1/job/7";
 const OWNER: &str = ":1.1";
 const STRANGER: &str = ":1.666";
 
-/// Listens at a path, and puts the process that a scope shall have into a cgroup. Ends with the
+/// Listens at a path, and moves the process of the scope into a cgroup. The thread ends with the
 /// test program.
 pub(super) fn start(socket: &Path, scope: PathBuf) -> Outcome {
     let listener = UnixListener::bind(socket)?;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // Its end is an error too.
+            // The end of a connection is an error too.
             let _ = serve(stream, &scope);
         }
     });
