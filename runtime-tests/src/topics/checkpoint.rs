@@ -1,5 +1,5 @@
-//! Checkpoints, which CRIU makes and restores. Where it does not run, they are skipped: Debian 12's
-//! is too old for new kernels.
+//! Checkpoints that CRIU makes and restores. If CRIU does not work on this host, the suite skips
+//! these tests: Debian 12's version is too old for new kernels.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -29,10 +29,10 @@ super::tests! { "checkpoint":
     null_stays_the_containers, logs_can_be_elsewhere,
 }
 
-/// Prints numbers, one every tenth of a second, and never the same twice.
+/// A script that prints a number every tenth of a second, and never the same number twice.
 pub(super) const COUNT: &str = "i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done";
 
-/// CRIU, where the runtime looks for it.
+/// CRIU, in the directories where the runtime looks for it.
 pub(super) fn criu() -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("env");
@@ -61,7 +61,7 @@ pub(super) fn images(test: &Test) -> PathBuf {
     test.folder.join("images")
 }
 
-/// Writes the checkpoint with these flags.
+/// Writes the checkpoint, with these flags.
 pub(super) fn write(test: &Test, container: &Container<'_>, flags: &[&str]) -> Outcome<Output> {
     let images = images(test).display().to_string();
     container.rt(&[&["checkpoint", "--image-path", &images], flags].concat())
@@ -75,7 +75,7 @@ pub(super) fn restore_command(bundle: &Bundle<'_>, id: &str, flags: &[&str]) -> 
     test.command(args.iter().chain(flags).copied().chain([id]))
 }
 
-/// `restore` from images that are none, with a Perl script in the place of CRIU.
+/// `restore` from invalid images, with a Perl script in the place of CRIU.
 pub(super) fn false_criu(bundle: &Bundle<'_>, script: &str, flags: &[&str]) -> Outcome<Command> {
     if !Path::new("/usr/bin/perl").exists() {
         return skip("the host has no perl");
@@ -95,14 +95,14 @@ pub(super) fn false_criu(bundle: &Bundle<'_>, script: &str, flags: &[&str]) -> O
     Ok(command)
 }
 
-/// Restores it in the background, under a new name.
+/// Restores the container in the background, under a new name.
 pub(super) fn restore<'a>(bundle: &Bundle<'a>, flags: &[&str]) -> Outcome<Container<'a>> {
     let id = bundle.test.id();
     piped(bundle.test, &id, restore_command(bundle, &id, &[&["--detach"], flags].concat()))
 }
 
-/// With pipes for its streams, as callers do it; what comes out at the other ends is the
-/// container's output.
+/// Runs a command that makes a container, with pipes as its streams, as callers do. Processes at
+/// the other ends of the pipes write the container's output to files.
 pub(super) fn piped<'a>(test: &'a Test, id: &str, command: Command) -> Outcome<Container<'a>> {
     let stream = |end: &str| -> Outcome<Stdio> {
         let file = fs::File::create(test.folder.join(format!("{id}.{end}")))?;
@@ -124,7 +124,7 @@ pub(super) fn start<'a>(bundle: &Bundle<'a>) -> Outcome<Container<'a>> {
     Ok(container)
 }
 
-/// Starts it, writes its checkpoint when it has printed a text, and restores it.
+/// Starts a container, writes its checkpoint when it has printed this text, and restores it.
 pub(super) fn move_on<'a>(bundle: &Bundle<'a>, text: &str) -> Outcome<Container<'a>> {
     let container = start(bundle)?;
     container.wait_for_output(text)?;
@@ -132,7 +132,7 @@ pub(super) fn move_on<'a>(bundle: &Bundle<'a>, text: &str) -> Outcome<Container<
     restore(bundle, &[])
 }
 
-/// All that a container has printed that ended, or was written and ended.
+/// The whole output of a container that has ended, by itself or by its checkpoint.
 fn all_output(container: &Container<'_>) -> Outcome<String> {
     let over = container.file("out-is-over");
     wait_until("all is read", || over.exists())?;
@@ -154,7 +154,7 @@ fn a_container_goes_on_under_another_name(test: &Test) -> Outcome {
     ensure_eq(restored.status()?.as_str(), "running")
 }
 
-/// A standard output that is a file of the host's, which no mount of the container's holds.
+/// The standard output is a file of the host. No mount of the container contains this file.
 fn a_file_is_written_on(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
@@ -199,17 +199,17 @@ fn memory_can_be_written_beforehand(test: &Test) -> Outcome {
     container.rt(&["checkpoint", "--pre-dump", "--image-path", &first])?.success()?;
     ensure_eq(container.status()?.as_str(), "running")?;
     write(test, &container, &["--parent-path", "../first"])?.success()?;
-    // CRIU's link to the images that these are the rest of.
+    // CRIU's link to the earlier images.
     ensure_eq(fs::read_link(images(test).join("parent"))?, PathBuf::from("../first"))?;
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// A port of the loopback that nobody uses.
+/// A free port of the loopback device.
 fn free_port() -> Outcome<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
 }
 
-/// Ends a daemon of CRIU's when the test does.
+/// A daemon of CRIU. It ends with the test.
 struct Daemon(Child);
 
 impl Drop for Daemon {
@@ -239,15 +239,15 @@ fn memory_can_be_sent_to_a_page_server(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// Writes a checkpoint that keeps the memory, until somebody asks for it at this port, and waits
-/// until it can be asked for.
+/// Writes a checkpoint that keeps the memory until somebody asks for it at this port. Waits until
+/// `checkpoint` accepts such requests.
 fn write_lazily(test: &Test, container: &Container<'_>, port: &str) -> Outcome<Daemon> {
     let images = images(test).display().to_string();
     let server = format!("127.0.0.1:{port}");
     let args = ["checkpoint", "--lazy-pages", "--page-server", &server, "--status-fd", "9"];
     let command = test.command([&args[..], &["--image-path", &images, &container.id]].concat());
     let (mut ready, writer) = std::io::pipe()?;
-    // The shell gives the descriptor its number.
+    // The shell gives descriptor 9 to the runtime.
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$@\" 9>&0 0</dev/null", "sh"]);
     shell.arg(command.get_program()).args(command.get_args()).stdin(writer).stderr(Stdio::null());
@@ -272,8 +272,8 @@ fn the_caller_hears_when_memory_can_be_asked_for(test: &Test) -> Outcome {
     wait_until("it ends with who asked", || source.0.try_wait().is_ok_and(|end| end.is_some()))
 }
 
-/// The container is written and waits; its memory stays where it is until the restored one needs
-/// it.
+/// The checkpoint is written, but the memory stays in the old container's process until the
+/// restored process needs it.
 fn memory_can_come_when_it_is_needed(test: &Test) -> Outcome {
     needs_feature("uffd-noncoop", "this kernel cannot tell that memory is needed")?;
     let version = String::from_utf8(criu().arg("--version").output()?.stdout)?;
@@ -314,7 +314,7 @@ fn logs_can_be_elsewhere(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Whether processes can be counted here.
+/// Whether this host has a controller that counts processes.
 fn has_pids() -> bool {
     let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
     v2.is_ok_and(|list| list.contains("pids"))
@@ -351,13 +351,13 @@ fn a_restored_container_has_its_limits(test: &Test) -> Outcome {
     ensure(read("limits")?.contains("Max open files            99"), read("limits")?)
 }
 
-/// CRIU works in its cgroup, with processes of its own.
+/// CRIU works in the container's cgroup, with its own processes.
 fn a_container_at_its_limit_of_processes_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
     if !has_pids() {
         return skip("no controller `pids` here");
     }
-    // Not sleep(1), which ends early where its system call is begun anew.
+    // sleep(1) would end early, because the kernel restarts its system call.
     let bundle = test.sh("exec 3<>/fifo; echo up; read line <&3")?;
     let mut mkfifo = Command::new("mkfifo");
     mkfifo.arg(bundle.rootfs().join("fifo"));
@@ -498,7 +498,8 @@ fn a_container_can_be_moved_twice(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// A stream that is the host's `/dev/null` is the container's own from the start.
+/// The runtime replaces a stream that is the host's `/dev/null` by the container's own device from
+/// the start.
 fn null_stays_the_containers(test: &Test) -> Outcome {
     needs_criu()?;
     let restored = move_on(&test.sh(COUNT)?, "1\n")?;

@@ -1,5 +1,5 @@
-//! What an image, a container or a checkpoint does to get more by a restore than the configuration
-//! gives.
+//! Attempts of an image, of a container or of a checkpoint to get more by a restore than the
+//! configuration gives.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -24,9 +24,9 @@ super::tests! { "checkpoint_attacks":
     a_rootfs_is_not_reached_by_a_newer_link,
 }
 
-/// Of two mounts of one filesystem, CRIU 4.2.1 forgets what one of them keeps from the container.
-/// In the rootfs, the entry's path leads to where the mount is; in the container, to something
-/// else, since a mount covers a part of the way.
+/// If one filesystem is mounted twice, CRIU 4.2.1 forgets the restrictions of one mount. In the
+/// rootfs, the path in the configuration leads to the mount. In the container, a later mount covers
+/// a part of the way, so the same path leads elsewhere.
 fn a_mount_that_its_name_does_not_lead_to_is_read_only_again(test: &Test) -> Outcome {
     needs_criu()?;
     let folder = test.folder.join("shared");
@@ -40,7 +40,7 @@ fn a_mount_that_its_name_does_not_lead_to_is_read_only_again(test: &Test) -> Out
             "mkdir /scratch/way; ln -s /free /scratch/way/data; ln -s /free /scratch/way/more",
             "/real",
         ),
-        // `/plain` is a directory at first.
+        // At first, `/plain` is a directory.
         ("it was moved", "mv /plain /moved; ln -s /scratch/gone /plain", "/moved"),
     ] {
         let bundle = test.sh(&format!("{prepare}; {COUNT}"))?;
@@ -66,7 +66,7 @@ fn a_mount_that_its_name_does_not_lead_to_is_read_only_again(test: &Test) -> Out
     Ok(())
 }
 
-/// Of the mount on that place of the container's.
+/// The options of the last mount at a place in the container.
 pub(super) fn options_at(pid: i32, place: &str) -> Outcome<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -74,7 +74,8 @@ pub(super) fn options_at(pid: i32, place: &str) -> Outcome<String> {
     Ok(found.ok_or_else(|| format!("no mount on {place}: {table}"))?[5].to_owned())
 }
 
-/// By the checkpoint it was not: of a container with another configuration, or of another kernel.
+/// In the checkpoint, the path is not masked: the container had another configuration, or another
+/// kernel.
 fn what_the_configuration_masks_is_masked(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?.file("/etc/secret", "secret")?;
@@ -97,7 +98,7 @@ fn what_the_configuration_masks_is_masked(test: &Test) -> Outcome {
     test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("end\n").map(drop)
 }
 
-/// One that `rt` was not told of cannot be compared with anything.
+/// `rt` cannot compare a mount that the record does not list.
 fn a_mount_that_no_checkpoint_has_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
@@ -116,7 +117,7 @@ fn a_mount_that_no_checkpoint_has_is_refused(test: &Test) -> Outcome {
     is_refused(&bundle, "the mount `/other` of the checkpoint was not restored")
 }
 
-/// The restore fails with one line that has these words, and nothing is left of it.
+/// The restore fails with one line that contains these words, and leaves nothing behind.
 pub(super) fn is_refused(bundle: &Bundle<'_>, words: &str) -> Outcome {
     bundle.write()?;
     let test = bundle.test;
@@ -129,9 +130,9 @@ pub(super) fn is_refused(bundle: &Bundle<'_>, words: &str) -> Outcome {
 
 fn a_restored_process_has_no_more_than_the_configuration_gives(test: &Test) -> Outcome {
     needs_criu()?;
-    // Others count too.
+    // Processes with this mark in their arguments count too.
     let mark = test.id();
-    // The second process has a mark of its own, and would leave one.
+    // The second process has the mark too, and would write a file if it ran.
     let trace =
         format!("sh -c 'while :; do : >/ran; sleep 0.05; done # {mark}' & {COUNT} # {mark}");
     let bundle = test.sh(&trace)?.edit(|config| {
@@ -166,7 +167,8 @@ fn a_restored_process_has_no_more_than_the_configuration_gives(test: &Test) -> O
         wait_until("no process is left", || !has_process(&mark))?;
         ensure(!bundle.rootfs().join("ran").exists(), format!("it ran on: {words}"))?;
     }
-    // It is given this one, also where CRIU does not know it (before 4.0).
+    // The restored process gets `no_new_privs`, also from a CRIU that does not know it (before
+    // 4.0).
     let bundle = bundle.edit(|config| config["process"]["noNewPrivileges"] = json!(true));
     bundle.write()?;
     let restored = restore(&bundle, &[])?;
@@ -195,7 +197,7 @@ fn namespaces_are_not_the_hosts(test: &Test) -> Outcome {
         is_refused(&whole, &format!("it is in the host's {kind} namespace"))?;
         fs::remove_dir_all(images(test))?;
     }
-    // As is a user namespace with other ids.
+    // A user namespace with other ids is refused too.
     let mapping = |host: u32| json!([{ "containerID": 0, "hostID": host, "size": 65536 }]);
     let mapped = |host: u32| -> Outcome<Bundle<'_>> {
         Ok(test.sh(COUNT)?.namespace(json!({ "type": "user" })).edit(|config| {
@@ -212,7 +214,7 @@ fn namespaces_are_not_the_hosts(test: &Test) -> Outcome {
     is_refused(&other, "its `gid_map` is not the mapping that the configuration has")
 }
 
-/// Its child is the first process's by then.
+/// When `exec` has ended, its child is a child of the first process.
 fn a_process_that_exec_gave_more_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let container = start(&test.sh(COUNT)?)?;
@@ -226,7 +228,7 @@ fn a_process_that_exec_gave_more_is_refused(test: &Test) -> Outcome {
     wait_until("it goes on", || container.stdout().is_ok_and(|out| out.lines().count() > lines))
 }
 
-/// CRIU looks for it on the host.
+/// CRIU looks for `/tmp` on the host.
 fn tmp_does_not_lead_out_of_the_root(test: &Test) -> Outcome {
     test.only_rt()?;
     let outside = test.folder.join("outside");
@@ -267,7 +269,7 @@ fn tmp_does_not_lead_out_of_the_root(test: &Test) -> Outcome {
         is_refused(&bundle, "`/tmp` in its root is a link that leads out of it")?;
     }
     ensure_eq(fs::read_dir(&outside)?.count(), 0)?;
-    // Within the root it may lead where it likes.
+    // Inside the root, the link may lead anywhere.
     fs::remove_file(bundle.rootfs().join("tmp"))?;
     fs::create_dir(bundle.rootfs().join("elsewhere"))?;
     symlink("elsewhere", bundle.rootfs().join("tmp"))?;
@@ -287,14 +289,14 @@ fn files_of_a_checkpoint_are_not_links(test: &Test) -> Outcome {
         fs::remove_file(&file)?;
         fs::write(&file, "[]")?;
     }
-    // Nothing is read of a directory that others can write to.
+    // `rt` reads nothing from a directory that others can write to.
     fs::write(images(test).join("descriptors.json"), "wrong")?;
     fs::set_permissions(images(test), fs::Permissions::from_mode(0o777))?;
     is_refused(&bundle, "others can write to")
 }
 
-/// A program `criu` that does something of its own first, with the folder of the images as its
-/// second argument.
+/// A program `criu` that runs a script before CRIU. The directory of the images is its second
+/// argument.
 fn other_criu(test: &Test, script: &str) -> Outcome<PathBuf> {
     let folder = test.folder.join("bin");
     fs::create_dir_all(&folder)?;
@@ -307,7 +309,8 @@ fn other_criu(test: &Test, script: &str) -> Outcome<PathBuf> {
     Ok(folder)
 }
 
-/// Of the log, errors are quoted: who owns its directory could have any file quoted.
+/// `rt` quotes errors from CRIU's log. The owner of the log's directory must not choose another
+/// file to quote.
 fn a_log_is_not_a_link(test: &Test) -> Outcome {
     test.only_rt()?;
     let secret = test.folder.join("secret");
@@ -321,12 +324,12 @@ fn a_log_is_not_a_link(test: &Test) -> Outcome {
     let failed = Output::of(command)?.fails_with("`criu` ended without an answer")?;
     ensure(!failed.stderr.contains("hidden"), failed.stderr)?;
     ensure(log.is_symlink(), "no link was made")?;
-    // Nor is what a link leads to removed.
+    // `rt` does not remove the target of the link either.
     write(test, &container, &["--tcp-established"]).map(drop)?;
     ensure(secret.exists(), "the file of another is gone")
 }
 
-/// Neither what its caller has left open, nor what `rt` has.
+/// CRIU must not have the open files of the caller or of `rt`.
 fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     needs_criu()?;
     test.only_rt()?;
@@ -345,7 +348,7 @@ fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
         shell.arg(command.get_program()).args(command.get_args()).env("PATH", &path);
         ensure(shell.status()?.success(), format!("{how} failed"))?;
         let open = fs::read_to_string(&list)?;
-        // `… NUMBER -> LINK`; the shell keeps its script open.
+        // The format is `… NUMBER -> LINK`. The shell keeps its script open.
         let links = open.lines().filter_map(|line| line.rsplit_once(" -> "));
         let wrong = links.map(|(rest, link)| (rest.rsplit(' ').next(), link)).find(|(fd, link)| {
             let is_stream = matches!(fd, Some("0" | "1" | "2"));
@@ -357,7 +360,7 @@ fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// It writes `mnt[NAME]:SOURCE`, and reads it again.
+/// CRIU writes `mnt[NAME]:SOURCE` and reads it again.
 fn a_name_that_criu_could_misread_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = test.folder.join("source");
@@ -367,7 +370,7 @@ fn a_name_that_criu_could_misread_is_refused(test: &Test) -> Outcome {
     for place in [format!("x]:{}", secret.display()), "line\nbreak".to_owned()] {
         let bundle = test.sh("exec sleep 60")?;
         fs::create_dir_all(bundle.rootfs().join(&place))?;
-        // The image leads the mount there.
+        // By this link, the image leads the mount to the place with that name.
         symlink(format!("/{place}"), bundle.rootfs().join("data"))?;
         let bundle = bundle.mount(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["bind"] }));
         let container = bundle.start()?;
@@ -377,7 +380,7 @@ fn a_name_that_criu_could_misread_is_refused(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// In a user namespace they are mounts of the host's.
+/// In a user namespace, device nodes are bind mounts from the host.
 fn devices_of_the_hosts_cannot_be_changed(test: &Test) -> Outcome {
     needs_criu()?;
     let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
@@ -394,8 +397,8 @@ fn devices_of_the_hosts_cannot_be_changed(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Who owns a directory above it puts one there when the container runs, and CRIU or `rt` would
-/// look into the host.
+/// The owner of a directory above the rootfs replaces the directory by a link while the container
+/// runs. CRIU or `rt` would then look at the host's files.
 fn a_rootfs_is_not_reached_by_a_newer_link(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;

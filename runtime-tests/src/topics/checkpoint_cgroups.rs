@@ -1,5 +1,6 @@
-//! Cgroups of restored containers. Which there are is a word of the images', which are another's:
-//! whatever it is, a restore makes and fills cgroups in the container's own.
+//! Cgroups of restored containers. The images say which cgroups there are, and images are not
+//! trusted. Whatever they say, `restore` makes and fills only cgroups inside the container's own
+//! cgroup.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -26,7 +27,7 @@ fn cgroup_of(pid: i32) -> Outcome<(String, String)> {
     Ok((name.to_owned(), path.to_owned()))
 }
 
-/// Replaces what is in the images, which are another's word, by something of the same length.
+/// Replaces bytes in the images by other bytes of the same length. The images are not trusted.
 fn edit_image(test: &Test, from: &[u8], to: &[u8]) -> Outcome {
     ensure_eq(from.len(), to.len())?;
     let path = images(test).join("cgroup.img");
@@ -39,7 +40,7 @@ fn edit_image(test: &Test, from: &[u8], to: &[u8]) -> Outcome {
     Ok(fs::write(path, image)?)
 }
 
-/// A process's cgroup (`cg_member_entry`): the name of a hierarchy, and a path.
+/// An entry for a process's cgroup (`cg_member_entry`): the name of a hierarchy, and a path.
 fn in_image(name: &str, path: &str) -> Outcome<Vec<u8>> {
     Ok([field(1, name.as_bytes())?, field(2, path.as_bytes())?].concat())
 }
@@ -52,10 +53,10 @@ fn field(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&[number << 3 | 2], &length[..], bytes].concat())
 }
 
-/// Adds cgroups for CRIU to the images. Each has these controllers, a name from the root, an owner
-/// that is nobody, and a limit.
+/// Adds cgroups to the images. Each has these controllers, a path from the root, user 99 as its
+/// owner, and a limit.
 fn add_to_image(test: &Test, controllers: &[&[u8]], names: &[&[u8]]) -> Outcome {
-    // 0777, of user and group 99: `cgroup_perms`.
+    // Mode 0777, user 99 and group 99 (`cgroup_perms`).
     let everybodys = [8, 0xff, 3, 16, 99, 24, 99];
     let limit = [field(1, b"pids.max")?, field(2, b"5")?, field(3, &everybodys)?].concat();
     let mut message = Vec::new();
@@ -74,14 +75,15 @@ fn add_to_image(test: &Test, controllers: &[&[u8]], names: &[&[u8]]) -> Outcome 
     Ok(fs::write(path, image)?)
 }
 
-/// A container that was written down, and another's cgroups beside its own.
+/// A container with a checkpoint, and the cgroups of another container beside its own.
 struct Beside<'a> {
     bundle: Bundle<'a>,
-    /// The name of a hierarchy, and in it the container's cgroup and the other's, from its root.
+    /// The name of a hierarchy. Then the paths, in that hierarchy, of the container's cgroup and of
+    /// the other one.
     name: String,
     own: String,
     other: String,
-    /// The other's in all hierarchies.
+    /// The directories of the other cgroup, in all hierarchies.
     others: Vec<PathBuf>,
 }
 
@@ -89,7 +91,7 @@ fn beside<'a>(test: &'a Test, bundle: Bundle<'a>) -> Outcome<Beside<'a>> {
     let container = start(&bundle)?;
     container.wait_for_output("1\n")?;
     let (name, own) = cgroup_of(container.pid()?)?;
-    // As long as the own name, to be put in its place.
+    // The other path is as long as the container's, so that it can replace that path in the images.
     let changed = |path: &str| format!("{}x", &path[..path.len() - 1]);
     let all = cgroups_of(&container.id);
     let others = all.iter().map(|path| changed(&path.display().to_string()).into()).collect();
@@ -102,7 +104,7 @@ fn beside<'a>(test: &'a Test, bundle: Bundle<'a>) -> Outcome<Beside<'a>> {
 }
 
 impl Beside<'_> {
-    /// Removes the other's cgroups, which must be as they were.
+    /// Fails if the other cgroups have changed, and removes them.
     fn are_as_they_were(&self) -> Outcome {
         for other in &self.others {
             let there = fs::metadata(other)?;
@@ -115,7 +117,7 @@ impl Beside<'_> {
         Ok(())
     }
 
-    /// Restores it from images with this instead of what is there.
+    /// Restores the container from images that `add` has changed.
     fn restore_with(&self, add: &dyn Fn(&Test) -> Outcome) -> Outcome<()> {
         let test = self.bundle.test;
         let path = images(test).join("cgroup.img");
@@ -154,7 +156,7 @@ fn cgroups_of_others_stay_as_they_are(test: &Test) -> Outcome {
 fn names_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
     needs_criu()?;
     let beside = beside(test, test.sh(COUNT)?)?;
-    // Beside CRIU's own directory, which is in that of the images.
+    // A directory beside CRIU's own one, in the directory of the images.
     let hosts = test.folder.join("hosts");
     fs::create_dir(&hosts)?;
     let joined = images(test).join(format!("e,{}", beside.name));
@@ -179,7 +181,7 @@ fn names_lead_to_no_file_of_the_hosts(test: &Test) -> Outcome {
     ensure(!Path::new(&made).exists(), "something was made")
 }
 
-/// Where the images say that the root of its namespace is the host's.
+/// The images say that the root of the container's cgroup namespace is the host's root cgroup.
 fn a_root_of_a_namespace_is_the_containers_cgroup(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test
@@ -195,11 +197,11 @@ fn a_root_of_a_namespace_is_the_containers_cgroup(test: &Test) -> Outcome {
     })?;
     beside.are_as_they_were()?;
     let shown = fs::read_to_string(beside.bundle.rootfs().join("shown"))?;
-    // Of another hierarchy the container has nothing.
+    // In other hierarchies, the container has no cgroup.
     ensure(!shown.contains("rt-t"), shown)
 }
 
-/// As in a container with systemd: no process is in the container's own cgroup.
+/// As with a systemd in the container, no process is in the container's own cgroup.
 fn side_by_side(test: &Test) -> Outcome<(Bundle<'_>, Container<'_>)> {
     let script =
         "for h in /sys/fs/cgroup /sys/fs/cgroup/pids; do test -e $h/cgroup.procs || continue
@@ -214,7 +216,7 @@ fn side_by_side(test: &Test) -> Outcome<(Bundle<'_>, Container<'_>)> {
     Ok((bundle, container))
 }
 
-/// Whether the first process is in `a` of its container's cgroup, and another one in `b`.
+/// Checks that the first process is in cgroup `a` of the container, and another process in `b`.
 fn are_side_by_side(restored: &Container<'_>) -> Outcome {
     let (_, path) = cgroup_of(restored.pid()?)?;
     // systemd adds to the name.
@@ -230,7 +232,7 @@ fn processes_in_cgroups_side_by_side_come_back(test: &Test) -> Outcome {
     are_side_by_side(&restore(&bundle, &[])?)
 }
 
-/// The default path is made of the name.
+/// The default path contains the name.
 fn cgroups_come_back_under_a_longer_name(test: &Test) -> Outcome {
     needs_criu()?;
     let (bundle, container) = side_by_side(test)?;
@@ -253,7 +255,8 @@ fn limits_of_cgroups_below_come_back(test: &Test) -> Outcome {
     }
 }
 
-/// Also in the mode in which CRIU sets all that the images say.
+/// In the mode `full`, CRIU applies everything in the images. The limits are the configuration's
+/// all the same.
 fn the_containers_limits_are_the_configurations(test: &Test) -> Outcome {
     needs_criu()?;
     let beside = beside(test, test.sh(COUNT)?)?;
@@ -263,7 +266,7 @@ fn the_containers_limits_are_the_configurations(test: &Test) -> Outcome {
     for path in cgroups_of(&restored.id) {
         let there = fs::metadata(&path)?;
         ensure_eq((there.mode() & 0o777, there.uid()), (0o755, 0))?;
-        // systemd has a limit of its own.
+        // systemd sets its own limit.
         let limit = fs::read_to_string(path.join("pids.max")).unwrap_or_default();
         ensure(limit != "5\n", limit)?;
         if let Ok(devices) = fs::read_to_string(path.join("devices.list")) {

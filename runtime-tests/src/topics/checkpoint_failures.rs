@@ -1,4 +1,4 @@
-//! Checkpoints and restores that cannot be, or that something comes between.
+//! Checkpoints and restores that must fail, and interruptions of them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -39,7 +39,7 @@ fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
 
 fn a_pid_file_that_cannot_be_written_undoes_the_restore(test: &Test) -> Outcome {
     needs_criu()?;
-    // Others count too.
+    // Processes with this mark in their arguments count too.
     let mark = test.id();
     let bundle = test.sh(&format!("{COUNT} # {mark}"))?;
     let container = start(&bundle)?;
@@ -56,14 +56,14 @@ fn a_restore_that_is_killed_can_be_deleted(test: &Test) -> Outcome {
     killed_and_deleted(test, &test.sh(COUNT)?, &[])
 }
 
-/// No cgroup tells then what belongs to it.
+/// Without a cgroup, `delete` cannot find the processes by the cgroup.
 fn a_restore_that_is_killed_can_be_deleted_without_a_cgroup(test: &Test) -> Outcome {
     killed_and_deleted(test, &test.sh(COUNT)?, &["--cgroup-manager=disabled"])
 }
 
 fn killed_and_deleted(test: &Test, bundle: &Bundle<'_>, flags: &[&str]) -> Outcome {
     needs_criu()?;
-    // Others count too.
+    // Processes with this mark in their arguments count too.
     let mark = test.id();
     let bundle = bundle.clone().args(&["/bin/sh", "-c", &format!("{COUNT} # {mark}")]);
     let container = start(&bundle)?;
@@ -125,7 +125,7 @@ fn what_cannot_be_written_is_refused(test: &Test) -> Outcome {
             .rt(&["checkpoint", "--page-server", address])?
             .fails_with(&format!("wrong value `{address}` for `--page-server`"))?;
     }
-    // Nobody's, and whatever the runtime has opened by then.
+    // Numbers that are not open in the caller, including those that the runtime has opened itself.
     for number in ["99", "-1", "2", "3", "4", "5", "6"] {
         container.rt(&["checkpoint", &format!("--status-fd={number}")])?.fails_with(&format!(
             "wrong value `{number}` for `--status-fd`: Bad file descriptor"
@@ -158,12 +158,12 @@ fn what_cannot_be_restored_is_refused(test: &Test) -> Outcome {
     fs::write(images(test).join("descriptors.json"), "{}")?;
     try_it(&["--detach"])?.fails_with("descriptors.json` of the checkpoint: invalid type")?;
     try_it(&["--console-socket", "/none"])?.fails_with("`process.terminal` is not set")?;
-    // By these words CRI-O finds out that pods can be restored.
+    // CRI-O learns by these words that it can restore pods.
     test.rt(["restore", "--lsm-mount-context"])?.fails_with("flag needs an argument")?;
     test.rt(["restore", "--help"])?.success()?;
     let running = bundle.start()?;
     fs::write(images(test).join("descriptors.json"), "[]")?;
-    // Of another runtime, which does not record what its mounts keep from the container.
+    // Another runtime does not record the restrictions of mounts.
     try_it(&["--detach"])?
         .fails_with("mounts.json` of the checkpoint: No such file or directory")?;
     fs::write(images(test).join("mounts.json"), "[]")?;
@@ -182,14 +182,14 @@ fn without_criu_it_says_so(test: &Test) -> Outcome {
         .chain(command.get_args())
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    // Where it is installed, it is hidden from this one.
+    // If CRIU is installed, the script hides it from this runtime.
     let script = "PATH=/none; for criu in /usr/sbin/criu /usr/local/sbin/criu; do \
                   [ ! -e $criu ] || /bin/mount --bind /dev/null $criu; done; exec \"$@\"";
     let mut hidden = Command::new("unshare");
     hidden.args(["--mount", "/bin/sh", "-c", script, "sh"]).args(words);
     Output::of(hidden)?.fails_with("find the program `criu`")?;
     ensure_eq(fs::read_dir(&images)?.count(), 0)?;
-    // By this CRI-O and go-runc find out whether they can be made at all.
+    // By the exit code, CRI-O and go-runc learn whether checkpoints are possible at all.
     let installed = criu().arg("--version").output()?.status.success();
     let help = test.rt(["checkpoint", "--help"])?;
     ensure_eq(help.code, Some(if installed { 0 } else { 1 }))?;
@@ -199,7 +199,7 @@ fn without_criu_it_says_so(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// A program `criu` that says that it was started, and goes on as CRIU when it is told to.
+/// A program `criu` that reports its start, and becomes CRIU after a signal file appears.
 fn waiting_criu(test: &Test) -> Outcome<PathBuf> {
     let folder = test.folder.join("bin");
     fs::create_dir(&folder)?;
@@ -214,7 +214,7 @@ fn waiting_criu(test: &Test) -> Outcome<PathBuf> {
     Ok(folder)
 }
 
-/// Begins to write the checkpoint; CRIU waits until it may go on.
+/// Starts a checkpoint. CRIU waits for the permission to go on.
 fn write_slowly(test: &Test, container: &Container<'_>) -> Outcome<Child> {
     let images = images(test).display().to_string();
     let mut command = test.command(["checkpoint", "--image-path", &images, &container.id]);
@@ -257,7 +257,7 @@ fn a_container_that_ends_meanwhile_is_not_written(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "stopped")
 }
 
-/// Of a restore that is refused, nothing is undone that was there before.
+/// A restore that fails does not undo the work of others.
 fn a_cgroup_in_use_is_left_alone(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
@@ -280,7 +280,7 @@ fn a_cgroup_in_use_is_left_alone(test: &Test) -> Outcome {
     ensure(!cgroups_of(&container.id).is_empty(), "the other's cgroup is gone")
 }
 
-/// Before anything is ended.
+/// The checkpoint fails before the container ends.
 fn namespaces_that_could_not_be_restored_are_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let other = test.sh("exec sleep 60")?.namespace(json!({ "type": "cgroup" })).start()?;
@@ -291,7 +291,7 @@ fn namespaces_that_could_not_be_restored_are_refused(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// What a restored container would not have as it was.
+/// Properties that the restored container would lose.
 fn what_would_be_lost_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let user = test.sh("exec sleep 60")?.namespace(json!({ "type": "user" })).edit(|config| {
@@ -306,7 +306,7 @@ fn what_would_be_lost_is_refused(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// CRIU does as root what it says.
+/// CRIU runs what its configuration says as root.
 fn only_the_administrators_configuration_is_taken(test: &Test) -> Outcome {
     test.only_rt()?;
     let own = test.folder.join("criu.conf");
@@ -319,8 +319,8 @@ fn only_the_administrators_configuration_is_taken(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// CRIU takes along what is below the cgroup that a process is in: the root's of a hierarchy, or
-/// the caller's.
+/// CRIU also dumps the cgroups below the cgroup of a process: here below the root of a hierarchy,
+/// or below the caller's cgroup.
 fn cgroups_of_others_are_not_made_again(test: &Test) -> Outcome {
     needs_criu()?;
     let hierarchy = test.folder.join("hierarchy");

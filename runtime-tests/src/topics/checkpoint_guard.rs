@@ -1,5 +1,5 @@
-//! What comes between a restore and its end: `rt` or CRIU is killed, or the images make processes
-//! that are not where `rt` looks. Nothing runs on that was not looked at.
+//! Interruptions of a restore: `rt` or CRIU is killed, or the images make processes where `rt` does
+//! not look. No process may run on that `rt` has not checked.
 
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
@@ -24,13 +24,13 @@ super::tests! { "checkpoint_guard":
     a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
 }
 
-/// A container with this mark in its command line, which others do not have.
+/// A container with a unique mark in its command line.
 fn marked<'a>(test: &'a Test, script: &str) -> Outcome<(Bundle<'a>, String)> {
     let mark = test.id();
     Ok((test.sh(&format!("{script} # {mark}"))?, mark))
 }
 
-/// Starts it, and writes its checkpoint when it counts.
+/// Starts a container, and writes its checkpoint when the container has begun to count.
 fn checkpoint(bundle: &Bundle<'_>) -> Outcome {
     let container = start(bundle)?;
     container.wait_for_output("1\n")?;
@@ -46,7 +46,8 @@ fn children(pid: i32) -> Vec<i32> {
     text.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Where a message of protocol buffers has the first field of this number: a string of bytes.
+/// The range of the first field with this number in a protobuf message. The field is a string of
+/// bytes.
 fn field(message: &[u8], number: u8) -> Outcome<std::ops::Range<usize>> {
     let mut at = 0;
     let varint = |at: &mut usize| -> Outcome<usize> {
@@ -77,7 +78,8 @@ fn field(message: &[u8], number: u8) -> Outcome<std::ops::Range<usize>> {
     }
 }
 
-/// Has the images say that a process is dead (`TASK_DEAD`): the state comes first in what follows.
+/// Changes the image of a process so that the process is dead (`TASK_DEAD`). The state is the first
+/// field there.
 fn call_dead(test: &Test, pid: &str) -> Outcome {
     let path = images(test).join(format!("core-{pid}.img"));
     let mut image = fs::read(&path)?;
@@ -87,11 +89,11 @@ fn call_dead(test: &Test, pid: &str) -> Outcome {
     Ok(fs::write(path, image)?)
 }
 
-/// CRIU makes the child of a dead process, which ends: then it is the child of somebody else.
+/// CRIU makes the child of a dead process and ends that process. Then the child has another parent.
 fn orphan(test: &Test, bundle: &Bundle<'_>, mark: &str) -> Outcome {
     bundle.write()?;
     let id = test.id();
-    // In the foreground, for somebody who takes note of its end.
+    // In the foreground, so that a parent reaps the container's first process.
     let mut run = test.command(bundle.command_line("run", &id));
     run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut run = run.spawn()?;
@@ -109,7 +111,7 @@ fn orphan(test: &Test, bundle: &Bundle<'_>, mark: &str) -> Outcome {
     let images = images(test).display().to_string();
     test.rt(["checkpoint", "--image-path", &images, &id])?.success()?;
     run.wait()?;
-    // CRIU gives them the same numbers.
+    // CRIU gives the restored processes the same pids.
     let is_free = |pid| !Path::new("/proc").join(format!("{pid}")).exists();
     let free = || [first, dead, child].into_iter().all(is_free);
     if wait_up_to(Duration::from_secs(30), "their numbers are free", free).is_err() {
@@ -135,7 +137,7 @@ fn a_process_outside_of_the_tree_is_refused(test: &Test) -> Outcome {
 
 fn a_process_outside_of_a_shared_tree_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
-    // It takes note of the ends of all that it becomes the parent of.
+    // This process reaps every process whose parent it becomes.
     let pause = test.perl("$SIG{CHLD} = 'IGNORE'; sleep 1000")?.start()?;
     let path = format!("/proc/{}/ns/pid", pause.pid()?);
     let mark = test.id();
@@ -149,7 +151,8 @@ fn a_process_outside_of_a_shared_tree_is_refused(test: &Test) -> Outcome {
     orphan(test, &bundle, &mark)
 }
 
-/// A restore that takes long where it limits what is restored, and stands there now.
+/// Starts a restore that takes long where it sets the limits of the restored processes, and waits
+/// until it is there.
 fn stand_where_it_is_checked(
     bundle: &Bundle<'_>,
     id: &str,
@@ -173,7 +176,8 @@ fn stand_where_it_is_checked(
     Ok(child)
 }
 
-/// It has capabilities by the images that it is not to have, and is limited at last.
+/// With an I/O priority, `rt` calls `ioprio_set` for the restored processes, and strace can delay
+/// that call.
 fn long_checked<'a>(bundle: Bundle<'a>) -> Bundle<'a> {
     bundle.edit(|config| {
         config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 5 });
@@ -188,7 +192,7 @@ fn kill_a_child(of: &Child, signal: &str) -> Outcome {
     ensure(killed.success(), "it has ended")
 }
 
-/// The directories in which CRIU has mounted cgroups.
+/// The number of directories in which CRIU has mounted cgroups.
 fn yards(test: &Test) -> Outcome<usize> {
     let names = fs::read_dir(images(test))?.flatten().map(|entry| entry.file_name());
     Ok(names.filter(|name| name.to_string_lossy().starts_with(".criu.cgyard.")).count())
@@ -221,7 +225,7 @@ fn nothing_runs_on_without_a_cgroup_when_rt_is_killed(test: &Test) -> Outcome {
     killed_where_it_is_checked(test, &["--cgroup-manager=disabled"])
 }
 
-/// The processes of a restore that strace follows.
+/// The processes of a restore that runs under strace.
 struct Restoring {
     rt: i32,
     criu: i32,
@@ -237,7 +241,8 @@ fn restoring(strace: &Child) -> Outcome<Restoring> {
     Ok(Restoring { rt, criu: *criu, guard: *guard })
 }
 
-/// Beside the standard streams: a pipe, CRIU and its socket, and the folder of the log.
+/// Besides the standard streams, the guard has a pipe, a pidfd of CRIU, CRIU's socket, and the
+/// directory of the log.
 fn a_guard_has_open_what_it_uses(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = long_checked(test.sh(COUNT)?);
@@ -260,7 +265,7 @@ fn a_guard_has_open_what_it_uses(test: &Test) -> Outcome {
     ensure_eq(open, vec![images, "anon_inode".to_owned(), "pipe".to_owned(), "socket".to_owned()])
 }
 
-/// As with all of their cgroup.
+/// As if the kernel had killed all processes of their cgroup.
 fn nothing_runs_on_when_rt_and_its_guard_are_killed(test: &Test) -> Outcome {
     needs_criu()?;
     let (bundle, mark) = marked(test, &format!("echo 1; sleep 1; : >/ran; {COUNT}"))?;
@@ -303,7 +308,7 @@ fn a_signal_before_all_is_checked_undoes_the_restore(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A hook that kills the first child of `rt`: CRIU.
+/// Adds a hook that kills the first child of `rt`, which is CRIU.
 fn killing_criu(bundle: Bundle<'_>) -> Bundle<'_> {
     let script = "read criu rest </proc/$PPID/task/$PPID/children; kill -KILL $criu";
     let hook =
@@ -311,7 +316,7 @@ fn killing_criu(bundle: Bundle<'_>) -> Bundle<'_> {
     bundle.edit(|config| config["hooks"]["createRuntime"] = hook)
 }
 
-/// One that would wait for ever is killed.
+/// Runs a restore with a time limit.
 fn restore_in_time(bundle: &Bundle<'_>, id: &str) -> Outcome<Output> {
     let restore = restore_command(bundle, id, &["--detach"]);
     let mut limited = Command::new("timeout");
@@ -319,7 +324,7 @@ fn restore_in_time(bundle: &Bundle<'_>, id: &str) -> Outcome<Output> {
     Output::of(limited)
 }
 
-/// The processes that it has made have its socket open.
+/// The processes that CRIU has made also have its socket open.
 fn a_killed_criu_is_noticed(test: &Test) -> Outcome {
     needs_criu()?;
     let (bundle, mark) = marked(test, COUNT)?;
@@ -343,7 +348,7 @@ fn nothing_runs_on_when_criu_is_killed_before_all_is_checked(test: &Test) -> Out
     let mut restore = stand_where_it_is_checked(&bundle, &id, &[], "3000000")?;
     let criu = restoring(&restore)?.criu.to_string();
     ensure(Command::new("kill").args(["-KILL", &criu]).status()?.success(), "it has ended")?;
-    // Not only when rt looks again.
+    // The processes end at once, and not only at the next check by `rt`.
     is_over(&mark)?;
     ensure(restore.try_wait()?.is_none(), "it was rt that has ended it")?;
     ensure_eq(restore.wait()?.code(), Some(1))?;
@@ -364,7 +369,7 @@ fn a_killed_criu_leaves_no_directory(test: &Test) -> Outcome {
     ensure(kept.exists(), "what was there before is gone")
 }
 
-/// Who may have it open, and write to it when it was looked at.
+/// The owner of the file may have it open, and could write to it after the check.
 fn a_file_of_another_user_is_not_read(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
@@ -384,7 +389,7 @@ fn a_file_of_another_user_is_not_read(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// CRIU would fill memory from a file of the host's.
+/// Otherwise CRIU would fill memory from a file of the host.
 fn images_are_regular_files(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;

@@ -1,4 +1,5 @@
-//! Mounts in a checkpoint: those that come back, and those that could not.
+//! Mounts in a checkpoint: mounts that a restore makes again, and mounts that a checkpoint must
+//! refuse.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -46,7 +47,8 @@ fn mounts_come_back_in_a_rootfs_made_anew(test: &Test) -> Outcome {
     ensure_eq(restored.stdout()?.as_str(), "the host's\nmine\nthe host's\nfixed\nend\n")
 }
 
-/// With the mount of the socket by which it has told a service manager that it is ready.
+/// The container has the mount of the socket by which it has sent its readiness message to a
+/// service manager.
 fn a_service_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
     let socket = test.folder.join("manager");
@@ -73,7 +75,7 @@ fn with_cgroup_mount<'a>(test: &'a Test) -> Outcome<Bundle<'a>> {
     Ok(test.sh(COUNT)?.mount(mount))
 }
 
-/// Its `/sys/fs/cgroup` is the cgroup that it is in now, and not the one before, or the host's.
+/// The container's `/sys/fs/cgroup` is its present cgroup, and not its former one or the host's.
 fn shows_its_cgroup(test: &Test, restored: &Container<'_>) -> Outcome {
     let root = PathBuf::from(format!("/proc/{}/root/sys/fs/cgroup", restored.pid()?));
     let hierarchy = if test.host.lane == "v2" { "" } else { "pids" };
@@ -105,7 +107,8 @@ fn a_cgroup_mount_on_the_hosts_sys_shows_no_others(test: &Test) -> Outcome {
     if write(test, &container, &[])?.code == Some(0) {
         return shows_its_cgroup(test, &restore(&bundle, &[])?);
     }
-    // Where the host's are shared, CRIU cannot tell the two mounts apart that are at one place.
+    // If the host's cgroup mounts are shared, two mounts are at one place, and CRIU cannot
+    // distinguish them.
     ensure_eq(container.status()?.as_str(), "running")
 }
 
@@ -132,7 +135,7 @@ fn read_only_paths_of_the_rootfs_come_back(test: &Test) -> Outcome {
     .map(drop)
 }
 
-/// A part of what the host shares with it, and a part of its own rootfs.
+/// The container has bound a part of a volume of the host, and a part of its own rootfs.
 fn what_the_container_has_bound_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
     let host = test.folder.join("shared");
@@ -156,7 +159,7 @@ fn what_the_container_has_bound_comes_back(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// In a user namespace, devices are the host's files too.
+/// In a user namespace, devices are bind mounts from the host too.
 fn a_device_in_the_place_of_a_default_one_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
     let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
@@ -216,7 +219,7 @@ fn a_mount_that_was_added_is_refused(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// In a filesystem of the container's, and one in the other.
+/// A volume in a tmpfs of the container, and a volume in another volume.
 fn nested_mounts_come_back(test: &Test) -> Outcome {
     needs_criu()?;
     for name in ["first", "second"] {
@@ -255,7 +258,7 @@ fn a_read_only_root_comes_back(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// By where it is it could be the configuration's.
+/// By its place, the mount could be the one of the configuration.
 fn a_mount_in_the_place_of_another_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     for name in ["own", "other"] {
@@ -277,7 +280,7 @@ fn a_mount_in_the_place_of_another_is_refused(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As an editor does it, and kubelet with a `subPath`.
+/// Editors replace files like this, and so does kubelet with a `subPath`.
 fn a_source_that_was_replaced_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = test.folder.join("source");
@@ -291,8 +294,8 @@ fn a_source_that_was_replaced_is_refused(test: &Test) -> Outcome {
     ensure_eq(container.status()?.as_str(), "running")
 }
 
-/// In a user namespace a device is a mount of the host's too: the mask on it is another one at the
-/// same place, or in its stead.
+/// In a user namespace, a device is a bind mount from the host. The mask is another mount, at the
+/// same place or instead of it.
 fn a_masked_device_comes_back_masked(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh(COUNT)?.edit(|config| {
@@ -306,7 +309,7 @@ fn a_masked_device_comes_back_masked(test: &Test) -> Outcome {
     ensure_eq(device, fs::metadata("/dev/null")?.rdev())
 }
 
-/// On the second mount of one filesystem, where CRIU forgets it.
+/// CRIU forgets the restrictions of the second mount of one filesystem.
 fn what_a_remount_restricts_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
     let folder = test.folder.join("shared");

@@ -1,5 +1,5 @@
-//! What a restore gives where the checkpoint is of a container with more than the configuration
-//! gives by now: the images are another's word, and the configuration is the caller's.
+//! The rights after a restore, if the container of the checkpoint had more than the configuration
+//! gives now. The configuration is the caller's. The images are not trusted.
 
 use std::fs;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn with_options<'a>(bundle: Bundle<'a>, destination: &str, options: &[&str]) -> 
     })
 }
 
-/// Starts it, and writes its checkpoint when it counts.
+/// Starts a container, and writes its checkpoint when the container has begun to count.
 fn checkpoint<'a>(bundle: &Bundle<'a>) -> Outcome<Container<'a>> {
     let container = start(bundle)?;
     container.wait_for_output("1\n")?;
@@ -96,7 +96,7 @@ fn a_mount_that_the_configuration_has_not_is_refused(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// CRIU opens files again by their names, before anything else is masked.
+/// CRIU opens files again by their names, before `rt` masks them.
 fn what_is_open_below_a_new_mask_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     for (script, list) in [
@@ -116,7 +116,7 @@ fn what_is_open_below_a_new_mask_is_refused(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Also if the path is read-only already.
+/// The path itself may be read-only already.
 fn what_is_below_a_read_only_path_is_read_only(test: &Test) -> Outcome {
     needs_criu()?;
     let bind = "mount -o bind /proc/sys/kernel /proc/sys/kernel";
@@ -135,7 +135,7 @@ fn what_is_below_a_read_only_path_is_read_only(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As a container binds it that may mount.
+/// A container that may mount makes such a bind mount.
 fn a_part_of_a_mount_has_no_more_rights_than_that(test: &Test) -> Outcome {
     needs_criu()?;
     let folder = test.folder.join("shared");
@@ -150,7 +150,7 @@ fn a_part_of_a_mount_has_no_more_rights_than_that(test: &Test) -> Outcome {
     ensure(options.starts_with("ro,"), options)
 }
 
-/// CRIU mounts the directories of the host's that the images name.
+/// CRIU mounts the directories of the host that the images name.
 fn an_overlay_of_other_directories_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     for name in ["one", "two", "three"] {
@@ -171,7 +171,7 @@ fn an_overlay_of_other_directories_is_refused(test: &Test) -> Outcome {
     test.rt(["exec", &restored.id, "ls", "/layers"])?.success()?.stdout("one\ntwo\n").map(drop)
 }
 
-/// Does something in a process there, and counts when that is done.
+/// Runs a script in another mount namespace, and counts after the script is done.
 fn in_another_mount_namespace(script: &str) -> String {
     let other = format!("{script}; : >/done; exec sleep 600");
     format!(
@@ -179,7 +179,7 @@ fn in_another_mount_namespace(script: &str) -> String {
     )
 }
 
-/// Nothing is masked or read-only there.
+/// No path is masked or read-only in the other namespace.
 fn a_process_in_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = may_mount(test.sh(&in_another_mount_namespace("true"))?);
@@ -190,7 +190,7 @@ fn a_process_in_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("\n")
 }
 
-/// The namespace is the container's to have, and this mount is not.
+/// The container may have another namespace, but not this mount.
 fn a_mount_of_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let mount = "mkdir /layers; mount -t overlay -o lowerdir=/bin:/etc overlay /layers";
@@ -228,7 +228,7 @@ fn with_limits(bundle: Bundle<'_>, score: i32, files: u64, core: u64) -> Bundle<
 
 fn limits_are_the_configurations(test: &Test) -> Outcome {
     needs_criu()?;
-    // Of the second process, too.
+    // The limits apply to the second process too.
     let bundle = test.sh(&format!("sh -c 'while :; do sleep 1; done' & {COUNT}"))?;
     checkpoint(&with_limits(bundle.clone(), 0, 5000, 1000))?;
     let strict = with_limits(bundle, 300, 100, 0);
@@ -239,7 +239,7 @@ fn limits_are_the_configurations(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A process and its children, but for `sleep`.
+/// A process and its children, without `sleep`.
 fn tree(pid: i32) -> Outcome<Vec<i32>> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
@@ -249,7 +249,7 @@ fn tree(pid: i32) -> Outcome<Vec<i32>> {
     Ok([pid].into_iter().chain(children.filter(is_shell)).collect())
 }
 
-/// The policy, and the nice value, of a process.
+/// The policy and the nice value of a process.
 fn scheduling(pid: i32) -> Outcome<(String, String)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> =
@@ -312,7 +312,7 @@ fn what_the_container_has_mounted_comes_back(test: &Test) -> Outcome {
     test.rt(["exec", &restored.id, "sh", "-c", look])?.success()?.stdout("sh\nmine\n3\n").map(drop)
 }
 
-/// Later, those that they had made until then would stay.
+/// If the limits came later, the processes made before would stay.
 fn processes_are_limited_before_they_run(test: &Test) -> Outcome {
     needs_criu()?;
     super::needs(test, "pids")?;
@@ -328,7 +328,7 @@ fn processes_are_limited_before_they_run(test: &Test) -> Outcome {
     ensure(count < 20, format!("{count} children"))
 }
 
-/// What it covers is there: a part of a volume that the container may write to.
+/// The covered place exists: it is a part of a volume that the container may write to.
 fn a_mount_of_the_configuration_that_is_missing_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let folder = test.folder.join("shared");
@@ -358,7 +358,7 @@ fn a_proc_that_hides_less_is_refused(test: &Test) -> Outcome {
     ensure(table.contains("hidepid="), table)
 }
 
-/// But for what CRIU uses itself, until it has ended.
+/// The limit covers all memory, except for CRIU's own memory until CRIU has ended.
 fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
     const MIB: u64 = 1 << 20;
     needs_criu()?;
@@ -380,7 +380,7 @@ fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
         });
         checkpoint(&bundle)?;
         fs::write(bundle.rootfs().join("go"), "")?;
-        // The runtime waits for CRIU's end for a while, when the container runs already.
+        // The runtime waits for CRIU's end for a while, and the container already runs then.
         let id = test.id();
         let restore = restore_command(&bundle, &id, &["--detach"]);
         let mut held_up = Command::new("strace");
@@ -392,7 +392,7 @@ fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
         let Some(file) = files.into_iter().find(|file| file.exists()) else {
             return skip("this kernel does not tell the most memory that was used");
         };
-        // It ends when it has taken too much. systemd removes its cgroup then.
+        // The process dies when it has used too much memory. systemd then removes its cgroup.
         let process = format!("/proc/{}/stat", container.pid()?);
         let mut most = 0_u64;
         crate::harness::wait_up_to(std::time::Duration::from_secs(60), "its end", || {
