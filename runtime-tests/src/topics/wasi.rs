@@ -1,4 +1,5 @@
-//! WASI preview1, function by function: the guest `wasi` calls each by itself and says how it went.
+//! WASI preview1, function by function: the guest `wasi` calls each function by itself and prints
+//! the result.
 
 use serde_json::json;
 
@@ -6,7 +7,8 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "wasi": every_function_does_what_it_says, also_on_a_mount, also_for_an_ordinary_user }
 
-/// With the directory `/work`, and a file beside it that the guest shall not reach from there.
+/// The guest with the directory `/work`, and a file outside it that the guest must not reach from
+/// there.
 fn guest(test: &Test) -> Outcome<Bundle<'_>> {
     let bundle = test.wasm("wasi", &["one", ""])?.file("/secret", "secret")?;
     std::fs::create_dir(bundle.rootfs().join("work"))?;
@@ -18,7 +20,7 @@ fn all_is_well(bundle: &Bundle<'_>) -> Outcome {
     let wrong: Vec<&str> = output.stdout.lines().filter(|line| !line.ends_with(" ok")).collect();
     ensure_eq(wrong, Vec::new())?;
     ensure_eq(output.stdout.lines().count(), 44)?;
-    // `proc_exit` is the last.
+    // `proc_exit` is the last function.
     ensure(output.code == Some(45), format!("{:?}: {}", output.code, output.stderr))
 }
 

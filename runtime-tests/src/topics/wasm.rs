@@ -46,7 +46,7 @@ fn gets_its_environment_in_order(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("B=2\nA=1=1\nEMPTY=\nHOME=/h\nä=ö\n").map(drop)
 }
 
-/// None, one and several; for what `exec` starts too.
+/// With no variable, one and several, and also for `exec`.
 fn gets_no_variable_that_nobody_has_configured(test: &Test) -> Outcome {
     for env in [json!([]), json!(["ONE=1"]), json!(["A=a", "PATH=/", "C=", "D=d d"])] {
         let lines = env.as_array().into_iter().flatten().filter_map(|variable| variable.as_str());
@@ -54,7 +54,8 @@ fn gets_no_variable_that_nobody_has_configured(test: &Test) -> Outcome {
         let bundle = test.wasm("probe", &["env"])?;
         let bundle = bundle.edit(|config| config["process"]["env"] = env.clone());
         bundle.run()?.success()?.stdout(&lines)?;
-        // A service manager's and a caller's sockets are for programs that can use them.
+        // A module cannot use the sockets of a service manager or of a caller, so it must not see
+        // them.
         let manager = std::os::unix::net::UnixDatagram::bind(test.folder.join("manager"))?;
         let mut command = test.command(bundle.command_line("run", &test.id()));
         command.env("NOTIFY_SOCKET", test.folder.join("manager"));
@@ -107,15 +108,15 @@ fn a_deep_recursion_is_a_trap(test: &Test) -> Outcome {
     ensure(output.stderr.contains("trap: ") && output.stderr.len() < 2000, output.stderr)
 }
 
-/// Sends a signal to a guest that is busy, asleep or waiting for a connection; it must end at once,
-/// with 128 and the signal.
+/// Sends a signal to a guest that is busy, asleep or waiting for a connection. The guest must end
+/// at once, with 128 plus the signal's number.
 fn ends_by(test: &Test, signal: &str, code: i32) -> Outcome {
     for waiting in [&["busy"][..], &["sleep"], &["accept", "8080"]] {
         let bundle = test.wasm("probe", waiting)?;
         bundle.write()?;
         let folder = bundle.folder.display().to_string();
         let id = test.id();
-        // `run` in the foreground tells the exit code.
+        // `run` in the foreground returns the exit code.
         let mut run = test
             .command(["run", "--bundle", &folder, &id])
             .stdout(std::process::Stdio::piped())
@@ -196,7 +197,7 @@ const CHANGES: [&[&str]; 5] = [
     &["mkdir", "FOLDER/new"],
 ];
 
-/// Every change below a folder of the container's is refused.
+/// Every change below a directory of the container is refused.
 fn refuses_changes(
     test: &Test,
     folder: &str,
@@ -269,7 +270,7 @@ fn runs_as_its_user(test: &Test) -> Outcome {
     bundle.run()?.success()?;
     let made = fs::metadata(bundle.rootfs().join("tmp/new"))?;
     ensure_eq(std::os::unix::fs::MetadataExt::uid(&made), 1000)?;
-    // What the user may not read, the engine does not run.
+    // The engine does not run a module that the user may not read.
     let bundle = test
         .wasm("hello", &[])?
         .edit(|config| config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
@@ -280,8 +281,8 @@ fn runs_as_its_user(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with("permission denied").map(drop)
 }
 
-/// Everything by which the C library of a dynamic program would load code, placed in the image:
-/// none of it is looked at.
+/// The image contains every file by which the C library of a dynamic program would load code. The
+/// engine must not look at them.
 fn an_image_cannot_inject_libraries(test: &Test) -> Outcome {
     let bundle = test.wasm("probe", &["resolve", "name.example"])?;
     let evil = "not a library: loading it would be an error on standard error";
@@ -319,7 +320,7 @@ fn the_engine_cannot_be_written_to(test: &Test) -> Outcome {
     test.only_rt()?;
     let message = "it can be made writable";
     ensure(!has_a_changeable_mount(&container)?, message)?;
-    // Before the start, and of what was compiled.
+    // The same before the start.
     let container = test.wasm("probe", &["sleep"])?.create()?;
     ensure(!has_a_changeable_mount(&container)?, message)
 }
@@ -332,7 +333,7 @@ fn waiting(test: &Test) -> Outcome<Container<'_>> {
 
 fn serves_http(test: &Test) -> Outcome {
     let container = test.wasm("http-server", &[])?.edit(|config| {
-        // The test's own network namespace is that of the tests: loopback is shared with the host.
+        // Without its own network namespace, the container shares the host's loopback device.
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
             namespaces.retain(|namespace| namespace["type"] != "network");
         }
@@ -369,15 +370,15 @@ fn resolves_names_from_etc_hosts(test: &Test) -> Outcome {
     ensure(output.stdout.contains("10.9.8.7"), output.stdout)
 }
 
-/// In an image of nothing but the module, with the file that its caller mounts.
+/// The image contains only the module. The caller mounts `resolv.conf`.
 fn asks_the_server_in_resolv_conf(test: &Test) -> Outcome {
-    // Of this test's own on loopback, which is the host's here.
+    // The server of this test, on the host's loopback device.
     let Ok(server) = UdpSocket::bind("127.77.0.1:53") else {
         return skip("the port of DNS cannot be had");
     };
     server.set_read_timeout(Some(Duration::from_secs(10)))?;
     let answers = std::thread::spawn(move || {
-        // Both an IPv4 and an IPv6 address may be asked for, RFC 1035, 4.1.
+        // The guest may ask for an IPv4 and for an IPv6 address (RFC 1035, 4.1).
         let mut buffer = [0; 512];
         while let Ok((length, from)) = server.recv_from(&mut buffer) {
             let query = &buffer[..length];
@@ -404,7 +405,7 @@ fn asks_the_server_in_resolv_conf(test: &Test) -> Outcome {
         json!({ "destination": "/etc/resolv.conf", "source": mounted, "options": ["bind", "ro"] }),
     );
     let output = bundle.run();
-    // The server ends.
+    // This message ends the server.
     let stop = UdpSocket::bind("127.0.0.1:0")?;
     stop.send_to(b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x04last\0\0\x01\0\x01", "127.77.0.1:53")?;
     answers.join().map_err(|_| "the server")?;
@@ -430,7 +431,7 @@ fn leaves_descriptors_behind(test: &Test) -> Outcome {
             open.push(fs::read_link(entry.path())?.display().to_string());
         }
     }
-    // Its directory, the preopened root, and what WasmEdge polls with.
+    // The module's directory, the preopened root, and the descriptor with which WasmEdge polls.
     let expected = |link: &String| link == "/" || link.starts_with("anon_inode:[");
     ensure(open.iter().all(expected), format!("{open:?}"))
 }
@@ -440,8 +441,8 @@ fn prints_nothing_of_its_own(test: &Test) -> Outcome {
     ensure_eq((output.stdout.as_str(), output.stderr.as_str()), ("", ""))
 }
 
-/// A custom section `wasmedge` is where WasmEdge's compiler puts native code: one of an image's is
-/// ignored.
+/// WasmEdge's compiler puts native code in a custom section `wasmedge`. The engine must ignore such
+/// a section of an image.
 fn native_sections_are_not_executed(test: &Test) -> Outcome {
     let mut module = fs::read(test.host.guest("hello")?)?;
     let payload = b"\x08wasmedge\x03\0\0\0garbage that is no native code";
@@ -457,7 +458,8 @@ fn runs_where_openat2_is_forbidden(test: &Test) -> Outcome {
     ensure(!output.stdout.is_empty(), output.stderr)
 }
 
-/// What runs it, and how: an operator asks `state`, since `ps` shows the engine's loader.
+/// The engine and its mode. An operator learns them from `state`, because `ps` shows the engine's
+/// loader.
 fn is_told_of_by_state_and_list(test: &Test) -> Outcome {
     let container = test.wasm("probe", &["sleep"])?.start()?;
     let annotations = container.state()?["annotations"].clone();
@@ -469,7 +471,7 @@ fn is_told_of_by_state_and_list(test: &Test) -> Outcome {
     let list = test.rt(["list", "--format=json"])?.success()?.stdout;
     let list: serde_json::Value = serde_json::from_str(&list)?;
     ensure_eq(list[0]["annotations"]["run.oci.engine"].as_str(), Some(engine.as_str()))?;
-    // A program beside it, under the same annotation, is none.
+    // A native program with the same annotation is not a module.
     let native = test.sh("exec sleep 60")?.annotation("run.oci.handler", "wasm").start()?;
     ensure(native.state()?["annotations"]["run.oci.engine"].is_null(), "it is said to be a module")
 }
@@ -482,7 +484,7 @@ fn takes_ten_thousand_arguments(test: &Test) -> Outcome {
     ensure_eq(output.lines().last(), Some("argument 9999"))
 }
 
-/// A port below 1024 takes CAP_NET_BIND_SERVICE, as it does of a native program.
+/// As for a native program, a port below 1024 requires CAP_NET_BIND_SERVICE.
 fn binds_a_low_port_with_the_capability_only(test: &Test) -> Outcome {
     let bundle = test.wasm("probe", &["accept", "80"])?;
     let container = bundle.start()?;
@@ -508,13 +510,13 @@ fn has_a_terminal(test: &Test) -> Outcome {
     let mut master: fs::File = super::terminal::receive(&listener)?.into();
     master.write_all(b"typed\n")?;
     super::terminal::read_until(&mut master, "typed\n")?;
-    // The end of the input: then the guest prints what it has read.
+    // The end of the input. Then the guest prints the text that it has read.
     master.write_all(b"\x04")?;
     super::terminal::read_until(&mut master, "typed\n")?;
     container.wait()
 }
 
-/// By its memory in `/proc` a guest could write to its engine.
+/// Through its memory in `/proc`, a guest could write to its engine.
 fn the_kernels_files_are_out_of_reach(test: &Test) -> Outcome {
     let probe = |args: &[&str]| test.wasm("probe", args)?.run();
     for (args, words) in [
@@ -529,18 +531,18 @@ fn the_kernels_files_are_out_of_reach(test: &Test) -> Outcome {
         let output = probe(args)?.code(1)?;
         ensure(output.stdout.contains(words), format!("{args:?}: {}", output.stdout))?;
     }
-    // What is no more than a file is one; a link of the image's leads nowhere else.
+    // A device that is no more than a file stays usable. A link in the image does not lead to the
+    // kernel's files.
     probe(&["write", "/dev/null", "x"])?.success()?;
     let linked = test.wasm("probe", &["read", "/status"])?;
     std::os::unix::fs::symlink("/proc/self/status", linked.rootfs().join("status"))?;
     linked.run()?.code(1)?;
-    // Also by the name of a directory that it was given.
+    // The same with an explicit list of directories.
     let listed = test.wasm("probe", &["read", "/proc/self/status"])?;
     listed.annotation("run.oci.wasm.dirs", "/").run()?.code(1).map(drop)
 }
 
-/// A module with this as its functions, of which the second is `_start` and the first the start
-/// function.
+/// A module with two functions: the start function, and `_start`.
 fn starting(test: &Test, start: &str, main: &str) -> Outcome<Output> {
     let text = format!(
         r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -565,9 +567,11 @@ fn every_exit_code_is_kept(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Of the interpreter's own stack, not of a Rust program's in the module's memory.
+/// The interpreter's own stack overflows, and not the stack of a Rust program in the module's
+/// memory.
 fn a_deep_recursion_of_calls_is_a_trap(test: &Test) -> Outcome {
-    // With something to do after each call, or a compiler would make a loop of it.
+    // The function does something after each call, because a compiler would turn a tail call into a
+    // loop.
     let text = r#"(module (memory (export "memory") 1)
         (func $f (param i32)
             (call $f (i32.add (local.get 0) (i32.const 1)))
@@ -575,7 +579,7 @@ fn a_deep_recursion_of_calls_is_a_trap(test: &Test) -> Outcome {
         (func (export "_start") (call $f (i32.const 0))))"#;
     let output = test.module(&wat::parse_str(text)?)?.run()?;
     if std::env::var("RT_TESTS_COMPILE").is_ok_and(|compile| compile == "eager") {
-        // Native code's is the process's (docs/wasm-cache.md).
+        // Native code uses the stack of the process (docs/wasm-cache.md).
         return output.code(139).map(drop);
     }
     output.code(134)?.fails_with("trap: call stack exhausted").map(drop)
@@ -618,7 +622,7 @@ fn a_directory_with_a_colon_is_told(test: &Test) -> Outcome {
     bundle.run()?.code(126)?.fails_with("WasmEdge cannot name a directory with a colon").map(drop)
 }
 
-/// A linear memory reserves 12 GiB of it.
+/// A linear memory reserves 12 GiB of address space.
 fn a_small_address_space_is_told(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?.edit(|config| {
         config["process"]["rlimits"] =
@@ -645,7 +649,7 @@ fn is_ended_by_each_signal(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Names are the module's and the image's to choose; a terminal obeys some of what may be in them.
+/// The module and the image choose these names. A terminal obeys some characters in them.
 fn what_the_engine_says_is_one_line(test: &Test) -> Outcome {
     let name = "a\n\u{1b}[31m\u{9b}2J\u{202e}";
     let importing = |name: &str| {
@@ -670,7 +674,7 @@ fn what_the_engine_says_is_one_line(test: &Test) -> Outcome {
         (no_start, "start `/a\\n\\u{1b}[31m"),
         (colon, "preopen `/a\\n\\u{1b}[31m"),
     ] {
-        // Else a warning says that it cannot be compiled either.
+        // Otherwise a warning would say that the module cannot be compiled.
         let output = bundle.annotation("run.oci.wasm.compile", "off").run()?;
         ensure(output.code != Some(0) && output.stderr.contains(words), &output.stderr)?;
         let lines: Vec<&str> = output.stderr.lines().collect();
@@ -681,10 +685,10 @@ fn what_the_engine_says_is_one_line(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A sparse file takes no space.
+/// A sparse file needs no space.
 fn a_module_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
     let bundle = test.module(&wat::parse_str(r#"(module (func (export "_start")))"#)?)?;
-    // Else a warning says that it cannot be compiled either.
+    // Otherwise a warning would say that the module cannot be compiled.
     let bundle = bundle.annotation("run.oci.wasm.compile", "off");
     let file = fs::File::options().write(true).open(bundle.rootfs().join("module.wasm"))?;
     for length in [200 << 30, (1 << 30) + 1] {
@@ -701,7 +705,7 @@ fn a_module_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
     small.run()?.code(126)?.fails_with(words).map(drop)
 }
 
-/// Which only a neighbour of the engine's could make so.
+/// Only a neighbour of the engine could make such an environment.
 fn an_environment_of_an_enormous_size_is_refused(test: &Test) -> Outcome {
     test.only_rt()?;
     let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;

@@ -1,4 +1,4 @@
-//! Modules that are compiled: when, and what is kept of them. Who compiles them: `wasm_compiler`.
+//! The compiling of modules, and the cache. The topic `wasm_compiler` tests the compilers.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -32,16 +32,16 @@ pub(super) fn has_compiler(test: &Test) -> bool {
     prefix.is_some_and(|prefix| prefix.join("libexec/rt/wasmedge/compiler").is_dir())
 }
 
-/// A host whose modules are compiled, with a cache of the test's own.
+/// Host settings with which modules are compiled, with the test's own cache.
 pub(super) fn host(test: &Test, mut settings: Value) -> Outcome {
     if settings["compiler"]["waitSeconds"].is_null() {
-        // Many tests compile at a time, and each of their containers is a tenant.
+        // Many tests compile at the same time, and each of their containers is a tenant.
         settings["compiler"]["waitSeconds"] = json!(300);
     }
     host_with_defaults(test, settings)
 }
 
-/// The same, where nobody waits longer for the compilers of others than by default.
+/// The same, with the default limit for the wait for other compilers.
 pub(super) fn host_with_defaults(test: &Test, settings: Value) -> Outcome {
     test.only_rt()?;
     if !has_compiler(test) {
@@ -50,8 +50,7 @@ pub(super) fn host_with_defaults(test: &Test, settings: Value) -> Outcome {
     let mut settings = settings;
     settings["cache"]["directory"] = json!(cache(test));
     if settings["compiler"]["idle"].is_null() {
-        // Elsewhere there may be much to do meanwhile, and then nothing is compiled in the
-        // background.
+        // The host may be busy, and then `rt` would compile nothing in the background.
         settings["compiler"]["idle"] = json!(false);
     }
     fs::write(test.folder.join("wasm.json"), settings.to_string())?;
@@ -62,12 +61,12 @@ pub(super) fn cache(test: &Test) -> PathBuf {
     test.folder.join("cache")
 }
 
-/// What is compiled in the background waits for everybody else.
+/// Waits with more patience, because a compiler in the background has the lowest priority.
 pub(super) fn wait_for_compiler(what: &str, holds: impl FnMut() -> bool) -> Outcome {
     wait_up_to(Duration::from_secs(120), what, holds)
 }
 
-/// The files of the cache with this end.
+/// The files of the cache with this extension.
 pub(super) fn files(test: &Test, end: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(cache(test)).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -75,7 +74,7 @@ pub(super) fn files(test: &Test, end: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The one file of native code, when it is there.
+/// Waits for the only file of native code.
 pub(super) fn compiled(test: &Test) -> Outcome<PathBuf> {
     wait_for_compiler("a module is compiled", || !files(test, "so").is_empty())?;
     wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
@@ -84,7 +83,7 @@ pub(super) fn compiled(test: &Test) -> Outcome<PathBuf> {
     Ok(found[0].clone())
 }
 
-/// How its module is run: `interpreter` or `aot`.
+/// The mode of the container's module: `interpreter` or `aot`.
 pub(super) fn mode(container: &Container<'_>) -> Outcome<String> {
     let state = container.state()?;
     Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
@@ -94,19 +93,19 @@ pub(super) fn sleeper(test: &Test) -> Outcome<Bundle<'_>> {
     test.wasm("probe", &["sleep"])
 }
 
-/// Starts it, and says how it is run.
+/// Starts a container, and returns the mode of its module.
 pub(super) fn started(bundle: &Bundle<'_>) -> Outcome<String> {
     let container = bundle.start()?;
     container.wait_for_output("ready\n")?;
     mode(&container)
 }
 
-/// A sleeping module that was compiled.
+/// A sleeping module with native code.
 fn with_native_code(test: &Test) -> Outcome<Bundle<'_>> {
     host(test, json!({ "compile": "eager" }))?;
     let bundle = sleeper(test)?;
     ensure_eq(started(&bundle)?.as_str(), "aot")?;
-    // What is tried next does not compile by itself.
+    // The next starts compile nothing by themselves.
     host(test, json!({ "compile": "lazy" }))?;
     Ok(bundle)
 }
@@ -162,15 +161,15 @@ fn a_module_that_exec_starts_is_compiled_too(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What a process has mapped of native code: the file, and how much of it is shared with others, in
-/// kB.
+/// The native code that a process has mapped: the inode of the file, and the part that is shared
+/// with other processes, in kB.
 fn mapped(container: &Container<'_>) -> Outcome<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{}/smaps", container.pid()?))?;
     let (mut inode, mut shared, mut inside) = (0, 0, false);
     for line in maps.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if words[0].contains('-') && words.len() >= 5 {
-            // A mount of one file: it has no name in there.
+            // `smaps` shows the path of a single-file mount as `/`.
             inside = words.get(5) == Some(&"/") && words[1].contains('x');
             if inside {
                 inode = words[4].parse()?;
@@ -197,8 +196,8 @@ fn native_code_is_shared_between_containers(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// After a change to the file of native code, the module is interpreted, and the file replaced by a
-/// good one.
+/// After a change of the file of native code, the engine interprets the module, and `rt` replaces
+/// the file by a valid one.
 fn is_replaced(test: &Test, change: impl FnOnce(&Path) -> Outcome) -> Outcome {
     let bundle = with_native_code(test)?;
     let file = compiled(test)?;
@@ -207,7 +206,7 @@ fn is_replaced(test: &Test, change: impl FnOnce(&Path) -> Outcome) -> Outcome {
     ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
     let file = compiled(test)?;
     ensure_eq(started(&bundle)?.as_str(), "aot")?;
-    // Of the same size, but for the time that it took.
+    // The size differs only by the recorded compile time.
     let after = fs::read(file)?;
     ensure(
         before.len().abs_diff(after.len()) < 16,
@@ -257,8 +256,8 @@ fn a_file_that_others_could_write_is_not_taken(test: &Test) -> Outcome {
     ensure_eq(started(&bundle)?.as_str(), "interpreter")
 }
 
-/// Runs a command where files of the host's are others. What it starts in the background sees that
-/// too.
+/// Runs a command in a mount namespace in which files of the host are different. The processes that
+/// it starts in the background see these files too.
 fn elsewhere(test: &Test, script: &str, args: Vec<String>) -> Outcome<Output> {
     let command = test.command(args);
     let mut words = vec![command.get_program().to_owned()];
@@ -285,7 +284,7 @@ fn another_processors_file_is_not_taken(test: &Test) -> Outcome {
     let listed = elsewhere(test, script, list)?.success()?.stdout;
     ensure(listed.contains(" foreign "), listed)?;
     wait_for_compiler("it is compiled for the other one", || files(test, "so").len() == 2)?;
-    // Both are kept.
+    // The cache keeps both.
     ensure_eq(started(&bundle)?.as_str(), "aot")
 }
 
@@ -297,7 +296,8 @@ fn another_builds_file_is_not_taken(test: &Test) -> Outcome {
     let mut other: Value = serde_json::from_slice(&fs::read(&description)?)?;
     other["build"] = json!("another");
     fs::write(test.folder.join("engine.json"), other.to_string())?;
-    // Not recursive, as the engine's directory is opened: so the directory itself is another one.
+    // The mount is not recursive, because `rt` opens the engine's directory without the mounts
+    // below. So the script replaces the whole directory.
     let script = format!(
         "mkdir engine; cp -al '{0}'/. engine; rm engine/engine.json; cp engine.json engine; mount --bind engine '{0}'",
         description.parent().ok_or("no place")?.display()
@@ -307,7 +307,7 @@ fn another_builds_file_is_not_taken(test: &Test) -> Outcome {
     ensure_eq(mode_of(test, &id)?.as_str(), "interpreter")?;
     wait_for_compiler("it is compiled by the other one", || files(test, "so").len() == 2)?;
     wait_for_compiler("the compiler has ended", || files(test, "job").is_empty())?;
-    // What is foreign is the first to go.
+    // `prune` removes foreign entries first.
     test.rt(["wasm", "cache", "prune"])?
         .success()?
         .stdout
@@ -346,8 +346,8 @@ fn works_on_a_full_disk(test: &Test) -> Outcome {
     ensure(files(test, "so").is_empty(), "something was kept")
 }
 
-/// A module with a section of native code, as WasmEdge's own compiler leaves it. What is in there
-/// is none.
+/// A module with a section of native code in the format of WasmEdge's own compiler. Its content is
+/// not valid code.
 fn universal(test: &Test) -> Outcome<Vec<u8>> {
     let mut module = fs::read(test.host.guest("hello")?)?;
     let content = [b"\x08wasmedge".as_slice(), b"\x03\x01\x01this would be run"].concat();
@@ -369,7 +369,7 @@ fn a_module_with_native_code_is_compiled_again(test: &Test) -> Outcome {
     ensure(!native.windows(17).any(|part| part == b"this would be run"), "it is still there")
 }
 
-/// Also not root of the container, by what the kernel shows of the process.
+/// Not even the container's root can change it, through the kernel's files about the process.
 fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
     let bundle = with_native_code(test)?;
     let all = json!([
@@ -394,7 +394,7 @@ fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
     container.wait_for_output("ready\n")?;
     ensure(!has_a_changeable_mount(&container)?, "it can be made writable")?;
     ensure_eq(mode(&container)?.as_str(), "aot")?;
-    // No descriptor of it is left, and what is mapped is on a read-only mount.
+    // The process has no open descriptor of the file, and the mapped file is on a read-only mount.
     let script = "cd /proc/1; busybox ls -l fd | busybox grep -c '\\.so'; n=0; for file in map_files/*; do n=$((n+1)); \
                   echo x 2>/dev/null >>$file && echo \"written: $file\"; done; [ $n -gt 3 ] && echo tried";
     let output = test.rt([
@@ -439,7 +439,7 @@ fn ends_as_the_interpreter_does(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// Native code has no counter of its own: the kernel ends it (docs/workload.md).
+/// Native code has no stack counter of its own, so the kernel ends the process (docs/workload.md).
 fn a_stack_overflow_is_a_fault(test: &Test) -> Outcome {
     host(test, json!({ "compile": "eager" }))?;
     let output = test.wasm("probe", &["overflow", "100000000"])?.run()?;
@@ -491,7 +491,7 @@ fn the_cache_can_be_pruned_and_cleared(test: &Test) -> Outcome {
     fs::write(cache(test).join("x.part"), "")?;
     let said = test.rt(["wasm", "cache", "prune"])?.success()?.stdout;
     ensure(said.starts_with("removed 1 entry, "), said)?;
-    // The largest was not used for the longest time, then.
+    // The largest entry is then the one that was not used for the longest time.
     let sizes = || {
         files(test, "so")
             .iter()
@@ -540,15 +540,15 @@ fn wrong_settings_are_errors(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// A command as a shell takes it.
+/// A command for a shell.
 fn line(test: &Test, args: &[&str]) -> String {
     let command = test.command(args);
     let words = [command.get_program()].into_iter().chain(command.get_args());
     words.map(|word| format!("'{}' ", word.display())).collect()
 }
 
-/// What a cache on a disk of this size holds after some commands, as
-/// `rt wasm cache list --format=json` tells it.
+/// The entries of a cache on a disk of this size after some commands, as
+/// `rt wasm cache list --format=json` prints them.
 fn on_a_disk(test: &Test, size: &str, commands: &[String]) -> Outcome<Vec<Value>> {
     let script = format!(
         "mkdir -m 700 cache; mount -t tmpfs -o size={size},mode=700 tmpfs cache; set +e; ({}) >said 2>&1; set -e",

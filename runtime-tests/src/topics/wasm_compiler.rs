@@ -1,4 +1,4 @@
-//! Who compiles modules, for whom, and with what rights, limits and patience.
+//! The compilers of modules: their tenants, rights and limits, and the waits for them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -46,7 +46,7 @@ fn many_starts_compile_once(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// The compilers that run for this test.
+/// The running compilers of this test.
 fn compilers(test: &Test) -> Vec<i32> {
     let root = test.state_root().display().to_string();
     let is_ours = |pid: &i32| {
@@ -54,7 +54,8 @@ fn compilers(test: &Test) -> Vec<i32> {
             let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             String::from_utf8_lossy(&text).into_owned()
         };
-        // Its parent is a worker, which says where the state is.
+        // The parent of a compiler is a worker, and the worker's command line contains the root of
+        // the state.
         let parent = read(*pid, "status");
         let parent = parent.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
         read(*pid, "cmdline").contains("--compile")
@@ -79,7 +80,7 @@ fn one_module_is_compiled_at_a_time(test: &Test) -> Outcome {
     ensure_eq(most, 1)
 }
 
-/// Who reads what `create` prints reads to its end, while the compiler is at work.
+/// The reader of the command's output reaches the end while the compiler still waits.
 fn its_caller_is_not_kept_waiting(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let lock = hold_compilers()?;
@@ -124,7 +125,7 @@ fn the_compiler_is_confined(test: &Test) -> Outcome {
     ensure_eq(read("oom_score_adj")?.trim(), "1000")?;
     let cgroup = read("cgroup")?;
     ensure(cgroup.contains("rt-compiler") || cgroup.contains("compiler-"), cgroup)?;
-    // Nothing of the container that it is for, and nothing of its caller's.
+    // No descriptor of the container or of the caller.
     let links = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     let targets: Vec<String> = links
         .filter_map(|link| Some(fs::read_link(link.path()).ok()?.display().to_string()))
@@ -137,7 +138,7 @@ fn the_compiler_is_confined(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// A module that keeps a compiler at work for a while, does nothing, and says nothing.
+/// A module that takes a compiler a while, does nothing and prints nothing.
 fn many_functions() -> Outcome<Vec<u8>> {
     let mut text = String::from("(module");
     for number in 0..20_000 {
@@ -148,7 +149,7 @@ fn many_functions() -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text + "(memory (export \"memory\") 1) (func (export \"_start\")))")?)
 }
 
-/// Compiling such a module fails in this way, once and for all; the module runs all the same.
+/// Compiling such a module fails with these words, and only once. The module runs all the same.
 fn fails_to_compile(test: &Test, words: &str) -> Outcome {
     let bundle = test.module(&many_functions()?)?;
     let output = bundle.run()?.success()?.stdout("")?;
@@ -176,7 +177,7 @@ fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
     let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
     let counted = Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists()
         || v2.is_ok_and(|list| list.contains("memory"));
-    // Without that controller, the compiler itself is told that there is no more.
+    // Without the memory controller, the compiler itself gets no more memory.
     let words =
         if counted { "it takes more memory than the compiler may use" } else { "the compiler " };
     fails_to_compile(test, words)
@@ -205,11 +206,11 @@ fn a_compiler_that_was_killed_leaves_nothing(test: &Test) -> Outcome {
     ensure(state.exists(), "it has another state")?;
     signal("-KILL", &worker)?;
     wait_until("the compiler ends with it", || compilers(test).is_empty())?;
-    // The next one takes over.
+    // The next worker takes over.
     ensure_eq(started(&bundle)?.as_str(), "interpreter")?;
     compiled(test)?;
     ensure_eq(files(test, "part").len(), 0)?;
-    // Another test's compiler may be at work there.
+    // Another test's compiler may use the directory above, so the test looks at its own state only.
     ensure(!state.exists(), "its state is left")
 }
 
@@ -224,8 +225,8 @@ fn compile_takes_a_module_or_a_bundle(test: &Test) -> Outcome {
     test.rt(["wasm", "compile", &file])?
         .success()?
         .stdout(&format!("{file}: is compiled already\n"))?;
-    // As its container finds it: by PATH, in the working directory, through a link that stays
-    // inside.
+    // As the container finds its program: by PATH, in the working directory, and through a link
+    // that stays inside.
     let rootfs = bundle.rootfs();
     fs::create_dir_all(rootfs.join("opt/bin"))?;
     fs::rename(rootfs.join("hello.wasm"), rootfs.join("opt/bin/app.wasm"))?;
@@ -260,7 +261,7 @@ fn compile_refuses_what_is_no_module(test: &Test) -> Outcome {
     ensure(!cache(test).exists(), "something was kept")
 }
 
-/// By workers that were killed.
+/// Killed workers have left these files.
 fn what_was_left_waiting_is_in_nobodys_way(test: &Test) -> Outcome {
     host(test, json!({ "compile": "eager" }))?;
     fs::create_dir(cache(test))?;
@@ -276,7 +277,7 @@ fn signal(name: &str, pid: &str) -> Outcome {
     ensure(Command::new("kill").args([name, pid]).status()?.success(), format!("kill {name} {pid}"))
 }
 
-/// The first compiler that this test has.
+/// The first compiler of this test.
 fn a_compiler(test: &Test) -> Outcome<i32> {
     let mut found = Vec::new();
     wait_for_compiler("a compiler runs", || {
@@ -286,11 +287,11 @@ fn a_compiler(test: &Test) -> Outcome<i32> {
     Ok(found[0])
 }
 
-/// The process that had it started.
+/// The worker that has started a compiler.
 fn a_worker(test: &Test) -> Outcome<String> {
     let mut found = None;
     wait_for_compiler("a worker waits for a compiler", || {
-        // It may have given way to another test's meanwhile.
+        // The compiler may have made way for another test's compiler meanwhile.
         let compiler = compilers(test).first().copied().unwrap_or_default();
         let status = fs::read_to_string(format!("/proc/{compiler}/status")).unwrap_or_default();
         found = status.lines().find_map(|line| line.strip_prefix("PPid:\t").map(str::to_owned));
@@ -299,8 +300,8 @@ fn a_worker(test: &Test) -> Outcome<String> {
     found.ok_or_else(|| "no worker".into())
 }
 
-/// As the one who starts the module of a tenant could hold up another tenant's: here, by an agent
-/// that decides on a call that init makes after it has asked for native code, and never does.
+/// The start of one tenant's module must not hold up another tenant. Here an agent must decide on a
+/// system call that init makes after it has asked for native code. The agent never answers.
 fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let path = test.folder.join("agent");
@@ -317,7 +318,7 @@ fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
     let mut command = test.command(held.command_line("create", &id));
     let mut caller = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let (stream, _) = agent.accept()?;
-    // The filter is in force when its listener has come. It stays where it is: nobody takes it.
+    // The filter is in force when its listener arrives. The test leaves the listener in the queue.
     rustix::net::recv(&stream, &mut [0], rustix::net::RecvFlags::PEEK)?;
     std::thread::sleep(Duration::from_millis(500));
     let waits = caller.try_wait()?.is_none();
@@ -328,7 +329,7 @@ fn a_start_that_is_held_up_holds_up_no_other(test: &Test) -> Outcome {
     ensure_eq(mode?.as_str(), "aot")
 }
 
-/// It is passed on to the module, which is interpreted.
+/// `run` passes the signal on to the module, which the engine interprets.
 fn a_signal_ends_the_waiting(test: &Test) -> Outcome {
     host(test, json!({}))?;
     sleeper(test)?.start()?;
@@ -353,7 +354,7 @@ fn a_signal_ends_the_waiting(test: &Test) -> Outcome {
     ensure(said.contains("is interpreted: a signal came while others compile it"), said)
 }
 
-/// No other compiler on this host starts meanwhile.
+/// While this lock is held, no other compiler starts on this host.
 fn hold_compilers() -> Outcome<fs::File> {
     fs::create_dir_all("/run/rt-compiler")?;
     let lock = fs::File::options().create(true).append(true).open("/run/rt-compiler/@lock")?;
@@ -409,13 +410,13 @@ fn who_waits_goes_before_the_background(test: &Test) -> Outcome {
     wait_for_compiler("the other one is compiled too", || files(test, "so").len() == 2)
 }
 
-/// SCHED_IDLE is 5, sched(7): field 41 of proc_pid_stat(5).
+/// SCHED_IDLE is 5 (sched(7)), in field 41 of proc_pid_stat(5).
 fn is_idle(pid: i32) -> Option<bool> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(')')?.1.split_whitespace().nth(38)? == "5")
 }
 
-/// What the cgroups of a compiler say that are above its own, and its own.
+/// The `cpu.idle` values of a compiler's cgroup and of our cgroups above it.
 fn idle_files(pid: i32) -> Vec<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let mut files = Vec::new();
@@ -460,7 +461,7 @@ fn the_background_gives_way_to_all_others(test: &Test) -> Outcome {
         files = compilers(test).first().map(|pid| idle_files(*pid)).unwrap_or_default();
         compilers(test).first().is_some_and(|pid| is_idle(*pid) == Some(true))
     });
-    // Now it need not wait any more.
+    // From here on, the module need not wait.
     bundle.annotation(COMPILE, "eager").run()?.success()?;
     waited?;
     if files.is_empty() {
@@ -473,7 +474,7 @@ fn a_compiler_that_stands_still_is_ended(test: &Test) -> Outcome {
     host(test, json!({ "compiler": { "seconds": 1 } }))?;
     test.module(&many_functions()?)?.create()?;
     wait_for_compiler("it is ended", || {
-        // Each of them: one may have given way to another test's.
+        // The test stops each compiler, because one may have made way for another test's.
         compilers(test).iter().for_each(|pid| drop(signal("-STOP", &pid.to_string())));
         !files(test, "failed").is_empty()
     })?;

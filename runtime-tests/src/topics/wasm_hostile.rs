@@ -1,5 +1,5 @@
-//! Modules that try to get out of what they were given: their memories, tables, arrays and types.
-//! Each has to end in a trap, whatever way it runs.
+//! Modules that reach outside of their memories, tables, arrays and types. Each of them must end in
+//! a trap, in each mode.
 
 use std::fs;
 
@@ -24,11 +24,11 @@ super::tests! { "wasm_hostile":
 
 const FUEL: &str = "run.oci.wasm.fuel";
 
-/// Ends with a number.
+/// Ends the module with an exit code.
 const EXIT: &str = r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#;
 
-/// A module with a function for each case. `_start` calls the one whose number is that of the
-/// arguments, so all cases are compiled once.
+/// A module with a function for each case. `_start` calls the function whose number is the number
+/// of arguments. So the module is compiled only once for all cases.
 fn cases(head: &str, cases: &[String]) -> Outcome<Vec<u8>> {
     let functions: String = cases
         .iter()
@@ -48,7 +48,7 @@ fn cases(head: &str, cases: &[String]) -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text)?)
 }
 
-/// Runs every case, each of which has to trap with one line.
+/// Runs every case. Each case must trap with one line.
 fn all_trap(bundle: &Bundle<'_>, cases: &[String]) -> Outcome {
     for (number, case) in cases.iter().enumerate() {
         let mut arguments = vec!["/module.wasm"];
@@ -61,7 +61,7 @@ fn all_trap(bundle: &Bundle<'_>, cases: &[String]) -> Outcome {
     Ok(())
 }
 
-/// What the cases below reach for.
+/// The memories, tables and data for the cases below.
 const HEAD: &str = r#"
     (memory $second 1) (memory $empty 0) (data $data "abcd")
     (data (i32.const 64) "\00\00\00\80\ff\ff\ff\ff\00\00\00\00\00\00\00\80\ff\ff\ff\ff\ff\ff\ff\ff\00\00\c0\7f")
@@ -71,7 +71,8 @@ const HEAD: &str = r#"
 
 fn outside() -> Vec<String> {
     let mut cases = Vec::new();
-    // The farthest address, the first one behind, and one in the middle of the guard pages.
+    // The farthest address, the first one behind the memory, and one in the middle of the guard
+    // pages.
     let places = [
         "offset=4294967295 (i32.const -1)",
         "offset=65535 (i32.const 1)",
@@ -110,7 +111,7 @@ fn outside() -> Vec<String> {
         "(v128.store64_lane offset=4294967295 1 (i32.const -1) (v128.const i64x2 0 0))",
         "(drop (memory.grow (i32.const 3))) (i32.store (i32.const 262141) (i32.const 1))",
         "(drop (memory.grow (i32.const -1))) (i32.store (i32.const 65536) (i32.const 1))",
-        // Offset and length together go beyond 32 bits.
+        // The sum of offset and length does not fit in 32 bits.
         "(memory.copy (i32.const -1) (i32.const 0) (i32.const 2))",
         "(memory.copy (i32.const 0) (i32.const -8) (i32.const 16))",
         "(memory.copy 0 $second (i32.const 0) (i32.const 65535) (i32.const 2))",
@@ -121,7 +122,7 @@ fn outside() -> Vec<String> {
         "(memory.init $data (i32.const 0) (i32.const -1) (i32.const 2))",
         "(memory.init $data (i32.const 0) (i32.const 1) (i32.const 4))",
         "(data.drop $data) (memory.init $data (i32.const 0) (i32.const 0) (i32.const 1))",
-        // Calls of what is not there, and of what has another type.
+        // Calls of missing functions, and of functions with another type.
         "(call_indirect $t (type $case) (i32.const 4))",
         "(call_indirect $t (type $case) (i32.const -1))",
         "(call_indirect $u (type $case) (i32.const 0x10000000))",
@@ -144,13 +145,13 @@ fn outside() -> Vec<String> {
         "(table.init $t $elements (i32.const 0) (i32.const -1) (i32.const 2))",
         "(table.init $t $elements (i32.const 0) (i32.const 1) (i32.const 2))",
         "(drop (table.grow $u (ref.null func) (i32.const 5))) (table.set $u (i32.const 7) (ref.null func))",
-        // Arithmetic that the processor knows no answer to.
+        // Arithmetic without a result.
         "(drop (i32.div_s (i32.load (i32.const 64)) (i32.load (i32.const 68))))",
         "(drop (i64.div_s (i64.load (i32.const 72)) (i64.load (i32.const 80))))",
         "(drop (i64.rem_u (i64.const 1) (i64.load (i32.const 128))))",
         "(drop (i32.trunc_f32_s (f32.load (i32.const 88))))",
         "(drop (i64.trunc_f64_u (f64.neg (f64.const 1))))",
-        // What the engine is told to read and to write.
+        // Addresses that the engine would read or write.
         "(i32.store (i32.const 8) (i32.const -8)) (i32.store (i32.const 12) (i32.const 65536))
          (br_if 0 (i32.eqz (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 16)))) (unreachable)",
         "(br_if 0 (i32.eqz (call $write (i32.const 1) (i32.const -4) (i32.const 0x20000001) (i32.const 8)))) (unreachable)",
@@ -175,7 +176,8 @@ fn native_code_that_counts_stays_inside(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// With what is interpreted alone: 64 bits, and the types and arrays of the GC proposal.
+/// Features that only the interpreter supports: 64-bit memories, and the types and arrays of the GC
+/// proposal.
 fn the_interpreter_keeps_wide_memories_and_arrays_inside(test: &Test) -> Outcome {
     const HEAD: &str = r#"
         (memory $wide i64 1) (table $far i64 2 funcref) (data $data "abcdefgh")
@@ -204,7 +206,7 @@ fn the_interpreter_keeps_wide_memories_and_arrays_inside(test: &Test) -> Outcome
         "(array.fill $words (call $words) (i32.const 2) (i64.const 1) (i32.const -1))",
         "(array.copy $words $words (call $words) (i32.const -1) (call $words) (i32.const 0) (i32.const 2))",
         "(array.copy $words $words (call $words) (i32.const 0) (call $words) (i32.const -1) (i32.const 2))",
-        // Eight bytes times 2^29 are none in 32 bits.
+        // Eight bytes times 2^29 is 0 in 32 bits.
         "(array.init_data $words $data (call $words) (i32.const 0) (i32.const 8) (i32.const 0x20000000))",
         "(drop (array.new_data $words $data (i32.const 0) (i32.const 0x20000001)))",
         "(drop (array.new_elem $functions $elements (i32.const 1) (i32.const -1)))",
@@ -219,16 +221,17 @@ fn the_interpreter_keeps_wide_memories_and_arrays_inside(test: &Test) -> Outcome
     all_trap(&test.module(&cases(HEAD, &outside)?)?.annotation(COMPILE, "off"), &outside)
 }
 
-/// Modules that read or call what is far behind a 64-bit memory or table, and then end well.
+/// Modules that read or call something far behind a 64-bit memory or table, and then end without an
+/// error.
 fn far() -> Outcome<Vec<Vec<u8>>> {
     [
-        // Where the libraries of the engine begin: behind the guard pages.
+        // The libraries of the engine begin there, behind the guard pages.
         r#"(memory i64 1) (func (export "_start") (drop (i64.load (i64.const 0x200200000))))"#,
         r#"(memory i64 1) (func (export "_start") (i64.store (i64.const 0x2004a8000) (i64.const 1)))"#,
         r#"(memory 1) (memory $w i64 1) (func (export "_start") (drop (i32.load $w (i64.const 0x200200000))))"#,
-        // Offset and address together are 0 in 64 bits.
+        // The sum of offset and address is 0 in 64 bits.
         r#"(memory i64 1) (func (export "_start") (drop (i64.load offset=0x100 (i64.const 0xffffffffffffff00))))"#,
-        // The lower half of the index is that of a function.
+        // The lower half of the index is the index of a function.
         r#"(memory 1) (type $v (func)) (table i64 2 funcref) (elem (i64.const 0) func $f) (func $f)
            (func (export "_start") (call_indirect (type $v) (i64.const 0x100000000)))"#,
         // A start function is a part of the run.
@@ -239,7 +242,7 @@ fn far() -> Outcome<Vec<Vec<u8>>> {
     .collect()
 }
 
-/// Each of those traps, and says so with its last line; and none is compiled.
+/// Each of these modules traps, and its last line says so. No module is compiled.
 fn far_traps(test: &Test, change: impl Fn(Bundle<'_>) -> Bundle<'_>, starts: usize) -> Outcome {
     for (number, module) in far()?.iter().enumerate() {
         let bundle = change(test.module(module)?);
@@ -371,7 +374,7 @@ fn many_arguments_of_tail_calls_keep_the_stack(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// What native code knows of them holds when a callee has made them grow.
+/// A callee makes tables and memories grow. Native code must not use old values about them.
 fn tables_and_memories_grow_in_place(test: &Test) -> Outcome {
     host(test, json!({ "compile": "eager" }))?;
     let text = format!(
@@ -399,8 +402,8 @@ fn tables_and_memories_grow_in_place(test: &Test) -> Outcome {
     compiled(test).map(drop)
 }
 
-/// Pages that are mapped over guard pages leave a hole on older kernels when that fails. So a
-/// memory grows in another way: here, where a filter refuses that one.
+/// If a mapping over guard pages fails, older kernels leave a hole there. So a memory must grow in
+/// another way. A filter refuses such a mapping here.
 fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
     const PAGES: u64 = 101;
     let text = format!(
@@ -420,12 +423,12 @@ fn a_memory_that_cannot_grow_keeps_its_guard_pages(test: &Test) -> Outcome {
             }],
         });
     });
-    // It had one page before.
+    // `memory.grow` returns the old size, one page. If it failed, it would return -1.
     bundle.annotation(COMPILE, "off").run()?.code(1).map(drop)
 }
 
-/// Modules that claim to be larger than they are, or that could cost who reads them more than their
-/// size. Each with its exit code and the words of its only line, if there is one.
+/// Modules that claim to be larger than they are, or that could cost a reader more than their size.
+/// Each has its exit code, and the words of its only line, if there is one.
 fn structures() -> Vec<(&'static str, Vec<u8>, i32, &'static str)> {
     const MOST: usize = u32::MAX as usize;
     let module = |sections: &[Vec<u8>]| [b"\0asm\x01\0\0\0".to_vec(), sections.concat()].concat();
@@ -492,7 +495,7 @@ fn structures_are_read_within_limits(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Of what cannot be compiled, a line of the runtime's says so first.
+/// If a module cannot be compiled, a line of the runtime says so first.
 fn structures_are_compiled_within_limits(test: &Test) -> Outcome {
     host(test, json!({ "compile": "eager" }))?;
     for (what, module, code, words) in structures() {

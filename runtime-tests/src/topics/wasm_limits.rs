@@ -1,4 +1,4 @@
-//! What a module may use of what its container has.
+//! The resources of its container that a module may use.
 
 use serde_json::json;
 
@@ -11,13 +11,13 @@ super::tests! { "wasm_limits":
     exec_is_limited_too, what_it_fills_beyond_the_limit_ends_it, a_module_has_what_it_begins_with, a_module_may_bring_much_along,
 }
 
-/// Grows one memory after the other by a mebibyte at a time, touches what it gets, and ends with
-/// the number of mebibytes, or with 200 when there are so many.
+/// Grows one memory after the other by one mebibyte at a time, and touches the new pages. Ends with
+/// the number of mebibytes, but at most with 200.
 fn growing(memories: usize) -> Outcome<Vec<u8>> {
     growing_from(&vec![1; memories])
 }
 
-/// Memories that begin with so many pages.
+/// The memories begin with these numbers of pages.
 fn growing_from(pages: &[u32]) -> Outcome<Vec<u8>> {
     let memories = pages.len();
     let memory: String = pages.iter().map(|pages| format!("(memory {pages})")).collect();
@@ -48,14 +48,14 @@ pub(super) fn limited<'a>(test: &'a Test, module: &[u8], mebibytes: u64) -> Outc
     }))
 }
 
-/// How many mebibytes it could get, of so many.
+/// The number of mebibytes that the module could get.
 fn grown(bundle: &Bundle<'_>) -> Outcome<i32> {
     let output = bundle.run()?;
     ensure(output.stderr.is_empty(), &output.stderr)?;
     Ok(output.code.unwrap_or(-1))
 }
 
-/// Files in memory count, and no error that a module could see stands for them.
+/// Files in memory count too. The kernel kills the module, which sees no error before.
 fn what_it_fills_beyond_the_limit_ends_it(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let bundle = test.wasm("probe", &["fill", "/dev/shm/file"])?.edit(|config| {
@@ -78,7 +78,7 @@ fn all_memories_share_the_limit(test: &Test) -> Outcome {
     ensure((50..64).contains(&grown), format!("{grown} MiB of 64"))
 }
 
-/// WasmEdge caps each for itself.
+/// WasmEdge limits each memory by itself.
 fn a_large_memory_leaves_less_to_the_others(test: &Test) -> Outcome {
     let bundle = limited(test, &growing_from(&[1, 640])?, 64)?;
     let output = bundle.run()?;
@@ -92,7 +92,7 @@ fn a_table_is_counted_too(test: &Test) -> Outcome {
     ensure(output.stderr.contains("trap: "), output.stderr)
 }
 
-/// A pod's cgroup has one, and its container none.
+/// The cgroup of the pod has a limit, and the container has none.
 fn a_limit_above_counts_too(test: &Test) -> Outcome {
     needs(test, "memory")?;
     if test.host.by_systemd {
@@ -134,13 +134,14 @@ fn exec_is_limited_too(test: &Test) -> Outcome {
     ensure((45..64).contains(&grown), format!("{grown} MiB of 64: {}", output.stderr))
 }
 
-/// Many a module asks for much and touches little.
+/// Many modules ask for much memory and touch little of it.
 fn a_module_has_what_it_begins_with(test: &Test) -> Outcome {
     let text = "(module (memory 2048) (func (export \"_start\")))";
     limited(test, &wat::parse_str(text)?, 32)?.run()?.success().map(drop)
 }
 
-/// Of its data, 130 MiB in one piece: more than the interpreter's stack may have.
+/// The module has 130 MiB of data in one piece, which is more than the interpreter's stack may
+/// have.
 fn a_module_may_bring_much_along(test: &Test) -> Outcome {
     let data = vec![7; 130 << 20];
     let module = [

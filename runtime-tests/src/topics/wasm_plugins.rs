@@ -1,5 +1,5 @@
-//! Plugins of the engine, which give modules more than WASI. The one that is loaded here is
-//! compiled by the tests.
+//! Plugins of the engine, which give modules more than WASI. The tests compile the plugin that they
+//! load.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,8 @@ super::tests! { "wasm_plugins":
 
 const PLUGINS: &str = "run.oci.wasm.plugins";
 
-/// Offers a module `rt_test` with one function, which another library of the plugin's answers.
+/// A plugin that offers the module `rt_test` with one function. Another library of the plugin
+/// returns the answer.
 const SOURCE: &str = r#"
 #include <wasmedge/wasmedge.h>
 extern int the_answer(void);
@@ -38,7 +39,7 @@ static WasmEdge_PluginDescriptor descriptor = { "rt_test", "a test", WasmEdge_Pl
 WASMEDGE_CAPI_PLUGIN_EXPORT const WasmEdge_PluginDescriptor *WasmEdge_Plugin_GetDescriptor(void) { return &descriptor; }
 "#;
 
-/// The folder of the plugin, and a host that allows it.
+/// Makes the plugin's directory, and host settings that allow it.
 fn host(test: &Test, compile: &str) -> Outcome {
     test.only_rt()?;
     let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/wasmedge/root/usr/include");
@@ -77,7 +78,7 @@ fn settings(test: &Test, compile: &str) -> Outcome {
     Ok(fs::write(test.folder.join("wasm.json"), settings.to_string())?)
 }
 
-/// A module that ends with what the plugin answers.
+/// A module that ends with the plugin's answer.
 fn asking(test: &Test) -> Outcome<Bundle<'_>> {
     let text = r#"(module
         (import "rt_test" "answer" (func $answer (result i32)))
@@ -135,7 +136,7 @@ fn what_the_host_does_not_allow_is_refused(test: &Test) -> Outcome {
     refused("test", "is not allowed on this host, which allows none")
 }
 
-/// Not by the folder that WasmEdge itself would look at, nor by its variable.
+/// Neither the directory that WasmEdge itself would search nor its variable has an effect.
 fn a_plugin_of_an_image_is_not_loaded(test: &Test) -> Outcome {
     host(test, "off")?;
     let bundle = asking(test)?.edit(|config| {
@@ -169,7 +170,7 @@ fn a_directory_that_others_can_write_to_is_refused(test: &Test) -> Outcome {
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))?;
     refused("others can write to")?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
-    // Who owns a directory above exchanges it for another one.
+    // The owner of a directory above could exchange the plugin's directory.
     std::os::unix::fs::chown(&test.folder, Some(1000), None)?;
     let outcome = refused("belongs to user 1000");
     std::os::unix::fs::chown(&test.folder, Some(0), None)?;
@@ -186,7 +187,7 @@ fn a_plugin_that_is_none_is_told(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// From its own directory; without it, the plugin does not load.
+/// The library comes from the plugin's directory. Without the library, the plugin does not load.
 fn a_plugin_can_bring_libraries(test: &Test) -> Outcome {
     host(test, "off")?;
     fs::remove_file(test.folder.join("plugins/libanswer.so"))?;
@@ -213,7 +214,7 @@ fn the_container_cannot_change_it(test: &Test) -> Outcome {
     let container = bundle.start()?;
     container.wait_for_output("ready\n")?;
     ensure(!has_a_changeable_mount(&container)?, "it can be made writable")?;
-    // The directory stays open, for what a plugin may load later.
+    // The directory stays open, because a plugin may load files from it later.
     let script = "n=0; for folder in /proc/1/fd/*; do [ -e $folder/plugin.so ] || continue; n=$((n+1)); \
                   for file in $folder/plugin.so $folder/new $folder/../new; do (echo x >$file) 2>/dev/null && echo \"written: $file\"; done; done; echo $n";
     let output = test.rt(["exec", &container.id, "/bin/busybox", "sh", "-c", script])?.success()?;

@@ -1,4 +1,4 @@
-//! Which ports a module may bind and connect to.
+//! The ports to which a module may bind and connect.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -20,10 +20,10 @@ super::tests! { "wasm_ports":
 const BIND: &str = "run.oci.wasm.bind";
 const CONNECT: &str = "run.oci.wasm.connect";
 
-/// `EACCES`, in WASI's numbers.
+/// `EACCES`, as WASI numbers it.
 const REFUSED: &str = "error: PermissionDenied: Permission denied (os error 2)\n";
 
-/// Landlock knows ports from Linux 6.7 on.
+/// Landlock supports ports since Linux 6.7.
 fn needs_landlock() -> Outcome {
     if landlock_knows_ports()? { Ok(()) } else { skip("the kernel's Landlock knows no ports") }
 }
@@ -44,7 +44,7 @@ fn limited<'a>(test: &'a Test, args: &[&str], bind: &str, connect: &str) -> Outc
     Ok(test.wasm("probe", args)?.annotation(BIND, bind).annotation(CONNECT, connect))
 }
 
-/// What a module says when it does something, for each of several.
+/// Checks the output of a module for each of several actions.
 fn each(test: &Test, lists: [&str; 2], cases: &[(&[&str], &str)]) -> Outcome {
     for (args, said) in cases {
         let output = limited(test, args, lists[0], lists[1])?.run()?;
@@ -56,7 +56,7 @@ fn each(test: &Test, lists: [&str; 2], cases: &[(&[&str], &str)]) -> Outcome {
     Ok(())
 }
 
-/// Nobody is there, which is found out by those that may ask.
+/// No process listens there. Only a module that may connect gets this error.
 const NOBODY: &str = "error: ConnectionRefused";
 
 fn binds_only_to_ports_that_are_listed(test: &Test) -> Outcome {
@@ -118,7 +118,7 @@ fn holds_for_ipv6(test: &Test) -> Outcome {
     )
 }
 
-/// By the filter alone, on any kernel.
+/// The filter alone has this effect, on any kernel.
 fn has_no_socket_where_nothing_is_listed(test: &Test) -> Outcome {
     each(
         test,
@@ -140,14 +140,14 @@ fn a_port_that_is_free_is_listed_as_0(test: &Test) -> Outcome {
     )
 }
 
-/// Landlock does not look at `listen(2)`, which takes a port that is free if there was no
+/// Landlock does not check `listen(2)`, which uses a free port if the module has not called
 /// `bind(2)`.
 fn cannot_listen_without_a_port(test: &Test) -> Outcome {
     needs_landlock()?;
     each(test, ["", "tcp/7000"], &[(&["listen"], REFUSED)])
 }
 
-/// With a port that is listed, `listen(2)` itself is needed.
+/// With a listed port, the module needs `listen(2)` itself.
 fn listens_in_vain_at_a_port_that_is_not_listed(test: &Test) -> Outcome {
     needs_landlock()?;
     needs_v2(test)?;
@@ -217,7 +217,7 @@ fn exec_is_limited_too(test: &Test) -> Outcome {
     ensure_eq(exec(&["send", "127.0.0.1:54"])?.as_str(), REFUSED)
 }
 
-/// Binds and sends at ports of both protocols, none of which is listed in a test.
+/// A script that binds and sends at ports of both protocols. No test lists these ports.
 const NATIVE: &str = r#"use Socket;
     for my $type (SOCK_STREAM, SOCK_DGRAM) {
         socket(S, AF_INET, $type, 0) or die "socket: $!\n";
@@ -228,7 +228,7 @@ const NATIVE: &str = r#"use Socket;
     }
     print "free\n""#;
 
-/// A container of a native program, in which there is a module too.
+/// A container of a native program, which also contains a module.
 fn native<'a>(test: &'a Test, script: &str) -> Outcome<Bundle<'a>> {
     let module = fs::read(test.host.guest("probe")?)?;
     let bundle = test.perl(script)?.file("/probe.wasm", module)?;
@@ -258,15 +258,14 @@ fn a_module_in_a_native_container_is(test: &Test) -> Outcome {
     if test.host.lane != "v1" {
         ensure_eq(bind(5000)?.as_str(), "bound\n")?;
     }
-    // Below the container's own, and gone with it: the harness looks.
+    // This cgroup is below the container's, and disappears with it. The harness checks that.
     let cgroups = cgroups_of(&container.id);
     let inner = cgroups.iter().filter(|path| path.join("rt-modules").exists()).count();
     ensure_eq(inner, usize::from(test.host.lane != "v1"))?;
     test.rt(["exec", &container.id, "/usr/bin/perl", "-e", NATIVE])?.success().map(drop)
 }
 
-/// Entering the cgroup takes a right that the container's user does not have; the file was opened
-/// for it.
+/// The container's user may not enter the cgroup. Init has opened the file for that before.
 fn root_without_rights_is_limited_too(test: &Test) -> Outcome {
     needs_v2(test)?;
     let bundle = limited(test, &["bind", "udp", "0.0.0.0:5001"], "udp/5000", "")?;
@@ -278,7 +277,7 @@ fn root_without_rights_is_limited_too(test: &Test) -> Outcome {
     bundle.run()?.stdout(REFUSED).map(drop)
 }
 
-/// The lookup asks for the interfaces by Netlink, and for a daemon by a Unix socket, and does
+/// The lookup asks for the interfaces by Netlink, and for a daemon by a Unix socket. It succeeds
 /// without both.
 fn names_are_resolved(test: &Test) -> Outcome {
     let bundle = limited(test, &["resolve", "name.example"], "", "")?;
@@ -294,7 +293,7 @@ fn ports_of_udp_take_a_cgroup_of_v2(test: &Test) -> Outcome {
     let words = "limit the ports of UDP: this requires cgroup v2";
     bundle.try_create(&test.id())?.fails_with(words)?;
     needs_landlock()?;
-    // Who listens without a bind would be reached.
+    // Otherwise, others could reach a module that listens without a bind.
     let words = "limit the ports of TCP: who listens without a bind is kept out by a cgroup of v2";
     limited(test, &["sleep"], "tcp/80", "")?.try_create(&test.id())?.fails_with(words).map(drop)
 }

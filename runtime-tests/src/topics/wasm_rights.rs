@@ -1,4 +1,4 @@
-//! What a module may do, where its container's annotations say less than all.
+//! The rights of a module, if the annotations of its container limit them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -59,7 +59,7 @@ fn a_directory_that_is_not_there_is_an_error(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// An image could name its root by what the caller holds for a directory of data.
+/// By such a link, an image could show its root in the place of a directory of data.
 fn a_directory_that_is_a_link_is_an_error(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?.annotation(DIRS, "/data");
     std::os::unix::fs::symlink("/", bundle.rootfs().join("data"))?;
@@ -69,7 +69,7 @@ fn a_directory_that_is_a_link_is_an_error(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// Whoever shares a volume could exchange it until the start.
+/// Until `start`, a neighbour who shares a volume could exchange the directory.
 fn a_directory_is_the_one_that_was_there_at_create(test: &Test) -> Outcome {
     let bundle = test.wasm("probe", &["read", "/vol/etc/file"])?.annotation(DIRS, "/vol/etc");
     let bundle = bundle.file("/vol/etc/file", "listed\n")?.file("/etc/file", "secret\n")?;
@@ -81,7 +81,7 @@ fn a_directory_is_the_one_that_was_there_at_create(test: &Test) -> Outcome {
     ensure_eq(container.stdout()?.as_str(), "listed\n")
 }
 
-/// The guest's library panics when it gets none.
+/// The guest's library panics if it gets no socket.
 fn has_no_socket(output: &crate::harness::Output) -> Outcome {
     let said = format!("{}{}", output.stdout, output.stderr);
     ensure(output.code != Some(0) && !said.contains("ready"), said)
@@ -92,8 +92,7 @@ fn has_no_sockets_when_they_are_off(test: &Test) -> Outcome {
     has_no_socket(&bundle.run()?)
 }
 
-/// Without `noNewPrivileges`, a filter has to be loaded before privileges are given up, or they are
-/// given up for good.
+/// Without `noNewPrivileges`, the filter must be loaded before init gives up its privileges.
 fn has_no_sockets_where_privileges_may_be_gained(test: &Test) -> Outcome {
     let bundle = test
         .wasm("probe", &["accept", "8080"])?
@@ -107,11 +106,11 @@ fn exec_has_no_sockets_either(test: &Test) -> Outcome {
     has_no_socket(&test.rt(["exec", &container.id, "/probe.wasm", "accept", "8080"])?)
 }
 
-/// The annotation is of modules: a program beside one in a pod whose annotations are for all is
-/// left alone.
+/// The annotation is for modules. In a pod, a native program may have the same annotations, and
+/// keeps its sockets.
 fn a_native_program_has_sockets(test: &Test) -> Outcome {
     test.only_rt()?;
-    // By a socket of netlink's.
+    // `ip` opens a Netlink socket.
     let bundle = test
         .linux(&["/bin/ip", "address"])?
         .annotation("run.oci.handler", "wasm")
@@ -143,7 +142,7 @@ fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
 
 const FUEL: &str = "run.oci.wasm.fuel";
 
-/// Ended by a trap, however long that takes; and not before.
+/// A trap ends the module, however long the module takes, and not before its fuel is used up.
 fn is_ended_when_its_fuel_is_burnt(test: &Test) -> Outcome {
     let busy = test.wasm("probe", &["busy"])?.annotation(FUEL, "5000000");
     busy.run()?.code(134)?.fails_with("rt-wasmedge: trap: cost limit exceeded")?;
@@ -162,7 +161,7 @@ fn is_counted_in_native_code_too(test: &Test) -> Outcome {
     container.wait_for_output("ready\n")?;
     ensure_eq(super::wasm_cache::mode(&container)?.as_str(), "aot")?;
     busy.annotation(FUEL, "5000000").run()?.code(134)?.fails_with("trap: cost limit exceeded")?;
-    // Not what was compiled without counting.
+    // `rt` does not use native code that was compiled without the counter.
     test.wasm("probe", &["args"])?.run()?.success()?;
     ensure_eq(super::wasm_cache::files(test, "so").len(), 2)
 }

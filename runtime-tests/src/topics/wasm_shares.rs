@@ -1,5 +1,6 @@
-//! How tenants, which are pods or containers without one, share the compilers of modules and what
-//! is kept of them. Each test has compilers of its own, which those of other tests do not wait for.
+//! The shares of tenants in the compilers of modules and in the cache. A tenant is a pod, or a
+//! container without a pod. Each test has its own compilers, and compilers of other tests do not
+//! wait for them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -38,8 +39,7 @@ pub(super) fn section(kind: u8, content: &[u8]) -> Vec<u8> {
     [&[kind], leb(content.len()).as_slice(), content].concat()
 }
 
-/// A module that keeps a compiler at work for a minute, and does nothing: blocks that mix many
-/// variables.
+/// A module that takes a compiler a minute, and does nothing. Its blocks mix many variables.
 fn slow(seed: usize) -> Vec<u8> {
     const VARIABLES: usize = 300;
     const BLOCKS: usize = 60_000;
@@ -74,7 +74,7 @@ fn slow(seed: usize) -> Vec<u8> {
     .concat()
 }
 
-/// A module that says hello, and is as large as that.
+/// A module that prints its greeting and has this many bytes more.
 fn large(test: &Test, seed: u8, bytes: usize) -> Outcome<Vec<u8>> {
     let mut module = fs::read(test.host.guest("hello")?)?;
     module.extend(section(0, &[vec![1, b'x'], vec![seed; bytes]].concat()));
@@ -85,14 +85,14 @@ fn compilers_folder(test: &Test) -> PathBuf {
     test.folder.join("compilers")
 }
 
-/// What `/run/rt-compiler` is for the test's commands.
+/// The directory that the test's commands see as `/run/rt-compiler`.
 fn compilers_place(test: &Test) -> Outcome<PathBuf> {
     let place = compilers_folder(test);
     fs::create_dir_all(&place)?;
     Ok(place)
 }
 
-/// The runtime, whose compilers are the test's own.
+/// The runtime with the test's own compilers.
 fn alone(test: &Test, args: Vec<String>) -> Outcome<Command> {
     let command = test.command(args);
     let mut unshare = Command::new("unshare");
@@ -115,7 +115,7 @@ fn mode(test: &Test, id: &str) -> Outcome<String> {
     Ok(state["annotations"]["run.oci.engine.mode"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Makes a container, and says how its module is run.
+/// Makes a container, and returns the mode of its module.
 fn created(bundle: &Bundle<'_>) -> Outcome<String> {
     let id = bundle.test.id();
     bundle.write()?;
@@ -127,8 +127,8 @@ fn eager<'a>(test: &'a Test, module: &[u8], key: &str, pod: &str) -> Outcome<Bun
     Ok(test.module(module)?.annotation(COMPILE, "eager").annotation(key, pod))
 }
 
-/// The processes of this test whose command lines hold this: `--compile` are compilers, `worker`
-/// those that have them run.
+/// The processes of this test with this word in their command lines. `--compile` finds the
+/// compilers, and `worker` finds the workers.
 fn processes(test: &Test, word: &str) -> Vec<i32> {
     let root = test.state_root().display().to_string();
     let line = |pid: i32| {
@@ -163,7 +163,8 @@ fn signal(name: &str, pids: &[i32]) -> Outcome {
     Ok(())
 }
 
-/// Compilers of this test, also those whose parent has ended: their root is in its folder.
+/// The compilers of this test, including those whose parent has ended. Their root is in the test's
+/// directory.
 fn orphans(test: &Test) -> Vec<i32> {
     let folder = compilers_folder(test).display().to_string();
     let is_ours = |pid: &i32| {
@@ -177,8 +178,8 @@ fn orphans(test: &Test) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
 }
 
-/// Ends what a test has begun: those that wait for compilers, and these, which end with those that
-/// have them run. No later worker comes to their places, so their cgroups are removed here.
+/// Ends the callers of a test and their workers. The compilers end with their workers. No later
+/// worker uses these places, so this function removes their cgroups.
 fn end(test: &Test, callers: Vec<Child>) -> Outcome {
     for mut caller in callers {
         signal("-KILL", &[i32::try_from(caller.id())?])?;
@@ -201,7 +202,7 @@ fn end(test: &Test, callers: Vec<Child>) -> Outcome {
     left
 }
 
-/// Keeps one of the two places to compile in from all others.
+/// Holds one of the two places for compilers.
 fn hold(test: &Test, place: &str) -> Outcome<fs::File> {
     let folder = compilers_place(test)?.join(place);
     fs::create_dir_all(&folder)?;
@@ -213,8 +214,8 @@ fn hold(test: &Test, place: &str) -> Outcome<fs::File> {
 const FIRST: &str = "";
 const SECOND: &str = "@second";
 
-/// Three pods with modules that take a minute each are one tenant too many, or the same pod's
-/// three.
+/// Three pods with modules that take a minute each would be one tenant too many. Here one pod has
+/// three such modules.
 fn a_slow_module_does_not_hold_up_another_tenants(test: &Test) -> Outcome {
     host_with_defaults(test, json!({ "compile": "eager" }))?;
     let mut callers = Vec::new();
@@ -238,7 +239,7 @@ fn a_tenant_has_one_compiler_at_a_time(test: &Test) -> Outcome {
     wait_for_compiler("a slow module is compiled", || compilers(test).len() == 1)?;
     callers.push(begin(&eager(test, &slow(1), CRI_O, "a")?, &test.id())?);
     wait_for_compiler("the other one waits", || workers(test).len() == 2)?;
-    // Some turns of the one that waits.
+    // Some turns of the waiting worker.
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(20));
         most = most.max(compilers(test).len());
@@ -260,7 +261,7 @@ fn waiting_for_others_has_a_limit_of_its_own(test: &Test) -> Outcome {
     let words = "is interpreted: the compilers of others have not ended in time";
     ensure(output.stderr.contains(words), &output.stderr)?;
     ensure_eq((files(test, "job").len(), files(test, "failed").len()), (0, 0))?;
-    // What others are about to compile is no different.
+    // The same applies to a module that another tenant is about to have compiled.
     let mut caller = begin(&eager(test, &slow(0), CONTAINERD, "a")?, &test.id())?;
     wait_until("it waits", || files(test, "job").len() == 1)?;
     let same = eager(test, &slow(0), CONTAINERD, "b")?;
@@ -294,7 +295,7 @@ fn small_modules_go_first(test: &Test) -> Outcome {
     ensure(kept.len() == 2 && kept[0].1 < kept[1].1, format!("{kept:?}"))
 }
 
-/// Two tenants with slow modules have both places: the one in the second gives way to a third, and
+/// Two tenants with slow modules have both places. The second one makes way for a third tenant, and
 /// no third compiler runs.
 fn the_second_place_is_given_up(test: &Test) -> Outcome {
     host(test, json!({ "compiler": { "waitSeconds": 20 } }))?;
@@ -333,7 +334,7 @@ fn killed_compilers_leave_both_places_free(test: &Test) -> Outcome {
     }
     let held = [hold(test, FIRST)?, hold(test, SECOND)?];
     drop(held);
-    // What those have left that were killed is gone with the next one in their place.
+    // The next worker in a place removes the leftovers of a killed one.
     let left = |place: &str| -> Outcome<usize> {
         let entries = fs::read_dir(compilers_place(test)?.join(place))?.flatten();
         Ok(entries.filter(|it| it.file_name().to_string_lossy().starts_with("compiler-")).count())
@@ -341,7 +342,7 @@ fn killed_compilers_leave_both_places_free(test: &Test) -> Outcome {
     ensure_eq(left(FIRST)?, 0)
 }
 
-/// As in a cgroup that gets no time of the processor's.
+/// A worker in a cgroup without processor time would be stopped like this.
 fn a_waiter_that_is_stopped_stops_no_other(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let (first, second) = (hold(test, FIRST)?, hold(test, SECOND)?);
@@ -350,13 +351,14 @@ fn a_waiter_that_is_stopped_stops_no_other(test: &Test) -> Outcome {
     std::thread::sleep(Duration::from_millis(300));
     signal("-STOP", &workers(test))?;
     drop((first, second));
-    // One that is behind it, since it is larger.
+    // The larger module is behind the other one in the queue.
     let mode = created(&eager(test, &large(test, 1, 1 << 20)?, CONTAINERD, "b")?);
     end(test, vec![stopped])?;
     ensure_eq(mode?.as_str(), "aot")
 }
 
-/// The tenant that has claimed it has its compiler already; the other one does not wait for that.
+/// The tenant that has claimed the module already has a compiler. The other tenant does not wait
+/// for that compiler.
 fn a_module_that_two_tenants_want_has_the_share_of_both(test: &Test) -> Outcome {
     host(test, json!({}))?;
     let hello = fs::read(test.host.guest("hello")?)?;
@@ -388,7 +390,7 @@ fn a_pod_does_not_fill_the_queue(test: &Test) -> Outcome {
     wait_for_compiler("the workers have ended", || workers(test).is_empty())
 }
 
-/// A module that a tenant uses, as the first of all that are kept, and what is kept of it.
+/// A tenant's module, which is the first in the cache, and its native code.
 fn with_a_neighbour(test: &Test) -> Outcome<(Bundle<'_>, PathBuf)> {
     host(test, json!({ "cache": { "maxBytes": 4 << 20 } }))?;
     let module = fs::read(test.host.guest("wasi")?)?;
@@ -396,7 +398,7 @@ fn with_a_neighbour(test: &Test) -> Outcome<(Bundle<'_>, PathBuf)> {
     ensure_eq(created(&bundle)?.as_str(), "aot")?;
     let kept = files(test, "so");
     ensure_eq(kept.len(), 1)?;
-    // It was used an hour ago.
+    // The last use was an hour ago.
     let before = SystemTime::now() - Duration::from_secs(3600);
     for file in [kept[0].clone(), kept[0].with_extension("hits")] {
         fs::File::open(file)?.set_modified(before)?;
@@ -414,7 +416,7 @@ fn a_tenant_drives_out_its_own_first(test: &Test) -> Outcome {
     let sizes =
         files(test, "so").into_iter().filter_map(|file| Some(fs::metadata(file).ok()?.len()));
     let all: u64 = sizes.sum();
-    // With room for all, it may have more than its part.
+    // If the cache has room, a tenant may use more than its share.
     ensure((2 << 20..=4 << 20).contains(&all), format!("{all} bytes are kept"))
 }
 
@@ -426,7 +428,7 @@ fn a_huge_module_drives_out_nothing(test: &Test) -> Outcome {
     ensure(kept.exists(), "another tenant's native code is gone")?;
     let list = test.rt(["wasm", "cache", "list"])?.success()?.stdout;
     ensure(list.contains("its native code is more than half of the cache"), list)?;
-    // Whoever may decide about the cache may have all of it.
+    // The administrator of the cache may use all of it.
     host(test, json!({ "cache": { "maxBytes": 8 << 20 } }))?;
     let module = bundle.rootfs().join("module.wasm").display().to_string();
     let compile = ["wasm", "compile", "--force", &module].map(str::to_owned).to_vec();

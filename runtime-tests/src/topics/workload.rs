@@ -1,5 +1,5 @@
-//! Which workload a container is. The whole table is a unit test of rt; these show that the choice
-//! takes effect.
+//! The workload of a container. A unit test of `rt` has the whole table. These tests show that the
+//! choice takes effect.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -126,18 +126,18 @@ fn a_file_that_is_neither_is_refused(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// It runs as the native program that it is, in the sandbox, and never within an engine.
+/// The file runs as a native program in the container, and never in an engine.
 fn an_elf_file_named_wasm_runs_as_what_it_is(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.linux(&["/echo.wasm", "native"])?.annotation("run.oci.handler", "wasm");
     fs::hard_link(test.host.folder.join("busybox"), bundle.rootfs().join("echo"))?;
     fs::copy("/bin/busybox", bundle.rootfs().join("echo.wasm"))?;
-    // Without an execute bit it cannot be that either, and is refused.
+    // Without an execute bit, the file is not a program either, and `create` fails.
     fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o644))?;
     bundle.try_create(&test.id())?.fails_with("permission denied")?;
     fs::set_permissions(bundle.rootfs().join("echo.wasm"), fs::Permissions::from_mode(0o755))?;
-    // busybox goes by its name, and there is no applet of this one: its own words show that it ran
-    // natively.
+    // busybox chooses an applet by its name, and has none with this name. Its error shows that the
+    // file ran natively.
     let output = bundle.run()?;
     ensure(output.stderr.contains("applet not found"), output.stderr)
 }
@@ -182,7 +182,7 @@ fn a_module_is_found_in_path_or_cwd(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A copy of the installation, to take things away from.
+/// A copy of the installation, from which a test can remove files.
 fn installation(test: &Test) -> Outcome<std::path::PathBuf> {
     let runtime = test.host.runtime.canonicalize()?;
     let prefix = runtime.parent().and_then(|bin| bin.parent()).ok_or("not in a bin folder")?;
@@ -216,7 +216,7 @@ fn a_missing_engine_is_an_error(test: &Test) -> Outcome {
     let prefix = installation(test)?;
     fs::remove_dir_all(prefix.join("libexec"))?;
     run_installed(test, &prefix, &bundle)?.fails_with("no Wasm engine is installed in `")?;
-    // Linux containers need none.
+    // Linux containers need no engine.
     run_installed(test, &prefix, &test.sh("echo linux")?)?.success()?.stdout("linux\n").map(drop)
 }
 
@@ -249,7 +249,7 @@ fn a_proc_of_the_images_is_an_error(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with("`/proc` is not procfs").map(drop)
 }
 
-/// Installs an engine whose program is busybox by this name, and runs these worlds.
+/// Installs an engine for these worlds, with busybox under this name as its program.
 fn install(prefix: &std::path::Path, name: &str, program: &str, worlds: &[&str]) -> Outcome {
     let engine = prefix.join("libexec/rt").join(name);
     fs::create_dir_all(&engine)?;
@@ -258,8 +258,8 @@ fn install(prefix: &std::path::Path, name: &str, program: &str, worlds: &[&str])
     Ok(fs::write(engine.join("engine.json"), description.to_string())?)
 }
 
-/// An installation with one engine for modules, which prints its options, and one for components,
-/// which prints nothing.
+/// An installation with an engine for modules, which prints its options, and an engine for
+/// components, which prints nothing.
 fn two_engines(test: &Test) -> Outcome<std::path::PathBuf> {
     let prefix = installation(test)?;
     fs::remove_dir_all(prefix.join("libexec"))?;
