@@ -1,5 +1,6 @@
-//! The callers' configurations that come with `rt`, held against what their programs take: where
-//! these run, they are given them (topics `podman`, `docker`, `cri`); these are the others.
+//! The configurations for callers that come with `rt`, compared with the formats of the callers.
+//! The topics `podman`, `docker` and `cri` test their configurations with the callers themselves.
+//! This topic tests the others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,8 +29,7 @@ fn read(test: &Test, name: &str) -> Outcome<String> {
     }
 }
 
-/// The objects of a file, each of which has to be of the type that its `kind` says, down to the
-/// last field.
+/// The objects in a file. Each object must be of the type in its `kind`, with all its fields.
 fn objects(test: &Test, name: &str) -> Outcome<Vec<Value>> {
     let text = read(test, name)?;
     let documents = text.split("\n---\n").map(serde_saphyr::from_str::<Value>);
@@ -46,7 +46,7 @@ fn objects(test: &Test, name: &str) -> Outcome<Vec<Value>> {
     Ok(objects)
 }
 
-/// What the type does not know is lost when it is written again.
+/// An unknown field would be lost when the object is written again.
 fn is_all_of<T: DeserializeOwned + Serialize>(object: &Value) -> Outcome {
     let typed: T = serde_json::from_value(object.clone())?;
     ensure_eq(&serde_json::to_value(typed)?, object)
@@ -57,14 +57,14 @@ fn kubernetes_objects_are_of_their_types(test: &Test) -> Outcome {
     ensure_eq(classes.len(), 2)?;
     let set = objects(test, "kubernetes/daemonset.yaml")?;
     ensure_eq(set.len(), 1)?;
-    // A node that pods may go to keeps what was installed there.
+    // Two labels: pods may use a node on which the DaemonSet does not install any more.
     let install = &set[0]["spec"]["template"]["spec"]["nodeSelector"];
     for class in &classes {
         let ready = &class["scheduling"]["nodeSelector"];
         ensure(ready.is_object() && ready != install, "one label for two things")?;
     }
     let service = objects(test, "kubernetes/deployment.yaml")?;
-    // The service is for the pods that the deployment makes, at the port that their container has.
+    // The service is for the pods of the deployment, and for the port of their container.
     let pod = &service[0]["spec"]["template"];
     ensure_eq(&service[1]["spec"]["selector"], &pod["metadata"]["labels"])?;
     let port = &pod["spec"]["containers"][0]["ports"][0]["containerPort"];
@@ -102,7 +102,7 @@ struct CriORuntime {
     runtimes: BTreeMap<String, CriOHandler>,
 }
 
-/// All keys of CRI-O's `RuntimeHandler` (its `pkg/config/config.go`, 1.33; crio.conf(5),
+/// All keys of CRI-O's `RuntimeHandler` (`pkg/config/config.go` of version 1.33; crio.conf(5),
 /// "CRIO.RUNTIME.RUNTIMES TABLE").
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -126,8 +126,8 @@ struct CriOHandler {
     default_annotations: BTreeMap<String, String>,
 }
 
-/// `AllAllowedAnnotations` of CRI-O's `pkg/annotations/annotations.go`: another one keeps it from
-/// starting.
+/// `AllAllowedAnnotations` of CRI-O's `pkg/annotations/annotations.go`. With any other annotation,
+/// CRI-O does not start.
 const CRI_O_ANNOTATIONS: [&str; 26] = [
     "bundle",
     "cpu-c-states.crio.io",
@@ -162,7 +162,7 @@ fn cri_o_knows_every_key(test: &Test) -> Outcome {
     for (name, handler) in &crio.crio.runtime.runtimes {
         ensure_eq(handler.runtime_type.as_str(), "oci")?;
         ensure(handler.runtime_path.ends_with(&format!("/bin/{name}")), &handler.runtime_path)?;
-        // One state: what one creates, the other deletes.
+        // All handlers share one state, so each can delete the containers of the others.
         ensure_eq(handler.runtime_root.as_str(), "/run/rt")?;
         for annotation in &handler.allowed_annotations {
             ensure(CRI_O_ANNOTATIONS.contains(&annotation.as_str()), annotation)?;
@@ -175,7 +175,7 @@ fn cri_o_knows_every_key(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The runtimes in one of containerd's files.
+/// The table of runtimes in one of the files for containerd.
 fn containerd(test: &Test, version: &str, plugin: &str) -> Outcome<toml::Table> {
     let file: toml::Table =
         toml::from_str(&read(test, &format!("containerd/config-{version}.toml"))?)?;
@@ -189,7 +189,7 @@ fn containerd(test: &Test, version: &str, plugin: &str) -> Outcome<toml::Table> 
     Ok(table)
 }
 
-/// The one that runs in the tests is of version 1.
+/// The tests usually run containerd 1, so they do not try the file for containerd 2.
 fn containerd_2_is_told_what_1_is(test: &Test) -> Outcome {
     ensure_eq(
         containerd(test, "v3", "io.containerd.cri.v1.runtime")?,

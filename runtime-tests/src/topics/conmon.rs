@@ -1,5 +1,5 @@
-//! conmon, driven as CRI-O and podman drive it: it calls the runtime, keeps its streams, and writes
-//! down how it ended.
+//! conmon, with the command lines of CRI-O and podman. conmon calls the runtime, keeps the streams
+//! of the container, and records its exit code.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ super::tests! { "conmon":
     begins_another_log, changes_the_size_of_a_terminal, ends_an_exec_that_takes_too_long,
 }
 
-/// Where conmon writes to.
+/// The directory to which conmon writes.
 struct Conmon<'a> {
     test: &'a Test,
     id: String,
@@ -43,8 +43,8 @@ impl<'a> Conmon<'a> {
         self.folder.join(name).display().to_string()
     }
 
-    /// Runs it; what it says to its caller is on the file behind the descriptor that a variable
-    /// names.
+    /// Runs conmon, and returns its message to the caller. conmon writes the message to the
+    /// descriptor that a variable names. Here the descriptor is a file.
     fn run(&self, args: &[&str]) -> Outcome<Value> {
         let said = self.folder.join("said");
         let _ = fs::remove_file(&said);
@@ -61,18 +61,18 @@ impl<'a> Conmon<'a> {
         command.args(["--socket-dir-path", &self.path("sockets"), "--log-level", "error"]);
         command.arg(format!("--runtime-arg=--root={}", self.test.state_root().display()));
         command.args(["--api-version", "1"]).args(args);
-        // Of want of memory it leaves a file where it was started, too.
+        // When memory runs out, conmon also leaves a file in its working directory.
         command.current_dir(&self.folder);
-        // It holds them open as long as the container lives.
+        // conmon keeps its streams open as long as the container lives.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
         wait_until("conmon has said something", || {
             fs::read_to_string(&said).is_ok_and(|text| text.ends_with('\n') || text.ends_with('}'))
         })?;
-        // Of a program that `exec` started, how it ended comes in a second line.
+        // For a program of `exec`, conmon adds a second line with the exit code.
         Ok(serde_json::from_str(fs::read_to_string(said)?.lines().next().unwrap_or_default())?)
     }
 
-    /// Creates a container and starts it.
+    /// Creates and starts a container.
     fn start(&self, bundle: &Bundle<'_>, args: &[&str]) -> Outcome {
         bundle.write()?;
         let folder = bundle.folder.display().to_string();
@@ -83,13 +83,13 @@ impl<'a> Conmon<'a> {
         self.test.rt(["start", &self.id])?.success().map(drop)
     }
 
-    /// What was printed, without the time of each line.
+    /// The container's output, without the time at the beginning of each line.
     fn log(&self) -> Outcome<String> {
         let text = fs::read_to_string(self.path("log"))?;
         let mut log = String::new();
         for line in text.lines() {
             let line = line.split_once(' ').map_or(line, |(_, rest)| rest).replace('\r', "");
-            // Of a line that came in pieces, all but the last are marked with a P.
+            // If a line came in pieces, conmon marks all pieces except the last one with a P.
             match line.split_once(" P ") {
                 Some((stream, piece)) => log += &format!("{stream} F {piece}"),
                 None if log.is_empty() || log.ends_with('\n') => log += &(line + "\n"),
@@ -129,7 +129,7 @@ fn gives_a_terminal(test: &Test) -> Outcome {
     ensure_eq(conmon.log()?.as_str(), "stdout F terminal\n")
 }
 
-/// The message is what `kubectl describe` shows.
+/// `kubectl describe` shows this message.
 fn is_told_why_a_creation_failed(test: &Test) -> Outcome {
     test.only_rt()?;
     let conmon = Conmon::new(test)?;
@@ -143,7 +143,7 @@ fn is_told_why_a_creation_failed(test: &Test) -> Outcome {
     ensure(message.contains("open source `/no/such/source`: No such file or directory"), message)
 }
 
-/// CRI-O and podman tell the code 127 by these words.
+/// By these words, CRI-O and podman choose the exit code 127.
 fn hears_of_a_missing_program(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     let bundle = test.linux(&["/none"])?;
@@ -153,7 +153,8 @@ fn hears_of_a_missing_program(test: &Test) -> Outcome {
     ensure(message.to_lowercase().contains("no such file or directory"), message)
 }
 
-/// As `ExecSync` of CRI: a process description in a file, the output in a log of its own.
+/// Like `ExecSync` of CRI: the process description is in a file, and the output goes to a separate
+/// log.
 fn exec(
     test: &Test,
     conmon: &Conmon<'_>,
@@ -194,12 +195,12 @@ fn keeps_the_output_of_exec(test: &Test) -> Outcome {
     ensure(log.contains("stdout F in\n") && log.contains("stderr F bad\n"), log)
 }
 
-/// As a probe that hangs: conmon kills its process group, which has to be its own, and CRI-O is
-/// told so by these words.
+/// Like a probe that hangs. conmon kills the process group of the program, which must be its own
+/// group. CRI-O recognizes this message.
 fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     conmon.start(&test.sh("trap 'exit 5' TERM; while :; do sleep 0.1; done")?, &[])?;
-    // A child of its own is in the group too.
+    // A child is in the process group too.
     let script = "echo before; sleep 61 & sleep 61";
     for terminal in [&["--sync", "-T", "1"][..], &["--sync", "-T", "1", "-t"]] {
         let second = exec_with(test, &conmon, script, terminal)?;
@@ -211,7 +212,7 @@ fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
         let listed = || test.rt(["ps", &conmon.id]).map(|output| output.stdout);
         wait_until("it is gone", || listed().is_ok_and(|list| !list.contains("sleep 61")))?;
     }
-    // The container lives on.
+    // The container still runs.
     let state = test.rt(["state", &conmon.id])?.success()?.stdout;
     ensure_eq(&serde_json::from_str::<Value>(&state)?["status"], &json!("running"))?;
     test.rt(["kill", &conmon.id, "TERM"])?.success()?;
@@ -225,13 +226,13 @@ fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {
     ensure_eq((code.as_str(), log.as_str()), ("4", "stdout F terminal\n"))
 }
 
-/// By a file called `oom`, which CRI-O looks for.
+/// conmon makes a file with the name `oom`, which CRI-O looks for.
 fn notices_want_of_memory(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     needs(test, "memory")?;
     if test.host.by_systemd {
-        // conmon 2.1.6 stops watching when it is told of the want before somebody is killed; then
-        // it looks once more at the end.
+        // If the kernel reports the lack of memory before it kills a process, conmon 2.1.6 stops
+        // watching. Then conmon looks once more at the end.
         return skip("systemd removes the cgroup before conmon looks, at times");
     }
     let script = "sh -c 'x=x; while :; do x=$x$x; done'; exit 9";
@@ -243,13 +244,13 @@ fn notices_want_of_memory(test: &Test) -> Outcome {
     ensure(conmon.folder.join("persist/oom").exists(), "no file `oom`")
 }
 
-/// By the socket at which a client attaches.
+/// A client attaches through this socket.
 fn passes_on_what_is_typed(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     let bundle = test.sh("read line; echo got $line; read line || exit 5")?;
     conmon.start(&bundle, &["-i"])?;
     let socket: OwnedFd = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
-    // The path is too long for an address.
+    // The path is too long for a socket address.
     let path = PathBuf::from(conmon.path("sockets")).join(&conmon.id).join("attach");
     let link = test.folder.join("a");
     std::os::unix::fs::symlink(path, &link)?;
@@ -259,11 +260,11 @@ fn passes_on_what_is_typed(test: &Test) -> Outcome {
     stream.write_all(b"words\n")?;
     let mut answer = [0; 100];
     let length = stream.read(&mut answer)?;
-    // The first byte says which stream it is: 2 is standard output.
+    // The first byte names the stream: 2 is standard output.
     ensure_eq(&answer[..length], b"\x02got words\n".as_slice())
 }
 
-/// As kubelet has CRI-O do it, when a log has grown: moved away, then asked for anew.
+/// When a log has grown, kubelet moves it away, and CRI-O asks conmon for a new one.
 fn begins_another_log(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     let bundle = test.sh("echo one; while ! test -e /go; do sleep 0.1; done; echo two; exit 4")?;

@@ -1,5 +1,5 @@
-//! containerd, by its own client `ctr`, which names the runtime's binary. The daemon is systemd's
-//! in the virtual machine, and the test's own elsewhere.
+//! containerd, with its client `ctr`. The test passes the runtime's executable to `ctr`. In the
+//! machine, systemd runs the daemon. Elsewhere the test runs its own daemon.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,15 +17,15 @@ struct Containerd<'a> {
     test: &'a Test,
     id: String,
     rootfs: String,
-    /// None where systemd's is asked.
+    /// None if systemd runs the daemon.
     daemon: Option<Daemon>,
 }
 
 impl<'a> Containerd<'a> {
-    /// With a folder as the root: no image has to be pulled.
+    /// A client whose containers use a directory as their root, so that no image is necessary.
     fn new(test: &'a Test, wasm: bool) -> Outcome<Containerd<'a>> {
         test.only_rt()?;
-        // Of each container, it asks for a share.
+        // containerd sets CPU shares for each container.
         needs(test, "cpu")?;
         if !Path::new("/usr/bin/ctr").exists() {
             return skip("no `/usr/bin/ctr`");
@@ -57,7 +57,7 @@ impl<'a> Containerd<'a> {
         Output::of(command)
     }
 
-    /// What `ctr run` needs to know to call this runtime.
+    /// The flags by which `ctr run` calls the tested runtime.
     fn flags(&self) -> Vec<String> {
         let mut flags =
             vec!["--runc-binary".to_owned(), self.test.host.runtime.display().to_string()];
@@ -69,7 +69,7 @@ impl<'a> Containerd<'a> {
             format!("/{}", self.id)
         };
         flags.extend(["--cgroup".into(), group]);
-        // Where a shim is killed, what it read from is left.
+        // A killed shim leaves its fifos behind.
         flags.extend(["--fifo-dir".into(), self.test.folder.join("fifo").display().to_string()]);
         flags
     }
@@ -100,7 +100,7 @@ impl<'a> Containerd<'a> {
 
 impl Drop for Containerd<'_> {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a container is left.
         let _ = self.tasks(&["delete", "--force", &self.id]);
         let _ = self.ctr(&["containers", "delete", &self.id]);
     }
@@ -158,7 +158,7 @@ fn limits_memory(test: &Test) -> Outcome {
     ensure_eq(super::cri::memory_limit(&containerd.id)?, 64 << 20)
 }
 
-/// By its own reading of the cgroup that `rt` has made.
+/// containerd itself reads the cgroup that `rt` has made.
 fn counts_what_a_task_uses(test: &Test) -> Outcome {
     needs(test, "pids")?;
     let containerd = Containerd::new(test, false)?;
@@ -170,7 +170,7 @@ fn counts_what_a_task_uses(test: &Test) -> Outcome {
 
 fn gives_a_terminal(test: &Test) -> Outcome {
     let containerd = Containerd::new(test, false)?;
-    // Its client wants one of its own to pass on.
+    // `ctr` must have a terminal itself.
     let address = containerd.daemon.as_ref().map(|daemon| daemon.socket().display().to_string());
     let address = address.map_or_else(String::new, |address| format!("--address {address}"));
     let line = format!(
@@ -185,7 +185,7 @@ fn gives_a_terminal(test: &Test) -> Outcome {
     ensure(output.stdout.contains("terminal"), output.stdout)
 }
 
-/// From the log that the shim reads.
+/// The shim reads the error in the log.
 fn says_what_is_wrong(test: &Test) -> Outcome {
     let containerd = Containerd::new(test, false)?;
     let failed = containerd.run(&["--rm"], &["/none"])?;
@@ -202,7 +202,7 @@ fn pauses_a_module(test: &Test) -> Outcome {
     containerd.is("PAUSED")?;
     containerd.tasks(&["resume", &containerd.id])?.success()?;
     containerd.is("RUNNING")?;
-    // It goes on where it was: a module whose wait was cut short would have ended.
+    // The module still waits. If the pause had cut its wait short, the module would have ended.
     std::thread::sleep(std::time::Duration::from_millis(200));
     containerd.is("RUNNING")?;
     let exec = ["exec", "--exec-id", "e", &containerd.id, "/probe.wasm", "exit", "3"];
@@ -213,7 +213,8 @@ fn pauses_a_module(test: &Test) -> Outcome {
     ensure(deleted.stderr.contains("exit code 143"), deleted.stderr)
 }
 
-/// containerd has another one call `delete --force`, without the flag that says who makes cgroups.
+/// containerd starts another shim, which calls `delete --force` without the flag
+/// `--systemd-cgroup`.
 fn cleans_up_after_a_shim_that_was_killed(test: &Test) -> Outcome {
     let mut containerd = Containerd::new(test, false)?;
     let wasm = test.image("wasm", true)?.display().to_string();
@@ -235,7 +236,7 @@ fn cleans_up_after_a_shim_that_was_killed(test: &Test) -> Outcome {
             containerd.tasks(&["list"]).is_ok_and(|list| !list.stdout.contains(&containerd.id))
         })?;
         containerd.ctr(&["containers", "delete", &containerd.id])?.success()?;
-        // The name is free again.
+        // The id is free again.
         containerd.run(flags, program)?.success()?;
         containerd.is("RUNNING")?;
         containerd.tasks(&["delete", "--force", &containerd.id])?.success()?;

@@ -1,4 +1,4 @@
-//! Pods, as kubelet has containerd make them: the container runtime interface over gRPC.
+//! Pods that containerd makes for a kubelet, over gRPC (CRI).
 
 use std::fs;
 
@@ -16,7 +16,7 @@ super::tests! { "cri":
     outlives_a_shim_that_was_killed, read_only_is_so_below_if_asked_for,
 }
 
-/// What the pod's annotations say of its container.
+/// Adds the annotation that a pod would have for its container.
 fn as_wasm(config: &mut cri::ContainerConfig) {
     config.annotations.insert("run.oci.handler".into(), "wasm".into());
 }
@@ -66,11 +66,11 @@ fn execs(test: &Test) -> Outcome {
     let said = kubelet.exec(&container, &["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])?;
     ensure_eq(said.exit_code, 3)?;
     ensure_eq((&said.stdout[..], &said.stderr[..]), (&b"out\n"[..], &b"err\n"[..]))?;
-    // What a readiness probe sees of a program that is not there.
+    // A readiness probe whose program does not exist sees this error.
     ensure(kubelet.exec(&container, &["/none"]).is_err(), "it was there")
 }
 
-/// As a probe of a module's container would.
+/// Like a probe of a container with a module.
 fn execs_in_a_module(test: &Test) -> Outcome {
     let kubelet = Kubelet::new(test)?;
     let pod = kubelet.run_pod("rt")?;
@@ -79,7 +79,7 @@ fn execs_in_a_module(test: &Test) -> Outcome {
     ensure_eq(said.exit_code, 9)
 }
 
-/// `kubectl exec -it`: a web socket with a channel for each stream (`v4.channel.k8s.io`).
+/// `kubectl exec -it`: a WebSocket with a channel for each stream (`v4.channel.k8s.io`).
 fn execs_with_streams(test: &Test) -> Outcome {
     const STDIN: u8 = 0;
     const STDOUT: u8 = 1;
@@ -124,7 +124,7 @@ fn stops_with_sigterm_then_with_sigkill(test: &Test) -> Outcome {
     stop_three(Kubelet::new(test)?)
 }
 
-/// Then the end of the first process is not the end of what it has started.
+/// With a shared pid namespace, the end of the first process does not end its children.
 fn stops_in_a_pod_that_shares_processes(test: &Test) -> Outcome {
     let mut kubelet = Kubelet::new(test)?;
     kubelet.shares_processes = true;
@@ -188,8 +188,8 @@ fn tells_of_want_of_memory(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let kubelet = Kubelet::new(test)?;
     let pod = kubelet.run_pod("rt")?;
-    // The first process lives on for a while, so that containerd hears of the other before it hears
-    // of the end.
+    // The first process lives a little longer. So containerd hears of the lack of memory before it
+    // hears of the end.
     let greedy = "sh -c 'x=x; while :; do x=$x$x; done'; sleep 2; exit 9";
     let container = kubelet.run(&pod, LINUX, &["/bin/sh", "-c", greedy], |config| {
         config.linux = Some(kubelet.linux(memory(16 << 20)));
@@ -198,7 +198,7 @@ fn tells_of_want_of_memory(test: &Test) -> Outcome {
     ensure_eq((status.exit_code, status.reason.as_str()), (9, "OOMKilled"))
 }
 
-/// And no swap.
+/// A memory limit without swap.
 fn memory(bytes: i64) -> cri::LinuxContainerResources {
     cri::LinuxContainerResources {
         memory_limit_in_bytes: bytes,
@@ -207,7 +207,7 @@ fn memory(bytes: i64) -> cri::LinuxContainerResources {
     }
 }
 
-/// A stop that comes too late changes nothing.
+/// A stop that comes later changes nothing.
 fn a_module_out_of_memory_stays_so(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let kubelet = Kubelet::new(test)?;
@@ -227,7 +227,8 @@ fn a_module_out_of_memory_stays_so(test: &Test) -> Outcome {
     ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))
 }
 
-/// KEP-3857: containerd asks `rt features` whether a handler can do that, and for the option `rro`.
+/// KEP-3857: containerd asks `rt features` whether a handler supports recursive read-only mounts,
+/// and then uses the option `rro`.
 fn read_only_is_so_below_if_asked_for(test: &Test) -> Outcome {
     let kubelet = Kubelet::new(test)?;
     if !kubelet.version()?.trim_start_matches('v').starts_with("2.") {
@@ -268,7 +269,7 @@ fn read_only_is_so_below_if_asked_for(test: &Test) -> Outcome {
         config.mounts = vec![mount(true, true, private)];
     })?;
     ensure_eq(kubelet.wait(&module)?.exit_code, 1)?;
-    // What cannot be is refused before the runtime is called.
+    // containerd refuses an impossible combination before it calls the runtime.
     let slave = cri::MountPropagation::PropagationHostToContainer;
     for wrong in [mount(false, true, private), mount(true, true, slave)] {
         let made =
@@ -289,7 +290,8 @@ fn says_why_a_container_does_not_start(test: &Test) -> Outcome {
     ensure(error.contains("exec: `/none`: no such file or directory"), error)
 }
 
-/// One for all of a pod: what was in it has ended, nothing of it is left, and another pod runs.
+/// All containers of a pod have one shim. If it is killed, they have ended, nothing of them is
+/// left, and another pod can run.
 fn outlives_a_shim_that_was_killed(test: &Test) -> Outcome {
     let kubelet = Kubelet::new(test)?;
     if kubelet.version()?.trim_start_matches('v').starts_with("2.") {

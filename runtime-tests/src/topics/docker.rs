@@ -1,5 +1,5 @@
-//! Docker, with the configuration that comes with `rt`. In the virtual machine, where systemd runs
-//! its daemon.
+//! Docker, with the configuration that comes with `rt`. Only in the machine, where systemd runs
+//! Docker's daemon.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,8 @@ struct Docker<'a> {
     image: String,
 }
 
-/// `daemon.json` with the paths of this runtime, and the daemon. Once, for all tests.
+/// Writes `daemon.json` with the paths of the tested runtime, and starts the daemon, once for all
+/// tests.
 fn daemon(test: &Test) -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     let start = || -> Outcome {
@@ -40,7 +41,7 @@ fn daemon(test: &Test) -> Result<(), String> {
 }
 
 impl<'a> Docker<'a> {
-    /// With an image made of a folder.
+    /// A client, and an image made of a directory.
     fn new(test: &'a Test, wasm: bool) -> Outcome<Docker<'a>> {
         test.only_rt()?;
         if !Path::new("/usr/sbin/dockerd").exists() || !Path::new("/run/systemd/system").exists() {
@@ -85,7 +86,7 @@ impl<'a> Docker<'a> {
 
 impl Drop for Docker<'_> {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a container is left.
         let _ = self.docker(&["rm", "--force", &self.name()]);
         let _ = self.docker(&["rmi", "--force", &self.image]);
         let _ = self.test;
@@ -145,7 +146,7 @@ fn execs_in_a_container(test: &Test) -> Outcome {
     let flags = ["exec", "--user", "5:6", "--workdir", "/tmp", "--env", "A=b", &name];
     let look = ["/bin/sh", "-c", "id -u; pwd; echo $A"];
     docker.docker(&[&flags[..], &look].concat())?.success()?.stdout("5\n/tmp\nb\n")?;
-    // 126 before Docker 28, which has noticed what it means.
+    // Docker before version 28 returns 126, because it does not recognize the error.
     let missing = docker.docker(&["exec", &name, "/none"])?.code;
     ensure(matches!(missing, Some(126 | 127)), format!("{missing:?}"))?;
     let top = docker.docker(&["top", &name])?.success()?.stdout;
@@ -208,7 +209,7 @@ fn obeys_the_flags_of_security(test: &Test) -> Outcome {
     let docker = Docker::new(test, false)?;
     let script = "touch /new 2>/dev/null || echo refused; echo x > /tmp/y && cat /tmp/y; id -u; \
                   grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -d '\\t'";
-    // A tmpfs has the mode of the directory that it covers.
+    // A tmpfs gets the mode of the directory that it covers.
     let tmpfs = "/tmp:mode=1777";
     let flags = ["--rm", "--read-only", "--tmpfs", tmpfs, "--user", "7", "--cap-drop", "ALL"];
     docker
@@ -237,7 +238,7 @@ fn mounts_volumes(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")
 }
 
-/// As Docker 25 and later have it for each `ro`, where `features` of the runtime names the option
+/// Docker 25 and later does this for each `ro` volume, if the runtime's `features` lists the option
 /// `rro`.
 fn mounts_volumes_read_only_below_too(test: &Test) -> Outcome {
     let docker = Docker::new(test, false)?;

@@ -1,4 +1,4 @@
-//! What a cluster is given: the script that puts `rt` on a node, executed on a folder that stands
+//! The files for a cluster: the script that installs `rt` on a node runs on a directory that stands
 //! for the node.
 
 use std::fs;
@@ -20,7 +20,7 @@ struct Node {
     root: PathBuf,
 }
 
-/// A tree as a package has it, and a node with CRI-O.
+/// The tree of a package, and a node with CRI-O.
 fn node(test: &Test) -> Outcome<Node> {
     test.only_rt()?;
     if !Path::new(CALLERS).is_dir() {
@@ -121,7 +121,8 @@ fn a_wrong_tree_is_refused(test: &Test) -> Outcome {
     ensure(!node.root.join("usr/lib/rt").exists(), "something was made")
 }
 
-/// As in the image of the `DaemonSet`: its applets alone are in `PATH`, and the tree has an engine.
+/// As in the image of the `DaemonSet`: only busybox's applets are in `PATH`, and the tree has an
+/// engine.
 fn a_nodes_image_needs_nothing_but_busybox(test: &Test) -> Outcome {
     let node = node(test)?;
     let engine = node.tree.join("libexec/rt/wasmedge");
@@ -157,9 +158,9 @@ fn a_nodes_image_needs_nothing_but_busybox(test: &Test) -> Outcome {
     let mode = |name: &str| -> Outcome<u32> {
         Ok(fs::metadata(place.join(name))?.permissions().mode() & 0o777)
     };
-    // Nobody but root may write to what root runs.
+    // Only root may write to files that root runs.
     ensure_eq((mode("ld.so")?, mode("lib/libwasmedge.so.0")?), (0o755, 0o644))?;
-    // A library that was changed, or a file too many, is noticed by these applets too.
+    // With these applets, the script also notices a changed library and an additional file.
     for (name, text) in [("lib/libwasmedge.so.0", "changed"), ("lib/other.so", "")] {
         fs::write(place.join(name), text)?;
         ensure(node.install_by(shell(&[]))?.success()?.stdout.starts_with("rt is in"), name)?;

@@ -1,5 +1,5 @@
-//! The packages: the one of Debian is installed, used and removed in the virtual machine, which
-//! nobody else needs afterwards; the others in a folder.
+//! The packages. The deb is installed, used and removed in the machine, which is thrown away
+//! afterwards. The others are installed in a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ fn packages_with(end: &str) -> Outcome<Vec<PathBuf>> {
     if packages.is_empty() { skip(format!("no `*{end}` in target/packages")) } else { Ok(packages) }
 }
 
-/// The one with the compiler of modules, or the other.
+/// The package with the compiler of modules, or the package without it.
 fn package_with(end: &str, compiler: bool) -> Outcome<String> {
     let is_compiler = |path: &PathBuf| path.to_string_lossy().contains("rt-runtime-compiler");
     let mut packages = packages_with(end)?.into_iter();
@@ -45,7 +45,7 @@ fn output(program: &str, args: &[&str]) -> Outcome<Output> {
     Output::of(command)
 }
 
-/// Beside the client of Request Tracker, which is called the same.
+/// The client of Request Tracker, which has the same name, is installed too.
 fn is_installed_used_and_removed(test: &Test) -> Outcome {
     test.only_rt()?;
     let package = package()?;
@@ -62,7 +62,7 @@ fn is_installed_used_and_removed(test: &Test) -> Outcome {
     let choice = ["--set", "rt", "/usr/lib/rt/bin/rt"];
     output("update-alternatives", &choice)?.success()?;
     ensure(output("rt", &["--version"])?.success()?.stdout.starts_with("rt version"), "not rt")?;
-    // As a caller's configuration names it.
+    // The program at the path that the callers' configurations name.
     let bundle = test.sh("echo installed")?;
     bundle.write()?;
     let folder = bundle.folder.display().to_string();
@@ -78,7 +78,7 @@ fn is_installed_used_and_removed(test: &Test) -> Outcome {
     let run = [&flags[..], &["run", "--bundle", &folder, "packaged"]].concat();
     output("rt-wasm", &run)?.success()?.stdout("Hello from Wasm!\n")?;
     ensure(Path::new("/usr/share/man/man1/rt.1.gz").exists(), "no manual page")?;
-    // The compiler's depends on it.
+    // The package of the compiler depends on this one.
     ensure(output("dpkg", &["--remove", "rt-runtime"])?.code != Some(0), "it was removed")?;
     output("dpkg", &["--remove", "rt-runtime-compiler"])?.success()?;
     ensure(!Path::new("/usr/lib/rt/libexec/rt/wasmedge/compiler").exists(), "it is left")?;
@@ -115,14 +115,14 @@ fn names_what_it_holds(test: &Test) -> Outcome {
             format!("no {file} in {list}"),
         )?;
     }
-    // Nothing that somebody else could change is run as root.
+    // Root must not run files that others can change.
     let open: Vec<&str> =
         list.lines().filter(|line| line.starts_with('-') && line.as_bytes()[8] == b'w').collect();
     ensure_eq(open, Vec::new())?;
     ensure(list.lines().all(|line| line.contains(" root/root ")), "not root's")
 }
 
-/// Its scripts are not run: they are for a root that has a shell.
+/// The package's scripts do not run, because they need a root with a shell.
 fn the_rpm_is_installed_and_removed(test: &Test) -> Outcome {
     test.only_rt()?;
     let package = package_with(".rpm", false)?;
@@ -176,7 +176,8 @@ fn the_sums_are_theirs(test: &Test) -> Outcome {
     Output::of(command)?.success().map(drop)
 }
 
-/// In a folder, as a packager has it. Both shells that look for a command's own file find one.
+/// Installs in a directory, as a packager would. bash and fish load one file per command, and find
+/// one for each name.
 fn make_installs_manual_pages_and_completions(test: &Test) -> Outcome {
     test.only_rt()?;
     let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -204,7 +205,7 @@ fn make_installs_manual_pages_and_completions(test: &Test) -> Outcome {
     starts("rt/podman/rt.conf", "rt = [\"/opt/rt/bin/rt\"]")
 }
 
-/// Of the deb, where bash-completion looks.
+/// The files of the deb, in the directory of bash-completion.
 fn a_shell_completes_either_name(test: &Test) -> Outcome {
     test.only_rt()?;
     let root = test.folder.join("root").display().to_string();
@@ -221,7 +222,7 @@ fn a_shell_completes_either_name(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With what is linked into it.
+/// The licences of `rt`, and of everything that is linked into it.
 fn says_under_which_licences_it_is(test: &Test) -> Outcome {
     test.only_rt()?;
     let root = test.folder.join("root");
@@ -240,14 +241,15 @@ fn says_under_which_licences_it_is(test: &Test) -> Outcome {
     ] {
         ensure(text.contains(words), format!("no {words:?}"))?;
     }
-    // What is used only to build it is none of its parts.
+    // A crate that is used only for the build is not a part of the program.
     for name in ["syn", "serde_derive", "clap_mangen", "runtime-tests"] {
         ensure(!text.contains(&format!("\n{name} ")), name)?;
     }
     Ok(())
 }
 
-/// And holds nothing else. Who installs one installs the other, unless it is told not to.
+/// The second package contains nothing else. A system that installs one also installs the other,
+/// unless its user forbids that.
 fn the_compiler_is_a_package_of_its_own(test: &Test) -> Outcome {
     test.only_rt()?;
     let (rt, compiler) = (package()?, compiler()?);
@@ -267,7 +269,7 @@ fn the_compiler_is_a_package_of_its_own(test: &Test) -> Outcome {
     ensure_eq(field(&rt, "Recommends")?, format!("rt-runtime-compiler (= {version})"))
 }
 
-/// Without it they are interpreted.
+/// Without the compiler, the engine interprets modules.
 fn modules_are_compiled_where_the_compiler_is_installed(test: &Test) -> Outcome {
     test.only_rt()?;
     let (rt, compiler) = (package()?, compiler()?);
@@ -283,7 +285,7 @@ fn modules_are_compiled_where_the_compiler_is_installed(test: &Test) -> Outcome 
         output("dpkg-deb", &["--extract", &package, &root])?.success()?;
         let id = test.id();
         let command = |args: &[String]| {
-            // The same arguments for another program.
+            // The same arguments, for another program.
             let of = test.command(args);
             let mut command = Command::new(&program);
             command.args(of.get_args()).stdin(std::process::Stdio::null());
@@ -291,7 +293,7 @@ fn modules_are_compiled_where_the_compiler_is_installed(test: &Test) -> Outcome 
         };
         let mut run = bundle.command_line("run", &id);
         run.insert(1, "--detach".into());
-        // It says why a module is interpreted.
+        // A warning says why a module is interpreted.
         run.splice(0..0, ["--log-level".into(), "warn".into()]);
         let said = command(&run)?.success()?.stderr;
         let state = command(&["state".into(), id.clone()])?.success()?.stdout;

@@ -1,4 +1,4 @@
-//! podman, with the runtime in place of its own.
+//! podman, with the tested runtime in the place of its own.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -22,27 +22,28 @@ super::tests! { "podman":
 
 struct Podman<'a> {
     test: &'a Test,
-    /// A process in the network namespace that podman's networks are in, if it has any.
+    /// A process in the network namespace of podman's networks, if there is one.
     network: Option<Child>,
 }
 
 impl Podman<'_> {
-    /// With storage of its own and an image made of a folder.
+    /// Makes separate storage, and an image from a directory.
     fn new<'a>(test: &'a Test, wasm: bool) -> Outcome<Podman<'a>> {
         Podman::new_in(test, "image", wasm)
     }
 
-    /// With an image of another name.
+    /// The image has this name.
     fn new_in<'a>(test: &'a Test, image: &str, wasm: bool) -> Outcome<Podman<'a>> {
         if Command::new("podman").arg("--version").output().is_err() {
             return skip("podman is not installed");
         }
-        // It sets limits that nobody asked for.
+        // podman sets limits even if the user asks for none.
         needs(test, "memory")?;
         needs(test, "pids")?;
         let archive = test.image_archive(image, wasm)?;
         let podman = Podman { test, network: None };
-        // Of two that are the first on a host, one fails to make the locks in shared memory.
+        // Of two instances of podman that are the first on a host, one fails to make its locks in
+        // shared memory.
         static ONE_BY_ONE: Mutex<()> = Mutex::new(());
         let _turn = ONE_BY_ONE.lock();
         podman.podman(&["import", &archive, image])?.success()?;
@@ -54,7 +55,7 @@ impl Podman<'_> {
         self.bare_command(&[&["--runtime", &runtime], args].concat())
     }
 
-    /// The runtime is podman's choice.
+    /// podman chooses the runtime.
     fn bare_command(&self, args: &[&str]) -> Command {
         let folder = |name: &str| self.test.folder.join(name).display().to_string();
         let mut command = match &self.network {
@@ -95,7 +96,7 @@ impl Podman<'_> {
         self.limited("run", args)
     }
 
-    /// `podman run` or `podman create` with these arguments; the limits are what a machine without
+    /// `podman run` or `podman create` with these arguments, and with limits that a host without
     /// CAP_SYS_RESOURCE allows.
     fn limited(&self, command: &str, args: &[&str]) -> Outcome<Output> {
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
@@ -127,7 +128,7 @@ impl Podman<'_> {
 
 impl Drop for Podman<'_> {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a container is left.
         let _ = self.podman(&["pod", "rm", "--force", "--all", "--time", "0"]);
         let _ = self.podman(&["rm", "--force", "--all", "--time", "0"]);
         let _ = Command::new("umount")
@@ -195,7 +196,7 @@ fn pauses_a_module(test: &Test) -> Outcome {
     state.success()?.stdout("running\n").map(drop)
 }
 
-/// podman writes 0 for both.
+/// podman writes 0 for each of these limits.
 fn knows_no_limit_of_processes(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     for limit in ["-1", "0"] {
@@ -270,7 +271,7 @@ fn creates_then_starts(test: &Test) -> Outcome {
     let program = ["image", "/bin/sh", "-c", "echo hello; exit 7"];
     podman.limited("create", &[&["--name", "c"], &program[..]].concat())?.success()?;
     podman.is("created 0")?;
-    // The runtime's `create`, without its `start`.
+    // podman calls the runtime's `create`, and not its `start`.
     podman.podman(&["init", "c"])?.success()?;
     podman.is("initialized 0")?;
     podman.podman(&["start", "--attach", "c"])?.code(7)?.stdout("hello\n")?;
@@ -283,8 +284,8 @@ fn creates_then_starts(test: &Test) -> Outcome {
     podman.is("exited 9")
 }
 
-/// 125 is podman's own, before it has called the runtime; what that refuses is 126, or 127 by its
-/// words.
+/// 125 is an error of podman before it calls the runtime. An error of the runtime is 126, or 127 if
+/// its words say so.
 fn tells_its_own_errors_from_the_runtimes(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     podman.run(&["--rm", "-v", "/none:/x", "image", "/bin/true"])?.code(125)?;
@@ -299,13 +300,13 @@ fn tells_its_own_errors_from_the_runtimes(test: &Test) -> Outcome {
     ensure(refused.stderr.contains("unknown handler `none`"), refused.stderr)
 }
 
-/// podman gives the runtime a number, whatever it was given itself.
+/// podman passes the signal's number to the runtime, whatever its user has named.
 fn ends_by_the_signal_that_is_named(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     let _module = Podman::new_in(test, "wasm", true)?;
     let script = "trap 'exit 33' USR1; trap 'exit 44' HUP; echo ready; while :; do sleep 0.1; done";
     let native = ["image", "/bin/sh", "-c", script];
-    // Not the first process of its namespace, it dies of a signal that it does not handle.
+    // In the host's pid namespace, the process dies of a signal that it does not handle.
     let beside = ["--pid", "host", "image", "/bin/sh", "-c", "echo ready; exec sleep 60"];
     let module = [WASM[0], WASM[1], "wasm", "/probe.wasm", "sleep"];
     for (program, signal, code) in [
@@ -324,7 +325,7 @@ fn ends_by_the_signal_that_is_named(test: &Test) -> Outcome {
         podman.podman(&["wait", "c"])?.success()?.stdout(&format!("{code}\n"))?;
         podman.remove()?;
     }
-    // Of a container's own first process, the kernel keeps away what it does not handle.
+    // In a new pid namespace, the kernel drops signals that the first process does not handle.
     podman.run(&[&["--detach", "--name", "c"], &native[..]].concat())?.success()?;
     wait_until("it is ready", || podman.logs().contains("ready"))?;
     podman.podman(&["kill", "--signal", "TERM", "c"])?.success()?;
@@ -377,11 +378,11 @@ fn keeps_the_root_read_only(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// `packaging/callers/podman/rt.conf`, as it is installed.
+/// `packaging/callers/podman/rt.conf`, with the paths of an installation.
 fn installed(test: &Test) -> Outcome<PathBuf> {
     let prefix = test.folder.join("prefix");
     fs::create_dir_all(prefix.join("bin"))?;
-    // The engines are looked for beside the program.
+    // `rt` looks for the engines beside its program.
     fs::create_dir_all(prefix.join("libexec"))?;
     copy_program(&test.host.runtime, prefix.join("bin/rt"))?;
     std::os::unix::fs::symlink("rt", prefix.join("bin/rt-wasm"))?;
@@ -399,7 +400,7 @@ fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Out
     let conf = installed(test)?;
     for (runtime, arguments) in [
         ("rt", &["--annotation", "run.oci.handler=wasm"][..]),
-        // Without an annotation.
+        // This name needs no annotation.
         ("rt-wasm", &[]),
     ] {
         let mut command =
@@ -438,8 +439,7 @@ fn mounts_volumes(test: &Test) -> Outcome {
         .success()?
         .stdout("the host's\nfixed\n")?;
     ensure_eq(fs::read_to_string(folder.join("new"))?.as_str(), "x\n")?;
-    // With ids mapped, root's files are another's: shown as nobody's where the range has no such
-    // id.
+    // With these mapped ids, root's file belongs to user 1000.
     let mapped = volume("/mapped:idmap=uids=0-1000-1;gids=0-1000-1");
     let seen = podman.run(&[
         "--rm",
@@ -453,7 +453,7 @@ fn mounts_volumes(test: &Test) -> Outcome {
     seen.success()?.stdout("1000\n").map(drop)
 }
 
-/// Those of the container's user namespace are the host's own on it.
+/// The ids of the container's user namespace become the host's ids in the volume.
 fn maps_the_ids_of_a_volume(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     let _module = Podman::new_in(test, "wasm", true)?;
@@ -478,7 +478,7 @@ fn maps_the_ids_of_a_volume(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Without an annotation, by podman's table of runtimes for platforms.
+/// Without an annotation: podman's table of runtimes for platforms decides.
 fn runs_an_image_of_the_platform_wasi(test: &Test) -> Outcome {
     let podman = Podman::new(test, true)?;
     let version = podman.podman(&["--version"])?.success()?.stdout;
@@ -506,7 +506,7 @@ fn runs_an_image_of_the_platform_wasi(test: &Test) -> Outcome {
     Output::of(command)?.success()?.stdout("Hello from Wasm!\n").map(drop)
 }
 
-/// What the container changes stays its own.
+/// The changes of the container stay in the container.
 fn lays_a_volume_below_changes(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
     let folder = test.folder.join("shared");
@@ -521,7 +521,7 @@ fn lays_a_volume_below_changes(test: &Test) -> Outcome {
     ensure_eq(fs::read_to_string(folder.join("file"))?.as_str(), "the host's\n")
 }
 
-/// To a program and to a module, from a network of podman's in a namespace of its own.
+/// A program and a module in containers, which podman's network in a separate namespace reaches.
 fn publishes_a_port(test: &Test) -> Outcome {
     for program in ["/usr/sbin/iptables", "/usr/lib/podman/netavark"] {
         if !Path::new(program).exists() {
@@ -548,7 +548,7 @@ fn publishes_a_port(test: &Test) -> Outcome {
         let answers = wait_until("the port answers", || {
             let process = podman.network.as_ref().expect("it was made above");
             let mut wget = podman.in_network(process, "busybox");
-            // The bridge's own address.
+            // The address of the bridge.
             wget.args(["wget", "-q", "-O", "-", &format!("http://10.88.0.1:{port}/")]);
             last = Output::of(wget).map(|output| output.stdout).unwrap_or_default();
             last == answer
@@ -598,7 +598,7 @@ fn asks_after_its_health(test: &Test) -> Outcome {
     podman.podman(&["healthcheck", "run", "c"])?.success().map(drop)
 }
 
-/// By a module or a native program, which `exec` runs in its container.
+/// The health check is a module or a native program. `exec` runs it in the module's container.
 fn asks_after_the_health_of_a_module(test: &Test) -> Outcome {
     let podman = Podman::new(test, true)?;
     let busybox = format!("{}:/busybox:ro", test.host.folder.join("busybox").display());
@@ -619,7 +619,7 @@ fn asks_after_the_health_of_a_module(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Those of an infra container, which holds them as long as the pod lives.
+/// An infra container holds the namespaces of the pod as long as the pod lives.
 fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     if test.host.lane != "v2" {
         let mut all = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
@@ -630,7 +630,7 @@ fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     let images = Podman::new(test, false)?;
     let _module = Podman::new_in(test, "wasm", true)?;
     let conf = test.folder.join("containers.conf");
-    // An infra container takes no `--ulimit`.
+    // The flag `--ulimit` does not work for an infra container.
     let limits = "default_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]";
     fs::write(&conf, format!("[containers]\n{limits}\n"))?;
     let podman = |args: &[&str]| {
@@ -643,7 +643,7 @@ fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     let infra =
         ["--infra-image", "image", "--infra-command", "/bin/sleep 600", "--infra-name", "i"];
     let shared = ["--share", "pid,ipc,uts,net", "--network", "none", "--hostname", "of-the-pod"];
-    // With cgroup v2, podman 4.3 shuts a pod's own cgroup to all devices, whatever the runtime is.
+    // With v2, podman 4.3 forbids all devices in a pod's own cgroup, with any runtime.
     let cgroup: &[&str] = if test.host.lane == "v2" { &["--share-parent=false"] } else { &[] };
     let create = ["pod", "create", "--name", "pod"];
     podman(&[&create[..], &infra, &shared, cgroup].concat())?.success()?;
@@ -664,7 +664,7 @@ fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     let processes = podman(&["exec", "c", "/bin/ps"])?.success()?.stdout;
     ensure(processes.contains("1 root     /bin/sleep 600"), &processes)?;
     ensure(processes.contains("/http-server.wasm"), processes)?;
-    // Over the loopback that they share.
+    // Through the loopback device that they share.
     let ask = ["exec", "c", "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"];
     wait_until("the module answers", || {
         podman(&ask).is_ok_and(|answer| answer.stdout == "Hello from Wasm!")
@@ -672,7 +672,7 @@ fn shares_namespaces_in_a_pod(test: &Test) -> Outcome {
     podman(&["pod", "pause", "pod"])?.success()?;
     ensure_eq(images.inspect("{{.State.Status}}", "w")?.as_str(), "paused")?;
     podman(&["pod", "unpause", "pod"])?.success()?;
-    // The end of one is not the end of the others, nor hidden by them.
+    // The end of one container does not end the others, and the others do not hide it.
     podman(&["kill", "--signal", "TERM", "w"])?.success()?;
     podman(&["wait", "w"])?.success()?.stdout("143\n")?;
     podman(&["exec", "c", "/bin/true"])?.success()?;
@@ -728,7 +728,7 @@ fn restarts_what_failed(test: &Test) -> Outcome {
     wait_until("it was tried three times", || podman.logs().lines().count() == 3)?;
     podman.is("exited 4")?;
     podman.remove()?;
-    // What has not failed is not tried again.
+    // podman does not restart a container that has not failed.
     let flags = ["--detach", "--name", "c", "--restart", "on-failure:2"];
     podman.run(&[&flags[..], &["image", "/bin/true"]].concat())?.success()?;
     podman.is("exited 0")?;
@@ -746,10 +746,11 @@ fn restarts_a_module_that_failed(test: &Test) -> Outcome {
     podman.is("exited 5")
 }
 
-/// Also when it has not failed; what somebody stopped stays so.
+/// podman restarts the container even if it has not failed. A container that its user has stopped
+/// stays stopped.
 fn restarts_until_it_is_stopped(test: &Test) -> Outcome {
     let podman = Podman::new(test, false)?;
-    // The third time, it stays.
+    // The third run waits.
     let script =
         "echo try | busybox tee -a /tries; test $(busybox wc -l </tries) = 3 && exec sleep 60";
     for (policy, code) in [("always", "0"), ("always", "4"), ("unless-stopped", "0")] {
@@ -792,7 +793,7 @@ fn limits_processors(test: &Test) -> Outcome {
     ensure(limit.starts_with("50000"), limit)
 }
 
-/// With CRIU, where it runs.
+/// With CRIU, if CRIU works on this host.
 fn moves_a_container(test: &Test) -> Outcome {
     super::checkpoint::needs_criu()?;
     let podman = Podman::new(test, false)?;
@@ -807,7 +808,7 @@ fn moves_a_container(test: &Test) -> Outcome {
     let logs = || podman.podman(&["logs", "d"]).map(|output| output.stdout);
     let next = format!("{}\n", before.lines().count() + 2);
     wait_until("it goes on", || logs().is_ok_and(|logs| logs.contains(&next)))?;
-    // podman may have taken along what was printed before.
+    // The log of the checkpoint may contain the lines that the container printed before.
     let logs = logs()?;
     let mut began = logs.lines().filter(|line| line.starts_with("began"));
     ensure(began.all(|line| before.contains(line)), logs)

@@ -1,4 +1,4 @@
-//! podman, as an ordinary user.
+//! podman of an ordinary user.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -15,12 +15,12 @@ super::tests! { "podman_rootless":
 
 const UID: u32 = 1000;
 
-/// The cgroups below a user's that callers are in.
+/// Cgroups for callers, below the user's cgroup.
 const CALLERS: [&str; 2] = ["session", "later"];
 
 struct Podman<'a> {
     test: &'a Test,
-    /// A cgroup that is the user's, if it has one.
+    /// The user's own cgroup, if there is one.
     cgroup: Option<PathBuf>,
 }
 
@@ -37,16 +37,17 @@ impl<'a> Podman<'a> {
         }
         let archive = test.image_archive("image", wasm)?;
         let podman = Podman { test, cgroup: None };
-        // Of two that are the first on a host, one fails to make the locks in shared memory.
+        // Of two instances of podman that are the first on a host, one fails to make its locks in
+        // shared memory.
         static ONE_BY_ONE: Mutex<()> = Mutex::new(());
         let _turn = ONE_BY_ONE.lock();
         podman.podman(&["import", &archive, "image"])?.success()?;
         Ok(podman)
     }
 
-    /// Gives it what systemd gives a user that logs in (`Delegate=`): a cgroup with two in it for
-    /// callers. podman leaves the first with controllers below it, so that it takes no more
-    /// processes.
+    /// Makes a cgroup for the user, as systemd does at a login (`Delegate=`). It contains two
+    /// cgroups for callers. podman passes on controllers below the first one, which then accepts no
+    /// more processes.
     fn delegate(&mut self) -> Outcome {
         let root = Path::new("/sys/fs/cgroup");
         let cgroup = root.join(self.test.id());
@@ -87,7 +88,7 @@ impl<'a> Podman<'a> {
         Output::of(command)
     }
 
-    /// With limits that a machine without CAP_SYS_RESOURCE allows.
+    /// Runs podman with limits that a host without CAP_SYS_RESOURCE allows.
     fn run(&self, args: &[&str]) -> Outcome<Output> {
         let common = ["run", "--network", "none", "--ulimit", "nofile=1024:1024"];
         self.podman(&[&common[..], &["--ulimit", "nproc=1000:1000"], args].concat())
@@ -96,9 +97,9 @@ impl<'a> Podman<'a> {
 
 impl Drop for Podman<'_> {
     fn drop(&mut self) {
-        // Whatever is left fails the test where that is checked.
+        // The test fails later if a container is left.
         let _ = self.podman(&["rm", "--force", "--all", "--time", "0"]);
-        // The process that holds its user namespace.
+        // This process holds the user namespace of podman.
         let pause = self.test.folder.join("runtime/libpod/tmp/pause.pid");
         let pid = fs::read_to_string(pause).ok().and_then(|pid| pid.trim().parse().ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
@@ -110,7 +111,7 @@ impl Drop for Podman<'_> {
     }
 }
 
-/// With those that podman has made below it for itself.
+/// Removes a cgroup with the cgroups that podman has made below it.
 fn remove_cgroup(folder: &Path) -> bool {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
@@ -203,7 +204,7 @@ fn execs_in_a_module(test: &Test) -> Outcome {
     podman.podman(&["wait", "c"])?.success()?.stdout("143\n").map(drop)
 }
 
-/// With cgroup v1, podman itself gives an ordinary user's containers no cgroup.
+/// With v1, podman gives no cgroup to a container of an ordinary user.
 fn goes_without_limits_where_they_are_roots(test: &Test) -> Outcome {
     if test.host.lane == "v2" {
         return skip("a test of cgroup v1");
@@ -218,7 +219,7 @@ fn goes_without_limits_where_they_are_roots(test: &Test) -> Outcome {
 }
 
 fn limits_and_pauses_what_it_has_a_cgroup_for(test: &Test) -> Outcome {
-    // Where v1 holds controllers, podman goes by its hierarchies, mounted or not.
+    // If v1 has controllers, podman uses its hierarchies, mounted or not.
     if fs::read_to_string("/proc/self/cgroup")?.lines().count() != 1 {
         return skip("only with cgroup v2 alone may an ordinary user have cgroups");
     }

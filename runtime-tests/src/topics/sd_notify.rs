@@ -1,4 +1,4 @@
-//! Programs that tell a service manager when they are ready.
+//! Programs that send a readiness message to a service manager.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ super::tests! { "sd_notify":
     without_a_manager_there_is_no_socket, exec_does_not_hand_on_the_socket_of_the_manager, a_manager_that_is_gone_is_nobody, a_manager_may_have_a_long_path,
 }
 
-/// A service manager's socket.
+/// The socket of a service manager.
 fn manager(test: &Test) -> Outcome<UnixDatagram> {
     let socket = UnixDatagram::bind(test.folder.join("manager"))?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -20,7 +20,8 @@ fn manager(test: &Test) -> Outcome<UnixDatagram> {
 
 fn hear(manager: &UnixDatagram) -> Outcome<String> {
     let mut bytes = [0; 4096];
-    // A descriptor that comes along is closed at once: that is what a barrier waits for.
+    // The kernel closes a descriptor in the message at once. A sender with a barrier waits for
+    // that.
     let length = manager.recv(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
 }
@@ -58,7 +59,7 @@ fn start_waits_until_the_container_is_ready(test: &Test) -> Outcome {
 }
 
 fn run_passes_on_what_the_container_says(test: &Test) -> Outcome {
-    // crun's `run` tells of readiness only.
+    // crun's `run` passes on readiness only.
     test.only_rt()?;
     let manager = manager(test)?;
     let bundle = saying(test, "READY=1\\nSTATUS=going on", "exit 5")?;
@@ -85,7 +86,7 @@ fn without_a_manager_there_is_no_socket(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("<>\nnone\n").map(drop)
 }
 
-/// Of a service that uses `exec`, such as CRI-O.
+/// A service that uses `exec`, such as CRI-O, has such a socket.
 fn exec_does_not_hand_on_the_socket_of_the_manager(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     let exec = test.command(["exec", &container.id, "sh", "-c", "echo \"<$NOTIFY_SOCKET>\""]);
@@ -95,8 +96,8 @@ fn exec_does_not_hand_on_the_socket_of_the_manager(test: &Test) -> Outcome {
 /// A shell that a service has started keeps the variable.
 fn a_manager_that_is_gone_is_nobody(test: &Test) -> Outcome {
     test.only_rt()?;
-    // Never there; a file that nobody listens on, of a socket and of none; and a name in the
-    // abstract namespace.
+    // The address does not exist, is a file of a socket without a listener, is an ordinary file, or
+    // is an abstract name.
     drop(UnixDatagram::bind(test.folder.join("left"))?);
     std::fs::write(test.folder.join("file"), "")?;
     let path = |name: &str| test.folder.join(name).display().to_string();
@@ -113,7 +114,7 @@ fn a_manager_that_is_gone_is_nobody(test: &Test) -> Outcome {
         with(bundle.command_line("create", &id))?.success()?;
         with(vec!["start".into(), id])?.success()?;
     }
-    // It goes between the creation and the start.
+    // The manager ends between `create` and `start`.
     let manager = manager(test)?;
     let bundle = test.sh("exec sleep 60")?;
     bundle.write()?;
@@ -124,7 +125,7 @@ fn a_manager_that_is_gone_is_nobody(test: &Test) -> Outcome {
     crate::harness::Output::of(as_service(test, test.command(["start", &id])))?.success().map(drop)
 }
 
-/// An address has 108 bytes.
+/// The address of a socket has 108 bytes.
 fn a_manager_may_have_a_long_path(test: &Test) -> Outcome {
     test.only_rt()?;
     let folder = test.folder.join("x".repeat(120));
