@@ -1,4 +1,4 @@
-//! Control groups, in whichever way the lane mounts them.
+//! Cgroups, with each way to mount them (lanes).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ super::tests! { "cgroups":
     the_name_of_a_scope_is_free_after_a_deletion, a_scope_of_another_container_is_left_alone, a_users_cgroup_is_its_own_where_it_may_write,
 }
 
-/// The directory of a container's cgroup in the hierarchy of a controller, or in the only one.
+/// The directory of a container's cgroup, in the hierarchy of a controller or in the only
+/// hierarchy.
 fn cgroup(test: &Test, container: &Container<'_>, controller: &str) -> Outcome<PathBuf> {
     let table = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?))?;
     let root = Path::new("/sys/fs/cgroup");
@@ -47,13 +48,14 @@ pub(crate) fn needs(test: &Test, controller: &str) -> Outcome {
         "v2" => fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?
             .split_whitespace()
             .any(|name| name == controller),
-        // A folder can be there without a hierarchy on it.
+        // The directory can exist without a hierarchy on it.
         _ => Path::new("/sys/fs/cgroup").join(controller).join("cgroup.procs").exists(),
     };
     if there { Ok(()) } else { skip(format!("no cgroup controller `{controller}` in this lane")) }
 }
 
-/// The first line of a container's cgroup file, which has one name with v1 and another with v2.
+/// The first line of a file of the container's cgroup. The file has one name in v1 and another name
+/// in v2.
 fn value(test: &Test, container: &Container<'_>, v1: &str, v2: &str) -> Outcome<String> {
     let file = if test.host.lane == "v2" { v2 } else { v1 };
     let controller = v1.split('.').next().unwrap_or_default();
@@ -61,7 +63,7 @@ fn value(test: &Test, container: &Container<'_>, v1: &str, v2: &str) -> Outcome<
     Ok(fs::read_to_string(path)?.lines().next().unwrap_or_default().to_owned())
 }
 
-/// podman writes it for no limit.
+/// podman writes 0 for no limit.
 fn no_processes_are_no_limit(test: &Test) -> Outcome {
     needs(test, "pids")?;
     let none = json!({ "limit": 0 });
@@ -76,8 +78,8 @@ fn no_processes_are_no_limit(test: &Test) -> Outcome {
     ensure_eq(pids_limit(test, &container)?.as_str(), "20")
 }
 
-/// runtime-spec 1.3 says so, and runc 1.4 makes it 1; before, runc and crun disagreed, and podman
-/// up to 5.4 writes it for none.
+/// runtime-spec 1.3 makes 0 a limit, and runc 1.4 sets it to 1. Before, runc and crun disagreed,
+/// and podman up to 5.4 writes 0 for no limit.
 fn a_limit_of_no_processes_is_a_limit_since_1_3(test: &Test) -> Outcome {
     test.only_rt()?;
     needs(test, "pids")?;
@@ -105,7 +107,7 @@ fn a_limit_of_no_processes_is_a_limit_since_1_3(test: &Test) -> Outcome {
     ensure(output.stderr.contains("can't fork"), output.stderr)
 }
 
-/// What a script with the right to make device nodes prints, where `rules` are in force.
+/// The output of a script that may make device nodes, with these device rules.
 fn with_devices(test: &Test, script: &str, rules: Value) -> Outcome<String> {
     let sets = json!(["CAP_MKNOD", "CAP_KILL"]);
     let bundle = test.sh(script)?.edit(|config| {
@@ -116,12 +118,12 @@ fn with_devices(test: &Test, script: &str, rules: Value) -> Outcome<String> {
     Ok(bundle.run()?.success()?.stdout)
 }
 
-/// `a` is all of `rwm`, as with runc.
+/// As in runc, `a` stands for `rwm`.
 fn every_access_has_a_letter(test: &Test) -> Outcome {
     test.only_rt()?;
     let fuse = |allow: bool, access: &str| json!({ "allow": allow, "type": "c", "major": 10, "minor": 229, "access": access });
     let all = |allow: bool, access: &str| json!({ "allow": allow, "access": access });
-    // What is possible. Who may not make it, cannot open it.
+    // The possible accesses. A container that may not make the node cannot open it either.
     let script = "mknod /fuse c 10 229 2> /dev/null; [ -c /fuse ] || exit 0; \
         (: < /fuse) 2>&1 | grep -q 'not permitted' || echo -n r; (: > /fuse) 2>&1 | grep -q 'not permitted' || echo -n w";
     for (rules, expected) in [
@@ -138,8 +140,8 @@ fn every_access_has_a_letter(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The files of v1 cannot say it of each: what they cannot say is refused. A rule without a type
-/// was one for all devices to them.
+/// The files of v1 cannot express each of these rules. `rt` refuses a rule that they cannot
+/// express. In these files, a rule without a type applies to all devices.
 fn what_is_forbidden_of_many_devices_is_forbidden(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "for device in 'c 10 229' 'c 10 230' 'b 7 5'; do
@@ -250,7 +252,7 @@ fn devices_are_denied_without_a_rule(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// `uint64` in the specification, and whatever the capabilities are called.
+/// The specification has `uint64`, so the largest number is valid.
 fn every_number_of_bytes_is_taken(test: &Test) -> Outcome {
     needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
     test.only_rt()?;
@@ -279,7 +281,7 @@ fn update_by_flags(test: &Test) -> Outcome {
     ensure_eq(quota.trim_end_matches(" 100000"), "50000")?;
     container.rt(&["update", "--pids-limit", "-1"])?.success()?;
     ensure_eq(pids_limit(test, &container)?.as_str(), "max")?;
-    // Up again, with swap above it.
+    // The limit grows again, with swap above it.
     let flags = ["--memory=134217728", "--memory-swap=268435456"];
     container.rt(&[&["update"], &flags[..]].concat())?.success()?;
     let memory = value(test, &container, "memory.limit_in_bytes", "memory.max")?;
@@ -287,7 +289,8 @@ fn update_by_flags(test: &Test) -> Outcome {
 }
 
 fn update_takes_every_flag(test: &Test) -> Outcome {
-    // The same value for a file of v1 and of v2, where there is one.
+    // Each flag, its file in v1 and in v2 (empty if there is none), and the value as each file
+    // shows it.
     let flags = [
         ("--cpu-period=50000", "cpu.cfs_period_us", "cpu.max", "max 50000", "50000"),
         ("--cpu-rt-period=500000", "cpu.rt_period_us", "", "", "500000"),
@@ -320,7 +323,7 @@ fn update_takes_every_flag(test: &Test) -> Outcome {
     if tried == 0 {
         return skip("no controller here has any of these");
     }
-    // What no kernel has any more is taken and does nothing, as with runc.
+    // As in runc, `rt` accepts these flags and does nothing. No kernel has these limits any more.
     container
         .rt(&["update", "--kernel-memory=1048576", "--kernel-memory-tcp=0"])?
         .success()
@@ -337,7 +340,7 @@ fn update_by_json(test: &Test) -> Outcome {
     fs::write(&file, r#"{"pids":{"limit":34},"devices":[{"allow":true,"access":"rwm"}]}"#)?;
     container.rt(&["update", &format!("--resources={}", file.display())])?.success()?;
     ensure_eq(pids_limit(test, &container)?.as_str(), "34")?;
-    // Device rules are what they were.
+    // The device rules have not changed.
     test.only_rt()?;
     let script = "mknod /dev/x b 7 0 && cat /dev/x";
     let cap = "--cap=CAP_MKNOD";
@@ -399,8 +402,8 @@ fn a_created_container_is_in_its_cgroup(test: &Test) -> Outcome {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     for line in table.lines() {
         let hierarchy = line.split(':').nth(1).unwrap_or_default();
-        // crun and runc leave out the second-version hierarchy of a hybrid host; what is not
-        // mounted nobody can fill.
+        // crun and runc leave out the v2 hierarchy of a hybrid host. No runtime can make a cgroup
+        // in a hierarchy that is not mounted.
         if hierarchy.is_empty() && (test.host.lane == "v1" || !test.host.is_rt)
             || test.host.lane == "v2" && !hierarchy.is_empty()
         {
@@ -422,7 +425,8 @@ fn the_path_is_taken(test: &Test) -> Outcome {
     let path = cgroup(test, &container, "pids")?;
     container.delete()?;
     ensure(!path.exists(), "it is still there")?;
-    // The one above belongs to whoever asked for the path, who here are the tests.
+    // The caller has chosen the path, so the caller removes the cgroup above. Here the test is the
+    // caller.
     remove_everywhere(&name)
 }
 
@@ -447,7 +451,7 @@ fn a_cgroup_is_removed_with_what_is_below(test: &Test) -> Outcome {
     ensure(!path.exists(), "it is still there")
 }
 
-/// What `tmpcopyup` fills, with each version of cgroups.
+/// The memory that `tmpcopyup` fills, with v1 and v2.
 fn copied_memory_counts_for_the_container(test: &Test) -> Outcome {
     const SIZE: usize = 8 << 20;
     needs(test, "memory")?;
@@ -503,7 +507,7 @@ fn processors_are_limited(test: &Test) -> Outcome {
 fn a_cgroup_namespace_hides_the_path(test: &Test) -> Outcome {
     let bundle = test.sh("cut -d: -f3 /proc/self/cgroup | sort -u")?;
     let output = bundle.namespace(json!({ "type": "cgroup" })).run()?.success()?;
-    // A hierarchy that is not mounted has no cgroup of the container's.
+    // In a hierarchy that is not mounted, the container has no cgroup.
     let hidden = output.stdout.lines().all(|path| path == "/" || path.starts_with("/.."));
     ensure(hidden, output.stdout)
 }
@@ -527,7 +531,8 @@ fn a_cgroup_mount_shows_its_own(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Which the user namespace does not own: the kernel lets it mount nothing there.
+/// The user namespace does not own the joined cgroup namespace, so the kernel refuses a new mount
+/// of cgroups.
 fn a_joined_namespace_shows_no_others(test: &Test) -> Outcome {
     test.only_rt()?;
     if test.host.lane != "v2" {
@@ -542,7 +547,7 @@ fn a_joined_namespace_shows_no_others(test: &Test) -> Outcome {
         .mount(mount);
     let output = bundle.run()?;
     if test.host.by_systemd {
-        // Which path it will have, systemd has not said by then.
+        // systemd has not chosen the path of the cgroup at this time.
         return output.fails_with("Operation not permitted").map(drop);
     }
     let output = output.success()?;
@@ -662,7 +667,7 @@ fn systemd_knows_the_limits(test: &Test) -> Outcome {
     }
     let devices = systemctl(&scope, "DeviceAllow")?;
     ensure(devices.contains("/dev/char/1:3 rwm") && devices.contains("char-pts rwm"), devices)?;
-    // After a reload systemd puts its own idea in force.
+    // When systemd reloads its configuration, it applies its own copy of the limits.
     let mut reload = std::process::Command::new("systemctl");
     reload.arg("daemon-reload");
     Output::of(reload)?.success()?;
@@ -761,7 +766,7 @@ fn a_delegated_cgroup_is_the_containers_own(test: &Test) -> Outcome {
     let container = bundle.start()?;
     container.wait_for_output("0::/own\n")?;
     ensure(cgroup(test, &container, "pids")?.ends_with("own"), "not in its own")?;
-    // It may hand on what it has.
+    // The container may pass on the controllers that it has.
     let path = cgroup(test, &container, "pids")?;
     wait_for(&path.join("cgroup.controllers"), "pids")
 }
@@ -772,7 +777,7 @@ fn wait_for(file: &Path, word: &str) -> Outcome {
     })
 }
 
-/// What a systemd in a container with a user namespace needs.
+/// A systemd in a container with a user namespace needs this.
 fn a_users_cgroup_is_its_own_where_it_may_write(test: &Test) -> Outcome {
     if test.host.lane != "v2" {
         return skip("handing on cgroups of v1 is not safe");
@@ -787,7 +792,7 @@ fn a_users_cgroup_is_its_own_where_it_may_write(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Sets a part of `resources`, then reads files: those of v1 or those of v2.
+/// Sets a part of `resources`, then compares the files of v1 or of v2.
 fn written(
     test: &Test,
     controller: &str,
@@ -812,7 +817,7 @@ fn written(
     Ok(())
 }
 
-/// Skips where the kernel has a controller without one of its files.
+/// Skips the test if the kernel's controller lacks this file.
 fn needs_file(test: &Test, controller: &str, v1: &str, v2: &str) -> Outcome {
     needs(test, controller)?;
     let container = test.sh("exec sleep 60")?.create()?;
@@ -836,7 +841,8 @@ fn update(test: &Test, container: &Container<'_>, resources: &Value) -> Outcome<
     Output::with_input(command, &resources.to_string())
 }
 
-/// In the file of v2 alone: with v1 it is memory and swap together, as in the configuration.
+/// Only v2 has a file for swap alone. The file of v1 and the configuration count memory and swap
+/// together.
 fn swap_is_what_is_above_the_memory(test: &Test) -> Outcome {
     if test.host.lane != "v2" {
         return skip("only cgroup v2 has a file of swap alone");
@@ -846,7 +852,7 @@ fn swap_is_what_is_above_the_memory(test: &Test) -> Outcome {
     const LIMIT: i64 = 64 << 20;
     for (limit, swap, expected) in [
         (LIMIT, LIMIT + 4096, "4096"),
-        // Not said.
+        // 0 stands for a value that is not given.
         (LIMIT, 0, "4096"),
         (0, 0, "4096"),
         (LIMIT, LIMIT, "0"),
@@ -875,7 +881,7 @@ fn swap_is_what_is_above_the_memory(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A kernel without swap accounting, or here without the controller of memory.
+/// The kernel does not account swap, or the lane has no memory controller.
 fn swap_that_is_not_counted_needs_no_limit(test: &Test) -> Outcome {
     let v2 = test.host.lane == "v2";
     let file = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
@@ -887,7 +893,7 @@ fn swap_that_is_not_counted_needs_no_limit(test: &Test) -> Outcome {
         return skip("this kernel counts swap");
     }
     update(test, &container, &json!({ "memory": { "swap": -1 } }))?.success()?;
-    // What is missing then is the file of the limit.
+    // Without the controller, the file of the limit is missing.
     let same =
         update(test, &container, &json!({ "memory": { "limit": 1 << 26, "swap": 1 << 26 } }))?;
     if needs(test, "memory").is_ok() {
@@ -899,7 +905,8 @@ fn swap_that_is_not_counted_needs_no_limit(test: &Test) -> Outcome {
     update(test, &container, &more)?.fails_with(file).map(drop)
 }
 
-/// Up and down, the old runtime does not fit in the new period, or the new one in the old.
+/// Sometimes the old runtime does not fit in the new period, and sometimes the new runtime does not
+/// fit in the old period.
 fn realtime_changes_by_any_factor(test: &Test) -> Outcome {
     needs_file(test, "cpu", "cpu.rt_runtime_us", "cpu.rt_runtime_us")?;
     let container = test.sh("exec sleep 60")?.start()?;
@@ -915,7 +922,7 @@ fn realtime_changes_by_any_factor(test: &Test) -> Outcome {
     container.rt(&["update", "--cpu-rt-period", "8000"])?.fails_with("write `8000` to").map(drop)
 }
 
-/// The kernel refuses a weight of what is idle.
+/// The kernel refuses a weight for an idle cgroup.
 fn what_is_idle_no_longer_has_a_weight(test: &Test) -> Outcome {
     needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
     let container = test
@@ -932,7 +939,7 @@ fn what_is_idle_no_longer_has_a_weight(test: &Test) -> Outcome {
     is_idle()?;
     set(json!({ "cpu": { "idle": 0, "shares": 2 } }))?;
     is("0", "2", "1")?;
-    // Once more what is so already.
+    // The second update changes nothing.
     for _ in 0..2 {
         set(json!({ "cpu": { "idle": 1, "shares": 512 } }))?;
         is_idle()?;
@@ -950,7 +957,7 @@ fn what_is_idle_no_longer_has_a_weight(test: &Test) -> Outcome {
     is("0", "", "7")
 }
 
-/// Otherwise it ends idleness when it writes another limit.
+/// If systemd did not know about `cpu.idle`, it would reset it together with another limit.
 fn systemd_knows_what_is_idle(test: &Test) -> Outcome {
     by_systemd(test)?;
     needs_file(test, "cpu", "cpu.idle", "cpu.idle")?;
@@ -970,12 +977,12 @@ fn systemd_knows_what_is_idle(test: &Test) -> Outcome {
     container.rt(&["update", "--cpu-idle=0"])?.success()?;
     is("0", "100")?;
     container.rt(&["update", "--cpu-share=2"])?.success()?;
-    // It is not idle, so the weight stays.
+    // The cgroup is not idle, so the weight stays.
     container.rt(&["update", "--cpu-idle=0", "--cpu-quota=40000"])?.success()?;
     is("0", "1")
 }
 
-/// A cgroup of the second version's hierarchy, with what is below it: removed in the end.
+/// A cgroup in the v2 hierarchy. At the end, the test removes it and the cgroups below it.
 struct Above(PathBuf);
 
 impl Above {
@@ -994,7 +1001,7 @@ impl Above {
         Ok(above)
     }
 
-    /// Makes it `domain threaded`.
+    /// Makes the cgroup `domain threaded`.
     fn with_threads(test: &Test) -> Outcome<Above> {
         let above = Above::make(test)?;
         fs::create_dir(above.0.join("threads"))?;
@@ -1006,7 +1013,7 @@ impl Above {
         self.0.file_name().unwrap_or_default().to_string_lossy()
     }
 
-    /// Starts a container in a cgroup below it.
+    /// Starts a container in a cgroup below.
     fn start<'a>(&self, bundle: Bundle<'a>, below: &str) -> Outcome<Container<'a>> {
         let path = format!("/{}/{below}", self.name());
         bundle.edit(|config| config["linux"]["cgroupsPath"] = json!(path)).start()
@@ -1015,7 +1022,7 @@ impl Above {
 
 impl Drop for Above {
     fn drop(&mut self) {
-        // The deepest are the last.
+        // The deepest cgroups are last.
         for path in cgroups_of(&self.name()).iter().rev() {
             for below in ["own", "threads/own", "threads", "new/own", "new"] {
                 let _ = fs::remove_dir(path.join(below));
@@ -1025,11 +1032,11 @@ impl Drop for Above {
     }
 }
 
-/// Where a new cgroup takes no process until it is threaded too.
+/// Below a threaded cgroup, a new cgroup accepts no process until it is threaded too.
 fn a_container_is_made_below_a_threaded_cgroup(test: &Test) -> Outcome {
     let above = Above::with_threads(test)?;
     for below in ["own", "new/own", "threads/own"] {
-        // runc and crun make only the last one threaded.
+        // runc and crun make only the last cgroup threaded.
         if below == "new/own" && !test.host.is_rt {
             continue;
         }
@@ -1046,7 +1053,7 @@ fn a_container_is_made_below_a_threaded_cgroup(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Which the handing down of controllers makes `domain threaded`.
+/// When the runtime passes on controllers, the kernel makes this cgroup `domain threaded`.
 fn a_container_is_made_below_a_cgroup_with_processes(test: &Test) -> Outcome {
     let above = Above::make(test)?;
     let mut process = std::process::Command::new("sleep").arg("600").spawn()?;
@@ -1061,12 +1068,13 @@ fn a_container_is_made_below_a_cgroup_with_processes(test: &Test) -> Outcome {
     tried
 }
 
-/// Only `cgroup.threads` lists a process there, in the container's own cgroup and in one below it.
+/// In a threaded cgroup, only `cgroup.threads` lists a process. The test looks in the container's
+/// own cgroup and in one below.
 fn a_threaded_cgroup_hides_nobody(test: &Test) -> Outcome {
     test.only_rt()?;
     let above = Above::with_threads(test)?;
     let bundle = test.sh("sleep 600 & echo process $!; exec sleep 600")?.edit(|config| {
-        // Its end does not end the others.
+        // Without a pid namespace, the end of the first process does not end the others.
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
             namespaces.retain(|namespace| namespace["type"] != "pid");
         }
@@ -1112,7 +1120,7 @@ fn processors_and_nodes_are_chosen(test: &Test) -> Outcome {
 fn disks_are_shared(test: &Test) -> Outcome {
     let controller = if test.host.lane == "v2" { "io" } else { "blkio" };
     needs_file(test, controller, "blkio.throttle.read_bps_device", "io.max")?;
-    // A disk, and not a part of one.
+    // A whole disk, and not a partition.
     let disk = fs::read_dir("/sys/block")?
         .flatten()
         .find(|disk| disk.file_name().to_string_lossy().starts_with(['v', 's', 'n']));
@@ -1144,7 +1152,7 @@ fn huge_pages_are_limited(test: &Test) -> Outcome {
         &v1,
         &[("hugetlb.2MB.max", "4194304")],
     )?;
-    // And what is reserved.
+    // The same limit for reserved huge pages.
     let (v1, v2) = ("hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.rsvd.max");
     needs_file(test, "hugetlb", v1, v2)?;
     test.only_rt()?;
@@ -1156,7 +1164,8 @@ fn networks_have_a_class(test: &Test) -> Outcome {
     written(test, "net_cls", ("network", network), &[("net_cls.classid", "1048577")], &[])
 }
 
-/// Somebody has made the parent and left it so (v1): one, several, and with processors only.
+/// With v1, somebody has made the cgroup above and left its cpuset empty: one cgroup, several
+/// cgroups, and one with processors only.
 fn an_empty_cpuset_above_is_filled(test: &Test) -> Outcome {
     needs(test, "cpuset")?;
     if test.host.lane == "v2" {
@@ -1201,9 +1210,9 @@ fn an_empty_cpuset_above_is_filled(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// runc's suite looks at both.
+/// runc's test suite checks both limits.
 fn huge_pages_that_are_reserved_are_limited_too(test: &Test) -> Outcome {
-    // systemd hands this controller down only if it was asked to.
+    // systemd passes on this controller only if asked to.
     needs_file(test, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")?;
     let limits: Vec<Value> = fs::read_dir("/sys/kernel/mm/hugepages")?
         .flatten()

@@ -1,4 +1,4 @@
-//! `check`: what an operator is told of the host.
+//! `check`: the report about the host for an operator.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Flags, and the outputs that callers parse.
+//! Flags, and the output that callers parse.
 
 use std::fs;
 use std::process::Command;
@@ -122,7 +122,7 @@ fn nothing_is_printed_on_success(test: &Test) -> Outcome {
 
 fn the_default_root_depends_on_the_user(test: &Test) -> Outcome {
     test.only_rt()?;
-    // A user of this number need not exist; a runtime folder of theirs does.
+    // A user with this number need not exist. Only the runtime directory must exist.
     let own = test.folder.join("runtime-dir");
     fs::create_dir_all(own.join("rt/left-over"))?;
     let list = |uid: &str| {
@@ -169,7 +169,7 @@ fn a_shell_completes_command_lines(test: &Test) -> Outcome {
     test.rt(["completion", "sh"])?.fails_with("wrong value `sh`").map(drop)
 }
 
-/// Flags that some caller gives to every runtime, and that mean nothing more to this one.
+/// Flags that some caller passes to every runtime, and that have no further effect in `rt`.
 fn what_callers_pass_for_others_sake_is_taken(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("exec sleep 60")?.flag("--detach").flag("--no-new-keyring").create()?;
@@ -200,20 +200,20 @@ fn every_level_of_runcs_log_is_known(test: &Test) -> Outcome {
     ensure_eq(lines("trace")?, lines("debug")?)
 }
 
-/// What rt does not have, and why.
+/// Flags and commands that `rt` lacks, and the reasons.
 const LACKS: &[(&str, &str, &str)] = &[
     ("runc", "--criu", "CRIU is looked for in PATH, as runc does itself since 1.2"),
     ("runc", "help", "`--help` says it"),
 ];
 
-/// The long and short flags in a help text, and whether each has to have a value: as words at the
-/// beginning of a line, after a comma or after brackets.
+/// The long and short flags in a help text, and whether each flag requires a value. A flag is a
+/// word at the beginning of a line, after a comma or after brackets.
 fn flags(help: &str) -> Vec<(String, bool)> {
     let mut found = Vec::new();
     for line in help.lines().map(str::trim_start).filter(|line| line.starts_with('-')) {
         // The description begins after two spaces.
         let names = line.split("  ").next().unwrap_or_default();
-        // `--flag=VALUE` and `--flag[=VALUE]` of crun's, `--flag value` of runc's.
+        // `--flag=VALUE` and `--flag[=VALUE]` of crun, `--flag value` of runc.
         let has_value = (names.contains('=') && !names.contains("[="))
             || names.split([' ', ',']).any(|word| !word.is_empty() && !word.starts_with('-'));
         for word in names.split([' ', ',']).filter(|word| word.starts_with('-')) {
@@ -226,7 +226,7 @@ fn flags(help: &str) -> Vec<(String, bool)> {
     found
 }
 
-/// Of those that are installed; a version that has a new flag fails here.
+/// Compares with the installed runtimes. If a new version has a new flag, this test fails.
 fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
     test.only_rt()?;
     let mut asked = 0;
@@ -274,8 +274,8 @@ fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
                     continue;
                 }
                 asked += 1;
-                // The first word that is unknown is named. A value is `5`, which may be a wrong
-                // one.
+                // `rt` names the first unknown word. The value is `5`, which can be wrong for the
+                // flag.
                 let value = if has_value { "5" } else { "" };
                 let words = [command.as_str(), &flag, value, "--no-such-flag"];
                 let mut rt = test.command(words.iter().filter(|word| !word.is_empty()));
@@ -297,7 +297,7 @@ fn has_every_flag_of_crun_and_runc(test: &Test) -> Outcome {
     if asked == 0 { crate::harness::skip("neither crun nor runc is here") } else { Ok(()) }
 }
 
-/// crun's flags, as of all programs that use argp(3).
+/// All programs that use argp(3) have these flags, and so has crun.
 fn a_short_usage_is_told(test: &Test) -> Outcome {
     test.only_rt()?;
     for (args, words) in [
@@ -310,7 +310,7 @@ fn a_short_usage_is_told(test: &Test) -> Outcome {
         let output = test.rt(args)?.success()?;
         ensure(output.stdout.starts_with(words), format!("{args:?}: {}", output.stdout))?;
     }
-    // After a name it is a program's.
+    // After the container's name, the flag belongs to the program.
     let container = test.sh("exec sleep 60")?.start()?;
     let output = test.rt(["exec", &container.id, "/bin/echo", "--usage"])?.success()?;
     output.stdout("--usage\n").map(drop)
@@ -330,7 +330,7 @@ fn spec_takes_a_file(test: &Test) -> Outcome {
     test.rt(["spec", "--file", "/no/such/folder/x"])?.fails_with("/no/such/folder/x").map(drop)
 }
 
-/// Sockets of the test's in the places of theirs.
+/// The test listens on sockets in the places of journald's and syslog's.
 fn the_log_can_be_the_journal_or_the_systems(test: &Test) -> Outcome {
     use std::os::unix::net::UnixDatagram;
     test.only_rt()?;

@@ -1,4 +1,4 @@
-//! `--debug`: which step of `docs/operation.md` a command is at.
+//! `--debug`: the present step of a command, as `docs/operation.md` numbers the steps.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ super::tests! { "debug":
 
 const OPERATION: &str = include_str!("../../../docs/operation.md");
 
-/// The steps of a command in the document: `12: init mounts`.
+/// The steps of a command in the document, for example `12: init mounts`.
 fn steps(heading: &str) -> Vec<String> {
     let level = heading.split(' ').next().unwrap_or_default();
     let is_next = |line: &str| {
@@ -36,7 +36,7 @@ fn steps(heading: &str) -> Vec<String> {
     section.filter_map(step).collect()
 }
 
-/// A log, and the flags for it.
+/// A log file, and the flags for it.
 fn log(test: &Test) -> (PathBuf, Vec<String>) {
     let path = test.folder.join(format!("{}.log", test.id()));
     let shown = path.display().to_string();
@@ -51,7 +51,7 @@ fn messages(log: &str) -> Outcome<Vec<String>> {
     log.lines().map(message).collect()
 }
 
-/// What is told of the steps of a command, without what they are about.
+/// The logged steps of a command, without their objects.
 fn told(log: &str, command: &str) -> Outcome<Vec<String>> {
     let begin = format!("{command}, step ");
     let messages = messages(log)?;
@@ -60,7 +60,7 @@ fn told(log: &str, command: &str) -> Outcome<Vec<String>> {
     Ok(told.map(two).collect())
 }
 
-/// Runs a command with a log; the log afterwards.
+/// Runs a command with a log. Returns its output and the log.
 fn logged(test: &Test, args: &[&str]) -> Outcome<(Output, String)> {
     let (path, flags) = log(test);
     let (out, err) = (path.with_extension("out"), path.with_extension("err"));
@@ -251,7 +251,7 @@ fn no_secret_is_told(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Where it waits for the hooks of the runtime process, it has mounted what the image names.
+/// While init waits for the hooks of the runtime process, it has already mounted the image's files.
 fn init_holds_no_log(test: &Test) -> Outcome {
     test.only_rt()?;
     let list = test.folder.join("descriptors");

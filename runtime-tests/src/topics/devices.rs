@@ -35,7 +35,7 @@ fn listed_ones_are_made(test: &Test) -> Outcome {
     output.stdout(expected).map(drop)
 }
 
-/// As `-v /dev/urandom:/dev/random` has it.
+/// `podman run -v /dev/urandom:/dev/random` makes such a mount.
 fn a_mount_takes_the_place_of_a_default_one(test: &Test) -> Outcome {
     let bundle = test.sh("stat -c '%t:%T' /dev/random")?.mount(json!({
         "destination": "/dev/random", "type": "bind", "source": "/dev/urandom", "options": ["bind"]
@@ -57,8 +57,8 @@ fn another_file_in_its_place_is_refused(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// As root of the host makes them: in a user namespace of their own, and in one that is joined.
-/// Under names that the host does not have. runc shows the host's files, so it can do neither.
+/// Root of the host makes the devices: in the container's own user namespace, and in a joined one.
+/// The host does not have these names. runc shows the host's files, so it supports neither.
 fn have_their_owner_and_mode_in_a_user_namespace(test: &Test) -> Outcome {
     test.only_rt()?;
     let devices = json!([
@@ -82,7 +82,7 @@ fn have_their_owner_and_mode_in_a_user_namespace(test: &Test) -> Outcome {
     let first = bundle()?.start()?;
     first.wait_for_output("\n5\n")?;
     ensure_eq(first.stdout()?.as_str(), expected)?;
-    // What is joined has the mappings; the configuration has none.
+    // The joined namespace has mappings. The configuration has none.
     let path = format!("/proc/{}/ns/user", first.pid()?);
     let joined = bundle()?.namespace(json!({ "type": "user", "path": path })).edit(|config| {
         for mappings in ["uidMappings", "gidMappings"] {
@@ -111,14 +111,14 @@ fn have_an_owner_that_is_mapped(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What each runtime that is here allows without a rule, and what none does. Each test of it opens
-/// a node that it has made.
+/// Compares the devices that each installed runtime allows without a rule for them. The container
+/// opens device nodes that it has made.
 fn the_default_rules_are_those_of_runc_and_crun(test: &Test) -> Outcome {
     const DEVICES: [&str; 15] = [
         "c 1 3", "c 1 5", "c 1 7", "c 1 8", "c 1 9", "c 5 0", "c 5 2", "c 10 200", "c 136 0",
         "c 1 11", "c 4 0", "c 10 229", "c 10 237", "b 7 0", "b 7 1",
     ];
-    // Of each: r, w, m, or -.
+    // For each device: r, w, m, or -.
     let mut script = String::new();
     for device in DEVICES {
         script += &format!(
@@ -130,7 +130,8 @@ fn the_default_rules_are_those_of_runc_and_crun(test: &Test) -> Outcome {
     let sets = json!(["CAP_MKNOD", "CAP_SYSLOG"]);
     let mut columns = Vec::new();
     for name in ["", "runc", "crun"] {
-        // runc's own default takes a rule that forbids everything.
+        // runc applies its own default only after a rule that forbids everything. The bundle has
+        // this rule.
         let bundle = test.sh(&script.replace("rm -f", "/bin/busybox rm -f"))?.edit(|config| {
             config["process"]["capabilities"] =
                 json!({ "bounding": sets, "effective": sets, "permitted": sets });
@@ -158,7 +159,7 @@ fn the_default_rules_are_those_of_runc_and_crun(test: &Test) -> Outcome {
                 test.host.lane,
                 output.stderr.trim()
             );
-            // crun leaves the cgroup of what fails.
+            // crun leaves the cgroup of a container that fails.
             for left in cgroups_of(&id) {
                 std::fs::remove_dir(left)?;
             }
@@ -178,7 +179,7 @@ fn the_default_rules_are_those_of_runc_and_crun(test: &Test) -> Outcome {
     let allowed = 9;
     for (name, column) in &columns {
         for (row, line) in column.lines().enumerate() {
-            // That of Debian 12 does not have it with cgroup v1.
+            // crun of Debian 12 does not allow this device with v1.
             if name == "crun" && DEVICES[row] == "c 10 200" {
                 continue;
             }

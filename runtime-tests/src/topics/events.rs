@@ -1,4 +1,4 @@
-//! `events`: what a container uses, and when it runs out of memory.
+//! `events`: the resources that a container uses, and the lack of memory.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -20,7 +20,7 @@ fn stats(test: &Test, container: &Container<'_>) -> Outcome<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// Every number that go-runc reads.
+/// go-runc reads all these numbers.
 fn stats_are_what_callers_parse(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     let event = stats(test, &container)?;
@@ -51,7 +51,7 @@ fn stats_are_what_callers_parse(test: &Test) -> Outcome {
     ensure(data["hugetlb"].is_object() && data["memory"]["raw"].is_object(), data)
 }
 
-/// What runs it, how, and how much memory it has by its own count.
+/// The engine of a module, its mode, and the memory that the engine itself reports.
 fn stats_tell_of_a_module(test: &Test) -> Outcome {
     let container = test.wasm("probe", &["sleep"])?.start()?;
     container.wait_for_output("ready\n")?;
@@ -61,8 +61,8 @@ fn stats_tell_of_a_module(test: &Test) -> Outcome {
         &module,
     )?;
     ensure_eq(&module["mode"], &json!("interpreter"))?;
-    // A Rust program's begins with 17, one for its stack of 1 MiB; a kernel without names has none
-    // to show.
+    // The memory of a Rust program begins with 17 pages of 64 KiB: 16 for its stack of 1 MiB, and
+    // one more. The number is missing if the kernel does not support names of mappings.
     let pages = &module["memoryPages"];
     ensure(
         pages.is_null() || pages.as_u64().is_some_and(|pages| (17..64).contains(&pages)),
@@ -85,7 +85,7 @@ fn stats_know_the_limits(test: &Test) -> Outcome {
 }
 
 fn stats_grow_with_what_is_used(test: &Test) -> Outcome {
-    // With v2, time is counted without a controller too.
+    // With v2, the kernel counts time without a controller too.
     let container = test.sh("while :; do :; done")?.start()?;
     let total = || -> Outcome<u64> {
         Ok(stats(test, &container)?["data"]["cpu"]["usage"]["total"].as_u64().unwrap_or(0))
@@ -116,7 +116,7 @@ fn a_killed_process_is_an_event(test: &Test) -> Outcome {
     out_of_memory(test, false)
 }
 
-/// With v1, a caller can ask that nobody is killed.
+/// With v1, a caller can ask the kernel not to kill.
 fn a_process_that_has_to_wait_for_memory_is_an_event(test: &Test) -> Outcome {
     if test.host.lane == "v2" {
         return skip("v2 always kills");
@@ -127,7 +127,7 @@ fn a_process_that_has_to_wait_for_memory_is_an_event(test: &Test) -> Outcome {
 fn out_of_memory(test: &Test, has_to_wait: bool) -> Outcome {
     test.only_rt()?;
     needs(test, "memory")?;
-    // The shell goes on when what it has started was killed.
+    // The shell continues after the kernel has killed its child.
     let script =
         "while ! test -e /go; do sleep 0.1; done; sh -c 'x=x; while :; do x=$x$x; done'; sleep 60";
     let bundle = test.sh(script)?.edit(|config| {

@@ -1,4 +1,4 @@
-//! Other programs in a container that runs.
+//! `exec`: more programs in a running container.
 
 use std::fs;
 use std::io::Write;
@@ -25,7 +25,7 @@ super::tests! { "exec":
     a_user_that_is_half_written, an_added_capability_is_the_users_too,
 }
 
-/// Runs `exec` with flags, in the container, of a shell script.
+/// Runs a shell script with `exec` and these flags.
 fn sh(test: &Test, container: &Container<'_>, flags: &[&str], script: &str) -> Outcome<Output> {
     let args = [&["exec"], flags, &[&container.id, "/bin/sh", "-c", script]].concat();
     test.rt(args)
@@ -35,7 +35,7 @@ fn sleeping(test: &Test) -> Outcome<Container<'_>> {
     test.sh("exec sleep 60")?.start()
 }
 
-/// A process file for a shell script: the container's own process, changed.
+/// A file for `--process` with a shell script: the container's own process, with changes.
 fn file(test: &Test, bundle: &Bundle<'_>, change: impl FnOnce(&mut Value)) -> Outcome<String> {
     let config: Value = serde_json::from_slice(&fs::read(bundle.folder.join("config.json"))?)?;
     let mut process = config["process"].clone();
@@ -91,7 +91,7 @@ fn cgroups_of(pid: i32) -> Outcome<String> {
     Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
 }
 
-/// Starts a detached `sleep` with these flags; returns its process id.
+/// Starts a detached `sleep` with these flags. Returns its pid.
 fn detached(test: &Test, container: &Container<'_>, flags: &[&str]) -> Outcome<i32> {
     let path = test.folder.join("exec.pid");
     let flag = format!("--pid-file={}", path.display());
@@ -155,7 +155,7 @@ fn goes_where_init_is_when_the_cgroup_takes_no_process(test: &Test) -> Outcome {
     let own = path_of(pid)?;
     let path = format!("/sys/fs/cgroup{own}");
     let available = fs::read_to_string(format!("{path}/cgroup.controllers"))?;
-    // A threaded controller does not bring the rule about.
+    // The rule about inner processes applies to domain controllers only, and not to threaded ones.
     let domain = ["memory", "hugetlb", "io", "rdma", "misc"];
     let Some(controller) = available.split_whitespace().find(|name| domain.contains(name)) else {
         return skip("no domain controller is left to cgroup v2 here");
@@ -207,7 +207,7 @@ fn flags_change_them(test: &Test) -> Outcome {
     let flags = ["--user=33", "--additional-gids=7", "--additional-gids=8"];
     let groups = sh(test, &container, &flags, "grep ^Groups: /proc/self/status")?.success()?.stdout;
     ensure_eq(groups.split_whitespace().collect(), vec!["Groups:", "7", "8"])?;
-    // Bit 12, CAP_NET_ADMIN.
+    // Bit 12 is CAP_NET_ADMIN.
     let script = "grep CapEff /proc/self/status";
     let capability = |flags: &[&str]| -> Outcome<bool> {
         let output = sh(test, &container, flags, script)?.success()?.stdout;
@@ -255,8 +255,8 @@ fn what_a_process_file_leaves_out_is_the_containers(test: &Test) -> Outcome {
     container.rt(&["exec", "--process", &file])?.success()?.stdout(expected).map(drop)
 }
 
-/// Unless the file says otherwise. runc and crun take a file without a word for a file that allows
-/// them.
+/// The process in a file has the container's `noNewPrivileges`, unless the file has its own value.
+/// For runc and crun, a file without a value allows new privileges.
 fn new_privileges_are_those_of_the_container(test: &Test) -> Outcome {
     test.only_rt()?;
     for (container, file, expected) in [
@@ -300,13 +300,13 @@ fn detached_it_lives_on(test: &Test) -> Outcome {
 fn a_pid_file_is_written_only_if_it_runs(test: &Test) -> Outcome {
     let container = sleeping(test)?;
     let path = test.folder.join("exec.pid");
-    // CRI-O makes an empty one beforehand.
+    // CRI-O makes an empty file beforehand.
     let flag = format!("--pid-file={}", path.display());
     let fails = |args: &[&str]| {
         fs::write(&path, "")?;
         let output = test.rt([&["exec", "--detach", &flag], args].concat())?;
         ensure(output.code.is_some_and(|code| code != 0), format!("{args:?} was started"))?;
-        // An empty one would be read as process 0.
+        // A reader would take an empty file for pid 0.
         ensure(!path.exists(), format!("{args:?} leaves a pid file"))
     };
     fails(&[&container.id, "/no/such"])?;
@@ -335,8 +335,8 @@ fn a_pid_file_that_cannot_be_written_ends_it(test: &Test) -> Outcome {
     container.rt(&["ps", "--format=json"])?.success()?.stdout(&before).map(drop)
 }
 
-/// A caller puts there what its own users typed: a flag would be a way to other rights, or to files
-/// of the host.
+/// A caller passes the words of its own users there. As flags, they could give other rights or
+/// reach files of the host.
 fn nothing_after_the_name_is_a_flag(test: &Test) -> Outcome {
     let container = sleeping(test)?;
     let log = test.folder.join("other.log");
@@ -397,7 +397,7 @@ fn a_terminal_by_its_socket(test: &Test) -> Outcome {
 
 fn only_asked_for_descriptors_are_passed(test: &Test) -> Outcome {
     let container = sleeping(test)?;
-    // The shell hands rt three and four; ls opens one itself.
+    // The shell opens descriptors 3, 4 and 9. `ls` opens one itself.
     for (flag, expected) in [("--preserve-fds=0", "0 1 2 3"), ("--preserve-fds=1", "0 1 2 3 4")] {
         let script = format!(
             "exec 3</dev/null 4</dev/null 9</dev/null; exec {} --root {} exec {flag} {} /bin/ls /proc/self/fd",
@@ -421,12 +421,12 @@ fn is_a_session_leader(test: &Test) -> Outcome {
     let pid = detached(test, &container, &[])?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
-    // Process group and session, proc_pid_stat(5).
+    // Process group and session (proc_pid_stat(5)).
     ensure_eq((fields[2], fields[3]), (pid.to_string().as_str(), pid.to_string().as_str()))
 }
 
 fn neighbours_cannot_reach_it_before_its_exec(test: &Test) -> Outcome {
-    // For as long as the script runs, look at every new process's descriptors.
+    // The script looks at the descriptors of every process, until it is ended.
     let script = "trap 'exit 0' TERM; while :; do for p in /proc/[0-9]*; do \
         if [ $p != /proc/1 ] && ls -l $p/fd 2>/dev/null | grep -qE 'socket:|/proc$|net:|mnt:'; then echo reached; fi; done; done";
     let bundle = test.sh(script)?.edit(|config| {
@@ -533,7 +533,8 @@ fn processors_before_and_after(test: &Test) -> Outcome {
     let container = bundle.start()?;
     let mut affinities = vec![json!({ "final": "0" })];
     if test.host.lane != "v2" {
-        // Entering a cgroup with cpuset undoes the first one, as the specification says.
+        // The move into a cgroup with a cpuset undoes the initial affinity, as the specification
+        // says.
         affinities.push(json!({ "initial": "0" }));
     }
     for affinity in affinities {
@@ -562,7 +563,7 @@ fn a_signal_ends_it_by_128_and_more(test: &Test) -> Outcome {
         sh(test, &container, &[], "ps | grep -c '[s]leep 60'")
             .is_ok_and(|output| output.stdout.trim() == "2")
     })?;
-    // Passed on by the exec in the foreground.
+    // The `exec` in the foreground passes the signal on.
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     ensure_eq(exec.wait()?.code(), Some(143))
 }
@@ -599,7 +600,7 @@ fn its_executable_is_protected(test: &Test) -> Outcome {
     let path = container.rootfs().join("self");
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let container = container.start()?;
-    // What the script's interpreter is, the runtime itself, must refuse to be written to
+    // The interpreter of this script is the runtime itself. It must refuse a write to itself
     // (CVE-2019-5736).
     let output = test.rt(["exec", &container.id, "/self", "--version"])?;
     ensure(output.stdout.is_empty() || output.stdout.contains("rt version"), output.stdout)?;
@@ -638,10 +639,10 @@ fn a_user_that_is_half_written(test: &Test) -> Outcome {
     output.fails_with("`process.rlimits[1]`: RLIMIT_CORE is listed twice").map(drop)
 }
 
-/// Where the configuration has it among the inheritable ones, as with runc: `exec` adds none to
-/// these (CVE-2022-29162).
+/// An added capability is ambient only if the configuration has it among the inheritable ones, as
+/// in runc. `exec` adds none to these (CVE-2022-29162).
 fn an_added_capability_is_the_users_too(test: &Test) -> Outcome {
-    // CAP_KILL is 5, CAP_NET_ADMIN 12, CAP_SYSLOG 34; Inh, Prm, Eff, Bnd, Amb.
+    // CAP_KILL is 5, CAP_NET_ADMIN is 12. The order is Inh, Prm, Eff, Bnd, Amb.
     let (kill, admin) = (1_u64 << 5, 1_u64 << 12);
     for (inheritable, user, added, expected) in [
         (
@@ -673,9 +674,9 @@ fn an_added_capability_is_the_users_too(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As `exec --process <(…)` in a shell. What the caller has open besides does not get in.
+/// Like `exec --process <(…)` in a shell. The program does not get the caller's other descriptors.
 fn by_an_inherited_descriptor(test: &Test) -> Outcome {
-    // crun closes it first.
+    // crun closes the descriptor first.
     test.only_rt()?;
     let container = sleeping(test)?;
     let own = |script: &str| json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
@@ -728,14 +729,14 @@ fn by_an_inherited_descriptor(test: &Test) -> Outcome {
         let output = shell(&script.replace("ID", id))?;
         ensure(output.code == Some(0), format!("{script}: {output:?}"))?;
     }
-    // One of them is for the program too.
+    // One of these descriptors is also for the program.
     let script = format!(
         "rt $FLAGS exec --preserve-fds 2 --process /dev/fd/5 {id} 3<config 4<config 5<process.json 6<config"
     );
     shell(&script)?.success()?.stdout("3\n4\nran\n").map(drop)
 }
 
-/// With v1, as runc.
+/// With v1, as runc does.
 fn in_cgroups_of_some_controllers(test: &Test) -> Outcome {
     let container = sleeping(test)?;
     if test.host.lane == "v2" {

@@ -12,7 +12,7 @@ super::tests! { "freezer":
     resuming_what_is_not_paused, pausing_what_has_ended, ps_lists_the_processes, ps_passes_its_arguments_on, ps_without_a_cgroup,
 }
 
-/// Counts as fast as it can.
+/// A container that prints increasing numbers.
 fn counting(test: &Test) -> Outcome<Container<'_>> {
     let container = test.sh("i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")?.start()?;
     container.wait_for_output("3\n")?;
@@ -31,7 +31,7 @@ fn a_paused_container_stands_still(test: &Test) -> Outcome {
     wait_until("it counts on", || container.stdout().is_ok_and(|out| out.len() > before.len()))
 }
 
-/// What it waits in is cut short by that.
+/// The pause cuts the module's system call short.
 fn a_paused_module_goes_on(test: &Test) -> Outcome {
     for args in [&["sleep"][..], &["accept", "8080"]] {
         let container = test.wasm("probe", args)?.start()?;
@@ -47,7 +47,7 @@ fn a_paused_module_goes_on(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// It wakes when it would have.
+/// The module wakes at the same time as without the stop.
 fn a_stopped_module_goes_on(test: &Test) -> Outcome {
     let container = test.wasm("probe", &["sleep", "400"])?.start()?;
     container.wait_for_output("ready\n")?;
@@ -73,8 +73,7 @@ fn a_paused_container_can_be_deleted_by_force(test: &Test) -> Outcome {
     container.rt(&["delete", "--force"])?.success().map(drop)
 }
 
-/// With a process that waits in a frozen cgroup below its own, where a container may write to its
-/// cgroup.
+/// If a container may write to its cgroup, a process can wait in a frozen cgroup below.
 fn partly_frozen(test: &Test) -> Outcome<Container<'_>> {
     let script = "for way in /cgroup /cgroup/freezer; do test -e $way/cgroup.procs || continue; \
                     mkdir $way/ice; sleep 60 & echo $! >$way/ice/cgroup.procs; \

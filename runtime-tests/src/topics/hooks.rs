@@ -1,4 +1,4 @@
-//! Hooks: when they run, and what happens when they fail.
+//! Hooks: the times at which they run, and the results of a failure.
 
 use std::fs;
 use std::process::Command;
@@ -26,7 +26,8 @@ fn run_in_order(test: &Test) -> Outcome {
     let inside = test.folder.join("volume");
     fs::create_dir(&inside)?;
     let note = |name: &str| json!([hook(&format!("echo {name} >> {}", log.display()))]);
-    // These two run in the container's mount namespace; the second one in its root.
+    // These two hooks run in the container's mount namespace, the second one with the container's
+    // root.
     let create_container = json!([hook(&format!("echo createContainer >> {}", log.display()))]);
     let start_container = json!([hook("echo startContainer >> /v/order")]);
     let bundle = with_hooks(
@@ -93,7 +94,7 @@ fn a_hook_that_does_not_read_a_long_state_is_ended(test: &Test) -> Outcome {
     let mut slow = hook("exec sleep 1000");
     slow["timeout"] = json!(1);
     let mut bundle = with_hooks(test.sh("true")?, json!({ "createRuntime": [slow] }));
-    // More than a pipe holds.
+    // More than a pipe can hold.
     for number in 0..100 {
         bundle = bundle.annotation(&format!("org.example.{number}"), &"x".repeat(1000));
     }
@@ -113,7 +114,8 @@ fn a_timeout_that_is_none_is_an_error(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// On the host the caller's, in the container the container's.
+/// On the host, a hook without `env` gets the caller's environment. In the container, it gets the
+/// container's.
 fn have_the_environment_around_them_without_one_of_their_own(test: &Test) -> Outcome {
     let file = test.folder.join("seen");
     let outside = format!("(echo $AROUND; env | grep -c ^_RT) >> {}; true", file.display());
@@ -191,10 +193,10 @@ fn streams_that_cannot_be_opened_are_an_error(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with("/no/such/folder/file").map(drop)
 }
 
-/// runtime-spec 1.3: an error, and the container is stopped and deleted. The hooks after it do not
-/// run.
+/// runtime-spec 1.3: the failure of such a hook is an error. The runtime stops and deletes the
+/// container, and does not run the remaining hooks.
 fn one_that_fails_after_the_start_ends_the_container(test: &Test) -> Outcome {
-    // runc 1.1 runs them at `create`; crun warns.
+    // runc 1.1 runs `poststart` hooks at `create`. crun only warns.
     test.only_rt()?;
     let [third, stopped] = ["third", "stopped"].map(|name| test.folder.join(name));
     let mut slow = hook("exec sleep 1000");
@@ -255,7 +257,7 @@ fn in_the_container_have_what_its_program_has(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// 126 and 127 are of a program that cannot be run, or is not there: podman says so.
+/// For podman, the codes 126 and 127 say that the program cannot run or does not exist.
 fn one_that_fails_in_the_container_says_nothing_of_the_program(test: &Test) -> Outcome {
     test.only_rt()?;
     for (hook, words) in [
@@ -270,7 +272,7 @@ fn one_that_fails_in_the_container_says_nothing_of_the_program(test: &Test) -> O
     Ok(())
 }
 
-/// Of a stopped container, of one that runs, of one that was never started, and after `run`.
+/// For a stopped container, a running one, one that was never started, and after `run`.
 fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
     let file = test.folder.join("ran");
     let slow = json!([hook(&format!("sleep 0.3; echo ran > {}", file.display()))]);
@@ -285,7 +287,7 @@ fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
     container.delete()?;
     ran("of a stopped one")?;
     if test.host.is_rt {
-        // Its end takes a while: the first process waits for all others.
+        // The end of the first process takes a while, because it waits for all other processes.
         let many = "i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait";
         for _ in 0..5 {
             let container = bundle.clone().args(&["/bin/sh", "-c", many]).start()?;
@@ -304,8 +306,8 @@ fn have_run_when_the_deletion_returns(test: &Test) -> Outcome {
     ran("after `run`")
 }
 
-/// The container's filter is in force for those that run in it. However high the numbers of what
-/// the caller has passed.
+/// For hooks in the container, the container's filter is in force. The caller may have passed
+/// descriptors with any numbers.
 fn have_nothing_else_open_where_close_range_is_forbidden(test: &Test) -> Outcome {
     test.only_rt()?;
     if !std::path::Path::new("/usr/bin/perl").exists() {
@@ -327,14 +329,14 @@ fn have_nothing_else_open_where_close_range_is_forbidden(test: &Test) -> Outcome
         command.args(["-c", "ulimit -n 8192; exec \"$@\"", "sh", "perl", "-e", script]);
         command.arg(gifts.to_string()).arg(run.get_program()).args(run.get_args());
         let open = Output::of(command)?.success()?.stdout;
-        // The last is the shell's, or is the directory that it reads.
+        // The last descriptor belongs to the shell, or is the directory that it reads.
         let highest = open.lines().filter_map(|line| line.parse().ok()).max().unwrap_or(0);
         ensure(highest <= 10, format!("{gifts} gifts: {highest} is open"))?;
     }
     Ok(())
 }
 
-/// A mount in the state directory cannot be removed, and a hook that has made it fails.
+/// A hook mounts something in the state directory, so that it cannot be removed, and fails.
 fn a_cause_comes_before_the_failure_to_clean_up(test: &Test) -> Outcome {
     test.only_rt()?;
     for (command, kind) in

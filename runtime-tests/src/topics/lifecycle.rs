@@ -1,4 +1,4 @@
-//! From `create` to `delete`.
+//! The life of a container, from `create` to `delete`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,8 +20,8 @@ super::tests! { "lifecycle": a_caller_that_ignores_its_children_has_them_waited_
     the_umask_of_the_caller_changes_nothing, what_outlives_the_first_process_is_deleted_with_it,
 }
 
-/// In a pid namespace of another's it does; and in the session of the first process it keeps that
-/// one's number.
+/// In another container's pid namespace, a process can outlive the first process. If it is in the
+/// session of the first process, it keeps that pid in use.
 fn what_outlives_the_first_process_is_deleted_with_it(test: &Test) -> Outcome {
     let other = test.sh("exec sleep 60")?.start()?;
     let path = format!("/proc/{}/ns/pid", other.pid()?);
@@ -104,8 +104,8 @@ fn run_passes_on_the_exit_code(test: &Test) -> Outcome {
 }
 
 fn run_tells_of_a_signal_as_a_shell_does(test: &Test) -> Outcome {
-    // The first process of a pid namespace is immune to its own signals, so a child of the shell's
-    // dies here.
+    // The kernel protects the first process of a pid namespace from its own signals, so a child of
+    // the shell dies here.
     test.sh("sh -c 'kill -9 $$'; exit $?")?.run()?.code(137)?;
     let container = test.sh("exec sleep 60")?.start()?;
     container.kill("KILL")?;
@@ -156,7 +156,7 @@ fn kill_sends_term_unless_told_otherwise(test: &Test) -> Outcome {
 }
 
 fn kill_all_reaches_every_process(test: &Test) -> Outcome {
-    // In the host's pid namespace the children outlive the first process.
+    // In the host's pid namespace, the children outlive the first process.
     let bundle = test.sh("sleep 1000 & sleep 1000 & echo ready; wait")?;
     let bundle = bundle.edit(|config| {
         if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
@@ -232,7 +232,8 @@ fn of_two_starts_one_wins(test: &Test) -> Outcome {
     ensure_eq(winners, 1)
 }
 
-/// A root that the caller names may be a mistake; the default one is made with the first container.
+/// A root that the caller names may be a mistake. `rt` makes the default root with the first
+/// container.
 fn list_of_a_root_that_is_not_there_is_an_error(test: &Test) -> Outcome {
     let file = test.folder.join("file");
     fs::write(&file, "")?;
@@ -287,7 +288,7 @@ fn an_early_death_is_seen(test: &Test) -> Outcome {
     container.rt(&["start"])?.fails_with("cannot start").map(drop)
 }
 
-/// The runtime is killed in the middle of `create`, by a hook that it has started.
+/// A hook kills the runtime in the middle of `create`.
 fn a_creation_that_was_cut_short_can_be_deleted(test: &Test) -> Outcome {
     test.only_rt()?;
     let hook =
@@ -333,7 +334,7 @@ fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Out
     test.rt(["delete", "--regex", &pattern])?.success()?;
     test.rt(["state", &first.id])?.fails_with("does not exist")?;
     ensure_eq(third.status()?.as_str(), "running")?;
-    // Nobody is asked for.
+    // No container matches.
     test.rt(["delete", "--regex", "^no-such-"])?.success()?;
     if test.host.is_rt {
         test.rt(["delete", "--regex", "("])?.fails_with("`(` is not a regular expression")?;
@@ -341,8 +342,8 @@ fn several_can_be_killed_and_deleted_by_a_regular_expression(test: &Test) -> Out
     third.kill("KILL")
 }
 
-/// containerd's is 0, which would have everybody write to the state; of others, users could not
-/// look at what is made for them.
+/// containerd's umask is 0, so everybody could write to the state. With other umasks, users could
+/// not read directories that are made for them.
 fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
     for umask in ["0", "077"] {
@@ -371,13 +372,14 @@ fn the_umask_of_the_caller_changes_nothing(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// The kernel ends all of them only with the first process of a pid namespace.
+/// The kernel ends all processes together only with the first process of a pid namespace.
 fn killed_it_leaves_no_process_in_the_pid_namespace_of_another(test: &Test) -> Outcome {
-    // runc does so from 1.2 on, crun not at all.
+    // runc does so since version 1.2. crun does not.
     test.only_rt()?;
     let other = test.sh("exec sleep 60")?.start()?;
     let joined = json!({ "type": "pid", "path": format!("/proc/{}/ns/pid", other.pid()?) });
-    // The host's, another container's; and where the first process has ended before.
+    // The host's pid namespace, and twice that of another container. In the last case, the first
+    // process has already ended by itself.
     for (namespace, ends) in [(None, false), (Some(&joined), false), (Some(&joined), true)] {
         let mark = test.id();
         let end = if ends { "exit" } else { "wait" };
@@ -399,7 +401,7 @@ fn killed_it_leaves_no_process_in_the_pid_namespace_of_another(test: &Test) -> O
         container.kill("KILL")?;
         wait_until("no process is left", || !has_process(&mark))?;
         container.wait()?;
-        // What has just died may be in its cgroup for a moment.
+        // A process that has just died may be in its cgroup for a moment.
         wait_until("its cgroup is empty", || {
             let again = test.rt(["kill", &container.id, "KILL"]);
             again.is_ok_and(|output| output.code != Some(0))
@@ -410,10 +412,10 @@ fn killed_it_leaves_no_process_in_the_pid_namespace_of_another(test: &Test) -> O
     Ok(())
 }
 
-/// As the first process of its pid namespace it would not notice; runc's does too. Without a
-/// filter, and with one of either kind.
+/// As the first process of its pid namespace, init would not notice the signal. runc's init ends
+/// too. The test runs without a filter, and with a filter of either kind.
 fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
-    // crun's goes on.
+    // crun's init continues.
     test.only_rt()?;
     let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }] });
@@ -427,7 +429,7 @@ fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
                 }
             });
             let container = bundle.create()?;
-            // Others are for the program.
+            // Other signals are for the program.
             container.kill("USR1")?;
             container.kill("WINCH")?;
             ensure_eq(container.status()?.as_str(), "created")?;
@@ -441,7 +443,7 @@ fn a_signal_ends_what_was_not_started(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Where SIGCHLD is ignored, the kernel reaps children itself; a caller may leave it so
+/// If SIGCHLD is ignored, the kernel reaps children itself. A caller may pass this setting on
 /// (`execve(2)`).
 fn a_caller_that_ignores_its_children_has_them_waited_for(test: &Test) -> Outcome {
     test.only_rt()?;

@@ -1,4 +1,4 @@
-//! Mounts, and what a container may see and change of its root.
+//! Mounts, and the parts of its root that a container may see and change.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -112,7 +112,7 @@ fn a_tmpfs_can_copy_up(test: &Test) -> Outcome {
     ensure(!bundle.rootfs().join("data/new").exists(), "the rootfs was changed")
 }
 
-/// podman's `--tmpfs` and `--read-only` are made so.
+/// podman's `--tmpfs` and `--read-only` use such mounts.
 fn a_copied_up_tmpfs_has_the_mode_it_should(test: &Test) -> Outcome {
     let mount = |path: &str, options: &[&str]| json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options });
     let bundle = test.sh("stat -c %a /new /there /given /both")?;
@@ -237,7 +237,7 @@ fn mounts_do_not_reach_the_host(test: &Test) -> Outcome {
     container.kill("KILL")
 }
 
-/// `ro` is for the mount alone, `rro` for what is below it too.
+/// `ro` applies to the mount alone, `rro` also to the mounts below.
 fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = volume(test)?;
@@ -253,7 +253,7 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
         let bundle = bundle
             .mount(json!({ "destination": "/v", "source": source, "options": ["rbind", option] }));
         bundle.write()?;
-        // The mount below is made in a mount namespace of the test's own.
+        // The mount below is made in a separate mount namespace.
         let mut command = std::process::Command::new("unshare");
         command.args(["--mount", "sh", "-ec", "mount -t tmpfs below \"$0/below\"; exec \"$@\""]);
         command.arg(&source).arg(&test.host.runtime).arg("--root").arg(test.state_root());
@@ -263,7 +263,7 @@ fn recursive_read_only_reaches_submounts(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What looks like one is often a mistake, and the mount would be writable.
+/// An unknown option is often a typing error, and without the error the mount would be writable.
 fn a_bind_mount_has_no_options_of_a_filesystem(test: &Test) -> Outcome {
     test.only_rt()?;
     for option in ["readonly", "RO", "noexecc", "rr0", "uid=0", "size=1m", "x-foo"] {
@@ -287,7 +287,7 @@ fn a_bind_mount_has_no_options_of_a_filesystem(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Runs a bundle from a script that mounts meanwhile, in a mount namespace of its own. `$0` is the
+/// Runs a bundle in a separate mount namespace, from a script that mounts meanwhile. `$0` is the
 /// rootfs.
 fn while_the_host_mounts(
     test: &Test,
@@ -321,7 +321,7 @@ fn a_slave_root_sees_what_the_host_mounts(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Of devices and of files that are mounted.
+/// A slash at the end of the path of a device, and of a mounted file.
 fn a_slash_at_the_end_of_a_file_is_passed_over(test: &Test) -> Outcome {
     test.only_rt()?;
     for user in [false, true] {
@@ -340,7 +340,7 @@ fn a_slash_at_the_end_of_a_file_is_passed_over(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Whoever may mount it again cannot write to it all the same.
+/// A container that may remount the mask still cannot write to it.
 fn a_mask_has_no_room(test: &Test) -> Outcome {
     test.only_rt()?;
     let script = "mount -o remount,rw,bind /masked; mount -o remount,rw /masked; for f in /masked/new /masked/other; do echo x > $f; mkdir $f.d; done 2>/dev/null; ls /masked";
@@ -354,8 +354,9 @@ fn a_mask_has_no_room(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("").map(drop)
 }
 
-/// What the host mounts below later, and a container sees by its propagation, is as the host has
-/// it: callers that promise more ask for a private mount, as kubelet does (KEP-3857).
+/// If the host later mounts something below, the container sees it with the host's options, by
+/// propagation. A caller that promises more must ask for a private mount, as kubelet does
+/// (KEP-3857).
 fn recursive_read_only_goes_with_each_propagation(test: &Test) -> Outcome {
     let volume = volume(test)?;
     for folder in ["below", "late"] {
@@ -401,7 +402,8 @@ fn a_relative_source_is_in_the_bundle(test: &Test) -> Outcome {
 
 const OWNER: &str = "stat -c %u:%g /v/file; touch /v/new";
 
-/// As root, `file` and what the container makes anew belong to these.
+/// Runs `OWNER` in a volume with these options. Returns its output, and the owner of `file` on the
+/// host.
 fn owners(test: &Test, options: serde_json::Value, mappings: bool) -> Outcome<(String, u32)> {
     use std::os::unix::fs::MetadataExt;
     let volume = volume(test)?;
@@ -427,8 +429,8 @@ fn ids_are_mapped_as_an_option_says(test: &Test) -> Outcome {
     ensure_eq(owners(test, json!(["bind", option]), false)?.0.as_str(), "9:10\n")
 }
 
-/// Files of the host's root belong to the container's, and what it makes belongs to the host's
-/// root.
+/// Files of the host's root belong to the container's root. Files that the container makes belong
+/// to the host's root.
 fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
     let volume = volume(test)?;
@@ -438,7 +440,7 @@ fn ids_are_mapped_as_the_user_namespace_does(test: &Test) -> Outcome {
     ensure_eq(fs::metadata(volume.join("new"))?.uid(), 0)
 }
 
-/// Whether a tmpfs can be mapped: since Linux 6.3.
+/// Whether the ids of a tmpfs can be mapped (Linux 6.3).
 pub(super) fn needs_a_mappable_tmpfs() -> Outcome {
     if kernel()? >= (6, 3) {
         Ok(())
@@ -511,14 +513,14 @@ fn a_link_can_be_copied(test: &Test) -> Outcome {
     let bundle = test.sh("readlink /a/link; grep -c /a/link /proc/self/mountinfo")?;
     let bundle = bundle.mount(mount);
     bundle.run()?.code(1)?.stdout("file\n0\n")?;
-    // It is there now, and may stay; something else may not.
+    // The link is there now, and the same link may stay. Any other file is an error.
     bundle.run()?.code(1)?.stdout("file\n0\n")?;
     fs::remove_file(bundle.rootfs().join("a/link"))?;
     fs::write(bundle.rootfs().join("a/link"), "")?;
     ensure(bundle.run()?.code == Some(1), "the file was taken for the link")
 }
 
-/// Which init sees, and the caller's process does not.
+/// Init sees this link, but the runtime process does not.
 fn a_link_in_an_earlier_mount_can_be_copied(test: &Test) -> Outcome {
     let link = linked(test)?;
     let folder = link.parent().ok_or("no folder")?;
@@ -534,7 +536,7 @@ fn a_link_in_an_earlier_mount_can_be_copied(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Not with a `/` at the end of its path, as if it was a directory.
+/// The path must not get a `/` at its end, as if the file were a directory.
 fn a_file_in_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
     let volume = volume(test)?;
     let bundle = test.sh("stat -c %u /etc/file")?;
@@ -561,7 +563,7 @@ fn a_link_can_be_mounted_on(test: &Test) -> Outcome {
     let source = volume(test)?.join("file");
     let mount =
         |options| json!({ "destination": "/etc/link", "source": source, "options": options });
-    // The link is no more to be seen, and what it led to is as it was.
+    // The mount hides the link, and the target of the link has not changed.
     bundle
         .mount(mount(json!(["bind", "dest-nofollow"])))
         .run()?
@@ -595,7 +597,7 @@ fn a_copied_up_tmpfs_can_be_read_only(test: &Test) -> Outcome {
     bundle.mount(mount).run()?.success()?.stdout("there\nrefused\n").map(drop)
 }
 
-/// A sysfs shows a network namespace, and only its owner may make one.
+/// A sysfs shows a network namespace, and only the owner of that namespace may mount it.
 fn the_host_sysfs_is_shown_where_none_can_be_made(test: &Test) -> Outcome {
     let bundle = in_user_namespace(
         test.sh("test -d /sys/kernel && echo there; touch /sys/x 2>/dev/null || echo refused")?,
@@ -658,8 +660,7 @@ fn an_unknown_context_type_is_an_error(test: &Test) -> Outcome {
     bundle.run()?.fails_with("size").map(drop)
 }
 
-/// Runs a bundle in a sandbox with an older filter, such as that of a container that makes
-/// containers.
+/// Runs a bundle under an older filter, for example that of a container that makes containers.
 pub(super) fn run_without_openat2(test: &Test, bundle: &Bundle<'_>) -> Outcome<Output> {
     const OPENAT2: u32 = 437;
     bundle.write()?;
@@ -688,7 +689,8 @@ fn the_root_has_its_propagation(test: &Test) -> Outcome {
             output.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
         let fields = root.split(" - ").next().unwrap_or_default();
         ensure(!fields.contains("shared:"), format!("{propagation}: {fields}"))?;
-        // A slave of nobody is private: that depends on the host's mount.
+        // If the host's mount is not shared, a slave mount is private, so `fields` depends on the
+        // host.
         ensure(
             expected != "unbindable" || fields.contains(expected),
             format!("{propagation}: {fields}"),
@@ -713,7 +715,7 @@ fn links_can_be_switched_off(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Adds and removes what a file lists.
+/// Adds or removes the mounts that a file lists.
 fn change(test: &Test, verb: &str, id: &str, entries: &serde_json::Value) -> Outcome<Output> {
     let file = test.folder.join("mounts.json");
     fs::write(&file, entries.to_string())?;
@@ -791,7 +793,7 @@ fn what_cannot_be_added_is_refused(test: &Test) -> Outcome {
     ensure(!seen.contains(" /x "), seen)
 }
 
-/// Of an overlay's layers: longer than one value of the newer system call.
+/// The layers of an overlay, which are too long for one value of `fsconfig(2)`.
 fn long_options_are_taken(test: &Test) -> Outcome {
     let layers: Vec<_> =
         ["a", "b"].map(|name| test.folder.join(name.repeat(120)).join(name.repeat(120))).into();
@@ -826,7 +828,7 @@ fn a_step_back_from_what_is_missing_is_one(test: &Test) -> Outcome {
 }
 
 fn every_flag_that_is_for_all_below_takes_effect(test: &Test) -> Outcome {
-    // Seen from the host's side, a volume with a mount below it that has other flags.
+    // A volume of the host, with a mount below that has other flags.
     let volume = volume(test)?;
     let below = volume.join("below");
     fs::create_dir(&below)?;

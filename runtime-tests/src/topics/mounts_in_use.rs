@@ -1,5 +1,5 @@
-//! Mounts as callers and their users write them: on the root, relative, by the hundred, read-only
-//! with something below.
+//! Mounts as callers and their users write them: on the root, with relative paths, by the hundred,
+//! and read-only with another mount below.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -36,7 +36,7 @@ fn tmpfs(destination: &str, options: &[&str]) -> Value {
     json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options })
 }
 
-/// A rootfs for a mount, that says which it is.
+/// A rootfs to mount. The file `marker` identifies it.
 fn tree(test: &Test) -> Outcome<PathBuf> {
     let tree = test.folder.join("tree");
     test.host.fill_rootfs(&tree)?;
@@ -44,7 +44,7 @@ fn tree(test: &Test) -> Outcome<PathBuf> {
     Ok(tree)
 }
 
-/// Puts a mount before all others.
+/// Adds a mount before all others.
 fn first(bundle: Bundle<'_>, mount: Value) -> Bundle<'_> {
     bundle.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -53,8 +53,8 @@ fn first(bundle: Bundle<'_>, mount: Value) -> Bundle<'_> {
     })
 }
 
-/// A shell in a mount namespace of its own, on one processor: Linux 6.18 numbers namespaces by
-/// processor, and tells by the numbers which of two mount namespaces is newer.
+/// A shell in its own mount namespace, on one processor. Linux 6.18 numbers namespaces by
+/// processor. It compares these numbers to learn which of two mount namespaces is newer.
 fn in_its_own_mounts() -> Outcome<Command> {
     let status = fs::read_to_string("/proc/self/status")?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -64,7 +64,7 @@ fn in_its_own_mounts() -> Outcome<Command> {
     Ok(command)
 }
 
-/// Runs a bundle in a mount namespace that a script has prepared.
+/// Runs a bundle in a mount namespace in which a script runs first.
 fn run_after(test: &Test, bundle: &Bundle<'_>, script: &str, folder: &Path) -> Outcome<Output> {
     bundle.write()?;
     let mut command = in_its_own_mounts()?;
@@ -78,7 +78,7 @@ fn a_mount_on_the_root_is_the_root(test: &Test) -> Outcome {
     let tree = tree(test)?;
     for destination in ["/", "//", "/.", "/bin/..", "/../.", "/etc/../bin/.."] {
         let mount = bind(destination, &tree, &["rbind"]);
-        // Last, it hides all other mounts.
+        // As the last mount, it hides all others.
         let bundle = test.sh("cat /etc/marker; ls /proc; test -c /dev/null && echo null")?;
         bundle.mount(mount.clone()).run()?.success()?.stdout("the new one\nnull\n")?;
         let bundle = first(test.sh("cat /etc/marker; grep -c ' /proc ' /proc/mounts")?, mount);
@@ -106,7 +106,7 @@ fn a_root_that_is_mounted_has_its_options(test: &Test) -> Outcome {
     in_user_namespace(with(&["rbind", "ro"])?)?.run()?.success()?.stdout(expected)?;
     let bundle = with(&["rbind"])?.edit(|config| config["root"]["readonly"] = json!(true));
     bundle.run()?.success()?.stdout(expected)?;
-    // The host's tree is what it was.
+    // The tree on the host has not changed.
     ensure(!tree.join("new").exists(), "a read-only root was written to")?;
     let bundle = first(test.sh("true")?, bind("/", &tree.join("etc/marker"), &["bind"]));
     bundle.try_create(&test.id())?.fails_with("ot a directory").map(drop)
@@ -122,7 +122,7 @@ fn the_root_can_be_a_filesystem_of_its_own(test: &Test) -> Outcome {
 
 fn the_root_of_what_runs_is_not_covered(test: &Test) -> Outcome {
     test.only_rt()?;
-    // What is executed in it sees the root that its program sees.
+    // A program of `exec` sees the same root as the container's program.
     let bundle = first(test.sh("exec sleep 60")?, bind("/", &tree(test)?, &["rbind"]));
     let container = bundle.start()?;
     test.rt(["exec", &container.id, "cat", "/etc/marker"])?.success()?.stdout("the new one\n")?;
@@ -136,8 +136,8 @@ fn the_root_of_what_runs_is_not_covered(test: &Test) -> Outcome {
     test.rt(["exec", &container.id, "test", "-e", "/bin/sh"])?.success().map(drop)
 }
 
-/// `unshare --mount=FILE` and snapd keep them. The kernel attaches no tree with one in it to a
-/// newer mount namespace.
+/// `unshare --mount=FILE` and snapd keep such files. The kernel attaches no tree that contains one
+/// of them to a newer mount namespace.
 fn kept_mount_namespaces_are_left_out(test: &Test) -> Outcome {
     let source = folder(test, "source")?;
     fs::create_dir(source.join("ns"))?;
@@ -149,12 +149,12 @@ fn kept_mount_namespaces_are_left_out(test: &Test) -> Outcome {
         || -> Outcome<Bundle<'_>> { Ok(test.sh(script)?.mount(bind("/v", &source, &["rbind"]))) };
     run(plain()?)?.success()?.stdout("content\nthere\n")?;
     run(in_user_namespace(plain()?)?)?.success()?.stdout("content\nthere\n")?;
-    // The host's root.
+    // The host's root as the source.
     let bundle =
         test.sh(&format!("cat /v{0}/file; test -e /v{0}/ns/one && echo there", source.display()))?;
     let bundle = bundle.mount(bind("/v", Path::new("/"), &["rbind", "ro"]));
     run(in_user_namespace(bundle)?)?.success()?.stdout("content\nthere\n")?;
-    // The file itself shows what is below the namespace.
+    // A mount of the file itself shows the file below the namespace.
     let bundle = test.sh("cat /v && echo empty")?;
     let bundle = bundle.mount(bind("/v", &source.join("ns/one"), &["bind"]));
     run(in_user_namespace(bundle)?)?.success()?.stdout("empty\n")?;
@@ -192,7 +192,7 @@ fn a_tmpfs_has_the_mode_of_what_it_covers(test: &Test) -> Outcome {
             for (name, mode) in modes.into_iter().chain([("to", 0o711)]) {
                 let folder = bundle.rootfs().join(name);
                 fs::create_dir(&folder)?;
-                // Its owner is not looked at.
+                // The mode must not depend on the owner.
                 chown(&folder, Some(100_007), None)?;
                 fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?;
             }
@@ -227,7 +227,7 @@ fn read_only_comes_last(test: &Test) -> Outcome {
         run(look, &mounts)?.stdout("refused\nrefused\nmade\n")?;
         fs::remove_dir_all(source.join("a"))?;
         fs::remove_file(below.join("new"))?;
-        // What comes later wins.
+        // A later mount wins.
         let again = json!({ "destination": "/t", "options": ["bind", "remount", "rw"] });
         if test.host.is_rt {
             let mounts = [tmpfs("/t", &["ro", "mode=777"]), again];
@@ -238,7 +238,7 @@ fn read_only_comes_last(test: &Test) -> Outcome {
 }
 
 fn read_only_comes_last_below_all_kinds(test: &Test) -> Outcome {
-    // Devices, a devpts and a working directory are made in what is read-only.
+    // `rt` makes devices, a devpts and a working directory in mounts that become read-only.
     for user in [false, true] {
         let script = "test -c /dev/null && test -e /dev/pts/ptmx && echo there; touch /dev/new 2>/dev/null || echo refused; pwd";
         let bundle = test.sh(script)?.mount(tmpfs("/work", &["ro"])).edit(|config| {
@@ -252,7 +252,8 @@ fn read_only_comes_last_below_all_kinds(test: &Test) -> Outcome {
         let bundle = if user { in_user_namespace(bundle)? } else { bundle };
         bundle.run()?.success()?.stdout("there\nrefused\n/work/a/b\n")?;
     }
-    // And by an option for all below: a mount that is there already stays read-only.
+    // An option for all mounts below has the same effect: a mount that exists already stays
+    // read-only.
     test.only_rt()?;
     let source = folder(test, "source")?;
     fs::create_dir(source.join("there"))?;
@@ -282,7 +283,7 @@ fn a_relative_destination_begins_at_the_root(test: &Test) -> Outcome {
             output.stderr,
         )?;
     }
-    // It is one of the kernel's too, with its masks.
+    // A procfs may have a relative destination too. Its masks apply.
     let bundle = test.sh("cat /proc/version | wc -c")?.edit(|config| {
         config["mounts"][0]["destination"] = json!("proc");
         config["linux"]["maskedPaths"] = json!(["/proc/version"]);
@@ -304,7 +305,7 @@ fn a_destination_can_begin_with_the_rootfs(test: &Test) -> Outcome {
             .success()?
             .stdout("content\n1\n")?;
     }
-    // Another path that begins with the same letters does not.
+    // The path of another directory that begins with the same letters is not in the rootfs.
     test.only_rt()?;
     let bundle = test.sh("true")?;
     let other = format!("{}-other", bundle.rootfs().display());
@@ -336,7 +337,7 @@ fn options_of_cgroup2_are_not_passed_over(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// Runs a bundle below limits of descriptors.
+/// Runs a bundle with limits of open files.
 fn limited(test: &Test, limit: &str, bundle: &Bundle<'_>) -> Outcome<Output> {
     bundle.write()?;
     let mut command = Command::new("sh");
@@ -353,7 +354,7 @@ fn hundreds_of_mounts_need_few_descriptors(test: &Test) -> Outcome {
         ("-Sn 256", 300, 256, &["rbind", "ro"], true),
         ("-Sn 1024", 1100, 1024, &["rbind"], true),
         ("-Sn 256", 300, 256, &["rbind", "ro"], false),
-        // A hard limit that cannot be raised by everybody.
+        // A hard limit, which only a privileged process can raise.
         ("-n 256", 300, 256, &["rbind", "ro"], true),
     ] {
         let mut bundle = test.sh(script)?;
@@ -379,7 +380,7 @@ fn descriptors_are_the_callers_again(test: &Test) -> Outcome {
         json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"] }])
     };
     for name in ["createContainer", "createRuntime", "poststart", "poststop"] {
-        // The container's root writes there.
+        // The container's root writes to this file.
         fs::write(said(name), "")?;
         fs::set_permissions(said(name), fs::Permissions::from_mode(0o666))?;
         bundle = bundle.edit(|config| config["hooks"][name] = hook(name));
@@ -391,7 +392,7 @@ fn descriptors_are_the_callers_again(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A source that is mounted with a flag, and what a container sees of it with each option.
+/// A source that is mounted with a flag, and the flag that a container sees with each option.
 fn access_times(test: &Test, below: bool, cases: &[(&str, [&str; 3])]) -> Outcome {
     let source = folder(test, "source")?;
     for (number, flag) in ["relatime", "noatime", "strictatime"].into_iter().enumerate() {
@@ -407,7 +408,7 @@ fn access_times(test: &Test, below: bool, cases: &[(&str, [&str; 3])]) -> Outcom
                 "mount -t tmpfs -o {flag} x \"$0\"; mkdir \"$0/below\"; mount -t tmpfs -o {flag} x \"$0/below\""
             );
             let output = run_after(test, &bundle, &script, &source)?.success()?;
-            // The kernel has no word for `strictatime`.
+            // The kernel shows nothing for `strictatime`.
             let seen = output.stdout.trim().replace("rw", "strictatime");
             ensure_eq((flag, &options, seen.as_str()), (flag, &options, expected[number]))?;
         }
@@ -415,7 +416,7 @@ fn access_times(test: &Test, below: bool, cases: &[(&str, [&str; 3])]) -> Outcom
     Ok(())
 }
 
-/// Expected with a source that has relatime, noatime, strictatime.
+/// Each case has the expected results for a source with relatime, noatime and strictatime.
 fn access_times_are_kept_as_mount_says(test: &Test) -> Outcome {
     const OF_SOURCE: [&str; 3] = ["relatime", "noatime", "strictatime"];
     access_times(
@@ -460,7 +461,7 @@ fn a_source_of_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
         mount["gidMappings"] = ids.clone();
         mount
     };
-    // The mount point is there on the host too, and empty.
+    // The mount point may also exist on the host, as an empty directory.
     for there in [false, true] {
         let bundle = test.sh("stat -c %u:%g /v/file; cat /v/file")?;
         let rootfs = bundle.rootfs();
@@ -484,7 +485,7 @@ fn a_source_of_an_earlier_mount_can_be_mapped(test: &Test) -> Outcome {
     ensure_eq(fs::metadata(source.join("new"))?.uid(), 0)
 }
 
-/// Its source is relative.
+/// The path of the source is relative.
 fn a_tmpfs_of_the_containers_can_be_mapped(test: &Test) -> Outcome {
     test.only_rt()?;
     super::mounts::needs_a_mappable_tmpfs()?;
@@ -517,7 +518,7 @@ fn what_is_listed_twice_is_protected_once(test: &Test) -> Outcome {
             json!(["/etc/fixed", "/etc/fixed", "/etc/folder", "/etc/./fixed"]);
     });
     bundle.run()?.success()?.stdout("1\n1\n1\nrefused\n")?;
-    // The kernel's own are found in two ways.
+    // `rt` looks up the kernel's files in two ways.
     let bundle = test.sh("grep -c ' /proc/version ' /proc/self/mountinfo; cat /proc/version")?;
     let bundle = bundle.edit(|config| {
         config["linux"]["maskedPaths"] =
@@ -526,7 +527,8 @@ fn what_is_listed_twice_is_protected_once(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("1\n").map(drop)
 }
 
-/// What is made for an image whose `/dev` is a link is made where that leads inside of the rootfs.
+/// The image's `/dev` is a link. `rt` makes the devices at the target of the link inside the
+/// rootfs.
 fn a_linked_dev_stays_inside(test: &Test) -> Outcome {
     let outside = test.folder.join("outside");
     fs::create_dir(&outside)?;
@@ -556,7 +558,7 @@ fn a_linked_dev_stays_inside(test: &Test) -> Outcome {
             ensure_eq(fs::read_dir(&outside)?.count(), 0)?;
         }
     }
-    // No node can be made in `/proc`, and nothing is mounted over it.
+    // If `/dev` leads to `/proc`, no node can be made there, and `rt` mounts nothing there.
     test.only_rt()?;
     for mounted in [false, true] {
         let bundle = test.sh("true")?;

@@ -1,4 +1,4 @@
-//! New namespaces, and those of others.
+//! New namespaces, and joined ones.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ super::tests! { "namespaces":
     a_network_device_moves_in, a_network_device_moves_into_a_namespace_that_is_joined,
 }
 
-/// The namespaces of the container's first process and of the tests.
+/// Compares the namespaces of a container's first process with those of the tests.
 fn differ(test: &Test, kinds: &[(&str, &str)], expected: bool) -> Outcome {
     let mut bundle = test.sh("exec sleep 60")?;
     for (kind, _) in kinds {
@@ -117,7 +117,7 @@ fn take_sysctls(test: &Test) -> Outcome {
     )
 }
 
-/// Root of a user namespace is somebody else on the host.
+/// The root of the user namespace has another id on the host.
 pub(super) fn in_user_namespace<'a>(
     bundle: crate::harness::Bundle<'a>,
 ) -> Outcome<crate::harness::Bundle<'a>> {
@@ -143,7 +143,7 @@ fn a_user_namespace_maps_root(test: &Test) -> Outcome {
 fn a_user_namespace_can_join_a_network(test: &Test) -> Outcome {
     let first = test.sh("exec sleep 60")?.start()?;
     let path = format!("/proc/{}/ns/net", first.pid()?);
-    // Without sysfs, which only the owner of the network namespace may mount.
+    // Without a sysfs, which only the owner of the network namespace may mount.
     let bundle = in_user_namespace(test.sh("readlink /proc/self/ns/net")?)?.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
             mounts.retain(|mount| mount["type"] != "sysfs");
@@ -168,7 +168,8 @@ fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
     ensure(uptime > 1e9, output.stdout)
 }
 
-/// Runs a bundle in a network namespace that has one end of a cable, `v0`, with an address.
+/// Runs a bundle in a network namespace with `v0`, one end of a pair of veth devices, which has an
+/// address.
 fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<Output> {
     if !std::path::Path::new("/usr/sbin/ip").exists() {
         return skip("the host has no iproute2");
@@ -209,8 +210,8 @@ fn a_network_device_moves_into_a_namespace_that_is_joined(test: &Test) -> Outcom
     with_cable(test, &bundle)?.success()?.stdout("10.9.8.7/24\n").map(drop)
 }
 
-/// Where its name is taken, the kernel would take it away first, and it would end with the
-/// namespace.
+/// If the new name is taken, the device must stay on the host. Otherwise the kernel would delete it
+/// together with the namespace.
 fn a_network_device_whose_name_is_taken_stays(test: &Test) -> Outcome {
     test.only_rt()?;
     let other = test.sh("exec sleep 60")?.start()?;
@@ -228,7 +229,7 @@ fn a_network_device_whose_name_is_taken_stays(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What is for all interfaces sets what is for one.
+/// A sysctl for all interfaces also sets the value of each interface.
 fn take_sysctls_for_all_before_those_for_one(test: &Test) -> Outcome {
     test.only_rt()?;
     for _ in 0..5 {
@@ -245,7 +246,7 @@ fn words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
 }
 
-/// As with crun. runc refuses it.
+/// crun does the same. runc refuses such a configuration.
 fn a_user_namespace_without_mappings_has_its_makers_ids(test: &Test) -> Outcome {
     test.only_rt()?;
     let script =
@@ -262,7 +263,7 @@ fn a_user_namespace_without_mappings_has_its_makers_ids(test: &Test) -> Outcome 
         let owner = format!("{user}:{group}");
         ensure_eq(words(&output.stdout), [&map[..], &map, &[owner.as_str()]].concat())?;
     }
-    // Of a namespace with fewer ids: these.
+    // If the caller's user namespace has fewer ids, the new one has these.
     let bundle = test.sh("cat /proc/self/uid_map")?.namespace(json!({ "type": "user" }));
     let bundle = bundle.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
@@ -297,8 +298,8 @@ fn one_of_two_mappings_is_an_error(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As systemd's `PrivateUsers=full` makes one: the map is that of the initial namespace, and the
-/// rights are not.
+/// systemd's `PrivateUsers=full` makes such a namespace: it has the id map of the initial
+/// namespace, but not its rights.
 fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test
@@ -307,7 +308,7 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
     let id = test.id();
     let root = test.state_root().display().to_string();
     let folder = bundle.folder.display().to_string();
-    // Until its ids are mapped, it waits.
+    // The script waits until the ids are mapped.
     let script = format!(
         "read mapped; rt() {{ {} --root {root} \"$@\"; }}; rt create --bundle {folder} {id} && rt start {id} && \
          until grep -q 1:3 \"$0\"; do sleep 0.05; done; rt exec {id} id -u; \
@@ -341,17 +342,17 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
     ensure(said.contains("a checkpoint takes root of the host"), format!("{said}{wrong}"))
 }
 
-/// `RestrictAddressFamilies=` of a service is a filter around the runtime: socket(2) with another
-/// family is EAFNOSUPPORT.
+/// `RestrictAddressFamilies=` of a service is a filter around the runtime. With another family,
+/// socket(2) fails with EAFNOSUPPORT.
 fn have_loopback_up_in_a_service_of_few_addresses(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("cat /sys/class/net/lo/flags")?;
     bundle.write()?;
-    // AF_UNIX and AF_NETLINK, AF_UNIX and AF_INET; with a joined network there is nothing to bring
-    // up.
+    // AF_UNIX and AF_NETLINK, then AF_UNIX and AF_INET. In a joined network namespace, `rt` does
+    // not bring up loopback.
     for allowed in [[1, 16], [1, 2]] {
         let args = bundle.command_line("run", &test.id());
-        // IFF_UP and IFF_LOOPBACK, `<linux/if.h>`.
+        // IFF_UP and IFF_LOOPBACK (`<linux/if.h>`).
         let output = Output::of(under_a_filter_of_families(test, &allowed, &args)?)?;
         output.success()?.stdout("0x9\n")?;
     }
@@ -368,7 +369,7 @@ fn have_loopback_up_in_a_service_of_few_addresses(test: &Test) -> Outcome {
 }
 
 fn take_sysctls_of_users(test: &Test) -> Outcome {
-    // runc from 1.4 on.
+    // runc supports them since version 1.4.
     test.only_rt()?;
     let names = ["user.max_net_namespaces", "user/max_user_namespaces", "user.max_ipc_namespaces"];
     let script = "cd /proc/sys/user; cat max_net_namespaces max_user_namespaces max_ipc_namespaces";
@@ -381,12 +382,12 @@ fn take_sysctls_of_users(test: &Test) -> Outcome {
     let own = in_user_namespace(bundle.clone())?;
     own.run()?.success()?.stdout("3\n4\n5\n")?;
     ensure_eq(fs::read_to_string("/proc/sys/user/max_net_namespaces")?, before)?;
-    // Of a user namespace that is joined.
+    // In a joined user namespace.
     let other = in_user_namespace(test.sh("exec sleep 60")?)?.start()?;
     let path = format!("/proc/{}/ns/user", other.pid()?);
     let joined = own.clone().namespace(json!({ "type": "user", "path": path }));
     joined.run()?.success()?.stdout("3\n4\n5\n")?;
-    // Without one they are the host's.
+    // Without a user namespace, these sysctls are the host's.
     test.sh(script)?
         .edit(|config| config["linux"]["sysctl"] = sysctl(["3", "4", "5"]))
         .run()?
@@ -395,7 +396,7 @@ fn take_sysctls_of_users(test: &Test) -> Outcome {
 }
 
 fn take_no_sysctl_that_another_field_sets(test: &Test) -> Outcome {
-    // runc refuses `kernel.hostname` in any case; crun as here.
+    // runc always refuses `kernel.hostname`. crun behaves as this test expects.
     test.only_rt()?;
     for (name, field) in [
         ("kernel.hostname", "hostname"),
@@ -418,7 +419,7 @@ fn take_no_sysctl_that_another_field_sets(test: &Test) -> Outcome {
         with(Some(field))?.run()?.fails_with(&format!("`{field}` set the same"))?;
         let output = with(None)?.run()?.success()?;
         ensure(output.stdout.contains("by-sysctl\n"), output.stdout)?;
-        // Without a namespace of its own.
+        // A container without its own UTS namespace.
         let bundle = with(None)?.edit(|config| {
             if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
                 namespaces.retain(|namespace| namespace["type"] != "uts");

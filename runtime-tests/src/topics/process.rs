@@ -1,4 +1,4 @@
-//! The first process, as it sees itself.
+//! The properties of the first process, as that process sees them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,7 +22,7 @@ super::tests! { "process":
     has_a_deadline, owns_the_files_that_are_its_streams, owns_nothing_else_of_its_callers,
 }
 
-/// What a tool of the host's says of a container's first process.
+/// The output of a tool of the host about a container's first process.
 fn asked(container: &Container<'_>, tool: &str) -> Outcome<String> {
     let mut command = Command::new(tool);
     command.arg("-p").arg(container.pid()?.to_string());
@@ -38,7 +38,7 @@ fn has_its_scheduler(test: &Test) -> Outcome {
     let policy = asked(&container, "chrt")?;
     ensure(policy.contains("SCHED_BATCH") && policy.contains("SCHED_RESET_ON_FORK"), policy)?;
     let stat = fs::read_to_string(format!("/proc/{}/stat", container.pid()?))?;
-    // The nice value, proc_pid_stat(5).
+    // The nice value (proc_pid_stat(5)).
     let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
     ensure_eq(fields[16], "5")
 }
@@ -56,7 +56,7 @@ fn has_its_memory_policy(test: &Test) -> Outcome {
     if !Path::new("/proc/self/numa_maps").exists() {
         return skip("a kernel without NUMA");
     }
-    // crun 1.28 knows it; the one of Debian 12 does not.
+    // crun 1.28 supports this property. The version of Debian 12 does not.
     for (mode, nodes, expected) in [
         ("MPOL_BIND", "0", "bind:0"),
         ("MPOL_INTERLEAVE", "0-0", "interleave:0"),
@@ -67,7 +67,7 @@ fn has_its_memory_policy(test: &Test) -> Outcome {
             test.sh("exec sleep 60")?.edit(|config| config["linux"]["memoryPolicy"] = policy);
         let container = bundle.start()?;
         let maps = format!("/proc/{}/numa_maps", container.pid()?);
-        // In the middle of its exec, it has no memory.
+        // In the middle of its exec, the process has no memory.
         wait_until("its memory has the policy", || {
             fs::read_to_string(&maps).is_ok_and(|maps| maps.contains(&format!(" {expected} ")))
         })?;
@@ -96,7 +96,7 @@ fn has_its_environment_in_order(test: &Test) -> Outcome {
     });
     let output = bundle.run()?.success()?;
     let variables: Vec<&str> = output.stdout.split_terminator('\0').collect();
-    // crun leaves a variable where its name was first, and runc 1.1 an empty one out.
+    // crun keeps a variable at the place of its first value. runc 1.1 drops an empty variable.
     if !test.host.is_rt {
         return ensure(
             variables.contains(&"A=again") && !variables.contains(&"A=1"),
@@ -117,7 +117,7 @@ fn has_home_from_passwd(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("/\n").map(drop)
 }
 
-/// As with runc, an empty one is none; of several, the last one counts.
+/// As in runc, an empty value counts as missing. Of several values, the last one counts.
 fn has_home_from_passwd_where_it_is_empty(test: &Test) -> Outcome {
     test.only_rt()?;
     for (env, home) in [
@@ -150,7 +150,7 @@ fn a_missing_working_directory_is_made(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("/new/folder\n").map(drop)
 }
 
-/// `WORKDIR /root` of an image whose user is not root.
+/// `WORKDIR /root` in an image whose user is not root.
 fn begins_where_only_root_may_go(test: &Test) -> Outcome {
     let bundle = test.sh("pwd")?;
     let root = bundle.rootfs().join("root");
@@ -171,13 +171,14 @@ fn begins_where_only_root_may_go(test: &Test) -> Outcome {
     test.rt(flags)?.success()?.stdout("/root\n1000\n").map(drop)
 }
 
-/// A home on a filesystem that keeps root out, as a network's does; here, root without the
+/// The home is on a filesystem that refuses root, as a network filesystem may. Here root lacks the
 /// capability.
 fn begins_where_only_its_user_may_go(test: &Test) -> Outcome {
     let bundle = super::namespaces::in_user_namespace(test.sh("pwd")?)?;
     let home = bundle.rootfs().join("home/own");
     fs::create_dir_all(&home)?;
-    // Of an id that the user namespace does not map, and for the group of the program alone.
+    // The directory belongs to an id that the user namespace does not map. Only the program's group
+    // may enter it.
     std::os::unix::fs::chown(&home, Some(0), Some(101_000))?;
     fs::set_permissions(&home, fs::Permissions::from_mode(0o710))?;
     let bundle = bundle.edit(|config| {
@@ -233,7 +234,7 @@ fn has_ambient_capabilities(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// podman's `exec --user` asks for such ones.
+/// podman's `exec --user` asks for such capabilities.
 fn has_no_ambient_capability_that_is_not_inheritable(test: &Test) -> Outcome {
     let set = json!(["CAP_NET_BIND_SERVICE"]);
     let bundle = test.linux(&[])?.edit(|config| {
@@ -278,7 +279,7 @@ fn has_its_oom_score(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// They are the caller's to set, who has rights over the whole host.
+/// The runtime process sets these limits, because it has rights over the whole host.
 fn has_limits_that_root_of_its_user_namespace_could_not_set(test: &Test) -> Outcome {
     const CAP_SYS_RESOURCE: u32 = 24;
     let status = fs::read_to_string("/proc/self/status")?;
@@ -294,7 +295,7 @@ fn has_limits_that_root_of_its_user_namespace_could_not_set(test: &Test) -> Outc
     if may {
         bundle.run()?.success()?.stdout("-100\n1000000\n").map(drop)
     } else {
-        // It is told that it has not been done.
+        // The error says that the runtime has not set the value.
         bundle.run()?.fails_with("oom_score_adj").map(drop)
     }
 }
@@ -304,7 +305,7 @@ fn leads_a_session(test: &Test) -> Outcome {
     output.stdout("1\n").map(drop)
 }
 
-/// Runs a bundle from a shell that opens descriptors for it first, and leaves them to the runtime.
+/// Runs a bundle from a shell that first opens descriptors, which the runtime inherits.
 fn run_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) -> Outcome<Output> {
     try_from_shell(bundle, open, flags)?.success()
 }
@@ -321,13 +322,13 @@ fn try_from_shell(bundle: &crate::harness::Bundle<'_>, open: &str, flags: &str) 
 }
 
 fn inherits_no_descriptors(test: &Test) -> Outcome {
-    // By the shell itself: a pipe or a directory to read would be a descriptor more.
+    // The shell tests the links itself: a pipe or an open directory would be one more descriptor.
     let script = "for n in 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -L /proc/1/fd/$n ] && echo $n; done; echo end";
     run_from_shell(&test.sh(script)?, "exec 7</etc/passwd;", "")?.stdout("end\n").map(drop)
 }
 
-/// In one pid namespace, another container of the same user must not get at init's descriptors: it
-/// could start it.
+/// In a shared pid namespace, another container of the same user must not reach init's descriptors.
+/// It could start the container through them.
 fn cannot_be_reached_by_a_neighbour_before_its_start(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh("echo started")?.create()?;
@@ -350,14 +351,14 @@ fn inherits_preserved_descriptors(test: &Test) -> Outcome {
 fn inherits_listening_sockets(test: &Test) -> Outcome {
     let file = test.folder.join("file");
     fs::write(&file, "content\n")?;
-    // As systemd does it: the descriptors start at 3, and the process id is that of whoever they
-    // are for.
+    // Like systemd: the descriptors begin at 3, and `LISTEN_PID` is the pid of the process that
+    // gets them.
     let open = format!("exec 3<{}; LISTEN_FDS=1 LISTEN_PID=$$", file.display());
     let bundle = test.sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3")?;
     run_from_shell(&bundle, &open, "")?.stdout("1 1\ncontent\n").map(drop)
 }
 
-/// A number that is not the caller's would be that of a file of the runtime's own.
+/// If the caller has not opened a number, a file of the runtime itself could have it.
 fn listening_sockets_are_all_there(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("ls /proc/self/fd")?;
@@ -415,7 +416,8 @@ fn an_exec_only_program_runs(test: &Test) -> Outcome {
     bundle.run()?.success()?.stdout("ran\n").map(drop)
 }
 
-/// A profile of AppArmor's that keeps `/secret` from its programs. It goes with this.
+/// An AppArmor profile that denies its programs the file `/secret`. Dropping this value removes the
+/// profile.
 pub(super) struct Profile {
     pub(super) name: String,
     path: std::path::PathBuf,
@@ -445,12 +447,12 @@ impl Profile {
 
 impl Drop for Profile {
     fn drop(&mut self) {
-        // One that was not loaded cannot be removed.
+        // A profile that was not loaded cannot be removed.
         let _ = self.parser("--remove");
     }
 }
 
-/// Also what `exec` starts in it.
+/// The programs of `exec` have the profile too.
 fn has_its_apparmor_profile(test: &Test) -> Outcome {
     let profile = Profile::load(test)?;
     let name = &profile.name;
@@ -468,7 +470,7 @@ fn has_its_apparmor_profile(test: &Test) -> Outcome {
     container.wait()
 }
 
-/// It may be newer than the runtime.
+/// The capability may be newer than the runtime.
 fn an_unknown_capability_is_a_warning(test: &Test) -> Outcome {
     let bundle = test.sh("grep CapBnd /proc/self/status")?.edit(|config| {
         config["process"]["capabilities"]["bounding"] = json!(["CAP_CHOWN", "CAP_NOPE"]);
@@ -483,11 +485,11 @@ fn an_unknown_capability_is_a_warning(test: &Test) -> Outcome {
     )
 }
 
-/// The processors that this process may run on, as a list.
+/// Prints the list of processors on which the process may run.
 const PROCESSORS: &str = "grep Cpus_allowed_list /proc/self/status";
 
-/// The runtime, by a caller that is confined to one processor; and what the container's processes
-/// print who are not.
+/// The runtime with a caller that is confined to one processor, and the output of `PROCESSORS` in a
+/// container without such a caller.
 fn by_a_confined_caller(test: &Test) -> Outcome<(impl Fn(&[&str]) -> Command, String)> {
     let expected = test.sh(PROCESSORS)?.run()?.success()?.stdout;
     if !expected.contains(['-', ',']) {
@@ -506,7 +508,7 @@ fn by_a_confined_caller(test: &Test) -> Outcome<(impl Fn(&[&str]) -> Command, St
     Ok((confined, expected))
 }
 
-/// runc before 1.4 and crun hand on their caller's.
+/// runc before 1.4 and crun pass on the processors of their caller.
 fn runs_on_all_processors_of_its_cgroup(test: &Test) -> Outcome {
     test.only_rt()?;
     let (confined, expected) = by_a_confined_caller(test)?;
@@ -569,12 +571,12 @@ fn runs_where_its_cgroup_moves_it(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// For programs, what `exec` starts by each of its ways, hooks in the container, and modules.
+/// For the program, for each way of `exec`, for hooks in the container, and for modules.
 fn a_variable_has_its_last_value(test: &Test) -> Outcome {
     let twice = json!(["A=1", "PATH=/bin", "HOME=/", "A=2", "B=x=1", "B=", "B=x=y", "A="]);
     let expected = "PATH=/bin\0HOME=/\0B=x=y\0A=\0";
     let look = json!(["/bin/cat", "/proc/self/environ"]);
-    // crun leaves a variable where its name was first, and runc 1.1 leaves an empty one out.
+    // crun keeps a variable at the place of its first value. runc 1.1 drops an empty variable.
     let is = |there: &str| {
         let values = [("A=1", false), ("A=2", false), ("B=x=1", false), ("B=x=y", true)];
         let has = |value: &str| there.split('\0').any(|variable| variable == value);
@@ -614,7 +616,7 @@ fn a_variable_has_its_last_value(test: &Test) -> Outcome {
     ensure_eq(lines, vec!["PATH=/bin", "HOME=/", "B=x=y", "A="])
 }
 
-/// By the specification's names of the flags.
+/// The test uses the specification's names of the flags.
 fn has_a_deadline(test: &Test) -> Outcome {
     test.only_rt()?;
     for flags in [
@@ -656,7 +658,7 @@ fn owns_nothing_else_of_its_callers(test: &Test) -> Outcome {
     test.only_rt()?;
     let [input, folder, console] =
         ["input", "folder", "console"].map(|name| test.folder.join(name));
-    // To be read only: an owner could write to it.
+    // The file is open for reading only. Its owner could write to it.
     fs::write(&input, "text")?;
     fs::create_dir(&folder)?;
     let mknod = Command::new("mknod").arg(&console).args(["c", "5", "1"]).status()?;
@@ -690,7 +692,7 @@ fn owns_nothing_else_of_its_callers(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// As with crun; runc leaves the group.
+/// crun does the same. runc does not change the group.
 fn owns_the_files_that_are_its_streams(test: &Test) -> Outcome {
     use std::os::unix::fs::MetadataExt;
     let owners = |paths: &[&Path]| -> Outcome<Vec<(u32, u32)>> {
@@ -713,7 +715,7 @@ fn owns_the_files_that_are_its_streams(test: &Test) -> Outcome {
         let container = Container::create(test, &id, command)?;
         let (out, err) = (container.file("out"), container.file("err"));
         ensure_eq(owners(&[&input, &out, &err])?, vec![expected; 3])?;
-        // Between these and its caller's streams, runc passes bytes on.
+        // For `exec`, runc passes bytes between pipes and the caller's streams.
         if !test.host.is_rt {
             continue;
         }

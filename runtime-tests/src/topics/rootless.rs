@@ -1,4 +1,4 @@
-//! Containers of ordinary users, and of root of a user namespace.
+//! Containers of ordinary users, and of the root of a user namespace.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -20,7 +20,7 @@ super::tests! { "rootless":
 
 const UID: u32 = 1000;
 
-/// A bundle whose files are the user's, and a runtime that the user can reach.
+/// A bundle whose files belong to the user, and a runtime that the user can execute.
 pub(super) fn owned<'a>(test: &Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
     owned_by(test, bundle, UID)
 }
@@ -34,7 +34,7 @@ pub(super) fn owned_by<'a>(test: &Test, bundle: Bundle<'a>, uid: u32) -> Outcome
     fs::create_dir_all(test.state_root())?;
     chown(test.state_root(), Some(uid), Some(uid))?;
     own(&bundle.folder, uid)?;
-    // An ordinary user may map no group 5, and make no cgroup.
+    // An ordinary user may neither map group 5 nor make a cgroup.
     let bundle = bundle.edit(|config| {
         if let Some(mounts) = config["mounts"].as_array_mut() {
             mounts.retain(|mount| mount["type"] != "devpts");
@@ -55,7 +55,7 @@ fn own(path: &Path, uid: u32) -> Outcome {
     Ok(())
 }
 
-/// The runtime, as an ordinary user for whom the system has these further ids.
+/// The runtime of an ordinary user with these subordinate ids.
 pub(super) fn as_user(
     test: &Test,
     subids: &str,
@@ -75,14 +75,14 @@ fn run(test: &Test, bundle: &Bundle<'_>, subids: &str) -> Outcome<Output> {
     Output::of(as_user(test, subids, &[], &["run", "--bundle", &folder, &test.id()])?)
 }
 
-/// With arguments for env(1).
+/// Runs a bundle as an ordinary user, with arguments for env(1).
 pub(super) fn run_with(test: &Test, bundle: Bundle<'_>, before: &[&str]) -> Outcome<Output> {
     let bundle = owned(test, bundle)?;
     let folder = bundle.folder.display().to_string();
     Output::of(as_user(test, SUBIDS, before, &["run", "--bundle", &folder, &test.id()])?)
 }
 
-/// As the kernel prints it.
+/// Replaces each run of spaces in the kernel's table by one space.
 fn squeezed(output: &Output) -> String {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     output.stdout.lines().map(|line| words(line) + "\n").collect()
@@ -152,7 +152,8 @@ fn a_container_goes_through_its_life(test: &Test) -> Outcome {
     rt(&["state", &id])?.fails_with("does not exist").map(drop)
 }
 
-/// Nothing stands for it: no empty list, and no fault.
+/// Without a cgroup, these commands fail with this error. They do not print an empty list or
+/// another error.
 fn what_takes_a_cgroup_says_so(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = owned(test, test.sh("exec sleep 60")?)?.edit(|config| {
@@ -180,7 +181,7 @@ fn limits_that_cannot_be_kept_are_refused(test: &Test) -> Outcome {
     run(test, &bundle, SUBIDS)?.fails_with("limits need a cgroup").map(drop)
 }
 
-/// Which init clones, by its rights in the user namespace.
+/// Init clones the link, because it has the rights in the user namespace.
 fn a_link_can_be_copied_by_a_user(test: &Test) -> Outcome {
     let link = test.folder.join("link");
     std::os::unix::fs::symlink("file", &link)?;
@@ -201,7 +202,8 @@ fn root_of_a_user_namespace_needs_no_help(test: &Test) -> Outcome {
     ensure_eq(squeezed(&output).as_str(), "0\n0 1000 1\n")
 }
 
-/// Otherwise root of the container could change it, by way of `/proc/self/exe` (CVE-2019-5736).
+/// Otherwise the root of the container could change the runtime through `/proc/self/exe`
+/// (CVE-2019-5736).
 fn a_users_own_runtime_is_copied_before_it_enters(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = owned(test, test.sh("true")?)?;
@@ -235,8 +237,8 @@ fn a_cgroup_cannot_be_delegated_where_there_is_none(test: &Test) -> Outcome {
     output.fails_with("handing on cgroups of v1 is not safe").map(drop)
 }
 
-/// No program can keep it from that: the kernel lets only root of the host load one. With a `/dev`
-/// of the container's own, with that of the rootfs, and for root of a user namespace, as in LXC.
+/// Only the host's root may load the BPF program that would forbid the device. The cases are: the
+/// container's own `/dev`, the `/dev` of the rootfs, and the root of a user namespace, as in LXC.
 fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
     test.only_rt()?;
     let script =
@@ -246,7 +248,7 @@ fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
         (&[], false),
         (&["unshare", "--user", "--map-root-user", "--mount"], true),
     ] {
-        // The kernel's log, which everybody may open for writing; that takes nothing away.
+        // The kernel's log. Everybody may open it for writing, and that does no harm.
         let bundle = test.sh(script)?;
         let node = bundle.rootfs().join("node");
         let mut mknod = Command::new("mknod");
@@ -266,8 +268,8 @@ fn a_device_of_the_rootfs_cannot_be_used(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// An ordinary user can make no nodes: the host's are shown, wherever the kernel says that they
-/// are.
+/// An ordinary user cannot make device nodes. The container sees the host's nodes, and `rt` asks
+/// the kernel for their paths.
 fn a_device_is_found_by_its_number(test: &Test) -> Outcome {
     test.only_rt()?;
     let device =

@@ -1,4 +1,4 @@
-//! System call filters.
+//! Seccomp filters.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -77,9 +77,9 @@ fn a_call_is_refused_with_its_errno(test: &Test) -> Outcome {
     says(test, deny(json!({ "action": ERRNO, "errnoRet": 28 })), true, "No space left on device")
 }
 
-/// Docker's default filter allows clone(2) like this.
 fn every_action_does_what_it_says(test: &Test) -> Outcome {
-    // 31 is SIGSYS. Nobody traces, so a call that a tracer decides on is not there.
+    // 31 is SIGSYS, so the exit code is 159. Without a tracer, SCMP_ACT_TRACE makes the call fail
+    // with ENOSYS.
     for (action, expected) in [
         ("SCMP_ACT_ALLOW", "made 0"),
         ("SCMP_ACT_LOG", "made 0"),
@@ -99,7 +99,8 @@ fn every_action_does_what_it_says(test: &Test) -> Outcome {
 
 fn a_masked_argument_decides(test: &Test) -> Outcome {
     let rule = |name: &str, index: u32| {
-        // The set-user-id bit among the mode's special ones, 07000.
+        // The set-user-ID bit among the special bits of a mode, 07000. Docker's default filter has
+        // a rule of this kind for the flags of clone(2).
         json!({ "names": [name], "action": ERRNO,
             "args": [{ "index": index, "op": "SCMP_CMP_MASKED_EQ", "value": 0o7000, "valueTwo": 0o4000 }] })
     };
@@ -194,10 +195,10 @@ fn a_call_that_is_newer_than_the_filter_is_not_implemented(test: &Test) -> Outco
     ];
     let filter = json!({ "defaultAction": ERRNO, "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "syscalls": [{ "names": allowed.to_vec(), "action": "SCMP_ACT_ALLOW" }] });
-    // 83 is mkdir(2), older than rseq(2) (334), which 400 and 1000 are not.
+    // 83 is mkdir(2), which is older than rseq(2) (334). 400 and 1000 are newer.
     let script = r#"for (83, 400, 1000) { syscall($_, 0, 0) == -1 or die; print $! + 0, " " }"#;
     let bundle = test.perl(script)?.edit(|config| config["linux"]["seccomp"] = filter);
-    // EPERM, ENOSYS.
+    // EPERM for the older call, ENOSYS for the newer ones.
     bundle.run()?.success()?.stdout("1 38 38 ").map(drop)
 }
 
@@ -244,7 +245,7 @@ fn an_unknown_call_is_an_error_if_asked_for(test: &Test) -> Outcome {
     bundle.run()?.fails_with("no_such_system_call").map(drop)
 }
 
-/// Makes system calls, with these third arguments, and prints their errnos.
+/// Makes system calls with these third arguments, and returns their errnos.
 fn errnos(test: &Test, filter: Value, calls: &[(u32, u64)]) -> Outcome<Vec<i32>> {
     let calls: Vec<String> =
         calls.iter().map(|(call, argument)| format!("[{call}, {argument}]")).collect();
@@ -257,7 +258,7 @@ fn errnos(test: &Test, filter: Value, calls: &[(u32, u64)]) -> Outcome<Vec<i32>>
     Ok(output.stdout.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
 }
 
-/// A list of what is forbidden would let it pass.
+/// Otherwise a filter that lists forbidden calls would let this call pass.
 fn a_rule_holds_for_a_call_that_libseccomp_does_not_know(test: &Test) -> Outcome {
     test.only_rt()?;
     let names =
@@ -266,7 +267,7 @@ fn a_rule_holds_for_a_call_that_libseccomp_does_not_know(test: &Test) -> Outcome
     for architectures in
         [json!(["SCMP_ARCH_NATIVE"]), json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"])]
     {
-        // 77 is EBADFD, which none of them has of its own.
+        // 77 is EBADFD. None of these calls returns it by itself.
         let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
             "syscalls": [{ "names": names, "action": ERRNO, "errnoRet": 77 }] });
         ensure_eq(errnos(test, filter, &calls)?, vec![77; 6])?;
@@ -302,7 +303,8 @@ fn arguments_of_such_a_call_are_compared(test: &Test) -> Outcome {
         let got = errnos(test, filter, &values.map(|value| (462, value)))?;
         ensure_eq((&operator, value, got), (&operator, value, expected.to_vec()))?;
     }
-    // Any of several, and the strictest.
+    // One of several conditions on an argument must match. Of several rules, the strictest action
+    // counts.
     let one = |value: u32| json!({ "index": 2, "op": "SCMP_CMP_EQ", "value": value });
     let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
         { "names": ["mseal"], "action": "SCMP_ACT_LOG" },
@@ -312,8 +314,8 @@ fn arguments_of_such_a_call_are_compared(test: &Test) -> Outcome {
     ensure_eq(got, vec![77, own, 77, own])
 }
 
-/// What the kernel says to `mseal` with a third argument that is not 0: EINVAL, or ENOSYS if it is
-/// older.
+/// The kernel's answer to `mseal` with a third argument other than 0: EINVAL, or ENOSYS on an older
+/// kernel.
 fn of_mseal(test: &Test) -> Outcome<i32> {
     let errno = errnos(test, Value::Null, &[(462, 1)])?[0];
     ensure(matches!(errno, 22 | 38), errno)?;
@@ -326,12 +328,14 @@ fn such_a_call_can_be_allowed(test: &Test) -> Outcome {
     let names: Vec<String> = known.chain(["mseal".to_owned()]).collect();
     let filter = json!({ "defaultAction": ERRNO,
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] });
-    // The kernel's own answer; one that is not allowed; one that is newer than all that are.
+    // The kernel's own answer, then a call that is not allowed, then a call that is newer than all
+    // allowed ones.
     let own = of_mseal(test)?;
     ensure_eq(errnos(test, filter, &[(462, 1), (458, 0), (467, 0)])?, vec![own, 1, 38])
 }
 
-/// Waits for a listener, and answers one call with an errno. Returns what came with it.
+/// Waits for a filter's listener, and answers one call with an errno. Returns the message that came
+/// with the listener.
 fn agent(path: PathBuf, errno: i32) -> Outcome<JoinHandle<Result<Value, String>>> {
     let listener = UnixListener::bind(path)?;
     let answer = move || -> Result<Value, String> {
@@ -416,7 +420,7 @@ fn nobody_to_notify_is_an_error(test: &Test) -> Outcome {
         .map(drop)
 }
 
-/// A filter that answers mkdir(2) with an errno, in the kernel's format.
+/// A filter in the kernel's format that answers mkdir(2) with an errno.
 fn raw(errno: u32) -> Vec<u8> {
     let instruction = |code: u16, jt: u8, jf: u8, k: u32| {
         [&code.to_ne_bytes()[..], &[jt, jf], &k.to_ne_bytes()].concat()
@@ -451,12 +455,12 @@ fn a_broken_filter_is_an_error(test: &Test) -> Outcome {
         let bundle = test.sh("true")?.annotation("run.oci.seccomp_bpf_data", text);
         bundle.run()?.fails_with(words)?;
     }
-    // Right in form, and refused by the kernel: an instruction that is none.
+    // This filter has the right form, but the kernel refuses it because of an invalid instruction.
     let bundle = test.sh("true")?.annotation("run.oci.seccomp_bpf_data", &encoded(&[0xff; 8]));
     bundle.run()?.fails_with("load the seccomp filter").map(drop)
 }
 
-/// The one compiled filter that is kept.
+/// The only compiled filter in the cache.
 fn kept(test: &Test) -> Outcome<PathBuf> {
     let files: Vec<PathBuf> = fs::read_dir(test.state_root().join("@seccomp"))?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -479,7 +483,8 @@ fn a_damaged_filter_is_not_used(test: &Test) -> Outcome {
     a_call_is_refused(test)?;
     let file = kept(test)?;
     let good = fs::read(&file)?;
-    // Of the right form, with another program behind the old digest; cut short; empty.
+    // The right form with another program behind the old digest, a truncated file, and an empty
+    // file.
     for damaged in [[&good[..32], &raw(28)].concat(), good[..40].to_vec(), Vec::new()] {
         fs::write(&file, damaged)?;
         a_call_is_refused(test)?;
@@ -501,13 +506,13 @@ fn a_filter_that_others_could_write_is_not_used(test: &Test) -> Outcome {
     ensure_eq(fs::metadata(&file)?.mode() & 0o22, 0)
 }
 
-/// A filter that allows these calls alone.
+/// A filter that allows these calls only.
 fn allow(names: &[&str]) -> Value {
     json!({ "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }] })
 }
 
-/// A profile that was recorded from the program alone.
+/// A profile that somebody has recorded from the program alone.
 fn need_not_allow_what_is_done_before_the_program_runs(test: &Test) -> Outcome {
     let filter = allow(&[
         "access",
@@ -538,7 +543,7 @@ fn need_not_allow_what_is_done_before_the_program_runs(test: &Test) -> Outcome {
     });
     bundle.run()?.success()?;
     bundle.start()?.wait()?;
-    // The same for what exec starts.
+    // The same for a program of `exec`.
     let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{ "names": ["sendmsg", "recvmsg", "poll", "ppoll", "fcntl", "rt_sigprocmask"], "action": "SCMP_ACT_KILL_PROCESS" }] });
     let bundle = test.linux(&["/bin/busybox", "sleep", "60"])?.edit(|config| {
@@ -560,8 +565,8 @@ fn need_not_allow_messages_with_new_privileges(test: &Test) -> Outcome {
     bundle.start()?.wait().map(drop)
 }
 
-/// What the runtime asks of the kernel itself, before the program: a caller's filter is written for
-/// the program.
+/// The system calls that the runtime itself makes before the program. The author of a filter thinks
+/// of the program only.
 fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
     test.only_rt()?;
     let calls = [
@@ -589,7 +594,7 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
     ];
     for no_new_privileges in [false, true] {
         for errno in [1, 38] {
-            // One after the other, and all at once.
+            // One call after the other, and all at once.
             let mut sets: Vec<&[&str]> = calls.chunks(1).collect();
             sets.push(&calls);
             for names in sets {
@@ -607,8 +612,8 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
         }
         let bundle = test.linux(&["sleep", "60"])?.edit(|config| {
             config["process"]["noNewPrivileges"] = json!(no_new_privileges);
-            // As runtime-tools' own, which CRI-O has for pods that are privileged: what is not
-            // named is EPERM.
+            // Like the default profile of runtime-tools, which CRI-O uses for privileged pods: an
+            // unlisted call is EPERM.
             config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
                 "syscalls": [{ "names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }] });
         });
@@ -618,8 +623,8 @@ fn need_not_allow_what_the_runtime_does_first(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// With `noNewPrivileges`, the exec alone. Without, what has no other way is an error of one line
-/// that names it, by `create` already.
+/// With `noNewPrivileges`, the filter must allow the exec only. Without, some calls cannot be
+/// replaced. Then `create` already fails, with one line that names the call.
 fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let works = [
@@ -676,11 +681,11 @@ fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// What callers' own profiles allow: nearly all calls up to those of a certain year, and
-/// Landlock's, which is newer. So for none of them holds that a call is newer than the filter.
+/// The profiles of callers allow nearly all calls up to a certain year, and Landlock's newer calls.
+/// So no call counts as newer than such a filter.
 fn the_profiles_of_any_year_run(test: &Test) -> Outcome {
     test.only_rt()?;
-    // What takes privileges is not allowed.
+    // The profiles do not allow privileged calls.
     const PRIVILEGED: [&str; 32] = [
         "acct",
         "add_key",
@@ -715,7 +720,7 @@ fn the_profiles_of_any_year_run(test: &Test) -> Outcome {
         "unshare",
         "userfaultfd",
     ];
-    // The last calls of Linux 4.11, 4.18, 5.3, 5.9, 5.14, 6.6.
+    // The last calls of Linux 4.11, 4.18, 5.3, 5.9, 5.14 and 6.6.
     for last in [332, 334, 435, 440, 448, 453] {
         for errno in [1, 38] {
             let known = (0..=last)
@@ -733,7 +738,8 @@ fn the_profiles_of_any_year_run(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// It is there where podman is. Its conditions are those of a container without capabilities.
+/// The profile exists where podman is installed. The test uses its rules for a container without
+/// capabilities.
 fn the_default_profile_of_podman_runs(test: &Test) -> Outcome {
     let Ok(text) = fs::read("/usr/share/containers/seccomp.json") else {
         return skip("no profile of podman's");
@@ -761,7 +767,7 @@ fn the_default_profile_of_podman_runs(test: &Test) -> Outcome {
     runs(test, &filter, "podman's")
 }
 
-/// By `run`, `create` and `exec`, with and without new privileges.
+/// Checks `run`, `create` and `exec`, with and without new privileges.
 fn runs(test: &Test, filter: &Value, what: &str) -> Outcome {
     for no_new_privileges in [false, true] {
         let bundle = test.linux(&["/bin/sleep", "60"])?.edit(|config| {
@@ -790,7 +796,7 @@ fn an_agent_may_have_a_long_path(test: &Test) -> Outcome {
     joined(agent).map(drop)
 }
 
-/// As a service manager or a sandbox has it for what it starts.
+/// A service manager or a sandbox has such a filter for the programs that it starts.
 fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = filtered(test, deny(json!({ "action": ERRNO })), "echo ran")?.edit(|config| {
@@ -836,19 +842,20 @@ fn a_filter_around_the_runtime_is_no_hindrance_or_is_named(test: &Test) -> Outco
             ensure(output.code == Some(1), format!("{name}, {errno}: {output:?}"))?;
             output.fails_with(&format!("a filter around rt forbids `{name}`"))?;
         }
-        // The caller's session keyring is not handed on.
+        // `rt` must not pass on the caller's session keyring.
         let output = run(250, errno)?;
         match output.code {
             Some(0) => {}
             _ => output.fails_with("`keyctl` is forbidden").map(drop)?,
         }
-        // Device rules of cgroup v2 are programs.
+        // In cgroup v2, device rules are BPF programs.
         let output = run(321, errno)?;
         match output.code {
             Some(0) if test.host.lane != "v2" => {}
             _ => output.fails_with("a filter around rt forbids `bpf`").map(drop)?,
         }
-        // What fails late leaves nothing: sendmsg, which is not needed in each lane.
+        // A late failure leaves nothing behind. The call is sendmsg, which `rt` does not need in
+        // each lane.
         let output = run(46, errno)?;
         if output.code != Some(0) {
             output.fails_with("rt: run")?;

@@ -1,4 +1,4 @@
-//! Terminals: by a console socket, and of `run` in the foreground.
+//! Terminals with a console socket, and terminals of `run` in the foreground.
 
 use std::fs;
 use std::io::{IoSliceMut, Read, Write};
@@ -18,7 +18,7 @@ super::tests! { "terminal": is_sent_to_the_console_socket, has_its_size_and_owne
     the_callers_own_is_no_controlling_one,
 }
 
-/// Creates and starts a bundle with a terminal; returns its master.
+/// Creates and starts a bundle with a terminal. Returns the master of the terminal.
 fn start(test: &Test, bundle: Bundle<'_>) -> Outcome<fs::File> {
     let path = test.folder.join("console");
     let listener = UnixListener::bind(&path)?;
@@ -31,7 +31,7 @@ pub(super) fn receive(listener: &UnixListener) -> Outcome<OwnedFd> {
     Ok(receive_with_text(listener)?.1)
 }
 
-/// A descriptor, and the text that came with it.
+/// Receives a descriptor and the text of its message.
 pub(super) fn receive_with_text(listener: &UnixListener) -> Outcome<(String, OwnedFd)> {
     let (stream, _) = listener.accept()?;
     let mut text = vec![0; 8192];
@@ -61,7 +61,7 @@ pub(super) fn read_until(master: &mut fs::File, words: &str) -> Outcome<String> 
     Ok(text)
 }
 
-/// All that is written to a terminal until the other end is closed, for which a pty says EIO.
+/// Reads the output of a terminal until its other end is closed. Then a pty returns EIO.
 pub(super) fn read_all(mut master: fs::File) -> String {
     let (mut text, mut bytes) = (Vec::new(), [0; 1000]);
     while let Ok(length @ 1..) = master.read(&mut bytes) {
@@ -73,7 +73,7 @@ pub(super) fn read_all(mut master: fs::File) -> String {
 fn is_sent_to_the_console_socket(test: &Test) -> Outcome {
     let script = "test -t 0 && test -t 1 && test -t 2 && echo terminal; readlink /proc/self/fd/0; stat -c %F /dev/console; read line; echo got $line";
     let mut master = start(test, test.sh(script)?)?;
-    // What is typed is shown at once, wherever the output has come to.
+    // The terminal echoes the input at once, anywhere in the output.
     let mut text = read_until(&mut master, "special file\n")?;
     master.write_all(b"some words\n")?;
     text += &read_all(master);
@@ -109,7 +109,7 @@ fn run_in_the_foreground_passes_on_both_ways(test: &Test) -> Outcome {
     ensure(text.contains("terminal") && text.contains("got some words"), text)
 }
 
-/// A program looks at it at once, and is not told again.
+/// A program asks for the size at once, and gets no signal later.
 fn begins_with_the_callers_size(test: &Test) -> Outcome {
     test.only_rt()?;
     let (master, slave) = pair_of(Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 })?;
@@ -134,7 +134,7 @@ fn begins_with_the_callers_size(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// A terminal of the test's.
+/// A terminal of the test, with this size.
 fn pair_of(size: Winsize) -> Outcome<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
@@ -144,7 +144,7 @@ fn pair_of(size: Winsize) -> Outcome<(OwnedFd, OwnedFd)> {
     Ok((master, slave))
 }
 
-/// Creates a container, and returns what the receiver got.
+/// Creates a container, and checks the pidfd that the receiver gets.
 fn pidfd_of(listener: &UnixListener, bundle: &Bundle<'_>) -> Outcome {
     let container = bundle.create()?;
     let pidfd = receive(listener)?;
@@ -169,7 +169,7 @@ fn a_pidfd_is_sent_to_where_an_annotation_says(test: &Test) -> Outcome {
     pidfd_of(&listener, &test.sh("sleep 60")?.annotation("run.oci.pidfd_receiver", &path))
 }
 
-/// Of `run`: its own standard output is a full pipe.
+/// The standard output of `run` is a full pipe.
 fn signals_pass_by_a_reader_that_does_not_read(test: &Test) -> Outcome {
     use rustix::process::{Pid, Signal, kill_process};
     let bundle = test.sh("trap 'exit 7' TERM; yes & wait")?;
@@ -182,7 +182,7 @@ fn signals_pass_by_a_reader_that_does_not_read(test: &Test) -> Outcome {
     let pid = Pid::from_child(&run);
     let stdout = run.stdout.take().ok_or("no pipe")?;
     let mut act = || -> Outcome {
-        // Nothing more comes through.
+        // The pipe is full when its content stays the same.
         let (mut before, mut same) = (0, 0);
         wait_until("the pipe is full", || {
             let now = rustix::io::ioctl_fionread(&stdout).unwrap_or(0);
@@ -194,7 +194,7 @@ fn signals_pass_by_a_reader_that_does_not_read(test: &Test) -> Outcome {
         wait_until("the container has ended", || {
             test.rt(["state", &id]).is_ok_and(|state| state.stdout.contains("stopped"))
         })?;
-        // Nobody takes what is left.
+        // Nobody reads the rest of the output.
         kill_process(pid, Signal::TERM)?;
         wait_until("run has ended", || run.try_wait().is_ok_and(|status| status.is_some()))
     };
@@ -221,13 +221,13 @@ fn a_console_socket_is_no_link_of_another_users(test: &Test) -> Outcome {
     ensure(listener.accept().is_err() || !test.host.is_rt, "it was connected to")
 }
 
-/// An address has 108 bytes at the most (`unix(7)`).
+/// An address has at most 108 bytes (`unix(7)`).
 fn a_console_socket_may_have_a_long_path(test: &Test) -> Outcome {
     test.only_rt()?;
     let folder = test.folder.join("x".repeat(120));
     fs::create_dir(&folder)?;
     let listener = {
-        // Bound by a short way.
+        // The test binds the socket through a shorter path.
         let short = test.folder.join("s");
         std::os::unix::fs::symlink(&folder, &short)?;
         UnixListener::bind(short.join("console"))?
@@ -240,7 +240,7 @@ fn a_console_socket_may_have_a_long_path(test: &Test) -> Outcome {
     ensure(text.contains("terminal"), text)
 }
 
-/// It is not even opened, which can do something already.
+/// `rt` does not even open the device, because opening it could have an effect.
 fn a_device_of_the_image_makes_no_terminal(test: &Test) -> Outcome {
     test.only_rt()?;
     let path = test.folder.join("console");
@@ -281,10 +281,11 @@ fn so_may_those_of_exec_and_of_pidfds(test: &Test) -> Outcome {
     pidfd_of(&listener, &bundle)
 }
 
-/// A program without a terminal of its own has the caller's among its streams. If that was its
-/// controlling one, it could type into it (TIOCSTI), and the caller's shell would obey.
+/// A program without its own terminal may have the caller's terminal as a stream. If that were its
+/// controlling terminal, the program could type into it (TIOCSTI), and the caller's shell would
+/// obey.
 fn the_callers_own_is_no_controlling_one(test: &Test) -> Outcome {
-    // TIOCSCTTY and TIOCSTI.
+    // 0x540e is TIOCSCTTY, 0x5412 is TIOCSTI.
     const PROBE: &str = r#"-t STDIN or die "no terminal"; my $typed = "x"; $| = 1;
         print "taken\n" if ioctl STDIN, 0x540e, 0; print "typed\n" if ioctl STDIN, 0x5412, $typed;
         print "opened\n" if open my $terminal, "+<", "/dev/tty"; print "tried\n""#;
