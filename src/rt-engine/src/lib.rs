@@ -6,9 +6,11 @@
 //! before that. Each says so.
 
 pub mod contract;
+pub mod files;
 pub mod memory;
 pub mod message;
 pub mod process;
+pub mod reserved;
 mod start;
 
 use std::process::ExitCode;

@@ -45,6 +45,32 @@ fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
     u32::try_from(pages).unwrap_or(u32::MAX)
 }
 
+/// The bytes by which all memories and tables of a guest together may still grow.
+#[derive(Debug)]
+pub struct Budget(u64);
+
+impl Budget {
+    /// The budget of a guest whose container may use `limit` bytes. Other threads may run. Their
+    /// usage so far counts as used.
+    pub fn new(limit: u64) -> Budget {
+        Budget(most_bytes([], limit))
+    }
+
+    /// Whether a memory or a table may grow by this many bytes.
+    ///
+    /// Its initial size (`is_initial`) is always allowed: the guest may never touch it, and the
+    /// kernel counts only touched pages. Then 1 MiB is left at least, because an adapter of
+    /// preview1 begins with an allocation in the guest's memory.
+    pub fn take(&mut self, bytes: u64, is_initial: bool) -> bool {
+        let rest = self.0.checked_sub(bytes);
+        if rest.is_none() && !is_initial {
+            return false;
+        }
+        self.0 = rest.unwrap_or(RESERVE);
+        true
+    }
+}
+
 /// The memory in bytes that this process uses and cannot give back (`RssAnon`,
 /// `proc_pid_status(5)`).
 fn used() -> u64 {
@@ -70,6 +96,24 @@ mod tests {
     fn all_may_have_what_they_begin_with() {
         assert_eq!(most_bytes([3, 5], 0), 8 * PAGE + RESERVE);
         assert!(most_bytes([], 1 << 40) > 1 << 39);
+    }
+
+    #[test]
+    fn all_memories_share_a_budget() {
+        let mut budget = Budget(100);
+        assert!(budget.take(40, true));
+        assert!(budget.take(40, false));
+        assert!(!budget.take(21, false));
+        assert!(budget.take(20, false));
+        assert!(!budget.take(1, false));
+    }
+
+    #[test]
+    fn a_guest_that_begins_with_more_than_its_budget_may_grow_a_little() {
+        let mut budget = Budget(100);
+        assert!(budget.take(1 << 30, true));
+        assert!(budget.take(RESERVE, false));
+        assert!(!budget.take(1, false));
     }
 
     #[test]

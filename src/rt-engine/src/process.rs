@@ -8,7 +8,7 @@
 use std::ffi::{CString, c_int};
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -165,6 +165,24 @@ fn close_range(first: u32, last: u32) -> Result<(), ()> {
     } else {
         Ok(())
     }
+}
+
+/// The status of an open file (`fstat(2)`).
+pub(crate) fn stat(file: BorrowedFd<'_>) -> Option<libc::stat> {
+    // SAFETY: `stat` is plain integers.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is a valid place to write to.
+    let done = unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) };
+    (done == 0).then_some(stat)
+}
+
+/// The magic number of an open file's filesystem (`fstatfs(2)`). The kernel's number has 32 bits.
+pub(crate) fn filesystem(file: BorrowedFd<'_>) -> Option<u32> {
+    // SAFETY: `statfs` is plain integers.
+    let mut there: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `there` is a valid place to write to.
+    let done = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut there) };
+    u32::try_from(there.f_type & 0xffff_ffff).ok().filter(|_| done == 0)
 }
 
 /// Makes the C library look up host names in `/etc/hosts` and by DNS, whatever an image's

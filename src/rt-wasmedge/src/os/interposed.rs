@@ -5,12 +5,14 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rt_engine::{TRAPPED, process::exit_now};
+use rt_engine::process::exit_now;
+use rt_engine::{TRAPPED, files};
 
 /// Replaces the C library's `epoll_wait(2)`, by which WasmEdge waits for clocks and sockets.
 ///
@@ -134,47 +136,6 @@ fn ready_files(epoll: c_int, events: *mut libc::epoll_event, most: c_int) -> Opt
     c_int::try_from(count).ok()
 }
 
-/// Filesystems of the kernel's own objects, `<linux/magic.h>`: proc, sysfs, both cgroups, debugfs,
-/// tracefs, securityfs, bpf, pstore, efivarfs, binfmt_misc, selinuxfs, configfs, nsfs, devpts,
-/// apparmorfs, smackfs, resctrl, mqueue, pidfs, rpc_pipefs, nfsd, binder, xenfs, hypfs, dlmfs; and
-/// fusectl (`fs/fuse/control.c`), functionfs, gadgetfs. This is not a list of allowed filesystems:
-/// a container's volume may be on any filesystem that has a driver. On each such filesystem, a file
-/// is only a file.
-const KERNELS: [u64; 29] = [
-    0x9fa0,
-    0x6265_6572,
-    0x0027_e0eb,
-    0x6367_7270,
-    0x6462_6720,
-    0x7472_6163,
-    0x7363_6673,
-    0xcafe_4a11,
-    0x6165_676c,
-    0xde5e_81e4,
-    0x4249_4e4d,
-    0xf97c_ff8c,
-    0x6265_6570,
-    0x6e73_6673,
-    0x1cd1,
-    0x5a3c_69f0,
-    0x4341_5d53,
-    0x0765_5821,
-    0x6573_5543,
-    0x1980_0202,
-    0x5049_4446,
-    0x6759_6969,
-    0x6e66_7364,
-    0x6c6f_6f70,
-    0xabba_1974,
-    0x012f_d00d,
-    0x76a9_f425,
-    0x0a64_7361,
-    0xaee7_1ee7,
-];
-
-/// Devices that are as harmless as a file: null, zero, full, random, urandom.
-const PLAIN: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
-
 /// Whether files are opened for the guest: the engine has opened its own files by then.
 static GUARDED: AtomicBool = AtomicBool::new(false);
 
@@ -220,8 +181,9 @@ pub(crate) unsafe extern "C" fn openat(
         opened = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, mode) };
     }
     let opened = c_int::try_from(opened).unwrap_or(-1);
-    if opened >= 0 && guarded && !is_for_guests(opened) {
-        // SAFETY: this call has just opened it, and nobody else knows its number.
+    // SAFETY: this call has just opened it, and nobody else knows its number.
+    if opened >= 0 && guarded && !files::is_for_guests(unsafe { BorrowedFd::borrow_raw(opened) }) {
+        // SAFETY: as above.
         unsafe { libc::close(opened) };
         // SAFETY: takes nothing.
         let errno = unsafe { libc::__errno_location() };
@@ -230,29 +192,6 @@ pub(crate) unsafe extern "C" fn openat(
         return -1;
     }
     opened
-}
-
-/// Whether an open file is neither the kernel's own nor a device.
-fn is_for_guests(descriptor: c_int) -> bool {
-    // SAFETY: `stat` is plain integers.
-    let mut file: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `file` is a valid place to write to.
-    if unsafe { libc::fstat(descriptor, &raw mut file) } < 0 {
-        return false;
-    }
-    if matches!(file.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
-        let number = (libc::major(file.st_rdev), libc::minor(file.st_rdev));
-        return file.st_mode & libc::S_IFMT == libc::S_IFCHR && PLAIN.contains(&number);
-    }
-    // SAFETY: `statfs` is plain integers.
-    let mut filesystem: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `filesystem` is a valid place to write to.
-    if unsafe { libc::fstatfs(descriptor, &raw mut filesystem) } < 0 {
-        return false;
-    }
-    // The kernel's number has 32 bits.
-    let kind = filesystem.f_type.cast_unsigned() & 0xffff_ffff;
-    !KERNELS.contains(&kind)
 }
 
 /// The addresses that WasmEdge reserves for a guest's memories, from 4 GiB before each memory on.
