@@ -50,7 +50,7 @@ pub(crate) fn version() -> String {
         let _ = writeln!(text, "commit: {commit}");
     }
     text + &format!(
-        "spec: {SPECIFICATION}\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +WASM:wasmedge\n"
+        "spec: {SPECIFICATION}\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +WASM:wasmedge +WASM:wasmtime\n"
     )
 }
 

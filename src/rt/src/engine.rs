@@ -56,17 +56,18 @@ impl Directory {
         Run { engine: self.label.clone(), mode }
     }
 
-    /// Finds native code for a module that the engine is about to run.
+    /// Finds native code for a module that the engine is about to run. Fails if the engine needs
+    /// native code, and there is none.
     pub(crate) fn look_up(
         &self,
         wish: Wish,
         module: Option<&OwnedFd>,
         name: &str,
         state: &State,
-    ) -> Found {
+    ) -> Result<Found> {
         match (&self.native, module) {
             (Some(native), Some(module)) => native.look_up(wish, module.as_fd(), name, state),
-            _ => Found::default(),
+            _ => Ok(Found::default()),
         }
     }
 }

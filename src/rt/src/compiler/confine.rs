@@ -166,10 +166,12 @@ fn config(
 ) -> serde_json::Value {
     let Installed { path: engine, description, .. } = engine;
     let inside = |path: &Path| Path::new(ENGINE).join(path).display().to_string();
-    let libraries = description.compiler.as_ref().and_then(|compiler| compiler.libraries.as_ref());
+    let compiler = description.compiler.as_ref();
+    let libraries = compiler.and_then(|compiler| compiler.libraries.as_ref());
     let libraries = libraries.into_iter().chain(&description.libraries);
     let libraries = libraries.map(|path| inside(path)).collect::<Vec<_>>().join(":");
-    let program = inside(&description.program);
+    let program = compiler.and_then(|compiler| compiler.program.as_ref());
+    let program = inside(program.unwrap_or(&description.program));
     let mut args = match &description.loader {
         Some(loader) => {
             vec![

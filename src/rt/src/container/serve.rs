@@ -46,7 +46,7 @@ pub(super) fn give_engine(
     let engines = engines.context("no engine was found")?;
     let directory = engines.open(number)?;
     let name = &process.args().as_deref().unwrap_or_default()[0];
-    let found = directory.look_up(rights.wish(), module, name, state);
+    let found = directory.look_up(rights.wish(), module, name, state)?;
     let plugins = engines.plugins.as_ref().map(|plugins| plugins.mount.as_fd());
     let (cgroup, native) = (cgroup.map(AsFd::as_fd), found.native.as_ref());
     socket.give_engine(directory.mount.as_fd(), plugins, cgroup, native.map(AsFd::as_fd))?;

@@ -28,16 +28,25 @@ pub(crate) struct Description {
     /// The kinds of modules that it runs.
     #[serde(default)]
     worlds: Vec<World>,
-    /// Present if the program compiles modules.
+    /// Whether the program runs a module without native code.
+    #[serde(default = "yes")]
+    pub(super) interprets: bool,
+    /// Present if the engine compiles modules.
     pub(crate) compiler: Option<Compiler>,
     /// Whether the files that the compiler requires are installed too.
     #[serde(skip)]
     pub(crate) can_compile: bool,
 }
 
-/// How the program is started to compile.
+fn yes() -> bool {
+    true
+}
+
+/// How a compiler is started.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Compiler {
+    /// The program, if it is not the one that runs modules.
+    pub(crate) program: Option<PathBuf>,
     /// A directory of libraries that are searched before the others.
     pub(crate) libraries: Option<PathBuf>,
 }
@@ -81,15 +90,20 @@ impl Description {
             contract == CONTRACT,
             "it speaks version {contract} of the engine contract, and rt version {CONTRACT}"
         );
+        ensure!(
+            description.interprets || description.knows("native"),
+            "it interprets no modules, and lacks the option `native`"
+        );
         let compiler = description.compiler.as_ref();
-        let compiler = compiler.and_then(|compiler| compiler.libraries.as_ref());
-        for path in description.files().chain(compiler) {
+        let compiler = compiler.map(|it| [it.program.as_ref(), it.libraries.as_ref()]);
+        let compiler: Vec<&PathBuf> = compiler.into_iter().flatten().flatten().collect();
+        for path in description.files().chain(compiler.iter().copied()) {
             let inside =
                 path.components().all(|component| matches!(component, Component::Normal(_)));
             ensure!(inside, "`{}` in `engine.json` leads out of the directory", path.display());
         }
-        // A distributor may omit the compiler's libraries, which are the largest part of an engine.
-        let is_there = compiler.is_none_or(|libraries| path.join(libraries).is_dir());
+        // A distributor may omit the compiler's files, which are the largest part of an engine.
+        let is_there = compiler.iter().all(|file| path.join(file).exists());
         description.can_compile = description.compiler.is_some() && is_there;
         Ok(description)
     }

@@ -107,7 +107,7 @@ impl<'a> Engines<'a> {
 }
 
 /// The engines that `rt` was tested with. A host may have others.
-const ENGINES: [&str; 1] = ["wasmedge"];
+const ENGINES: [&str; 2] = ["wasmedge", "wasmtime"];
 
 /// All engines in a folder, sorted by name, each with its description or the reason why it cannot
 /// be used.

@@ -11,9 +11,9 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -47,6 +47,8 @@ pub(crate) struct Native {
     root: PathBuf,
     /// If false, only native code that is already in the cache is used.
     pub(crate) can_compile: bool,
+    /// Whether the engine runs a module without native code.
+    interprets: bool,
 }
 
 /// The parts of the command line that a worker requires.
@@ -85,6 +87,13 @@ pub(crate) struct Later {
 /// configuration comes from the trusted caller, so `rt` believes the pod's name.
 const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
+/// How long a start waits for native code if the engine interprets nothing: for the compilers of
+/// others, and then for its own.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A start that has waited longer for native code says so.
+const NOTICED: Duration = Duration::from_millis(20);
+
 /// The exit status of a worker that had no turn in time.
 pub(crate) const BUSY: u8 = 75;
 
@@ -119,9 +128,16 @@ impl Native {
             flags.push(format!("--wasm-config={}", absolute(config)?.display()));
         }
         flags.extend(host.cgroups.map(str::to_owned));
-        let can_compile = description.can_compile;
-        let engine = name.to_owned();
-        Ok(Some(Native { settings, cache, engine, surroundings, flags, root, can_compile }))
+        Ok(Some(Native {
+            settings,
+            cache,
+            engine: name.to_owned(),
+            surroundings,
+            flags,
+            root,
+            can_compile: description.can_compile,
+            interprets: description.interprets,
+        }))
     }
 
     /// Returns `None` if the module is too large.
@@ -144,21 +160,33 @@ impl Native {
         })
     }
 
-    /// Finds native code for a module, as its container wishes. A module without native code is
-    /// interpreted, so an error here never prevents it from running.
+    /// Finds native code for a module, as its container wishes. Fails only if the engine cannot run
+    /// the module without native code.
     pub(crate) fn look_up(
         &self,
         wish: Wish,
         module: BorrowedFd<'_>,
         name: &str,
         state: &State,
-    ) -> Found {
+    ) -> Result<Found> {
         // A container cannot override the administrator's `off`.
         let mode = match self.settings.compile {
             Compile::Off => Compile::Off,
             own => wish.compile.unwrap_or(own),
         };
-        self.try_look_up(mode, wish.counting, module, name, state).unwrap_or_else(|error| {
+        if !self.interprets {
+            return self.require(mode, wish, module, name, state);
+        }
+        let CompilerSettings { seconds, wait_seconds, .. } = self.settings.compiler;
+        let patience = match wish.patience {
+            Some(all) => Patience { before: all, during: all },
+            None => Patience {
+                before: Duration::from_secs(wait_seconds),
+                during: Duration::from_secs(seconds),
+            },
+        };
+        let found = self.try_look_up(mode, wish.counting, patience, module, name, state);
+        Ok(found.unwrap_or_else(|error| {
             let line = format!("the module `{name}` is interpreted: {error:#}");
             if mode == Compile::Eager {
                 // The container asked for native code, so the caller should see the warning.
@@ -167,6 +195,38 @@ impl Native {
                 tracing::warn!("{line}");
             }
             Found::default()
+        }))
+    }
+
+    /// Finds or makes native code for an engine that interprets nothing.
+    fn require(
+        &self,
+        mode: Compile,
+        wish: Wish,
+        module: BorrowedFd<'_>,
+        name: &str,
+        state: &State,
+    ) -> Result<Found> {
+        let all = wish.patience.unwrap_or(PATIENCE);
+        let patience = Patience { before: all, during: all };
+        let found = match mode {
+            Compile::Off if self.settings.compile == Compile::Off => {
+                Err(anyhow!("`compile` is `off` in the configuration of modules"))
+            }
+            Compile::Off => Err(anyhow!("the annotation `run.oci.wasm.compile` is `off`")),
+            Compile::Lazy | Compile::Eager => {
+                let begun = Instant::now();
+                let eager = Compile::Eager;
+                let found = self.try_look_up(eager, wish.counting, patience, module, name, state);
+                if begun.elapsed() > NOTICED {
+                    let seconds = begun.elapsed().as_secs_f32();
+                    tracing::info!("`{name}` waited {seconds:.1} s until it was compiled");
+                }
+                found
+            }
+        };
+        found.with_context(|| {
+            format!("the engine `{}` runs native code only, and `{name}` has none", self.engine)
         })
     }
 
@@ -174,6 +234,7 @@ impl Native {
         &self,
         mode: Compile,
         counting: bool,
+        patience: Patience,
         module: BorrowedFd<'_>,
         name: &str,
         state: &State,
@@ -208,7 +269,7 @@ impl Native {
             // others may delay that.
             return Ok(Found { native: None, later: Some(later) });
         }
-        let compiled = self.compile_now(&later, tenant);
+        let compiled = self.compile_now(&later, tenant, patience);
         let Some(file) = self.cache.find(&later.key) else {
             if let Some(failure) = self.failure(&later.key) {
                 // The recorded failure says more than the worker's exit status.
@@ -228,19 +289,20 @@ impl Native {
 
     /// Has a module compiled while its container waits, or waits for the process that has claimed
     /// it.
-    fn compile_now(&self, what: &Later, tenant: u64) -> Result<()> {
-        let CompilerSettings { seconds, wait_seconds, .. } = self.settings.compiler;
-        let mut patience = Patience {
-            before: Duration::from_secs(wait_seconds),
-            during: Duration::from_secs(seconds),
-        };
+    fn compile_now(&self, what: &Later, tenant: u64, mut patience: Patience) -> Result<()> {
         // In each round except the last, another process had the claim and did not compile the
         // module.
         const MOST_ROUNDS: usize = 16;
         for _ in 0..MOST_ROUNDS {
             if let Some(job) = self.cache.claim(&what.key, what.module.as_fd(), None)? {
                 let worker = self.start(job, what, Some(patience.before), Stdio::null())?;
-                return Self::wait(worker, ensure_uninterrupted);
+                // The worker itself limits how long it waits for others.
+                let end = Instant::now() + patience.before + patience.during;
+                return Self::wait(worker, || {
+                    ensure_uninterrupted()?;
+                    ensure!(Instant::now() < end, "it was not compiled in time");
+                    Ok(())
+                });
             }
             self.cache.wait_for(&what.key, tenant, &mut patience)?;
             if self.cache.find(&what.key).is_some() || self.failure(&what.key).is_some() {

@@ -1,6 +1,8 @@
 //! Whether and when a module is compiled: the host decides, or the container.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
@@ -36,4 +38,6 @@ pub(crate) struct Wish {
     pub(crate) compile: Option<Compile>,
     /// Whether instructions are counted, which requires different native code.
     pub(crate) counting: bool,
+    /// How long a start waits for native code, if the container says so.
+    pub(crate) patience: Option<Duration>,
 }

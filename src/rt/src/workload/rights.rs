@@ -15,8 +15,17 @@ use super::ports::{self, Ports};
 const PREFIX: &str = "run.oci.wasm.";
 
 /// The rest of the annotations' names.
-const NAMES: [&str; 8] =
-    ["bind", "compile", "connect", "dirs", "fuel", "plugins", "sockets", "timeout"];
+const NAMES: [&str; 9] = [
+    "bind",
+    "compile",
+    "compile-timeout",
+    "connect",
+    "dirs",
+    "fuel",
+    "plugins",
+    "sockets",
+    "timeout",
+];
 
 /// Directories that show objects of the kernel or of the machine. A module never sees them.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -35,6 +44,8 @@ pub(crate) struct Rights {
     pub(crate) plugins: Vec<String>,
     /// Whether and when the module is compiled.
     pub(crate) compile: Option<Compile>,
+    /// How long a start waits until the module is compiled.
+    pub(crate) compile_timeout: Option<Duration>,
 }
 
 /// A directory of the container.
@@ -55,6 +66,7 @@ impl Default for Rights {
             fuel: None,
             plugins: Vec::new(),
             compile: None,
+            compile_timeout: None,
         }
     }
 }
@@ -83,7 +95,11 @@ impl Rights {
     }
 
     pub(crate) fn wish(&self) -> Wish {
-        Wish { compile: self.compile, counting: self.fuel.is_some() }
+        Wish {
+            compile: self.compile,
+            counting: self.fuel.is_some(),
+            patience: self.compile_timeout,
+        }
     }
 
     /// The options of the engine contract that these rights require, each with its annotation.
@@ -122,6 +138,7 @@ impl Rights {
                 self.plugins = names.map(str::to_owned).collect();
             }
             "compile" => self.compile = Some(Compile::parse(value)?),
+            "compile-timeout" => self.compile_timeout = Some(timeout(value)?),
             _ => bail!("rt knows {}", NAMES.map(|name| format!("`{PREFIX}{name}`")).join(", ")),
         }
         Ok(())
@@ -219,6 +236,7 @@ mod tests {
         }
         for wrong in ["", "0", "-1", "1h", "inf", "NaN", "1e9", "0.0001"] {
             assert!(of("timeout", wrong).is_err(), "{wrong}");
+            assert!(of("compile-timeout", wrong).is_err(), "{wrong}");
         }
         assert!(of("socket", "off").is_err());
         assert_eq!(of("timeout", "1.5").expect("good").timeout, Some(Duration::from_millis(1500)));

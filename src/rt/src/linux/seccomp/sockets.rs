@@ -169,15 +169,7 @@ mod tests {
     const REFUSED_ANSWER: u32 = libc::SECCOMP_RET_ERRNO | 13;
 
     fn rights(sockets: bool, ports: Ports) -> Rights {
-        Rights {
-            directories: None,
-            sockets,
-            ports,
-            timeout: None,
-            fuel: None,
-            plugins: Vec::new(),
-            compile: None,
-        }
+        Rights { sockets, ports, ..Rights::default() }
     }
 
     fn some(port: u16) -> Protocol {
