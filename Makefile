@@ -40,9 +40,11 @@ rt: build-deps
 # Exit status 3: the archive has another WasmEdge than this one was written for. Linux containers need none.
 .PHONY: engines
 engines: build-deps
+	@echo "== building the engine wasmtime"
+	packaging/wasmtime/build $(DIST)/libexec/rt/wasmtime
 	@echo "== building the engine wasmedge"
 	packaging/wasmedge/build $(DIST)/libexec/rt/wasmedge || { \
-	  [ $$? -eq 3 ] && echo "== going on without the engine wasmedge: Linux containers only"; }
+	  [ $$? -eq 3 ] && echo "== going on without the engine wasmedge: Linux containers and components only"; }
 
 .PHONY: guests
 guests: build-deps

@@ -1,0 +1,37 @@
+//! The configuration of wasmtime. The program that runs native code and the compiler must agree on
+//! it: wasmtime refuses native code that was made with another one.
+#![forbid(unsafe_code)]
+
+use wasmtime::{Config, Engine, WasmFeatures};
+
+/// The proposals that a component may use. The list is explicit, because wasmtime's own defaults
+/// change with its versions.
+///
+/// 64-bit memories are not in it: for them, native code checks each access, while guard pages are
+/// enough for 32 bits.
+const PROPOSALS: WasmFeatures = WasmFeatures::BULK_MEMORY
+    .union(WasmFeatures::COMPONENT_MODEL)
+    .union(WasmFeatures::EXTENDED_CONST)
+    .union(WasmFeatures::FLOATS)
+    .union(WasmFeatures::MULTI_MEMORY)
+    .union(WasmFeatures::MULTI_VALUE)
+    .union(WasmFeatures::MUTABLE_GLOBAL)
+    .union(WasmFeatures::REFERENCE_TYPES)
+    .union(WasmFeatures::RELAXED_SIMD)
+    .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
+    .union(WasmFeatures::SIGN_EXTENSION)
+    .union(WasmFeatures::SIMD)
+    .union(WasmFeatures::TAIL_CALL);
+
+/// `counting` says whether native code counts instructions, for a limit of them.
+pub(crate) fn engine(counting: bool) -> Result<Engine, String> {
+    let mut config = Config::new();
+    config
+        .wasm_features(WasmFeatures::all(), false)
+        .wasm_features(PROPOSALS, true)
+        .consume_fuel(counting)
+        // No debugger looks at a guest, so its native code needs no tables for one.
+        .native_unwind_info(false)
+        .generate_address_map(false);
+    Engine::new(&config).map_err(|error| format!("configure wasmtime: {error:#}"))
+}

@@ -1,0 +1,32 @@
+//! `rt-wasmtime`: the engine program that runs a WebAssembly component with wasmtime, as the first
+//! process of a container that `rt` has made. `docs/engine.md` describes the steps, and
+//! `docs/wasmtime.md` the engine.
+//!
+//! This program contains no compiler. It runs native code that `rt-wasmtime-compiler` has made.
+
+mod config;
+mod limits;
+mod native;
+mod open;
+mod run;
+mod streams;
+mod world;
+
+use std::process::ExitCode;
+
+use rt_engine::{Program, Start, Work};
+
+/// `packaging/wasmtime/build` writes the same options to `engine.json`.
+const PROGRAM: Program =
+    Program { name: "rt-wasmtime", options: &["fuel", "memory", "native", "timeout"] };
+
+/// musl maps and unmaps pages for many allocations. dlmalloc keeps its pages.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+fn main() -> ExitCode {
+    rt_engine::run(&PROGRAM, |work| match work {
+        Work::Run(contract) => run::run(Start::new(contract)?),
+        Work::Compile { .. } => Err("this program runs components, and compiles none".into()),
+    })
+}

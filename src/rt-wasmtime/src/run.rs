@@ -1,0 +1,100 @@
+//! A run: from the command line to the guest's end, phase by phase.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+
+use rt_engine::memory::{self, Budget};
+use rt_engine::{End, Run, Start, process, reserved};
+use wasmtime::component::InstancePre;
+use wasmtime::{Engine, Store};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::CommandPre;
+
+use crate::limits::Limits;
+use crate::world::World;
+use crate::{config, native, world};
+
+/// Runs a component. Fails if it never started.
+pub(crate) fn run(start: Start) -> Result<End, String> {
+    let program = start.run.program().to_owned();
+    run_component(start).map_err(|why| format!("start `{program}`: {why}"))
+}
+
+fn run_component(start: Start) -> Result<End, String> {
+    let Start { environment, run } = start;
+    let engine = config::engine(run.fuel.is_some())?;
+    let command = load(&engine, run.native.as_ref())?;
+    let Run { engine_dir, module, native, directories, arguments, .. } = run;
+    // No file of the host is open when this process looks up what the container can name.
+    drop((engine_dir, module, native));
+    let limits = Limits(run.memory.map(Budget::new));
+    let world = World::new(&arguments, &environment, &directories, limits)?;
+    drop((environment, directories));
+    let (memory, timeout, fuel) = (run.memory, run.timeout, run.fuel);
+    let mut store = Store::new(&engine, world);
+    store.limiter(|world| &mut world.limits);
+    if let Some(fuel) = fuel {
+        store.set_fuel(fuel).map_err(|error| format!("limit its instructions: {error:#}"))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("wait for events: {error}"))?;
+    if let Some(timeout) = timeout {
+        process::end_after(timeout)?;
+    }
+    runtime.block_on(run_command(store, &command, memory))
+}
+
+/// Loads the native code, and finds everything that it imports.
+fn load(engine: &Engine, native: Option<&File>) -> Result<CommandPre<World>, String> {
+    let native = native.ok_or("it has no native code, and this engine interprets nothing")?;
+    let component = native::load(engine, native)?;
+    let linked: InstancePre<World> =
+        world::linker(engine)?.instantiate_pre(&component).map_err(|error| format!("{error:#}"))?;
+    CommandPre::new(linked).map_err(|error| format!("{error:#}"))
+}
+
+/// `memory` is the container's limit, in bytes.
+async fn run_command(
+    mut store: Store<World>,
+    command: &CommandPre<World>,
+    memory: Option<u64>,
+) -> Result<End, String> {
+    // This runs the start functions of the component's modules.
+    let instance = match command.instantiate_async(&mut store).await {
+        Ok(instance) => instance,
+        Err(error) => return ended(error).map_err(|error| not_started(&error)),
+    };
+    reserved::name_all();
+    if let Some(limit) = memory {
+        process::limit_data(memory::most_bytes([], limit))?;
+    }
+    match instance.wasi_cli_run().call_run(&mut store).await {
+        Ok(Ok(())) => Ok(End::Exited(0)),
+        Ok(Err(())) => Ok(End::Exited(1)),
+        Err(error) => Ok(ended(error).unwrap_or_else(|error| End::Trapped(format!("{error:#}")))),
+    }
+}
+
+/// Why a component was not instantiated.
+fn not_started(error: &wasmtime::Error) -> String {
+    let why = format!("{error:#}");
+    if why.contains("failed to reserve") {
+        return "too few addresses for its memory, which takes 4 GiB of them (`RLIMIT_AS`)".into();
+    }
+    why
+}
+
+/// The end that an error stands for, if it stands for one: an exit, or a trap.
+fn ended(error: wasmtime::Error) -> Result<End, wasmtime::Error> {
+    if let Some(I32Exit(status)) = error.downcast_ref() {
+        // exit(3) keeps the lowest eight bits.
+        return Ok(End::Exited(status.to_le_bytes()[0]));
+    }
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(trap) => {
+            let text = trap.to_string();
+            Ok(End::Trapped(text.trim_start_matches("wasm trap: ").to_owned()))
+        }
+        None => Err(error),
+    }
+}
