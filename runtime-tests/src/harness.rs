@@ -105,6 +105,8 @@ pub(crate) struct Host {
     pub(crate) folder: PathBuf,
     /// The directory of the compiled guests.
     guests: PathBuf,
+    /// The handler that modules ask for: `wasm`, or the name of an engine (`RT_TESTS_ENGINE`).
+    pub(crate) handler: String,
 }
 
 /// The names under which busybox is in a rootfs.
@@ -113,6 +115,9 @@ const APPLETS: [&str; 30] = [
     "hostname", "id", "ip", "kill", "ls", "mkdir", "mknod", "mount", "printf", "ps", "pwd",
     "readlink", "sleep", "stat", "test", "touch", "true", "wc",
 ];
+
+/// The engine for components, and the handler that names it.
+pub(crate) const WASMTIME: &str = "wasmtime";
 
 impl Host {
     pub(crate) fn find() -> Result<Host, String> {
@@ -129,7 +134,8 @@ impl Host {
         let lane = std::env::var("RT_TESTS_LANE").unwrap_or_else(|_| "hybrid".into());
         let by_systemd =
             std::env::var("RT_TESTS_MANAGER").is_ok_and(|manager| manager == "systemd");
-        let host = Host { runtime, is_rt, lane, by_systemd, folder, guests };
+        let handler = std::env::var("RT_TESTS_ENGINE").unwrap_or_else(|_| "wasm".into());
+        let host = Host { runtime, is_rt, lane, by_systemd, folder, guests, handler };
         host.make_rootfs().map_err(|error| format!("make `{}`: {error}", host.folder.display()))?;
         Ok(host)
     }
@@ -139,10 +145,12 @@ impl Host {
     fn make_rootfs(&self) -> std::io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         fs::copy("/bin/busybox", self.folder.join("busybox"))?;
-        let compile = std::env::var("RT_TESTS_COMPILE").unwrap_or_else(|_| "off".into());
+        // An engine that interprets nothing compiles each module before its first start.
+        let usual = if self.handler == WASMTIME { "lazy" } else { "off" };
+        let compile = std::env::var("RT_TESTS_COMPILE").unwrap_or_else(|_| usual.into());
         let cache = self.folder.join("native");
         let mut settings = json!({ "compile": compile, "cache": { "directory": cache } });
-        if compile == "eager" {
+        if compile == "eager" || self.handler == WASMTIME {
             // Many tests compile at the same time.
             settings["compiler"] = json!({ "waitSeconds": 300 });
         }
@@ -165,11 +173,29 @@ impl Host {
         Ok(())
     }
 
-    /// The module of a guest. If the guests are not built, the test is skipped.
+    /// The module of a guest, or its component, if the tests ask for wasmtime. If the guests are
+    /// not built, the test is skipped.
     pub(crate) fn guest(&self, name: &str) -> Outcome<PathBuf> {
-        let module = self.guests.join(format!("{name}.wasm"));
-        if module.exists() {
-            Ok(module)
+        match self.component(name) {
+            Ok(component) if self.handler == WASMTIME => Ok(component),
+            _ => self.module(name),
+        }
+    }
+
+    /// The core module of a guest.
+    pub(crate) fn module(&self, name: &str) -> Outcome<PathBuf> {
+        self.built(&format!("{name}.wasm"))
+    }
+
+    /// A guest as a component.
+    pub(crate) fn component(&self, name: &str) -> Outcome<PathBuf> {
+        self.built(&format!("components/{name}.wasm"))
+    }
+
+    fn built(&self, name: &str) -> Outcome<PathBuf> {
+        let file = self.guests.join(name);
+        if file.exists() {
+            Ok(file)
         } else {
             skip("the Wasm guests are not built: run `make guests`")
         }
@@ -299,7 +325,7 @@ impl Test {
         let program = format!("/{guest}.wasm");
         let bundle = Bundle::new(self, &[&[program.as_str()], args].concat())?;
         fs::copy(self.host.guest(guest)?, bundle.rootfs().join(format!("{guest}.wasm")))?;
-        Ok(bundle.annotation("run.oci.handler", "wasm"))
+        Ok(self.handled(bundle))
     }
 
     /// A bundle that runs a module given as bytes.
@@ -307,7 +333,17 @@ impl Test {
         self.only_rt()?;
         let bundle = Bundle::new(self, &["/module.wasm"])?;
         fs::write(bundle.rootfs().join("module.wasm"), bytes)?;
-        Ok(bundle.annotation("run.oci.handler", "wasm"))
+        Ok(self.handled(bundle))
+    }
+
+    /// The bundle, with the handler that modules ask for.
+    fn handled<'a>(&self, bundle: Bundle<'a>) -> Bundle<'a> {
+        let bundle = bundle.annotation("run.oci.handler", &self.host.handler);
+        if self.host.handler != WASMTIME {
+            return bundle;
+        }
+        // Many tests compile at the same time.
+        bundle.annotation("run.oci.wasm.compile-timeout", "300")
     }
 
     /// A directory from which to make an image: with a Linux rootfs, or with guests only.

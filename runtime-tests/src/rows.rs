@@ -347,6 +347,7 @@ const ROWS: &[Row] = &[
     row("wasm: modules that try to get out", &["wasm_hostile"]),
     row("wasm: native code, fair shares", &["wasm_shares"]),
     row("wasm: plugins", &["wasm_plugins"]),
+    row("wasm: components", &["wasm_components"]),
 ];
 
 /// The outcome of each test, by its name: `passed`, `failed` or `skipped`.

@@ -50,6 +50,7 @@ mod wasi;
 mod wasm;
 mod wasm_cache;
 mod wasm_compiler;
+mod wasm_components;
 mod wasm_hostile;
 mod wasm_limits;
 mod wasm_plugins;
@@ -125,6 +126,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm::TESTS,
         wasm_cache::TESTS,
         wasm_compiler::TESTS,
+        wasm_components::TESTS,
         wasm_hostile::TESTS,
         wasm_limits::TESTS,
         wasm_plugins::TESTS,

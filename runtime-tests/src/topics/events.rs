@@ -13,7 +13,7 @@ super::tests! { "events":
     a_killed_process_is_an_event, a_process_that_has_to_wait_for_memory_is_an_event, what_does_not_run_has_no_events,
 }
 
-fn stats(test: &Test, container: &Container<'_>) -> Outcome<Value> {
+pub(super) fn stats(test: &Test, container: &Container<'_>) -> Outcome<Value> {
     test.only_rt()?;
     let line = container.rt(&["events", "--stats"])?.success()?.stdout;
     ensure_eq(line.matches('\n').count(), 1)?;
@@ -61,15 +61,17 @@ fn stats_tell_of_a_module(test: &Test) -> Outcome {
         &module,
     )?;
     ensure_eq(&module["mode"], &json!("interpreter"))?;
-    // The memory of a Rust program begins with 17 pages of 64 KiB: 16 for its stack of 1 MiB, and
-    // one more. The number is missing if the kernel does not support names of mappings.
-    let pages = &module["memoryPages"];
-    ensure(
-        pages.is_null() || pages.as_u64().is_some_and(|pages| (17..64).contains(&pages)),
-        pages,
-    )?;
+    has_memory(&module)?;
     let plain = test.sh("exec sleep 60")?.start()?;
     ensure(stats(test, &plain)?["data"]["wasm"].is_null(), "a program is taken for a module")
+}
+
+/// Checks the number of pages of a module's memory. The memory of a Rust program begins with 17
+/// pages of 64 KiB: 16 for its stack of 1 MiB, and one more, which wasmtime maps from the native
+/// code. The number is missing if the kernel does not support names of mappings.
+pub(super) fn has_memory(module: &Value) -> Outcome {
+    let pages = &module["memoryPages"];
+    ensure(pages.is_null() || pages.as_u64().is_some_and(|pages| (16..64).contains(&pages)), pages)
 }
 
 fn stats_know_the_limits(test: &Test) -> Outcome {

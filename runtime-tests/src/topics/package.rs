@@ -258,8 +258,10 @@ fn the_compiler_is_a_package_of_its_own(test: &Test) -> Outcome {
     };
     ensure(!contents(&rt)?.contains("/compiler/"), "it is in both")?;
     let list = contents(&compiler)?;
-    ensure(list.contains("/usr/lib/rt/libexec/rt/wasmedge/compiler/libLLVM"), &list)?;
-    let others = |line: &&str| line.starts_with('-') && !line.contains("/rt/wasmedge/compiler/");
+    for file in ["wasmedge/compiler/libLLVM", "wasmtime/compiler/rt-wasmtime-compiler"] {
+        ensure(list.contains(&format!("/usr/lib/rt/libexec/rt/{file}")), &list)?;
+    }
+    let others = |line: &&str| line.starts_with('-') && !line.contains("/compiler/");
     ensure_eq(list.lines().filter(others).collect::<Vec<_>>(), Vec::new())?;
     let field = |package: &str, name: &str| -> Outcome<String> {
         Ok(output("dpkg-deb", &["--field", package, name])?.success()?.stdout.trim().to_owned())

@@ -28,8 +28,13 @@ super::tests! { "wasm_cache":
 pub(super) const COMPILE: &str = "run.oci.wasm.compile";
 
 pub(super) fn has_compiler(test: &Test) -> bool {
+    has_compiler_of(test, "wasmedge")
+}
+
+/// The same for this engine.
+pub(super) fn has_compiler_of(test: &Test, engine: &str) -> bool {
     let prefix = test.host.runtime.parent().and_then(Path::parent);
-    prefix.is_some_and(|prefix| prefix.join("libexec/rt/wasmedge/compiler").is_dir())
+    prefix.is_some_and(|prefix| prefix.join("libexec/rt").join(engine).join("compiler").is_dir())
 }
 
 /// Host settings with which modules are compiled, with the test's own cache.
@@ -43,12 +48,18 @@ pub(super) fn host(test: &Test, mut settings: Value) -> Outcome {
 
 /// The same, with the default limit for the wait for other compilers.
 pub(super) fn host_with_defaults(test: &Test, settings: Value) -> Outcome {
+    host_of(test, "wasmedge", settings)
+}
+
+/// The same for modules of one engine.
+pub(super) fn host_of(test: &Test, engine: &str, mut settings: Value) -> Outcome {
     test.only_rt()?;
-    if !has_compiler(test) {
+    if !has_compiler_of(test, engine) {
         return skip("the engine's compiler is not installed here");
     }
-    let mut settings = settings;
-    settings["cache"]["directory"] = json!(cache(test));
+    if settings["cache"]["directory"].is_null() {
+        settings["cache"]["directory"] = json!(cache(test));
+    }
     if settings["compiler"]["idle"].is_null() {
         // The host may be busy, and then `rt` would compile nothing in the background.
         settings["compiler"]["idle"] = json!(false);

@@ -250,9 +250,10 @@ fn compile_refuses_what_is_no_module(test: &Test) -> Outcome {
         .fails_with("compile `/bin/busybox`: it is not a WebAssembly module")?;
     test.rt(["wasm", "compile", "/none"])?
         .fails_with("compile `/none`: open it: No such file or directory")?;
-    let component = test.folder.join("component.wasm");
-    fs::write(&component, b"\0asm\x0d\0\x01\0")?;
-    test.rt(["wasm", "compile", &component.display().to_string()])?
+    // A component, for an engine that runs modules only.
+    let component = test.module(b"\0asm\x0d\0\x01\0")?.annotation("run.oci.handler", "wasmedge");
+    component.write()?;
+    test.rt(["wasm", "compile", &component.folder.display().to_string()])?
         .fails_with("needs an engine such as `wasmtime`")?;
     let bundle = test.sh("true")?;
     bundle.write()?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::wasm::by_wasmtime;
 use crate::harness::{
     Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, kernel, skip, under_a_filter,
 };
@@ -45,9 +46,18 @@ fn limited<'a>(test: &'a Test, args: &[&str], bind: &str, connect: &str) -> Outc
 }
 
 /// Checks the output of a module for each of several actions.
-fn each(test: &Test, lists: [&str; 2], cases: &[(&[&str], &str)]) -> Outcome {
+///
+/// In WASI 0.2, a UDP socket sends only when it is bound. So a component gets any free port too.
+/// WASI 0.2 refuses an IPv4 address that is mapped to IPv6.
+fn each(test: &Test, [bind, connect]: [&str; 2], cases: &[(&[&str], &str)]) -> Outcome {
+    let binds_first = by_wasmtime(test) && bind.contains("udp");
+    let bind = if binds_first { format!("{bind},udp/0") } else { bind.to_owned() };
     for (args, said) in cases {
-        let output = limited(test, args, lists[0], lists[1])?.run()?;
+        let is_mapped = args.last().is_some_and(|address| address.contains("[::ffff:"));
+        if by_wasmtime(test) && is_mapped || binds_first && *args == ["bind", "udp", "0.0.0.0:0"] {
+            continue;
+        }
+        let output = limited(test, args, &bind, connect)?.run()?;
         ensure(
             output.stdout.starts_with(said),
             format!("{args:?}: {}{}", output.stdout, output.stderr),
@@ -99,7 +109,8 @@ fn all_else_is_free_without_a_list(test: &Test) -> Outcome {
         Ok(bundle.annotation(BIND, "tcp/8080").run()?.stdout)
     };
     ensure(connect("tcp", 7000)?.starts_with(NOBODY), "tcp")?;
-    ensure_eq(connect("udp", 53)?.as_str(), "connected\n")
+    let bound = if by_wasmtime(test) { REFUSED } else { "connected\n" };
+    ensure_eq(connect("udp", 53)?.as_str(), bound)
 }
 
 fn holds_for_ipv6(test: &Test) -> Outcome {
@@ -151,6 +162,9 @@ fn cannot_listen_without_a_port(test: &Test) -> Outcome {
 fn listens_in_vain_at_a_port_that_is_not_listed(test: &Test) -> Outcome {
     needs_landlock()?;
     needs_v2(test)?;
+    if by_wasmtime(test) {
+        return skip("WASI 0.2 has no listening without a bind");
+    }
     let reached = |bind: &str| -> Outcome<bool> {
         let bundle = limited(test, &["listen"], bind, "")?.edit(|config| {
             if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {

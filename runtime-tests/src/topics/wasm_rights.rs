@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
+use super::wasm::{by_wasmtime, exiting};
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "wasm_rights":
@@ -121,7 +122,7 @@ fn a_native_program_has_sockets(test: &Test) -> Outcome {
 
 fn is_ended_when_its_time_is_over(test: &Test) -> Outcome {
     let bundle = test.wasm("probe", &["busy"])?.annotation(TIMEOUT, "0.3");
-    bundle.run()?.code(124)?.fails_with("rt-wasmedge: its time is over").map(drop)
+    bundle.run()?.code(124)?.fails_with(": its time is over").map(drop)
 }
 
 fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
@@ -137,18 +138,28 @@ fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
     ensure(input.write_all(b"x").is_err(), "it reads still")?;
     let mut said = String::new();
     child.stderr.take().ok_or("no pipe")?.read_to_string(&mut said)?;
-    ensure_eq(said.as_str(), "rt-wasmedge: its time is over\n")
+    let engine = if by_wasmtime(test) { "rt-wasmtime" } else { "rt-wasmedge" };
+    ensure_eq(said, format!("{engine}: its time is over\n"))
 }
 
 const FUEL: &str = "run.oci.wasm.fuel";
 
+/// The engine's message.
+fn fuel_is_burnt(test: &Test) -> &'static str {
+    if by_wasmtime(test) {
+        "rt-wasmtime: trap: all fuel consumed by WebAssembly"
+    } else {
+        "rt-wasmedge: trap: cost limit exceeded"
+    }
+}
+
 /// A trap ends the module, however long the module takes, and not before its fuel is used up.
 fn is_ended_when_its_fuel_is_burnt(test: &Test) -> Outcome {
     let busy = test.wasm("probe", &["busy"])?.annotation(FUEL, "5000000");
-    busy.run()?.code(134)?.fails_with("rt-wasmedge: trap: cost limit exceeded")?;
+    busy.run()?.code(134)?.fails_with(fuel_is_burnt(test))?;
     let hello = test.wasm("hello", &[])?.annotation(FUEL, "5000000");
     hello.run()?.success()?.stdout("Hello from Wasm!\n")?;
-    test.wasm("probe", &["exit", "7"])?.annotation(FUEL, "5000000").run()?.code(7)?;
+    exiting(test, 7)?.annotation(FUEL, "5000000").run()?.code(7)?;
     let container = test.wasm("probe", &["sleep"])?.annotation(FUEL, "5000000").start()?;
     test.rt(["exec", &container.id, "/probe.wasm", "busy"])?.code(134)?;
     ensure_eq(container.status()?.as_str(), "running")
@@ -160,7 +171,7 @@ fn is_counted_in_native_code_too(test: &Test) -> Outcome {
     let container = busy.clone().annotation(FUEL, "100000000000").start()?;
     container.wait_for_output("ready\n")?;
     ensure_eq(super::wasm_cache::mode(&container)?.as_str(), "aot")?;
-    busy.annotation(FUEL, "5000000").run()?.code(134)?.fails_with("trap: cost limit exceeded")?;
+    busy.annotation(FUEL, "5000000").run()?.code(134)?.fails_with(fuel_is_burnt(test))?;
     // `rt` does not use native code that was compiled without the counter.
     test.wasm("probe", &["args"])?.run()?.success()?;
     ensure_eq(super::wasm_cache::files(test, "so").len(), 2)

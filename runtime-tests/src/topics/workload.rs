@@ -143,7 +143,7 @@ fn an_elf_file_named_wasm_runs_as_what_it_is(test: &Test) -> Outcome {
 }
 
 fn a_component_is_told_its_engine(test: &Test) -> Outcome {
-    let bundle = test.module(b"\0asm\x0d\0\x01\0")?;
+    let bundle = test.module(b"\0asm\x0d\0\x01\0")?.annotation("run.oci.handler", "wasmedge");
     bundle.try_create(&test.id())?.fails_with("needs an engine such as `wasmtime`").map(drop)
 }
 

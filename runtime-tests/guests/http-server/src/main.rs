@@ -1,16 +1,20 @@
 //! An HTTP/1.1 server on port 8080 that answers every request with `Hello from Wasm!`.
 
 use std::io::{Read, Write};
+#[cfg(target_env = "p2")]
+use std::net::{Shutdown, TcpListener, TcpStream};
 
+// Preview1 has no call to open a socket. WasmEdge adds some, and WASI 0.2 has its own.
+#[cfg(target_env = "p1")]
 use wasmedge_wasi_socket::{Shutdown, TcpListener, TcpStream};
 
 const BODY: &str = "Hello from Wasm!";
 
 fn main() {
-    let listener = TcpListener::bind("0.0.0.0:8080", false).expect("bind to port 8080");
+    let listener = bind().expect("bind to port 8080");
     eprintln!("listening on 0.0.0.0:8080");
     loop {
-        match listener.accept(false) {
+        match accept(&listener) {
             Ok((stream, _)) => {
                 if let Err(error) = answer(stream) {
                     eprintln!("answer a request: {error}");
@@ -19,6 +23,26 @@ fn main() {
             Err(error) => eprintln!("accept a connection: {error}"),
         }
     }
+}
+
+#[cfg(target_env = "p1")]
+fn bind() -> std::io::Result<TcpListener> {
+    TcpListener::bind("0.0.0.0:8080", false)
+}
+
+#[cfg(target_env = "p2")]
+fn bind() -> std::io::Result<TcpListener> {
+    TcpListener::bind("0.0.0.0:8080")
+}
+
+#[cfg(target_env = "p1")]
+fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, std::net::SocketAddr)> {
+    listener.accept(false)
+}
+
+#[cfg(target_env = "p2")]
+fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, std::net::SocketAddr)> {
+    listener.accept()
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {

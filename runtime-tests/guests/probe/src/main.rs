@@ -1,13 +1,14 @@
 //! Does one thing per run, named by its first argument, and prints what it saw: the tests read the container's inside
 //! through it.
 
+// Preview1 has no call to open a socket. WasmEdge adds some, and WASI 0.2 has its own.
+#[cfg_attr(target_env = "p1", path = "wasmedge.rs")]
+#[cfg_attr(target_env = "p2", path = "standard.rs")]
+mod sockets;
+
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 use std::{env, fs, io, process, thread};
-
-use wasmedge_wasi_socket::socket::{Socket, SocketType, WasiAddress};
 
 fn main() {
     let args: Vec<String> = env::args().collect();
@@ -36,6 +37,11 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
             loop {
                 number = std::hint::black_box(number.wrapping_add(1));
             }
+        }
+        ["prompt"] => {
+            print!("name: ");
+            io::stdout().flush()?;
+            thread::sleep(Duration::from_secs(1_000_000));
         }
         ["sleep"] => {
             ready();
@@ -69,70 +75,27 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
             names.sort();
             names.iter().for_each(|name| println!("{name}"));
         }
-        ["accept", port] => {
-            let listener = wasmedge_wasi_socket::TcpListener::bind(format!("0.0.0.0:{port}"), false)?;
-            ready();
-            let (mut stream, _) = listener.accept(false)?;
-            let mut byte = [0];
-            stream.read(&mut byte)?;
-            println!("accepted");
-        }
+        ["accept", port] => sockets::accept(port)?,
         ["bind", protocol, address] => {
-            let address = address.parse().expect("an address");
-            open(protocol, &address)?.bind(&address)?;
+            sockets::bind(protocol, address.parse().expect("an address"))?;
             println!("bound");
         }
         ["connect", protocol, address] => {
-            let address = address.parse().expect("an address");
-            connect(&open(protocol, &address)?, &address)?;
+            sockets::connect(protocol, address.parse().expect("an address"))?;
             println!("connected");
         }
         ["send", address] => {
-            let address = address.parse().expect("an address");
-            open("udp", &address)?.send_to(b"x", address)?;
+            sockets::send(address.parse().expect("an address"))?;
             println!("sent");
         }
-        ["listen"] => {
-            let socket = open("tcp", &"0.0.0.0:0".parse().expect("an address"))?;
-            socket.listen(8)?;
-            println!("{}", socket.get_local()?.port());
-            ready();
-            thread::sleep(Duration::from_secs(1_000_000));
-        }
-        ["resolve", host] => {
-            use wasmedge_wasi_socket::nslookup;
-            for address in nslookup(host, "80")? {
-                println!("{address}");
-            }
-        }
+        ["listen"] => sockets::listen()?,
+        ["resolve", host] => sockets::resolve(host)?.iter().for_each(|address| println!("{address}")),
         _ => {
             eprintln!("usage: probe args|env|exit N|unreachable|busy|sleep|cat|read PATH|write PATH TEXT|…");
             process::exit(2);
         }
     }
     Ok(())
-}
-
-fn open(protocol: &str, address: &SocketAddr) -> io::Result<Socket> {
-    Socket::new(address.into(), if protocol == "tcp" { SocketType::Stream } else { SocketType::Datagram })
-}
-
-/// The library connects to addresses of IPv4 only.
-fn connect(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
-    #[link(wasm_import_module = "wasi_snapshot_preview1")]
-    unsafe extern "C" {
-        fn sock_connect(socket: u32, address: *const WasiAddress, port: u32) -> u32;
-    }
-    let octets = match address.ip() {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    let ip = WasiAddress { buf: octets.as_ptr(), size: octets.len() };
-    // SAFETY: the address lives across the call.
-    match unsafe { sock_connect(socket.as_raw_fd() as u32, &raw const ip, address.port().into()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error as i32)),
-    }
 }
 
 /// Says that the waiting has begun.

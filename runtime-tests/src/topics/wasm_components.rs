@@ -1,0 +1,266 @@
+//! Components (WASI 0.2), which wasmtime runs, beside modules, which WasmEdge runs.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::wasm::exiting;
+use super::wasm_cache::{self, COMPILE, files, mode};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, WASMTIME, ensure, ensure_eq, wait_until,
+};
+
+super::tests! { "wasm_components":
+    the_file_chooses_the_engine, a_handler_forces_an_engine, is_compiled_once_before_its_first_start, a_component_without_native_code_is_an_error,
+    a_slow_compiler_is_not_awaited_for_ever, the_articles_server_runs_as_it_is, exec_runs_components_and_modules_side_by_side,
+    an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
+    memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
+}
+
+const HELLO: &str = "Hello from Wasm!\n";
+
+/// How long a start waits for native code, at most, in seconds. Other tests compile too.
+const TIMEOUT: &str = "run.oci.wasm.compile-timeout";
+
+/// A bundle that runs a guest as a component, on a host with these settings for modules.
+fn component<'a>(
+    test: &'a Test,
+    guest: &str,
+    args: &[&str],
+    settings: Value,
+) -> Outcome<Bundle<'a>> {
+    test.only_rt()?;
+    let component = test.host.component(guest)?;
+    wasm_cache::host_of(test, WASMTIME, settings)?;
+    let program = format!("/{guest}.wasm");
+    let bundle = test.module(b"")?.file(&program, fs::read(component)?)?;
+    let bundle = bundle.args(&[&[program.as_str()], args].concat());
+    Ok(bundle.annotation("run.oci.handler", "wasm").annotation(TIMEOUT, "300"))
+}
+
+/// The same, with the cache that most of these tests share.
+fn lazy<'a>(test: &'a Test, guest: &str, args: &[&str]) -> Outcome<Bundle<'a>> {
+    component(
+        test,
+        guest,
+        args,
+        json!({ "cache": { "directory": test.host.folder.join("native") } }),
+    )
+}
+
+/// The same, with a cache of its own.
+fn alone<'a>(test: &'a Test, guest: &str) -> Outcome<Bundle<'a>> {
+    component(test, guest, &[], json!({ "compile": "lazy" }))
+}
+
+/// The name and the version of the engine that runs a container.
+fn engine(container: &Container<'_>) -> Outcome<String> {
+    let state = container.state()?;
+    Ok(state["annotations"]["run.oci.engine"].as_str().unwrap_or_default().to_owned())
+}
+
+fn the_file_chooses_the_engine(test: &Test) -> Outcome {
+    lazy(test, "hello", &[])?.run()?.success()?.stdout(HELLO)?;
+    let component = lazy(test, "probe", &["sleep"])?.start()?;
+    ensure(engine(&component)?.starts_with("wasmtime 48."), engine(&component)?)?;
+    ensure_eq(mode(&component)?.as_str(), "aot")?;
+    let module = test.wasm("probe", &["sleep"])?.annotation("run.oci.handler", "wasm");
+    fs::copy(test.host.module("probe")?, module.rootfs().join("probe.wasm"))?;
+    let module = module.start()?;
+    ensure(engine(&module)?.starts_with("wasmedge 0."), engine(&module)?)
+}
+
+fn a_handler_forces_an_engine(test: &Test) -> Outcome {
+    let output = lazy(test, "hello", &[])?.annotation("run.oci.handler", "wasmedge").run()?;
+    let words = "a WebAssembly component, which the engine `wasmedge` does not run: \
+                 it needs an engine such as `wasmtime`";
+    output.fails_with(words)?;
+    for code in [0, 7, 255] {
+        let bundle = exiting(test, code)?.annotation("run.oci.handler", WASMTIME);
+        bundle.run()?.code(i32::try_from(code)?)?;
+        let module = bundle.clone().args(&["/module.wasm"]).create()?;
+        ensure(engine(&module)?.starts_with("wasmtime 48."), engine(&module)?)?;
+    }
+    Ok(())
+}
+
+fn is_compiled_once_before_its_first_start(test: &Test) -> Outcome {
+    let bundle = alone(test, "hello")?;
+    let log = test.folder.join("log");
+    let run = || -> Outcome<String> {
+        bundle.write()?;
+        let id = test.id();
+        let log_flags = ["--log", &log.display().to_string(), "--log-level", "info"];
+        let run = bundle.command_line("run", &id);
+        let args = log_flags.iter().copied().chain(run.iter().map(String::as_str));
+        test.rt(args)?.success()?.stdout(HELLO)?;
+        let said = fs::read_to_string(&log)?;
+        fs::remove_file(&log)?;
+        Ok(said)
+    };
+    let said = run()?;
+    ensure(
+        said.contains("`/hello.wasm` waited ") && said.contains("until it was compiled"),
+        &said,
+    )?;
+    ensure_eq(files(test, "so").len(), 1)?;
+    let said = run()?;
+    ensure(!said.contains("waited"), said)?;
+    // A component that counts instructions is another one.
+    bundle.clone().annotation("run.oci.wasm.fuel", "1000000").run()?.success()?.stdout(HELLO)?;
+    ensure_eq(files(test, "so").len(), 2)
+}
+
+/// Nothing interprets it, whoever switched compiling off.
+fn a_component_without_native_code_is_an_error(test: &Test) -> Outcome {
+    let needs = "the engine `wasmtime` runs native code only, and `/hello.wasm` has none: ";
+    let off = component(test, "hello", &[], json!({ "compile": "off" }))?;
+    let output = off.run()?.code(1)?;
+    output.fails_with(&format!("{needs}`compile` is `off` in the configuration of modules"))?;
+    ensure_eq(test.rt(["list", "--quiet"])?.stdout.as_str(), "")?;
+    let off = lazy(test, "hello", &[])?.annotation(COMPILE, "off");
+    let output = off.run()?.code(1)?;
+    output.fails_with(&format!("{needs}the annotation `{COMPILE}` is `off`")).map(drop)
+}
+
+fn a_slow_compiler_is_not_awaited_for_ever(test: &Test) -> Outcome {
+    let bundle = alone(test, "http-server")?;
+    let output = bundle.clone().annotation(TIMEOUT, "0.001").run()?.code(1)?;
+    output.fails_with("it was not compiled in time")?;
+    bundle.clone().annotation(TIMEOUT, "soon").run()?.fails_with(TIMEOUT)?;
+    bundle.create().map(drop)
+}
+
+/// Its `main.rs` is written for any machine: `std::net::TcpListener`.
+fn the_articles_server_runs_as_it_is(test: &Test) -> Outcome {
+    let bundle = lazy(test, "article", &[])?;
+    let container = bundle.start()?;
+    let network = format!("--net=/proc/{}/ns/net", container.pid()?);
+    let inside = |args: &[&str]| -> Outcome<Output> {
+        let mut command = Command::new("nsenter");
+        command.arg(&network).args(args).stdin(std::process::Stdio::null());
+        Output::of(command)
+    };
+    inside(&["ip", "link", "set", "lo", "up"])?.success()?;
+    let mut answer = String::new();
+    wait_until("it answers", || {
+        let asked = inside(&["busybox", "nc", "127.0.0.1", "8080"]);
+        asked.is_ok_and(|output| {
+            answer = output.stdout;
+            output.code == Some(0)
+        })
+    })?;
+    ensure(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("\r\n\r\nHello from Wasm!"),
+        answer,
+    )?;
+    container.rt(&["kill"])?.success()?;
+    container.wait()
+}
+
+fn exec_runs_components_and_modules_side_by_side(test: &Test) -> Outcome {
+    let bundle = lazy(test, "probe", &["sleep"])?;
+    fs::copy(test.host.module("hello")?, bundle.rootfs().join("module.wasm"))?;
+    fs::copy(test.host.component("hello")?, bundle.rootfs().join("component.wasm"))?;
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    for program in ["/module.wasm", "/component.wasm"] {
+        test.rt(["exec", &container.id, program])?.success()?.stdout(HELLO)?;
+    }
+    container.rt(&["kill"])?.success()?;
+    container.wait()
+}
+
+/// A component with an import of its own making, in text.
+fn importing(name: &str) -> Outcome<Vec<u8>> {
+    let text = format!(
+        r#"(component
+            (import "{name}" (instance $i (export "f" (func))))
+            (core func $f (canon lower (func $i "f")))
+            (core module $m (import "" "f" (func)) (func (export "run") (result i32) i32.const 0))
+            (core instance $c (instantiate $m (with "" (instance (export "f" (func $f))))))
+            (func $run (result (result)) (canon lift (core func $c "run")))
+            (instance (export "wasi:cli/run@0.2.0") (export "run" (func $run))))"#
+    );
+    Ok(wat::parse_str(text)?)
+}
+
+fn an_import_that_nobody_offers_is_an_error(test: &Test) -> Outcome {
+    for name in [
+        "acme:rockets/launch@1.0.0",
+        "wasi:nn/graph@0.2.0-rc-2024-10-28",
+        "spin:key-value/store@1.0.0",
+    ] {
+        let bundle = lazy(test, "hello", &[])?;
+        fs::write(bundle.rootfs().join("hello.wasm"), importing(name)?)?;
+        let output = bundle.run()?.code(126)?;
+        output.fails_with(&format!(
+            "rt-wasmtime: start `/hello.wasm`: component imports instance `{name}`"
+        ))?;
+    }
+    Ok(())
+}
+
+fn a_component_that_is_no_command_is_an_error(test: &Test) -> Outcome {
+    let bundle = lazy(test, "hello", &[])?;
+    fs::write(bundle.rootfs().join("hello.wasm"), wat::parse_str("(component)")?)?;
+    bundle.run()?.code(126)?.fails_with("wasi:cli/run").map(drop)
+}
+
+fn a_broken_component_is_an_error(test: &Test) -> Outcome {
+    let good = fs::read(test.host.component("hello")?)?;
+    let (half, head) = (&good[..good.len() / 2], &good[..8]);
+    let flipped: Vec<u8> =
+        good.iter().enumerate().map(|(at, byte)| if at == 20 { !byte } else { *byte }).collect();
+    for (broken, code) in [(half, 1), (&flipped[..], 1), (head, 126)] {
+        let bundle = lazy(test, "hello", &[])?;
+        fs::write(bundle.rootfs().join("hello.wasm"), broken)?;
+        let output = bundle.run()?.code(code)?;
+        ensure_eq(output.stderr.lines().count(), 1)?;
+    }
+    ensure_eq(test.rt(["list", "--quiet"])?.stdout.as_str(), "")
+}
+
+/// wasmtime does not notice a changed byte, so `rt` has to.
+fn a_broken_cache_is_not_run(test: &Test) -> Outcome {
+    let bundle = alone(test, "hello")?;
+    bundle.run()?.success()?;
+    let file = wasm_cache::compiled(test)?;
+    let good = fs::read(&file)?;
+    let changed: Vec<u8> = good
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if at == good.len() / 2 { !byte } else { *byte })
+        .collect();
+    for broken in [&good[..good.len() / 2], &changed, b"", b"\x7fELF"] {
+        fs::write(&file, broken)?;
+        bundle.run()?.success()?.stdout(HELLO)?;
+    }
+    Ok(())
+}
+
+fn memory_is_told_of_by_events(test: &Test) -> Outcome {
+    let container = lazy(test, "probe", &["sleep"])?.start()?;
+    container.wait_for_output("ready\n")?;
+    let module = super::events::stats(test, &container)?["data"]["wasm"].clone();
+    ensure(module["engine"].as_str().is_some_and(|it| it.starts_with("wasmtime ")), &module)?;
+    super::events::has_memory(&module)
+}
+
+fn a_component_is_limited_by_its_container(test: &Test) -> Outcome {
+    super::needs(test, "memory")?;
+    // Its stack overflows its memory, which is not larger than it was.
+    let bundle = lazy(test, "probe", &["overflow", "100000000"])?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+    });
+    bundle.run()?.code(134)?.fails_with("rt-wasmtime: trap: ").map(drop)
+}
+
+/// It has written a part of a line, and no more.
+fn the_last_line_is_kept_when_a_signal_comes(test: &Test) -> Outcome {
+    let container = lazy(test, "probe", &["prompt"])?.start()?;
+    container.wait_for_output("name: ")?;
+    container.rt(&["kill"])?.success()?;
+    container.wait()
+}
