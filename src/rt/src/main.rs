@@ -39,8 +39,8 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
-use cli::Parsed;
+use anyhow::{Context, Result};
+use cli::{Command, Global, Parsed};
 
 /// musl maps and unmaps pages for many allocations; dlmalloc keeps its pages.
 #[global_allocator]
@@ -71,22 +71,24 @@ fn main() -> ExitCode {
             report::fail(&line)
         }
         Parsed::Command(global, command) => {
-            let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
-            let inherited = command::inherited(&command);
             let failure = command::failure(&command);
-            let outcome = log::open(global.log.as_deref(), global.log_format, level)
-                .and_then(|()| command::tell_what_began(&command, protected, inherited))
-                .and_then(|inherited| command::hide_arguments(&command).map(|()| inherited))
-                .and_then(|inherited| command::execute(&global, command, inherited));
-            match outcome {
-                Ok(code) => code,
-                Err(error) => {
-                    report::fail(&report::describe(&error));
-                    failure
-                }
-            }
+            run(&global, command, protected).unwrap_or_else(|error| {
+                report::fail(&report::describe(&error));
+                failure
+            })
         }
     }
+}
+
+/// Runs a command. The steps before the log is open are reported when it is open, in their order.
+fn run(global: &Global, command: Command, protected: Result<()>) -> Result<ExitCode> {
+    // Before the log is open, because it would close the log too.
+    let inherited = command::inherited(&command);
+    let level = if global.debug { log::LogLevel::Debug } else { global.log_level };
+    log::open(global.log.as_deref(), global.log_format, level)?;
+    let inherited = command::tell_what_began(&command, protected, inherited)?;
+    command::hide_arguments(&command)?;
+    command::execute(global, command, inherited)
 }
 
 fn print(text: &str) -> ExitCode {
