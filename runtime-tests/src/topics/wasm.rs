@@ -684,7 +684,9 @@ fn a_small_address_space_is_told(test: &Test) -> Outcome {
 
 fn is_ended_by_each_signal(test: &Test) -> Outcome {
     for args in [&["busy"][..], &["sleep"], &["accept", "8080"]] {
-        for (signal, code) in [("TERM", 143), ("INT", 130), ("QUIT", 131), ("HUP", 129)] {
+        for (signal, code) in
+            [("TERM", 143), ("INT", 130), ("QUIT", 131), ("HUP", 129), ("ABRT", 134)]
+        {
             let bundle = test.wasm("probe", args)?;
             bundle.write()?;
             let (id, out) = (test.id(), test.folder.join("out"));

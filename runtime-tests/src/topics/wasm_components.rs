@@ -1,6 +1,7 @@
 //! Components (WASI 0.2), which wasmtime runs, beside modules, which WasmEdge runs.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ super::tests! { "wasm_components":
     a_slow_compiler_is_not_awaited_for_ever, the_articles_server_runs_as_it_is, exec_runs_components_and_modules_side_by_side,
     an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
+    ends_although_a_look_up_goes_on, a_moved_directory_of_the_kernel_is_not_preopened,
 }
 
 const HELLO: &str = "Hello from Wasm!\n";
@@ -255,6 +257,41 @@ fn a_component_is_limited_by_its_container(test: &Test) -> Outcome {
         config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
     });
     bundle.run()?.code(134)?.fails_with("rt-wasmtime: trap: ").map(drop)
+}
+
+/// The image's `/etc/hosts` is a fifo, so the look-up waits for a writer.
+fn ends_although_a_look_up_goes_on(test: &Test) -> Outcome {
+    let bundle = lazy(test, "probe", &["begin-to-resolve", "db.example"])?;
+    let hosts = bundle.file("/etc/hosts", "")?;
+    fs::remove_file(hosts.rootfs().join("etc/hosts"))?;
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        hosts.rootfs().join("etc/hosts"),
+        rustix::fs::Mode::RUSR,
+    )?;
+    let container = hosts.start()?;
+    container.wait()?;
+    ensure_eq(container.stderr()?.as_str(), "")
+}
+
+/// A neighbour that shares the volume moves the directory of an inner mount, and leaves a link.
+fn a_moved_directory_of_the_kernel_is_not_preopened(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    fs::create_dir_all(volume.join("inner"))?;
+    let bind = |destination: &str, source: &Path| json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind"] });
+    let bundle = lazy(test, "probe", &["ls", "/volume/inner"])?.mount(bind("/volume", &volume));
+    let inner = test.folder.join("inner");
+    fs::create_dir(&inner)?;
+    let container = bundle.mount(bind("/volume/inner", &inner)).create()?;
+    fs::rename(volume.join("inner"), volume.join("moved"))?;
+    std::os::unix::fs::symlink("/proc", volume.join("inner"))?;
+    container.start()?;
+    container.wait()?;
+    ensure_eq(container.stdout()?.as_str(), "")?;
+    ensure(
+        container.stderr()?.contains("preopen `/volume/inner`: it belongs to the kernel"),
+        container.stderr()?,
+    )
 }
 
 /// It has written a part of a line, and no more.

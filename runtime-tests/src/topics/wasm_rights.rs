@@ -11,7 +11,7 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 super::tests! { "wasm_rights":
     sees_only_the_directories_that_are_listed, a_listed_directory_can_be_read_only, none_can_be_shown, a_directory_that_is_not_there_is_an_error, a_directory_that_is_a_link_is_an_error, a_directory_is_the_one_that_was_there_at_create,
     has_no_sockets_when_they_are_off, has_no_sockets_where_privileges_may_be_gained, exec_has_no_sockets_either, a_native_program_has_sockets,
-    is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, is_ended_when_its_fuel_is_burnt, is_counted_in_native_code_too, wrong_values_are_errors,
+    is_ended_when_its_time_is_over, is_ended_in_a_blocking_call, is_ended_when_nobody_reads_what_it_says, is_ended_when_its_fuel_is_burnt, is_counted_in_native_code_too, wrong_values_are_errors,
 }
 
 const SOCKETS: &str = "run.oci.wasm.sockets";
@@ -140,6 +140,20 @@ fn is_ended_in_a_blocking_call(test: &Test) -> Outcome {
     child.stderr.take().ok_or("no pipe")?.read_to_string(&mut said)?;
     let engine = if by_wasmtime(test) { "rt-wasmtime" } else { "rt-wasmedge" };
     ensure_eq(said, format!("{engine}: its time is over\n"))
+}
+
+/// The engine's last line has no place in the pipe.
+fn is_ended_when_nobody_reads_what_it_says(test: &Test) -> Outcome {
+    let bundle = test.wasm("probe", &["busy"])?.annotation(TIMEOUT, "0.3");
+    bundle.write()?;
+    let (_reader, writer) = std::io::pipe()?;
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false)?;
+    let mut run = test.command(bundle.command_line("run", &test.id()));
+    let mut run = run.stderr(writer).spawn()?;
+    wait_until("it has ended", || run.try_wait().is_ok_and(|end| end.is_some()))?;
+    ensure_eq(run.wait()?.code(), Some(124))
 }
 
 const FUEL: &str = "run.oci.wasm.fuel";

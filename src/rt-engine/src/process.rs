@@ -23,8 +23,9 @@ extern "C" fn end(signal: c_int) {
     unsafe { libc::_exit(128 + signal) }
 }
 
-/// Makes termination signals end the process at once, with 128+n, and then unblocks them. The first
-/// process of a pid namespace gets only signals that it handles (`pid_namespaces(7)`).
+/// Makes termination signals end the process at once, with 128+n, and then unblocks them. SIGABRT
+/// ends it in the same way. The first process of a pid namespace gets only signals that it handles
+/// (`pid_namespaces(7)`).
 ///
 /// Call this before threads start, because they inherit the signal mask.
 pub fn end_on_signals() {
@@ -40,6 +41,10 @@ pub fn end_on_signals() {
         // SAFETY: `set` is initialised, and the number is a signal's.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
+    // abort(3), for example after a failed allocation. As the first process of a pid namespace, this
+    // process would not get the signal, and would die of a fault instead (139).
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGABRT, end as extern "C" fn(c_int) as libc::sighandler_t) };
     // Rust's runtime ignores SIGPIPE. A guest that writes to a closed pipe must end as a C program
     // does.
     // SAFETY: SIG_DFL runs no code.
@@ -52,11 +57,15 @@ pub fn end_on_signals() {
 static TIME_IS_OVER: OnceLock<String> = OnceLock::new();
 
 extern "C" fn end_of_time(_signal: c_int) {
+    let mut stderr = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
+    // A full pipe that nobody reads would hold up the end.
+    // SAFETY: poll(2) is async-signal-safe (signal-safety(7)), writes to the one structure that it
+    // is given, and does not wait.
+    let is_ready = unsafe { libc::poll(&raw mut stderr, 1, 0) } > 0;
     // This is an atomic load, which a signal handler may do.
-    if let Some(message) = TIME_IS_OVER.get() {
+    if let Some(message) = TIME_IS_OVER.get().filter(|_| is_ready) {
         // If standard error is closed, nobody can see the message.
-        // SAFETY: write(2) is async-signal-safe (signal-safety(7)), and the length is the message's
-        // own.
+        // SAFETY: write(2) is async-signal-safe, and the length is the message's own.
         unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
     }
     // SAFETY: _exit(2) is async-signal-safe and ends the process.

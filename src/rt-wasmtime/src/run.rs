@@ -25,7 +25,8 @@ fn run_component(start: Start) -> Result<End, String> {
     let engine = config::engine(run.fuel.is_some())?;
     let command = load(&engine, run.native.as_ref())?;
     let Run { engine_dir, module, native, directories, arguments, .. } = run;
-    // No file of the host is open when this process looks up what the container can name.
+    // Of the host's files, only the native code stays open, read-only, on a mount of its own:
+    // wasmtime keeps it. The guest cannot reach it, because no magic link is followed.
     drop((engine_dir, module, native));
     let limits = Limits(run.memory.map(Budget::new));
     let world = World::new(&arguments, &environment, &directories, limits)?;
@@ -41,7 +42,11 @@ fn run_component(start: Start) -> Result<End, String> {
     if let Some(timeout) = timeout {
         process::end_after(timeout)?;
     }
-    runtime.block_on(run_command(store, &command, memory))
+    let end = runtime.block_on(run_command(store, &command, memory));
+    // The guest has ended. A thread may still wait for a name's address or for a file, and nothing
+    // waits for that thread.
+    runtime.shutdown_background();
+    end
 }
 
 /// Loads the native code, and finds everything that it imports.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use rt_engine::contract::Preopen;
-use rt_engine::variables;
+use rt_engine::{files, variables};
 use wasmtime::Engine;
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
@@ -69,12 +69,17 @@ impl World {
         }
         for Preopen { path, read_only, descriptor } in directories {
             let rights = if *read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            let place = match descriptor {
-                Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
-                None => path.clone(),
+            let failed = |why: &dyn std::fmt::Display| format!("preopen `{path}`: {why:#}");
+            let opened = match descriptor {
+                Some(opened) => opened,
+                None => &File::open(path).map_err(|error| failed(&error))?,
             };
-            wasi.preopened_dir(place, path, rights)
-                .map_err(|error| format!("preopen `{path}`: {error:#}"))?;
+            // Another container that shares a volume may have moved the directory since `create`.
+            if !files::is_for_guests(opened) {
+                return Err(failed(&"it belongs to the kernel"));
+            }
+            let place = format!("/proc/self/fd/{}/.", opened.as_raw_fd());
+            wasi.preopened_dir(place, path, rights).map_err(|error| failed(&error))?;
         }
         Ok(World { wasi: wasi.build(), table: ResourceTable::new(), limits })
     }

@@ -89,6 +89,7 @@ fn act(args: &[String], words: &[&str]) -> io::Result<()> {
             println!("sent");
         }
         ["listen"] => sockets::listen()?,
+        ["begin-to-resolve", host] => sockets::begin_to_resolve(host)?,
         ["resolve", host] => sockets::resolve(host)?.iter().for_each(|address| println!("{address}")),
         _ => {
             eprintln!("usage: probe args|env|exit N|unreachable|busy|sleep|cat|read PATH|write PATH TEXT|…");

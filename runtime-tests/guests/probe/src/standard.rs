@@ -41,6 +41,13 @@ pub fn listen() -> io::Result<()> {
     Ok(())
 }
 
+/// Does not wait for the answer.
+pub fn begin_to_resolve(host: &str) -> io::Result<()> {
+    use wasip2::sockets::{instance_network::instance_network, ip_name_lookup::resolve_addresses};
+    let begun = resolve_addresses(&instance_network(), host);
+    begun.map(std::mem::forget).map_err(|error| io::Error::other(error.to_string()))
+}
+
 pub fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     Ok((host, 80).to_socket_addrs()?.collect())
 }

@@ -56,6 +56,11 @@ pub fn listen() -> io::Result<()> {
     Ok(())
 }
 
+/// WasmEdge's function waits for the answer.
+pub fn begin_to_resolve(host: &str) -> io::Result<()> {
+    resolve(host).map(drop)
+}
+
 pub fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
     nslookup(host, "80")
 }

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+use rustix::process::Signal;
 
 use super::confine;
 use super::queue::{self, Applicant, Turn};
@@ -54,8 +55,16 @@ pub(crate) fn work(
 ) -> Result<Ended> {
     let module =
         rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).context("take the module")?;
-    if order.wait.is_none() && confine::leave_caller(manager)? {
-        return Ok(Ended::Well);
+    match order.wait {
+        None => {
+            if confine::leave_caller(manager)? {
+                return Ok(Ended::Well);
+            }
+        }
+        // Nobody else waits for this worker, which would keep its place in the queue. Its compiler
+        // ends with it, and the next worker removes what is left.
+        Some(_) => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .context("end with the caller")?,
     }
     let key = native.key(module.as_fd(), order.counting)?.context("it is too large")?;
     let what = What { order, key: &key, module: module.as_fd(), engine, native, manager };
