@@ -15,7 +15,7 @@ use crate::harness::{Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_e
 
 super::tests! { "wasm_shares":
     a_slow_module_does_not_hold_up_another_tenants, a_tenant_has_one_compiler_at_a_time, waiting_for_others_has_a_limit_of_its_own,
-    small_modules_go_first, the_second_place_is_given_up, killed_compilers_leave_both_places_free,
+    small_modules_go_first, the_second_place_is_given_up, killed_compilers_leave_both_places_free, a_killed_start_takes_its_worker_along,
     a_waiter_that_is_stopped_stops_no_other, a_module_that_two_tenants_want_has_the_share_of_both,
     a_pod_does_not_fill_the_queue, a_tenant_drives_out_its_own_first, a_huge_module_drives_out_nothing,
 }
@@ -178,18 +178,18 @@ fn orphans(test: &Test) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
 }
 
-/// Ends the callers of a test and their workers. The compilers end with their workers. No later
-/// worker uses these places, so this function removes their cgroups.
+/// Ends the callers of a test. Their workers end with them, and the compilers with their workers.
+/// No later worker uses these places, so this function removes their cgroups.
 fn end(test: &Test, callers: Vec<Child>) -> Outcome {
+    let ended = workers(test);
     for mut caller in callers {
         signal("-KILL", &[i32::try_from(caller.id())?])?;
         caller.wait()?;
     }
-    let ended = workers(test);
-    signal("-KILL", &ended)?;
     let left = wait_until("the compilers have ended", || {
         workers(test).is_empty() && orphans(test).is_empty()
     });
+    signal("-KILL", &workers(test))?;
     signal("-KILL", &orphans(test))?;
     for pid in ended {
         let name = format!("rt-compiler/{pid}");
@@ -340,6 +340,22 @@ fn killed_compilers_leave_both_places_free(test: &Test) -> Outcome {
         Ok(entries.filter(|it| it.file_name().to_string_lossy().starts_with("compiler-")).count())
     };
     ensure_eq(left(FIRST)?, 0)
+}
+
+/// Otherwise the worker would keep its turn, for a module that nobody waits for.
+fn a_killed_start_takes_its_worker_along(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let mut callers = Vec::new();
+    for (seed, pod) in ["a", "a"].into_iter().enumerate() {
+        callers.push(begin(&eager(test, &slow(seed), CONTAINERD, pod)?, &test.id())?);
+        wait_for_compiler("it has a worker", || workers(test).len() == seed + 1)?;
+    }
+    wait_for_compiler("one is compiled, and one waits", || compilers(test).len() == 1)?;
+    let pids: Vec<u32> = callers.iter().map(Child::id).collect();
+    signal("-KILL", &pids.into_iter().map(i32::try_from).collect::<Result<Vec<_>, _>>()?)?;
+    let gone = wait_until("the workers have ended", || workers(test).is_empty());
+    end(test, callers)?;
+    gone
 }
 
 /// A worker in a cgroup without processor time would be stopped like this.
