@@ -26,7 +26,8 @@ super::tests! { "checkpoint":
     a_restored_container_has_its_limits, a_container_at_its_limit_of_processes_comes_back, a_restored_container_can_be_entered_paused_and_deleted,
     a_terminal_is_sent_again, in_the_foreground_the_exit_code_is_the_programs, a_user_namespace_comes_back,
     a_shared_network_is_shared_again, hooks_run_at_a_restore, a_paused_container_can_be_written, a_container_can_be_moved_twice,
-    null_stays_the_containers, logs_can_be_elsewhere,
+    null_stays_the_containers, logs_can_be_elsewhere, images_can_be_read_only,
+    a_stopped_process_comes_back,
 }
 
 /// A script that prints a number every tenth of a second, and never the same number twice.
@@ -312,6 +313,46 @@ fn logs_can_be_elsewhere(test: &Test) -> Outcome {
         ensure(!images(test).join(log).exists(), format!("{log} is with the images"))?;
     }
     Ok(())
+}
+
+fn images_can_be_read_only(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    write(test, &container, &[])?.success()?;
+    let work = test.folder.join("work").display().to_string();
+    let read_only = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+    for (flags, code) in [(vec!["--detach"], 1), (vec!["--detach", "--work-path", &work], 0)] {
+        let id = test.id();
+        let restore = restore_command(&bundle, &id, &flags);
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", read_only]).arg(images(test));
+        command.arg(restore.get_program()).args(restore.get_args());
+        // The container has this open too, and so would hold up the test as a pipe.
+        let errors = test.folder.join("errors");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&errors)?);
+        let status = command.status()?;
+        let error = fs::read_to_string(errors)?;
+        test.rt(["delete", "--force", &id])?;
+        ensure_eq((status.code(), error.contains("`--work-path`")), (Some(code), code == 1))?;
+    }
+    Ok(())
+}
+
+/// The freezer of cgroup v1 holds such a process so that nobody can trace it.
+fn a_stopped_process_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("sleep 1000 & kill -STOP $!; {COUNT}");
+    let bundle = test.sh(&script)?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let images = images(test).display().to_string();
+    let checkpoint = test.command(["checkpoint", "--image-path", &images, &container.id]);
+    let mut limited = Command::new("timeout");
+    limited.args(["-s", "KILL", "20"]).arg(checkpoint.get_program()).args(checkpoint.get_args());
+    Output::of(limited)?.success()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
 }
 
 /// Whether this host has a controller that counts processes.

@@ -343,6 +343,11 @@ impl Status {
         Ok(matches!(self.field("State")?.chars().next(), Some('Z' | 'X')))
     }
 
+    /// Whether a signal has stopped the thread.
+    pub(in crate::container) fn is_stopped(&self) -> Result<bool> {
+        Ok(self.field("State")?.starts_with('T'))
+    }
+
     /// Whether its tracer holds the thread (`proc_pid_stat(5)`, state `t`).
     pub(in crate::container) fn is_held(&self) -> Result<bool> {
         Ok(self.field("State")?.starts_with('t'))

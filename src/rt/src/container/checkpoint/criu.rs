@@ -195,6 +195,9 @@ impl Directories {
     pub(in crate::container) fn remove_log(&self, name: &str) -> Result<()> {
         match rustix::fs::unlinkat(&self.log, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ROFS) => bail!(
+                "write `{name}`: its directory is read-only, and `--work-path` can name another one"
+            ),
             Err(error) => Err(error).with_context(|| format!("remove the old `{name}`")),
         }
     }
@@ -566,12 +569,12 @@ impl Criu {
                 guard::spare(self.pid);
             }
             let is_last_chance = notice.script == BEFORE_IT_RUNS;
-            let allowed = on_notice(notice);
+            // If CRIU has ended meanwhile, this is the reason that its processes were not found.
+            let allowed =
+                on_notice(notice).map_err(|error| self.refuse_ended().err().unwrap_or(error));
             if is_last_chance {
-                // Without an answer, CRIU waits until the guard has ended all processes. If CRIU
-                // has ended meanwhile, this is the reason that its restored processes were not
-                // found.
-                allowed.map_err(|error| self.refuse_ended().err().unwrap_or(error))?;
+                // Without an answer, CRIU waits until the guard has ended all processes.
+                allowed?;
                 self.guard.take().map_or(Ok(()), Guard::dismiss)?;
                 let mut reply = rpc::Criu_req::new();
                 reply.set_type(Kind::NOTIFY);

@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec};
@@ -18,13 +18,13 @@ use rustix::io::Errno;
 
 use crate::bundle::{self, Bundle};
 use crate::container::checkpoint::allowed_mounts::{self, Allowed};
-use crate::container::checkpoint::confinement::{self, Limits};
+use crate::container::checkpoint::confinement::{self, Limits, Status};
 use crate::container::checkpoint::criu::{
     self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Ext_mount_map, Kind,
 };
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::restrictions;
-use crate::linux::cgroups::{DELEGATE, Manager};
+use crate::linux::cgroups::{DELEGATE, Manager, Version};
 use crate::linux::mount_table::{self, Entry};
 use crate::linux::mounts;
 use crate::linux::rootfs::{self, Rootfs};
@@ -130,10 +130,7 @@ fn request(
         link_remap: Some(options.link_remap),
         tcp_close: Some(options.tcp_close),
         tcp_skip_in_flight: Some(options.tcp_skip_in_flight),
-        freeze_cgroup: state
-            .cgroup
-            .freezer_directory()
-            .map(|path| path.to_string_lossy().into_owned()),
+        freeze_cgroup: freezer(state)?.map(|path| path.to_string_lossy().into_owned()),
         ext_mnt,
         external: external_namespaces(state, &bundle.spec)?,
         ..options.common.request(LOG, annotation)?
@@ -170,6 +167,30 @@ fn request(
         .into();
     }
     Ok(request)
+}
+
+/// The directory of the freezer that CRIU may use. Without one, CRIU stops the processes one by one.
+/// With v1, nobody can trace a frozen process that a signal has stopped, and CRIU would wait for
+/// ever.
+fn freezer(state: &State) -> Result<Option<&PathBuf>> {
+    let directory = state.cgroup.freezer_directory();
+    if state.cgroup.version == Version::V2 || directory.is_none() {
+        return Ok(directory);
+    }
+    for pid in confinement::tree(state.pid)? {
+        for thread in confinement::threads(pid)? {
+            // A thread may have ended since.
+            if Status::read(&thread).and_then(|status| status.is_stopped()).unwrap_or(false) {
+                ensure!(
+                    !state.cgroup.is_frozen(),
+                    "it is paused, and {} was stopped by a signal: `criu` would wait for ever",
+                    confinement::show(&thread)
+                );
+                return Ok(None);
+            }
+        }
+    }
+    Ok(directory)
 }
 
 /// CRIU has written everything and ended nothing yet. If init has been alive until now, its pid was
