@@ -375,8 +375,9 @@ impl Drop for Criu {
         // The guard's work comes first: CRIU would let go of the restored processes, and `rt` has
         // not checked all of them.
         self.guard = None;
-        if !self.is_asked {
-            // CRIU holds no process yet, and would print that no request has come.
+        // Without a request, CRIU holds no process yet, and would print that none has come. At a
+        // restore, the end of this socket does not end CRIU.
+        if !self.is_asked || is_expendable(self.kind) {
             self.kill();
         }
         // When the socket is closed, CRIU ends by itself and lets go of the processes that it
@@ -385,13 +386,10 @@ impl Drop for Criu {
         if self.is_over {
             return;
         }
-        if !matches!(is_ready(self.pidfd.as_fd(), PollFlags::IN, PATIENCE), Ok(true)) {
-            if !is_expendable(self.kind) {
-                return;
-            }
-            self.kill();
+        let is_over = matches!(is_ready(self.pidfd.as_fd(), PollFlags::IN, PATIENCE), Ok(true));
+        if is_over || is_expendable(self.kind) {
+            let _ = namespaces::wait(self.pid);
         }
-        let _ = namespaces::wait(self.pid);
     }
 }
 
@@ -450,8 +448,14 @@ impl Criu {
         let (caller, child) = sync::pair()?;
         let Some(pid) = syscall::clone3(0, birthplace).context("make a process for `criu`")? else {
             drop(caller);
-            drop(socket);
-            let error = become_criu(kind, options, &program, &theirs, keep, prepare, &child);
+            // At a restore, CRIU has the other end of its own socket too. So without the runtime
+            // process and its guard, CRIU waits for an answer that never comes, instead of letting
+            // go of processes that nobody has checked. Somebody can have it continue: a program of
+            // its session by SIGCONT, or systemd.
+            let other = is_expendable(kind).then_some(socket);
+            let keep: Vec<_> =
+                keep.iter().copied().chain(other.as_ref().map(OwnedFd::as_fd)).collect();
+            let error = become_criu(kind, options, &program, &theirs, &keep, prepare, &child);
             let _ = child.send(&Message::Failed(format!("{error:#}")));
             syscall::exit_now(1)
         };

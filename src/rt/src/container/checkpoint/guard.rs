@@ -5,8 +5,8 @@
 //! given them. CRIU lets go of them at its end. It also does so when its last notification is
 //! answered, or can no longer be answered, and it ignores the answer. So:
 //!
-//! - The guard holds `rt`'s end of CRIU's socket too. Without `rt`, CRIU waits at its next
-//!   notification.
+//! - The guard holds `rt`'s end of CRIU's socket too, and so does CRIU itself. Without `rt`, CRIU
+//!   waits at its next notification, even if somebody has it continue (SIGCONT).
 //! - The end of `rt` stops CRIU, and does not end it (`PR_SET_PDEATHSIG`). So the processes that
 //!   CRIU traces stay stopped, even if nobody is left. The guard kills them, and then kills the
 //!   container's cgroup with CRIU in it.
@@ -16,7 +16,7 @@
 //! notification. If `rt`'s end of the pipe closes before that, the restore has failed, and the
 //! guard kills the rest of it, too. The guard has a session of its own, so no signal of a terminal
 //! reaches it, and nothing of the container does. A kill of `rt`'s whole cgroup reaches the guard
-//! too. Then CRIU stays stopped until somebody deletes the container.
+//! too. Then CRIU stays stopped, or waits, until somebody deletes the container.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
