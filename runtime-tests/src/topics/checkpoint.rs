@@ -27,7 +27,7 @@ super::tests! { "checkpoint":
     a_terminal_is_sent_again, in_the_foreground_the_exit_code_is_the_programs, a_user_namespace_comes_back,
     a_shared_network_is_shared_again, hooks_run_at_a_restore, a_paused_container_can_be_written, a_container_can_be_moved_twice,
     null_stays_the_containers, logs_can_be_elsewhere, images_can_be_read_only,
-    a_stopped_process_comes_back,
+    a_stopped_process_comes_back, a_zombie_comes_back,
 }
 
 /// A script that prints a number every tenth of a second, and never the same number twice.
@@ -338,6 +338,28 @@ fn images_can_be_read_only(test: &Test) -> Outcome {
         ensure_eq((status.code(), error.contains("`--work-path`")), (Some(code), code == 1))?;
     }
     Ok(())
+}
+
+fn has_zombie(parent: i32) -> bool {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let is_zombie = |pid: &str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains(") Z ")
+    };
+    children.is_ok_and(|children| children.split_whitespace().any(is_zombie))
+}
+
+/// CRIU gives the thread of such a process any number.
+fn a_zombie_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh("sleep 0.1 & echo 1; exec sleep 1000")?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let first = container.pid()?;
+    wait_until("it has a zombie", || has_zombie(first))?;
+    write(test, &container, &[])?.success()?;
+    let restored = restore(&bundle, &[])?.pid()?;
+    ensure(has_zombie(restored), "it has none")
 }
 
 /// The freezer of cgroup v1 holds such a process so that nobody can trace it.

@@ -22,6 +22,9 @@ super::tests! { "checkpoint_guard":
     nothing_runs_on_when_rt_and_its_guard_are_killed, a_guard_has_open_what_it_uses, a_signal_before_all_is_checked_undoes_the_restore, a_killed_criu_is_noticed,
     nothing_runs_on_when_criu_is_killed_before_all_is_checked, a_killed_criu_leaves_no_directory,
     a_file_of_another_user_is_not_read, images_are_regular_files, a_checkpoint_before_is_looked_at_too,
+    a_process_without_threads_is_refused, an_area_for_rseq_is_in_the_own_memory,
+    no_path_of_images_leads_out, images_empty_no_file, a_read_only_volume_is_so_from_the_beginning,
+    a_deleted_file_is_not_made_on_the_host,
 }
 
 /// A container with a unique mark in its command line.
@@ -291,7 +294,7 @@ fn nothing_runs_on_when_rt_and_its_guard_are_killed(test: &Test) -> Outcome {
     ensure_eq(test.rt(["delete", "--force", &id])?.code, Some(0))?;
     is_over(&mark)?;
     wait_until("CRIU has ended", || !matches!(state(criu), Some('T' | 't' | 'S' | 'R')))?;
-    ensure(!bundle.rootfs().join("ran").exists(), "it ran on")?;
+    ensure(!ran.exists(), "it ran on")?;
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
 }
 
@@ -415,4 +418,128 @@ fn a_checkpoint_before_is_looked_at_too(test: &Test) -> Outcome {
     symlink("../before", images(test).join("parent"))?;
     chown(parent.join("pages-1.img"), Some(1000), None)?;
     is_refused(&bundle, "parent/pages-1.img` of the checkpoint: it can be changed by others")
+}
+
+/// CRIU counts them, and would count wrongly.
+fn a_process_without_threads_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("pstree.img");
+    let mut image = fs::read(&path)?;
+    // The first message ends with the first process's only thread.
+    let end = 12 + usize::from(image[8]);
+    ensure_eq(&image[end - 2..end], &[0x28, 1])?;
+    image.drain(end - 2..end);
+    image[8] -= 2;
+    fs::write(path, image)?;
+    is_refused(&bundle, "pstree.img` of the checkpoint: process 1 has no threads")?;
+    ensure(!images(test).join("restore.log").exists(), "CRIU has looked at it")
+}
+
+/// While others can write to it, the kernel goes on where they say, with all that root may do.
+fn an_area_for_rseq_is_in_the_own_memory(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("core-1.img");
+    let mut image = fs::read(&path)?;
+    // Of a message that is there twice, the fields count of both.
+    let area = [8, 0xa0, 0x06, 16, 32, 24, 1];
+    image.extend([5 << 3 | 2, 2 + 7, 15 << 3 | 2, 7]);
+    image.extend(area);
+    let length = u32::try_from(image.len() - 12)?.to_le_bytes();
+    image[8..12].copy_from_slice(&length);
+    fs::write(path, image)?;
+    is_refused(&bundle, "mm-1.img` of the checkpoint: the rseq area at 0x320 is not in its memory")
+}
+
+/// Replaces a part of an image by another of the same length.
+fn replace(test: &Test, name: &str, from: &[u8], to: &[u8]) -> Outcome {
+    ensure_eq(from.len(), to.len())?;
+    for entry in fs::read_dir(images(test))? {
+        let path = entry?.path();
+        if !path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(name)) {
+            continue;
+        }
+        let mut image = fs::read(&path)?;
+        let at = image.windows(from.len()).position(|part| part == from);
+        let at = at.ok_or_else(|| format!("{} has it not", path.display()))?;
+        image[at..at + to.len()].copy_from_slice(to);
+        fs::write(path, image)?;
+    }
+    Ok(())
+}
+
+/// A container that has a file of a volume open, and the file.
+fn with_volume<'a>(test: &'a Test) -> Outcome<(Bundle<'a>, std::path::PathBuf)> {
+    let volume = test.folder.join("volume");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("file"), "precious")?;
+    let bundle = test.sh(&format!("exec 5</vol/file; {COUNT}"))?;
+    fs::create_dir(bundle.rootfs().join("vol"))?;
+    let mount = json!({ "destination": "/vol", "type": "bind", "source": volume, "options": ["bind", "ro"] });
+    Ok((bundle.mount(mount), volume.join("file")))
+}
+
+/// CRIU would mount, open and make what is on the host.
+fn no_path_of_images_leads_out(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    for (name, from, to) in
+        [("mountpoints-", "/rootfs", "/../../"), ("files.img", "/vol/file", "/../vfile")]
+    {
+        replace(test, name, from.as_bytes(), to.as_bytes())?;
+        is_refused(&bundle, "its path is not a plain one")?;
+        replace(test, name, to.as_bytes(), from.as_bytes())?;
+    }
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU would open it as the images say, before the volume is read-only.
+fn images_empty_no_file(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, file) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    // O_LARGEFILE alone, and O_TRUNC besides.
+    replace(test, "files.img", &[16, 0x80, 0x80, 2], &[16, 0x80, 0x84, 2])?;
+    is_refused(&bundle, "files.img` of the checkpoint: it opens a file with")?;
+    ensure_eq(fs::read_to_string(file)?.as_str(), "precious")
+}
+
+/// By the images, CRIU would open it for writing, and the volume would be read-only only later.
+fn a_read_only_volume_is_so_from_the_beginning(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    for entry in fs::read_dir(images(test))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|it| it.to_string_lossy().starts_with("mountpoints-")) {
+            let mut image = fs::read(&path)?;
+            // The flags come before the root and the mount point: without `MS_RDONLY`, which is the
+            // lowest bit.
+            let point = image.windows(6).position(|part| part == b"\x3a\x04/vol");
+            let before = &image[..point.ok_or("it has no volume")?];
+            let flags = before.windows(2).rposition(|part| part == [40, 0x81]);
+            image[flags.ok_or("it is not read-only")? + 1] = 0x80;
+            fs::write(path, image)?;
+        }
+    }
+    // O_LARGEFILE alone, and O_RDWR besides.
+    replace(test, "files.img", &[16, 0x80, 0x80, 2], &[16, 0x82, 0x80, 2])?;
+    is_refused(&bundle, "Read-only file system")
+}
+
+/// A directory of the rootfs is a link by then, which CRIU follows on the host.
+fn a_deleted_file_is_not_made_on_the_host(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("mkdir /d; exec 5>/d/file; echo 1 >&5; rm /d/file; {COUNT}");
+    let bundle = test.sh(&script)?;
+    checkpoint(&bundle)?;
+    fs::remove_dir(bundle.rootfs().join("d"))?;
+    let folder = test.folder.join("of-the-host");
+    fs::create_dir(&folder)?;
+    symlink(&folder, bundle.rootfs().join("d"))?;
+    is_refused(&bundle, "remap-fpath.img` of the checkpoint: open `d` in the rootfs")
 }

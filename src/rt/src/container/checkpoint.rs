@@ -5,11 +5,15 @@
 mod allowed_mounts;
 mod cgroup_image;
 mod confinement;
+mod cover;
 pub(crate) mod criu;
 pub(crate) mod dump;
 mod external_mounts;
 mod guard;
+mod images;
+mod mount_images;
 mod open_files;
+mod process_images;
 pub(crate) mod restore;
 mod restored;
 mod restored_cgroups;

@@ -224,7 +224,7 @@ impl<'a> Allowed<'a> {
             }
             (_, "cgroup" | "cgroup2") => None,
             ("overlay", "overlay") => {
-                (here && whole && has_layers_of(entry, asked)).then_some(own | below)
+                (here && whole && has_layers_of(&entry.data, asked)).then_some(own | below)
             }
             _ => {
                 let is_known = match kind {
@@ -342,7 +342,7 @@ fn hides_as_much(entry: &Entry, asked: &Mount) -> bool {
 }
 
 /// Whether an overlay consists of the directories that an entry names.
-fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
+pub(in crate::container) fn has_layers_of(data: &str, asked: &Mount) -> bool {
     let options = Options::parse(asked.options().as_deref().unwrap_or_default());
     let Ok(options) = options else { return false };
     let is_layer = |name: &str| LAYERS.contains(&name);
@@ -352,8 +352,7 @@ fn has_layers_of(entry: &Entry, asked: &Mount) -> bool {
         .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
         .filter(|(name, _)| is_layer(name))
         .collect();
-    let has: BTreeSet<(&str, &str)> = entry
-        .data
+    let has: BTreeSet<(&str, &str)> = data
         .split(',')
         .filter_map(|option| option.split_once('='))
         .filter(|(name, _)| is_layer(name))

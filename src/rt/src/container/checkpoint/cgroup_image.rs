@@ -6,29 +6,23 @@
 //! [`Image::written_for`] makes another image, in which all paths and controllers are this
 //! process's own. Each process is in the restored container's cgroup, or below it if it was below
 //! the old one. The cgroups below, and their limits, are the checkpoint's. The configuration
-//! decides about the container's own cgroup. [`Cover`] puts the new image in the place of the old
-//! one.
+//! decides about the container's own cgroup. [`Cover`](super::cover::Cover) puts the new image in
+//! the place of the old one.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, DirBuilder};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use protobuf::rt::WireType;
-use protobuf::{CodedInputStream, CodedOutputStream};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use protobuf::CodedOutputStream;
 
 use crate::container::checkpoint::criu;
+use crate::container::checkpoint::images::{self, Magic, Value, each};
 
-/// The image and its first bytes (`images/cgroup.proto`, `magic.h`). The length of the message
-/// follows.
+/// The image and its first bytes (`images/cgroup.proto`).
 pub(in crate::container) const IMAGE: &str = "cgroup.img";
-const MAGIC: [u8; 8] = [0x19, 0x43, 0x56, 0x54, 0x30, 0x33, 0x38, 0x59];
+const MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x33, 0x38, 0x59];
 
 /// The cgroup of CRIU's process in a hierarchy in which the container has its own cgroup.
 #[derive(Clone, Debug)]
@@ -108,6 +102,26 @@ const MOST_HIERARCHIES: usize = 64;
 /// The length of a path in bytes: `PATH_MAX`.
 const LONGEST_PATH: usize = 4096;
 
+/// The room for all hierarchies together. A short image can repeat a long path for each cgroup
+/// below it.
+#[derive(Debug)]
+struct Room {
+    /// The length of all paths, in bytes.
+    paths: usize,
+    properties: usize,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { paths: 32 << 20, properties: 1 << 20 }
+    }
+}
+
+fn take(room: &mut usize, amount: usize, why: &'static str) -> Result<()> {
+    *room = room.checked_sub(amount).context(why)?;
+    Ok(())
+}
+
 impl Image {
     /// Reads the image of a checkpoint.
     pub(in crate::container) fn read(images: BorrowedFd<'_>) -> Result<Image> {
@@ -119,11 +133,8 @@ impl Image {
     }
 
     fn parse(image: &[u8]) -> Result<Image> {
-        let rest = image.strip_prefix(&MAGIC).context("it is not an image of cgroups")?;
-        let (length, rest) = rest.split_first_chunk().context("it is too short")?;
-        let length = usize::try_from(u32::from_le_bytes(*length))?;
-        let message = rest.get(..length).context("it is too short")?;
-        let mut image = Image::default();
+        let message = images::message(image, &MAGIC)?;
+        let (mut image, mut room) = (Image::default(), Room::default());
         each(message, &mut |field| {
             match field {
                 (1, Value::Bytes(it)) => {
@@ -133,7 +144,7 @@ impl Image {
                 (2, Value::Bytes(it)) => {
                     let there = image.hierarchies.len();
                     ensure!(there < MOST_HIERARCHIES, "it has too many hierarchies");
-                    image.hierarchies.push(hierarchy(it)?);
+                    image.hierarchies.push(hierarchy(it, &mut room)?);
                 }
                 _ => {}
             }
@@ -286,11 +297,16 @@ impl Property {
     /// itself). With v2, neither are the files of controllers that the restored cgroup does not
     /// have.
     fn may_be_set(&self, home: &Home) -> bool {
-        const OTHERS: [&[u8]; 9] = [
+        const OTHERS: [&[u8]; 12] = [
+            // The cgroup above does not bound these two: they are priorities of the host's disks.
+            b"blkio.prio.class",
+            b"io.prio.class",
             b"cgroup.freeze",
             b"cgroup.kill",
             b"cgroup.procs",
             b"cgroup.threads",
+            // The kernel uses the highest one for all processors of the host.
+            b"cpuset.sched_relax_domain_level",
             b"freezer.state",
             // The cgroup above does not bound these two: they are what the host's firewall sees.
             b"net_cls.classid",
@@ -375,12 +391,16 @@ fn member(message: &[u8]) -> Result<Member> {
 }
 
 /// `cg_controller_entry`.
-fn hierarchy(message: &[u8]) -> Result<Hierarchy> {
+fn hierarchy(message: &[u8], room: &mut Room) -> Result<Hierarchy> {
     let mut hierarchy = Hierarchy::default();
     each(message, &mut |field| {
         match field {
-            (1, Value::Bytes(name)) => hierarchy.controllers.push(name.to_owned()),
-            (2, Value::Bytes(it)) => directory(it, b"", &mut hierarchy.made, 0)?,
+            (1, Value::Bytes(name)) => {
+                let there = hierarchy.controllers.len();
+                ensure!(there < MOST_HIERARCHIES, "it has too many controllers");
+                hierarchy.controllers.push(name.to_owned());
+            }
+            (2, Value::Bytes(it)) => directory(it, b"", &mut hierarchy.made, 0, room)?,
             (3, Value::Number(threaded)) => hierarchy.is_threaded = threaded != 0,
             _ => {}
         }
@@ -390,7 +410,13 @@ fn hierarchy(message: &[u8]) -> Result<Hierarchy> {
 }
 
 /// `cgroup_dir_entry`, and the entries below it.
-fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) -> Result<()> {
+fn directory(
+    message: &[u8],
+    above: &[u8],
+    all: &mut Vec<Made>,
+    depth: usize,
+    room: &mut Room,
+) -> Result<()> {
     ensure!(depth < DEEPEST, "its cgroups are too deep");
     ensure!(all.len() < MOST_CGROUPS, "it has too many cgroups");
     let (mut made, mut name) = (Made::default(), Vec::new());
@@ -398,17 +424,24 @@ fn directory(message: &[u8], above: &[u8], all: &mut Vec<Made>, depth: usize) ->
     each(message, &mut |field| {
         match field {
             (1, Value::Bytes(text)) => name = text.to_owned(),
-            (2, Value::Bytes(child)) => children.push(child),
-            (3, Value::Bytes(it)) => made.properties.push(property(it)?),
+            (2, Value::Bytes(child)) => {
+                ensure!(children.len() < MOST_CGROUPS, "it has too many cgroups");
+                children.push(child);
+            }
+            (3, Value::Bytes(it)) => {
+                take(&mut room.properties, 1, "it has too many values for cgroups")?;
+                made.properties.push(property(it)?);
+            }
             _ => {}
         }
         Ok(())
     })?;
     made.path = if above.is_empty() { name } else { [above, b"/", &name].concat() };
     ensure!(made.path.len() < LONGEST_PATH, "the path of a cgroup is too long");
+    take(&mut room.paths, made.path.len(), "the paths of its cgroups are too long")?;
     let path = made.path.clone();
     all.push(made);
-    children.into_iter().try_for_each(|child| directory(child, &path, all, depth + 1))
+    children.into_iter().try_for_each(|child| directory(child, &path, all, depth + 1, room))
 }
 
 /// `cgroup_prop_entry`.
@@ -423,82 +456,6 @@ fn property(message: &[u8]) -> Result<Property> {
         Ok(())
     })?;
     Ok(property)
-}
-
-enum Value<'m> {
-    Bytes(&'m [u8]),
-    Number(u64),
-}
-
-/// Calls `look` for each field of a message, with the field's number.
-fn each<'m>(message: &'m [u8], look: &mut dyn FnMut((u32, Value<'m>)) -> Result<()>) -> Result<()> {
-    let mut stream = CodedInputStream::from_bytes(message);
-    while let Some(tag) = stream.read_raw_tag_or_eof()? {
-        let (number, kind) = (tag >> 3, WireType::new(tag & 7).context("it is damaged")?);
-        match kind {
-            WireType::LengthDelimited => {
-                let length = stream.read_raw_varint32()?;
-                let start = usize::try_from(stream.pos())?;
-                stream.skip_raw_bytes(length)?;
-                look((number, Value::Bytes(&message[start..usize::try_from(stream.pos())?])))?;
-            }
-            WireType::Varint => look((number, Value::Number(stream.read_raw_varint64()?)))?,
-            kind => stream.skip_field(kind)?,
-        }
-    }
-    Ok(())
-}
-
-/// The file that CRIU reads in the place of a checkpoint's image.
-#[derive(Debug)]
-pub(in crate::container) struct Cover {
-    folder: PathBuf,
-}
-
-impl Cover {
-    /// Makes a folder on the host with an empty image in it. Other users may search the folder,
-    /// because it may be laid over the checkpoint.
-    pub(in crate::container) fn new(folder: PathBuf) -> Result<Cover> {
-        let show = || format!("make `{}`", folder.display());
-        DirBuilder::new().mode(0o755).create(&folder).with_context(show)?;
-        rustix::fs::chmod(&folder, Mode::from_raw_mode(0o755)).with_context(show)?;
-        let cover = Cover { folder };
-        cover.write(&[])?;
-        Ok(cover)
-    }
-
-    pub(in crate::container) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    pub(in crate::container) fn write(&self, image: &[u8]) -> Result<()> {
-        let path = self.folder.join(IMAGE);
-        fs::write(&path, image).with_context(|| format!("write `{}`", path.display()))
-    }
-
-    /// Mounts the file on the image in a directory, if the image exists. Runs in CRIU's process, in
-    /// its own mount namespace.
-    pub(in crate::container) fn put_on(&self, images: BorrowedFd<'_>) -> Result<()> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let image = match rustix::fs::openat(images, IMAGE, flags, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(()),
-            image => image.with_context(|| format!("open `{IMAGE}`"))?,
-        };
-        let path = self.folder.join(IMAGE);
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let cover = rustix::mount::open_tree(rustix::fs::CWD, &path, flags)
-            .with_context(|| format!("clone the mount of `{}`", path.display()))?;
-        let flags =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(cover.as_fd(), "", image.as_fd(), "", flags)
-            .with_context(|| format!("mount on `{IMAGE}`"))
-    }
-
-    /// Removes both when CRIU has ended. Its mount namespace is gone then.
-    pub(in crate::container) fn remove(self) {
-        let _ = fs::remove_file(self.folder.join(IMAGE));
-        let _ = fs::remove_dir(&self.folder);
-    }
 }
 
 #[cfg(test)]
@@ -683,6 +640,8 @@ mod tests {
             limit(b"pids.max", b"6"),
             limit(b"net_cls.classid", b"1"),
             limit(b"net_prio.ifpriomap", b"eth0 5"),
+            limit(b"blkio.prio.class", b"promote-to-rt"),
+            limit(b"cpuset.sched_relax_domain_level", b"5"),
             limit(b"freezer.state", b"FROZEN"),
             limit(b"tasks", b"1"),
         ];
@@ -700,6 +659,8 @@ mod tests {
             field(1, &field(2, &[field(1, b"pids"), field(2, b"/a")].concat()).repeat(65));
         let in_one = |one: &[u8], count| image(&made(&[b"pids"], &[one.repeat(count)]));
         let long = directory(&[b'a'; 4095], &[directory(b"b", &[])]);
+        let repeated = directory(&[b'a'; 4090], &[directory(b"b", &[]).repeat(8400)]);
+        let values = directory(b"a", &[field(3, b"").repeat((1 << 20) + 1)]);
         let deep = |levels: u32| (0..levels).fold(Vec::new(), |inner, _| directory(b"a", &[inner]));
         for (image, why) in [
             (many(&set, 4097), "sets"),
@@ -708,6 +669,13 @@ mod tests {
             (in_one(&directory(b"a", &[]), 16385), "too many cgroups"),
             (in_one(&long, 1), "too long"),
             (in_one(&deep(129), 1), "too deep"),
+            (in_one(&repeated, 1), "the paths of its cgroups are too long"),
+            (
+                in_one(&directory(b"a", &[directory(b"b", &[]).repeat(16385)]), 1),
+                "too many cgroups",
+            ),
+            (image(&made(&[&b"a"[..]; 65], &[])), "too many controllers"),
+            (in_one(&values, 1), "too many values"),
         ] {
             let error = Image::parse(&image).expect_err(why).to_string();
             assert!(error.contains(why), "{error}");

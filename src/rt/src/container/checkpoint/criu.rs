@@ -228,6 +228,12 @@ impl Directories {
         each_parent(images, std::path::absolute(shown)?, &refuse_others_files)
     }
 
+    /// Whether there is a checkpoint before this one.
+    pub(in crate::container) fn has_parent(&self) -> bool {
+        rustix::fs::statat(&self.images, PARENT, AtFlags::SYMLINK_NOFOLLOW).err()
+            != Some(Errno::NOENT)
+    }
+
     pub(in crate::container) fn images(&self) -> BorrowedFd<'_> {
         self.images.as_fd()
     }

@@ -22,15 +22,18 @@ use rustix::thread::CapabilitySet;
 use crate::bundle::Bundle;
 use crate::container::becoming;
 use crate::container::checkpoint::allowed_mounts::{self, Allowed};
-use crate::container::checkpoint::cgroup_image::{self, Cover};
+use crate::container::checkpoint::cgroup_image;
 use crate::container::checkpoint::confinement::Limits;
+use crate::container::checkpoint::cover::Cover;
 use crate::container::checkpoint::criu::{
     self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Notice,
     Prepare,
 };
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
+use crate::container::checkpoint::mount_images::{self, Rules};
 use crate::container::checkpoint::open_files;
+use crate::container::checkpoint::process_images;
 use crate::container::checkpoint::restored;
 use crate::container::checkpoint::restored_cgroups;
 use crate::container::checkpoint::restored_limits;
@@ -137,6 +140,7 @@ impl Checkpoint {
         let names = read().with_context(show)?;
         let cgroups = cgroup_image::Image::read(images.as_fd())
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
+        process_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
@@ -172,8 +176,10 @@ fn make(
     let recorded = checkpoint.mounts(&options.common)?;
     let Checkpoint { images, inherited, cgroups } = checkpoint;
     let places = record(options, namespaces, images, directory, state)?;
-    // The file that CRIU reads instead of the checkpoint's image of cgroups.
-    let cover = Cover::new(directory.cover_folder())?;
+    // The files that CRIU reads instead of the checkpoint's images of mounts and of cgroups.
+    let mut covered = mount_images::names(places.directories.images())?;
+    covered.push(cgroup_image::IMAGE.to_owned());
+    let cover = Cover::new(directory.cover_folder(), covered)?;
     let mut criu = clone_criu(options, namespaces, &places, &cover, directory, state)?;
     let mut watch = Watch {
         limits: Limits::new(options.bundle, state, options.lsm_profile)?,
@@ -191,14 +197,12 @@ fn make(
         state,
     };
     criu.refuse_ended()?;
+    for (name, image) in watch.mounts(places.directories.images())? {
+        cover.write(&name, &image)?;
+    }
     let request = watch.request(&places, inherited)?;
-    cover.write(&cgroups_for_criu(
-        &cgroups,
-        options.bundle,
-        namespaces,
-        watch.state,
-        &watch.home,
-    )?)?;
+    let cgroups = cgroups_for_criu(&cgroups, options.bundle, namespaces, watch.state, &watch.home)?;
+    cover.write(cgroup_image::IMAGE, &cgroups)?;
     let directories = &places.directories;
     if let Some(images) = show_to_container(options, namespaces, cover.folder(), directories) {
         criu.read_through(images);
@@ -319,6 +323,15 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// The images of mounts that CRIU reads, by their names. Fails if the images have CRIU mount or
+    /// open what no checkpoint of this container has.
+    fn mounts(&self, images: BorrowedFd<'_>) -> Result<Vec<(String, Vec<u8>)>> {
+        let (options, bundle) = (self.options, self.options.bundle);
+        let offers = Offers::new(bundle, &self.state.cgroup, self.notify)?;
+        let rules = Rules { bundle, offers: &offers, limits: &self.limits };
+        rules.check(images, &|name| read_error(&options.common, name))
+    }
+
     /// The request to CRIU.
     fn request(&self, places: &Places, inherited: Vec<Inherit_fd>) -> Result<Criu_opts> {
         let (options, cgroup) = (self.options, &self.state.cgroup);
@@ -506,15 +519,17 @@ fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
 /// In a user namespace, CRIU reads the checkpoint as the host's root without its privileges, and
 /// later as the container's root. The checkpoint must be open to both, and to no other user. So
 /// CRIU reads it through a mount that only CRIU has: an overlay of an open directory over the
-/// closed one. None without a user namespace, or without overlayfs. Then others must be able to
-/// read the checkpoint.
+/// closed one. None without a user namespace, or without overlayfs. None also for a checkpoint with
+/// an earlier one: in the overlay, its link could lead to files that `rt` has not checked. Then others
+/// must be able to read the checkpoint.
 fn show_to_container(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
     open: &Path,
     checkpoint: &Directories,
 ) -> Option<OwnedFd> {
-    if !namespaces.makes(libc::CLONE_NEWUSER) || options.common.auto_dedup {
+    let is_unsuitable = options.common.auto_dedup || checkpoint.has_parent();
+    if !namespaces.makes(libc::CLONE_NEWUSER) || is_unsuitable {
         return None;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

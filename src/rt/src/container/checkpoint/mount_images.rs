@@ -1,0 +1,415 @@
+//! The images of mounts and of files: `mountpoints-N.img`, `files.img` and `remap-fpath.img`.
+//!
+//! CRIU mounts and opens what they say, as root of the host, and `restore` looks at the result
+//! afterwards. Until then, CRIU is in a mount namespace with all files of the host. A `..` in a name
+//! led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once. So
+//! `restore` refuses what no checkpoint has, before CRIU gets its request.
+//!
+//! This does not make images safe that somebody else has made. CRIU also follows symbolic links in a
+//! tmpfs, whose content the images have.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use protobuf::CodedOutputStream;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use crate::bundle::Bundle;
+use crate::container::checkpoint::allowed_mounts;
+use crate::container::checkpoint::confinement::Limits;
+use crate::container::checkpoint::criu;
+use crate::container::checkpoint::external_mounts::{Configured, Offers};
+use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::linux::mounts;
+use crate::linux::rootfs;
+use crate::walk;
+
+const FILES: &str = "files.img";
+/// The names of files, in images of CRIU before 3.0.
+const OLD_FILES: &str = "reg-files.img";
+const REMAPS: &str = "remap-fpath.img";
+
+/// The first bytes of the images (`magic.h`).
+const MOUNTS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x28, 0x39, 0x56, 0x55];
+const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x38, 0x31, 0x30, 0x56];
+const REMAPS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x54, 0x39, 0x13, 0x59];
+
+/// The kinds of filesystems that CRIU makes anew (`fstype` in `mnt.proto`). The kinds that are not
+/// here are a part of another mount.
+const KINDS: [(u64, &str); 14] = [
+    (1, "proc"),
+    (2, "sysfs"),
+    (3, "devtmpfs"),
+    (4, "binfmt_misc"),
+    (5, "tmpfs"),
+    (6, "devpts"),
+    (8, "pstore"),
+    (9, "securityfs"),
+    (10, "fusectl"),
+    (11, "debugfs"),
+    (12, "cgroup"),
+    (14, "mqueue"),
+    (18, "tracefs"),
+    (23, "cgroup2"),
+];
+const OVERLAY: u64 = 17;
+/// A filesystem that CRIU does not make.
+const PART: u64 = 0;
+
+/// The kinds that a container without `CAP_SYS_ADMIN` can have without an entry of `mounts`.
+const PLAIN: [&str; 7] = ["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+
+/// The kinds of which a part can be a mount: the files in them cannot be links to elsewhere.
+const WITHOUT_LINKS: [&str; 3] = ["cgroup", "cgroup2", "devpts"];
+
+/// The length of all images of mounts, in bytes. The kernel allows 100 000 mounts in a namespace
+/// (`fs.mount-max`).
+const LONGEST: usize = 64 << 20;
+const MOST_FILES: usize = 1 << 22;
+
+/// `mnt_entry`.
+#[derive(Debug, Default)]
+struct Mount<'i> {
+    kind: u64,
+    id: u64,
+    /// `MS_*` of `mount(2)`.
+    flags: u64,
+    root: &'i [u8],
+    point: &'i [u8],
+    options: &'i [u8],
+    /// The name of a mount of the host's files.
+    external: Option<&'i [u8]>,
+    /// Whether `flags` are those of the mount alone. In images of CRIU before 2.0, they are not, and
+    /// CRIU does not make the mount read-only.
+    is_separate: bool,
+    /// Whether it has a filesystem of a name that only the images know, or of a plugin.
+    is_other: bool,
+    is_deleted: bool,
+}
+
+/// What is known of a mount, by its number.
+#[derive(Debug, Default)]
+struct Known {
+    is_read_only: bool,
+    is_rootfs: bool,
+}
+
+/// `reg_file_entry`.
+#[derive(Debug, Default)]
+struct File {
+    name: Vec<u8>,
+    /// The number of its mount. Without one, CRIU looks in the root.
+    mount: Option<u64>,
+}
+
+/// What is allowed.
+pub(in crate::container) struct Rules<'a> {
+    pub(in crate::container) bundle: &'a Bundle,
+    pub(in crate::container) offers: &'a Offers<'a>,
+    pub(in crate::container) limits: &'a Limits<'a>,
+}
+
+impl Rules<'_> {
+    /// Fails if the images have CRIU mount or open what no checkpoint of this container has. Returns
+    /// the images of mounts for CRIU, by their names: a mount of the host's files is read-only from
+    /// its beginning, if the configuration says so. `show` names an image in errors.
+    pub(in crate::container) fn check(
+        &self,
+        images: BorrowedFd<'_>,
+        show: &dyn Fn(&str) -> String,
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        let (mut mounts, mut written, mut room) =
+            (BTreeMap::<u64, Known>::new(), Vec::new(), LONGEST);
+        for name in names(images)? {
+            let mut new = MOUNTS_MAGIC.to_vec();
+            let mut read = || {
+                let image = criu::read_in(images, &name)?;
+                room =
+                    room.checked_sub(image.len()).context("the images of mounts are too long")?;
+                images::each_message(&image, &MOUNTS_MAGIC, &mut |message| {
+                    let mount = mount(message)?;
+                    self.check_mount(&mount)?;
+                    let more =
+                        if self.is_read_only(&mount) { mount.read_only()? } else { Vec::new() };
+                    let length = u32::try_from(message.len() + more.len())?.to_le_bytes();
+                    new.extend([&length[..], message, &more[..]].concat());
+                    let known = mounts.entry(mount.id).or_default();
+                    known.is_read_only |=
+                        self.is_read_only(&mount) || mount.flags & libc::MS_RDONLY != 0;
+                    known.is_rootfs |= mount.external.is_none() && mount.point == b"/";
+                    Ok(())
+                })
+            };
+            read().with_context(|| show(&name))?;
+            written.push((name, new));
+        }
+        let old = criu::read_if_there(images, OLD_FILES).with_context(|| show(OLD_FILES))?;
+        ensure!(old.is_none(), "{}: it is an image of an older `criu`", show(OLD_FILES));
+        let files = files(images).with_context(|| show(FILES))?;
+        self.check_remaps(images, &files, &mounts).with_context(|| show(REMAPS))?;
+        Ok(written)
+    }
+
+    /// Whether the configuration has a mount of the host's files read-only.
+    fn is_read_only(&self, mount: &Mount<'_>) -> bool {
+        let wanted = |name| self.offers.restrictions(Path::new(OsStr::from_bytes(name)));
+        mount.external.is_some_and(|name| wanted(name) & libc::MOUNT_ATTR_RDONLY != 0)
+    }
+
+    fn check_mount(&self, mount: &Mount<'_>) -> Result<()> {
+        let point = || shown(mount.point);
+        let is_plain = is_plain(mount.root) && is_plain(mount.point);
+        ensure!(is_plain, "the mount `{}`: its path is not a plain one", point());
+        ensure!(!mount.is_other, "the mount `{}` is of a kind that no checkpoint has", point());
+        if mount.external.is_some() {
+            return Ok(());
+        }
+        // Such a container could mount all this by itself.
+        if self.limits.gives(CapabilitySet::SYS_ADMIN) {
+            return Ok(());
+        }
+        ensure!(!mount.is_deleted, "the mount `{}` shows something that was deleted", point());
+        // CRIU mounts the rootfs there.
+        if mount.point == b"/" {
+            return Ok(());
+        }
+        let kind = KINDS.iter().find(|(number, _)| *number == mount.kind).map(|(_, name)| *name);
+        let is_configured = |Configured { at, entry, .. }: &Configured<'_>| {
+            let is_here = at.as_os_str().as_bytes() == mount.point && !mounts::binds(entry);
+            is_here
+                && match entry.typ().as_deref() {
+                    Some("overlay") => {
+                        let options = String::from_utf8_lossy(mount.options);
+                        mount.kind == OVERLAY && allowed_mounts::has_layers_of(&options, entry)
+                    }
+                    asked => kind.is_some() && asked == kind,
+                }
+        };
+        let is_known = mount.kind == PART
+            || kind.is_some_and(|kind| PLAIN.contains(&kind))
+            || self.offers.entries().iter().any(is_configured);
+        let name = match mount.kind {
+            OVERLAY => "overlay",
+            _ => kind.unwrap_or("a part of another"),
+        };
+        ensure!(
+            is_known,
+            "the mount `{}` ({name}) is none that the configuration gives, and the container cannot make mounts without CAP_SYS_ADMIN",
+            point()
+        );
+        let is_whole = mount.root == b"/" && mount.kind != PART;
+        let has_no_links = kind.is_some_and(|kind| WITHOUT_LINKS.contains(&kind));
+        let mut paths = self.bundle.linux().readonly_paths().iter().flatten();
+        let shows_the_same = mount.point.ends_with(mount.root) || mount.root.ends_with(mount.point);
+        let mut is_read_only_path = || {
+            let is_listed = paths.any(|path| path.as_bytes() == mount.point);
+            is_listed && mount.is_read_only() && shows_the_same
+        };
+        ensure!(
+            is_whole || has_no_links || is_read_only_path(),
+            "the mount `{}` ({name}) is none of `readonlyPaths`, and the container cannot make mounts without CAP_SYS_ADMIN",
+            point()
+        );
+        if mount.kind == PART {
+            let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
+            refuse_links(rootfs.as_fd(), Path::new(OsStr::from_bytes(mount.point)))?;
+        }
+        Ok(())
+    }
+
+    /// CRIU makes deleted files again. It makes a mount writable for that, and follows links to the
+    /// host's files.
+    fn check_remaps(
+        &self,
+        images: BorrowedFd<'_>,
+        files: &BTreeMap<u64, File>,
+        mounts: &BTreeMap<u64, Known>,
+    ) -> Result<()> {
+        /// A file of procfs of an ended process.
+        const PROCESS: u64 = 2;
+        let Some(image) = criu::read_if_there(images, REMAPS)? else { return Ok(()) };
+        let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
+        images::each_message(&image, &REMAPS_MAGIC, &mut |message| {
+            let (mut ids, mut kind) = ([0; 2], 0);
+            each(message, &mut |field| {
+                match field {
+                    (1, Value::Number(id)) => ids[0] = small(id)?,
+                    (2, Value::Number(id)) => ids[1] = small(id)?,
+                    (3, Value::Number(number)) => kind = small(number)?,
+                    _ => {}
+                }
+                Ok(())
+            })?;
+            if kind == PROCESS {
+                return Ok(());
+            }
+            for file in ids.iter().filter_map(|id| files.get(id)) {
+                let mount = file.mount.and_then(|mount| mounts.get(&mount));
+                ensure!(
+                    !mount.is_some_and(|mount| mount.is_read_only),
+                    "the deleted file `{}` is on a read-only mount",
+                    shown(&file.name)
+                );
+                if mount.is_none_or(|mount| mount.is_rootfs) {
+                    let path = Path::new(OsStr::from_bytes(&file.name));
+                    refuse_links(rootfs.as_fd(), path.parent().unwrap_or(path))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Fails if a part of a path is a link.
+fn refuse_links(rootfs: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    if path == Path::new("") {
+        return Ok(());
+    }
+    let limits = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match walk::open(rootfs, path, OFlags::PATH, limits) {
+        // CRIU makes a missing directory.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => {
+            Err(error).with_context(|| format!("open `{}` in the rootfs", path.display()))
+        }
+    }
+}
+
+impl Mount<'_> {
+    /// Fields that make the mount read-only. Of a field that is there twice, the last one counts.
+    fn read_only(&self) -> Result<Vec<u8>> {
+        let flags = u32::try_from(self.flags)? | u32::try_from(libc::MS_RDONLY)?;
+        let mut bytes = Vec::new();
+        let mut out = CodedOutputStream::vec(&mut bytes);
+        out.write_uint32(5, flags)?;
+        if !self.is_separate {
+            out.write_uint32(17, 0)?;
+        }
+        out.flush()?;
+        drop(out);
+        Ok(bytes)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.is_separate && self.flags & libc::MS_RDONLY != 0
+    }
+}
+
+/// A number of 32 bits. CRIU ignores further bits.
+fn small(number: u64) -> Result<u64> {
+    Ok(u64::from(u32::try_from(number)?))
+}
+
+fn shown(path: &[u8]) -> String {
+    OsStr::from_bytes(path).display().to_string().escape_debug().to_string()
+}
+
+/// Whether a path from the root has no `..`, and is the same for a program in C.
+fn is_plain(path: &[u8]) -> bool {
+    path.starts_with(b"/")
+        && !path.contains(&0)
+        && !path.split(|byte| *byte == b'/').any(|part| part == b"..")
+}
+
+/// The images of mounts: one for each mount namespace.
+pub(in crate::container) fn names(images: BorrowedFd<'_>) -> Result<Vec<String>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(images, ".", flags, Mode::empty())
+        .and_then(rustix::fs::Dir::new)
+        .context("read the directory of the checkpoint")?;
+    let mut found = Vec::new();
+    for entry in folder {
+        let name = entry.context("read the directory of the checkpoint")?;
+        // CRIU's own names are of this form.
+        if let Ok(name) = name.file_name().to_str()
+            && name.starts_with("mountpoints-")
+        {
+            found.push(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn mount(message: &[u8]) -> Result<Mount<'_>> {
+    let mut mount = Mount::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(kind)) => mount.kind = kind,
+            (2, Value::Number(id)) => mount.id = small(id)?,
+            (5, Value::Number(flags)) => mount.flags = flags,
+            (6, Value::Bytes(path)) => mount.root = path,
+            (7, Value::Bytes(path)) => mount.point = path,
+            (9, Value::Bytes(options)) => mount.options = options,
+            (12, Value::Number(plugin)) => mount.is_other |= plugin != 0,
+            (14, Value::Bytes(_)) => mount.is_other = true,
+            (16, Value::Number(deleted)) => mount.is_deleted = deleted != 0,
+            (17, Value::Number(_)) => mount.is_separate = true,
+            (18, Value::Bytes(name)) => mount.external = Some(name),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(mount)
+}
+
+/// The files, by their numbers.
+fn files(images: BorrowedFd<'_>) -> Result<BTreeMap<u64, File>> {
+    let mut files = BTreeMap::new();
+    // CRIU says by itself that it is missing.
+    let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(files) };
+    images::each_message(&image, &FILES_MAGIC, &mut |message| {
+        // `file_entry`
+        let mut is_first = true;
+        each(message, &mut |field| {
+            let (3, Value::Bytes(message)) = field else { return Ok(()) };
+            let (id, file) = file(message)?;
+            let is_only = std::mem::take(&mut is_first) && files.insert(id, file).is_none();
+            ensure!(is_only, "it has the file {id} twice");
+            ensure!(files.len() <= MOST_FILES, "it has too many files");
+            Ok(())
+        })
+    })?;
+    Ok(files)
+}
+
+/// `reg_file_entry`: its number and what is known of it.
+fn file(message: &[u8]) -> Result<(u64, File)> {
+    let (mut id, mut file) = (0, File::default());
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(number)) => id = small(number)?,
+            (2, Value::Number(flags)) => refuse_changing(flags)?,
+            (6, Value::Bytes(name)) => {
+                let is_good = !name.contains(&0)
+                    && !name.split(|byte| *byte == b'/').any(|part| part == b"..");
+                ensure!(is_good, "the file `{}`: its path is not a plain one", shown(name));
+                file.name = name.to_owned();
+            }
+            // Zigzag: even numbers are not negative.
+            (7, Value::Number(number)) => {
+                file.mount = (number & 1 == 0).then_some(small(number)? >> 1);
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((id, file))
+}
+
+/// Fails for flags that change a file when it is opened. A file that is open does not have them.
+pub(in crate::container) fn refuse_changing(flags: u64) -> Result<()> {
+    let changing = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+    ensure!(
+        flags & u64::from(changing.unsigned_abs()) == 0,
+        "it opens a file with {flags:#o}, which changes the file"
+    );
+    Ok(())
+}
