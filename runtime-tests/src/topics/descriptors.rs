@@ -420,7 +420,7 @@ fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
 }
 
 /// CRIU becomes the processes of a checkpoint. It is a child of `restore`, and gets its streams and
-/// a socket.
+/// both ends of the socket to `rt`: it waits if `rt` is gone.
 fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
     let list = test.folder.join("list");
@@ -437,7 +437,8 @@ fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
     let of_perl = ["/programs/criu", "/fd", "/list"];
     let own: Vec<&str> =
         text.lines().filter(|line| !of_perl.iter().any(|end| line.ends_with(end))).collect();
-    ensure(own.len() == 1 && own[0].contains(" socket:"), format!("{own:?}"))
+    let are_sockets = own.iter().all(|line| line.contains(" socket:"));
+    ensure(own.len() == 2 && are_sockets, format!("{own:?}"))
 }
 
 fn a_restored_container_has_open_what_it_had(test: &Test) -> Outcome {
