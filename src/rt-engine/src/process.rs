@@ -41,9 +41,9 @@ pub fn end_on_signals() {
         // SAFETY: `set` is initialised, and the number is a signal's.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
-    // abort(3), for example after a failed allocation. As the first process of a pid namespace, this
-    // process would not get the signal, and would die of a fault instead (139).
-    // SAFETY: as above.
+    // abort(3), for example after a failed allocation. As the first process of a pid namespace,
+    // this process would not get the signal, and would die of a fault instead (139). SAFETY: as
+    // above.
     unsafe { libc::signal(libc::SIGABRT, end as extern "C" fn(c_int) as libc::sighandler_t) };
     // Rust's runtime ignores SIGPIPE. A guest that writes to a closed pipe must end as a C program
     // does.

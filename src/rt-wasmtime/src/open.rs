@@ -2,8 +2,8 @@
 //!
 //! The root of a container shows `/proc`, `/sys` and `/dev`. By `/proc/self/mem`, a guest could
 //! write to this process, and would no longer be a guest. wasmtime opens a path with
-//! `RESOLVE_BENEATH` (openat2(2)), which refuses the magic links of procfs, and does not look at the
-//! filesystem. So this file replaces the one function by which a guest opens files.
+//! `RESOLVE_BENEATH` (openat2(2)), which refuses the magic links of procfs, and does not look at
+//! the filesystem. So this file replaces the one function by which a guest opens files.
 #![forbid(unsafe_code)]
 
 use rt_engine::files::is_for_guests;
@@ -21,8 +21,8 @@ const OPEN_AT: &str = "[method]descriptor.open-at";
 type Arguments = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
 type Opened = Result<Resource<Descriptor>, ErrorCode>;
 
-/// Replaces the function in a linker that has all of WASI. Fails if the linker has no such function,
-/// because then wasmtime calls it something else.
+/// Replaces the function in a linker that has all of WASI. Fails if the linker has no such
+/// function, because then wasmtime calls it something else.
 pub(crate) fn guard<T: WasiView + WasiFilesystemView>(
     linker: &mut Linker<T>,
 ) -> wasmtime::Result<()> {

@@ -5,8 +5,8 @@
 use anyhow::{Result, anyhow};
 use rustix::io::Errno;
 
-/// A failed operation. Code branches on the kernel's error number. A person reads the operation, and
-/// then the kernel's text for the number. The type is small, because many functions return it.
+/// A failed operation. Code branches on the kernel's error number. A person reads the operation,
+/// and then the kernel's text for the number. The type is small, because many functions return it.
 #[derive(Debug)]
 pub(crate) struct Failure(Box<(Option<Errno>, String)>);
 

@@ -1,5 +1,6 @@
-//! What keeps a processor busy, for the benchmark: `cpu fib N`, `cpu sha256 MEGABYTES`, `cpu nbody STEPS`. It prints the result, then
-//! the microseconds that it took. The benchmark compiles this for the machine too, and compares.
+//! What keeps a processor busy, for the benchmark: `cpu fib N`, `cpu sha256 MEGABYTES`, `cpu nbody
+//! STEPS`. It prints the result, then the microseconds that it took. The benchmark compiles this
+//! for the machine too, and compares.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -42,7 +43,8 @@ struct Body {
     mass: f64,
 }
 
-/// The energy of the sun and its four largest planets after so many steps of 0.01 years (the Computer Language Benchmarks Game).
+/// The energy of the sun and its four largest planets after so many steps of 0.01 years (the
+/// Computer Language Benchmarks Game).
 fn nbody(steps: u32) -> f64 {
     let planet = |place, speed: [f64; 3], mass: f64| Body {
         place,

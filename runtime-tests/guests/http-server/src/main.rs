@@ -46,7 +46,8 @@ fn accept(listener: &TcpListener) -> std::io::Result<(TcpStream, std::net::Socke
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    // The head of a request ends with an empty line; this service has no use for what it says, or for a body.
+    // The head of a request ends with an empty line; this service has no use for what it says, or
+    // for a body.
     let mut request = Vec::new();
     let mut bytes = [0; 1024];
     while !request.windows(4).any(|window| window == b"\r\n\r\n") {

@@ -1,5 +1,5 @@
-//! A module of two megabytes, as programs are that use a few libraries. What it does by default is little, so that what is
-//! measured is its start.
+//! A module of two megabytes, as programs are that use a few libraries. What it does by default is
+//! little, so that what is measured is its start.
 
 use std::io::Read;
 

@@ -1,5 +1,5 @@
-//! Does one thing per run, named by its first argument, and prints what it saw: the tests read the container's inside
-//! through it.
+//! Does one thing per run, named by its first argument, and prints what it saw: the tests read the
+//! container's inside through it.
 
 // Preview1 has no call to open a socket. WasmEdge adds some, and WASI 0.2 has its own.
 #[cfg_attr(target_env = "p1", path = "wasmedge.rs")]

@@ -1,5 +1,6 @@
-//! Calls every function of WASI preview1 by itself, and prints a line for each: `NAME ok`, or `NAME: what it did`. Descriptor 3 is the
-//! root, where `/work` is an empty directory that can be written to.
+//! Calls every function of WASI preview1 by itself, and prints a line for each: `NAME ok`, or
+//! `NAME: what it did`. Descriptor 3 is the root, where `/work` is an empty directory that can be
+//! written to.
 
 use wasi::{Ciovec, Errno, Fd, Iovec};
 

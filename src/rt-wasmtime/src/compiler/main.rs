@@ -45,8 +45,8 @@ fn compile(counting: bool) -> Result<(), String> {
         .map_err(|error| format!("write native code: {error}"))
 }
 
-/// Whether these are the bytes of a core module (WebAssembly core specification 5.5.16) and not of a
-/// component.
+/// Whether these are the bytes of a core module (WebAssembly core specification 5.5.16) and not of
+/// a component.
 fn is_module(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\0asm\x01\0\0\0")
 }

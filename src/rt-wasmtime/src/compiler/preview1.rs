@@ -1,6 +1,6 @@
-//! Core modules of WASI preview1. They become components: wasmtime's adapter, itself a small module,
-//! implements preview1 by the functions of WASI 0.2. So both kinds run by the same code, under the
-//! same checks.
+//! Core modules of WASI preview1. They become components: wasmtime's adapter, itself a small
+//! module, implements preview1 by the functions of WASI 0.2. So both kinds run by the same code,
+//! under the same checks.
 #![forbid(unsafe_code)]
 
 use anyhow::Result;

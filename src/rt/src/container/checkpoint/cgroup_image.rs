@@ -157,7 +157,8 @@ impl Image {
     pub(in crate::container) fn written_for(&self, place: &Place<'_>) -> Result<Vec<u8>> {
         let moves: Vec<Move<'_>> = place.homes.iter().map(|home| self.to(home)).collect();
         let message = written(|out| {
-            // If no hierarchy has a cgroup of the container, CRIU has nothing to do for any process.
+            // If no hierarchy has a cgroup of the container, CRIU has nothing to do for any
+            // process.
             for set in self.sets.iter().filter(|_| !moves.is_empty()) {
                 out.write_bytes(1, &set.write(&moves, place)?)?;
             }

@@ -169,9 +169,9 @@ fn request(
     Ok(request)
 }
 
-/// The directory of the freezer that CRIU may use. Without one, CRIU stops the processes one by one.
-/// With v1, nobody can trace a frozen process that a signal has stopped, and CRIU would wait for
-/// ever.
+/// The directory of the freezer that CRIU may use. Without one, CRIU stops the processes one by
+/// one. With v1, nobody can trace a frozen process that a signal has stopped, and CRIU would wait
+/// for ever.
 fn freezer(state: &State) -> Result<Option<&PathBuf>> {
     let directory = state.cgroup.freezer_directory();
     if state.cgroup.version == Version::V2 || directory.is_none() {

@@ -1,12 +1,12 @@
 //! The images of mounts and of files: `mountpoints-N.img`, `files.img` and `remap-fpath.img`.
 //!
 //! CRIU mounts and opens what they say, as root of the host, and `restore` looks at the result
-//! afterwards. Until then, CRIU is in a mount namespace with all files of the host. A `..` in a name
-//! led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once. So
-//! `restore` refuses what no checkpoint has, before CRIU gets its request.
+//! afterwards. Until then, CRIU is in a mount namespace with all files of the host. A `..` in a
+//! name led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once.
+//! So `restore` refuses what no checkpoint has, before CRIU gets its request.
 //!
-//! This does not make images safe that somebody else has made. CRIU also follows symbolic links in a
-//! tmpfs, whose content the images have.
+//! This does not make images safe that somebody else has made. CRIU also follows symbolic links in
+//! a tmpfs, whose content the images have.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -86,8 +86,8 @@ struct Mount<'i> {
     options: &'i [u8],
     /// The name of a mount of the host's files.
     external: Option<&'i [u8]>,
-    /// Whether `flags` are those of the mount alone. In images of CRIU before 2.0, they are not, and
-    /// CRIU does not make the mount read-only.
+    /// Whether `flags` are those of the mount alone. In images of CRIU before 2.0, they are not,
+    /// and CRIU does not make the mount read-only.
     is_separate: bool,
     /// Whether it has a filesystem of a name that only the images know, or of a plugin.
     is_other: bool,
@@ -117,9 +117,9 @@ pub(in crate::container) struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// Fails if the images have CRIU mount or open what no checkpoint of this container has. Returns
-    /// the images of mounts for CRIU, by their names: a mount of the host's files is read-only from
-    /// its beginning, if the configuration says so. `show` names an image in errors.
+    /// Fails if the images have CRIU mount or open what no checkpoint of this container has.
+    /// Returns the images of mounts for CRIU, by their names: a mount of the host's files is
+    /// read-only from its beginning, if the configuration says so. `show` names an image in errors.
     pub(in crate::container) fn check(
         &self,
         images: BorrowedFd<'_>,

@@ -2,8 +2,8 @@
 //!
 //! CRIU believes what they say about each other. A process without threads, or with others than it
 //! has, makes CRIU count wrongly: CRIU ends while it already holds processes, writes behind the end
-//! of a list, or waits for ever. So does a process that a timer kills meanwhile. So `restore` refuses
-//! such images before it starts CRIU.
+//! of a list, or waits for ever. So does a process that a timer kills meanwhile. So `restore`
+//! refuses such images before it starts CRIU.
 //!
 //! `restore` also refuses an rseq area (`rseq(2)`) in memory that others can share. CRIU tells the
 //! kernel of the area while the thread still has all capabilities of the host's root. By the area,
@@ -197,8 +197,8 @@ fn refuse_killing((field, value): (u32, Value<'_>)) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by a
-/// mapping. `areas` are addresses, and whether a mapping was found for each of them.
+/// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by
+/// a mapping. `areas` are addresses, and whether a mapping was found for each of them.
 fn check_memory(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
     each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };

@@ -520,8 +520,8 @@ fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
 /// later as the container's root. The checkpoint must be open to both, and to no other user. So
 /// CRIU reads it through a mount that only CRIU has: an overlay of an open directory over the
 /// closed one. None without a user namespace, or without overlayfs. None also for a checkpoint with
-/// an earlier one: in the overlay, its link could lead to files that `rt` has not checked. Then others
-/// must be able to read the checkpoint.
+/// an earlier one: in the overlay, its link could lead to files that `rt` has not checked. Then
+/// others must be able to read the checkpoint.
 fn show_to_container(
     options: &RestoreOptions<'_>,
     namespaces: &Namespaces,
