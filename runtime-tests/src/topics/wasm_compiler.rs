@@ -177,9 +177,9 @@ fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
     let v2 = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
     let counted = Path::new("/sys/fs/cgroup/memory/cgroup.procs").exists()
         || v2.is_ok_and(|list| list.contains("memory"));
-    // Without the memory controller, the compiler itself gets no more memory.
+    // Without the memory controller, the compiler itself gets no more memory, and says so.
     let words =
-        if counted { "it takes more memory than the compiler may use" } else { "the compiler " };
+        if counted { "it takes more memory than the compiler may use" } else { "out of memory" };
     fails_to_compile(test, words)
 }
 
