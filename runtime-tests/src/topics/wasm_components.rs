@@ -1,6 +1,7 @@
 //! Components (WASI 0.2), which wasmtime runs, beside modules, which WasmEdge runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +19,7 @@ super::tests! { "wasm_components":
     an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
     ends_although_a_look_up_goes_on, a_moved_directory_of_the_kernel_is_not_preopened,
+    a_directory_that_cannot_be_read_is_not_preopened,
 }
 
 const HELLO: &str = "Hello from Wasm!\n";
@@ -292,6 +294,24 @@ fn a_moved_directory_of_the_kernel_is_not_preopened(test: &Test) -> Outcome {
         container.stderr()?.contains("preopen `/volume/inner`: it belongs to the kernel"),
         container.stderr()?,
     )
+}
+
+/// The owner of the rootfs lets others search it, and not read it. A module in WasmEdge does not see
+/// it either.
+fn a_directory_that_cannot_be_read_is_not_preopened(test: &Test) -> Outcome {
+    for handler in ["wasm", "wasmedge"] {
+        let bundle = lazy(test, "probe", &["read", "/file"])?.file("/file", "text")?;
+        if handler == "wasmedge" {
+            fs::copy(test.host.module("probe")?, bundle.rootfs().join("probe.wasm"))?;
+        }
+        fs::set_permissions(bundle.rootfs(), fs::Permissions::from_mode(0o711))?;
+        let bundle = bundle.annotation("run.oci.handler", handler).edit(|config| {
+            config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        });
+        let output = bundle.run()?.code(1)?;
+        ensure(output.stdout.starts_with("error: "), format!("{handler}: {}", output.stdout))?;
+    }
+    Ok(())
 }
 
 /// It has written a part of a line, and no more.

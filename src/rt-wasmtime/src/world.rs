@@ -1,7 +1,9 @@
 //! What a component may import: WASI 0.2, with everything that the contract gives the guest.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 
 use rt_engine::contract::Preopen;
@@ -69,13 +71,21 @@ impl World {
         }
         for Preopen { path, read_only, descriptor } in directories {
             let rights = if *read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            let failed = |why: &dyn std::fmt::Display| format!("preopen `{path}`: {why:#}");
-            let opened = match descriptor {
-                Some(opened) => opened,
-                None => &File::open(path).map_err(|error| failed(&error))?,
+            let place = match descriptor {
+                Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
+                None => format!("{path}/."),
             };
-            // Another container that shares a volume may have moved the directory since `create`.
-            if !files::is_for_guests(opened) {
+            let failed = |why: &dyn Display| format!("preopen `{path}`: {why:#}");
+            // Because of `/.`, this opens a directory only. Another container that shares a volume
+            // could have put a fifo there.
+            let opened = match File::open(place) {
+                // wasmtime needs the right to read it. Without the right, the guest does not see
+                // the directory.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+                opened => opened.map_err(|error| failed(&error))?,
+            };
+            // Another container may have moved the directory since `create`.
+            if !files::is_for_guests(&opened) {
                 return Err(failed(&"it belongs to the kernel"));
             }
             let place = format!("/proc/self/fd/{}/.", opened.as_raw_fd());

@@ -30,7 +30,7 @@ pub(crate) struct Description {
     worlds: Vec<World>,
     /// Whether the program runs a module without native code.
     #[serde(default = "yes")]
-    pub(super) interprets: bool,
+    pub(crate) interprets: bool,
     /// Present if the engine compiles modules.
     pub(crate) compiler: Option<Compiler>,
     /// Whether the files that the compiler requires are installed too.

@@ -214,28 +214,30 @@ fn native_code(description: &Description, config: Option<&Path>) -> Finding {
             return bad(format!("{error:#}"), "correct the file: no Wasm container starts with it");
         }
     };
+    let without =
+        if description.interprets { "are interpreted" } else { "do not start with this engine" };
     if settings.compile == Compile::Off {
-        return Finding::good(topic, name, "switched off by the configuration");
+        let detail = "switched off by the configuration".to_owned();
+        if description.interprets {
+            return Finding::good(topic, name, detail);
+        }
+        return bad(detail, "set `compile` to `lazy`: this engine interprets nothing");
     }
     if !description.can_compile {
         let fix =
             "install the compiler (package rt-runtime-compiler): the engine's directory `compiler`";
-        return bad(
-            "no compiler: modules that were not compiled before are interpreted".into(),
-            fix,
-        );
+        let detail = format!("no compiler: modules that were not compiled before {without}");
+        return bad(detail, fix);
     }
     if !ids::is_host_root() {
-        return Finding::good(topic, name, "not for ordinary users: their modules are interpreted");
+        let detail = format!("not for ordinary users: their modules {without}");
+        return Finding::good(topic, name, detail);
     }
     let directory = &settings.cache.directory;
     match writable(directory) {
         Ok(()) => Finding::good(topic, name, format!("kept in `{}`", directory.display())),
         Err((nearest, error)) => bad(
-            format!(
-                "`{}`: {error}: modules without native code are interpreted",
-                nearest.display()
-            ),
+            format!("`{}`: {error}: modules without native code {without}", nearest.display()),
             "name another `cache.directory` in /etc/rt/wasm.json",
         ),
     }
