@@ -8,7 +8,8 @@ use crate::harness::{Container, Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "freezer":
     a_paused_container_stands_still, a_paused_module_goes_on, a_stopped_module_goes_on, a_paused_container_can_be_killed, a_paused_container_can_be_deleted_by_force,
-    a_container_that_froze_a_part_of_itself_can_be_killed, a_container_that_froze_a_part_of_itself_can_be_deleted_by_force, pausing_twice,
+    a_container_that_froze_a_part_of_itself_can_be_killed, a_container_that_froze_a_part_of_itself_can_be_deleted_by_force,
+    a_container_that_froze_a_part_of_itself_while_it_died_can_be_deleted, pausing_twice,
     resuming_what_is_not_paused, pausing_what_has_ended, ps_lists_the_processes, ps_passes_its_arguments_on, ps_without_a_cgroup,
 }
 
@@ -95,6 +96,14 @@ fn a_container_that_froze_a_part_of_itself_can_be_killed(test: &Test) -> Outcome
 
 fn a_container_that_froze_a_part_of_itself_can_be_deleted_by_force(test: &Test) -> Outcome {
     partly_frozen(test)?.rt(&["delete", "--force"])?.success().map(drop)
+}
+
+/// As if the container had frozen the process after `kill` had thawed all of them.
+fn a_container_that_froze_a_part_of_itself_while_it_died_can_be_deleted(test: &Test) -> Outcome {
+    let container = partly_frozen(test)?;
+    let pid = rustix::process::Pid::from_raw(container.pid()?).ok_or("no pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    container.rt(&["delete"])?.success().map(drop)
 }
 
 fn pausing_twice(test: &Test) -> Outcome {

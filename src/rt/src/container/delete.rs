@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -36,8 +36,7 @@ pub(crate) fn delete(directory: &Directory, state: &State, force: bool) -> Resul
         // stays as it is.
         Status::Running if is_dying(state.pid) => {
             if let Some(process) = state.process()? {
-                let dead = dies(&process, PATIENCE)?;
-                ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+                dies_killed(state, &process)?;
             }
         }
         status => bail!("cannot delete container `{}` that is not stopped: {status}", state.id),
@@ -94,8 +93,18 @@ pub(crate) fn end(state: &State) -> Result<()> {
     if let Err(error) = state.cgroup.signal(libc::SIGKILL) {
         tracing::debug!("kill all its processes: {error:#}");
     }
-    let dead = dies(&process, PATIENCE)?;
-    ensure!(dead, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+    dies_killed(state, &process)
+}
+
+/// Waits until a process that has been killed is dead. The first process of a pid namespace dies
+/// last. On v1, a killed process stays while it is frozen, and a process of the container can freeze
+/// another one, or itself, at any time before it dies. So `rt` thaws all of them again and again.
+fn dies_killed(state: &State, process: &OwnedFd) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !dies(process, DYING)? {
+        ensure!(Instant::now() < end, "it did not die within {} s of SIGKILL", PATIENCE.as_secs());
+        state.cgroup.thaw();
+    }
     Ok(())
 }
 
