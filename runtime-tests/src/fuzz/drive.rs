@@ -20,8 +20,9 @@ use super::random::Random;
 use super::tree::{Thing, Tree};
 use super::words;
 
-/// The limit for each command.
-const LONGEST: Duration = Duration::from_secs(10);
+/// The limit for each command. The runtime itself gives up waiting for another process after 10 s,
+/// with an error that says more.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// The limit for the program of a container. A slow program is not the runtime's fault.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -497,7 +498,14 @@ impl Play<'_> {
             self.found("a command was ended by a signal", what.to_owned());
         }
         let own: Vec<&str> = said.err.lines().filter(|line| line.starts_with("rt: ")).collect();
-        let errors = own.iter().filter(|line| !line.starts_with("rt: warning: ")).count();
+        // Init reports why it did not become the program, and the runtime process may report a
+        // `poststart` hook that failed at the same time.
+        let is_inits = |line: &str| what == "run" && line.starts_with("rt: start `");
+        let (inits, errors): (Vec<&str>, Vec<&str>) = own
+            .iter()
+            .filter(|line| !line.starts_with("rt: warning: "))
+            .partition(|it| is_inits(it));
+        let errors = errors.len().max(inits.len());
         let others = said.err.lines().filter(|line| !line.starts_with("rt: "));
         // Programs of the container write to the same streams. The witness writes to standard
         // output only. The shell and the programs of busybox begin their messages with a name and

@@ -95,7 +95,7 @@ pub(super) fn witness() -> String {
 echo {STARTED}
 up=../../../../../../../../../../../../..
 look() {{
-  [ -f "$1/srv/canary/public" ] && read -r line <"$1/srv/canary/public" && echo "LEAK by $1: $line"
+  [ -f "$1/srv/canary/public" ] && read -r line <"$1/srv/canary/public" && echo "by $1: $line"
 }}
 for way in / . /proc/self/root /proc/self/cwd /proc/self/fd/* /dev/fd/*; do
   look $way
