@@ -17,20 +17,20 @@ fn guest(test: &Test) -> Outcome<Bundle<'_>> {
 }
 
 /// For wasmtime, a module becomes a component, and WASI 0.2 lacks some of preview1: clocks of
-/// processor time, the allocation of space in files, and rights of descriptors. A file that never
-/// blocks is not an event of its own.
-const UNKNOWN_TO_WASI_2: [&str; 4] = [
-    "clock_time_get: BADF",
-    "fd_allocate: NOTSUP",
-    "fd_fdstat_set_rights: NOTSUP",
-    "poll_files: 2, not 3",
-];
+/// processor time, the allocation of space in files, and rights of descriptors.
+const UNKNOWN_TO_WASI_2: [&str; 3] =
+    ["clock_time_get: BADF", "fd_allocate: NOTSUP", "fd_fdstat_set_rights: NOTSUP"];
+
+/// `poll` of WASI 0.2 returns when one of its files is ready. It does not wait for the others, so
+/// it tells of two of the three or of all, by chance.
+const BY_CHANCE_IN_WASI_2: &str = "poll_files: 2, not 3";
 
 fn all_is_well(bundle: &Bundle<'_>) -> Outcome {
     let output = bundle.run()?;
     let wrong: Vec<&str> = output.stdout.lines().filter(|line| !line.ends_with(" ok")).collect();
     let count = output.stdout.lines().count();
     if by_wasmtime(bundle.test) {
+        let wrong: Vec<&str> = wrong.into_iter().filter(|it| *it != BY_CHANCE_IN_WASI_2).collect();
         ensure_eq(wrong, UNKNOWN_TO_WASI_2.to_vec())?;
         // The next function is `sock_recv`, where the adapter traps.
         return ensure_eq((count, output.code), (42, Some(134)));
