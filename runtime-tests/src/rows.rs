@@ -348,6 +348,7 @@ const ROWS: &[Row] = &[
     row("wasm: native code, fair shares", &["wasm_shares"]),
     row("wasm: plugins", &["wasm_plugins"]),
     row("wasm: components", &["wasm_components"]),
+    row("wasm: inspect", &["wasm_inspect"]),
 ];
 
 /// The outcome of each test, by its name: `passed`, `failed` or `skipped`.

@@ -52,6 +52,7 @@ mod wasm_cache;
 mod wasm_compiler;
 mod wasm_components;
 mod wasm_hostile;
+mod wasm_inspect;
 mod wasm_limits;
 mod wasm_plugins;
 mod wasm_ports;
@@ -128,6 +129,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_compiler::TESTS,
         wasm_components::TESTS,
         wasm_hostile::TESTS,
+        wasm_inspect::TESTS,
         wasm_limits::TESTS,
         wasm_plugins::TESTS,
         wasm_ports::TESTS,

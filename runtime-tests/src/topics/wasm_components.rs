@@ -14,7 +14,8 @@ use crate::harness::{
 };
 
 super::tests! { "wasm_components":
-    the_file_chooses_the_engine, a_handler_forces_an_engine, is_compiled_once_before_its_first_start, a_component_without_native_code_is_an_error,
+    the_file_chooses_the_engine, a_handler_forces_an_engine, the_administrator_prefers_wasmtime_for_modules,
+    is_compiled_once_before_its_first_start, a_component_without_native_code_is_an_error,
     a_slow_compiler_is_not_awaited_for_ever, the_articles_server_runs_as_it_is, exec_runs_components_and_modules_side_by_side,
     an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
@@ -87,6 +88,20 @@ fn a_handler_forces_an_engine(test: &Test) -> Outcome {
         ensure(engine(&module)?.starts_with("wasmtime 48."), engine(&module)?)?;
     }
     Ok(())
+}
+
+/// WasmEdge keeps the modules that import what wasmtime does not have.
+fn the_administrator_prefers_wasmtime_for_modules(test: &Test) -> Outcome {
+    let settings = json!({ "engines": ["wasmtime", "gone"] });
+    for (guest, wanted) in [("hello", "wasmtime 48."), ("http-server", "wasmedge 0.")] {
+        let module = component(test, "hello", &[], settings.clone())?;
+        let module = module.annotation("run.oci.handler", "wasm");
+        fs::copy(test.host.module(guest)?, module.rootfs().join("hello.wasm"))?;
+        let module = module.create()?;
+        ensure(engine(&module)?.starts_with(wanted), engine(&module)?)?;
+    }
+    let report = test.rt(["check"])?.stdout;
+    ensure(report.contains("named by `engines` in the settings, but not installed"), report)
 }
 
 fn is_compiled_once_before_its_first_start(test: &Test) -> Outcome {

@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Bundle, Outcome, Output, Test, copy_program, ensure};
+use crate::harness::{Bundle, Outcome, Output, Test, copy_program, ensure, ensure_eq};
 
 super::tests! { "workload":
     every_handler_runs_a_module, every_variant_runs_a_module, a_runtime_called_wasm_runs_a_module,
@@ -17,6 +17,7 @@ super::tests! { "workload":
     a_truncated_module_ends_with_126, a_module_needs_no_execute_bit, a_module_is_found_in_path_or_cwd,
     a_missing_engine_is_an_error, an_engine_of_another_contract_is_an_error, a_container_without_proc_is_an_error,
     a_proc_of_the_images_is_an_error, the_engine_is_chosen_by_the_file, an_engine_is_chosen_by_its_name,
+    the_administrator_orders_the_engines, a_module_goes_to_an_engine_that_has_its_imports,
     an_option_that_the_engine_lacks_is_an_error, an_engine_that_is_broken_keeps_no_other_from_running,
 }
 
@@ -200,11 +201,25 @@ fn installation(test: &Test) -> Outcome<std::path::PathBuf> {
 }
 
 fn run_installed(test: &Test, prefix: &std::path::Path, bundle: &Bundle<'_>) -> Outcome<Output> {
+    run_configured(test, prefix, &json!({}), bundle)
+}
+
+/// Runs an installation on a host with these settings for modules.
+fn run_configured(
+    test: &Test,
+    prefix: &std::path::Path,
+    settings: &Value,
+    bundle: &Bundle<'_>,
+) -> Outcome<Output> {
     bundle.write()?;
+    let file = prefix.join("wasm.json");
+    fs::write(&file, settings.to_string())?;
     let mut command = Command::new(prefix.join("bin/rt"));
     command
         .arg("--root")
         .arg(test.state_root())
+        .arg("--wasm-config")
+        .arg(&file)
         .args(["run", "--bundle"])
         .arg(&bundle.folder)
         .arg(test.id());
@@ -276,6 +291,60 @@ fn the_engine_is_chosen_by_the_file(test: &Test) -> Outcome {
     run_installed(test, &prefix, &test.module(b"\0asm\x0d\0\x01\0")?)?
         .success()?
         .stdout("")
+        .map(drop)
+}
+
+fn the_administrator_orders_the_engines(test: &Test) -> Outcome {
+    let prefix = installation(test)?;
+    fs::remove_dir_all(prefix.join("libexec"))?;
+    install(&prefix, "a", "true", &["wasip1-command"])?;
+    install(&prefix, "b", "echo", &["wasip1-command"])?;
+    for (engines, first) in [
+        (json!([]), "a"),
+        (json!(["b"]), "b"),
+        (json!(["gone", "b", "a"]), "b"),
+        (json!(["a"]), "a"),
+    ] {
+        let settings = json!({ "engines": engines });
+        let module = test.module(b"\0asm\x01\0\0\0")?;
+        let out = run_configured(test, &prefix, &settings, &module)?.success()?.stdout;
+        ensure_eq(if out.is_empty() { "a" } else { "b" }, first)?;
+    }
+    let wrong = json!({ "engines": "b" });
+    run_configured(test, &prefix, &wrong, &test.module(b"\0asm\x01\0\0\0")?)?
+        .fails_with("wasm.json`: ")
+        .map(drop)
+}
+
+/// A core module that imports one function.
+fn importing(module: &str, name: &str) -> Outcome<Vec<u8>> {
+    let text = |text: &str| -> Outcome<Vec<u8>> {
+        Ok([&[u8::try_from(text.len())?], text.as_bytes()].concat())
+    };
+    let entry = [&[1][..], &text(module)?, &text(name)?, &[0, 0]].concat();
+    Ok([&b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x02"[..], &[u8::try_from(entry.len())?], &entry]
+        .concat())
+}
+
+fn a_module_goes_to_an_engine_that_has_its_imports(test: &Test) -> Outcome {
+    let prefix = installation(test)?;
+    fs::remove_dir_all(prefix.join("libexec"))?;
+    install(&prefix, "a", "true", &["wasip1-command"])?;
+    install(&prefix, "b", "echo", &["wasip1-command", "core-command"])?;
+    for (module, name, engine) in [
+        ("wasi_snapshot_preview1", "fd_write", "a"),
+        ("wasi_snapshot_preview1", "sock_open", "b"),
+        ("wasi_snapshot_preview1", "sock_shutdown", "a"),
+        ("wasi_ephemeral_nn", "load", "b"),
+        ("env", "fd_write", "b"),
+    ] {
+        let bundle = test.module(&importing(module, name)?)?;
+        let out = run_installed(test, &prefix, &bundle)?.success()?.stdout;
+        ensure_eq((name, if out.is_empty() { "a" } else { "b" }), (name, engine))?;
+    }
+    let forced = test.module(&importing("wasi_snapshot_preview1", "sock_open")?)?;
+    run_installed(test, &prefix, &forced.annotation("run.oci.handler", "a"))?
+        .fails_with("imports `sock_open` of `wasi_snapshot_preview1`, which the engine `a` does not have: it needs an engine such as `wasmedge`")
         .map(drop)
 }
 

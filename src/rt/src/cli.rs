@@ -114,7 +114,7 @@ pub(crate) enum Command {
     Features,
     /// Check what this host lacks for containers, and print how to fix it
     Check(Check),
-    /// Compile WebAssembly modules, and manage their native code
+    /// Inspect and compile WebAssembly modules, and manage their native code
     Wasm(Wasm),
     /// Print a completion script for a shell
     Completion(Completion),
@@ -130,6 +130,8 @@ pub(crate) struct Wasm {
 pub(crate) enum WasmCommand {
     /// Compile a module, or the module of a bundle
     Compile(WasmCompile),
+    /// Print what a module is, which engine would run it, and what it would lack
+    Inspect(WasmInspect),
     /// List or remove native code
     Cache(WasmCache),
     /// Compile the module on standard input; rt itself starts this
@@ -144,6 +146,15 @@ pub(crate) struct WasmCompile {
     /// Compile even if an earlier attempt failed
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WasmInspect {
+    /// File of a module, or directory of a bundle
+    pub(crate) path: PathBuf,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: CheckFormat,
 }
 
 #[derive(Args, Debug)]

@@ -284,7 +284,7 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
 /// Prepares an engine to run a module.
 fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Program> {
     let engines = request.engines.context("no engine was found")?;
-    let number = engines.choose(format, request.rights)?;
+    let number = engines.choose(format, module.as_fd(), request.rights)?;
     let engine = &engines.get(number)?.description;
     let start = || -> Result<Program> {
         let guest = Guest {

@@ -6,9 +6,12 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod contents;
 mod ports;
 mod registered;
 mod rights;
+
+use std::os::fd::BorrowedFd;
 
 use anyhow::{Result, bail};
 use oci_spec::runtime::Spec;
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::annotation;
 
 pub(crate) use compile::{Compile, Wish};
+pub(crate) use contents::{Contents, Item};
 pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use registered::{Registered, registered_formats};
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
@@ -64,9 +68,12 @@ impl From<Handler> for String {
 /// The kinds of modules that engines run, as `engine.json` names them.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 pub(crate) enum World {
-    /// A core module that exports `_start` (WASI preview1).
+    /// A core module that exports `_start`, and imports only functions of WASI preview1.
     #[serde(rename = "wasip1-command")]
     Preview1Command,
+    /// A core module that exports `_start`, and imports anything.
+    #[serde(rename = "core-command")]
+    CoreCommand,
     /// A component that exports `wasi:cli/run`.
     #[serde(rename = "wasi:cli/command")]
     CliCommand,
@@ -130,10 +137,15 @@ impl Format {
         }
     }
 
+    /// Reads what the file imports and exports.
+    pub(crate) fn contents(self, file: BorrowedFd<'_>) -> Result<Contents> {
+        contents::read(file, self)
+    }
+
     /// The worlds that the program may belong to, as far as its head tells.
     pub(crate) fn worlds(self) -> &'static [World] {
         match self {
-            Format::Module => &[World::Preview1Command],
+            Format::Module => &[World::Preview1Command, World::CoreCommand],
             Format::Component => &[World::CliCommand, World::HttpProxy],
             Format::Elf | Format::Script | Format::Unknown => &[],
         }

@@ -4,6 +4,8 @@
 
 mod cache;
 mod compile;
+mod inspect;
+mod program;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +24,10 @@ pub(super) fn execute(root: &Root, global: &Global, args: &cli::Wasm) -> Result<
         WasmCommand::Compile(args) => {
             compile::compile(root, global, args)
                 .with_context(|| format!("compile `{}`", args.path.display()))?;
+        }
+        WasmCommand::Inspect(args) => {
+            inspect::inspect(root, global, args)
+                .with_context(|| format!("inspect `{}`", args.path.display()))?;
         }
         WasmCommand::Cache(args) => cache::execute(root, global, args)?,
         WasmCommand::Worker(args) => {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::CONTRACT;
-use crate::workload::World;
+use crate::workload::{Item, World};
 
 /// `engine.json`.
 #[derive(Debug, Deserialize)]
@@ -28,6 +28,8 @@ pub(crate) struct Description {
     /// The kinds of modules that it runs.
     #[serde(default)]
     worlds: Vec<World>,
+    /// What the program gives its guests to import. `None` if nobody has listed it.
+    imports: Option<Vec<String>>,
     /// Whether the program runs a module without native code.
     #[serde(default = "yes")]
     pub(crate) interprets: bool,
@@ -124,6 +126,23 @@ impl Description {
         self.options.iter().any(|known| known == option)
     }
 
+    /// Whether the engine gives its guests what this import wants: a module of a core module, or an
+    /// interface of a package. `None` if the description does not say.
+    pub(crate) fn gives(&self, import: &Item) -> Option<bool> {
+        let imports = self.imports.as_ref()?;
+        if !import.module.is_empty() {
+            return Some(imports.contains(&import.module));
+        }
+        // `namespace:package/interface@version`. A version of 0.x is compatible with others of 0.x.
+        let (name, version) = import.name.split_once('@').unwrap_or((&import.name, ""));
+        let package = name.split_once('/').map_or(name, |(package, _)| package);
+        Some(imports.iter().any(|given| {
+            let (given, wanted) = given.split_once('@').unwrap_or((given, ""));
+            let rest = version.strip_prefix(wanted);
+            given == package && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        }))
+    }
+
     /// Whether the engine runs one of these worlds.
     pub(crate) fn runs(&self, worlds: &[World]) -> bool {
         worlds.iter().any(|world| self.worlds.contains(world))
@@ -139,5 +158,35 @@ impl Description {
                 "libraries": "lib", "options": {options}, "worlds": {worlds} }}"#
         );
         serde_json::from_str(&text).expect("a description")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_import_is_given_by_its_package_and_version() {
+        let mut engine = Description::sample("a", "[]", "[]");
+        let of = |engine: &Description, module: &str, name: &str| {
+            let (module, name) = (module.to_owned(), name.to_owned());
+            engine.gives(&Item { module, name, kind: "instance" })
+        };
+        assert_eq!(of(&engine, "", "wasi:cli/exit@0.2.0"), None);
+        let given = ["wasi:cli@0.2", "wasi_snapshot_preview1"].map(str::to_owned);
+        engine.imports = Some(given.to_vec());
+        for (name, expected) in [
+            ("wasi:cli/exit@0.2.0", true),
+            ("wasi:cli/exit@0.2.12", true),
+            ("wasi:cli/exit@0.3.0", false),
+            ("wasi:cli/exit@0.20.0", false),
+            ("wasi:cli/exit", false),
+            ("wasi:clis/exit@0.2.0", false),
+            ("exit", false),
+        ] {
+            assert_eq!(of(&engine, "", name), Some(expected), "{name}");
+        }
+        assert_eq!(of(&engine, "wasi_snapshot_preview1", "fd_write"), Some(true));
+        assert_eq!(of(&engine, "env", "fd_write"), Some(false));
     }
 }

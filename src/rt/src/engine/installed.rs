@@ -1,14 +1,16 @@
 //! Chooses the engine of a module: from the installed engines that its container allows.
 #![forbid(unsafe_code)]
 
+use std::cell::LazyCell;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 
 use super::{Description, Directory, Host, Installed, Native, Plugins, Settings, plugins};
 use crate::exe;
-use crate::workload::{Format, HANDLERS, Handler, Rights};
+use crate::workload::{Format, HANDLERS, Handler, Item, Rights, World};
 
 /// The engines that a container may use. The runtime process finds them on the host before the
 /// container exists, because only init can see what the program is.
@@ -16,7 +18,7 @@ use crate::workload::{Format, HANDLERS, Handler, Rights};
 pub(crate) struct Engines<'a> {
     host: Host<'a>,
     settings: Settings,
-    /// Sorted by name.
+    /// In the order of the settings, and then by name.
     engines: Vec<Installed>,
     /// Why other engines cannot be used.
     broken: Vec<String>,
@@ -32,6 +34,7 @@ impl<'a> Engines<'a> {
         plugins: &[String],
     ) -> Result<Engines<'a>> {
         let folder = exe::engines()?;
+        let settings = Settings::read(host.config)?;
         let (mut engines, mut broken) = (Vec::new(), Vec::new());
         match handler {
             Handler::Any => {
@@ -41,6 +44,8 @@ impl<'a> Engines<'a> {
                         Err(error) => broken.push(error),
                     }
                 }
+                // Those that the administrator has not named stay in the order of their names.
+                engines.sort_by_key(|engine: &Installed| settings.rank(&engine.name));
                 if engines.is_empty() {
                     let none = || anyhow!("no Wasm engine is installed in `{}`", folder.display());
                     return Err(broken.into_iter().next().unwrap_or_else(none));
@@ -49,16 +54,22 @@ impl<'a> Engines<'a> {
             Handler::Named(name) => engines.push(named(&folder, name)?),
         }
         let broken = broken.iter().map(|error| format!("{error:#}")).collect();
-        let settings = Settings::read(host.config)?;
         let plugins = plugins::open(&settings.plugins, plugins)?;
         Ok(Engines { host, settings, engines, broken, plugins })
     }
 
     /// The number of the engine that runs a program of this format with these rights: of the
-    /// engines that can, the first by name.
-    pub(crate) fn choose(&self, format: Format, rights: &Rights) -> Result<usize> {
+    /// engines that can, the first one.
+    pub(crate) fn choose(
+        &self,
+        format: Format,
+        program: BorrowedFd<'_>,
+        rights: &Rights,
+    ) -> Result<usize> {
         let descriptions = self.engines.iter().map(|engine| &engine.description);
-        choose(&descriptions.collect::<Vec<_>>(), format, rights).map_err(|error| {
+        // The engine reports what is wrong with a file that cannot be read here.
+        let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
+        choose(&descriptions.collect::<Vec<_>>(), format, &beyond, rights).map_err(|error| {
             let broken = &self.broken;
             if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
         })
@@ -153,18 +164,36 @@ fn named(folder: &Path, name: &str) -> Result<Installed> {
     bail!("unknown handler `{name}` in the annotation `run.oci.handler`: rt knows {known}")
 }
 
-/// The first engine that runs this format with these rights.
-fn choose(engines: &[&Description], format: Format, rights: &Rights) -> Result<usize> {
+/// The first engine that runs this format with these rights. `beyond` returns a core module's first
+/// import that is not one of preview1.
+fn choose(
+    engines: &[&Description],
+    format: Format,
+    beyond: &dyn Fn() -> Option<Item>,
+    rights: &Rights,
+) -> Result<usize> {
     let mut lacks = None;
+    let import = LazyCell::new(beyond);
     for (number, engine) in engines.iter().enumerate() {
+        let name = &engine.name;
         if !engine.runs(format.worlds()) {
+            continue;
+        }
+        if format == Format::Module
+            && !engine.runs(&[World::CoreCommand])
+            && let Some(Item { module, name: function, .. }) = &*import
+        {
+            lacks.get_or_insert_with(|| {
+                anyhow!(
+                    "a WebAssembly core module that imports `{function}` of `{module}`, which the engine `{name}` does not have: it needs an engine such as `wasmedge`"
+                )
+            });
             continue;
         }
         match rights.needs().find(|(option, _)| !engine.knows(option)) {
             None => return Ok(number),
             Some((option, annotation)) => {
                 lacks.get_or_insert_with(|| {
-                    let name = &engine.name;
                     anyhow!(
                         "the engine `{name}` lacks the option `{option}`, which the annotation `{annotation}` requires"
                     )
@@ -214,13 +243,34 @@ mod tests {
             (vec![&modules], Format::Component, None),
             (vec![&components], Format::Module, None),
         ] {
-            assert_eq!(choose(&engines, format, &plain).ok(), expected, "{format:?}");
+            assert_eq!(choose(&engines, format, &|| None, &plain).ok(), expected, "{format:?}");
         }
         let fuel = Rights::sample(&[("fuel", "5"), ("timeout", "1")]);
-        assert_eq!(choose(&[&modules, &both], Format::Module, &fuel).ok(), Some(1));
-        let error = choose(&[&modules], Format::Module, &fuel).expect_err("refused").to_string();
+        assert_eq!(choose(&[&modules, &both], Format::Module, &|| None, &fuel).ok(), Some(1));
+        let error =
+            choose(&[&modules], Format::Module, &|| None, &fuel).expect_err("refused").to_string();
         assert!(error.contains("lacks the option `fuel`"), "{error}");
         assert!(error.contains("`run.oci.wasm.fuel`"), "{error}");
+    }
+
+    #[test]
+    fn a_module_with_other_imports_goes_to_an_engine_that_may_have_them() {
+        let narrow = Description::sample("a", "[]", r#"["wasip1-command"]"#);
+        let wide = Description::sample("b", "[]", r#"["wasip1-command", "core-command"]"#);
+        let socket = || {
+            let (module, name) = ("wasi_snapshot_preview1".to_owned(), "sock_open".to_owned());
+            Some(Item { module, name, kind: "func" })
+        };
+        let of = |engines: &[&Description], beyond: &dyn Fn() -> Option<Item>| {
+            choose(engines, Format::Module, beyond, &Rights::default())
+        };
+        assert_eq!(of(&[&narrow, &wide], &socket).ok(), Some(1));
+        assert_eq!(of(&[&narrow, &wide], &|| None).ok(), Some(0));
+        // The first engine has everything: nobody reads the file.
+        assert_eq!(of(&[&wide, &narrow], &|| panic!("read")).ok(), Some(0));
+        let error = of(&[&narrow], &socket).expect_err("refused").to_string();
+        assert!(error.contains("imports `sock_open` of `wasi_snapshot_preview1`"), "{error}");
+        assert!(error.contains("engine `a` does not have"), "{error}");
     }
 
     #[test]

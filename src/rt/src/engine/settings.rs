@@ -21,6 +21,9 @@ pub(crate) struct Settings {
     pub(crate) cache: CacheSettings,
     pub(crate) compiler: CompilerSettings,
     pub(crate) plugins: PluginSettings,
+    /// The engines that come before others that run the same file, by the names of their
+    /// directories.
+    pub(crate) engines: Vec<String>,
 }
 
 /// Libraries by which an engine gives modules more than WASI.
@@ -91,6 +94,11 @@ impl Settings {
             Ok(settings)
         };
         read().with_context(|| format!("read `{}`", file.display()))
+    }
+
+    /// The place of an engine in the administrator's order.
+    pub(crate) fn rank(&self, engine: &str) -> usize {
+        self.engines.iter().position(|name| name == engine).unwrap_or(usize::MAX)
     }
 
     fn check(&self) -> Result<()> {

@@ -195,11 +195,28 @@ pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
             let detail = format!("no Wasm container: `{}`", folder.display());
             vec![missing_engine("wasmedge", detail)]
         }
-        Ok(all) => all.into_iter().flat_map(|(name, it)| of_engine(&name, it, config)).collect(),
+        Ok(all) => {
+            let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
+            let engines = all.into_iter().flat_map(|(name, it)| of_engine(&name, it, config));
+            engines.chain(unknown_engines(&names, config)).collect()
+        }
         Err(error) => vec![missing_engine("wasmedge", format!("{error:#}"))],
     };
     findings.push(ports());
     findings
+}
+
+/// The engines that the settings put first, and that are not installed.
+fn unknown_engines(installed: &[String], config: Option<&Path>) -> Vec<Finding> {
+    // Another finding reports settings that cannot be read.
+    let settings = Settings::read(config).unwrap_or_default();
+    let unknown = settings.engines.into_iter().filter(|name| !installed.contains(name));
+    let finding = |name: String| {
+        let detail = "named by `engines` in the settings, but not installed";
+        let fix = "install the engine, or remove its name from `engines` in /etc/rt/wasm.json";
+        Finding::bad("engines", name, Verdict::Limited, detail, fix)
+    };
+    unknown.map(finding).collect()
 }
 
 /// Whether modules are compiled.
