@@ -41,7 +41,10 @@ struct Contestant {
 type Runtimes = Vec<(String, PathBuf)>;
 
 /// The names in the order of the columns.
-const NAMES: [&str; 4] = ["rt", "crun", "runc", "floor"];
+const NAMES: [&str; 5] = ["rt", BEFORE, "crun", "runc", "floor"];
+
+/// An earlier `rt`, whose program `RT_BEFORE` names.
+const BEFORE: &str = "before";
 
 /// The rows in the order of the table.
 const ROWS: [&str; 25] = [
@@ -82,6 +85,7 @@ fn measure(out: &Path) -> Outcome {
     let mut times = Times::new();
     let mut runtimes = vec![("rt".to_owned(), host.runtime.clone())];
     for (name, path) in [
+        (BEFORE, std::env::var_os("RT_BEFORE").map(PathBuf::from)),
         ("crun", std::env::var_os("CRUN").map(PathBuf::from)),
         ("runc", Some("/usr/sbin/runc".into())),
     ] {
@@ -91,6 +95,7 @@ fn measure(out: &Path) -> Outcome {
             Some(path) if works(&path, &bundles.linux, &host) => {
                 runtimes.push((name.to_owned(), path));
             }
+            None if name == BEFORE => {}
             _ => println!("({name} is left out: it is not there, or cannot run here)"),
         }
     }
@@ -150,8 +155,9 @@ fn measure(out: &Path) -> Outcome {
         round_robin(&[(&row, runs(bundle))], ROUNDS, &mut times)?;
     }
     if let Some(wasm) = &bundles.wasm {
-        let rt = vec![run_of("rt", &host.runtime, wasm, &host)];
-        round_robin(&[("run hello.wasm", rt)], ROUNDS, &mut times)?;
+        let both = runtimes.iter().filter(|(name, _)| ["rt", BEFORE].contains(&name.as_str()));
+        let both = both.map(|(name, path)| run_of(name, path, wasm, &host)).collect();
+        round_robin(&[("run hello.wasm", both)], ROUNDS, &mut times)?;
     }
     let sleep = bundles.linux.with_file_name("sleep");
     times.extend(crowd::growth(&runtimes, &sleep, &host)?);
@@ -231,21 +237,24 @@ impl Drop for StateInMemory {
 }
 
 fn state_of(path: &Path, host: &Host) -> PathBuf {
-    host.folder.join("state").join(path.file_name().unwrap_or_default())
+    // The path as one name: two programs may have the same name.
+    let name = path.display().to_string().replace('/', "-");
+    host.folder.join("state").join(name)
 }
 
 fn runtime(path: &Path, host: &Host) -> Command {
     runtime_with(path, host, &host.folder.join("wasm.json"))
 }
 
-/// `modules` is the host's file of settings for Wasm. Only `rt` has a flag for it.
+/// `modules` is the host's file of settings for Wasm. Only an `rt` has a flag for it.
 fn runtime_with(path: &Path, host: &Host, modules: &Path) -> Command {
     let mut command = Command::new(path);
     command.arg("--root").arg(state_of(path, host));
     if host.by_systemd {
         command.arg("--systemd-cgroup");
     }
-    if path == host.runtime {
+    let is_before = std::env::var_os("RT_BEFORE").is_some_and(|before| path == before);
+    if path == host.runtime || is_before {
         command.arg("--wasm-config").arg(modules);
     }
     command
@@ -328,7 +337,7 @@ fn print(times: &Times) {
     println!(
         "{:20}{}",
         "",
-        NAMES.map(|name| format!("{name:>9}")).concat() + "   rt/crun  rt/floor"
+        NAMES.map(|name| format!("{name:>9}")).concat() + "   rt/crun  rt/floor rt/before"
     );
     for row in ROWS.iter().filter_map(|row| Some((row, times.get(*row)?))) {
         let (name, contestants) = row;
@@ -340,7 +349,8 @@ fn print(times: &Times) {
             (Some(rt), Some(other)) => format!("{:>10.2}", rt / other),
             _ => format!("{:>10}", "-"),
         };
-        println!("{name:20}{}{}{}", cells.concat(), ratio(medians[1]), ratio(medians[3]));
+        let ratios = [2, 4, 1].map(|other| ratio(medians[other]));
+        println!("{name:20}{}{}", cells.concat(), ratios.concat());
     }
 }
 
