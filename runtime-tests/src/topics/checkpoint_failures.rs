@@ -98,7 +98,7 @@ fn a_damaged_checkpoint_leaves_nothing(test: &Test) -> Outcome {
     for image in fs::read_dir(images(test))?.flatten() {
         let name = image.file_name().to_string_lossy().into_owned();
         // `rt` itself does not read these.
-        if name.starts_with("ids-") {
+        if name.starts_with("fs-") {
             fs::write(image.path(), "cut")?;
         }
     }

@@ -186,8 +186,7 @@ pub(in crate::container) struct Directories {
     log: OwnedFd,
 }
 
-/// The longest file that `rt` reads, in bytes. `rt`'s own files in a checkpoint are short, but a
-/// log may have any length.
+/// The longest file that `rt` reads, in bytes. Of a longer log, `rt` reads the beginning.
 const LONGEST: u64 = 64 << 20;
 
 impl Directories {
@@ -282,11 +281,20 @@ pub(in crate::container) fn read_in(directory: BorrowedFd<'_>, name: &str) -> Re
     Ok(read_if_there(directory, name)?.ok_or(Errno::NOENT)?)
 }
 
-/// Returns None if the file does not exist.
+/// Returns None if the file does not exist. Fails if it is too long: CRIU would read the rest too.
 pub(in crate::container) fn read_if_there(
     directory: BorrowedFd<'_>,
     name: &str,
 ) -> Result<Option<Vec<u8>>> {
+    let text = read_start(directory, name)?;
+    if let Some(text) = &text {
+        ensure!(u64::try_from(text.len())? <= LONGEST, "it is longer than {LONGEST} bytes");
+    }
+    Ok(text)
+}
+
+/// The first bytes of a file: one more than `LONGEST` if it is longer.
+fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
@@ -300,7 +308,7 @@ pub(in crate::container) fn read_if_there(
     refuse_others_file(&there)?;
     ensure!(there.st_nlink == 1, "it has another name");
     let mut text = Vec::new();
-    file.take(LONGEST).read_to_end(&mut text)?;
+    file.take(LONGEST + 1).read_to_end(&mut text)?;
     Ok(Some(text))
 }
 
@@ -812,7 +820,7 @@ pub(in crate::container) fn explain(
     options: &Options<'_>,
     name: &str,
 ) -> anyhow::Error {
-    let Ok(text) = read_in(directories.log.as_fd(), name) else { return error };
+    let Ok(Some(text)) = read_start(directories.log.as_fd(), name) else { return error };
     let log = options.log(name);
     let causes = errors_in(&String::from_utf8_lossy(&text));
     let causes = if causes.is_empty() { String::new() } else { format!(": {}", causes.join("; ")) };

@@ -31,12 +31,13 @@ pub(in crate::container) fn each_message<'i>(
     Ok(())
 }
 
-/// The only message of an image. CRIU does not read any others that follow.
-pub(in crate::container) fn message<'i>(image: &'i [u8], magic: &Magic) -> Result<&'i [u8]> {
+/// The only message of an image. CRIU does not read any others that follow. The inventory has only
+/// the first bytes of its kind.
+pub(in crate::container) fn message<'i>(image: &'i [u8], magic: &[u8]) -> Result<&'i [u8]> {
     Ok(split(start(image, magic)?)?.0)
 }
 
-fn start<'i>(image: &'i [u8], magic: &Magic) -> Result<&'i [u8]> {
+fn start<'i>(image: &'i [u8], magic: &[u8]) -> Result<&'i [u8]> {
     image.strip_prefix(magic).context("it is an image of another kind")
 }
 

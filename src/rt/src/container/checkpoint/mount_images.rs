@@ -9,11 +9,11 @@
 //! a tmpfs, whose content the images have.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use protobuf::CodedOutputStream;
@@ -27,6 +27,7 @@ use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::external_mounts::{Configured, Offers};
 use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::container::checkpoint::process_images;
 use crate::linux::mounts;
 use crate::linux::rootfs;
 use crate::walk;
@@ -56,7 +57,7 @@ const KINDS: [(u64, &str); 14] = [
     (11, "debugfs"),
     (12, "cgroup"),
     (14, "mqueue"),
-    (18, "tracefs"),
+    (19, "tracefs"),
     (23, "cgroup2"),
 ];
 const OVERLAY: u64 = 17;
@@ -69,6 +70,24 @@ const PLAIN: [&str; 7] = ["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysf
 /// The kinds of which a part can be a mount: the files in them cannot be links to elsewhere.
 const WITHOUT_LINKS: [&str; 3] = ["cgroup", "cgroup2", "devpts"];
 
+/// The flags of filesystems in images: none that makes `mount(2)` do anything else than mount a new
+/// filesystem. With `MS_BIND`, a tmpfs is a directory of the host, to which CRIU writes the content
+/// of the images.
+const FILESYSTEM_FLAGS: u64 = libc::MS_RDONLY
+    | libc::MS_NOSUID
+    | libc::MS_NODEV
+    | libc::MS_NOEXEC
+    | libc::MS_SYNCHRONOUS
+    | libc::MS_MANDLOCK
+    | libc::MS_DIRSYNC
+    | libc::MS_NOATIME
+    | libc::MS_NODIRATIME
+    | libc::MS_RELATIME
+    | libc::MS_STRICTATIME;
+/// The flags of mounts. CRIU does not give those of propagation to the filesystem.
+const FLAGS: u64 =
+    FILESYSTEM_FLAGS | libc::MS_UNBINDABLE | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_SHARED;
+
 /// The length of all images of mounts, in bytes. The kernel allows 100 000 mounts in a namespace
 /// (`fs.mount-max`).
 const LONGEST: usize = 64 << 20;
@@ -79,8 +98,12 @@ const MOST_FILES: usize = 1 << 22;
 struct Mount<'i> {
     kind: u64,
     id: u64,
+    /// The filesystem. CRIU makes a mount of a filesystem that it has mounted already a part of that.
+    device: u64,
     /// `MS_*` of `mount(2)`.
     flags: u64,
+    /// `MS_*` of the filesystem.
+    filesystem_flags: u64,
     root: &'i [u8],
     point: &'i [u8],
     options: &'i [u8],
@@ -99,6 +122,39 @@ struct Mount<'i> {
 struct Known {
     is_read_only: bool,
     is_rootfs: bool,
+}
+
+/// CRIU makes a mount of a filesystem that it has mounted already a part of that mount, by the
+/// device that the images give for both. Without the restrictions of a volume, or below a link of a
+/// volume or of the rootfs, that part would be files of the host.
+#[derive(Debug, Default)]
+struct Shared {
+    /// The devices and roots of the rootfs and of the host's files.
+    hosts: BTreeSet<(u64, PathBuf)>,
+    /// Other mounts that CRIU mounts anew, with their mount points.
+    others: Vec<(u64, PathBuf, String)>,
+}
+
+impl Shared {
+    fn add(&mut self, mount: &Mount<'_>) {
+        let root = Path::new(OsStr::from_bytes(mount.root)).components().collect();
+        if mount.external.is_some() || mount.point == b"/" {
+            self.hosts.insert((mount.device, root));
+        } else if mount.kind != PART && !mount.is_read_only() {
+            self.others.push((mount.device, root, shown(mount.point)));
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        for (device, root, point) in &self.others {
+            let mut above = root.ancestors();
+            ensure!(
+                !above.any(|above| self.hosts.contains(&(*device, above.to_owned()))),
+                "the mount `{point}` shows the rootfs or a volume again, and the container cannot make mounts without CAP_SYS_ADMIN"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// `reg_file_entry`.
@@ -127,7 +183,16 @@ impl Rules<'_> {
     ) -> Result<Vec<(String, Vec<u8>)>> {
         let (mut mounts, mut written, mut room) =
             (BTreeMap::<u64, Known>::new(), Vec::new(), LONGEST);
+        let mut shared = Shared::default();
+        let may_mount = self.limits.gives(CapabilitySet::SYS_ADMIN);
+        let namespace = process_images::mount_namespace(images, show, may_mount)?;
+        let own = namespace.map(|number| format!("mountpoints-{number}.img"));
         for name in names(images)? {
+            // Of an earlier checkpoint. A root in it would be one of any kind.
+            if !may_mount && own.as_ref() != Some(&name) {
+                written.push((name, MOUNTS_MAGIC.to_vec()));
+                continue;
+            }
             let mut new = MOUNTS_MAGIC.to_vec();
             let mut read = || {
                 let image = criu::read_in(images, &name)?;
@@ -136,6 +201,7 @@ impl Rules<'_> {
                 images::each_message(&image, &MOUNTS_MAGIC, &mut |message| {
                     let mount = mount(message)?;
                     self.check_mount(&mount)?;
+                    shared.add(&mount);
                     let more =
                         if self.is_read_only(&mount) { mount.read_only()? } else { Vec::new() };
                     let length = u32::try_from(message.len() + more.len())?.to_le_bytes();
@@ -149,6 +215,9 @@ impl Rules<'_> {
             };
             read().with_context(|| show(&name))?;
             written.push((name, new));
+        }
+        if !may_mount {
+            shared.check()?;
         }
         let old = criu::read_if_there(images, OLD_FILES).with_context(|| show(OLD_FILES))?;
         ensure!(old.is_none(), "{}: it is an image of an older `criu`", show(OLD_FILES));
@@ -168,6 +237,8 @@ impl Rules<'_> {
         let is_plain = is_plain(mount.root) && is_plain(mount.point);
         ensure!(is_plain, "the mount `{}`: its path is not a plain one", point());
         ensure!(!mount.is_other, "the mount `{}` is of a kind that no checkpoint has", point());
+        let flags = mount.flags & !FLAGS | mount.filesystem_flags & !FILESYSTEM_FLAGS;
+        ensure!(flags == 0, "the mount `{}` has the flags {flags:#x}, which no mount has", point());
         if mount.external.is_some() {
             return Ok(());
         }
@@ -204,6 +275,12 @@ impl Rules<'_> {
             "the mount `{}` ({name}) is none that the configuration gives, and the container cannot make mounts without CAP_SYS_ADMIN",
             point()
         );
+        // Such a mount would be of the host's hierarchy, and could change its options.
+        ensure!(
+            self.offers.own_cgroups() || !matches!(kind, Some("cgroup" | "cgroup2")),
+            "the mount `{}` ({name}) is none of the host's files, and the container has no cgroup namespace of its own",
+            point()
+        );
         let is_whole = mount.root == b"/" && mount.kind != PART;
         let has_no_links = kind.is_some_and(|kind| WITHOUT_LINKS.contains(&kind));
         let mut paths = self.bundle.linux().readonly_paths().iter().flatten();
@@ -232,32 +309,43 @@ impl Rules<'_> {
         files: &BTreeMap<u64, File>,
         mounts: &BTreeMap<u64, Known>,
     ) -> Result<()> {
-        /// A file of procfs of an ended process.
+        /// A deleted file whose content is in the images, and a file of procfs of an ended process.
+        const GHOST: u64 = 1;
         const PROCESS: u64 = 2;
+        /// The bit for a ghost in images without a kind.
+        const OLD_GHOST: u64 = 1 << 31;
         let Some(image) = criu::read_if_there(images, REMAPS)? else { return Ok(()) };
         let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
         images::each_message(&image, &REMAPS_MAGIC, &mut |message| {
-            let (mut ids, mut kind) = ([0; 2], 0);
+            let (mut ids, mut kind) = ([0; 2], None);
             each(message, &mut |field| {
                 match field {
                     (1, Value::Number(id)) => ids[0] = small(id)?,
                     (2, Value::Number(id)) => ids[1] = small(id)?,
-                    (3, Value::Number(number)) => kind = small(number)?,
+                    (3, Value::Number(number)) => kind = Some(small(number)?),
                     _ => {}
                 }
                 Ok(())
             })?;
-            if kind == PROCESS {
-                return Ok(());
-            }
-            for file in ids.iter().filter_map(|id| files.get(id)) {
-                let mount = file.mount.and_then(|mount| mounts.get(&mount));
+            // The second number of a ghost is not that of a file.
+            let names = match kind {
+                Some(PROCESS) => return Ok(()),
+                Some(GHOST) => 1,
+                None if ids[1] & OLD_GHOST != 0 => 1,
+                _ => 2,
+            };
+            // CRIU looks for both names on the mount of the first file.
+            let both = || ids.iter().take(names).filter_map(|id| files.get(id));
+            let of = |file: &File| file.mount.and_then(|mount| mounts.get(&mount));
+            let is_in_rootfs = both().any(|file| of(file).is_none_or(|mount| mount.is_rootfs));
+            for file in both() {
                 ensure!(
-                    !mount.is_some_and(|mount| mount.is_read_only),
+                    !of(file).is_some_and(|mount| mount.is_read_only),
                     "the deleted file `{}` is on a read-only mount",
                     shown(&file.name)
                 );
-                if mount.is_none_or(|mount| mount.is_rootfs) {
+                refuse_below_ghosts(&file.name)?;
+                if is_in_rootfs {
                     let path = Path::new(OsStr::from_bytes(&file.name));
                     refuse_links(rootfs.as_fd(), path.parent().unwrap_or(path))?;
                 }
@@ -265,6 +353,21 @@ impl Rules<'_> {
             Ok(())
         })
     }
+}
+
+/// Fails for a path below a deleted file that CRIU makes again, which can be a link. CRIU calls it
+/// `NAME.cr.NUMBER.ghost`, and cuts the name if the whole path is longer than `PATH_MAX`.
+fn refuse_below_ghosts(name: &[u8]) -> Result<()> {
+    const LONGEST: usize = 3000;
+    ensure!(name.len() <= LONGEST, "the path of a deleted file is too long");
+    let path = Path::new(OsStr::from_bytes(name));
+    let is_ghost = |part: &OsStr| part.as_bytes().ends_with(b".ghost");
+    ensure!(
+        !path.parent().is_some_and(|above| above.iter().any(is_ghost)),
+        "the deleted file `{}` is below another one",
+        shown(name)
+    );
+    Ok(())
 }
 
 /// Fails if a part of a path is a link.
@@ -321,6 +424,11 @@ fn is_plain(path: &[u8]) -> bool {
 
 /// The images of mounts: one for each mount namespace.
 pub(in crate::container) fn names(images: BorrowedFd<'_>) -> Result<Vec<String>> {
+    names_with(images, "mountpoints-")
+}
+
+/// The images whose names begin so.
+pub(in crate::container) fn names_with(images: BorrowedFd<'_>, start: &str) -> Result<Vec<String>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat(images, ".", flags, Mode::empty())
         .and_then(rustix::fs::Dir::new)
@@ -330,7 +438,7 @@ pub(in crate::container) fn names(images: BorrowedFd<'_>) -> Result<Vec<String>>
         let name = entry.context("read the directory of the checkpoint")?;
         // CRIU's own names are of this form.
         if let Ok(name) = name.file_name().to_str()
-            && name.starts_with("mountpoints-")
+            && name.starts_with(start)
         {
             found.push(name.to_owned());
         }
@@ -344,14 +452,20 @@ fn mount(message: &[u8]) -> Result<Mount<'_>> {
         match field {
             (1, Value::Number(kind)) => mount.kind = kind,
             (2, Value::Number(id)) => mount.id = small(id)?,
+            (3, Value::Number(device)) => mount.device = small(device)?,
             (5, Value::Number(flags)) => mount.flags = flags,
             (6, Value::Bytes(path)) => mount.root = path,
             (7, Value::Bytes(path)) => mount.point = path,
             (9, Value::Bytes(options)) => mount.options = options,
             (12, Value::Number(plugin)) => mount.is_other |= plugin != 0,
+            // The name is in `root`, as in images of CRIU before 2.0.
+            (13, Value::Number(external)) => mount.is_other |= external != 0,
             (14, Value::Bytes(_)) => mount.is_other = true,
             (16, Value::Number(deleted)) => mount.is_deleted = deleted != 0,
-            (17, Value::Number(_)) => mount.is_separate = true,
+            (17, Value::Number(flags)) => {
+                mount.is_separate = true;
+                mount.filesystem_flags = flags;
+            }
             (18, Value::Bytes(name)) => mount.external = Some(name),
             _ => {}
         }
@@ -388,9 +502,15 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
             (1, Value::Number(number)) => id = small(number)?,
             (2, Value::Number(flags)) => refuse_changing(flags)?,
             (6, Value::Bytes(name)) => {
-                let is_good = !name.contains(&0)
-                    && !name.split(|byte| *byte == b'/').any(|part| part == b"..");
-                ensure!(is_good, "the file `{}`: its path is not a plain one", shown(name));
+                // CRIU leaves out the first character, whatever it is. The other form is that of a
+                // standard stream of the caller (`file[DEVICE:INODE]`).
+                let is_stream =
+                    name.starts_with(b"file[") && !name.iter().any(|byte| matches!(byte, 0 | b'/'));
+                ensure!(
+                    is_plain(name) || is_stream,
+                    "the file `{}`: its path is not a plain one",
+                    shown(name)
+                );
                 file.name = name.to_owned();
             }
             // Zigzag: even numbers are not negative.

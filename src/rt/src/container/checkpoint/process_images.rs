@@ -22,14 +22,19 @@ use crate::container::checkpoint::images::{self, Magic, Value, each};
 use crate::container::checkpoint::mount_images;
 
 const TREE: &str = "pstree.img";
+const LABELS: &str = "apparmor.img";
+const INVENTORY: &str = "inventory.img";
 
 /// The first bytes of the images (`magic.h`).
 const TREE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x30, 0x27, 0x50];
 const CORE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55];
 const MEMORY_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x20, 0x28, 0x49, 0x57];
+const IDS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x20, 0x43, 0x54];
+const INVENTORY_MAGIC: [u8; 4] = [0x16, 0x31, 0x31, 0x58];
+const LABELS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x30, 0x42, 0x59];
 
 /// `TASK_DEAD` of CRIU.
-const DEAD: u64 = 2;
+const DEAD: u32 = 2;
 
 /// The size of `struct rseq` up to its last member that CRIU's kernels know. The area is aligned to
 /// its size.
@@ -79,6 +84,7 @@ pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
 ) -> Result<()> {
+    refuse_policies(images).with_context(|| show(LABELS))?;
     // CRIU says by itself that it is missing.
     let tree = match criu::read_if_there(images, TREE) {
         Ok(Some(tree)) => processes(&tree),
@@ -93,11 +99,12 @@ pub(in crate::container) fn check(
             let core = core().with_context(|| show(&name))?;
             is_dead |= core.is_dead;
             areas.extend(core.areas.into_iter().map(|address| (address, false)));
+            refuse_old(images, &format!("signal-p-{thread}.img"), show)?;
         }
         process.refuse_threads(is_dead).with_context(|| show(TREE))?;
-        let old = format!("vmas-{}.img", process.pid);
-        let has_old = criu::read_if_there(images, &old).with_context(|| show(&old))?.is_some();
-        ensure!(!has_old, "{}: it is an image of an older `criu`", show(&old));
+        for kind in ["vmas", "signal-s", "posix-timers"] {
+            refuse_old(images, &format!("{kind}-{}.img", process.pid), show)?;
+        }
         let name = format!("mm-{}.img", process.pid);
         let mut memory = || match criu::read_if_there(images, &name)? {
             Some(image) => check_memory(&image, &mut areas),
@@ -109,6 +116,86 @@ pub(in crate::container) fn check(
         memory().with_context(|| show(&name))?;
     }
     Ok(())
+}
+
+/// The number of the mount namespace of the first process. Fails if that is the namespace of CRIU:
+/// without another one, CRIU deletes files of the host. Fails if another process has another
+/// namespace, unless `may_differ`.
+pub(in crate::container) fn mount_namespace(
+    images: BorrowedFd<'_>,
+    show: &dyn Fn(&str) -> String,
+    may_differ: bool,
+) -> Result<Option<u64>> {
+    let read = || criu::read_if_there(images, INVENTORY);
+    let Some(inventory) = read().with_context(|| show(INVENTORY))? else { return Ok(None) };
+    let mut of_criu = None;
+    let mut look = || {
+        each(images::message(&inventory, &INVENTORY_MAGIC)?, &mut |field| {
+            // `root_ids`
+            if let (3, Value::Bytes(ids)) = field {
+                of_criu = mount_namespace_in(ids)?.or(of_criu);
+            }
+            Ok(())
+        })
+    };
+    look().with_context(|| show(INVENTORY))?;
+    let read = || criu::read_if_there(images, TREE)?.map(|tree| processes(&tree)).transpose();
+    let mut first = None;
+    for (number, process) in read().with_context(|| show(TREE))?.into_iter().flatten().enumerate() {
+        let name = format!("ids-{}.img", process.pid);
+        let read = || match criu::read_if_there(images, &name)? {
+            Some(image) => mount_namespace_in(images::message(&image, &IDS_MAGIC)?),
+            None => Ok(None),
+        };
+        let namespace = read().with_context(|| show(&name))?;
+        if number == 0 {
+            first = namespace;
+            ensure!(
+                first.is_some() && first != of_criu,
+                "{}: the first process has no mount namespace of its own",
+                show(&name)
+            );
+        }
+        ensure!(
+            may_differ || namespace.is_none() || namespace == first,
+            "{}: it is in another mount namespace than the first process, and the container cannot make one without CAP_SYS_ADMIN",
+            show(&name)
+        );
+    }
+    Ok(first)
+}
+
+/// Of a `task_kobj_ids_entry`.
+fn mount_namespace_in(ids: &[u8]) -> Result<Option<u64>> {
+    let mut found = None;
+    each(ids, &mut |field| {
+        if let (9, Value::Number(number)) = field {
+            found = Some(u64::from(u32::try_from(number)?));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Fails if an image of an older `criu` is there, with entries that are elsewhere by now.
+fn refuse_old(images: BorrowedFd<'_>, name: &str, show: &dyn Fn(&str) -> String) -> Result<()> {
+    let old = criu::read_if_there(images, name).with_context(|| show(name))?;
+    ensure!(old.is_none(), "{}: it is an image of an older `criu`", show(name));
+    Ok(())
+}
+
+/// Fails if the checkpoint has a namespace of AppArmor. CRIU makes a directory of its name, which
+/// can have `..`, and has the kernel load its policies: also in the place of the host's.
+fn refuse_policies(images: BorrowedFd<'_>) -> Result<()> {
+    match criu::read_if_there(images, LABELS)? {
+        Some(image) if !image.is_empty() => {
+            each(images::message(&image, &LABELS_MAGIC)?, &mut |field| {
+                ensure!(field.0 != 1, "it has a namespace of AppArmor");
+                Ok(())
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The processes of `pstree.img`: each after its parent, with threads that no other process has.
@@ -157,7 +244,8 @@ fn core(image: &[u8]) -> Result<Core> {
         // `task_core_entry`
         (3, Value::Bytes(task)) => each(task, &mut |field| match field {
             (1, Value::Number(state)) => {
-                core.is_dead = state == DEAD;
+                // CRIU ignores further bits.
+                core.is_dead = u32::try_from(state)? == DEAD;
                 Ok(())
             }
             // `task_timers_entry`
@@ -165,10 +253,12 @@ fn core(image: &[u8]) -> Result<Core> {
                 (4, Value::Bytes(timer)) => each(timer, &mut refuse_killing),
                 _ => Ok(()),
             }),
+            (10, Value::Bytes(queue)) => each(queue, &mut refuse_pending),
             _ => Ok(()),
         }),
         // `thread_core_entry`
         (5, Value::Bytes(thread)) => each(thread, &mut |field| match field {
+            (9, Value::Bytes(queue)) => each(queue, &mut refuse_pending),
             // `rseq_entry`
             (15, Value::Bytes(rseq)) => each(rseq, &mut |field| {
                 if let (1, Value::Number(address)) = field {
@@ -185,16 +275,32 @@ fn core(image: &[u8]) -> Result<Core> {
     Ok(core)
 }
 
-/// `posix_timer_entry`. No process can block these signals. If a process ends while CRIU holds it,
-/// CRIU can end too, and lets go of all others.
+/// `posix_timer_entry`.
 fn refuse_killing((field, value): (u32, Value<'_>)) -> Result<()> {
     let (3, Value::Number(signal)) = (field, value) else { return Ok(()) };
-    let kills = [libc::SIGKILL, libc::SIGSTOP].map(|signal| u64::from(signal.unsigned_abs()));
-    ensure!(
-        !kills.contains(&u64::from(u32::try_from(signal)?)),
-        "a timer sends the signal {signal}"
-    );
+    let signal = u32::try_from(signal)?;
+    ensure!(!kills(signal), "a timer sends the signal {signal}");
     Ok(())
+}
+
+/// A `siginfo_entry` of a `signal_queue_entry`. CRIU sends the signals again.
+fn refuse_pending((field, value): (u32, Value<'_>)) -> Result<()> {
+    let (1, Value::Bytes(entry)) = (field, value) else { return Ok(()) };
+    each(entry, &mut |field| {
+        // `siginfo_t` begins with the signal's number.
+        if let (1, Value::Bytes(info)) = field
+            && let Some(signal) = info.first_chunk().map(|signal| u32::from_ne_bytes(*signal))
+        {
+            ensure!(!kills(signal), "the signal {signal} is pending");
+        }
+        Ok(())
+    })
+}
+
+/// No process can block these signals. If a process ends while CRIU holds it, CRIU can end too, and
+/// lets go of all others.
+fn kills(signal: u32) -> bool {
+    [libc::SIGKILL, libc::SIGSTOP].map(libc::c_int::unsigned_abs).contains(&signal)
 }
 
 /// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by
@@ -358,6 +464,28 @@ mod tests {
             let error = read(signal).expect_err("it kills").to_string();
             assert_eq!(error, format!("a timer sends the signal {signal}"));
         }
+    }
+
+    #[test]
+    fn a_pending_signal_does_not_kill() {
+        let queue =
+            |signal: u32| bytes(1, &bytes(1, &[&signal.to_ne_bytes()[..], &[0; 4]].concat()));
+        let of_process = |signal: u32| bytes(3, &bytes(10, &queue(signal)));
+        let of_thread = |signal: u32| bytes(5, &bytes(9, &queue(signal)));
+        for pending in [&of_process as &dyn Fn(u32) -> Vec<u8>, &of_thread] {
+            let read = |signal| core(&image(CORE_MAGIC, &[pending(signal)]));
+            assert_eq!(read(15).expect("it ends later"), Core::default());
+            for signal in [9, 19] {
+                let error = read(signal).expect_err("it kills").to_string();
+                assert_eq!(error, format!("the signal {signal} is pending"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_has_32_bits() {
+        let dead = bytes(3, &[8, 0x82, 0x80, 0x80, 0x80, 0x10]);
+        core(&image(CORE_MAGIC, &[dead])).expect_err("for CRIU, it is dead");
     }
 
     #[test]
