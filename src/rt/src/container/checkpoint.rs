@@ -12,6 +12,7 @@ mod external_mounts;
 mod guard;
 mod images;
 mod mount_images;
+mod network_images;
 mod open_files;
 mod process_images;
 pub(crate) mod restore;

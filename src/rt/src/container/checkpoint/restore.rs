@@ -32,6 +32,7 @@ use crate::container::checkpoint::criu::{
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::mount_images::{self, Rules};
+use crate::container::checkpoint::network_images;
 use crate::container::checkpoint::open_files;
 use crate::container::checkpoint::process_images;
 use crate::container::checkpoint::restored;
@@ -141,6 +142,7 @@ impl Checkpoint {
         let cgroups = cgroup_image::Image::read(images.as_fd())
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
         process_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        network_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
