@@ -12,6 +12,7 @@ mod checkpoint_attacks;
 mod checkpoint_cgroups;
 mod checkpoint_failures;
 mod checkpoint_guard;
+mod checkpoint_images;
 mod checkpoint_mounts;
 mod checkpoint_rights;
 mod command_line;
@@ -88,6 +89,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_attacks::TESTS,
         checkpoint_failures::TESTS,
         checkpoint_guard::TESTS,
+        checkpoint_images::TESTS,
         checkpoint_mounts::TESTS,
         checkpoint_cgroups::TESTS,
         checkpoint_rights::TESTS,

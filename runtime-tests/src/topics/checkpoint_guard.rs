@@ -34,7 +34,7 @@ fn marked<'a>(test: &'a Test, script: &str) -> Outcome<(Bundle<'a>, String)> {
 }
 
 /// Starts a container, and writes its checkpoint when the container has begun to count.
-fn checkpoint(bundle: &Bundle<'_>) -> Outcome {
+pub(super) fn checkpoint(bundle: &Bundle<'_>) -> Outcome {
     let container = start(bundle)?;
     container.wait_for_output("1\n")?;
     write(bundle.test, &container, &[])?.success().map(drop)
@@ -455,7 +455,7 @@ fn an_area_for_rseq_is_in_the_own_memory(test: &Test) -> Outcome {
 }
 
 /// Replaces a part of an image by another of the same length.
-fn replace(test: &Test, name: &str, from: &[u8], to: &[u8]) -> Outcome {
+pub(super) fn replace(test: &Test, name: &str, from: &[u8], to: &[u8]) -> Outcome {
     ensure_eq(from.len(), to.len())?;
     for entry in fs::read_dir(images(test))? {
         let path = entry?.path();
@@ -472,7 +472,7 @@ fn replace(test: &Test, name: &str, from: &[u8], to: &[u8]) -> Outcome {
 }
 
 /// A container that has a file of a volume open, and the file.
-fn with_volume<'a>(test: &'a Test) -> Outcome<(Bundle<'a>, std::path::PathBuf)> {
+pub(super) fn with_volume<'a>(test: &'a Test) -> Outcome<(Bundle<'a>, std::path::PathBuf)> {
     let volume = test.folder.join("volume");
     fs::create_dir(&volume)?;
     fs::write(volume.join("file"), "precious")?;

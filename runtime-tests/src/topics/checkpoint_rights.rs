@@ -184,7 +184,7 @@ fn a_process_in_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = may_mount(test.sh(&in_another_mount_namespace("true"))?);
     checkpoint(&bundle)?;
-    let words = "(`sleep`): it is in another mount namespace than the first process";
+    let words = "it is in another mount namespace than the first process";
     is_refused(&may_not_mount(bundle.clone()), words)?;
     bundle.write()?;
     restore(&bundle, &[])?.wait_for_output("\n")

@@ -1,0 +1,288 @@
+//! Images that have CRIU change the host before `rt` can compare anything. `rt` refuses them before
+//! CRIU gets its request.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::checkpoint::{COUNT, images, needs_criu, restore, start, write};
+use super::checkpoint_attacks::is_refused;
+use super::checkpoint_guard::{checkpoint, replace, with_volume};
+use crate::harness::{Outcome, Test, ensure, ensure_eq};
+
+super::tests! { "checkpoint_images":
+    a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks,
+    a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
+    processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
+}
+
+/// The path of the only image whose name begins so.
+fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
+    for entry in fs::read_dir(images(test))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)) {
+            return Ok(path);
+        }
+    }
+    Err(format!("there is no image {start}").into())
+}
+
+/// The messages of the image of mounts, each without its length.
+fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
+    let image = fs::read(image(test, "mountpoints-")?)?;
+    let (mut messages, mut rest) = (Vec::new(), &image[8..]);
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (message, after) = after.split_at(usize::try_from(u32::from_le_bytes(*length))?);
+        messages.push(message.to_vec());
+        rest = after;
+    }
+    Ok(messages)
+}
+
+fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
+    let path = image(test, "mountpoints-")?;
+    let mut image = fs::read(&path)?[..8].to_vec();
+    for message in messages {
+        image.extend(u32::try_from(message.len())?.to_le_bytes());
+        image.extend(message);
+    }
+    Ok(fs::write(path, image)?)
+}
+
+/// A field of bytes in a protobuf message. Of a field that is there twice, the last one counts.
+fn bytes(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
+    let length = u8::try_from(bytes.len())?;
+    let length = if length < 0x80 { vec![length] } else { vec![length, 1] };
+    Ok([&[number << 3 | 2], &length[..], bytes].concat())
+}
+
+/// The number of the mount message with this mount point.
+fn at(messages: &[Vec<u8>], point: &str) -> Outcome<usize> {
+    let field = bytes(7, point.as_bytes())?;
+    let has = |message: &Vec<u8>| message.windows(field.len()).any(|part| part == field);
+    Ok(messages.iter().position(has).ok_or_else(|| format!("no mount on {point}"))?)
+}
+
+/// With `MS_BIND`, CRIU would mount a directory of the host, and write the content of the tmpfs there.
+fn a_tmpfs_is_no_directory_of_the_host(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(&format!("echo 1 >/dev/new; {COUNT}"))?;
+    checkpoint(&bundle)?;
+    let folder = test.folder.join("host");
+    fs::create_dir(&folder)?;
+    let good = mounts(test)?;
+    let shared = at(&good, "/dev")?;
+    // `MS_BIND`, and `MS_SHARED`, in `sb_flags`. The same `MS_BIND` in `flags`.
+    let flags: [&[u8]; 3] =
+        [&[0x88, 1, 0x80, 0x20], &[0x88, 1, 0x80, 0x80, 0x40], &[5 << 3, 0x80, 0x20]];
+    for flags in flags {
+        let mut messages = good.clone();
+        messages[shared].extend(bytes(8, folder.as_os_str().as_encoded_bytes())?);
+        messages[shared].extend(flags);
+        write_mounts(test, &messages)?;
+        is_refused(&bundle, "the mount `/dev` has the flags 0x1")?;
+        ensure_eq(fs::read_dir(&folder)?.count(), 0)?;
+    }
+    write_mounts(test, &good)?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU would mount a part of the volume there, because the device is the same. That part would be
+/// writable, and CRIU deletes files in it.
+fn a_volume_is_not_mounted_again(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    fs::create_dir_all(bundle.rootfs().join("var"))?;
+    checkpoint(&bundle)?;
+    let good = mounts(test)?;
+    for of in ["/vol", "/"] {
+        let mut messages = good.clone();
+        let of = at(&good, of)?;
+        // Both show the whole filesystem.
+        messages[of].extend(bytes(6, b"/")?);
+        let mut again = good[of].clone();
+        // The name of the host's files is the last field.
+        let name = [&[0x92, 1, 4], &b"/vol"[..]].concat();
+        again.truncate(again.len() - if again.ends_with(&name) { name.len() } else { 0 });
+        // A tmpfs with another number, which is not read-only.
+        again.extend([1 << 3, 5, 2 << 3, 0xff, 0x7f, 5 << 3, 0]);
+        again.extend([bytes(6, b"/")?, bytes(7, b"/var")?].concat());
+        messages.push(again);
+        write_mounts(test, &messages)?;
+        is_refused(&bundle, "the mount `/var` shows the rootfs or a volume again")?;
+    }
+    Ok(())
+}
+
+/// By the old field, CRIU would mount the volume, and `rt` would not have it read-only from the
+/// beginning.
+fn a_volume_has_its_name_where_criu_looks(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    let mut messages = mounts(test)?;
+    let volume = at(&messages, "/vol")?;
+    messages[volume].extend([13 << 3, 1]);
+    write_mounts(test, &messages)?;
+    is_refused(&bundle, "the mount `/vol` is of a kind that no checkpoint has")
+}
+
+/// CRIU leaves out the first character.
+fn a_file_has_a_path_from_the_root(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("mkdir /d; exec 5>/d/file; echo 1 >&5; rm /d/file; {COUNT}");
+    let bundle = test.sh(&script)?;
+    checkpoint(&bundle)?;
+    replace(test, "files.img", b"/d/file", b"xd/file")?;
+    is_refused(&bundle, "the file `xd/file`: its path is not a plain one")
+}
+
+/// The number of an open file, by its path. The entry begins with the kind, a regular file, and the
+/// number.
+fn number_of(image: &[u8], path: &str) -> Outcome<u8> {
+    let name = bytes(6, path.as_bytes())?;
+    let end = image.windows(name.len()).position(|part| part == name);
+    let before = &image[..end.ok_or_else(|| format!("{path} is not open"))?];
+    let start = before.windows(3).rposition(|part| part == [8, 1, 16]).ok_or("it has no number")?;
+    Ok(image[start + 3])
+}
+
+/// CRIU looks for the second name on the mount of the first one, and deletes it.
+fn a_second_name_of_a_file_is_not_behind_a_link(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("echo 1 >/file; exec 5</file; mkdir /t/d; exec 6>/t/d/other; {COUNT}");
+    let bundle =
+        test.sh(&script)?.mount(json!({ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }));
+    fs::create_dir(bundle.rootfs().join("t"))?;
+    checkpoint(&bundle)?;
+    let folder = test.folder.join("host");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("other"), "precious")?;
+    symlink(&folder, bundle.rootfs().join("t/d"))?;
+    let files = fs::read(images(test).join("files.img"))?;
+    let (first, second) = (number_of(&files, "/file")?, number_of(&files, "/t/d/other")?);
+    let magic = [0x19, 0x43, 0x56, 0x54, 0x54, 0x39, 0x13, 0x59];
+    let link = [6, 0, 0, 0, 8, first, 16, second, 24, 0];
+    fs::write(images(test).join("remap-fpath.img"), [&magic[..], &link].concat())?;
+    is_refused(&bundle, "remap-fpath.img` of the checkpoint: open `t/d` in the rootfs")?;
+    ensure(folder.join("other").exists(), "it was deleted")
+}
+
+/// CRIU makes the deleted file again, which can be a link to a directory of the host.
+fn a_deleted_file_is_not_below_another_one(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!(
+        "mkdir -p /d/1.ghost; exec 5>/d/1.ghost/file; echo 1 >&5; rm /d/1.ghost/file; {COUNT}"
+    );
+    let bundle = test.sh(&script)?;
+    checkpoint(&bundle)?;
+    is_refused(&bundle, "the deleted file `/d/1.ghost/file` is below another one")
+}
+
+/// The number of a deleted file is not that of an open file.
+fn a_deleted_file_comes_back_beside_a_read_only_volume(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    let script =
+        format!("exec 5</vol/file; exec 6>/file; echo 1 >&6; rm /file; cat /vol/file; {COUNT}");
+    // Whichever number the deleted file has, an open file of the volume has it too.
+    let opened: String = (7..10).map(|number| format!("exec {number}</vol/file; ")).collect();
+    let bundle = bundle.edit(|config| {
+        config["process"]["args"] = json!(["/bin/sh", "-c", format!("{opened}{script}")]);
+    });
+    let container = start(&bundle)?;
+    container.wait_for_output("precious0\n1\n")?;
+    write(test, &container, &[])?.success()?;
+    let path = images(test).join("remap-fpath.img");
+    let files = fs::read(images(test).join("files.img"))?;
+    let mut image = fs::read(&path)?;
+    // The image and its content get the number of the volume's file.
+    let (number, old) = (number_of(&files, "/vol/file")?, image[15]);
+    ensure_eq(image[14], 16)?;
+    image[15] = number;
+    fs::write(path, image)?;
+    let ghost = |number: u8| images(test).join(format!("ghost-file-{number:x}.img"));
+    fs::rename(ghost(old), ghost(number))?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+fn an_image_is_read_to_its_end(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for name in ["files.img", "pstree.img"] {
+        let path = images(test).join(name);
+        let length = fs::metadata(&path)?.len();
+        let file = fs::File::options().write(true).open(&path)?;
+        file.set_len((64 << 20) + 1)?;
+        is_refused(&bundle, &format!("{name}` of the checkpoint: it is longer than"))?;
+        file.set_len(length)?;
+    }
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU would have no other mount namespace, and delete the files of these names on the host.
+fn processes_are_not_in_the_namespace_of_criu(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let ids = fs::read(images(test).join("ids-1.img"))?;
+    let namespace = ids.windows(2).position(|part| part[0] == 9 << 3).ok_or("no namespace")?;
+    let path = images(test).join("inventory.img");
+    let good = fs::read(&path)?;
+    // Of a message that is there twice, the fields count of both.
+    let image = [&good[..], &bytes(3, &[9 << 3, ids[namespace + 1]])?].concat();
+    let length = u32::try_from(image.len() - 8)?.to_le_bytes();
+    fs::write(&path, [&image[..4], &length, &image[8..]].concat())?;
+    is_refused(&bundle, "the first process has no mount namespace of its own")?;
+    fs::write(&path, good)?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU's log would have lines of the host's file.
+fn rules_of_the_network_include_no_file(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let secret = test.folder.join("secret");
+    fs::write(&secret, "hidden\n")?;
+    let rules = format!("table inet t {{\n}}\ninclude \"{}\"\n", secret.display());
+    fs::write(images(test).join("nftables-10.img"), rules)?;
+    is_refused(&bundle, "nftables-10.img` of the checkpoint: it has the word `include`")
+}
+
+/// `ip` would make a device in the network namespace of any process that it sees.
+fn routes_are_only_routes(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for start in ["ifaddr-", "route-", "rule-"] {
+        let path = image(test, start)?;
+        let good = fs::read(&path)?;
+        // `RTM_NEWLINK`
+        let link = [&[32, 0, 0, 0, 16, 0], &[0; 26][..]].concat();
+        fs::write(&path, [&good[..], &link].concat())?;
+        is_refused(&bundle, "of the checkpoint: it has a message of the kind 16")?;
+        fs::write(&path, good)?;
+    }
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU would make the directory on the host, and the kernel load the policy.
+fn no_policy_is_loaded(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let namespace = bytes(1, &bytes(1, b"../../../../../../made")?)?;
+    let magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x30, 0x42, 0x59];
+    let length = u32::try_from(namespace.len())?.to_le_bytes();
+    fs::write(images(test).join("apparmor.img"), [&magic[..], &length, &namespace].concat())?;
+    is_refused(&bundle, "apparmor.img` of the checkpoint: it has a namespace of AppArmor")
+}
