@@ -3,7 +3,7 @@
 //! makes a copy.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use protobuf::CodedInputStream;
 use protobuf::rt::WireType;
 
@@ -85,4 +85,14 @@ pub(in crate::container) fn each_number(
             Ok(())
         }
     }
+}
+
+/// Fails for flags that change a file when it is opened. A file that is open does not have them.
+pub(in crate::container) fn refuse_changing(flags: u64) -> Result<()> {
+    let changing = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+    ensure!(
+        flags & u64::from(changing.unsigned_abs()) == 0,
+        "it opens a file with {flags:#o}, which changes the file"
+    );
+    Ok(())
 }

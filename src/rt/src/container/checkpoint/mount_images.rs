@@ -500,7 +500,7 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
     each(message, &mut |field| {
         match field {
             (1, Value::Number(number)) => id = small(number)?,
-            (2, Value::Number(flags)) => refuse_changing(flags)?,
+            (2, Value::Number(flags)) => images::refuse_changing(flags)?,
             (6, Value::Bytes(name)) => {
                 // CRIU leaves out the first character, whatever it is. The other form is that of a
                 // standard stream of the caller (`file[DEVICE:INODE]`).
@@ -522,14 +522,4 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
         Ok(())
     })?;
     Ok((id, file))
-}
-
-/// Fails for flags that change a file when it is opened. A file that is open does not have them.
-pub(in crate::container) fn refuse_changing(flags: u64) -> Result<()> {
-    let changing = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
-    ensure!(
-        flags & u64::from(changing.unsigned_abs()) == 0,
-        "it opens a file with {flags:#o}, which changes the file"
-    );
-    Ok(())
 }

@@ -19,7 +19,6 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
-use crate::container::checkpoint::mount_images;
 
 const TREE: &str = "pstree.img";
 const LABELS: &str = "apparmor.img";
@@ -309,7 +308,7 @@ fn check_memory(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
     each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };
         let mapping = mapping(message)?;
-        mount_images::refuse_changing(mapping.open)?;
+        images::refuse_changing(mapping.open)?;
         ensure!(
             !mapping.is_filled() || mapping.flags & TYPE == PRIVATE,
             "the mapping at {:#x} is private, and shared too",
