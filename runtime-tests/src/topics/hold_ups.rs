@@ -17,7 +17,7 @@ super::tests! { "hold_ups":
     a_terminal_that_takes_no_more_is_left,
     a_helper_that_was_killed_is_not_waited_for,
     a_lock_that_waits_for_the_container_is_freed_by_its_end,
-    mounts_go_where_the_container_was_made, no_memory_is_filled_for_a_container,
+    mounts_add_refuses_another_mount_namespace, mounts_add_refuses_tmpcopyup,
     a_magic_link_is_no_way_to_a_pid_file, a_program_of_the_hosts_is_not_waited_for_without_end,
     a_full_socket_is_waited_for_but_not_without_end,
 }
@@ -135,7 +135,7 @@ fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outco
 
 /// In its own user and mount namespace, the first process may change every mount. There,
 /// `mounts add` would give it a read-only mount that it can make writable.
-fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
+fn mounts_add_refuses_another_mount_namespace(test: &Test) -> Outcome {
     test.only_rt()?;
     let source = test.folder.join("source");
     fs::create_dir(&source)?;
@@ -162,7 +162,7 @@ fn mounts_go_where_the_container_was_made(test: &Test) -> Outcome {
 }
 
 /// `mounts add` must not copy up either, because the kernel would charge the memory to the caller.
-fn no_memory_is_filled_for_a_container(test: &Test) -> Outcome {
+fn mounts_add_refuses_tmpcopyup(test: &Test) -> Outcome {
     test.only_rt()?;
     let bundle = test.sh("exec sleep 60")?;
     let container = bundle.start()?;

@@ -1,8 +1,8 @@
 //! The command line: what the user typed, parsed and nothing more.
 //!
 //! The flags are crun's and runc's, and callers pass every one of them (conmon, go-runc, podman,
-//! CRI-O). Global flags stand before the subcommand. What a flag does is said at its subcommand in
-//! `command/`.
+//! CRI-O). Global flags come before the subcommand. The file of a subcommand in `command/` explains
+//! its flags.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -130,7 +130,8 @@ pub(crate) struct Wasm {
 pub(crate) enum WasmCommand {
     /// Compile a module, or the module of a bundle
     Compile(WasmCompile),
-    /// Print what a module is, which engine would run it, and what it would lack
+    /// Print the kind, the imports and exports of a module, the engine that would run it, and
+    /// missing imports
     Inspect(WasmInspect),
     /// List or remove native code
     Cache(WasmCache),
@@ -209,8 +210,8 @@ pub(crate) struct WasmWorker {
     pub(crate) wait: u64,
 }
 
-/// A container's name, and what is none of this program's: after the name nothing is a flag,
-/// whatever it looks like. A caller puts what its own users typed there (`kubectl exec`).
+/// A container's name, and the words after it. After the name, no word is a flag of `rt`. A caller
+/// passes on the words of its own users there (`kubectl exec`).
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// Each command has its own text.
@@ -234,7 +235,8 @@ pub(crate) struct Id {
     pub(crate) id: String,
 }
 
-/// What the caller gets of a new process, and what it passes on to it.
+/// The files and sockets that the caller names for a new process, and the descriptors that it
+/// passes on.
 #[derive(Args, Debug)]
 pub(crate) struct Handover {
     /// File to write the PID of the new process to
@@ -315,8 +317,8 @@ pub(crate) struct Exec {
     pub(crate) tty: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Cgroup for the process, below the container's; with cgroup v1, optionally of some
-    /// controllers only
+    /// Cgroup for the process, relative to the container's; with cgroup v1, optionally for some
+    /// controllers
     #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]PATH")]
     pub(crate) cgroup: Vec<PathBuf>,
     /// Working directory
@@ -343,7 +345,7 @@ pub(crate) struct Exec {
     /// AppArmor profile
     #[arg(long, value_name = "PROFILE")]
     pub(crate) apparmor: Option<String>,
-    /// Accept a paused container
+    /// Accept a paused container, and wait until it is resumed
     #[arg(long)]
     pub(crate) ignore_paused: bool,
     /// Accepted for compatibility with runc and ignored: rt never becomes a subreaper
@@ -507,7 +509,7 @@ pub(crate) struct Events {
     pub(crate) stats: bool,
 }
 
-/// What `checkpoint` and `restore` share; most is CRIU's own and said at length in criu(8).
+/// The common flags of `checkpoint` and `restore`. Most are CRIU's, and criu(8) explains them.
 #[derive(Args, Debug)]
 pub(crate) struct Images {
     /// Directory of the checkpoint
@@ -537,10 +539,10 @@ pub(crate) struct Images {
     /// Leave out the content of a namespace: only `network` is possible
     #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
     pub(crate) empty_ns: Vec<String>,
-    /// How cgroups are saved and restored [default: soft]
+    /// Mode to save and restore cgroups [default: soft]
     #[arg(long, value_name = "MODE", value_enum)]
     pub(crate) manage_cgroups_mode: Option<CgroupsMode>,
-    /// How packets are blocked [default: iptables; nftables if that is missing, from CRIU 4.0 on]
+    /// Method to block packets [default: iptables, or nftables if iptables is missing (CRIU 4.0)]
     #[arg(long, value_name = "METHOD", value_enum)]
     pub(crate) network_lock: Option<NetworkLock>,
 }
@@ -666,7 +668,7 @@ pub(crate) struct Spec {
     pub(crate) wasm: bool,
 }
 
-/// What became of the arguments.
+/// The result of parsing.
 pub(crate) enum Parsed {
     Command(Box<Global>, Command),
     Version,
@@ -681,8 +683,8 @@ pub(crate) enum Parsed {
 }
 
 pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
-    // Callers ask for it at every start of theirs; clap need not be set up for that, which is most
-    // of what it would take.
+    // Callers ask for the version whenever they start. Setting up clap would be most of the time,
+    // so this answers without clap.
     if let [_, only] = &args[..]
         && (only == "--version" || only == "-v" || only == "-V")
     {
@@ -718,10 +720,9 @@ pub(crate) fn parse(args: Vec<OsString>) -> Parsed {
     }
 }
 
-/// Parses with the one subcommand that the words name: clap makes all flags of all subcommands
-/// otherwise, which takes longer than what most commands do. None when that is not the whole truth
-/// (a mistake, help, a value that is the name of a command): then all of them are needed, if only
-/// to say what is wrong.
+/// Parses with only the subcommand that the words name. With all subcommands, clap would make all
+/// their flags, which takes longer than most commands. Returns None for a mistake, for help, and
+/// for a value that is the name of a command. Then the caller parses with all subcommands.
 fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
     macro_rules! one {
         ($($name:literal => $variant:ident($args:ty),)*) => {{
@@ -764,22 +765,22 @@ fn parse_one(args: &[OsString]) -> Option<(Global, Command)> {
     }
 }
 
-/// Of a help text, what `--usage` prints.
+/// The part of a help text that `--usage` prints.
 fn usage(help: &str) -> String {
     let usage = help.lines().skip_while(|line| !line.starts_with("Usage:"));
     usage.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
 }
 
-/// go-runc writes one flag with a single dash, which Go's own flag package takes. The first is
-/// meant: later ones are a program's.
+/// go-runc writes one flag with a single dash, which Go's flag package accepts. Only the first such
+/// word is a flag of `rt`: later ones belong to a program.
 fn double_dash(mut args: Vec<OsString>) -> Option<Vec<OsString>> {
     let flag = args.iter_mut().find(|arg| *arg == "-no-subreaper")?;
     *flag = "--no-subreaper".into();
     Some(args)
 }
 
-/// The value of a global flag, in a command line that clap may not take as a whole. They stand
-/// before the command; what stands behind it may be a container's business.
+/// The value of a global flag, in a command line that clap may refuse. Global flags come before the
+/// subcommand. Words after the subcommand may belong to a program.
 fn last_value(args: &[OsString], flag: &str) -> Option<OsString> {
     let mut found = None;
     for (at, arg) in args.iter().enumerate() {

@@ -146,8 +146,9 @@ fn kind(file: &OwnedFd) -> rustix::io::Result<FileType> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
 }
 
-/// Finds the program. A path with a slash is used as it is, another name is looked up in PATH
-/// (`execvp(3)`). A module may also be in the cwd, because images `FROM scratch` have no PATH.
+/// Finds the program. Init looks up a path with a slash directly, and any other name in the
+/// directories of PATH (`execvp(3)`). A module may also be in the cwd, because images `FROM
+/// scratch` have no PATH.
 fn find(request: &Request<'_>) -> Result<Found> {
     let name = Path::new(&request.args[0]);
     ensure!(!name.as_os_str().is_empty(), "no such file or directory");
@@ -349,7 +350,7 @@ impl Program {
     /// stays pending if it is sent before the start. Resets ignored signals to their default
     /// action. This comes before a seccomp filter is loaded, so that the filter need not allow
     /// these calls.
-    pub(crate) fn take_signals(&self) {
+    pub(crate) fn set_signal_mask(&self) {
         syscall::default_signal_actions();
         syscall::block_only(&self.blocked);
     }

@@ -1,9 +1,10 @@
 //! `rt`, an OCI container runtime for Linux and WebAssembly workloads.
 //!
-//! Data flows one way. The command line becomes a [`command`]. The command loads a [`bundle`],
-//! chooses the [`workload`], and opens the [`engine`] of a Wasm workload. Then [`container`] makes
-//! the sandbox, in which the [`executor`] starts the program. Information that outlives the command
-//! is in [`state`]. An error is printed here, by [`report`], and nowhere else.
+//! Data flows one way. The command line becomes a [`command`]. The command loads a [`bundle`].
+//! [`workload`] says whether the configuration asks for an [`engine`], and the command finds the
+//! installed engines. Then [`container`] makes the container. In it, the [`executor`] looks at the
+//! program and starts it, or an engine for it. Information that outlives the command is in
+//! [`state`]. An error is printed here, by [`report`], and nowhere else.
 
 mod bundle;
 mod cli;

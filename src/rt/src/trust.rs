@@ -1,9 +1,9 @@
 //! Which directories and files `rt` trusts, and how it opens those that it does not trust.
 //!
-//! `rt` trusts a directory if only root and the own user can change its content, or put another
-//! directory in its place. [`directory`] goes along the path from `/` on, and checks each component
-//! by descriptor. Nobody else can rename a component of a path that has passed, so the path means
-//! the same directory as long as the command runs.
+//! `rt` trusts a directory if only root and the user of this process can change its content, or put
+//! another directory in its place. [`directory`] goes along the path from `/` on, and checks each
+//! component by descriptor. Nobody else can rename a component of a path that has passed, so the
+//! path means the same directory as long as the command runs.
 //!
 //! A caller may also name files in directories of others: a pid file, a log, a socket. There,
 //! [`enter`], [`look_up`] and [`append`] follow no symbolic link that belongs to another user.
@@ -40,8 +40,8 @@ fn require(condition: bool, why: impl FnOnce() -> String) -> Result<()> {
     if condition { Ok(()) } else { Err(Failure::other(why())) }
 }
 
-/// Whether only root and the own user could have written a file, or can change the content of a
-/// directory.
+/// Whether only root and the user of this process could have written a file, or can change the
+/// content of a directory.
 pub(crate) fn is_ours(there: &Stat) -> bool {
     is_own(there.st_uid) && there.st_mode & OTHERS == 0
 }

@@ -80,8 +80,9 @@ pub(super) fn execute() -> Result<ExitCode> {
             "org.opencontainers.runc.checkpoint.enabled": criu::version().is_some().to_string(),
         },
         "potentiallyUnsafeConfigAnnotations": [
-            "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "run.oci.",
-            "org.systemd.property.", "org.criu.",
+            "module.wasm.image/variant", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType",
+            "io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID", "run.oci.", "org.systemd.property.",
+            "org.criu.",
         ],
     });
     super::print(&format!("{}\n", serde_json::to_string_pretty(&features)?))?;

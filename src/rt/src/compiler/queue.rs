@@ -63,9 +63,9 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Whether the worker must give way. In the background it gives way if a process waits for
-    /// another module. In the second place it gives way to another tenant after half of the time
-    /// that others may have to wait.
+    /// Whether the worker must give its place to another worker. A background worker gives way to a
+    /// worker for which a process waits. A worker in the second place gives way to another tenant
+    /// after half of the time that a start waits for others.
     pub(super) fn is_wanted(&self) -> Result<bool> {
         if !self.is_urgent {
             return is_urgent(&self.urgent);

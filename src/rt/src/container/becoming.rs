@@ -210,7 +210,7 @@ fn load_filter<'a>(
         module::confine(plan.rights, cgroup.as_ref())?;
     }
     // From now on, the container can receive signals.
-    program.take_signals();
+    program.set_signal_mask();
     let endings = if plan.can_be_ended { program.can_be_ended()? } else { None };
     let mut ready = Ready { program, listener: None, filter: None, cgroup, endings };
     let Some(filter) = filter else {
@@ -264,8 +264,9 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From now on, this process waits for a message of the runtime process. So it notices by itself
-/// when the runtime process ends.
+/// Cancels the signal at the end of the runtime process (`PR_SET_PDEATHSIG`). From now on, this
+/// process waits for a message of the runtime process, and so notices by itself when the runtime
+/// process ends.
 fn outlive_the_caller() -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
 }

@@ -1,6 +1,6 @@
-//! `delete`: removes a container. Runs in the runtime process. Each step can be done twice, so the
-//! next `delete` finishes one that was cut short. The state directory goes last, and the name with
-//! it.
+//! `delete`: removes a container. Runs in the runtime process. Each step can be done twice, so a
+//! later `delete` can finish an interrupted one. The last step removes the state directory, and so
+//! frees the name.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -17,8 +17,8 @@ use crate::linux::cgroups::{Cgroup, Held};
 use crate::state::{Directory, State, Status};
 use crate::{log, report, syscall};
 
-/// How long a killed process may take to die before `rt` kills all of its container, and how long
-/// after that.
+/// `DYING`: how long `rt` waits for a killed process before it kills the whole container.
+/// `PATIENCE`: how long it waits after that.
 const DYING: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 

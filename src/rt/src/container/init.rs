@@ -236,8 +236,8 @@ fn make_devices_and_terminal(
 }
 
 /// Hides things that the program must not see, and protects things that it must not change. Sets
-/// limits while init still has the host's `/proc` and the privileges. Returns whether only the lack
-/// of the rights to make a device node keeps the program from the host's devices.
+/// limits while init still has the host's `/proc` and the privileges. Returns true if no device
+/// rules are in force. Then the program must not get `CAP_MKNOD`.
 fn mask_and_limit(plan: &Plan<'_>, rootfs: &mut Rootfs) -> Result<bool> {
     let (bundle, namespaces) = (plan.options.bundle, plan.namespaces);
     let linux = bundle.linux();

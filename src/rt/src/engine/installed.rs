@@ -58,8 +58,7 @@ impl<'a> Engines<'a> {
         Ok(Engines { host, settings, engines, broken, plugins })
     }
 
-    /// The number of the engine that runs a program of this format with these rights: of the
-    /// engines that can, the first one.
+    /// The number of the first engine that can run a program of this format with these rights.
     pub(crate) fn choose(
         &self,
         format: Format,

@@ -319,9 +319,10 @@ impl Native {
         Patience { before: seconds, during: seconds }
     }
 
-    /// Has a module compiled. The worker inherits nothing from this process but the module: if it
-    /// held a pipe of the caller open, the caller would wait for it. Without `wait`, the time to
-    /// wait for others, it compiles in the background.
+    /// Has a module compiled. The worker inherits only the module from this process. If the worker
+    /// held a pipe of the caller open, the caller would wait for the worker. `wait` is the time
+    /// that the worker waits for other compilers. Without it, the worker compiles in the
+    /// background.
     pub(crate) fn start(
         &self,
         job: Job,

@@ -112,7 +112,8 @@ pub(crate) struct Cgroup {
     /// processes in it.
     #[serde(skip)]
     is_claimed: bool,
-    /// For v1 without a v2 hierarchy: the lock of the cgroup, until init is in it.
+    /// The lock of the cgroup, until the runtime process has published the state. With v1 alone,
+    /// possibly the locked directory itself.
     #[serde(skip)]
     claim: Option<Rc<OwnedFd>>,
 }

@@ -21,8 +21,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a process may be frozen or stopped without a break.
 const HELD: Duration = Duration::from_secs(2);
 
-/// How long a process may be held up in all. A neighbour that may stop the process may also let it
-/// run for a moment in between.
+/// How long a process may be frozen or stopped in all. A neighbour that may stop the process may
+/// also let it run for a moment in between.
 const HELD_IN_ALL: Duration = Duration::from_secs(20);
 
 /// How long a process may take until its next message, if it waits for no other process.

@@ -21,8 +21,8 @@ use crate::ids::is_host_root;
 use crate::syscall::{self, Lock};
 use crate::trust;
 
-/// How long a command waits for another command that holds the cgroup, and how long a `create`
-/// does.
+/// How long a command waits for another command that holds the cgroup: `PATIENCE`, and in a
+/// `create` `CLAIMING`.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CLAIMING: Duration = Duration::from_secs(3);
 const NAP: Duration = Duration::from_millis(5);

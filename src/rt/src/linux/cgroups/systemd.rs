@@ -192,9 +192,9 @@ pub(super) fn invocation(directory: BorrowedFd<'_>) -> Option<String> {
     (number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(number)
 }
 
-/// Lets systemd stop a scope whose processes have ended, and waits until it has, because the name
-/// may be wanted again at once. If systemd does not know the scope any more, it is gone already. A
-/// new scope of that name is another container's, and is not stopped.
+/// Has systemd stop a scope whose processes have ended, and waits for the end of that job, because
+/// a caller may use the name again at once. If systemd does not know the scope, the scope has ended
+/// already. A new scope of that name belongs to another container, and `rt` does not stop it.
 pub(super) fn stop(unit: &str, invocation: &str) {
     let Some(unit) = Unit::parse(unit) else { return };
     let stopped = Manager::connect().and_then(|mut manager| manager.stop(&unit.scope, invocation));
