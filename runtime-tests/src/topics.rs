@@ -52,6 +52,7 @@ mod wasm;
 mod wasm_cache;
 mod wasm_compiler;
 mod wasm_components;
+mod wasm_engine;
 mod wasm_hostile;
 mod wasm_inspect;
 mod wasm_limits;
@@ -130,6 +131,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_cache::TESTS,
         wasm_compiler::TESTS,
         wasm_components::TESTS,
+        wasm_engine::TESTS,
         wasm_hostile::TESTS,
         wasm_inspect::TESTS,
         wasm_limits::TESTS,

@@ -53,6 +53,23 @@ pub fn end_on_signals() {
     unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
 }
 
+/// Blocks the termination signals again, for a program that becomes another one: it would lose a
+/// signal that comes before the other one handles signals.
+///
+/// Call this before threads start, because they inherit the signal mask.
+pub fn hold_signals() {
+    // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid, whatever it contained.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid place to write to.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in ENDING {
+        // SAFETY: `set` is initialised, and the number is a signal's.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: `set` is initialised and only read.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+}
+
 /// The message that the timer's handler writes. It is set before the handler.
 static TIME_IS_OVER: OnceLock<String> = OnceLock::new();
 

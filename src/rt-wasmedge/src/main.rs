@@ -18,8 +18,17 @@ const PROGRAM: Program =
     Program { name: "rt-wasmedge", options: &["fuel", "memory", "native", "plugin", "timeout"] };
 
 fn main() -> ExitCode {
-    rt_engine::run(&PROGRAM, |work| match work {
-        Work::Run(contract) => run::run(Start::new(contract)?),
-        Work::Compile { counting } => compile::run(counting).map(|()| End::Exited(0)),
+    rt_engine::run(&PROGRAM, |work| {
+        os::finish_loading()?;
+        match work {
+            Work::Run(contract) => {
+                if let Some(plugins) = &contract.run.plugin_dir {
+                    let engine = contract.run.engine_dir.number();
+                    os::use_separate_libraries(engine, plugins.number())?;
+                }
+                run::run(Start::new(contract)?)
+            }
+            Work::Compile { counting } => compile::run(counting).map(|()| End::Exited(0)),
+        }
     })
 }

@@ -1,6 +1,6 @@
 //! The only part of this program with `unsafe`: calls of WasmEdge's C interface that its Rust
-//! interface lacks. It has two submodules: a run with counted instructions, and functions that
-//! replace those of libraries.
+//! interface lacks. It has three submodules: a run with counted instructions, functions that replace
+//! those of libraries, and the last steps of loading.
 #![allow(
     unsafe_code,
     reason = "C calls without a safe wrapper, and functions that C calls; nothing else may use unsafe"
@@ -8,11 +8,13 @@
 
 mod fuel;
 mod interposed;
+mod loaded;
 
 use std::sync::Mutex;
 
 pub(crate) use fuel::run_with_fuel;
 pub(crate) use interposed::{guard_files, limit_pieces};
+pub(crate) use loaded::{finish_loading, use_separate_libraries};
 use rt_engine::process;
 use wasmedge_sdk::AsInstance;
 use wasmedge_sys::ffi;

@@ -2,7 +2,7 @@
 //! guest do more than it should, or less. The build exports their names, and the loader prefers a
 //! program's functions to those of libraries.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -275,4 +275,27 @@ pub(crate) extern "C" fn _Znwm(size: usize) -> *mut c_void {
         end(b"rt-wasmedge: trap: out of memory\n");
     }
     piece
+}
+
+/// Replaces the constructor of the C++ library's `std::random_device`, which asks the processor for
+/// its features. In a virtual machine, the answer takes some 10 µs, several times at each start.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn _ZNSt13random_device7_M_initERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE(
+    _device: *mut c_void,
+    _token: *const c_void,
+) {
+}
+
+/// Replaces the destructor of `std::random_device`.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn _ZNSt13random_device7_M_finiEv(_device: *mut c_void) {}
+
+/// Replaces `std::random_device`'s numbers by those of the kernel.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn _ZNSt13random_device9_M_getvalEv(_device: *mut c_void) -> c_uint {
+    let mut number: c_uint = 0;
+    let size = size_of::<c_uint>();
+    // SAFETY: `number` is a place for as many bytes.
+    while unsafe { libc::getrandom((&raw mut number).cast(), size, 0) } != 4 {}
+    number
 }
