@@ -30,21 +30,22 @@ deps: ## install the Debian packages that building, testing and measuring requir
 	@packaging/dependencies all
 
 .PHONY: build
-build: rt engines ## a runnable tree in target/dist: bin/rt and its engines
+build: engines rt ## a runnable tree in target/dist: bin/rt and its engines
 
 .PHONY: rt
-rt: build-deps
+rt: build-deps ## bin/rt alone, for Linux containers
 	@echo "== building rt"
 	packaging/build-rt $(DIST)/bin/rt
 
-# Exit status 3: the archive has another WasmEdge than this one was written for. Linux containers need none.
+# Looks for WasmEdge first: if there is none, the message says so before the long builds. WASMEDGE_ROOT= names another one.
 .PHONY: engines
 engines: build-deps
+	@echo "== finding WasmEdge"
+	@packaging/wasmedge/source target/wasmedge
 	@echo "== building the engine wasmtime"
 	packaging/wasmtime/build $(DIST)/libexec/rt/wasmtime
 	@echo "== building the engine wasmedge"
-	packaging/wasmedge/build $(DIST)/libexec/rt/wasmedge || { \
-	  [ $$? -eq 3 ] && echo "== going on without the engine wasmedge: Linux containers and components only"; }
+	packaging/wasmedge/build $(DIST)/libexec/rt/wasmedge
 
 .PHONY: guests
 guests: build-deps

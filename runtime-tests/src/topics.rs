@@ -60,6 +60,7 @@ mod wasm_plugins;
 mod wasm_ports;
 mod wasm_rights;
 mod wasm_shares;
+mod wasm_source;
 mod without_openat2;
 mod workload;
 
@@ -139,6 +140,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_ports::TESTS,
         wasm_rights::TESTS,
         wasm_shares::TESTS,
+        wasm_source::TESTS,
         without_openat2::TESTS,
         workload::TESTS,
     ]
