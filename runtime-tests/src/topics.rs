@@ -54,6 +54,10 @@ mod wasm_compiler;
 mod wasm_components;
 mod wasm_engine;
 mod wasm_hostile;
+mod wasm_http;
+mod wasm_http_limits;
+mod wasm_http_outbound;
+mod wasm_http_protocol;
 mod wasm_inspect;
 mod wasm_limits;
 mod wasm_plugins;
@@ -134,6 +138,10 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_components::TESTS,
         wasm_engine::TESTS,
         wasm_hostile::TESTS,
+        wasm_http::TESTS,
+        wasm_http_limits::TESTS,
+        wasm_http_outbound::TESTS,
+        wasm_http_protocol::TESTS,
         wasm_inspect::TESTS,
         wasm_limits::TESTS,
         wasm_plugins::TESTS,

@@ -130,6 +130,12 @@ impl<'a> Container<'a> {
         Ok(container)
     }
 
+    /// A container that another command makes or has made. Its output goes elsewhere.
+    pub(crate) fn named(test: &'a Test, id: &str) -> Container<'a> {
+        let [out, err] = ["out", "err"].map(|end| test.folder.join(format!("{id}.{end}")));
+        Container { test, id: id.to_owned(), out, err }
+    }
+
     pub(crate) fn rt(&self, args: &[&str]) -> Outcome<Output> {
         self.test.rt(args.iter().copied().chain([self.id.as_str()]))
     }

@@ -45,7 +45,7 @@ fn component<'a>(
 }
 
 /// The same, with the cache that most of these tests share.
-fn lazy<'a>(test: &'a Test, guest: &str, args: &[&str]) -> Outcome<Bundle<'a>> {
+pub(super) fn lazy<'a>(test: &'a Test, guest: &str, args: &[&str]) -> Outcome<Bundle<'a>> {
     component(
         test,
         guest,

@@ -60,8 +60,70 @@ pub struct Run<D> {
     pub timeout: Option<c_int>,
     /// The number of instructions that the guest may run.
     pub fuel: Option<u64>,
+    /// How to serve HTTP, if the guest is a handler of requests.
+    pub http: Option<Box<Http<D>>>,
     /// The guest's arguments.
     pub arguments: Vec<String>,
+}
+
+/// How to serve HTTP. Without a value, the program has a default.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Http<D> {
+    /// A TCP socket that listens.
+    pub listener: D,
+    pub limits: HttpLimits,
+    /// The path at which the program itself answers whether it is ready.
+    pub health: Option<String>,
+    pub access_log: Option<Stream>,
+    /// The servers to which the guest may send requests, as `HOST:PORT`.
+    pub outbound: Vec<String>,
+}
+
+/// Limits of an HTTP server. Times are in milliseconds, sizes in bytes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct HttpLimits {
+    /// Requests that run at once.
+    pub requests: Option<u64>,
+    pub connections: Option<u64>,
+    /// The size of a request's body.
+    pub body: Option<u64>,
+    /// The number of a request's headers.
+    pub headers: Option<u64>,
+    /// The size of a request's line and headers.
+    pub header_bytes: Option<u64>,
+    /// The time in which a client must send a request's headers.
+    pub header_timeout: Option<u64>,
+    /// The time after which a connection without a request is closed.
+    pub idle_timeout: Option<u64>,
+    /// The time in which requests must end after SIGTERM.
+    pub grace: Option<u64>,
+    /// The memory of each instance.
+    pub memory: Option<u64>,
+}
+
+impl HttpLimits {
+    /// The limit of an option.
+    fn place(&mut self, option: &str) -> Option<&mut Option<u64>> {
+        Some(match option {
+            "http-requests" => &mut self.requests,
+            "http-connections" => &mut self.connections,
+            "http-body" => &mut self.body,
+            "http-headers" => &mut self.headers,
+            "http-header-bytes" => &mut self.header_bytes,
+            "http-header-timeout" => &mut self.header_timeout,
+            "http-idle-timeout" => &mut self.idle_timeout,
+            "http-grace" => &mut self.grace,
+            "http-memory" => &mut self.memory,
+            _ => return None,
+        })
+    }
+}
+
+/// A standard stream to write to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
 }
 
 /// A directory that the guest may use.
@@ -77,7 +139,8 @@ pub struct Preopen<D> {
 impl<D> Run<D> {
     pub fn descriptors(&self) -> impl Iterator<Item = &D> {
         let directories = self.directories.iter().filter_map(|it| it.descriptor.as_ref());
-        let others = self.native.iter().chain(&self.plugin_dir).chain(directories);
+        let listener = self.http.as_ref().map(|http| &http.listener);
+        let others = self.native.iter().chain(&self.plugin_dir).chain(directories).chain(listener);
         [&self.engine_dir, &self.module].into_iter().chain(others)
     }
 
@@ -101,6 +164,10 @@ impl<D> Run<D> {
             memory: self.memory,
             timeout: self.timeout,
             fuel: self.fuel,
+            http: self.http.map(|http| {
+                let Http { listener, limits, health, access_log, outbound } = *http;
+                Box::new(Http { listener: change(listener), limits, health, access_log, outbound })
+            }),
             arguments: self.arguments,
         }
     }
@@ -137,6 +204,8 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
     let (mut native, mut plugin_dir) = (None, None);
     let (mut memory, mut timeout, mut fuel) = (None, None, None);
     let (mut plugins, mut directories) = (Vec::new(), Vec::new());
+    let (mut listener, mut limits) = (None, HttpLimits::default());
+    let (mut health, mut access_log, mut outbound) = (None, None, Vec::new());
     for arg in args.by_ref() {
         let arg = text(arg)?;
         if arg == "--" {
@@ -149,6 +218,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
         let listed = match name {
             "plugin-dir" => "plugin",
             "fuel" | "memory" | "native" | "plugin" | "timeout" => name,
+            _ if name == "http" || name.starts_with("http-") => "http",
             _ => "",
         };
         if !listed.is_empty() && !program.options.contains(&listed) {
@@ -174,6 +244,20 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
                 let number = value.parse().ok().filter(|number| *number > 0);
                 once(&mut fuel, number.ok_or_else(|| not("number of instructions"))?, &arg)?;
             }
+            "http" => once(&mut listener, descriptor()?, &arg)?,
+            "http-health" => {
+                let path = Some(value).filter(|path| path.starts_with('/'));
+                once(&mut health, path.ok_or_else(|| not("path"))?.to_owned(), &arg)?;
+            }
+            "http-access-log" => {
+                let stream = match value {
+                    "stdout" => Stream::Stdout,
+                    "stderr" => Stream::Stderr,
+                    _ => return Err(not("standard stream")),
+                };
+                once(&mut access_log, stream, &arg)?;
+            }
+            "http-outbound" => outbound.push(value.to_owned()),
             "dir-fd" => {
                 let (number, rest) = value.split_once(':').ok_or_else(wrong)?;
                 let descriptor = Some(self::descriptor(number).ok_or_else(wrong)?);
@@ -181,7 +265,10 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
                 directories.push(Preopen { descriptor, ..directory });
             }
             "dir" => directories.push(directory(value).ok_or_else(wrong)?),
-            _ => return Err(wrong()),
+            _ => {
+                let place = limits.place(name).ok_or_else(wrong)?;
+                once(place, value.parse().map_err(|_| not("number"))?, &arg)?;
+            }
         }
     }
     let arguments = args.map(text).collect::<Result<_, _>>()?;
@@ -189,6 +276,14 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
     else {
         return Err("`--engine-dir`, `--module` and `--env` must be given".into());
     };
+    let is_plain = limits == HttpLimits::default()
+        && (&health, &access_log) == (&None, &None)
+        && outbound.is_empty();
+    if listener.is_none() && !is_plain {
+        return Err("`--http-…` needs `--http`".into());
+    }
+    let http =
+        listener.map(|listener| Box::new(Http { listener, limits, health, access_log, outbound }));
     let run = Run {
         engine_dir,
         module,
@@ -199,6 +294,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
         memory,
         timeout,
         fuel,
+        http,
         arguments,
     };
     let contract = Contract { environment, run };
@@ -262,8 +358,10 @@ fn text(arg: OsString) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    const PROGRAM: Program =
-        Program { name: "rt-test", options: &["fuel", "memory", "native", "plugin", "timeout"] };
+    const PROGRAM: Program = Program {
+        name: "rt-test",
+        options: &["fuel", "http", "memory", "native", "plugin", "timeout"],
+    };
 
     fn work(args: &[&str]) -> Result<Work, String> {
         Work::parse(["rt-test"].iter().chain(args).map(OsString::from), &PROGRAM)
@@ -366,10 +464,39 @@ mod tests {
     }
 
     #[test]
+    fn takes_how_to_serve() {
+        let args = [
+            "--http=9",
+            "--http-requests=5",
+            "--http-header-timeout=250",
+            "--http-health=/healthz",
+            "--http-access-log=stderr",
+            "--http-outbound=a:80",
+            "--http-outbound=*.b:8080",
+        ];
+        let http = parse(&[&FDS[..], &args].concat()).expect("taken").run.http.expect("there");
+        assert_eq!((http.listener.number(), http.health.as_deref()), (9, Some("/healthz")));
+        let HttpLimits { requests, header_timeout, body, .. } = http.limits;
+        assert_eq!((requests, header_timeout, body), (Some(5), Some(250), None));
+        assert_eq!((http.access_log, http.outbound.len()), (Some(Stream::Stderr), 2));
+        for wrong in [
+            &["--http=4"][..],
+            &["--http-requests=5"],
+            &["--http=9", "--http-request=5"],
+            &["--http=9", "--http-requests=x"],
+            &["--http=9", "--http-requests=5", "--http-requests=5"],
+            &["--http=9", "--http-health=x"],
+            &["--http=9", "--http-access-log=file"],
+        ] {
+            assert!(parse(&[&FDS[..], wrong].concat()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn refuses_options_that_the_program_does_not_list() {
         const PLAIN: Program = Program { name: "rt-plain", options: &[] };
         for option in
-            ["--fuel=1", "--memory=1", "--native=6", "--plugin-dir=6", "--plugin=x", "--timeout=1"]
+            ["--fuel=1", "--http=6", "--memory=1", "--native=6", "--plugin-dir=6", "--timeout=1"]
         {
             let args = [&["rt-plain"][..], &FDS, &[option]].concat();
             let error = Work::parse(args.iter().map(OsString::from), &PLAIN).expect_err(option);

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The size of a WebAssembly page, in bytes.
 pub const PAGE: u64 = 64 << 10;
@@ -43,6 +45,58 @@ pub fn most_pages(initial: impl IntoIterator<Item = u64>, limit: u64) -> u32 {
 fn pages(limit: u64, used: u64, smallest: u64) -> u32 {
     let pages = (left(limit, used) / PAGE).max(smallest).min(MOST);
     u32::try_from(pages).unwrap_or(u32::MAX)
+}
+
+/// The bytes that the instances of a server may still have together, and how many each may have.
+#[derive(Debug)]
+pub struct Pool {
+    left: AtomicU64,
+    most: u64,
+}
+
+impl Pool {
+    /// `limit` is what the container may use, in bytes, `reserve` what the server itself needs for
+    /// connections and requests, and `most` the limit of each instance. Without it, an instance may
+    /// have half of the pool, so that no instance alone keeps all others out. Other threads may run.
+    /// Their usage so far counts as used.
+    pub fn new(limit: Option<u64>, reserve: u64, most: Option<u64>) -> Pool {
+        let left = limit.map_or(u64::MAX, |limit| left(limit, used()).saturating_sub(reserve));
+        Pool { left: AtomicU64::new(left), most: most.unwrap_or(left / 2) }
+    }
+
+    /// Any thread may call this.
+    pub fn share(self: &Arc<Pool>) -> Share {
+        Share { pool: Arc::clone(self), taken: 0 }
+    }
+}
+
+/// The memory that an instance has of a pool. It returns when this is dropped.
+#[derive(Debug)]
+pub struct Share {
+    pool: Arc<Pool>,
+    taken: u64,
+}
+
+impl Share {
+    /// Whether a memory or a table of the instance may grow by this many bytes.
+    pub fn take(&mut self, bytes: u64) -> bool {
+        let Some(taken) = self.taken.checked_add(bytes).filter(|it| *it <= self.pool.most) else {
+            return false;
+        };
+        let less = |left: u64| left.checked_sub(bytes);
+        let is_there =
+            self.pool.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        if is_there {
+            self.taken = taken;
+        }
+        is_there
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.pool.left.fetch_add(self.taken, Ordering::Relaxed);
+    }
 }
 
 /// The bytes by which all memories and tables of a guest together may still grow.
@@ -106,6 +160,22 @@ mod tests {
         assert!(!budget.take(21, false));
         assert!(budget.take(20, false));
         assert!(!budget.take(1, false));
+    }
+
+    #[test]
+    fn instances_share_a_pool() {
+        let pool = |left, most| Arc::new(Pool { left: AtomicU64::new(left), most });
+        let shared = pool(100, 60);
+        let (mut one, mut other) = (shared.share(), shared.share());
+        assert!(one.take(60) && !one.take(1));
+        assert!(!other.take(41) && other.take(40) && !other.take(1));
+        drop(one);
+        assert!(other.take(20) && !other.take(1));
+        drop(other);
+        assert_eq!(shared.left.load(Ordering::Relaxed), 100);
+        let whole = Pool::new(Some(64 * MIB), 16 * MIB, None);
+        let left = whole.left.load(Ordering::Relaxed);
+        assert!(left < 48 * MIB && whole.most == left / 2, "{whole:?}");
     }
 
     #[test]

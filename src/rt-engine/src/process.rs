@@ -8,9 +8,10 @@
 use std::ffi::{CString, c_int};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
 use crate::contract::Descriptor;
 use crate::{TIMED_OUT, message};
@@ -58,16 +59,38 @@ pub fn end_on_signals() {
 ///
 /// Call this before threads start, because they inherit the signal mask.
 pub fn hold_signals() {
+    block(&ENDING);
+}
+
+/// Opens a descriptor on which SIGTERM and SIGINT can be read from now on (`signalfd(2)`), instead
+/// of ending the process. The other termination signals still end it.
+///
+/// Call this before threads start, because they inherit the signal mask.
+pub fn hear_endings() -> io::Result<File> {
+    let set = block(&[libc::SIGTERM, libc::SIGINT]);
+    // SAFETY: `set` is initialised and only read.
+    let number =
+        unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has opened this descriptor, and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(number) })
+}
+
+/// Blocks these signals, and returns the set of them.
+fn block(signals: &[c_int]) -> libc::sigset_t {
     // SAFETY: sigset_t is plain integers, and sigemptyset makes it valid, whatever it contained.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is a valid place to write to.
     unsafe { libc::sigemptyset(&raw mut set) };
-    for signal in ENDING {
+    for signal in signals {
         // SAFETY: `set` is initialised, and the number is a signal's.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
     }
     // SAFETY: `set` is initialised and only read.
     unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    set
 }
 
 /// The message that the timer's handler writes. It is set before the handler.
@@ -106,6 +129,56 @@ pub fn end_after(milliseconds: c_int) -> Result<(), String> {
         libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
     // SAFETY: `timer` is initialised and only read. The old value is not requested.
     if unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) } < 0 {
+        return Err(format!("set a timer: {}", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// Whether a write to this file does not wait: it has room for `PIPE_BUF` bytes, or nobody reads it
+/// any more (poll(2)). Any thread may call this.
+pub fn can_write(file: &impl AsFd) -> bool {
+    let mut polled =
+        libc::pollfd { fd: file.as_fd().as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: poll(2) writes to the one structure that it is given, and does not wait.
+    (unsafe { libc::poll(&raw mut polled, 1, 0) }) > 0
+}
+
+/// The function that a timer's handler calls. It is set before the handler.
+static SLICE_IS_OVER: OnceLock<fn()> = OnceLock::new();
+
+extern "C" fn end_of_slice(_signal: c_int) {
+    // This is an atomic load, which a signal handler may do.
+    if let Some(call) = SLICE_IS_OVER.get() {
+        call();
+    }
+}
+
+/// Calls a function each time that this process has used this many milliseconds of processor time
+/// (`setitimer(2)`, `ITIMER_PROF`): an idle process is not woken up. Only the first call has an
+/// effect.
+///
+/// Other threads may run, because the timer belongs to the process.
+///
+/// # Safety
+///
+/// `call` runs in a signal handler, so it may do only what is async-signal-safe
+/// (signal-safety(7)).
+pub unsafe fn at_each_slice(milliseconds: u16, call: fn()) -> Result<(), String> {
+    SLICE_IS_OVER.get_or_init(|| call);
+    // SAFETY: `sigaction` is plain integers and pointers, for which zeroes are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler = end_of_slice as extern "C" fn(c_int);
+    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler has the type that sigaction(2) requires, reads one atomic value and calls
+    // a function that is async-signal-safe by this function's contract.
+    if unsafe { libc::sigaction(libc::SIGPROF, &raw const action, ptr::null_mut()) } < 0 {
+        return Err(format!("handle SIGPROF: {}", io::Error::last_os_error()));
+    }
+    let slice = libc::timeval { tv_sec: 0, tv_usec: (u32::from(milliseconds) * 1000).into() };
+    let timer = libc::itimerval { it_interval: slice, it_value: slice };
+    // SAFETY: `timer` is initialised and only read. The old value is not requested.
+    if unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, ptr::null_mut()) } < 0 {
         return Err(format!("set a timer: {}", io::Error::last_os_error()));
     }
     Ok(())
@@ -256,6 +329,40 @@ pub fn name_memory(address: usize, length: usize) {
     unsafe {
         libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, address, length, c"wasm-memory".as_ptr())
     };
+}
+
+/// The number of counters of a server's statistics: those that fit into a page.
+pub const COUNTERS: usize = 512;
+
+/// Makes the counters of a server's statistics (`docs/engine.md`, "Statistics"). They are in a memory
+/// file, whose name every kernel shows in `/proc/PID/maps`, where `rt events` finds it. Fails where a
+/// filter forbids memory files. Any thread may call this.
+pub fn statistics() -> io::Result<&'static [AtomicU64; COUNTERS]> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is NUL-terminated and only read.
+    let number = unsafe { libc::memfd_create(c"http-statistics".as_ptr(), flags) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has opened this descriptor, and nobody else has it.
+    let file = unsafe { File::from_raw_fd(number) };
+    let length = size_of::<[AtomicU64; COUNTERS]>();
+    file.set_len(length as u64)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: fcntl(2) with F_ADD_SEALS takes a number and touches no memory.
+    if unsafe { libc::fcntl(number, libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping, where the kernel finds room.
+    let there = unsafe { libc::mmap(ptr::null_mut(), length, rights, libc::MAP_SHARED, number, 0) };
+    if there == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is as long as the array, begins at a page, holds zeroes, which are valid,
+    // and stays until the process ends. Its file cannot become shorter. Only atomic operations
+    // change it, here and in a process that reads this memory.
+    Ok(unsafe { &*there.cast::<[AtomicU64; COUNTERS]>() })
 }
 
 /// Names the process after the guest's program, for ps(1). The kernel cuts the name to 15 bytes.

@@ -23,15 +23,29 @@ const PROPOSALS: WasmFeatures = WasmFeatures::BULK_MEMORY
     .union(WasmFeatures::SIMD)
     .union(WasmFeatures::TAIL_CALL);
 
-/// `counting` says whether native code counts instructions, for a limit of them.
-pub(crate) fn engine(counting: bool) -> Result<Engine, String> {
+/// What native code does besides its work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Form {
+    /// It counts instructions, for a limit of them.
+    pub(crate) counting: bool,
+    /// It looks from time to time whether others wait. Only handlers of requests do, because a
+    /// command has its process for itself. Measured: a computation takes a third longer.
+    pub(crate) yielding: bool,
+}
+
+pub(crate) fn config(form: Form) -> Config {
     let mut config = Config::new();
     config
         .wasm_features(WasmFeatures::all(), false)
         .wasm_features(PROPOSALS, true)
-        .consume_fuel(counting)
+        .consume_fuel(form.counting)
+        .epoch_interruption(form.yielding)
         // No debugger looks at a guest, so its native code needs no tables for one.
         .native_unwind_info(false)
         .generate_address_map(false);
-    Engine::new(&config).map_err(|error| format!("configure wasmtime: {error:#}"))
+    config
+}
+
+pub(crate) fn engine(config: &Config) -> Result<Engine, String> {
+    Engine::new(config).map_err(|error| format!("configure wasmtime: {error:#}"))
 }

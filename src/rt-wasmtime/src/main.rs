@@ -9,6 +9,7 @@ mod limits;
 mod native;
 mod open;
 mod run;
+mod serve;
 mod streams;
 mod world;
 
@@ -18,7 +19,7 @@ use rt_engine::{Program, Start, Work};
 
 /// `packaging/wasmtime/build` writes the same options to `engine.json`.
 const PROGRAM: Program =
-    Program { name: "rt-wasmtime", options: &["fuel", "memory", "native", "timeout"] };
+    Program { name: "rt-wasmtime", options: &["fuel", "http", "memory", "native", "timeout"] };
 
 /// musl maps and unmaps pages for many allocations. dlmalloc keeps its pages.
 #[global_allocator]

@@ -1,9 +1,11 @@
-//! Loads native code. The only file of this program with `unsafe`.
+//! Loads native code, and interrupts it. The only file of this program with `unsafe`.
 #![allow(unsafe_code, reason = "wasmtime trusts native code, and says so by `unsafe`")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
+use rt_engine::process;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -18,4 +20,20 @@ pub(crate) fn load(engine: &Engine, native: &File) -> Result<Component, String> 
     // so that the path leads to this descriptor.
     let component = unsafe { Component::deserialize_file(engine, path) };
     component.map_err(|error| format!("load its native code: {error:#}"))
+}
+
+static ENGINE: OnceLock<Engine> = OnceLock::new();
+
+/// Lets the guests of an engine yield to others each time that this process has used this many
+/// milliseconds of processor time. Only the first call has an effect.
+pub(crate) fn interrupt_each_slice(engine: &Engine, milliseconds: u16) -> Result<(), String> {
+    ENGINE.get_or_init(|| engine.clone());
+    let interrupt = || {
+        if let Some(engine) = ENGINE.get() {
+            engine.increment_epoch();
+        }
+    };
+    // SAFETY: the function reads one atomic value and increments another (`increment_epoch`,
+    // "Signal Safety").
+    unsafe { process::at_each_slice(milliseconds, interrupt) }
 }

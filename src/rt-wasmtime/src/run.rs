@@ -2,37 +2,46 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
+use std::sync::Arc;
 
-use rt_engine::memory::{self, Budget};
+use rt_engine::memory::{self, Budget, Pool};
 use rt_engine::{End, Run, Start, process, reserved};
 use wasmtime::component::InstancePre;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::config::Form;
 use crate::limits::Limits;
-use crate::world::World;
-use crate::{config, native, world};
+use crate::serve::{Allowed, Every, Outbound, Proxy, Settings};
+use crate::world::{Given, World};
+use crate::{config, native, serve, world};
 
 /// Runs a component. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
     let program = start.run.program().to_owned();
-    run_component(start).map_err(|why| format!("start `{program}`: {why}"))
+    let end = match start.run.http {
+        Some(_) => serve_component(start),
+        None => run_component(start),
+    };
+    end.map_err(|why| format!("start `{program}`: {why}"))
 }
 
 fn run_component(start: Start) -> Result<End, String> {
     let Start { environment, run } = start;
-    let engine = config::engine(run.fuel.is_some())?;
+    let form = Form { counting: run.fuel.is_some(), yielding: false };
+    let engine = config::engine(&config::config(form))?;
     let command = load(&engine, run.native.as_ref())?;
     let Run { engine_dir, module, native, directories, arguments, .. } = run;
     // Of the host's files, only the native code stays open, read-only, on a mount of its own:
     // wasmtime keeps it. The guest cannot reach it, because no magic link is followed.
     drop((engine_dir, module, native));
-    let limits = Limits(run.memory.map(Budget::new));
-    let world = World::new(&arguments, &environment, &directories, limits)?;
+    let limits = Limits::Alone(run.memory.map(Budget::new));
+    let given = Given::new(arguments, &environment, &directories, true)?;
     drop((environment, directories));
     let (memory, timeout, fuel) = (run.memory, run.timeout, run.fuel);
-    let mut store = Store::new(&engine, world);
+    let mut store = Store::new(&engine, given.world(limits, Outbound::default()));
     store.limiter(|world| &mut world.limits);
     if let Some(fuel) = fuel {
         store.set_fuel(fuel).map_err(|error| format!("limit its instructions: {error:#}"))?;
@@ -49,10 +58,38 @@ fn run_component(start: Start) -> Result<End, String> {
     end
 }
 
+/// Serves HTTP. Each request gets an instance of the component.
+fn serve_component(start: Start) -> Result<End, String> {
+    let Start { environment, run } = start;
+    let Run { engine_dir, module, native, directories, arguments, http, .. } = run;
+    let http = *http.ok_or("there is nothing to listen on")?;
+    let settings = Settings::new(&http.limits, run.memory, run.timeout, run.fuel);
+    let memory = Arc::new(Pool::new(run.memory, settings.reserve(), settings.memory));
+    let form = Form { counting: run.fuel.is_some(), yielding: true };
+    let mut config = config::config(form);
+    config.allocation_strategy(serve::allocation(settings.requests));
+    let engine = config::engine(&config)?;
+    let component = native::load(&engine, native.as_ref().ok_or(NO_NATIVE_CODE)?)?;
+    // As for a command.
+    drop((engine_dir, module, native));
+    let component = world::http_linker(&engine)?
+        .instantiate_pre(&component)
+        .and_then(ProxyPre::new)
+        .map_err(|error| format!("{error:#}"))?;
+    let given = Given::new(arguments, &environment, &directories, false)?;
+    drop((environment, directories));
+    let allowed = Allowed::parse(http.outbound.iter().map(String::as_str))?;
+    serve::interrupt(&engine)?;
+    reserved::name_all();
+    let handler = Proxy { component, given, outbound: Outbound::new(allowed) };
+    serve::serve(Box::new(Every(Arc::new(handler))), http, settings, memory)
+}
+
+const NO_NATIVE_CODE: &str = "it has no native code, and this engine interprets nothing";
+
 /// Loads the native code, and finds everything that it imports.
 fn load(engine: &Engine, native: Option<&File>) -> Result<CommandPre<World>, String> {
-    let native = native.ok_or("it has no native code, and this engine interprets nothing")?;
-    let component = native::load(engine, native)?;
+    let component = native::load(engine, native.ok_or(NO_NATIVE_CODE)?)?;
     let linked: InstancePre<World> =
         world::linker(engine)?.instantiate_pre(&component).map_err(|error| format!("{error:#}"))?;
     CommandPre::new(linked).map_err(|error| format!("{error:#}"))

@@ -10,15 +10,20 @@ use rt_engine::contract::Preopen;
 use rt_engine::{files, variables};
 use wasmtime::Engine;
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::limits::Limits;
 use crate::open;
+use crate::serve::Outbound;
 use crate::streams::Unbuffered;
 
 /// The host's side of an instance.
 pub(crate) struct World {
     wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outbound: Outbound,
     table: ResourceTable,
     pub(crate) limits: Limits,
 }
@@ -29,7 +34,13 @@ impl WasiView for World {
     }
 }
 
-/// All functions of WASI 0.2.
+impl WasiHttpView for World {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outbound }
+    }
+}
+
+/// All functions of WASI 0.2, except those of HTTP.
 pub(crate) fn linker(engine: &Engine) -> Result<Linker<World>, String> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)
@@ -38,59 +49,102 @@ pub(crate) fn linker(engine: &Engine) -> Result<Linker<World>, String> {
     Ok(linker)
 }
 
-impl World {
+/// The same, with those of HTTP.
+pub(crate) fn http_linker(engine: &Engine) -> Result<Linker<World>, String> {
+    let mut linker = linker(engine)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)
+        .map_err(|error| format!("offer WASI: {error:#}"))?;
+    Ok(linker)
+}
+
+/// What each instance of a component is given.
+pub(crate) struct Given {
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    directory: Option<String>,
+    files: WasiFilesystemCtx,
+    stdout: Unbuffered,
+    stderr: Unbuffered,
+    /// Whether the process may wait for a file: it has no other guest, which would wait too. Then
+    /// the guest also has the standard input.
+    is_alone: bool,
+}
+
+impl Given {
     /// Opens the directories of the guest. No other file is open for it: not the engine's, and not
     /// its own native code.
     pub(crate) fn new(
-        arguments: &[String],
+        arguments: Vec<String>,
         environment: &[u8],
         directories: &[Preopen<File>],
-        limits: Limits,
-    ) -> Result<World, String> {
+        is_alone: bool,
+    ) -> Result<Given, String> {
+        let variables = variables(environment)?.into_iter().filter_map(|it| it.split_once('='));
+        let directory = std::env::current_dir().ok();
+        Ok(Given {
+            arguments,
+            variables: variables.map(|(name, value)| (name.into(), value.into())).collect(),
+            directory: directory.and_then(|it| it.into_os_string().into_string().ok()),
+            files: open_directories(directories, is_alone)?,
+            stdout: Unbuffered::new(std::io::stdout())?,
+            stderr: Unbuffered::new(std::io::stderr())?,
+            is_alone,
+        })
+    }
+
+    /// The world of a new instance.
+    pub(crate) fn world(&self, limits: Limits, outbound: Outbound) -> World {
         let mut wasi = WasiCtx::builder();
-        wasi.inherit_stdin()
-            .stdout(Unbuffered::new(std::io::stdout())?)
-            .stderr(Unbuffered::new(std::io::stderr())?)
-            .args(arguments)
+        if self.is_alone {
+            wasi.inherit_stdin();
+        }
+        wasi.stdout(self.stdout.clone())
+            .stderr(self.stderr.clone())
+            .args(&self.arguments)
+            .envs(&self.variables)
             // rt restricts the network of the whole process, for every engine in the same way.
             .inherit_network()
             .allow_tcp(true)
             .allow_udp(true)
             .allow_ip_name_lookup(true)
-            // The guest is the only one who waits.
-            .allow_blocking_current_thread(true);
-        for variable in variables(environment)? {
-            if let Some((name, value)) = variable.split_once('=') {
-                wasi.env(name, value);
-            }
-        }
-        if let Some(directory) =
-            std::env::current_dir().ok().and_then(|it| it.into_os_string().into_string().ok())
-        {
+            .allow_blocking_current_thread(self.is_alone);
+        if let Some(directory) = &self.directory {
             wasi.initial_cwd(directory);
         }
-        for Preopen { path, read_only, descriptor } in directories {
-            let rights = if *read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            let place = match descriptor {
-                Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
-                None => format!("{path}/."),
-            };
-            let failed = |why: &dyn Display| format!("preopen `{path}`: {why:#}");
-            // Because of `/.`, this opens a directory only. Another container that shares a volume
-            // could have put a fifo there.
-            let opened = match File::open(place) {
-                // wasmtime needs the right to read it. Without the right, the guest does not see
-                // the directory.
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
-                opened => opened.map_err(|error| failed(&error))?,
-            };
-            // Another container may have moved the directory since `create`.
-            if !files::is_for_guests(&opened) {
-                return Err(failed(&"it belongs to the kernel"));
-            }
-            let place = format!("/proc/self/fd/{}/.", opened.as_raw_fd());
-            wasi.preopened_dir(place, path, rights).map_err(|error| failed(&error))?;
-        }
-        Ok(World { wasi: wasi.build(), table: ResourceTable::new(), limits })
+        let mut wasi = wasi.build();
+        wasi.filesystem().clone_from(&self.files);
+        let (http, table) = (WasiHttpCtx::new(), ResourceTable::new());
+        World { wasi, http, outbound, table, limits }
     }
+}
+
+fn open_directories(
+    directories: &[Preopen<File>],
+    is_alone: bool,
+) -> Result<WasiFilesystemCtx, String> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.allow_blocking_current_thread(is_alone);
+    for Preopen { path, read_only, descriptor } in directories {
+        let rights = if *read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+        let place = match descriptor {
+            Some(opened) => format!("/proc/self/fd/{}/.", opened.as_raw_fd()),
+            None => format!("{path}/."),
+        };
+        let failed = |why: &dyn Display| format!("preopen `{path}`: {why:#}");
+        // Because of `/.`, this opens a directory only. Another container that shares a volume
+        // could have put a fifo there.
+        let opened = match File::open(place) {
+            // wasmtime needs the right to read it. Without the right, the guest does not see the
+            // directory.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+            opened => opened.map_err(|error| failed(&error))?,
+        };
+        // Another container may have moved the directory since `create`.
+        if !files::is_for_guests(&opened) {
+            return Err(failed(&"it belongs to the kernel"));
+        }
+        let place = format!("/proc/self/fd/{}/.", opened.as_raw_fd());
+        wasi.preopened_dir(place, path, rights).map_err(|error| failed(&error))?;
+    }
+    Ok(wasi.build().filesystem().clone())
 }

@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -285,8 +286,13 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
 /// Prepares an engine to run a module.
 fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Program> {
     let engines = request.engines.context("no engine was found")?;
-    let number = engines.choose(format, module.as_fd(), request.rights)?;
+    let is_handler = format.is_handler(module.as_fd());
+    let number = engines.choose(format, is_handler, module.as_fd(), request.rights)?;
     let engine = &engines.get(number)?.description;
+    let listener = match is_handler {
+        true => Some(listen(request.rights.http.address())?),
+        false => None,
+    };
     let start = || -> Result<Program> {
         let guest = Guest {
             args: request.args,
@@ -301,7 +307,7 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
             (request.ask)(number, module.as_fd())?;
         prove_proc(&directory)
             .context("an engine is started through `/proc`, which this container lacks")?;
-        let files = Files { directory, module, environment, native, plugins };
+        let files = Files { directory, module, environment, native, plugins, listener };
         let CommandLine { path, argv, descriptors } =
             CommandLine::new(engine, files, engines.plugin_files(), &guest)?;
         Ok(Program {
@@ -318,6 +324,20 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
         })
     };
     start().with_context(|| format!("prepare engine `{}`", engine.name))
+}
+
+/// Listens for a handler of requests. This process does so, and not the engine, because what
+/// restricts a module's sockets and ports must not keep the server from its own.
+fn listen(address: SocketAddr) -> Result<OwnedFd> {
+    /// Connections that wait until the engine accepts them. The kernel has a limit of its own
+    /// (`net.core.somaxconn`).
+    const BACKLOG: i32 = 1024;
+    let listen = || -> Result<OwnedFd> {
+        let listener = OwnedFd::from(TcpListener::bind(address)?);
+        rustix::net::listen(&listener, BACKLOG)?;
+        Ok(listener)
+    };
+    listen().with_context(|| format!("listen on `{address}` (`run.oci.wasm.http`)"))
 }
 
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>

@@ -7,9 +7,11 @@
 
 mod compile;
 mod contents;
+mod http;
 mod ports;
 mod registered;
 mod rights;
+mod seconds;
 
 use std::os::fd::BorrowedFd;
 
@@ -140,6 +142,12 @@ impl Format {
     /// Reads what the file imports and exports.
     pub(crate) fn contents(self, file: BorrowedFd<'_>) -> Result<Contents> {
         contents::read(file, self)
+    }
+
+    /// Whether the file is a component that handles requests of HTTP, and not a command. The compiler
+    /// says best what is wrong with a broken file, so that counts as a command.
+    pub(crate) fn is_handler(self, file: BorrowedFd<'_>) -> bool {
+        self == Format::Component && self.contents(file).is_ok_and(|it| it.is_handler())
     }
 
     /// The worlds that the program may belong to, as far as its head tells.

@@ -5,11 +5,13 @@
 
 #[path = "../config.rs"]
 mod config;
+mod handler;
 mod preview1;
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
+use config::Form;
 use rt_engine::{End, LARGEST, Program, Work, process};
 
 const PROGRAM: Program = Program { name: "rt-wasmtime-compiler", options: &[] };
@@ -37,7 +39,8 @@ fn compile(counting: bool) -> Result<(), String> {
         return Err(format!("it has more than {LARGEST} bytes"));
     }
     let component = if is_module(&bytes) { preview1::component(&bytes)? } else { bytes };
-    let engine = config::engine(counting)?;
+    let form = Form { counting, yielding: handler::is_one(&component) };
+    let engine = config::engine(&config::config(form))?;
     let native = engine.precompile_component(&component).map_err(|error| format!("{error:#}"))?;
     let mut out = std::io::stdout().lock();
     out.write_all(&native)

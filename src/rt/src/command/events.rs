@@ -2,6 +2,9 @@
 //! one JSON object per line, in runc's form.
 #![forbid(unsafe_code)]
 
+mod http;
+
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -72,11 +75,14 @@ fn follow(state: &State, interval: Duration) -> Result<()> {
 fn print_stats(state: &State) -> Result<()> {
     let mut data = state.cgroup.stats();
     if let (Some(run), Some(data)) = (&state.run, data.as_object_mut()) {
-        let pages = memory_pages(state.pid);
-        data.insert(
-            "wasm".into(),
-            json!({ "engine": run.engine, "mode": run.mode, "memoryPages": pages }),
-        );
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", state.pid)).unwrap_or_default();
+        let mut module = json!({
+            "engine": run.engine, "mode": run.mode, "memoryPages": memory_pages(&maps)
+        });
+        if let Some(statistics) = http::statistics(state.pid, &maps) {
+            module["http"] = statistics;
+        }
+        data.insert("wasm".into(), module);
     }
     let event = json!({ "type": "stats", "id": state.id, "data": data });
     super::print(&format!("{event}\n"))
@@ -84,21 +90,33 @@ fn print_stats(state: &State) -> Result<()> {
 
 /// The number of WebAssembly pages (64 KiB each) in a module's memory. The engine names this memory
 /// (`docs/engine.md`). Returns `None` if the kernel does not show names.
-fn memory_pages(pid: i32) -> Option<u64> {
+fn memory_pages(maps: &str) -> Option<u64> {
     const PAGE: u64 = 64 << 10;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let memory = maps.lines().filter(|line| line.ends_with("[anon:wasm-memory]"));
     let mut bytes = None;
-    for line in memory {
-        let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let address = |text: &str| u64::from_str_radix(text, 16).ok();
-        let length = address(end)?.saturating_sub(address(start)?);
+    for Mapping { range, rest } in mappings(maps, "[anon:wasm-memory]") {
         // The reserved part, into which the memory may grow, is not readable.
-        let there = if rest.starts_with("rw") { length } else { 0 };
+        let there = if rest.starts_with("rw") { range.end - range.start } else { 0 };
         bytes = Some(bytes.unwrap_or(0) + there);
     }
     bytes.map(|bytes| bytes / PAGE)
+}
+
+/// A mapping of a process.
+struct Mapping<'a> {
+    range: Range<u64>,
+    /// The rest of the line, which begins with the mapping's rights.
+    rest: &'a str,
+}
+
+/// The mappings of this name in a process's table (`proc_pid_maps(5)`).
+fn mappings<'a>(maps: &'a str, name: &str) -> impl Iterator<Item = Mapping<'a>> {
+    maps.lines().filter(move |line| line.ends_with(name)).filter_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        let range = address(start)?..address(end)?;
+        (range.start <= range.end).then_some(Mapping { range, rest })
+    })
 }
 
 /// Parses a duration as Go writes it: `5s`, `500ms`, `1m30s`.

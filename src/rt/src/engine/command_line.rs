@@ -65,6 +65,8 @@ pub(crate) struct Files {
     pub(crate) native: Option<OwnedFd>,
     /// The directory of the plugins.
     pub(crate) plugins: Option<OwnedFd>,
+    /// The socket on which a handler of requests listens.
+    pub(crate) listener: Option<OwnedFd>,
 }
 
 /// How an engine is started.
@@ -84,7 +86,7 @@ impl CommandLine {
         plugins: &[PathBuf],
         guest: &Guest<'_>,
     ) -> Result<CommandLine> {
-        let Files { directory, module, environment, native, plugins: plugin_dir } = files;
+        let Files { directory, module, environment, native, plugins: plugin_dir, listener } = files;
         let (path, mut argv) = program(engine, &directory, plugin_dir.as_ref())?;
         for option in [
             format!("--contract={CONTRACT}"),
@@ -113,6 +115,12 @@ impl CommandLine {
         if let Some(fuel) = guest.rights.fuel {
             argv.push(CString::new(format!("--fuel={fuel}"))?);
         }
+        if let Some(listener) = &listener {
+            argv.push(CString::new(format!("--http={}", listener.as_raw_fd()))?);
+            for option in guest.rights.http.options() {
+                argv.push(CString::new(option)?);
+            }
+        }
         let (options, directories) = preopens(guest)?;
         argv.extend(options);
         argv.push(c"--".to_owned());
@@ -123,6 +131,7 @@ impl CommandLine {
             .into_iter()
             .chain(native)
             .chain(plugin_dir)
+            .chain(listener)
             .chain(directories)
             .collect();
         Ok(CommandLine { path, argv, descriptors })
@@ -219,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: &[&str] = &["fuel", "memory", "native", "plugin", "timeout"];
+    const OPTIONS: &[&str] = &["fuel", "http", "memory", "native", "plugin", "timeout"];
     const PROGRAM: Program = Program { name: "program", options: OPTIONS };
 
     fn file() -> OwnedFd {
@@ -236,6 +245,7 @@ mod tests {
             environment: guest.environment().expect("made"),
             native: all.then(file),
             plugins: all.then(file),
+            listener: all.then(file),
         };
         let plugins: &[PathBuf] = if all { &["a.so".into(), "b.so".into()] } else { &[] };
         let line = CommandLine::new(&engine, files, plugins, guest).expect("made");
@@ -257,6 +267,8 @@ mod tests {
             ("timeout", "1.5"),
             ("dirs", "/tmp,/usr:ro"),
             ("plugins", "a"),
+            ("http-requests", "5"),
+            ("http-outbound", "a,b:81"),
         ]);
         let env = ["A=B".to_owned()];
         let memory = Some(1 << 20);
@@ -268,12 +280,14 @@ mod tests {
             rights: &rights,
             memory,
         };
-        let options = r#"["fuel", "memory", "native", "plugin", "timeout"]"#;
+        let options = r#"["fuel", "http", "memory", "native", "plugin", "timeout"]"#;
         let (line, contract) = read(options, true, &guest);
         let run = &contract.run;
         assert_eq!(run.arguments, args);
         assert_eq!((run.fuel, run.timeout, run.memory), (Some(7), Some(1500), memory));
         assert_eq!(run.plugins, ["a.so", "b.so"]);
+        let http = run.http.as_ref().expect("it serves");
+        assert_eq!((http.limits.requests, http.outbound.len()), (Some(5), 2));
         let listed: Vec<_> =
             run.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
         assert_eq!(listed, [("/tmp", false), ("/usr", true)]);

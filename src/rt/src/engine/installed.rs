@@ -59,16 +59,19 @@ impl<'a> Engines<'a> {
     }
 
     /// The number of the first engine that can run a program of this format with these rights.
+    /// `is_handler` says whether the program handles requests of HTTP.
     pub(crate) fn choose(
         &self,
         format: Format,
+        is_handler: bool,
         program: BorrowedFd<'_>,
         rights: &Rights,
     ) -> Result<usize> {
         let descriptions = self.engines.iter().map(|engine| &engine.description);
         // The engine reports what is wrong with a file that cannot be read here.
         let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
-        choose(&descriptions.collect::<Vec<_>>(), format, &beyond, rights).map_err(|error| {
+        let descriptions = descriptions.collect::<Vec<_>>();
+        choose(&descriptions, format, is_handler, &beyond, rights).map_err(|error| {
             let broken = &self.broken;
             if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
         })
@@ -168,14 +171,20 @@ fn named(folder: &Path, name: &str) -> Result<Installed> {
 fn choose(
     engines: &[&Description],
     format: Format,
+    is_handler: bool,
     beyond: &dyn Fn() -> Option<Item>,
     rights: &Rights,
 ) -> Result<usize> {
+    let worlds: &[World] = match format {
+        Format::Component if is_handler => &[World::HttpProxy],
+        Format::Component => &[World::CliCommand],
+        _ => format.worlds(),
+    };
     let mut lacks = None;
     let import = LazyCell::new(beyond);
     for (number, engine) in engines.iter().enumerate() {
         let name = &engine.name;
-        if !engine.runs(format.worlds()) {
+        if !engine.runs(worlds) {
             continue;
         }
         if format == Format::Module
@@ -189,12 +198,12 @@ fn choose(
             });
             continue;
         }
-        match rights.needs().find(|(option, _)| !engine.knows(option)) {
+        match rights.needs(is_handler).find(|(option, _)| !engine.knows(option)) {
             None => return Ok(number),
-            Some((option, annotation)) => {
+            Some((option, cause)) => {
                 lacks.get_or_insert_with(|| {
                     anyhow!(
-                        "the engine `{name}` lacks the option `{option}`, which the annotation `{annotation}` requires"
+                        "the engine `{name}` lacks the option `{option}`, which {cause} requires"
                     )
                 });
             }
@@ -234,20 +243,33 @@ mod tests {
             r#"["wasi:http/proxy", "wasip1-command"]"#,
         );
         let plain = Rights::default();
-        for (engines, format, expected) in [
-            (vec![&modules, &components], Format::Module, Some(0)),
-            (vec![&modules, &components], Format::Component, Some(1)),
-            (vec![&components, &both], Format::Module, Some(1)),
-            (vec![&modules, &both], Format::Component, Some(1)),
-            (vec![&modules], Format::Component, None),
-            (vec![&components], Format::Module, None),
+        let proxy = Description::sample("d", r#"["http"]"#, r#"["wasi:http/proxy"]"#);
+        let (module, component) = ((Format::Module, false), (Format::Component, false));
+        let handler = (Format::Component, true);
+        for (engines, (format, is_handler), expected) in [
+            (vec![&modules, &components], module, Some(0)),
+            (vec![&modules, &components], component, Some(1)),
+            (vec![&components, &both], module, Some(1)),
+            (vec![&modules, &proxy], handler, Some(1)),
+            (vec![&both, &proxy], handler, Some(1)),
+            (vec![&modules], component, None),
+            (vec![&components], module, None),
+            (vec![&components], handler, None),
         ] {
-            assert_eq!(choose(&engines, format, &|| None, &plain).ok(), expected, "{format:?}");
+            let chosen = choose(&engines, format, is_handler, &|| None, &plain).ok();
+            assert_eq!(chosen, expected, "{format:?} {is_handler}");
         }
+        let error = choose(&[&both], Format::Component, true, &|| None, &plain);
+        let error = error.expect_err("refused").to_string();
+        assert!(error.contains("lacks the option `http`, which `wasi:http/incoming"), "{error}");
         let fuel = Rights::sample(&[("fuel", "5"), ("timeout", "1")]);
-        assert_eq!(choose(&[&modules, &both], Format::Module, &|| None, &fuel).ok(), Some(1));
-        let error =
-            choose(&[&modules], Format::Module, &|| None, &fuel).expect_err("refused").to_string();
+        assert_eq!(
+            choose(&[&modules, &both], Format::Module, false, &|| None, &fuel).ok(),
+            Some(1)
+        );
+        let error = choose(&[&modules], Format::Module, false, &|| None, &fuel)
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("lacks the option `fuel`"), "{error}");
         assert!(error.contains("`run.oci.wasm.fuel`"), "{error}");
     }
@@ -261,7 +283,7 @@ mod tests {
             Some(Item { module, name, kind: "func" })
         };
         let of = |engines: &[&Description], beyond: &dyn Fn() -> Option<Item>| {
-            choose(engines, Format::Module, beyond, &Rights::default())
+            choose(engines, Format::Module, false, beyond, &Rights::default())
         };
         assert_eq!(of(&[&narrow, &wide], &socket).ok(), Some(1));
         assert_eq!(of(&[&narrow, &wide], &|| None).ok(), Some(0));

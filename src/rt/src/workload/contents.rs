@@ -302,6 +302,13 @@ const PREVIEW1: [&str; 46] = [
 ];
 
 impl Contents {
+    /// Whether a component with these exports handles requests of HTTP, and is not a command.
+    pub(crate) fn is_handler(&self) -> bool {
+        let exports =
+            |name: &str| self.exports.iter().any(|it| it.name.split('@').next() == Some(name));
+        exports("wasi:http/incoming-handler") && !exports("wasi:cli/run")
+    }
+
     /// The first import of a core module that is not one of preview1's functions.
     pub(crate) fn beyond_preview1(&self) -> Option<&Item> {
         self.imports.iter().find(|import| {

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::Spec;
 
 use super::compile::{Compile, Wish};
+use super::http::{self, Http};
 use super::ports::{self, Ports};
+use super::seconds;
 
 /// The prefix of the annotations' names. No other name may begin with it.
 const PREFIX: &str = "run.oci.wasm.";
@@ -46,6 +48,8 @@ pub(crate) struct Rights {
     pub(crate) compile: Option<Compile>,
     /// How long a start waits until the module is compiled.
     pub(crate) compile_timeout: Option<Duration>,
+    /// How requests are served, if the module is a handler of requests.
+    pub(crate) http: Http,
 }
 
 /// A directory of the container.
@@ -67,6 +71,7 @@ impl Default for Rights {
             plugins: Vec::new(),
             compile: None,
             compile_timeout: None,
+            http: Http::default(),
         }
     }
 }
@@ -91,6 +96,10 @@ impl Rights {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             rights.take(name, value).with_context(|| format!("the annotation `{key}`"))?;
         }
+        ensure!(
+            rights.sockets || !rights.http.sends(),
+            "the annotation `{PREFIX}http-outbound` requires sockets, and `{PREFIX}sockets` is `off`"
+        );
         Ok(rights)
     }
 
@@ -102,12 +111,17 @@ impl Rights {
         }
     }
 
-    /// The options of the engine contract that these rights require, each with its annotation.
-    pub(crate) fn needs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+    /// The options of the engine contract that a module requires with these rights, each with what
+    /// requires it. `is_handler` says whether the module handles requests of HTTP.
+    pub(crate) fn needs(
+        &self,
+        is_handler: bool,
+    ) -> impl Iterator<Item = (&'static str, &'static str)> {
         [
-            (self.fuel.is_some(), ("fuel", "run.oci.wasm.fuel")),
-            (self.timeout.is_some(), ("timeout", "run.oci.wasm.timeout")),
-            (!self.plugins.is_empty(), ("plugin", "run.oci.wasm.plugins")),
+            (is_handler, ("http", "`wasi:http/incoming-handler`")),
+            (self.fuel.is_some(), ("fuel", "the annotation `run.oci.wasm.fuel`")),
+            (self.timeout.is_some(), ("timeout", "the annotation `run.oci.wasm.timeout`")),
+            (!self.plugins.is_empty(), ("plugin", "the annotation `run.oci.wasm.plugins`")),
         ]
         .into_iter()
         .filter_map(|(needed, option)| needed.then_some(option))
@@ -127,7 +141,7 @@ impl Rights {
                     _ => bail!("`{value}` is neither `on` nor `off`"),
                 }
             }
-            "timeout" => self.timeout = Some(timeout(value)?),
+            "timeout" => self.timeout = Some(seconds::parse(value)?),
             "fuel" => {
                 let fuel = value.parse().ok().filter(|fuel| *fuel > 0);
                 let wrong = || format!("`{value}` is not a number of instructions greater than 0");
@@ -138,8 +152,13 @@ impl Rights {
                 self.plugins = names.map(str::to_owned).collect();
             }
             "compile" => self.compile = Some(Compile::parse(value)?),
-            "compile-timeout" => self.compile_timeout = Some(timeout(value)?),
-            _ => bail!("rt knows {}", NAMES.map(|name| format!("`{PREFIX}{name}`")).join(", ")),
+            "compile-timeout" => self.compile_timeout = Some(seconds::parse(value)?),
+            _ if http::NAMES.contains(&name) => self.http.take(name, value)?,
+            _ => {
+                let known = NAMES.iter().chain(&http::NAMES);
+                let known: Vec<_> = known.map(|name| format!("`{PREFIX}{name}`")).collect();
+                bail!("rt knows {}", known.join(", "))
+            }
         }
         Ok(())
     }
@@ -176,16 +195,6 @@ fn directory(entry: &str) -> Result<Directory> {
 
 pub(crate) fn is_the_kernels(path: &Path) -> bool {
     KERNELS.iter().any(|kernel| path.starts_with(kernel))
-}
-
-/// Parses a number of seconds.
-fn timeout(value: &str) -> Result<Duration> {
-    let wrong = || format!("`{value}` is not a number of seconds greater than 0");
-    let seconds: f64 = value.parse().with_context(wrong)?;
-    let duration = Duration::try_from_secs_f64(seconds).ok();
-    // The largest number of milliseconds that a timer accepts on any machine: 24 days.
-    let good = |duration: &Duration| (1..=i32::MAX as u128).contains(&duration.as_millis());
-    duration.filter(good).with_context(wrong)
 }
 
 #[cfg(test)]

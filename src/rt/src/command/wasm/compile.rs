@@ -17,7 +17,9 @@ use crate::state::Root;
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
     let Program { module, format, name, handler, rights, .. } = Program::open(&args.path)?;
     let engines = Engines::find(&handler, super::super::host(root, global), &[])?;
-    let native = super::compiler(&engines, engines.choose(format, module.as_fd(), &rights)?)?;
+    let is_handler = format.is_handler(module.as_fd());
+    let number = engines.choose(format, is_handler, module.as_fd(), &rights)?;
+    let native = super::compiler(&engines, number)?;
     let counting = rights.wish().counting;
     let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
     let shown = crate::report::visible(&name);

@@ -79,7 +79,8 @@ fn engine(
 ) -> Result<Value> {
     let Program { module, format, handler, rights, .. } = program;
     let engines = Engines::find(handler, super::super::host(root, global), &rights.plugins)?;
-    let number = engines.choose(*format, module.as_fd(), rights)?;
+    let is_handler = *format == Format::Component && contents.is_handler();
+    let number = engines.choose(*format, is_handler, module.as_fd(), rights)?;
     let description = &engines.get(number)?.description;
     missing.extend(unknown(description, contents, rights));
     let native = match engines.native(number) {

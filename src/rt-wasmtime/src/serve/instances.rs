@@ -1,0 +1,191 @@
+//! Instances: a new one for each request.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use hyper::Request;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use wasmtime::{
+    Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig, Store,
+    Trap,
+};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+use super::router::Handler;
+use super::statistics::{Counter, Now, count};
+use super::{Server, say};
+use crate::limits::Limits;
+use crate::native;
+
+/// The slice of processor time, in milliseconds, after which a guest lets others go on. With n
+/// guests that compute, another request waits at most n slices for its turn.
+const SLICE: u16 = 10;
+
+/// Lets the guests of an engine take turns.
+pub(crate) fn interrupt(engine: &Engine) -> Result<(), String> {
+    native::interrupt_each_slice(engine, SLICE)
+}
+
+/// How wasmtime keeps memories and stacks for this many instances: made once, and used again.
+pub(crate) fn allocation(requests: usize) -> InstanceAllocationStrategy {
+    /// Of one component, in all its core modules. A component of one program has four core modules:
+    /// the program, an adapter and two small ones of wit-component.
+    const MODULES: u32 = 8;
+    /// Each reserves 4 GiB of addresses.
+    const MEMORIES: u32 = 2;
+    const TABLES: u32 = 8;
+    let count = u32::try_from(requests).unwrap_or(u32::MAX);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(count)
+        .total_core_instances(count.saturating_mul(MODULES))
+        .total_memories(count.saturating_mul(MEMORIES))
+        .total_tables(count.saturating_mul(TABLES))
+        .total_stacks(count)
+        // What an idle server keeps.
+        .max_unused_warm_slots(4);
+    pool.into()
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(super) enum End {
+    /// It runs, or it has done its work.
+    Good = 0,
+    Failed,
+    /// Its time was over.
+    TimedOut,
+    /// There was no memory for it, or no place.
+    Short,
+}
+
+/// The state of a guest, for those who wait for its response.
+#[derive(Debug, Default)]
+struct Ending(AtomicU8);
+
+impl Ending {
+    fn set(&self, end: End) {
+        self.0.store(end as u8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> End {
+        let all = [End::Good, End::Failed, End::TimedOut, End::Short];
+        let now = self.0.load(Ordering::Relaxed);
+        all.into_iter().find(|end| *end as u8 == now).unwrap_or(End::Failed)
+    }
+}
+
+/// A guest at work. It ends when this is dropped, except after [`Guest::leave`].
+#[derive(Debug)]
+pub(super) struct Guest {
+    task: Option<JoinHandle<()>>,
+    ending: Arc<Ending>,
+}
+
+impl Guest {
+    pub(super) fn has_failed(&self) -> bool {
+        self.ending.get() != End::Good
+    }
+
+    /// Lets the guest go on: its response is complete, but its work may not be.
+    pub(super) fn leave(&mut self) {
+        self.task = None;
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Lets a new instance answer a request, until `deadline`.
+pub(super) async fn answer(
+    server: &Arc<Server>,
+    handler: Arc<dyn Handler>,
+    request: Request<WasiBody>,
+    deadline: Instant,
+) -> Result<(hyper::Response<HyperOutgoingBody>, Guest), End> {
+    // Half of the time is for the wait, so that a request that gets a turn has the other half.
+    let wait = server.settings.request_time / 2;
+    let place = timeout(wait, Arc::clone(&server.running).acquire_owned()).await;
+    let Ok(Ok(place)) = place else { return Err(End::Short) };
+    let (respond, response) = oneshot::channel();
+    let ending = Arc::new(Ending::default());
+    let task = {
+        let (server, ending) = (Arc::clone(server), Arc::clone(&ending));
+        tokio::spawn(async move {
+            let _place = place;
+            let _now = Now::new(Counter::InstancesNow);
+            count(Counter::Instances);
+            let world = handler.world(Limits::shared(server.memory.share()));
+            let mut store = Store::new(handler.engine(), world);
+            store.limiter(|world| &mut world.limits);
+            store.set_epoch_deadline(1);
+            store.epoch_deadline_async_yield_and_update(1);
+            let fueled = server.settings.fuel.map_or(Ok(()), |fuel| store.set_fuel(fuel));
+            let called = match fueled {
+                Ok(()) => timeout_at(deadline, handler.call(&mut store, request, respond)).await,
+                Err(error) => Ok(Err(error)),
+            };
+            let end = match called {
+                Ok(Ok(())) => End::Good,
+                Ok(Err(error)) => failed(&error, store.data().limits.were_reached()),
+                Err(_) => End::TimedOut,
+            };
+            // Before the store is dropped, and with it the other end of the response.
+            ending.set(end);
+        })
+    };
+    let guest = Guest { task: Some(task), ending };
+    match response.await {
+        Ok(Ok(response)) => Ok((response, guest)),
+        Ok(Err(code)) => {
+            say(&format!("the guest answered with the error {code:?}"));
+            Err(End::Failed)
+        }
+        Err(_) => Err(match guest.ending.get() {
+            End::Good => {
+                say("the guest returned and did not answer");
+                End::Failed
+            }
+            end => end,
+        }),
+    }
+}
+
+/// Says why a guest failed, and counts traps.
+fn failed(error: &wasmtime::Error, is_short: bool) -> End {
+    if let Some(I32Exit(status)) = error.downcast_ref() {
+        // The response may be complete by now.
+        if *status == 0 {
+            return End::Good;
+        }
+        say(&format!("the guest exited with status {status}"));
+        return End::Failed;
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return End::Short;
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(trap) => {
+            count(Counter::Traps);
+            let text = trap.to_string();
+            say(&format!("trap: {}", text.trim_start_matches("wasm trap: ")));
+            End::Failed
+        }
+        // An instance that did not even begin for lack of memory.
+        None if is_short => End::Short,
+        None => {
+            say(&format!("{error:#}"));
+            End::Failed
+        }
+    }
+}

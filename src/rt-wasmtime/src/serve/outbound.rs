@@ -1,0 +1,419 @@
+//! Requests of guests to other servers: only to those that are allowed.
+#![forbid(unsafe_code)]
+
+use std::future::poll_fn;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use super::say;
+use super::statistics::{Counter, count};
+
+/// The port of a server that is named without one.
+const PORT: u16 = 80;
+
+/// The time limit of each part of a request, if the guest sets none.
+const TIME: Duration = Duration::from_secs(60);
+
+/// The servers to which a guest may send requests.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Allowed(Vec<Server>);
+
+#[derive(Debug, Eq, PartialEq)]
+struct Server {
+    host: Host,
+    /// `None` for every port.
+    port: Option<u16>,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+enum Host {
+    Any,
+    /// Every name that ends so, beginning with a dot.
+    Below(String),
+    Name(String),
+    Address(IpAddr),
+}
+
+impl Allowed {
+    /// Parses entries: `HOST` or `HOST:PORT`. A host is a name, an address, `*.` and a name, or `*`.
+    pub(crate) fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Allowed, String> {
+        let servers = entries.into_iter().map(|entry| {
+            Server::parse(entry).ok_or_else(|| format!("`{entry}` is not `HOST:PORT`"))
+        });
+        servers.collect::<Result<_, _>>().map(Allowed)
+    }
+
+    /// Whether a request to this host, by the name that the guest used, is allowed.
+    fn has(&self, host: &str, port: u16) -> bool {
+        self.0.iter().any(|server| {
+            server.port.is_none_or(|it| it == port)
+                && match &server.host {
+                    Host::Any => true,
+                    Host::Below(end) => host.len() > end.len() && host.ends_with(end.as_str()),
+                    Host::Name(name) => host == name,
+                    Host::Address(address) => address_of(host) == Some(*address),
+                }
+        })
+    }
+
+    /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
+    /// an address by which a machine or a cloud is managed, or back into the container: whoever
+    /// answers for the name chooses the address.
+    fn leads_to(&self, host: &str, address: IpAddr) -> bool {
+        let address = plain(address);
+        let is_listed = |server: &Server| server.host == Host::Address(address);
+        !is_withheld(address)
+            || self.0.iter().any(is_listed)
+            || address.is_loopback() && host == "localhost" && self.0.iter().any(is_localhost)
+    }
+}
+
+fn is_localhost(server: &Server) -> bool {
+    server.host == Host::Name("localhost".into())
+}
+
+impl Server {
+    fn parse(entry: &str) -> Option<Server> {
+        let (host, port) = match entry.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']')?;
+                host.parse::<Ipv6Addr>().ok()?;
+                (
+                    host,
+                    port.is_empty().then_some(None).or_else(|| port.strip_prefix(':').map(Some))?,
+                )
+            }
+            None => match entry.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (entry, None),
+            },
+        };
+        let port = match port {
+            None => Some(PORT),
+            Some("*") => None,
+            Some(port) => Some(port.parse().ok().filter(|it| *it > 0 && !port.starts_with('+'))?),
+        };
+        let host = host.to_ascii_lowercase();
+        let is_name = |name: &str| {
+            let is_part = |part: &str| {
+                let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+                !part.is_empty() && part.bytes().all(is_good)
+            };
+            name.split('.').all(is_part)
+        };
+        let host = match (host.as_str(), host.strip_prefix('*')) {
+            ("*", _) => Host::Any,
+            (_, Some(end)) => {
+                let name = end.strip_prefix('.').filter(|name| is_name(name))?;
+                Host::Below(format!(".{name}"))
+            }
+            (host, None) => match address_of(host) {
+                Some(address) => Host::Address(address),
+                None if is_name(host) => Host::Name(host.to_owned()),
+                None => return None,
+            },
+        };
+        Some(Server { host, port })
+    }
+}
+
+/// The address that a host is, if it is not a name.
+fn address_of(host: &str) -> Option<IpAddr> {
+    let host = host.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(host);
+    host.parse().ok().map(plain)
+}
+
+/// The IPv4 address in an address of IPv6 that stands for one: mapped (RFC 4291, 2.5.5.2), or behind
+/// a translator (RFC 6052, 2.1).
+fn plain(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(six) => match six.octets() {
+            [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, rest @ ..] => IpAddr::from(rest),
+            _ => IpAddr::V6(six),
+        },
+        four => four,
+    }
+}
+
+/// Addresses that a request reaches only if they are listed: this container's, those of one link,
+/// and those by which clouds give data and passwords to a machine.
+fn is_withheld(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(four) => {
+            let metadata = [[100, 100, 100, 200], [168, 63, 129, 16], [192, 0, 0, 192]];
+            four.octets()[0] == 0
+                || four.is_loopback()
+                || four.is_link_local()
+                || four.is_multicast()
+                || four.is_broadcast()
+                || metadata.contains(&four.octets())
+        }
+        IpAddr::V6(six) => {
+            let metadata: [Ipv6Addr; 2] = [
+                Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+                Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+            ];
+            six.is_unspecified()
+                || six.is_loopback()
+                || six.is_unicast_link_local()
+                || six.is_multicast()
+                || metadata.contains(&six)
+        }
+    }
+}
+
+/// What an instance may do with `wasi:http/outgoing-handler`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outbound(Arc<Allowed>);
+
+impl Outbound {
+    pub(crate) fn new(allowed: Allowed) -> Outbound {
+        Outbound(Arc::new(allowed))
+    }
+}
+
+type Ending = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Answer = Result<(Response<WasiBody>, Ending), Error>;
+
+impl WasiHttpHooks for Outbound {
+    fn default_scheme(&mut self) -> Option<Scheme> {
+        Some(Scheme::HTTP)
+    }
+
+    /// How much of a body this process keeps for a guest.
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        64 << 10
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _end: Ending,
+    ) -> Box<dyn Future<Output = Answer> + Send> {
+        let allowed = Arc::clone(&self.0);
+        Box::new(async move {
+            count(Counter::Outbound);
+            let sent = send(&allowed, request, options.unwrap_or_default()).await;
+            if matches!(sent, Err(Error::HttpRequestDenied | Error::DestinationIpProhibited)) {
+                count(Counter::OutboundRefused);
+            }
+            sent
+        })
+    }
+}
+
+async fn send(allowed: &Allowed, request: Request<WasiBody>, options: RequestOptions) -> Answer {
+    let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
+    let (host, port) = server_of(authority)?;
+    if request.uri().scheme() != Some(&Scheme::HTTP) {
+        return Err(Error::InternalError(Some("this engine has no TLS: use `http`".into())));
+    }
+    if !allowed.has(&host, port) {
+        say(&format!("a request to `{host}:{port}` is not allowed"));
+        return Err(Error::HttpRequestDenied);
+    }
+    let connect_time = options.connect_timeout.unwrap_or(TIME);
+    let stream = timeout(connect_time, connect(allowed, &host, port));
+    let stream = stream.await.map_err(|_| Error::ConnectionTimeout)??;
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(64 << 10)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let mut connection = Some(connection);
+    // By now, the request's line has the path only.
+    let (mut head, body) = request.into_parts();
+    let path = head.uri.path_and_query().cloned();
+    head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let response = {
+        let mut sending = pin!(sender.send_request(Request::from_parts(head, body)));
+        // The connection does its work only when it is polled.
+        let response = poll_fn(|context| {
+            if let Some(open) = &mut connection
+                && let Poll::Ready(end) = Pin::new(open).poll(context)
+            {
+                connection = None;
+                end?;
+            }
+            sending.as_mut().poll(context).map_err(Error::from)
+        });
+        let time = options.first_byte_timeout.unwrap_or(TIME);
+        timeout(time, response).await.map_err(|_| Error::ConnectionReadTimeout)??
+    };
+    let pause = options.between_bytes_timeout.unwrap_or(TIME);
+    let response =
+        response.map(|body| Answered { body, pause, timer: Box::pin(sleep(pause)) }.boxed_unsync());
+    let ending = async move {
+        // The request ends with its connection, and not before.
+        let _sender = sender;
+        match connection {
+            Some(connection) => connection.await.map_err(Error::from),
+            None => Ok(()),
+        }
+    };
+    Ok((response, Box::new(ending)))
+}
+
+/// The host in lower case, and the port.
+fn server_of(authority: &Authority) -> Result<(String, u16), Error> {
+    // `Authority` accepts a port that is not a number.
+    let port = match authority.port() {
+        Some(port) => port.as_str().parse().map_err(|_| Error::HttpRequestUriInvalid)?,
+        None => PORT,
+    };
+    let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+    Ok((host, port))
+}
+
+/// Connects to one of the host's addresses: the first that is allowed and answers.
+async fn connect(allowed: &Allowed, host: &str, port: u16) -> Result<TcpStream, Error> {
+    let addresses: Vec<SocketAddr> = match address_of(host) {
+        Some(address) => vec![SocketAddr::new(address, port)],
+        None => {
+            let unknown = |_| Error::DnsError { rcode: None, info_code: None };
+            lookup_host((host, port)).await.map_err(unknown)?.collect()
+        }
+    };
+    let mut why = Error::DestinationNotFound;
+    for address in addresses {
+        if !allowed.leads_to(host, address.ip()) {
+            say(&format!(
+                "a request to `{host}:{port}` leads to `{}`, which is not listed",
+                address.ip()
+            ));
+            why = Error::DestinationIpProhibited;
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) => why = Error::Connect(error),
+        }
+    }
+    Err(why)
+}
+
+/// The body of a response, whose server must not pause for longer than the guest allows.
+struct Answered {
+    body: Incoming,
+    pause: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            let next = Instant::now() + self.pause;
+            self.timer.as_mut().reset(next);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
+        }
+        ready!(self.timer.as_mut().poll(context));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(list: &str) -> Allowed {
+        Allowed::parse(list.split(',').filter(|_| !list.is_empty())).expect(list)
+    }
+
+    #[test]
+    fn a_server_is_allowed_by_name_address_and_port() {
+        let list = allowed("a.example,*.B.example:8080,10.0.0.5:81,[fd00::1]:82,c:*");
+        for (host, port, expected) in [
+            ("a.example", 80, true),
+            ("a.example", 81, false),
+            ("x.a.example", 80, false),
+            ("x.b.example", 8080, true),
+            ("x.y.b.example", 8080, true),
+            ("b.example", 8080, false),
+            ("xb.example", 8080, false),
+            ("10.0.0.5", 81, true),
+            ("[::ffff:10.0.0.5]", 81, true),
+            ("[fd00::1]", 82, true),
+            ("[fd00::2]", 82, false),
+            ("c", 1, true),
+            ("169.254.169.254", 80, false),
+        ] {
+            assert_eq!(list.has(host, port), expected, "{host}:{port}");
+        }
+        assert!(!allowed("").has("a", 80));
+        assert!(allowed("*").has("a", 80) && !allowed("*").has("a", 81));
+    }
+
+    #[test]
+    fn what_is_no_server_is_an_error() {
+        for wrong in [
+            "", "a:", "a:0", "a:65536", "a:+1", "a:x", "http://a", "a/b", "*a", "a.*", "*.",
+            "a..b", ".a", "[::1", "[a]", "[::1]x", "::1", "a b", "*.*", "-\n",
+        ] {
+            assert!(Allowed::parse([wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_leads_to_no_address_of_the_machine() {
+        let any = allowed("*:*");
+        for withheld in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "fd00:ec2::254",
+            "168.63.129.16",
+        ] {
+            let address: IpAddr = withheld.parse().expect(withheld);
+            assert!(!any.leads_to("evil.example", address), "{withheld}");
+            let listed = match address {
+                IpAddr::V4(_) => allowed(&format!("*,{withheld}:80")),
+                IpAddr::V6(_) => allowed(&format!("*,[{withheld}]:80")),
+            };
+            assert!(listed.leads_to("x", address), "{withheld}");
+        }
+        for free in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {
+            assert!(any.leads_to("x", free.parse().expect(free)), "{free}");
+        }
+        let own = allowed("localhost:8080");
+        assert!(own.leads_to("localhost", [127, 0, 0, 1].into()));
+        assert!(!any.leads_to("localhost", [127, 0, 0, 1].into()));
+    }
+}
