@@ -11,6 +11,7 @@ pub const VERSION: u32 = 2;
 
 /// The work that `rt` gives this program.
 #[derive(Debug, Eq, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a process has one of it")]
 pub enum Work {
     /// Run a module.
     Run(Contract),
@@ -50,6 +51,8 @@ pub struct Run<D> {
     pub module: D,
     /// The module's native code, if it has any.
     pub native: Option<D>,
+    /// The native code of an app's modules, in the order of its plan.
+    pub parts: Vec<D>,
     /// The directory of the plugins, which stays open, and the files in it to load.
     pub plugin_dir: Option<D>,
     pub plugins: Vec<String>,
@@ -140,7 +143,8 @@ impl<D> Run<D> {
     pub fn descriptors(&self) -> impl Iterator<Item = &D> {
         let directories = self.directories.iter().filter_map(|it| it.descriptor.as_ref());
         let listener = self.http.as_ref().map(|http| &http.listener);
-        let others = self.native.iter().chain(&self.plugin_dir).chain(directories).chain(listener);
+        let own = self.native.iter().chain(&self.parts).chain(&self.plugin_dir);
+        let others = own.chain(directories).chain(listener);
         [&self.engine_dir, &self.module].into_iter().chain(others)
     }
 
@@ -150,6 +154,7 @@ impl<D> Run<D> {
             engine_dir: change(self.engine_dir),
             module: change(self.module),
             native: self.native.map(&mut change),
+            parts: self.parts.into_iter().map(&mut change).collect(),
             plugin_dir: self.plugin_dir.map(&mut change),
             plugins: self.plugins,
             directories: self
@@ -203,7 +208,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
     let (mut engine_dir, mut module, mut environment) = (None, None, None);
     let (mut native, mut plugin_dir) = (None, None);
     let (mut memory, mut timeout, mut fuel) = (None, None, None);
-    let (mut plugins, mut directories) = (Vec::new(), Vec::new());
+    let (mut parts, mut plugins, mut directories) = (Vec::new(), Vec::new(), Vec::new());
     let (mut listener, mut limits) = (None, HttpLimits::default());
     let (mut health, mut access_log, mut outbound) = (None, None, Vec::new());
     for arg in args.by_ref() {
@@ -217,7 +222,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
             arg.strip_prefix("--").and_then(|arg| arg.split_once('=')).ok_or_else(wrong)?;
         let listed = match name {
             "plugin-dir" => "plugin",
-            "fuel" | "memory" | "native" | "plugin" | "timeout" => name,
+            "fuel" | "memory" | "native" | "part" | "plugin" | "timeout" => name,
             _ if name == "http" || name.starts_with("http-") => "http",
             _ => "",
         };
@@ -230,6 +235,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
             "module" => once(&mut module, descriptor()?, &arg)?,
             "env" => once(&mut environment, descriptor()?, &arg)?,
             "native" => once(&mut native, descriptor()?, &arg)?,
+            "part" => parts.push(descriptor()?),
             "plugin-dir" => once(&mut plugin_dir, descriptor()?, &arg)?,
             "plugin" => plugins.push(value.to_owned()),
             "memory" => {
@@ -288,6 +294,7 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
         engine_dir,
         module,
         native,
+        parts,
         plugin_dir,
         plugins,
         directories,
@@ -360,7 +367,7 @@ mod tests {
 
     const PROGRAM: Program = Program {
         name: "rt-test",
-        options: &["fuel", "http", "memory", "native", "plugin", "timeout"],
+        options: &["fuel", "http", "memory", "native", "part", "plugin", "timeout"],
     };
 
     fn work(args: &[&str]) -> Result<Work, String> {
@@ -382,6 +389,8 @@ mod tests {
             &FDS[..],
             &[
                 "--native=6",
+                "--part=10",
+                "--part=9",
                 "--memory=1048576",
                 "--timeout=1500",
                 "--fuel=5000000000",
@@ -399,6 +408,7 @@ mod tests {
         let Contract { environment, run } = contract;
         let numbers = [&run.engine_dir, &run.module, &environment].map(Descriptor::number);
         assert_eq!((numbers, &run.native), ([3, 4, 5], &Some(Descriptor(6))));
+        assert_eq!(run.parts, [Descriptor(10), Descriptor(9)]);
         assert_eq!(run.fuel, Some(5_000_000_000));
         assert_eq!((run.memory, run.timeout), (Some(1 << 20), Some(1500)));
         let directories: Vec<_> = run
@@ -418,6 +428,8 @@ mod tests {
         assert!(parse(&["--contract=2", "--engine-dir=3", "--module=4", "--env=4"]).is_err());
         for wrong in [
             &["--native=4"][..],
+            &["--part=4"],
+            &["--part=7", "--part=7"],
             &["--dir-fd=4:ro:/"],
             &["--dir-fd=7:ro:/a", "--dir-fd=7:ro:/b"],
             &["--plugin=x.so"],
@@ -495,9 +507,15 @@ mod tests {
     #[test]
     fn refuses_options_that_the_program_does_not_list() {
         const PLAIN: Program = Program { name: "rt-plain", options: &[] };
-        for option in
-            ["--fuel=1", "--http=6", "--memory=1", "--native=6", "--plugin-dir=6", "--timeout=1"]
-        {
+        for option in [
+            "--fuel=1",
+            "--http=6",
+            "--memory=1",
+            "--native=6",
+            "--part=6",
+            "--plugin-dir=6",
+            "--timeout=1",
+        ] {
             let args = [&["rt-plain"][..], &FDS, &[option]].concat();
             let error = Work::parse(args.iter().map(OsString::from), &PLAIN).expect_err(option);
             assert!(error.contains("unknown option"), "{error}");

@@ -7,6 +7,7 @@ mod command_line;
 mod description;
 mod installed;
 mod native;
+mod plan;
 mod plugins;
 mod settings;
 
@@ -18,6 +19,7 @@ pub(crate) use command_line::{CommandLine, Files, Guest};
 pub(crate) use description::{Description, Installed};
 pub(crate) use installed::{Engines, all};
 pub(crate) use native::{BUSY, Found, Host, Later, Native};
+pub(crate) use plan::{PLAN, modules, place};
 pub(crate) use plugins::Plugins;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;

@@ -15,7 +15,7 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 
-use crate::engine::{CommandLine, Engines, Files, Guest};
+use crate::engine::{self, CommandLine, Engines, Files, Guest};
 use crate::failure::Failure;
 use crate::sync::Given;
 use crate::workload::{self, Format, Rights, Workload};
@@ -42,6 +42,9 @@ pub(crate) struct Request<'a> {
     /// Sends a module and the number of its engine to the runtime process, and receives the files
     /// to run it.
     pub(crate) ask: &'a dyn Fn(usize, BorrowedFd<'_>) -> Result<Given>,
+    /// Sends one of several modules and its name to the runtime process, and receives its native
+    /// code.
+    pub(crate) ask_for_part: &'a dyn Fn(&str, BorrowedFd<'_>) -> Result<OwnedFd>,
 }
 
 /// A program that was found and can be started.
@@ -68,11 +71,14 @@ pub(crate) fn prepare(request: &Request<'_>) -> Result<Program> {
         // A program that its user may run but not read (mode 0711) is a Linux program: an engine
         // could not read it either.
         None => Workload::Linux,
-        Some((_, head)) => workload::choose(request.engines.is_some(), head, request.registered)
-            .with_context(|| format!("exec: `{}`", found.path.display()))?,
+        Some((_, head)) => {
+            let format = Format::of(&found.path, head);
+            workload::choose(request.engines.is_some(), format, request.registered)
+                .with_context(|| format!("exec: `{}`", found.path.display()))?
+        }
     };
     match (chosen, head) {
-        (Workload::Wasm(format), Some((module, _))) => wasm(request, format, module)
+        (Workload::Wasm(format), Some((module, _))) => wasm(request, format, &found.path, module)
             .with_context(|| format!("exec: `{}`", found.path.display())),
         (_, head) => {
             executable(&found.file).with_context(|| format!("exec: `{name}`"))?;
@@ -153,6 +159,14 @@ fn kind(file: &OwnedFd) -> rustix::io::Result<FileType> {
 fn find(request: &Request<'_>) -> Result<Found> {
     let name = Path::new(&request.args[0]);
     ensure!(!name.as_os_str().is_empty(), "no such file or directory");
+    // The command of an image that is a Spin app, as containerd's shim for Spin expects it.
+    if request.engines.is_some() && name == Path::new("/") {
+        let path = name.join(workload::MANIFEST);
+        match look_up(&path) {
+            Ok(file) if kind(&file)? == FileType::RegularFile => return Ok(Found { path, file }),
+            _ => {}
+        }
+    }
     if name.as_os_str().as_bytes().contains(&b'/') {
         let file = look_up(name).map_err(refusal)?;
         return match kind(&file)? {
@@ -283,14 +297,18 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
     Ok(strings.iter().map(|string| CString::new(string.as_str())).collect::<Result<_, _>>()?)
 }
 
-/// Prepares an engine to run a module.
-fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Program> {
+/// Prepares an engine to run a module or an app, whose file is at this path.
+fn wasm(request: &Request<'_>, format: Format, path: &Path, module: OwnedFd) -> Result<Program> {
     let engines = request.engines.context("no engine was found")?;
     let is_handler = format.is_handler(module.as_fd());
     let number = engines.choose(format, is_handler, module.as_fd(), request.rights)?;
-    let engine = &engines.get(number)?.description;
-    let listener = match is_handler {
-        true => Some(listen(request.rights.http.address())?),
+    let description = &engines.get(number)?.description;
+    let is_app = format == Format::Manifest;
+    if is_app {
+        request.rights.check_for_an_app()?;
+    }
+    let listener = match is_handler || is_app {
+        true => Some(listen(request.rights.http.address(is_app, request.configured_env)?)?),
         false => None,
     };
     let start = || -> Result<Program> {
@@ -301,15 +319,20 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
             mounts: request.mounts,
             rights: request.rights,
             memory: request.memory,
+            manifest: Some(path).filter(|_| is_app),
         };
         let environment = guest.environment()?;
         let Given { engine: directory, plugins, cgroup, native } =
             (request.ask)(number, module.as_fd())?;
         prove_proc(&directory)
             .context("an engine is started through `/proc`, which this container lacks")?;
-        let files = Files { directory, module, environment, native, plugins, listener };
+        let parts = match is_app {
+            true => parts(request, path, native.as_ref())?,
+            false => Vec::new(),
+        };
+        let files = Files { directory, module, environment, native, parts, plugins, listener };
         let CommandLine { path, argv, descriptors } =
-            CommandLine::new(engine, files, engines.plugin_files(), &guest)?;
+            CommandLine::new(description, files, engines.plugin_files(), &guest)?;
         Ok(Program {
             path,
             argv,
@@ -323,7 +346,30 @@ fn wasm(request: &Request<'_>, format: Format, module: OwnedFd) -> Result<Progra
             descriptors,
         })
     };
-    start().with_context(|| format!("prepare engine `{}`", engine.name))
+    start().with_context(|| format!("prepare engine `{}`", description.name))
+}
+
+/// Finds the modules of an app, and has them compiled. Each is opened as the program itself would
+/// be: inside the container, and as its user.
+fn parts(request: &Request<'_>, manifest: &Path, plan: Option<&OwnedFd>) -> Result<Vec<OwnedFd>> {
+    let plan = plan.context("the engine has no compiler for an app")?;
+    let part = |path: PathBuf| -> Result<OwnedFd> {
+        let path = engine::place(manifest, &path);
+        let open = || -> Result<OwnedFd> {
+            let file = look_up(&path).map_err(refusal)?;
+            ensure!(kind(&file)? == FileType::RegularFile, "it is not a regular file");
+            let found = Found { path: path.clone(), file };
+            let (module, head) = head(&found)?.ok_or_else(|| refusal(Errno::ACCESS))?;
+            ensure!(
+                matches!(Format::of(&path, &head), Format::Module | Format::Component),
+                "it is not a WebAssembly module"
+            );
+            Ok(module)
+        };
+        let module = open().with_context(|| format!("the module `{}`", path.display()))?;
+        (request.ask_for_part)(&path.to_string_lossy(), module.as_fd())
+    };
+    engine::modules(plan)?.into_iter().map(part).collect()
 }
 
 /// Listens for a handler of requests. This process does so, and not the engine, because what

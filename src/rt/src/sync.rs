@@ -59,6 +59,11 @@ pub(crate) enum Message {
     /// the plugins' directory, the descriptor of the cgroup for modules, and the module's native
     /// code.
     Engine { plugins: bool, cgroup: bool, native: bool },
+    /// From init: the program consists of several modules. One of them comes with the message, and
+    /// this is its name.
+    Part(String),
+    /// To init: the native code of that module comes with the message.
+    PartNative,
     /// From init: everything is done, and init waits for the start.
     Ready,
     /// To init: the state is written, so commands can find the container. From now on, init may
@@ -239,6 +244,17 @@ impl Socket {
         }
     }
 
+    /// In init: sends the runtime process a module of several, and receives its native code.
+    pub(crate) fn ask_for_part(&self, name: &str, module: BorrowedFd<'_>) -> Result<OwnedFd> {
+        self.send_with(&Message::Part(name.to_owned()), &[module])?;
+        match self.receive_with()? {
+            (Some(Message::PartNative), files) => {
+                files.into_iter().next().context("no native code came")
+            }
+            (other, _) => bail!("waited for native code, got {other:?}"),
+        }
+    }
+
     /// In the runtime process: answers [`Socket::ask_for_engine`].
     pub(crate) fn give_engine(
         &self,
@@ -281,6 +297,8 @@ fn encode(message: &Message) -> Vec<u8> {
         Message::Engine { plugins, cgroup, native } => {
             (b'N', [plugins, cgroup, native].map(|&there| u8::from(there)).to_vec())
         }
+        Message::Part(name) => (b'Q', name.bytes().take(LONGEST - 1).collect()),
+        Message::PartNative => (b'Y', Vec::new()),
         Message::Ready => (b'R', Vec::new()),
         Message::Recorded => (b'W', Vec::new()),
         Message::Start => (b'S', Vec::new()),
@@ -313,6 +331,8 @@ fn decode(bytes: &[u8]) -> Result<Message> {
             let [plugins, cgroup, native] = there;
             Message::Engine { plugins: plugins == 1, cgroup: cgroup == 1, native: native == 1 }
         }
+        b'Q' => Message::Part(text()),
+        b'Y' => Message::PartNative,
         b'R' => Message::Ready,
         b'W' => Message::Recorded,
         b'S' => Message::Start,
@@ -343,6 +363,8 @@ mod tests {
             Message::HooksDone,
             Message::Module(1),
             Message::Engine { plugins: true, cgroup: false, native: true },
+            Message::Part("/app.wasm".into()),
+            Message::PartNative,
             Message::Ready,
             Message::Recorded,
             Message::Start,

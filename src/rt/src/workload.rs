@@ -15,6 +15,8 @@ mod seconds;
 
 use std::os::fd::BorrowedFd;
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use oci_spec::runtime::Spec;
 
@@ -34,7 +36,7 @@ pub(crate) const HEAD: usize = 8;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Workload {
     Linux,
-    /// A module or a component.
+    /// A module, a component, or an app of several.
     Wasm(Format),
 }
 
@@ -44,17 +46,24 @@ pub(crate) enum Workload {
 pub(crate) enum Handler {
     /// Any engine that runs the program.
     Any,
+    /// Any engine that runs the program as a Spin app.
+    Spin,
     /// The engine of this name.
     Named(String),
 }
 
-/// The values of `run.oci.handler` that stand for any engine. `-smart` means the same, because the
-/// program's head decides anyway. All other values are names of engines.
-pub(crate) const HANDLERS: [&str; 2] = ["wasm", "wasm-smart"];
+/// The values of `run.oci.handler` that do not name one engine. `wasm-smart` means the same as
+/// `wasm`, because the program's head decides anyway. All other values are names of engines.
+pub(crate) const HANDLERS: [&str; 3] = ["wasm", "wasm-smart", SPIN];
+const SPIN: &str = "spin";
 
 impl From<String> for Handler {
     fn from(value: String) -> Handler {
-        if HANDLERS.contains(&value.as_str()) { Handler::Any } else { Handler::Named(value) }
+        match value.as_str() {
+            SPIN => Handler::Spin,
+            any if HANDLERS.contains(&any) => Handler::Any,
+            _ => Handler::Named(value),
+        }
     }
 }
 
@@ -62,6 +71,7 @@ impl From<Handler> for String {
     fn from(handler: Handler) -> String {
         match handler {
             Handler::Any => HANDLERS[0].to_owned(),
+            Handler::Spin => SPIN.to_owned(),
             Handler::Named(name) => name,
         }
     }
@@ -82,6 +92,9 @@ pub(crate) enum World {
     /// A component that exports `wasi:http/incoming-handler`.
     #[serde(rename = "wasi:http/proxy")]
     HttpProxy,
+    /// A Spin app: a manifest, and the modules that it names.
+    #[serde(rename = "spin")]
+    Spin,
     /// A world of a newer contract.
     #[serde(other)]
     Unknown,
@@ -113,10 +126,16 @@ pub(crate) fn asked(spec: &Spec, argv0: &str) -> Result<Option<Handler>> {
         );
     }
     let name = argv0.rsplit('/').next().unwrap_or(argv0);
+    if name.ends_with("-spin") {
+        return Ok(Some(Handler::Spin));
+    }
     Ok(name.ends_with("-wasm").then_some(Handler::Any))
 }
 
-/// The kind of the program's file, by its first bytes.
+/// The name of the file that describes a Spin app.
+pub(crate) const MANIFEST: &str = "spin.toml";
+
+/// The kind of the program's file, by its first bytes. A manifest is text, so its name decides.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Format {
     Elf,
@@ -125,16 +144,19 @@ pub(crate) enum Format {
     Module,
     /// A component: the same magic number, layer 1 (component-model, `Binary.md`).
     Component,
+    /// The manifest of a Spin app.
+    Manifest,
     Unknown,
 }
 
 impl Format {
-    pub(crate) fn of(head: &[u8]) -> Format {
+    pub(crate) fn of(path: &Path, head: &[u8]) -> Format {
         match head {
             [0x7f, b'E', b'L', b'F', ..] => Format::Elf,
             [b'#', b'!', ..] => Format::Script,
             [0, b'a', b's', b'm', _, _, 1, 0, ..] => Format::Component,
             [0, b'a', b's', b'm', ..] => Format::Module,
+            _ if path.file_name().is_some_and(|name| name == MANIFEST) => Format::Manifest,
             _ => Format::Unknown,
         }
     }
@@ -155,6 +177,7 @@ impl Format {
         match self {
             Format::Module => &[World::Preview1Command, World::CoreCommand],
             Format::Component => &[World::CliCommand, World::HttpProxy],
+            Format::Manifest => &[World::Spin],
             Format::Elf | Format::Script | Format::Unknown => &[],
         }
     }
@@ -162,15 +185,20 @@ impl Format {
 
 /// Chooses the workload, or says why the program cannot run. The choice of an engine is a separate
 /// step.
-pub(crate) fn choose(asked: bool, head: &[u8], registered: Registered) -> Result<Workload> {
-    match (Format::of(head), asked) {
+pub(crate) fn choose(asked: bool, format: Format, registered: Registered) -> Result<Workload> {
+    match (format, asked) {
         (Format::Elf | Format::Script, _) => Ok(Workload::Linux),
-        (format @ (Format::Module | Format::Component), true) => Ok(Workload::Wasm(format)),
+        (Format::Module | Format::Component | Format::Manifest, true) => Ok(Workload::Wasm(format)),
         (Format::Module | Format::Component, false) if registered.wasm => Ok(Workload::Linux),
-        (Format::Unknown, false) if registered.any => Ok(Workload::Linux),
+        (Format::Manifest | Format::Unknown, false) if registered.any => Ok(Workload::Linux),
         (Format::Module | Format::Component, false) => {
             bail!(
                 "a WebAssembly module, but nothing asks for an engine: set the annotation `run.oci.handler` to `wasm`"
+            )
+        }
+        (Format::Manifest, false) => {
+            bail!(
+                "a Spin manifest, but nothing asks for an engine: set the annotation `run.oci.handler` to `spin`"
             )
         }
         (Format::Unknown, true) => bail!("neither a WebAssembly module nor a native program"),
@@ -198,7 +226,8 @@ mod tests {
         spec.set_annotations(Some(
             pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         ));
-        choose(asked(&spec, argv0)?.is_some(), head, Registered::default())
+        let format = Format::of(Path::new("/app/program"), head);
+        choose(asked(&spec, argv0)?.is_some(), format, Registered::default())
     }
 
     #[test]
@@ -284,14 +313,15 @@ mod tests {
         assert_eq!(handler(&[named, variant], "rt-wasm"), x);
         assert_eq!(handler(&[variant], "rt-wasm"), Some(Handler::Any));
         assert_eq!(handler(&[("run.oci.handler", "")], "rt"), Some(Handler::Named(String::new())));
-        for any in HANDLERS {
-            assert_eq!(handler(&[("run.oci.handler", any)], "rt"), Some(Handler::Any));
+        for (value, expected) in HANDLERS.iter().zip([Handler::Any, Handler::Any, Handler::Spin]) {
+            assert_eq!(handler(&[("run.oci.handler", value)], "rt"), Some(expected));
         }
+        assert_eq!(handler(&[], "/usr/bin/rt-spin"), Some(Handler::Spin));
     }
 
     #[test]
     fn a_handler_is_kept_in_a_state() {
-        for handler in [Handler::Any, Handler::Named("wasmedge".into())] {
+        for handler in [Handler::Any, Handler::Spin, Handler::Named("wasmedge".into())] {
             let text = serde_json::to_string(&handler).expect("written");
             assert_eq!(serde_json::from_str::<Handler>(&text).expect("read"), handler);
         }
@@ -300,9 +330,25 @@ mod tests {
     #[test]
     fn an_unknown_format_is_left_to_the_kernel_where_it_may_know_it() {
         let other = Registered { any: true, wasm: false };
-        assert_eq!(choose(false, TEXT, other).ok(), Some(Workload::Linux));
-        assert!(choose(false, MODULE, other).is_err());
+        assert_eq!(choose(false, Format::Unknown, other).ok(), Some(Workload::Linux));
+        assert!(choose(false, Format::Module, other).is_err());
         let wasm = Registered { any: true, wasm: true };
-        assert_eq!(choose(false, MODULE, wasm).ok(), Some(Workload::Linux));
+        assert_eq!(choose(false, Format::Module, wasm).ok(), Some(Workload::Linux));
+    }
+
+    #[test]
+    fn a_manifest_is_known_by_its_name() {
+        let format = |path| Format::of(Path::new(path), b"spin_man");
+        for path in ["/spin.toml", "spin.toml", "/a/b/spin.toml"] {
+            assert_eq!(format(path), Format::Manifest, "{path}");
+        }
+        for path in ["/", "/spin.toml.bak", "/xspin.toml", "/spin.toml/x"] {
+            assert_eq!(format(path), Format::Unknown, "{path}");
+        }
+        assert_eq!(Format::of(Path::new("/spin.toml"), ELF), Format::Elf);
+        let none = Registered::default();
+        let app = Some(Workload::Wasm(Format::Manifest));
+        assert_eq!(choose(true, Format::Manifest, none).ok(), app);
+        assert!(choose(false, Format::Manifest, none).is_err());
     }
 }

@@ -334,7 +334,7 @@ fn follow(
         }
     }
     let status = crate::linux::namespaces::wait(container.pid)?;
-    if status.exit_status() == Some(0) && is_elf(part)? {
+    if status.exit_status() == Some(0) && is_compiled(part)? {
         return Ok(Outcome::Compiled);
     }
     // The compiler ends itself when its time is over.
@@ -354,8 +354,9 @@ fn follow(
 /// signal's number (`docs/engine.md`).
 const OUT_OF_TIME: i32 = 128 + libc::SIGXCPU;
 
-fn is_elf(file: &File) -> Result<bool> {
+/// Whether a file is native code, or the plan of an app.
+fn is_compiled(file: &File) -> Result<bool> {
     let mut head = [0; 4];
     let length = rustix::io::pread(file, &mut head, 0).context("read native code")?;
-    Ok(length == head.len() && head == *b"\x7fELF")
+    Ok(length == head.len() && [*b"\x7fELF", engine::PLAN].contains(&head))
 }

@@ -385,6 +385,10 @@ fn attend(
                 hooks::run_before_creation(hooks, state, &prepared.streams)?;
                 socket.send(&Message::HooksDone)?;
             }
+            Some(Message::Part(name)) => {
+                let module = (name.as_str(), files.first());
+                serve::give_part(socket, served.as_ref(), &prepared.rights, module, state)?;
+            }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &prepared.agent {
                     agent.serve(pidfd, number, pid, &state.report(Status::Creating))?;

@@ -240,6 +240,10 @@ fn attend(
                     options.state,
                 )?);
             }
+            Some(Message::Part(name)) => {
+                let module = (name.as_str(), files.first());
+                serve::give_part(socket, served.as_ref(), &options.rights, module, options.state)?;
+            }
             Some(Message::Listener(number)) => {
                 if let Some(agent) = &options.agent {
                     agent.serve(pidfd, number, pid, &options.state.report(Status::Running))?;
@@ -367,6 +371,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
             rights: &options.rights,
             memory,
             ask: &|number, module| plan.socket.ask_for_engine(number, module),
+            ask_for_part: &|name, module| plan.socket.ask_for_part(name, module),
         },
     };
     becoming::ready(&plan, options.filter.as_ref())

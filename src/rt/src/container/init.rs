@@ -326,6 +326,7 @@ fn become_ready<'a>(
             rights: plan.rights,
             memory,
             ask: &|number, module| plan.socket.ask_for_engine(number, module),
+            ask_for_part: &|name, module| plan.socket.ask_for_part(name, module),
         },
     };
     becoming::ready(&becoming, plan.filter)

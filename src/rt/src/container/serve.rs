@@ -9,7 +9,7 @@ use oci_spec::runtime::Process;
 
 use crate::engine::{Directory, Engines, Found};
 use crate::state::{Run, State};
-use crate::sync::Socket;
+use crate::sync::{Message, Socket};
 use crate::workload::Rights;
 
 /// The engine that runs a module, and the module's native code, if there is any.
@@ -51,4 +51,20 @@ pub(super) fn give_engine(
     let (cgroup, native) = (cgroup.map(AsFd::as_fd), found.native.as_ref());
     socket.give_engine(directory.mount.as_fd(), plugins, cgroup, native.map(AsFd::as_fd))?;
     Ok(Served { directory, found })
+}
+
+/// Answers a process that has found one of several modules for the engine that it has got. Sends
+/// the module's native code.
+pub(super) fn give_part(
+    socket: &Socket,
+    served: Option<&Served>,
+    rights: &Rights,
+    (name, module): (&str, Option<&OwnedFd>),
+    state: &State,
+) -> Result<()> {
+    let directory = &served.context("a part of a program came before the program")?.directory;
+    let module = module.context("no module came")?;
+    let found = directory.look_up(rights.wish(), Some(module), name, state)?;
+    let native = found.native.with_context(|| format!("`{name}` has no native code"))?;
+    socket.send_with(&Message::PartNative, &[native.as_fd()])
 }

@@ -26,6 +26,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) rights: &'a Rights,
     /// The container's memory limit, in bytes.
     pub(crate) memory: Option<u64>,
+    /// The manifest, if the guest is an app.
+    pub(crate) manifest: Option<&'a Path>,
 }
 
 impl Guest<'_> {
@@ -63,6 +65,8 @@ pub(crate) struct Files {
     pub(crate) environment: OwnedFd,
     /// The module's native code.
     pub(crate) native: Option<OwnedFd>,
+    /// The native code of an app's modules, in the order of its plan.
+    pub(crate) parts: Vec<OwnedFd>,
     /// The directory of the plugins.
     pub(crate) plugins: Option<OwnedFd>,
     /// The socket on which a handler of requests listens.
@@ -86,7 +90,8 @@ impl CommandLine {
         plugins: &[PathBuf],
         guest: &Guest<'_>,
     ) -> Result<CommandLine> {
-        let Files { directory, module, environment, native, plugins: plugin_dir, listener } = files;
+        let Files { directory, module, environment, native, parts, plugins: plugin_dir, listener } =
+            files;
         let (path, mut argv) = program(engine, &directory, plugin_dir.as_ref())?;
         for option in [
             format!("--contract={CONTRACT}"),
@@ -98,6 +103,9 @@ impl CommandLine {
         }
         if let Some(native) = &native {
             argv.push(CString::new(format!("--native={}", native.as_raw_fd()))?);
+        }
+        for part in &parts {
+            argv.push(CString::new(format!("--part={}", part.as_raw_fd()))?);
         }
         if let Some(directory) = &plugin_dir {
             argv.push(CString::new(format!("--plugin-dir={}", directory.as_raw_fd()))?);
@@ -130,6 +138,7 @@ impl CommandLine {
         let descriptors = [directory, module, environment]
             .into_iter()
             .chain(native)
+            .chain(parts)
             .chain(plugin_dir)
             .chain(listener)
             .chain(directories)
@@ -168,6 +177,10 @@ fn program(
 /// is mounted in it, read-only if its mount is. If the container lists directories, these are
 /// opened here, so that nobody can put another directory in the place of one before the start.
 fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
+    if let Some(manifest) = guest.manifest {
+        let (option, opened) = preopen_manifest(&guest.cwd.join(manifest))?;
+        return Ok((vec![option], vec![opened]));
+    }
     if let Some(directories) = &guest.rights.directories {
         let opened = directories.iter().map(|directory| {
             preopen_listed(directory).with_context(|| {
@@ -183,6 +196,16 @@ fn preopens(guest: &Guest<'_>) -> Result<(Vec<CString>, Vec<OwnedFd>)> {
         preopens.extend(preopen(path)?);
     }
     Ok((preopens, Vec::new()))
+}
+
+/// Opens the directory of a manifest, for the files that the manifest lists.
+fn preopen_manifest(manifest: &Path) -> Result<(CString, OwnedFd)> {
+    let directory = manifest.parent().unwrap_or(Path::new("/"));
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let opened = walk::open(CWD, directory, flags, ResolveFlags::NO_MAGICLINKS)
+        .with_context(|| format!("open `{}`", directory.display()))?;
+    let option = format!("--dir-fd={}:ro:", opened.as_raw_fd());
+    Ok((CString::new([option.as_bytes(), directory.as_os_str().as_bytes()].concat())?, opened))
 }
 
 /// Opens a listed directory. Follows no symbolic link, because the image's author could make a link
@@ -228,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: &[&str] = &["fuel", "http", "memory", "native", "plugin", "timeout"];
+    const OPTIONS: &[&str] = &["fuel", "http", "memory", "native", "part", "plugin", "timeout"];
     const PROGRAM: Program = Program { name: "program", options: OPTIONS };
 
     fn file() -> OwnedFd {
@@ -244,6 +267,7 @@ mod tests {
             module: file(),
             environment: guest.environment().expect("made"),
             native: all.then(file),
+            parts: if all { vec![file(), file()] } else { Vec::new() },
             plugins: all.then(file),
             listener: all.then(file),
         };
@@ -279,6 +303,7 @@ mod tests {
             mounts: &[],
             rights: &rights,
             memory,
+            manifest: None,
         };
         let options = r#"["fuel", "http", "memory", "native", "plugin", "timeout"]"#;
         let (line, contract) = read(options, true, &guest);
@@ -288,6 +313,7 @@ mod tests {
         assert_eq!(run.plugins, ["a.so", "b.so"]);
         let http = run.http.as_ref().expect("it serves");
         assert_eq!((http.limits.requests, http.outbound.len()), (Some(5), 2));
+        assert_eq!(run.parts.len(), 2);
         let listed: Vec<_> =
             run.directories.iter().map(|it| (it.path.as_str(), it.read_only)).collect();
         assert_eq!(listed, [("/tmp", false), ("/usr", true)]);
@@ -315,8 +341,14 @@ mod tests {
             mounts: &[],
             rights: &rights,
             memory: Some(1 << 20),
+            manifest: None,
         };
         let (_, contract) = read("[]", false, &guest);
         assert_eq!((contract.run.memory, contract.run.directories.len()), (None, 1));
+        let app = Guest { manifest: Some(Path::new("usr/spin.toml")), ..guest };
+        let (line, contract) = read("[]", false, &app);
+        let directory = &contract.run.directories[0];
+        assert_eq!((directory.path.as_str(), directory.read_only), ("/usr", true));
+        assert!(directory.descriptor.is_some() && line.descriptors.len() == 4);
     }
 }

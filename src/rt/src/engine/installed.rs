@@ -18,6 +18,8 @@ use crate::workload::{Format, HANDLERS, Handler, Item, Rights, World};
 pub(crate) struct Engines<'a> {
     host: Host<'a>,
     settings: Settings,
+    /// Whether the program must be a Spin app.
+    spin: bool,
     /// In the order of the settings, and then by name.
     engines: Vec<Installed>,
     /// Why other engines cannot be used.
@@ -37,7 +39,7 @@ impl<'a> Engines<'a> {
         let settings = Settings::read(host.config)?;
         let (mut engines, mut broken) = (Vec::new(), Vec::new());
         match handler {
-            Handler::Any => {
+            Handler::Any | Handler::Spin => {
                 for (_, engine) in all(&folder)? {
                     match engine {
                         Ok(engine) => engines.push(engine),
@@ -55,7 +57,8 @@ impl<'a> Engines<'a> {
         }
         let broken = broken.iter().map(|error| format!("{error:#}")).collect();
         let plugins = plugins::open(&settings.plugins, plugins)?;
-        Ok(Engines { host, settings, engines, broken, plugins })
+        let spin = *handler == Handler::Spin;
+        Ok(Engines { host, settings, spin, engines, broken, plugins })
     }
 
     /// The number of the first engine that can run a program of this format with these rights.
@@ -71,10 +74,19 @@ impl<'a> Engines<'a> {
         // The engine reports what is wrong with a file that cannot be read here.
         let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
         let descriptions = descriptions.collect::<Vec<_>>();
-        choose(&descriptions, format, is_handler, &beyond, rights).map_err(|error| {
-            let broken = &self.broken;
-            if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
-        })
+        let chosen =
+            choose(&descriptions, format, is_handler, &beyond, rights).map_err(|error| {
+                let broken = &self.broken;
+                if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
+            })?;
+        if self.spin && format != Format::Manifest {
+            let name = &self.get(chosen)?.name;
+            bail!(
+                "{}, not a Spin manifest: with the annotation `run.oci.handler=wasm`, the engine `{name}` runs it",
+                what(format)
+            );
+        }
+        Ok(chosen)
     }
 
     pub(crate) fn get(&self, number: usize) -> Result<&Installed> {
@@ -198,7 +210,12 @@ fn choose(
             });
             continue;
         }
-        match rights.needs(is_handler).find(|(option, _)| !engine.knows(option)) {
+        let of_an_app = match format {
+            Format::Manifest => &[("http", "a Spin app"), ("part", "a Spin app")][..],
+            _ => &[],
+        };
+        let mut needs = of_an_app.iter().copied().chain(rights.needs(is_handler));
+        match needs.find(|(option, _)| !engine.knows(option)) {
             None => return Ok(number),
             Some((option, cause)) => {
                 lacks.get_or_insert_with(|| {
@@ -219,13 +236,16 @@ fn mismatch(engines: &[&Description], format: Format) -> Error {
         [name] => format!("the engine {name} does not run"),
         names => format!("none of the engines {} runs", names.join(", ")),
     };
+    let example = if format == Format::Module { "wasmedge" } else { "wasmtime" };
+    anyhow!("{}, which {which}: it needs an engine such as `{example}`", what(format))
+}
+
+/// What an error calls a file.
+fn what(format: Format) -> &'static str {
     match format {
-        Format::Component => {
-            anyhow!("a WebAssembly component, which {which}: it needs an engine such as `wasmtime`")
-        }
-        _ => anyhow!(
-            "a WebAssembly core module (WASI preview1), which {which}: it needs an engine such as `wasmedge`"
-        ),
+        Format::Component => "a WebAssembly component",
+        Format::Manifest => "a Spin manifest",
+        _ => "a WebAssembly core module (WASI preview1)",
     }
 }
 
@@ -246,6 +266,8 @@ mod tests {
         let proxy = Description::sample("d", r#"["http"]"#, r#"["wasi:http/proxy"]"#);
         let (module, component) = ((Format::Module, false), (Format::Component, false));
         let handler = (Format::Component, true);
+        let apps = Description::sample("e", r#"["http", "part"]"#, r#"["spin"]"#);
+        let app = (Format::Manifest, false);
         for (engines, (format, is_handler), expected) in [
             (vec![&modules, &components], module, Some(0)),
             (vec![&modules, &components], component, Some(1)),
@@ -255,6 +277,8 @@ mod tests {
             (vec![&modules], component, None),
             (vec![&components], module, None),
             (vec![&components], handler, None),
+            (vec![&modules, &components, &both], app, None),
+            (vec![&modules, &apps], app, Some(1)),
         ] {
             let chosen = choose(&engines, format, is_handler, &|| None, &plain).ok();
             assert_eq!(chosen, expected, "{format:?} {is_handler}");
@@ -301,7 +325,7 @@ mod tests {
         fs::create_dir_all(folder.join(".c")).expect("made");
         for wrong in ["", ".", "..", ".c", "b/", "b/lib", "/", "../b", "d"] {
             let error = named(&folder, wrong).expect_err(wrong).to_string();
-            assert!(error.contains("`wasm`, `wasm-smart`, `b`"), "{error}");
+            assert!(error.contains("`wasm`, `wasm-smart`, `spin`, `b`"), "{error}");
         }
         let error = named(&folder, "b").expect_err("empty").to_string();
         assert!(error.starts_with("open engine `b` in"), "{error}");

@@ -23,8 +23,13 @@ pub(super) const NAMES: [&str; 13] = [
     "http-requests",
 ];
 
-/// The address where nothing else is said.
-const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+/// The ports where nothing else is said: of a handler, and of a Spin app. containerd's shim for Spin
+/// has the same.
+const PORT: u16 = 8080;
+const SPIN_PORT: u16 = 80;
+
+/// The variable by which that shim chooses the address of an app.
+const SPIN_ADDRESS: &str = "SPIN_HTTP_LISTEN_ADDR=";
 
 /// The least buffer for the headers of a request that the server can have, in bytes.
 const LEAST_HEADER_BYTES: u64 = 8 << 10;
@@ -39,8 +44,18 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address.unwrap_or(ADDRESS)
+    /// Where a handler, or a Spin app, listens: `env` is its environment.
+    pub(crate) fn address(&self, is_app: bool, env: &[String]) -> Result<SocketAddr> {
+        let default = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        let variable = env.iter().find_map(|variable| variable.strip_prefix(SPIN_ADDRESS));
+        match (self.address, is_app, variable) {
+            (Some(address), _, _) => Ok(address),
+            (None, true, Some(value)) => {
+                parse(value).with_context(|| format!("the variable `{SPIN_ADDRESS}{value}`"))
+            }
+            (None, true, None) => Ok(default(SPIN_PORT)),
+            (None, false, _) => Ok(default(PORT)),
+        }
     }
 
     /// The options of the engine contract for these annotations.
@@ -58,13 +73,7 @@ impl Http {
     pub(super) fn take(&mut self, name: &str, value: &str) -> Result<()> {
         let option = match name {
             "http" => {
-                let address = value.parse::<SocketAddr>().ok().filter(|it| it.port() > 0);
-                let wrong = || {
-                    format!(
-                        "`{value}` is not an address with a port, such as `0.0.0.0:8080` or `[::]:80`"
-                    )
-                };
-                self.address = Some(address.with_context(wrong)?);
+                self.address = Some(parse(value)?);
                 return Ok(());
             }
             "http-outbound" => {
@@ -116,6 +125,14 @@ impl Http {
         self.options.insert(name, option);
         Ok(())
     }
+}
+
+/// Parses an address to listen on.
+fn parse(value: &str) -> Result<SocketAddr> {
+    let address = value.parse::<SocketAddr>().ok().filter(|it| it.port() > 0);
+    address.with_context(|| {
+        format!("`{value}` is not an address with a port, such as `0.0.0.0:8080` or `[::]:80`")
+    })
 }
 
 /// Checks an entry `HOST` or `HOST:PORT`. The engine has the last word.
@@ -173,8 +190,18 @@ mod tests {
         let servers = of("http-outbound", "a,*.b:81,10.0.0.1,[::1],[::1]:5,*,*:*").expect("good");
         assert_eq!(servers.options().count(), 7);
         assert!(servers.sends() && !of("http-outbound", "").expect("good").sends());
-        assert_eq!(Http::default().address().to_string(), "0.0.0.0:8080");
-        assert_eq!(of("http", "[::]:80").expect("good").address().to_string(), "[::]:80");
+        let at = |http: &Http, is_app, env: &[&str]| {
+            let env: Vec<String> = env.iter().map(|it| (*it).to_owned()).collect();
+            http.address(is_app, &env).map(|it| it.to_string()).unwrap_or_default()
+        };
+        let default = Http::default();
+        assert_eq!(at(&default, false, &["SPIN_HTTP_LISTEN_ADDR=x"]), "0.0.0.0:8080");
+        assert_eq!(at(&default, true, &[]), "0.0.0.0:80");
+        assert_eq!(at(&default, true, &["A=B", "SPIN_HTTP_LISTEN_ADDR=[::1]:5"]), "[::1]:5");
+        assert_eq!(at(&default, true, &["SPIN_HTTP_LISTEN_ADDR=5"]), "");
+        let own = of("http", "[::]:80").expect("good");
+        assert_eq!(at(&own, false, &[]), "[::]:80");
+        assert_eq!(at(&own, true, &["SPIN_HTTP_LISTEN_ADDR=0.0.0.0:5"]), "[::]:80");
     }
 
     #[test]

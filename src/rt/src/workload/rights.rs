@@ -111,6 +111,18 @@ impl Rights {
         }
     }
 
+    /// Fails if an annotation is not for a Spin app.
+    pub(crate) fn check_for_an_app(&self) -> Result<()> {
+        let wrong = |name, what| {
+            format!(
+                "the annotation `{PREFIX}{name}` is not for a Spin app, whose manifest lists its {what}"
+            )
+        };
+        ensure!(self.directories.is_none(), wrong("dirs", "files"));
+        ensure!(!self.http.sends(), wrong("http-outbound", "hosts"));
+        Ok(())
+    }
+
     /// The options of the engine contract that a module requires with these rights, each with what
     /// requires it. `is_handler` says whether the module handles requests of HTTP.
     pub(crate) fn needs(

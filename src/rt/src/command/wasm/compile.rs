@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -11,22 +11,45 @@ use anyhow::{Context, Result, bail};
 
 use super::program::Program;
 use crate::cli::{Global, WasmCompile};
-use crate::engine::{Engines, Later, Native, cache};
+use crate::engine::{self, Engines, Later, Native, cache};
 use crate::state::Root;
+use crate::workload::Format;
 
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
-    let Program { module, format, name, handler, rights, .. } = Program::open(&args.path)?;
+    let Program { module, format, name, handler, rights, place, .. } = Program::open(&args.path)?;
     let engines = Engines::find(&handler, super::super::host(root, global), &[])?;
     let is_handler = format.is_handler(module.as_fd());
     let number = engines.choose(format, is_handler, module.as_fd(), &rights)?;
     let native = super::compiler(&engines, number)?;
     let counting = rights.wish().counting;
-    let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
-    let shown = crate::report::visible(&name);
-    if native.cache.find(&key).is_some() {
-        return super::super::print(&format!("{shown}: is compiled already\n"));
+    let compiled = one(&native, module, &name, counting, args.force)?;
+    if format != Format::Manifest {
+        return Ok(());
     }
-    if let Some(failure) = native.failure(&key).filter(|_| !args.force) {
+    for path in engine::modules(&engine::cut_off_file(compiled.as_fd())?)? {
+        let path = engine::place(&place.path, &path);
+        let name = path.display().to_string();
+        let module = place.open(&path).with_context(|| format!("open its module `{name}`"))?;
+        one(&native, module, &name, counting, args.force)?;
+    }
+    Ok(())
+}
+
+/// Has one file compiled, and returns the result.
+fn one(
+    native: &Native,
+    module: OwnedFd,
+    name: &str,
+    counting: bool,
+    force: bool,
+) -> Result<OwnedFd> {
+    let key = native.key(module.as_fd(), counting)?.context("it is too large to be compiled")?;
+    let shown = crate::report::visible(name);
+    if let Some(file) = native.cache.find(&key) {
+        super::super::print(&format!("{shown}: is compiled already\n"))?;
+        return Ok(file.into());
+    }
+    if let Some(failure) = native.failure(&key).filter(|_| !force) {
         bail!("it could not be compiled before (`--force` tries again): {}", failure.why);
     }
     native.cache.forget_failure(&key);
@@ -34,6 +57,7 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     let (mut said, mut patience) = (String::new(), native.administrators_patience());
     match native.cache.claim(&key, module.as_fd(), None)? {
         Some(job) => {
+            let name = name.to_owned();
             let what = Later { key: key.clone(), module, name, counting, tenant: None };
             let mut worker = native.start(job, &what, Some(patience.before), Stdio::piped())?;
             let errors = worker.stderr.take();
@@ -60,12 +84,14 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
         }
         None => native.cache.wait_for(&key, cache::ADMINISTRATOR, &mut patience)?,
     }
-    if native.cache.find(&key).is_none() {
+    let Some(file) = native.cache.find(&key) else {
         match native.cache.failure(&key) {
             Some(failure) => bail!(failure.why),
             None if said.is_empty() => bail!("another process has not compiled it: try again"),
             None => bail!("{}", said.trim_end().trim_start_matches("rt: ")),
         }
-    }
-    super::super::print(&format!("{shown}: compiled in {:.1} s\n", begun.elapsed().as_secs_f32()))
+    };
+    let seconds = begun.elapsed().as_secs_f32();
+    super::super::print(&format!("{shown}: compiled in {seconds:.1} s\n"))?;
+    Ok(file.into())
 }

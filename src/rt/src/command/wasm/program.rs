@@ -21,6 +21,23 @@ pub(super) struct Program {
     pub(super) rights: Rights,
     /// `None` for a file.
     pub(super) bundle: Option<Bundle>,
+    pub(super) place: Place,
+}
+
+/// Where a program was found, and where an app's modules are looked up.
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    /// The rootfs of a bundle.
+    root: Option<OwnedFd>,
+}
+
+impl Place {
+    pub(super) fn open(&self, path: &Path) -> Result<OwnedFd> {
+        let Some(root) = &self.root else { return open_file(CWD, path, ResolveFlags::empty()) };
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        open_file(root.as_fd(), inside, resolve)
+    }
 }
 
 impl Program {
@@ -36,8 +53,9 @@ fn open(path: &Path) -> Result<Program> {
     if !path.is_dir() {
         let module = open_file(CWD, path, ResolveFlags::empty()).context("open it")?;
         let (name, rights) = (path.display().to_string(), Rights::default());
-        let format = format(module.as_fd())?;
-        return Ok(Program { module, format, name, handler: Handler::Any, rights, bundle: None });
+        let format = format(path, module.as_fd())?;
+        let (handler, place) = (Handler::Any, Place { path: path.to_owned(), root: None });
+        return Ok(Program { module, format, name, handler, rights, bundle: None, place });
     }
     let bundle = Bundle::load(path, None)?;
     let rights = Rights::of(&bundle.spec)?;
@@ -54,21 +72,25 @@ fn open(path: &Path) -> Result<Program> {
         let folders = path.unwrap_or_default().split(':');
         places.splice(0..0, folders.map(|folder| cwd.join(folder).join(&name)));
     }
-    for place in places {
-        let inside = place.strip_prefix("/").unwrap_or(&place);
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        if let Ok(module) = open_file(root.as_fd(), inside, resolve) {
-            let format = format(module.as_fd())?;
-            return Ok(Program { module, format, name, handler, rights, bundle: Some(bundle) });
+    if name == "/" {
+        places.push(cwd.join(&name).join(workload::MANIFEST));
+    }
+    let mut place = Place { path: PathBuf::new(), root: Some(root) };
+    for path in places {
+        if let Ok(module) = place.open(&path) {
+            let format = format(&path, module.as_fd())?;
+            place.path = path;
+            let bundle = Some(bundle);
+            return Ok(Program { module, format, name, handler, rights, bundle, place });
         }
     }
     bail!("its program `{name}` is not in the rootfs")
 }
 
-fn format(module: BorrowedFd<'_>) -> Result<Format> {
+fn format(path: &Path, module: BorrowedFd<'_>) -> Result<Format> {
     let mut head = [0; workload::HEAD];
     let length = rustix::io::pread(module, &mut head, 0).context("read it")?;
-    Ok(Format::of(&head[..length]))
+    Ok(Format::of(path, &head[..length]))
 }
 
 /// Opens a regular file. Merely opening another kind of file, such as a device, may have an effect.
