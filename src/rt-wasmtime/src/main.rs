@@ -10,6 +10,7 @@ mod native;
 mod open;
 mod run;
 mod serve;
+mod spin;
 mod streams;
 mod world;
 
@@ -18,8 +19,10 @@ use std::process::ExitCode;
 use rt_engine::{Program, Start, Work};
 
 /// `packaging/wasmtime/build` writes the same options to `engine.json`.
-const PROGRAM: Program =
-    Program { name: "rt-wasmtime", options: &["fuel", "http", "memory", "native", "timeout"] };
+const PROGRAM: Program = Program {
+    name: "rt-wasmtime",
+    options: &["fuel", "http", "memory", "native", "part", "timeout"],
+};
 
 /// musl maps and unmaps pages for many allocations. dlmalloc keeps its pages.
 #[global_allocator]

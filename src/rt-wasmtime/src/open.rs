@@ -15,11 +15,11 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
     DescriptorFlags, ErrorCode, Host, HostDescriptor, OpenFlags, PathFlags,
 };
 
-const TYPES: &str = "wasi:filesystem/types@0.2.12";
-const OPEN_AT: &str = "[method]descriptor.open-at";
+pub(crate) const TYPES: &str = "wasi:filesystem/types@0.2.12";
+pub(crate) const OPEN_AT: &str = "[method]descriptor.open-at";
 
-type Arguments = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
-type Opened = Result<Resource<Descriptor>, ErrorCode>;
+pub(crate) type Arguments = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
+pub(crate) type Opened = Result<Resource<Descriptor>, ErrorCode>;
 
 /// Replaces the function in a linker that has all of WASI. Fails if the linker has no such
 /// function, because then wasmtime calls it something else.
@@ -44,7 +44,8 @@ fn define<T: WasiView + WasiFilesystemView>(linker: &mut Linker<T>) -> wasmtime:
     )
 }
 
-async fn open<T: WasiFilesystemView>(
+/// Opens a file for a guest.
+pub(crate) async fn open<T: WasiFilesystemView>(
     data: &mut T,
     (directory, path_flags, path, open_flags, flags): Arguments,
 ) -> wasmtime::Result<Opened> {

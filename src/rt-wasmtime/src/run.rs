@@ -16,12 +16,13 @@ use crate::config::Form;
 use crate::limits::Limits;
 use crate::serve::{Allowed, Every, Outbound, Proxy, Settings};
 use crate::world::{Given, World};
-use crate::{config, native, serve, world};
+use crate::{config, native, serve, spin, world};
 
 /// Runs a component. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
     let program = start.run.program().to_owned();
     let end = match start.run.http {
+        Some(_) if !start.run.parts.is_empty() => spin::serve(start),
         Some(_) => serve_component(start),
         None => run_component(start),
     };
@@ -81,7 +82,7 @@ fn serve_component(start: Start) -> Result<End, String> {
     let allowed = Allowed::parse(http.outbound.iter().map(String::as_str))?;
     serve::interrupt(&engine)?;
     reserved::name_all();
-    let handler = Proxy { component, given, outbound: Outbound::new(allowed) };
+    let handler = Proxy { component, given, outbound: Outbound::new(Arc::new(allowed)) };
     serve::serve(Box::new(Every(Arc::new(handler))), http, settings, memory)
 }
 

@@ -30,11 +30,10 @@ use tokio::sync::{Notify, Semaphore};
 
 use access_log::AccessLog;
 use connections::Connections;
-use router::Router;
+pub(crate) use router::{Every, Handler, Outcome, Proxy, Respond, Router};
 
 pub(crate) use instances::{allocation, interrupt};
-pub(crate) use outbound::{Allowed, Outbound};
-pub(crate) use router::{Every, Proxy};
+pub(crate) use outbound::{Allowed, Outbound, Policy, is_withheld};
 pub(crate) use settings::Settings;
 
 /// Everything that connections share.

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use rt_engine::contract::Preopen;
 use rt_engine::{files, variables};
@@ -17,6 +18,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::limits::Limits;
 use crate::open;
 use crate::serve::Outbound;
+use crate::spin::{self, Hosts, Platform};
 use crate::streams::Unbuffered;
 
 /// The host's side of an instance.
@@ -26,6 +28,17 @@ pub(crate) struct World {
     outbound: Outbound,
     table: ResourceTable,
     pub(crate) limits: Limits,
+    /// For a component of a Spin app.
+    pub(crate) spin: Option<Arc<spin::Guest>>,
+    /// For the same.
+    pub(crate) streams: spin::Streams,
+}
+
+impl World {
+    /// The part that the functions of Spin use. Only the components of Spin apps can call them.
+    pub(crate) fn platform(&mut self) -> Platform<'_> {
+        Platform { guest: self.spin.as_deref(), table: &mut self.table }
+    }
 }
 
 impl WasiView for World {
@@ -65,6 +78,8 @@ pub(crate) struct Given {
     files: WasiFilesystemCtx,
     stdout: Unbuffered,
     stderr: Unbuffered,
+    /// The hosts that its sockets may reach, if not all.
+    hosts: Option<Arc<Hosts>>,
     /// Whether the process may wait for a file: it has no other guest, which would wait too. Then
     /// the guest also has the standard input.
     is_alone: bool,
@@ -88,8 +103,14 @@ impl Given {
             files: open_directories(directories, is_alone)?,
             stdout: Unbuffered::new(std::io::stdout())?,
             stderr: Unbuffered::new(std::io::stderr())?,
+            hosts: None,
             is_alone,
         })
+    }
+
+    /// Lets the guest's sockets reach these hosts only.
+    pub(crate) fn limit_sockets(&mut self, hosts: Arc<Hosts>) {
+        self.hosts = Some(hosts);
     }
 
     /// The world of a new instance.
@@ -111,10 +132,18 @@ impl Given {
         if let Some(directory) = &self.directory {
             wasi.initial_cwd(directory);
         }
+        if let Some(hosts) = &self.hosts {
+            let hosts = Arc::clone(hosts);
+            wasi.allow_ip_name_lookup(hosts.allow_sockets());
+            wasi.socket_addr_check(move |address, what| {
+                let allowed = hosts.allow_socket(address, what);
+                Box::pin(async move { allowed })
+            });
+        }
         let mut wasi = wasi.build();
         wasi.filesystem().clone_from(&self.files);
         let (http, table) = (WasiHttpCtx::new(), ResourceTable::new());
-        World { wasi, http, outbound, table, limits }
+        World { wasi, http, outbound, table, limits, spin: None, streams: spin::Streams::new() }
     }
 }
 

@@ -38,12 +38,22 @@ fn compile(counting: bool) -> Result<(), String> {
     if bytes.len() as u64 > LARGEST {
         return Err(format!("it has more than {LARGEST} bytes"));
     }
+    if !bytes.starts_with(b"\0asm") {
+        return write(&rt_spin::manifest::compile(&bytes)?);
+    }
     let component = if is_module(&bytes) { preview1::component(&bytes)? } else { bytes };
+    if let Some(name) = handler::newer(&component) {
+        return Err(format!("it exports `{name}`, which this engine does not call"));
+    }
     let form = Form { counting, yielding: handler::is_one(&component) };
     let engine = config::engine(&config::config(form))?;
     let native = engine.precompile_component(&component).map_err(|error| format!("{error:#}"))?;
+    write(&native)
+}
+
+fn write(native: &[u8]) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
-    out.write_all(&native)
+    out.write_all(native)
         .and_then(|()| out.flush())
         .map_err(|error| format!("write native code: {error}"))
 }

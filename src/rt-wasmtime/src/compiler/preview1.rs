@@ -6,12 +6,13 @@
 use anyhow::Result;
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 use wasm_encoder::reencode::{Error, Reencode};
 use wasm_encoder::{
     ExportKind, ExportSection, ImportSection, MemorySection, MemoryType, Module, SectionId,
 };
-use wasmparser::{ExportSectionReader, Imports, MemorySectionReader, Parser, TypeRef};
+use wasmparser::{ExportSectionReader, Imports, MemorySectionReader, Parser, Payload, TypeRef};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -32,15 +33,40 @@ const WORLD: &str = "
 /// The name by which preview1 finds a module's memory.
 const MEMORY: &str = "memory";
 
-/// Makes a component of a module that exports `_start`.
+/// The interfaces by which a core module answers requests: an export's name is one of them, with
+/// what follows here. Such modules come from the SDKs of Spin before version 4.
+const HANDLERS: [(&str, [char; 2]); 2] =
+    [("wasi:http/incoming-handler", ['@', '#']), ("fermyon:spin/inbound-http", ['@', '#'])];
+
+/// Makes a component of a module that exports `_start`, or a handler of requests.
 pub(crate) fn component(module: &[u8]) -> Result<Vec<u8>, String> {
     let encode = || {
+        let (module, adapter) = match is_handler(module) {
+            true => (module.to_vec(), WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER),
+            false => (adapted(module)?, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER),
+        };
         ComponentEncoder::default()
-            .module(&adapted(module)?)?
-            .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)?
+            .module(&module)?
+            .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter)?
             .encode()
     };
     encode().map_err(|error| format!("{error:#}"))
+}
+
+/// Whether a core module exports a handler of requests. The encoder reports what is wrong in the
+/// bytes.
+fn is_handler(module: &[u8]) -> bool {
+    let is_one = |name: &str| {
+        HANDLERS.iter().any(|(handler, next)| {
+            name.strip_prefix(handler).is_some_and(|rest| rest.starts_with(next))
+        })
+    };
+    Parser::new(0).parse_all(module).map_while(Result::ok).any(|payload| match payload {
+        Payload::ExportSection(exports) => {
+            exports.into_iter().map_while(Result::ok).any(|export| is_one(export.name))
+        }
+        _ => false,
+    })
 }
 
 /// The module, with two changes:

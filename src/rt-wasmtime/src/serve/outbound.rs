@@ -56,8 +56,20 @@ impl Allowed {
         });
         servers.collect::<Result<_, _>>().map(Allowed)
     }
+}
 
+/// Says which servers a guest may reach.
+pub(crate) trait Policy: Send + Sync {
     /// Whether a request to this host, by the name that the guest used, is allowed.
+    fn has(&self, host: &str, port: u16) -> bool;
+
+    /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
+    /// an address by which a machine or a cloud is managed, or back into the container: whoever
+    /// answers for the name chooses the address.
+    fn leads_to(&self, host: &str, address: IpAddr) -> bool;
+}
+
+impl Policy for Allowed {
     fn has(&self, host: &str, port: u16) -> bool {
         self.0.iter().any(|server| {
             server.port.is_none_or(|it| it == port)
@@ -70,9 +82,6 @@ impl Allowed {
         })
     }
 
-    /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
-    /// an address by which a machine or a cloud is managed, or back into the container: whoever
-    /// answers for the name chooses the address.
     fn leads_to(&self, host: &str, address: IpAddr) -> bool {
         let address = plain(address);
         let is_listed = |server: &Server| server.host == Host::Address(address);
@@ -151,7 +160,7 @@ fn plain(address: IpAddr) -> IpAddr {
 
 /// Addresses that a request reaches only if they are listed: this container's, those of one link,
 /// and those by which clouds give data and passwords to a machine.
-fn is_withheld(address: IpAddr) -> bool {
+pub(crate) fn is_withheld(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(four) => {
             let metadata = [[100, 100, 100, 200], [168, 63, 129, 16], [192, 0, 0, 192]];
@@ -177,12 +186,19 @@ fn is_withheld(address: IpAddr) -> bool {
 }
 
 /// What an instance may do with `wasi:http/outgoing-handler`.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Outbound(Arc<Allowed>);
+#[derive(Clone)]
+pub(crate) struct Outbound(Arc<dyn Policy>);
 
 impl Outbound {
-    pub(crate) fn new(allowed: Allowed) -> Outbound {
-        Outbound(Arc::new(allowed))
+    pub(crate) fn new(policy: Arc<dyn Policy>) -> Outbound {
+        Outbound(policy)
+    }
+}
+
+impl Default for Outbound {
+    /// Nothing.
+    fn default() -> Outbound {
+        Outbound(Arc::new(Allowed::default()))
     }
 }
 
@@ -208,7 +224,7 @@ impl WasiHttpHooks for Outbound {
         let allowed = Arc::clone(&self.0);
         Box::new(async move {
             count(Counter::Outbound);
-            let sent = send(&allowed, request, options.unwrap_or_default()).await;
+            let sent = send(&*allowed, request, options.unwrap_or_default()).await;
             if matches!(sent, Err(Error::HttpRequestDenied | Error::DestinationIpProhibited)) {
                 count(Counter::OutboundRefused);
             }
@@ -217,7 +233,7 @@ impl WasiHttpHooks for Outbound {
     }
 }
 
-async fn send(allowed: &Allowed, request: Request<WasiBody>, options: RequestOptions) -> Answer {
+async fn send(allowed: &dyn Policy, request: Request<WasiBody>, options: RequestOptions) -> Answer {
     let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
     let (host, port) = server_of(authority)?;
     if request.uri().scheme() != Some(&Scheme::HTTP) {
@@ -280,7 +296,7 @@ fn server_of(authority: &Authority) -> Result<(String, u16), Error> {
 }
 
 /// Connects to one of the host's addresses: the first that is allowed and answers.
-async fn connect(allowed: &Allowed, host: &str, port: u16) -> Result<TcpStream, Error> {
+async fn connect(allowed: &dyn Policy, host: &str, port: u16) -> Result<TcpStream, Error> {
     let addresses: Vec<SocketAddr> = match address_of(host) {
         Some(address) => vec![SocketAddr::new(address, port)],
         None => {

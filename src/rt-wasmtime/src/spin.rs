@@ -1,0 +1,239 @@
+//! A Spin app: several components, each at its routes (`docs/spin.md`). The compiler has made a plan
+//! of its manifest.
+#![forbid(unsafe_code)]
+
+mod files;
+mod handler;
+mod inbound;
+mod october;
+mod platform;
+mod router;
+mod stores;
+mod traps;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rt_engine::memory::Pool;
+use rt_engine::{End, Run, Start, reserved, variables};
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
+use wasmtime_wasi::sockets::SocketAddrUse;
+
+use crate::config::Form;
+use crate::serve::{self, Handler, Outbound, Policy, Settings, is_withheld};
+use crate::world::{Given, World};
+use crate::{config, native, world};
+use rt_spin::hosts::Host;
+use rt_spin::plan::{self, Plan};
+use rt_spin::template;
+
+pub(crate) use files::{Shown, Streams};
+pub(crate) use platform::Platform;
+
+use handler::Exported;
+use router::Routes;
+use stores::Stores;
+
+/// The prefix of the variables in the container's environment that are variables of the app.
+const PREFIX: &str = "SPIN_VARIABLE_";
+
+/// The variable that names a directory for stores.
+const DIRECTORY: &str = "SPIN_STATE_DIR";
+
+/// The path at which the server itself answers, as Spin's does.
+const HEALTH: &str = "/.well-known/spin/health";
+
+/// What a component may use, beside WASI.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) component: plan::Component,
+    /// With their values.
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) stores: Arc<Stores>,
+    /// The files of its patterns.
+    pub(crate) shown: Option<Arc<Shown>>,
+}
+
+/// The hosts that a component may reach.
+#[derive(Debug)]
+pub(crate) struct Hosts(Vec<Host>);
+
+impl Policy for Hosts {
+    fn has(&self, host: &str, port: u16) -> bool {
+        self.0.iter().any(|allowed| allowed.allows("http", host, port))
+    }
+
+    fn leads_to(&self, host: &str, address: IpAddr) -> bool {
+        !is_withheld(address)
+            || self.0.iter().any(|allowed| allowed.names(&address.to_string()))
+            || address.is_loopback()
+                && host == "localhost"
+                && self.0.iter().any(|allowed| allowed.names(host))
+    }
+}
+
+impl Hosts {
+    /// Whether a socket of the component may do this.
+    pub(crate) fn allow_socket(&self, address: SocketAddr, what: SocketAddrUse) -> bool {
+        match what {
+            // Only the server listens. A connection begins with any free port.
+            SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => address.port() == 0,
+            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+                self.0.iter().any(|allowed| allowed.allows_socket(address.ip(), address.port()))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the component may use sockets at all.
+    pub(crate) fn allow_sockets(&self) -> bool {
+        self.0.iter().any(Host::is_for_sockets)
+    }
+}
+
+/// Serves an app until a termination signal comes.
+pub(crate) fn serve(start: Start) -> Result<End, String> {
+    let Start { environment, run } = start;
+    let Run { engine_dir, module, native, parts, directories, http, memory, .. } = run;
+    let mut http = http.ok_or("there is nothing to listen on")?;
+    let plan = read_plan(native.as_ref().ok_or("its manifest is not compiled")?, parts.len())?;
+    let environment = Environment::new(&environment)?;
+    let values = environment.values(&plan)?;
+    let stores = Arc::new(Stores::new(environment.get(DIRECTORY), memory)?);
+    let settings = Settings::new(&http.limits, memory, run.timeout, run.fuel);
+    let pool = Arc::new(Pool::new(memory, settings.reserve(), settings.memory));
+    let form = Form { counting: run.fuel.is_some(), yielding: true };
+    let mut config = config::config(form);
+    config.allocation_strategy(serve::allocation(settings.requests));
+    let engine = config::engine(&config)?;
+    let modules = parts.iter().enumerate().map(|(number, part)| {
+        native::load(&engine, part).map_err(|why| not_loaded(&plan, number, &why))
+    });
+    let modules = modules.collect::<Result<Vec<_>, _>>()?;
+    // As for a command.
+    drop((engine_dir, module, native, parts));
+    let offers = Offers::new(&engine)?;
+    let place = files::Place::new(directories)?;
+    let handlers = plan.components.into_iter().map(|component| {
+        let name = component.name.clone();
+        let module = modules.get(component.module).ok_or("its module is missing")?;
+        Ok(offers.handler(module, component, &values, &stores, &place))
+            .and_then(|handler| handler.map_err(|why| format!("the component `{name}`: {why}")))
+    });
+    let handlers = handlers.collect::<Result<Vec<Arc<dyn Handler>>, String>>()?;
+    drop(place);
+    let routes = Routes::new(&plan.routes, &handlers)?;
+    http.health.get_or_insert_with(|| HEALTH.to_owned());
+    serve::interrupt(&engine)?;
+    reserved::name_all();
+    serve::serve(Box::new(routes), http, settings, pool)
+}
+
+/// Why a module was not loaded: the compiler makes another form of native code for one that is no
+/// handler.
+fn not_loaded(plan: &Plan, module: usize, why: &str) -> String {
+    let component = plan.components.iter().find(|component| component.module == module);
+    let name = component.map_or("", |component| component.name.as_str());
+    match why.contains("epoch interruption") {
+        true => format!("the component `{name}`: {}", handler::NONE),
+        false => format!("the component `{name}`: {why}"),
+    }
+}
+
+fn read_plan(file: &File, modules: usize) -> Result<Plan, String> {
+    // `rt` has opened the file by its path.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(plan::LONGEST).read_to_end(&mut bytes))
+        .map_err(|error| format!("read the plan of the app: {error}"))?;
+    plan::read(&bytes, modules)
+}
+
+/// The environment of the container. The components do not see it.
+struct Environment<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Environment<'a> {
+    fn new(bytes: &'a [u8]) -> Result<Environment<'a>, String> {
+        let variables = variables(bytes)?;
+        Ok(Environment(variables.into_iter().filter_map(|it| it.split_once('=')).collect()))
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).copied()
+    }
+
+    /// The values of the app's variables.
+    fn values(&self, plan: &Plan) -> Result<BTreeMap<String, String>, String> {
+        let value = |(name, variable): (&String, &plan::Variable)| {
+            let own = format!("{PREFIX}{}", name.to_ascii_uppercase());
+            let value = self.get(&own).map(str::to_owned).or_else(|| variable.default.clone());
+            let value = value.ok_or_else(|| {
+                format!("the variable `{name}` is required, and the environment has no `{own}`")
+            })?;
+            Ok((name.clone(), value))
+        };
+        plan.variables.iter().map(value).collect()
+    }
+}
+
+/// The functions that components may import.
+struct Offers<'a> {
+    engine: &'a Engine,
+    linker: Linker<World>,
+}
+
+impl Offers<'_> {
+    fn new(engine: &Engine) -> Result<Offers<'_>, String> {
+        let mut linker = world::http_linker(engine)?;
+        files::guard(&mut linker)
+            .and_then(|()| platform::add_to_linker(&mut linker))
+            .and_then(|()| october::add_to_linker(&mut linker))
+            .map_err(|error| format!("offer Spin's interfaces: {error:#}"))?;
+        Ok(Offers { engine, linker })
+    }
+
+    fn handler(
+        &self,
+        module: &Component,
+        component: plan::Component,
+        values: &BTreeMap<String, String>,
+        stores: &Arc<Stores>,
+        place: &files::Place,
+    ) -> Result<Arc<dyn Handler>, String> {
+        let value = |name: &str| {
+            values.get(name).cloned().ok_or_else(|| format!("there is no variable `{name}`"))
+        };
+        let resolve = |text: &String| template::resolve(text, value);
+        let variables = component
+            .variables
+            .iter()
+            .map(|(name, text)| Ok((name.clone(), resolve(text)?)))
+            .collect::<Result<_, String>>()?;
+        let hosts = component.allowed_hosts.iter().map(|host| Host::parse(&resolve(host)?));
+        let hosts = Arc::new(Hosts(hosts.collect::<Result<_, String>>()?));
+        let mut environment = Vec::new();
+        for (name, value) in &component.environment {
+            environment.extend(format!("{name}={value}\0").into_bytes());
+        }
+        let files = place.open(&component)?;
+        let arguments = vec![component.name.clone()];
+        let mut given = Given::new(arguments, &environment, &files.directories, false)?;
+        given.limit_sockets(Arc::clone(&hosts));
+        let mut linker = self.linker.clone();
+        traps::define(&mut linker, self.engine, module)
+            .map_err(|error| format!("its imports: {error:#}"))?;
+        let exported = Exported::find(self.engine, &linker, module)?;
+        let guest = Arc::new(Guest {
+            component,
+            variables,
+            stores: Arc::clone(stores),
+            shown: files.shown,
+        });
+        Ok(Arc::new(handler::Component { exported, given, guest, outbound: Outbound::new(hosts) }))
+    }
+}

@@ -1,0 +1,254 @@
+//! What Spin itself offers to a component: variables, key-value stores and SQLite.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use rusqlite::types::Value;
+use wasmtime::Result;
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime::error::Context as _;
+
+use super::Guest;
+use super::stores::{Kind, Rows, Store};
+use crate::world::World;
+use rt_spin::template;
+
+mod generated {
+    wasmtime::component::bindgen!({
+        path: "wit",
+        world: "rt:spin/platform",
+        imports: { default: async | trappable },
+        require_store_data_send: true,
+        with: {
+            "fermyon:spin/key-value.store": super::Opened,
+            "fermyon:spin/sqlite.connection": super::Opened,
+        },
+    });
+}
+
+use generated::fermyon::spin2_0_0::{key_value, sqlite, variables};
+use generated::wasi::config::store as config;
+
+/// A store or a database that a guest has opened.
+#[derive(Debug)]
+#[allow(unreachable_pub, reason = "the generated code exports it again")]
+pub struct Opened(Store);
+
+/// What these interfaces use.
+pub(crate) struct Platform<'a> {
+    pub(crate) guest: Option<&'a Guest>,
+    pub(crate) table: &'a mut ResourceTable,
+}
+
+pub(crate) fn add_to_linker(linker: &mut Linker<World>) -> Result<()> {
+    struct Has;
+    impl HasData for Has {
+        type Data<'a> = Platform<'a>;
+    }
+    variables::add_to_linker::<World, Has>(linker, World::platform)?;
+    key_value::add_to_linker::<World, Has>(linker, World::platform)?;
+    sqlite::add_to_linker::<World, Has>(linker, World::platform)?;
+    config::add_to_linker::<World, Has>(linker, World::platform)
+}
+
+impl Platform<'_> {
+    fn guest(&self) -> Result<&Guest> {
+        self.guest.context("this component is not one of a Spin app")
+    }
+
+    /// Opens a store that the manifest gives to the component. The outer error says why it does not
+    /// open.
+    async fn open(
+        &mut self,
+        kind: Kind,
+        name: String,
+    ) -> Result<Option<std::result::Result<Resource<Opened>, String>>> {
+        let guest = self.guest()?;
+        let names = match kind {
+            Kind::KeyValue => &guest.component.stores,
+            Kind::Sqlite => &guest.component.databases,
+        };
+        if !names.contains(&name) {
+            return Ok(None);
+        }
+        let stores = Arc::clone(&guest.stores);
+        let opened = wait(move || stores.open(kind, &name)).await;
+        Ok(Some(match opened {
+            Ok(store) => Ok(self.table.push(Opened(store))?),
+            Err(why) => Err(why),
+        }))
+    }
+
+    fn store(&self, opened: &Resource<Opened>) -> Result<Store> {
+        Ok(self.table.get(opened)?.0.clone())
+    }
+
+    /// Whether the use of a store is immediate.
+    fn is_quick(&self) -> bool {
+        self.guest.is_some_and(|guest| guest.stores.are_in_memory())
+    }
+}
+
+/// Does something that may wait for a disk or take long.
+async fn wait<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+) -> std::result::Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// Does something with a store, which may be quick.
+async fn with_store<T: Send + 'static>(
+    is_quick: bool,
+    work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+) -> std::result::Result<T, String> {
+    if is_quick { work() } else { wait(work).await }
+}
+
+impl variables::Host for Platform<'_> {
+    async fn get(&mut self, name: String) -> Result<std::result::Result<String, variables::Error>> {
+        Ok(match self.guest()?.variables.get(&name) {
+            Some(value) => Ok(value.clone()),
+            None if template::is_name(&name) => Err(variables::Error::Undefined(name)),
+            None => Err(variables::Error::InvalidName(name)),
+        })
+    }
+}
+
+impl config::Host for Platform<'_> {
+    async fn get(
+        &mut self,
+        key: String,
+    ) -> Result<std::result::Result<Option<String>, config::Error>> {
+        Ok(Ok(self.guest()?.variables.get(&key).cloned()))
+    }
+
+    async fn get_all(
+        &mut self,
+    ) -> Result<std::result::Result<Vec<(String, String)>, config::Error>> {
+        Ok(Ok(self.guest()?.variables.clone().into_iter().collect()))
+    }
+}
+
+impl key_value::Host for Platform<'_> {}
+
+impl key_value::HostStore for Platform<'_> {
+    async fn open(
+        &mut self,
+        label: String,
+    ) -> Result<std::result::Result<Resource<Opened>, key_value::Error>> {
+        Ok(match self.open(Kind::KeyValue, label).await? {
+            None => Err(key_value::Error::AccessDenied),
+            Some(opened) => opened.map_err(key_value::Error::Other),
+        })
+    }
+
+    async fn get(
+        &mut self,
+        opened: Resource<Opened>,
+        key: String,
+    ) -> Result<std::result::Result<Option<Vec<u8>>, key_value::Error>> {
+        let store = self.store(&opened)?;
+        Ok(with_store(self.is_quick(), move || store.get(&key))
+            .await
+            .map_err(key_value::Error::Other))
+    }
+
+    async fn set(
+        &mut self,
+        opened: Resource<Opened>,
+        key: String,
+        value: Vec<u8>,
+    ) -> Result<std::result::Result<(), key_value::Error>> {
+        let store = self.store(&opened)?;
+        Ok(with_store(self.is_quick(), move || store.set(&key, &value))
+            .await
+            .map_err(key_value::Error::Other))
+    }
+
+    async fn delete(
+        &mut self,
+        opened: Resource<Opened>,
+        key: String,
+    ) -> Result<std::result::Result<(), key_value::Error>> {
+        let store = self.store(&opened)?;
+        Ok(with_store(self.is_quick(), move || store.delete(&key))
+            .await
+            .map_err(key_value::Error::Other))
+    }
+
+    async fn exists(
+        &mut self,
+        opened: Resource<Opened>,
+        key: String,
+    ) -> Result<std::result::Result<bool, key_value::Error>> {
+        let store = self.store(&opened)?;
+        let exists =
+            with_store(self.is_quick(), move || store.get(&key).map(|value| value.is_some())).await;
+        Ok(exists.map_err(key_value::Error::Other))
+    }
+
+    async fn get_keys(
+        &mut self,
+        opened: Resource<Opened>,
+    ) -> Result<std::result::Result<Vec<String>, key_value::Error>> {
+        let store = self.store(&opened)?;
+        Ok(wait(move || store.keys()).await.map_err(key_value::Error::Other))
+    }
+
+    async fn drop(&mut self, opened: Resource<Opened>) -> Result<()> {
+        self.table.delete(opened)?;
+        Ok(())
+    }
+}
+
+impl sqlite::Host for Platform<'_> {}
+
+impl sqlite::HostConnection for Platform<'_> {
+    async fn open(
+        &mut self,
+        database: String,
+    ) -> Result<std::result::Result<Resource<Opened>, sqlite::Error>> {
+        Ok(match self.open(Kind::Sqlite, database).await? {
+            None => Err(sqlite::Error::AccessDenied),
+            Some(opened) => opened.map_err(sqlite::Error::Io),
+        })
+    }
+
+    async fn execute(
+        &mut self,
+        opened: Resource<Opened>,
+        statement: String,
+        parameters: Vec<sqlite::Value>,
+    ) -> Result<std::result::Result<sqlite::QueryResult, sqlite::Error>> {
+        let store = self.store(&opened)?;
+        let parameters = parameters.into_iter().map(|value| match value {
+            sqlite::Value::Integer(value) => Value::Integer(value),
+            sqlite::Value::Real(value) => Value::Real(value),
+            sqlite::Value::Text(value) => Value::Text(value),
+            sqlite::Value::Blob(value) => Value::Blob(value),
+            sqlite::Value::Null => Value::Null,
+        });
+        let parameters = parameters.collect();
+        let executed = wait(move || store.execute(&statement, parameters)).await;
+        Ok(executed.map(result).map_err(sqlite::Error::Io))
+    }
+
+    async fn drop(&mut self, opened: Resource<Opened>) -> Result<()> {
+        self.table.delete(opened)?;
+        Ok(())
+    }
+}
+
+fn result(Rows { columns, rows }: Rows) -> sqlite::QueryResult {
+    let value = |value| match value {
+        Value::Integer(value) => sqlite::Value::Integer(value),
+        Value::Real(value) => sqlite::Value::Real(value),
+        Value::Text(value) => sqlite::Value::Text(value),
+        Value::Blob(value) => sqlite::Value::Blob(value),
+        Value::Null => sqlite::Value::Null,
+    };
+    let rows = rows.into_iter();
+    let rows = rows.map(|row| sqlite::RowResult { values: row.into_iter().map(value).collect() });
+    sqlite::QueryResult { columns, rows: rows.collect() }
+}
