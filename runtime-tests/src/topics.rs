@@ -65,6 +65,7 @@ mod wasm_ports;
 mod wasm_rights;
 mod wasm_shares;
 mod wasm_source;
+mod wasm_spin;
 mod without_openat2;
 mod workload;
 
@@ -149,6 +150,7 @@ pub(crate) fn all() -> Vec<Entry> {
         wasm_rights::TESTS,
         wasm_shares::TESTS,
         wasm_source::TESTS,
+        wasm_spin::TESTS,
         without_openat2::TESTS,
         workload::TESTS,
     ]

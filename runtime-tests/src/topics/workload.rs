@@ -109,7 +109,7 @@ fn a_module_nobody_asked_for_is_explained(test: &Test) -> Outcome {
 fn an_unknown_handler_is_told_the_known_ones(test: &Test) -> Outcome {
     let bundle = test.wasm("hello", &[])?.annotation("run.oci.handler", "krun");
     bundle.try_create(&test.id())?.fails_with("unknown handler `krun`").and_then(|output| {
-        ensure(output.stderr.contains("`wasm`, `wasm-smart`, `wasmedge`"), output.stderr)
+        ensure(output.stderr.contains("`wasm`, `wasm-smart`, `spin`, `wasmedge`"), output.stderr)
     })
 }
 
@@ -357,7 +357,7 @@ fn an_engine_is_chosen_by_its_name(test: &Test) -> Outcome {
     module("b")?.success()?;
     module("a")?.fails_with("which the engine `a` does not run: it needs an engine such as")?;
     module("wasmedge")?.fails_with("the engine `wasmedge` is not installed in `")?;
-    module("../rt/b")?.fails_with("rt knows `wasm`, `wasm-smart`, `a`, `b`").map(drop)
+    module("../rt/b")?.fails_with("rt knows `wasm`, `wasm-smart`, `spin`, `a`, `b`").map(drop)
 }
 
 fn an_option_that_the_engine_lacks_is_an_error(test: &Test) -> Outcome {

@@ -1,0 +1,582 @@
+//! Spin apps: a manifest and the modules that it names, in an ordinary rootfs.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::wasm_cache::{self, files};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, WASMTIME, ensure, ensure_eq, wait_until,
+};
+
+super::tests! { "wasm_spin":
+    the_articles_handler_runs_as_it_is, the_command_of_an_image_for_the_shim_is_a_slash, each_sdk_answers_at_its_route,
+    a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
+    variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
+    a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
+    requests_go_to_allowed_hosts_only, an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
+    logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
+    a_module_is_looked_up_inside_the_container, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
+    is_compiled_by_the_administrator, ends_with_a_signal,
+}
+
+/// How long a start waits for native code, at most, in seconds. Other tests compile too.
+const TIMEOUT: &str = "run.oci.wasm.compile-timeout";
+
+const HELLO: &str = "Hello from Spin!";
+
+/// A manifest of one component, `a`, with more of its keys, and more tables.
+fn manifest(keys: &str, tables: &str) -> String {
+    format!(
+        "spin_manifest_version = 2\n[application]\nname = \"app\"\n{tables}\n\
+         [[trigger.http]]\nroute = \"/...\"\ncomponent = \"a\"\n\
+         [component.a]\nsource = \"spin3.wasm\"\n{keys}\n"
+    )
+}
+
+/// A bundle that is an app of this manifest, with all guests for Spin beside it.
+fn app<'a>(test: &'a Test, manifest: &str, settings: Value) -> Outcome<Bundle<'a>> {
+    test.only_rt()?;
+    wasm_cache::host_of(test, WASMTIME, settings)?;
+    let mut bundle = Bundle::new(test, &["/spin.toml"])?.file("/spin.toml", manifest)?;
+    for guest in ["spin1", "spin2", "spin3", "spin5"] {
+        let module = fs::read(test.host.module(guest)?)?;
+        bundle = bundle.file(&format!("/{guest}.wasm"), module)?;
+    }
+    Ok(bundle.annotation("run.oci.handler", "wasm").annotation(TIMEOUT, "300"))
+}
+
+/// The same, with the cache that most of these tests share.
+fn shared<'a>(test: &'a Test, manifest: &str) -> Outcome<Bundle<'a>> {
+    let cache = test.host.folder.join("native");
+    app(test, manifest, json!({ "cache": { "directory": cache } }))
+}
+
+/// A response: its status, and its body.
+type Response = (u16, String);
+
+/// Connects to a port of a container, from its network.
+fn connect(container: &Container<'_>, port: u16) -> Outcome<TcpStream> {
+    let network = File::open(format!("/proc/{}/ns/net", container.pid()?))?;
+    let mut up = Command::new("nsenter");
+    up.arg(format!("--net=/proc/{}/ns/net", container.pid()?));
+    up.args(["ip", "link", "set", "lo", "up"]);
+    Output::of(up)?.success()?;
+    // The namespace of a thread ends with the thread, and the socket stays.
+    let thread = std::thread::spawn(move || -> std::io::Result<TcpStream> {
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&network),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )?;
+        TcpStream::connect(("127.0.0.1", port))
+    });
+    let stream = thread.join().map_err(|_| "the thread ended")??;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    Ok(stream)
+}
+
+fn ask_at(
+    container: &Container<'_>,
+    port: u16,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Outcome<Response> {
+    let mut stream = connect(container, port)?;
+    let method = if body.is_empty() { "GET" } else { "POST" };
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: app.example\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(format!("not a response: {answer}"))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        true => chunks(body),
+        false => body.to_owned(),
+    };
+    Ok((status.ok_or(format!("no status: {head}"))?, body))
+}
+
+/// The content of a chunked body.
+fn chunks(mut body: &str) -> String {
+    let mut content = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap_or(0);
+        content.push_str(rest.get(..size).unwrap_or_default());
+        body = rest.get(size + 2..).unwrap_or_default();
+    }
+    content
+}
+
+fn get(container: &Container<'_>, path: &str) -> Outcome<Response> {
+    ask_at(container, 80, path, "", "")
+}
+
+/// Expects a response of status 200 with this body.
+fn gives(container: &Container<'_>, path: &str, expected: &str) -> Outcome {
+    let response = get(container, path)?;
+    ensure(response == (200, expected.to_owned()), format!("{path}: {response:?}"))
+}
+
+/// Expects that the guest reports an error which contains these words.
+fn refuses(container: &Container<'_>, path: &str, words: &str) -> Outcome {
+    let (status, body) = get(container, path)?;
+    ensure(status == 500 && body.contains(words), format!("{path}: {status} {body}"))
+}
+
+fn the_articles_handler_runs_as_it_is(test: &Test) -> Outcome {
+    let text = manifest("", "").replace("spin3", "spin2");
+    let container = shared(test, &text)?.annotation("run.oci.handler", "spin").start()?;
+    gives(&container, "/", HELLO)?;
+    let engine = container.state()?["annotations"]["run.oci.engine"].clone();
+    ensure(engine.as_str().is_some_and(|it| it.starts_with("wasmtime ")), &engine)?;
+    ensure_eq(&container.state()?["annotations"]["run.oci.engine.mode"], &json!("aot"))
+}
+
+fn the_command_of_an_image_for_the_shim_is_a_slash(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("", ""))?;
+    for (args, cwd) in [(["/"], "/"), (["spin.toml"], "/"), (["./spin.toml"], "/")] {
+        let bundle = bundle.clone().args(&args).edit(|config| {
+            config["process"]["cwd"] = json!(cwd);
+        });
+        gives(&bundle.start()?, "/", HELLO)?;
+    }
+    fs::remove_file(bundle.rootfs().join("spin.toml"))?;
+    bundle.args(&["/"]).run()?.fails_with("is a directory").map(drop)
+}
+
+fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
+    let routes =
+        [("/one", "spin1"), ("/two", "spin2"), ("/three/:x", "spin3"), ("/five/...", "spin5")];
+    let mut text = "spin_manifest_version = 2\n[application]\nname = \"app\"\n".to_owned();
+    for (route, guest) in routes {
+        text += &format!(
+            "[[trigger.http]]\nroute = \"{route}\"\ncomponent = \"{guest}\"\n[component.{guest}]\nsource = \"{guest}.wasm\"\n"
+        );
+    }
+    let container = shared(test, &text)?.start()?;
+    let one = ask_at(&container, 80, "/one?a=b", "", "body")?;
+    ensure_eq(one, (201, "Method::Post /one?a=b 4 at /one".into()))?;
+    gives(&container, "/two", HELLO)?;
+    gives(&container, "/two/", HELLO)?;
+    gives(&container, "/three/hello", HELLO)?;
+    gives(&container, "/five", "Hello from Spin 5 at /five")?;
+    gives(&container, "/five/more/of/it?x=y", "Hello from Spin 5 at /five")?;
+    for nothing in ["/", "/two/more", "/three", "/three/a/b", "/fives"] {
+        ensure_eq(get(&container, nothing)?.0, 404)?;
+    }
+    Ok(())
+}
+
+fn a_handler_forces_an_app(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("", ""))?;
+    for (handler, args, words) in [
+        (
+            "wasmedge",
+            "/spin.toml",
+            "a Spin manifest, which the engine `wasmedge` does not run: it needs an engine such as `wasmtime`",
+        ),
+        (
+            "spin",
+            "/hello.wasm",
+            "a WebAssembly component, not a Spin manifest: with the annotation `run.oci.handler=wasm`, the engine `wasmtime` runs it",
+        ),
+        ("spin", "/module.wasm", "the engine `wasmedge` runs it"),
+    ] {
+        let hello = fs::read(test.host.component("hello")?)?;
+        let module = fs::read(test.host.module("hello")?)?;
+        let bundle = bundle.clone().file("/hello.wasm", hello)?.file("/module.wasm", module)?;
+        let bundle = bundle.args(&[args]);
+        bundle.annotation("run.oci.handler", handler).run()?.fails_with(words)?;
+    }
+    let plain = bundle.edit(|config| config["annotations"] = json!({}));
+    plain.run()?.fails_with("set the annotation `run.oci.handler` to `spin`").map(drop)
+}
+
+fn a_guest_learns_its_route_from_the_server_alone(test: &Test) -> Outcome {
+    let text = manifest("", "").replace("/...", "/users/:id/...");
+    let container = shared(test, &text)?.start()?;
+    let forged = "Spin-Path-Match-Id: 8\r\nspin-client-secret: x\r\n";
+    let (_, headers) = ask_at(&container, 80, "/users/7/headers?a=b", forged, "")?;
+    let expected = "spin-base-path: /\nspin-component-route: /users/:id\n\
+        spin-full-url: http://app.example/users/7/headers?a=b\nspin-matched-route: /users/:id/...\n\
+        spin-path-info: /headers\nspin-path-match-id: 7\nspin-raw-component-route: /users/:id/...\n";
+    ensure_eq(headers.as_str(), expected)
+}
+
+fn a_private_route_is_not_reached(test: &Test) -> Outcome {
+    let text = manifest("", "").replace("\"/...\"", "{ private = true }");
+    let container = shared(test, &text)?.start()?;
+    for path in ["/", "/private", "/a", "/.well-known/spin/info"] {
+        ensure_eq(get(&container, path)?.0, 404)?;
+    }
+    ensure_eq(get(&container, "/.well-known/spin/health")?.0, 200)
+}
+
+fn variables_come_from_the_environment(test: &Test) -> Outcome {
+    let tables =
+        "[variables]\nwho = { default = \"you\" }\ntoken = { required = true, secret = true }\n";
+    let keys = "variables = { text = \"{{ who }}/{{ token }}\" }\nenvironment = { A = \"1\" }";
+    let bundle = shared(test, &manifest(keys, tables))?;
+    let with =
+        |variables: Value| bundle.clone().edit(|config| config["process"]["env"] = variables);
+    let container = with(json!(["SPIN_VARIABLE_TOKEN=t", "OTHER=x"])).start()?;
+    gives(&container, "/variable?v=text", "you/t")?;
+    // The container's environment is not the component's.
+    gives(&container, "/env", "A=1\n")?;
+    refuses(&container, "/variable?v=token", "Undefined")?;
+    refuses(&container, "/variable?v=A+B", "InvalidName")?;
+    let both = json!(["SPIN_VARIABLE_TOKEN={{ who }}", "SPIN_VARIABLE_WHO=me"]);
+    gives(&with(both).start()?, "/variable?v=text", "me/{{ who }}")?;
+    let output = with(json!([])).run()?.code(126)?;
+    output
+        .fails_with(
+            "the variable `token` is required, and the environment has no `SPIN_VARIABLE_TOKEN`",
+        )
+        .map(drop)
+}
+
+fn a_component_sees_the_files_that_are_listed(test: &Test) -> Outcome {
+    let keys = "files = [\"*.txt\", \"a/**/*.txt\", { source = \"assets\", destination = \"/x/y\" }]\n\
+        exclude_files = [\"a/b/not.txt\"]";
+    let mut bundle = shared(test, &manifest(keys, ""))?;
+    for path in ["top.txt", "a/1.txt", "a/b/2.txt", "a/b/not.txt", "a/secret", "assets/file"] {
+        bundle = bundle.file(&format!("/{path}"), path)?;
+    }
+    std::os::unix::fs::symlink("secret", bundle.rootfs().join("a/link.txt"))?;
+    std::os::unix::fs::symlink("../a/secret", bundle.rootfs().join("assets/link"))?;
+    std::os::unix::fs::symlink("/proc/self/environ", bundle.rootfs().join("assets/environ"))?;
+    let container = bundle.start()?;
+    gives(&container, "/list?p=/", "a top.txt")?;
+    gives(&container, "/list?p=/a", "1.txt b")?;
+    gives(&container, "/list?p=/a/b", "2.txt")?;
+    gives(&container, "/list?p=/x/y", "environ file link")?;
+    for (path, content) in [
+        ("/top.txt", "top.txt"),
+        ("/a/b/2.txt", "a/b/2.txt"),
+        ("/a/../a/1.txt", "a/1.txt"),
+        ("/x/y/file", "assets/file"),
+    ] {
+        gives(&container, &format!("/read?p={path}"), content)?;
+    }
+    for hidden in [
+        "/spin.toml",
+        "/a/secret",
+        "/a/link.txt",
+        "/a/b/not.txt",
+        "/x/y/link",
+        "/x/y/environ",
+        "/x/y/../../a/secret",
+        "/proc/self/environ",
+        "/etc/hostname",
+    ] {
+        refuses(&container, &format!("/read?p={hidden}"), "os error")?;
+    }
+    for path in ["/new", "/top.txt", "/a/new", "/x/y/file"] {
+        refuses(&container, &format!("/write?p={path}"), "os error")?;
+    }
+    Ok(())
+}
+
+fn key_value_stores_are_shared_and_listed(test: &Test) -> Outcome {
+    let other = "[[trigger.http]]\nroute = \"/other/...\"\ncomponent = \"b\"\n[component.b]\nsource = \"spin3.wasm\"\nkey_value_stores = [\"default\"]\n\
+        [[trigger.http]]\nroute = \"/none/...\"\ncomponent = \"c\"\n[component.c]\nsource = \"spin3.wasm\"\n";
+    let container = shared(test, &manifest("key_value_stores = [\"default\"]", other))?.start()?;
+    gives(&container, "/get?k=a", "none")?;
+    gives(&container, "/set?k=a:1", "set")?;
+    gives(&container, "/set?k=b:2", "set")?;
+    gives(&container, "/other/get?k=a", "1")?;
+    gives(&container, "/keys", "a b")?;
+    gives(&container, "/delete?k=a", "false")?;
+    gives(&container, "/other/keys", "b")?;
+    refuses(&container, "/open?n=secret", "AccessDenied")?;
+    refuses(&container, "/none/get?k=a", "AccessDenied")
+}
+
+/// A bundle whose stores are in a volume.
+fn with_volume<'a>(test: &'a Test, keys: &str, volume: &Path) -> Outcome<Bundle<'a>> {
+    fs::create_dir_all(volume)?;
+    let bundle = shared(test, &manifest(keys, ""))?;
+    let mount =
+        json!({ "destination": "/data", "type": "bind", "source": volume, "options": ["bind"] });
+    Ok(bundle.mount(mount).edit(|config| {
+        config["process"]["env"] = json!(["SPIN_STATE_DIR=/data"]);
+    }))
+}
+
+fn a_store_in_a_volume_survives_the_container(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    let keys = "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]";
+    let bundle = with_volume(test, keys, &volume)?;
+    let sql = |container: &Container<'_>, statement: &str| {
+        ask_at(container, 80, "/sql?d=default", "", statement)
+    };
+    let first = bundle.start()?;
+    gives(&first, "/set?k=a:1", "set")?;
+    ensure_eq(sql(&first, "CREATE TABLE t (a)")?.0, 200)?;
+    ensure_eq(sql(&first, "INSERT INTO t VALUES (?1)")?.0, 200)?;
+    first.rt(&["kill"])?.success()?;
+    first.wait()?;
+    first.delete()?;
+    let second = bundle.start()?;
+    gives(&second, "/get?k=a", "1")?;
+    ensure_eq(sql(&second, "SELECT a FROM t")?, (200, "a\n[Value::Integer(7)]\n".into()))?;
+    let mut names: Vec<_> = fs::read_dir(&volume)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()?;
+    names.sort_unstable();
+    ensure_eq(names, vec!["default.kv.sqlite".to_owned(), "default.sqlite".to_owned()])?;
+    // A neighbour that shares the volume has put a link there.
+    let outside = test.folder.join("outside");
+    fs::remove_file(volume.join("default.kv.sqlite"))?;
+    std::os::unix::fs::symlink("../outside", volume.join("default.kv.sqlite"))?;
+    refuses(&bundle.start()?, "/set?k=a:1", "unable to open")?;
+    ensure(!outside.exists(), "a file outside of the volume")
+}
+
+fn nothing_is_written_into_the_rootfs(test: &Test) -> Outcome {
+    let keys = "key_value_stores = [\"default\"]";
+    let bundle = shared(test, &manifest(keys, ""))?;
+    let listed = |bundle: &Bundle<'_>| -> Outcome<Vec<String>> {
+        let mut find = Command::new("find");
+        find.arg(bundle.rootfs()).args(["-printf", "%p %s %T@\n"]);
+        let mut lines: Vec<_> =
+            Output::of(find)?.success()?.stdout.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        Ok(lines)
+    };
+    // `rt` itself makes the places of mounts.
+    let read_only = bundle.clone().edit(|config| config["root"]["readonly"] = json!(true));
+    let container = read_only.start()?;
+    let before = listed(&bundle)?;
+    gives(&container, "/set?k=a:1", "set")?;
+    gives(&container, "/get?k=a", "1")?;
+    ensure_eq(listed(&bundle)?, before)?;
+    for (directory, words) in [
+        ("/data", "it is not on a volume"),
+        ("/", "it is not on a volume"),
+        ("data", "it is not an absolute path"),
+        ("/missing", "No such file or directory"),
+    ] {
+        let bundle = bundle.clone().file("/data/file", "")?.edit(|config| {
+            config["process"]["env"] = json!([format!("SPIN_STATE_DIR={directory}")]);
+        });
+        bundle.run()?.code(126)?.fails_with(words)?;
+    }
+    Ok(())
+}
+
+fn sql_stays_in_its_database(test: &Test) -> Outcome {
+    let keys = "sqlite_databases = [\"default\"]";
+    let container = shared(test, &manifest(keys, ""))?.start()?;
+    let sql = |statement: &str| ask_at(&container, 80, "/sql?d=default", "", statement);
+    ensure_eq(
+        sql("SELECT 1 AS a, 'x' AS b")?,
+        (200, "a,b\n[Value::Integer(1), Value::Text(\"x\")]\n".into()),
+    )?;
+    for statement in [
+        "ATTACH '/spin.toml' AS x",
+        "VACUUM INTO '/copy'",
+        "PRAGMA temp_store_directory = '/'",
+        "SELECT load_extension('/x')",
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n",
+    ] {
+        let (status, body) = sql(statement)?;
+        ensure(status == 500 && body.contains("Error"), format!("{statement}: {status} {body}"))?;
+    }
+    let (status, body) = ask_at(&container, 80, "/sql?d=other", "", "SELECT 1")?;
+    ensure(status == 500 && body.contains("AccessDenied"), format!("{status} {body}"))
+}
+
+fn requests_go_to_allowed_hosts_only(test: &Test) -> Outcome {
+    let tables = "[variables]\nport = { default = \"80\" }\n";
+    let keys = "allowed_outbound_hosts = [\"http://127.0.0.1:{{ port }}\"]";
+    let container = shared(test, &manifest(keys, tables))?.start()?;
+    // The app itself.
+    gives(&container, "/fetch?u=http://127.0.0.1:80/hello", &format!("200 {HELLO}"))?;
+    for refused in
+        ["http://127.0.0.1:81/", "http://localhost:80/", "http://[::1]:80/", "http://127.0.0.2/"]
+    {
+        refuses(&container, &format!("/fetch?u={refused}"), "HttpRequestDenied")?;
+    }
+    let none = shared(test, &manifest("", ""))?.start()?;
+    refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")
+}
+
+fn an_interface_that_nobody_offers_traps_with_its_name(test: &Test) -> Outcome {
+    let container = shared(test, &manifest("", ""))?.start()?;
+    ensure_eq(get(&container, "/redis")?.0, 500)?;
+    let said = container.stderr()?;
+    ensure(said.contains("`fermyon:spin/redis@2.0.0#"), &said)?;
+    gives(&container, "/hello", HELLO)
+}
+
+fn a_trap_does_not_end_the_others(test: &Test) -> Outcome {
+    let container = shared(test, &manifest("", ""))?.start()?;
+    for _ in 0..3 {
+        ensure_eq(get(&container, "/trap")?.0, 500)?;
+        gives(&container, "/hello", HELLO)?;
+    }
+    ensure_eq(container.stderr()?.matches("rt-wasmtime: trap: ").count(), 3)
+}
+
+fn logs_go_to_standard_error(test: &Test) -> Outcome {
+    let container = shared(test, &manifest("", ""))?.start()?;
+    gives(&container, "/log?l=line", "logged")?;
+    ensure_eq(container.stderr()?.as_str(), "logged: line\n")?;
+    ensure_eq(container.stdout()?.as_str(), "")
+}
+
+fn listens_where_it_is_told(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("", ""))?;
+    let with =
+        |variable: &str| bundle.clone().edit(|config| config["process"]["env"] = json!([variable]));
+    let told = with("SPIN_HTTP_LISTEN_ADDR=127.0.0.1:3000");
+    ensure_eq(ask_at(&told.start()?, 3000, "/hello", "", "")?.0, 200)?;
+    let annotated = told.annotation("run.oci.wasm.http", "0.0.0.0:4000");
+    ensure_eq(ask_at(&annotated.start()?, 4000, "/hello", "", "")?.0, 200)?;
+    let wrong = with("SPIN_HTTP_LISTEN_ADDR=80");
+    wrong.run()?.fails_with("the variable `SPIN_HTTP_LISTEN_ADDR=80`")?;
+    for (annotation, value) in [("dirs", "/"), ("http-outbound", "a:80")] {
+        let name = format!("run.oci.wasm.{annotation}");
+        let output = bundle.clone().annotation(&name, value).run()?;
+        output.fails_with(&format!("the annotation `{name}` is not for a Spin app"))?;
+    }
+    Ok(())
+}
+
+/// Each is reported at `create`, on one line, and leaves nothing behind.
+fn a_bad_manifest_is_an_error(test: &Test) -> Outcome {
+    let trigger = "[[trigger.http]]\nroute = \"/a\"\ncomponent = \"a\"\n";
+    for (text, words) in [
+        (String::new(), "the Spin manifest is empty"),
+        ("[".into(), "line 1 of the Spin manifest: "),
+        ("spin_version = \"1\"\nname = \"app\"\n".into(), "has version 1, and rt runs version 2"),
+        ("spin_manifest_version = 2\n[application]\nname = \"a\"\n".into(), "has no trigger"),
+        (manifest("", "[extra]\n"), "unknown field `extra`"),
+        (manifest("sauce = 1", ""), "unknown field `sauce`"),
+        (manifest("", "[[trigger.redis]]\nchannel = \"x\"\n"), "unknown trigger `redis`"),
+        (manifest("", &format!("{trigger}{trigger}")), "the routes `/a` and `/a` overlap"),
+        (manifest("", &trigger.replace("\"a\"", "\"b\"")), "there is no component `b`"),
+        (
+            manifest("", "").replace("\"spin3.wasm\"", "{ url = \"http://x\", digest = \"\" }"),
+            "is a URL",
+        ),
+        (manifest("", "").replace("spin3", "../spin3"), "its `source` contains `..`"),
+        (manifest("files = [\"/etc/*\"]", ""), "is not relative to the manifest"),
+        (
+            manifest("allowed_outbound_hosts = [\"example.com\"]", ""),
+            "the allowed host `example.com`",
+        ),
+        ("#".repeat((1 << 20) + 1), "at most 1048576 bytes"),
+    ] {
+        let bundle = shared(test, &text)?;
+        let output = bundle.try_create(&test.id())?.code(1)?;
+        output.fails_with(words)?;
+    }
+    ensure_eq(test.rt(["list", "--quiet"])?.stdout.as_str(), "")
+}
+
+fn a_bad_module_is_an_error(test: &Test) -> Outcome {
+    let text = manifest("", "").replace("spin3.wasm", "module.wasm");
+    let hello = fs::read(test.host.component("hello")?)?;
+    let newer = r#"(component (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))"#;
+    let newer = wat::parse_str(newer)?;
+    for (content, code, words) in [
+        (
+            Some(&newer[..]),
+            1,
+            "it exports `wasi:http/handler@0.3.0`, which this engine does not call",
+        ),
+        (None, 1, "the module `/module.wasm`: no such file or directory"),
+        (Some(&b"text"[..]), 1, "the module `/module.wasm`: it is not a WebAssembly module"),
+        (Some(&hello[..8]), 126, "it does not answer requests"),
+        (Some(&hello[..hello.len() / 2]), 1, "`/module.wasm` has none: it cannot be compiled"),
+    ] {
+        let bundle = shared(test, &text)?;
+        if let Some(content) = content {
+            fs::write(bundle.rootfs().join("module.wasm"), content)?;
+        }
+        bundle.run()?.code(code)?.fails_with(words)?;
+    }
+    let folder = shared(test, &text)?.file("/module.wasm/x", "")?;
+    folder.run()?.code(1)?.fails_with("it is not a regular file")?;
+    ensure_eq(test.rt(["list", "--quiet"])?.stdout.as_str(), "")
+}
+
+/// Links lead within the container, and magic links nowhere.
+fn a_module_is_looked_up_inside_the_container(test: &Test) -> Outcome {
+    let secret = test.folder.join("secret.wasm");
+    fs::copy(test.host.module("spin3")?, &secret)?;
+    let text = manifest("", "").replace("spin3.wasm", "link.wasm");
+    let bundle = shared(test, &text)?;
+    let link = bundle.rootfs().join("link.wasm");
+    std::os::unix::fs::symlink(&secret, &link)?;
+    bundle.run()?.fails_with("the module `/link.wasm`: no such file or directory")?;
+    fs::remove_file(&link)?;
+    std::os::unix::fs::symlink("/spin3.wasm", &link)?;
+    gives(&bundle.start()?, "/hello", HELLO)?;
+    let absolute = shared(test, &manifest("", "").replace("spin3.wasm", "/spin3.wasm"))?;
+    gives(&absolute.start()?, "/hello", HELLO)
+}
+
+fn a_user_without_rights_starts_an_app(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("files = [\"*.txt\"]", ""))?.file("/a.txt", "text")?;
+    let bundle = bundle.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+        config["process"]["env"] = json!(["SPIN_HTTP_LISTEN_ADDR=0.0.0.0:8080"]);
+    });
+    let container = bundle.start()?;
+    ensure_eq(ask_at(&container, 8080, "/read?p=/a.txt", "", "")?, (200, "text".into()))?;
+    let module = bundle.rootfs().join("spin3.wasm");
+    fs::set_permissions(module, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    bundle.run()?.fails_with("the module `/spin3.wasm`: permission denied").map(drop)
+}
+
+/// The plan of an app is in the cache, as native code is.
+fn a_broken_plan_is_not_run(test: &Test) -> Outcome {
+    let bundle = app(test, &manifest("", ""), json!({ "compile": "lazy" }))?;
+    gives(&bundle.start()?, "/hello", HELLO)?;
+    let is_plan = |path: &&std::path::PathBuf| {
+        fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"plan 1 "))
+    };
+    let compiled = files(test, "so");
+    ensure_eq(compiled.len(), 2)?;
+    let plan = compiled.iter().find(is_plan).ok_or("no plan")?;
+    let good = fs::read(plan)?;
+    let other = String::from_utf8_lossy(&good).replace("spin3.wasm", "spin2.wasm");
+    for broken in [&good[..good.len() / 2], other.as_bytes(), b"", b"plan 1 [\"../x\"]\n"] {
+        fs::write(plan, broken)?;
+        gives(&bundle.start()?, "/anything", "Hello from anything")?;
+    }
+    Ok(())
+}
+
+fn is_compiled_by_the_administrator(test: &Test) -> Outcome {
+    let bundle = app(test, &manifest("", ""), json!({ "compile": "lazy" }))?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    let output = test.rt(["wasm", "compile", &folder])?.success()?;
+    ensure_eq(output.stdout.matches(": compiled in ").count(), 2)?;
+    ensure_eq(files(test, "so").len(), 2)?;
+    let again = test.rt(["wasm", "compile", &folder])?.success()?;
+    ensure_eq(again.stdout.matches(": is compiled already").count(), 2)
+}
+
+fn ends_with_a_signal(test: &Test) -> Outcome {
+    let container = shared(test, &manifest("", ""))?.start()?;
+    gives(&container, "/hello", HELLO)?;
+    container.rt(&["kill"])?.success()?;
+    container.wait()?;
+    wait_until("it is gone", || connect(&container, 80).is_err())
+}
