@@ -5,6 +5,9 @@ use std::process::{Command, ExitCode};
 
 use crate::rows::{self, Results};
 
+/// A variable that is set in all lanes but the first. `vm/run` sets it too.
+pub(crate) const IS_AGAIN: &str = "RT_TESTS_AGAIN";
+
 pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lane");
     let Ok(program) = std::env::current_exe() else {
@@ -17,7 +20,11 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
         println!("\n== lane {lane}");
         let file =
             std::env::temp_dir().join(format!("rt-tests-results-{}-{lane}", std::process::id()));
-        let status = Command::new(&script)
+        let mut command = Command::new(&script);
+        if args.is_empty() && !all.is_empty() {
+            command.env(IS_AGAIN, "1");
+        }
+        let status = command
             .arg(lane)
             .arg(&program)
             .args(args)

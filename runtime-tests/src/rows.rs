@@ -349,6 +349,12 @@ const ROWS: &[Row] = &[
     row("wasm: plugins", &["wasm_plugins"]),
     row("wasm: components", &["wasm_components"]),
     row("wasm: inspect", &["wasm_inspect"]),
+    row("wasm: WasmEdge, how it is built", &["wasm_source", "wasm_engine"]),
+    row("wasm: HTTP", &["wasm_http"]),
+    row("wasm: HTTP, limits", &["wasm_http_limits"]),
+    row("wasm: HTTP, protocol", &["wasm_http_protocol"]),
+    row("wasm: HTTP to others", &["wasm_http_outbound"]),
+    row("wasm: Spin", &["wasm_spin"]),
 ];
 
 /// The outcome of each test, by its name: `passed`, `failed` or `skipped`.

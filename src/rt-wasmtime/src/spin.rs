@@ -130,7 +130,7 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     http.health.get_or_insert_with(|| HEALTH.to_owned());
     serve::interrupt(&engine)?;
     reserved::name_all();
-    serve::serve(Box::new(routes), http, settings, pool)
+    serve::serve(Box::new(routes), *http, settings, pool)
 }
 
 /// Why a module was not loaded: the compiler makes another form of native code for one that is no
