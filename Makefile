@@ -95,6 +95,7 @@ install: ## copy target/dist to $(DESTDIR)$(PREFIX), with manual pages, completi
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/rt
 	install $(DIST)/bin/rt $(DESTDIR)$(PREFIX)/bin/rt
 	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-wasm
+	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-spin
 	cd packaging/callers && for file in */*; do \
 	  install -d "$(DESTDIR)$(PREFIX)/share/rt/$${file%/*}"; \
 	  sed 's|@PREFIX@|$(PREFIX)|g' "$$file" >"$(DESTDIR)$(PREFIX)/share/rt/$$file"; \

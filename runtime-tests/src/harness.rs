@@ -116,6 +116,18 @@ const APPLETS: [&str; 30] = [
     "readlink", "sleep", "stat", "test", "touch", "true", "wc",
 ];
 
+/// The manifest of a Spin app that answers each request.
+const SPIN_APP: &str = r#"
+spin_manifest_version = 2
+[application]
+name = "app"
+[[trigger.http]]
+route = "/..."
+component = "hello"
+[component.hello]
+source = "spin3.wasm"
+"#;
+
 /// The engine for components, and the handler that names it.
 pub(crate) const WASMTIME: &str = "wasmtime";
 
@@ -354,6 +366,13 @@ impl Test {
             self.only_rt()?;
             for guest in ["hello", "probe", "http-server"] {
                 fs::copy(self.host.guest(guest)?, folder.join(format!("{guest}.wasm")))?;
+            }
+            if let (Ok(component), Ok(app)) =
+                (self.host.component("article"), self.host.module("spin3"))
+            {
+                fs::copy(component, folder.join("article.wasm"))?;
+                fs::copy(app, folder.join("spin3.wasm"))?;
+                fs::write(folder.join("spin.toml"), SPIN_APP)?;
             }
         } else {
             self.host.fill_rootfs(&folder)?;

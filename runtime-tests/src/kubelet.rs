@@ -25,6 +25,7 @@ const NETWORK_PLUGINS: &str = "/usr/lib/cni";
 
 /// The names of the images. containerd asks no registry for them.
 pub(crate) const LINUX: &str = "docker.io/tests/linux:1";
+/// Components and a Spin app are in [`WASM`] too, if they are here.
 pub(crate) const WASM: &str = "docker.io/tests/wasm:1";
 
 /// A containerd that listens on a socket.
@@ -358,7 +359,7 @@ fn words(stop: &Stop) -> String {
 fn configure(test: &Test, folder: &Path) -> Outcome {
     let prefix = folder.join("prefix");
     fs::create_dir_all(prefix.join("bin"))?;
-    for name in ["rt", "rt-wasm"] {
+    for name in ["rt", "rt-wasm", "rt-spin"] {
         std::os::unix::fs::symlink(&test.host.runtime, prefix.join("bin").join(name))?;
     }
     let part =

@@ -54,7 +54,7 @@ fn is_all_of<T: DeserializeOwned + Serialize>(object: &Value) -> Outcome {
 
 fn kubernetes_objects_are_of_their_types(test: &Test) -> Outcome {
     let classes = objects(test, "kubernetes/runtimeclass.yaml")?;
-    ensure_eq(classes.len(), 2)?;
+    ensure_eq(classes.len(), 4)?;
     let set = objects(test, "kubernetes/daemonset.yaml")?;
     ensure_eq(set.len(), 1)?;
     // Two labels: pods may use a node on which the DaemonSet does not install any more.
@@ -63,12 +63,17 @@ fn kubernetes_objects_are_of_their_types(test: &Test) -> Outcome {
         let ready = &class["scheduling"]["nodeSelector"];
         ensure(ready.is_object() && ready != install, "one label for two things")?;
     }
-    let service = objects(test, "kubernetes/deployment.yaml")?;
-    // The service is for the pods of the deployment, and for the port of their container.
-    let pod = &service[0]["spec"]["template"];
-    ensure_eq(&service[1]["spec"]["selector"], &pod["metadata"]["labels"])?;
-    let port = &pod["spec"]["containers"][0]["ports"][0]["containerPort"];
-    ensure_eq(&service[1]["spec"]["ports"][0]["targetPort"], port)
+    for file in ["kubernetes/deployment.yaml", "kubernetes/spin-deployment.yaml"] {
+        let service = objects(test, file)?;
+        // The service is for the pods of the deployment, and for the port of their container.
+        let pod = &service[0]["spec"]["template"];
+        ensure_eq(&service[1]["spec"]["selector"], &pod["metadata"]["labels"])?;
+        let class = &pod["spec"]["runtimeClassName"];
+        ensure(classes.iter().any(|it| it["metadata"]["name"] == *class), class)?;
+        let port = &pod["spec"]["containers"][0]["ports"][0]["containerPort"];
+        ensure_eq(&service[1]["spec"]["ports"][0]["targetPort"], port)?;
+    }
+    Ok(())
 }
 
 fn a_runtime_class_names_a_handler_of_each_caller(test: &Test) -> Outcome {
@@ -161,7 +166,13 @@ fn cri_o_knows_every_key(test: &Test) -> Outcome {
     let crio: CriO = toml::from_str(&read(test, "crio/99-rt.conf")?)?;
     for (name, handler) in &crio.crio.runtime.runtimes {
         ensure_eq(handler.runtime_type.as_str(), "oci")?;
-        ensure(handler.runtime_path.ends_with(&format!("/bin/{name}")), &handler.runtime_path)?;
+        // The two RuntimeClasses of containerd's shims have names that are not programs.
+        let program = match name.as_str() {
+            "wasmtime" => "rt-wasm",
+            "spin" => "rt-spin",
+            name => name,
+        };
+        ensure(handler.runtime_path.ends_with(&format!("/bin/{program}")), &handler.runtime_path)?;
         // All handlers share one state, so each can delete the containers of the others.
         ensure_eq(handler.runtime_root.as_str(), "/run/rt")?;
         for annotation in &handler.allowed_annotations {

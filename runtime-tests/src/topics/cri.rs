@@ -1,17 +1,22 @@
 //! Pods that containerd makes for a kubelet, over gRPC (CRI).
 
 use std::fs;
+use std::io::{Read, Write};
 
 use k8s_cri::v1 as cri;
 use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
 use super::needs;
-use crate::harness::{Outcome, Test, Tmpfs, cgroups_of, ensure, ensure_eq, skip, wait_until};
-use crate::kubelet::{Kubelet, LINUX, WASM, kill_shim};
+use super::wasm_cache::has_compiler_of;
+use crate::harness::{
+    Outcome, Test, Tmpfs, WASMTIME, cgroups_of, ensure, ensure_eq, skip, wait_until,
+};
+use crate::kubelet::{Kubelet, LINUX, Pod, WASM, kill_shim};
 
 super::tests! { "cri":
-    runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation, the_network_is_the_pods, execs, execs_in_a_module,
+    runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation,
+    the_runtime_classes_of_the_shims_need_no_shim, the_network_is_the_pods, execs, execs_in_a_module,
     execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, a_module_out_of_memory_stays_so, says_why_a_container_does_not_start,
     outlives_a_shim_that_was_killed, read_only_is_so_below_if_asked_for,
 }
@@ -44,6 +49,45 @@ fn a_handler_of_its_own_needs_no_annotation(test: &Test) -> Outcome {
     ensure_eq(kubelet.wait(&sidecar)?.exit_code, 0)?;
     ensure_eq(kubelet.output(&module)?.as_str(), "Hello from Wasm!\n")?;
     ensure_eq(kubelet.output(&sidecar)?.as_str(), "native\n")
+}
+
+/// The body of the answer to `GET /`, from a pod of the kubelet's.
+fn answer(kubelet: &Kubelet<'_>, pod: &Pod, port: u16) -> Outcome<String> {
+    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+    let status = kubelet.ask(async |mut client| client.pod_sandbox_status(request).await)?;
+    let network = status.status.and_then(|status| status.network).ok_or("no network")?;
+    let mut stream = None;
+    wait_until("the server listens", || {
+        stream = kubelet.connect(&format!("{}:{port}", network.ip)).ok();
+        stream.is_some()
+    })?;
+    let mut stream = stream.ok_or("no connection")?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The handlers `wasmtime` and `spin` are the names that containerd's shims have.
+fn the_runtime_classes_of_the_shims_need_no_shim(test: &Test) -> Outcome {
+    if !has_compiler_of(test, WASMTIME) {
+        return skip("the engine's compiler is not installed here");
+    }
+    let kubelet = Kubelet::new(test)?;
+    for (handler, command, port, hello) in [
+        ("wasmtime", "/article.wasm", 8080, "Hello from Wasm!"),
+        ("spin", "/spin.toml", 80, "Hello from Spin!"),
+    ] {
+        let pod = kubelet.run_pod(handler)?;
+        let server = kubelet.run(&pod, WASM, &[command], |_| {})?;
+        let sidecar = kubelet.run(&pod, LINUX, &["/bin/echo", "native"], |_| {})?;
+        let text = answer(&kubelet, &pod, port)?;
+        ensure(text.contains(hello), text)?;
+        ensure_eq(kubelet.wait(&sidecar)?.exit_code, 0)?;
+        kubelet.stop(&server, 20)?;
+        kubelet.remove(&pod)?;
+    }
+    Ok(())
 }
 
 fn the_network_is_the_pods(test: &Test) -> Outcome {
