@@ -17,7 +17,9 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::harness::{Outcome, Output, Stop, Test, cgroups_of, ensure, skip, wait_until};
+use crate::harness::{
+    Outcome, Output, Stop, Test, cgroups_of, ensure, skip, wait_until, wait_up_to,
+};
 use crate::topics::needs;
 
 /// The directory of Debian's `containernetworking-plugins`.
@@ -143,7 +145,9 @@ impl<'a> Kubelet<'a> {
         let name = test.id();
         let kubelet = Kubelet { test, daemon, waiter, client, name, shares_processes: false };
         let mut last = String::new();
-        let answers = wait_until("containerd answers", || {
+        // In the machine, the first ones start while it still boots.
+        let patience = Duration::from_secs(60);
+        let answers = wait_up_to(patience, "containerd answers", || {
             let version = cri::VersionRequest::default();
             let answer = kubelet.ask(async |mut client| client.version(version).await);
             last = answer.as_ref().err().map(words).unwrap_or_default();

@@ -52,6 +52,11 @@ fn is_the_same_by_systemd(name: &str) -> bool {
 /// each lane. A run of selected tests skips none for that reason.
 fn is_shown_already(name: &str) -> bool {
     let topics = [
+        "bad_flags",
+        "configuration",
+        "kubernetes",
+        "package",
+        "wasm_components",
         "wasm_engine",
         "wasm_http_limits",
         "wasm_http_outbound",
