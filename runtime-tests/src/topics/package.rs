@@ -100,6 +100,7 @@ fn names_what_it_holds(test: &Test) -> Outcome {
     for file in [
         "/usr/lib/rt/bin/rt",
         "/usr/lib/rt/bin/rt-wasm",
+        "/usr/lib/rt/bin/rt-spin",
         "/usr/lib/rt/share/rt/podman/rt.conf",
         "/usr/lib/rt/libexec/rt/wasmedge/licences/libwasmedge0",
         "/usr/share/man/man1/rt-runtime.1.gz",
