@@ -65,7 +65,8 @@ fn at(messages: &[Vec<u8>], point: &str) -> Outcome<usize> {
     Ok(messages.iter().position(has).ok_or_else(|| format!("no mount on {point}"))?)
 }
 
-/// With `MS_BIND`, CRIU would mount a directory of the host, and write the content of the tmpfs there.
+/// With `MS_BIND`, CRIU would mount a directory of the host, and write the content of the tmpfs
+/// there.
 fn a_tmpfs_is_no_directory_of_the_host(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(&format!("echo 1 >/dev/new; {COUNT}"))?;

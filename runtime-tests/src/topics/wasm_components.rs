@@ -311,8 +311,8 @@ fn a_moved_directory_of_the_kernel_is_not_preopened(test: &Test) -> Outcome {
     )
 }
 
-/// The owner of the rootfs lets others search it, and not read it. A module in WasmEdge does not see
-/// it either.
+/// The owner of the rootfs lets others search it, and not read it. A module in WasmEdge does not
+/// see it either.
 fn a_directory_that_cannot_be_read_is_not_preopened(test: &Test) -> Outcome {
     for handler in ["wasm", "wasmedge"] {
         let bundle = lazy(test, "probe", &["read", "/file"])?.file("/file", "text")?;

@@ -1,6 +1,6 @@
 //! Handlers of requests (`wasi:http/proxy`): what they are given, how they are served, and how a
-//! server ends. The topics `wasm_http_limits`, `wasm_http_protocol` and `wasm_http_outbound` have the
-//! rest.
+//! server ends. The topics `wasm_http_limits`, `wasm_http_protocol` and `wasm_http_outbound` have
+//! the rest.
 
 pub(super) mod client;
 

@@ -9,6 +9,7 @@ use crate::harness::{Outcome, Test, WASMTIME, ensure, ensure_eq};
 
 super::tests! { "wasm_inspect":
     a_module_and_a_component_go_to_their_engines, imports_and_exports_are_listed, the_annotations_say_what_is_allowed, what_is_missing_is_named,
+    an_app_is_told_by_its_manifest,
     what_is_no_module_is_an_error, names_cannot_change_the_terminal, native_code_that_is_there_is_ready,
 }
 
@@ -101,6 +102,15 @@ fn what_is_missing_is_named(test: &Test) -> Outcome {
     bundle.write()?;
     let missing = inspect(test, &bundle.folder)?["missing"].to_string();
     ensure(missing.contains("unknown handler `nobody`"), missing)
+}
+
+fn an_app_is_told_by_its_manifest(test: &Test) -> Outcome {
+    both_engines(test)?;
+    let app = inspect(test, &file(test, "spin.toml", b"spin_manifest_version = 2\n")?)?;
+    ensure_eq(app["kind"].as_str(), Some("Spin app"))?;
+    ensure_eq(app["world"].as_str(), Some("spin"))?;
+    ensure_eq(app["engine"]["name"].as_str(), Some("wasmtime"))?;
+    ensure_eq(app["missing"].clone(), json!([]))
 }
 
 fn what_is_no_module_is_an_error(test: &Test) -> Outcome {

@@ -21,7 +21,8 @@ super::tests! { "wasm_spin":
     a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
     requests_go_to_allowed_hosts_only, an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
-    a_module_is_looked_up_inside_the_container, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
+    a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
+    one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
     is_compiled_by_the_administrator, ends_with_a_signal,
 }
 
@@ -527,6 +528,37 @@ fn a_module_is_looked_up_inside_the_container(test: &Test) -> Outcome {
     gives(&bundle.start()?, "/hello", HELLO)?;
     let absolute = shared(test, &manifest("", "").replace("spin3.wasm", "/spin3.wasm"))?;
     gives(&absolute.start()?, "/hello", HELLO)
+}
+
+/// Init has the engine's directory open when it looks up the modules.
+fn a_module_is_not_looked_up_through_an_open_directory(test: &Test) -> Outcome {
+    let text = manifest("", "").replace("spin3.wasm", "link.wasm");
+    let bundle = shared(test, &text)?;
+    let link = bundle.rootfs().join("link.wasm");
+    let mut reached = 0;
+    for number in 3..24 {
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{number}/engine.json"), &link)?;
+        let output = bundle.run()?.fails_with("the module `/link.wasm`: ")?;
+        ensure(!output.stderr.contains("is not a WebAssembly module"), &output.stderr)?;
+        reached += u32::from(output.stderr.contains("leads out of the container"));
+        fs::remove_file(&link)?;
+    }
+    ensure(reached > 0, "no descriptor has led to the directory")
+}
+
+/// `packaging/callers/kubernetes/spin-deployment.yaml` gives this capability, and no other one.
+fn one_capability_is_enough_for_its_port(test: &Test) -> Outcome {
+    let with = |names: Value| {
+        let bundle = shared(test, &manifest("", ""))?;
+        Ok(bundle.edit(|config| {
+            config["process"]["capabilities"] =
+                json!({ "bounding": names, "effective": names, "permitted": names });
+        }))
+    };
+    let able: Outcome<Bundle<'_>> = with(json!(["CAP_NET_BIND_SERVICE"]));
+    gives(&able?.start()?, "/hello", HELLO)?;
+    let unable: Outcome<Bundle<'_>> = with(json!([]));
+    unable?.run()?.fails_with("listen on `0.0.0.0:80`").map(drop)
 }
 
 fn a_user_without_rights_starts_an_app(test: &Test) -> Outcome {

@@ -57,8 +57,8 @@ pub struct Pool {
 impl Pool {
     /// `limit` is what the container may use, in bytes, `reserve` what the server itself needs for
     /// connections and requests, and `most` the limit of each instance. Without it, an instance may
-    /// have half of the pool, so that no instance alone keeps all others out. Other threads may run.
-    /// Their usage so far counts as used.
+    /// have half of the pool, so that no instance alone keeps all others out. Other threads may
+    /// run. Their usage so far counts as used.
     pub fn new(limit: Option<u64>, reserve: u64, most: Option<u64>) -> Pool {
         let left = limit.map_or(u64::MAX, |limit| left(limit, used()).saturating_sub(reserve));
         Pool { left: AtomicU64::new(left), most: most.unwrap_or(left / 2) }

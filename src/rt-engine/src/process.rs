@@ -334,9 +334,9 @@ pub fn name_memory(address: usize, length: usize) {
 /// The number of counters of a server's statistics: those that fit into a page.
 pub const COUNTERS: usize = 512;
 
-/// Makes the counters of a server's statistics (`docs/engine.md`, "Statistics"). They are in a memory
-/// file, whose name every kernel shows in `/proc/PID/maps`, where `rt events` finds it. Fails where a
-/// filter forbids memory files. Any thread may call this.
+/// Makes the counters of a server's statistics (`docs/engine.md`, "Statistics"). They are in a
+/// memory file, whose name every kernel shows in `/proc/PID/maps`, where `rt events` finds it.
+/// Fails where a filter forbids memory files. Any thread may call this.
 pub fn statistics() -> io::Result<&'static [AtomicU64; COUNTERS]> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is NUL-terminated and only read.

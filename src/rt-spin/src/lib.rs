@@ -1,5 +1,5 @@
-//! Spin apps (`docs/spin.md`). The compiler of an engine makes a [`plan::Plan`] of a manifest, and the
-//! engine runs it.
+//! Spin apps (`docs/spin.md`). The compiler of an engine makes a [`plan::Plan`] of a manifest, and
+//! the engine runs it.
 #![forbid(unsafe_code)]
 
 pub mod hosts;

@@ -1,6 +1,6 @@
 //! The plan of a Spin app: what the compiler makes of a manifest, and the engine runs. It has two
-//! lines: the first names the app's modules for `rt` (`docs/engine.md`, "Apps"), and the second is a
-//! [`Plan`] as JSON.
+//! lines: the first names the app's modules for `rt` (`docs/engine.md`, "Apps"), and the second is
+//! a [`Plan`] as JSON.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The only part of this program with `unsafe`: calls of WasmEdge's C interface that its Rust
-//! interface lacks. It has three submodules: a run with counted instructions, functions that replace
-//! those of libraries, and the last steps of loading.
+//! interface lacks. It has three submodules: a run with counted instructions, functions that
+//! replace those of libraries, and the last steps of loading.
 #![allow(
     unsafe_code,
     reason = "C calls without a safe wrapper, and functions that C calls; nothing else may use unsafe"

@@ -86,7 +86,8 @@ pub(crate) fn serve(
         let listener = TcpListener::from(OwnedFd::from(listener));
         connections::accept(Arc::new(server), listener, endings).await
     });
-    // A thread may still wait for a name's address or for a file, and nothing waits for that thread.
+    // A thread may still wait for a name's address or for a file, and nothing waits for that
+    // thread.
     runtime.shutdown_background();
     end
 }

@@ -1,5 +1,5 @@
-//! A Spin app: several components, each at its routes (`docs/spin.md`). The compiler has made a plan
-//! of its manifest.
+//! A Spin app: several components, each at its routes (`docs/spin.md`). The compiler has made a
+//! plan of its manifest.
 #![forbid(unsafe_code)]
 
 mod files;

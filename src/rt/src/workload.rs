@@ -166,8 +166,8 @@ impl Format {
         contents::read(file, self)
     }
 
-    /// Whether the file is a component that handles requests of HTTP, and not a command. The compiler
-    /// says best what is wrong with a broken file, so that counts as a command.
+    /// Whether the file is a component that handles requests of HTTP, and not a command. The
+    /// compiler says best what is wrong with a broken file, so that counts as a command.
     pub(crate) fn is_handler(self, file: BorrowedFd<'_>) -> bool {
         self == Format::Component && self.contents(file).is_ok_and(|it| it.is_handler())
     }

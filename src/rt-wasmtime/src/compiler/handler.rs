@@ -1,11 +1,11 @@
-//! Whether a component answers requests of HTTP. Native code of a handler lets others go on from time
-//! to time, that of a command does not.
+//! Whether a component answers requests of HTTP. Native code of a handler lets others go on from
+//! time to time, that of a command does not.
 #![forbid(unsafe_code)]
 
 use wasmparser::{Parser, Payload};
 
-/// Whether a component exports `wasi:http/incoming-handler` or its predecessor of Spin, and is not a
-/// command: the same rule as that of `rt` (`docs/engine.md`, "worlds").
+/// Whether a component exports `wasi:http/incoming-handler` or its predecessor of Spin, and is not
+/// a command: the same rule as that of `rt` (`docs/engine.md`, "worlds").
 pub(crate) fn is_one(component: &[u8]) -> bool {
     let (mut is_handler, mut is_command) = (false, false);
     for name in exports(component) {

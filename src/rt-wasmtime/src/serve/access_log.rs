@@ -68,8 +68,9 @@ pub(super) fn headers(headers: &HeaderMap) -> [Vec<u8>; 2] {
         .map(|name| headers.get(name).map_or_else(Vec::new, |value| value.as_bytes().to_vec()))
 }
 
-/// Quotes a client's text as Apache does: a quotation mark and a backslash get a backslash, and what
-/// is not printable ASCII becomes `\xhh`. So a client can neither end a line nor command a terminal.
+/// Quotes a client's text as Apache does: a quotation mark and a backslash get a backslash, and
+/// what is not printable ASCII becomes `\xhh`. So a client can neither end a line nor command a
+/// terminal.
 fn quoted(text: &[u8], most: usize) -> String {
     if text.is_empty() {
         return "\"-\"".to_owned();

@@ -49,7 +49,8 @@ enum Host {
 }
 
 impl Allowed {
-    /// Parses entries: `HOST` or `HOST:PORT`. A host is a name, an address, `*.` and a name, or `*`.
+    /// Parses entries: `HOST` or `HOST:PORT`. A host is a name, an address, `*.` and a name, or
+    /// `*`.
     pub(crate) fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Allowed, String> {
         let servers = entries.into_iter().map(|entry| {
             Server::parse(entry).ok_or_else(|| format!("`{entry}` is not `HOST:PORT`"))
@@ -146,8 +147,8 @@ fn address_of(host: &str) -> Option<IpAddr> {
     host.parse().ok().map(plain)
 }
 
-/// The IPv4 address in an address of IPv6 that stands for one: mapped (RFC 4291, 2.5.5.2), or behind
-/// a translator (RFC 6052, 2.1).
+/// The IPv4 address in an address of IPv6 that stands for one: mapped (RFC 4291, 2.5.5.2), or
+/// behind a translator (RFC 6052, 2.1).
 fn plain(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => match six.octets() {

@@ -34,7 +34,8 @@ pub(super) enum Counter {
     Responses,
     /// The time of all ended requests, in microseconds.
     Microseconds = 9,
-    /// Ended requests that took at most 1 ms. The other five follow: 10 ms, 100 ms, 1 s, 10 s, more.
+    /// Ended requests that took at most 1 ms. The other five follow: 10 ms, 100 ms, 1 s, 10 s,
+    /// more.
     Durations,
     Instances = 16,
     InstancesNow,

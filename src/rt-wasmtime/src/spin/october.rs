@@ -1,5 +1,5 @@
-//! The preview of WASI 0.2 of October 2023, for which SDK 2 of Spin makes handlers. Its resources are
-//! those of WASI 0.2, so each function here calls one of that version.
+//! The preview of WASI 0.2 of October 2023, for which SDK 2 of Spin makes handlers. Its resources
+//! are those of WASI 0.2, so each function here calls one of that version.
 #![forbid(unsafe_code)]
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};

@@ -16,8 +16,8 @@ use rusqlite::limits::Limit;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params_from_iter};
 
-/// The most memory of all stores together, in bytes, and the share of the container's memory if that
-/// is less.
+/// The most memory of all stores together, in bytes, and the share of the container's memory if
+/// that is less.
 const MEMORY: u64 = 64 << 20;
 const SHARE: u64 = 8;
 

@@ -97,8 +97,9 @@ pub(crate) fn end(state: &State) -> Result<()> {
 }
 
 /// Waits until a process that has been killed is dead. The first process of a pid namespace dies
-/// last. On v1, a killed process stays while it is frozen, and a process of the container can freeze
-/// another one, or itself, at any time before it dies. So `rt` thaws all of them again and again.
+/// last. On v1, a killed process stays while it is frozen, and a process of the container can
+/// freeze another one, or itself, at any time before it dies. So `rt` thaws all of them again and
+/// again.
 fn dies_killed(state: &State, process: &OwnedFd) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !dies(process, DYING)? {

@@ -23,8 +23,8 @@ pub(super) const NAMES: [&str; 13] = [
     "http-requests",
 ];
 
-/// The ports where nothing else is said: of a handler, and of a Spin app. containerd's shim for Spin
-/// has the same.
+/// The ports where nothing else is said: of a handler, and of a Spin app. containerd's shim for
+/// Spin has the same.
 const PORT: u16 = 8080;
 const SPIN_PORT: u16 = 80;
 

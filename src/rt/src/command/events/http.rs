@@ -1,6 +1,6 @@
 //! The statistics of a server that an engine runs for a handler of requests (`docs/engine.md`,
-//! "Statistics"). The engine counts in a memory file, and `rt` reads the engine's memory. Whoever runs
-//! in the container may have changed it, so these are numbers, and nothing follows from them.
+//! "Statistics"). The engine counts in a memory file, and `rt` reads the engine's memory. Whoever
+//! runs in the container may have changed it, so these are numbers, and nothing follows from them.
 #![forbid(unsafe_code)]
 
 use std::fs::File;

@@ -18,12 +18,18 @@ use crate::workload::{self, Allowed, Contents, Format, Item, Rights};
 
 pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Result<()> {
     let program = Program::open(&args.path)?;
-    let contents = program.format.contents(program.module.as_fd())?;
+    // A manifest has no sections. The modules that it names are known only to its compiler.
+    let contents = match program.format {
+        Format::Manifest => Contents::default(),
+        format => format.contents(program.module.as_fd())?,
+    };
     let mut missing = Vec::new();
     let world = world(program.format, &contents);
     if world.is_none() {
         missing.push(match program.format {
-            Format::Component => "an export that an engine calls: `wasi:cli/run@0.2`".to_owned(),
+            Format::Component => "an export that an engine calls: `wasi:cli/run@0.2` or \
+                                  `wasi:http/incoming-handler@0.2`"
+                .to_owned(),
             _ => "the exported function `_start`".to_owned(),
         });
     }
@@ -38,7 +44,11 @@ pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Resul
     let report = json!({
         "name": program.name,
         "bytes": bytes,
-        "kind": if program.format == Format::Component { "component" } else { "core module" },
+        "kind": match program.format {
+            Format::Component => "component",
+            Format::Manifest => "Spin app",
+            _ => "core module",
+        },
         "world": world,
         "engine": engine,
         "exports": items(&contents.exports),
@@ -59,6 +69,7 @@ fn world(format: Format, contents: &Contents) -> Option<&'static str> {
         contents.exports.iter().any(|it| it.name.strip_prefix(name).is_some_and(is_it))
     };
     match format {
+        Format::Manifest => Some("spin"),
         Format::Component if exports("wasi:cli/run@0.2") => Some("wasi:cli/command"),
         Format::Component if exports("wasi:http/incoming-handler@0.2") => Some("wasi:http/proxy"),
         Format::Module if exports("_start") && contents.beyond_preview1().is_none() => {

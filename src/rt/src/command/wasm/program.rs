@@ -1,5 +1,5 @@
-//! The module that `rt wasm compile` and `rt wasm inspect` are called with: a file, or the module of
-//! a bundle.
+//! The module that `rt wasm compile` and `rt wasm inspect` are called with: a file, or the module
+//! of a bundle.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -98,7 +98,8 @@ const MOST_FILES: usize = 1 << 22;
 struct Mount<'i> {
     kind: u64,
     id: u64,
-    /// The filesystem. CRIU makes a mount of a filesystem that it has mounted already a part of that.
+    /// The filesystem. CRIU makes a mount of a filesystem that it has mounted already a part of
+    /// that.
     device: u64,
     /// `MS_*` of `mount(2)`.
     flags: u64,

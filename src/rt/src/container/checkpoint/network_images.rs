@@ -1,11 +1,11 @@
 //! The images of a network namespace that CRIU does not read itself: `nftables-N.img`,
 //! `ifaddr-N.img`, `route-N.img`, `route6-N.img` and `rule-N.img`.
 //!
-//! CRIU gives the first one to libnftables, and the others to `ip`, as root of the host. They are in
-//! the container's network namespace, but see all files of the host. nftables can `include` a file,
-//! and CRIU's log then has lines of it. `ip` sends every message to the kernel: also one that makes
-//! a device in the network namespace of another process. So `restore` refuses what no checkpoint
-//! has.
+//! CRIU gives the first one to libnftables, and the others to `ip`, as root of the host. They are
+//! in the container's network namespace, but see all files of the host. nftables can `include` a
+//! file, and CRIU's log then has lines of it. `ip` sends every message to the kernel: also one that
+//! makes a device in the network namespace of another process. So `restore` refuses what no
+//! checkpoint has.
 #![forbid(unsafe_code)]
 
 use std::os::fd::BorrowedFd;
