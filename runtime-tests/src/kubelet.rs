@@ -177,6 +177,11 @@ impl<'a> Kubelet<'a> {
     }
 
     pub(crate) fn run_pod(&self, handler: &str) -> Outcome<Pod> {
+        self.run_pod_named(&self.name, handler)
+    }
+
+    /// Starts the sandbox of a pod. A kubelet has pods of different names.
+    pub(crate) fn run_pod_named(&self, name: &str, handler: &str) -> Outcome<Pod> {
         let parent = if self.test.host.by_systemd {
             "system.slice".to_owned()
         } else {
@@ -184,8 +189,8 @@ impl<'a> Kubelet<'a> {
         };
         let config = cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
-                name: self.name.clone(),
-                uid: self.name.clone(),
+                name: name.into(),
+                uid: format!("{}-{name}", self.name),
                 namespace: "tests".into(),
                 attempt: 0,
             }),

@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use crate::again;
 use crate::rows::{self, Results};
-
-/// A variable that is set in all lanes but the first. `vm/run` sets it too.
-pub(crate) const IS_AGAIN: &str = "RT_TESTS_AGAIN";
 
 pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lane");
@@ -22,7 +20,7 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
             std::env::temp_dir().join(format!("rt-tests-results-{}-{lane}", std::process::id()));
         let mut command = Command::new(&script);
         if args.is_empty() && !all.is_empty() {
-            command.env(IS_AGAIN, "1");
+            command.env(again::VARIABLE, "lane");
         }
         let status = command
             .arg(lane)

@@ -11,6 +11,7 @@
     reason = "a test reads better when a helper takes what it is given"
 )]
 
+mod again;
 mod bench;
 mod fuzz;
 mod harness;
@@ -19,8 +20,10 @@ mod lanes;
 mod rows;
 mod topics;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use harness::{Host, Stop, Test};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -28,45 +31,25 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 /// The outcome of each test that has ended.
 static ENDS: Mutex<rows::Results> = Mutex::new(rows::Results::new());
 
-/// Whether a test is slow and does not depend on the maker of the cgroups. With systemd, the tests
-/// run in the emulated machine, which has already run these tests with cgroupfs.
-fn is_the_same_by_systemd(name: &str) -> bool {
-    let topics = [
-        "attacks_files",
-        "descriptors",
-        "hostile_names",
-        "other_users",
-        "interrupts",
-        "hold_ups",
-        "wasm_shares",
-        "wasi",
-        "wasm_http",
-    ];
-    // A process enters its cgroup in another way with systemd, so it has other files open.
-    let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
-    let mut topic = name.split_once("::").map(|(topic, _)| topic).into_iter();
-    !is_list && topic.any(|topic| topics.contains(&topic))
-}
+/// How long each test has taken.
+static TIMES: Mutex<Vec<(&str, Duration)>> = Mutex::new(Vec::new());
 
-/// Whether this lane is not the first one that shows the test, and the test has the same result in
-/// each lane. A run of selected tests skips none for that reason.
-fn is_shown_already(name: &str) -> bool {
-    let topics = [
-        "bad_flags",
-        "configuration",
-        "kubernetes",
-        "package",
-        "wasm_components",
-        "wasm_engine",
-        "wasm_http_limits",
-        "wasm_http_outbound",
-        "wasm_http_protocol",
-        "wasm_inspect",
-        "wasm_source",
-        "wasm_spin",
-    ];
-    let topic = name.split_once("::").map_or(name, |(topic, _)| topic);
-    std::env::var_os(lanes::IS_AGAIN).is_some() && topics.contains(&topic)
+/// Prints what has taken the most time, for those who want the suite to be faster.
+fn print_times() {
+    let Ok(mut tests) = TIMES.lock() else { return };
+    let mut topics = BTreeMap::new();
+    for (name, time) in &*tests {
+        *topics.entry(again::topic_of(name)).or_default() += *time;
+    }
+    let mut topics: Vec<(&str, Duration)> = topics.into_iter().collect();
+    for (what, times) in [("topics", &mut topics), ("tests", &mut *tests)] {
+        times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        let total: Duration = times.iter().map(|(_, time)| *time).sum();
+        let longest =
+            times.iter().take(24).map(|(name, time)| format!("{name} {}", time.as_secs()));
+        let longest = longest.collect::<Vec<_>>().join(", ");
+        println!("seconds of all {what}: {}; of the longest: {longest}", total.as_secs());
+    }
 }
 
 fn main() -> ExitCode {
@@ -100,18 +83,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let arguments = Arguments::from_iter(args);
+    let mut arguments = Arguments::from_iter(args);
+    // Tests wait for much of their time.
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    arguments.test_threads = arguments.test_threads.or(Some(processors + 1));
     let trials = topics::all().into_iter().map(|(name, test)| {
         Trial::ignorable_test(name, move || {
-            let outcome = if host.by_systemd && is_the_same_by_systemd(name) {
-                harness::skip(
-                    "it is the same with each way to make cgroups, and shown with cgroupfs",
-                )
-            } else if is_shown_already(name) {
-                harness::skip("it is the same in each lane, and shown in the first one")
-            } else {
-                Test::run(host, test)
-            };
+            let begin = Instant::now();
+            let outcome = again::unless_shown(host, name).and_then(|()| Test::run(host, test));
             let end = match &outcome {
                 Ok(()) => "passed",
                 Err(Stop::Skipped(_)) => "skipped",
@@ -119,6 +98,9 @@ fn main() -> ExitCode {
             };
             if let Ok(mut ends) = ENDS.lock() {
                 ends.insert(name.to_owned(), end.to_owned());
+            }
+            if let Ok(mut times) = TIMES.lock() {
+                times.push((name, begin.elapsed()));
             }
             match outcome {
                 Ok(()) => Ok(Completion::Completed),
@@ -129,6 +111,7 @@ fn main() -> ExitCode {
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     host.remove();
+    print_times();
     if let (Some(path), Ok(ends)) = (results, ENDS.lock())
         && let Err(error) = rows::write(&path, &ends)
     {

@@ -228,6 +228,14 @@ const ROWS: &[Row] = &[
     in_the_machine("callers: Docker", &["docker"]),
     in_the_machine("callers: containerd", &["containerd"]),
     in_the_machine("callers: containerd, as kubelet asks it", &["cri"]),
+    in_the_machine(
+        "callers: kubelet runs every kind of workload on one node",
+        &["node::kubelet_runs_ten_of_each_kind"],
+    ),
+    row(
+        "callers: podman runs every kind of workload at once",
+        &["node::podman_runs_ten_of_each_kind"],
+    ),
     in_the_machine("package", &["package"]),
     row("cluster: the script that installs it on a node", &["kubernetes"]),
     row(

@@ -37,6 +37,7 @@ mod lifecycle;
 mod mounts;
 mod mounts_in_use;
 mod namespaces;
+mod node;
 mod other_users;
 mod package;
 mod podman;
@@ -122,6 +123,7 @@ pub(crate) fn all() -> Vec<Entry> {
         mounts::TESTS,
         mounts_in_use::TESTS,
         namespaces::TESTS,
+        node::TESTS,
         other_users::TESTS,
         package::TESTS,
         podman::TESTS,

@@ -51,8 +51,8 @@ fn a_handler_of_its_own_needs_no_annotation(test: &Test) -> Outcome {
     ensure_eq(kubelet.output(&sidecar)?.as_str(), "native\n")
 }
 
-/// The body of the answer to `GET /`, from a pod of the kubelet's.
-fn answer(kubelet: &Kubelet<'_>, pod: &Pod, port: u16) -> Outcome<String> {
+/// The answer to `GET /`, with its head, from a pod of the kubelet's.
+pub(super) fn answer(kubelet: &Kubelet<'_>, pod: &Pod, port: u16) -> Outcome<String> {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
     let status = kubelet.ask(async |mut client| client.pod_sandbox_status(request).await)?;
     let network = status.status.and_then(|status| status.network).ok_or("no network")?;

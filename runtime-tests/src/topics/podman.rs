@@ -20,7 +20,7 @@ super::tests! { "podman":
     runs_an_image_of_the_platform_wasi,
 }
 
-struct Podman<'a> {
+pub(super) struct Podman<'a> {
     test: &'a Test,
     /// A process in the network namespace of podman's networks, if there is one.
     network: Option<Child>,
@@ -33,7 +33,7 @@ impl Podman<'_> {
     }
 
     /// The image has this name.
-    fn new_in<'a>(test: &'a Test, image: &str, wasm: bool) -> Outcome<Podman<'a>> {
+    pub(super) fn new_in<'a>(test: &'a Test, image: &str, wasm: bool) -> Outcome<Podman<'a>> {
         if Command::new("podman").arg("--version").output().is_err() {
             return skip("podman is not installed");
         }
@@ -82,7 +82,7 @@ impl Podman<'_> {
         command
     }
 
-    fn podman(&self, args: &[&str]) -> Outcome<Output> {
+    pub(super) fn podman(&self, args: &[&str]) -> Outcome<Output> {
         Output::of(self.command(args))
     }
 
@@ -92,7 +92,7 @@ impl Podman<'_> {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Outcome<Output> {
+    pub(super) fn run(&self, args: &[&str]) -> Outcome<Output> {
         self.limited("run", args)
     }
 
@@ -103,7 +103,7 @@ impl Podman<'_> {
         self.podman(&[&[command, "--network", "none"], &limits[..], args].concat())
     }
 
-    fn inspect(&self, format: &str, name: &str) -> Outcome<String> {
+    pub(super) fn inspect(&self, format: &str, name: &str) -> Outcome<String> {
         let output = self.podman(&["inspect", "--format", format, name])?.success()?;
         Ok(output.stdout.trim().to_owned())
     }

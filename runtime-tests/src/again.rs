@@ -1,0 +1,116 @@
+//! Which tests run a second time elsewhere. A run of all tests shows each test in its first lane.
+//! Another lane and the machine repeat those whose result could differ there. A run of selected
+//! tests repeats them everywhere.
+
+use crate::harness::{Host, Outcome, skip};
+
+/// A variable that names where the tests run, if they have run elsewhere before: `lane` or
+/// `machine`.
+pub(crate) const VARIABLE: &str = "RT_TESTS_AGAIN";
+
+/// The topics that have nothing to do with the way in which the host mounts cgroups.
+const SAME_IN_EACH_LANE: &[&str] = &[
+    "bad_flags",
+    "command_line",
+    "configuration",
+    "debug",
+    "kubernetes",
+    "package",
+    "sd_notify",
+    "terminal",
+    "wasi",
+    "wasm_cache",
+    "wasm_components",
+    "wasm_engine",
+    "wasm_http_limits",
+    "wasm_http_outbound",
+    "wasm_http_protocol",
+    "wasm_inspect",
+    "wasm_plugins",
+    "wasm_source",
+    "wasm_spin",
+    "workload",
+];
+
+/// The topics that have nothing to do with the machine's kernel, systemd, controllers and callers
+/// either. The machine is slow.
+const SAME_IN_THE_MACHINE: &[&str] = &[
+    "bad_flags",
+    "bad_input",
+    "command_line",
+    "configuration",
+    "debug",
+    "executable",
+    "hold_ups",
+    "hooks",
+    "interrupts",
+    "kubernetes",
+    "terminal",
+    "wasi",
+    "wasm_cache",
+    "wasm_components",
+    "wasm_engine",
+    "wasm_http",
+    "wasm_http_limits",
+    "wasm_http_outbound",
+    "wasm_http_protocol",
+    "wasm_inspect",
+    "wasm_plugins",
+    "wasm_shares",
+    "wasm_source",
+    "wasm_spin",
+    "workload",
+];
+
+/// The topics that are the same whether `rt` or systemd makes the cgroups. The machine has run them
+/// by cgroupfs before.
+const SAME_BY_SYSTEMD: &[&str] = &[
+    "attacks_files",
+    "checkpoint_attacks",
+    "checkpoint_images",
+    "checkpoint_mounts",
+    "descriptors",
+    "hostile_names",
+    "interrupts",
+    "hold_ups",
+    "mounts",
+    "mounts_in_use",
+    "namespaces",
+    "node",
+    "other_users",
+    "podman",
+    "podman_rootless",
+    "seccomp",
+    "wasi",
+    "wasm_compiler",
+    "wasm_hostile",
+    "wasm_http",
+    "wasm_ports",
+    "wasm_rights",
+    "wasm_shares",
+    "without_openat2",
+];
+
+/// The topic of a test: what its name begins with.
+pub(crate) fn topic_of(name: &str) -> &str {
+    name.split_once("::").map_or(name, |(topic, _)| topic)
+}
+
+/// Skips a test that need not run again here.
+pub(crate) fn unless_shown(host: &Host, name: &str) -> Outcome {
+    let is_in = |topics: &[&str]| topics.contains(&topic_of(name));
+    // A process enters its cgroup in another way with systemd, so it has other files open.
+    let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
+    match std::env::var(VARIABLE).as_deref() {
+        Ok("lane") if is_in(SAME_IN_EACH_LANE) => {
+            skip("it is the same in each lane, and shown in the first one")
+        }
+        Ok("machine") if is_in(SAME_IN_THE_MACHINE) => {
+            skip("it is the same in the machine, and shown on the host")
+        }
+        Ok("machine") if host.by_systemd && is_in(SAME_BY_SYSTEMD) && !is_list => {
+            skip("it is the same with each way to make cgroups, and shown with cgroupfs")
+        }
+        _ => Ok(()),
+    }
+}
