@@ -27,6 +27,7 @@ mod docker;
 mod events;
 mod exec;
 mod executable;
+mod first_steps;
 mod freezer;
 mod hold_ups;
 mod hooks;
@@ -112,6 +113,7 @@ pub(crate) fn all() -> Vec<Entry> {
         docker::TESTS,
         events::TESTS,
         exec::TESTS,
+        first_steps::TESTS,
         freezer::TESTS,
         executable::TESTS,
         hooks::TESTS,

@@ -28,7 +28,7 @@ pub(super) struct Podman<'a> {
 
 impl Podman<'_> {
     /// Makes separate storage, and an image from a directory.
-    fn new<'a>(test: &'a Test, wasm: bool) -> Outcome<Podman<'a>> {
+    pub(super) fn new<'a>(test: &'a Test, wasm: bool) -> Outcome<Podman<'a>> {
         Podman::new_in(test, "image", wasm)
     }
 
@@ -50,9 +50,20 @@ impl Podman<'_> {
         Ok(podman)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let runtime = self.test.host.runtime.display().to_string();
         self.bare_command(&[&["--runtime", &runtime], args].concat())
+    }
+
+    /// Makes a network namespace for podman, and returns the process that holds it.
+    pub(super) fn have_network(&mut self) -> Outcome<u32> {
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "sh", "-c", "ip link set lo up; exec sleep 600"]);
+        holder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let holder = holder.spawn()?;
+        let pid = holder.id();
+        self.network = Some(holder);
+        Ok(pid)
     }
 
     /// podman chooses the runtime.
@@ -529,10 +540,7 @@ fn publishes_a_port(test: &Test) -> Outcome {
         }
     }
     let mut podman = Podman::new(test, false)?;
-    let mut holder = Command::new("unshare");
-    holder.args(["--net", "sh", "-c", "ip link set lo up; exec sleep 600"]);
-    holder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    podman.network = Some(holder.spawn()?);
+    podman.have_network()?;
     let wasm = test.image_archive("wasm", true)?;
     podman.podman(&["import", &wasm, "wasm"])?.success()?;
     let publish = |name: &str, port: &str, rest: &[&str]| {
