@@ -33,7 +33,7 @@ const SAME_IN_EACH_LANE: &[&str] = &[
     "workload",
 ];
 
-/// The topics that have nothing to do with the machine's kernel, systemd, controllers and callers
+/// The topics and tests that have nothing to do with the machine's kernel, systemd, controllers and callers
 /// either. The machine is slow.
 const SAME_IN_THE_MACHINE: &[&str] = &[
     "bad_flags",
@@ -48,6 +48,7 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
     "hooks",
     "interrupts",
     "kubernetes",
+    "node::podman_runs_ten_of_each_kind",
     "terminal",
     "wasi",
     "wasm_cache",
@@ -94,6 +95,9 @@ const SAME_BY_SYSTEMD: &[&str] = &[
     "without_openat2",
 ];
 
+/// The topics that the machine runs by systemd only.
+const ONLY_BY_SYSTEMD: &[&str] = &["package"];
+
 /// The topic of a test: what its name begins with.
 pub(crate) fn topic_of(name: &str) -> &str {
     name.split_once("::").map_or(name, |(topic, _)| topic)
@@ -101,7 +105,7 @@ pub(crate) fn topic_of(name: &str) -> &str {
 
 /// Skips a test that need not run again here.
 pub(crate) fn unless_shown(host: &Host, name: &str) -> Outcome {
-    let is_in = |topics: &[&str]| topics.contains(&topic_of(name));
+    let is_in = |list: &[&str]| list.contains(&topic_of(name)) || list.contains(&name);
     // A process enters its cgroup in another way with systemd, so it has other files open.
     let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
     match std::env::var(VARIABLE).as_deref() {
@@ -110,6 +114,9 @@ pub(crate) fn unless_shown(host: &Host, name: &str) -> Outcome {
         }
         Ok("machine") if is_in(SAME_IN_THE_MACHINE) => {
             skip("it is the same in the machine, and shown on the host")
+        }
+        Ok("machine") if !host.by_systemd && is_in(ONLY_BY_SYSTEMD) => {
+            skip("it is the same with each way to make cgroups, and shown by systemd")
         }
         Ok("machine") if host.by_systemd && is_in(SAME_BY_SYSTEMD) && !is_list => {
             skip("it is the same with each way to make cgroups, and shown with cgroupfs")

@@ -256,19 +256,25 @@ fn a_module_out_of_memory_stays_so(test: &Test) -> Outcome {
     needs(test, "memory")?;
     let kubelet = Kubelet::new(test)?;
     let pod = kubelet.run_pod("rt")?;
-    let container =
-        kubelet.run(&pod, WASM, &["/probe.wasm", "fill", "/dev/shm/file"], |config| {
+    // The module ends at once. containerd removes its cgroup then, and sometimes has not yet read
+    // there that the kernel killed it for memory.
+    for _ in 0..4 {
+        let fill = ["/probe.wasm", "fill", "/dev/shm/file"];
+        let container = kubelet.run(&pod, WASM, &fill, |config| {
             as_wasm(config);
             config.linux = Some(kubelet.linux(memory(48 << 20)));
         })?;
-    let status = kubelet.wait(&container)?;
-    if test.host.by_systemd && (status.exit_code, status.reason.as_str()) == (137, "Error") {
-        return skip("containerd has missed what was told by a cgroup that systemd has removed");
+        let status = kubelet.wait(&container)?;
+        ensure_eq(status.exit_code, 137)?;
+        if status.reason == "OOMKilled" {
+            kubelet.stop(&container, 5)?;
+            let status = kubelet.status(&container)?;
+            return ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+        }
+        ensure_eq(status.reason.as_str(), "Error")?;
     }
-    ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))?;
-    kubelet.stop(&container, 5)?;
-    let status = kubelet.status(&container)?;
-    ensure_eq((status.exit_code, status.reason.as_str()), (137, "OOMKilled"))
+    ensure(test.host.by_systemd, "containerd has never heard of the want of memory")?;
+    skip("containerd has missed what was told by a cgroup that systemd has removed")
 }
 
 /// KEP-3857: containerd asks `rt features` whether a handler supports recursive read-only mounts,
