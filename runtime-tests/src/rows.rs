@@ -237,7 +237,6 @@ const ROWS: &[Row] = &[
         &["node::podman_runs_ten_of_each_kind"],
     ),
     in_the_machine("package", &["package"]),
-    row("documentation: from `cargo new` to a container", &["first_steps"]),
     row("cluster: the script that installs it on a node", &["kubernetes"]),
     row(
         "mounts: added to a running container",
