@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// A file of the source: its place in the tree of modules, and its text without comments and tests.
-struct Source {
-    module: Vec<String>,
-    text: String,
+pub(super) struct Source {
+    pub(super) module: Vec<String>,
+    pub(super) text: String,
 }
 
-fn sources() -> Vec<Source> {
+pub(super) fn sources() -> Vec<Source> {
     fn gather(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).expect("a directory of the source") {
             let path = entry.expect("an entry").path();
@@ -36,7 +36,8 @@ fn sources() -> Vec<Source> {
         Source { module, text: lines.collect::<Vec<_>>().join("\n") }
     };
     // Tests of the whole may see all of it.
-    let is_test = |path: &PathBuf| path.ends_with("imports.rs") || path.ends_with("fuzz.rs");
+    let tests = ["annotations.rs", "fuzz.rs", "imports.rs"];
+    let is_test = |path: &PathBuf| tests.iter().any(|test| *path == root.join(test));
     files.into_iter().filter(|path| !is_test(path)).map(read).collect()
 }
 

@@ -6,6 +6,8 @@
 //! program and starts it, or an engine for it. Information that outlives the command is in
 //! [`state`]. An error is printed here, by [`report`], and nowhere else.
 
+#[cfg(test)]
+mod annotations;
 mod bundle;
 mod cli;
 mod command;

@@ -28,6 +28,8 @@ pub(crate) use compile::{Compile, Wish};
 pub(crate) use contents::{Contents, Item};
 pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use registered::{Registered, registered_formats};
+#[cfg(test)]
+pub(crate) use rights::names_of_annotations;
 pub(crate) use rights::{Directory, Rights, is_the_kernels};
 
 /// How many bytes of the program decide.

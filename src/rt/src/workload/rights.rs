@@ -29,6 +29,17 @@ const NAMES: [&str; 9] = [
     "timeout",
 ];
 
+/// The rests of the names of all annotations for modules.
+fn names() -> impl Iterator<Item = &'static &'static str> {
+    NAMES.iter().chain(&http::NAMES)
+}
+
+/// The names of all annotations for modules.
+#[cfg(test)]
+pub(crate) fn names_of_annotations() -> impl Iterator<Item = String> {
+    names().map(|name| format!("{PREFIX}{name}"))
+}
+
 /// Directories that show objects of the kernel or of the machine. A module never sees them.
 pub(crate) const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
@@ -167,7 +178,7 @@ impl Rights {
             "compile-timeout" => self.compile_timeout = Some(seconds::parse(value)?),
             _ if http::NAMES.contains(&name) => self.http.take(name, value)?,
             _ => {
-                let known = NAMES.iter().chain(&http::NAMES);
+                let known = names();
                 let known: Vec<_> = known.map(|name| format!("`{PREFIX}{name}`")).collect();
                 bail!("rt knows {}", known.join(", "))
             }
