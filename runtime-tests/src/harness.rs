@@ -77,9 +77,9 @@ pub(crate) fn has_a_changeable_mount(container: &Container<'_>) -> Outcome<bool>
     Ok(Output::of(perl)?.success()?.stdout != "0")
 }
 
-/// Waits until a condition holds, for ten seconds at most.
+/// Waits until a condition holds. An emulated machine can need tens of seconds.
 pub(crate) fn wait_until(what: &str, holds: impl FnMut() -> bool) -> Outcome {
-    wait_up_to(Duration::from_secs(10), what, holds)
+    wait_up_to(Duration::from_secs(40), what, holds)
 }
 
 pub(crate) fn wait_up_to(most: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Outcome {

@@ -50,7 +50,7 @@ fn a_paused_module_goes_on(test: &Test) -> Outcome {
 
 /// The module wakes at the same time as without the stop.
 fn a_stopped_module_goes_on(test: &Test) -> Outcome {
-    let container = test.wasm("probe", &["sleep", "400"])?.start()?;
+    let container = test.wasm("probe", &["sleep", "2000"])?.start()?;
     container.wait_for_output("ready\n")?;
     for _ in 0..5 {
         container.kill("STOP")?;

@@ -11,11 +11,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use crate::bundle::Bundle;
@@ -306,15 +307,18 @@ pub(in crate::container) fn tree(first: i32) -> Result<Vec<i32>> {
     Ok(found)
 }
 
+/// The directories of the threads of a process, in procfs. A process that has ended has none.
 pub(in crate::container) fn threads(pid: i32) -> Result<Vec<PathBuf>> {
     let path = format!("/proc/{pid}/task");
-    let show = || format!("read `{path}`");
-    let threads = match fs::read_dir(&path) {
-        // The process has ended, and its children can no longer be found by it.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        threads => threads.with_context(show)?,
-    };
-    threads.map(|thread| Ok(thread.with_context(show)?.path())).collect()
+    let threads: io::Result<Vec<PathBuf>> =
+        fs::read_dir(&path).and_then(|threads| threads.map(|thread| Ok(thread?.path())).collect());
+    match threads {
+        // Its children can no longer be found by it. While a process ends, procfs gives ESRCH.
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::SRCH)) => {
+            Ok(Vec::new())
+        }
+        threads => threads.with_context(|| format!("read `{path}`")),
+    }
 }
 
 /// `NAME:\tVALUE` (`proc_pid_status(5)`).
