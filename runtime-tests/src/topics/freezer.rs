@@ -151,10 +151,15 @@ fn ps_lists_the_processes(test: &Test) -> Outcome {
 fn ps_passes_its_arguments_on(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.start()?;
     let pid = container.pid()?;
-    let table = test.rt(["ps", &container.id, "-e", "-o", "pid,comm"])?.success()?.stdout;
-    let rows: Vec<Vec<&str>> =
-        table.lines().map(|line| line.split_whitespace().collect()).collect();
-    ensure_eq(rows, vec![vec!["PID", "COMMAND"], vec![&pid.to_string(), "sleep"]])?;
+    let mut rows = Vec::new();
+    // At first, the shell runs.
+    wait_until("`sleep` runs", || {
+        let table = test.rt(["ps", &container.id, "-e", "-o", "pid,comm"]);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        rows = table.map(|table| table.stdout.lines().map(words).collect()).unwrap_or_default();
+        rows.iter().any(|row: &String| row.ends_with(" sleep"))
+    })?;
+    ensure_eq(rows, vec!["PID COMMAND".to_owned(), format!("{pid} sleep")])?;
     test.only_rt()?;
     test.rt(["ps", &container.id, "-e", "-o", "comm"])?.fails_with("no column PID")?;
     test.rt(["ps", &container.id, "--no-such-flag"])?.fails_with("`ps --no-such-flag`").map(drop)
