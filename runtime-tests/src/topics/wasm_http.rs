@@ -3,6 +3,7 @@
 //! the rest.
 
 pub(super) mod client;
+pub(super) mod tls;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::wasm_cache::{self, files};
+use super::wasm_http::tls::{ALL, Authority, VALID, same, serve_tls};
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, WASMTIME, ensure, ensure_eq, wait_until,
 };
@@ -19,7 +20,7 @@ super::tests! { "wasm_spin":
     a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
     variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
     a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
-    requests_go_to_allowed_hosts_only, an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
+    requests_go_to_allowed_hosts_only, https_goes_to_allowed_hosts_only, an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
@@ -411,6 +412,31 @@ fn requests_go_to_allowed_hosts_only(test: &Test) -> Outcome {
     }
     let none = shared(test, &manifest("", ""))?.start()?;
     refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")
+}
+
+fn https_goes_to_allowed_hosts_only(test: &Test) -> Outcome {
+    let authority = Authority::new("good")?;
+    let keys = "allowed_outbound_hosts = [\"https://server.test\", \"https://127.0.0.1:*\"]";
+    let bundle = shared(test, &manifest(keys, ""))?
+        .file("/etc/hosts", "127.0.0.1 server.test other.test\n")?
+        .file("/trusted.pem", authority.file())?;
+    let bundle =
+        bundle.edit(|config| config["process"]["env"] = json!(["SSL_CERT_FILE=/trusted.pem"]));
+    let container = bundle.start()?;
+    get(&container, "/hello")?;
+    let config = authority.server(&["server.test", "other.test", "127.0.0.1"], VALID, ALL)?;
+    serve_tls(&container, "127.0.0.1:443", config, same)?;
+    gives(&container, "/fetch?u=https://server.test/a", "200 GET /a HTTP/1.1")?;
+    gives(&container, "/fetch?u=https://127.0.0.1/", "200 GET / HTTP/1.1")?;
+    for refused in [
+        "https://other.test/",
+        "https://server.test:444/",
+        "http://127.0.0.1:443/",
+        "http://127.0.0.1/",
+    ] {
+        refuses(&container, &format!("/fetch?u={refused}"), "HttpRequestDenied")?;
+    }
+    Ok(())
 }
 
 fn an_interface_that_nobody_offers_traps_with_its_name(test: &Test) -> Outcome {

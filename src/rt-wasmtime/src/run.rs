@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rt_engine::memory::{self, Budget, Pool};
-use rt_engine::{End, Run, Start, process, reserved};
+use rt_engine::{End, Run, Start, process, reserved, variables};
 use wasmtime::component::InstancePre;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::I32Exit;
@@ -14,7 +14,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::config::Form;
 use crate::limits::Limits;
-use crate::serve::{Allowed, Every, Outbound, Proxy, Settings};
+use crate::serve::{Allowed, Every, Outbound, Proxy, Settings, TRUSTED, Tls};
 use crate::world::{Given, World};
 use crate::{config, native, serve, spin, world};
 
@@ -78,11 +78,15 @@ fn serve_component(start: Start) -> Result<End, String> {
         .and_then(ProxyPre::new)
         .map_err(|error| format!("{error:#}"))?;
     let given = Given::new(arguments, &environment, &directories, false)?;
+    let trusted = variables(&environment)?.into_iter().find_map(|variable| {
+        variable.strip_prefix(TRUSTED).and_then(|rest| rest.strip_prefix('='))
+    });
+    let tls = Arc::new(Tls::new(trusted));
     drop((environment, directories));
     let allowed = Allowed::parse(http.outbound.iter().map(String::as_str))?;
     serve::interrupt(&engine)?;
     reserved::name_all();
-    let handler = Proxy { component, given, outbound: Outbound::new(Arc::new(allowed)) };
+    let handler = Proxy { component, given, outbound: Outbound::new(Arc::new(allowed), tls) };
     serve::serve(Box::new(Every(Arc::new(handler))), http, settings, memory)
 }
 

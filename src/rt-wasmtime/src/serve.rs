@@ -14,6 +14,7 @@ mod requests;
 pub(crate) mod router;
 mod settings;
 mod statistics;
+mod tls;
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -33,8 +34,9 @@ use connections::Connections;
 pub(crate) use router::{Every, Handler, Outcome, Proxy, Respond, Router};
 
 pub(crate) use instances::{allocation, interrupt};
-pub(crate) use outbound::{Allowed, Outbound, Policy, is_withheld};
+pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol, is_withheld};
 pub(crate) use settings::Settings;
+pub(crate) use tls::{Tls, VARIABLE as TRUSTED};
 
 /// Everything that connections share.
 pub(crate) struct Server {

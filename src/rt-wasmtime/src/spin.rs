@@ -24,7 +24,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime_wasi::sockets::SocketAddrUse;
 
 use crate::config::Form;
-use crate::serve::{self, Handler, Outbound, Policy, Settings, is_withheld};
+use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Tls, is_withheld};
 use crate::world::{Given, World};
 use crate::{config, native, world};
 use rt_spin::hosts::Host;
@@ -63,8 +63,8 @@ pub(crate) struct Guest {
 pub(crate) struct Hosts(Vec<Host>);
 
 impl Policy for Hosts {
-    fn has(&self, host: &str, port: u16) -> bool {
-        self.0.iter().any(|allowed| allowed.allows("http", host, port))
+    fn has(&self, protocol: Protocol, host: &str, port: u16) -> bool {
+        self.0.iter().any(|allowed| allowed.allows(protocol.scheme(), host, port))
     }
 
     fn leads_to(&self, host: &str, address: IpAddr) -> bool {
@@ -116,7 +116,7 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     let modules = modules.collect::<Result<Vec<_>, _>>()?;
     // As for a command.
     drop((engine_dir, module, native, parts));
-    let offers = Offers::new(&engine)?;
+    let offers = Offers::new(&engine, environment.get(serve::TRUSTED))?;
     let place = files::Place::new(directories)?;
     let handlers = plan.components.into_iter().map(|component| {
         let name = component.name.clone();
@@ -185,16 +185,18 @@ impl<'a> Environment<'a> {
 struct Offers<'a> {
     engine: &'a Engine,
     linker: Linker<World>,
+    tls: Arc<Tls>,
 }
 
 impl Offers<'_> {
-    fn new(engine: &Engine) -> Result<Offers<'_>, String> {
+    /// `trusted` is the container's file of trusted certificates, if its environment names one.
+    fn new<'a>(engine: &'a Engine, trusted: Option<&str>) -> Result<Offers<'a>, String> {
         let mut linker = world::http_linker(engine)?;
         files::guard(&mut linker)
             .and_then(|()| platform::add_to_linker(&mut linker))
             .and_then(|()| october::add_to_linker(&mut linker))
             .map_err(|error| format!("offer Spin's interfaces: {error:#}"))?;
-        Ok(Offers { engine, linker })
+        Ok(Offers { engine, linker, tls: Arc::new(Tls::new(trusted)) })
     }
 
     fn handler(
@@ -234,6 +236,7 @@ impl Offers<'_> {
             stores: Arc::clone(stores),
             shown: files.shown,
         });
-        Ok(Arc::new(handler::Component { exported, given, guest, outbound: Outbound::new(hosts) }))
+        let outbound = Outbound::new(hosts, Arc::clone(&self.tls));
+        Ok(Arc::new(handler::Component { exported, given, guest, outbound }))
     }
 }

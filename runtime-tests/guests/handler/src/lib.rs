@@ -7,7 +7,7 @@ use std::time::Duration;
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
     ErrorCode, Fields, IncomingBody, IncomingRequest, IncomingResponse, OutgoingBody,
-    OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    OutgoingRequest, OutgoingResponse, RequestOptions, ResponseOutparam, Scheme,
 };
 use wasip2::io::streams::{OutputStream, StreamError};
 
@@ -77,8 +77,13 @@ impl wasip2::exports::http::incoming_handler::Guest for Handler {
                 let connected = std::net::TcpStream::connect(rest).map(|_| "connected".to_owned());
                 text(respond, &result(connected));
             }
-            "fetch" => text(respond, &fetch(rest, Scheme::Http)),
-            "fetch-https" => text(respond, &fetch(rest, Scheme::Https)),
+            "fetch" => text(respond, &fetch(rest, Scheme::Http, None)),
+            "fetch-https" => text(respond, &fetch(rest, Scheme::Https, None)),
+            // The time to connect, in milliseconds, and the URL.
+            "fetch-https-within" => {
+                let (time, url) = rest.split_once('/').unwrap_or((rest, ""));
+                text(respond, &fetch(url, Scheme::Https, time.parse().ok()));
+            }
             _ => text(respond, "Hello from Wasm!\n"),
         }
     }
@@ -194,8 +199,9 @@ fn grow(mebibytes: u64) -> String {
     format!("{} MiB\n", all.len())
 }
 
-/// Sends a request to `AUTHORITY/PATH`, and returns the status and the body.
-fn fetch(url: &str, scheme: Scheme) -> String {
+/// Sends a request to `AUTHORITY/PATH`, and returns the status and the body. May limit the time to
+/// connect, in milliseconds.
+fn fetch(url: &str, scheme: Scheme, time: Option<u64>) -> String {
     let (authority, path) = url.split_once('/').unwrap_or((url, ""));
     let request = OutgoingRequest::new(Fields::new());
     let set = request
@@ -205,7 +211,12 @@ fn fetch(url: &str, scheme: Scheme) -> String {
     if set.is_err() {
         return "error: the request is wrong".into();
     }
-    match sent(request) {
+    let options = time.map(|time| {
+        let options = RequestOptions::new();
+        let _ = options.set_connect_timeout(Some(time * 1_000_000));
+        options
+    });
+    match sent(request, options) {
         Ok(response) => {
             let mut text = format!("{} ", response.status()).into_bytes();
             let body = response.consume().expect("the first");
@@ -220,8 +231,11 @@ fn fetch(url: &str, scheme: Scheme) -> String {
     }
 }
 
-fn sent(request: OutgoingRequest) -> Result<IncomingResponse, ErrorCode> {
-    let response = outgoing_handler::handle(request, None)?;
+fn sent(
+    request: OutgoingRequest,
+    options: Option<RequestOptions>,
+) -> Result<IncomingResponse, ErrorCode> {
+    let response = outgoing_handler::handle(request, options)?;
     response.subscribe().block();
     response.get().expect("it is ready").expect("the first")
 }

@@ -21,9 +21,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::say;
 use super::statistics::{Counter, count};
-
-/// The port of a server that is named without one.
-const PORT: u16 = 80;
+use super::tls::{self, Stream, Tls};
 
 /// The time limit of each part of a request, if the guest sets none.
 const TIME: Duration = Duration::from_secs(60);
@@ -35,8 +33,48 @@ pub(crate) struct Allowed(Vec<Server>);
 #[derive(Debug, Eq, PartialEq)]
 struct Server {
     host: Host,
-    /// `None` for every port.
-    port: Option<u16>,
+    port: Port,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+enum Port {
+    Any,
+    /// That of the request's scheme.
+    Default,
+    Number(u16),
+}
+
+/// How a request is sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Protocol {
+    Http,
+    Https,
+}
+
+impl Protocol {
+    fn of(scheme: Option<&Scheme>) -> Option<Protocol> {
+        match scheme?.as_str() {
+            "http" => Some(Protocol::Http),
+            "https" => Some(Protocol::Https),
+            _ => None,
+        }
+    }
+
+    /// The scheme of a URL.
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Https => "https",
+        }
+    }
+
+    /// The port of a server that is named without one.
+    fn port(self) -> u16 {
+        match self {
+            Protocol::Http => 80,
+            Protocol::Https => 443,
+        }
+    }
 }
 
 #[derive(Debug, Eq, PartialEq)]
@@ -62,7 +100,7 @@ impl Allowed {
 /// Says which servers a guest may reach.
 pub(crate) trait Policy: Send + Sync {
     /// Whether a request to this host, by the name that the guest used, is allowed.
-    fn has(&self, host: &str, port: u16) -> bool;
+    fn has(&self, protocol: Protocol, host: &str, port: u16) -> bool;
 
     /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
     /// an address by which a machine or a cloud is managed, or back into the container: whoever
@@ -71,9 +109,14 @@ pub(crate) trait Policy: Send + Sync {
 }
 
 impl Policy for Allowed {
-    fn has(&self, host: &str, port: u16) -> bool {
+    fn has(&self, protocol: Protocol, host: &str, port: u16) -> bool {
         self.0.iter().any(|server| {
-            server.port.is_none_or(|it| it == port)
+            let is_port = match server.port {
+                Port::Any => true,
+                Port::Default => port == protocol.port(),
+                Port::Number(number) => port == number,
+            };
+            is_port
                 && match &server.host {
                     Host::Any => true,
                     Host::Below(end) => host.len() > end.len() && host.ends_with(end.as_str()),
@@ -113,9 +156,11 @@ impl Server {
             },
         };
         let port = match port {
-            None => Some(PORT),
-            Some("*") => None,
-            Some(port) => Some(port.parse().ok().filter(|it| *it > 0 && !port.starts_with('+'))?),
+            None => Port::Default,
+            Some("*") => Port::Any,
+            Some(port) => {
+                Port::Number(port.parse().ok().filter(|it| *it > 0 && !port.starts_with('+'))?)
+            }
         };
         let host = host.to_ascii_lowercase();
         let is_name = |name: &str| {
@@ -188,18 +233,21 @@ pub(crate) fn is_withheld(address: IpAddr) -> bool {
 
 /// What an instance may do with `wasi:http/outgoing-handler`.
 #[derive(Clone)]
-pub(crate) struct Outbound(Arc<dyn Policy>);
+pub(crate) struct Outbound {
+    policy: Arc<dyn Policy>,
+    tls: Arc<Tls>,
+}
 
 impl Outbound {
-    pub(crate) fn new(policy: Arc<dyn Policy>) -> Outbound {
-        Outbound(policy)
+    pub(crate) fn new(policy: Arc<dyn Policy>, tls: Arc<Tls>) -> Outbound {
+        Outbound { policy, tls }
     }
 }
 
 impl Default for Outbound {
     /// Nothing.
     fn default() -> Outbound {
-        Outbound(Arc::new(Allowed::default()))
+        Outbound::new(Arc::new(Allowed::default()), Arc::default())
     }
 }
 
@@ -222,10 +270,10 @@ impl WasiHttpHooks for Outbound {
         options: Option<RequestOptions>,
         _end: Ending,
     ) -> Box<dyn Future<Output = Answer> + Send> {
-        let allowed = Arc::clone(&self.0);
+        let outbound = self.clone();
         Box::new(async move {
             count(Counter::Outbound);
-            let sent = send(&*allowed, request, options.unwrap_or_default()).await;
+            let sent = outbound.send(request, options.unwrap_or_default()).await;
             if matches!(sent, Err(Error::HttpRequestDenied | Error::DestinationIpProhibited)) {
                 count(Counter::OutboundRefused);
             }
@@ -234,19 +282,33 @@ impl WasiHttpHooks for Outbound {
     }
 }
 
-async fn send(allowed: &dyn Policy, request: Request<WasiBody>, options: RequestOptions) -> Answer {
-    let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
-    let (host, port) = server_of(authority)?;
-    if request.uri().scheme() != Some(&Scheme::HTTP) {
-        return Err(Error::InternalError(Some("this engine has no TLS: use `http`".into())));
+impl Outbound {
+    async fn send(&self, request: Request<WasiBody>, options: RequestOptions) -> Answer {
+        let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
+        let protocol = Protocol::of(request.uri().scheme()).ok_or(Error::HttpProtocolError)?;
+        let (host, port) = server_of(protocol, authority)?;
+        if !self.policy.has(protocol, &host, port) {
+            say(&format!("a request to `{host}:{port}` is not allowed"));
+            return Err(Error::HttpRequestDenied);
+        }
+        let time = options.connect_timeout.unwrap_or(TIME);
+        let stream = timeout(time, self.connect(protocol, &host, port)).await;
+        let stream = stream.map_err(|_| Error::ConnectionTimeout)??;
+        exchange(stream, request, options).await
     }
-    if !allowed.has(&host, port) {
-        say(&format!("a request to `{host}:{port}` is not allowed"));
-        return Err(Error::HttpRequestDenied);
+
+    /// Connects to one of the host's addresses: the first that is allowed and answers.
+    async fn connect(&self, protocol: Protocol, host: &str, port: u16) -> Result<Stream, Error> {
+        let stream = connect(&*self.policy, host, port).await?;
+        Ok(match protocol {
+            Protocol::Http => Stream::Plain(stream),
+            Protocol::Https => Stream::Tls(Box::new(self.tls.connect(host, port, stream).await?)),
+        })
     }
-    let connect_time = options.connect_timeout.unwrap_or(TIME);
-    let stream = timeout(connect_time, connect(allowed, &host, port));
-    let stream = stream.await.map_err(|_| Error::ConnectionTimeout)??;
+}
+
+/// Sends a request, and receives the beginning of the response. A redirection is a response.
+async fn exchange(stream: Stream, request: Request<WasiBody>, options: RequestOptions) -> Answer {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(64 << 10)
         .handshake(TokioIo::new(stream))
@@ -260,13 +322,18 @@ async fn send(allowed: &dyn Policy, request: Request<WasiBody>, options: Request
         let mut sending = pin!(sender.send_request(Request::from_parts(head, body)));
         // The connection does its work only when it is polled.
         let response = poll_fn(|context| {
+            let mut end = Ok(());
             if let Some(open) = &mut connection
-                && let Poll::Ready(end) = Pin::new(open).poll(context)
+                && let Poll::Ready(ended) = Pin::new(open).poll(context)
             {
                 connection = None;
-                end?;
+                end = ended;
             }
-            sending.as_mut().poll(context).map_err(Error::from)
+            // The server may have ended the connection in a bad way after its response.
+            match (sending.as_mut().poll(context), end) {
+                (Poll::Pending, Err(error)) => Poll::Ready(Err(tls::of_request(error))),
+                (response, _) => response.map_err(tls::of_request),
+            }
         });
         let time = options.first_byte_timeout.unwrap_or(TIME);
         timeout(time, response).await.map_err(|_| Error::ConnectionReadTimeout)??
@@ -278,7 +345,7 @@ async fn send(allowed: &dyn Policy, request: Request<WasiBody>, options: Request
         // The request ends with its connection, and not before.
         let _sender = sender;
         match connection {
-            Some(connection) => connection.await.map_err(Error::from),
+            Some(connection) => connection.await.map_err(tls::of_request),
             None => Ok(()),
         }
     };
@@ -286,17 +353,16 @@ async fn send(allowed: &dyn Policy, request: Request<WasiBody>, options: Request
 }
 
 /// The host in lower case, and the port.
-fn server_of(authority: &Authority) -> Result<(String, u16), Error> {
+fn server_of(protocol: Protocol, authority: &Authority) -> Result<(String, u16), Error> {
     // `Authority` accepts a port that is not a number.
     let port = match authority.port() {
         Some(port) => port.as_str().parse().map_err(|_| Error::HttpRequestUriInvalid)?,
-        None => PORT,
+        None => protocol.port(),
     };
     let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
     Ok((host, port))
 }
 
-/// Connects to one of the host's addresses: the first that is allowed and answers.
 async fn connect(allowed: &dyn Policy, host: &str, port: u16) -> Result<TcpStream, Error> {
     let addresses: Vec<SocketAddr> = match address_of(host) {
         Some(address) => vec![SocketAddr::new(address, port)],
@@ -344,7 +410,7 @@ impl Body for Answered {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             let next = Instant::now() + self.pause;
             self.timer.as_mut().reset(next);
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
+            return Poll::Ready(frame.map(|frame| frame.map_err(tls::of_request)));
         }
         ready!(self.timer.as_mut().poll(context));
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
@@ -385,11 +451,26 @@ mod tests {
             ("c", 1, true),
             ("169.254.169.254", 80, false),
         ] {
-            assert_eq!(list.has(host, port), expected, "{host}:{port}");
+            assert_eq!(list.has(Protocol::Http, host, port), expected, "{host}:{port}");
         }
-        assert!(!allowed("").has("a", 80));
-        assert!(allowed("*").has("a", 80) && !allowed("*").has("a", 81));
+        assert!(!allowed("").has(Protocol::Http, "a", 80));
     }
+
+    #[test]
+    fn a_server_without_a_port_has_that_of_the_scheme() {
+        for (list, http, https) in
+            [("a", &[80][..], &[443][..]), ("a:443", &[443], &[443]), ("a:*", &PORTS, &PORTS)]
+        {
+            for port in PORTS {
+                let list = allowed(list);
+                assert_eq!(list.has(Protocol::Http, "a", port), http.contains(&port), "{port}");
+                assert_eq!(list.has(Protocol::Https, "a", port), https.contains(&port), "{port}");
+            }
+        }
+        assert!(!allowed("a").has(Protocol::Https, "b", 443));
+    }
+
+    const PORTS: [u16; 3] = [80, 81, 443];
 
     #[test]
     fn what_is_no_server_is_an_error() {
