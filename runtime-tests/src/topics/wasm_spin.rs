@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::events;
 use super::wasm_cache::{self, files};
 use super::wasm_http::tls::{ALL, Authority, VALID, same, serve_tls};
 use crate::harness::{
@@ -20,7 +21,12 @@ super::tests! { "wasm_spin":
     a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
     variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
     a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
-    requests_go_to_allowed_hosts_only, https_goes_to_allowed_hosts_only, an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
+    requests_go_to_allowed_hosts_only, https_goes_to_allowed_hosts_only, components_send_requests_to_each_other,
+    each_sdk_answers_other_components, a_component_asks_only_those_that_are_listed, a_request_to_the_app_itself_takes_its_route,
+    a_client_is_not_taken_for_a_component, a_component_that_fails_is_an_error_for_its_caller,
+    a_component_that_asks_itself_for_ever_gets_an_error, guests_that_wait_for_each_other_get_their_turn,
+    a_request_inside_ends_with_the_clients, a_request_inside_has_the_limits_of_a_clients,
+    an_interface_that_nobody_offers_traps_with_its_name, a_trap_does_not_end_the_others,
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
@@ -439,11 +445,239 @@ fn https_goes_to_allowed_hosts_only(test: &Test) -> Outcome {
     Ok(())
 }
 
+/// An app whose component `a` gets what clients send. `b` and one component for each SDK are
+/// private, and `three` is also at a route. Each may send requests to these hosts.
+fn linked<'a>(test: &'a Test, hosts: &str) -> Outcome<Bundle<'a>> {
+    let mut text = "spin_manifest_version = 2\n[application]\nname = \"app\"\n".to_owned();
+    for (name, route, guest) in [
+        ("a", "\"/...\"", "handler"),
+        ("b", "{ private = true }", "handler"),
+        ("one", "{ private = true }", "spin1"),
+        ("two", "{ private = true }", "spin2"),
+        ("three", "\"/three/...\"", "spin3"),
+        ("five", "{ private = true }", "spin5"),
+    ] {
+        text += &format!(
+            "[[trigger.http]]\nroute = {route}\ncomponent = \"{name}\"\n\
+             [component.{name}]\nsource = \"{guest}.wasm\"\nallowed_outbound_hosts = [{hosts}]\n"
+        );
+    }
+    let handler = fs::read(test.host.component("handler")?)?;
+    shared(test, &text)?.file("/handler.wasm", handler)
+}
+
+const EACH_OTHER: &str = "\"http://*.spin.internal\"";
+
+fn components_send_requests_to_each_other(test: &Test) -> Outcome {
+    // No socket is needed for that.
+    let bundle = linked(test, EACH_OTHER)?.annotation("run.oci.wasm.sockets", "off");
+    let container = bundle.start()?;
+    gives(&container, "/fetch/b.spin.internal/", "200 Hello from Wasm!\n")?;
+    gives(&container, "/fetch/three.spin.internal/hello", "200 Hello from Spin!")?;
+    gives(&container, "/fetch/three.spin.internal/three/headers?a=b", &format!("200 {INSIDE}"))?;
+    // Neither the scheme nor the port counts, nor the case of the name.
+    for url in ["fetch-https/b.spin.internal/", "fetch/B.spin.internal:8080/"] {
+        gives(&container, &format!("/{url}"), "200 Hello from Wasm!\n")?;
+    }
+    let (_, told) = get(&container, "/fetch/b.spin.internal:81/request/x")?;
+    let line = "200 Method::Get \"b.spin.internal\" \"/request/x\"\n";
+    ensure(told.starts_with(line), &told)?;
+    // Bodies go both ways, and need not fit into memory at once.
+    gives(&container, "/post/3000000/b.spin.internal/consume", "200 3000000 bytes\n")?;
+    let (_, large) = get(&container, "/fetch/b.spin.internal/large/3000000")?;
+    ensure_eq(large.len(), 3_000_000 + "200 ".len())?;
+    ensure_eq(container.stderr()?.as_str(), "")
+}
+
+const INSIDE: &str = "spin-base-path: /\nspin-component-route: /\n\
+    spin-full-url: http://three.spin.internal/three/headers?a=b\nspin-matched-route: /...\n\
+    spin-path-info: /three/headers\nspin-raw-component-route: /...\n";
+
+fn each_sdk_answers_other_components(test: &Test) -> Outcome {
+    let container = linked(test, EACH_OTHER)?.start()?;
+    let inside = [
+        ("one.spin.internal/x", "201 Method::Get /x 0 at /".to_owned()),
+        ("two.spin.internal/x", format!("200 {HELLO}")),
+        ("three.spin.internal/hello", format!("200 {HELLO}")),
+        ("five.spin.internal/x", "200 Hello from Spin 5 at /".to_owned()),
+    ];
+    for (url, expected) in &inside {
+        gives(&container, &format!("/fetch/{url}"), expected)?;
+        gives(&container, &format!("/three/fetch?u=http://{url}"), expected)?;
+        let five = format!("/fetch/five.spin.internal/?ask=http://{url}");
+        gives(&container, &five, &format!("200 {expected}"))?;
+    }
+    Ok(())
+}
+
+fn a_component_asks_only_those_that_are_listed(test: &Test) -> Outcome {
+    let denied = |container: &Container<'_>, url: &str| -> Outcome {
+        let (_, told) = get(container, &format!("/fetch/{url}"))?;
+        ensure(told.starts_with("error: ErrorCode::HttpRequestDenied"), format!("{url}: {told}"))
+    };
+    for hosts in
+        ["", "\"http://self\"", "\"http://five.spin.internal\"", "\"redis://*.spin.internal\""]
+    {
+        let container = linked(test, hosts)?.start()?;
+        denied(&container, "b.spin.internal/")?;
+        if !hosts.contains("self") {
+            denied(&container, "self.alt/")?;
+            denied(&container, ":80/")?;
+        }
+        let said = container.stderr()?;
+        ensure(said.contains("a request to the component `b` is not allowed\n"), said)?;
+    }
+    let container = linked(test, EACH_OTHER)?.start()?;
+    for nobody in ["nobody.spin.internal/", "a.b.spin.internal/"] {
+        let (_, told) = get(&container, &format!("/fetch/{nobody}"))?;
+        ensure(told.starts_with("error: ErrorCode::DestinationNotFound"), told)?;
+    }
+    let said = container.stderr()?;
+    ensure(said.contains("there is no component `nobody` that gets requests\n"), said)?;
+    denied(&container, "spin.internal/")?;
+    let all = linked(test, "\"*://*:*\"")?.start()?;
+    gives(&all, "/fetch/b.spin.internal/", "200 Hello from Wasm!\n")?;
+    gives(&all, "/fetch/self.alt/", "200 Hello from Wasm!\n")
+}
+
+fn a_request_to_the_app_itself_takes_its_route(test: &Test) -> Outcome {
+    for hosts in ["\"http://self\"", "\"https://self.alt\""] {
+        let bundle = linked(test, hosts)?.annotation("run.oci.wasm.sockets", "off");
+        let container = bundle.start()?;
+        let headers = "200 spin-base-path: /\nspin-component-route: /three\n\
+            spin-full-url: http://0.0.0.0:80/three/headers\nspin-matched-route: /three/...\n\
+            spin-path-info: /headers\nspin-raw-component-route: /three/...\n";
+        // A path alone, as the SDK makes it.
+        for url in ["self.alt", "self.alt:80", ":80", ":443"] {
+            gives(&container, &format!("/fetch/{url}/three/headers"), headers)?;
+            gives(&container, &format!("/fetch-https/{url}/three/headers"), headers)?;
+        }
+        gives(&container, "/three/fetch?u=/three/headers", headers)?;
+        gives(&container, "/three/fetch?u=/arguments", "200 a")?;
+        gives(&container, "/three/fetch?u=http://self.alt/arguments", "200 a")?;
+        gives(&container, "/three/fetch?u=/.well-known/spin/health", "200 ok\n")?;
+        // A private component has no route.
+        refuses(&container, "/three/fetch?u=http://b.spin.internal/", "HttpRequestDenied")?;
+    }
+    let text = manifest("allowed_outbound_hosts = [\"http://self\"]", "").replace("/...", "/a/...");
+    let container = shared(test, &text)?.start()?;
+    gives(&container, "/a/fetch?u=/nothing", "404 404 Not Found\n")
+}
+
+fn a_client_is_not_taken_for_a_component(test: &Test) -> Outcome {
+    let container = linked(test, EACH_OTHER)?.start()?;
+    for (target, host) in [
+        ("/", "b.spin.internal"),
+        ("/", "B.Spin.Internal:80"),
+        ("/", "b.spin.internal."),
+        ("/", "a.spin.internal"),
+        ("http://b.spin.internal/", "app.example"),
+        ("http://app.example/", "b.spin.internal"),
+    ] {
+        let mut stream = connect(&container, 80)?;
+        let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure(answer.starts_with("HTTP/1.1 404 "), format!("{target} {host}: {answer}"))?;
+    }
+    let (_, headers) = ask_at(&container, 80, "/three/headers", "spin-component-route: x\r\n", "")?;
+    ensure(!headers.contains("x\n"), headers)
+}
+
+fn a_component_that_fails_is_an_error_for_its_caller(test: &Test) -> Outcome {
+    let container = linked(test, EACH_OTHER)?.start()?;
+    let failed = "500 500 Internal Server Error\n";
+    for what in ["trap", "silent", "error", "exit/3"] {
+        gives(&container, &format!("/fetch/b.spin.internal/{what}"), failed)?;
+    }
+    gives(&container, "/fetch/three.spin.internal/trap", failed)?;
+    // What was begun is not taken for complete.
+    let (status, told) = get(&container, "/fetch/b.spin.internal/trap-after")?;
+    let is_cut = told.starts_with("200 begun\n") && told.contains("incomplete HTTP response");
+    ensure(status == 200 && is_cut, format!("{status} {told}"))?;
+    gives(&container, "/fetch/b.spin.internal/", "200 Hello from Wasm!\n")
+}
+
+/// The deepest of requests inside of each other.
+const DEEPEST: usize = 8;
+
+fn a_component_that_asks_itself_for_ever_gets_an_error(test: &Test) -> Outcome {
+    let container = linked(test, "\"http://*.spin.internal\", \"http://self\"")?.start()?;
+    for (fetch, name) in [("fetch", "b.spin.internal"), ("fetch", "self.alt")] {
+        let nested = |depth| format!("/{}", format!("{fetch}/{name}/").repeat(depth));
+        let expected = format!("{}Hello from Wasm!\n", "200 ".repeat(DEEPEST));
+        gives(&container, &nested(DEEPEST), &expected)?;
+        let (status, told) = get(&container, &nested(DEEPEST + 1))?;
+        let expected = format!("{}error: ErrorCode::LoopDetected", "200 ".repeat(DEEPEST));
+        ensure(status == 200 && told.starts_with(&expected), format!("{status} {told}"))?;
+    }
+    let (status, told) = get(&container, "/fetch/b.spin.internal/again")?;
+    ensure(status == 200 && told.contains("LoopDetected"), format!("{status} {told}"))?;
+    let said = container.stderr()?;
+    let line =
+        "a request to the component `b` is the 9th inside of each other, and 8 are the most\n";
+    ensure(said.contains(line), said)?;
+    gives(&container, "/", "Hello from Wasm!\n")
+}
+
+fn guests_that_wait_for_each_other_get_their_turn(test: &Test) -> Outcome {
+    let bundle = linked(test, EACH_OTHER)?.annotation("run.oci.wasm.http-requests", "1");
+    let container = bundle.start()?;
+    // Each needs a place at each level, and there are fewer places than that.
+    let deep = format!("/{}", "fetch/b.spin.internal/".repeat(DEEPEST));
+    let expected = format!("{}Hello from Wasm!\n", "200 ".repeat(DEEPEST));
+    let streams: Vec<_> = (0..12).map(|_| connect(&container, 80)).collect::<Result<_, _>>()?;
+    for mut stream in &streams {
+        let request = format!("GET {deep} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+    }
+    for mut stream in streams {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&expected), answer)?;
+    }
+    Ok(())
+}
+
+fn a_request_inside_ends_with_the_clients(test: &Test) -> Outcome {
+    let bundle = linked(test, EACH_OTHER)?.annotation("run.oci.wasm.timeout", "1");
+    let container = bundle.start()?;
+    for what in ["sleep/60000", "loop", "loop-after"] {
+        let path = format!("/fetch/b.spin.internal/fetch/b.spin.internal/{what}");
+        ensure_eq((what, get(&container, &path)?.0), (what, 504))?;
+    }
+    // A client that goes away.
+    let mut stream = connect(&container, 80)?;
+    stream.write_all(b"GET /fetch/b.spin.internal/sleep/60000 HTTP/1.1\r\nhost: a\r\n\r\n")?;
+    drop(stream);
+    gives(&container, "/", "Hello from Wasm!\n")?;
+    let instances = || -> Outcome<Value> {
+        Ok(events::stats(test, &container)?["data"]["wasm"]["http"]["instancesNow"].clone())
+    };
+    wait_until("the end of all instances", || instances().is_ok_and(|now| now == json!(0)))
+}
+
+fn a_request_inside_has_the_limits_of_a_clients(test: &Test) -> Outcome {
+    let bundle = linked(test, EACH_OTHER)?
+        .annotation("run.oci.wasm.http-body", "1000")
+        .annotation("run.oci.wasm.http-headers", "20");
+    let container = bundle.start()?;
+    gives(&container, "/post/1000/b.spin.internal/consume", "200 1000 bytes\n")?;
+    let (_, told) = get(&container, "/post/1001/b.spin.internal/consume")?;
+    ensure(told.starts_with("413 ") || told.contains("HttpRequestBodySize"), told)?;
+    // What other components send is no traffic of clients.
+    let statistics = events::stats(test, &container)?["data"]["wasm"]["http"].clone();
+    ensure_eq((&statistics["requests"], &statistics["outbound"]), (&json!(2), &json!(2)))
+}
+
 fn an_interface_that_nobody_offers_traps_with_its_name(test: &Test) -> Outcome {
     let container = shared(test, &manifest("", ""))?.start()?;
-    ensure_eq(get(&container, "/redis")?.0, 500)?;
-    let said = container.stderr()?;
-    ensure(said.contains("`fermyon:spin/redis@2.0.0#"), &said)?;
+    for name in ["redis", "postgres", "mysql"] {
+        ensure_eq(get(&container, &format!("/{name}"))?.0, 500)?;
+        let said = container.stderr()?;
+        ensure(said.contains(&format!("`fermyon:spin/{name}@2.0.0#")), &said)?;
+    }
     gives(&container, "/hello", HELLO)
 }
 

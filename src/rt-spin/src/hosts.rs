@@ -22,6 +22,8 @@ enum Name {
     Exact(String),
     /// An address, and how many of its bits count.
     Network(IpAddr, u8),
+    /// The app itself.
+    Own,
 }
 
 /// The ports of schemes that need not name one.
@@ -34,6 +36,9 @@ const PORTS: [(&str, u16); 7] = [
     ("redis", 6379),
     ("rediss", 6379),
 ];
+
+/// The end of the names of an app's components as hosts.
+const COMPONENTS: &str = ".spin.internal";
 
 /// The port of a scheme.
 pub fn port(scheme: &str) -> Option<u16> {
@@ -63,6 +68,32 @@ impl Host {
     /// Whether this entry allows sockets.
     pub fn is_for_sockets(&self) -> bool {
         self.scheme.is_none()
+    }
+
+    /// Whether a component may send requests to its own app.
+    pub fn allows_self(&self) -> bool {
+        self.is_for_http() && matches!(self.name, Name::Any | Name::Own)
+    }
+
+    /// Whether a component may send requests to the component of this name. The scheme and the
+    /// port do not count: no connection is made.
+    pub fn allows_component(&self, name: &str) -> bool {
+        self.is_for_http() && self.name.includes(&format!("{name}{COMPONENTS}"))
+    }
+
+    /// Whether it may allow requests to the app or to its components.
+    pub fn is_for_components(&self) -> bool {
+        self.is_for_http()
+            && match &self.name {
+                Name::Any | Name::Own => true,
+                Name::Below(end) => COMPONENTS.ends_with(end) || end.ends_with(COMPONENTS),
+                Name::Exact(name) => name.ends_with(COMPONENTS),
+                Name::Network(..) => false,
+            }
+    }
+
+    fn is_for_http(&self) -> bool {
+        self.scheme.as_ref().is_none_or(|scheme| scheme == "http" || scheme == "https")
     }
 
     /// Whether this entry is for exactly this name or address.
@@ -148,10 +179,7 @@ fn name_of(name: &str, bits: Option<u8>) -> Result<Name, &'static str> {
     };
     match (name.as_str(), name.strip_prefix("*.")) {
         ("*", _) => Ok(Name::Any),
-        ("self" | "self.alt", _) => Err("is the app itself, to which rt sends no requests"),
-        (host, _) if host.ends_with(".spin.internal") => {
-            Err("is another component, to which rt sends no requests")
-        }
+        ("self" | "self.alt", _) => Ok(Name::Own),
         (_, Some(end)) if is_name(end) => Ok(Name::Below(format!(".{end}"))),
         (_, None) if is_name(&name) => Ok(Name::Exact(name)),
         _ => Err("has a host that is not a name, an address, `*` or `*.NAME`"),
@@ -178,6 +206,7 @@ impl Name {
         let name = name.to_ascii_lowercase();
         match self {
             Name::Any => true,
+            Name::Own => false,
             Name::Below(end) => name.ends_with(end),
             Name::Exact(own) => *own == name,
             Name::Network(network, bits) => {
@@ -247,6 +276,37 @@ mod tests {
     }
 
     #[test]
+    fn requests_inside_the_app_are_allowed_by_this_table() {
+        // The entry, and whether it allows the app itself and the component `b`.
+        for (host, own, component) in [
+            ("http://self", true, false),
+            ("https://self", true, false),
+            ("http://self.alt", true, false),
+            ("redis://self", false, false),
+            ("http://b.spin.internal", false, true),
+            ("https://b.spin.internal", false, true),
+            ("http://B.spin.internal:8080", false, true),
+            ("redis://b.spin.internal", false, false),
+            ("http://c.spin.internal", false, false),
+            ("http://*.spin.internal", false, true),
+            ("http://*.internal", false, true),
+            ("http://spin.internal", false, false),
+            ("http://*.b.spin.internal", false, false),
+            ("*://*:*", true, true),
+            ("https://*", true, true),
+            ("http://10.0.0.0/8", false, false),
+            ("http://example.com", false, false),
+        ] {
+            let parsed = Host::parse(host).expect(host);
+            let allowed = (parsed.allows_self(), parsed.allows_component("b"));
+            assert_eq!(allowed, (own, component), "{host}");
+            assert!(parsed.is_for_components() || allowed == (false, false), "{host}");
+            // No name of DNS and no address is the app.
+            assert!(!host.contains("self") || !parsed.allows("http", "self", 80), "{host}");
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         for wrong in [
             "",
@@ -272,9 +332,8 @@ mod tests {
             "http://[::1]x",
             "http://{a,b}",
             "insecure:allow-all",
-            "http://self",
-            "http://other.spin.internal",
-            "http://*.spin.internal",
+            "*://self",
+            "redis+x://self",
         ] {
             assert!(Host::parse(wrong).is_err(), "{wrong}");
         }

@@ -68,7 +68,7 @@ fn serve_component(start: Start) -> Result<End, String> {
     let memory = Arc::new(Pool::new(run.memory, settings.reserve(), settings.memory));
     let form = Form { counting: run.fuel.is_some(), yielding: true };
     let mut config = config::config(form);
-    config.allocation_strategy(serve::allocation(settings.requests));
+    config.allocation_strategy(serve::allocation(settings.instances()));
     let engine = config::engine(&config)?;
     let component = native::load(&engine, native.as_ref().ok_or(NO_NATIVE_CODE)?)?;
     // As for a command.

@@ -8,6 +8,7 @@ mod access_log;
 mod body;
 mod connection;
 mod connections;
+mod inside;
 mod instances;
 mod outbound;
 mod requests;
@@ -27,12 +28,14 @@ use rt_engine::End;
 use rt_engine::contract::{Http, Stream};
 use rt_engine::memory::Pool;
 use rt_engine::process;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use access_log::AccessLog;
 use connections::Connections;
+use inside::Places;
 pub(crate) use router::{Every, Handler, Outcome, Proxy, Respond, Router};
 
+pub(crate) use inside::{Call, DOMAIN, Target};
 pub(crate) use instances::{allocation, interrupt};
 pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol, is_withheld};
 pub(crate) use settings::Settings;
@@ -46,8 +49,10 @@ pub(crate) struct Server {
     log: Option<AccessLog>,
     http: auto::Builder<TokioExecutor>,
     connections: Connections,
-    /// One permit for each instance that may run.
-    running: Arc<Semaphore>,
+    /// One for each instance that may run.
+    places: Places,
+    /// Where the server listens.
+    address: String,
     memory: Arc<Pool>,
     /// Told when a connection has ended or waits for its client.
     idle: Notify,
@@ -72,10 +77,12 @@ pub(crate) fn serve(
         .max_blocking_threads(settings.threads)
         .build()
         .map_err(|error| format!("wait for events: {error}"))?;
+    let listener = TcpListener::from(OwnedFd::from(listener));
     let server = Server {
         http: protocol(&settings),
         connections: Connections::default(),
-        running: Arc::new(Semaphore::new(settings.requests)),
+        places: Places::new(settings.requests, settings.inside),
+        address: listener.local_addr().map(|it| it.to_string()).unwrap_or_default(),
         idle: Notify::new(),
         log: access_log.map(AccessLog::new).transpose()?,
         settings,
@@ -84,10 +91,8 @@ pub(crate) fn serve(
         memory,
     };
     statistics::publish();
-    let end = runtime.block_on(async {
-        let listener = TcpListener::from(OwnedFd::from(listener));
-        connections::accept(Arc::new(server), listener, endings).await
-    });
+    let end =
+        runtime.block_on(async { connections::accept(Arc::new(server), listener, endings).await });
     // A thread may still wait for a name's address or for a file, and nothing waits for that
     // thread.
     runtime.shutdown_background();

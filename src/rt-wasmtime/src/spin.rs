@@ -24,7 +24,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime_wasi::sockets::SocketAddrUse;
 
 use crate::config::Form;
-use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Tls, is_withheld};
+use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls, is_withheld};
 use crate::world::{Given, World};
 use crate::{config, native, world};
 use rt_spin::hosts::Host;
@@ -74,9 +74,33 @@ impl Policy for Hosts {
                 && host == "localhost"
                 && self.0.iter().any(|allowed| allowed.names(host))
     }
+
+    fn inside<'a>(&self, host: &'a str) -> Option<Target<'a>> {
+        match host {
+            // A path alone, and the name for programs that need one.
+            "" | "self.alt" => Some(Target::App),
+            _ => host.strip_suffix(serve::DOMAIN).map(Target::Component),
+        }
+    }
+
+    fn has_inside(&self, target: &Target<'_>) -> bool {
+        self.0.iter().any(|allowed| match target {
+            Target::App => allowed.allows_self(),
+            Target::Component(name) => allowed.allows_component(name),
+        })
+    }
 }
 
 impl Hosts {
+    /// Those of a component, with the values of the app's variables.
+    fn new(
+        component: &plan::Component,
+        values: &BTreeMap<String, String>,
+    ) -> Result<Hosts, String> {
+        let hosts = component.allowed_hosts.iter();
+        hosts.map(|host| Host::parse(&resolve(host, values)?)).collect::<Result<_, _>>().map(Hosts)
+    }
+
     /// Whether a socket of the component may do this.
     pub(crate) fn allow_socket(&self, address: SocketAddr, what: SocketAddrUse) -> bool {
         match what {
@@ -104,11 +128,18 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     let environment = Environment::new(&environment)?;
     let values = environment.values(&plan)?;
     let stores = Arc::new(Stores::new(environment.get(DIRECTORY), memory)?);
-    let settings = Settings::new(&http.limits, memory, run.timeout, run.fuel);
+    let hosts = plan.components.iter().map(|component| {
+        Hosts::new(component, &values).map(Arc::new).map_err(|why| of(&component.name, &why))
+    });
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    let mut settings = Settings::new(&http.limits, memory, run.timeout, run.fuel);
+    if hosts.iter().flat_map(|hosts| &hosts.0).any(Host::is_for_components) {
+        settings.allow_inside();
+    }
     let pool = Arc::new(Pool::new(memory, settings.reserve(), settings.memory));
     let form = Form { counting: run.fuel.is_some(), yielding: true };
     let mut config = config::config(form);
-    config.allocation_strategy(serve::allocation(settings.requests));
+    config.allocation_strategy(serve::allocation(settings.instances()));
     let engine = config::engine(&config)?;
     let modules = parts.iter().enumerate().map(|(number, part)| {
         native::load(&engine, part).map_err(|why| not_loaded(&plan, number, &why))
@@ -118,19 +149,32 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     drop((engine_dir, module, native, parts));
     let offers = Offers::new(&engine, environment.get(serve::TRUSTED))?;
     let place = files::Place::new(directories)?;
-    let handlers = plan.components.into_iter().map(|component| {
+    let handlers = plan.components.into_iter().zip(hosts).map(|(component, hosts)| {
         let name = component.name.clone();
         let module = modules.get(component.module).ok_or("its module is missing")?;
-        Ok(offers.handler(module, component, &values, &stores, &place))
-            .and_then(|handler| handler.map_err(|why| format!("the component `{name}`: {why}")))
+        match offers.handler(module, component, hosts, &values, &stores, &place) {
+            Ok(handler) => Ok((name, handler)),
+            Err(why) => Err(of(&name, &why)),
+        }
     });
-    let handlers = handlers.collect::<Result<Vec<Arc<dyn Handler>>, String>>()?;
+    let handlers = handlers.collect::<Result<Vec<_>, String>>()?;
     drop(place);
-    let routes = Routes::new(&plan.routes, &handlers)?;
+    let routes = Routes::new(&plan.routes, handlers)?;
     http.health.get_or_insert_with(|| HEALTH.to_owned());
     serve::interrupt(&engine)?;
     reserved::name_all();
     serve::serve(Box::new(routes), *http, settings, pool)
+}
+
+fn of(component: &str, why: &str) -> String {
+    format!("the component `{component}`: {why}")
+}
+
+/// Replaces the variables of a template.
+fn resolve(text: &str, values: &BTreeMap<String, String>) -> Result<String, String> {
+    template::resolve(text, |name| {
+        values.get(name).cloned().ok_or_else(|| format!("there is no variable `{name}`"))
+    })
 }
 
 /// Why a module was not loaded: the compiler makes another form of native code for one that is no
@@ -139,8 +183,8 @@ fn not_loaded(plan: &Plan, module: usize, why: &str) -> String {
     let component = plan.components.iter().find(|component| component.module == module);
     let name = component.map_or("", |component| component.name.as_str());
     match why.contains("epoch interruption") {
-        true => format!("the component `{name}`: {}", handler::NONE),
-        false => format!("the component `{name}`: {why}"),
+        true => of(name, handler::NONE),
+        false => of(name, why),
     }
 }
 
@@ -203,21 +247,16 @@ impl Offers<'_> {
         &self,
         module: &Component,
         component: plan::Component,
+        hosts: Arc<Hosts>,
         values: &BTreeMap<String, String>,
         stores: &Arc<Stores>,
         place: &files::Place,
     ) -> Result<Arc<dyn Handler>, String> {
-        let value = |name: &str| {
-            values.get(name).cloned().ok_or_else(|| format!("there is no variable `{name}`"))
-        };
-        let resolve = |text: &String| template::resolve(text, value);
         let variables = component
             .variables
             .iter()
-            .map(|(name, text)| Ok((name.clone(), resolve(text)?)))
+            .map(|(name, text)| Ok((name.clone(), resolve(text, values)?)))
             .collect::<Result<_, String>>()?;
-        let hosts = component.allowed_hosts.iter().map(|host| Host::parse(&resolve(host)?));
-        let hosts = Arc::new(Hosts(hosts.collect::<Result<_, String>>()?));
         let mut environment = Vec::new();
         for (name, value) in &component.environment {
             environment.extend(format!("{name}={value}\0").into_bytes());

@@ -17,7 +17,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::limits::Limits;
 use crate::open;
-use crate::serve::Outbound;
+use crate::serve::{Call, Outbound};
 use crate::spin::{self, Hosts, Platform};
 use crate::streams::Unbuffered;
 
@@ -35,6 +35,11 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// Begins a call of a handler, whose guest may send requests.
+    pub(crate) fn begin(&mut self, call: Call) {
+        self.outbound.begin(call);
+    }
+
     /// The part that the functions of Spin use. Only the components of Spin apps can call them.
     pub(crate) fn platform(&mut self) -> Platform<'_> {
         Platform { guest: self.spin.as_deref(), table: &mut self.table }

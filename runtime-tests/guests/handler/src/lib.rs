@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    ErrorCode, Fields, IncomingBody, IncomingRequest, IncomingResponse, OutgoingBody,
+    ErrorCode, Fields, IncomingBody, IncomingRequest, IncomingResponse, Method, OutgoingBody,
     OutgoingRequest, OutgoingResponse, RequestOptions, ResponseOutparam, Scheme,
 };
 use wasip2::io::streams::{OutputStream, StreamError};
@@ -77,8 +77,14 @@ impl wasip2::exports::http::incoming_handler::Guest for Handler {
                 let connected = std::net::TcpStream::connect(rest).map(|_| "connected".to_owned());
                 text(respond, &result(connected));
             }
+            // For ever.
+            "again" => {
+                let own = request.authority().unwrap_or_default();
+                text(respond, &fetch(&format!("{own}/again"), Scheme::Http, None));
+            }
             "fetch" => text(respond, &fetch(rest, Scheme::Http, None)),
             "fetch-https" => text(respond, &fetch(rest, Scheme::Https, None)),
+            "post" => text(respond, &post(rest)),
             // The time to connect, in milliseconds, and the URL.
             "fetch-https-within" => {
                 let (time, url) = rest.split_once('/').unwrap_or((rest, ""));
@@ -216,7 +222,39 @@ fn fetch(url: &str, scheme: Scheme, time: Option<u64>) -> String {
         let _ = options.set_connect_timeout(Some(time * 1_000_000));
         options
     });
-    match sent(request, options) {
+    told(sent(request, options))
+}
+
+/// Sends a request with some bytes to `LENGTH/AUTHORITY/PATH`, and returns the status and the body.
+fn post(what: &str) -> String {
+    let (length, url) = what.split_once('/').unwrap_or((what, ""));
+    let (authority, path) = url.split_once('/').unwrap_or((url, ""));
+    let request = OutgoingRequest::new(Fields::new());
+    let set = request
+        .set_method(&Method::Post)
+        .and_then(|()| request.set_scheme(Some(&Scheme::Http)))
+        .and_then(|()| request.set_authority(Some(authority)))
+        .and_then(|()| request.set_path_with_query(Some(&format!("/{path}"))));
+    if set.is_err() {
+        return "error: the request is wrong".into();
+    }
+    let body = request.body().expect("the first");
+    let response = match outgoing_handler::handle(request, None) {
+        Ok(response) => response,
+        Err(error) => return format!("error: {error:?}"),
+    };
+    let out = body.write().expect("the first");
+    // The server may refuse the rest.
+    large(&out, length.parse().unwrap_or(0));
+    drop(out);
+    let _ = OutgoingBody::finish(body, None);
+    response.subscribe().block();
+    told(response.get().expect("it is ready").expect("the first"))
+}
+
+/// What a response says.
+fn told(response: Result<IncomingResponse, ErrorCode>) -> String {
+    match response {
         Ok(response) => {
             let mut text = format!("{} ", response.status()).into_bytes();
             let body = response.consume().expect("the first");

@@ -83,10 +83,18 @@ async fn answer(request: &Request) -> Result<String> {
             let response: Response = spin_sdk::http::send(request).await?;
             format!("{} {}", response.status(), String::from_utf8_lossy(response.body()))
         }
-        // Something that this host does not offer.
+        // What this host does not offer.
         "redis" => {
             spin_sdk::redis::Connection::open("redis://127.0.0.1:6379")?;
             "redis".into()
+        }
+        "postgres" => {
+            spin_sdk::pg::Connection::open("postgres://127.0.0.1")?;
+            "postgres".into()
+        }
+        "mysql" => {
+            spin_sdk::mysql::Connection::open("mysql://127.0.0.1")?;
+            "mysql".into()
         }
         "log" => {
             eprintln!("logged: {argument}");

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 use wasmtime_wasi_http::Error;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
@@ -38,20 +37,26 @@ impl Upload {
 }
 
 /// The body of a request, as the guest reads it.
-pub(super) struct Received {
-    body: Incoming,
+pub(super) struct Received<B> {
+    body: B,
     left: u64,
     upload: Arc<Upload>,
+    /// Whether a client sends it.
+    is_counted: bool,
 }
 
-impl Received {
-    pub(super) fn new(body: Incoming, most: u64, upload: Arc<Upload>) -> Received {
+impl<B: Body> Received<B> {
+    pub(super) fn new(body: B, most: u64, upload: Arc<Upload>, is_counted: bool) -> Received<B> {
         upload.is_whole.store(body.is_end_stream(), Ordering::Relaxed);
-        Received { body, left: most, upload }
+        Received { body, left: most, upload, is_counted }
     }
 }
 
-impl Body for Received {
+impl<B> Body for Received<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    Error: From<B::Error>,
+{
     type Data = Bytes;
     type Error = Error;
 
@@ -66,7 +71,9 @@ impl Body for Received {
         let Some(frame) = frame else { return Poll::Ready(None) };
         let frame = frame.map_err(Error::from)?;
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        add(Counter::BytesReceived, length);
+        if self.is_counted {
+            add(Counter::BytesReceived, length);
+        }
         let Some(left) = self.left.checked_sub(length) else {
             self.upload.is_too_large.store(true, Ordering::Relaxed);
             self.upload.told.notify_one();
@@ -74,6 +81,56 @@ impl Body for Received {
         };
         self.left = left;
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a guest's response. The guest, which may still run, is told if nobody wants the rest.
+pub(super) struct Given {
+    body: HyperOutgoingBody,
+    guest: Guest,
+}
+
+impl Given {
+    pub(super) fn new(body: HyperOutgoingBody, guest: Guest) -> Given {
+        let mut given = Given { body, guest };
+        given.leave_if_complete();
+        given
+    }
+
+    fn leave_if_complete(&mut self) {
+        if self.body.is_end_stream() {
+            self.guest.leave();
+        }
+    }
+}
+
+impl Body for Given {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            // If the guest failed, its body ends as if it were complete.
+            None if self.guest.has_failed() => Some(Err(Error::HttpResponseIncomplete)),
+            None => {
+                self.guest.leave();
+                None
+            }
+            frame => frame,
+        };
+        self.leave_if_complete();
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -95,8 +152,7 @@ pub(super) struct Sent {
 
 enum Content {
     Own(Full<Bytes>),
-    /// The guest, which may still run, is told if nobody wants the rest.
-    Guests(HyperOutgoingBody, Guest),
+    Guests(Given),
 }
 
 impl Sent {
@@ -104,19 +160,8 @@ impl Sent {
         Sent { content: Content::Own(Full::new(text)), exchange, is_failing: false }
     }
 
-    pub(super) fn guests(body: HyperOutgoingBody, guest: Guest, exchange: Exchange) -> Sent {
-        let content = Content::Guests(body, guest);
-        let mut sent = Sent { content, exchange, is_failing: false };
-        sent.end_if_complete();
-        sent
-    }
-
-    fn end_if_complete(&mut self) {
-        if let Content::Guests(body, guest) = &mut self.content
-            && body.is_end_stream()
-        {
-            guest.leave();
-        }
+    pub(super) fn guests(body: Given, exchange: Exchange) -> Sent {
+        Sent { content: Content::Guests(body), exchange, is_failing: false }
     }
 }
 
@@ -133,43 +178,34 @@ impl Body for Sent {
             Content::Own(text) => {
                 ready!(Pin::new(text).poll_frame(context)).map(|frame| frame.map_err(Error::from))
             }
-            Content::Guests(body, guest) => {
-                match ready!(Pin::new(body).poll_frame(context)) {
-                    // If the guest failed, its body ends as if it were complete. First, hyper sends
-                    // what it has: after an error, it sends nothing.
-                    None if guest.has_failed() && !*is_failing => {
-                        *is_failing = true;
-                        context.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
-                    None if guest.has_failed() => Some(Err(Error::HttpResponseIncomplete)),
-                    None => {
-                        guest.leave();
-                        None
-                    }
-                    frame => frame,
+            Content::Guests(body) => match ready!(Pin::new(&mut *body).poll_frame(context)) {
+                // First, hyper sends what it has: after an error, it sends nothing.
+                Some(Err(_)) if body.guest.has_failed() && !*is_failing => {
+                    *is_failing = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
-            }
+                frame => frame,
+            },
         };
         if let Some(Ok(frame)) = &frame {
             let length = frame.data_ref().map_or(0, Buf::remaining);
             self.exchange.sent(length as u64);
         }
-        self.end_if_complete();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Own(text) => text.is_end_stream(),
-            Content::Guests(body, _) => body.is_end_stream(),
+            Content::Guests(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Own(text) => text.size_hint(),
-            Content::Guests(body, _) => body.size_hint(),
+            Content::Guests(body) => body.size_hint(),
         }
     }
 }

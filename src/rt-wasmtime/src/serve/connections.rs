@@ -111,13 +111,12 @@ pub(super) async fn accept(
     };
     drop(listener);
     server.connections.order_all(Order::Finish);
-    let all = u32::try_from(server.settings.requests).unwrap_or(u32::MAX);
     let finish = async {
         while server.connections.count() > 0 {
             server.idle.notified().await;
         }
         // A guest may have more to do than its response.
-        let _ = server.running.acquire_many(all).await;
+        server.places.all_free().await;
     };
     tokio::select! {
         finished = timeout(server.settings.grace, finish) => match finished {

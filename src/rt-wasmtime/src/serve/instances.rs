@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use hyper::Request;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use wasmtime::{
     Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig, Store,
     Trap,
@@ -16,6 +16,7 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
+use super::inside::Call;
 use super::router::Handler;
 use super::statistics::{Counter, Now, count};
 use super::{Server, say};
@@ -32,14 +33,14 @@ pub(crate) fn interrupt(engine: &Engine) -> Result<(), String> {
 }
 
 /// How wasmtime keeps memories and stacks for this many instances: made once, and used again.
-pub(crate) fn allocation(requests: usize) -> InstanceAllocationStrategy {
+pub(crate) fn allocation(instances: usize) -> InstanceAllocationStrategy {
     /// Of one component, in all its core modules. A component of one program has four core modules:
     /// the program, an adapter and two small ones of wit-component.
     const MODULES: u32 = 8;
     /// Each reserves 4 GiB of addresses.
     const MEMORIES: u32 = 2;
     const TABLES: u32 = 8;
-    let count = u32::try_from(requests).unwrap_or(u32::MAX);
+    let count = u32::try_from(instances).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(count)
         .total_core_instances(count.saturating_mul(MODULES))
@@ -106,17 +107,15 @@ impl Drop for Guest {
     }
 }
 
-/// Lets a new instance answer a request, until `deadline`.
+/// Lets a new instance answer a request, until `deadline`. `level` is that of [`super::inside`].
 pub(super) async fn answer(
     server: &Arc<Server>,
     handler: Arc<dyn Handler>,
     request: Request<WasiBody>,
     deadline: Instant,
+    level: usize,
 ) -> Result<(hyper::Response<HyperOutgoingBody>, Guest), End> {
-    // Half of the time is for the wait, so that a request that gets a turn has the other half.
-    let wait = server.settings.request_time / 2;
-    let place = timeout(wait, Arc::clone(&server.running).acquire_owned()).await;
-    let Ok(Ok(place)) = place else { return Err(End::Short) };
+    let Some(place) = server.places.take(level, deadline).await else { return Err(End::Short) };
     let (respond, response) = oneshot::channel();
     let ending = Arc::new(Ending::default());
     let task = {
@@ -125,7 +124,8 @@ pub(super) async fn answer(
             let _place = place;
             let _now = Now::new(Counter::InstancesNow);
             count(Counter::Instances);
-            let world = handler.world(Limits::shared(server.memory.share()));
+            let mut world = handler.world(Limits::shared(server.memory.share()));
+            world.begin(Call::new(&server, level, deadline));
             let mut store = Store::new(handler.engine(), world);
             store.limiter(|world| &mut world.limits);
             store.set_epoch_deadline(1);

@@ -13,12 +13,12 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+use super::inside::{Call, Target};
 use super::say;
 use super::statistics::{Counter, count};
 use super::tls::{self, Stream, Tls};
@@ -106,6 +106,16 @@ pub(crate) trait Policy: Send + Sync {
     /// an address by which a machine or a cloud is managed, or back into the container: whoever
     /// answers for the name chooses the address.
     fn leads_to(&self, host: &str, address: IpAddr) -> bool;
+
+    /// Who gets a request to this host, if the request stays in the process. The host may be empty.
+    fn inside<'a>(&self, _host: &'a str) -> Option<Target<'a>> {
+        None
+    }
+
+    /// Whether such a request is allowed.
+    fn has_inside(&self, _target: &Target<'_>) -> bool {
+        false
+    }
 }
 
 impl Policy for Allowed {
@@ -236,11 +246,18 @@ pub(crate) fn is_withheld(address: IpAddr) -> bool {
 pub(crate) struct Outbound {
     policy: Arc<dyn Policy>,
     tls: Arc<Tls>,
+    /// For an instance that handles a request.
+    call: Option<Call>,
 }
 
 impl Outbound {
     pub(crate) fn new(policy: Arc<dyn Policy>, tls: Arc<Tls>) -> Outbound {
-        Outbound { policy, tls }
+        Outbound { policy, tls, call: None }
+    }
+
+    /// Begins a call of a handler.
+    pub(crate) fn begin(&mut self, call: Call) {
+        self.call = Some(call);
     }
 }
 
@@ -284,9 +301,17 @@ impl WasiHttpHooks for Outbound {
 
 impl Outbound {
     async fn send(&self, request: Request<WasiBody>, options: RequestOptions) -> Answer {
-        let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
         let protocol = Protocol::of(request.uri().scheme()).ok_or(Error::HttpProtocolError)?;
-        let (host, port) = server_of(protocol, authority)?;
+        let (host, port) = match request.uri().authority() {
+            Some(authority) => server_of(protocol, authority)?,
+            None => (String::new(), protocol.port()),
+        };
+        if let (Some(target), Some(call)) = (self.policy.inside(&host), &self.call) {
+            return self.send_inside(call, &target, request, options).await;
+        }
+        if host.is_empty() {
+            return Err(Error::HttpRequestUriInvalid);
+        }
         if !self.policy.has(protocol, &host, port) {
             say(&format!("a request to `{host}:{port}` is not allowed"));
             return Err(Error::HttpRequestDenied);
@@ -295,6 +320,23 @@ impl Outbound {
         let stream = timeout(time, self.connect(protocol, &host, port)).await;
         let stream = stream.map_err(|_| Error::ConnectionTimeout)??;
         exchange(stream, request, options).await
+    }
+
+    /// Lets another component of the app answer.
+    async fn send_inside(
+        &self,
+        call: &Call,
+        target: &Target<'_>,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Answer {
+        if !self.policy.has_inside(target) {
+            say(&format!("a request to {target} is not allowed"));
+            return Err(Error::HttpRequestDenied);
+        }
+        let time = options.first_byte_timeout.unwrap_or(TIME);
+        let response = call.send(target, request, time).await?;
+        Ok((answered(response, &options), Box::new(async { Ok(()) })))
     }
 
     /// Connects to one of the host's addresses: the first that is allowed and answers.
@@ -338,9 +380,7 @@ async fn exchange(stream: Stream, request: Request<WasiBody>, options: RequestOp
         let time = options.first_byte_timeout.unwrap_or(TIME);
         timeout(time, response).await.map_err(|_| Error::ConnectionReadTimeout)??
     };
-    let pause = options.between_bytes_timeout.unwrap_or(TIME);
-    let response =
-        response.map(|body| Answered { body, pause, timer: Box::pin(sleep(pause)) }.boxed_unsync());
+    let response = answered(response.map(|body| body.map_err(tls::of_request)), &options);
     let ending = async move {
         // The request ends with its connection, and not before.
         let _sender = sender;
@@ -392,14 +432,23 @@ async fn connect(allowed: &dyn Policy, host: &str, port: u16) -> Result<TcpStrea
     Err(why)
 }
 
+/// Limits the pauses of a response.
+fn answered<B>(response: Response<B>, options: &RequestOptions) -> Response<WasiBody>
+where
+    B: Body<Data = Bytes, Error = Error> + Send + Unpin + 'static,
+{
+    let pause = options.between_bytes_timeout.unwrap_or(TIME);
+    response.map(|body| Answered { body, pause, timer: Box::pin(sleep(pause)) }.boxed_unsync())
+}
+
 /// The body of a response, whose server must not pause for longer than the guest allows.
-struct Answered {
-    body: Incoming,
+struct Answered<B> {
+    body: B,
     pause: Duration,
     timer: Pin<Box<Sleep>>,
 }
 
-impl Body for Answered {
+impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Answered<B> {
     type Data = Bytes;
     type Error = Error;
 
@@ -410,7 +459,7 @@ impl Body for Answered {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             let next = Instant::now() + self.pause;
             self.timer.as_mut().reset(next);
-            return Poll::Ready(frame.map(|frame| frame.map_err(tls::of_request)));
+            return Poll::Ready(frame);
         }
         ready!(self.timer.as_mut().poll(context));
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))

@@ -14,13 +14,15 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
 use tokio::time::Instant;
+use wasmtime_wasi_http::Error;
 
-use super::Server;
 use super::access_log::{self, Entry};
-use super::body::{Received, Sent, Upload};
+use super::body::{Given, Received, Sent, Upload};
 use super::connection::{Connection, Ticket};
 use super::instances::{self, End};
+use super::router::Handler;
 use super::statistics::{Counter, Now, add, count, count_response};
+use super::{Server, Settings};
 
 /// The client went away before it had the response. nginx uses the same number.
 const CLIENT_CLOSED: u16 = 499;
@@ -98,13 +100,13 @@ pub(super) async fn answer(
 ) -> Result<Response<Sent>, Infallible> {
     let mut exchange = Exchange::begin(&server, &connection, &request);
     let answered = match request.uri().path() {
-        path if server.health.as_deref() == Some(path) => Err(health(&request)),
+        path if server.health.as_deref() == Some(path) => Err(health(request.method())),
         _ => guests(&server, &connection, request, exchange.ticket.deadline()).await,
     };
     Ok(match answered {
-        Ok((response, guest)) => {
+        Ok(response) => {
             exchange.status = response.status();
-            response.map(|body| Sent::guests(body, guest, exchange))
+            response.map(|body| Sent::guests(body, exchange))
         }
         Err(status) => {
             exchange.status = status;
@@ -114,20 +116,24 @@ pub(super) async fn answer(
 }
 
 /// The answer for a probe.
-fn health(request: &Request<Incoming>) -> StatusCode {
-    match *request.method() {
+pub(super) fn health(method: &Method) -> StatusCode {
+    match *method {
         Method::GET | Method::HEAD => StatusCode::OK,
         _ => StatusCode::METHOD_NOT_ALLOWED,
     }
 }
 
-/// A response of the server itself: the status, and the same in words.
-fn own(status: StatusCode, exchange: Exchange) -> Response<Sent> {
-    let text = match status {
+/// The body of a response of the server itself.
+pub(super) fn text(status: StatusCode) -> Bytes {
+    match status {
         StatusCode::OK => Bytes::from_static(b"ok\n"),
         _ => Bytes::from(format!("{status}\n")),
-    };
-    let mut response = Response::new(Sent::own(text, exchange));
+    }
+}
+
+/// A response of the server itself: the status, and the same in words.
+fn own(status: StatusCode, exchange: Exchange) -> Response<Sent> {
+    let mut response = Response::new(Sent::own(text(status), exchange));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -145,32 +151,52 @@ fn own(status: StatusCode, exchange: Exchange) -> Response<Sent> {
     response
 }
 
-type Answered = (Response<wasmtime_wasi_http::p2::body::HyperOutgoingBody>, instances::Guest);
-
-/// Lets a guest answer.
+/// Lets a guest answer a client.
 async fn guests(
     server: &Arc<Server>,
     connection: &Connection,
     request: Request<Incoming>,
     deadline: Instant,
-) -> Result<Answered, StatusCode> {
+) -> Result<Response<Given>, StatusCode> {
     let (mut head, body) = request.into_parts();
     check(&mut head, connection)?;
-    let settings = &server.settings;
+    limit(&server.settings, &head, &body)?;
+    let handler = server.router.route(&mut head).ok_or(StatusCode::NOT_FOUND)?;
+    handle(server, handler, head, body, deadline, 0).await
+}
+
+/// Refuses a request that is too large.
+pub(super) fn limit(settings: &Settings, head: &Parts, body: &impl Body) -> Result<(), StatusCode> {
     if head.headers.len() > settings.headers {
         return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     if body.size_hint().lower() > settings.body {
         return Err(StatusCode::PAYLOAD_TOO_LARGE);
     }
-    let handler = server.router.route(&mut head).ok_or(StatusCode::NOT_FOUND)?;
+    Ok(())
+}
+
+/// Lets a guest answer a client or another guest, whose request has passed [`limit`]. `level` is
+/// that of [`super::inside`].
+pub(super) async fn handle<B>(
+    server: &Arc<Server>,
+    handler: Arc<dyn Handler>,
+    head: Parts,
+    body: B,
+    deadline: Instant,
+    level: usize,
+) -> Result<Response<Given>, StatusCode>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    Error: From<B::Error>,
+{
     let upload = Arc::new(Upload::default());
-    let body = Received::new(body, settings.body, Arc::clone(&upload));
+    let body = Received::new(body, server.settings.body, Arc::clone(&upload), level == 0);
     let request = Request::from_parts(head, body.boxed_unsync());
     let answered = tokio::select! {
         biased;
         () = upload.too_large() => return Err(StatusCode::PAYLOAD_TOO_LARGE),
-        answered = instances::answer(server, handler, request, deadline) => answered,
+        answered = instances::answer(server, handler, request, deadline, level) => answered,
     };
     let (response, guest) = answered.map_err(|end| match end {
         End::Good | End::Failed => StatusCode::INTERNAL_SERVER_ERROR,
@@ -191,7 +217,7 @@ async fn guests(
     if response.status().is_informational() {
         return Err(StatusCode::INTERNAL_SERVER_ERROR);
     }
-    Ok((response, guest))
+    Ok(response.map(|body| Given::new(body, guest)))
 }
 
 /// Refuses what hyper accepts and a guest must not see. Gives a request of HTTP/1.0 without a host

@@ -21,6 +21,14 @@ use crate::world::{Given, World};
 pub(crate) trait Router: Send + Sync {
     /// Returns `None` if nothing is at the path. May change the headers that the guest sees.
     fn route(&self, head: &mut Parts) -> Option<Arc<dyn Handler>>;
+
+    /// The component of this name, to which other components may send requests.
+    fn component(&self, _name: &str) -> Option<Arc<dyn Handler>> {
+        None
+    }
+
+    /// Changes the headers that such a component sees.
+    fn describe(&self, _head: &mut Parts) {}
 }
 
 /// Where a guest's response goes.

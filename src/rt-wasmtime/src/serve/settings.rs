@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use rt_engine::contract::HttpLimits;
 
+use super::inside::DEEPEST;
+
 /// The limits of a server (`docs/wasm-http.md`, "Limits").
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Requests that run at once.
     pub(crate) requests: usize,
+    /// Further requests that guests of an app send to each other.
+    pub(crate) inside: usize,
     pub(crate) connections: usize,
     /// The size of a request's body, in bytes.
     pub(crate) body: u64,
@@ -69,6 +73,7 @@ impl Settings {
         let time_of = |limit: Option<u64>, default| limit.map_or(default, Duration::from_millis);
         Settings {
             requests: limits.requests.map_or_else(|| fitting(REQUESTS, 4, REQUEST_BYTES), size),
+            inside: 0,
             connections: limits.connections.map_or(connections, |it| size(it).min(files)),
             body: limits.body.unwrap_or(BODY),
             headers: limits.headers.map_or(HEADERS, size),
@@ -83,10 +88,20 @@ impl Settings {
         }
     }
 
+    /// Lets guests send requests to each other.
+    pub(crate) fn allow_inside(&mut self) {
+        self.inside = (self.requests / 2).max(DEEPEST);
+    }
+
+    /// How many instances there are at once, at most.
+    pub(crate) fn instances(&self) -> usize {
+        self.requests.saturating_add(self.inside)
+    }
+
     /// The memory that the server itself may need, in bytes.
     pub(crate) fn reserve(&self) -> u64 {
         let bytes = |count: usize, each: u64| (count as u64).saturating_mul(each);
-        bytes(self.requests, REQUEST_BYTES)
+        bytes(self.instances(), REQUEST_BYTES)
             .saturating_add(bytes(self.connections, CONNECTION_BYTES))
     }
 }

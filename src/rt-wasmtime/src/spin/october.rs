@@ -431,6 +431,8 @@ impl types::HostOutgoingRequest for WasiHttpCtxView<'_> {
             types::Scheme::Https => new::Scheme::Https,
             types::Scheme::Other(name) => new::Scheme::Other(name),
         });
+        // A path alone means the app itself. The newer function requires a host or a port.
+        let authority = authority.or_else(|| Some(":80".into()));
         let own = || Resource::new_borrow(request.rep());
         let set = [
             new::HostOutgoingRequest::set_method(self, own(), method.into())?,

@@ -5,15 +5,20 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
+use http::uri::Authority;
 
-use crate::serve::{Handler, Router};
+use crate::serve::{DOMAIN, Handler, Router};
 use rt_spin::plan;
 use rt_spin::routes::{Found, Pattern};
 
 /// All headers with this prefix come from here.
 const PREFIX: &str = "spin-";
 
-pub(super) struct Routes(Vec<Route>);
+pub(super) struct Routes {
+    routes: Vec<Route>,
+    /// All components, also those of private routes.
+    components: Vec<(String, Arc<dyn Handler>)>,
+}
 
 struct Route {
     text: String,
@@ -26,27 +31,57 @@ impl Routes {
     /// one.
     pub(super) fn new(
         routes: &[plan::Route],
-        handlers: &[Arc<dyn Handler>],
+        components: Vec<(String, Arc<dyn Handler>)>,
     ) -> Result<Routes, String> {
         let mut made = Vec::new();
         for plan::Route { pattern, component } in routes {
             let Some(text) = pattern.clone() else { continue };
             let pattern = Pattern::parse(&text)?;
-            let handler = handlers.get(*component).ok_or("a route has no component")?;
+            let (_, handler) = components.get(*component).ok_or("a route has no component")?;
             made.push(Route { text, pattern, handler: Arc::clone(handler) });
         }
-        Ok(Routes(made))
+        Ok(Routes { routes: made, components })
     }
 }
 
 impl Router for Routes {
     fn route(&self, head: &mut Parts) -> Option<Arc<dyn Handler>> {
+        // A client must not seem to be a component.
+        let hosts = head.headers.get_all(header::HOST).iter().filter_map(|host| host.to_str().ok());
+        if hosts.chain(head.uri.authority().map(Authority::as_str)).any(is_inside) {
+            return None;
+        }
         let path = head.uri.path();
         let (route, found) =
-            self.0.iter().find_map(|route| Some((route, route.pattern.find(path)?)))?;
+            self.routes.iter().find_map(|route| Some((route, route.pattern.find(path)?)))?;
         describe(head, &route.text, &found);
         Some(Arc::clone(&route.handler))
     }
+
+    fn component(&self, name: &str) -> Option<Arc<dyn Handler>> {
+        let found = self.components.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
+        found.map(|(_, handler)| Arc::clone(handler))
+    }
+
+    /// As for a route that matches all paths.
+    fn describe(&self, head: &mut Parts) {
+        let rest = head.uri.path().to_owned();
+        describe(head, "/...", &Found { rest, ..Found::default() });
+    }
+}
+
+/// The host by which a request was sent here, with its port.
+fn host(head: &Parts) -> Option<String> {
+    let host = head.uri.authority().map(|authority| authority.as_str().to_owned());
+    host.or_else(|| Some(head.headers.get(header::HOST)?.to_str().ok()?.to_owned()))
+}
+
+/// Whether a host is that of a component.
+fn is_inside(host: &str) -> bool {
+    let name = host.rsplit('@').next().unwrap_or(host).split(':').next().unwrap_or(host);
+    let name = name.trim_end_matches('.');
+    let end = name.len().checked_sub(DOMAIN.len()).and_then(|start| name.get(start..));
+    end.is_some_and(|end| end.eq_ignore_ascii_case(DOMAIN))
 }
 
 /// Tells the guest about its route. A client cannot do that.
@@ -56,10 +91,8 @@ fn describe(head: &mut Parts, route: &str, found: &Found) {
     for name in foreign {
         head.headers.remove(name);
     }
-    let host = head.uri.authority().map(|authority| authority.as_str().to_owned());
-    let host = host.or_else(|| Some(head.headers.get(header::HOST)?.to_str().ok()?.to_owned()));
     let path = head.uri.path_and_query().map_or("/", |it| it.as_str());
-    let full = format!("http://{}{path}", host.unwrap_or_default());
+    let full = format!("http://{}{path}", host(head).unwrap_or_default());
     let own = route.strip_suffix("/...").unwrap_or(route);
     let own = if own.is_empty() { "/" } else { own };
     let mut set = |name: &str, value: &str| {
