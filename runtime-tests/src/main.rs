@@ -83,10 +83,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut arguments = Arguments::from_iter(args);
-    // Tests wait for much of their time.
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    arguments.test_threads = arguments.test_threads.or(Some(processors + 1));
+    let arguments = Arguments::from_iter(args);
     let trials = topics::all().into_iter().map(|(name, test)| {
         Trial::ignorable_test(name, move || {
             let begin = Instant::now();

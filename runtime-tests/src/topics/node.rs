@@ -19,7 +19,9 @@ super::tests! { "node":
 /// A kind of workload. Each is a server that says hello.
 struct Kind {
     name: &'static str,
-    /// What asks podman for the engine.
+    /// The handler of containerd: that of a Kubernetes RuntimeClass.
+    handler: &'static str,
+    /// The annotation for podman.
     annotation: &'static str,
     wasm: bool,
     command: &'static [&'static str],
@@ -34,6 +36,7 @@ const SERVE: &str = "trap exit TERM; echo Hello from Linux! >/tmp/index.html; \
 const KINDS: [Kind; 4] = [
     Kind {
         name: "program",
+        handler: "rt",
         annotation: "none=of-these",
         wasm: false,
         command: &["/bin/sh", "-c", SERVE],
@@ -42,6 +45,7 @@ const KINDS: [Kind; 4] = [
     },
     Kind {
         name: "module",
+        handler: "rt-wasm",
         annotation: "run.oci.handler=wasmedge",
         wasm: true,
         command: &["/http-server.wasm"],
@@ -50,6 +54,7 @@ const KINDS: [Kind; 4] = [
     },
     Kind {
         name: "component",
+        handler: "wasmtime",
         annotation: "run.oci.handler=wasmtime",
         wasm: true,
         command: &["/article.wasm"],
@@ -58,6 +63,7 @@ const KINDS: [Kind; 4] = [
     },
     Kind {
         name: "app",
+        handler: "spin",
         annotation: "run.oci.handler=spin",
         wasm: true,
         command: &["/spin.toml"],
@@ -74,21 +80,17 @@ fn kubelet_runs_ten_of_each_kind(test: &Test) -> Outcome {
         return skip("the engine's compiler is not installed here");
     }
     let kubelet = Kubelet::new(test)?;
-    let mut pods = Vec::new();
     let mut all = Vec::new();
     for number in 0..EACH {
-        // Two of a kind, which listen on the same port, cannot share the network of a pod.
-        for (name, kinds) in [("first", &KINDS[..2]), ("second", &KINDS[2..])] {
-            let pod = kubelet.run_pod_named(&format!("{name}-{number}"), "rt-wasm")?;
-            for kind in kinds {
-                let image = if kind.wasm { kubelet::WASM } else { kubelet::LINUX };
-                all.push((kind, pods.len(), kubelet.run(&pod, image, kind.command, |_| {})?));
-            }
-            pods.push(pod);
+        for kind in &KINDS {
+            let pod = kubelet.run_pod_named(&format!("{}-{number}", kind.name), kind.handler)?;
+            let image = if kind.wasm { kubelet::WASM } else { kubelet::LINUX };
+            let container = kubelet.run(&pod, image, kind.command, |_| {})?;
+            all.push((kind, pod, container));
         }
     }
     for (kind, pod, _) in &all {
-        let text = answer(&kubelet, &pods[*pod], kind.port)?;
+        let text = answer(&kubelet, pod, kind.port)?;
         ensure(text.contains(kind.hello), format!("{}: {text}", kind.name))?;
     }
     let request = cri::ListContainersRequest::default();
@@ -97,12 +99,13 @@ fn kubelet_runs_ten_of_each_kind(test: &Test) -> Outcome {
     let alive = list.containers.iter().filter(|container| container.state == running);
     ensure_eq(alive.count(), all.len())?;
     // As a node that is drained: each server ends by SIGTERM within its time.
-    for (kind, _, container) in all {
+    for (kind, pod, container) in all {
         kubelet.stop(&container, 20)?;
         let code = kubelet.status(&container)?.exit_code;
         ensure(code != 137, format!("the {} had to be killed", kind.name))?;
+        kubelet.remove(&pod)?;
     }
-    pods.iter().try_for_each(|pod| kubelet.remove(pod))
+    Ok(())
 }
 
 fn podman_runs_ten_of_each_kind(test: &Test) -> Outcome {
