@@ -72,6 +72,7 @@ const SAME_BY_SYSTEMD: &[&str] = &[
     "attacks_files",
     "checkpoint_attacks",
     "checkpoint_images",
+    "checkpoint_kinds",
     "checkpoint_mounts",
     "descriptors",
     "hostile_names",

@@ -13,6 +13,7 @@ mod checkpoint_cgroups;
 mod checkpoint_failures;
 mod checkpoint_guard;
 mod checkpoint_images;
+mod checkpoint_kinds;
 mod checkpoint_mounts;
 mod checkpoint_rights;
 mod command_line;
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_failures::TESTS,
         checkpoint_guard::TESTS,
         checkpoint_images::TESTS,
+        checkpoint_kinds::TESTS,
         checkpoint_mounts::TESTS,
         checkpoint_cgroups::TESTS,
         checkpoint_rights::TESTS,

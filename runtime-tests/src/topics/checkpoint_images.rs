@@ -19,7 +19,7 @@ super::tests! { "checkpoint_images":
 }
 
 /// The path of the only image whose name begins so.
-fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
+pub(super) fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
     for entry in fs::read_dir(images(test))? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)) {

@@ -93,6 +93,19 @@ impl<'a> Limits<'a> {
         self.bounding.contains(capability)
     }
 
+    /// Whether the container has a namespace of this kind that is not the host's.
+    pub(in crate::container) fn wants_namespace(&self, kind: LinuxNamespaceType) -> bool {
+        let spec = &self.bundle.spec;
+        namespace_kinds(spec).any(|there| there == kind)
+            && !joins_the_callers(spec, kind, namespaces::namespace_file(kind))
+    }
+
+    /// Whether the container has made its pid namespace.
+    pub(in crate::container) fn has_own_pids(&self) -> bool {
+        let (spec, pids) = (&self.bundle.spec, LinuxNamespaceType::Pid);
+        namespace_kinds(spec).any(|there| there == pids) && joined(spec, pids).is_none()
+    }
+
     pub(in crate::container) fn has_user_namespace(&self) -> bool {
         namespace_kinds(&self.bundle.spec).any(|kind| kind == LinuxNamespaceType::User)
     }

@@ -293,8 +293,21 @@ pub(in crate::container) fn read_if_there(
     Ok(text)
 }
 
+/// The first bytes of a file, with the first message of an image.
+pub(in crate::container) fn read_beginning(
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> Result<Vec<u8>> {
+    const LENGTH: u64 = 64 << 10;
+    Ok(read_to(directory, name, LENGTH)?.ok_or(Errno::NOENT)?)
+}
+
 /// The first bytes of a file: one more than `LONGEST` if it is longer.
 fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> {
+    read_to(directory, name, LONGEST + 1)
+}
+
+fn read_to(directory: BorrowedFd<'_>, name: &str, length: u64) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
@@ -308,7 +321,7 @@ fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> 
     refuse_others_file(&there)?;
     ensure!(there.st_nlink == 1, "it has another name");
     let mut text = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut text)?;
+    file.take(length).read_to_end(&mut text)?;
     Ok(Some(text))
 }
 

@@ -3,9 +3,14 @@
 //! makes a copy.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
 use anyhow::{Context, Result, ensure};
 use protobuf::CodedInputStream;
 use protobuf::rt::WireType;
+use rustix::fs::{Mode, OFlags};
 
 /// The first bytes of an image: those of all images, and those of its kind (`magic.h`).
 pub(in crate::container) type Magic = [u8; 8];
@@ -95,4 +100,73 @@ pub(in crate::container) fn refuse_changing(flags: u64) -> Result<()> {
         "it opens a file with {flags:#o}, which changes the file"
     );
     Ok(())
+}
+
+/// A number of 32 bits. CRIU ignores further bits.
+pub(in crate::container) fn small(number: u64) -> Result<u64> {
+    Ok(u64::from(u32::try_from(number)?))
+}
+
+pub(in crate::container) fn shown(path: &[u8]) -> String {
+    OsStr::from_bytes(path).display().to_string().escape_debug().to_string()
+}
+
+/// Whether a path from the root has no `..`, and is the same for a program in C.
+pub(in crate::container) fn is_plain(path: &[u8]) -> bool {
+    path.starts_with(b"/")
+        && !path.contains(&0)
+        && !path.split(|byte| *byte == b'/').any(|part| part == b"..")
+}
+
+/// The images whose names begin so.
+pub(in crate::container) fn names_with(images: BorrowedFd<'_>, start: &str) -> Result<Vec<String>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(images, ".", flags, Mode::empty())
+        .and_then(rustix::fs::Dir::new)
+        .context("read the directory of the checkpoint")?;
+    let mut found = Vec::new();
+    for entry in folder {
+        let name = entry.context("read the directory of the checkpoint")?;
+        // CRIU's own names are of this form.
+        if let Ok(name) = name.file_name().to_str()
+            && name.starts_with(start)
+        {
+            found.push(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Images for tests.
+#[cfg(test)]
+pub(in crate::container) mod made {
+    use protobuf::CodedOutputStream;
+
+    use super::Magic;
+
+    fn written(write: impl FnOnce(&mut CodedOutputStream<'_>) -> protobuf::Result<()>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut out = CodedOutputStream::vec(&mut bytes);
+        write(&mut out).and_then(|()| out.flush()).expect("it is in memory");
+        drop(out);
+        bytes
+    }
+
+    /// A field with a number.
+    pub(in crate::container) fn number(field: u32, value: u64) -> Vec<u8> {
+        written(|out| out.write_uint64(field, value))
+    }
+
+    /// A field with bytes.
+    pub(in crate::container) fn bytes(field: u32, bytes: &[u8]) -> Vec<u8> {
+        written(|out| out.write_bytes(field, bytes))
+    }
+
+    pub(in crate::container) fn image(magic: Magic, messages: &[Vec<u8>]) -> Vec<u8> {
+        let framed = |message: &Vec<u8>| {
+            let length = u32::try_from(message.len()).expect("short").to_le_bytes();
+            [&length[..], message].concat()
+        };
+        [magic.to_vec(), messages.iter().flat_map(framed).collect()].concat()
+    }
 }

@@ -5,8 +5,10 @@
 //! name led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once.
 //! So `restore` refuses what no checkpoint has, before CRIU gets its request.
 //!
-//! This does not make images safe that somebody else has made. CRIU also follows symbolic links in
-//! a tmpfs, whose content the images have.
+//! CRIU also follows symbolic links in a tmpfs, whose content the images have, and in a volume. When
+//! it makes a deleted file again, such a link led it to the host's files. So CRIU reads images of
+//! mounts in which these mounts are `nosymfollow` (Linux 5.10), and `restore` takes that away again
+//! before a process runs. It looks at the links of the rootfs and of procfs ([`paths`]).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +17,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use protobuf::CodedOutputStream;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -26,21 +28,26 @@ use crate::container::checkpoint::allowed_mounts;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::external_mounts::{Configured, Offers};
-use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::container::checkpoint::file_kinds::{self, Named};
+use crate::container::checkpoint::image_names;
+use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
+use crate::container::checkpoint::paths::{self, Look, Places};
 use crate::container::checkpoint::process_images;
 use crate::linux::mounts;
 use crate::linux::rootfs;
 use crate::walk;
 
 const FILES: &str = "files.img";
-/// The names of files, in images of CRIU before 3.0.
-const OLD_FILES: &str = "reg-files.img";
 const REMAPS: &str = "remap-fpath.img";
+const TERMINALS: &str = "tty-info.img";
+/// What sockets hold.
+const QUEUES: &str = "sk-queues.img";
 
 /// The first bytes of the images (`magic.h`).
 const MOUNTS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x28, 0x39, 0x56, 0x55];
 const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x38, 0x31, 0x30, 0x56];
 const REMAPS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x54, 0x39, 0x13, 0x59];
+const GHOST_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x05, 0x36, 0x58, 0x52];
 
 /// The kinds of filesystems that CRIU makes anew (`fstype` in `mnt.proto`). The kinds that are not
 /// here are a part of another mount.
@@ -60,6 +67,7 @@ const KINDS: [(u64, &str); 14] = [
     (19, "tracefs"),
     (23, "cgroup2"),
 ];
+const PROC: u64 = 1;
 const OVERLAY: u64 = 17;
 /// A filesystem that CRIU does not make.
 const PART: u64 = 0;
@@ -118,6 +126,16 @@ struct Mount<'i> {
     is_deleted: bool,
 }
 
+/// A deleted file that CRIU makes again, a file that it finds by another name, or a file of procfs
+/// of an ended process: an entry of `remap-fpath.img`.
+#[derive(Debug)]
+struct Remap {
+    /// The numbers of files: of the deleted one, and of the other name.
+    files: Vec<u64>,
+    /// The number of a deleted file whose content is in the images.
+    ghost: Option<u64>,
+}
+
 /// What is known of a mount, by its number.
 #[derive(Debug, Default)]
 struct Known {
@@ -158,6 +176,66 @@ impl Shared {
     }
 }
 
+/// The mounts in which CRIU follows links.
+#[derive(Debug)]
+struct Links {
+    /// Whether CRIU opens `/dev/ptmx`, which can be a link.
+    has_terminals: bool,
+    /// The mounts in which CRIU makes deleted files again.
+    changed: BTreeSet<u64>,
+    /// Whether a filesystem is a procfs, by its device.
+    kinds: BTreeMap<u64, bool>,
+    /// Whether there can be other mount namespaces, with a `/dev` of their own.
+    may_be_many: bool,
+    /// All mount points.
+    points: BTreeSet<PathBuf>,
+    places: Places,
+}
+
+impl Links {
+    fn new(images: BorrowedFd<'_>, files: &BTreeMap<u64, File>, remaps: &[Remap]) -> Result<Links> {
+        let names = images::names_with(images, "")?;
+        let is_there = |name: &str| names.iter().any(|there| there == name);
+        let changed = remaps.iter().flat_map(|remap| &remap.files);
+        Ok(Links {
+            // `rt` cannot look at descriptors that a socket holds.
+            has_terminals: is_there(TERMINALS) && !is_there(QUEUES),
+            changed: changed.filter_map(|file| files.get(file)?.mount).collect(),
+            kinds: BTreeMap::new(),
+            may_be_many: false,
+            points: BTreeSet::new(),
+            places: Places::default(),
+        })
+    }
+
+    /// Whether CRIU must not follow links of a mount. The links of the rootfs and of procfs are
+    /// looked at.
+    fn add(&mut self, mount: &Mount<'_>) -> Result<bool> {
+        let (is_proc, point) = (mount.kind == PROC, Path::new(OsStr::from_bytes(mount.point)));
+        let is_same = *self.kinds.entry(mount.device).or_insert(is_proc) == is_proc;
+        ensure!(is_same, "the mount `{}` is of two kinds", shown(mount.point));
+        if is_proc {
+            let root = Path::new(OsStr::from_bytes(mount.root));
+            let leads = root.ancestors().any(paths::is_link);
+            ensure!(!leads, "the mount `{}` goes through a link of procfs", shown(mount.point));
+            self.places.procs.push(point.to_owned());
+        }
+        self.points.insert(point.to_owned());
+        if point.starts_with("/dev") && point != Path::new("/dev") {
+            self.places.below_dev.push(point.to_owned());
+        }
+        let is_open_dev = self.has_terminals
+            && !is_proc
+            && point == Path::new("/dev")
+            && !self.changed.contains(&mount.id);
+        if is_open_dev {
+            let is_first = !std::mem::replace(&mut self.places.open_dev, true);
+            ensure!(is_first || self.may_be_many, "there are two mounts on `/dev`");
+        }
+        Ok(mount.point != b"/" && !is_proc && !is_open_dev)
+    }
+}
+
 /// `reg_file_entry`.
 #[derive(Debug, Default)]
 struct File {
@@ -186,7 +264,12 @@ impl Rules<'_> {
             (BTreeMap::<u64, Known>::new(), Vec::new(), LONGEST);
         let mut shared = Shared::default();
         let may_mount = self.limits.gives(CapabilitySet::SYS_ADMIN);
-        let namespace = process_images::mount_namespace(images, show, may_mount)?;
+        image_names::check(images, show, self.limits)?;
+        let namespace = process_images::mount_namespace(images, show, self.limits)?;
+        let (files, named) = files(images, self.limits).with_context(|| show(FILES))?;
+        let remaps = remaps(images).with_context(|| show(REMAPS))?;
+        let mut links = Links::new(images, &files, &remaps)?;
+        links.may_be_many = may_mount;
         let own = namespace.map(|number| format!("mountpoints-{number}.img"));
         for name in names(images)? {
             // Of an earlier checkpoint. A root in it would be one of any kind.
@@ -203,8 +286,9 @@ impl Rules<'_> {
                     let mount = mount(message)?;
                     self.check_mount(&mount)?;
                     shared.add(&mount);
-                    let more =
-                        if self.is_read_only(&mount) { mount.read_only()? } else { Vec::new() };
+                    let read_only = if self.is_read_only(&mount) { libc::MS_RDONLY } else { 0 };
+                    let closed = if links.add(&mount)? { libc::MS_NOSYMFOLLOW } else { 0 };
+                    let more = mount.with(read_only | closed)?;
                     let length = u32::try_from(message.len() + more.len())?.to_le_bytes();
                     new.extend([&length[..], message, &more[..]].concat());
                     let known = mounts.entry(mount.id).or_default();
@@ -220,11 +304,40 @@ impl Rules<'_> {
         if !may_mount {
             shared.check()?;
         }
-        let old = criu::read_if_there(images, OLD_FILES).with_context(|| show(OLD_FILES))?;
-        ensure!(old.is_none(), "{}: it is an image of an older `criu`", show(OLD_FILES));
-        let files = files(images).with_context(|| show(FILES))?;
-        self.check_remaps(images, &files, &mounts).with_context(|| show(REMAPS))?;
+        self.check_remaps(&remaps, &files, &mounts).with_context(|| show(REMAPS))?;
+        let deleted = self.ghosts(images, &remaps, show)?;
+        named.check_unnamed(&deleted).with_context(|| show(FILES))?;
+        let points = links.points.iter().map(PathBuf::as_path);
+        let own = own.as_deref().unwrap_or("mountpoints");
+        self.check_paths(points, &links.places, None).with_context(|| show(own))?;
+        let opened = files.values().map(|file| Path::new(OsStr::from_bytes(&file.name)));
+        let has_own_pids = self.limits.has_own_pids();
+        let look = |path: &Path| {
+            let required = links.places.required(path, has_own_pids);
+            match required.filter(|required| !self.limits.gives(*required)) {
+                Some(missing) => bail!(
+                    "to open it requires {}, which the container lacks",
+                    file_kinds::capability_name(missing)
+                ),
+                None => Ok(()),
+            }
+        };
+        self.check_paths(opened, &links.places, Some(&look)).with_context(|| show(FILES))?;
+        self.check_paths(named.paths(), &links.places, None).with_context(|| show(FILES))?;
         Ok(written)
+    }
+
+    /// Fails if CRIU would go out of the container.
+    fn check_paths<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p Path>,
+        places: &Places,
+        opened: Option<Look<'_>>,
+    ) -> Result<()> {
+        let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
+        // The name of a standard stream of the caller is not a path.
+        let paths: BTreeSet<_> = paths.filter(|path| path.is_absolute()).collect();
+        paths.into_iter().try_for_each(|path| places.check(rootfs.as_fd(), path, opened))
     }
 
     /// Whether the configuration has a mount of the host's files read-only.
@@ -306,37 +419,17 @@ impl Rules<'_> {
     /// host's files.
     fn check_remaps(
         &self,
-        images: BorrowedFd<'_>,
+        remaps: &[Remap],
         files: &BTreeMap<u64, File>,
         mounts: &BTreeMap<u64, Known>,
     ) -> Result<()> {
-        /// A deleted file whose content is in the images, and a file of procfs of an ended process.
-        const GHOST: u64 = 1;
-        const PROCESS: u64 = 2;
-        /// The bit for a ghost in images without a kind.
-        const OLD_GHOST: u64 = 1 << 31;
-        let Some(image) = criu::read_if_there(images, REMAPS)? else { return Ok(()) };
+        if remaps.is_empty() {
+            return Ok(());
+        }
         let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
-        images::each_message(&image, &REMAPS_MAGIC, &mut |message| {
-            let (mut ids, mut kind) = ([0; 2], None);
-            each(message, &mut |field| {
-                match field {
-                    (1, Value::Number(id)) => ids[0] = small(id)?,
-                    (2, Value::Number(id)) => ids[1] = small(id)?,
-                    (3, Value::Number(number)) => kind = Some(small(number)?),
-                    _ => {}
-                }
-                Ok(())
-            })?;
-            // The second number of a ghost is not that of a file.
-            let names = match kind {
-                Some(PROCESS) => return Ok(()),
-                Some(GHOST) => 1,
-                None if ids[1] & OLD_GHOST != 0 => 1,
-                _ => 2,
-            };
+        for remap in remaps {
             // CRIU looks for both names on the mount of the first file.
-            let both = || ids.iter().take(names).filter_map(|id| files.get(id));
+            let both = || remap.files.iter().filter_map(|id| files.get(id));
             let of = |file: &File| file.mount.and_then(|mount| mounts.get(&mount));
             let is_in_rootfs = both().any(|file| of(file).is_none_or(|mount| mount.is_rootfs));
             for file in both() {
@@ -351,9 +444,89 @@ impl Rules<'_> {
                     refuse_links(rootfs.as_fd(), path.parent().unwrap_or(path))?;
                 }
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
+
+    /// The deleted files whose content is in the images. Fails if one is a device that the
+    /// container could not make: it would be on a volume until the restore's end.
+    fn ghosts(
+        &self,
+        images: BorrowedFd<'_>,
+        remaps: &[Remap],
+        show: &dyn Fn(&str) -> String,
+    ) -> Result<BTreeSet<file_kinds::Identity>> {
+        let mut deleted = BTreeSet::new();
+        for number in remaps.iter().filter_map(|remap| remap.ghost) {
+            let name = format!("ghost-file-{number:x}.img");
+            let read = || {
+                // The content follows.
+                let start = criu::read_beginning(images, &name)?;
+                ghost(images::message(&start, &GHOST_MAGIC)?)
+            };
+            let (mode, identity) = read().with_context(|| show(&name))?;
+            let is_device = matches!(
+                FileType::from_raw_mode(mode),
+                FileType::CharacterDevice | FileType::BlockDevice
+            );
+            ensure!(
+                !is_device || self.limits.gives(CapabilitySet::MKNOD),
+                "{}: it is a device, and the container has no CAP_MKNOD",
+                show(&name)
+            );
+            deleted.insert(identity);
+        }
+        Ok(deleted)
+    }
+}
+
+/// The entries of `remap-fpath.img`.
+fn remaps(images: BorrowedFd<'_>) -> Result<Vec<Remap>> {
+    /// A deleted file whose content is in the images, and a file of procfs of an ended process.
+    const GHOST: u64 = 1;
+    const PROCESS: u64 = 2;
+    /// The bit for a ghost in images without a kind.
+    const OLD_GHOST: u64 = 1 << 31;
+    let mut found = Vec::new();
+    let Some(image) = criu::read_if_there(images, REMAPS)? else { return Ok(found) };
+    images::each_message(&image, &REMAPS_MAGIC, &mut |message| {
+        let (mut ids, mut kind) = ([0; 2], None);
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Number(id)) => ids[0] = small(id)?,
+                (2, Value::Number(id)) => ids[1] = small(id)?,
+                (3, Value::Number(number)) => kind = Some(small(number)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        // The second number of a ghost is not that of a file.
+        let (names, ghost) = match kind {
+            Some(PROCESS) => return Ok(()),
+            Some(GHOST) => (1, Some(ids[1])),
+            None if ids[1] & OLD_GHOST != 0 => (1, Some(ids[1] & !OLD_GHOST)),
+            _ => (2, None),
+        };
+        ensure!(found.len() < MOST_FILES, "it has too many files");
+        found.push(Remap { files: ids[..names].to_vec(), ghost });
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// A `ghost_file_entry`: its mode, and what it was before it was deleted.
+fn ghost(message: &[u8]) -> Result<(u32, file_kinds::Identity)> {
+    let (mut mode, mut device, mut inode) = (0, 0, 0);
+    each(message, &mut |field| {
+        match field {
+            (3, Value::Number(number)) => mode = u32::try_from(number)?,
+            (4, Value::Number(number)) => device = small(number)?,
+            (5, Value::Number(number)) => inode = number,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((mode, (device, inode)))
 }
 
 /// Fails for a path below a deleted file that CRIU makes again, which can be a link. CRIU calls it
@@ -388,10 +561,14 @@ fn refuse_links(rootfs: BorrowedFd<'_>, path: &Path) -> Result<()> {
 }
 
 impl Mount<'_> {
-    /// Fields that make the mount read-only. Of a field that is there twice, the last one counts.
-    fn read_only(&self) -> Result<Vec<u8>> {
-        let flags = u32::try_from(self.flags)? | u32::try_from(libc::MS_RDONLY)?;
+    /// Fields that give the mount more flags (`MS_*`). Of a field that is there twice, the last one
+    /// counts.
+    fn with(&self, more: libc::c_ulong) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
+        if more == 0 || self.is_separate && self.flags & more == more {
+            return Ok(bytes);
+        }
+        let flags = u32::try_from(self.flags | more)?;
         let mut out = CodedOutputStream::vec(&mut bytes);
         out.write_uint32(5, flags)?;
         if !self.is_separate {
@@ -407,44 +584,9 @@ impl Mount<'_> {
     }
 }
 
-/// A number of 32 bits. CRIU ignores further bits.
-fn small(number: u64) -> Result<u64> {
-    Ok(u64::from(u32::try_from(number)?))
-}
-
-fn shown(path: &[u8]) -> String {
-    OsStr::from_bytes(path).display().to_string().escape_debug().to_string()
-}
-
-/// Whether a path from the root has no `..`, and is the same for a program in C.
-fn is_plain(path: &[u8]) -> bool {
-    path.starts_with(b"/")
-        && !path.contains(&0)
-        && !path.split(|byte| *byte == b'/').any(|part| part == b"..")
-}
-
 /// The images of mounts: one for each mount namespace.
 pub(in crate::container) fn names(images: BorrowedFd<'_>) -> Result<Vec<String>> {
-    names_with(images, "mountpoints-")
-}
-
-/// The images whose names begin so.
-pub(in crate::container) fn names_with(images: BorrowedFd<'_>, start: &str) -> Result<Vec<String>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(images, ".", flags, Mode::empty())
-        .and_then(rustix::fs::Dir::new)
-        .context("read the directory of the checkpoint")?;
-    let mut found = Vec::new();
-    for entry in folder {
-        let name = entry.context("read the directory of the checkpoint")?;
-        // CRIU's own names are of this form.
-        if let Ok(name) = name.file_name().to_str()
-            && name.starts_with(start)
-        {
-            found.push(name.to_owned());
-        }
-    }
-    Ok(found)
+    images::names_with(images, "mountpoints-")
 }
 
 fn mount(message: &[u8]) -> Result<Mount<'_>> {
@@ -475,13 +617,14 @@ fn mount(message: &[u8]) -> Result<Mount<'_>> {
     Ok(mount)
 }
 
-/// The files, by their numbers.
-fn files(images: BorrowedFd<'_>) -> Result<BTreeMap<u64, File>> {
-    let mut files = BTreeMap::new();
+/// The regular files, by their numbers, and what CRIU looks up for others.
+fn files(images: BorrowedFd<'_>, limits: &Limits<'_>) -> Result<(BTreeMap<u64, File>, Named)> {
+    let (mut files, mut named) = (BTreeMap::new(), Named::default());
     // CRIU says by itself that it is missing.
-    let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(files) };
+    let Some(image) = criu::read_if_there(images, FILES)? else { return Ok((files, named)) };
     images::each_message(&image, &FILES_MAGIC, &mut |message| {
         // `file_entry`
+        file_kinds::check(message, limits, &mut named)?;
         let mut is_first = true;
         each(message, &mut |field| {
             let (3, Value::Bytes(message)) = field else { return Ok(()) };
@@ -492,7 +635,7 @@ fn files(images: BorrowedFd<'_>) -> Result<BTreeMap<u64, File>> {
             Ok(())
         })
     })?;
-    Ok(files)
+    Ok((files, named))
 }
 
 /// `reg_file_entry`: its number and what is known of it.

@@ -1,11 +1,18 @@
-//! The images of a network namespace that CRIU does not read itself: `nftables-N.img`,
-//! `ifaddr-N.img`, `route-N.img`, `route6-N.img` and `rule-N.img`.
+//! The images of a network namespace.
 //!
-//! CRIU gives the first one to libnftables, and the others to `ip`, as root of the host. They are
-//! in the container's network namespace, but see all files of the host. nftables can `include` a
-//! file, and CRIU's log then has lines of it. `ip` sends every message to the kernel: also one that
-//! makes a device in the network namespace of another process. So `restore` refuses what no
-//! checkpoint has.
+//! - CRIU gives `nftables-N.img` to libnftables, and `ifaddr-N.img`, `route-N.img`, `route6-N.img`
+//!   and `rule-N.img` to `ip`, as root of the host. They are in the container's network namespace,
+//!   but see all files of the host. nftables can `include` a file, and CRIU's log then has lines of
+//!   it. `ip` sends every message to the kernel: also one that makes a device in the network
+//!   namespace of another process.
+//! - CRIU sends the messages of `netns-ct-N.img` and `netns-exp-N.img` (tracked connections) to the
+//!   kernel itself, of whatever kind they are. It also trusts their lengths. It does so in a network
+//!   namespace of others too, which the container shares. There, CRIU reads empty images in their
+//!   place.
+//! - `netdev-N.img` has the network devices. CRIU makes a path below `/proc/sys` of a device's name,
+//!   and writes a text of the image there.
+//!
+//! `restore` refuses what no checkpoint has.
 #![forbid(unsafe_code)]
 
 use std::os::fd::BorrowedFd;
@@ -13,7 +20,7 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::mount_images;
+use crate::container::checkpoint::images::{self, Magic, Value, each, small};
 
 const RULES: &str = "nftables-";
 /// The images for `ip`: with their first bytes, and the only kind of message in them (`RTM_NEW*`).
@@ -24,23 +31,104 @@ const LISTS: [(&str, u32, u16); 4] = [
     ("rule-", 0x7170_6986, libc::RTM_NEWRULE),
 ];
 
+/// The images of tracked connections, with the only kind of message in them: the subsystem
+/// (`NFNL_SUBSYS_CTNETLINK*`), and `IPCTNL_MSG_*_NEW`.
+const CONNECTIONS: [(&str, u16); 2] = [("netns-ct-", 1 << 8), ("netns-exp-", 2 << 8)];
+
+const DEVICES: &str = "netdev-";
+const DEVICES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x51, 0x39, 0x37, 0x57];
+/// `nd_type`: without the devices of OpenVZ.
+const DEVICE_KINDS: [u64; 7] = [1, 2, 3, 4, 6, 7, 8];
+
+/// The images of tracked connections.
+pub(in crate::container) fn connections(images: BorrowedFd<'_>) -> Result<Vec<String>> {
+    let names = CONNECTIONS.iter().map(|(start, _)| images::names_with(images, start));
+    Ok(names.collect::<Result<Vec<_>>>()?.concat())
+}
+
 /// Fails if an image has more than what belongs to a network namespace. `show` names an image in
 /// errors.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
 ) -> Result<()> {
-    for name in mount_images::names_with(images, RULES)? {
+    for name in images::names_with(images, RULES)? {
         let read = || refuse_includes(&criu::read_in(images, &name)?);
         read().with_context(|| show(&name))?;
     }
     for (start, magic, kind) in LISTS {
-        for name in mount_images::names_with(images, start)? {
+        for name in images::names_with(images, start)? {
             let read = || refuse_others(&criu::read_in(images, &name)?, magic, kind);
             read().with_context(|| show(&name))?;
         }
     }
+    for (start, kind) in CONNECTIONS {
+        for name in images::names_with(images, start)? {
+            let read = || check_connections(&criu::read_in(images, &name)?, kind);
+            read().with_context(|| show(&name))?;
+        }
+    }
+    for name in images::names_with(images, DEVICES)? {
+        let read = || {
+            let image = criu::read_in(images, &name)?;
+            images::each_message(&image, &DEVICES_MAGIC, &mut check_device)
+        };
+        read().with_context(|| show(&name))?;
+    }
     Ok(())
+}
+
+/// `net_device_entry`.
+fn check_device(message: &[u8]) -> Result<()> {
+    /// `MAX_ADDR_LEN` of the kernel.
+    const LONGEST_ADDRESS: usize = 32;
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(kind)) => {
+                ensure!(DEVICE_KINDS.contains(&small(kind)?), "a device of the kind {kind}");
+            }
+            (5, Value::Bytes(name)) => {
+                ensure!(name.len() <= LONGEST_NAME, "the name of a device is too long");
+                ensure!(is_device_name(name), "the name `{}` of a device", name.escape_ascii());
+            }
+            (7, Value::Bytes(address)) => {
+                ensure!(address.len() <= LONGEST_ADDRESS, "an address is too long");
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+/// `IFNAMSIZ`, without the end of the text.
+const LONGEST_NAME: usize = 15;
+
+/// What the kernel accepts (`dev_valid_name`), and no pattern.
+fn is_device_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && !matches!(name, b"." | b"..")
+        && name.iter().all(|byte| !matches!(byte, 0..=b' ' | b'/' | b':' | b'%' | 0x7f))
+}
+
+/// Fails if a list of netlink messages, one directly after the other, has one of another kind.
+fn check_connections(mut rest: &[u8], kind: u16) -> Result<()> {
+    /// `nlmsghdr` and `nfgenmsg`.
+    const SHORTEST: usize = 20;
+    while !rest.is_empty() {
+        let (length, found) = header(rest)?;
+        ensure!(found == kind, "it has a message of the kind {found:#x}");
+        let next = rest.get(length..).filter(|_| length >= SHORTEST);
+        rest = next.context("a message has a wrong length")?;
+    }
+    Ok(())
+}
+
+/// The length of a netlink message with its header, and its kind: the start of `nlmsghdr`.
+fn header(message: &[u8]) -> Result<(usize, u16)> {
+    let length = message.first_chunk().map(|length| u32::from_ne_bytes(*length));
+    let length = usize::try_from(length.context("it is too short")?)?;
+    let kind = message.get(4..6).and_then(|kind| kind.first_chunk());
+    Ok((length, u16::from_ne_bytes(*kind.context("it is too short")?)))
 }
 
 /// Fails if a text for nftables may include a file. The word can also be in a comment, which is
@@ -67,11 +155,7 @@ fn refuse_others(image: &[u8], magic: u32, kind: u16) -> Result<()> {
     let start = magic.to_ne_bytes();
     let mut rest = image.strip_prefix(&start[..]).context("it is an image of another kind")?;
     while !rest.is_empty() {
-        // `nlmsghdr`: the length with this header, and the kind.
-        let length = rest.first_chunk().map(|length| u32::from_ne_bytes(*length));
-        let length = usize::try_from(length.context("it is too short")?)?;
-        let found = rest.get(4..6).and_then(|kind| kind.first_chunk());
-        let found = u16::from_ne_bytes(*found.context("it is too short")?);
+        let (length, found) = header(rest)?;
         ensure!(found == kind, "it has a message of the kind {found}");
         let next = length.checked_next_multiple_of(4).filter(|_| length >= 16);
         rest = next.and_then(|next| rest.get(next..)).context("a message has a wrong length")?;
@@ -110,5 +194,37 @@ mod tests {
         check(&[message(0, kind)]).expect_err("it has no end");
         check(&[message(16, kind)[..12].to_vec()]).expect_err("it is cut short");
         refuse_others(&message(16, kind), magic, kind).expect_err("it is another image");
+    }
+
+    #[test]
+    fn tracked_connections_are_only_made() {
+        let message = |length: u32, kind: u16, real: usize| {
+            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &vec![0; real - 6]].concat()
+        };
+        let check = |messages: &[Vec<u8>]| check_connections(&messages.concat(), 1 << 8);
+        check(&[]).expect("it has none");
+        check(&[message(20, 1 << 8, 20), message(25, 1 << 8, 25)]).expect("it is good");
+        for (length, kind, real) in [
+            // One that deletes all, one that makes a set, and lengths that are not so.
+            (20, 1 << 8 | 2, 20),
+            (20, 6 << 8 | 2, 20),
+            (4, 1 << 8, 20),
+            (0, 1 << 8, 20),
+            (16, 1 << 8, 16),
+            (21, 1 << 8, 20),
+            (u32::MAX, 1 << 8, 20),
+        ] {
+            check(&[message(length, kind, real)]).expect_err("it is bad");
+        }
+    }
+
+    #[test]
+    fn a_device_has_a_name_of_the_kernels() {
+        for name in ["lo", "eth0", "veth-1.2@x", "fifteen-letters"] {
+            assert!(is_device_name(name.as_bytes()), "{name}");
+        }
+        for name in ["", "..", "a/b", "../../kernel", "a b", "a\n", "x:1", "d%d"] {
+            assert!(!is_device_name(name.as_bytes()), "{name}");
+        }
     }
 }

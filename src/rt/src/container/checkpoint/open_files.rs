@@ -1,15 +1,18 @@
-//! The open files of restored processes below a mount that now covers them.
+//! The open files of restored processes: those that are not in the container, and those below a
+//! mount that now covers them.
 //!
-//! CRIU opens files again by their names, before `restore` masks paths that the checkpoint did not
-//! mask. By an open directory, or by its working directory, a process could reach files below a
-//! mask or a read-only path. Runs in the runtime process, while all restored processes are stopped.
+//! CRIU opens files again by their names, as root of the host, and before `restore` masks paths that
+//! the checkpoint did not mask. By an open directory, or by its working directory, a process could
+//! reach files below a mask or a read-only path. Runs in the runtime process, while all restored
+//! processes are stopped.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, StatxFlags};
 
 use crate::container::checkpoint::confinement::{self, Status};
 use crate::linux::mount_table::{self, Entry};
@@ -17,6 +20,76 @@ use crate::linux::mount_table::{self, Entry};
 /// Fails if a stopped process has a file open below another mount of the first process.
 pub(in crate::container) fn refuse_covered(first: i32, processes: &[i32]) -> Result<()> {
     let table = mount_table::of(first)?;
+    each_link(processes, &|link| check(link, &table))
+}
+
+/// Fails if a stopped process has a file open that is on no mount of the first process. The images
+/// have led CRIU to it.
+pub(in crate::container) fn refuse_outside(first: i32, processes: &[i32]) -> Result<()> {
+    let table = mount_table::of(first)?;
+    let inside = Inside::new(&table)?;
+    each_link(processes, &|link| {
+        let path = || fs::read_link(link).unwrap_or_default().display().to_string();
+        let show = || format!("read `{}`", link.display());
+        ensure!(
+            inside.has(link).with_context(show)?,
+            "it has `{}` open, which is not in the container",
+            path().escape_debug()
+        );
+        Ok(())
+    })
+}
+
+/// What a process of a container may have open.
+struct Inside<'t> {
+    mounts: BTreeSet<&'t str>,
+    /// The kernel's own mount, on which files in memory are.
+    memory: String,
+    /// The filesystems and inodes of the caller's standard streams.
+    streams: Vec<(u64, u64)>,
+}
+
+impl<'t> Inside<'t> {
+    fn new(table: &'t [Entry]) -> Result<Inside<'t>> {
+        let memory = rustix::fs::memfd_create("rt", MemfdFlags::CLOEXEC)?;
+        let memory =
+            rustix::fs::statx(memory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+        let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let streams = streams.into_iter().filter_map(|stream| rustix::fs::fstat(stream).ok());
+        Ok(Inside {
+            mounts: table.iter().map(|entry| entry.id.as_str()).collect(),
+            memory: memory.to_string(),
+            streams: streams.map(|there| (there.st_dev, there.st_ino)).collect(),
+        })
+    }
+
+    /// Whether an open file is one of them, by its link in procfs.
+    fn has(&self, link: &Path) -> Result<bool> {
+        /// Filesystems that nobody can mount (`<linux/magic.h>`): of pipes, sockets, eventfd and the
+        /// like, namespaces, pidfds, rings for AIO, and secret memory.
+        const INTERNAL: [i64; 7] = [
+            0x5049_5045,
+            0x534f_434b,
+            0x0904_1934,
+            0x6e73_6673,
+            0x5049_4446,
+            0x4750_4d44,
+            0x5345_434d,
+        ];
+        let wanted = StatxFlags::MNT_ID | StatxFlags::BASIC_STATS;
+        let found = rustix::fs::statx(CWD, link, AtFlags::empty(), wanted)?;
+        let mount = found.stx_mnt_id.to_string();
+        if self.mounts.contains(mount.as_str()) || mount == self.memory {
+            return Ok(true);
+        }
+        let kind = rustix::fs::statfs(link)?.f_type;
+        let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
+        Ok(INTERNAL.contains(&kind) || self.streams.contains(&(device, found.stx_ino)))
+    }
+}
+
+/// Calls `look` for the link in procfs of each open file of stopped processes.
+fn each_link(processes: &[i32], look: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
     for pid in processes {
         for thread in confinement::threads(*pid)? {
             if Status::read(&thread)?.has_ended()? {
@@ -27,7 +100,7 @@ pub(in crate::container) fn refuse_covered(first: i32, processes: &[i32]) -> Res
             links.extend(list(&Path::new("/proc").join(pid.to_string()).join("map_files"))?);
             links.extend(["cwd", "root", "exe"].map(|name| thread.join(name)));
             for link in links {
-                check(&link, &table).with_context(show)?;
+                look(&link).with_context(show)?;
             }
         }
     }
@@ -91,6 +164,26 @@ fn cover<'t>(mount: &str, path: &Path, table: &'t [Entry]) -> Option<&'t Entry> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_in_the_container() {
+        use std::os::fd::{AsFd, AsRawFd};
+
+        let own = mount_table::own().expect("read");
+        let all = Inside::new(&own).expect("made");
+        let none = Inside { streams: Vec::new(), ..Inside::new(&[]).expect("made") };
+        let link =
+            |file: &dyn AsFd| PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()));
+        let (file, pipe) = (fs::File::open("/proc/self/exe"), rustix::pipe::pipe());
+        let (file, (pipe, _writer)) = (file.expect("opened"), pipe.expect("made"));
+        let memory = rustix::fs::memfd_create("rt", MemfdFlags::CLOEXEC).expect("made");
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        for internal in [link(&pipe), link(&memory), link(&event.expect("made"))] {
+            assert!(none.has(&internal).expect("read"), "{}", internal.display());
+        }
+        assert!(all.has(&link(&file)).expect("read"));
+        assert!(!none.has(&link(&file)).expect("read"));
+    }
 
     #[test]
     fn what_covers_a_mount_covers_what_is_mounted_below() {

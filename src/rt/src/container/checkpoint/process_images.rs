@@ -5,20 +5,28 @@
 //! of a list, or waits for ever. So does a process that a timer kills meanwhile. So `restore`
 //! refuses such images before it starts CRIU.
 //!
-//! `restore` also refuses an rseq area (`rseq(2)`) in memory that others can share. CRIU tells the
-//! kernel of the area while the thread still has all capabilities of the host's root. By the area,
-//! the kernel can be told to continue the thread at any address. In private memory, nobody can
-//! write to the area after that, and the kernel clears that part when it is told of the area (since
-//! its fix of CVE-2025-38067: Linux 6.15, 6.1.146).
+//! `restore` also refuses an rseq area (`rseq(2)`) in memory that others can share
+//! ([`memory_images`]). CRIU tells the kernel of the area while the thread still has all
+//! capabilities of the host's root. By the area, the kernel can be told to continue the thread at
+//! any address. In private memory, nobody can write to the area after that, and the kernel clears
+//! that part when it is told of the area (since its fix of CVE-2025-38067: Linux 6.15, 6.1.146).
+//!
+//! CRIU takes the kinds of namespaces from the images. In a namespace of the host, it does things
+//! before `rt` can compare the processes. So `restore` compares the kinds before it starts CRIU.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::thread::CapabilitySet;
 
+use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::container::checkpoint::memory_images;
+use crate::linux::namespaces;
 
 const TREE: &str = "pstree.img";
 const LABELS: &str = "apparmor.img";
@@ -27,17 +35,12 @@ const INVENTORY: &str = "inventory.img";
 /// The first bytes of the images (`magic.h`).
 const TREE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x30, 0x27, 0x50];
 const CORE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55];
-const MEMORY_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x20, 0x28, 0x49, 0x57];
 const IDS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x20, 0x43, 0x54];
 const INVENTORY_MAGIC: [u8; 4] = [0x16, 0x31, 0x31, 0x58];
 const LABELS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x30, 0x42, 0x59];
 
 /// `TASK_DEAD` of CRIU.
 const DEAD: u32 = 2;
-
-/// The size of `struct rseq` up to its last member that CRIU's kernels know. The area is aligned to
-/// its size.
-const AREA: u64 = 32;
 
 /// The most threads of a kernel (`PID_MAX_LIMIT`).
 const MOST: usize = 1 << 22;
@@ -84,6 +87,7 @@ pub(in crate::container) fn check(
     show: &dyn Fn(&str) -> String,
 ) -> Result<()> {
     refuse_policies(images).with_context(|| show(LABELS))?;
+    memory_images::refuse_huge_files(images).with_context(|| show(memory_images::FILES))?;
     // CRIU says by itself that it is missing.
     let tree = match criu::read_if_there(images, TREE) {
         Ok(Some(tree)) => processes(&tree),
@@ -91,22 +95,18 @@ pub(in crate::container) fn check(
         Err(error) => Err(error),
     };
     for process in tree.with_context(|| show(TREE))? {
-        let (mut areas, mut is_dead) = (BTreeMap::new(), false);
+        let (mut areas, mut is_dead) = (Vec::new(), false);
         for thread in process.numbers() {
             let name = format!("core-{thread}.img");
             let core = || core(&criu::read_in(images, &name)?);
             let core = core().with_context(|| show(&name))?;
             is_dead |= core.is_dead;
-            areas.extend(core.areas.into_iter().map(|address| (address, false)));
-            refuse_old(images, &format!("signal-p-{thread}.img"), show)?;
+            areas.extend(core.areas);
         }
         process.refuse_threads(is_dead).with_context(|| show(TREE))?;
-        for kind in ["vmas", "signal-s", "posix-timers"] {
-            refuse_old(images, &format!("{kind}-{}.img", process.pid), show)?;
-        }
         let name = format!("mm-{}.img", process.pid);
-        let mut memory = || match criu::read_if_there(images, &name)? {
-            Some(image) => check_memory(&image, &mut areas),
+        let memory = || match criu::read_if_there(images, &name)? {
+            Some(image) => memory_images::check(&image, &areas),
             None => {
                 ensure!(is_dead, "it is missing");
                 Ok(())
@@ -117,43 +117,38 @@ pub(in crate::container) fn check(
     Ok(())
 }
 
-/// The number of the mount namespace of the first process. Fails if that is the namespace of CRIU:
-/// without another one, CRIU deletes files of the host. Fails if another process has another
-/// namespace, unless `may_differ`.
+/// The number of the mount namespace of the first process. Fails if the first process is in a
+/// namespace of CRIU, and the configuration has another one, or the other way round. In CRIU's
+/// mount namespace, CRIU deletes files of the host. In CRIU's network namespace, CRIU changes the
+/// host's packet filter. Fails if another process has another mount namespace, unless the container
+/// may mount.
 pub(in crate::container) fn mount_namespace(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
-    may_differ: bool,
+    limits: &Limits<'_>,
 ) -> Result<Option<u64>> {
+    let may_differ = limits.gives(CapabilitySet::SYS_ADMIN);
     let read = || criu::read_if_there(images, INVENTORY);
     let Some(inventory) = read().with_context(|| show(INVENTORY))? else { return Ok(None) };
-    let mut of_criu = None;
-    let mut look = || {
-        each(images::message(&inventory, &INVENTORY_MAGIC)?, &mut |field| {
-            // `root_ids`
-            if let (3, Value::Bytes(ids)) = field {
-                of_criu = mount_namespace_in(ids)?.or(of_criu);
-            }
-            Ok(())
-        })
-    };
-    look().with_context(|| show(INVENTORY))?;
+    let of_criu = inventory_of(&inventory).with_context(|| show(INVENTORY))?;
     let read = || criu::read_if_there(images, TREE)?.map(|tree| processes(&tree)).transpose();
     let mut first = None;
     for (number, process) in read().with_context(|| show(TREE))?.into_iter().flatten().enumerate() {
         let name = format!("ids-{}.img", process.pid);
         let read = || match criu::read_if_there(images, &name)? {
-            Some(image) => mount_namespace_in(images::message(&image, &IDS_MAGIC)?),
-            None => Ok(None),
+            Some(image) => namespaces_in(images::message(&image, &IDS_MAGIC)?),
+            None => Ok(Numbers::default()),
         };
-        let namespace = read().with_context(|| show(&name))?;
+        let namespaces = read().with_context(|| show(&name))?;
+        let namespace = namespaces.of(LinuxNamespaceType::Mount);
         if number == 0 {
             first = namespace;
             ensure!(
-                first.is_some() && first != of_criu,
+                first.is_some() && first != of_criu.of(LinuxNamespaceType::Mount),
                 "{}: the first process has no mount namespace of its own",
                 show(&name)
             );
+            compare(&namespaces, &of_criu, limits).with_context(|| show(&name))?;
         }
         ensure!(
             may_differ || namespace.is_none() || namespace == first,
@@ -164,22 +159,77 @@ pub(in crate::container) fn mount_namespace(
     Ok(first)
 }
 
-/// Of a `task_kobj_ids_entry`.
-fn mount_namespace_in(ids: &[u8]) -> Result<Option<u64>> {
-    let mut found = None;
-    each(ids, &mut |field| {
-        if let (9, Value::Number(number)) = field {
-            found = Some(u64::from(u32::try_from(number)?));
-        }
-        Ok(())
-    })?;
+/// The kinds of namespaces, by their fields in a `task_kobj_ids_entry`.
+const KINDS: [(u32, LinuxNamespaceType); 8] = [
+    (5, LinuxNamespaceType::Pid),
+    (6, LinuxNamespaceType::Network),
+    (7, LinuxNamespaceType::Ipc),
+    (8, LinuxNamespaceType::Uts),
+    (9, LinuxNamespaceType::Mount),
+    (10, LinuxNamespaceType::User),
+    (11, LinuxNamespaceType::Cgroup),
+    (12, LinuxNamespaceType::Time),
+];
+
+/// The numbers of namespaces, by their kinds in [`KINDS`]. For CRIU, a missing number is 0.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Numbers([u64; KINDS.len()]);
+
+impl Numbers {
+    fn of(&self, kind: LinuxNamespaceType) -> Option<u64> {
+        let number = KINDS.iter().zip(self.0).find(|((_, there), _)| *there == kind);
+        number.map(|(_, number)| number).filter(|number| *number != 0)
+    }
+}
+
+fn namespaces_in(ids: &[u8]) -> Result<Numbers> {
+    let mut found = Numbers::default();
+    add_namespaces(&mut found, ids)?;
     Ok(found)
 }
 
-/// Fails if an image of an older `criu` is there, with entries that are elsewhere by now.
-fn refuse_old(images: BorrowedFd<'_>, name: &str, show: &dyn Fn(&str) -> String) -> Result<()> {
-    let old = criu::read_if_there(images, name).with_context(|| show(name))?;
-    ensure!(old.is_none(), "{}: it is an image of an older `criu`", show(name));
+fn add_namespaces(found: &mut Numbers, ids: &[u8]) -> Result<()> {
+    each(ids, &mut |(field, value)| {
+        let at = KINDS.iter().position(|(there, _)| *there == field);
+        if let (Some(at), Value::Number(number)) = (at, value) {
+            found.0[at] = u64::from(u32::try_from(number)?);
+        }
+        Ok(())
+    })
+}
+
+/// The namespaces of CRIU in an `inventory_entry`. CRIU writes the name of its run into commands
+/// for nftables.
+fn inventory_of(inventory: &[u8]) -> Result<Numbers> {
+    let mut of_criu = Numbers::default();
+    each(images::message(inventory, &INVENTORY_MAGIC)?, &mut |field| match field {
+        // `root_ids`
+        (3, Value::Bytes(ids)) => add_namespaces(&mut of_criu, ids),
+        // `dump_criu_run_id`
+        (13, Value::Bytes(name)) => {
+            let is_plain = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+            ensure!(is_plain, "the name of its run is not a plain one");
+            Ok(())
+        }
+        _ => Ok(()),
+    })?;
+    Ok(of_criu)
+}
+
+/// Compares the kinds of namespaces of the first process with the configuration.
+fn compare(first: &Numbers, of_criu: &Numbers, limits: &Limits<'_>) -> Result<()> {
+    for ((_, kind), (first, of_criu)) in KINDS.iter().zip(first.0.into_iter().zip(of_criu.0)) {
+        let name = namespaces::name_of(*kind);
+        if limits.wants_namespace(*kind) {
+            ensure!(
+                first != of_criu,
+                "it is in the host's {name} namespace, and `linux.namespaces` asks for another"
+            );
+        } else if *kind != LinuxNamespaceType::Time {
+            // CRIU makes a time namespace at each restore, for the clocks of the checkpoint.
+            ensure!(first == of_criu, "it has a {name} namespace, and `linux.namespaces` has none");
+        }
+    }
     Ok(())
 }
 
@@ -238,7 +288,8 @@ fn process(message: &[u8]) -> Result<Process> {
 }
 
 fn core(image: &[u8]) -> Result<Core> {
-    let mut core = Core::default();
+    // The limits have their numbers by their order, also if they are in several parts.
+    let (mut core, mut limits) = (Core::default(), 0);
     each(images::message(image, &CORE_MAGIC)?, &mut |field| match field {
         // `task_core_entry`
         (3, Value::Bytes(task)) => each(task, &mut |field| match field {
@@ -247,6 +298,14 @@ fn core(image: &[u8]) -> Result<Core> {
                 core.is_dead = u32::try_from(state)? == DEAD;
                 Ok(())
             }
+            // `task_rlimits_entry`
+            (8, Value::Bytes(message)) => each(message, &mut |field| {
+                if let (1, Value::Bytes(limit)) = field {
+                    refuse_short(limits, limit)?;
+                    limits += 1;
+                }
+                Ok(())
+            }),
             // `task_timers_entry`
             (7, Value::Bytes(timers)) => each(timers, &mut |field| match field {
                 (4, Value::Bytes(timer)) => each(timer, &mut refuse_killing),
@@ -274,6 +333,21 @@ fn core(image: &[u8]) -> Result<Core> {
     Ok(core)
 }
 
+/// Fails if the hard limit of CPU time would end a process during the restore. A process that ends
+/// is killed (SIGKILL).
+fn refuse_short(number: u32, message: &[u8]) -> Result<()> {
+    /// `RLIMIT_CPU` in seconds, and `RLIMIT_RTTIME` in microseconds.
+    const SHORTEST: [(u32, u64); 2] = [(0, 10), (15, 100_000)];
+    // `rlimit_entry`
+    each(message, &mut |field| {
+        if let (2, Value::Number(hard)) = field {
+            let is_short = SHORTEST.iter().any(|(kind, least)| *kind == number && hard < *least);
+            ensure!(!is_short, "the hard limit {number} of a process is too low: {hard}");
+        }
+        Ok(())
+    })
+}
+
 /// `posix_timer_entry`.
 fn refuse_killing((field, value): (u32, Value<'_>)) -> Result<()> {
     let (3, Value::Number(signal)) = (field, value) else { return Ok(()) };
@@ -298,116 +372,18 @@ fn refuse_pending((field, value): (u32, Value<'_>)) -> Result<()> {
 
 /// No process can block these signals. If a process ends while CRIU holds it, CRIU can end too, and
 /// lets go of all others.
-fn kills(signal: u32) -> bool {
+pub(in crate::container) fn kills(signal: u32) -> bool {
     [libc::SIGKILL, libc::SIGSTOP].map(libc::c_int::unsigned_abs).contains(&signal)
-}
-
-/// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by
-/// a mapping. `areas` are addresses, and whether a mapping was found for each of them.
-fn check_memory(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
-    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
-        let (14, Value::Bytes(message)) = field else { return Ok(()) };
-        let mapping = mapping(message)?;
-        images::refuse_changing(mapping.open)?;
-        ensure!(
-            !mapping.is_filled() || mapping.flags & TYPE == PRIVATE,
-            "the mapping at {:#x} is private, and shared too",
-            mapping.start
-        );
-        for (address, is_found) in areas.range_mut(mapping.start.saturating_sub(AREA)..mapping.end)
-        {
-            let area_end = address.checked_add(AREA).context("an rseq area has no end")?;
-            if area_end <= mapping.start {
-                continue;
-            }
-            let is_inside = mapping.start <= *address && area_end <= mapping.end;
-            let is_first = !std::mem::replace(is_found, true);
-            ensure!(
-                is_inside && is_first && mapping.is_private(),
-                "the rseq area at {address:#x} is not in private memory"
-            );
-        }
-        Ok(())
-    })?;
-    if let Some((address, _)) = areas.iter().find(|(_, is_found)| !**is_found) {
-        bail!("the rseq area at {address:#x} is not in its memory");
-    }
-    Ok(())
-}
-
-/// `vma_entry`.
-#[derive(Debug, Default)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    flags: u64,
-    status: u64,
-    /// The flags with which CRIU opens its file.
-    open: u64,
-}
-
-/// `MAP_TYPE` and `MAP_PRIVATE` of `mmap(2)`.
-const TYPE: u64 = 0xf;
-const PRIVATE: u64 = 2;
-
-impl Mapping {
-    /// Whether CRIU writes the memory of the images to it: `VMA_FILE_PRIVATE` or
-    /// `VMA_ANON_PRIVATE`. If it were shared, CRIU would write to the file.
-    fn is_filled(&self) -> bool {
-        self.status & (1 << 6 | 1 << 9) != 0
-    }
-
-    fn is_private(&self) -> bool {
-        /// The other kinds of CRIU's mappings, `VMA_*` of `image.h`: a vsyscall page, a vDSO,
-        /// shared files, shared memory, System V's, a socket's, a vvar page, a ring for AIO, and a
-        /// plugin's.
-        const OTHERS: u64 =
-            1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 27;
-        self.flags & TYPE == PRIVATE && self.status & OTHERS == 0
-    }
-}
-
-fn mapping(message: &[u8]) -> Result<Mapping> {
-    let mut mapping = Mapping::default();
-    each(message, &mut |field| {
-        match field {
-            (1, Value::Number(address)) => mapping.start = address,
-            (2, Value::Number(address)) => mapping.end = address,
-            (6, Value::Number(flags)) => mapping.flags = flags,
-            (7, Value::Number(status)) => mapping.status = status,
-            (10, Value::Number(flags)) => mapping.open = flags,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    ensure!(mapping.start < mapping.end, "a mapping ends before it starts");
-    Ok(mapping)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn number(field: u8, value: u8) -> Vec<u8> {
-        assert!(value < 0x80, "it has one byte");
-        vec![field << 3, value]
-    }
-
-    fn bytes(field: u8, bytes: &[u8]) -> Vec<u8> {
-        [&[field << 3 | 2, u8::try_from(bytes.len()).expect("short")], bytes].concat()
-    }
-
-    fn image(magic: Magic, messages: &[Vec<u8>]) -> Vec<u8> {
-        let framed = |message: &Vec<u8>| {
-            let length = u32::try_from(message.len()).expect("short").to_le_bytes();
-            [&length[..], message].concat()
-        };
-        [magic.to_vec(), messages.iter().flat_map(framed).collect()].concat()
-    }
+    use crate::container::checkpoint::images::made::{bytes, image, number};
 
     fn entry(pid: u8, parent: u8, threads: &[u8]) -> Vec<u8> {
-        let threads = threads.iter().flat_map(|thread| number(5, *thread)).collect();
-        [number(1, pid), number(2, parent), threads].concat()
+        let threads = threads.iter().flat_map(|thread| number(5, u64::from(*thread))).collect();
+        [number(1, u64::from(pid)), number(2, u64::from(parent)), threads].concat()
     }
 
     #[test]
@@ -482,51 +458,42 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_does_not_kill() {
+        let limit = |hard: u64| bytes(1, &[number(1, 0), number(2, hard)].concat());
+        let read = |limits: &[u64]| {
+            let limits: Vec<u8> = limits.iter().flat_map(|hard| limit(*hard)).collect();
+            core(&image(CORE_MAGIC, &[bytes(3, &bytes(8, &limits))]))
+        };
+        read(&[u64::MAX, 0]).expect("only the second is 0");
+        read(&[3600, 0]).expect("it is an hour");
+        read(&[1]).expect_err("it is a second");
+        let mut limits = [u64::MAX; 16];
+        read(&limits).expect("it has none");
+        limits[15] = 1000;
+        read(&limits).expect_err("it is a millisecond");
+    }
+
+    #[test]
     fn a_state_has_32_bits() {
         let dead = bytes(3, &[8, 0x82, 0x80, 0x80, 0x80, 0x10]);
         core(&image(CORE_MAGIC, &[dead])).expect_err("for CRIU, it is dead");
     }
 
     #[test]
-    fn a_mapping_changes_no_file() {
-        // `flags`, `status`, and the flags with which the file is opened.
-        for (flags, status, open, is_good) in [
-            (1, 1 << 1, 2, true),
-            (2, 1 << 6, 2, true),
-            (1, 1 << 6, 2, false),
-            (3, 1 << 6, 2, false),
-            (2, 1 << 6, 0o100, false),
-        ] {
-            let fields = [number(1, 0), number(2, 64), number(6, flags), number(7, status)];
-            let mapping = bytes(14, &[fields.concat(), number(10, open)].concat());
-            let checked = check_memory(&image(MEMORY_MAGIC, &[mapping]), &mut BTreeMap::new());
-            assert_eq!(checked.is_ok(), is_good, "{flags} {status} {open}: {checked:?}");
-        }
-    }
-
-    #[test]
-    fn an_area_is_in_private_memory() {
-        let mapping = |start: u8, end: u8, flags: u8, status: u8| {
-            let fields = [number(1, start), number(2, end), number(6, flags), number(7, status)];
-            bytes(14, &fields.concat())
+    fn a_run_has_a_plain_name() {
+        let read = |parts: &[Vec<u8>]| {
+            let message = parts.concat();
+            let length = u32::try_from(message.len()).expect("short").to_le_bytes();
+            inventory_of(&[&INVENTORY_MAGIC[..], &length, &message].concat())
         };
-        let check = |mappings: &[Vec<u8>]| {
-            let image = image(MEMORY_MAGIC, &[mappings.concat()]);
-            check_memory(&image, &mut BTreeMap::from([(64, false)]))
-        };
-        let (below, above) = (mapping(0, 64, 1, 1), mapping(96, 120, 1, 1));
-        check(&[below.clone(), mapping(64, 96, 2, 1), above.clone()]).expect("it is private");
-        for mappings in [
-            vec![below, above],
-            vec![mapping(64, 96, 1, 1)],
-            vec![mapping(64, 96, 3, 1)],
-            vec![mapping(32, 120, 2, 9)],
-            vec![mapping(64, 80, 2, 1), mapping(80, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(64, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(90, 96, 1, 1)],
-            vec![mapping(96, 64, 2, 1)],
-        ] {
-            check(&mappings).expect_err("it is not private");
+        let numbers = read(&[
+            bytes(3, &[number(6, 3), number(9, 7)].concat()),
+            bytes(3, &number(9, 8)),
+            bytes(13, b"701a07eb-cff8"),
+        ]);
+        assert_eq!(numbers.expect("it is good"), Numbers([0, 3, 0, 0, 8, 0, 0, 0]));
+        for name in [&b"x;flush ruleset"[..], b"x\n", b"\x7f", b"a b"] {
+            read(&[bytes(13, name)]).expect_err("nftables would read more");
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::container::checkpoint::criu::{
 };
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
+use crate::container::checkpoint::iptables_images;
 use crate::container::checkpoint::mount_images::{self, Rules};
 use crate::container::checkpoint::network_images;
 use crate::container::checkpoint::open_files;
@@ -143,6 +144,7 @@ impl Checkpoint {
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
         process_images::check(images.as_fd(), &|name| read_error(options, name))?;
         network_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        iptables_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
@@ -178,9 +180,14 @@ fn make(
     let recorded = checkpoint.mounts(&options.common)?;
     let Checkpoint { images, inherited, cgroups } = checkpoint;
     let places = record(options, namespaces, images, directory, state)?;
-    // The files that CRIU reads instead of the checkpoint's images of mounts and of cgroups.
+    // The files that CRIU reads instead of some images of the checkpoint, above all those of mounts
+    // and of cgroups.
     let mut covered = mount_images::names(places.directories.images())?;
     covered.push(cgroup_image::IMAGE.to_owned());
+    if namespaces.joined(libc::CLONE_NEWNET).is_some() {
+        // The network is not the container's alone.
+        covered.extend(network_images::connections(places.directories.images())?);
+    }
     let cover = Cover::new(directory.cover_folder(), covered)?;
     let mut criu = clone_criu(options, namespaces, &places, &cover, directory, state)?;
     let mut watch = Watch {
@@ -420,9 +427,12 @@ impl Watch<'_> {
             restored_cgroups::own(&state.cgroup),
             &self.home,
         )?;
-        // With this capability, the container can remove covers itself.
-        if self.has_covered && !self.limits.gives(CapabilitySet::SYS_ADMIN) {
-            open_files::refuse_covered(state.pid, &processes)?;
+        // With this capability, the container can make mounts, and remove covers itself.
+        if !self.limits.gives(CapabilitySet::SYS_ADMIN) {
+            open_files::refuse_outside(state.pid, &processes)?;
+            if self.has_covered {
+                open_files::refuse_covered(state.pid, &processes)?;
+            }
         }
         restored_limits::lower(&processes, bundle.process(), &self.limits)?;
         let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));

@@ -102,45 +102,49 @@ struct Wanted<'a> {
     rootfs: (u64, u64),
 }
 
-/// The mounts that lack restrictions, and these restrictions.
-type Lacking<'t> = Vec<(&'t Entry, u64)>;
+/// The mounts that have other restrictions than they should, and what changes them.
+type Wrong<'t> = Vec<(&'t Entry, MountAttr)>;
 
 impl Wanted<'_> {
     /// Runs in a process in the container's mount namespace.
     fn set(&self, root: &Rootfs, masks: &mut [(&Path, Option<OwnedFd>)]) -> Result<()> {
         let there = rustix::fs::fstat(root.open(Path::new("/"), OFlags::PATH)?)?;
         ensure!((there.st_dev, there.st_ino) == self.rootfs, "its root is not the rootfs");
-        self.restrict(root, &|table| self.missing(table))?;
+        self.restrict(root, &|table| self.wrong(table))?;
         self.cover(root, masks)
     }
 
     /// Runs in a process in another mount namespace. Only a container that could remove masks
     /// itself has such a namespace.
     fn set_other(&self, root: &Rootfs) -> Result<()> {
-        self.restrict(root, &|table| Ok(lacking(table, self.allowed.judge(table, false)?)))
+        self.restrict(root, &|table| Ok(wrong(table, self.allowed.judge(table, false)?)))
     }
 
     fn restrict(
         &self,
         root: &Rootfs,
-        missing: &dyn for<'t> Fn(&'t [Entry]) -> Result<Lacking<'t>>,
+        wrong: &dyn for<'t> Fn(&'t [Entry]) -> Result<Wrong<'t>>,
     ) -> Result<()> {
         let table = root.proc()?.mounts()?;
-        for (entry, missing) in missing(&table)? {
+        for (entry, attr) in wrong(&table)? {
             let show = || format!("restrict the mount `{}`", entry.point.display());
-            let place = find(root, entry).with_context(show)?;
-            let attr = MountAttr { set: missing, ..MountAttr::default() };
+            let place = match find(root, entry) {
+                // Nobody sees that links are not followed in a mount that is hidden.
+                Err(_) if attr.set == 0 => continue,
+                place => place.with_context(show)?,
+            };
             syscall::mount_setattr(place.as_fd(), attr, false).with_context(show)?;
         }
         // The restrictions are in force, or the container does not run.
         let table = root.proc()?.mounts()?;
-        if let Some((entry, missing)) = missing(&table)?.first() {
+        if let Some((entry, attr)) = wrong(&table)?.iter().find(|(_, attr)| attr.set != 0) {
+            let missing = attr.set;
             bail!("the mount `{}` lacks {missing:#x} (MOUNT_ATTR_*)", entry.point.display());
         }
         Ok(())
     }
 
-    fn missing<'t>(&self, table: &'t [Entry]) -> Result<Lacking<'t>> {
+    fn wrong<'t>(&self, table: &'t [Entry]) -> Result<Wrong<'t>> {
         let mut seen = Vec::new();
         let mut wanted = self.allowed.judge(table, true)?;
         for (entry, wanted) in table.iter().zip(&mut wanted) {
@@ -154,7 +158,7 @@ impl Wanted<'_> {
             let point = key.first().copied().unwrap_or(Path::new("/"));
             bail!("the mount `{}` of the checkpoint was not restored", point.display());
         }
-        Ok(lacking(table, wanted))
+        Ok(wrong(table, wanted))
     }
 
     /// Masks or makes read-only the configured paths that are not yet, as at `create`. The
@@ -201,10 +205,15 @@ impl Wanted<'_> {
     }
 }
 
-fn lacking(table: &[Entry], wanted: Vec<u64>) -> Lacking<'_> {
-    let missing =
-        table.iter().zip(wanted).map(|(entry, wanted)| (entry, wanted & !entry.restrictions));
-    missing.filter(|(_, missing)| *missing != 0).collect()
+/// A mount may have more restrictions than it should. But `restore` itself has made some mounts
+/// `nosymfollow`, for CRIU ([`mount_images`](super::mount_images)).
+fn wrong(table: &[Entry], wanted: Vec<u64>) -> Wrong<'_> {
+    let changes = table.iter().zip(wanted).map(|(entry, wanted)| {
+        let set = wanted & !entry.restrictions;
+        let clear = entry.restrictions & !wanted & libc::MOUNT_ATTR_NOSYMFOLLOW;
+        (entry, MountAttr { set, clear, ..MountAttr::default() })
+    });
+    changes.filter(|(_, attr)| attr.set | attr.clear != 0).collect()
 }
 
 /// Opens a mount of the table, and no other mount at its path.

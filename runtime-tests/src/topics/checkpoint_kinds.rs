@@ -1,0 +1,506 @@
+//! Images with things that no checkpoint of the container has: other kinds of images, of open files
+//! and of memory, or texts that CRIU gives to the host's programs. `rt` refuses them before CRIU
+//! gets its request.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use super::checkpoint::{
+    COUNT, criu, images, move_on, needs_criu, restore, restore_command, start, write,
+};
+use super::checkpoint_attacks::is_refused;
+use super::checkpoint_guard::checkpoint;
+use super::checkpoint_images::image;
+use super::terminal::{read_until, receive};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+
+super::tests! { "checkpoint_kinds":
+    an_image_that_is_not_known_is_refused, an_open_file_that_is_not_known_is_refused,
+    sockets_need_their_capabilities, a_watch_is_for_a_file_of_the_container, watches_come_back,
+    a_path_does_not_go_through_procfs, an_open_file_is_on_a_mount_of_the_container,
+    memory_is_as_the_kernel_lists_it, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
+    a_run_has_a_plain_name, rules_of_iptables_name_no_program, tracked_connections_are_only_made,
+    tracked_connections_of_others_stay, a_deleted_device_needs_its_capability,
+    a_link_in_a_tmpfs_leads_nowhere, links_work_after_a_restore,
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(u8::try_from(value & 0x7f).unwrap_or_default() | 0x80);
+        value >>= 7;
+    }
+    bytes.push(u8::try_from(value).unwrap_or_default());
+    bytes
+}
+
+/// A field with a number in a protobuf message.
+fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+/// A field with bytes.
+fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
+    let length = u64::try_from(bytes.len()).unwrap_or_default();
+    [&varint(field << 3 | 2)[..], &varint(length), bytes].concat()
+}
+
+fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
+    Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
+}
+
+/// Puts fields before and after those of the first message of an image. The first bytes of the image
+/// are so many.
+fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+    let image = fs::read(path)?;
+    let (magic, rest) = image.split_at(magic);
+    let (length, rest) = rest.split_first_chunk().ok_or("it is too short")?;
+    let (message, rest) = rest.split_at(usize::try_from(u32::from_le_bytes(*length))?);
+    let message = framed(&[before, message, after].concat())?;
+    Ok(fs::write(path, [magic, &message, rest].concat())?)
+}
+
+/// Fails unless a change of an image is refused with these words. Undoes the change.
+fn refuses(bundle: &Bundle<'_>, path: &Path, words: &str, change: &dyn Fn() -> Outcome) -> Outcome {
+    let good = fs::read(path).ok();
+    change()?;
+    is_refused(bundle, words)?;
+    match good {
+        Some(good) => Ok(fs::write(path, good)?),
+        None => Ok(fs::remove_file(path)?),
+    }
+}
+
+fn goes_on(bundle: &Bundle<'_>) -> Outcome {
+    bundle.write()?;
+    restore(bundle, &[])?.wait_for_output("\n")
+}
+
+fn an_image_that_is_not_known_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for name in ["reg-files.img", "inotify-wd.img", "posix-timers-1.img", "amdgpu-kfd-1.img"] {
+        let path = images(test).join(name);
+        let words = format!("{name}` of the checkpoint: no checkpoint of this container has");
+        refuses(&bundle, &path, &words, &|| Ok(fs::write(&path, "")?))?;
+    }
+    goes_on(&bundle)
+}
+
+/// The owner of a file for signals (`fown_entry`): nobody.
+fn nobody() -> Vec<u8> {
+    (1..=5).flat_map(|field| number(field, 0)).collect()
+}
+
+/// Adds a `file_entry`, which no process has open.
+fn add_file(test: &Test, kind: u64, field: u64, message: &[u8]) -> Outcome {
+    let entry = [number(1, kind), number(2, 9999), bytes(field, message)].concat();
+    let path = images(test).join("files.img");
+    let image = fs::read(&path)?;
+    Ok(fs::write(path, [image, framed(&entry)?].concat())?)
+}
+
+fn an_open_file_that_is_not_known_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let plugins = [number(1, 9999), bytes(5, &nobody())].concat();
+    refuses(&bundle, &path, "an open file of the unknown kind 15", &|| {
+        add_file(test, 16, 15, &plugins)
+    })?;
+    goes_on(&bundle)
+}
+
+/// CRIU makes sockets as root of the host.
+fn sockets_need_their_capabilities(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let internet = |family: u64, kind: u64, mark: u64| {
+        let options: Vec<u8> = (1..=6).flat_map(|field| number(field, 1)).collect();
+        let options = [options, number(10, mark)].concat();
+        let numbers = [(1, 9999), (2, 7), (3, family), (4, kind), (5, 1), (6, 7)];
+        let numbers: Vec<u8> =
+            numbers.into_iter().flat_map(|(field, value)| number(field, value)).collect();
+        [numbers, bytes(13, &nobody()), bytes(14, &options)].concat()
+    };
+    let netlink = [number(1, 9999), number(3, 9), number(8, 1)].concat();
+    for (kind, field, message, words) in [
+        (4, 4, internet(2, 3, 0), "it has a raw socket, and the container has no CAP_NET_RAW"),
+        (4, 4, internet(2, 10, 0), "it has a raw socket"),
+        (4, 4, internet(17, 2, 0), "it has a socket of the unknown family 17"),
+        (4, 4, internet(2, 1, 7), "it has a socket with a mark"),
+        (10, 6, number(1, 9999), "it has a packet socket"),
+        (13, 7, netlink, "it has a socket for audit messages"),
+        (15, 11, number(1, 9999), "it has a network device of its own (tun)"),
+        (19, 21, number(1, 9999), "it has a map for BPF"),
+        (5, 16, bytes(11, &[b'x'; 109]), "the name of a unix socket is too long"),
+        (6, 8, bytes(3, &number(3, 9)), "a file sends the signal 9"),
+    ] {
+        refuses(&bundle, &path, words, &|| add_file(test, kind, field, &message))?;
+    }
+    goes_on(&bundle)
+}
+
+/// With the kernel's handle of a file, CRIU opens any file of the filesystem.
+fn a_watch_is_for_a_file_of_the_container(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let handle = |more: &[u8]| {
+        [number(1, 8), number(2, 1), (0..16).flat_map(|_| number(3, 0)).collect(), more.to_vec()]
+            .concat()
+    };
+    let watch = |handle: &[u8]| {
+        let numbers: Vec<u8> = (1..=6).flat_map(|field| number(field, 2)).collect();
+        let watch = [numbers, bytes(7, handle)].concat();
+        [number(1, 9999), number(2, 0), bytes(4, &nobody()), bytes(5, &watch)].concat()
+    };
+    for (path_in_image, words) in [
+        (&b""[..], "the watch for inode 2 of 0x2 has no path"),
+        (b"/../x", "the watch for `/../x`: its path is not a plain one"),
+    ] {
+        let more = if path_in_image.is_empty() { vec![] } else { bytes(4, path_in_image) };
+        let message = watch(&handle(&more));
+        refuses(&bundle, &path, words, &|| add_file(test, 8, 13, &message))?;
+    }
+    let fanotify = [number(1, 9999), bytes(3, &nobody())].concat();
+    let words = "it has a descriptor of fanotify, and the container has no CAP_SYS_ADMIN";
+    refuses(&bundle, &path, words, &|| add_file(test, 12, 14, &fanotify))?;
+    goes_on(&bundle)
+}
+
+/// The process that opens files for CRIU has the host's `/proc` open, at the descriptor 121. It
+/// opened the file of the host, and the restored process had it.
+fn a_path_does_not_go_through_procfs(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(&format!("exec 5</file; {COUNT}"))?;
+    fs::write(bundle.rootfs().join("file"), "")?;
+    symlink("/proc/self/fd/121", bundle.rootfs().join("out"))?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let own = std::process::id();
+    let secret = test.folder.join("secret");
+    fs::write(&secret, "")?;
+    let (magic, link) = (format!("/proc/self/fd/121/{own}/root"), format!("/out/{own}/root"));
+    for way in [magic, link] {
+        let name = format!("{way}{}", secret.display());
+        let words = format!("the path `{name}`: it goes through the link `/proc/self/fd/121`");
+        let file = [number(1, 9999), number(2, 2), number(3, 0), bytes(5, &nobody())].concat();
+        let file = [file, bytes(6, name.as_bytes())].concat();
+        refuses(&bundle, &path, &words, &|| add_file(test, 1, 3, &file))?;
+        let socket = bytes(11, format!("{way}/x").as_bytes());
+        let words = format!("the path `{way}/x`: it goes through the link `/proc/self/fd/121`");
+        refuses(&bundle, &path, &words, &|| add_file(test, 5, 16, &socket))?;
+    }
+    let log = [number(1, 9999), number(2, 0), number(3, 0), bytes(5, &nobody())].concat();
+    let log = [log, bytes(6, b"/proc/kmsg")].concat();
+    let words = "the path `/proc/kmsg`: to open it requires CAP_SYSLOG, which the container lacks";
+    refuses(&bundle, &path, words, &|| add_file(test, 1, 3, &log))?;
+    goes_on(&bundle)
+}
+
+/// CRIU follows links in the `/dev` of a container with a terminal.
+fn an_open_file_is_on_a_mount_of_the_container(test: &Test) -> Outcome {
+    needs_criu()?;
+    let version = String::from_utf8(criu().arg("--version").output()?.stdout)?;
+    if !version.starts_with("Version: 4") {
+        return skip("this criu has the host's /proc open at another descriptor");
+    }
+    let console = test.folder.join("console");
+    let listener = UnixListener::bind(&console)?;
+    let flag = format!("--console-socket={}", console.display());
+    let script = "exec 5>/dev/file; while read line; do echo got $line; done";
+    let bundle = test
+        .sh(script)?
+        .edit(|config| config["process"]["terminal"] = json!(true))
+        .flag(flag.clone());
+    let container = start(&bundle)?;
+    let mut master: fs::File = receive(&listener)?.into();
+    master.write_all(b"one\n")?;
+    read_until(&mut master, "got one")?;
+    write(test, &container, &[])?.success()?;
+    let secret = test.folder.join("secret");
+    fs::write(&secret, "")?;
+    let to = format!("/proc/self/fd/121/{}/root{}", std::process::id(), secret.display());
+    let mut changed = 0;
+    for entry in fs::read_dir(images(test))? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(".tar.gz.img") && holds(&path, "./file")? {
+            relink(test, &path, "file", Path::new(&to))?;
+            changed += 1;
+        }
+    }
+    ensure_eq(changed, 1)?;
+    bundle.write()?;
+    let restore = restore_command(&bundle, &test.id(), &["--detach", &flag]);
+    let words = format!("it has `{}` open, which is not in the container", secret.display());
+    Output::of(restore)?.fails_with(&words).map(drop)
+}
+
+/// Replaces a file of an archive by a link.
+fn relink(test: &Test, archive: &Path, name: &str, to: &Path) -> Outcome {
+    let folder = test.folder.join("archive");
+    fs::create_dir(&folder)?;
+    let tar = |args: &[&str]| -> Outcome {
+        let mut tar = Command::new("tar");
+        tar.args(args).arg(archive).arg("--directory").arg(&folder).stdin(Stdio::null());
+        if args.contains(&"--create") {
+            tar.arg(".");
+        }
+        ensure(tar.status()?.success(), "tar failed")
+    };
+    tar(&["--extract", "--gzip", "--file"])?;
+    let old = folder.join(name);
+    if old.is_dir() {
+        fs::remove_dir_all(old)?;
+    } else {
+        fs::remove_file(old)?;
+    }
+    symlink(to, folder.join(name))?;
+    tar(&["--create", "--gzip", "--file"])
+}
+
+/// The first watch is for a directory, the second for a file that is deleted, and still open.
+fn watches_come_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    // `inotify_init1` and `inotify_add_watch`: of new files, and of changes.
+    let script = "$| = 1; ($etc, $gone) = ('/etc', '/gone'); open(my $file, '>', $gone); \
+        my $watches = syscall(294, 0); syscall(254, $watches, $etc, 0x100); \
+        syscall(254, $watches, $gone, 2); unlink($gone); print \"1\\n\"; \
+        open(my $in, \"<&=$watches\"); \
+        while (1) { select(undef, undef, undef, 0.1); next unless -e '/go'; \
+        open(my $new, '>', '/etc/new'); close($new); sysread($in, my $event, 4096); \
+        print \"an event\\n\" if length($event) > 16; }";
+    let bundle = test.perl(script)?;
+    fs::create_dir_all(bundle.rootfs().join("etc"))?;
+    checkpoint(&bundle)?;
+    fs::write(bundle.rootfs().join("go"), "")?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("an event\n")
+}
+
+/// CRIU looks for a place for its own code between the mappings, and stops at a fake one.
+fn memory_is_as_the_kernel_lists_it(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("mm-1.img");
+    let mapping = |start: u64, end: u64, flags: u64, status: u64| {
+        let fields =
+            [(1, start), (2, end), (3, 0), (4, 0), (5, 3), (6, flags), (7, status), (8, 1)];
+        let fields: Vec<u8> =
+            fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
+        bytes(14, &fields)
+    };
+    let private = 1 | 1 << 9;
+    for (before, after, words) in [
+        (mapping(0x10000, 0x11000, 0x22, 1 << 16), vec![], "is after a range without access"),
+        (vec![], mapping(0x10000, 0x11000, 0x22, private), "is below the one before it"),
+        (mapping(0x10000, 1 << 46, 0x22, private), vec![], "is below the one before it"),
+        // `VMA_PREMMAPED`, by which CRIU finds the memory that it has filled.
+        (mapping(0x10000, 0x11000, 0x22, private | 1 << 30), vec![], "is of an unknown kind"),
+        // `MAP_HUGETLB`, of 2 MiB.
+        (mapping(0x20_0000, 0x20_1000, 0x5404_0022, private), vec![], "does not have whole pages"),
+        (mapping(0x10001, 0x11000, 0x22, private), vec![], "does not have whole pages"),
+        // A ring for AIO.
+        (
+            vec![],
+            bytes(16, &[number(1, 0x10000), number(2, 1), number(3, 0x1000)].concat()),
+            "is not one of the mappings",
+        ),
+    ] {
+        refuses(&bundle, &path, words, &|| put_around(&path, 8, &before, &after))?;
+    }
+    goes_on(&bundle)
+}
+
+/// CRIU makes a path below `/proc/sys` of the name, and writes a text of the images there.
+fn a_device_has_a_name_of_the_kernels(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "netdev-")?;
+    let device = |kind: u64, name: &str| {
+        let numbers = [number(1, kind), number(2, 5), number(3, 1500), number(4, 0)].concat();
+        [numbers, bytes(5, name.as_bytes())].concat()
+    };
+    let add = |message: &[u8]| -> Outcome {
+        Ok(fs::write(&path, [fs::read(&path)?, framed(message)?].concat())?)
+    };
+    for (message, words) in [
+        (device(6, "../kernel/x"), "the name `../kernel/x` of a device"),
+        (device(6, &"x".repeat(1100)), "the name of a device is too long"),
+        (device(5, "venet0"), "a device of the kind 5"),
+    ] {
+        refuses(&bundle, &path, words, &|| add(&message))?;
+    }
+    goes_on(&bundle)
+}
+
+/// In the host's network namespace, CRIU changes the host's packet filter before `rt` compares the
+/// processes.
+fn namespaces_are_compared_first(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("inventory.img");
+    // Without the first bytes and the length.
+    let ids = fs::read(images(test).join("ids-1.img"))?.split_off(12);
+    for (field, name) in [(6, "network"), (7, "ipc"), (8, "uts")] {
+        let at = ids.windows(2).position(|part| part[0] == field << 3);
+        let there = u64::from(ids[at.ok_or("no namespace")? + 1]);
+        let same = bytes(3, &number(u64::from(field), there));
+        let words = format!("ids-1.img` of the checkpoint: it is in the host's {name}");
+        refuses(&bundle, &path, &words, &|| put_around(&path, 4, &[], &same))?;
+    }
+    // The configuration has no user namespace.
+    let other = bytes(3, &number(10, 99));
+    let words = "it has a user namespace, and `linux.namespaces` has none";
+    refuses(&bundle, &path, words, &|| put_around(&path, 4, &[], &other))?;
+    goes_on(&bundle)
+}
+
+/// CRIU writes the name into commands for nftables.
+fn a_run_has_a_plain_name(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("inventory.img");
+    let name = bytes(13, b"x;flush ruleset");
+    refuses(&bundle, &path, "the name of its run is not a plain one", &|| {
+        put_around(&path, 4, &[], &name)
+    })?;
+    goes_on(&bundle)
+}
+
+/// `iptables-restore` would run the program as root of the host.
+fn rules_of_iptables_name_no_program(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for name in ["iptables-10.img", "ip6tables-10.img"] {
+        let path = images(test).join(name);
+        let rules = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -M /bin/false -j x\nCOMMIT\n";
+        let words = format!("{name}` of the checkpoint: its line 3 is not one that `rt` knows");
+        refuses(&bundle, &path, &words, &|| Ok(fs::write(&path, rules)?))?;
+    }
+    goes_on(&bundle)
+}
+
+/// A netlink message for the kernel: its length, its kind, and zeros.
+fn message(length: u32, kind: u16) -> Vec<u8> {
+    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 14]].concat()
+}
+
+fn tracked_connections_are_only_made(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("netns-ct-10.img");
+    for (message, words) in [
+        // One that deletes all connections, and one whose length CRIU believes.
+        (
+            message(20, 1 << 8 | 2),
+            "netns-ct-10.img` of the checkpoint: it has a message of the kind 0x102",
+        ),
+        (message(4, 1 << 8), "a message has a wrong length"),
+    ] {
+        refuses(&bundle, &path, words, &|| Ok(fs::write(&path, &message)?))?;
+    }
+    goes_on(&bundle)
+}
+
+/// The message makes no sense to the kernel, but CRIU does not read it.
+fn tracked_connections_of_others_stay(test: &Test) -> Outcome {
+    needs_criu()?;
+    let other = test.sh("exec sleep 60")?.start()?;
+    let network = format!("/proc/{}/ns/net", other.pid()?);
+    let bundle = test.sh(COUNT)?.namespace(json!({ "type": "network", "path": network }));
+    checkpoint(&bundle)?;
+    let name = image(test, "netns-")?;
+    let name =
+        name.file_name().unwrap_or_default().to_string_lossy().replace("netns-", "netns-ct-");
+    fs::write(images(test).join(name), message(20, 1 << 8))?;
+    goes_on(&bundle)
+}
+
+/// CRIU would make the device, on a volume too.
+fn a_deleted_device_needs_its_capability(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("exec 5>/file; echo 1 >&5; rm /file; {COUNT}");
+    let bundle = test.sh(&script)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "ghost-file-")?;
+    // A block device.
+    let device = [number(3, 0o60600), number(6, 0x800)].concat();
+    refuses(&bundle, &path, "it is a device, and the container has no CAP_MKNOD", &|| {
+        put_around(&path, 8, &[], &device)
+    })?;
+    goes_on(&bundle)
+}
+
+/// CRIU would make the deleted file in a directory of the host for some time.
+fn a_link_in_a_tmpfs_leads_nowhere(test: &Test) -> Outcome {
+    needs_criu()?;
+    let script = format!("mkdir /t/d; exec 5>/t/d/file; echo 1 >&5; rm /t/d/file; {COUNT}");
+    let bundle =
+        test.sh(&script)?.mount(json!({ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }));
+    fs::create_dir(bundle.rootfs().join("t"))?;
+    checkpoint(&bundle)?;
+    let folder = test.folder.join("host");
+    fs::create_dir(&folder)?;
+    let mut changed = 0;
+    for entry in fs::read_dir(images(test))? {
+        let path = entry?.path();
+        let is_archive = path.to_string_lossy().ends_with(".tar.gz.img");
+        if is_archive && holds(&path, "./d")? {
+            relink(test, &path, "d", &folder)?;
+            changed += 1;
+        }
+    }
+    ensure_eq(changed, 1)?;
+    is_refused(&bundle, "Too many levels of symbolic links")?;
+    ensure_eq(fs::read_dir(&folder)?.count(), 0)
+}
+
+/// Whether an archive has a file of this name.
+fn holds(archive: &Path, name: &str) -> Outcome<bool> {
+    let list = Command::new("tar").args(["--list", "--gzip", "--file"]).arg(archive).output()?;
+    let list = String::from_utf8(list.stdout)?;
+    Ok(list.lines().any(|line| line.trim_end_matches('/') == name))
+}
+
+/// In a tmpfs, in a volume, and in `/dev`.
+fn links_work_after_a_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    let volume = test.folder.join("volume");
+    fs::create_dir(&volume)?;
+    let script = "ln -s f /t/l; echo tmpfs >/t/f; ln -s f /vol/l; echo volume >/vol/f; \
+        exec 5>/dev/gone; rm /dev/gone; ln -s ../t/f /dev/l; \
+        i=0; while :; do echo $i; i=$((i + 1)); [ -e /go ] && cat /t/l /vol/l /dev/l; sleep 0.1; done";
+    let bundle = test
+        .sh(script)?
+        .mount(json!({ "destination": "/t", "type": "tmpfs", "source": "tmpfs" }))
+        .mount(
+            json!({ "destination": "/vol", "type": "bind", "source": volume, "options": ["bind"] }),
+        );
+    for name in ["t", "vol"] {
+        fs::create_dir(bundle.rootfs().join(name))?;
+    }
+    let restored = move_on(&bundle, "1\n")?;
+    fs::write(bundle.rootfs().join("go"), "")?;
+    restored.wait_for_output("tmpfs\nvolume\ntmpfs\n")?;
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", restored.pid()?))?;
+    ensure(!mounts.contains("nosymfollow"), mounts)
+}

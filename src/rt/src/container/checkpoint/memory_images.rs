@@ -1,0 +1,311 @@
+//! The images of memory: `mm-PID.img` and `memfd.img`.
+//!
+//! CRIU maps what they say while the process has all rights of the host's root. Its code for that
+//! is in the memory of the process, in the first gap between the mappings of the images. CRIU
+//! stops at a fake mapping when it looks for the gap, and a mapping of huge pages is longer than the
+//! image says. Then the program of the images runs in the place of CRIU's code, and nothing was
+//! compared yet. So `restore` refuses mappings that no kernel lists: in another order, one above
+//! another, or with bits that only CRIU sets.
+//!
+//! It also refuses mappings by which CRIU changes a file, and an rseq area (`rseq(2)`) that is not
+//! in private memory.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::container::checkpoint::criu;
+use crate::container::checkpoint::images::{self, Magic, Value, each};
+
+pub(in crate::container) const FILES: &str = "memfd.img";
+
+/// The first bytes of the images (`magic.h`).
+const MEMORY_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x20, 0x28, 0x49, 0x57];
+const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x99, 0x34, 0x45, 0x48];
+
+/// The size of `struct rseq` up to its last member that CRIU's kernels know. The area is aligned to
+/// its size.
+const AREA: u64 = 32;
+
+const PAGE: u64 = 4096;
+
+/// The kinds of mappings, `VMA_*` of `image.h`. The other bits are CRIU's own during a restore, a
+/// plugin's, or those of a mapping that CRIU cannot write.
+const KINDS: u64 = (1 << 18) - 1;
+/// A ring for AIO, and a range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these
+/// ranges after the mappings.
+const RING: u64 = 1 << 13;
+const GUARD: u64 = 1 << 16;
+
+/// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
+pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
+    let mut areas = areas.iter().map(|address| (*address, false)).collect();
+    check_order(image)?;
+    check_mappings(image, &mut areas)
+}
+
+/// Fails if the checkpoint has a file of huge pages in memory. The kernel makes a mapping of it as
+/// long as a huge page.
+pub(in crate::container) fn refuse_huge_files(images: BorrowedFd<'_>) -> Result<()> {
+    let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(()) };
+    images::each_message(&image, &FILES_MAGIC, &mut |message| {
+        each(message, &mut |field| {
+            let is_huge = matches!(field, (8, Value::Number(flag)) if flag != 0);
+            ensure!(!is_huge, "it has a file of huge pages");
+            Ok(())
+        })
+    })
+}
+
+/// Fails unless the mappings are as the kernel lists them, and each ring for AIO is one of them.
+fn check_order(image: &[u8]) -> Result<()> {
+    let (mut rings, mut guards) = (BTreeMap::new(), Vec::new());
+    // The mappings that follow each other without a gap: from where to where.
+    let (mut joined, mut end) = (Vec::<(u64, u64)>::new(), 0);
+    let message = images::message(image, &MEMORY_MAGIC)?;
+    each(message, &mut |field| {
+        let (14, Value::Bytes(message)) = field else { return Ok(()) };
+        let mapping = mapping(message)?;
+        let show = || format!("the mapping at {:#x}", mapping.start);
+        ensure!(mapping.status & !KINDS == 0, "{} is of an unknown kind", show());
+        let unit = mapping.unit()?;
+        let is_whole = [mapping.start, mapping.end].iter().all(|at| at % unit == 0);
+        ensure!(is_whole, "{} does not have whole pages", show());
+        if mapping.status & GUARD != 0 {
+            ensure!(mapping.status == GUARD, "{} is of two kinds", show());
+            guards.push((mapping.start, mapping.end));
+            return Ok(());
+        }
+        ensure!(guards.is_empty(), "{} is after a range without access", show());
+        ensure!(mapping.start >= end, "{} is below the one before it", show());
+        match joined.last_mut() {
+            Some((_, last)) if *last == mapping.start => *last = mapping.end,
+            _ => joined.push((mapping.start, mapping.end)),
+        }
+        end = mapping.end;
+        if mapping.status & RING != 0 {
+            rings.insert(mapping.start, mapping.end - mapping.start);
+        }
+        Ok(())
+    })?;
+    for (start, end) in guards {
+        // The last one that begins there or before.
+        let before = joined.partition_point(|(from, _)| *from <= start).checked_sub(1);
+        let is_inside = before.is_some_and(|before| end <= joined[before].1);
+        ensure!(is_inside, "the range without access at {start:#x} is not in its memory");
+    }
+    each(message, &mut |field| {
+        // `aio_ring_entry`
+        let (16, Value::Bytes(message)) = field else { return Ok(()) };
+        let (mut address, mut length) = (0, 0);
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Number(number)) => address = number,
+                (3, Value::Number(number)) => length = u64::from(u32::try_from(number)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        let is_there = rings.get(&address) == Some(&length);
+        ensure!(is_there, "the ring at {address:#x} is not one of the mappings");
+        Ok(())
+    })
+}
+
+/// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by
+/// a mapping. `areas` are addresses, and whether a mapping was found for each of them.
+fn check_mappings(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
+        let (14, Value::Bytes(message)) = field else { return Ok(()) };
+        let mapping = mapping(message)?;
+        images::refuse_changing(mapping.open)?;
+        ensure!(
+            !mapping.is_filled() || mapping.flags & TYPE == PRIVATE,
+            "the mapping at {:#x} is private, and shared too",
+            mapping.start
+        );
+        for (address, is_found) in areas.range_mut(mapping.start.saturating_sub(AREA)..mapping.end)
+        {
+            let area_end = address.checked_add(AREA).context("an rseq area has no end")?;
+            if area_end <= mapping.start {
+                continue;
+            }
+            let is_inside = mapping.start <= *address && area_end <= mapping.end;
+            let is_first = !std::mem::replace(is_found, true);
+            ensure!(
+                is_inside && is_first && mapping.is_private(),
+                "the rseq area at {address:#x} is not in private memory"
+            );
+        }
+        Ok(())
+    })?;
+    if let Some((address, _)) = areas.iter().find(|(_, is_found)| !**is_found) {
+        bail!("the rseq area at {address:#x} is not in its memory");
+    }
+    Ok(())
+}
+
+/// `vma_entry`.
+#[derive(Debug, Default)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    flags: u64,
+    status: u64,
+    /// The flags with which CRIU opens its file.
+    open: u64,
+}
+
+/// `MAP_TYPE`, `MAP_PRIVATE` and `MAP_HUGETLB` of `mmap(2)`, and where the size of its huge pages
+/// is: the logarithm to the base of 2.
+const TYPE: u64 = 0xf;
+const PRIVATE: u64 = 2;
+const HUGE: u64 = 0x40000;
+const HUGE_SIZE: u64 = 26;
+
+impl Mapping {
+    /// The size of its pages. The kernel makes a mapping of huge pages as long as those.
+    fn unit(&self) -> Result<u64> {
+        if self.flags & HUGE == 0 {
+            return Ok(PAGE);
+        }
+        match u32::try_from(self.flags >> HUGE_SIZE & 0x3f)? {
+            0 => default_huge_page(),
+            size => Ok((1 << size).max(PAGE)),
+        }
+    }
+
+    /// Whether CRIU writes the memory of the images to it: `VMA_FILE_PRIVATE` or
+    /// `VMA_ANON_PRIVATE`. If it were shared, CRIU would write to the file.
+    fn is_filled(&self) -> bool {
+        self.status & (1 << 6 | 1 << 9) != 0
+    }
+
+    fn is_private(&self) -> bool {
+        /// The other kinds of CRIU's mappings, `VMA_*` of `image.h`: a vsyscall page, a vDSO,
+        /// shared files, shared memory, System V's, a socket's, a vvar page, a ring for AIO, and a
+        /// plugin's.
+        const OTHERS: u64 =
+            1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 27;
+        self.flags & TYPE == PRIVATE && self.status & OTHERS == 0
+    }
+}
+
+fn mapping(message: &[u8]) -> Result<Mapping> {
+    let mut mapping = Mapping::default();
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(address)) => mapping.start = address,
+            (2, Value::Number(address)) => mapping.end = address,
+            (6, Value::Number(flags)) => mapping.flags = flags,
+            (7, Value::Number(status)) => mapping.status = status,
+            (10, Value::Number(flags)) => mapping.open = flags,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    ensure!(mapping.start < mapping.end, "a mapping ends before it starts");
+    Ok(mapping)
+}
+
+fn default_huge_page() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read `/proc/meminfo`")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:"));
+    let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    size.filter(|size| *size > 0).map(|size| size << 10).context("this host has no huge pages")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::checkpoint::images::made::{bytes, image, number};
+
+    /// A mapping of so many pages.
+    fn pages(start: u64, pages: u64, flags: u64, status: u64) -> Vec<u8> {
+        let fields = [(1, start * PAGE), (2, (start + pages) * PAGE), (6, flags), (7, status)];
+        let fields: Vec<u8> =
+            fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
+        bytes(14, &fields)
+    }
+
+    #[test]
+    fn mappings_are_as_the_kernel_lists_them() {
+        let check = |parts: &[Vec<u8>]| check_order(&image(MEMORY_MAGIC, &[parts.concat()]));
+        let ring = |address: u64, length: u64| {
+            bytes(16, &[number(1, address * PAGE), number(3, length * PAGE)].concat())
+        };
+        let (low, high) = (pages(16, 1, 2, 1), pages(17, 3, 2, 1));
+        let guard = |start, length| pages(start, length, 2, GUARD);
+        check(&[low.clone(), high.clone()]).expect("it is good");
+        check(&[low.clone(), high.clone(), guard(16, 4), guard(18, 1)]).expect("it has guards");
+        check(&[low.clone(), pages(20, 2, 1, RING | 1), ring(20, 2)]).expect("it has a ring");
+        // 2 MiB
+        let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, 1);
+        check(&[huge(512, 512)]).expect("it is a huge page");
+        for (parts, why) in [
+            (vec![high.clone(), low.clone()], "is below the one before it"),
+            (vec![low.clone(), low.clone()], "is below the one before it"),
+            (vec![pages(16, 2, 2, 1), high.clone()], "is below the one before it"),
+            (vec![low.clone(), guard(16, 1), high.clone()], "is after a range without access"),
+            (vec![low.clone(), pages(17, 3, 2, GUARD | 1)], "is of two kinds"),
+            (vec![low.clone(), guard(17, 1)], "is not in its memory"),
+            (vec![low.clone(), guard(15, 2)], "is not in its memory"),
+            (vec![guard(0, 1)], "is not in its memory"),
+            (vec![pages(16, 1, 2, 1 << 30 | 1)], "is of an unknown kind"),
+            (vec![pages(16, 1, 2, 1 << 27 | 1)], "is of an unknown kind"),
+            (vec![huge(512, 1)], "does not have whole pages"),
+            (vec![low.clone(), ring(16, 1)], "is not one of the mappings"),
+            (vec![pages(20, 2, 1, RING | 1), ring(20, 3)], "is not one of the mappings"),
+        ] {
+            let error = check(&parts).expect_err(why).to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        let part = bytes(14, &[number(1, 1), number(2, PAGE)].concat());
+        check(&[part]).expect_err("it does not begin with a page");
+    }
+
+    #[test]
+    fn a_mapping_changes_no_file() {
+        // `flags`, `status`, and the flags with which the file is opened.
+        for (flags, status, open, is_good) in [
+            (1, 1 << 1, 2, true),
+            (2, 1 << 6, 2, true),
+            (1, 1 << 6, 2, false),
+            (3, 1 << 6, 2, false),
+            (2, 1 << 6, 0o100, false),
+        ] {
+            let fields = [number(1, 0), number(2, 64), number(6, flags), number(7, status)];
+            let mapping = bytes(14, &[fields.concat(), number(10, open)].concat());
+            let checked = check_mappings(&image(MEMORY_MAGIC, &[mapping]), &mut BTreeMap::new());
+            assert_eq!(checked.is_ok(), is_good, "{flags} {status} {open}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn an_area_is_in_private_memory() {
+        let mapping = |start: u64, end: u64, flags: u64, status: u64| {
+            let fields = [number(1, start), number(2, end), number(6, flags), number(7, status)];
+            bytes(14, &fields.concat())
+        };
+        let check = |mappings: &[Vec<u8>]| {
+            let image = image(MEMORY_MAGIC, &[mappings.concat()]);
+            check_mappings(&image, &mut BTreeMap::from([(64, false)]))
+        };
+        let (below, above) = (mapping(0, 64, 1, 1), mapping(96, 120, 1, 1));
+        check(&[below.clone(), mapping(64, 96, 2, 1), above.clone()]).expect("it is private");
+        for mappings in [
+            vec![below, above],
+            vec![mapping(64, 96, 1, 1)],
+            vec![mapping(64, 96, 3, 1)],
+            vec![mapping(32, 120, 2, 9)],
+            vec![mapping(64, 80, 2, 1), mapping(80, 96, 2, 1)],
+            vec![mapping(64, 96, 2, 1), mapping(64, 96, 2, 1)],
+            vec![mapping(64, 96, 2, 1), mapping(90, 96, 1, 1)],
+            vec![mapping(96, 64, 2, 1)],
+        ] {
+            check(&mappings).expect_err("it is not private");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The paths of files and of unix sockets in images, which CRIU follows as root of the host.
+//!
+//! CRIU opens them in the container's mounts. But the container's procfs shows the process of CRIU
+//! too, and that process has a descriptor of the host's `/proc` open. So a path through
+//! `/proc/self/fd` led CRIU to any file of the host, and the process got it. A link of the rootfs
+//! can lead there as well. (On other mounts, CRIU cannot follow links: see
+//! [`mount_images`](super::mount_images).) The path of an open file never goes through a link, so
+//! `restore` refuses one that goes through a link of procfs.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use crate::walk;
+
+/// `PATH_MAX`.
+const LONGEST: usize = 4096;
+
+/// The mounts that matter for paths.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Places {
+    /// The mount points of procfs.
+    pub(in crate::container) procs: Vec<PathBuf>,
+    /// A `/dev` in which CRIU follows links.
+    pub(in crate::container) open_dev: bool,
+    /// The mount points below that `/dev`.
+    pub(in crate::container) below_dev: Vec<PathBuf>,
+}
+
+const DEV: &str = "/dev";
+
+/// Looks at a path that CRIU opens.
+pub(in crate::container) type Look<'a> = &'a dyn Fn(&Path) -> Result<()>;
+
+impl Places {
+    /// Fails if a path leads out of the container. `opened` is for a path that CRIU only opens, and
+    /// gets the paths to which it can lead. `restore` looks at the opened file later.
+    pub(in crate::container) fn check(
+        &self,
+        rootfs: BorrowedFd<'_>,
+        path: &Path,
+        opened: Option<Look<'_>>,
+    ) -> Result<()> {
+        let shown = || path.display().to_string().escape_debug().to_string();
+        ensure!(path.as_os_str().len() < LONGEST, "a path is longer than {LONGEST} bytes");
+        let lead = || format!("the path `{}`", shown());
+        let mut rest: VecDeque<OsString> = parts(path).collect();
+        // Where `..` leads depends on the links before it, which another mount may hide.
+        let goes_up = rest.iter().any(|part| part == "..");
+        ensure!(!goes_up, "the path `{}` has `..`", shown());
+        let (mut there, mut links) = (PathBuf::from("/"), 0);
+        self.check_text(&there, &rest, opened).with_context(lead)?;
+        while let Some(part) = rest.pop_front() {
+            if part == ".." {
+                there.pop();
+                continue;
+            }
+            let next = there.join(&part);
+            // Also of the rootfs below another mount: a mount of the images may not be on top.
+            match link(rootfs, &there, &part).with_context(lead)? {
+                Some(target) => {
+                    links += 1;
+                    let goes_up =
+                        parts(&target).skip_while(|part| part == "..").any(|part| part == "..");
+                    ensure!(!goes_up, "the path `{}` goes through a link with `..`", shown());
+                    ensure!(links <= walk::MOST_LINKS, "the path `{}` has too many links", shown());
+                    if target.is_absolute() {
+                        there = PathBuf::from("/");
+                    }
+                    for part in parts(&target).rev() {
+                        rest.push_front(part);
+                    }
+                    self.check_text(&there, &rest, opened).with_context(lead)?;
+                }
+                None => there = next,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_text(
+        &self,
+        there: &Path,
+        rest: &VecDeque<OsString>,
+        opened: Option<Look<'_>>,
+    ) -> Result<()> {
+        let mut path = there.to_owned();
+        for part in rest {
+            if part == ".." {
+                path.pop();
+            } else {
+                path.push(part);
+            }
+            let leads = self.procs.iter().any(|proc| path.strip_prefix(proc).is_ok_and(is_link));
+            ensure!(!leads, "it goes through the link `{}`", path.display());
+            let is_in_dev = self.open_dev && path.strip_prefix(DEV).is_ok_and(is_deep);
+            let is_on_mount = self.below_dev.iter().any(|point| path.starts_with(point));
+            ensure!(
+                opened.is_some() || !is_in_dev || is_on_mount,
+                "it may go through a link in `{DEV}`"
+            );
+        }
+        opened.map_or(Ok(()), |look| look(&path))
+    }
+
+    /// The capability that a process requires to open a file of procfs. The kernel asks for it only
+    /// when the file is opened. In a pid namespace of its own, a container has only its own
+    /// processes to look into.
+    pub(in crate::container) fn required(
+        &self,
+        path: &Path,
+        has_own_pids: bool,
+    ) -> Option<CapabilitySet> {
+        /// Files of a process that only who may trace the process can open.
+        const TRACED: [&str; 12] = [
+            "auxv",
+            "clear_refs",
+            "environ",
+            "io",
+            "maps",
+            "mem",
+            "numa_maps",
+            "pagemap",
+            "personality",
+            "smaps",
+            "smaps_rollup",
+            "stack",
+        ];
+        let of_procs = self.procs.iter().filter_map(|proc| path.strip_prefix(proc).ok());
+        let required = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            match name {
+                _ if path.iter().count() > 1 => {
+                    let is_traced = !has_own_pids && TRACED.contains(&name);
+                    is_traced.then_some(CapabilitySet::SYS_PTRACE)
+                }
+                "kmsg" => Some(CapabilitySet::SYSLOG),
+                "kcore" => Some(CapabilitySet::SYS_RAWIO),
+                _ => None,
+            }
+        };
+        of_procs.filter_map(required).next()
+    }
+}
+
+/// Whether a path of procfs is a link of the kernel's, to anywhere.
+pub(in crate::container) fn is_link(path: &Path) -> bool {
+    let mut parts = path.iter().rev();
+    let (last, above) = (parts.next(), parts.next());
+    let is = |part: Option<&OsStr>, names: &[&str]| {
+        names.iter().any(|name| part == Some(OsStr::new(name)))
+    };
+    is(last, &["cwd", "exe", "root"]) || is(above, &["fd", "map_files", "ns"])
+}
+
+fn is_deep(path: &Path) -> bool {
+    path.iter().count() > 1
+}
+
+/// The names in a path, without empty ones and `.`.
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    let text = path.as_os_str().as_bytes();
+    let parts = text.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    parts.map(|part| OsStr::from_bytes(part).to_owned())
+}
+
+/// The target of a link in a directory of the rootfs.
+fn link(rootfs: BorrowedFd<'_>, there: &Path, part: &OsStr) -> Result<Option<PathBuf>> {
+    let path = there.strip_prefix("/").unwrap_or(there).join(part);
+    // `there` has no links.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
+    let file = match walk::open(rootfs, &path, flags, ResolveFlags::BENEATH) {
+        Ok(file) => file,
+        // CRIU fails, or the path is on another mount.
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("open `{}`", path.display())),
+    };
+    match rustix::fs::readlinkat(&file, "", Vec::new()) {
+        Ok(target) => Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes())))),
+        // It is no link.
+        Err(Errno::INVAL | Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read the link `{}`", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn no_path_goes_through_procfs() {
+        let folder = std::env::temp_dir().join(format!("rt-paths-{}", std::process::id()));
+        let make = |name: &str| std::fs::create_dir_all(folder.join(name)).expect("made");
+        let lead = |name: &str, to: &str| symlink(to, folder.join(name)).expect("made");
+        make("etc/deep");
+        make("run");
+        make("var");
+        lead("var/run", "/run");
+        lead("etc/out", "/proc/self/fd/121");
+        lead("etc/deep/far", "../out/2");
+        lead("etc/loop", "loop");
+        lead("etc/up", "../../..");
+        lead("etc/back", "/run/../x");
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let rootfs = rustix::fs::open(&folder, flags, rustix::fs::Mode::empty());
+        let rootfs = rootfs.expect("opened");
+        let places = Places {
+            procs: ["/proc", "/mnt/proc"].map(PathBuf::from).to_vec(),
+            open_dev: true,
+            below_dev: vec![PathBuf::from("/dev/pts")],
+        };
+        let check = |path: &str| places.check(rootfs.as_fd(), Path::new(path), None);
+        for path in [
+            "/",
+            "/etc/file",
+            "/var/run/socket",
+            "/proc/1/status",
+            "/proc/1/fd",
+            "/proc/self/task/1/stat",
+            "/srv/fd/1",
+            "/dev/null",
+            "/dev/pts/0",
+            "/etc/up/etc",
+            "/etc/.hidden",
+        ] {
+            check(path).expect(path);
+        }
+        for path in [
+            "/proc/self/fd/121/1/root/etc/shadow",
+            "/proc//self/./fd/121",
+            "/proc/1/root",
+            "/proc/1/task/1/cwd/x",
+            "/proc/1/exe",
+            "/proc/1/ns/net",
+            "/mnt/proc/1/map_files/1-2",
+            "/etc/out/1/root",
+            "/etc/deep/far/root",
+            "/etc/up/proc/1/root",
+            "/etc/../x",
+            "/etc/back",
+            "/etc/loop/x",
+            "/dev/x/y",
+        ] {
+            check(path).expect_err(path);
+        }
+        for (path, own, required) in [
+            ("/proc/1/mem", false, Some(CapabilitySet::SYS_PTRACE)),
+            ("/proc/1/task/2/maps", false, Some(CapabilitySet::SYS_PTRACE)),
+            ("/proc/1/mem", true, None),
+            ("/proc/1/mountinfo", false, None),
+            ("/mnt/proc/kmsg", true, Some(CapabilitySet::SYSLOG)),
+            ("/srv/1/mem", false, None),
+        ] {
+            assert_eq!(places.required(Path::new(path), own), required, "{path}");
+        }
+        let opened = |path: &str| {
+            let seen = std::cell::RefCell::new(Vec::new());
+            let look = |path: &Path| {
+                seen.borrow_mut().push(path.to_owned());
+                Ok(())
+            };
+            places.check(rootfs.as_fd(), Path::new(path), Some(&look)).expect("it is opened");
+            seen.into_inner()
+        };
+        assert_eq!(opened("/dev/x/y"), [Path::new("/dev/x/y")]);
+        assert_eq!(opened("/var/run/x"), ["/var/run/x", "/run/x"].map(Path::new));
+        check(&"/x".repeat(LONGEST)).expect_err("it is too long");
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
+}
