@@ -20,7 +20,9 @@ super::tests! { "wasm_components":
     an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
     ends_although_a_look_up_goes_on, a_moved_directory_of_the_kernel_is_not_preopened,
-    a_directory_that_cannot_be_read_is_not_preopened,
+    a_directory_that_cannot_be_read_is_not_preopened, a_command_of_wasi_0_3_runs, a_command_of_wasi_0_3_gets_what_others_get,
+    a_command_of_wasi_0_3_opens_no_file_of_the_kernel, a_command_of_wasi_0_3_has_the_same_limits, a_command_of_wasi_0_3_ends_with_a_signal,
+    a_component_without_asynchronous_functions_is_compiled_as_before,
 }
 
 const HELLO: &str = "Hello from Wasm!\n";
@@ -335,4 +337,107 @@ fn the_last_line_is_kept_when_a_signal_comes(test: &Test) -> Outcome {
     container.wait_for_output("name: ")?;
     container.rt(&["kill"])?.success()?;
     container.wait()
+}
+
+fn a_command_of_wasi_0_3_runs(test: &Test) -> Outcome {
+    lazy(test, "command3", &[])?.run()?.success()?.stdout(HELLO)?;
+    lazy(test, "command3", &["fail"])?.run()?.code(1)?;
+    lazy(test, "command3", &["exit", "7"])?.run()?.code(7)?;
+    let output = lazy(test, "command3", &["trap"])?.run()?.code(134)?;
+    output.fails_with("rt-wasmtime: trap: wasm `unreachable` instruction executed")?;
+    let bundle = lazy(test, "command3", &["sleep"])?;
+    let container = bundle.start()?;
+    container.wait_for_output("ready\n")?;
+    ensure(engine(&container)?.starts_with("wasmtime 48."), engine(&container)?)?;
+    ensure_eq(mode(&container)?.as_str(), "aot")?;
+    // A component beside it, and another instance of itself.
+    fs::copy(test.host.component("hello")?, bundle.rootfs().join("hello.wasm"))?;
+    for program in ["/hello.wasm", "/command3.wasm"] {
+        test.rt(["exec", &container.id, program])?.success()?.stdout(HELLO)?;
+    }
+    container.rt(&["kill"])?.success()?;
+    container.wait()
+}
+
+fn a_command_of_wasi_0_3_gets_what_others_get(test: &Test) -> Outcome {
+    let bundle = |args: &[&str]| -> Outcome<Bundle<'_>> {
+        let bundle = lazy(test, "command3", args)?.file("/data/a", "content")?;
+        Ok(bundle.file("/data/b", "")?.file("/secret", "secret")?.edit(|config| {
+            config["process"]["env"] = json!(["NAME=value", "OTHER=x=y"]);
+            config["process"]["cwd"] = json!("/data");
+        }))
+    };
+    let says = |bundle: Bundle<'_>, text: &str| -> Outcome {
+        bundle.run()?.success()?.stdout(text).map(drop)
+    };
+    says(bundle(&["variables"])?, "NAME=value\nOTHER=x=y\nPWD=/data\n")?;
+    says(bundle(&["directory"])?, "/data")?;
+    says(bundle(&["read", "/data/a"])?, "content")?;
+    says(bundle(&["ls", "/data"])?, "a b")?;
+    let writing = bundle(&["write", "/data/new"])?;
+    says(writing.clone(), "ok\n")?;
+    ensure_eq(fs::read_to_string(writing.rootfs().join("data/new"))?.as_str(), "written")?;
+    // Only what is listed.
+    let listed = |args: &[&str]| -> Outcome<Bundle<'_>> {
+        Ok(bundle(args)?.annotation("run.oci.wasm.dirs", "/data:ro"))
+    };
+    says(listed(&["read", "/data/a"])?, "content")?;
+    says(listed(&["write", "/data/other"])?, "error: ErrorCode::NotPermitted")?;
+    says(listed(&["read", "/secret"])?, "error: no such directory")?;
+    says(listed(&["read", "/data/../secret"])?, "error: ErrorCode::NotPermitted")
+}
+
+fn a_command_of_wasi_0_3_opens_no_file_of_the_kernel(test: &Test) -> Outcome {
+    for path in ["/proc/self/mem", "/proc/version", "/sys/kernel/uevent_seqnum"] {
+        let output = lazy(test, "command3", &["read", path])?.run()?.success()?;
+        ensure_eq((path, output.stdout.as_str()), (path, "error: ErrorCode::Access"))?;
+    }
+    let output = lazy(test, "command3", &["ls", "/proc"])?.run()?.success()?;
+    ensure_eq(output.stdout.as_str(), "error: ErrorCode::Access")
+}
+
+fn a_command_of_wasi_0_3_has_the_same_limits(test: &Test) -> Outcome {
+    let looping = lazy(test, "command3", &["loop"])?;
+    let slow = looping.clone().annotation("run.oci.wasm.timeout", "0.5");
+    slow.run()?.code(124)?;
+    let output = looping.annotation("run.oci.wasm.fuel", "1000000").run()?.code(134)?;
+    output.fails_with("all fuel consumed by WebAssembly")?;
+    super::needs(test, "memory")?;
+    let limited = lazy(test, "command3", &["grow", "1000"])?.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+    });
+    let output = limited.run()?.success()?;
+    let got = output.stdout.trim_end_matches(" MiB\n").parse::<u64>();
+    ensure(got.is_ok_and(|got| (16..64).contains(&got)), &output.stdout)
+}
+
+fn a_command_of_wasi_0_3_ends_with_a_signal(test: &Test) -> Outcome {
+    let container = lazy(test, "command3", &["prompt"])?.start()?;
+    container.wait_for_output("name: ")?;
+    container.rt(&["kill"])?.success()?;
+    container.wait()
+}
+
+/// An import of WASI 0.3 alone asks for the other form of native code.
+fn a_component_without_asynchronous_functions_is_compiled_as_before(test: &Test) -> Outcome {
+    for (version, good) in [("0.2.0", true), ("0.3.0", true), ("0.4.0", false)] {
+        let text = format!(
+            r#"(component
+                (import "wasi:random/random@{version}" (instance $i (export "get-random-u64" (func (result u64)))))
+                (core func $f (canon lower (func $i "get-random-u64")))
+                (core module $m
+                    (import "" "f" (func $f (result i64)))
+                    (func (export "run") (result i32) call $f drop i32.const 0))
+                (core instance $c (instantiate $m (with "" (instance (export "f" (func $f))))))
+                (func $run (result (result)) (canon lift (core func $c "run")))
+                (instance (export "wasi:cli/run@0.2.0") (export "run" (func $run))))"#
+        );
+        let bundle = lazy(test, "hello", &[])?;
+        fs::write(bundle.rootfs().join("hello.wasm"), wat::parse_str(text)?)?;
+        match good {
+            true => bundle.run()?.success()?,
+            false => bundle.run()?.code(126)?.fails_with("`wasi:random/random@0.4.0`")?,
+        };
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! the rest.
 
 pub(super) mod client;
+mod newer;
 pub(super) mod tls;
 
 use std::fs;
@@ -20,6 +21,13 @@ use client::{
     with,
 };
 
+use newer::{
+    a_guest_of_wasi_0_3_is_limited, a_guest_of_wasi_0_3_that_fails_is_an_error,
+    a_guest_of_wasi_0_3_that_loops_holds_up_nobody, a_handler_of_wasi_0_3_answers_requests,
+    a_handler_of_wasi_0_3_gets_what_others_get, a_handler_of_wasi_0_3_sends_requests_where_it_may,
+    a_server_of_wasi_0_3_finishes_what_runs,
+};
+
 super::tests! { "wasm_http":
     a_handler_answers_requests, an_annotation_has_the_address, speaks_http_2_without_tls, a_body_goes_both_ways, a_connection_is_used_again,
     a_handler_gets_what_a_command_gets, a_handler_sees_only_the_directories_that_are_listed, a_handler_opens_no_file_of_the_kernel,
@@ -28,6 +36,9 @@ super::tests! { "wasm_http":
     sigterm_cuts_off_what_takes_too_long, a_second_signal_ends_at_once, a_probe_is_answered_without_the_guest, the_access_log_has_a_line_for_each_request,
     the_access_log_commands_no_terminal, a_log_that_nobody_reads_stops_nothing, statistics_are_told_of_by_events, fuel_is_for_each_request,
     work_goes_on_after_the_response, what_a_guest_prints_is_the_containers_output, exec_serves_too, an_engine_that_serves_nothing_is_named,
+    a_handler_of_wasi_0_3_answers_requests, a_handler_of_wasi_0_3_gets_what_others_get, a_handler_of_wasi_0_3_sends_requests_where_it_may,
+    a_guest_of_wasi_0_3_that_fails_is_an_error, a_guest_of_wasi_0_3_that_loops_holds_up_nobody, a_guest_of_wasi_0_3_is_limited,
+    a_server_of_wasi_0_3_finishes_what_runs,
 }
 
 fn a_handler_answers_requests(test: &Test) -> Outcome {

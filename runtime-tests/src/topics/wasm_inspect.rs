@@ -43,6 +43,16 @@ fn a_module_and_a_component_go_to_their_engines(test: &Test) -> Outcome {
     ensure_eq(component["world"].as_str(), Some("wasi:cli/command"))?;
     ensure_eq(component["engine"]["name"].as_str(), Some("wasmtime"))?;
     ensure_eq(component["missing"].clone(), json!([]))?;
+    for (guest, world) in [
+        ("command3", "wasi:cli/command"),
+        ("handler3", "wasi:http/service"),
+        ("handler", "wasi:http/proxy"),
+    ] {
+        let component = inspect(test, &test.host.component(guest)?)?;
+        ensure_eq((guest, component["world"].as_str()), (guest, Some(world)))?;
+        ensure_eq(component["engine"]["name"].as_str(), Some("wasmtime"))?;
+        ensure_eq(component["missing"].clone(), json!([]))?;
+    }
     let server = inspect(test, &test.host.guest("http-server")?)?;
     ensure_eq(server["world"].as_str(), Some("core-command"))
 }

@@ -30,7 +30,9 @@ super::tests! { "wasm_spin":
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
-    is_compiled_by_the_administrator, ends_with_a_signal,
+    is_compiled_by_the_administrator, ends_with_a_signal, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
+    a_component_of_sdk_7_sees_the_files_that_are_listed, stores_of_sdk_7_are_those_of_the_others, requests_of_sdk_7_go_to_allowed_hosts_only,
+    components_of_sdk_7_and_of_others_call_each_other,
 }
 
 /// How long a start waits for native code, at most, in seconds. Other tests compile too.
@@ -55,6 +57,10 @@ fn app<'a>(test: &'a Test, manifest: &str, settings: Value) -> Outcome<Bundle<'a
     for guest in ["spin1", "spin2", "spin3", "spin5"] {
         let module = fs::read(test.host.module(guest)?)?;
         bundle = bundle.file(&format!("/{guest}.wasm"), module)?;
+    }
+    for guest in ["spin6", "spin7"] {
+        let component = fs::read(test.host.component(guest)?)?;
+        bundle = bundle.file(&format!("/{guest}.wasm"), component)?;
     }
     Ok(bundle.annotation("run.oci.handler", "wasm").annotation(TIMEOUT, "300"))
 }
@@ -163,8 +169,14 @@ fn the_command_of_an_image_for_the_shim_is_a_slash(test: &Test) -> Outcome {
 }
 
 fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
-    let routes =
-        [("/one", "spin1"), ("/two", "spin2"), ("/three/:x", "spin3"), ("/five/...", "spin5")];
+    let routes = [
+        ("/one", "spin1"),
+        ("/two", "spin2"),
+        ("/three/:x", "spin3"),
+        ("/five/...", "spin5"),
+        ("/six", "spin6"),
+        ("/seven/...", "spin7"),
+    ];
     let mut text = "spin_manifest_version = 2\n[application]\nname = \"app\"\n".to_owned();
     for (route, guest) in routes {
         text += &format!(
@@ -179,6 +191,8 @@ fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
     gives(&container, "/three/hello", HELLO)?;
     gives(&container, "/five", "Hello from Spin 5 at /five")?;
     gives(&container, "/five/more/of/it?x=y", "Hello from Spin 5 at /five")?;
+    gives(&container, "/six", HELLO)?;
+    gives(&container, "/seven/of/it", HELLO)?;
     for nothing in ["/", "/two/more", "/three", "/three/a/b", "/fives"] {
         ensure_eq(get(&container, nothing)?.0, 404)?;
     }
@@ -750,14 +764,13 @@ fn a_bad_manifest_is_an_error(test: &Test) -> Outcome {
 fn a_bad_module_is_an_error(test: &Test) -> Outcome {
     let text = manifest("", "").replace("spin3.wasm", "module.wasm");
     let hello = fs::read(test.host.component("hello")?)?;
-    let newer = r#"(component (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))"#;
-    let newer = wat::parse_str(newer)?;
+    let empty = r#"(component (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))"#;
+    let empty = wat::parse_str(empty)?;
+    let later = r#"(component (instance $i) (export "wasi:http/handler@0.4.0" (instance $i)))"#;
+    let later = wat::parse_str(later)?;
     for (content, code, words) in [
-        (
-            Some(&newer[..]),
-            1,
-            "it exports `wasi:http/handler@0.3.0`, which this engine does not call",
-        ),
+        (Some(&empty[..]), 126, "`handle`"),
+        (Some(&later[..]), 126, "it does not answer requests"),
         (None, 1, "the module `/module.wasm`: no such file or directory"),
         (Some(&b"text"[..]), 1, "the module `/module.wasm`: it is not a WebAssembly module"),
         (Some(&hello[..8]), 126, "it does not answer requests"),
@@ -871,4 +884,149 @@ fn ends_with_a_signal(test: &Test) -> Outcome {
     container.rt(&["kill"])?.success()?;
     container.wait()?;
     wait_until("it is gone", || connect(&container, 80).is_err())
+}
+
+/// The manifest of one component of SDK 7.
+fn of_sdk_7(keys: &str, tables: &str) -> String {
+    manifest(keys, tables).replace("spin3.wasm", "spin7.wasm")
+}
+
+/// WASI 0.3.0-rc-2026-03-15, by the names of WASI 0.3.0.
+fn sdk_6_has_the_functions_of_its_preview(test: &Test) -> Outcome {
+    let keys = "variables = { text = \"value\" }";
+    let text = manifest(keys, "").replace("spin3.wasm", "spin6.wasm");
+    let container = shared(test, &text)?.start()?;
+    gives(&container, "/", HELLO)?;
+    gives(&container, "/variable", "value")?;
+    let text = manifest("", "").replace("spin3.wasm", "spin6.wasm");
+    gives(&shared(test, &text)?.start()?, "/variable", "Error::Undefined(\"text\")")
+}
+
+fn an_app_of_sdk_7_has_what_its_manifest_says(test: &Test) -> Outcome {
+    let tables = "[variables]\nwho = { default = \"you\" }\n";
+    let keys = "variables = { text = \"{{ who }}!\" }\nenvironment = { A = \"1\" }";
+    let container = shared(test, &of_sdk_7(keys, tables))?
+        .edit(|config| config["process"]["env"] = json!(["SPIN_VARIABLE_WHO=me", "OTHER=x"]))
+        .start()?;
+    gives(&container, "/", HELLO)?;
+    gives(&container, "/variable?v=text", "me!")?;
+    gives(&container, "/env", "A=1\n")?;
+    refuses(&container, "/variable?v=who", "Undefined")?;
+    refuses(&container, "/variable?v=A+B", "InvalidName")?;
+    let forged = "Spin-Path-Match-Id: 8\r\n";
+    let (_, headers) = ask_at(&container, 80, "/headers?a=b", forged, "")?;
+    ensure(headers.contains("spin-full-url: http://app.example/headers?a=b\n"), &headers)?;
+    ensure(!headers.contains("path-match"), headers)?;
+    // A trap, and an interface that nobody offers.
+    ensure_eq(get(&container, "/trap")?.0, 500)?;
+    ensure_eq(get(&container, "/redis")?.0, 500)?;
+    let said = container.stderr()?;
+    ensure(said.contains("`spin:redis/redis@3.0.0#"), &said)?;
+    gives(&container, "/", HELLO)
+}
+
+/// By WASI 0.3, and by WASI 0.2, which the standard library uses.
+fn a_component_of_sdk_7_sees_the_files_that_are_listed(test: &Test) -> Outcome {
+    let keys = "files = [\"*.txt\", \"a/**/*.txt\", { source = \"assets\", destination = \"/x/y\" }]\n\
+        exclude_files = [\"a/b/not.txt\"]";
+    let mut bundle = shared(test, &of_sdk_7(keys, ""))?;
+    for path in ["top.txt", "a/1.txt", "a/b/2.txt", "a/b/not.txt", "a/secret", "assets/file"] {
+        bundle = bundle.file(&format!("/{path}"), path)?;
+    }
+    std::os::unix::fs::symlink("secret", bundle.rootfs().join("a/link.txt"))?;
+    std::os::unix::fs::symlink("../a/secret", bundle.rootfs().join("assets/link"))?;
+    std::os::unix::fs::symlink("/proc/self/environ", bundle.rootfs().join("assets/environ"))?;
+    let container = bundle.start()?;
+    gives(&container, "/list?p=/", "a top.txt")?;
+    gives(&container, "/list?p=/a", "1.txt b")?;
+    gives(&container, "/list?p=/a/b", "2.txt")?;
+    gives(&container, "/list?p=/x/y", "environ file link")?;
+    for (path, content) in
+        [("/top.txt", "top.txt"), ("/a/b/2.txt", "a/b/2.txt"), ("/x/y/file", "assets/file")]
+    {
+        gives(&container, &format!("/read?p={path}"), content)?;
+        gives(&container, &format!("/std-read?p={path}"), content)?;
+        let size = content.len();
+        gives(
+            &container,
+            &format!("/stat?p={path}"),
+            &format!("DescriptorType::RegularFile {size}"),
+        )?;
+    }
+    for hidden in [
+        "/spin.toml",
+        "/a/secret",
+        "/a/link.txt",
+        "/a/b/not.txt",
+        "/x/y/link",
+        "/x/y/environ",
+        "/x/y/../../a/secret",
+        "/proc/self/environ",
+    ] {
+        refuses(&container, &format!("/read?p={hidden}"), "ErrorCode::")?;
+        refuses(&container, &format!("/std-read?p={hidden}"), "Os")?;
+    }
+    for hidden in ["/spin.toml", "/a/secret", "/a/link.txt", "/a/b/not.txt"] {
+        refuses(&container, &format!("/stat?p={hidden}"), "ErrorCode::")?;
+    }
+    for path in ["/new", "/top.txt", "/a/new", "/x/y/file"] {
+        refuses(&container, &format!("/write?p={path}"), "ErrorCode::")?;
+    }
+    Ok(())
+}
+
+fn stores_of_sdk_7_are_those_of_the_others(test: &Test) -> Outcome {
+    let keys = "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]";
+    let other = format!(
+        "[[trigger.http]]\nroute = \"/three/...\"\ncomponent = \"b\"\n[component.b]\nsource = \"spin3.wasm\"\n{keys}\n\
+         [[trigger.http]]\nroute = \"/none/...\"\ncomponent = \"c\"\n[component.c]\nsource = \"spin7.wasm\"\n"
+    );
+    let container = shared(test, &of_sdk_7(keys, &other))?.start()?;
+    gives(&container, "/get?k=a", "none")?;
+    gives(&container, "/set?k=a:1", "set")?;
+    gives(&container, "/three/set?k=b:2", "set")?;
+    gives(&container, "/get?k=b", "2")?;
+    gives(&container, "/three/get?k=a", "1")?;
+    gives(&container, "/keys", "a b")?;
+    gives(&container, "/delete?k=a", "false")?;
+    gives(&container, "/three/keys", "b")?;
+    refuses(&container, "/open?n=secret", "AccessDenied")?;
+    refuses(&container, "/none/get?k=b", "AccessDenied")?;
+    let sql = |path: &str, statement: &str| ask_at(&container, 80, path, "", statement);
+    ensure_eq(sql("/three/sql?d=default", "CREATE TABLE t (a)")?.0, 200)?;
+    let inserted = sql("/sql?d=default", "INSERT INTO t VALUES (?1)")?;
+    ensure_eq(inserted, (200, "\n1 1\n".into()))?;
+    let (status, body) = sql("/sql?d=default", "SELECT a FROM t")?;
+    ensure(status == 200 && body.starts_with("a\n[Value::Integer(7)]\n"), body)?;
+    let (status, body) = sql("/sql?d=default", "ATTACH '/spin.toml' AS x")?;
+    ensure(status == 500 && body.contains("Io"), format!("{status} {body}"))?;
+    let (status, body) = sql("/sql?d=other", "SELECT 1")?;
+    ensure(status == 500 && body.contains("AccessDenied"), format!("{status} {body}"))
+}
+
+fn requests_of_sdk_7_go_to_allowed_hosts_only(test: &Test) -> Outcome {
+    let keys = "allowed_outbound_hosts = [\"http://127.0.0.1:80\"]";
+    let container = shared(test, &of_sdk_7(keys, ""))?.start()?;
+    // The app itself.
+    gives(&container, "/fetch?u=http://127.0.0.1:80/hello", &format!("200 {HELLO}"))?;
+    for refused in ["http://127.0.0.1:81/", "http://localhost:80/", "http://[::1]:80/"] {
+        refuses(&container, &format!("/fetch?u={refused}"), "HttpRequestDenied")?;
+    }
+    let none = shared(test, &of_sdk_7("", ""))?.start()?;
+    refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")
+}
+
+/// The native code of the two components has two forms, each with an engine of its own.
+fn components_of_sdk_7_and_of_others_call_each_other(test: &Test) -> Outcome {
+    let keys = format!("allowed_outbound_hosts = [{EACH_OTHER}]");
+    let other = format!(
+        "[[trigger.http]]\nroute = \"/three/...\"\ncomponent = \"three\"\n\
+         [component.three]\nsource = \"spin3.wasm\"\n{keys}\n"
+    );
+    let container = shared(test, &of_sdk_7(&keys, &other))?.start()?;
+    let expected = format!("200 {HELLO}");
+    gives(&container, "/fetch?u=http://three.spin.internal/hello", &expected)?;
+    gives(&container, "/three/fetch?u=http://a.spin.internal/hello", &expected)?;
+    let alone = shared(test, &of_sdk_7("", &other))?.start()?;
+    refuses(&alone, "/fetch?u=http://three.spin.internal/hello", "HttpRequestDenied")
 }

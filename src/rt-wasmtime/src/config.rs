@@ -23,6 +23,10 @@ const PROPOSALS: WasmFeatures = WasmFeatures::BULK_MEMORY
     .union(WasmFeatures::SIMD)
     .union(WasmFeatures::TAIL_CALL);
 
+/// What a component may use besides these, if it waits for several things at once, as those of
+/// WASI 0.3 do: functions that are asynchronous, streams and futures.
+const ASYNCHRONOUS: WasmFeatures = WasmFeatures::CM_ASYNC;
+
 /// What native code does besides its work.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Form {
@@ -31,13 +35,25 @@ pub(crate) struct Form {
     /// It looks from time to time whether others wait. Only handlers of requests do, because a
     /// command has its process for itself. Measured: a computation takes a third longer.
     pub(crate) yielding: bool,
+    /// It is that of a component of WASI 0.3, or of another one with asynchronous functions. Each
+    /// call between such a component and the host costs more.
+    pub(crate) asynchronous: bool,
+}
+
+/// The proposals that a component of this form may use.
+pub(crate) fn proposals(form: Form) -> WasmFeatures {
+    match form.asynchronous {
+        true => PROPOSALS.union(ASYNCHRONOUS),
+        false => PROPOSALS,
+    }
 }
 
 pub(crate) fn config(form: Form) -> Config {
     let mut config = Config::new();
     config
         .wasm_features(WasmFeatures::all(), false)
-        .wasm_features(PROPOSALS, true)
+        .wasm_features(proposals(form), true)
+        .concurrency_support(form.asynchronous)
         .consume_fuel(form.counting)
         .epoch_interruption(form.yielding)
         // No debugger looks at a guest, so its native code needs no tables for one.

@@ -5,6 +5,7 @@
 //! This program contains no compiler. It runs native code that `rt-wasmtime-compiler` has made.
 
 mod config;
+mod engines;
 mod limits;
 mod native;
 mod open;

@@ -22,18 +22,18 @@ pub(crate) fn load(engine: &Engine, native: &File) -> Result<Component, String> 
     component.map_err(|error| format!("load its native code: {error:#}"))
 }
 
-static ENGINE: OnceLock<Engine> = OnceLock::new();
+static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
 
-/// Lets the guests of an engine yield to others each time that this process has used this many
+/// Lets the guests of these engines yield to others each time that this process has used this many
 /// milliseconds of processor time. Only the first call has an effect.
-pub(crate) fn interrupt_each_slice(engine: &Engine, milliseconds: u16) -> Result<(), String> {
-    ENGINE.get_or_init(|| engine.clone());
+pub(crate) fn interrupt_each_slice(engines: Vec<Engine>, milliseconds: u16) -> Result<(), String> {
+    ENGINES.get_or_init(|| engines);
     let interrupt = || {
-        if let Some(engine) = ENGINE.get() {
+        for engine in ENGINES.get().into_iter().flatten() {
             engine.increment_epoch();
         }
     };
-    // SAFETY: the function reads one atomic value and increments another (`increment_epoch`,
-    // "Signal Safety").
+    // SAFETY: the function reads one atomic value and increments one of each engine
+    // (`increment_epoch`, "Signal Safety").
     unsafe { process::at_each_slice(milliseconds, interrupt) }
 }

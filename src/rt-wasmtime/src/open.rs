@@ -44,6 +44,70 @@ fn define<T: WasiView + WasiFilesystemView>(linker: &mut Linker<T>) -> wasmtime:
     )
 }
 
+/// The same for WASI 0.3.
+pub(crate) mod newer {
+    use rt_engine::files::is_for_guests;
+    use wasmtime::component::{Accessor, Linker, Resource};
+    use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
+    use wasmtime_wasi::p3::bindings::filesystem::types::{
+        DescriptorFlags, ErrorCode, HostDescriptorWithStore, OpenFlags, PathFlags,
+    };
+
+    use super::OPEN_AT;
+    use crate::world::World;
+
+    pub(crate) const TYPES: &str = "wasi:filesystem/types@0.3.0";
+
+    pub(crate) type Arguments =
+        (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
+    pub(crate) type Opened = Result<Resource<Descriptor>, ErrorCode>;
+
+    pub(crate) fn guard(linker: &mut Linker<World>) -> wasmtime::Result<()> {
+        if define(linker).is_ok() {
+            wasmtime::bail!("`{OPEN_AT}` of `{TYPES}` is not the function that opens files");
+        }
+        linker.allow_shadowing(true);
+        let defined = define(linker);
+        linker.allow_shadowing(false);
+        defined
+    }
+
+    fn define(linker: &mut Linker<World>) -> wasmtime::Result<()> {
+        linker.instance(TYPES)?.func_wrap_concurrent(
+            OPEN_AT,
+            |accessor: &Accessor<World>, arguments: Arguments| {
+                Box::pin(async move { Ok((open(accessor, arguments).await?,)) })
+            },
+        )
+    }
+
+    /// Opens a file for a guest.
+    pub(crate) async fn open(
+        accessor: &Accessor<World>,
+        (directory, path_flags, path, open_flags, flags): Arguments,
+    ) -> wasmtime::Result<Opened> {
+        let files = accessor.with_getter::<WasiFilesystem>(World::filesystem);
+        let opened =
+            WasiFilesystem::open_at(&files, directory, path_flags, path, open_flags, flags).await;
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => return error.downcast().map(Err),
+        };
+        accessor.with(|mut access| {
+            let table = access.get().filesystem().table;
+            let is_for_guests = match table.get(&opened)? {
+                Descriptor::File(file) => is_for_guests(&*file.file),
+                Descriptor::Dir(directory) => is_for_guests(&*directory.dir),
+            };
+            if is_for_guests {
+                return Ok(Ok(opened));
+            }
+            table.delete(opened)?;
+            Ok(Err(ErrorCode::Access))
+        })
+    }
+}
+
 /// Opens a file for a guest.
 pub(crate) async fn open<T: WasiFilesystemView>(
     data: &mut T,

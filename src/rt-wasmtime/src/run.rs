@@ -6,17 +6,15 @@ use std::sync::Arc;
 
 use rt_engine::memory::{self, Budget, Pool};
 use rt_engine::{End, Run, Start, process, reserved, variables};
-use wasmtime::component::InstancePre;
-use wasmtime::{Engine, Store};
-use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::Store;
+use wasmtime::component::Accessor;
+use wasmtime_wasi::{I32Exit, p2, p3};
 
-use crate::config::Form;
+use crate::engines::{Engines, Loaded};
 use crate::limits::Limits;
-use crate::serve::{Allowed, Every, Outbound, Proxy, Settings, TRUSTED, Tls};
+use crate::serve::{Allowed, Every, Exported, Outbound, Settings, TRUSTED, Tls, Wasi};
 use crate::world::{Given, World};
-use crate::{config, native, serve, spin, world};
+use crate::{serve, spin, world};
 
 /// Runs a component. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
@@ -31,9 +29,8 @@ pub(crate) fn run(start: Start) -> Result<End, String> {
 
 fn run_component(start: Start) -> Result<End, String> {
     let Start { environment, run } = start;
-    let form = Form { counting: run.fuel.is_some(), yielding: false };
-    let engine = config::engine(&config::config(form))?;
-    let command = load(&engine, run.native.as_ref())?;
+    let mut engines = Engines::of_a_command(run.fuel.is_some())?;
+    let command = Command::load(&mut engines, run.native.as_ref())?;
     let Run { engine_dir, module, native, directories, arguments, .. } = run;
     // Of the host's files, only the native code stays open, read-only, on a mount of its own:
     // wasmtime keeps it. The guest cannot reach it, because no magic link is followed.
@@ -42,7 +39,7 @@ fn run_component(start: Start) -> Result<End, String> {
     let given = Given::new(arguments, &environment, &directories, true)?;
     drop((environment, directories));
     let (memory, timeout, fuel) = (run.memory, run.timeout, run.fuel);
-    let mut store = Store::new(&engine, given.world(limits, Outbound::default()));
+    let mut store = Store::new(command.engine(), given.world(limits, Outbound::default()));
     store.limiter(|world| &mut world.limits);
     if let Some(fuel) = fuel {
         store.set_fuel(fuel).map_err(|error| format!("limit its instructions: {error:#}"))?;
@@ -66,16 +63,15 @@ fn serve_component(start: Start) -> Result<End, String> {
     let http = *http.ok_or("there is nothing to listen on")?;
     let settings = Settings::new(&http.limits, run.memory, run.timeout, run.fuel);
     let memory = Arc::new(Pool::new(run.memory, settings.reserve(), settings.memory));
-    let form = Form { counting: run.fuel.is_some(), yielding: true };
-    let mut config = config::config(form);
-    config.allocation_strategy(serve::allocation(settings.instances()));
-    let engine = config::engine(&config)?;
-    let component = native::load(&engine, native.as_ref().ok_or(NO_NATIVE_CODE)?)?;
+    let mut engines = Engines::of_a_server(run.fuel.is_some(), settings.instances())?;
+    let loaded = engines.load(native.as_ref().ok_or(NO_NATIVE_CODE)?)?;
     // As for a command.
     drop((engine_dir, module, native));
-    let component = world::http_linker(&engine)?
+    let is_service = loaded.exports(SERVICE);
+    let Loaded { component, is_asynchronous } = loaded;
+    let exported = world::http_linker(component.engine(), is_asynchronous)?
         .instantiate_pre(&component)
-        .and_then(ProxyPre::new)
+        .and_then(|linked| Exported::new(linked, is_service))
         .map_err(|error| format!("{error:#}"))?;
     let given = Given::new(arguments, &environment, &directories, false)?;
     let trusted = variables(&environment)?.into_iter().find_map(|variable| {
@@ -84,30 +80,81 @@ fn serve_component(start: Start) -> Result<End, String> {
     let tls = Arc::new(Tls::new(trusted));
     drop((environment, directories));
     let allowed = Allowed::parse(http.outbound.iter().map(String::as_str))?;
-    serve::interrupt(&engine)?;
+    serve::interrupt(engines.into_all())?;
     reserved::name_all();
-    let handler = Proxy { component, given, outbound: Outbound::new(Arc::new(allowed), tls) };
+    let handler = Wasi { exported, given, outbound: Outbound::new(Arc::new(allowed), tls) };
     serve::serve(Box::new(Every(Arc::new(handler))), http, settings, memory)
 }
 
 const NO_NATIVE_CODE: &str = "it has no native code, and this engine interprets nothing";
 
-/// Loads the native code, and finds everything that it imports.
-fn load(engine: &Engine, native: Option<&File>) -> Result<CommandPre<World>, String> {
-    let component = native::load(engine, native.ok_or(NO_NATIVE_CODE)?)?;
-    let linked: InstancePre<World> =
-        world::linker(engine)?.instantiate_pre(&component).map_err(|error| format!("{error:#}"))?;
-    CommandPre::new(linked).map_err(|error| format!("{error:#}"))
+/// What a command of WASI 0.3 and a handler of it export.
+const RUN: &str = "wasi:cli/run@0.3.0";
+pub(crate) const SERVICE: &str = "wasi:http/handler@0.3.0";
+
+/// A command, of one of both versions of WASI.
+enum Command {
+    Older(p2::bindings::CommandPre<World>),
+    Newer(p3::bindings::CommandPre<World>),
+}
+
+/// An instance of it.
+enum Instance {
+    Older(p2::bindings::Command),
+    Newer(p3::bindings::Command),
+}
+
+impl Command {
+    /// Loads the native code, and finds everything that it imports.
+    fn load(engines: &mut Engines, native: Option<&File>) -> Result<Command, String> {
+        let loaded = engines.load(native.ok_or(NO_NATIVE_CODE)?)?;
+        let is_newer = loaded.is_asynchronous && loaded.exports(RUN);
+        let Loaded { component, is_asynchronous } = loaded;
+        let linker = world::linker(component.engine(), is_asynchronous)?;
+        let command = linker.instantiate_pre(&component).and_then(|linked| match is_newer {
+            true => p3::bindings::CommandPre::new(linked).map(Command::Newer),
+            false => p2::bindings::CommandPre::new(linked).map(Command::Older),
+        });
+        command.map_err(|error| format!("{error:#}"))
+    }
+
+    fn engine(&self) -> &wasmtime::Engine {
+        match self {
+            Command::Older(command) => command.engine(),
+            Command::Newer(command) => command.engine(),
+        }
+    }
+
+    async fn instantiate(&self, store: &mut Store<World>) -> wasmtime::Result<Instance> {
+        match self {
+            Command::Older(command) => command.instantiate_async(store).await.map(Instance::Older),
+            Command::Newer(command) => command.instantiate_async(store).await.map(Instance::Newer),
+        }
+    }
+}
+
+impl Instance {
+    async fn run(&self, store: &mut Store<World>) -> wasmtime::Result<Result<(), ()>> {
+        match self {
+            Instance::Older(command) => command.wasi_cli_run().call_run(store).await,
+            Instance::Newer(command) => {
+                let run = async |accessor: &Accessor<World>| {
+                    command.wasi_cli_run().call_run(accessor).await
+                };
+                store.run_concurrent(run).await?
+            }
+        }
+    }
 }
 
 /// `memory` is the container's limit, in bytes.
 async fn run_command(
     mut store: Store<World>,
-    command: &CommandPre<World>,
+    command: &Command,
     memory: Option<u64>,
 ) -> Result<End, String> {
     // This runs the start functions of the component's modules.
-    let instance = match command.instantiate_async(&mut store).await {
+    let instance = match command.instantiate(&mut store).await {
         Ok(instance) => instance,
         Err(error) => return ended(error).map_err(|error| not_started(&error)),
     };
@@ -115,7 +162,7 @@ async fn run_command(
     if let Some(limit) = memory {
         process::limit_data(memory::most_bytes([], limit))?;
     }
-    match instance.wasi_cli_run().call_run(&mut store).await {
+    match instance.run(&mut store).await {
         Ok(Ok(())) => Ok(End::Exited(0)),
         Ok(Err(())) => Ok(End::Exited(1)),
         Err(error) => Ok(ended(error).unwrap_or_else(|error| End::Trapped(format!("{error:#}")))),

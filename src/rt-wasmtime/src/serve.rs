@@ -13,6 +13,7 @@ mod instances;
 mod outbound;
 mod requests;
 pub(crate) mod router;
+mod service;
 mod settings;
 mod statistics;
 mod tls;
@@ -33,7 +34,7 @@ use tokio::sync::Notify;
 use access_log::AccessLog;
 use connections::Connections;
 use inside::Places;
-pub(crate) use router::{Every, Handler, Outcome, Proxy, Respond, Router};
+pub(crate) use router::{Every, Exported, Handler, Outcome, Respond, Router, Wasi};
 
 pub(crate) use inside::{Call, DOMAIN, Target};
 pub(crate) use instances::{allocation, interrupt};

@@ -5,6 +5,8 @@
 mod files;
 mod handler;
 mod inbound;
+mod newer_files;
+mod newer_platform;
 mod october;
 mod platform;
 mod router;
@@ -20,13 +22,13 @@ use std::sync::Arc;
 use rt_engine::memory::Pool;
 use rt_engine::{End, Run, Start, reserved, variables};
 use wasmtime::Engine;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::Linker;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-use crate::config::Form;
+use crate::engines::{Engines, Loaded};
 use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls, is_withheld};
+use crate::world;
 use crate::world::{Given, World};
-use crate::{config, native, world};
 use rt_spin::hosts::Host;
 use rt_spin::plan::{self, Plan};
 use rt_spin::template;
@@ -137,17 +139,15 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
         settings.allow_inside();
     }
     let pool = Arc::new(Pool::new(memory, settings.reserve(), settings.memory));
-    let form = Form { counting: run.fuel.is_some(), yielding: true };
-    let mut config = config::config(form);
-    config.allocation_strategy(serve::allocation(settings.instances()));
-    let engine = config::engine(&config)?;
-    let modules = parts.iter().enumerate().map(|(number, part)| {
-        native::load(&engine, part).map_err(|why| not_loaded(&plan, number, &why))
-    });
+    let mut engines = Engines::of_a_server(run.fuel.is_some(), settings.instances())?;
+    let modules = parts
+        .iter()
+        .enumerate()
+        .map(|(number, part)| engines.load(part).map_err(|why| not_loaded(&plan, number, &why)));
     let modules = modules.collect::<Result<Vec<_>, _>>()?;
     // As for a command.
     drop((engine_dir, module, native, parts));
-    let offers = Offers::new(&engine, environment.get(serve::TRUSTED))?;
+    let mut offers = Offers::new(environment.get(serve::TRUSTED));
     let place = files::Place::new(directories)?;
     let handlers = plan.components.into_iter().zip(hosts).map(|(component, hosts)| {
         let name = component.name.clone();
@@ -161,7 +161,7 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     drop(place);
     let routes = Routes::new(&plan.routes, handlers)?;
     http.health.get_or_insert_with(|| HEALTH.to_owned());
-    serve::interrupt(&engine)?;
+    serve::interrupt(engines.into_all())?;
     reserved::name_all();
     serve::serve(Box::new(routes), *http, settings, pool)
 }
@@ -225,27 +225,51 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// The functions that components may import.
-struct Offers<'a> {
-    engine: &'a Engine,
-    linker: Linker<World>,
+/// The functions that components may import, in each engine that has components.
+struct Offers {
+    plain: Option<Linker<World>>,
+    asynchronous: Option<Linker<World>>,
     tls: Arc<Tls>,
 }
 
-impl Offers<'_> {
+fn linker(engine: &Engine, is_asynchronous: bool) -> Result<Linker<World>, String> {
+    let mut linker = world::http_linker(engine, is_asynchronous)?;
+    let add = |linker: &mut Linker<World>| {
+        files::guard(linker)?;
+        platform::add_to_linker(linker)?;
+        october::add_to_linker(linker)?;
+        if is_asynchronous {
+            newer_files::guard(linker)?;
+            newer_platform::add_to_linker(linker)?;
+        }
+        Ok(())
+    };
+    let added: wasmtime::Result<()> = add(&mut linker);
+    added.map_err(|error| format!("offer Spin's interfaces: {error:#}"))?;
+    Ok(linker)
+}
+
+impl Offers {
     /// `trusted` is the container's file of trusted certificates, if its environment names one.
-    fn new<'a>(engine: &'a Engine, trusted: Option<&str>) -> Result<Offers<'a>, String> {
-        let mut linker = world::http_linker(engine)?;
-        files::guard(&mut linker)
-            .and_then(|()| platform::add_to_linker(&mut linker))
-            .and_then(|()| october::add_to_linker(&mut linker))
-            .map_err(|error| format!("offer Spin's interfaces: {error:#}"))?;
-        Ok(Offers { engine, linker, tls: Arc::new(Tls::new(trusted)) })
+    fn new(trusted: Option<&str>) -> Offers {
+        Offers { plain: None, asynchronous: None, tls: Arc::new(Tls::new(trusted)) }
+    }
+
+    /// The functions for a component of this module.
+    fn linker(&mut self, module: &Loaded) -> Result<Linker<World>, String> {
+        let made = match module.is_asynchronous {
+            true => &mut self.asynchronous,
+            false => &mut self.plain,
+        };
+        if made.is_none() {
+            *made = Some(linker(module.component.engine(), module.is_asynchronous)?);
+        }
+        made.clone().ok_or_else(|| "there are no functions for it".into())
     }
 
     fn handler(
-        &self,
-        module: &Component,
+        &mut self,
+        module: &Loaded,
         component: plan::Component,
         hosts: Arc<Hosts>,
         values: &BTreeMap<String, String>,
@@ -265,10 +289,9 @@ impl Offers<'_> {
         let arguments = vec![component.name.clone()];
         let mut given = Given::new(arguments, &environment, &files.directories, false)?;
         given.limit_sockets(Arc::clone(&hosts));
-        let mut linker = self.linker.clone();
-        traps::define(&mut linker, self.engine, module)
-            .map_err(|error| format!("its imports: {error:#}"))?;
-        let exported = Exported::find(self.engine, &linker, module)?;
+        let mut linker = self.linker(module)?;
+        traps::define(&mut linker, module).map_err(|error| format!("its imports: {error:#}"))?;
+        let exported = Exported::find(&linker, module)?;
         let guest = Arc::new(Guest {
             component,
             variables,

@@ -1,4 +1,4 @@
-//! What a component may import: WASI 0.2, with everything that the contract gives the guest.
+//! What a component may import: WASI 0.2 and 0.3, with everything that the contract gives the guest.
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
@@ -58,21 +58,36 @@ impl WasiHttpView for World {
     }
 }
 
-/// All functions of WASI 0.2, except those of HTTP.
-pub(crate) fn linker(engine: &Engine) -> Result<Linker<World>, String> {
+/// All functions of WASI 0.2, except those of HTTP. An engine for asynchronous components also has
+/// those of WASI 0.3.
+pub(crate) fn linker(engine: &Engine, is_asynchronous: bool) -> Result<Linker<World>, String> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)
-        .and_then(|()| open::guard(&mut linker))
-        .map_err(|error| format!("offer WASI: {error:#}"))?;
+    let add = |linker: &mut Linker<World>| {
+        wasmtime_wasi::p2::add_to_linker_async(linker)?;
+        open::guard(linker)?;
+        if is_asynchronous {
+            wasmtime_wasi::p3::add_to_linker(linker)?;
+            open::newer::guard(linker)?;
+        }
+        Ok(())
+    };
+    add(&mut linker).map_err(|error| not_offered(&error))?;
     Ok(linker)
 }
 
 /// The same, with those of HTTP.
-pub(crate) fn http_linker(engine: &Engine) -> Result<Linker<World>, String> {
-    let mut linker = linker(engine)?;
+pub(crate) fn http_linker(engine: &Engine, is_asynchronous: bool) -> Result<Linker<World>, String> {
+    let mut linker = linker(engine, is_asynchronous)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)
-        .map_err(|error| format!("offer WASI: {error:#}"))?;
+        .map_err(|error| not_offered(&error))?;
+    if is_asynchronous {
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker).map_err(|error| not_offered(&error))?;
+    }
     Ok(linker)
+}
+
+fn not_offered(error: &wasmtime::Error) -> String {
+    format!("offer WASI: {error:#}")
 }
 
 /// What each instance of a component is given.

@@ -300,14 +300,14 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>> {
 /// Prepares an engine to run a module or an app, whose file is at this path.
 fn wasm(request: &Request<'_>, format: Format, path: &Path, module: OwnedFd) -> Result<Program> {
     let engines = request.engines.context("no engine was found")?;
-    let is_handler = format.is_handler(module.as_fd());
-    let number = engines.choose(format, is_handler, module.as_fd(), request.rights)?;
+    let world = format.handler(module.as_fd());
+    let number = engines.choose(format, world, module.as_fd(), request.rights)?;
     let description = &engines.get(number)?.description;
     let is_app = format == Format::Manifest;
     if is_app {
         request.rights.check_for_an_app()?;
     }
-    let listener = match is_handler || is_app {
+    let listener = match world.is_some() || is_app {
         true => Some(listen(request.rights.http.address(is_app, request.configured_env)?)?),
         false => None,
     };

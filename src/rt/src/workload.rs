@@ -94,6 +94,9 @@ pub(crate) enum World {
     /// A component that exports `wasi:http/incoming-handler`.
     #[serde(rename = "wasi:http/proxy")]
     HttpProxy,
+    /// A component that exports `wasi:http/handler`.
+    #[serde(rename = "wasi:http/service")]
+    HttpService,
     /// A Spin app: a manifest, and the modules that it names.
     #[serde(rename = "spin")]
     Spin,
@@ -168,17 +171,20 @@ impl Format {
         contents::read(file, self)
     }
 
-    /// Whether the file is a component that handles requests of HTTP, and not a command. The
-    /// compiler says best what is wrong with a broken file, so that counts as a command.
-    pub(crate) fn is_handler(self, file: BorrowedFd<'_>) -> bool {
-        self == Format::Component && self.contents(file).is_ok_and(|it| it.is_handler())
+    /// The world of a component that handles requests of HTTP, and is not a command. The compiler
+    /// says best what is wrong with a broken file, so that counts as a command.
+    pub(crate) fn handler(self, file: BorrowedFd<'_>) -> Option<World> {
+        if self != Format::Component {
+            return None;
+        }
+        self.contents(file).ok()?.handler()
     }
 
     /// The worlds that the program may belong to, as far as its head tells.
     pub(crate) fn worlds(self) -> &'static [World] {
         match self {
             Format::Module => &[World::Preview1Command, World::CoreCommand],
-            Format::Component => &[World::CliCommand, World::HttpProxy],
+            Format::Component => &[World::CliCommand, World::HttpProxy, World::HttpService],
             Format::Manifest => &[World::Spin],
             Format::Elf | Format::Script | Format::Unknown => &[],
         }

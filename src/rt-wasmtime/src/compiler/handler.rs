@@ -4,22 +4,19 @@
 
 use wasmparser::{Parser, Payload};
 
-/// Whether a component exports `wasi:http/incoming-handler` or its predecessor of Spin, and is not
-/// a command: the same rule as that of `rt` (`docs/engine.md`, "worlds").
+const HANDLERS: [&str; 3] =
+    ["wasi:http/incoming-handler", "wasi:http/handler", "fermyon:spin/inbound-http"];
+
+/// Whether a component exports a handler of WASI 0.2 or 0.3, or their predecessor of Spin, and is
+/// not a command: the same rule as that of `rt` (`docs/engine.md`, "worlds").
 pub(crate) fn is_one(component: &[u8]) -> bool {
     let (mut is_handler, mut is_command) = (false, false);
     for name in exports(component) {
         let name = name.split('@').next();
-        is_handler |=
-            matches!(name, Some("wasi:http/incoming-handler" | "fermyon:spin/inbound-http"));
+        is_handler |= name.is_some_and(|name| HANDLERS.contains(&name));
         is_command |= name == Some("wasi:cli/run");
     }
     is_handler && !is_command
-}
-
-/// The handler of WASI 0.3, if a component exports it. This engine does not call it.
-pub(crate) fn newer(component: &[u8]) -> Option<String> {
-    exports(component).into_iter().find(|name| name.starts_with("wasi:http/handler@"))
 }
 
 /// The names of what a component exports. The validator reports what is wrong in the bytes.

@@ -7,6 +7,7 @@
 mod config;
 mod handler;
 mod preview1;
+mod preview3;
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -42,10 +43,12 @@ fn compile(counting: bool) -> Result<(), String> {
         return write(&rt_spin::manifest::compile(&bytes)?);
     }
     let component = if is_module(&bytes) { preview1::component(&bytes)? } else { bytes };
-    if let Some(name) = handler::newer(&component) {
-        return Err(format!("it exports `{name}`, which this engine does not call"));
-    }
-    let form = Form { counting, yielding: handler::is_one(&component) };
+    let component = preview3::of_the_release(component)?;
+    let form = Form {
+        counting,
+        yielding: handler::is_one(&component),
+        asynchronous: preview3::is_asynchronous(&component),
+    };
     let engine = config::engine(&config::config(form))?;
     let native = engine.precompile_component(&component).map_err(|error| format!("{error:#}"))?;
     write(&native)

@@ -14,6 +14,7 @@ use wasmtime::{
 };
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use super::inside::Call;
@@ -27,26 +28,29 @@ use crate::native;
 /// guests that compute, another request waits at most n slices for its turn.
 const SLICE: u16 = 10;
 
-/// Lets the guests of an engine take turns.
-pub(crate) fn interrupt(engine: &Engine) -> Result<(), String> {
-    native::interrupt_each_slice(engine, SLICE)
+/// Lets the guests of these engines take turns.
+pub(crate) fn interrupt(engines: Vec<Engine>) -> Result<(), String> {
+    native::interrupt_each_slice(engines, SLICE)
 }
 
 /// How wasmtime keeps memories and stacks for this many instances: made once, and used again.
-pub(crate) fn allocation(instances: usize) -> InstanceAllocationStrategy {
+pub(crate) fn allocation(instances: usize, asynchronous: bool) -> InstanceAllocationStrategy {
     /// Of one component, in all its core modules. A component of one program has four core modules:
     /// the program, an adapter and two small ones of wit-component.
     const MODULES: u32 = 8;
     /// Each reserves 4 GiB of addresses.
     const MEMORIES: u32 = 2;
     const TABLES: u32 = 8;
+    /// An asynchronous function gets another stack while its caller waits.
+    const STACKS: u32 = 2;
+    let stacks = if asynchronous { STACKS } else { 1 };
     let count = u32::try_from(instances).unwrap_or(u32::MAX);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(count)
         .total_core_instances(count.saturating_mul(MODULES))
         .total_memories(count.saturating_mul(MEMORIES))
         .total_tables(count.saturating_mul(TABLES))
-        .total_stacks(count)
+        .total_stacks(count.saturating_mul(stacks))
         // What an idle server keeps.
         .max_unused_warm_slots(4);
     pool.into()
@@ -148,7 +152,12 @@ pub(super) async fn answer(
     match response.await {
         Ok(Ok(response)) => Ok((response, guest)),
         Ok(Err(code)) => {
-            say(&format!("the guest answered with the error {code:?}"));
+            let code = match code {
+                // That of WASI 0.3 is in the text.
+                ErrorCode::InternalError(Some(text)) => text,
+                code => format!("{code:?}"),
+            };
+            say(&format!("the guest answered with the error {code}"));
             Err(End::Failed)
         }
         Err(_) => Err(match guest.ending.get() {

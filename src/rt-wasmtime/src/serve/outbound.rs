@@ -281,6 +281,10 @@ impl WasiHttpHooks for Outbound {
         64 << 10
     }
 
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        64 << 10
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,

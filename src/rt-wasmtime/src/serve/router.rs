@@ -8,12 +8,14 @@ use http::request::Parts;
 use hyper::Request;
 use tokio::sync::oneshot;
 use wasmtime::Store;
+use wasmtime::component::InstancePre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
-use super::Outbound;
+use super::{Outbound, service};
 use crate::limits::Limits;
 use crate::world::{Given, World};
 
@@ -62,16 +64,62 @@ impl Router for Every {
     }
 }
 
-/// A component that exports `wasi:http/incoming-handler`.
-pub(crate) struct Proxy {
-    pub(crate) component: ProxyPre<World>,
+/// A component that exports a handler of WASI.
+pub(crate) enum Exported {
+    /// `wasi:http/incoming-handler` of WASI 0.2.
+    Proxy(ProxyPre<World>),
+    /// `wasi:http/handler` of WASI 0.3.
+    Service(ServicePre<World>),
+}
+
+impl Exported {
+    pub(crate) fn new(
+        component: InstancePre<World>,
+        is_service: bool,
+    ) -> wasmtime::Result<Exported> {
+        match is_service {
+            true => ServicePre::new(component).map(Exported::Service),
+            false => ProxyPre::new(component).map(Exported::Proxy),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &wasmtime::Engine {
+        match self {
+            Exported::Proxy(component) => component.engine(),
+            Exported::Service(component) => component.engine(),
+        }
+    }
+
+    /// Makes an instance, and lets it answer a request.
+    pub(crate) async fn call(
+        &self,
+        store: &mut Store<World>,
+        request: Request<WasiBody>,
+        respond: Respond,
+    ) -> wasmtime::Result<()> {
+        match self {
+            Exported::Proxy(component) => {
+                let mut view = store.data_mut().http();
+                let request = view.new_incoming_request(Scheme::Http, request)?;
+                let respond = view.new_response_outparam(respond)?;
+                let instance = component.instantiate_async(&mut *store).await?;
+                instance.wasi_http_incoming_handler().call_handle(store, request, respond).await
+            }
+            Exported::Service(component) => service::call(component, store, request, respond).await,
+        }
+    }
+}
+
+/// Such a component, outside of an app.
+pub(crate) struct Wasi {
+    pub(crate) exported: Exported,
     pub(crate) given: Given,
     pub(crate) outbound: Outbound,
 }
 
-impl Handler for Proxy {
+impl Handler for Wasi {
     fn engine(&self) -> &wasmtime::Engine {
-        self.component.engine()
+        self.exported.engine()
     }
 
     fn world(&self, limits: Limits) -> World {
@@ -84,12 +132,6 @@ impl Handler for Proxy {
         request: Request<WasiBody>,
         respond: Respond,
     ) -> Outcome<'a> {
-        Box::pin(async move {
-            let mut view = store.data_mut().http();
-            let request = view.new_incoming_request(Scheme::Http, request)?;
-            let respond = view.new_response_outparam(respond)?;
-            let instance = self.component.instantiate_async(&mut *store).await?;
-            instance.wasi_http_incoming_handler().call_handle(store, request, respond).await
-        })
+        Box::pin(self.exported.call(store, request, respond))
     }
 }

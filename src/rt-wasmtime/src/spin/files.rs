@@ -4,7 +4,7 @@
 //! preopened, and the functions that take a path show only the matching files. Nothing is copied.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -44,7 +44,10 @@ pub(super) struct Files {
 }
 
 /// The device and the inode of a file.
-type Identity = (u64, u64);
+pub(super) type Identity = (u64, u64);
+
+/// The names that a directory shows, and whether each is a directory.
+pub(super) type Names = BTreeMap<String, bool>;
 
 /// The files that a guest sees below the manifest's directory: by their identity, because a path
 /// may lead to another file by the time it is opened.
@@ -52,13 +55,13 @@ type Identity = (u64, u64);
 pub(crate) struct Shown {
     files: BTreeSet<Identity>,
     /// The directories above these files, with the names that they show.
-    directories: HashMap<Identity, Arc<BTreeSet<String>>>,
+    pub(super) directories: HashMap<Identity, Arc<Names>>,
 }
 
 /// The names that a stream of entries shows, by the number of the stream. Others show all.
-pub(crate) type Streams = HashMap<u32, Arc<BTreeSet<String>>>;
+pub(crate) type Streams = HashMap<u32, Arc<Names>>;
 
-fn identity(file: &File) -> std::io::Result<Identity> {
+pub(super) fn identity(file: &File) -> std::io::Result<Identity> {
     let about = file.metadata()?;
     Ok((about.dev(), about.ino()))
 }
@@ -155,7 +158,7 @@ impl Search {
         let show =
             |error: std::io::Error| format!("look for `files` in `/{}`: {error}", path.display());
         let own = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        let mut names = BTreeSet::new();
+        let mut names = Names::new();
         for entry in std::fs::read_dir(own).map_err(show)? {
             let entry = entry.map_err(show)?;
             self.seen += 1;
@@ -168,12 +171,12 @@ impl Search {
             if kind.is_dir() && depth < DEEPEST && self.may_match_below(&inner) {
                 let Ok(opened) = open_dir_nofollow(directory, Path::new(&name)) else { continue };
                 if is_for_guests(&opened) && self.walk(&opened, &inner, depth + 1)? {
-                    names.insert(name);
+                    names.insert(name, true);
                 }
             } else if kind.is_file() && self.matches(&inner) {
                 let about = entry.metadata().map_err(show)?;
                 self.shown.files.insert((about.dev(), about.ino()));
-                names.insert(name);
+                names.insert(name, false);
                 if self.shown.files.len() > MOST {
                     return Err(format!("its `files` are more than {MOST}"));
                 }
@@ -217,7 +220,7 @@ impl Search {
 
 impl Shown {
     /// Whether a guest may see a file that was opened from this directory.
-    fn has(&self, from: Identity, opened: Identity) -> bool {
+    pub(super) fn has(&self, from: Identity, opened: Identity) -> bool {
         // A directory that is listed as such is not among these.
         !self.directories.contains_key(&from)
             || self.files.contains(&opened)
@@ -274,13 +277,16 @@ pub(super) fn guard(linker: &mut Linker<World>) -> wasmtime::Result<()> {
 
 impl World {
     /// Whether some files are withheld from this directory. If so, its identity.
-    fn hides_in(&mut self, directory: &Resource<Descriptor>) -> wasmtime::Result<Option<Identity>> {
+    pub(super) fn hides_in(
+        &mut self,
+        directory: &Resource<Descriptor>,
+    ) -> wasmtime::Result<Option<Identity>> {
         let Some(shown) = self.shown() else { return Ok(None) };
         let Descriptor::Dir(own) = self.filesystem().table.get(directory)? else { return Ok(None) };
         Ok(Some(identity(&own.dir)?).filter(|it| shown.directories.contains_key(it)))
     }
 
-    fn shown(&self) -> Option<Arc<Shown>> {
+    pub(super) fn shown(&self) -> Option<Arc<Shown>> {
         self.spin.as_ref()?.shown.clone()
     }
 }
@@ -396,7 +402,7 @@ async fn read_entry(
         let own = Resource::new_borrow(stream.rep());
         let entry = world.filesystem().read_directory_entry(own).await;
         let is_hidden = |entry: &DirectoryEntry| {
-            names.as_ref().is_some_and(|names| !names.contains(&entry.name))
+            names.as_ref().is_some_and(|names| !names.contains_key(&entry.name))
         };
         match entry {
             Ok(Some(entry)) if is_hidden(&entry) => {}
@@ -471,7 +477,7 @@ mod tests {
         ] {
             assert_eq!(shown.has(of("."), of(name)), expected, "{name}");
         }
-        let names = shown.directories[&of("a")].iter().map(String::as_str).collect::<Vec<_>>();
+        let names = shown.directories[&of("a")].keys().map(String::as_str).collect::<Vec<_>>();
         assert_eq!(names, ["1.txt", "b"]);
         std::fs::remove_dir_all(top).expect("removed");
     }

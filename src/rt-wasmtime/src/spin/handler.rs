@@ -6,20 +6,21 @@ use std::sync::Arc;
 use hyper::Request;
 use wasmtime::component::{InstancePre, Linker};
 use wasmtime::{Engine, Store};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView};
 
 use super::Guest;
 use super::inbound::{self, InboundPre};
 use super::october::{self, OctoberPre};
+use crate::engines::Loaded;
 use crate::limits::Limits;
-use crate::serve::{Handler, Outbound, Outcome, Respond};
+use crate::run::SERVICE;
+use crate::serve::{self, Handler, Outbound, Outcome, Respond};
 use crate::world::{Given, World};
 
 /// Each SDK of Spin has its own.
 pub(super) enum Exported {
-    Proxy(ProxyPre<World>),
+    Wasi(serve::Exported),
     October(OctoberPre<World>),
     Inbound(InboundPre<World>),
 }
@@ -32,19 +33,22 @@ pub(super) const NONE: &str =
     "it does not answer requests: it exports no handler of HTTP that this engine calls";
 
 impl Exported {
-    pub(super) fn find(
-        engine: &Engine,
-        linker: &Linker<World>,
-        module: &wasmtime::component::Component,
-    ) -> Result<Exported, String> {
-        let ty = module.component_type();
-        let names: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+    pub(super) fn find(linker: &Linker<World>, module: &Loaded) -> Result<Exported, String> {
+        let component = &module.component;
+        let ty = component.component_type();
+        let names: Vec<&str> = ty.exports(component.engine()).map(|(name, _)| name).collect();
         let is_there = |exact: &str| names.contains(&exact);
-        let linked = || -> wasmtime::Result<InstancePre<World>> { linker.instantiate_pre(module) };
-        let found = if is_there(october::HANDLER) {
+        let linked =
+            || -> wasmtime::Result<InstancePre<World>> { linker.instantiate_pre(component) };
+        let wasi = |is_service| {
+            linked().and_then(|linked| serve::Exported::new(linked, is_service)).map(Exported::Wasi)
+        };
+        let found = if is_there(SERVICE) {
+            wasi(true)
+        } else if is_there(october::HANDLER) {
             linked().and_then(OctoberPre::new).map(Exported::October)
         } else if names.iter().any(|name| name.starts_with(PROXY) && !name.contains("-rc-")) {
-            linked().and_then(ProxyPre::new).map(Exported::Proxy)
+            wasi(false)
         } else if is_there(inbound::HANDLER) {
             linked().and_then(InboundPre::new).map(Exported::Inbound)
         } else {
@@ -65,7 +69,7 @@ pub(super) struct Component {
 impl Handler for Component {
     fn engine(&self) -> &Engine {
         match &self.exported {
-            Exported::Proxy(component) => component.engine(),
+            Exported::Wasi(exported) => exported.engine(),
             Exported::October(component) => component.engine(),
             Exported::Inbound(component) => component.engine(),
         }
@@ -84,25 +88,20 @@ impl Handler for Component {
         respond: Respond,
     ) -> Outcome<'a> {
         Box::pin(async move {
-            if let Exported::Inbound(component) = &self.exported {
-                let response = inbound::call(component, store, request).await?;
-                // Nobody receives it if the client has gone.
-                let _ = respond.send(Ok(response));
-                return Ok(());
-            }
-            let mut view = store.data_mut().http();
-            let request = view.new_incoming_request(Scheme::Http, request)?;
-            let respond = view.new_response_outparam(respond)?;
             match &self.exported {
+                Exported::Wasi(exported) => exported.call(store, request, respond).await,
                 Exported::October(component) => {
+                    let mut view = store.data_mut().http();
+                    let request = view.new_incoming_request(Scheme::Http, request)?;
+                    let respond = view.new_response_outparam(respond)?;
                     october::call(component, store, request, respond).await
                 }
-                Exported::Proxy(component) => {
-                    let instance = component.instantiate_async(&mut *store).await?;
-                    let handler = instance.wasi_http_incoming_handler();
-                    handler.call_handle(store, request, respond).await
+                Exported::Inbound(component) => {
+                    let response = inbound::call(component, store, request).await?;
+                    // Nobody receives it if the client has gone.
+                    let _ = respond.send(Ok(response));
+                    Ok(())
                 }
-                Exported::Inbound(_) => Ok(()),
             }
         })
     }

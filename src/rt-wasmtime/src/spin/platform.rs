@@ -9,7 +9,7 @@ use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime::error::Context as _;
 
 use super::Guest;
-use super::stores::{Kind, Rows, Store};
+use super::stores::{Kind, Rows, Store, Stores};
 use crate::world::World;
 use rt_spin::template;
 
@@ -52,45 +52,51 @@ pub(crate) fn add_to_linker(linker: &mut Linker<World>) -> Result<()> {
 }
 
 impl Platform<'_> {
-    fn guest(&self) -> Result<&Guest> {
+    pub(super) fn guest(&self) -> Result<&Guest> {
         self.guest.context("this component is not one of a Spin app")
     }
 
     /// Opens a store that the manifest gives to the component. The outer error says why it does not
     /// open.
-    async fn open(
+    pub(super) async fn open(
         &mut self,
         kind: Kind,
         name: String,
     ) -> Result<Option<std::result::Result<Resource<Opened>, String>>> {
+        let Some(stores) = self.stores(kind, &name)? else { return Ok(None) };
+        Ok(Some(match wait(move || stores.open(kind, &name)).await {
+            Ok(store) => Ok(self.keep(store)?),
+            Err(why) => Err(why),
+        }))
+    }
+
+    /// The stores of the app, if the manifest gives the one of this name to the component.
+    pub(super) fn stores(&self, kind: Kind, name: &str) -> Result<Option<Arc<Stores>>> {
         let guest = self.guest()?;
         let names = match kind {
             Kind::KeyValue => &guest.component.stores,
             Kind::Sqlite => &guest.component.databases,
         };
-        if !names.contains(&name) {
-            return Ok(None);
-        }
-        let stores = Arc::clone(&guest.stores);
-        let opened = wait(move || stores.open(kind, &name)).await;
-        Ok(Some(match opened {
-            Ok(store) => Ok(self.table.push(Opened(store))?),
-            Err(why) => Err(why),
-        }))
+        let is_listed = names.iter().any(|listed| listed == name);
+        Ok(is_listed.then(|| Arc::clone(&guest.stores)))
     }
 
-    fn store(&self, opened: &Resource<Opened>) -> Result<Store> {
+    pub(super) fn keep(&mut self, store: Store) -> Result<Resource<Opened>> {
+        Ok(self.table.push(Opened(store))?)
+    }
+
+    pub(super) fn store(&self, opened: &Resource<Opened>) -> Result<Store> {
         Ok(self.table.get(opened)?.0.clone())
     }
 
     /// Whether the use of a store is immediate.
-    fn is_quick(&self) -> bool {
+    pub(super) fn is_quick(&self) -> bool {
         self.guest.is_some_and(|guest| guest.stores.are_in_memory())
     }
 }
 
 /// Does something that may wait for a disk or take long.
-async fn wait<T: Send + 'static>(
+pub(super) async fn wait<T: Send + 'static>(
     work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> std::result::Result<T, String> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -98,7 +104,7 @@ async fn wait<T: Send + 'static>(
 }
 
 /// Does something with a store, which may be quick.
-async fn with_store<T: Send + 'static>(
+pub(super) async fn with_store<T: Send + 'static>(
     is_quick: bool,
     work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> std::result::Result<T, String> {

@@ -267,6 +267,16 @@ impl Store {
         let executed: rusqlite::Result<_> = execute();
         executed.map_err(|error| error.to_string())?.ok_or_else(too_large)
     }
+
+    /// How many rows the last statement changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.lock().changes()
+    }
+
+    /// The number of the last row that was added.
+    pub(crate) fn last_row(&self) -> i64 {
+        self.lock().last_insert_rowid()
+    }
 }
 
 fn too_large() -> String {

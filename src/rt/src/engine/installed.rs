@@ -62,11 +62,11 @@ impl<'a> Engines<'a> {
     }
 
     /// The number of the first engine that can run a program of this format with these rights.
-    /// `is_handler` says whether the program handles requests of HTTP.
+    /// `handler` is the program's world, if it handles requests of HTTP.
     pub(crate) fn choose(
         &self,
         format: Format,
-        is_handler: bool,
+        handler: Option<World>,
         program: BorrowedFd<'_>,
         rights: &Rights,
     ) -> Result<usize> {
@@ -74,11 +74,10 @@ impl<'a> Engines<'a> {
         // The engine reports what is wrong with a file that cannot be read here.
         let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
         let descriptions = descriptions.collect::<Vec<_>>();
-        let chosen =
-            choose(&descriptions, format, is_handler, &beyond, rights).map_err(|error| {
-                let broken = &self.broken;
-                if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
-            })?;
+        let chosen = choose(&descriptions, format, handler, &beyond, rights).map_err(|error| {
+            let broken = &self.broken;
+            if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
+        })?;
         if self.spin && format != Format::Manifest {
             let name = &self.get(chosen)?.name;
             bail!(
@@ -183,13 +182,13 @@ fn named(folder: &Path, name: &str) -> Result<Installed> {
 fn choose(
     engines: &[&Description],
     format: Format,
-    is_handler: bool,
+    handler: Option<World>,
     beyond: &dyn Fn() -> Option<Item>,
     rights: &Rights,
 ) -> Result<usize> {
-    let worlds: &[World] = match format {
-        Format::Component if is_handler => &[World::HttpProxy],
-        Format::Component => &[World::CliCommand],
+    let worlds: &[World] = match (format, &handler) {
+        (Format::Component, Some(handler)) => std::slice::from_ref(handler),
+        (Format::Component, None) => &[World::CliCommand],
         _ => format.worlds(),
     };
     let mut lacks = None;
@@ -214,7 +213,7 @@ fn choose(
             Format::Manifest => &[("http", "a Spin app"), ("part", "a Spin app")][..],
             _ => &[],
         };
-        let mut needs = of_an_app.iter().copied().chain(rights.needs(is_handler));
+        let mut needs = of_an_app.iter().copied().chain(rights.needs(handler));
         match needs.find(|(option, _)| !engine.knows(option)) {
             None => return Ok(number),
             Some((option, cause)) => {
@@ -264,34 +263,35 @@ mod tests {
         );
         let plain = Rights::default();
         let proxy = Description::sample("d", r#"["http"]"#, r#"["wasi:http/proxy"]"#);
-        let (module, component) = ((Format::Module, false), (Format::Component, false));
-        let handler = (Format::Component, true);
+        let (module, component) = ((Format::Module, None), (Format::Component, None));
+        let handler = (Format::Component, Some(World::HttpProxy));
+        let newer = (Format::Component, Some(World::HttpService));
         let apps = Description::sample("e", r#"["http", "part"]"#, r#"["spin"]"#);
-        let app = (Format::Manifest, false);
-        for (engines, (format, is_handler), expected) in [
+        let app = (Format::Manifest, None);
+        let service = Description::sample("f", r#"["http"]"#, r#"["wasi:http/service"]"#);
+        for (engines, (format, handler), expected) in [
             (vec![&modules, &components], module, Some(0)),
             (vec![&modules, &components], component, Some(1)),
             (vec![&components, &both], module, Some(1)),
             (vec![&modules, &proxy], handler, Some(1)),
             (vec![&both, &proxy], handler, Some(1)),
+            (vec![&proxy, &service], newer, Some(1)),
+            (vec![&both, &proxy], newer, None),
             (vec![&modules], component, None),
             (vec![&components], module, None),
             (vec![&components], handler, None),
             (vec![&modules, &components, &both], app, None),
             (vec![&modules, &apps], app, Some(1)),
         ] {
-            let chosen = choose(&engines, format, is_handler, &|| None, &plain).ok();
-            assert_eq!(chosen, expected, "{format:?} {is_handler}");
+            let chosen = choose(&engines, format, handler, &|| None, &plain).ok();
+            assert_eq!(chosen, expected, "{format:?} {handler:?}");
         }
-        let error = choose(&[&both], Format::Component, true, &|| None, &plain);
+        let error = choose(&[&both], handler.0, handler.1, &|| None, &plain);
         let error = error.expect_err("refused").to_string();
         assert!(error.contains("lacks the option `http`, which `wasi:http/incoming"), "{error}");
         let fuel = Rights::sample(&[("fuel", "5"), ("timeout", "1")]);
-        assert_eq!(
-            choose(&[&modules, &both], Format::Module, false, &|| None, &fuel).ok(),
-            Some(1)
-        );
-        let error = choose(&[&modules], Format::Module, false, &|| None, &fuel)
+        assert_eq!(choose(&[&modules, &both], Format::Module, None, &|| None, &fuel).ok(), Some(1));
+        let error = choose(&[&modules], Format::Module, None, &|| None, &fuel)
             .expect_err("refused")
             .to_string();
         assert!(error.contains("lacks the option `fuel`"), "{error}");
@@ -307,7 +307,7 @@ mod tests {
             Some(Item { module, name, kind: "func" })
         };
         let of = |engines: &[&Description], beyond: &dyn Fn() -> Option<Item>| {
-            choose(engines, Format::Module, false, beyond, &Rights::default())
+            choose(engines, Format::Module, None, beyond, &Rights::default())
         };
         assert_eq!(of(&[&narrow, &wide], &socket).ok(), Some(1));
         assert_eq!(of(&[&narrow, &wide], &|| None).ok(), Some(0));

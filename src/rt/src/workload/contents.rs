@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Format;
+use super::{Format, World};
 
 /// The longest section that is read, in bytes. A linker writes a few dozen kilobytes.
 const LONGEST: u32 = 4 << 20;
@@ -302,11 +302,17 @@ const PREVIEW1: [&str; 46] = [
 ];
 
 impl Contents {
-    /// Whether a component with these exports handles requests of HTTP, and is not a command.
-    pub(crate) fn is_handler(&self) -> bool {
+    /// The world of a component with these exports, if it handles requests of HTTP and is not a
+    /// command. A component of both versions of WASI is one of the newer.
+    pub(crate) fn handler(&self) -> Option<World> {
         let exports =
             |name: &str| self.exports.iter().any(|it| it.name.split('@').next() == Some(name));
-        exports("wasi:http/incoming-handler") && !exports("wasi:cli/run")
+        match () {
+            () if exports("wasi:cli/run") => None,
+            () if exports("wasi:http/handler") => Some(World::HttpService),
+            () if exports("wasi:http/incoming-handler") => Some(World::HttpProxy),
+            () => None,
+        }
     }
 
     /// The first import of a core module that is not one of preview1's functions.
@@ -385,6 +391,25 @@ mod tests {
         }
         assert_eq!(contents(Format::Module, b"").expect("good"), Contents::default());
         assert!(contents(Format::Elf, b"").is_err());
+    }
+
+    #[test]
+    fn a_handler_is_told_from_a_command() {
+        let of = |names: &[&str]| {
+            let item = |name: &&str| Item {
+                module: String::new(),
+                name: (*name).into(),
+                kind: "instance",
+            };
+            Contents { imports: Vec::new(), exports: names.iter().map(item).collect() }.handler()
+        };
+        let (older, newer) = ("wasi:http/incoming-handler@0.2.3", "wasi:http/handler@0.3.0");
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[older]), Some(World::HttpProxy));
+        assert_eq!(of(&[newer]), Some(World::HttpService));
+        assert_eq!(of(&["wasi:http/handler@0.3.0-rc-2026-03-15"]), Some(World::HttpService));
+        assert_eq!(of(&[older, newer]), Some(World::HttpService));
+        assert_eq!(of(&[newer, "wasi:cli/run@0.3.0"]), None);
     }
 
     #[test]

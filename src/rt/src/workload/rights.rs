@@ -11,7 +11,7 @@ use oci_spec::runtime::Spec;
 use super::compile::{Compile, Wish};
 use super::http::{self, Http};
 use super::ports::{self, Ports};
-use super::seconds;
+use super::{World, seconds};
 
 /// The prefix of the annotations' names. No other name may begin with it.
 const PREFIX: &str = "run.oci.wasm.";
@@ -135,13 +135,18 @@ impl Rights {
     }
 
     /// The options of the engine contract that a module requires with these rights, each with what
-    /// requires it. `is_handler` says whether the module handles requests of HTTP.
+    /// requires it. `handler` is the module's world, if it handles
+    /// requests of HTTP.
     pub(crate) fn needs(
         &self,
-        is_handler: bool,
+        handler: Option<World>,
     ) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let export = match handler {
+            Some(World::HttpService) => "`wasi:http/handler`",
+            _ => "`wasi:http/incoming-handler`",
+        };
         [
-            (is_handler, ("http", "`wasi:http/incoming-handler`")),
+            (handler.is_some(), ("http", export)),
             (self.fuel.is_some(), ("fuel", "the annotation `run.oci.wasm.fuel`")),
             (self.timeout.is_some(), ("timeout", "the annotation `run.oci.wasm.timeout`")),
             (!self.plugins.is_empty(), ("plugin", "the annotation `run.oci.wasm.plugins`")),

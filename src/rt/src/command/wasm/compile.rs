@@ -18,8 +18,8 @@ use crate::workload::Format;
 pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Result<()> {
     let Program { module, format, name, handler, rights, place, .. } = Program::open(&args.path)?;
     let engines = Engines::find(&handler, super::super::host(root, global), &[])?;
-    let is_handler = format.is_handler(module.as_fd());
-    let number = engines.choose(format, is_handler, module.as_fd(), &rights)?;
+    let world = format.handler(module.as_fd());
+    let number = engines.choose(format, world, module.as_fd(), &rights)?;
     let native = super::compiler(&engines, number)?;
     let counting = rights.wish().counting;
     let compiled = one(&native, module, &name, counting, args.force)?;

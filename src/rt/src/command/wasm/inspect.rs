@@ -27,8 +27,9 @@ pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Resul
     let world = world(program.format, &contents);
     if world.is_none() {
         missing.push(match program.format {
-            Format::Component => "an export that an engine calls: `wasi:cli/run@0.2` or \
-                                  `wasi:http/incoming-handler@0.2`"
+            Format::Component => "an export that an engine calls: `wasi:cli/run@0.2`, \
+                                  `wasi:cli/run@0.3`, `wasi:http/incoming-handler@0.2` or \
+                                  `wasi:http/handler@0.3`"
                 .to_owned(),
             _ => "the exported function `_start`".to_owned(),
         });
@@ -70,7 +71,10 @@ fn world(format: Format, contents: &Contents) -> Option<&'static str> {
     };
     match format {
         Format::Manifest => Some("spin"),
-        Format::Component if exports("wasi:cli/run@0.2") => Some("wasi:cli/command"),
+        Format::Component if exports("wasi:cli/run@0.2") || exports("wasi:cli/run@0.3") => {
+            Some("wasi:cli/command")
+        }
+        Format::Component if exports("wasi:http/handler@0.3") => Some("wasi:http/service"),
         Format::Component if exports("wasi:http/incoming-handler@0.2") => Some("wasi:http/proxy"),
         Format::Module if exports("_start") && contents.beyond_preview1().is_none() => {
             Some("wasip1-command")
@@ -90,8 +94,8 @@ fn engine(
 ) -> Result<Value> {
     let Program { module, format, handler, rights, .. } = program;
     let engines = Engines::find(handler, super::super::host(root, global), &rights.plugins)?;
-    let is_handler = *format == Format::Component && contents.is_handler();
-    let number = engines.choose(*format, is_handler, module.as_fd(), rights)?;
+    let world = if *format == Format::Component { contents.handler() } else { None };
+    let number = engines.choose(*format, world, module.as_fd(), rights)?;
     let description = &engines.get(number)?.description;
     missing.extend(unknown(description, contents, rights));
     let native = match engines.native(number) {
