@@ -41,7 +41,6 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
     "command_line",
     "configuration",
     "debug",
-    "first_steps",
     "executable",
     "first_steps",
     "hold_ups",
