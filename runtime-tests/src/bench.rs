@@ -1,8 +1,11 @@
 //! The benchmark (`docs/testing.md`) runs the runtimes in turn, so that other load on the host
 //! affects all of them alike. It prints medians, and ratios to crun.
 
+mod alive;
 mod chart;
+mod components;
 mod crowd;
+mod targets;
 mod wasm;
 
 use std::collections::BTreeMap;
@@ -18,11 +21,16 @@ use crate::harness::{Host, Outcome, Stop};
 const ROUNDS: usize = 60;
 const WARM_UP: usize = 5;
 
-/// `OUT` measures Linux containers. `OUT wasm` measures modules.
+/// `OUT` measures Linux containers. `OUT wasm` measures modules, and `OUT components` what the
+/// second engine runs.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     let out = args.first().map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
-    let of_modules = args.get(1).is_some_and(|what| what == "wasm");
-    match if of_modules { wasm::measure(&out) } else { measure(&out) } {
+    let measured = match args.get(1).map(String::as_str) {
+        Some("wasm") => wasm::measure(&out),
+        Some("components") => components::measure(&out),
+        _ => measure(&out),
+    };
+    match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(message) | Stop::Skipped(message)) => {
             eprintln!("bench: {message}");

@@ -3,16 +3,14 @@
 //! is printed beside its target. No test asserts the targets.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::thread::LinkNameSpaceType;
 use serde_json::{Value, json};
 
+use super::alive::{self, Service, memory, with_sleepers};
+use super::targets::Targets;
 use super::{
     Contestant, StateInMemory, Times, WARM_UP, again, bundle, chart, floor, median, repeated,
     round_robin, run_of, runtime_with, state_of, timed,
@@ -40,8 +38,6 @@ const ROWS: [&str; 7] = [
 const FEW: usize = 20;
 
 const SLEEPERS: usize = 50;
-const SERVERS: usize = 200;
-const CALLERS: usize = 4;
 
 /// The smallest module that sleeps. It sleeps for a million seconds.
 const SLEEP: &str = r#"(module
@@ -59,51 +55,6 @@ pub(super) fn bundle_of(host: &Host, name: &str, module: &Path, args: &[&str]) -
         config["process"]["args"] = json!([&["/app.wasm"], args].concat());
         config["annotations"] = json!({ "run.oci.handler": "wasm" });
     })
-}
-
-/// A measured value and its target.
-struct Target {
-    what: String,
-    /// At most or at least this value. None for a value without a target.
-    goal: Option<(&'static str, f64)>,
-    measured: f64,
-}
-
-#[derive(Default)]
-struct Targets(Vec<Target>);
-
-impl Targets {
-    fn at_most(&mut self, what: impl Into<String>, most: f64, measured: f64) {
-        self.0.push(Target { what: what.into(), goal: Some(("<=", most)), measured });
-    }
-
-    fn at_least(&mut self, what: impl Into<String>, least: f64, measured: f64) {
-        self.0.push(Target { what: what.into(), goal: Some((">=", least)), measured });
-    }
-
-    fn tell(&mut self, what: impl Into<String>, measured: f64) {
-        self.0.push(Target { what: what.into(), goal: None, measured });
-    }
-
-    fn print(&self) {
-        println!("\n{:82}{:>10}{:>10}", "", "target", "measured");
-        for Target { what, goal, measured } in &self.0 {
-            let (goal, missed) = goal.map_or((String::new(), false), |(sign, goal)| {
-                let missed = if sign == "<=" { *measured > goal } else { *measured < goal };
-                (format!("{sign} {goal:.2}"), missed)
-            });
-            let end = if missed { "  missed" } else { "" };
-            println!("{what:82}{goal:>10}{measured:>10.2}{end}");
-        }
-    }
-
-    fn json(&self) -> Value {
-        let all = self.0.iter().map(|target| {
-            let goal = target.goal.map(|(sign, goal)| format!("{sign} {goal}"));
-            json!({ "what": target.what, "target": goal, "measured": target.measured })
-        });
-        all.collect()
-    }
 }
 
 /// The ways in which `rt` and others run a module.
@@ -398,70 +349,6 @@ fn work(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome {
     Ok(())
 }
 
-/// The memory of one of many waiting containers, in kB.
-#[derive(Default)]
-struct Memory {
-    /// Its own memory, and its share of shared memory.
-    own: u64,
-    /// The part of it that is native code, and the native code that is in memory for it.
-    code: u64,
-    whole_code: u64,
-}
-
-/// Starts this number of containers of a bundle, waits until they sleep, and calls `look` with
-/// their process ids.
-fn with_sleepers<T>(
-    way: &dyn Fn() -> Command,
-    bundle: &Path,
-    number: usize,
-    look: impl FnOnce(&[i64]) -> Outcome<T>,
-) -> Outcome<T> {
-    let ids: Vec<String> = (0..number).map(|number| format!("sleeper-{number}")).collect();
-    for id in &ids {
-        timed(way().args(["run", "--detach", "--bundle"]).arg(bundle).arg(id))?;
-    }
-    std::thread::sleep(Duration::from_secs(2));
-    let pids = ids.iter().map(|id| pid(way(), id)).collect::<Outcome<Vec<_>>>()?;
-    let seen = look(&pids);
-    for id in &ids {
-        timed(way().args(["delete", "--force", id]))?;
-    }
-    seen
-}
-
-fn pid(mut way: Command, id: &str) -> Outcome<i64> {
-    let state = way.args(["state", id]).output()?;
-    let state: Value = serde_json::from_slice(&state.stdout)?;
-    Ok(state["pid"].as_i64().ok_or("no pid")?)
-}
-
-fn memory(pids: &[i64]) -> Outcome<Memory> {
-    let mut all = Memory::default();
-    for pid in pids {
-        // `smaps` shows the path of a single-file mount as `/`.
-        let mut is_code = false;
-        for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let number = || words[1].parse::<u64>();
-            match words[0] {
-                "Pss:" => {
-                    all.own += number()?;
-                    all.code += if is_code { number()? } else { 0 };
-                }
-                "Rss:" if is_code => all.whole_code += number()?,
-                range if range.contains('-') => is_code = words.get(5) == Some(&"/"),
-                _ => {}
-            }
-        }
-    }
-    let number = pids.len() as u64;
-    Ok(Memory {
-        own: all.own / number,
-        code: all.code / number,
-        whole_code: all.whole_code / number,
-    })
-}
-
 fn sleeper(host: &Host) -> Outcome<PathBuf> {
     let module = host.folder.join("sleep.wasm");
     fs::write(&module, wat::parse_str(SLEEP)?)?;
@@ -499,60 +386,12 @@ fn asleep(ways: &Ways<'_>, targets: &mut Targets) -> Outcome {
     Ok(())
 }
 
-/// Many HTTP servers at the same time, each in its own network namespace.
 fn servers(ways: &Ways<'_>, targets: &mut Targets) -> Outcome {
     let module = ways.host.guest("http-server")?;
     ways.compile(&module)?;
-    let folder = bundle_of(ways.host, "http-server", &module, &[])?;
-    let ids: Vec<String> = (0..SERVERS).map(|number| format!("server-{number}")).collect();
-    let in_parallel = |once: &(dyn Fn(&str) -> Outcome + Sync)| -> Outcome {
-        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-            let callers: Vec<_> = ids
-                .chunks(SERVERS / CALLERS)
-                .map(|ids| scope.spawn(move || ids.iter().try_for_each(|id| once(id))))
-                .collect();
-            let panicked = |_| Err(Stop::Failed("a caller panicked".into()));
-            callers.into_iter().map(|caller| caller.join().unwrap_or_else(panicked)).collect()
-        });
-        outcomes.into_iter().collect()
-    };
-    let start = Instant::now();
-    in_parallel(&|id| {
-        let mut run = ways.native();
-        timed(run.args(["run", "--detach", "--bundle"]).arg(&folder).arg(id)).map(drop)
-    })?;
-    let rate = SERVERS as f64 / start.elapsed().as_secs_f64();
-    let pids = ids.iter().map(|id| pid(ways.native(), id)).collect::<Outcome<Vec<_>>>()?;
-    let answering = pids.iter().map(|pid| answers(*pid)).filter(Result::is_ok).count();
-    let total = memory(&pids)?.own * SERVERS as u64;
-    in_parallel(&|id| timed(ways.native().args(["delete", "--force", id])).map(drop))?;
-    let all = SERVERS as f64;
-    targets.at_least(format!("of {SERVERS} HTTP servers at once, answer"), all, answering as f64);
-    targets.tell(format!("started in a second, by {CALLERS} callers at once"), rate);
-    targets.tell(format!("PSS of all {SERVERS}, MB"), total as f64 / 1e3);
-    Ok(())
-}
-
-/// Sends a request to the server in a process's network namespace, as soon as the server listens.
-fn answers(pid: i64) -> Outcome {
-    let asking = std::thread::spawn(move || -> Outcome {
-        // Only this thread enters the namespace.
-        let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
-        let kind = Some(LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
-        let mut stream = None;
-        wait_up_to(Duration::from_secs(20), "it listens", || {
-            stream = TcpStream::connect("127.0.0.1:8080").ok();
-            stream.is_some()
-        })?;
-        let mut stream = stream.ok_or("no connection")?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        ensure(answer.ends_with("Hello from Wasm!"), answer)
-    });
-    asking.join().unwrap_or_else(|_| Err(Stop::Failed("it panicked".into())))
+    let bundle = &bundle_of(ways.host, "http-server", &module, &[])?;
+    let service = Service { bundle, port: 8080, path: "/", hello: "Hello from Wasm!" };
+    alive::servers(&|| ways.native(), "HTTP servers", &service, targets)
 }
 
 /// The memory that the kernel charges to a sleeping container, where cgroups have all controllers.
