@@ -404,7 +404,11 @@ fn a_checkpoint_before_is_nobody_elses(test: &Test) -> Outcome {
     let (id, errors) = (test.id(), test.folder.join("errors"));
     let mut restore = test.command(["restore", "--detach", "--bundle", &folder]);
     restore.arg("--image-path").arg(&images).arg(&id);
-    restore.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&errors)?).status()?;
+    restore
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&errors)?)
+        .status()?;
     let errors = fs::read_to_string(errors)?;
     ensure(!errors.contains("the checkpoint before"), errors)?;
     test.rt(["delete", "--force", &id])?;

@@ -111,10 +111,28 @@ pub(super) fn started(bundle: &Bundle<'_>) -> Outcome<String> {
     mode(&container)
 }
 
+/// Says that it is ready, and sleeps. It is so small that its compilation takes no time.
+const SLEEP: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 512) "ready\n")
+  (func (export "_start")
+    (i32.store (i32.const 256) (i32.const 512))
+    (i32.store (i32.const 260) (i32.const 6))
+    (drop (call $fd_write (i32.const 1) (i32.const 256) (i32.const 1) (i32.const 264)))
+    (i32.store (i32.const 16) (i32.const 1)) ;; a clock's subscription: the monotonic clock,
+    (i64.store (i32.const 24) (i64.const 1000000000000000)) ;; in so many nanoseconds
+    (drop (call $poll_oneoff (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"#;
+
 /// A sleeping module with native code.
 fn with_native_code(test: &Test) -> Outcome<Bundle<'_>> {
+    has_native_code(test, test.module(&wat::parse_str(SLEEP)?)?)
+}
+
+/// Has the module of a bundle compiled.
+fn has_native_code<'a>(test: &'a Test, bundle: Bundle<'a>) -> Outcome<Bundle<'a>> {
     host(test, json!({ "compile": "eager" }))?;
-    let bundle = sleeper(test)?;
     ensure_eq(started(&bundle)?.as_str(), "aot")?;
     // The next starts compile nothing by themselves.
     host(test, json!({ "compile": "lazy" }))?;
@@ -238,8 +256,9 @@ fn a_damaged_file_is_replaced(test: &Test) -> Outcome {
     is_replaced(test, |file| {
         let open = fs::File::options().read(true).write(true).open(file)?;
         let mut byte = [0];
-        open.read_exact_at(&mut byte, 5000)?;
-        Ok(open.write_all_at(&[!byte[0]], 5000)?)
+        let middle = open.metadata()?.len() / 2;
+        open.read_exact_at(&mut byte, middle)?;
+        Ok(open.write_all_at(&[!byte[0]], middle)?)
     })
 }
 
@@ -421,7 +440,7 @@ fn nobody_in_the_container_can_change_it(test: &Test) -> Outcome {
 }
 
 fn a_container_keeps_what_is_removed(test: &Test) -> Outcome {
-    let bundle = with_native_code(test)?.args(&["/probe.wasm", "sleep", "300"]);
+    let bundle = has_native_code(test, sleeper(test)?)?.args(&["/probe.wasm", "sleep", "300"]);
     let container = bundle.start()?;
     container.wait_for_output("ready\n")?;
     test.rt(["wasm", "cache", "clear"])?.success()?;
@@ -612,11 +631,11 @@ fn a_file_whose_time_was_set_back_is_replaced(test: &Test) -> Outcome {
     use std::os::unix::fs::FileExt;
     is_replaced(test, |file| {
         let open = fs::File::options().read(true).write(true).open(file)?;
-        let before = open.metadata()?.modified()?;
-        let mut byte = [0];
-        open.read_exact_at(&mut byte, 5000)?;
-        open.write_all_at(&[!byte[0]], 5000)?;
-        Ok(open.set_modified(before)?)
+        let before = open.metadata()?;
+        let (mut byte, middle) = ([0], before.len() / 2);
+        open.read_exact_at(&mut byte, middle)?;
+        open.write_all_at(&[!byte[0]], middle)?;
+        Ok(open.set_modified(before.modified()?)?)
     })
 }
 
