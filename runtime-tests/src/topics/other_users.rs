@@ -471,7 +471,7 @@ fn only_the_owner_of_the_state_can_pass(test: &Test) -> Outcome {
 }
 
 /// A container with a user namespace, whose root is a user of the host without any files there.
-fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
+pub(super) fn mapped(bundle: Bundle<'_>) -> Bundle<'_> {
     // The container's root cannot make these directories.
     for place in ["usr", "run/notify"] {
         let _ = fs::create_dir_all(bundle.rootfs().join(place));

@@ -25,4 +25,5 @@ mod restored;
 mod restored_cgroups;
 mod restored_limits;
 mod restrictions;
+mod vdso_image;
 mod yards;

@@ -222,27 +222,40 @@ impl<'a> Limits<'a> {
 
     /// Checks the user namespace of the first process. All other processes share it.
     fn check_user_namespace(&self, first: i32) -> Result<()> {
-        let linux = self.bundle.linux();
         if !self.has_user_namespace() {
             let own = fs::read_link(format!("/proc/{first}/ns/user"))? == own_namespace("user")?;
             ensure!(own, "it has a user namespace, and `linux.namespaces` has none");
             return Ok(());
         }
-        for (file, mappings) in
-            [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())]
-        {
+        let read = |file: &str| -> Result<BTreeSet<[u32; 3]>> {
             let path = format!("/proc/{first}/{file}");
             let map = fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-            let number = |field: &str| field.parse::<u32>().ok();
-            let lines = map.lines().map(|line| line.split_ascii_whitespace().map(number).collect());
-            let row = |mapping: &LinuxIdMapping| {
-                [mapping.container_id(), mapping.host_id(), mapping.size()].map(Some).to_vec()
+            let row = |line: &str| {
+                let numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+                let numbers = numbers.collect::<std::result::Result<Vec<_>, _>>().ok();
+                let row = numbers.and_then(|numbers| <[u32; 3]>::try_from(numbers).ok());
+                row.with_context(|| format!("read `{path}`: `{line}`"))
             };
-            let wanted: BTreeSet<Vec<Option<u32>>> = mappings.iter().flatten().map(row).collect();
-            ensure!(
-                lines.collect::<BTreeSet<_>>() == wanted,
-                "its `{file}` is not the mapping that the configuration has"
-            );
+            map.lines().map(row).collect()
+        };
+        self.check_mappings(&[read("uid_map")?, read("gid_map")?])
+    }
+
+    /// Compares the mappings of a user namespace with the configuration: those for users, and those
+    /// for groups. A mapping is the first id in the container, the first one outside, and their
+    /// number.
+    pub(in crate::container) fn check_mappings(
+        &self,
+        there: &[BTreeSet<[u32; 3]>; 2],
+    ) -> Result<()> {
+        let linux = self.bundle.linux();
+        let wanted = [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())];
+        for ((file, mappings), there) in wanted.into_iter().zip(there) {
+            let row = |mapping: &LinuxIdMapping| {
+                [mapping.container_id(), mapping.host_id(), mapping.size()]
+            };
+            let wanted: BTreeSet<[u32; 3]> = mappings.iter().flatten().map(row).collect();
+            ensure!(*there == wanted, "its `{file}` is not the mapping that the configuration has");
         }
         Ok(())
     }

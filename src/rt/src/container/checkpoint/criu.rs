@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -247,7 +248,7 @@ impl Directories {
 const PARENT: &str = "parent";
 
 /// If more checkpoints than this are each the parent of the next, they are a loop.
-const MOST_PARENTS: u32 = 1000;
+pub(in crate::container) const MOST_PARENTS: u32 = 1000;
 
 /// Checks the directory of a checkpoint, and those of the checkpoints before. Fails if another user
 /// could change a directory on the way.
@@ -308,6 +309,32 @@ fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> 
 }
 
 fn read_to(directory: BorrowedFd<'_>, name: &str, length: u64) -> Result<Option<Vec<u8>>> {
+    let Some(file) = open(directory, name)? else { return Ok(None) };
+    let mut text = Vec::new();
+    file.take(length).read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
+/// A page of a file of pages, which have no head.
+pub(in crate::container) fn read_page(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    page: u64,
+) -> Result<Vec<u8>> {
+    let file = open(directory, name)?.ok_or(Errno::NOENT)?;
+    let mut bytes = vec![0; 4096];
+    let at = page.checked_mul(4096).context("it has too many pages")?;
+    file.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
+/// Opens the checkpoint before this one. [`Directories`] has checked who can change it.
+pub(in crate::container) fn open_parent(images: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let path = Path::new(PARENT);
+    trust::directory_from(images, path, path).context("open the checkpoint before")
+}
+
+fn open(directory: BorrowedFd<'_>, name: &str) -> Result<Option<fs::File>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
@@ -320,9 +347,7 @@ fn read_to(directory: BorrowedFd<'_>, name: &str, length: u64) -> Result<Option<
     );
     refuse_others_file(&there)?;
     ensure!(there.st_nlink == 1, "it has another name");
-    let mut text = Vec::new();
-    file.take(length).read_to_end(&mut text)?;
-    Ok(Some(text))
+    Ok(Some(file))
 }
 
 /// Fails for a file that another user owns or can write to. That user may have it open.

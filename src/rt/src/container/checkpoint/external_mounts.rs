@@ -223,6 +223,11 @@ impl<'a> Offers<'a> {
         all.iter().map(|(name, source)| external(name, source)).collect()
     }
 
+    /// Whether a restore offers a mount of this name.
+    pub(in crate::container) fn has(&self, name: &Path) -> bool {
+        self.sources.contains_key(name) || name == Path::new(NULL)
+    }
+
     /// For a checkpoint: the container's mounts that CRIU must leave out. Fails for a mount that a
     /// restore would not find.
     pub(in crate::container) fn of(&self, mounts: &[Entry]) -> Result<Vec<Ext_mount_map>> {

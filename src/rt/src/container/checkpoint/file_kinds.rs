@@ -101,7 +101,7 @@ pub(in crate::container) fn check(
         }
         Ok(())
     })?;
-    each(message, &mut |field| match field {
+    images::each_once(message, &mut |field| match field {
         // The kind and the number; regular files, which have their own check; namespaces, eventfd,
         // epoll, signalfd, timerfd, fifos, pipes, terminals, files in memory, and pidfds.
         (1..=3 | 5 | 8..=10 | 12 | 17..=20 | 22, _) => Ok(()),
@@ -223,8 +223,10 @@ fn add_unix_socket(message: &[u8], named: &mut Named) -> Result<()> {
     };
     let name = text(name);
     if name.as_os_str() != "" {
-        // CRIU begins in the root.
-        named.paths.insert(Path::new("/").join(text(folder)).join(name));
+        // CRIU begins in the root, and enters the directory.
+        let folder = Path::new("/").join(text(folder));
+        named.paths.insert(folder.join(name));
+        named.paths.insert(folder);
     }
     Ok(())
 }
@@ -232,7 +234,7 @@ fn add_unix_socket(message: &[u8], named: &mut Named) -> Result<()> {
 /// `inotify_wd_entry`.
 fn add_watch(message: &[u8], named: &mut Named) -> Result<()> {
     let mut file = WatchedFile::default();
-    each(message, &mut |field| match field {
+    images::each_once(message, &mut |field| match field {
         (2, Value::Number(inode)) => {
             file.inode = inode;
             Ok(())
@@ -253,7 +255,7 @@ fn add_mark(message: &[u8], named: &mut Named) -> Result<()> {
     /// Of a mount. CRIU finds the mount by its number.
     const MOUNT: u64 = 2;
     let (mut file, mut kind) = (WatchedFile::default(), 0);
-    each(message, &mut |field| match field {
+    images::each_once(message, &mut |field| match field {
         (2, Value::Number(number)) => {
             kind = small(number)?;
             Ok(())
@@ -263,7 +265,7 @@ fn add_mark(message: &[u8], named: &mut Named) -> Result<()> {
             Ok(())
         }
         // `fanotify_inode_mark_entry`
-        (7, Value::Bytes(message)) => each(message, &mut |field| match field {
+        (7, Value::Bytes(message)) => images::each_once(message, &mut |field| match field {
             (1, Value::Number(inode)) => {
                 file.inode = inode;
                 Ok(())
@@ -351,12 +353,12 @@ mod tests {
             add_unix_socket(&message, &mut named)
                 .map(|()| named.paths().map(Path::to_owned).collect())
         };
-        let path = |path: &str| vec![PathBuf::from(path)];
+        let both = |folder: &str, path: &str| [folder, path].map(PathBuf::from).to_vec();
         let read =
             |name: &[u8], folder: &[u8]| -> Vec<PathBuf> { paths(name, folder).expect("read") };
-        assert_eq!(read(b"/run/x\0", b"/etc"), path("/run/x"));
-        assert_eq!(read(b"x", b"/etc"), path("/etc/x"));
-        assert_eq!(read(b"x", b"etc\0/run"), path("/etc/x"));
+        assert_eq!(read(b"/run/x\0", b"/etc"), both("/etc", "/run/x"));
+        assert_eq!(read(b"x", b"/etc"), both("/etc", "/etc/x"));
+        assert_eq!(read(b"x", b"etc\0/run"), both("/etc", "/etc/x"));
         assert_eq!(read(b"\0/run/x", b"/etc"), Vec::<PathBuf>::new());
         paths(&[b'x'; 109], b"/").expect_err("it is too long");
     }

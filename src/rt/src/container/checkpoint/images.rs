@@ -3,6 +3,7 @@
 //! makes a copy.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -73,6 +74,19 @@ pub(in crate::container) fn each<'m>(
         }
     }
     Ok(())
+}
+
+/// The same for a message in which no field repeats. Of a message that is there twice, CRIU makes
+/// one of both, and `rt` looks at each alone.
+pub(in crate::container) fn each_once<'m>(
+    message: &'m [u8],
+    look: &mut dyn FnMut((u32, Value<'m>)) -> Result<()>,
+) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    each(message, &mut |(number, value)| {
+        ensure!(seen.insert(number), "it has the field {number} twice");
+        look((number, value))
+    })
 }
 
 /// Calls `look` for each number of a field that repeats: alone, or packed with others.

@@ -29,7 +29,7 @@ const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x99, 0x34, 0x45, 0x48];
 /// its size.
 const AREA: u64 = 32;
 
-const PAGE: u64 = 4096;
+pub(in crate::container) const PAGE: u64 = 4096;
 
 /// The kinds of mappings, `VMA_*` of `image.h`. The other bits are CRIU's own during a restore, a
 /// plugin's, or those of a mapping that CRIU cannot write.
@@ -37,6 +37,7 @@ const KINDS: u64 = (1 << 18) - 1;
 /// A ring for AIO, and a range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these
 /// ranges after the mappings.
 const RING: u64 = 1 << 13;
+const VDSO: u64 = 1 << 3;
 const GUARD: u64 = 1 << 16;
 
 /// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
@@ -44,6 +45,30 @@ pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
     let mut areas = areas.iter().map(|address| (*address, false)).collect();
     check_order(image)?;
     check_mappings(image, &mut areas)
+}
+
+/// Where the vDSO is: CRIU uses the last mapping of that kind. Fails unless there is only one, and
+/// its content is in the images.
+pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
+    /// A usual mapping, and one without a file.
+    const USUAL: u64 = 1 | 1 << 9;
+    let mut found = None;
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
+        let (14, Value::Bytes(message)) = field else { return Ok(()) };
+        let mapping = mapping(message)?;
+        if mapping.status & VDSO == 0 {
+            return Ok(());
+        }
+        let is_usual = mapping.status == USUAL | VDSO
+            && mapping.flags & TYPE == PRIVATE
+            && mapping.flags & ANONYMOUS != 0
+            && mapping.flags & HUGE == 0;
+        ensure!(is_usual, "the vDSO at {:#x} is of another kind, too", mapping.start);
+        let is_only = found.replace((mapping.start, mapping.end)).is_none();
+        ensure!(is_only, "it has two vDSOs");
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Fails if the checkpoint has a file of huge pages in memory. The kernel makes a mapping of it as
@@ -158,10 +183,11 @@ struct Mapping {
     open: u64,
 }
 
-/// `MAP_TYPE`, `MAP_PRIVATE` and `MAP_HUGETLB` of `mmap(2)`, and where the size of its huge pages
+/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of its huge pages
 /// is: the logarithm to the base of 2.
 const TYPE: u64 = 0xf;
 const PRIVATE: u64 = 2;
+const ANONYMOUS: u64 = 0x20;
 const HUGE: u64 = 0x40000;
 const HUGE_SIZE: u64 = 26;
 

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use protobuf::CodedOutputStream;
 use rustix::fs::{FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -31,7 +31,7 @@ use crate::container::checkpoint::external_mounts::{Configured, Offers};
 use crate::container::checkpoint::file_kinds::{self, Named};
 use crate::container::checkpoint::image_names;
 use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
-use crate::container::checkpoint::paths::{self, Look, Places};
+use crate::container::checkpoint::paths::{self, Look, Places, Required};
 use crate::container::checkpoint::process_images;
 use crate::linux::mounts;
 use crate::linux::rootfs;
@@ -39,9 +39,6 @@ use crate::walk;
 
 const FILES: &str = "files.img";
 const REMAPS: &str = "remap-fpath.img";
-const TERMINALS: &str = "tty-info.img";
-/// What sockets hold.
-const QUEUES: &str = "sk-queues.img";
 
 /// The first bytes of the images (`magic.h`).
 const MOUNTS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x28, 0x39, 0x56, 0x55];
@@ -68,6 +65,7 @@ const KINDS: [(u64, &str); 14] = [
     (23, "cgroup2"),
 ];
 const PROC: u64 = 1;
+const SYSFS: u64 = 2;
 const OVERLAY: u64 = 17;
 /// A filesystem that CRIU does not make.
 const PART: u64 = 0;
@@ -177,62 +175,37 @@ impl Shared {
 }
 
 /// The mounts in which CRIU follows links.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Links {
-    /// Whether CRIU opens `/dev/ptmx`, which can be a link.
-    has_terminals: bool,
-    /// The mounts in which CRIU makes deleted files again.
-    changed: BTreeSet<u64>,
     /// Whether a filesystem is a procfs, by its device.
     kinds: BTreeMap<u64, bool>,
-    /// Whether there can be other mount namespaces, with a `/dev` of their own.
-    may_be_many: bool,
     /// All mount points.
     points: BTreeSet<PathBuf>,
     places: Places,
 }
 
 impl Links {
-    fn new(images: BorrowedFd<'_>, files: &BTreeMap<u64, File>, remaps: &[Remap]) -> Result<Links> {
-        let names = images::names_with(images, "")?;
-        let is_there = |name: &str| names.iter().any(|there| there == name);
-        let changed = remaps.iter().flat_map(|remap| &remap.files);
-        Ok(Links {
-            // `rt` cannot look at descriptors that a socket holds.
-            has_terminals: is_there(TERMINALS) && !is_there(QUEUES),
-            changed: changed.filter_map(|file| files.get(file)?.mount).collect(),
-            kinds: BTreeMap::new(),
-            may_be_many: false,
-            points: BTreeSet::new(),
-            places: Places::default(),
-        })
-    }
-
     /// Whether CRIU must not follow links of a mount. The links of the rootfs and of procfs are
     /// looked at.
     fn add(&mut self, mount: &Mount<'_>) -> Result<bool> {
-        let (is_proc, point) = (mount.kind == PROC, Path::new(OsStr::from_bytes(mount.point)));
+        // A mount of the host's files is none, whatever it is called.
+        let is_proc = mount.kind == PROC && mount.external.is_none();
+        let point = Path::new(OsStr::from_bytes(mount.point));
         let is_same = *self.kinds.entry(mount.device).or_insert(is_proc) == is_proc;
         ensure!(is_same, "the mount `{}` is of two kinds", shown(mount.point));
         if is_proc {
             let root = Path::new(OsStr::from_bytes(mount.root));
             let leads = root.ancestors().any(paths::is_link);
             ensure!(!leads, "the mount `{}` goes through a link of procfs", shown(mount.point));
+        }
+        if mount.kind == PROC {
             self.places.procs.push(point.to_owned());
         }
+        if mount.kind == SYSFS {
+            self.places.sysfs.push(point.to_owned());
+        }
         self.points.insert(point.to_owned());
-        if point.starts_with("/dev") && point != Path::new("/dev") {
-            self.places.below_dev.push(point.to_owned());
-        }
-        let is_open_dev = self.has_terminals
-            && !is_proc
-            && point == Path::new("/dev")
-            && !self.changed.contains(&mount.id);
-        if is_open_dev {
-            let is_first = !std::mem::replace(&mut self.places.open_dev, true);
-            ensure!(is_first || self.may_be_many, "there are two mounts on `/dev`");
-        }
-        Ok(mount.point != b"/" && !is_proc && !is_open_dev)
+        Ok(mount.point != b"/" && !is_proc)
     }
 }
 
@@ -268,8 +241,7 @@ impl Rules<'_> {
         let namespace = process_images::mount_namespace(images, show, self.limits)?;
         let (files, named) = files(images, self.limits).with_context(|| show(FILES))?;
         let remaps = remaps(images).with_context(|| show(REMAPS))?;
-        let mut links = Links::new(images, &files, &remaps)?;
-        links.may_be_many = may_mount;
+        let mut links = Links::default();
         let own = namespace.map(|number| format!("mountpoints-{number}.img"));
         for name in names(images)? {
             // Of an earlier checkpoint. A root in it would be one of any kind.
@@ -313,14 +285,20 @@ impl Rules<'_> {
         let opened = files.values().map(|file| Path::new(OsStr::from_bytes(&file.name)));
         let has_own_pids = self.limits.has_own_pids();
         let look = |path: &Path| {
-            let required = links.places.required(path, has_own_pids);
-            match required.filter(|required| !self.limits.gives(*required)) {
-                Some(missing) => bail!(
-                    "to open it requires {}, which the container lacks",
-                    file_kinds::capability_name(missing)
-                ),
-                None => Ok(()),
-            }
+            let Some(Required { capability, is_the_hosts }) =
+                links.places.required(path, has_own_pids)
+            else {
+                return Ok(());
+            };
+            // In a user namespace, a capability does not count for what is the host's.
+            let has = self.limits.gives(capability)
+                && !(is_the_hosts && self.limits.has_user_namespace());
+            ensure!(
+                has,
+                "to open it requires {}, which the container lacks",
+                file_kinds::capability_name(capability)
+            );
+            Ok(())
         };
         self.check_paths(opened, &links.places, Some(&look)).with_context(|| show(FILES))?;
         self.check_paths(named.paths(), &links.places, None).with_context(|| show(FILES))?;
@@ -340,10 +318,16 @@ impl Rules<'_> {
         paths.into_iter().try_for_each(|path| places.check(rootfs.as_fd(), path, opened))
     }
 
-    /// Whether the configuration has a mount of the host's files read-only.
+    /// Whether the configuration has a mount of the host's files read-only, or the rootfs.
     fn is_read_only(&self, mount: &Mount<'_>) -> bool {
         let wanted = |name| self.offers.restrictions(Path::new(OsStr::from_bytes(name)));
-        mount.external.is_some_and(|name| wanted(name) & libc::MOUNT_ATTR_RDONLY != 0)
+        match mount.external {
+            Some(name) => wanted(name) & libc::MOUNT_ATTR_RDONLY != 0,
+            None => {
+                let root = self.bundle.spec.root().as_ref().and_then(|root| root.readonly());
+                mount.point == b"/" && root == Some(true)
+            }
+        }
     }
 
     fn check_mount(&self, mount: &Mount<'_>) -> Result<()> {
@@ -353,7 +337,15 @@ impl Rules<'_> {
         ensure!(!mount.is_other, "the mount `{}` is of a kind that no checkpoint has", point());
         let flags = mount.flags & !FLAGS | mount.filesystem_flags & !FILESYSTEM_FLAGS;
         ensure!(flags == 0, "the mount `{}` has the flags {flags:#x}, which no mount has", point());
-        if mount.external.is_some() {
+        if let Some(name) = mount.external {
+            // CRIU has keys of its own too, with which it mounts any filesystem.
+            ensure!(
+                self.offers.has(Path::new(OsStr::from_bytes(name))),
+                "the mount `{}` is none that the configuration gives: `{}`",
+                point(),
+                shown(name)
+            );
+            ensure!(!mount.is_deleted, "the mount `{}` shows something that was deleted", point());
             return Ok(());
         }
         // Such a container could mount all this by itself.
@@ -427,6 +419,7 @@ impl Rules<'_> {
             return Ok(());
         }
         let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
+        let is_root_read_only = mounts.values().any(|it| it.is_rootfs && it.is_read_only);
         for remap in remaps {
             // CRIU looks for both names on the mount of the first file.
             let both = || remap.files.iter().filter_map(|id| files.get(id));
@@ -434,7 +427,7 @@ impl Rules<'_> {
             let is_in_rootfs = both().any(|file| of(file).is_none_or(|mount| mount.is_rootfs));
             for file in both() {
                 ensure!(
-                    !of(file).is_some_and(|mount| mount.is_read_only),
+                    !of(file).map_or(is_root_read_only, |mount| mount.is_read_only),
                     "the deleted file `{}` is on a read-only mount",
                     shown(&file.name)
                 );
@@ -666,4 +659,26 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
         Ok(())
     })?;
     Ok((id, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_in_the_rootfs_and_in_procfs_only() {
+        let mount =
+            |kind, point, external| Mount { kind, point, external, device: 7, ..Mount::default() };
+        let is_closed =
+            |mount: Mount<'_>| Links::default().add(&mount).expect("it is one of these");
+        assert!(!is_closed(mount(PART, b"/", None)));
+        assert!(!is_closed(mount(PROC, b"/proc", None)));
+        assert!(is_closed(mount(5, b"/dev", None)));
+        assert!(is_closed(mount(PART, b"/vol", Some(b"/vol"))));
+        // A volume whose image says that it is a procfs.
+        assert!(is_closed(mount(PROC, b"/vol", Some(b"/vol"))));
+        let mut links = Links::default();
+        links.add(&mount(PROC, b"/proc", None)).expect("it is a procfs");
+        links.add(&mount(PROC, b"/vol", Some(b"/vol"))).expect_err("it is of two kinds");
+    }
 }

@@ -7,7 +7,8 @@
 //! processes are stopped.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry as Place;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,10 +24,20 @@ pub(in crate::container) fn refuse_covered(first: i32, processes: &[i32]) -> Res
     each_link(processes, &|link| check(link, &table))
 }
 
-/// Fails if a stopped process has a file open that is on no mount of the first process. The images
+/// Fails if a stopped process has a file open that is on no mount of these processes. The images
 /// have led CRIU to it.
-pub(in crate::container) fn refuse_outside(first: i32, processes: &[i32]) -> Result<()> {
-    let table = mount_table::of(first)?;
+pub(in crate::container) fn refuse_outside(processes: &[i32]) -> Result<()> {
+    let mut tables = BTreeMap::new();
+    for pid in processes {
+        let path = format!("/proc/{pid}/ns/mnt");
+        // An ended process has none.
+        if let Ok(namespace) = fs::read_link(&path)
+            && let Place::Vacant(table) = tables.entry(namespace)
+        {
+            table.insert(mount_table::of(*pid)?);
+        }
+    }
+    let table: Vec<_> = tables.into_values().flatten().collect();
     let inside = Inside::new(&table)?;
     each_link(processes, &|link| {
         let path = || fs::read_link(link).unwrap_or_default().display().to_string();
@@ -43,22 +54,29 @@ pub(in crate::container) fn refuse_outside(first: i32, processes: &[i32]) -> Res
 /// What a process of a container may have open.
 struct Inside<'t> {
     mounts: BTreeSet<&'t str>,
-    /// The kernel's own mount, on which files in memory are.
-    memory: String,
+    /// The kernel's own mounts, on which files in memory are: also those of huge pages.
+    memory: Vec<String>,
     /// The filesystems and inodes of the caller's standard streams.
     streams: Vec<(u64, u64)>,
 }
 
 impl<'t> Inside<'t> {
     fn new(table: &'t [Entry]) -> Result<Inside<'t>> {
-        let memory = rustix::fs::memfd_create("rt", MemfdFlags::CLOEXEC)?;
-        let memory =
-            rustix::fs::statx(memory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+        let huge = [MemfdFlags::HUGETLB, MemfdFlags::HUGE_2MB, MemfdFlags::HUGE_1GB];
+        let huge = huge.map(|size| MemfdFlags::HUGETLB | size);
+        let kinds = std::iter::once(MemfdFlags::empty()).chain(huge);
+        // Not every kernel has huge pages, or those of this size.
+        let memory = kinds
+            .filter_map(|kind| rustix::fs::memfd_create("rt", MemfdFlags::CLOEXEC | kind).ok());
+        let memory = memory.map(|file| {
+            let about = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+            Ok(about.stx_mnt_id.to_string())
+        });
         let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
         let streams = streams.into_iter().filter_map(|stream| rustix::fs::fstat(stream).ok());
         Ok(Inside {
             mounts: table.iter().map(|entry| entry.id.as_str()).collect(),
-            memory: memory.to_string(),
+            memory: memory.collect::<Result<_>>()?,
             streams: streams.map(|there| (there.st_dev, there.st_ino)).collect(),
         })
     }
@@ -73,13 +91,13 @@ impl<'t> Inside<'t> {
             0x0904_1934,
             0x6e73_6673,
             0x5049_4446,
-            0x4750_4d44,
+            0xa10a_10a1,
             0x5345_434d,
         ];
         let wanted = StatxFlags::MNT_ID | StatxFlags::BASIC_STATS;
         let found = rustix::fs::statx(CWD, link, AtFlags::empty(), wanted)?;
         let mount = found.stx_mnt_id.to_string();
-        if self.mounts.contains(mount.as_str()) || mount == self.memory {
+        if self.mounts.contains(mount.as_str()) || self.memory.contains(&mount) {
             return Ok(true);
         }
         let kind = rustix::fs::statfs(link)?.f_type;

@@ -29,20 +29,24 @@ const LONGEST: usize = 4096;
 pub(in crate::container) struct Places {
     /// The mount points of procfs.
     pub(in crate::container) procs: Vec<PathBuf>,
-    /// A `/dev` in which CRIU follows links.
-    pub(in crate::container) open_dev: bool,
-    /// The mount points below that `/dev`.
-    pub(in crate::container) below_dev: Vec<PathBuf>,
+    /// The mount points of sysfs.
+    pub(in crate::container) sysfs: Vec<PathBuf>,
 }
 
-const DEV: &str = "/dev";
+/// What a process requires to open a file.
+#[derive(Debug, Eq, PartialEq)]
+pub(in crate::container) struct Required {
+    pub(in crate::container) capability: CapabilitySet,
+    /// Whether the capability counts only outside of user namespaces.
+    pub(in crate::container) is_the_hosts: bool,
+}
 
 /// Looks at a path that CRIU opens.
 pub(in crate::container) type Look<'a> = &'a dyn Fn(&Path) -> Result<()>;
 
 impl Places {
-    /// Fails if a path leads out of the container. `opened` is for a path that CRIU only opens, and
-    /// gets the paths to which it can lead. `restore` looks at the opened file later.
+    /// Fails if a path leads out of the container. `opened` is for a path that CRIU opens, and gets
+    /// the paths to which it can lead.
     pub(in crate::container) fn check(
         &self,
         rootfs: BorrowedFd<'_>,
@@ -101,24 +105,18 @@ impl Places {
             }
             let leads = self.procs.iter().any(|proc| path.strip_prefix(proc).is_ok_and(is_link));
             ensure!(!leads, "it goes through the link `{}`", path.display());
-            let is_in_dev = self.open_dev && path.strip_prefix(DEV).is_ok_and(is_deep);
-            let is_on_mount = self.below_dev.iter().any(|point| path.starts_with(point));
-            ensure!(
-                opened.is_some() || !is_in_dev || is_on_mount,
-                "it may go through a link in `{DEV}`"
-            );
         }
         opened.map_or(Ok(()), |look| look(&path))
     }
 
-    /// The capability that a process requires to open a file of procfs. The kernel asks for it only
-    /// when the file is opened. In a pid namespace of its own, a container has only its own
-    /// processes to look into.
+    /// The capability that a process requires to open a file of procfs or sysfs, or to see its
+    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In a
+    /// pid namespace of its own, a container has only its own processes to look into.
     pub(in crate::container) fn required(
         &self,
         path: &Path,
         has_own_pids: bool,
-    ) -> Option<CapabilitySet> {
+    ) -> Option<Required> {
         /// Files of a process that only who may trace the process can open.
         const TRACED: [&str; 12] = [
             "auxv",
@@ -134,20 +132,38 @@ impl Places {
             "smaps_rollup",
             "stack",
         ];
-        let of_procs = self.procs.iter().filter_map(|proc| path.strip_prefix(proc).ok());
-        let required = |path: &Path| {
+        let hosts = |capability| Some(Required { capability, is_the_hosts: true });
+        let of_proc = |path: &Path| {
             let name = path.file_name()?.to_str()?;
             match name {
+                // The addresses of physical memory.
+                "pagemap" => hosts(CapabilitySet::SYS_ADMIN),
+                _ if path.starts_with("bus/pci") => hosts(CapabilitySet::SYS_ADMIN),
                 _ if path.iter().count() > 1 => {
                     let is_traced = !has_own_pids && TRACED.contains(&name);
-                    is_traced.then_some(CapabilitySet::SYS_PTRACE)
+                    let capability = CapabilitySet::SYS_PTRACE;
+                    is_traced.then_some(Required { capability, is_the_hosts: false })
                 }
-                "kmsg" => Some(CapabilitySet::SYSLOG),
-                "kcore" => Some(CapabilitySet::SYS_RAWIO),
+                // The addresses of the kernel.
+                "kallsyms" | "kmsg" | "modules" => hosts(CapabilitySet::SYSLOG),
+                "kcore" => hosts(CapabilitySet::SYS_RAWIO),
+                "iomem" | "ioports" => hosts(CapabilitySet::SYS_ADMIN),
                 _ => None,
             }
         };
-        of_procs.filter_map(required).next()
+        let of_sysfs = |path: &Path| {
+            // Of a device on the PCI bus.
+            if path.file_name()? == "config" {
+                return hosts(CapabilitySet::SYS_ADMIN);
+            }
+            // Of a module of the kernel.
+            let is_section = path.parent()?.file_name()? == "sections";
+            if is_section { hosts(CapabilitySet::SYSLOG) } else { None }
+        };
+        let below = |points: &[PathBuf], look: &dyn Fn(&Path) -> Option<Required>| {
+            points.iter().filter_map(|point| look(path.strip_prefix(point).ok()?)).next()
+        };
+        below(&self.procs, &of_proc).or_else(|| below(&self.sysfs, &of_sysfs))
     }
 }
 
@@ -159,10 +175,6 @@ pub(in crate::container) fn is_link(path: &Path) -> bool {
         names.iter().any(|name| part == Some(OsStr::new(name)))
     };
     is(last, &["cwd", "exe", "root"]) || is(above, &["fd", "map_files", "ns"])
-}
-
-fn is_deep(path: &Path) -> bool {
-    path.iter().count() > 1
 }
 
 /// The names in a path, without empty ones and `.`.
@@ -217,8 +229,7 @@ mod tests {
         let rootfs = rootfs.expect("opened");
         let places = Places {
             procs: ["/proc", "/mnt/proc"].map(PathBuf::from).to_vec(),
-            open_dev: true,
-            below_dev: vec![PathBuf::from("/dev/pts")],
+            sysfs: vec![PathBuf::from("/sys")],
         };
         let check = |path: &str| places.check(rootfs.as_fd(), Path::new(path), None);
         for path in [
@@ -250,16 +261,23 @@ mod tests {
             "/etc/../x",
             "/etc/back",
             "/etc/loop/x",
-            "/dev/x/y",
         ] {
             check(path).expect_err(path);
         }
+        let hosts = |capability| Some(Required { capability, is_the_hosts: true });
+        let traced = Some(Required { capability: CapabilitySet::SYS_PTRACE, is_the_hosts: false });
         for (path, own, required) in [
-            ("/proc/1/mem", false, Some(CapabilitySet::SYS_PTRACE)),
-            ("/proc/1/task/2/maps", false, Some(CapabilitySet::SYS_PTRACE)),
+            ("/proc/1/mem", false, traced),
             ("/proc/1/mem", true, None),
+            ("/proc/1/task/1/pagemap", true, hosts(CapabilitySet::SYS_ADMIN)),
             ("/proc/1/mountinfo", false, None),
-            ("/mnt/proc/kmsg", true, Some(CapabilitySet::SYSLOG)),
+            ("/mnt/proc/kmsg", true, hosts(CapabilitySet::SYSLOG)),
+            ("/proc/kallsyms", true, hosts(CapabilitySet::SYSLOG)),
+            ("/proc/iomem", true, hosts(CapabilitySet::SYS_ADMIN)),
+            ("/proc/bus/pci/00/00.0", true, hosts(CapabilitySet::SYS_ADMIN)),
+            ("/sys/devices/pci0000:00/0000:00:00.0/config", true, hosts(CapabilitySet::SYS_ADMIN)),
+            ("/sys/module/ext4/sections/.text", true, hosts(CapabilitySet::SYSLOG)),
+            ("/sys/module/ext4/refcnt", true, None),
             ("/srv/1/mem", false, None),
         ] {
             assert_eq!(places.required(Path::new(path), own), required, "{path}");

@@ -26,6 +26,7 @@ use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
 use crate::container::checkpoint::memory_images;
+use crate::container::checkpoint::vdso_image;
 use crate::linux::namespaces;
 
 const TREE: &str = "pstree.img";
@@ -36,6 +37,7 @@ const INVENTORY: &str = "inventory.img";
 const TREE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x30, 0x27, 0x50];
 const CORE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55];
 const IDS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x20, 0x43, 0x54];
+const MAPPINGS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x06, 0x49, 0x47, 0x55];
 const INVENTORY_MAGIC: [u8; 4] = [0x16, 0x31, 0x31, 0x58];
 const LABELS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x30, 0x42, 0x59];
 
@@ -106,7 +108,10 @@ pub(in crate::container) fn check(
         process.refuse_threads(is_dead).with_context(|| show(TREE))?;
         let name = format!("mm-{}.img", process.pid);
         let memory = || match criu::read_if_there(images, &name)? {
-            Some(image) => memory_images::check(&image, &areas),
+            Some(image) => {
+                memory_images::check(&image, &areas)?;
+                vdso_image::check(images, process.pid, &image)
+            }
             None => {
                 ensure!(is_dead, "it is missing");
                 Ok(())
@@ -149,6 +154,13 @@ pub(in crate::container) fn mount_namespace(
                 show(&name)
             );
             compare(&namespaces, &of_criu, limits).with_context(|| show(&name))?;
+            if let Some(number) = namespaces.of(LinuxNamespaceType::User)
+                && limits.has_user_namespace()
+            {
+                let name = format!("userns-{number}.img");
+                let check = || limits.check_mappings(&mappings(&criu::read_in(images, &name)?)?);
+                check().with_context(|| show(&name))?;
+            }
         }
         ensure!(
             may_differ || namespace.is_none() || namespace == first,
@@ -231,6 +243,28 @@ fn compare(first: &Numbers, of_criu: &Numbers, limits: &Limits<'_>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The mappings of a `userns_entry`: for users and for groups, each with the first id in the
+/// namespace, the first one outside, and their number.
+fn mappings(image: &[u8]) -> Result<[BTreeSet<[u32; 3]>; 2]> {
+    let mut found = [BTreeSet::new(), BTreeSet::new()];
+    each(images::message(image, &MAPPINGS_MAGIC)?, &mut |field| {
+        let (kind, Value::Bytes(message)) = field else { return Ok(()) };
+        let Some(kind) = usize::try_from(kind)?.checked_sub(1).filter(|kind| *kind < 2) else {
+            return Ok(());
+        };
+        let mut extent = [0; 3];
+        each(message, &mut |field| {
+            if let (at @ 1..=3, Value::Number(number)) = field {
+                extent[usize::try_from(at)? - 1] = u32::try_from(number)?;
+            }
+            Ok(())
+        })?;
+        found[kind].insert(extent);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Fails if the checkpoint has a namespace of AppArmor. CRIU makes a directory of its name, which

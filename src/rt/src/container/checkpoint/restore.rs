@@ -428,11 +428,13 @@ impl Watch<'_> {
             &self.home,
         )?;
         // With this capability, the container can make mounts, and remove covers itself.
-        if !self.limits.gives(CapabilitySet::SYS_ADMIN) {
-            open_files::refuse_outside(state.pid, &processes)?;
-            if self.has_covered {
-                open_files::refuse_covered(state.pid, &processes)?;
-            }
+        let may_mount = self.limits.gives(CapabilitySet::SYS_ADMIN);
+        // In a user namespace, the files of its mounts are still all that it has.
+        if !may_mount || self.limits.has_user_namespace() {
+            open_files::refuse_outside(&processes)?;
+        }
+        if !may_mount && self.has_covered {
+            open_files::refuse_covered(state.pid, &processes)?;
         }
         restored_limits::lower(&processes, bundle.process(), &self.limits)?;
         let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));
