@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -340,8 +340,13 @@ impl Root {
     pub(crate) fn find(&self, id: &str) -> Result<Option<Directory>> {
         check_id(id)?;
         let Some(root) = self.open()? else { return Ok(None) };
-        let there = trust::directory_in(&root, id, &self.path);
-        Ok(self.unless_missing(there)?.map(|_| Directory { path: self.path.join(id) }))
+        Ok(self.find_in(&root, id)?.map(|(directory, _)| directory))
+    }
+
+    /// The same, with the opened directory.
+    fn find_in(&self, root: &OwnedFd, id: &str) -> Result<Option<(Directory, OwnedFd)>> {
+        let there = self.unless_missing(trust::directory_in(root, id, &self.path))?;
+        Ok(there.map(|there| (Directory { path: self.path.join(id) }, there)))
     }
 
     /// Returns `None` if there is no container yet. Fails if others could change the content of the
@@ -361,13 +366,29 @@ impl Root {
 
     /// The directory and the state of a container. Fails if it does not exist.
     pub(crate) fn load(&self, id: &str) -> Result<(Directory, State)> {
-        match self.find(id)? {
-            Some(directory) => match directory.read()? {
-                Some(state) => Ok((directory, state)),
-                None => bail!("container does not exist: its creation was interrupted"),
-            },
-            None => bail!("container does not exist"),
+        check_id(id)?;
+        let root = self.open()?.context("container does not exist")?;
+        self.load_in(&root, id)
+    }
+
+    fn load_in(&self, root: &OwnedFd, id: &str) -> Result<(Directory, State)> {
+        let (directory, there) = self.find_in(root, id)?.context("container does not exist")?;
+        match directory.read_in(&there)? {
+            Some(state) => Ok((directory, state)),
+            None => bail!("container does not exist: its creation was interrupted"),
         }
+    }
+
+    /// All containers, sorted by their names. Leaves out one that is just being made or deleted.
+    pub(crate) fn all(&self) -> Result<Vec<(Directory, State)>> {
+        let ids = self.ids()?;
+        // Once for all, because the way to the root is checked at each step.
+        let Some(root) = self.open()? else { return Ok(Vec::new()) };
+        let load = |id: &String| {
+            let leave_out = |error: &anyhow::Error| tracing::debug!("leave out `{id}`: {error:#}");
+            self.load_in(&root, id).inspect_err(leave_out).ok()
+        };
+        Ok(ids.iter().filter_map(load).collect())
     }
 
     /// The names that match a regular expression, sorted.
@@ -458,16 +479,28 @@ impl Directory {
 
     /// Returns `None` if the creation of the container was interrupted.
     pub(crate) fn read(&self) -> Result<Option<State>> {
-        let path = self.path.join("state.json");
+        match self.open() {
+            Ok(directory) => self.read_in(&directory),
+            Err(_) if !self.is_there() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same, from the opened directory.
+    fn read_in(&self, directory: &OwnedFd) -> Result<Option<State>> {
+        const NAME: &str = "state.json";
         let read = || -> Result<Option<State>> {
-            let text = match fs::read(&path) {
-                Ok(text) => text,
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut file = match rustix::fs::openat(directory, NAME, flags, Mode::empty()) {
+                Ok(file) => fs::File::from(file),
+                Err(Errno::NOENT) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
             parse(&text).map(Some)
         };
-        read().with_context(|| format!("read `{}`", path.display()))
+        read().with_context(|| format!("read `{}`", self.path.join(NAME).display()))
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {

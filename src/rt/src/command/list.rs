@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::state::{Report, user_name};
 use crate::cli::{self, ListFormat};
-use crate::state::{Directory, Root, State};
+use crate::state::Root;
 
 pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
     list(root, args).context("list")?;
@@ -16,15 +16,8 @@ pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
 }
 
 fn list(root: &Root, args: &cli::List) -> Result<()> {
-    let ids = root.ids()?;
+    let containers = root.all()?;
     root.require()?;
-    let containers: Vec<(Directory, State)> = ids
-        .iter()
-        // Leaves out a container that is just being made or deleted.
-        .filter_map(|id| {
-            root.load(id).inspect_err(|error| tracing::debug!("leave out `{id}`: {error:#}")).ok()
-        })
-        .collect();
     // Usually all containers have the same owner.
     let mut owners = HashMap::new();
     let reports = containers
