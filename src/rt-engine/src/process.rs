@@ -67,6 +67,10 @@ pub fn hold_signals() {
 ///
 /// Call this before threads start, because they inherit the signal mask.
 pub fn hear_endings() -> io::Result<File> {
+    // A client that goes away is an error of its connection, and ends nothing else: writev(2) on a
+    // socket knows no MSG_NOSIGNAL. Only the first process of a pid namespace would be spared.
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let set = block(&[libc::SIGTERM, libc::SIGINT]);
     // SAFETY: `set` is initialised and only read.
     let number =
