@@ -25,6 +25,11 @@ impl Limits {
         Limits::Shared { share, is_short: false }
     }
 
+    /// Whether the instance is the only one of the process.
+    pub(crate) fn are_of_a_command(&self) -> bool {
+        matches!(self, Limits::Alone(_))
+    }
+
     /// Whether the instance got less memory than it wanted.
     pub(crate) fn were_reached(&self) -> bool {
         matches!(self, Limits::Shared { is_short: true, .. })

@@ -6,6 +6,7 @@
 
 mod config;
 mod engines;
+mod kept;
 mod limits;
 mod native;
 mod open;

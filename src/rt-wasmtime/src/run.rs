@@ -14,7 +14,7 @@ use crate::engines::{Engines, Loaded};
 use crate::limits::Limits;
 use crate::serve::{Allowed, Every, Exported, Outbound, Settings, TRUSTED, Tls, Wasi};
 use crate::world::{Given, World};
-use crate::{serve, spin, world};
+use crate::{kept, serve, spin, world};
 
 /// Runs a component. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
@@ -61,6 +61,7 @@ fn serve_component(start: Start) -> Result<End, String> {
     let Start { environment, run } = start;
     let Run { engine_dir, module, native, directories, arguments, http, .. } = run;
     let http = *http.ok_or("there is nothing to listen on")?;
+    kept::limit(run.memory);
     let settings = Settings::new(&http.limits, run.memory, run.timeout, run.fuel);
     let memory = Arc::new(Pool::new(run.memory, settings.reserve(), settings.memory));
     let mut engines = Engines::of_a_server(run.fuel.is_some(), settings.instances())?;

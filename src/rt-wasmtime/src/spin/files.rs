@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use cap_primitives::fs::{open_dir, open_dir_nofollow};
+use cap_primitives::fs::{MetadataExt as _, open_dir, open_dir_nofollow};
 use glob::{MatchOptions, Pattern};
 use rt_engine::contract::Preopen;
 use rt_engine::files::is_for_guests;
@@ -286,6 +286,24 @@ impl World {
         Ok(Some(identity(&own.dir)?).filter(|it| shown.directories.contains_key(it)))
     }
 
+    /// Whether something at a path in such a directory is shown. A file that is not must not even
+    /// be opened, because it may be a FIFO, and every such path gives the same error.
+    pub(super) fn shows(
+        &mut self,
+        directory: &Resource<Descriptor>,
+        from: Identity,
+        path: &str,
+        follow: bool,
+    ) -> wasmtime::Result<impl Future<Output = bool> + Send + use<>> {
+        let (shown, directory) = (self.shown(), self.waits_elsewhere(directory)?);
+        let path = path.to_owned();
+        Ok(async move {
+            let (Some(shown), Some(directory)) = (shown, directory) else { return false };
+            let found = open::look(directory, &path, follow).await;
+            found.is_some_and(|found| shown.has(from, (found.dev(), found.ino())))
+        })
+    }
+
     pub(super) fn shown(&self) -> Option<Arc<Shown>> {
         self.spin.as_ref()?.shown.clone()
     }
@@ -303,6 +321,10 @@ async fn open_at(world: &mut World, arguments: open::Arguments) -> Answer<Resour
     let Some(from) = world.hides_in(&arguments.0)? else {
         return open::open(world, arguments).await;
     };
+    let follow = arguments.1.contains(PathFlags::SYMLINK_FOLLOW);
+    if !world.shows(&arguments.0, from, &arguments.2, follow)?.await {
+        return Ok(Err(ErrorCode::NoEntry));
+    }
     let opened = match open::open(world, arguments).await? {
         Ok(opened) => opened,
         Err(error) => return Ok(Err(error)),

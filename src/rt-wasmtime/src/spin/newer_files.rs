@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Access, Accessor, FutureReader, Linker, Resource, StreamReader};
+use wasmtime::component::{Accessor, FutureReader, Linker, Resource, StreamReader};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p3::bindings::filesystem::types::{
     DescriptorFlags, DescriptorStat, DescriptorType, DirectoryEntry, ErrorCode,
@@ -12,15 +12,12 @@ use wasmtime_wasi::p3::filesystem::FilesystemError;
 
 use super::files::identity;
 use crate::open::OPEN_AT;
-use crate::open::newer::{self, Arguments, TYPES};
+use crate::open::newer::{self, Arguments, Entries, READ_DIRECTORY, TYPES};
 use crate::world::World;
 
 type Answer<T> = wasmtime::Result<Result<T, ErrorCode>>;
 type Place = (Resource<Descriptor>, PathFlags, String);
 type Guest = Accessor<World>;
-
-/// What a stream of entries consists of: the stream, and its result.
-type Entries = (StreamReader<DirectoryEntry>, FutureReader<Result<(), ErrorCode>>);
 
 /// Replaces the functions that take a path, in a linker that has [`newer::guard`]'s.
 pub(super) fn guard(linker: &mut Linker<World>) -> wasmtime::Result<()> {
@@ -45,7 +42,7 @@ pub(super) fn guard(linker: &mut Linker<World>) -> wasmtime::Result<()> {
         },
     )?;
     types.func_wrap(
-        "[method]descriptor.read-directory",
+        READ_DIRECTORY,
         |store: StoreContextMut<'_, World>, (directory,): (Resource<Descriptor>,)| {
             Ok((read_directory(store, directory)?,))
         },
@@ -75,6 +72,12 @@ async fn open_at(guest: &Guest, arguments: Arguments) -> Answer<Resource<Descrip
     let Some(from) = guest.with(|mut access| access.get().hides_in(&arguments.0))? else {
         return newer::open(guest, arguments).await;
     };
+    let follow = arguments.1.contains(PathFlags::SYMLINK_FOLLOW);
+    let shows =
+        guest.with(|mut access| access.get().shows(&arguments.0, from, &arguments.2, follow))?;
+    if !shows.await {
+        return Ok(Err(ErrorCode::NoEntry));
+    }
     let opened = match newer::open(guest, arguments).await? {
         Ok(opened) => opened,
         Err(error) => return Ok(Err(error)),
@@ -159,8 +162,7 @@ fn read_directory(
         None => None,
     };
     let Some(names) = names else {
-        let files = Access::new(store, |world: &mut World| world.filesystem());
-        return WasiFilesystem::read_directory(files, directory);
+        return newer::read_directory(store, directory);
     };
     let entries = names.iter().map(|(name, is_directory)| DirectoryEntry {
         type_: match is_directory {
