@@ -13,7 +13,7 @@ use super::wasm_http::tls::{
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, kernel, skip};
 
 super::tests! { "wasm_http_outbound":
-    nothing_is_allowed_without_a_list, only_listed_servers_get_requests, a_name_does_not_lead_to_addresses_of_the_machine,
+    nothing_is_allowed_without_a_list, only_listed_servers_get_requests, a_name_does_not_lead_to_addresses_of_the_machine, a_name_does_not_lead_to_the_container,
     an_address_is_reached_if_it_is_listed, the_list_of_ports_holds_too, a_server_that_is_not_there_is_an_error, a_server_that_answers_nonsense_is_an_error,
     https_reaches_a_server_that_the_image_trusts, https_reaches_a_server_by_its_address, https_speaks_both_versions_of_tls,
     a_certificate_that_proves_nothing_is_an_error, the_environment_names_the_trusted_certificates,
@@ -63,8 +63,19 @@ fn only_listed_servers_get_requests(test: &Test) -> Outcome {
     fetches(&server, "localhost:9000/a?b", "200 GET /a?b HTTP/1.1")?;
     fetches(&server, "LOCALHOST:9000/a", "200 GET /a HTTP/1.1")?;
     fetches(&server, "127.0.0.1:9001/", "200 GET / HTTP/1.1")?;
-    for url in ["localhost:9001/", "127.0.0.1:9000/", "localhost/", "user@127.0.0.1:9000/"] {
+    for url in ["localhost:9001/", "127.0.0.1:9000/", "localhost/"] {
         fetches(&server, url, DENIED)?;
+    }
+    // A server may take one of these for another host.
+    for url in [
+        "user@127.0.0.1:9001/",
+        "victim.example:80@localhost:9000/",
+        "localhost:+9000/",
+        "[::1]localhost:9000/",
+    ] {
+        let said = server.get(&format!("/fetch/{url}"))?.body;
+        let is_refused = said.contains("HttpRequestUriInvalid") || said.contains("is wrong");
+        ensure(is_refused, format!("{url}: {said}"))?;
     }
     server.end()
 }
@@ -79,6 +90,22 @@ fn a_name_does_not_lead_to_addresses_of_the_machine(test: &Test) -> Outcome {
     fetches(&server, "169.254.169.254/", PROHIBITED)?;
     has(&server.statistics(test)?, "/outboundRefused", 5)?;
     server.end()
+}
+
+/// The container has such an address, too.
+fn a_name_does_not_lead_to_the_container(test: &Test) -> Outcome {
+    let hosts = "10.9.9.9 self\n";
+    for (list, expected) in [("*:*", PROHIBITED), ("*:*,10.9.9.9:*", "200 Hello from Wasm!")] {
+        let server = start(named(test, hosts, list)?)?;
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", server.container.pid()?));
+        command.args(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"]);
+        crate::harness::Output::of(command)?.success()?;
+        fetches(&server, "self:8080/", expected)?;
+        fetches(&server, "10.9.9.9:8080/", expected)?;
+        server.end()?;
+    }
+    Ok(())
 }
 
 fn an_address_is_reached_if_it_is_listed(test: &Test) -> Outcome {

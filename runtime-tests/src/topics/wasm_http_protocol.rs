@@ -122,6 +122,11 @@ fn a_request_needs_one_host(test: &Test) -> Outcome {
         "host: a b\r\n",
         "host: a/b\r\n",
         "host: \x7f\r\n",
+        // What two programs may read as two hosts.
+        "host: b@a\r\n",
+        "host: a:80@b\r\n",
+        "host: [::1]a\r\n",
+        "host: a:+80\r\n",
     ] {
         let answer = server.send(format!("GET / HTTP/1.1\r\n{hosts}connection: close\r\n\r\n"))?;
         ensure(answer.status == 400, format!("{hosts:?}: {answer:?}"))?;

@@ -38,7 +38,9 @@ pub(crate) use router::{Every, Exported, Handler, Outcome, Respond, Router, Wasi
 
 pub(crate) use inside::{Call, DOMAIN, Target};
 pub(crate) use instances::{allocation, interrupt};
-pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol, is_withheld};
+#[cfg(test)]
+pub(crate) use outbound::leads_to_no_address_of_the_machine;
+pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol, is_withheld, plain};
 pub(crate) use settings::Settings;
 pub(crate) use tls::{Tls, VARIABLE as TRUSTED};
 
@@ -100,12 +102,14 @@ pub(crate) fn serve(
     end
 }
 
+/// hyper's smallest buffer of a request's line and headers, in bytes.
+const SMALLEST_BUFFER: usize = 8 << 10;
+
 /// How HTTP is spoken, in both versions.
 fn protocol(settings: &Settings) -> auto::Builder<TokioExecutor> {
     /// What a client may send in a stream of HTTP/2, and in all of a connection, before the guest
     /// has read it, in bytes.
     const WINDOW: u32 = 64 << 10;
-    const SMALLEST_BUFFER: usize = 8 << 10;
     /// hyper's own limit of the number of headers, for which it allocates no memory.
     const HEADERS: usize = 100;
     let mut http = auto::Builder::new(TokioExecutor::new());
@@ -113,7 +117,7 @@ fn protocol(settings: &Settings) -> auto::Builder<TokioExecutor> {
     one.timer(TokioTimer::new())
         // A connection has its own timer, which also answers.
         .header_read_timeout(None)
-        // hyper refuses a request whose headers do not fit, and a smaller buffer.
+        // hyper refuses a request whose headers do not fit.
         .max_buf_size(settings.header_bytes.max(SMALLEST_BUFFER));
     if settings.headers != HEADERS {
         one.max_headers(settings.headers);

@@ -26,9 +26,11 @@ use wasmtime::component::Linker;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
 use crate::engines::{Engines, Loaded};
-use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls, is_withheld};
-use crate::world;
+use crate::serve::{
+    self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls, is_withheld, plain,
+};
 use crate::world::{Given, World};
+use crate::{kept, world};
 use rt_spin::hosts::Host;
 use rt_spin::plan::{self, Plan};
 use rt_spin::template;
@@ -69,9 +71,14 @@ impl Policy for Hosts {
         self.0.iter().any(|allowed| allowed.allows(protocol.scheme(), host, port))
     }
 
+    fn lists(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|allowed| allowed.names(&address.to_string()))
+    }
+
     fn leads_to(&self, host: &str, address: IpAddr) -> bool {
+        let address = plain(address);
         !is_withheld(address)
-            || self.0.iter().any(|allowed| allowed.names(&address.to_string()))
+            || self.lists(address)
             || address.is_loopback()
                 && host == "localhost"
                 && self.0.iter().any(|allowed| allowed.names(host))
@@ -129,6 +136,7 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     let plan = read_plan(native.as_ref().ok_or("its manifest is not compiled")?, parts.len())?;
     let environment = Environment::new(&environment)?;
     let values = environment.values(&plan)?;
+    kept::limit(memory);
     let stores = Arc::new(Stores::new(environment.get(DIRECTORY), memory)?);
     let hosts = plan.components.iter().map(|component| {
         Hosts::new(component, &values).map(Arc::new).map_err(|why| of(&component.name, &why))
@@ -300,5 +308,26 @@ impl Offers {
         });
         let outbound = Outbound::new(hosts, Arc::clone(&self.tls));
         Ok(Arc::new(handler::Component { exported, given, guest, outbound }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(list: &[&str]) -> Hosts {
+        Hosts(list.iter().map(|host| Host::parse(host).expect(host)).collect())
+    }
+
+    #[test]
+    fn a_name_leads_to_no_address_of_the_machine() {
+        let listing = |address| match address {
+            IpAddr::V4(_) => hosts(&["http://*:*", &format!("http://{address}")]),
+            IpAddr::V6(_) => hosts(&["http://*:*", &format!("http://[{address}]")]),
+        };
+        serve::leads_to_no_address_of_the_machine(&hosts(&["http://*:*", "*://*:*"]), listing);
+        let own = hosts(&["http://localhost:*"]);
+        assert!(own.leads_to("localhost", [127, 0, 0, 1].into()));
+        assert!(!own.leads_to("other", [127, 0, 0, 1].into()));
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -62,6 +62,10 @@ impl Call {
         }
         let (mut head, body) = request.into_parts();
         let server = &self.server;
+        // As of a client.
+        if head.method == Method::CONNECT {
+            return Ok(plain(StatusCode::NOT_IMPLEMENTED));
+        }
         let handler = match target {
             Target::App => {
                 address(&mut head, &server.address)?;

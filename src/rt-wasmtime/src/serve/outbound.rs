@@ -107,6 +107,9 @@ pub(crate) trait Policy: Send + Sync {
     /// answers for the name chooses the address.
     fn leads_to(&self, host: &str, address: IpAddr) -> bool;
 
+    /// Whether this very address is listed.
+    fn lists(&self, address: IpAddr) -> bool;
+
     /// Who gets a request to this host, if the request stays in the process. The host may be empty.
     fn inside<'a>(&self, _host: &'a str) -> Option<Target<'a>> {
         None
@@ -136,11 +139,14 @@ impl Policy for Allowed {
         })
     }
 
+    fn lists(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|server| server.host == Host::Address(address))
+    }
+
     fn leads_to(&self, host: &str, address: IpAddr) -> bool {
         let address = plain(address);
-        let is_listed = |server: &Server| server.host == Host::Address(address);
         !is_withheld(address)
-            || self.0.iter().any(is_listed)
+            || self.lists(address)
             || address.is_loopback() && host == "localhost" && self.0.iter().any(is_localhost)
     }
 }
@@ -204,7 +210,7 @@ fn address_of(host: &str) -> Option<IpAddr> {
 
 /// The IPv4 address in an address of IPv6 that stands for one: mapped (RFC 4291, 2.5.5.2), or
 /// behind a translator (RFC 6052, 2.1).
-fn plain(address: IpAddr) -> IpAddr {
+pub(crate) fn plain(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => match six.octets() {
             [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, rest @ ..] => IpAddr::from(rest),
@@ -217,7 +223,8 @@ fn plain(address: IpAddr) -> IpAddr {
 /// Addresses that a request reaches only if they are listed: this container's, those of one link,
 /// and those by which clouds give data and passwords to a machine.
 pub(crate) fn is_withheld(address: IpAddr) -> bool {
-    match address {
+    // Whoever answers for a name may write an address of IPv4 as one of IPv6.
+    match plain(address) {
         IpAddr::V4(four) => {
             let metadata = [[100, 100, 100, 200], [168, 63, 129, 16], [192, 0, 0, 192]];
             four.octets()[0] == 0
@@ -228,9 +235,12 @@ pub(crate) fn is_withheld(address: IpAddr) -> bool {
                 || metadata.contains(&four.octets())
         }
         IpAddr::V6(six) => {
-            let metadata: [Ipv6Addr; 2] = [
+            let metadata: [Ipv6Addr; 4] = [
                 Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+                // By which containers and pods get the passwords of their roles.
+                Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
                 Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+                Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
             ];
             six.is_unspecified()
                 || six.is_loopback()
@@ -362,7 +372,7 @@ async fn exchange(stream: Stream, request: Request<WasiBody>, options: RequestOp
     let mut connection = Some(connection);
     // By now, the request's line has the path only.
     let (mut head, body) = request.into_parts();
-    let path = head.uri.path_and_query().cloned();
+    let path = head.uri.path_and_query().filter(|path| !path.as_str().is_empty()).cloned();
     head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     let response = {
         let mut sending = pin!(sender.send_request(Request::from_parts(head, body)));
@@ -396,11 +406,31 @@ async fn exchange(stream: Stream, request: Request<WasiBody>, options: RequestOp
     Ok((response, Box::new(ending)))
 }
 
+/// Whether an authority is a host, and maybe a colon and digits: what no two programs read as two
+/// hosts. `Authority` accepts more.
+pub(super) fn is_plain(authority: &str) -> bool {
+    let port = match authority.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((_, ""))) => None,
+        Some(Some((_, rest))) => match rest.strip_prefix(':') {
+            Some(port) => Some(port),
+            None => return false,
+        },
+        Some(None) => return false,
+        None => authority.split_once(':').map(|(_, port)| port),
+    };
+    !authority.contains('@') && port.is_none_or(|port| port.bytes().all(|it| it.is_ascii_digit()))
+}
+
 /// The host in lower case, and the port.
 fn server_of(protocol: Protocol, authority: &Authority) -> Result<(String, u16), Error> {
-    // `Authority` accepts a port that is not a number.
+    let invalid = || Error::HttpRequestUriInvalid;
+    // The authority is also the header `Host`, and servers differ in how they read one with a user,
+    // with text after the bracket of an address, or with a port that is not only digits.
+    if !is_plain(authority.as_str()) {
+        return Err(invalid());
+    }
     let port = match authority.port() {
-        Some(port) => port.as_str().parse().map_err(|_| Error::HttpRequestUriInvalid)?,
+        Some(port) => port.as_str().parse().map_err(|_| invalid())?,
         None => protocol.port(),
     };
     let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
@@ -426,6 +456,18 @@ async fn connect(allowed: &dyn Policy, host: &str, port: u16) -> Result<TcpStrea
             continue;
         }
         match TcpStream::connect(address).await {
+            // An address of this container's own is reached from that very address.
+            Ok(stream)
+                if is_own(&stream)
+                    && !is_withheld(address.ip())
+                    && !allowed.lists(plain(address.ip())) =>
+            {
+                say(&format!(
+                    "a request to `{host}:{port}` leads to `{}`, which is the container's own and is not listed",
+                    address.ip()
+                ));
+                why = Error::DestinationIpProhibited;
+            }
             Ok(stream) => {
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
@@ -434,6 +476,11 @@ async fn connect(allowed: &dyn Policy, host: &str, port: u16) -> Result<TcpStrea
         }
     }
     Err(why)
+}
+
+fn is_own(stream: &TcpStream) -> bool {
+    let own = stream.local_addr().map(|it| it.ip()).ok();
+    own.is_some() && own == stream.peer_addr().map(|it| it.ip()).ok()
 }
 
 /// Limits the pauses of a response.
@@ -475,6 +522,38 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Answered<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Checks a policy that allows all names, and another one that also lists an address.
+#[cfg(test)]
+pub(crate) fn leads_to_no_address_of_the_machine<P: Policy>(
+    any: &P,
+    listing: impl Fn(IpAddr) -> P,
+) {
+    for withheld in [
+        "127.0.0.1",
+        "0.0.0.0",
+        "169.254.169.254",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd00:42::42",
+        "168.63.129.16",
+    ] {
+        let address: IpAddr = withheld.parse().expect(withheld);
+        assert!(!any.leads_to("evil.example", address), "{withheld}");
+        assert!(listing(plain(address)).leads_to("x", address), "{withheld}");
+    }
+    for free in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {
+        assert!(any.leads_to("x", free.parse().expect(free)), "{free}");
     }
 }
 
@@ -538,33 +617,37 @@ mod tests {
     #[test]
     fn a_name_leads_to_no_address_of_the_machine() {
         let any = allowed("*:*");
-        for withheld in [
-            "127.0.0.1",
-            "0.0.0.0",
-            "169.254.169.254",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "::",
-            "fe80::1",
-            "::ffff:169.254.169.254",
-            "64:ff9b::a9fe:a9fe",
-            "fd00:ec2::254",
-            "168.63.129.16",
-        ] {
-            let address: IpAddr = withheld.parse().expect(withheld);
-            assert!(!any.leads_to("evil.example", address), "{withheld}");
-            let listed = match address {
-                IpAddr::V4(_) => allowed(&format!("*,{withheld}:80")),
-                IpAddr::V6(_) => allowed(&format!("*,[{withheld}]:80")),
-            };
-            assert!(listed.leads_to("x", address), "{withheld}");
-        }
-        for free in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {
-            assert!(any.leads_to("x", free.parse().expect(free)), "{free}");
-        }
+        let listing = |address| match address {
+            IpAddr::V4(_) => allowed(&format!("*,{address}:80")),
+            IpAddr::V6(_) => allowed(&format!("*,[{address}]:80")),
+        };
+        leads_to_no_address_of_the_machine(&any, listing);
         let own = allowed("localhost:8080");
         assert!(own.leads_to("localhost", [127, 0, 0, 1].into()));
         assert!(!any.leads_to("localhost", [127, 0, 0, 1].into()));
+        let mapped = allowed("[::ffff:10.0.0.5]:80,[64:ff9b::a9fe:a9fe]:80");
+        assert!(mapped.leads_to("x", [169, 254, 169, 254].into()));
+    }
+
+    #[test]
+    fn an_authority_is_a_host_and_a_port() {
+        for (authority, expected) in [
+            ("a", true),
+            ("a:80", true),
+            ("a:", true),
+            ("[::1]", true),
+            ("[::1]:80", true),
+            ("a:+80", false),
+            ("a:8o", false),
+            ("b@a", false),
+            ("b:80@a:81", false),
+            ("a:80@b", false),
+            ("[::1]a", false),
+            ("[::1]a:80", false),
+            ("[::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_plain(authority), expected, "{authority}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::{Request, Response};
@@ -20,9 +20,10 @@ use super::access_log::{self, Entry};
 use super::body::{Given, Received, Sent, Upload};
 use super::connection::{Connection, Ticket};
 use super::instances::{self, End};
+use super::outbound::is_plain;
 use super::router::Handler;
 use super::statistics::{Counter, Now, add, count, count_response};
-use super::{Server, Settings};
+use super::{SMALLEST_BUFFER, Server, Settings};
 
 /// The client went away before it had the response. nginx uses the same number.
 const CLIENT_CLOSED: u16 = 499;
@@ -167,7 +168,11 @@ async fn guests(
 
 /// Refuses a request that is too large.
 pub(super) fn limit(settings: &Settings, head: &Parts, body: &impl Body) -> Result<(), StatusCode> {
-    if head.headers.len() > settings.headers {
+    // As they would be on the wire. Of a client's request, hyper has limited the size already.
+    let path = head.uri.path_and_query().map_or(0, |it| it.as_str().len());
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    let size = head.method.as_str().len() + path + head.headers.iter().map(line).sum::<usize>();
+    if head.headers.len() > settings.headers || size > settings.header_bytes.max(SMALLEST_BUFFER) {
         return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     if body.size_hint().lower() > settings.body {
@@ -226,7 +231,8 @@ fn check(head: &mut Parts, connection: &Connection) -> Result<(), StatusCode> {
     if head.method == Method::CONNECT {
         return Err(StatusCode::NOT_IMPLEMENTED);
     }
-    if head.uri.path_and_query().is_none() {
+    let is_odd = head.uri.authority().is_some_and(|it| !is_plain(it.as_str()));
+    if head.uri.path_and_query().is_none() || is_odd {
         return Err(StatusCode::BAD_REQUEST);
     }
     let mut hosts = head.headers.get_all(header::HOST).iter();
@@ -236,7 +242,9 @@ fn check(head: &mut Parts, connection: &Connection) -> Result<(), StatusCode> {
     }
     match host {
         Some(host) => {
-            let is_host = |host: &str| host.is_empty() || host.parse::<Authority>().is_ok();
+            // A host has no user (RFC 9110, "Host"), though `Authority` may.
+            let is_host =
+                |host: &str| host.is_empty() || is_plain(host) && host.parse::<Authority>().is_ok();
             host.to_str().ok().filter(|it| is_host(it)).ok_or(StatusCode::BAD_REQUEST)?;
         }
         // RFC 9112, "Host".
