@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod files;
+mod functions;
 mod handler;
 mod inbound;
 mod newer_files;

@@ -6,8 +6,9 @@ use rusqlite::types::Value;
 use wasmtime::Result;
 use wasmtime::component::{Accessor, FutureReader, HasData, Linker, Resource, StreamReader};
 
-use super::platform::{Opened, Platform, wait, with_store};
+use super::platform::{Opened, Platform, use_store, wait, with_store};
 use super::stores::{Kind, Rows, Store};
+use crate::kept::{Items, Kept};
 use crate::world::World;
 use rt_spin::template;
 
@@ -46,6 +47,14 @@ pub(crate) fn add_to_linker(linker: &mut Linker<World>) -> Result<()> {
     sqlite::add_to_linker::<World, Has>(linker, World::platform)
 }
 
+/// Keeps items until the guest has read them.
+async fn kept<T>(items: Vec<T>, size: usize) -> std::result::Result<Items<T>, String> {
+    match Kept::take(size).await {
+        Some(kept) => Ok(Items::new(items, kept)),
+        None => Err("the guests of this app have too much that they did not read".into()),
+    }
+}
+
 type Answer<T, E> = Result<std::result::Result<T, E>>;
 type Guest<T> = Accessor<T, Has>;
 
@@ -59,7 +68,7 @@ async fn with<T: Send + 'static, D: Send + 'static>(
         let platform = access.get();
         Result::<_>::Ok((platform.store(&opened)?, platform.is_quick()))
     })?;
-    Ok(with_store(is_quick, move || work(&store)).await)
+    Ok(with_store(store, is_quick, work).await)
 }
 
 /// Opens a store that the manifest gives to the component. The outer error says why it does not
@@ -151,13 +160,24 @@ impl<D: Send + 'static> key_value::HostStoreWithStore<D> for Has {
 
     async fn get_keys(guest: &Guest<D>, opened: Resource<Opened>) -> Result<Keys> {
         let store = guest.with(|mut access| access.get().store(&opened))?;
-        let (keys, end) = match wait(move || store.keys()).await {
-            Ok(keys) => (keys, Ok(())),
-            Err(why) => (Vec::new(), Err(key_value::Error::Other(why))),
+        let keys = use_store(store, Store::keys).await;
+        let keys = match keys {
+            Ok(keys) => {
+                let size = keys.iter().map(|key| size_of::<String>() + key.len()).sum();
+                kept(keys, size).await
+            }
+            Err(why) => Err(why),
         };
-        let end = async { wasmtime::error::Ok(end) };
         guest.with(|mut access| {
-            Ok((StreamReader::new(&mut access, keys)?, FutureReader::new(&mut access, end)?))
+            let (keys, end) = match keys {
+                Ok(keys) => (StreamReader::new(&mut access, keys)?, Ok(())),
+                Err(why) => {
+                    let none: Vec<String> = Vec::new();
+                    (StreamReader::new(&mut access, none)?, Err(key_value::Error::Other(why)))
+                }
+            };
+            let end = async { wasmtime::error::Ok(end) };
+            Ok((keys, FutureReader::new(&mut access, end)?))
         })
     }
 }
@@ -202,20 +222,23 @@ impl sqlite::HostConnection for Platform<'_> {
         parameters: Vec<sqlite::Value>,
     ) -> Answer<sqlite::QueryResult, sqlite::Error> {
         let store = self.store(&opened)?;
-        let executed = wait(move || store.execute(&statement, of_guest(parameters))).await;
+        let parameters = of_guest(parameters);
+        let executed = use_store(store, move |store| store.execute(&statement, parameters)).await;
         let result =
-            |Rows { columns, rows }| sqlite::QueryResult { columns, rows: for_guest(rows) };
+            |Rows { columns, rows, .. }| sqlite::QueryResult { columns, rows: for_guest(rows) };
         Ok(executed.map(result).map_err(sqlite::Error::Io))
     }
 
     async fn last_insert_rowid(&mut self, opened: Resource<Opened>) -> Result<i64> {
-        let store = self.store(&opened)?;
-        wait(move || Ok(store.last_row())).await.map_err(wasmtime::Error::msg)
+        let (store, is_quick) = (self.store(&opened)?, self.is_quick());
+        let row = with_store(store, is_quick, |store| Ok(store.last_row())).await;
+        row.map_err(wasmtime::Error::msg)
     }
 
     async fn changes(&mut self, opened: Resource<Opened>) -> Result<u64> {
-        let store = self.store(&opened)?;
-        wait(move || Ok(store.changes())).await.map_err(wasmtime::Error::msg)
+        let (store, is_quick) = (self.store(&opened)?, self.is_quick());
+        let changes = with_store(store, is_quick, |store| Ok(store.changes())).await;
+        changes.map_err(wasmtime::Error::msg)
     }
 
     fn drop(&mut self, opened: Resource<Opened>) -> Result<()> {
@@ -246,14 +269,21 @@ impl<D: Send + 'static> sqlite::HostConnectionWithStore<D> for Has {
         parameters: Vec<sqlite::Value>,
     ) -> Answer<Streamed, sqlite::Error> {
         let store = guest.with(|mut access| access.get().store(&opened))?;
-        let executed = wait(move || store.execute(&statement, of_guest(parameters))).await;
-        let Rows { columns, rows } = match executed {
-            Ok(rows) => rows,
+        let parameters = of_guest(parameters);
+        let executed = use_store(store, move |store| store.execute(&statement, parameters)).await;
+        let executed = match executed {
+            Ok(Rows { columns, rows, size }) => {
+                kept(for_guest(rows), size).await.map(|rows| (columns, rows))
+            }
+            Err(why) => Err(why),
+        };
+        let (columns, rows) = match executed {
+            Ok(executed) => executed,
             Err(why) => return Ok(Err(sqlite::Error::Io(why))),
         };
         let end = async { wasmtime::error::Ok(Ok(())) };
         guest.with(|mut access| {
-            let rows = StreamReader::new(&mut access, for_guest(rows))?;
+            let rows = StreamReader::new(&mut access, rows)?;
             Ok(Ok((columns, rows, FutureReader::new(&mut access, end)?)))
         })
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rusqlite::types::Value;
+use tokio::sync::Semaphore;
 use wasmtime::Result;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime::error::Context as _;
@@ -95,20 +96,49 @@ impl Platform<'_> {
     }
 }
 
+/// How many threads work with stores at once, at most. The others of the pool are for files and
+/// names, whatever SQL does.
+static PLACES: Semaphore = Semaphore::const_new(4);
+
 /// Does something that may wait for a disk or take long.
 pub(super) async fn wait<T: Send + 'static>(
     work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> std::result::Result<T, String> {
+    let place = PLACES.acquire().await;
+    // The work may go on when its guest has ended, and keeps its place.
+    let work = move || {
+        let _place = place;
+        work()
+    };
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-/// Does something with a store, which may be quick.
-pub(super) async fn with_store<T: Send + 'static>(
-    is_quick: bool,
-    work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+/// Does something with a store that takes long.
+pub(super) async fn use_store<T: Send + 'static>(
+    store: Store,
+    work: impl FnOnce(&Store) -> std::result::Result<T, String> + Send + 'static,
 ) -> std::result::Result<T, String> {
-    if is_quick { work() } else { wait(work).await }
+    // First the turn: whoever waits for this store must not keep a place from others.
+    let turn = store.turn().await;
+    wait(move || {
+        let _turn = turn;
+        work(&store)
+    })
+    .await
+}
+
+/// Does something with a store, which may be quick. If so, and if nobody uses the store, this thread
+/// does it at once. A statement may have the store for seconds, and this thread serves everybody.
+pub(super) async fn with_store<T: Send + 'static>(
+    store: Store,
+    is_quick: bool,
+    work: impl FnOnce(&Store) -> std::result::Result<T, String> + Send + 'static,
+) -> std::result::Result<T, String> {
+    match store.turn_now().filter(|_| is_quick) {
+        Some(_turn) => work(&store),
+        None => use_store(store, work).await,
+    }
 }
 
 impl variables::Host for Platform<'_> {
@@ -155,7 +185,7 @@ impl key_value::HostStore for Platform<'_> {
         key: String,
     ) -> Result<std::result::Result<Option<Vec<u8>>, key_value::Error>> {
         let store = self.store(&opened)?;
-        Ok(with_store(self.is_quick(), move || store.get(&key))
+        Ok(with_store(store, self.is_quick(), move |store| store.get(&key))
             .await
             .map_err(key_value::Error::Other))
     }
@@ -167,7 +197,7 @@ impl key_value::HostStore for Platform<'_> {
         value: Vec<u8>,
     ) -> Result<std::result::Result<(), key_value::Error>> {
         let store = self.store(&opened)?;
-        Ok(with_store(self.is_quick(), move || store.set(&key, &value))
+        Ok(with_store(store, self.is_quick(), move |store| store.set(&key, &value))
             .await
             .map_err(key_value::Error::Other))
     }
@@ -178,7 +208,7 @@ impl key_value::HostStore for Platform<'_> {
         key: String,
     ) -> Result<std::result::Result<(), key_value::Error>> {
         let store = self.store(&opened)?;
-        Ok(with_store(self.is_quick(), move || store.delete(&key))
+        Ok(with_store(store, self.is_quick(), move |store| store.delete(&key))
             .await
             .map_err(key_value::Error::Other))
     }
@@ -189,8 +219,10 @@ impl key_value::HostStore for Platform<'_> {
         key: String,
     ) -> Result<std::result::Result<bool, key_value::Error>> {
         let store = self.store(&opened)?;
-        let exists =
-            with_store(self.is_quick(), move || store.get(&key).map(|value| value.is_some())).await;
+        let exists = with_store(store, self.is_quick(), move |store| {
+            store.get(&key).map(|value| value.is_some())
+        })
+        .await;
         Ok(exists.map_err(key_value::Error::Other))
     }
 
@@ -199,7 +231,7 @@ impl key_value::HostStore for Platform<'_> {
         opened: Resource<Opened>,
     ) -> Result<std::result::Result<Vec<String>, key_value::Error>> {
         let store = self.store(&opened)?;
-        Ok(wait(move || store.keys()).await.map_err(key_value::Error::Other))
+        Ok(use_store(store, Store::keys).await.map_err(key_value::Error::Other))
     }
 
     async fn drop(&mut self, opened: Resource<Opened>) -> Result<()> {
@@ -236,7 +268,7 @@ impl sqlite::HostConnection for Platform<'_> {
             sqlite::Value::Null => Value::Null,
         });
         let parameters = parameters.collect();
-        let executed = wait(move || store.execute(&statement, parameters)).await;
+        let executed = use_store(store, move |store| store.execute(&statement, parameters)).await;
         Ok(executed.map(result).map_err(sqlite::Error::Io))
     }
 
@@ -246,7 +278,7 @@ impl sqlite::HostConnection for Platform<'_> {
     }
 }
 
-fn result(Rows { columns, rows }: Rows) -> sqlite::QueryResult {
+fn result(Rows { columns, rows, .. }: Rows) -> sqlite::QueryResult {
     let value = |value| match value {
         Value::Integer(value) => sqlite::Value::Integer(value),
         Value::Real(value) => sqlite::Value::Real(value),
