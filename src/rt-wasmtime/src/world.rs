@@ -90,6 +90,17 @@ fn not_offered(error: &wasmtime::Error) -> String {
     format!("offer WASI: {error:#}")
 }
 
+/// The most resources of a guest of a server, such as files, sockets and requests; the most handles
+/// of its components; and the most streams, futures and tasks. The host's side of each takes some
+/// hundred bytes.
+pub(crate) const MOST: usize = 1000;
+
+/// The most bytes of the headers in one resource of a guest of a server.
+const FIELDS: usize = 32 << 10;
+
+/// The most random bytes of one call. The host makes them in one piece, while others wait.
+const RANDOM: u64 = 1 << 20;
+
 /// What each instance of a component is given.
 pub(crate) struct Given {
     arguments: Vec<String>,
@@ -149,12 +160,17 @@ impl Given {
             .allow_udp(true)
             .allow_ip_name_lookup(true)
             .allow_blocking_current_thread(self.is_alone);
+        if !self.is_alone {
+            wasi.max_random_size(RANDOM);
+        }
         if let Some(directory) = &self.directory {
             wasi.initial_cwd(directory);
         }
         if let Some(hosts) = &self.hosts {
             let hosts = Arc::clone(hosts);
-            wasi.allow_ip_name_lookup(hosts.allow_sockets());
+            // A component without such an entry could still make sockets, which take descriptors.
+            let allowed = hosts.allow_sockets();
+            wasi.allow_ip_name_lookup(allowed).allow_tcp(allowed).allow_udp(allowed);
             wasi.socket_addr_check(move |address, what| {
                 let allowed = hosts.allow_socket(address, what);
                 Box::pin(async move { allowed })
@@ -162,7 +178,13 @@ impl Given {
         }
         let mut wasi = wasi.build();
         wasi.filesystem().clone_from(&self.files);
-        let (http, table) = (WasiHttpCtx::new(), ResourceTable::new());
+        let (mut http, mut table) = (WasiHttpCtx::new(), ResourceTable::new());
+        if !self.is_alone {
+            // What the host keeps for a guest is not in the memory of the guest. A stream of bytes
+            // is three resources, and a request that a guest sends is seven.
+            table.set_max_capacity(MOST);
+            http.set_field_size_limit(FIELDS);
+        }
         World { wasi, http, outbound, table, limits, spin: None, streams: spin::Streams::new() }
     }
 }

@@ -1,6 +1,8 @@
 //! Instances: a new one for each request.
 #![forbid(unsafe_code)]
 
+use std::fmt;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -23,10 +25,14 @@ use super::statistics::{Counter, Now, count};
 use super::{Server, say};
 use crate::limits::Limits;
 use crate::native;
+use crate::world::MOST;
 
 /// The slice of processor time, in milliseconds, after which a guest lets others go on. With n
 /// guests that compute, another request waits at most n slices for its turn.
 const SLICE: u16 = 10;
+
+/// The most bytes that one call copies from a guest. A value of a key-value store has 4 MiB.
+const COPIED: usize = 8 << 20;
 
 /// Lets the guests of these engines take turns.
 pub(crate) fn interrupt(engines: Vec<Engine>) -> Result<(), String> {
@@ -35,22 +41,39 @@ pub(crate) fn interrupt(engines: Vec<Engine>) -> Result<(), String> {
 
 /// How wasmtime keeps memories and stacks for this many instances: made once, and used again.
 pub(crate) fn allocation(instances: usize, asynchronous: bool) -> InstanceAllocationStrategy {
-    /// Of one component, in all its core modules. A component of one program has four core modules:
-    /// the program, an adapter and two small ones of wit-component.
-    const MODULES: u32 = 8;
-    /// Each reserves 4 GiB of addresses.
-    const MEMORIES: u32 = 2;
-    const TABLES: u32 = 8;
-    /// An asynchronous function gets another stack while its caller waits.
+    /// The most of one component, in all its core modules. A component of one program has four core
+    /// modules: the program, an adapter and two small ones of wit-component. A component that is
+    /// composed of several programs has as many for each of them.
+    const MODULES: u32 = 64;
+    const MEMORIES: u32 = 8;
+    const TABLES: u32 = 32;
+    /// The most memories of all instances. Each reserves 4 GiB of addresses, a process has 128 TiB
+    /// of them, and it may have two engines. `rt` allows 8192 requests, and half as many inside of
+    /// an app, so there is at least one memory for each instance.
+    const ALL_MEMORIES: u32 = 3 << 12;
+    /// An asynchronous function gets another stack while its caller waits. So a component has about
+    /// as many stacks as core modules at most, and the further stacks are for some such components.
+    /// Each costs 3.5 µs at the start of the server, and 0.4 kB.
     const STACKS: u32 = 2;
-    let stacks = if asynchronous { STACKS } else { 1 };
+    const FURTHER: u32 = 256;
+    /// The most stacks of all instances. Each is two mappings (`vm.max_map_count` is 65530 by
+    /// default), and the other engine has some, too.
+    const ALL_STACKS: u32 = 17_000;
     let count = u32::try_from(instances).unwrap_or(u32::MAX);
+    let stacks = match asynchronous {
+        true => count.saturating_mul(STACKS).saturating_add(FURTHER).min(ALL_STACKS),
+        false => count,
+    };
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(count)
         .total_core_instances(count.saturating_mul(MODULES))
-        .total_memories(count.saturating_mul(MEMORIES))
+        .total_memories(count.saturating_mul(MEMORIES).min(ALL_MEMORIES))
         .total_tables(count.saturating_mul(TABLES))
-        .total_stacks(count.saturating_mul(stacks))
+        .total_stacks(stacks)
+        // No component takes the places of others.
+        .max_core_instances_per_component(MODULES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
         // What an idle server keeps.
         .max_unused_warm_slots(4);
     pool.into()
@@ -132,6 +155,12 @@ pub(super) async fn answer(
             world.begin(Call::new(&server, level, deadline));
             let mut store = Store::new(handler.engine(), world);
             store.limiter(|world| &mut world.limits);
+            // The host's side of a guest is not in the memory of the guest.
+            store.set_max_component_handles(MOST);
+            store.set_hostcall_fuel(COPIED);
+            if let Some(table) = store.concurrent_resource_table() {
+                table.set_max_capacity(MOST);
+            }
             store.set_epoch_deadline(1);
             store.epoch_deadline_async_yield_and_update(1);
             let fueled = server.settings.fuel.map_or(Ok(()), |fuel| store.set_fuel(fuel));
@@ -154,8 +183,8 @@ pub(super) async fn answer(
         Ok(Err(code)) => {
             let code = match code {
                 // That of WASI 0.3 is in the text.
-                ErrorCode::InternalError(Some(text)) => text,
-                code => format!("{code:?}"),
+                ErrorCode::InternalError(Some(text)) => brief(format_args!("{text}")),
+                code => brief(format_args!("{code:?}")),
             };
             say(&format!("the guest answered with the error {code}"));
             Err(End::Failed)
@@ -193,8 +222,42 @@ fn failed(error: &wasmtime::Error, is_short: bool) -> End {
         // An instance that did not even begin for lack of memory.
         None if is_short => End::Short,
         None => {
-            say(&format!("{error:#}"));
+            say(&brief(format_args!("{error:#}")));
             End::Failed
         }
+    }
+}
+
+/// The beginning of a text that may have parts of a guest's. The rest is not even formatted: it may
+/// be as long as the memory of the guest.
+pub(super) fn brief(text: fmt::Arguments<'_>) -> String {
+    /// In bytes.
+    const LONGEST: usize = 200;
+    struct Brief(String);
+    impl fmt::Write for Brief {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = LONGEST.saturating_sub(self.0.len());
+            self.0.push_str(&text[..text.floor_char_boundary(room)]);
+            if text.len() > room { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut brief = Brief(String::new());
+    if brief.write_fmt(text).is_err() {
+        brief.0.push('…');
+    }
+    brief.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_text_is_cut() {
+        assert_eq!(brief(format_args!("{:?}", Some(1))), "Some(1)");
+        let long = "ü".repeat(1 << 20);
+        let cut = brief(format_args!("error: {long}"));
+        assert_eq!(cut, format!("error: {}…", "ü".repeat(96)));
+        assert_eq!(brief(format_args!("{}", "x".repeat(200))).len(), 200);
     }
 }

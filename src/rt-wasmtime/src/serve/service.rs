@@ -11,12 +11,9 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{FieldMap, WasiBody, WasiHttpView, p3};
 
+use super::instances::brief;
 use super::router::Respond;
 use crate::world::World;
-
-/// The most streams, futures and tasks that a guest may have at once. The host's side of each takes
-/// some hundred bytes, which no limit of the guest's memory counts.
-const MOST: usize = 1000;
 
 /// The request as the guest sees it: with the authority of its line or of `Host`.
 fn incoming(request: Request<WasiBody>, store: &mut Store<World>) -> p3::Request {
@@ -44,9 +41,6 @@ pub(super) async fn call(
     request: Request<WasiBody>,
     respond: Respond,
 ) -> wasmtime::Result<()> {
-    if let Some(table) = store.concurrent_resource_table() {
-        table.set_max_capacity(MOST);
-    }
     let instance = component.instantiate_async(&mut *store).await?;
     let request = incoming(request, store);
     let work = store.run_concurrent(async |accessor| {
@@ -55,7 +49,7 @@ pub(super) async fn call(
                 let sent = async { Ok(()) };
                 Ok(accessor.with(|access| response.into_http(access, sent))?)
             }
-            Err(code) => Err(ErrorCode::InternalError(Some(format!("{code:?}")))),
+            Err(code) => Err(ErrorCode::InternalError(Some(brief(format_args!("{code:?}"))))),
         };
         // Nobody receives it if the client has gone.
         let _ = respond.send(response);

@@ -105,7 +105,9 @@ impl Http {
                     _ => 1,
                 };
                 let most = match name {
-                    "http-requests" | "http-connections" => 1 << 16,
+                    // Each reserves 4 GiB of addresses at least, and a process has 128 TiB.
+                    "http-requests" => 1 << 13,
+                    "http-connections" => 1 << 16,
                     "http-headers" => 1 << 15,
                     "http-header-bytes" => 16 << 20,
                     _ => u64::MAX,
@@ -208,7 +210,8 @@ mod tests {
     fn what_is_not_understood_is_an_error() {
         for (name, wrong) in [
             ("http", &["", "8080", ":8080", "0.0.0.0", "0.0.0.0:0", "localhost:80", "::1:80"][..]),
-            ("http-requests", &["", "0", "-1", "+1", "1k", "1.5", "65537"]),
+            ("http-requests", &["", "0", "-1", "+1", "1k", "1.5", "8193"]),
+            ("http-connections", &["0", "65537"]),
             ("http-header-bytes", &["8191", "100000000"]),
             ("http-body", &["", "-1", "1M", "18446744073709551616"]),
             ("http-grace", &["", "0", "1h"]),
