@@ -78,4 +78,28 @@ impl Loaded {
     pub(crate) fn exports(&self, name: &str) -> bool {
         self.component.component_type().exports(self.component.engine()).any(|it| it.0 == name)
     }
+
+    /// Whether the component exports a handler of WASI 0.2, of any of its versions.
+    pub(crate) fn is_proxy(&self) -> bool {
+        let component = self.component.component_type();
+        component
+            .exports(self.component.engine())
+            .any(|(name, _)| name.starts_with("wasi:http/incoming-handler@"))
+    }
+
+    /// Fails if the component exports this interface in other versions only.
+    pub(crate) fn check_version(&self, name: &str) -> Result<(), String> {
+        let plain = name.split('@').next().unwrap_or(name);
+        let component = self.component.component_type();
+        let mut exports = component.exports(self.component.engine());
+        let is_other = |export: &str| {
+            export != name && export.strip_prefix(plain).is_some_and(|it| it.starts_with('@'))
+        };
+        match exports.find(|(export, _)| is_other(export)) {
+            Some((other, _)) if !self.exports(name) => Err(format!(
+                "it exports `{other}`, and this engine calls handlers of the version `{name}`"
+            )),
+            _ => Ok(()),
+        }
+    }
 }

@@ -69,6 +69,9 @@ fn serve_component(start: Start) -> Result<End, String> {
     // As for a command.
     drop((engine_dir, module, native));
     let is_service = loaded.exports(SERVICE);
+    if !loaded.is_proxy() {
+        loaded.check_version(SERVICE)?;
+    }
     let Loaded { component, is_asynchronous } = loaded;
     let exported = world::http_linker(component.engine(), is_asynchronous)?
         .instantiate_pre(&component)

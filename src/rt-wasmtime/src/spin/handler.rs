@@ -52,6 +52,7 @@ impl Exported {
         } else if is_there(inbound::HANDLER) {
             linked().and_then(InboundPre::new).map(Exported::Inbound)
         } else {
+            module.check_version(SERVICE)?;
             return Err(NONE.into());
         };
         found.map_err(|error| format!("{error:#}"))
