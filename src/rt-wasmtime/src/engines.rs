@@ -96,9 +96,9 @@ impl Loaded {
             export != name && export.strip_prefix(plain).is_some_and(|it| it.starts_with('@'))
         };
         match exports.find(|(export, _)| is_other(export)) {
-            Some((other, _)) if !self.exports(name) => Err(format!(
-                "it exports `{other}`, and this engine calls handlers of the version `{name}`"
-            )),
+            Some((other, _)) if !self.exports(name) => {
+                Err(format!("it exports `{other}`, and this engine calls `{name}`"))
+            }
             _ => Ok(()),
         }
     }

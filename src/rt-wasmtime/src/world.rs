@@ -180,8 +180,7 @@ impl Given {
         wasi.filesystem().clone_from(&self.files);
         let (mut http, mut table) = (WasiHttpCtx::new(), ResourceTable::new());
         if !self.is_alone {
-            // What the host keeps for a guest is not in the memory of the guest. A stream of bytes
-            // is three resources, and a request that a guest sends is seven.
+            // What the host keeps for a guest is not in the memory of the guest.
             table.set_max_capacity(MOST);
             http.set_field_size_limit(FIELDS);
         }

@@ -72,6 +72,10 @@ impl Call {
                 if server.health.as_deref() == Some(head.uri.path()) {
                     return Ok(plain(requests::health(&head.method)));
                 }
+                // Before the router adds headers of its own.
+                if let Err(status) = requests::limit(&server.settings, &head, &body) {
+                    return Ok(plain(status));
+                }
                 server.router.route(&mut head)
             }
             Target::Component(name) => {
@@ -80,14 +84,14 @@ impl Call {
                     return Err(Error::DestinationNotFound);
                 };
                 address(&mut head, &format!("{name}{DOMAIN}"))?;
+                if let Err(status) = requests::limit(&server.settings, &head, &body) {
+                    return Ok(plain(status));
+                }
                 server.router.describe(&mut head);
                 Some(handler)
             }
         };
         let Some(handler) = handler else { return Ok(plain(StatusCode::NOT_FOUND)) };
-        if let Err(status) = requests::limit(&server.settings, &head, &body) {
-            return Ok(plain(status));
-        }
         let answered = requests::handle(server, handler, head, body, self.deadline, level);
         let answered = timeout(time, answered).await.map_err(|_| Error::ConnectionReadTimeout)?;
         Ok(match answered {

@@ -222,7 +222,8 @@ fn failed(error: &wasmtime::Error, is_short: bool) -> End {
         // An instance that did not even begin for lack of memory.
         None if is_short => End::Short,
         None => {
-            say(&brief(format_args!("{error:#}")));
+            // The rest is the guest's stack, by names of the guest.
+            say(&brief(format_args!("{}", error.root_cause())));
             End::Failed
         }
     }
