@@ -4,6 +4,7 @@
 
 pub(super) mod client;
 mod newer;
+mod others;
 pub(super) mod tls;
 
 use std::fs;
@@ -19,6 +20,14 @@ use crate::harness::{Outcome, Test, WASMTIME, ensure, ensure_eq, kernel, skip, w
 use client::{
     answer, answers, frames, get, handler, has, inside, next_frame, serve, start, start_at, up,
     with,
+};
+
+use others::{
+    a_client_that_hangs_up_ends_nothing, a_component_of_several_programs_runs,
+    a_component_of_too_many_programs_is_an_error, a_directory_is_read_as_a_whole,
+    a_fifo_holds_up_nobody, a_guests_error_is_cut, a_handler_of_another_version_is_an_error,
+    a_request_that_nests_does_not_take_all, directories_that_nobody_reads_hold_up_nobody,
+    what_the_host_keeps_for_a_guest_is_limited,
 };
 
 use newer::{
@@ -38,7 +47,10 @@ super::tests! { "wasm_http":
     work_goes_on_after_the_response, what_a_guest_prints_is_the_containers_output, exec_serves_too, an_engine_that_serves_nothing_is_named,
     a_handler_of_wasi_0_3_answers_requests, a_handler_of_wasi_0_3_gets_what_others_get, a_handler_of_wasi_0_3_sends_requests_where_it_may,
     a_guest_of_wasi_0_3_that_fails_is_an_error, a_guest_of_wasi_0_3_that_loops_holds_up_nobody, a_guest_of_wasi_0_3_is_limited,
-    a_server_of_wasi_0_3_finishes_what_runs,
+    a_server_of_wasi_0_3_finishes_what_runs, a_client_that_hangs_up_ends_nothing, directories_that_nobody_reads_hold_up_nobody,
+    a_directory_is_read_as_a_whole, a_fifo_holds_up_nobody, what_the_host_keeps_for_a_guest_is_limited, a_guests_error_is_cut,
+    a_component_of_several_programs_runs, a_component_of_too_many_programs_is_an_error, a_request_that_nests_does_not_take_all,
+    a_handler_of_another_version_is_an_error,
 }
 
 fn a_handler_answers_requests(test: &Test) -> Outcome {
@@ -253,7 +265,7 @@ fn an_import_that_nobody_offers_is_an_error(test: &Test) -> Outcome {
 fn wrong_values_are_errors(test: &Test) -> Outcome {
     for (name, value, words) in [
         ("http", "8080", "`8080` is not an address with a port"),
-        ("http-requests", "0", "`0` is not a number from 1 to 65536"),
+        ("http-requests", "0", "`0` is not a number from 1 to 8192"),
         ("http-body", "1M", "`1M` is not a number from 0 on"),
         ("http-grace", "soon", "`soon` is not a number of seconds"),
         ("http-health", "healthz", "`healthz` is not a path"),

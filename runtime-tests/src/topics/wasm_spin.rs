@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ super::tests! { "wasm_spin":
     a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
     variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
     a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
-    requests_go_to_allowed_hosts_only, https_goes_to_allowed_hosts_only, components_send_requests_to_each_other,
+    requests_go_to_allowed_hosts_only, a_name_does_not_lead_to_addresses_of_the_machine, https_goes_to_allowed_hosts_only, components_send_requests_to_each_other,
     each_sdk_answers_other_components, a_component_asks_only_those_that_are_listed, a_request_to_the_app_itself_takes_its_route,
     a_client_is_not_taken_for_a_component, a_component_that_fails_is_an_error_for_its_caller,
     a_component_that_asks_itself_for_ever_gets_an_error, guests_that_wait_for_each_other_get_their_turn,
@@ -32,7 +32,8 @@ super::tests! { "wasm_spin":
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
     is_compiled_by_the_administrator, ends_with_a_signal, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
     a_component_of_sdk_7_sees_the_files_that_are_listed, stores_of_sdk_7_are_those_of_the_others, requests_of_sdk_7_go_to_allowed_hosts_only,
-    components_of_sdk_7_and_of_others_call_each_other,
+    components_of_sdk_7_and_of_others_call_each_other, a_long_statement_holds_up_nobody, no_function_of_sql_computes_for_ever,
+    rows_that_nobody_reads_are_limited, a_fifo_beside_the_manifest_holds_up_nobody,
 }
 
 /// How long a start waits for native code, at most, in seconds. Other tests compile too.
@@ -434,6 +435,17 @@ fn requests_go_to_allowed_hosts_only(test: &Test) -> Outcome {
     refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")
 }
 
+/// Whoever answers for a name may write an address of IPv4 as one of IPv6.
+fn a_name_does_not_lead_to_addresses_of_the_machine(test: &Test) -> Outcome {
+    let keys = "allowed_outbound_hosts = [\"http://*:*\"]";
+    let hosts = "127.0.0.1 plain\n::ffff:127.0.0.1 mapped\n::ffff:169.254.169.254 metadata\n";
+    let container = shared(test, &manifest(keys, ""))?.file("/etc/hosts", hosts)?.start()?;
+    for name in ["plain", "mapped", "metadata", "127.0.0.1", "[::ffff:127.0.0.1]"] {
+        refuses(&container, &format!("/fetch?u=http://{name}/"), "DestinationIpProhibited")?;
+    }
+    Ok(())
+}
+
 fn https_goes_to_allowed_hosts_only(test: &Test) -> Outcome {
     let authority = Authority::new("good")?;
     let keys = "allowed_outbound_hosts = [\"https://server.test\", \"https://127.0.0.1:*\"]";
@@ -587,13 +599,18 @@ fn a_client_is_not_taken_for_a_component(test: &Test) -> Outcome {
         ("/", "a.spin.internal"),
         ("http://b.spin.internal/", "app.example"),
         ("http://app.example/", "b.spin.internal"),
+        ("/", "b.spin.internal:80@c"),
+        ("/", "[::1]b.spin.internal"),
+        ("http://b.spin.internal:80@c/", "app.example"),
     ] {
         let mut stream = connect(&container, 80)?;
         let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        ensure(answer.starts_with("HTTP/1.1 404 "), format!("{target} {host}: {answer}"))?;
+        let is_odd = host.contains(['@', '[']) || target.contains('@');
+        let status = if is_odd { "HTTP/1.1 400 " } else { "HTTP/1.1 404 " };
+        ensure(answer.starts_with(status), format!("{target} {host}: {answer}"))?;
     }
     let (_, headers) = ask_at(&container, 80, "/three/headers", "spin-component-route: x\r\n", "")?;
     ensure(!headers.contains("x\n"), headers)
@@ -680,9 +697,19 @@ fn a_request_inside_has_the_limits_of_a_clients(test: &Test) -> Outcome {
     gives(&container, "/post/1000/b.spin.internal/consume", "200 1000 bytes\n")?;
     let (_, told) = get(&container, "/post/1001/b.spin.internal/consume")?;
     ensure(told.starts_with("413 ") || told.contains("HttpRequestBodySize"), told)?;
+    gives(&container, "/fetch-headers/15/b.spin.internal/", "200 Hello from Wasm!\n")?;
+    for (count, size) in [(21, "32768"), (33, "8192")] {
+        let bundle = linked(test, EACH_OTHER)?
+            .annotation("run.oci.wasm.http-headers", if count == 21 { "20" } else { "100" })
+            .annotation("run.oci.wasm.http-header-bytes", size);
+        let (_, told) = get(&bundle.start()?, &format!("/fetch-headers/{count}/b.spin.internal/"))?;
+        ensure(told.starts_with("431 "), told)?;
+    }
+    let (_, told) = get(&container, "/fetch-connect/b.spin.internal/")?;
+    ensure(told.starts_with("501 "), told)?;
     // What other components send is no traffic of clients.
     let statistics = events::stats(test, &container)?["data"]["wasm"]["http"].clone();
-    ensure_eq((&statistics["requests"], &statistics["outbound"]), (&json!(2), &json!(2)))
+    ensure_eq((&statistics["requests"], &statistics["outbound"]), (&json!(4), &json!(4)))
 }
 
 fn an_interface_that_nobody_offers_traps_with_its_name(test: &Test) -> Outcome {
@@ -770,7 +797,7 @@ fn a_bad_module_is_an_error(test: &Test) -> Outcome {
     let later = wat::parse_str(later)?;
     for (content, code, words) in [
         (Some(&empty[..]), 126, "`handle`"),
-        (Some(&later[..]), 126, "it does not answer requests"),
+        (Some(&later[..]), 126, "it exports `wasi:http/handler@0.4.0`, and this engine calls"),
         (None, 1, "the module `/module.wasm`: no such file or directory"),
         (Some(&b"text"[..]), 1, "the module `/module.wasm`: it is not a WebAssembly module"),
         (Some(&hello[..8]), 126, "it does not answer requests"),
@@ -1012,8 +1039,115 @@ fn requests_of_sdk_7_go_to_allowed_hosts_only(test: &Test) -> Outcome {
     for refused in ["http://127.0.0.1:81/", "http://localhost:80/", "http://[::1]:80/"] {
         refuses(&container, &format!("/fetch?u={refused}"), "HttpRequestDenied")?;
     }
+    // An entry for a scheme is not one for sockets.
+    gives(&container, "/socket", "false")?;
     let none = shared(test, &of_sdk_7("", ""))?.start()?;
-    refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")
+    refuses(&none, "/fetch?u=http://127.0.0.1:80/", "HttpRequestDenied")?;
+    let all = shared(test, &of_sdk_7("allowed_outbound_hosts = [\"*://*:*\"]", ""))?.start()?;
+    gives(&all, "/socket", "true")
+}
+
+/// Sends a request, whose answer comes later.
+fn send(container: &Container<'_>, path: &str, body: &str) -> Outcome<TcpStream> {
+    let mut stream = connect(container, 80)?;
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
+}
+
+/// One thread serves everybody, and must not wait for a statement.
+fn a_long_statement_holds_up_nobody(test: &Test) -> Outcome {
+    let keys = "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]";
+    let container = shared(test, &of_sdk_7(keys, ""))?.start()?;
+    gives(&container, "/", HELLO)?;
+    let long =
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n";
+    let begun = Instant::now();
+    let mut waiting = vec![send(&container, "/sql?d=default", long)?];
+    // Each of these waits for the statement, without a thread.
+    for _ in 0..20 {
+        waiting.push(send(&container, "/changes?d=default", "")?);
+    }
+    let mut slowest = Duration::ZERO;
+    while begun.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        gives(&container, "/", HELLO)?;
+        gives(&container, "/set?k=a:1", "set")?;
+        slowest = slowest.max(asked.elapsed());
+    }
+    ensure(slowest < Duration::from_secs(2), format!("{slowest:?}"))?;
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure(answer.starts_with("HTTP/1.1 "), answer)?;
+    }
+    Ok(())
+}
+
+fn no_function_of_sql_computes_for_ever(test: &Test) -> Outcome {
+    let container = shared(test, &manifest("sqlite_databases = [\"default\"]", ""))?.start()?;
+    let big = "hex(zeroblob(2097000))";
+    let sql = |statement: &str| ask_at(&container, 80, "/sql?d=default", "", statement);
+    for statement in [
+        format!("SELECT instr({big}, substr({big}, 1, 2000000) || '1')"),
+        format!("SELECT length(replace({big}, substr({big}, 1, 2000000) || '1', 'x'))"),
+        format!("SELECT length(trim({big}, replace(hex(zeroblob(1000000)), '0', '1') || '0'))"),
+        format!("SELECT {big} LIKE '%' || substr({big}, 1, 49000) || '1%'"),
+    ] {
+        let begun = Instant::now();
+        sql(&statement)?;
+        let took = begun.elapsed();
+        ensure(took < Duration::from_secs(4), format!("{took:?} {statement}"))?;
+    }
+    ensure_eq(sql("SELECT instr('abc', 'c'), replace('abc', 'b', 'x')")?.0, 200)?;
+    let (_, said) = sql("SELECT json_patch('{}', '{}')")?;
+    ensure(said.contains("not authorized"), said)
+}
+
+/// The host keeps them.
+fn rows_that_nobody_reads_are_limited(test: &Test) -> Outcome {
+    let container = shared(test, &of_sdk_7("sqlite_databases = [\"default\"]", ""))?.start()?;
+    let (status, said) = get(&container, "/held")?;
+    ensure(status == 200 && said.starts_with("1 ") && said.contains("did not read"), said)?;
+    // They are gone with their guest.
+    let (_, rows) =
+        ask_at(&container, 80, "/sql?d=default", "", "SELECT length(zeroblob(4000000))")?;
+    ensure(rows.contains("4000000"), rows)
+}
+
+fn a_fifo_beside_the_manifest_holds_up_nobody(test: &Test) -> Outcome {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let keys = "files = [\"*.txt\", { source = \"assets\", destination = \"/x\" }]";
+    for text in [manifest(keys, ""), of_sdk_7(keys, "")] {
+        let bundle = shared(test, &text)?.file("/a.txt", "a")?.file("/assets/file", "file")?;
+        for fifo in ["hidden", "assets/fifo"] {
+            mknodat(CWD, bundle.rootfs().join(fifo), FileType::Fifo, Mode::from(0o666), 0)?;
+        }
+        let container = bundle.annotation("run.oci.wasm.timeout", "3").start()?;
+        for _ in 0..20 {
+            for path in ["/hidden", "/x/fifo", "/hidden/", "/spin.toml/", "/nothing/"] {
+                let (status, said) = get(&container, &format!("/read?p={path}"))?;
+                ensure(status == 500, format!("{path}: {said}"))?;
+            }
+        }
+        // Nobody learns what else is there.
+        let said = |path: &str| get(&container, &format!("/read?p={path}"));
+        ensure_eq(said("/spin.toml/")?, said("/nothing/")?)?;
+        ensure_eq(said("/spin.toml/a")?, said("/nothing/a")?)?;
+        gives(&container, "/read?p=/a.txt", "a")?;
+        gives(&container, "/read?p=/x/file", "file")?;
+    }
+    Ok(())
+}
+
+/// An app of SDK 7 at all paths, with a component of WASI 0.3 at `/beside`.
+pub(super) fn beside(test: &Test, component: Vec<u8>) -> Outcome<Bundle<'_>> {
+    let other = "[[trigger.http]]\nroute = \"/beside\"\ncomponent = \"beside\"\n\
+                 [component.beside]\nsource = \"beside.wasm\"\n";
+    shared(test, &of_sdk_7("", other))?.file("/beside.wasm", component)
 }
 
 /// The native code of the two components has two forms, each with an engine of its own.

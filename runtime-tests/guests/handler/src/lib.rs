@@ -85,6 +85,22 @@ impl wasip2::exports::http::incoming_handler::Guest for Handler {
             "fetch" => text(respond, &fetch(rest, Scheme::Http, None)),
             "fetch-https" => text(respond, &fetch(rest, Scheme::Https, None)),
             "post" => text(respond, &post(rest)),
+            "fetch-connect" => text(respond, &with_method(rest, &Method::Connect)),
+            // With headers of 250 bytes, as many as the number says.
+            "fetch-headers" => {
+                let (count, url) = rest.split_once('/').unwrap_or((rest, ""));
+                text(respond, &with_headers(url, count.parse().unwrap_or(0)));
+            }
+            // Fields of 20 kB, which the host keeps.
+            "fields" => {
+                let value = vec![b'x'; 20_000];
+                let keep = |_| {
+                    let fields = Fields::new();
+                    fields.append("a", &value).is_ok().then_some(fields)
+                };
+                let all: Vec<_> = (0..number()).map_while(keep).collect();
+                text(respond, &format!("{} fields\n", all.len()));
+            }
             // The time to connect, in milliseconds, and the URL.
             "fetch-https-within" => {
                 let (time, url) = rest.split_once('/').unwrap_or((rest, ""));
@@ -223,6 +239,41 @@ fn fetch(url: &str, scheme: Scheme, time: Option<u64>) -> String {
         options
     });
     told(sent(request, options))
+}
+
+/// Sends a request of another method.
+fn with_method(url: &str, method: &Method) -> String {
+    let (authority, path) = url.split_once('/').unwrap_or((url, ""));
+    let request = OutgoingRequest::new(Fields::new());
+    let set = request
+        .set_method(method)
+        .and_then(|()| request.set_scheme(Some(&Scheme::Http)))
+        .and_then(|()| request.set_authority(Some(authority)))
+        .and_then(|()| request.set_path_with_query(Some(&format!("/{path}"))));
+    if set.is_err() {
+        return "error: the request is wrong".into();
+    }
+    told(sent(request, None))
+}
+
+/// Sends a request with many headers.
+fn with_headers(url: &str, count: usize) -> String {
+    let (authority, path) = url.split_once('/').unwrap_or((url, ""));
+    let headers = Fields::new();
+    for number in 0..count {
+        if headers.append(&format!("x-{number}"), &[b'x'; 250]).is_err() {
+            return "error: too many headers".into();
+        }
+    }
+    let request = OutgoingRequest::new(headers);
+    let set = request
+        .set_scheme(Some(&Scheme::Http))
+        .and_then(|()| request.set_authority(Some(authority)))
+        .and_then(|()| request.set_path_with_query(Some(&format!("/{path}"))));
+    if set.is_err() {
+        return "error: the request is wrong".into();
+    }
+    told(sent(request, None))
 }
 
 /// Sends a request with some bytes to `LENGTH/AUTHORITY/PATH`, and returns the status and the body.

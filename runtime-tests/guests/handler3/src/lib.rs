@@ -61,6 +61,31 @@ impl wasip3::exports::http::handler::Guest for Handler {
                 }
                 format!("{} streams\n", all.len())
             }
+            // Streams of a directory's entries that nobody reads.
+            "hold" => {
+                let directories = wasip3::filesystem::preopens::get_directories();
+                let (directory, _) = directories.first().expect("a directory");
+                let held: Vec<_> = (0..number).map(|_| directory.read_directory()).collect();
+                wait_for(60_000 * MILLISECOND).await;
+                format!("{} streams\n", held.len())
+            }
+            "ls" => ls(rest).await.unwrap_or_else(|error| format!("error: {error}")),
+            "fields" => {
+                let value = vec![b'x'; 20_000];
+                let keep = |_| {
+                    let fields = Fields::new();
+                    fields.append("a", &value).is_ok().then_some(fields)
+                };
+                let all: Vec<_> = (0..number).map_while(keep).collect();
+                format!("{} fields\n", all.len())
+            }
+            "random" => {
+                format!("{} bytes\n", wasip3::random::random::get_random_bytes(number).len())
+            }
+            "long-error" => {
+                let text = "x".repeat(usize::try_from(number).unwrap_or(0));
+                return Err(ErrorCode::InternalError(Some(text)));
+            }
             "variables" => std::env::vars().map(|(k, v)| format!("{k}={v}\n")).collect(),
             "arguments" => std::env::args().collect::<Vec<_>>().join(" "),
             "read" => read(rest).await.unwrap_or_else(|error| format!("error: {error}")),
@@ -191,6 +216,15 @@ async fn read(path: &str) -> Result<String, String> {
     let bytes = contents.collect().await;
     end.await.map_err(|error| format!("{error:?}"))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+async fn ls(path: &str) -> Result<String, String> {
+    let directory = open(path, OpenFlags::DIRECTORY, DescriptorFlags::READ).await?;
+    let (entries, end) = directory.read_directory();
+    let mut names: Vec<String> = entries.collect().await.into_iter().map(|it| it.name).collect();
+    end.await.map_err(|error| format!("{error:?}"))?;
+    names.sort();
+    Ok(names.join(" "))
 }
 
 async fn write(path: &str) -> Result<String, String> {

@@ -85,6 +85,28 @@ async fn answer(request: Request) -> Answer {
                 (connection.changes().await, connection.last_insert_rowid().await);
             format!("{columns}\n{rows}{changes} {last}\n")
         }
+        // Many results that nobody reads.
+        "held" => {
+            let connection = Connection::open("default").await.map_err(told)?;
+            let sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 3) \
+                       SELECT zeroblob(4000000) FROM n";
+            let mut held = Vec::new();
+            loop {
+                match connection.execute(sql.to_owned(), Vec::new()).await {
+                    Ok(result) => held.push(result),
+                    Err(error) => return Ok(format!("{} {error:?}", held.len())),
+                }
+            }
+        }
+        "changes" => {
+            let connection = Connection::open(&argument).await.map_err(told)?;
+            format!("{}", connection.changes().await)
+        }
+        // A socket that does nothing.
+        "socket" => {
+            use spin_sdk::wasip3::sockets::types::{IpAddressFamily, UdpSocket};
+            format!("{}", UdpSocket::create(IpAddressFamily::Ipv4).is_ok())
+        }
         "fetch" => {
             let response = spin_sdk::http::get(argument).await.map_err(told)?;
             let status = response.status();

@@ -11,7 +11,7 @@ use super::client::{
 use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, wait_until};
 use crate::topics::wasm_components;
 
-fn newer<'a>(test: &'a Test, annotations: &[(&str, &str)]) -> Outcome<Bundle<'a>> {
+pub(super) fn newer<'a>(test: &'a Test, annotations: &[(&str, &str)]) -> Outcome<Bundle<'a>> {
     Ok(with(wasm_components::lazy(test, "handler3", &[])?, annotations))
 }
 
