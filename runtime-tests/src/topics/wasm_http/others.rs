@@ -112,7 +112,7 @@ pub(super) fn what_the_host_keeps_for_a_guest_is_limited(test: &Test) -> Outcome
         // More than any guest needs.
         server.get("/fields/5000")?.is(500)?;
         let said = server.container.stderr()?;
-        ensure(said.contains("table") && !said.contains("backtrace"), said)?;
+        ensure(said.contains("resource") && !said.contains("backtrace"), said)?;
         answers(&server)?;
         server.end()?;
     }
