@@ -86,6 +86,7 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
 const SAME_BY_SYSTEMD: &[&str] = &[
     "attacks_files",
     "checkpoint_attacks",
+    "checkpoint_guard",
     "checkpoint_images",
     "checkpoint_kinds",
     "checkpoint_mounts",
