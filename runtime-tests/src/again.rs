@@ -50,6 +50,7 @@ const BUT_IN_EACH_LANE: &[&str] = &[
 /// The topics and tests that have nothing to do with the machine's kernel, systemd and controllers
 /// either, or whose callers are on the host too. The machine is slow.
 const SAME_IN_THE_MACHINE: &[&str] = &[
+    "attacks_files",
     "bad_flags",
     "bad_input",
     "command_line",
@@ -64,6 +65,7 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
     "kubernetes",
     "node",
     "other_users",
+    "podman",
     "terminal",
     "wasi",
     "wasm_cache",
@@ -84,7 +86,7 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
 /// The topics that are the same whether `rt` or systemd makes the cgroups. The machine has run them
 /// by cgroupfs before.
 const SAME_BY_SYSTEMD: &[&str] = &[
-    "attacks_files",
+    "attacks",
     "checkpoint_attacks",
     "checkpoint_guard",
     "checkpoint_images",
@@ -94,9 +96,9 @@ const SAME_BY_SYSTEMD: &[&str] = &[
     "mounts",
     "mounts_in_use",
     "namespaces",
-    "podman",
     "podman_rootless",
     "seccomp",
+    "wasm",
     "wasm_compiler",
     "wasm_hostile",
     "wasm_ports",

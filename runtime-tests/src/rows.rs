@@ -228,7 +228,7 @@ const ROWS: &[Row] = &[
     in_the_machine("callers: Docker", &["docker"]),
     in_the_machine("callers: containerd", &["containerd"]),
     in_the_machine("callers: containerd, as kubelet asks it", &["cri"]),
-    in_the_machine(
+    row(
         "callers: kubelet runs every kind of workload on one node",
         &["node::kubelet_runs_ten_of_each_kind"],
     ),
