@@ -110,8 +110,17 @@ impl Bench<'_> {
 
     /// A bundle of a component, which is compiled.
     fn component(&self, name: &str, args: &[&str]) -> Outcome<PathBuf> {
+        if let Some(made) = self.made(&format!("component-{name}")) {
+            return Ok(made);
+        }
         let component = self.host.component(name)?;
         self.compiled(bundle_of(self.host, &format!("component-{name}"), &component, args)?)
+    }
+
+    /// A bundle that was made before.
+    fn made(&self, name: &str) -> Option<PathBuf> {
+        let folder = self.host.folder.join("bench").join(name);
+        folder.join("config.json").exists().then_some(folder)
     }
 
     fn compiled(&self, bundle: PathBuf) -> Outcome<PathBuf> {
@@ -121,6 +130,9 @@ impl Bench<'_> {
 
     /// A bundle of a Spin app with one component.
     fn app(&self) -> Outcome<PathBuf> {
+        if let Some(made) = self.made("app") {
+            return Ok(made);
+        }
         let module = self.host.guest("spin3")?;
         let manifest = "spin_manifest_version = 2\n[application]\nname = \"app\"\n\
                         [[trigger.http]]\nroute = \"/...\"\ncomponent = \"a\"\n\
