@@ -336,6 +336,11 @@ fn mappings_of_users_are_compared_first(test: &Test) -> Outcome {
     fs::set_permissions(&test.folder, fs::Permissions::from_mode(0o755))?;
     checkpoint(&bundle)?;
     let path = named(test, "userns-")?;
+    // CRIU takes a missing number for 0.
+    let ids = images(test).join("ids-1.img");
+    refuses(&bundle, &ids, "userns-0.img` of the checkpoint", &|| {
+        put_around(&ids, 8, &[], &number(10, 0))
+    })?;
     for (users, groups, file) in [(0, 100_000, "uid_map"), (100_000, 0, "gid_map")] {
         let extent = |outside: u64| [number(1, 0), number(2, outside), number(3, 65536)].concat();
         let message = [bytes(1, &extent(users)), bytes(2, &extent(groups))].concat();

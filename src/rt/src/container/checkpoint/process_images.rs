@@ -154,9 +154,9 @@ pub(in crate::container) fn mount_namespace(
                 show(&name)
             );
             compare(&namespaces, &of_criu, limits).with_context(|| show(&name))?;
-            if let Some(number) = namespaces.of(LinuxNamespaceType::User)
-                && limits.has_user_namespace()
-            {
+            if limits.has_user_namespace() {
+                // For CRIU, a missing number is that of an image, too.
+                let number = namespaces.of(LinuxNamespaceType::User).unwrap_or(0);
                 let name = format!("userns-{number}.img");
                 let check = || limits.check_mappings(&mappings(&criu::read_in(images, &name)?)?);
                 check().with_context(|| show(&name))?;
