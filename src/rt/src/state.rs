@@ -37,6 +37,9 @@ use crate::{ids, procfs, trust, workload};
 /// The version of the format that this `rt` writes. It reads all versions up to this one.
 const VERSION: u32 = 1;
 
+/// The engine of the versions that had one only.
+const ONLY_ENGINE: &str = "wasmedge";
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct State {
@@ -56,7 +59,11 @@ pub(crate) struct State {
     pub(crate) cgroup: Cgroup,
     /// The handler that was asked for. It applies to programs that `exec` starts too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) engine: Option<workload::Handler>,
+    handler: Option<workload::Handler>,
+    /// What earlier versions have in place of the handler: the name of an engine. The first of them
+    /// can read no other name than that of their only engine, so this `rt` writes that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    engine: Option<String>,
     /// How the container's module is run, if its program is a module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<Run>,
@@ -169,6 +176,7 @@ impl State {
             created: format!("{:.6}", jiff::Timestamp::now()),
             uid: rustix::process::getuid().as_raw(),
             cgroup,
+            handler: None,
             engine: None,
             run: None,
             rdt: None,
@@ -180,6 +188,16 @@ impl State {
             poststart: Vec::new(),
             poststop: Vec::new(),
         }
+    }
+
+    /// The handler that was asked for.
+    pub(crate) fn handler(&self) -> Option<workload::Handler> {
+        self.handler.clone().or_else(|| self.engine.clone().map(workload::Handler::from))
+    }
+
+    pub(crate) fn set_handler(&mut self, handler: Option<workload::Handler>) {
+        self.engine = handler.as_ref().map(|_| ONLY_ENGINE.to_owned());
+        self.handler = handler;
     }
 
     /// The first process, if it is alive, as a descriptor that cannot come to mean another process.
@@ -379,16 +397,25 @@ impl Root {
         }
     }
 
-    /// All containers, sorted by their names. Leaves out one that is just being made or deleted.
-    pub(crate) fn all(&self) -> Result<Vec<(Directory, State)>> {
+    /// All containers, sorted by their names, and the names of those whose state cannot be read.
+    /// Leaves out one that is just being made or deleted.
+    pub(crate) fn all(&self) -> Result<Listed> {
+        let mut listed = Listed::default();
         let ids = self.ids()?;
         // Once for all, because the way to the root is checked at each step.
-        let Some(root) = self.open()? else { return Ok(Vec::new()) };
-        let load = |id: &String| {
-            let leave_out = |error: &anyhow::Error| tracing::debug!("leave out `{id}`: {error:#}");
-            self.load_in(&root, id).inspect_err(leave_out).ok()
-        };
-        Ok(ids.iter().filter_map(load).collect())
+        let Some(root) = self.open()? else { return Ok(listed) };
+        for id in ids {
+            let state = self.find_in(&root, &id).and_then(|found| {
+                let Some((directory, there)) = found else { return Ok(None) };
+                Ok(directory.read_in(&there)?.map(|state| (directory, state)))
+            });
+            match state {
+                Ok(Some(container)) => listed.containers.push(container),
+                Ok(None) => tracing::debug!("leave out `{id}`: it has no state"),
+                Err(error) => listed.unreadable.push((id, error)),
+            }
+        }
+        Ok(listed)
     }
 
     /// The names that match a regular expression, sorted.
@@ -422,6 +449,13 @@ impl Root {
         ids.sort();
         Ok(ids)
     }
+}
+
+/// The containers below a root.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    pub(crate) containers: Vec<(Directory, State)>,
+    pub(crate) unreadable: Vec<(String, anyhow::Error)>,
 }
 
 /// The format of the state is newer than this `rt`, so this `rt` must not do anything to the

@@ -64,7 +64,7 @@ fn exec(root: &Root, global: &Global, args: &cli::Exec, inherited: Inherited) ->
     let rights = Rights::of(&spec)?;
     let find = |handler| Engines::find(handler, super::host(root, global), &rights.plugins);
     // The handler that `create` stored, whatever name this `rt` was called by.
-    let engines = state.engine.as_ref().map(find).transpose()?;
+    let engines = state.handler().as_ref().map(find).transpose()?;
     let options = ExecOptions {
         state: &state,
         spec: &spec,

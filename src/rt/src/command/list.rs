@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::state::{Report, user_name};
 use crate::cli::{self, ListFormat};
+use crate::report;
 use crate::state::Root;
 
 pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
@@ -16,11 +17,15 @@ pub(super) fn execute(root: &Root, args: &cli::List) -> Result<ExitCode> {
 }
 
 fn list(root: &Root, args: &cli::List) -> Result<()> {
-    let containers = root.all()?;
+    let listed = root.all()?;
     root.require()?;
+    for (id, error) in &listed.unreadable {
+        report::warn(&format!("leave out container `{id}`: {}", report::describe(error)));
+    }
     // Usually all containers have the same owner.
     let mut owners = HashMap::new();
-    let reports = containers
+    let reports = listed
+        .containers
         .iter()
         .map(|(directory, state)| {
             let owner = owners.entry(state.uid).or_insert_with(|| user_name(state.uid));

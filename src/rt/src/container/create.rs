@@ -151,7 +151,7 @@ fn prepare(root: &Root, options: &Options<'_>) -> Result<(Prepared, State)> {
     };
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
     state.cgroup.refuse_limits_without(linux.resources().as_ref())?;
-    state.engine = options.asked.clone();
+    state.set_handler(options.asked.clone());
     state.keeps_keyring = !options.new_keyring;
     if options.console.is_none() {
         state.descriptors = plan::standard_streams();

@@ -106,7 +106,7 @@ pub(crate) fn checkpoint(
 }
 
 fn refuse_what_no_restore_takes(state: &State, bundle: &Bundle, mounts: &[Entry]) -> Result<()> {
-    if state.engine.is_some() {
+    if state.handler().is_some() {
         refuse_engine(state, mounts)?;
     }
     refuse_what_cannot_be_restored(&bundle.spec)?;

@@ -103,7 +103,7 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
-    state.engine = options.asked.clone();
+    state.set_handler(options.asked.clone());
     state.keeps_keyring = !options.new_keyring;
     if options.bundle.process().terminal() != Some(true) {
         state.descriptors = plan::standard_streams();
