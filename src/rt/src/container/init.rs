@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Hook, Hooks, Mount};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -513,6 +513,11 @@ fn wait_for_byte(fifo: &OwnedFd, endings: Option<&OwnedFd>) -> Result<()> {
     }
     if poll[1].revents().contains(PollFlags::IN) {
         syscall::exit_now(128 + libc::SIGTERM);
+    }
+    // The kernel looks for data first, and then for writers (`pipe_poll`). If `start` writes and
+    // closes the fifo in between, poll tells of the close alone. A second look sees the byte.
+    if !poll[0].revents().contains(PollFlags::IN) {
+        syscall::poll(&mut poll[..1], Some(&Timespec::default())).context("wait for the start")?;
     }
     // `start` claims the fifo, then writes. If a `start` ended in between, no other one can start
     // this container.
