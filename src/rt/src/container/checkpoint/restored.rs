@@ -144,10 +144,13 @@ mod tests {
         let tracer = Pid::from_child(&strace);
         let end = Instant::now() + Duration::from_secs(10);
         let mut sleep = None;
+        // While it begins, strace stops it at each call. Then it sleeps, and is not stopped.
+        let sleeps = |pid: &i32| {
+            let status = fs::read_to_string(process(*pid).join("status")).unwrap_or_default();
+            status.contains("Name:\tsleep\n") && status.contains("State:\tS")
+        };
         while sleep.is_none() && Instant::now() < end {
-            sleep = traced_by(tracer).expect("it is readable").first().copied().filter(|pid| {
-                fs::read(process(*pid).join("comm")).is_ok_and(|name| name == b"sleep\n")
-            });
+            sleep = traced_by(tracer).expect("it is readable").first().copied().filter(sleeps);
         }
         let found = sleep.map(|pid| processes(pid, tracer));
         kill(sleep.expect("strace traces it")).expect("killed");
