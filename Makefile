@@ -85,6 +85,29 @@ test-vm: build guests vm-deps ## the black-box tests in an emulated machine with
 	$(MAKE) --no-print-directory deb
 	runtime-tests/vm/run $(DIST)
 
+# The version before: the commit of the last release.
+BEFORE ?= $(shell cat runtime-tests/formats/before)
+.PHONY: test-upgrade
+test-upgrade: build guests test-deps ## containers that an older rt has made, and the other way round (BEFORE=commit)
+	rm -rf target/before
+	git worktree prune
+	git worktree add --detach target/before $(BEFORE)
+	cd target/before && packaging/build-rt target/dist/bin/rt
+	install -D target/before/target/dist/bin/rt target/upgrade/bin/rt
+	git worktree remove --force target/before
+	mkdir -p target/upgrade/libexec && cp -a $(DIST)/libexec/rt target/upgrade/libexec/
+	cargo build --locked -p runtime-tests
+	RT_BEFORE=$(CURDIR)/target/upgrade/bin/rt target/debug/runtime-tests --lanes hybrid,v1,v2 upgrade::
+
+# Compiles Kubernetes the first time, which takes half an hour with two processors.
+.PHONY: test-kubernetes
+test-kubernetes: build guests vm-deps ## the manifests on a node with a real kubelet, in an emulated machine
+	cargo build --locked -p runtime-tests
+	rm -rf target/packages
+	$(MAKE) --no-print-directory deb
+	runtime-tests/kubernetes/build target/kubernetes/bin
+	runtime-tests/kubernetes/run $(DIST) target/kubernetes/bin
+
 .PHONY: bench
 bench: build guests test-deps vm-deps bench-deps ## measure rt beside crun, runc and the floor, and modules beside WasmEdge
 	runtime-tests/bench/run $(DIST)/bin/rt
@@ -99,6 +122,7 @@ install: ## copy target/dist to $(DESTDIR)$(PREFIX), with manual pages, completi
 	cd packaging/callers && for file in */*; do \
 	  install -d "$(DESTDIR)$(PREFIX)/share/rt/$${file%/*}"; \
 	  sed 's|@PREFIX@|$(PREFIX)|g' "$$file" >"$(DESTDIR)$(PREFIX)/share/rt/$$file"; \
+	  [ ! -x "$$file" ] || chmod 755 "$(DESTDIR)$(PREFIX)/share/rt/$$file"; \
 	done
 	install -d $(SHARE)/{man/man1,man/man7,bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
 	install -m 644 packaging/man/rt.1 $(SHARE)/man/man1/rt.1
@@ -116,6 +140,10 @@ deb rpm tarball: ## a package of target/dist, in target/packages
 	@[ -x $(DIST)/bin/rt ] || { echo "nothing to package: run \`make build\` first" >&2; exit 1; }
 	@[ $@ != rpm ] || command -v rpmbuild >/dev/null || packaging/dependencies rpm
 	packaging/package $@ $(DIST) target/packages
+
+.PHONY: lint-packages
+lint-packages: deb rpm ## what lintian and rpmlint find in the packages, beyond what packaging/ says is meant
+	packaging/lint-packages target/packages
 
 .PHONY: clean
 clean: ## remove everything that was built
