@@ -108,6 +108,11 @@ test-kubernetes: build guests vm-deps ## the manifests on a node with a real kub
 	runtime-tests/kubernetes/build target/kubernetes/bin
 	runtime-tests/kubernetes/run $(DIST) target/kubernetes/bin
 
+.PHONY: soak
+soak: rt test-deps ## an hour with 1,000 containers and the calls of a kubelet (RT_SOAK_SECONDS, CRUN)
+	cargo build --locked --release -p runtime-tests
+	runtime-tests/lane v2 env RT_TESTS_LANE=v2 OCI_RUNTIME=$(CURDIR)/$(DIST)/bin/rt target/release/runtime-tests bench target/bench soak
+
 .PHONY: bench
 bench: build guests test-deps vm-deps bench-deps ## measure rt beside crun, runc and the floor, and modules beside WasmEdge
 	runtime-tests/bench/run $(DIST)/bin/rt

@@ -16,6 +16,8 @@ mod checkpoint_images;
 mod checkpoint_kinds;
 mod checkpoint_mounts;
 mod checkpoint_rights;
+mod cluster;
+mod cluster_again;
 mod command_line;
 mod configuration;
 mod conmon;
@@ -50,6 +52,7 @@ mod rootless;
 mod sd_notify;
 mod seccomp;
 mod terminal;
+mod upgrade;
 mod wasi;
 mod wasm;
 mod wasm_cache;
@@ -104,6 +107,8 @@ pub(crate) fn all() -> Vec<Entry> {
         checkpoint_mounts::TESTS,
         checkpoint_cgroups::TESTS,
         checkpoint_rights::TESTS,
+        cluster::TESTS,
+        cluster_again::TESTS,
         command_line::TESTS,
         configuration::TESTS,
         conmon::TESTS,
@@ -138,6 +143,7 @@ pub(crate) fn all() -> Vec<Entry> {
         sd_notify::TESTS,
         seccomp::TESTS,
         terminal::TESTS,
+        upgrade::TESTS,
         wasi::TESTS,
         wasm::TESTS,
         wasm_cache::TESTS,
