@@ -5,6 +5,8 @@ mod alive;
 mod chart;
 mod components;
 mod crowd;
+mod report;
+mod soak;
 mod targets;
 mod wasm;
 
@@ -22,12 +24,15 @@ const ROUNDS: usize = 60;
 const WARM_UP: usize = 5;
 
 /// `OUT` measures Linux containers. `OUT wasm` measures modules, and `OUT components` what the
-/// second engine runs.
+/// second engine runs. `OUT soak` looks for what a long load leaves behind, and
+/// `OUT report` draws what the others have measured.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     let out = args.first().map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
     let measured = match args.get(1).map(String::as_str) {
         Some("wasm") => wasm::measure(&out),
         Some("components") => components::measure(&out),
+        Some("soak") => soak::measure(),
+        Some("report") => report::write(&out),
         _ => measure(&out),
     };
     match measured {
