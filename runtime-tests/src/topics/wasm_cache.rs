@@ -20,7 +20,7 @@ super::tests! { "wasm_cache":
     another_builds_file_is_not_taken, works_where_nothing_can_be_written, works_on_a_full_disk, native_code_of_an_image_is_not_run,
     a_module_with_native_code_is_compiled_again, nobody_in_the_container_can_change_it, a_container_keeps_what_is_removed,
     ends_as_the_interpreter_does, a_stack_overflow_is_a_fault, the_cache_is_listed, hits_are_counted, the_cache_can_be_pruned_and_cleared,
-    the_cache_keeps_to_its_size, a_full_disk_loses_what_was_not_used, a_full_disk_is_remembered_for_a_while, listing_it_is_no_use_of_it,
+    the_cache_keeps_to_its_size, a_full_disk_loses_what_was_not_used, a_full_disk_is_remembered_for_a_while, a_failure_is_forgotten_when_the_clock_jumps_back, listing_it_is_no_use_of_it,
     a_file_whose_time_was_set_back_is_replaced, the_engine_says_when_native_code_does_not_load, names_do_not_command_a_terminal,
     native_code_needs_no_compiler, wrong_settings_are_errors,
 }
@@ -608,6 +608,18 @@ fn a_full_disk_is_remembered_for_a_while(test: &Test) -> Outcome {
     ensure_eq(left.len(), 1)?;
     ensure(left[0]["failure"]["until"].as_u64().is_some(), format!("{left:?}: {said}"))?;
     ensure(said.contains("could not be compiled before") && said.contains("No space left"), said)
+}
+
+/// The clock was a year ahead when the compiler failed, and has been set back since.
+fn a_failure_is_forgotten_when_the_clock_jumps_back(test: &Test) -> Outcome {
+    host(test, json!({}))?;
+    let compile =
+        line(test, &["wasm", "compile", &test.host.guest("hello")?.display().to_string()]);
+    let ahead = "sed -i -E 's/\"until\":([0-9])/\"until\":9\\1/' cache/*.failed".to_owned();
+    let room = "mount -o remount,size=4m cache".to_owned();
+    let left = on_a_disk(test, "80k", &[compile.clone(), ahead, room, compile])?;
+    let said = fs::read_to_string(test.folder.join("said"))?;
+    ensure(left.len() == 1 && left[0]["failure"].is_null(), format!("{left:?}: {said}"))
 }
 
 fn listing_it_is_no_use_of_it(test: &Test) -> Outcome {

@@ -57,6 +57,10 @@ const SHARE_OF_JOBS: u64 = 4;
 const MOST_FAILURES: usize = 1000;
 const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// The longest time for which a failure holds. A failure that would hold for longer was written while
+/// the clock was ahead, and holds no more.
+const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
+
 /// A draft that is older was left by a killed process, because a draft is written in one go.
 const DRAFT: Duration = Duration::from_secs(60);
 
@@ -169,7 +173,10 @@ impl Failure {
     pub(crate) fn holds(&self, settings: &CompilerSettings) -> bool {
         settings.seconds <= self.seconds
             && settings.memory_bytes <= self.memory_bytes
-            && self.until.is_none_or(|until| now() < until)
+            && self.until.is_none_or(|until| {
+                let left = until.saturating_sub(now());
+                left > 0 && left <= LONGEST_HOLD.as_secs()
+            })
     }
 }
 
@@ -522,7 +529,7 @@ impl Cache {
             why: why.to_owned(),
             seconds: settings.seconds,
             memory_bytes: settings.memory_bytes,
-            until: hold.map(|hold| now() + hold.as_secs()),
+            until: hold.map(|hold| now() + hold.min(LONGEST_HOLD).as_secs()),
         };
         Draft::write(path.clone(), &serde_json::to_vec(&failure)?, 0o600)
             .with_context(|| format!("write `{}`", path.display()))?
