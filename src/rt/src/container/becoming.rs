@@ -285,9 +285,23 @@ fn enter(directory: &Path) -> rustix::io::Result<bool> {
     Ok(rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/"))
 }
 
-/// Loads a filter that could wait until now.
-pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
-    filter.map_or(Ok(()), Filter::load_unheard)
+/// Does everything that is left between the start and the exec. `run_hooks` runs the
+/// `startContainer` hooks.
+///
+/// 1. The process enters the cgroup for modules by a `write`, so this comes before the filter,
+///    which then need not allow that call. The hooks run in this cgroup, because they have the
+///    module's other restrictions too ([`module::confine`]).
+/// 2. The filter comes before the hooks, as with runc and crun. The hooks run programs of the
+///    container, and must not make calls that the container's program may not make.
+/// 3. The hooks come last.
+pub(super) fn last_steps(
+    cgroup: Option<OwnedFd>,
+    filter: Option<&Filter>,
+    run_hooks: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    module::enter(cgroup)?;
+    filter.map_or(Ok(()), Filter::load_unheard)?;
+    run_hooks()
 }
 
 /// Replaces the caller's session keyring in this process, because otherwise the container's

@@ -15,7 +15,6 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
 
 use crate::container::becoming::{self, Ready};
-use crate::container::module;
 use crate::container::pid_file;
 use crate::container::serve::{self, Child, Offer};
 use crate::engine::Engines;
@@ -278,8 +277,8 @@ fn main(plan: &Plan<'_>) -> ! {
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(ready.listener);
-        module::enter(ready.cgroup)?;
-        becoming::load_last(ready.filter)?;
+        // `exec` runs no hooks.
+        becoming::last_steps(ready.cgroup, ready.filter, || Ok(()))?;
         Ok(ready.program)
     }) {
         Ok(program) => program.exec().into(),

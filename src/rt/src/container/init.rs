@@ -16,7 +16,6 @@ use rustix::process::Signal;
 use crate::container::becoming::{self, Ready};
 use crate::container::hooks;
 use crate::container::hooks::Streams;
-use crate::container::module;
 use crate::container::plan::{self, Options};
 use crate::executor;
 use crate::linux::cgroup_mount;
@@ -90,10 +89,9 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         }
     };
     let Ready { program, listener, filter, cgroup, endings } = ready;
+    let hooks = || run_start_hooks(&plan, &environment);
     let begun = wait_for_start(&plan, listener, endings.as_ref())
-        .and_then(|()| becoming::load_last(filter))
-        .and_then(|()| run_start_hooks(&plan, &environment))
-        .and_then(|()| module::enter(cgroup));
+        .and_then(|()| becoming::last_steps(cgroup, filter, hooks));
     let (error, code) = match begun {
         Ok(()) => {
             // The kernel looks up the program's name once more.
