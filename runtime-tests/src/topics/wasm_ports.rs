@@ -245,8 +245,10 @@ fn a_filter_need_not_allow_the_way_into_the_cgroup(test: &Test) -> Outcome {
             "names": ["write"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
             "args": [{ "index": 2, "value": 1, "op": "SCMP_CMP_EQ" }],
         }] });
-        let note = "cat /proc/self/cgroup > /tmp/place; printf x > /tmp/one; printf xyz > /tmp/three";
-        config["hooks"]["startContainer"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", note] }]);
+        let note =
+            "cat /proc/self/cgroup > /tmp/place; printf x > /tmp/one; printf xyz > /tmp/three";
+        config["hooks"]["startContainer"] =
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", note] }]);
     });
     let container = bundle.start()?;
     let bind = |port| -> Outcome<String> {

@@ -143,7 +143,7 @@ pub(super) fn create(place: &Place, bundle: &Bundle, manager: Manager) -> Result
             id: &id,
             bundle,
             manager,
-            wait: Wait::ForCaller { blocked: &[] },
+            wait: Wait::ForRuntime { blocked: &[] },
             asked: None,
             engines: None,
             pid_file: None,

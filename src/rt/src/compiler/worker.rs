@@ -14,7 +14,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::Signal;
 
 use super::confine;
 use super::queue::{self, Applicant, Turn};
@@ -22,6 +21,7 @@ use crate::container::{self, Container};
 use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
 use crate::engine::{self, Installed, Native};
 use crate::linux::cgroups::Manager;
+use crate::linux::helper;
 
 /// The task of a worker.
 #[derive(Debug)]
@@ -63,8 +63,7 @@ pub(crate) fn work(
         }
         // Nobody else waits for this worker, which would keep its place in the queue. Its compiler
         // ends with it, and the next worker removes what is left.
-        Some(_) => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .context("end with the caller")?,
+        Some(_) => helper::end_with_the_runtime_process()?,
     }
     let key = native.key(module.as_fd(), order.counting)?.context("it is too large")?;
     let what = What { order, key: &key, module: module.as_fd(), engine, native, manager };

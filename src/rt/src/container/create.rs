@@ -15,6 +15,7 @@ use crate::container::becoming;
 use crate::container::hooks;
 use crate::container::hooks::Streams;
 use crate::container::init;
+use crate::container::patience::{Birth, Patience};
 use crate::container::pid_file;
 use crate::container::plan::{self, Options, Wait};
 use crate::container::serve::{self, Child, Offer, Served};
@@ -27,7 +28,6 @@ use crate::linux::host_proc::HostProc;
 use crate::linux::mounts::{self, Opened};
 use crate::linux::namespaces::{self, Namespaces, Side};
 use crate::linux::net_devices;
-use crate::linux::patience::Patience;
 use crate::linux::process;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::{self, Filter, Receiver};
@@ -52,7 +52,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Lets the program run, for [`Wait::ForCaller`].
+    /// Lets the program run, for [`Wait::ForRuntime`].
     pub(crate) fn go(&self) -> Result<()> {
         self.socket.send(&Message::Start)
     }
@@ -86,7 +86,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     state::check_id(options.id)?;
     let (mut prepared, mut state) = prepare(root, &options)?;
     // Nothing is made yet. Until here, a signal ends this process at once.
-    if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
+    if let Wait::ForRuntime { blocked: blocked @ [_, ..] } = options.wait {
         syscall::block_only(blocked);
     }
     log::step("create, step 7: claim the name", &root.path().join(options.id).display());
@@ -216,7 +216,7 @@ fn record(
     // to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
-        Wait::ForCaller { .. } => None,
+        Wait::ForRuntime { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
             // Without O_NONBLOCK, this would wait for `start`.
@@ -244,7 +244,7 @@ fn clone_init(
     for_init: ForInit,
 ) -> Result<(Pid, Socket)> {
     log::step("create, step 9: clone init", &"");
-    let (caller, init) = sync::pair()?;
+    let (ours, init) = sync::pair()?;
     let first = || {
         init.carry_log();
         log::step("create, step 11: init enters the namespaces", &"");
@@ -254,21 +254,20 @@ fn clone_init(
         }
         if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
     };
+    let patience = Patience::with_init(state.cgroup.freezers());
     let side = namespaces::spawn(
         &prepared.namespaces,
         options.bundle.linux(),
         birthplace.as_ref().map(AsFd::as_fd),
-        &caller,
-        &init,
+        &Birth { ours: &ours, theirs: &init, patience: &patience },
         &first,
-        &Patience::with_init(state.cgroup.freezers()),
     )?;
-    if let Side::Caller(pid) = side {
-        return Ok((pid, caller));
+    if let Side::Runtime(pid) = side {
+        return Ok((pid, ours));
     }
     // If init held this end too, it would never read the end of the runtime process, and the
     // container would be locked until init's exec.
-    drop(caller);
+    drop(ours);
     *lock = None;
     // The agent must see the end of the stream when the runtime process has ended.
     prepared.agent = None;

@@ -12,18 +12,19 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use crate::container::becoming::{self, Ready};
+use crate::container::patience::{Birth, Patience};
 use crate::container::pid_file;
 use crate::container::serve::{self, Child, Offer};
 use crate::engine::Engines;
 use crate::executor;
 use crate::linux::cgroups::{self, Doors};
+use crate::linux::helper;
 use crate::linux::host_proc::HostProc;
 use crate::linux::memory_policy;
 use crate::linux::namespaces::{self, Namespaces, Side};
-use crate::linux::patience::Patience;
 use crate::linux::process;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::seccomp::{Filter, Receiver};
@@ -149,8 +150,8 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
     let registered = workload::registered_formats();
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
-    let (caller, socket) = sync::pair()?;
-    let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
+    let (ours, socket) = sync::pair()?;
+    let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).chain([socket.as_fd()]).collect();
     // Runs in the helper, which sees the host's `/proc`, and which the container does not see. The
     // new process inherits all of these settings.
     let first = || {
@@ -167,10 +168,9 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
             &container.namespaces,
             container.root.as_ref().map(AsFd::as_fd),
             doors.birthplace.as_ref().map(AsFd::as_fd),
-            (&caller, &socket),
+            &Birth { ours: &ours, theirs: &socket, patience: &patience(options, doors) },
             (options.first_own, &kept),
             &first,
-            &patience(options, doors),
         )
     };
     let side = match spawn(&doors) {
@@ -192,7 +192,7 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
         }
     });
     match side? {
-        Side::Caller(pid) => Ok(New { pid, socket: caller, doors }),
+        Side::Runtime(pid) => Ok(New { pid, socket: ours, doors }),
         // The other descriptors of this process are closed already.
         Side::Init => main(&Plan { options, registered, withhold_devices, socket }),
     }
@@ -294,8 +294,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     let name = process.args().iter().flatten().next().map_or("", String::as_str);
     log::step("exec, step 6: prepare the program", &name);
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("end with the caller")?;
+    helper::end_with_the_runtime_process()?;
     rustix::process::setsid().context("start a session")?;
     let (memory, files) = plan.socket.expect_cgroup()?;
     for tasks in files {

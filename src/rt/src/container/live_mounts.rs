@@ -13,10 +13,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
+use rustix::process::{DumpableBehavior, PidfdFlags};
 use rustix::thread::LinkNameSpaceType;
 
 use crate::bundle::Bundle;
+use crate::container::patience::Patience;
 use crate::failure;
 use crate::linux::cgroups::{self, Freezers};
 use crate::linux::descriptors;
@@ -24,7 +25,6 @@ use crate::linux::helper::{self, Helper};
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts::{self, Detached, Opened};
 use crate::linux::namespaces::Namespaces;
-use crate::linux::patience::Patience;
 use crate::linux::rootfs::Rootfs;
 use crate::state::{AddedMount, Directory, State};
 use crate::sync::Message;
@@ -276,8 +276,7 @@ impl Entrance {
 
     fn enter(self, act: &mut Act<'_>, gone: &mut Vec<usize>) -> Result<()> {
         let Helper { pid, socket } = helper::start(0, "make a process in it", |socket| {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-                .context("end with the caller")?;
+            helper::end_with_the_runtime_process()?;
             let kind = Some(LinkNameSpaceType::Mount);
             rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)
                 .context("join the mount namespace")?;

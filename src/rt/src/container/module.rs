@@ -34,7 +34,7 @@ pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     if rights.sockets && ports.udp.is_divided() {
         check_cgroup(cgroup).context("limit the ports of UDP")?;
     }
-    seccomp::refuse_sockets(rights)
+    seccomp::refuse_sockets(rights.sockets.then_some(ports))
 }
 
 /// Enters the cgroup for modules. Runs at the last moment: a caller that asks at `create` for the

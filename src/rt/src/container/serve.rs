@@ -9,10 +9,10 @@ use oci_spec::runtime::Process;
 use rustix::process::Pid;
 
 use crate::container::becoming;
+use crate::container::patience::Patience;
 use crate::engine::{Directory, Engines, Found};
 use crate::linux::cgroups;
 use crate::linux::namespaces::{self, Ending};
-use crate::linux::patience::Patience;
 use crate::linux::seccomp::{Filter, Receiver};
 use crate::state::{Run, State, Status};
 use crate::sync::{Message, Socket};
