@@ -18,7 +18,7 @@ use rustix::pipe::PipeFlags;
 use super::confine;
 use super::queue::{self, Applicant, Turn};
 use crate::container::{self, Container};
-use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
+use crate::engine::cache::{self, About, Entry, Key, Kind, Next, Unwritten};
 use crate::engine::{self, Installed, Native};
 use crate::linux::cgroups::Manager;
 use crate::linux::helper;
@@ -144,16 +144,12 @@ fn compile(what: &What<'_>) -> Result<Ended> {
             Ok(Outcome::Failed(why)) => (why, None),
             Ok(Outcome::TooSlow(why) | Outcome::TooLarge(why)) => (why, Some(SLOW)),
             Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
-            Err(error) if is_full(&error) => (format!("{error:#}"), Some(FULL)),
+            Ok(Outcome::Full(why)) => (why, Some(FULL)),
             Err(error) => return Err(error),
         };
         native.cache.give_up(key, &order.name, &why, settings, hold)?;
         bail!(why);
     }
-}
-
-fn is_full(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(cache::is_full))
 }
 
 /// Runs the compiler, and keeps its result.
@@ -187,8 +183,10 @@ fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
     let others = native.settings.cache.max_bytes.saturating_sub(own);
     let next = Next { key: what.key, bytes: own, tenant: order.tenant };
     native.cache.prune(others, useful, Some(&next))?;
-    native.cache.keep(what.key, part, about)?;
-    Ok(Outcome::Compiled)
+    match native.cache.keep(what.key, part, about) {
+        Ok(_) => Ok(Outcome::Compiled),
+        Err(unwritten) => Outcome::unwritten(unwritten),
+    }
 }
 
 enum Outcome {
@@ -199,10 +197,21 @@ enum Outcome {
     TooSlow(String),
     /// Larger than a container's native code may be.
     TooLarge(String),
+    /// The disk has no space for its native code.
+    Full(String),
     /// To another worker, for which a process waits.
     GaveWay,
     /// By a signal.
     Ended(i32),
+}
+
+impl Outcome {
+    fn unwritten(unwritten: Unwritten) -> Result<Outcome> {
+        match unwritten {
+            Unwritten::Full(error) => Ok(Outcome::Full(format!("{error:#}"))),
+            Unwritten::Otherwise(error) => Err(error),
+        }
+    }
 }
 
 /// The reading ends of the compiler's standard output and standard error.
@@ -286,7 +295,7 @@ fn follow(
     container: &Container,
     mut pipes: Pipes,
     part: &File,
-    write: impl Fn(&[u8]) -> std::io::Result<()>,
+    write: impl Fn(&[u8]) -> Result<(), Unwritten>,
     longest: Duration,
     gives_way: impl Fn() -> Result<bool>,
 ) -> Result<Outcome> {
@@ -324,7 +333,9 @@ fn follow(
                 let why = format!("its native code is larger than {LARGEST} bytes");
                 return Ok(Outcome::Failed(why));
             }
-            write(&buffer[..length]).context("write native code")?;
+            if let Err(unwritten) = write(&buffer[..length]) {
+                return Outcome::unwritten(unwritten.context("write native code"));
+            }
         }
         if open[1] && ready[1] {
             let length = pipes.err.read(&mut buffer).context("read from the compiler")?;
