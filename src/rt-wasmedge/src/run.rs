@@ -147,7 +147,9 @@ fn instantiate<'i>(
             }
             WasmEdgeError::Core(CoreError::Execution(_)) => {
                 let why = explain(&error);
-                // WasmEdge reports this when it first writes to a memory that does not exist.
+                // WasmEdge reports this when it first writes to a memory that does not exist. The
+                // error has no type of its own. `wasm::a_small_address_space_is_told` fails if the
+                // text changes.
                 if why.contains("Unable to find usable memory address") {
                     return Err(NO_ADDRESSES.into());
                 }
