@@ -20,7 +20,6 @@ use std::process::ExitCode;
 
 use rt_engine::{Program, Start, Work};
 
-/// `packaging/wasmtime/build` writes the same options to `engine.json`.
 const PROGRAM: Program = Program {
     name: "rt-wasmtime",
     options: &["fuel", "http", "memory", "native", "part", "timeout"],
@@ -35,4 +34,15 @@ fn main() -> ExitCode {
         Work::Run(contract) => run::run(Start::new(contract)?),
         Work::Compile { .. } => Err("this program runs components, and compiles none".into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PROGRAM;
+
+    #[test]
+    fn the_description_lists_the_options_of_the_program() {
+        let line = format!("\"options\": {:?},\n", PROGRAM.options);
+        assert!(include_str!("../../../packaging/wasmtime/build").contains(&line), "{line}");
+    }
 }
