@@ -59,8 +59,8 @@ fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
-/// Puts fields before and after those of the first message of an image. The first bytes of the image
-/// are so many.
+/// Puts fields before and after those of the first message of an image. The first bytes of the
+/// image are so many.
 fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);

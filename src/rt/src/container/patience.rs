@@ -45,9 +45,9 @@ impl Patience {
         Patience { freezers, longest: None }
     }
 
-    /// For a process that joins a running container. `paused` means that the caller of `rt` knows that the
-    /// container is frozen, and waits until it is thawed. `agent` means that another process
-    /// decides on the filter's calls.
+    /// For a process that joins a running container. `paused` means that the caller knows
+    /// that the container is frozen, and waits until it is thawed. `agent` means that another
+    /// process decides on the filter's calls.
     pub(super) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
         Patience {
             freezers: if paused { Freezers::default() } else { freezers },

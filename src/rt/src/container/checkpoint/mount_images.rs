@@ -5,10 +5,10 @@
 //! name led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once.
 //! So `restore` refuses what no checkpoint has, before CRIU gets its request.
 //!
-//! CRIU also follows symbolic links in a tmpfs, whose content the images have, and in a volume. When
-//! it makes a deleted file again, such a link led it to the host's files. So CRIU reads images of
-//! mounts in which these mounts are `nosymfollow` (Linux 5.10), and `restore` takes that away again
-//! before a process runs. It looks at the links of the rootfs and of procfs ([`paths`]).
+//! CRIU also follows symbolic links in a tmpfs, whose content the images have, and in a volume.
+//! When it makes a deleted file again, such a link led it to the host's files. So CRIU reads images
+//! of mounts in which these mounts are `nosymfollow` (Linux 5.10), and `restore` takes that away
+//! again before a process runs. It looks at the links of the rootfs and of procfs ([`paths`]).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};

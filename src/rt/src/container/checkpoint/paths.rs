@@ -110,8 +110,8 @@ impl Places {
     }
 
     /// The capability that a process requires to open a file of procfs or sysfs, or to see its
-    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In a
-    /// pid namespace of its own, a container has only its own processes to look into.
+    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In
+    /// a pid namespace of its own, a container has only its own processes to look into.
     pub(in crate::container) fn required(
         &self,
         path: &Path,
