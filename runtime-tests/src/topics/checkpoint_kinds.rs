@@ -304,7 +304,7 @@ fn a_mount_of_the_hosts_is_one_of_the_configuration(test: &Test) -> Outcome {
         let texts = [(6, "/"), (7, "/vol"), (8, "overlay"), (9, "upperdir=/etc"), (18, key)];
         let texts: Vec<u8> =
             texts.into_iter().flat_map(|(field, text)| bytes(field, text.as_bytes())).collect();
-        let words = format!("the mount `/vol` is none that the configuration gives: `{key}`");
+        let words = format!("the mount `/vol` is not a mount of the configuration: `{key}`");
         refuses(&bundle, &path, &words, &|| {
             let entry = framed(&[&numbers[..], &texts].concat())?;
             Ok(fs::write(&path, [fs::read(&path)?, entry].concat())?)

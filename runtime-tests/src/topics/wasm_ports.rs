@@ -339,7 +339,7 @@ fn ports_of_udp_take_a_cgroup_of_v2(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with(words)?;
     needs_landlock()?;
     // Otherwise, others could reach a module that listens without a bind.
-    let words = "limit the ports of TCP: who listens without a bind is kept out by a cgroup of v2";
+    let words = "limit the ports of TCP: this requires cgroup v2 and root of the host, because a module can listen";
     limited(test, &["sleep"], "tcp/80", "")?.try_create(&test.id())?.fails_with(words).map(drop)
 }
 

@@ -13,7 +13,7 @@ use crate::os;
 use crate::wasi::World;
 
 const NO_ADDRESSES: &str =
-    "too few addresses for its memory, which takes 12 GiB of them (`RLIMIT_AS`)";
+    "too few addresses for its memory, which requires 12 GiB of them (`RLIMIT_AS`)";
 
 /// Runs a module. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {

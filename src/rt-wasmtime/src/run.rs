@@ -179,7 +179,8 @@ fn not_started(error: &wasmtime::Error) -> String {
     // wasmtime has no type for this. `wasm::a_small_address_space_is_told` fails if the text
     // changes.
     if why.contains("failed to reserve") {
-        return "too few addresses for its memory, which takes 4 GiB of them (`RLIMIT_AS`)".into();
+        return "too few addresses for its memory, which requires 4 GiB of them (`RLIMIT_AS`)"
+            .into();
     }
     why
 }

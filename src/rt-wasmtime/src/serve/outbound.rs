@@ -108,10 +108,10 @@ pub(crate) trait Policy: Send + Sync {
     /// Whether the name `localhost` is listed.
     fn lists_localhost(&self) -> bool;
 
-    /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
-    /// an address by which a machine or a cloud is managed, or back into the container: whoever
-    /// answers for the name chooses the address. An address that is listed itself is allowed, and
-    /// so is `localhost`, if it is listed by that name.
+    /// Whether a request to an allowed host may connect to this address. The owner of a name
+    /// chooses its address. So a name must not lead to an address that manages the machine or its
+    /// cloud, or back into the container. Such an address is allowed only if the list has the
+    /// address itself, or, for loopback, the name `localhost`.
     fn leads_to(&self, host: &str, address: IpAddr) -> bool {
         let address = plain(address);
         !is_withheld(address)

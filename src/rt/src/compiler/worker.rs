@@ -251,7 +251,7 @@ fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     container::delete(&container.directory, &container.state, true)?;
     match outcome? {
         Outcome::Ended(libc::SIGKILL) if oom => {
-            Ok(Outcome::Failed("it takes more memory than the compiler may use".into()))
+            Ok(Outcome::Failed("it requires more memory than the compiler may use".into()))
         }
         Outcome::Ended(libc::SIGXCPU) => Ok(Outcome::Failed(format!(
             "it takes longer than {seconds} s of the processor's time to be compiled"

@@ -197,7 +197,7 @@ fn link(rootfs: BorrowedFd<'_>, there: &Path, part: &OsStr) -> Result<Option<Pat
     };
     match rustix::fs::readlinkat(&file, "", Vec::new()) {
         Ok(target) => Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes())))),
-        // It is no link.
+        // It is not a link.
         Err(Errno::INVAL | Errno::NOENT) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read the link `{}`", path.display())),
     }
