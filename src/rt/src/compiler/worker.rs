@@ -61,7 +61,7 @@ pub(crate) fn work(
                 return Ok(Ended::Well);
             }
         }
-        // Nobody else waits for this worker, which would keep its place in the queue. Its compiler
+        // Nobody else waits for this worker, which would keep its slot in the queue. Its compiler
         // ends with it, and the next worker removes what is left.
         Some(_) => helper::end_with_the_runtime_process()?,
     }
@@ -223,15 +223,15 @@ struct Pipes {
 /// Runs the compiler in a container of its own, and writes its output to a file.
 fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     let What { order, native, manager, .. } = *what;
-    let place = &turn.place;
-    place.clean()?;
+    let slot = &turn.slot;
+    slot.clean()?;
     let settings = &native.settings.compiler;
     // If the turn is urgent, a process waits for this compiler.
     let is_idle = settings.idle && !turn.is_urgent;
-    let bundle = confine::bundle(place, what.engine, settings, manager, order.counting, is_idle)?;
+    let bundle = confine::bundle(slot, what.engine, settings, manager, order.counting, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams(what.module)?;
-    let made = confine::create(place, &bundle, manager);
+    let made = confine::create(slot, &bundle, manager);
     // The container has inherited the streams.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open `/dev/null`")?;
