@@ -48,16 +48,17 @@ pub(crate) fn add(
     let (mut opened, mut records) = (Vec::new(), Vec::new());
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
-        // Mounts of other kinds show who mounts them: the caller's processes, its network. And the
-        // container decides what the destination of a `remount` leads to.
+        // A mount of another kind shows the processes or the network of the process that mounts it,
+        // here the runtime process. And the container decides where the destination of a `remount`
+        // leads.
         ensure!(
             mounts::binds(entry)
                 || entry.typ().as_deref() == Some("tmpfs") && !mounts::remounts(entry),
             "{}: only bind mounts and tmpfs can be added",
             show()
         );
-        // The memory would be the caller's, and a container could have any amount of files at that
-        // place.
+        // The memory would count for the runtime process, and a container could have any amount of
+        // files at that place.
         ensure!(
             !mounts::copies_up(entry),
             "{}: the option `tmpcopyup` is for mounts of the configuration",
