@@ -1,6 +1,7 @@
 # rt: build, demo, test, install. `make help` lists the targets.
 #
-# What is missing on the machine is installed by the targets that need it, with apt, as root or through sudo.
+# What is missing on the machine is installed by the targets that need it, with apt, as root or
+# through sudo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,7 +15,8 @@ SHARE     = "$(DESTDIR)$(PREFIX)"/share
 # The commit that `rt --version` shows.
 export RT_COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-# How rt is built (packaging/build-rt): LIBC=gnu for glibc, RELOCATION=pie for a position-independent executable.
+# How rt is built (packaging/build-rt): LIBC=gnu for glibc, RELOCATION=pie for a
+# position-independent executable.
 export LIBC RELOCATION
 
 .PHONY: help
@@ -37,7 +39,8 @@ rt: build-deps ## bin/rt alone, for Linux containers
 	@echo "== building rt"
 	packaging/build-rt $(DIST)/bin/rt
 
-# Looks for WasmEdge first: if there is none, the message says so before the long builds. WASMEDGE_ROOT= names another one.
+# Looks for WasmEdge first: if there is none, the message says so before the long builds.
+# WASMEDGE_ROOT= names another one.
 .PHONY: engines
 engines: build-deps
 	@echo "== finding WasmEdge"
@@ -54,10 +57,10 @@ guests: build-deps
 
 .PHONY: test
 test: build guests test-deps ## everything that must hold before a change is merged
-	packaging/lint
+	packaging/lint target/lint-skipped
 	rm -rf target/packages
 	$(MAKE) --no-print-directory deb rpm tarball
-	packaging/test $(DIST)
+	packaging/test $(DIST) target/lint-skipped
 
 .PHONY: lint
 lint: build-deps test-deps ## formatting, lints, documentation, scripts, spelling, dependencies
@@ -67,10 +70,12 @@ lint: build-deps test-deps ## formatting, lints, documentation, scripts, spellin
 tools: ## install typos and cargo-deny, which `make lint` uses if they are there (some minutes)
 	cargo install --locked typos-cli cargo-deny
 
-# The oldest Rust that each part says it builds with (`rust-version`); the engine programs have rt's.
+# The oldest Rust that each part says it builds with (`rust-version`). The engine programs are not
+# among them: rt-wasmtime requires the Rust of rust-toolchain.toml, and rt-wasmedge names no
+# version.
 .PHONY: msrv
 msrv: ## build rt and the tests with the oldest Rust that they are for
-	for package in rt rt-engine runtime-tests; do \
+	for package in rt rt-engine rt-spin runtime-tests; do \
 	  version=$$(cargo metadata --locked --no-deps --format-version 1 | \
 	    jq -r --arg name $$package '.packages[] | select(.name == $$name).rust_version'); \
 	  rustup toolchain install --profile minimal $$version; \

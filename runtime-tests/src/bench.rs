@@ -95,7 +95,34 @@ fn measure(out: &Path) -> Outcome {
     let host = Host::find()?;
     let bundles = Bundles::make(&host)?;
     let state = StateInMemory::mount(&host)?;
+    let runtimes = runtimes(&bundles, &host);
+    if host.by_systemd {
+        // Cgroups have all controllers here.
+        wasm::memory_in_cgroups(&host)?;
+    }
+    let manager = if host.by_systemd { ", cgroups by systemd" } else { "" };
+    println!("\n== lane {}{manager}: medians of {ROUNDS}, in milliseconds", host.lane);
     let mut times = Times::new();
+    single_commands(&runtimes, &bundles, out, &host, &mut times)?;
+    lives(&runtimes, &bundles, &host, &mut times)?;
+    if host.by_systemd {
+        // The remaining measurements do not depend on the maker of the cgroups.
+        print(&times);
+    } else {
+        bundles_in_turn(&runtimes, &bundles, &host, &mut times)?;
+        let sleep = bundles.linux.with_file_name("sleep");
+        times.extend(crowd::growth(&runtimes, &sleep, &host)?);
+        print(&times);
+        print_of_crowds(&runtimes, &sleep, &host)?;
+        write(out, &times, &host)?;
+    }
+    drop(state);
+    host.remove();
+    Ok(())
+}
+
+/// The installed runtimes that can run here, `rt` first.
+fn runtimes(bundles: &Bundles, host: &Host) -> Runtimes {
     let mut runtimes = vec![("rt".to_owned(), host.runtime.clone())];
     for (name, path) in [
         (BEFORE, std::env::var_os("RT_BEFORE").map(PathBuf::from)),
@@ -105,27 +132,30 @@ fn measure(out: &Path) -> Outcome {
         // A runtime may not be installed, or may not support this way to mount cgroups. crun
         // requires v2 without v1 beside it.
         match path.filter(|path| path.is_file()) {
-            Some(path) if works(&path, &bundles.linux, &host) => {
+            Some(path) if works(&path, &bundles.linux, host) => {
                 runtimes.push((name.to_owned(), path));
             }
             None if name == BEFORE => {}
             _ => println!("({name} is left out: it is not there, or cannot run here)"),
         }
     }
-    if host.by_systemd {
-        // Cgroups have all controllers here.
-        wasm::memory_in_cgroups(&host)?;
-    }
-    let manager = if host.by_systemd { ", cgroups by systemd" } else { "" };
-    println!("\n== lane {}{manager}: medians of {ROUNDS}, in milliseconds", host.lane);
+    runtimes
+}
 
+/// `run` and `--version`.
+fn single_commands(
+    runtimes: &Runtimes,
+    bundles: &Bundles,
+    out: &Path,
+    host: &Host,
+    times: &mut Times,
+) -> Outcome {
     let mut contestants: Vec<Contestant> =
-        runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, &host)).collect();
+        runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, host)).collect();
     if !host.by_systemd {
-        contestants.push(repeated("floor", floor(out, &bundles.linux, "/bin/true", &host)));
+        contestants.push(repeated("floor", floor(out, &bundles.linux, "/bin/true", host)));
     }
-    round_robin(&[("run /bin/true", contestants)], ROUNDS, &mut times)?;
-
+    round_robin(&[("run /bin/true", contestants)], ROUNDS, times)?;
     let version = |(name, path): &(String, PathBuf)| {
         let path = path.clone();
         Contestant {
@@ -134,11 +164,14 @@ fn measure(out: &Path) -> Outcome {
         }
     };
     let versions = runtimes.iter().map(version).collect();
-    round_robin(&[("--version", versions)], ROUNDS, &mut times)?;
+    round_robin(&[("--version", versions)], ROUNDS, times)
+}
 
+/// Each command in the life of a container.
+fn lives(runtimes: &Runtimes, bundles: &Bundles, host: &Host, times: &mut Times) -> Outcome {
     for round in 0..ROUNDS + WARM_UP {
-        for (name, path) in &runtimes {
-            let steps = life(path, &bundles.linux, &host, round)?;
+        for (name, path) in runtimes {
+            let steps = life(path, &bundles.linux, host, round)?;
             for (step, milliseconds) in steps {
                 if round >= WARM_UP {
                     times
@@ -151,36 +184,45 @@ fn measure(out: &Path) -> Outcome {
             }
         }
     }
-    if host.by_systemd {
-        // The remaining measurements do not depend on the maker of the cgroups.
-        print(&times);
-        drop(state);
-        host.remove();
-        return Ok(());
-    }
+    Ok(())
+}
+
+/// `run` of other bundles.
+fn bundles_in_turn(
+    runtimes: &Runtimes,
+    bundles: &Bundles,
+    host: &Host,
+    times: &mut Times,
+) -> Outcome {
     let pair: Runtimes = runtimes.iter().filter(|(name, _)| name != "runc").cloned().collect();
     let runs = |bundle: &Path| -> Vec<Contestant> {
-        pair.iter().map(|(name, path)| run_of(name, path, bundle, &host)).collect()
+        pair.iter().map(|(name, path)| run_of(name, path, bundle, host)).collect()
     };
-    round_robin(&[("run, as Docker's", runs(&bundles.docker))], ROUNDS, &mut times)?;
+    round_robin(&[("run, as Docker's", runs(&bundles.docker))], ROUNDS, times)?;
     for (number, bundle) in &bundles.mounts {
         let row = format!("run, {number} mounts");
-        round_robin(&[(&row, runs(bundle))], ROUNDS, &mut times)?;
+        round_robin(&[(&row, runs(bundle))], ROUNDS, times)?;
     }
     if let Some(wasm) = &bundles.wasm {
         let both = runtimes.iter().filter(|(name, _)| ["rt", BEFORE].contains(&name.as_str()));
-        let both = both.map(|(name, path)| run_of(name, path, wasm, &host)).collect();
-        round_robin(&[("run hello.wasm", both)], ROUNDS, &mut times)?;
+        let both = both.map(|(name, path)| run_of(name, path, wasm, host)).collect();
+        round_robin(&[("run hello.wasm", both)], ROUNDS, times)?;
     }
-    let sleep = bundles.linux.with_file_name("sleep");
-    times.extend(crowd::growth(&runtimes, &sleep, &host)?);
-    print(&times);
-    for (name, rate) in crowd::throughput(&runtimes, &sleep, &host)? {
+    Ok(())
+}
+
+fn print_of_crowds(runtimes: &Runtimes, sleep: &Path, host: &Host) -> Outcome {
+    for (name, rate) in crowd::throughput(runtimes, sleep, host)? {
         println!("{name}: {rate:.0} containers/s, 200 created by 4 callers at once, then deleted");
     }
-    for (name, path) in &runtimes {
-        println!("{name}: {:.0} kB at most in `create`", crowd::peak(path, &sleep, &host)?);
+    for (name, path) in runtimes {
+        println!("{name}: {:.0} kB at most in `create`", crowd::peak(path, sleep, host)?);
     }
+    Ok(())
+}
+
+/// Writes the raw numbers and a chart.
+fn write(out: &Path, times: &Times, host: &Host) -> Outcome {
     let file = out.join(format!("{}.json", host.lane));
     fs::write(
         &file,
@@ -189,10 +231,8 @@ fn measure(out: &Path) -> Outcome {
     println!("raw numbers: {}", file.display());
     let title = format!("Milliseconds, medians of {ROUNDS}, cgroups: {}", host.lane);
     let picture = out.join(format!("{}.svg", host.lane));
-    fs::write(&picture, chart::draw(&title, &NAMES, &ROWS, &times))?;
+    fs::write(&picture, chart::draw(&title, &NAMES, &ROWS, times))?;
     println!("chart: {}", picture.display());
-    drop(state);
-    host.remove();
     Ok(())
 }
 

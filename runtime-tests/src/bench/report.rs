@@ -253,8 +253,8 @@ fn draw_row(drawing: &mut Drawing, row: &str, values: &[(&str, f64)]) {
     drawing.height += values.len() as f64 * (BAR + 2.0) + 10.0;
 }
 
-/// A curve for each runtime. Both axes are logarithmic, so that a time that grows with the number is
-/// a straight line that rises, and a time that does not grow is level.
+/// A curve for each runtime. Both axes are logarithmic, so that a time that grows with the number
+/// is a straight line that rises, and a time that does not grow is level.
 fn curves(title: &str, unit: &str, points: &[(&str, f64)], medians: &Medians) -> Drawing {
     const TOP: f64 = 40.0;
     const HEIGHT: f64 = 220.0;

@@ -235,8 +235,8 @@ impl Remains {
         }
     }
 
-    /// What there is more of than before, by more than `slack`. The kernel counts open files and its
-    /// memory later than they are given back.
+    /// What there is more of than before, by more than `slack`. The kernel counts open files and
+    /// its memory later than they are given back.
     fn more_than(&self, before: &Remains, slack: usize) -> String {
         let fields = [
             ("mounts", self.mounts, before.mounts, 0),

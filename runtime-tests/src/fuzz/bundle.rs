@@ -115,7 +115,7 @@ impl Bundle {
             *argument = json!("live");
         }
         // In a joined UTS namespace, the runtime sets the configured host name, as runc does. Here
-        // the namespace can be the caller's own.
+        // the namespace can be the runtime's own.
         let namespaces = bundle.config["linux"]["namespaces"].as_array();
         if namespaces.into_iter().flatten().any(|it| it["type"] == "uts" && it["path"].is_string())
         {

@@ -335,8 +335,8 @@ fn a_container_without_a_null_device_does_not_get_the_hosts(test: &Test) -> Outc
     })
 }
 
-/// The configuration names the caller's own namespace by its path. A setting there would change the
-/// host.
+/// The configuration names the runtime's own namespace by its path. A setting there would change
+/// the host.
 fn a_namespace_of_the_hosts_is_none_of_the_containers(test: &Test) -> Outcome {
     // These namespaces stand for those of the host.
     let run = |bundle: &Bundle<'_>| {

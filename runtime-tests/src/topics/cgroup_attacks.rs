@@ -968,7 +968,7 @@ fn exec_can_be_ended_while_it_waits(test: &Test) -> Outcome {
         made.iter().try_for_each(|pid| send(*pid, rustix::process::Signal::STOP))?;
         send(runtime, rustix::process::Signal::TERM)
     })?;
-    output.fails_with("a signal asked for an end").map(drop)
+    output.fails_with("stopped by a termination signal").map(drop)
 }
 
 fn exec_waits_for_a_paused_container_if_asked_to(test: &Test) -> Outcome {

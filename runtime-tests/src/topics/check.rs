@@ -1,14 +1,15 @@
 //! `check`: the report about the host for an operator.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq};
 
 super::tests! { "check":
-    a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told, what_modules_can_have_is_told,
+    a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told, an_engine_that_others_can_change_is_told, what_modules_can_have_is_told,
     it_makes_nothing,
 }
 
@@ -72,6 +73,34 @@ fn an_engine_that_is_not_there_is_told(test: &Test) -> Outcome {
     command.args(["check", "--format=json"]);
     let findings = findings(&Output::of(command)?.success()?)?;
     ensure_eq(verdict(&findings, "wasmedge"), "limited")
+}
+
+fn an_engine_that_others_can_change_is_told(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let (copy, engine) = (test.folder.join("bin/rt"), test.folder.join("libexec/rt/own"));
+    fs::create_dir(test.folder.join("bin"))?;
+    copy_program(&test.host.runtime, &copy)?;
+    fs::create_dir_all(&engine)?;
+    let program = engine.join("own");
+    let description = json!({ "contract": 2, "name": "own", "program": "own", "options": [] });
+    fs::write(engine.join("engine.json"), description.to_string())?;
+    let told = || -> Outcome<String> {
+        let mut command = Command::new(&copy);
+        command.args(["check", "--format=json"]);
+        Ok(verdict(&findings(&Output::of(command)?.success()?)?, "own").to_owned())
+    };
+    fs::write(&program, "")?;
+    ensure_eq(told()?.as_str(), "good")?;
+    chown(&program, Some(1000), None)?;
+    ensure_eq(told()?.as_str(), "limited")?;
+    chown(&program, Some(0), None)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o775))?;
+    ensure_eq(told()?.as_str(), "limited")?;
+    fs::remove_file(&program)?;
+    symlink("/bin/sh", &program)?;
+    ensure_eq(told()?.as_str(), "good")?;
+    lchown(&program, Some(1000), None)?;
+    ensure_eq(told()?.as_str(), "limited")
 }
 
 fn what_modules_can_have_is_told(test: &Test) -> Outcome {

@@ -109,7 +109,7 @@ fn a_mount_that_no_checkpoint_has_is_refused(test: &Test) -> Outcome {
     let mut mounts: Vec<Value> = serde_json::from_slice(&fs::read(&record)?)?;
     let last = mounts.pop().ok_or("nothing is recorded")?;
     fs::write(&record, serde_json::to_string(&mounts)?)?;
-    is_refused(&bundle, "is none of the checkpoint's")?;
+    is_refused(&bundle, "is not a mount of the checkpoint")?;
     let mut other = last.clone();
     other["points"][0] = json!("/other");
     mounts.extend([last, other]);

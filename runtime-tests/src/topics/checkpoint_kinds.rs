@@ -59,8 +59,8 @@ fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
-/// Puts fields before and after those of the first message of an image. The first bytes of the image
-/// are so many.
+/// Puts fields before and after those of the first message of an image. The first bytes of the
+/// image are so many.
 fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);
@@ -304,7 +304,7 @@ fn a_mount_of_the_hosts_is_one_of_the_configuration(test: &Test) -> Outcome {
         let texts = [(6, "/"), (7, "/vol"), (8, "overlay"), (9, "upperdir=/etc"), (18, key)];
         let texts: Vec<u8> =
             texts.into_iter().flat_map(|(field, text)| bytes(field, text.as_bytes())).collect();
-        let words = format!("the mount `/vol` is none that the configuration gives: `{key}`");
+        let words = format!("the mount `/vol` is not a mount of the configuration: `{key}`");
         refuses(&bundle, &path, &words, &|| {
             let entry = framed(&[&numbers[..], &texts].concat())?;
             Ok(fs::write(&path, [fs::read(&path)?, entry].concat())?)

@@ -89,7 +89,7 @@ fn a_mount_that_the_configuration_has_not_is_refused(test: &Test) -> Outcome {
     for kind in ["proc", "sysfs", "mqueue"] {
         let mount = json!({ "destination": "/more", "type": kind, "source": kind });
         checkpoint(&bundle.clone().mount(mount))?;
-        let words = format!("the mount `/more` ({kind}) is none that the configuration gives");
+        let words = format!("the mount `/more` ({kind}) is not a mount of the configuration");
         is_refused(&bundle, &words)?;
         fs::remove_dir_all(images(test))?;
     }
@@ -350,7 +350,7 @@ fn a_proc_that_hides_less_is_refused(test: &Test) -> Outcome {
     let bundle = may_not_mount(test.sh(COUNT)?);
     let strict = with_options(bundle.clone(), "/proc", &["hidepid=2"]);
     checkpoint(&bundle)?;
-    is_refused(&strict, "the mount `/proc` (proc) is none that the configuration gives")?;
+    is_refused(&strict, "the mount `/proc` (proc) is not a mount of the configuration")?;
     fs::remove_dir_all(images(test))?;
     checkpoint(&strict)?;
     strict.write()?;

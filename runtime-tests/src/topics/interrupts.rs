@@ -57,7 +57,7 @@ fn ends_cleanly(
     let status = ended_by(signal, caller)?;
     ensure_eq(status.code(), Some(1))?;
     let said = fs::read_to_string(bundle.folder.join("said"))?;
-    ensure(said.contains(words) && said.ends_with("a signal asked for an end\n"), &said)?;
+    ensure(said.contains(words) && said.ends_with("stopped by a termination signal\n"), &said)?;
     bundle.test.rt(["state", id])?.fails_with("does not exist").map(drop)
 }
 

@@ -339,7 +339,7 @@ fn root_of_a_namespace_with_all_ids_is_not_root_of_the_host(test: &Test) -> Outc
         words(&said).starts_with(&["0", "0", "4294967295", "1:3", "0"]),
         format!("{said}{wrong}"),
     )?;
-    ensure(said.contains("a checkpoint takes root of the host"), format!("{said}{wrong}"))
+    ensure(said.contains("a checkpoint requires root of the host"), format!("{said}{wrong}"))
 }
 
 /// `RestrictAddressFamilies=` of a service is a filter around the runtime. With another family,

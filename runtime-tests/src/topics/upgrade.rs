@@ -155,7 +155,8 @@ fn a_created_container_of_each_stored_format_is_started(test: &Test) -> Outcome 
     Ok(())
 }
 
-/// After a step back by more than the versions allow. What this version does not know it leaves alone.
+/// After a step back by more than the versions allow. What this version does not know it leaves
+/// alone.
 fn a_state_of_a_later_format_is_named_and_left_alone(test: &Test) -> Outcome {
     test.only_rt()?;
     let container = test.sh(SLEEPS)?.start()?;

@@ -566,7 +566,7 @@ fn wrong_settings_are_errors(test: &Test) -> Outcome {
     let bundle = bundle.annotation(COMPILE, "always");
     bundle
         .try_create(&test.id())?
-        .fails_with("the annotation `run.oci.wasm.compile`: `always` is none of")
+        .fails_with("the annotation `run.oci.wasm.compile`: `always` is not `lazy`")
         .map(drop)
 }
 

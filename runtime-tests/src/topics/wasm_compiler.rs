@@ -179,7 +179,7 @@ fn a_compiler_that_takes_too_much_memory_is_ended(test: &Test) -> Outcome {
         || v2.is_ok_and(|list| list.contains("memory"));
     // Without the memory controller, the compiler itself gets no more memory, and says so.
     let words =
-        if counted { "it takes more memory than the compiler may use" } else { "out of memory" };
+        if counted { "it requires more memory than the compiler may use" } else { "out of memory" };
     fails_to_compile(test, words)
 }
 

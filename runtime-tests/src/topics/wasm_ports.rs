@@ -14,7 +14,7 @@ use crate::harness::{
 super::tests! { "wasm_ports":
     binds_only_to_ports_that_are_listed, connects_only_to_ports_that_are_listed, all_else_is_free_without_a_list, holds_for_ipv6, has_no_socket_where_nothing_is_listed,
     a_port_that_is_free_is_listed_as_0, cannot_listen_without_a_port, listens_in_vain_at_a_port_that_is_not_listed, uses_only_ports_of_udp_that_are_listed, udp_holds_for_ipv6,
-    exec_is_limited_too, a_native_program_is_not, a_module_in_a_native_container_is, root_without_rights_is_limited_too, names_are_resolved, ports_of_udp_take_a_cgroup_of_v2,
+    exec_is_limited_too, a_filter_need_not_allow_the_way_into_the_cgroup, a_native_program_is_not, a_module_in_a_native_container_is, root_without_rights_is_limited_too, names_are_resolved, ports_of_udp_take_a_cgroup_of_v2,
     a_cgroup_that_can_be_left_is_an_error, a_kernel_without_landlock_is_an_error, a_kernel_that_knows_no_ports_is_an_error, wrong_values_are_errors,
 }
 
@@ -231,6 +231,37 @@ fn exec_is_limited_too(test: &Test) -> Outcome {
     ensure_eq(exec(&["send", "127.0.0.1:54"])?.as_str(), REFUSED)
 }
 
+/// Before the runtime loads the filter, it has entered the cgroup by a `write` of one byte. Its
+/// hooks run after both.
+fn a_filter_need_not_allow_the_way_into_the_cgroup(test: &Test) -> Outcome {
+    test.only_rt()?;
+    needs_v2(test)?;
+    let module = fs::read(test.host.guest("probe")?)?;
+    let bundle = test.sh("")?.args(&["/probe.wasm", "sleep"]).file("/probe.wasm", module)?;
+    let bundle = bundle.annotation("run.oci.handler", "wasm").annotation(BIND, "udp/5000");
+    let bundle = bundle.annotation(CONNECT, "").edit(|config| {
+        config["process"]["noNewPrivileges"] = json!(true);
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
+            "names": ["write"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+            "args": [{ "index": 2, "value": 1, "op": "SCMP_CMP_EQ" }],
+        }] });
+        let note =
+            "cat /proc/self/cgroup > /tmp/place; printf x > /tmp/one; printf xyz > /tmp/three";
+        config["hooks"]["startContainer"] =
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", note] }]);
+    });
+    let container = bundle.start()?;
+    let bind = |port| -> Outcome<String> {
+        let address = format!("0.0.0.0:{port}");
+        Ok(test.rt(["exec", &container.id, "/probe.wasm", "bind", "udp", &address])?.stdout)
+    };
+    ensure_eq(bind(5000)?.as_str(), "bound\n")?;
+    ensure_eq(bind(5001)?.as_str(), REFUSED)?;
+    let file = |name: &str| fs::read_to_string(bundle.rootfs().join("tmp").join(name));
+    ensure(file("place")?.contains("rt-modules\n"), file("place")?)?;
+    ensure_eq((file("one")?.as_str(), file("three")?.as_str()), ("", "xyz"))
+}
+
 /// A script that binds and sends at ports of both protocols. No test lists these ports.
 const NATIVE: &str = r#"use Socket;
     for my $type (SOCK_STREAM, SOCK_DGRAM) {
@@ -308,7 +339,7 @@ fn ports_of_udp_take_a_cgroup_of_v2(test: &Test) -> Outcome {
     bundle.try_create(&test.id())?.fails_with(words)?;
     needs_landlock()?;
     // Otherwise, others could reach a module that listens without a bind.
-    let words = "limit the ports of TCP: who listens without a bind is kept out by a cgroup of v2";
+    let words = "limit the ports of TCP: this requires cgroup v2 and root of the host, because a module can listen";
     limited(test, &["sleep"], "tcp/80", "")?.try_create(&test.id())?.fails_with(words).map(drop)
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsString, c_int};
+use std::str::FromStr;
 
 use crate::Program;
 
@@ -205,55 +206,149 @@ impl Work {
 }
 
 fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Contract, String> {
-    let (mut engine_dir, mut module, mut environment) = (None, None, None);
-    let (mut native, mut plugin_dir) = (None, None);
-    let (mut memory, mut timeout, mut fuel) = (None, None, None);
-    let (mut parts, mut plugins, mut directories) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut listener, mut limits) = (None, HttpLimits::default());
-    let (mut health, mut access_log, mut outbound) = (None, None, Vec::new());
+    let mut options = Options::default();
     for arg in args.by_ref() {
         let arg = text(arg)?;
         if arg == "--" {
             break;
         }
-        let wrong = || format!("unknown option `{arg}`");
-        let not = |what: &str| format!("`{arg}`: not a {what}");
-        let (name, value) =
-            arg.strip_prefix("--").and_then(|arg| arg.split_once('=')).ok_or_else(wrong)?;
-        let listed = match name {
-            "plugin-dir" => "plugin",
-            "fuel" | "memory" | "native" | "part" | "plugin" | "timeout" => name,
-            _ if name == "http" || name.starts_with("http-") => "http",
-            _ => "",
-        };
-        if !listed.is_empty() && !program.options.contains(&listed) {
-            return Err(wrong());
+        let (name, value) = arg
+            .strip_prefix("--")
+            .and_then(|arg| arg.split_once('='))
+            .filter(|(name, _)| is_known(name, program))
+            .ok_or_else(|| unknown(&arg))?;
+        match name {
+            _ if name == "http" || name.starts_with("http-") => {
+                options.http.set(&arg, name, value)?;
+            }
+            _ => options.set(&arg, name, value)?,
         }
+    }
+    let contract = options.finish(args.map(text).collect::<Result<_, _>>()?)?;
+    contract.check()?;
+    Ok(contract)
+}
+
+fn unknown(arg: &str) -> String {
+    format!("unknown option `{arg}`")
+}
+
+/// Whether the program knows an option, or every program does. An unknown name is refused later.
+fn is_known(name: &str, program: &Program) -> bool {
+    let listed = match name {
+        "plugin-dir" => "plugin",
+        "fuel" | "memory" | "native" | "part" | "plugin" | "timeout" => name,
+        _ if name == "http" || name.starts_with("http-") => "http",
+        _ => return true,
+    };
+    program.options.contains(&listed)
+}
+
+/// A value that must not be 0.
+fn positive<T: FromStr + PartialOrd + Default>(value: &str) -> Option<T> {
+    value.parse().ok().filter(|number| *number > T::default())
+}
+
+/// The options of a command line so far.
+#[derive(Default)]
+struct Options {
+    engine_dir: Option<Descriptor>,
+    module: Option<Descriptor>,
+    environment: Option<Descriptor>,
+    native: Option<Descriptor>,
+    parts: Vec<Descriptor>,
+    plugin_dir: Option<Descriptor>,
+    plugins: Vec<String>,
+    directories: Vec<Preopen<Descriptor>>,
+    memory: Option<u64>,
+    timeout: Option<c_int>,
+    fuel: Option<u64>,
+    http: HttpOptions,
+}
+
+#[derive(Default)]
+struct HttpOptions {
+    listener: Option<Descriptor>,
+    limits: HttpLimits,
+    health: Option<String>,
+    access_log: Option<Stream>,
+    outbound: Vec<String>,
+}
+
+impl Options {
+    fn set(&mut self, arg: &str, name: &str, value: &str) -> Result<(), String> {
+        let not = |what: &str| format!("`{arg}`: not a {what}");
         let descriptor = || descriptor(value).ok_or_else(|| not("descriptor"));
         match name {
-            "engine-dir" => once(&mut engine_dir, descriptor()?, &arg)?,
-            "module" => once(&mut module, descriptor()?, &arg)?,
-            "env" => once(&mut environment, descriptor()?, &arg)?,
-            "native" => once(&mut native, descriptor()?, &arg)?,
-            "part" => parts.push(descriptor()?),
-            "plugin-dir" => once(&mut plugin_dir, descriptor()?, &arg)?,
-            "plugin" => plugins.push(value.to_owned()),
+            "engine-dir" => once(&mut self.engine_dir, descriptor()?, arg),
+            "module" => once(&mut self.module, descriptor()?, arg),
+            "env" => once(&mut self.environment, descriptor()?, arg),
+            "native" => once(&mut self.native, descriptor()?, arg),
+            "plugin-dir" => once(&mut self.plugin_dir, descriptor()?, arg),
             "memory" => {
                 let limit = value.parse().map_err(|_| not("number of bytes"))?;
-                once(&mut memory, limit, &arg)?;
+                once(&mut self.memory, limit, arg)
             }
             "timeout" => {
-                let number = value.parse().ok().filter(|number| *number > 0);
-                once(&mut timeout, number.ok_or_else(|| not("number of milliseconds"))?, &arg)?;
+                let number = positive(value).ok_or_else(|| not("number of milliseconds"))?;
+                once(&mut self.timeout, number, arg)
             }
             "fuel" => {
-                let number = value.parse().ok().filter(|number| *number > 0);
-                once(&mut fuel, number.ok_or_else(|| not("number of instructions"))?, &arg)?;
+                let number = positive(value).ok_or_else(|| not("number of instructions"))?;
+                once(&mut self.fuel, number, arg)
             }
-            "http" => once(&mut listener, descriptor()?, &arg)?,
+            "part" => {
+                self.parts.push(descriptor()?);
+                Ok(())
+            }
+            "plugin" => {
+                self.plugins.push(value.to_owned());
+                Ok(())
+            }
+            "dir" | "dir-fd" => {
+                let directory = if name == "dir" { directory(value) } else { opened(value) };
+                self.directories.push(directory.ok_or_else(|| unknown(arg))?);
+                Ok(())
+            }
+            _ => Err(unknown(arg)),
+        }
+    }
+
+    fn finish(self, arguments: Vec<String>) -> Result<Contract, String> {
+        let (Some(engine_dir), Some(module), Some(environment)) =
+            (self.engine_dir, self.module, self.environment)
+        else {
+            return Err("`--engine-dir`, `--module` and `--env` must be given".into());
+        };
+        let run = Run {
+            engine_dir,
+            module,
+            native: self.native,
+            parts: self.parts,
+            plugin_dir: self.plugin_dir,
+            plugins: self.plugins,
+            directories: self.directories,
+            memory: self.memory,
+            timeout: self.timeout,
+            fuel: self.fuel,
+            http: self.http.finish()?,
+            arguments,
+        };
+        Ok(Contract { environment, run })
+    }
+}
+
+impl HttpOptions {
+    fn set(&mut self, arg: &str, name: &str, value: &str) -> Result<(), String> {
+        let not = |what: &str| format!("`{arg}`: not a {what}");
+        match name {
+            "http" => {
+                let listener = descriptor(value).ok_or_else(|| not("descriptor"))?;
+                once(&mut self.listener, listener, arg)
+            }
             "http-health" => {
                 let path = Some(value).filter(|path| path.starts_with('/'));
-                once(&mut health, path.ok_or_else(|| not("path"))?.to_owned(), &arg)?;
+                once(&mut self.health, path.ok_or_else(|| not("path"))?.to_owned(), arg)
             }
             "http-access-log" => {
                 let stream = match value {
@@ -261,52 +356,32 @@ fn run(mut args: impl Iterator<Item = OsString>, program: &Program) -> Result<Co
                     "stderr" => Stream::Stderr,
                     _ => return Err(not("standard stream")),
                 };
-                once(&mut access_log, stream, &arg)?;
+                once(&mut self.access_log, stream, arg)
             }
-            "http-outbound" => outbound.push(value.to_owned()),
-            "dir-fd" => {
-                let (number, rest) = value.split_once(':').ok_or_else(wrong)?;
-                let descriptor = Some(self::descriptor(number).ok_or_else(wrong)?);
-                let directory = directory(rest).ok_or_else(wrong)?;
-                directories.push(Preopen { descriptor, ..directory });
+            "http-outbound" => {
+                self.outbound.push(value.to_owned());
+                Ok(())
             }
-            "dir" => directories.push(directory(value).ok_or_else(wrong)?),
             _ => {
-                let place = limits.place(name).ok_or_else(wrong)?;
-                once(place, value.parse().map_err(|_| not("number"))?, &arg)?;
+                let place = self.limits.place(name).ok_or_else(|| unknown(arg))?;
+                once(place, value.parse().map_err(|_| not("number"))?, arg)
             }
         }
     }
-    let arguments = args.map(text).collect::<Result<_, _>>()?;
-    let (Some(engine_dir), Some(module), Some(environment)) = (engine_dir, module, environment)
-    else {
-        return Err("`--engine-dir`, `--module` and `--env` must be given".into());
-    };
-    let is_plain = limits == HttpLimits::default()
-        && (&health, &access_log) == (&None, &None)
-        && outbound.is_empty();
-    if listener.is_none() && !is_plain {
-        return Err("`--http-…` needs `--http`".into());
+
+    fn finish(self) -> Result<Option<Box<Http<Descriptor>>>, String> {
+        let HttpOptions { listener, limits, health, access_log, outbound } = self;
+        let is_plain = limits == HttpLimits::default()
+            && (&health, &access_log) == (&None, &None)
+            && outbound.is_empty();
+        match listener {
+            None if !is_plain => Err("`--http-…` needs `--http`".into()),
+            None => Ok(None),
+            Some(listener) => {
+                Ok(Some(Box::new(Http { listener, limits, health, access_log, outbound })))
+            }
+        }
     }
-    let http =
-        listener.map(|listener| Box::new(Http { listener, limits, health, access_log, outbound }));
-    let run = Run {
-        engine_dir,
-        module,
-        native,
-        parts,
-        plugin_dir,
-        plugins,
-        directories,
-        memory,
-        timeout,
-        fuel,
-        http,
-        arguments,
-    };
-    let contract = Contract { environment, run };
-    contract.check()?;
-    Ok(contract)
 }
 
 impl Contract {
@@ -354,6 +429,13 @@ fn directory(value: &str) -> Option<Preopen<Descriptor>> {
     };
     let path = path.starts_with('/').then(|| path.to_owned())?;
     Some(Preopen { path, read_only, descriptor: None })
+}
+
+/// A directory with its descriptor in front.
+fn opened(value: &str) -> Option<Preopen<Descriptor>> {
+    let (number, rest) = value.split_once(':')?;
+    let descriptor = Some(descriptor(number)?);
+    Some(Preopen { descriptor, ..directory(rest)? })
 }
 
 /// `config.json` is JSON, so all its strings are UTF-8.

@@ -2,8 +2,9 @@
 //! descriptors, signals, limits, messages and exit statuses (`docs/engine.md`). An engine program
 //! adds the engine itself.
 //!
-//! An engine program has one thread until its engine starts others. Most functions here must run
-//! before that. Each says so.
+//! An engine program has one thread until its engine starts others. A function says whether it must
+//! run before that, if it uses anything that all threads share. The parsers of the command line use
+//! nothing of that kind.
 
 pub mod contract;
 pub mod files;

@@ -13,7 +13,6 @@ use std::process::ExitCode;
 
 use rt_engine::{End, Program, Start, Work};
 
-/// `packaging/wasmedge/build` writes the same options to `engine.json`.
 const PROGRAM: Program =
     Program { name: "rt-wasmedge", options: &["fuel", "memory", "native", "plugin", "timeout"] };
 
@@ -31,4 +30,15 @@ fn main() -> ExitCode {
             Work::Compile { counting } => compile::run(counting).map(|()| End::Exited(0)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PROGRAM;
+
+    #[test]
+    fn the_description_lists_the_options_of_the_program() {
+        let line = format!("\"options\": {:?},\n", PROGRAM.options);
+        assert!(include_str!("../../../packaging/wasmedge/build").contains(&line), "{line}");
+    }
 }

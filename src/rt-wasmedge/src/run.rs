@@ -13,7 +13,7 @@ use crate::os;
 use crate::wasi::World;
 
 const NO_ADDRESSES: &str =
-    "too few addresses for its memory, which takes 12 GiB of them (`RLIMIT_AS`)";
+    "too few addresses for its memory, which requires 12 GiB of them (`RLIMIT_AS`)";
 
 /// Runs a module. Fails if it never started.
 pub(crate) fn run(start: Start) -> Result<End, String> {
@@ -147,7 +147,9 @@ fn instantiate<'i>(
             }
             WasmEdgeError::Core(CoreError::Execution(_)) => {
                 let why = explain(&error);
-                // WasmEdge reports this when it first writes to a memory that does not exist.
+                // WasmEdge reports this when it first writes to a memory that does not exist. The
+                // error has no type of its own. `wasm::a_small_address_space_is_told` fails if the
+                // text changes.
                 if why.contains("Unable to find usable memory address") {
                     return Err(NO_ADDRESSES.into());
                 }

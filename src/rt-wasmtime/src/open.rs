@@ -316,8 +316,8 @@ impl World {
     }
 }
 
-/// What is at a path, without an open file. `None` if nothing is there, or if the guest may not
-/// know.
+/// The metadata of the file at a path, without opening the file. `None` if there is no file, or if
+/// the guest may not know of it.
 pub(crate) async fn look(directory: Arc<File>, path: &str, follow: bool) -> Option<Metadata> {
     let path = path.to_owned();
     let follow = if follow { FollowSymlinks::Yes } else { FollowSymlinks::No };
@@ -325,13 +325,13 @@ pub(crate) async fn look(directory: Arc<File>, path: &str, follow: bool) -> Opti
     found.await.ok()?.ok()
 }
 
-/// Whether the opening of this file may wait for another process: whoever opens a FIFO waits for
-/// its other end. That would hold a thread of the pool, of which there are few, and for longer than
-/// the request of the guest. A socket cannot be opened at all.
+/// Whether opening this file may wait for another process. A process that opens a FIFO waits until
+/// another one opens the other end. That would hold a thread of the small pool for longer than the
+/// guest's request. A socket cannot be opened at all.
 ///
-/// A neighbour with whom the container shares a volume could put a FIFO at the path after this
-/// look. Then a thread waits until somebody opens the other end. The neighbour has to hit that
-/// moment once for each thread, and gets nothing else by it.
+/// A neighbour that shares a volume with the container could put a FIFO at the path after this
+/// check. Then a thread waits until a process opens the other end. The neighbour must hit that
+/// moment once for each thread, and gains nothing else.
 pub(crate) fn waits(found: &Metadata) -> bool {
     let kind = found.file_type();
     kind.is_fifo() || kind.is_socket()

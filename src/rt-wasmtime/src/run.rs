@@ -176,8 +176,11 @@ async fn run_command(
 /// Why a component was not instantiated.
 fn not_started(error: &wasmtime::Error) -> String {
     let why = format!("{error:#}");
+    // wasmtime has no type for this. `wasm::a_small_address_space_is_told` fails if the text
+    // changes.
     if why.contains("failed to reserve") {
-        return "too few addresses for its memory, which takes 4 GiB of them (`RLIMIT_AS`)".into();
+        return "too few addresses for its memory, which requires 4 GiB of them (`RLIMIT_AS`)"
+            .into();
     }
     why
 }

@@ -40,7 +40,7 @@ pub(crate) use inside::{Call, DOMAIN, Target};
 pub(crate) use instances::{allocation, interrupt};
 #[cfg(test)]
 pub(crate) use outbound::leads_to_no_address_of_the_machine;
-pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol, is_withheld, plain};
+pub(crate) use outbound::{Allowed, Outbound, Policy, Protocol};
 pub(crate) use settings::Settings;
 pub(crate) use tls::{Tls, VARIABLE as TRUSTED};
 

@@ -26,10 +26,8 @@ use wasmtime::Engine;
 use wasmtime::component::Linker;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-use crate::engines::{Engines, Loaded};
-use crate::serve::{
-    self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls, is_withheld, plain,
-};
+use crate::engines::{Engines, Loaded, Unloaded};
+use crate::serve::{self, Handler, Outbound, Policy, Protocol, Settings, Target, Tls};
 use crate::world::{Given, World};
 use crate::{kept, world};
 use rt_spin::hosts::Host;
@@ -76,13 +74,8 @@ impl Policy for Hosts {
         self.0.iter().any(|allowed| allowed.names(&address.to_string()))
     }
 
-    fn leads_to(&self, host: &str, address: IpAddr) -> bool {
-        let address = plain(address);
-        !is_withheld(address)
-            || self.lists(address)
-            || address.is_loopback()
-                && host == "localhost"
-                && self.0.iter().any(|allowed| allowed.names(host))
+    fn lists_localhost(&self) -> bool {
+        self.0.iter().any(|allowed| allowed.names("localhost"))
     }
 
     fn inside<'a>(&self, host: &'a str) -> Option<Target<'a>> {
@@ -152,7 +145,7 @@ pub(crate) fn serve(start: Start) -> Result<End, String> {
     let modules = parts
         .iter()
         .enumerate()
-        .map(|(number, part)| engines.load(part).map_err(|why| not_loaded(&plan, number, &why)));
+        .map(|(number, part)| engines.load(part).map_err(|why| not_loaded(&plan, number, why)));
     let modules = modules.collect::<Result<Vec<_>, _>>()?;
     // As for a command.
     drop((engine_dir, module, native, parts));
@@ -186,14 +179,13 @@ fn resolve(text: &str, values: &BTreeMap<String, String>) -> Result<String, Stri
     })
 }
 
-/// Why a module was not loaded: the compiler makes another form of native code for one that is no
-/// handler.
-fn not_loaded(plan: &Plan, module: usize, why: &str) -> String {
+/// Why a module was not loaded.
+fn not_loaded(plan: &Plan, module: usize, why: Unloaded) -> String {
     let component = plan.components.iter().find(|component| component.module == module);
     let name = component.map_or("", |component| component.name.as_str());
-    match why.contains("epoch interruption") {
-        true => of(name, handler::NONE),
-        false => of(name, why),
+    match why {
+        Unloaded::IsCommand(_) => of(name, handler::NONE),
+        Unloaded::Otherwise(why) => of(name, &why),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a component may import: WASI 0.2 and 0.3, with everything that the contract gives the guest.
+//! What a component may import: WASI 0.2 and 0.3, with everything that the contract gives the
+//! guest.
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;

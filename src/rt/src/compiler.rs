@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod confine;
-mod place;
 mod queue;
+mod slot;
 mod worker;
 
 pub(crate) use worker::{Ended, Order, work};

@@ -11,6 +11,7 @@ mod hooks;
 mod init;
 mod live_mounts;
 mod module;
+mod patience;
 mod pid_file;
 mod plan;
 mod serve;

@@ -19,7 +19,7 @@ use crate::engine::{self, CommandLine, Engines, Files, Guest};
 use crate::failure::Failure;
 use crate::sync::Given;
 use crate::workload::{self, Format, Rights, Workload};
-use crate::{signals, syscall, walk};
+use crate::{procfs, signals, syscall, walk};
 
 /// What init needs to choose a program and to start it.
 pub(crate) struct Request<'a> {
@@ -134,7 +134,7 @@ fn is_of_the_container(file: &OwnedFd) -> rustix::io::Result<bool> {
     let there = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let proc = walk::open(CWD, Path::new("/proc"), flags, ResolveFlags::NO_MAGICLINKS)?;
-    if rustix::fs::fstatfs(&proc)?.f_type != PROC_SUPER_MAGIC {
+    if !procfs::is_procfs(&proc)? {
         return Ok(false);
     }
     let table = Path::new("thread-self/mountinfo");
@@ -386,8 +386,6 @@ fn listen(address: SocketAddr) -> Result<OwnedFd> {
     listen().with_context(|| format!("listen on `{address}` (`run.oci.wasm.http`)"))
 }
 
-const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0; // <linux/magic.h>
-
 /// For lookups in procfs: no mount may be between procfs and the link.
 const ON_ONE_MOUNT: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::BENEATH);
 
@@ -397,7 +395,7 @@ const ON_ONE_MOUNT: ResolveFlags = ResolveFlags::NO_XDEV.union(ResolveFlags::BEN
 fn prove_proc(descriptor: &OwnedFd) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
-    ensure!(rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC, "`/proc` is not procfs");
+    ensure!(procfs::is_procfs(&proc)?, "`/proc` is not procfs");
     // `/proc/self` is a symbolic link, not a magic one, so this lookup stays on one mount.
     let links = walk::open(proc.as_fd(), Path::new("self/fd"), flags, ON_ONE_MOUNT)
         .context("open `/proc/self/fd`")?;

@@ -1,7 +1,7 @@
-//! What comes from outside, made up: configurations, options of mounts, mappings of ids, filters,
-//! limits, states, messages. No function that reads them may panic, run into an overflow or never
-//! end, whatever they are. `RT_FUZZ_SECONDS` says for how long; `make test` gives it a minute. A
-//! seed in `RT_FUZZ_SEED` repeats a run.
+//! Generated input for the functions that read configurations, options of mounts, mappings of ids,
+//! filters, limits, states and messages. For any input, these functions must end, without a panic
+//! and without an overflow. `RT_FUZZ_SECONDS` limits the time of the test; `make test` gives it a
+//! minute. The seed in `RT_FUZZ_SEED` repeats a run.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-/// Marsaglia's xorshift, of 64 bits: what is wanted is many different inputs, and the same ones
-/// again.
+/// Marsaglia's xorshift, with 64 bits. One seed always gives the same inputs.
 struct Random(u64);
 
 impl Random {

@@ -35,7 +35,7 @@ impl Watch {
     /// turn ago, and still is.
     pub(crate) fn turn(&mut self) -> Result<()> {
         let asked_before = std::mem::replace(&mut self.asked, is_interrupted());
-        ensure!(!(asked_before && self.asked), "a signal asked for an end");
+        ensure!(!(asked_before && self.asked), "stopped by a termination signal");
         Ok(())
     }
 }
@@ -52,7 +52,7 @@ impl HeldBack {
 
     /// Fails if a signal has come that would have ended this process.
     pub(crate) fn refuse_interrupted(&self) -> Result<()> {
-        ensure!(!syscall::pending(&self.0), "a signal asked for an end");
+        ensure!(!syscall::pending(&self.0), "stopped by a termination signal");
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ pub(crate) mod namespaces;
 pub(crate) mod net_devices;
 pub(crate) mod netlink;
 pub(crate) mod newuidmap;
-pub(crate) mod patience;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod rootfs;
 pub(crate) mod sd_notify;

@@ -1,4 +1,4 @@
-//! Information from `/proc` about other processes (`proc(5)`).
+//! procfs: whether a file is on it, and its information about other processes (`proc(5)`).
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -6,11 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::syscall;
+
+/// Whether a file is on a procfs, and not on a filesystem that a container has mounted there.
+pub(crate) fn is_procfs(file: impl AsFd) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == PROC_SUPER_MAGIC)
+}
 
 /// The fields of `/proc/PID/stat` that `rt` reads (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -22,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Hook, Spec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -455,21 +455,40 @@ impl Root {
 #[derive(Debug, Default)]
 pub(crate) struct Listed {
     pub(crate) containers: Vec<(Directory, State)>,
-    pub(crate) unreadable: Vec<(String, anyhow::Error)>,
+    pub(crate) unreadable: Vec<(String, Error)>,
 }
 
-/// The format of the state is newer than this `rt`, so this `rt` must not do anything to the
-/// container.
+/// Why a state was not read.
 #[derive(Debug)]
-pub(crate) struct Newer(u32);
+pub(crate) enum Unread {
+    /// The format of the state is newer than this `rt`, so this `rt` must not do anything to the
+    /// container.
+    Newer(Error),
+    Otherwise(Error),
+}
 
-impl std::fmt::Display for Newer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "format {} was written by a newer rt; this one knows up to {VERSION}", self.0)
+impl Unread {
+    fn context(self, what: String) -> Unread {
+        match self {
+            Unread::Newer(error) => Unread::Newer(error.context(what)),
+            Unread::Otherwise(error) => Unread::Otherwise(error.context(what)),
+        }
     }
 }
 
-impl std::error::Error for Newer {}
+impl From<Error> for Unread {
+    fn from(error: Error) -> Unread {
+        Unread::Otherwise(error)
+    }
+}
+
+impl From<Unread> for Error {
+    fn from(unread: Unread) -> Error {
+        match unread {
+            Unread::Newer(error) | Unread::Otherwise(error) => error,
+        }
+    }
+}
 
 impl Directory {
     pub(crate) fn path(&self) -> &Path {
@@ -512,29 +531,29 @@ impl Directory {
     }
 
     /// Returns `None` if the creation of the container was interrupted.
-    pub(crate) fn read(&self) -> Result<Option<State>> {
+    pub(crate) fn read(&self) -> Result<Option<State>, Unread> {
         match self.open() {
             Ok(directory) => self.read_in(&directory),
             Err(_) if !self.is_there() => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// The same, from the opened directory.
-    fn read_in(&self, directory: &OwnedFd) -> Result<Option<State>> {
+    fn read_in(&self, directory: &OwnedFd) -> Result<Option<State>, Unread> {
         const NAME: &str = "state.json";
-        let read = || -> Result<Option<State>> {
+        let read = || -> Result<Option<State>, Unread> {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut file = match rustix::fs::openat(directory, NAME, flags, Mode::empty()) {
                 Ok(file) => fs::File::from(file),
                 Err(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Error::from(error).into()),
             };
             let mut text = Vec::new();
-            file.read_to_end(&mut text)?;
+            file.read_to_end(&mut text).map_err(Error::from)?;
             parse(&text).map(Some)
         };
-        read().with_context(|| format!("read `{}`", self.path.join(NAME).display()))
+        read().map_err(|error| error.context(format!("read `{}`", self.path.join(NAME).display())))
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {
@@ -637,17 +656,19 @@ impl Directory {
     }
 }
 
-pub(crate) fn parse(text: &[u8]) -> Result<State> {
+pub(crate) fn parse(text: &[u8]) -> Result<State, Unread> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
     // Reads the version first, because a later format may not parse as this one.
-    let version = serde_json::from_slice::<Version>(text)?.version;
+    let version = serde_json::from_slice::<Version>(text).map_err(Error::from)?.version;
     if version > VERSION {
-        return Err(Newer(version).into());
+        return Err(Unread::Newer(anyhow!(
+            "format {version} was written by a newer rt; this one knows up to {VERSION}"
+        )));
     }
-    Ok(serde_json::from_slice(text)?)
+    Ok(serde_json::from_slice(text).map_err(Error::from)?)
 }
 
 /// A stored state, for tests of functions that read one.

@@ -19,6 +19,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::procfs::is_procfs;
 use crate::walk::{self, MOST_LINKS};
 
 /// The write permission of the group and of all others. With an access control list, the group's
@@ -27,9 +28,6 @@ const OTHERS: u32 = 0o022;
 
 /// In a directory with this bit, only the owner of a file may rename or remove the file.
 const STICKY: u32 = 0o1000;
-
-/// `<linux/magic.h>`.
-const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
 /// The errno of a missing file is `ENOENT`. If `rt` does not trust a file, the failure has no
 /// errno.
@@ -217,11 +215,11 @@ fn walk_from(
                 require(is_own(uid) || is_perhaps_roots(uid), || {
                     format!("the link `{}` belongs to user {uid}, who could change it", show())
                 })?;
-                if is_last && end == End::File && is_on_procfs(&at)? {
+                if is_last && end == End::File && is_procfs(&at)? {
                     return Ok(Place { directory: at, name, is_magic: true });
                 }
                 // A magic link leads to a process's object there, whatever its text says.
-                require(!is_on_procfs(&at)? || !is_magic(&at, &name), || {
+                require(!is_procfs(&at)? || !is_magic(&at, &name), || {
                     format!("`{}` is a magic link", show())
                 })?;
                 links += 1;
@@ -282,10 +280,6 @@ fn is_magic(at: &OwnedFd, name: &OsStr) -> bool {
     // Other errors about the link's target are found on the way.
     let found = walk::open(at.as_fd(), Path::new(name), OFlags::PATH, ResolveFlags::NO_MAGICLINKS);
     found.err() == Some(Errno::LOOP)
-}
-
-fn is_on_procfs(file: &OwnedFd) -> rustix::io::Result<bool> {
-    Ok(u64::try_from(rustix::fs::fstatfs(file)?.f_type) == Ok(PROC_SUPER_MAGIC))
 }
 
 impl Rule {

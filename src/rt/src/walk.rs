@@ -28,11 +28,10 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, Result};
 
+use crate::procfs::is_procfs;
+
 /// More symbolic links than this in one path are a loop, as in the kernel (`path_resolution(7)`).
 pub(crate) const MOST_LINKS: u32 = 40;
-
-/// `<linux/magic.h>`.
-const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
 /// The inode of the root of each procfs: `PROC_ROOT_INO`, `<linux/proc_fs.h>`.
 const PROC_ROOT_INO: u64 = 1;
@@ -155,7 +154,7 @@ fn step_by_step(
 /// links"). Only the root of a procfs is known to have no such link, and only while nothing is
 /// mounted on the link.
 fn may_be_magic(above: BorrowedFd<'_>, link: BorrowedFd<'_>) -> Result<bool> {
-    if u64::try_from(rustix::fs::fstatfs(link)?.f_type) != Ok(PROC_SUPER_MAGIC) {
+    if !is_procfs(link)? {
         return Ok(false);
     }
     let is_root = rustix::fs::fstat(above)?.st_ino == PROC_ROOT_INO;

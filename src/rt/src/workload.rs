@@ -26,7 +26,6 @@ use crate::bundle::annotation;
 
 pub(crate) use compile::{Compile, Wish};
 pub(crate) use contents::{Contents, Item};
-pub(crate) use ports::{Allowed, Ports, Protocol};
 pub(crate) use registered::{Registered, registered_formats};
 #[cfg(test)]
 pub(crate) use rights::names_of_annotations;

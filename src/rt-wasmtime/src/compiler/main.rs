@@ -1,6 +1,6 @@
 //! `rt-wasmtime-compiler`: compiles a WebAssembly component or module from standard input to native
-//! code on standard output, for `rt-wasmtime`. It runs in a container that `rt` makes for it
-//! (`docs/engine.md`, "How it compiles").
+//! code on standard output, for `rt-wasmtime`. Of a Spin manifest, it makes the app's plan. It runs
+//! in a container that `rt` makes for it (`docs/engine.md`, "How it compiles").
 #![forbid(unsafe_code)]
 
 #[path = "../config.rs"]
@@ -23,7 +23,7 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     rt_engine::run(&PROGRAM, |work| match work {
-        Work::Run(_) => Err("this program compiles components, and runs none".into()),
+        Work::Run(_) => Err("this program only compiles".into()),
         Work::Compile { counting } => compile(counting).map(|()| End::Exited(0)),
     })
 }

@@ -92,7 +92,8 @@ where
     }
 }
 
-/// The body of a guest's response. The guest, which may still run, is told if nobody wants the rest.
+/// The body of a guest's response. The guest, which may still run, is told if nobody wants the
+/// rest.
 pub(super) struct Given {
     body: HyperOutgoingBody,
     guest: Guest,

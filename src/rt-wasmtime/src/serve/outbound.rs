@@ -102,13 +102,22 @@ pub(crate) trait Policy: Send + Sync {
     /// Whether a request to this host, by the name that the guest used, is allowed.
     fn has(&self, protocol: Protocol, host: &str, port: u16) -> bool;
 
-    /// Whether a connection to this address is allowed, for a host that is. A name must not lead to
-    /// an address by which a machine or a cloud is managed, or back into the container: whoever
-    /// answers for the name chooses the address.
-    fn leads_to(&self, host: &str, address: IpAddr) -> bool;
-
     /// Whether this very address is listed.
     fn lists(&self, address: IpAddr) -> bool;
+
+    /// Whether the name `localhost` is listed.
+    fn lists_localhost(&self) -> bool;
+
+    /// Whether a request to an allowed host may connect to this address. The owner of a name
+    /// chooses its address. So a name must not lead to an address that manages the machine or its
+    /// cloud, or back into the container. Such an address is allowed only if the list has the
+    /// address itself, or, for loopback, the name `localhost`.
+    fn leads_to(&self, host: &str, address: IpAddr) -> bool {
+        let address = plain(address);
+        !is_withheld(address)
+            || self.lists(address)
+            || address.is_loopback() && host == "localhost" && self.lists_localhost()
+    }
 
     /// Who gets a request to this host, if the request stays in the process. The host may be empty.
     fn inside<'a>(&self, _host: &'a str) -> Option<Target<'a>> {
@@ -143,16 +152,9 @@ impl Policy for Allowed {
         self.0.iter().any(|server| server.host == Host::Address(address))
     }
 
-    fn leads_to(&self, host: &str, address: IpAddr) -> bool {
-        let address = plain(address);
-        !is_withheld(address)
-            || self.lists(address)
-            || address.is_loopback() && host == "localhost" && self.0.iter().any(is_localhost)
+    fn lists_localhost(&self) -> bool {
+        self.0.iter().any(|server| server.host == Host::Name("localhost".into()))
     }
-}
-
-fn is_localhost(server: &Server) -> bool {
-    server.host == Host::Name("localhost".into())
 }
 
 impl Server {
@@ -210,7 +212,7 @@ fn address_of(host: &str) -> Option<IpAddr> {
 
 /// The IPv4 address in an address of IPv6 that stands for one: mapped (RFC 4291, 2.5.5.2), or
 /// behind a translator (RFC 6052, 2.1).
-pub(crate) fn plain(address: IpAddr) -> IpAddr {
+fn plain(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => match six.octets() {
             [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, rest @ ..] => IpAddr::from(rest),
@@ -222,7 +224,7 @@ pub(crate) fn plain(address: IpAddr) -> IpAddr {
 
 /// Addresses that a request reaches only if they are listed: this container's, those of one link,
 /// and those by which clouds give data and passwords to a machine.
-pub(crate) fn is_withheld(address: IpAddr) -> bool {
+fn is_withheld(address: IpAddr) -> bool {
     // Whoever answers for a name may write an address of IPv4 as one of IPv6.
     match plain(address) {
         IpAddr::V4(four) => {

@@ -74,7 +74,8 @@ fn is_inner(byte: u8) -> bool {
     byte & 0xc0 == 0x80
 }
 
-/// The place of the second argument in the first: in bytes if both are blobs, or else in characters.
+/// The place of the second argument in the first: in bytes if both are blobs, or else in
+/// characters.
 fn instr(context: &Context<'_>) -> Result<Option<i64>> {
     let (one, other) = (context.get_raw(0), context.get_raw(1));
     let are_blobs = matches!((one, other), (ValueRef::Blob(_), ValueRef::Blob(_)));

@@ -1,5 +1,5 @@
-//! What Spin offers to an asynchronous component: the same as in `platform.rs`, by functions that do
-//! not make the component wait.
+//! What Spin offers to an asynchronous component: the same as in `platform.rs`, by functions that
+//! do not make the component wait.
 #![forbid(unsafe_code)]
 
 use rusqlite::types::Value;

@@ -128,8 +128,9 @@ pub(super) async fn use_store<T: Send + 'static>(
     .await
 }
 
-/// Does something with a store, which may be quick. If so, and if nobody uses the store, this thread
-/// does it at once. A statement may have the store for seconds, and this thread serves everybody.
+/// Does something with a store, which may be quick. If so, and if nobody uses the store, this
+/// thread does it at once. A statement may have the store for seconds, and this thread serves
+/// everybody.
 pub(super) async fn with_store<T: Send + 'static>(
     store: Store,
     is_quick: bool,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli;
 use crate::container;
-use crate::state::{Newer, Root};
+use crate::state::{Root, Unread};
 
 pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
     let one = |id: &str| delete(root, id, args.force).with_context(|| format!("delete `{id}`"));
@@ -37,11 +37,11 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         Ok(Some(state)) => container::delete(&directory, &state, force),
         // The creation was interrupted before it had made anything.
         Ok(None) if force => directory.remove(),
-        Err(error) if force && !error.is::<Newer>() => {
+        Err(Unread::Otherwise(error)) if force => {
             crate::report::warn(&format!("delete `{id}` without its state: {error:#}"));
             container::delete_unreadable(&directory, id)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
         Ok(None) => bail!(
             "container does not exist: its creation was interrupted, `--force` removes the rest"
         ),

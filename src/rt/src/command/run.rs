@@ -38,7 +38,7 @@ fn run(root: &Root, global: &Global, args: &cli::Run, inherited: Inherited) -> R
     }
     let signals = if args.detach { None } else { Some(Signals::new()?) };
     let blocked = signals.as_ref().map(|signals| signals.passed.as_slice()).unwrap_or_default();
-    let wait = Wait::ForCaller { blocked };
+    let wait = Wait::ForRuntime { blocked };
     let container =
         create::container(root, global, &args.create, &bundle, console.theirs, wait, inherited)?;
     let outcome = start_and_wait(&container, signals.as_ref(), console.ours);

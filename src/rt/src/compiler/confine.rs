@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use rustix::process::Pid;
 use serde_json::json;
 
-use super::place::Place;
+use super::slot::Slot;
 use crate::bundle::{self, Bundle};
 use crate::container::{self, Container, Options, Wait};
 use crate::engine::{self, CompilerSettings, Installed};
@@ -113,14 +113,14 @@ pub(super) fn set_idle(cgroup: &Cgroup, idle: bool) {
 
 /// The configuration of a compiler's container.
 pub(super) fn bundle(
-    place: &Place,
+    slot: &Slot,
     engine: &Installed,
     settings: &CompilerSettings,
     manager: Manager,
     counting: bool,
     is_idle: bool,
 ) -> Result<Bundle> {
-    let mut config = config(&place.rootfs, engine, settings, manager);
+    let mut config = config(&slot.rootfs, engine, settings, manager);
     if let Some(argv) = config["process"]["args"].as_array_mut().filter(|_| counting) {
         argv.push(json!("--counting"));
     }
@@ -131,19 +131,19 @@ pub(super) fn bundle(
     let config = serde_json::to_vec(&config).context("write its configuration")?;
     let spec = bundle::parse(&config).context("check its configuration")?;
     // Canonical for the same reason as every bundle's rootfs: the kernel uses this name.
-    let rootfs = fs::canonicalize(&place.rootfs).context("find the root")?;
+    let rootfs = fs::canonicalize(&slot.rootfs).context("find the root")?;
     Ok(Bundle { path: rootfs.clone(), rootfs, config, spec })
 }
 
-pub(super) fn create(place: &Place, bundle: &Bundle, manager: Manager) -> Result<Container> {
+pub(super) fn create(slot: &Slot, bundle: &Bundle, manager: Manager) -> Result<Container> {
     let id = format!("compiler-{}", std::process::id());
     container::create(
-        &place.root,
+        &slot.root,
         Options {
             id: &id,
             bundle,
             manager,
-            wait: Wait::ForCaller { blocked: &[] },
+            wait: Wait::ForRuntime { blocked: &[] },
             asked: None,
             engines: None,
             pid_file: None,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use super::place::{PLACE, Place, SECOND, open};
+use super::slot::{DIRECTORY, SECOND, Slot, open};
 use crate::engine::cache;
 use crate::syscall::{self, Lock};
 
@@ -20,7 +20,7 @@ pub(super) struct Applicant<'a> {
     pub(super) is_awaited: &'a dyn Fn() -> bool,
     /// The size of the module.
     pub(super) bytes: u64,
-    /// Whether the worker had the second place, and gave way there.
+    /// Whether the worker had the second slot, and gave way there.
     pub(super) gave_way: bool,
     /// How long a process that waits for a compiler waits for others.
     pub(super) wait: Duration,
@@ -30,32 +30,32 @@ pub(super) struct Applicant<'a> {
 ///
 /// | file | its locks |
 /// |---|---|
-/// | `@lock` in each place | the worker that has the place |
+/// | `@lock` in each slot | the worker that has the slot |
 /// | `@urgent` | shared by all workers for which a process waits, while they wait or compile |
-/// | `@tenants` | the byte of each tenant that has a place, so no tenant has both places |
-/// | `@queue` | shared, the byte of each worker whose tenants have no place: the lowest first |
+/// | `@tenants` | the byte of each tenant that has a slot, so no tenant has both slots |
+/// | `@queue` | shared, the byte of each worker whose tenants have no slot: the lowest first |
 ///
 /// Each lock ends with its process.
 struct Queue {
-    places: [Place; 2],
+    slots: [Slot; 2],
     urgent: OwnedFd,
     tenants: OwnedFd,
     queue: OwnedFd,
     is_urgent: bool,
     /// The locked byte in `@queue`.
     at: Option<u64>,
-    /// Since when a place has been free that an earlier worker in the queue did not take.
+    /// Since when a slot has been free that an earlier worker in the queue did not take.
     free: Option<Instant>,
 }
 
-/// While this value exists, the process has one of the places, and its tenant cannot have the
+/// While this value exists, the process has one of the slots, and its tenant cannot have the
 /// other.
 pub(super) struct Turn {
-    pub(super) place: Place,
+    pub(super) slot: Slot,
     pub(super) is_urgent: bool,
     is_second: bool,
     begun: Instant,
-    /// How long the worker may have the second place while others wait.
+    /// How long the worker may have the second slot while others wait.
     share: Duration,
     queue: OwnedFd,
     urgent: OwnedFd,
@@ -63,8 +63,8 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Whether the worker must give its place to another worker. A background worker gives way to a
-    /// worker for which a process waits. A worker in the second place gives way to another tenant
+    /// Whether the worker must give its slot to another worker. A background worker gives way to a
+    /// worker for which a process waits. A worker in the second slot gives way to another tenant
     /// after half of the time that a start waits for others.
     pub(super) fn is_wanted(&self) -> Result<bool> {
         if !self.is_urgent {
@@ -77,8 +77,8 @@ impl Turn {
 }
 
 fn is_urgent(urgent: &OwnedFd) -> Result<bool> {
-    let place = syscall::locked(urgent.as_fd(), Lock::Write, 0, 1);
-    Ok(place.context("ask whether somebody waits")?.is_some())
+    let locked = syscall::locked(urgent.as_fd(), Lock::Write, 0, 1);
+    Ok(locked.context("ask whether somebody waits")?.is_some())
 }
 
 /// Waits for a turn to compile, until `end` at most. Workers for which a process waits come first.
@@ -93,12 +93,12 @@ pub(super) fn turn(who: &Applicant<'_>, end: Instant) -> Result<Option<Turn>> {
         } else if is_urgent(&queue.urgent)? {
             None
         } else {
-            queue.places[0].take()?.map(|lock| (0, lock))
+            queue.slots[0].take()?.map(|lock| (0, lock))
         };
         if let Some((number, lock)) = got {
-            let Queue { places: [first, second], urgent, tenants, queue, is_urgent, .. } = queue;
+            let Queue { slots: [first, second], urgent, tenants, queue, is_urgent, .. } = queue;
             return Ok(Some(Turn {
-                place: if number == 0 { first } else { second },
+                slot: if number == 0 { first } else { second },
                 is_urgent,
                 is_second: number > 0,
                 begun: Instant::now(),
@@ -116,16 +116,16 @@ pub(super) fn turn(who: &Applicant<'_>, end: Instant) -> Result<Option<Turn>> {
 }
 
 impl Queue {
-    /// Beyond the bytes of all other workers: the workers that had the second place, to which no
+    /// Beyond the bytes of all other workers: the workers that had the second slot, to which no
     /// worker gives way.
     const LAST: u64 = 1 << 60;
 
     fn open() -> Result<Queue> {
-        let places = [Place::new("")?, Place::new(SECOND)?];
+        let slots = [Slot::new("")?, Slot::new(SECOND)?];
         let [urgent, tenants, queue] =
-            ["@urgent", "@tenants", "@queue"].map(|name| open(&Path::new(PLACE).join(name)));
+            ["@urgent", "@tenants", "@queue"].map(|name| open(&Path::new(DIRECTORY).join(name)));
         let (urgent, tenants, queue) = (urgent?, tenants?, queue?);
-        Ok(Queue { places, urgent, tenants, queue, is_urgent: false, at: None, free: None })
+        Ok(Queue { slots, urgent, tenants, queue, is_urgent: false, at: None, free: None })
     }
 
     fn set_urgent(&mut self, is_urgent: bool) -> Result<()> {
@@ -140,11 +140,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes one of the places, if it is this worker's turn.
+    /// Takes one of the slots, if it is this worker's turn.
     fn try_urgent(&mut self, who: &Applicant<'_>) -> Result<Option<(usize, OwnedFd)>> {
         let has_place = |tenant: &u64| -> Result<bool> {
-            let place = syscall::locked(self.tenants.as_fd(), Lock::Write, *tenant, 1);
-            Ok(place.context("ask who compiles")?.is_some())
+            let locked = syscall::locked(self.tenants.as_fd(), Lock::Write, *tenant, 1);
+            Ok(locked.context("ask who compiles")?.is_some())
         };
         let mut without = None;
         for tenant in (who.tenants)() {
@@ -154,17 +154,17 @@ impl Queue {
             }
         }
         let Some(tenant) = without else {
-            // All of the worker's tenants have a place, and no tenant gets a second one. When one
-            // of them no longer has a place, this worker is behind all that wait by then.
+            // All of the worker's tenants have a slot, and no tenant gets a second one. When one
+            // of them no longer has a slot, this worker is behind all that wait by then.
             self.leave()?;
             return Ok(None);
         };
         let at = self.enter(who)?;
-        /// How long a free place is left to an earlier worker, which may be stopped.
+        /// How long a free slot is left to an earlier worker, which may be stopped.
         const GRACE: Duration = Duration::from_millis(500);
         let numbers = if who.gave_way { 0..1 } else { 0..2 };
         for number in numbers {
-            let Some(lock) = self.places[number].take()? else { continue };
+            let Some(lock) = self.slots[number].take()? else { continue };
             let first = syscall::locked(self.queue.as_fd(), Lock::Write, 0, at);
             let is_first = at == 0 || first.context("ask who is before")?.is_none();
             if !is_first && self.free.get_or_insert_with(Instant::now).elapsed() < GRACE {

@@ -14,14 +14,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::Signal;
 
 use super::confine;
 use super::queue::{self, Applicant, Turn};
 use crate::container::{self, Container};
-use crate::engine::cache::{self, About, Entry, Key, Kind, Next};
+use crate::engine::cache::{self, About, Entry, Key, Kind, Next, Unwritten};
 use crate::engine::{self, Installed, Native};
 use crate::linux::cgroups::Manager;
+use crate::linux::helper;
 
 /// The task of a worker.
 #[derive(Debug)]
@@ -61,10 +61,9 @@ pub(crate) fn work(
                 return Ok(Ended::Well);
             }
         }
-        // Nobody else waits for this worker, which would keep its place in the queue. Its compiler
+        // Nobody else waits for this worker, which would keep its slot in the queue. Its compiler
         // ends with it, and the next worker removes what is left.
-        Some(_) => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .context("end with the caller")?,
+        Some(_) => helper::end_with_the_runtime_process()?,
     }
     let key = native.key(module.as_fd(), order.counting)?.context("it is too large")?;
     let what = What { order, key: &key, module: module.as_fd(), engine, native, manager };
@@ -145,16 +144,12 @@ fn compile(what: &What<'_>) -> Result<Ended> {
             Ok(Outcome::Failed(why)) => (why, None),
             Ok(Outcome::TooSlow(why) | Outcome::TooLarge(why)) => (why, Some(SLOW)),
             Ok(Outcome::Ended(signal)) => bail!("the compiler was ended by signal {signal}"),
-            Err(error) if is_full(&error) => (format!("{error:#}"), Some(FULL)),
+            Ok(Outcome::Full(why)) => (why, Some(FULL)),
             Err(error) => return Err(error),
         };
         native.cache.give_up(key, &order.name, &why, settings, hold)?;
         bail!(why);
     }
-}
-
-fn is_full(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(cache::is_full))
 }
 
 /// Runs the compiler, and keeps its result.
@@ -188,8 +183,10 @@ fn make(turn: &Turn, what: &What<'_>) -> Result<Outcome> {
     let others = native.settings.cache.max_bytes.saturating_sub(own);
     let next = Next { key: what.key, bytes: own, tenant: order.tenant };
     native.cache.prune(others, useful, Some(&next))?;
-    native.cache.keep(what.key, part, about)?;
-    Ok(Outcome::Compiled)
+    match native.cache.keep(what.key, part, about) {
+        Ok(_) => Ok(Outcome::Compiled),
+        Err(unwritten) => Outcome::unwritten(unwritten),
+    }
 }
 
 enum Outcome {
@@ -200,10 +197,21 @@ enum Outcome {
     TooSlow(String),
     /// Larger than a container's native code may be.
     TooLarge(String),
+    /// The disk has no space for its native code.
+    Full(String),
     /// To another worker, for which a process waits.
     GaveWay,
     /// By a signal.
     Ended(i32),
+}
+
+impl Outcome {
+    fn unwritten(unwritten: Unwritten) -> Result<Outcome> {
+        match unwritten {
+            Unwritten::Full(error) => Ok(Outcome::Full(format!("{error:#}"))),
+            Unwritten::Otherwise(error) => Err(error),
+        }
+    }
 }
 
 /// The reading ends of the compiler's standard output and standard error.
@@ -215,15 +223,15 @@ struct Pipes {
 /// Runs the compiler in a container of its own, and writes its output to a file.
 fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     let What { order, native, manager, .. } = *what;
-    let place = &turn.place;
-    place.clean()?;
+    let slot = &turn.slot;
+    slot.clean()?;
     let settings = &native.settings.compiler;
     // If the turn is urgent, a process waits for this compiler.
     let is_idle = settings.idle && !turn.is_urgent;
-    let bundle = confine::bundle(place, what.engine, settings, manager, order.counting, is_idle)?;
+    let bundle = confine::bundle(slot, what.engine, settings, manager, order.counting, is_idle)?;
     let own = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let pipes = take_streams(what.module)?;
-    let made = confine::create(place, &bundle, manager);
+    let made = confine::create(slot, &bundle, manager);
     // The container has inherited the streams.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open `/dev/null`")?;
@@ -243,7 +251,7 @@ fn run(turn: &Turn, part: &File, what: &What<'_>) -> Result<Outcome> {
     container::delete(&container.directory, &container.state, true)?;
     match outcome? {
         Outcome::Ended(libc::SIGKILL) if oom => {
-            Ok(Outcome::Failed("it takes more memory than the compiler may use".into()))
+            Ok(Outcome::Failed("it requires more memory than the compiler may use".into()))
         }
         Outcome::Ended(libc::SIGXCPU) => Ok(Outcome::Failed(format!(
             "it takes longer than {seconds} s of the processor's time to be compiled"
@@ -287,7 +295,7 @@ fn follow(
     container: &Container,
     mut pipes: Pipes,
     part: &File,
-    write: impl Fn(&[u8]) -> std::io::Result<()>,
+    write: impl Fn(&[u8]) -> Result<(), Unwritten>,
     longest: Duration,
     gives_way: impl Fn() -> Result<bool>,
 ) -> Result<Outcome> {
@@ -325,7 +333,9 @@ fn follow(
                 let why = format!("its native code is larger than {LARGEST} bytes");
                 return Ok(Outcome::Failed(why));
             }
-            write(&buffer[..length]).context("write native code")?;
+            if let Err(unwritten) = write(&buffer[..length]) {
+                return Outcome::unwritten(unwritten.context("write native code"));
+            }
         }
         if open[1] && ready[1] {
             let length = pipes.err.read(&mut buffer).context("read from the compiler")?;

@@ -46,7 +46,7 @@ use crate::linux::rootfs::Rootfs;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::Filter;
 use crate::log;
-use crate::sync::Socket;
+use crate::sync::{Message, Socket};
 use crate::syscall;
 use crate::workload::Rights;
 
@@ -214,26 +214,27 @@ fn load_filter<'a>(
     let endings = if plan.can_be_ended { program.can_be_ended()? } else { None };
     let mut ready = Ready { program, listener: None, filter: None, cgroup, endings };
     let Some(filter) = filter else {
-        outlive_the_caller()?;
+        outlive_the_runtime_process()?;
         return Ok(ready);
     };
     // With `noNewPrivileges`, loading a filter requires no privilege, so this process loads it just
     // before the exec.
     if rights.no_new_privileges && filter.can_wait() {
-        outlive_the_caller()?;
+        outlive_the_runtime_process()?;
         ready.filter = Some(filter);
         return Ok(ready);
     }
     if !filter.notifies() {
-        outlive_the_caller()?;
+        outlive_the_runtime_process()?;
     }
-    let load = || filter.load(plan.socket);
+    let announce = || plan.socket.send(&Message::Listener(plan.socket.next_descriptor()?));
+    let load = || filter.load(announce);
     ready.listener = process::with_spare(rights.capabilities, rights.spare, load)?;
     check_what_is_left(plan)?;
     if filter.notifies() {
         // Until now, this process ended with the runtime process. Otherwise it could have waited
         // for its own answer.
-        outlive_the_caller()?;
+        outlive_the_runtime_process()?;
     }
     Ok(ready)
 }
@@ -267,8 +268,8 @@ fn check_what_is_left(plan: &Plan<'_>) -> Result<()> {
 /// Cancels the signal at the end of the runtime process (`PR_SET_PDEATHSIG`). From now on, this
 /// process waits for a message of the runtime process, and so notices by itself when the runtime
 /// process ends.
-fn outlive_the_caller() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(None).context("outlive the caller")
+fn outlive_the_runtime_process() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None).context("outlive the runtime process")
 }
 
 /// Another process of the same user and in the same pid namespace could reach this one's memory and
@@ -285,9 +286,23 @@ fn enter(directory: &Path) -> rustix::io::Result<bool> {
     Ok(rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/"))
 }
 
-/// Loads a filter that could wait until now.
-pub(super) fn load_last(filter: Option<&Filter>) -> Result<()> {
-    filter.map_or(Ok(()), Filter::load_unheard)
+/// Does everything that is left between the start and the exec. `run_hooks` runs the
+/// `startContainer` hooks.
+///
+/// 1. The process enters the cgroup for modules by a `write`, so this comes before the filter,
+///    which then need not allow that call. The hooks run in this cgroup, because they have the
+///    module's other restrictions too ([`module::confine`]).
+/// 2. The filter comes before the hooks, as with runc and crun. The hooks run programs of the
+///    container, and must not make calls that the container's program may not make.
+/// 3. The hooks come last.
+pub(super) fn last_steps(
+    cgroup: Option<OwnedFd>,
+    filter: Option<&Filter>,
+    run_hooks: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    module::enter(cgroup)?;
+    filter.map_or(Ok(()), Filter::load_unheard)?;
+    run_hooks()
 }
 
 /// Replaces the caller's session keyring in this process, because otherwise the container's

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
@@ -15,19 +15,19 @@ use crate::container::becoming;
 use crate::container::hooks;
 use crate::container::hooks::Streams;
 use crate::container::init;
+use crate::container::patience::{Birth, Patience};
 use crate::container::pid_file;
 use crate::container::plan::{self, Options, Wait};
-use crate::container::serve::{self, Served};
+use crate::container::serve::{self, Child, Offer, Served};
 use crate::container::undo;
 use crate::failure;
-use crate::linux::cgroups::{self, Cgroup, Manager};
+use crate::linux::cgroups::{Cgroup, Manager};
 use crate::linux::descriptors;
 use crate::linux::devices;
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts::{self, Opened};
-use crate::linux::namespaces::{self, Ending, Namespaces, Side};
+use crate::linux::namespaces::{self, Namespaces, Side};
 use crate::linux::net_devices;
-use crate::linux::patience::Patience;
 use crate::linux::process;
 use crate::linux::sd_notify;
 use crate::linux::seccomp::{self, Filter, Receiver};
@@ -52,7 +52,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Lets the program run, for [`Wait::ForCaller`].
+    /// Lets the program run, for [`Wait::ForRuntime`].
     pub(crate) fn go(&self) -> Result<()> {
         self.socket.send(&Message::Start)
     }
@@ -86,7 +86,7 @@ pub(crate) fn create(root: &Root, mut options: Options<'_>) -> Result<Container>
     state::check_id(options.id)?;
     let (mut prepared, mut state) = prepare(root, &options)?;
     // Nothing is made yet. Until here, a signal ends this process at once.
-    if let Wait::ForCaller { blocked: blocked @ [_, ..] } = options.wait {
+    if let Wait::ForRuntime { blocked: blocked @ [_, ..] } = options.wait {
         syscall::block_only(blocked);
     }
     log::step("create, step 7: claim the name", &root.path().join(options.id).display());
@@ -180,23 +180,20 @@ fn make(
     options.console = None;
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("open a pidfd of init")?;
-    let init = Init { socket: &socket, pid, pidfd: &pidfd };
-    let served = map_and_limit(options, prepared, directory, state, init)
+    let is_limited = state.cgroup.manager != Manager::Disabled;
+    let init = Child {
+        name: "init",
+        killer: is_limited.then_some("the container's memory limit may be too low"),
+        socket: &socket,
+        pid,
+        pidfd: &pidfd,
+    };
+    map_and_limit(options, prepared, directory, state, init)
         .and_then(|limited| attend(options, prepared, directory, state, init, limited))
-        .and_then(|ready| publish(options, prepared, state, init, ready));
-    match served {
-        Ok(()) => {
-            state.cgroup.leave_claim();
-            Ok((pid, pidfd, socket))
-        }
-        Err(error) => {
-            // Init may be in any state. Its exit code is not interesting.
-            cgroups::end(pid, pidfd.as_fd());
-            // If init has given up, its own message matters, and not the errors that follow from
-            // it.
-            Err(socket.last_words().map_or(error, anyhow::Error::msg))
-        }
-    }
+        .and_then(|ready| publish(options, prepared, state, init, ready))
+        .map_err(|error| init.give_up(error))?;
+    state.cgroup.leave_claim();
+    Ok((pid, pidfd, socket))
 }
 
 /// The files in the state directory that init gets.
@@ -219,7 +216,7 @@ fn record(
     // to remove.
     directory.write(state)?;
     let start_fifo = match options.wait {
-        Wait::ForCaller { .. } => None,
+        Wait::ForRuntime { .. } => None,
         Wait::ForStart => {
             directory.make_start_fifo()?;
             // Without O_NONBLOCK, this would wait for `start`.
@@ -247,7 +244,7 @@ fn clone_init(
     for_init: ForInit,
 ) -> Result<(Pid, Socket)> {
     log::step("create, step 9: clone init", &"");
-    let (caller, init) = sync::pair()?;
+    let (ours, init) = sync::pair()?;
     let first = || {
         init.carry_log();
         log::step("create, step 11: init enters the namespaces", &"");
@@ -257,21 +254,20 @@ fn clone_init(
         }
         if options.new_keyring { becoming::leave_session_keyring(options.id) } else { Ok(()) }
     };
+    let patience = Patience::with_init(state.cgroup.freezers());
     let side = namespaces::spawn(
         &prepared.namespaces,
         options.bundle.linux(),
         birthplace.as_ref().map(AsFd::as_fd),
-        &caller,
-        &init,
+        &Birth { ours: &ours, theirs: &init, patience: &patience },
         &first,
-        &Patience::with_init(state.cgroup.freezers()),
     )?;
-    if let Side::Caller(pid) = side {
-        return Ok((pid, caller));
+    if let Side::Runtime(pid) = side {
+        return Ok((pid, ours));
     }
     // If init held this end too, it would never read the end of the runtime process, and the
     // container would be locked until init's exec.
-    drop(caller);
+    drop(ours);
     *lock = None;
     // The agent must see the end of the stream when the runtime process has ended.
     prepared.agent = None;
@@ -297,14 +293,6 @@ fn clone_init(
     })
 }
 
-/// Init, seen from the runtime process.
-#[derive(Clone, Copy)]
-struct Init<'a> {
-    socket: &'a Socket,
-    pid: Pid,
-    pidfd: &'a OwnedFd,
-}
-
 /// The things that the runtime process has prepared for init by now.
 struct Limited {
     /// The state with init's pid, which is not published yet.
@@ -319,7 +307,7 @@ fn map_and_limit(
     prepared: &Prepared,
     directory: &Directory,
     state: &mut State,
-    Init { socket, pid, .. }: Init<'_>,
+    Child { socket, pid, .. }: Child<'_>,
 ) -> Result<Limited> {
     log::step("create, step 10: map ids, set limits", &pid);
     let linux = options.bundle.linux();
@@ -365,64 +353,71 @@ fn map_and_limit(
     Ok(Limited { record, modules })
 }
 
+/// The answers that only `create` gives.
+struct Creation<'a> {
+    options: &'a Options<'a>,
+    prepared: &'a Prepared,
+    directory: &'a Directory,
+    state: &'a mut State,
+    socket: &'a Socket,
+    record: Draft,
+}
+
+impl serve::Command for Creation<'_> {
+    fn state(&self) -> &State {
+        self.state
+    }
+
+    /// Writes the new draft of the state while init continues.
+    fn note_engine(&mut self, engine: &Served) -> Result<()> {
+        self.state.run = Some(engine.run());
+        self.record = self.directory.draft(self.state)?;
+        Ok(())
+    }
+
+    fn answer(&mut self, message: &Message, files: &[OwnedFd]) -> Result<bool> {
+        let bundle = self.options.bundle;
+        match *message {
+            Message::BeforePivot => {
+                let hooks = bundle.spec.hooks().as_ref();
+                init::tell_of_hooks(hooks);
+                hooks::run_before_creation(hooks, self.state, &self.prepared.streams)?;
+                self.socket.send(&Message::HooksDone)?;
+            }
+            Message::Map(number) => {
+                let mount = files.first().context("init sent no mount")?;
+                mounts::map(bundle, &self.prepared.namespaces, number, mount.as_fd())?;
+                self.socket.send(&Message::MapDone)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
 /// Answers init until it is ready. Returns the state to publish and, for a module, its engine.
 fn attend(
     options: &Options<'_>,
     prepared: &Prepared,
     directory: &Directory,
     state: &mut State,
-    Init { socket, pid, pidfd }: Init<'_>,
-    Limited { mut record, modules }: Limited,
+    init: Child<'_>,
+    Limited { record, modules }: Limited,
 ) -> Result<(Draft, Option<Served>)> {
-    let mut served = None;
+    let offer = Offer {
+        process: options.bundle.process(),
+        engines: options.engines.as_ref(),
+        rights: &prepared.rights,
+        modules,
+        filter: prepared.filter.as_ref(),
+        agent: prepared.agent.as_ref(),
+        status: Status::Creating,
+    };
     let patience = Patience::with_init(state.cgroup.freezers());
-    loop {
-        let (message, files) = patience.receive_with(socket, pid)?;
-        match message {
-            Some(Message::BeforePivot) => {
-                let hooks = options.bundle.spec.hooks().as_ref();
-                init::tell_of_hooks(hooks);
-                hooks::run_before_creation(hooks, state, &prepared.streams)?;
-                socket.send(&Message::HooksDone)?;
-            }
-            Some(Message::Part(name)) => {
-                let module = (name.as_str(), files.first());
-                serve::give_part(socket, served.as_ref(), &prepared.rights, module, state)?;
-            }
-            Some(Message::Listener(number)) => {
-                if let Some(agent) = &prepared.agent {
-                    agent.serve(pidfd, number, pid, &state.report(Status::Creating))?;
-                }
-            }
-            Some(Message::Module(number)) => {
-                let engine = serve::give_engine(
-                    socket,
-                    (options.engines.as_ref(), number),
-                    &prepared.rights,
-                    options.bundle.process(),
-                    files.first(),
-                    modules.as_ref(),
-                    state,
-                )?;
-                state.run = Some(engine.run());
-                served = Some(engine);
-                record = directory.draft(state)?;
-            }
-            Some(Message::Map(number)) => {
-                let mount = files.first().context("init sent no mount")?;
-                mounts::map(options.bundle, &prepared.namespaces, number, mount.as_fd())?;
-                socket.send(&Message::MapDone)?;
-            }
-            Some(Message::Ready) => return Ok((record, served)),
-            Some(Message::Failed(text)) => bail!(text),
-            Some(message) => bail!("init sent {message:?}"),
-            None => {
-                let process = options.bundle.process();
-                let filter = prepared.filter.as_ref();
-                return Err(how_init_died(pid, state, becoming::what_is_left(process, filter)));
-            }
-        }
-    }
+    let mut creation =
+        Creation { options, prepared, directory, state, socket: init.socket, record };
+    let served = serve::attend(init, &offer, &patience, &mut creation)?;
+    Ok((creation.record, served))
 }
 
 /// Publishes the state, and sends the pidfd and the pid to the receivers that the caller named.
@@ -430,7 +425,7 @@ fn publish(
     options: &Options<'_>,
     prepared: &Prepared,
     state: &State,
-    Init { socket, pid, pidfd }: Init<'_>,
+    Child { socket, pid, pidfd, .. }: Child<'_>,
     (record, served): (Draft, Option<Served>),
 ) -> Result<()> {
     log::step("create, step 21: the runtime process publishes the state and ends", &pid);
@@ -458,14 +453,4 @@ fn publish(
 fn has_create_container_hooks(bundle: &Bundle) -> bool {
     let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref());
     hooks.is_some_and(|hooks| !hooks.is_empty())
-}
-
-fn how_init_died(pid: Pid, state: &State, left: &str) -> anyhow::Error {
-    match namespaces::ending(pid) {
-        Ok(Some(Ending::Signal(libc::SIGKILL))) if state.cgroup.manager != Manager::Disabled => {
-            anyhow!("init was killed: the container's memory limit may be too low")
-        }
-        Ok(Some(Ending::Signal(signal))) => anyhow!("init was killed by signal {signal}{left}"),
-        _ => anyhow!("init ended without a message{left}"),
-    }
 }

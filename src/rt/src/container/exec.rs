@@ -12,19 +12,19 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use crate::container::becoming::{self, Ready};
-use crate::container::module;
+use crate::container::patience::{Birth, Patience};
 use crate::container::pid_file;
-use crate::container::serve;
+use crate::container::serve::{self, Child, Offer};
 use crate::engine::Engines;
 use crate::executor;
 use crate::linux::cgroups::{self, Doors};
+use crate::linux::helper;
 use crate::linux::host_proc::HostProc;
 use crate::linux::memory_policy;
-use crate::linux::namespaces::{self, Ending, Namespaces, Side};
-use crate::linux::patience::Patience;
+use crate::linux::namespaces::{self, Namespaces, Side};
 use crate::linux::process;
 use crate::linux::rootfs::Rootfs;
 use crate::linux::seccomp::{Filter, Receiver};
@@ -86,16 +86,15 @@ pub(crate) fn exec(mut options: ExecOptions<'_>) -> Result<(Pid, OwnedFd)> {
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .context("open a pidfd of the new process")?;
     let patience = patience(&options, &doors);
-    match attend(&options, doors, &patience, &socket, pid, &pidfd) {
-        Ok(()) => Ok((pid, pidfd)),
-        Err(error) => {
-            // The new process may be in any state. Its exit code is not interesting.
-            cgroups::end(pid, pidfd.as_fd());
-            // If the new process has given up, its own message matters, and not the errors that
-            // follow from it.
-            Err(socket.last_words().map_or(error, anyhow::Error::msg))
-        }
-    }
+    let new = Child {
+        name: "the new process",
+        killer: Some("the container ended or is out of memory"),
+        socket: &socket,
+        pid,
+        pidfd: &pidfd,
+    };
+    attend(&options, doors, &patience, new).map_err(|error| new.give_up(error))?;
+    Ok((pid, pidfd))
 }
 
 /// A running container.
@@ -151,8 +150,8 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
     let registered = workload::registered_formats();
     let resources = options.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let withhold_devices = options.state.cgroup.leaves_devices_open(resources)?;
-    let (caller, socket) = sync::pair()?;
-    let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).collect();
+    let (ours, socket) = sync::pair()?;
+    let kept: Vec<_> = options.console.iter().map(AsFd::as_fd).chain([socket.as_fd()]).collect();
     // Runs in the helper, which sees the host's `/proc`, and which the container does not see. The
     // new process inherits all of these settings.
     let first = || {
@@ -169,10 +168,9 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
             &container.namespaces,
             container.root.as_ref().map(AsFd::as_fd),
             doors.birthplace.as_ref().map(AsFd::as_fd),
-            (&caller, &socket),
+            &Birth { ours: &ours, theirs: &socket, patience: &patience(options, doors) },
             (options.first_own, &kept),
             &first,
-            &patience(options, doors),
         )
     };
     let side = match spawn(&doors) {
@@ -194,9 +192,18 @@ fn clone_new(options: &ExecOptions<'_>, container: &Opened, mut doors: Doors) ->
         }
     });
     match side? {
-        Side::Caller(pid) => Ok(New { pid, socket: caller, doors }),
+        Side::Runtime(pid) => Ok(New { pid, socket: ours, doors }),
         // The other descriptors of this process are closed already.
         Side::Init => main(&Plan { options, registered, withhold_devices, socket }),
+    }
+}
+
+/// The new process sends no messages besides those of every process that becomes a program.
+struct Execution<'a>(&'a State);
+
+impl serve::Command for Execution<'_> {
+    fn state(&self) -> &State {
+        self.0
     }
 }
 
@@ -206,10 +213,9 @@ fn attend(
     options: &ExecOptions<'_>,
     doors: Doors,
     patience: &Patience,
-    socket: &Socket,
-    pid: Pid,
-    pidfd: &OwnedFd,
+    new: Child<'_>,
 ) -> Result<()> {
+    let Child { socket, pid, pidfd, .. } = new;
     log::step("exec, step 5: limit the new process", &pid);
     process::limit(Some(pid), options.process)?;
     if let Some(groups) = &options.state.rdt {
@@ -224,39 +230,16 @@ fn attend(
     let files: Vec<_> = doors.tasks.iter().map(AsFd::as_fd).collect();
     socket.send_with(&Message::Cgroup { memory }, &files)?;
     drop(doors);
-    let mut served = None;
-    loop {
-        let (message, files) = patience.receive_with(socket, pid)?;
-        match message {
-            Some(Message::Ready) => break,
-            Some(Message::Module(number)) => {
-                served = Some(serve::give_engine(
-                    socket,
-                    (options.engines.as_ref(), number),
-                    &options.rights,
-                    options.process,
-                    files.first(),
-                    modules.as_ref(),
-                    options.state,
-                )?);
-            }
-            Some(Message::Part(name)) => {
-                let module = (name.as_str(), files.first());
-                serve::give_part(socket, served.as_ref(), &options.rights, module, options.state)?;
-            }
-            Some(Message::Listener(number)) => {
-                if let Some(agent) = &options.agent {
-                    agent.serve(pidfd, number, pid, &options.state.report(Status::Running))?;
-                }
-            }
-            Some(Message::Failed(text)) => bail!(text),
-            Some(message) => bail!("the new process sent {message:?}"),
-            None => {
-                let left = becoming::what_is_left(options.process, options.filter.as_ref());
-                return Err(how_it_died(pid, left));
-            }
-        }
-    }
+    let offer = Offer {
+        process: options.process,
+        engines: options.engines.as_ref(),
+        rights: &options.rights,
+        modules,
+        filter: options.filter.as_ref(),
+        agent: options.agent.as_ref(),
+        status: Status::Running,
+    };
+    let served = serve::attend(new, &offer, patience, &mut Execution(options.state))?;
     log::step("exec, step 7: start the program", &pid);
     process::set_priorities(pid, options.process)?;
     if let Some(processors) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref())
@@ -288,26 +271,14 @@ fn attend(
 const FROZEN: &str =
     "cannot exec in a paused container: its cgroup is frozen (use --ignore-paused to override)";
 
-fn how_it_died(pid: Pid, left: &str) -> anyhow::Error {
-    match namespaces::ending(pid) {
-        Ok(Some(Ending::Signal(libc::SIGKILL))) => {
-            anyhow!("the new process was killed: the container ended or is out of memory")
-        }
-        Ok(Some(Ending::Signal(signal))) => {
-            anyhow!("the new process was killed by signal {signal}{left}")
-        }
-        _ => anyhow!("the new process ended without a message{left}"),
-    }
-}
-
 /// Runs the new process. Ends in the program, or in the end of the process.
 fn main(plan: &Plan<'_>) -> ! {
     let error = match set_up(plan).and_then(|ready| {
         plan.socket.send(&Message::Ready)?;
         plan.socket.expect(&Message::Start)?;
         drop(ready.listener);
-        module::enter(ready.cgroup)?;
-        becoming::load_last(ready.filter)?;
+        // `exec` runs no hooks.
+        becoming::last_steps(ready.cgroup, ready.filter, || Ok(()))?;
         Ok(ready.program)
     }) {
         Ok(program) => program.exec().into(),
@@ -323,8 +294,7 @@ fn set_up<'a>(plan: &Plan<'a>) -> Result<Ready<'a>> {
     let (options, process) = (plan.options, plan.options.process);
     let name = process.args().iter().flatten().next().map_or("", String::as_str);
     log::step("exec, step 6: prepare the program", &name);
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("end with the caller")?;
+    helper::end_with_the_runtime_process()?;
     rustix::process::setsid().context("start a session")?;
     let (memory, files) = plan.socket.expect_cgroup()?;
     for tasks in files {

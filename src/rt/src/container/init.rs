@@ -11,12 +11,10 @@ use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Hook, Hooks, Mount};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::Signal;
 
 use crate::container::becoming::{self, Ready};
 use crate::container::hooks;
 use crate::container::hooks::Streams;
-use crate::container::module;
 use crate::container::plan::{self, Options};
 use crate::executor;
 use crate::linux::cgroup_mount;
@@ -24,6 +22,7 @@ use crate::linux::cgroups;
 use crate::linux::cgroups::Manager;
 use crate::linux::descriptors;
 use crate::linux::devices;
+use crate::linux::helper;
 use crate::linux::host_proc::HostProc;
 use crate::linux::memory_policy;
 use crate::linux::mounts;
@@ -90,10 +89,9 @@ pub(super) fn main(mut plan: Plan<'_>) -> ! {
         }
     };
     let Ready { program, listener, filter, cgroup, endings } = ready;
+    let hooks = || run_start_hooks(&plan, &environment);
     let begun = wait_for_start(&plan, listener, endings.as_ref())
-        .and_then(|()| becoming::load_last(filter))
-        .and_then(|()| run_start_hooks(&plan, &environment))
-        .and_then(|()| module::enter(cgroup));
+        .and_then(|()| becoming::last_steps(cgroup, filter, hooks));
     let (error, code) = match begun {
         Ok(()) => {
             // The kernel looks up the program's name once more.
@@ -155,8 +153,7 @@ fn enter_namespaces(plan: &Plan<'_>) -> Result<Option<Place>> {
     let (spec, namespaces) = (&plan.options.bundle.spec, plan.namespaces);
     // Holds until the runtime process has recorded init. A change of the user ends this too. From
     // then on, init waits for a message of the runtime process, and so notices the end by itself.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("end with the caller")?;
+    helper::end_with_the_runtime_process()?;
     rustix::process::setsid().context("start a session")?;
     if namespaces.makes(libc::CLONE_NEWUSER) {
         plan.socket.expect(&Message::Mapped)?;

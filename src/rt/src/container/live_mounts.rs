@@ -13,10 +13,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::process::{DumpableBehavior, PidfdFlags, Signal};
+use rustix::process::{DumpableBehavior, PidfdFlags};
 use rustix::thread::LinkNameSpaceType;
 
 use crate::bundle::Bundle;
+use crate::container::patience::Patience;
 use crate::failure;
 use crate::linux::cgroups::{self, Freezers};
 use crate::linux::descriptors;
@@ -24,7 +25,6 @@ use crate::linux::helper::{self, Helper};
 use crate::linux::host_proc::HostProc;
 use crate::linux::mounts::{self, Detached, Opened};
 use crate::linux::namespaces::Namespaces;
-use crate::linux::patience::Patience;
 use crate::linux::rootfs::Rootfs;
 use crate::state::{AddedMount, Directory, State};
 use crate::sync::Message;
@@ -48,16 +48,17 @@ pub(crate) fn add(
     let (mut opened, mut records) = (Vec::new(), Vec::new());
     for entry in entries {
         let show = || format!("mount `{}`", entry.destination().display());
-        // Mounts of other kinds show who mounts them: the caller's processes, its network. And the
-        // container decides what the destination of a `remount` leads to.
+        // A mount of another kind shows the processes or the network of the process that mounts it,
+        // here the runtime process. And the container decides where the destination of a `remount`
+        // leads.
         ensure!(
             mounts::binds(entry)
                 || entry.typ().as_deref() == Some("tmpfs") && !mounts::remounts(entry),
             "{}: only bind mounts and tmpfs can be added",
             show()
         );
-        // The memory would be the caller's, and a container could have any amount of files at that
-        // place.
+        // The memory would count for the runtime process, and a container could have any amount of
+        // files at that place.
         ensure!(
             !mounts::copies_up(entry),
             "{}: the option `tmpcopyup` is for mounts of the configuration",
@@ -276,8 +277,7 @@ impl Entrance {
 
     fn enter(self, act: &mut Act<'_>, gone: &mut Vec<usize>) -> Result<()> {
         let Helper { pid, socket } = helper::start(0, "make a process in it", |socket| {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-                .context("end with the caller")?;
+            helper::end_with_the_runtime_process()?;
             let kind = Some(LinkNameSpaceType::Mount);
             rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)
                 .context("join the mount namespace")?;

@@ -28,13 +28,13 @@ pub(super) fn confine(rights: &Rights, cgroup: Option<&OwnedFd>) -> Result<()> {
     if rights.sockets && ports.listens_at_some() {
         ensure!(
             cgroup.is_some(),
-            "limit the ports of TCP: who listens without a bind is kept out by a cgroup of v2, made by root of the host"
+            "limit the ports of TCP: this requires cgroup v2 and root of the host, because a module can listen without a bind"
         );
     }
     if rights.sockets && ports.udp.is_divided() {
         check_cgroup(cgroup).context("limit the ports of UDP")?;
     }
-    seccomp::refuse_sockets(rights)
+    seccomp::refuse_sockets(rights.sockets.then_some(ports))
 }
 
 /// Enters the cgroup for modules. Runs at the last moment: a caller that asks at `create` for the

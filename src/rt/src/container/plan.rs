@@ -26,7 +26,7 @@ pub(crate) enum Wait<'a> {
     ForStart,
     /// Until [`super::Container::go`] in the same process. This process blocks these signals from
     /// the moment when it begins to make the container.
-    ForCaller { blocked: &'a [i32] },
+    ForRuntime { blocked: &'a [i32] },
 }
 
 #[derive(Debug)]

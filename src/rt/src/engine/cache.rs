@@ -15,6 +15,7 @@
 //! code without a further check. All of this runs in the runtime process.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +23,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -113,7 +114,7 @@ impl Key {
     }
 }
 
-impl std::fmt::Display for Key {
+impl Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.key.to_hex())
     }
@@ -454,13 +455,13 @@ impl Cache {
         mut part: &File,
         mut bytes: &[u8],
         tenant: Option<u64>,
-    ) -> io::Result<()> {
+    ) -> Result<(), Unwritten> {
         while !bytes.is_empty() {
             match part.write(bytes) {
                 Ok(length) => bytes = &bytes[length..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_full(&error) && self.make_room(part, tenant) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -485,27 +486,34 @@ impl Cache {
     }
 
     /// Publishes the draft from [`Cache::part`] as the module's native code.
-    pub(crate) fn keep(&self, key: &Key, mut part: File, mut about: About) -> Result<About> {
+    pub(crate) fn keep(
+        &self,
+        key: &Key,
+        mut part: File,
+        mut about: About,
+    ) -> Result<About, Unwritten> {
         let path = self.file(key, "so");
-        let mut keep = || -> Result<About> {
+        let mut keep = || -> Result<About, Unwritten> {
             let (digest, bytes) = hash(part.as_fd(), u64::MAX)?;
             about.native = digest.to_hex().to_string();
             about.native_bytes = bytes;
-            let text = serde_json::to_vec(&about)?;
+            let text = serde_json::to_vec(&about).map_err(Error::from)?;
             let length = u32::try_from(text.len()).context("too much to say of it")?;
             part.seek(io::SeekFrom::End(0))?;
             let tail = [&text[..], &length.to_le_bytes(), MAGIC].concat();
             self.write(&part, &tail, about.tenant)?;
             // The container's user reads the file by a descriptor. Nobody else can enter the
             // directory.
-            rustix::fs::fchmod(&part, Mode::from_raw_mode(0o444))?;
+            rustix::fs::fchmod(&part, Mode::from_raw_mode(0o444)).map_err(io::Error::from)?;
             part.sync_all()?;
             fs::rename(self.file(key, "part"), &path)?;
             self.forget_failure(key);
             Ok(about.clone())
         };
-        let kept = keep().with_context(|| format!("write `{}`", path.display()));
-        kept.inspect_err(|_| self.discard(key))
+        keep().map_err(|unwritten| {
+            self.discard(key);
+            unwritten.context(format!("write `{}`", path.display()))
+        })
     }
 
     pub(crate) fn discard(&self, key: &Key) {
@@ -745,8 +753,38 @@ pub(crate) fn number_of(tenant: &str) -> u64 {
 /// How often a waiting process looks again.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 
+/// Why native code was not written.
+#[derive(Debug)]
+pub(crate) enum Unwritten {
+    /// The filesystem or the quota is full.
+    Full(Error),
+    Otherwise(Error),
+}
+
+impl Unwritten {
+    pub(crate) fn context(self, what: impl Display + Send + Sync + 'static) -> Unwritten {
+        match self {
+            Unwritten::Full(error) => Unwritten::Full(error.context(what)),
+            Unwritten::Otherwise(error) => Unwritten::Otherwise(error.context(what)),
+        }
+    }
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Unwritten {
+        let is_full = is_full(&error);
+        if is_full { Unwritten::Full(error.into()) } else { Unwritten::Otherwise(error.into()) }
+    }
+}
+
+impl From<Error> for Unwritten {
+    fn from(error: Error) -> Unwritten {
+        Unwritten::Otherwise(error)
+    }
+}
+
 /// Whether the filesystem or the quota is full.
-pub(crate) fn is_full(error: &io::Error) -> bool {
+fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

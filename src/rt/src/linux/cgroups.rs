@@ -28,7 +28,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::event::PollFlags;
 use rustix::fs::{FsWord, Mode, OFlags};
@@ -303,9 +303,9 @@ impl Cgroup {
         }
         let (path, is_birthplace) = self.claimed_path();
         let Some(path) = path.cloned() else { return Ok(None) };
-        let (directory, lock) = self.make_and_claim(&path).inspect_err(|error| {
+        let (directory, lock) = self.make_and_claim(&path).inspect_err(|refusal| {
             // The cgroup is not this container's, so its deletion must not remove it.
-            if error.is::<Taken>() {
+            if let Refusal::Taken(_) = refusal {
                 self.made.retain(|made| *made != path);
             }
         })?;
@@ -995,24 +995,34 @@ const FREEZING: Duration = Duration::from_secs(2);
 /// runc's wording. A process would stop in this cgroup, and nothing would thaw it.
 const FROZEN: &str = "container's cgroup unexpectedly frozen";
 
-/// A cgroup belongs to another container or user.
-#[derive(Debug)]
-struct Taken(String);
+/// Why a cgroup cannot be this container's.
+enum Refusal {
+    /// It belongs to another container or user.
+    Taken(String),
+    Otherwise(Error),
+}
 
-impl std::fmt::Display for Taken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal::Otherwise(error)
     }
 }
 
-impl std::error::Error for Taken {}
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Taken(why) => Error::msg(why),
+            Refusal::Otherwise(error) => error,
+        }
+    }
+}
 
 /// Fails if the file belongs to another user.
-fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
+fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<(), Refusal> {
     let owner =
         rustix::fs::fstat(file).with_context(|| format!("look at `{}`", path.display()))?.st_uid;
     if owner != rustix::process::geteuid().as_raw() {
-        bail!(Taken(format!(
+        return Err(Refusal::Taken(format!(
             "the cgroup `{}` belongs to user {owner}, who could freeze and kill the container",
             path.display()
         )));
@@ -1021,10 +1031,10 @@ fn refuse_others(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
 }
 
 /// Fails if processes are in a cgroup or below it.
-fn refuse_processes(path: &Path) -> Result<()> {
+fn refuse_processes(path: &Path) -> Result<(), Refusal> {
     let count = tree::count(path)?;
     if count > 0 {
-        bail!(Taken(format!(
+        return Err(Refusal::Taken(format!(
             "the cgroup `{}` is not empty: {count} processes are in it",
             path.display()
         )));

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 use crate::sync::{self, Message, Socket};
 use crate::{log, syscall};
@@ -35,6 +35,13 @@ pub(crate) fn start(
         syscall::exit_now(1)
     };
     Ok(Helper { pid, socket })
+}
+
+/// Lets the kernel kill this process when its parent ends, which is the runtime process
+/// (`PR_SET_PDEATHSIG`). A change of the user cancels this.
+pub(crate) fn end_with_the_runtime_process() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("end with the runtime process")
 }
 
 /// Fails unless `answer` is the answer of a helper that is ready. `who` is for the error about a

@@ -10,12 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{AtFlags, Mode, OFlags, PROC_SUPER_MAGIC};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::linux::mount_table::{self, Entry};
-use crate::syscall;
+use crate::{procfs, syscall};
 
 #[derive(Debug)]
 pub(crate) struct HostProc(OwnedFd);
@@ -26,7 +26,7 @@ impl HostProc {
     pub(crate) fn open() -> Result<HostProc> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open("/proc", flags, Mode::empty()).context("open `/proc`")?;
-        ensure!(is_procfs(proc.as_fd())?, "open `/proc`: it is not a procfs");
+        ensure!(procfs::is_procfs(&proc)?, "open `/proc`: it is not a procfs");
         Ok(HostProc(proc))
     }
 
@@ -88,8 +88,4 @@ impl HostProc {
 
 fn link(file: BorrowedFd<'_>) -> String {
     format!("self/fd/{}", file.as_raw_fd())
-}
-
-pub(crate) fn is_procfs(file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    Ok(rustix::fs::fstatfs(file)?.f_type == PROC_SUPER_MAGIC)
 }

@@ -7,11 +7,11 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
+use crate::linux::ports::{Allowed, Protocol};
 use crate::syscall::{
     LANDLOCK_ACCESS_NET_BIND_TCP, LANDLOCK_ACCESS_NET_CONNECT_TCP, landlock_add_rule,
     landlock_create_ruleset, landlock_restrict_self,
 };
-use crate::workload::{Allowed, Protocol};
 
 /// Landlock has no ranges: each port is a rule, which costs half a microsecond and 64 bytes of the
 /// container's memory. Landlock requires `no_new_privs`.

@@ -38,15 +38,15 @@ pub(crate) fn understand(policy: &LinuxMemoryPolicy) -> Result<(u32, Option<Node
     );
     match mode {
         Mode::MpolDefault | Mode::MpolLocal => {
-            ensure!(nodes.is_none(), "`{mode}` takes no nodes");
-            ensure!(flags.is_empty(), "`{mode}` takes no flags");
+            ensure!(nodes.is_none(), "`{mode}` does not allow nodes");
+            ensure!(flags.is_empty(), "`{mode}` does not allow flags");
         }
         // Without nodes, the kernel prefers the node of the requesting processor.
         Mode::MpolPreferred => ensure!(
             nodes.is_some() || !is_static && !is_relative,
-            "`{mode}` without nodes takes neither `MPOL_F_STATIC_NODES` nor `MPOL_F_RELATIVE_NODES`"
+            "`{mode}` without nodes does not allow `MPOL_F_STATIC_NODES` or `MPOL_F_RELATIVE_NODES`"
         ),
-        _ => ensure!(nodes.is_some(), "`{mode}` needs nodes"),
+        _ => ensure!(nodes.is_some(), "`{mode}` requires nodes"),
     }
     let flags = flags.iter().fold(0, |all, flag| all | number_of_flag(*flag));
     Ok((number_of_mode(mode) | flags, nodes))

@@ -22,7 +22,6 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, MountFlags, OpenTreeFlags};
-use rustix::process::Signal;
 
 use detached::{clone_tree, clone_tree_at, configure, explain, is_in_memory, make, make_with};
 pub(crate) use options::{NAMES, Options};
@@ -109,7 +108,7 @@ fn open_one(
     if bind && is_made_by(earlier, bundle, entry, &options) {
         return Ok(None);
     }
-    let mount = match open(bundle, namespaces, entry, &options, By::Caller(pinned)) {
+    let mount = match open(bundle, namespaces, entry, &options, By::Runtime(pinned)) {
         // The runtime process has no more rights than init will have.
         Err(Unopened::Forbidden(_)) if mapping.is_none() => return Ok(None),
         Ok(Opened::Mount(Detached { mount, .. })) => mount,
@@ -143,7 +142,7 @@ pub(crate) fn open_detached(
 ) -> Result<Opened> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     let pinned = Pinned::default();
-    let opened = open(bundle, namespaces, entry, &options, By::Caller(&pinned))?;
+    let opened = open(bundle, namespaces, entry, &options, By::Runtime(&pinned))?;
     let Opened::Mount(Detached { mount, .. }) = opened else { return Ok(opened) };
     if is_bind(entry, &options) {
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
@@ -398,7 +397,7 @@ pub(crate) fn map(
 #[derive(Clone, Copy)]
 enum By<'a> {
     /// The runtime process.
-    Caller(&'a Pinned),
+    Runtime(&'a Pinned),
     /// Init, in its own mount namespace, where a filesystem can be mounted on the rootfs for a
     /// moment.
     Init(&'a Rootfs),
@@ -435,7 +434,7 @@ fn open(
 ) -> Result<Opened, Unopened> {
     let rootfs = match by {
         By::Init(rootfs) => Some(rootfs),
-        By::Caller(_) => None,
+        By::Runtime(_) => None,
     };
     if is_bind(entry, options) {
         refuse_data(options)?;
@@ -517,7 +516,7 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
     let show = || format!("open source `{}`", source.display());
     let mount = clone_tree_at(CWD, &source, flags).map_err(|it| Failure::new(it, show()))?;
     match by {
-        By::Caller(pinned) if pinned.is_below(&source) => {
+        By::Runtime(pinned) if pinned.is_below(&source) => {
             Ok(clone_without_namespaces(&source, flags).with_context(show)?)
         }
         _ => Ok(mount),
@@ -528,7 +527,7 @@ fn clone(bundle: &Path, entry: &Mount, options: &Options, by: By<'_>) -> Result<
 /// namespace has none of these files, so a process in a new mount namespace makes the copy.
 fn clone_without_namespaces(source: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
     let helper = helper::start(libc::CLONE_NEWNS, "make a mount namespace", |socket| {
-        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        let _ = helper::end_with_the_runtime_process();
         let mount = clone_tree_at(CWD, source, flags)?;
         socket.send_with(&Message::Ready, &[mount.as_fd()])
     })?;

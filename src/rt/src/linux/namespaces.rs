@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
@@ -24,9 +24,8 @@ use rustix::thread::{Gid, LinkNameSpaceType, Uid};
 use crate::linux::helper::{self, Helper};
 use crate::linux::netlink::Netlink;
 use crate::linux::newuidmap;
-use crate::linux::patience::Patience;
-use crate::sync::{Message, Socket};
-use crate::{ids, log, procfs, syscall};
+use crate::sync::Message;
+use crate::{ids, procfs, syscall};
 
 pub(crate) const CLONE_NEWTIME: i32 = 0x80; // <linux/sched.h>
 
@@ -74,7 +73,7 @@ impl Namespaces {
             let namespace = open(path).with_context(show)?;
             if is_own(&namespace, namespace_file(namespace_kind)).with_context(show)? {
                 // Settings in this namespace would be settings of the host.
-                ensure!(flag != libc::CLONE_NEWNS, "{}: it is the caller's own", show());
+                ensure!(flag != libc::CLONE_NEWNS, "{}: it is the runtime process's own", show());
                 continue;
             }
             let path = path.clone();
@@ -299,13 +298,21 @@ fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
 #[derive(Debug)]
 pub(crate) enum Side {
     /// The runtime process, with init's process id.
-    Caller(Pid),
+    Runtime(Pid),
     Init,
 }
 
 /// The first step of a new process, before it has anything of the container. It has the rights and
 /// the key quota of the caller.
 pub(crate) type First<'a> = &'a dyn Fn() -> Result<()>;
+
+/// The way by which the processes that [`spawn`] makes report to the runtime process.
+pub(crate) trait Birth {
+    /// In a helper, or in init: reports init's process id, or why there is no init.
+    fn tell(&self, born: Result<Pid>);
+    /// In the runtime process: waits for the report of this helper.
+    fn hear(&self, helper: Pid) -> Result<Pid>;
+}
 
 /// Makes init in its new namespaces, except the cgroup namespace. Returns twice: in the runtime
 /// process, and, if nothing fails, in init.
@@ -317,13 +324,11 @@ pub(crate) fn spawn(
     namespaces: &Namespaces,
     linux: &Linux,
     cgroup: Option<BorrowedFd<'_>>,
-    caller: &Socket,
-    init: &Socket,
+    birth: &dyn Birth,
     first: First<'_>,
-    patience: &Patience,
 ) -> Result<Side> {
     if namespaces.need_helper() {
-        return by_helper(clone(0, cgroup)?, caller, init, patience, || {
+        return by_helper(clone(0, cgroup)?, birth, || {
             first()?;
             namespaces.join()?;
             if namespaces.makes(CLONE_NEWTIME) {
@@ -334,12 +339,12 @@ pub(crate) fn spawn(
         });
     }
     if let Some(pid) = clone(namespaces.clone_flags(), cgroup)? {
-        return Ok(Side::Caller(pid));
+        return Ok(Side::Runtime(pid));
     }
     match first() {
         Ok(()) => Ok(Side::Init),
         Err(error) => {
-            let _ = init.send(&Message::Failed(format!("{error:#}")));
+            birth.tell(Err(error));
             syscall::exit_now(1)
         }
     }
@@ -348,7 +353,7 @@ pub(crate) fn spawn(
 /// Makes a process inside an existing container. Its neighbours may be hostile, and may have the
 /// right to look into it (`CAP_SYS_PTRACE`). So the process is born with nothing of the host: in
 /// all namespaces but its own new ones, with the container's root as its root, and with no
-/// descriptor but `kept` and its socket. A helper, which the container cannot see, joins and closes
+/// descriptor but `kept`. A helper, which the container cannot see, joins and closes
 /// before. Returns twice, as [`spawn`]. Returns None if the cgroup accepts no process.
 ///
 /// `root` is for a container without a mount namespace of its own. Descriptors from `first_own` on
@@ -357,24 +362,22 @@ pub(crate) fn spawn_inside(
     namespaces: &Namespaces,
     root: Option<BorrowedFd<'_>>,
     cgroup: Option<BorrowedFd<'_>>,
-    (caller, init): (&Socket, &Socket),
+    birth: &dyn Birth,
     (first_own, kept): (u32, &[BorrowedFd<'_>]),
     first: First<'_>,
-    patience: &Patience,
 ) -> Result<Option<Side>> {
     let helper = match syscall::clone3(0, cgroup) {
         Err(Errno::BUSY) => return Ok(None),
         helper => helper.context(CLONE)?,
     };
-    let side = by_helper(helper, caller, init, patience, || {
+    let side = by_helper(helper, birth, || {
         first()?;
         namespaces.join()?;
         if let Some(root) = root {
             rustix::process::fchdir(root).context("enter the container's root")?;
             rustix::process::chroot(".").context("make it the root")?;
         }
-        let kept: Vec<_> = kept.iter().copied().chain([init.as_fd()]).collect();
-        syscall::close_all_but(first_own, &kept).context("close the host's descriptors")?;
+        syscall::close_all_but(first_own, kept).context("close the host's descriptors")?;
         clone(libc::CLONE_PARENT, None)
     });
     side.map(Some)
@@ -391,43 +394,29 @@ fn clone(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Pid>> {
 /// in this function.
 fn by_helper(
     helper: Option<Pid>,
-    caller: &Socket,
-    init: &Socket,
-    patience: &Patience,
+    birth: &dyn Birth,
     make: impl FnOnce() -> Result<Option<Pid>>,
 ) -> Result<Side> {
     if let Some(helper) = helper {
-        // The new process may report a step of its own before the runtime process knows the new
-        // process.
-        log::hold();
-        let message = patience.receive(caller, helper);
+        let born = birth.hear(helper);
         // The helper has nothing left to do. In a frozen cgroup, it would not end by itself. If the
         // caller has set SIGCHLD to be ignored, the helper may be gone already.
         if let Ok(pidfd) = rustix::process::pidfd_open(helper, PidfdFlags::empty()) {
             crate::linux::cgroups::end(helper, pidfd.as_fd());
         }
-        return match message? {
-            Some(Message::Init(pid)) => {
-                let pid = Pid::from_raw(pid).context("the helper sent no process id")?;
-                // The new process has the socket too. A process that looks into the new process
-                // could have sent this message, with any process id.
-                ensure!(
-                    pid != helper && is_child(pid)?,
-                    "another process claims that the new process is {pid}"
-                );
-                Ok(Side::Caller(pid))
-            }
-            Some(Message::Failed(text)) => bail!(text),
-            other => bail!("the process that joins namespaces sent {other:?}"),
-        };
+        let pid = born?;
+        // The new process can report too. A process that looks into the new process could have made
+        // this report, with any process id.
+        ensure!(
+            pid != helper && is_child(pid)?,
+            "another process claims that the new process is {pid}"
+        );
+        return Ok(Side::Runtime(pid));
     }
-    let message = match make() {
-        Ok(None) => return Ok(Side::Init),
-        Ok(Some(pid)) => Message::Init(pid.as_raw_nonzero().get()),
-        Err(error) => Message::Failed(format!("{error:#}")),
-    };
-    // If this fails, the runtime process reads the end of the stream.
-    let _ = init.send(&message);
+    match make().transpose() {
+        None => return Ok(Side::Init),
+        Some(born) => birth.tell(born),
+    }
     syscall::exit_now(0)
 }
 

@@ -21,10 +21,11 @@ use rustix::thread::LinkNameSpaceType;
 
 use crate::failure;
 use crate::linux::descriptors;
-use crate::linux::host_proc::{self, HostProc};
+use crate::linux::host_proc::HostProc;
 use crate::linux::mount_table::Entry;
 use crate::linux::mounts::detached::{self, attach};
 use crate::linux::mounts::options::Options;
+use crate::procfs;
 use crate::syscall::{self, MountAttr};
 use crate::walk::{self, MOST_LINKS};
 
@@ -236,8 +237,8 @@ impl Rootfs {
         if in_proc(&at) || named.is_some_and(in_proc) {
             let is = |path: &Path| at == path || named == Some(path);
             if is(Path::new(PROC)) {
-                let whole = host_proc::is_procfs(mount)?
-                    && rustix::fs::fstat(mount)?.st_ino == ROOT_OF_PROCFS;
+                let whole =
+                    procfs::is_procfs(mount)? && rustix::fs::fstat(mount)?.st_ino == ROOT_OF_PROCFS;
                 ensure!(whole, "only a procfs can be mounted on `/proc`");
             } else {
                 ensure!(

@@ -25,7 +25,6 @@ pub(crate) use notify::Receiver;
 pub(crate) use sockets::refuse as refuse_sockets;
 
 use crate::bundle::annotation;
-use crate::sync::{Message, Socket};
 use crate::syscall;
 
 /// A filter that is ready to be loaded.
@@ -160,13 +159,14 @@ impl Filter {
         self.notifies
     }
 
-    /// Loads the filter into this process, for good. Runs in init. The returned listener has to
-    /// stay open until the runtime process has taken its own ([`Receiver::serve`]).
-    pub(crate) fn load(&self, socket: &Socket) -> Result<Option<OwnedFd>> {
+    /// Loads the filter into this process, for good. Runs in init. If the filter notifies an agent,
+    /// `announce` runs before: it tells the runtime process of the listener, which the kernel will
+    /// open as the lowest free descriptor. After the filter is loaded, init may not be able to send
+    /// messages. The returned listener has to stay open until the runtime process has taken its own
+    /// ([`Receiver::serve`]).
+    pub(crate) fn load(&self, announce: impl FnOnce() -> Result<()>) -> Result<Option<OwnedFd>> {
         if self.notifies {
-            // After the filter is loaded, init may not be able to send messages. The kernel will
-            // open the listener as the lowest free descriptor.
-            socket.send(&Message::Listener(socket.next_descriptor()?))?;
+            announce()?;
         }
         syscall::seccomp_set_mode_filter(self.flags, &self.program)
             .context("load the seccomp filter")

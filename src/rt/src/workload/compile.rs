@@ -26,7 +26,7 @@ impl Compile {
             "lazy" => Compile::Lazy,
             "eager" => Compile::Eager,
             "off" => Compile::Off,
-            _ => bail!("`{value}` is none of `lazy`, `eager` and `off`"),
+            _ => bail!("`{value}` is not `lazy`, `eager` or `off`"),
         })
     }
 }

@@ -10,8 +10,9 @@ use oci_spec::runtime::Spec;
 
 use super::compile::{Compile, Wish};
 use super::http::{self, Http};
-use super::ports::{self, Ports};
+use super::ports;
 use super::{World, seconds};
+use crate::linux::ports::Ports;
 
 /// The prefix of the annotations' names. No other name may begin with it.
 const PREFIX: &str = "run.oci.wasm.";

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Result;
@@ -18,7 +17,7 @@ use crate::engine::{self, Description, Installed, Settings};
 use crate::state::Root;
 use crate::syscall::{self, MountAttr};
 use crate::workload::Compile;
-use crate::{exe, ids};
+use crate::{exe, ids, trust};
 
 const KERNEL: &str = "kernel";
 const NEWER: &str = "use Linux 5.12 or later";
@@ -287,18 +286,23 @@ fn of_engine(name: &str, engine: Result<Installed>, config: Option<&Path>) -> Ve
     }
 }
 
-/// Whether only the owner can change an engine's files.
+/// Whether only root and this user can change an engine's files.
 fn files(engine: &Installed) -> Finding {
     let Installed { path, description, .. } = engine;
     let (topic, name) = ("engines", &description.name);
     for file in description.files() {
         let file = path.join(file);
         // Containers of all users run this file.
-        if fs::metadata(&file).is_ok_and(|there| there.mode() & 0o022 != 0) {
-            let detail = format!("users other than its owner can write to `{}`", file.display());
-            let fix = format!("chmod go-w {}", file.display());
-            return Finding::bad(topic, name, Verdict::Limited, detail, fix);
-        }
+        let there = trust::look_up(&file).and_then(|file| Ok(rustix::fs::fstat(file)?));
+        let detail = match there {
+            Ok(there) if trust::is_ours(&there) => continue,
+            Ok(_) => format!("other users can change `{}`", file.display()),
+            Err(failure) if failure.is(Errno::NOENT) => continue,
+            // A link of another user leads there.
+            Err(failure) => format!("{failure}"),
+        };
+        let fix = format!("chown root {0}; chmod go-w {0}", file.display());
+        return Finding::bad(topic, name, Verdict::Limited, detail, fix);
     }
     let version = description.version.as_deref().unwrap_or("of an unknown version");
     Finding::good(topic, name, format!("{version}, in `{}`", path.display()))

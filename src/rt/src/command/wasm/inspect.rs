@@ -12,9 +12,10 @@ use super::program::Program;
 use crate::bundle::Bundle;
 use crate::cli::{CheckFormat, Global, WasmInspect};
 use crate::engine::{Description, Engines};
+use crate::linux::ports::{Allowed, Ports};
 use crate::report::visible;
 use crate::state::Root;
-use crate::workload::{self, Allowed, Contents, Format, Item, Rights};
+use crate::workload::{self, Contents, Format, Item, Rights};
 
 pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Result<()> {
     let program = Program::open(&args.path)?;
@@ -174,7 +175,7 @@ fn allowed(rights: &Rights, bundle: Option<&Bundle>) -> Value {
         };
         json!([list("tcp", tcp), list("udp", udp)].concat())
     };
-    let workload::Ports { tcp, udp } = &rights.ports;
+    let Ports { tcp, udp } = &rights.ports;
     json!({
         "directories": directories,
         "sockets": rights.sockets,

@@ -137,7 +137,7 @@ impl<'a> Allowed<'a> {
                 return Ok(wanted);
             }
             bail!(
-                "the mount `{}` ({}) is none that the configuration gives{}",
+                "the mount `{}` ({}) is not a mount of the configuration{}",
                 entry.point.display(),
                 entry.kind,
                 if self.mounts {
@@ -166,7 +166,7 @@ impl<'a> Allowed<'a> {
             let is_there = || table.iter().any(|it| it.point == *at && !hidden.has(it));
             ensure!(
                 is_covered || is_there() || mounts::makes_a_link(entry, self.bundle),
-                "the configuration has a mount on `{}`, and there is none",
+                "the configuration has a mount on `{}`, which is missing",
                 at.display()
             );
         }

@@ -97,7 +97,7 @@ impl<'a> Limits<'a> {
     pub(in crate::container) fn wants_namespace(&self, kind: LinuxNamespaceType) -> bool {
         let spec = &self.bundle.spec;
         namespace_kinds(spec).any(|there| there == kind)
-            && !joins_the_callers(spec, kind, namespaces::namespace_file(kind))
+            && !joins_the_runtimes(spec, kind, namespaces::namespace_file(kind))
     }
 
     /// Whether the container has made its pid namespace.
@@ -181,9 +181,9 @@ impl<'a> Limits<'a> {
         );
         for kind in namespace_kinds(&self.bundle.spec) {
             let (file, name) = (namespaces::namespace_file(kind), namespaces::name_of(kind));
-            let joins_the_callers = joins_the_callers(&self.bundle.spec, kind, file);
+            let joins_the_runtimes = joins_the_runtimes(&self.bundle.spec, kind, file);
             ensure!(
-                joins_the_callers
+                joins_the_runtimes
                     || fs::read_link(thread.join("ns").join(file))? != own_namespace(file)?,
                 "it is in the host's {name} namespace, and `linux.namespaces` asks for another"
             );
@@ -409,7 +409,7 @@ pub(in crate::container) fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Opt
 }
 
 /// Whether a configuration names the runtime process's own namespace, by a path.
-fn joins_the_callers(spec: &Spec, kind: LinuxNamespaceType, file: &str) -> bool {
+fn joins_the_runtimes(spec: &Spec, kind: LinuxNamespaceType, file: &str) -> bool {
     let path = joined(spec, kind);
     let same = |path: &Path| {
         let (there, own) =

@@ -31,6 +31,7 @@ use crate::container::checkpoint::yards::Yards;
 use crate::draft::Draft;
 use crate::interrupt::{self, Watch, is_ready};
 use crate::linux::cgroups::Cgroup;
+use crate::linux::helper;
 use crate::linux::namespaces;
 use crate::procfs;
 use crate::sync::{self, Message, Socket};
@@ -497,9 +498,9 @@ impl Criu {
             None,
         )
         .context("make a socket pair")?;
-        let (caller, child) = sync::pair()?;
+        let (ours, child) = sync::pair()?;
         let Some(pid) = syscall::clone3(0, birthplace).context("make a process for `criu`")? else {
-            drop(caller);
+            drop(ours);
             // At a restore, CRIU has the other end of its own socket too. So without the runtime
             // process and its guard, CRIU waits for an answer that never comes, instead of letting
             // go of processes that nobody has checked. Somebody can have it continue: a program of
@@ -526,13 +527,13 @@ impl Criu {
             is_asked: false,
             directories: Vec::new(),
         };
-        if let Err(error) = serve(pid, &caller) {
+        if let Err(error) = serve(pid, &ours) {
             // When the socket is closed, CRIU's process stops waiting for the messages.
-            drop(caller);
+            drop(ours);
             return Err(error);
         }
         loop {
-            let (message, directories) = caller.receive_with()?;
+            let (message, directories) = ours.receive_with()?;
             let message = match message.map(Message::unless_said) {
                 Some(None) => continue,
                 message => message.flatten(),
@@ -734,29 +735,28 @@ fn become_criu(
     socket: &OwnedFd,
     keep: &[BorrowedFd<'_>],
     prepare: &Prepare<'_>,
-    caller: &Socket,
+    runtime: &Socket,
 ) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
         let parent = rustix::process::getppid();
         if is_expendable(kind) {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-                .context("end with the runtime process")?;
+            helper::end_with_the_runtime_process()?;
         } else {
             // The terminal's signals are for the runtime process alone. Without the runtime
             // process, CRIU lets the container run on, and ends when it has a message to send.
             rustix::process::setpgid(None, None).context("make a process group")?;
         }
-        (prepare.place)(caller)?;
+        (prepare.place)(runtime)?;
         let directories = options.open()?;
         (prepare.images)(directories.images.as_fd())?;
-        caller
+        runtime
             .send_with(&Message::Ready, &[directories.images.as_fd(), directories.log.as_fd()])?;
         drop(directories);
         // Keeps the standard streams, and the namespaces in `keep`, which the container is to
         // share. Also keeps the socket for CRIU's request and, until the exec, the socket to the
         // runtime process. Other descriptors, which the caller has left open or `rt` might forget
         // to close, are neither for CRIU nor for the processes that it restores.
-        let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), caller.as_fd()]).collect();
+        let kept: Vec<_> = keep.iter().copied().chain([socket.as_fd(), runtime.as_fd()]).collect();
         syscall::close_all_but(3, &kept).context("close the host's descriptors")?;
         for descriptor in keep.iter().copied().chain([socket.as_fd()]) {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).context("keep a descriptor")?;

@@ -67,7 +67,7 @@ pub(crate) fn checkpoint(
     bundle: &Bundle,
     mut options: CheckpointOptions<'_>,
 ) -> Result<()> {
-    ensure!(crate::ids::is_host_root(), "a checkpoint takes root of the host");
+    ensure!(crate::ids::is_host_root(), "a checkpoint requires root of the host");
     log::step("checkpoint, step 1: check that a restore is possible", &state.pid);
     // Only root can enter the directory. At a restore, root of a user namespace reads some of its
     // files.

@@ -6,8 +6,8 @@
 //! one for which the container has no capability.
 //!
 //! A watch (`inotify(7)`, `fanotify(7)`) has the kernel's handle of its file. By a handle, CRIU
-//! opens any file of the same filesystem, also one of the host. With fanotify, the process would get
-//! descriptors of the host's files. CRIU uses the handle only if the image has no path, and no
+//! opens any file of the same filesystem, also one of the host. With fanotify, the process would
+//! get descriptors of the host's files. CRIU uses the handle only if the image has no path, and no
 //! deleted file is meant.
 #![forbid(unsafe_code)]
 

@@ -2,8 +2,8 @@
 //!
 //! CRIU maps what they say while the process has all rights of the host's root. Its code for that
 //! is in the memory of the process, in the first gap between the mappings of the images. CRIU
-//! stops at a fake mapping when it looks for the gap, and a mapping of huge pages is longer than the
-//! image says. Then the program of the images runs in the place of CRIU's code, and nothing was
+//! stops at a fake mapping when it looks for the gap, and a mapping of huge pages is longer than
+//! the image says. Then the program of the images runs in the place of CRIU's code, and nothing was
 //! compared yet. So `restore` refuses mappings that no kernel lists: in another order, one above
 //! another, or with bits that only CRIU sets.
 //!
@@ -183,8 +183,8 @@ struct Mapping {
     open: u64,
 }
 
-/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of its huge pages
-/// is: the logarithm to the base of 2.
+/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of
+/// its huge pages is: the logarithm to the base of 2.
 const TYPE: u64 = 0xf;
 const PRIVATE: u64 = 2;
 const ANONYMOUS: u64 = 0x20;

@@ -5,10 +5,10 @@
 //! name led CRIU to any of them, and a file that CRIU opens can be emptied or overwritten at once.
 //! So `restore` refuses what no checkpoint has, before CRIU gets its request.
 //!
-//! CRIU also follows symbolic links in a tmpfs, whose content the images have, and in a volume. When
-//! it makes a deleted file again, such a link led it to the host's files. So CRIU reads images of
-//! mounts in which these mounts are `nosymfollow` (Linux 5.10), and `restore` takes that away again
-//! before a process runs. It looks at the links of the rootfs and of procfs ([`paths`]).
+//! CRIU also follows symbolic links in a tmpfs, whose content the images have, and in a volume.
+//! When it makes a deleted file again, such a link led it to the host's files. So CRIU reads images
+//! of mounts in which these mounts are `nosymfollow` (Linux 5.10), and `restore` takes that away
+//! again before a process runs. It looks at the links of the rootfs and of procfs ([`paths`]).
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,7 +188,7 @@ impl Links {
     /// Whether CRIU must not follow links of a mount. The links of the rootfs and of procfs are
     /// looked at.
     fn add(&mut self, mount: &Mount<'_>) -> Result<bool> {
-        // A mount of the host's files is none, whatever it is called.
+        // A mount that shows the host's files is not procfs, even if the image calls it so.
         let is_proc = mount.kind == PROC && mount.external.is_none();
         let point = Path::new(OsStr::from_bytes(mount.point));
         let is_same = *self.kinds.entry(mount.device).or_insert(is_proc) == is_proc;
@@ -290,7 +290,7 @@ impl Rules<'_> {
             else {
                 return Ok(());
             };
-            // In a user namespace, a capability does not count for what is the host's.
+            // In a user namespace, a capability does not count for an object of the host.
             let has = self.limits.gives(capability)
                 && !(is_the_hosts && self.limits.has_user_namespace());
             ensure!(
@@ -341,7 +341,7 @@ impl Rules<'_> {
             // CRIU has keys of its own too, with which it mounts any filesystem.
             ensure!(
                 self.offers.has(Path::new(OsStr::from_bytes(name))),
-                "the mount `{}` is none that the configuration gives: `{}`",
+                "the mount `{}` is not a mount of the configuration: `{}`",
                 point(),
                 shown(name)
             );
@@ -378,13 +378,13 @@ impl Rules<'_> {
         };
         ensure!(
             is_known,
-            "the mount `{}` ({name}) is none that the configuration gives, and the container cannot make mounts without CAP_SYS_ADMIN",
+            "the mount `{}` ({name}) is not a mount of the configuration, and the container cannot make mounts without CAP_SYS_ADMIN",
             point()
         );
         // Such a mount would be of the host's hierarchy, and could change its options.
         ensure!(
             self.offers.own_cgroups() || !matches!(kind, Some("cgroup" | "cgroup2")),
-            "the mount `{}` ({name}) is none of the host's files, and the container has no cgroup namespace of its own",
+            "the mount `{}` ({name}) does not show files of the host, and the container has no cgroup namespace of its own",
             point()
         );
         let is_whole = mount.root == b"/" && mount.kind != PART;
@@ -397,7 +397,7 @@ impl Rules<'_> {
         };
         ensure!(
             is_whole || has_no_links || is_read_only_path(),
-            "the mount `{}` ({name}) is none of `readonlyPaths`, and the container cannot make mounts without CAP_SYS_ADMIN",
+            "the mount `{}` ({name}) is not one of `readonlyPaths`, and the container cannot make mounts without CAP_SYS_ADMIN",
             point()
         );
         if mount.kind == PART {

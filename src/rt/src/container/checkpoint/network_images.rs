@@ -6,11 +6,11 @@
 //!   it. `ip` sends every message to the kernel: also one that makes a device in the network
 //!   namespace of another process.
 //! - CRIU sends the messages of `netns-ct-N.img` and `netns-exp-N.img` (tracked connections) to the
-//!   kernel itself, of whatever kind they are. It also trusts their lengths. It does so in a network
-//!   namespace of others too, which the container shares. There, CRIU reads empty images in their
-//!   place.
-//! - `netdev-N.img` has the network devices. CRIU makes a path below `/proc/sys` of a device's name,
-//!   and writes a text of the image there.
+//!   kernel itself, of whatever kind they are. It also trusts their lengths. It does so in a
+//!   network namespace of others too, which the container shares. There, CRIU reads empty images in
+//!   their place.
+//! - `netdev-N.img` has the network devices. CRIU makes a path below `/proc/sys` of a device's
+//!   name, and writes a text of the image there.
 //!
 //! `restore` refuses what no checkpoint has.
 #![forbid(unsafe_code)]

@@ -1,10 +1,10 @@
 //! The open files of restored processes: those that are not in the container, and those below a
 //! mount that now covers them.
 //!
-//! CRIU opens files again by their names, as root of the host, and before `restore` masks paths that
-//! the checkpoint did not mask. By an open directory, or by its working directory, a process could
-//! reach files below a mask or a read-only path. Runs in the runtime process, while all restored
-//! processes are stopped.
+//! CRIU opens files again by their names, as root of the host, and before `restore` masks paths
+//! that the checkpoint did not mask. By an open directory, or by its working directory, a process
+//! could reach files below a mask or a read-only path. Runs in the runtime process, while all
+//! restored processes are stopped.
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry as Place;
@@ -83,8 +83,8 @@ impl<'t> Inside<'t> {
 
     /// Whether an open file is one of them, by its link in procfs.
     fn has(&self, link: &Path) -> Result<bool> {
-        /// Filesystems that nobody can mount (`<linux/magic.h>`): of pipes, sockets, eventfd and the
-        /// like, namespaces, pidfds, rings for AIO, and secret memory.
+        /// Filesystems that nobody can mount (`<linux/magic.h>`): of pipes, sockets, eventfd and
+        /// the like, namespaces, pidfds, rings for AIO, and secret memory.
         const INTERNAL: [i64; 7] = [
             0x5049_5045,
             0x534f_434b,

@@ -110,8 +110,8 @@ impl Places {
     }
 
     /// The capability that a process requires to open a file of procfs or sysfs, or to see its
-    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In a
-    /// pid namespace of its own, a container has only its own processes to look into.
+    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In
+    /// a pid namespace of its own, a container has only its own processes to look into.
     pub(in crate::container) fn required(
         &self,
         path: &Path,
@@ -197,7 +197,7 @@ fn link(rootfs: BorrowedFd<'_>, there: &Path, part: &OsStr) -> Result<Option<Pat
     };
     match rustix::fs::readlinkat(&file, "", Vec::new()) {
         Ok(target) => Ok(Some(PathBuf::from(OsString::from_vec(target.into_bytes())))),
-        // It is no link.
+        // It is not a link.
         Err(Errno::INVAL | Errno::NOENT) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read the link `{}`", path.display())),
     }

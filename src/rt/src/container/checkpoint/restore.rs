@@ -94,7 +94,7 @@ const LOG: &str = "restore.log";
 /// Restores the container. If that fails, removes everything that it has made.
 pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Restored> {
     state::check_id(options.id)?;
-    ensure!(ids::is_host_root(), "a restore takes root of the host");
+    ensure!(ids::is_host_root(), "a restore requires root of the host");
     rustix::process::umask(Mode::from_raw_mode(0o022));
     process::forget_affinity();
     let namespaces = Namespaces::new(options.bundle.linux())?;

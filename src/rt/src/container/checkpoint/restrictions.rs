@@ -150,7 +150,7 @@ impl Wanted<'_> {
         for (entry, wanted) in table.iter().zip(&mut wanted) {
             let key = points(entry, table);
             *wanted |= self.before.get(&key).with_context(|| {
-                format!("the mount `{}` is none of the checkpoint's", entry.point.display())
+                format!("the mount `{}` is not a mount of the checkpoint", entry.point.display())
             })?;
             seen.push(key);
         }

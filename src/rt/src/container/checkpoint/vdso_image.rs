@@ -1,10 +1,10 @@
 //! The vDSO in the images of a process's memory (`vdso(7)`).
 //!
-//! CRIU replaces the functions of that vDSO by jumps into the one of this kernel, if the two differ.
-//! It does so while the process has all rights of the host's root, and where the symbols of the
-//! vDSO in the images say: CRIU does not check that a function is in the vDSO. A symbol with another
-//! address had CRIU write its jumps over its own code. So `restore` looks up the symbols as CRIU
-//! does (`util-vdso.c`), and refuses a vDSO with a symbol that is elsewhere.
+//! CRIU replaces the functions of that vDSO by jumps into the one of this kernel, if the two
+//! differ. It does so while the process has all rights of the host's root, and where the symbols of
+//! the vDSO in the images say: CRIU does not check that a function is in the vDSO. A symbol with
+//! another address had CRIU write its jumps over its own code. So `restore` looks up the symbols as
+//! CRIU does (`util-vdso.c`), and refuses a vDSO with a symbol that is elsewhere.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

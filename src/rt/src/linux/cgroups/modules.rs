@@ -17,8 +17,8 @@ use super::bpf::{
     Program, TO_BIG_ENDIAN,
 };
 use super::{Cgroup, Manager, Version, delegation, v1};
+use crate::linux::ports::{Allowed, Ports};
 use crate::syscall;
-use crate::workload::{Allowed, Ports};
 
 const NAME: &str = "rt-modules";
 

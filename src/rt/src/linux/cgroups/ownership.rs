@@ -9,12 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::{
-    Cgroup, Manager, Taken, Version, attribute, open_directory, refuse_others, refuse_processes,
+    Cgroup, Manager, Refusal, Version, attribute, open_directory, refuse_others, refuse_processes,
     systemd, tree, v1, v2,
 };
 use crate::ids::is_host_root;
@@ -139,7 +139,10 @@ impl Cgroup {
     }
 
     /// Makes the directory that is to be claimed, and claims it.
-    pub(super) fn make_and_claim(&mut self, path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    pub(super) fn make_and_claim(
+        &mut self,
+        path: &Path,
+    ) -> Result<(OwnedFd, Option<OwnedFd>), Refusal> {
         let mut waited = Duration::ZERO;
         loop {
             match self.version {
@@ -151,7 +154,8 @@ impl Cgroup {
                 return Ok(claimed);
             }
             if waited > CLAIMING {
-                bail!(Taken(format!("{}: a command for another container holds it", show(path))));
+                let why = format!("{}: a command for another container holds it", show(path));
+                return Err(Refusal::Taken(why));
             }
             std::thread::sleep(NAP);
             waited += NAP;
@@ -251,7 +255,7 @@ fn show(path: &Path) -> String {
 /// user that `rt` runs as. Returns the cgroup's directory, and the lock. Without a lock file, the
 /// directory itself is locked. Returns None while a command holds the cgroup of a stopped
 /// container.
-fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
+fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>, Refusal> {
     let show = || show(path);
     let directory = open_directory(path).with_context(show)?;
     let there = rustix::fs::fstat(&directory).with_context(show)?;
@@ -267,7 +271,8 @@ fn claim(path: &Path) -> Result<Option<(OwnedFd, Option<OwnedFd>)>> {
             {
                 return Ok(None);
             }
-            bail!(Taken(format!("{}: another container is being made in it", show())))
+            let why = format!("{}: another container is being made in it", show());
+            return Err(Refusal::Taken(why));
         }
         locked => locked.with_context(show)?,
     }

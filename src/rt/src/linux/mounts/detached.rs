@@ -149,7 +149,7 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Resu
         // For a directory on a file, or a file on a directory, the kernel only says `Invalid
         // argument`.
         return match (is_directory(mount), is_directory(destination)) {
-            (Ok(true), Ok(false)) => Err(Errno::NOTDIR).context("a directory on what is none"),
+            (Ok(true), Ok(false)) => Err(Errno::NOTDIR).context("a directory on a file"),
             (Ok(false), Ok(true)) => Err(Errno::NOTDIR).context("a file on a directory"),
             _ => attached.context("attach the mount"),
         };

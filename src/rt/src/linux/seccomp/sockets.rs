@@ -7,8 +7,8 @@ use libc::{c_long, sock_filter};
 
 use super::program::{self, ARCH, NR, Program};
 use crate::linux::assembler::Way;
+use crate::linux::ports::Ports;
 use crate::syscall;
-use crate::workload::{Ports, Rights};
 
 /// `AUDIT_ARCH_*` of this program, `<linux/audit.h>`: the value of `seccomp_data.arch` for its
 /// calls.
@@ -37,9 +37,10 @@ const REFUSED: &[c_long] = &[
     libc::SYS_socketcall,
 ];
 
-/// Refuses the sockets from now on, with `EACCES`. Requires `no_new_privs`.
-pub(crate) fn refuse(rights: &Rights) -> Result<()> {
-    syscall::seccomp_set_mode_filter(0, &program(rights)?)
+/// Refuses sockets from now on, with `EACCES`: all of them, or those that do not have these ports.
+/// Requires `no_new_privs`.
+pub(crate) fn refuse(allowed: Option<&Ports>) -> Result<()> {
+    syscall::seccomp_set_mode_filter(0, &program(allowed)?)
         .context("load the filter that refuses sockets")?;
     Ok(())
 }
@@ -138,7 +139,7 @@ fn ways_around(program: &mut Program, ports: &Ports) {
     }
 }
 
-fn program(rights: &Rights) -> Result<Vec<sock_filter>> {
+fn program(allowed: Option<&Ports>) -> Result<Vec<sock_filter>> {
     let mut program = Program::default();
     // No engine makes calls of another architecture, or of x32.
     program.load(ARCH);
@@ -151,9 +152,9 @@ fn program(rights: &Rights) -> Result<Vec<sock_filter>> {
     for call in REFUSED {
         refuse_call(&mut program, *call);
     }
-    if rights.sockets {
-        on(&mut program, libc::SYS_socket, &|program| socket(program, &rights.ports));
-        ways_around(&mut program, &rights.ports);
+    if let Some(ports) = allowed {
+        on(&mut program, libc::SYS_socket, &|program| socket(program, ports));
+        ways_around(&mut program, ports);
     } else {
         refuse_call(&mut program, libc::SYS_socket);
     }
@@ -164,13 +165,9 @@ fn program(rights: &Rights) -> Result<Vec<sock_filter>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::Protocol;
+    use crate::linux::ports::Protocol;
 
     const REFUSED_ANSWER: u32 = libc::SECCOMP_RET_ERRNO | 13;
-
-    fn rights(sockets: bool, ports: Ports) -> Rights {
-        Rights { sockets, ports, ..Rights::default() }
-    }
 
     fn some(port: u16) -> Protocol {
         Protocol { bind: Some(vec![port..=port]), connect: Some(vec![port..=port]) }
@@ -181,8 +178,8 @@ mod tests {
     }
 
     /// The program's answer, computed as the kernel runs the program.
-    fn answer(rights: &Rights, arch: u32, nr: u32, arguments: &[u64]) -> u32 {
-        let (program, mut at, mut value) = (program(rights).expect("short jumps"), 0, 0);
+    fn answer(allowed: Option<&Ports>, arch: u32, nr: u32, arguments: &[u64]) -> u32 {
+        let (program, mut at, mut value) = (program(allowed).expect("short jumps"), 0, 0);
         loop {
             let i = program[at];
             at += 1;
@@ -205,8 +202,8 @@ mod tests {
         }
     }
 
-    fn is_refused(rights: &Rights, call: c_long, arguments: &[u64]) -> bool {
-        match answer(rights, OWN, number(call), arguments) {
+    fn is_refused(allowed: Option<&Ports>, call: c_long, arguments: &[u64]) -> bool {
+        match answer(allowed, OWN, number(call), arguments) {
             REFUSED_ANSWER => true,
             libc::SECCOMP_RET_ALLOW => false,
             other => panic!("{other:#x}"),
@@ -215,26 +212,24 @@ mod tests {
 
     #[test]
     fn only_sockets_are_refused() {
-        let off = rights(false, Ports::default());
         for call in REFUSED.iter().chain(&[libc::SYS_socket]) {
-            assert!(is_refused(&off, *call, &[2, 1, 0]));
+            assert!(is_refused(None, *call, &[2, 1, 0]));
         }
-        let limited = rights(true, Ports { tcp: some(80), udp: some(53) });
-        for rights in [off, limited] {
+        let limited = Ports { tcp: some(80), udp: some(53) };
+        for allowed in [None, Some(&limited)] {
             for call in [libc::SYS_read, libc::SYS_connect, libc::SYS_exit_group, libc::SYS_openat]
             {
-                assert!(!is_refused(&rights, call, &[0; 6]));
+                assert!(!is_refused(allowed, call, &[0; 6]));
             }
-            assert_eq!(answer(&rights, OWN, X32 | 1, &[0; 6]), REFUSED_ANSWER);
-            assert_eq!(answer(&rights, 0x4000_0003, 1, &[0; 6]), REFUSED_ANSWER);
+            assert_eq!(answer(allowed, OWN, X32 | 1, &[0; 6]), REFUSED_ANSWER);
+            assert_eq!(answer(allowed, 0x4000_0003, 1, &[0; 6]), REFUSED_ANSWER);
         }
     }
 
     #[test]
     fn only_sockets_with_ports_are_left() {
-        let is_refused = |ports: Ports, socket: [u64; 3]| {
-            is_refused(&rights(true, ports), libc::SYS_socket, &socket)
-        };
+        let is_refused =
+            |ports: Ports, socket: [u64; 3]| is_refused(Some(&ports), libc::SYS_socket, &socket);
         let both = || Ports { tcp: some(80), udp: some(53) };
         // By numbers, so that types that the kernel has added are refused as well. The allowed list
         // has `SOCK_NONBLOCK`, `SOCK_CLOEXEC`, and bits outside of an int.
@@ -270,23 +265,23 @@ mod tests {
 
     #[test]
     fn what_gets_around_landlock_is_refused() {
-        let limited = |tcp| rights(true, Ports { tcp, udp: none() });
+        let limited = |tcp| Ports { tcp, udp: none() };
         let fast = 0x2000_0000;
         for (call, at) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
             let flags = |flags| {
                 let mut arguments = [0; 6];
                 arguments[at] = flags;
-                is_refused(&limited(some(80)), call, &arguments)
+                is_refused(Some(&limited(some(80))), call, &arguments)
             };
             assert!(flags(fast) && flags(fast | 0x4000) && !flags(0x4000));
         }
         let set = |level, option| {
-            is_refused(&limited(some(80)), libc::SYS_setsockopt, &[3, level, option])
+            is_refused(Some(&limited(some(80))), libc::SYS_setsockopt, &[3, level, option])
         };
         assert!(set(6, 31) && !set(6, 1) && !set(1, 31));
         let listen = |bind| {
             let tcp = Protocol { bind, connect: None };
-            is_refused(&limited(tcp), libc::SYS_listen, &[3, 1])
+            is_refused(Some(&limited(tcp)), libc::SYS_listen, &[3, 1])
         };
         assert!(listen(Some(Vec::new())) && !listen(Some(vec![80..=80])) && !listen(None));
     }
@@ -304,13 +299,13 @@ mod tests {
             let connect = || std::net::TcpStream::connect(listening).map_err(|error| error.kind());
             let open =
                 |protocol: u32| RawProtocol::new(protocol).map(rustix::net::Protocol::from_raw);
-            let rights = rights(true, Ports { tcp: some(1), udp: none() });
+            let ports = Ports { tcp: some(1), udp: none() };
             rustix::thread::set_no_new_privs(true).expect("no_new_privs");
-            match crate::linux::landlock::restrict(&rights.ports.tcp) {
+            match crate::linux::landlock::restrict(&ports.tcp) {
                 Ok(()) => {}
                 Err(error) => return eprintln!("skipped: {error:#}"),
             }
-            refuse(&rights).expect("loaded");
+            refuse(Some(&ports)).expect("loaded");
             assert_eq!(connect().err(), Some(std::io::ErrorKind::PermissionDenied));
             // Landlock alone would allow this.
             let stream = socket(SocketType::STREAM, None).expect("a socket");

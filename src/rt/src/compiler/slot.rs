@@ -1,4 +1,4 @@
-//! The places for compilers on this host, each with the state of one compiler's container.
+//! The slots for compilers on this host, each with the state of one compiler's container.
 #![forbid(unsafe_code)]
 
 use std::fs::DirBuilder;
@@ -14,25 +14,25 @@ use crate::container;
 use crate::state::Root;
 
 /// The state of a compiler's container, separate from the containers of callers. All roots of a
-/// host share one directory for compilers. Two compilers can run at a time, each in a place of its
+/// host share one directory for compilers. Two compilers can run at a time, each in a slot of its
 /// own below that directory.
-pub(super) struct Place {
+pub(super) struct Slot {
     pub(super) root: Root,
     /// An empty directory.
     pub(super) rootfs: PathBuf,
     path: PathBuf,
 }
 
-/// The first place, and the directory of the second place and of the locks.
-pub(super) const PLACE: &str = "/run/rt-compiler";
+/// The first slot, and the directory of the second slot and of the locks.
+pub(super) const DIRECTORY: &str = "/run/rt-compiler";
 
-/// The second place. It is only for compilers for which a process waits.
+/// The second slot. It is only for compilers for which a process waits.
 pub(super) const SECOND: &str = "@second";
 
-impl Place {
-    pub(super) fn new(name: &str) -> Result<Place> {
-        let rootfs = Path::new(PLACE).join("@rootfs");
-        let path = Path::new(PLACE).join(name);
+impl Slot {
+    pub(super) fn new(name: &str) -> Result<Slot> {
+        let rootfs = Path::new(DIRECTORY).join("@rootfs");
+        let path = Path::new(DIRECTORY).join(name);
         for folder in [&rootfs, &path] {
             DirBuilder::new()
                 .recursive(true)
@@ -40,10 +40,10 @@ impl Place {
                 .create(folder)
                 .with_context(|| format!("make `{}`", folder.display()))?;
         }
-        Ok(Place { root: Root::new(Some(&path)), rootfs, path })
+        Ok(Slot { root: Root::new(Some(&path)), rootfs, path })
     }
 
-    /// Takes the place, unless another process has it. A process that inherits the descriptor also
+    /// Takes the slot, unless another process has it. A process that inherits the descriptor also
     /// has the lock.
     pub(super) fn take(&self) -> Result<Option<OwnedFd>> {
         let lock = open(&self.path.join("@lock"))?;
@@ -54,7 +54,7 @@ impl Place {
         }
     }
 
-    /// Removes the leftovers of a killed worker. No other process works in this place.
+    /// Removes the leftovers of a killed worker. No other process works in this slot.
     pub(super) fn clean(&self) -> Result<()> {
         for id in self.root.ids()? {
             let Some(directory) = self.root.find(&id)? else { continue };
@@ -69,7 +69,7 @@ impl Place {
     }
 }
 
-/// Opens a file beside the places, which exists for its locks.
+/// Opens a file beside the slots, which exists for its locks.
 pub(super) fn open(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)

@@ -6,14 +6,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use rustix::event::PollFlags;
 use rustix::process::Pid;
 
 use crate::interrupt::{self, Watch, is_ready};
 use crate::linux::cgroups::Freezers;
-use crate::procfs;
+use crate::linux::namespaces;
 use crate::sync::{Message, Socket};
+use crate::{log, procfs};
 
 /// How often the runtime process checks whether a silent process is held up.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,7 +31,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// The limits of the wait for a message.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(super) struct Patience {
     /// The files that tell whether the process is frozen.
     freezers: Freezers,
     /// None if the process waits for others that may take their time: hooks, or an agent that
@@ -40,21 +41,21 @@ pub(crate) struct Patience {
 
 impl Patience {
     /// For init, which runs hooks.
-    pub(crate) fn with_init(freezers: Freezers) -> Patience {
+    pub(super) fn with_init(freezers: Freezers) -> Patience {
         Patience { freezers, longest: None }
     }
 
-    /// For a process that joins a running container. `paused` means that the caller knows that the
-    /// container is frozen, and waits until it is thawed. `agent` means that another process
-    /// decides on the filter's calls.
-    pub(crate) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
+    /// For a process that joins a running container. `paused` means that the caller knows
+    /// that the container is frozen, and waits until it is thawed. `agent` means that another
+    /// process decides on the filter's calls.
+    pub(super) fn with_new(freezers: Freezers, paused: bool, agent: bool) -> Patience {
         Patience {
             freezers: if paused { Freezers::default() } else { freezers },
             longest: Some(LONGEST).filter(|_| !paused && !agent),
         }
     }
 
-    pub(crate) fn receive(&self, socket: &Socket, pid: Pid) -> Result<Option<Message>> {
+    pub(super) fn receive(&self, socket: &Socket, pid: Pid) -> Result<Option<Message>> {
         loop {
             self.wait(socket, pid)?;
             let Some(message) = socket.receive()? else { return Ok(None) };
@@ -64,7 +65,7 @@ impl Patience {
         }
     }
 
-    pub(crate) fn receive_with(
+    pub(super) fn receive_with(
         &self,
         socket: &Socket,
         pid: Pid,
@@ -129,6 +130,35 @@ impl Patience {
             return Ok(None);
         }
         Ok(Some(Held { reason: "a signal has stopped it", ran: procfs::switches(pid)? }))
+    }
+}
+
+/// Reports over the socket pair of the new process: see [`namespaces::spawn`].
+pub(super) struct Birth<'a> {
+    /// The end of the runtime process.
+    pub(super) ours: &'a Socket,
+    /// The end of the new process, which its helper has too.
+    pub(super) theirs: &'a Socket,
+    pub(super) patience: &'a Patience,
+}
+
+impl namespaces::Birth for Birth<'_> {
+    fn tell(&self, born: Result<Pid>) {
+        let failed = |error: Error| Message::Failed(format!("{error:#}"));
+        let message = born.map_or_else(failed, |pid| Message::Init(pid.as_raw_nonzero().get()));
+        // If this fails, the runtime process reads the end of the stream.
+        let _ = self.theirs.send(&message);
+    }
+
+    fn hear(&self, helper: Pid) -> Result<Pid> {
+        // The new process may report a step of its own before the runtime process knows the new
+        // process.
+        log::hold();
+        match self.patience.receive(self.ours, helper)? {
+            Some(Message::Init(pid)) => Pid::from_raw(pid).context("the helper sent no process id"),
+            Some(Message::Failed(text)) => bail!(text),
+            other => bail!("the process that joins namespaces sent {other:?}"),
+        }
     }
 }
 
