@@ -478,6 +478,16 @@ fn memory_is_as_the_kernel_lists_it(test: &Test) -> Outcome {
         // `MAP_HUGETLB`, of 2 MiB.
         (mapping(0x20_0000, 0x20_1000, 0x5404_0022, private), vec![], "does not have whole pages"),
         (mapping(0x10001, 0x11000, 0x22, private), vec![], "does not have whole pages"),
+        // CRIU makes one file for both: of huge pages, as one of them says.
+        (
+            [
+                mapping(0x10000, 0x11000, 0x21, 1 | 1 << 8),
+                mapping(0x20_0000, 0x40_0000, 0x5404_0021, 1 | 1 << 8),
+            ]
+            .concat(),
+            vec![],
+            "the mapping at 0x200000 is shared memory of huge pages",
+        ),
         // A ring for AIO.
         (
             vec![],

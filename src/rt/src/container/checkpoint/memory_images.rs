@@ -39,6 +39,9 @@ const KINDS: u64 = (1 << 18) - 1;
 const RING: u64 = 1 << 13;
 const VDSO: u64 = 1 << 3;
 const GUARD: u64 = 1 << 16;
+/// Memory that processes share, and a segment of System V's.
+const SHARED: u64 = 1 << 8;
+const SYSTEM_V: u64 = 1 << 10;
 
 /// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
 pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
@@ -95,6 +98,15 @@ fn check_order(image: &[u8]) -> Result<()> {
         let mapping = mapping(message)?;
         let show = || format!("the mapping at {:#x}", mapping.start);
         ensure!(mapping.status & !KINDS == 0, "{} is of an unknown kind", show());
+        // By one of the mappings of shared memory, CRIU makes a file, and maps it for all of them.
+        // Of huge pages, the kernel makes each of them as long as a huge page, whatever the others
+        // say. CRIU itself writes shared memory of huge pages as a file in memory.
+        let is_shared = mapping.status & (SHARED | SYSTEM_V) == SHARED;
+        ensure!(
+            !is_shared || mapping.flags & HUGE == 0,
+            "{} is shared memory of huge pages",
+            show()
+        );
         let unit = mapping.unit()?;
         let is_whole = [mapping.start, mapping.end].iter().all(|at| at % unit == 0);
         ensure!(is_whole, "{} does not have whole pages", show());
@@ -270,6 +282,9 @@ mod tests {
         // 2 MiB
         let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, 1);
         check(&[huge(512, 512)]).expect("it is a huge page");
+        let shared = |start, status| pages(start, 512, 0x21 | HUGE | 21 << HUGE_SIZE, status);
+        check(&[shared(512, SHARED | SYSTEM_V | 1)]).expect("it is a segment");
+        check(&[pages(512, 1, 0x21, SHARED | 1)]).expect("its pages are not huge");
         for (parts, why) in [
             (vec![high.clone(), low.clone()], "is below the one before it"),
             (vec![low.clone(), low.clone()], "is below the one before it"),
@@ -282,6 +297,8 @@ mod tests {
             (vec![pages(16, 1, 2, 1 << 30 | 1)], "is of an unknown kind"),
             (vec![pages(16, 1, 2, 1 << 27 | 1)], "is of an unknown kind"),
             (vec![huge(512, 1)], "does not have whole pages"),
+            (vec![shared(512, SHARED | 1), pages(1024, 1, 0x21, SHARED | 1)], "of huge pages"),
+            (vec![shared(512, SHARED | 1 << 9 | 1)], "of huge pages"),
             (vec![low.clone(), ring(16, 1)], "is not one of the mappings"),
             (vec![pages(20, 2, 1, RING | 1), ring(20, 3)], "is not one of the mappings"),
         ] {
