@@ -13,7 +13,7 @@ use super::checkpoint_guard::{checkpoint, replace, with_volume};
 use crate::harness::{Outcome, Test, ensure, ensure_eq};
 
 super::tests! { "checkpoint_images":
-    a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks,
+    a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
@@ -129,6 +129,31 @@ fn a_volume_has_its_name_where_criu_looks(test: &Test) -> Outcome {
     messages[volume].extend([13 << 3, 1]);
     write_mounts(test, &messages)?;
     is_refused(&bundle, "the mount `/vol` is of a kind that no checkpoint has")
+}
+
+/// CRIU mounts the rootfs there all the same. `rt` would take it for the volume, which is writable
+/// and in which CRIU cannot follow links.
+fn a_volume_is_not_the_root(test: &Test) -> Outcome {
+    needs_criu()?;
+    let volume = test.folder.join("volume");
+    fs::create_dir(&volume)?;
+    let bundle = test.sh(COUNT)?.edit(|config| config["root"]["readonly"] = json!(true)).mount(
+        json!({ "destination": "/vol", "type": "bind", "source": volume, "options": ["bind"] }),
+    );
+    fs::create_dir(bundle.rootfs().join("vol"))?;
+    checkpoint(&bundle)?;
+    let good = mounts(test)?;
+    let root = at(&good, "/")?;
+    for name in ["/vol", "/dev/null"] {
+        let mut messages = good.clone();
+        let length = u8::try_from(name.len())?;
+        messages[root].extend([&[0x92, 1, length], name.as_bytes()].concat());
+        write_mounts(test, &messages)?;
+        is_refused(&bundle, "the mount `/` is not the rootfs, but a mount of the configuration")?;
+    }
+    write_mounts(test, &good)?;
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
 }
 
 /// CRIU leaves out the first character.

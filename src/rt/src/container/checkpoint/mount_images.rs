@@ -155,7 +155,7 @@ struct Shared {
 impl Shared {
     fn add(&mut self, mount: &Mount<'_>) {
         let root = Path::new(OsStr::from_bytes(mount.root)).components().collect();
-        if mount.external.is_some() || mount.point == b"/" {
+        if mount.external.is_some() || mount.is_root() {
             self.hosts.insert((mount.device, root));
         } else if mount.kind != PART && !mount.is_read_only() {
             self.others.push((mount.device, root, shown(mount.point)));
@@ -205,7 +205,7 @@ impl Links {
             self.places.sysfs.push(point.to_owned());
         }
         self.points.insert(point.to_owned());
-        Ok(mount.point != b"/" && !is_proc)
+        Ok(!mount.is_root() && !is_proc)
     }
 }
 
@@ -266,7 +266,7 @@ impl Rules<'_> {
                     let known = mounts.entry(mount.id).or_default();
                     known.is_read_only |=
                         self.is_read_only(&mount) || mount.flags & libc::MS_RDONLY != 0;
-                    known.is_rootfs |= mount.external.is_none() && mount.point == b"/";
+                    known.is_rootfs |= mount.is_root();
                     Ok(())
                 })
             };
@@ -320,14 +320,14 @@ impl Rules<'_> {
 
     /// Whether the configuration has a mount of the host's files read-only, or the rootfs.
     fn is_read_only(&self, mount: &Mount<'_>) -> bool {
-        let wanted = |name| self.offers.restrictions(Path::new(OsStr::from_bytes(name)));
-        match mount.external {
-            Some(name) => wanted(name) & libc::MOUNT_ATTR_RDONLY != 0,
-            None => {
-                let root = self.bundle.spec.root().as_ref().and_then(|root| root.readonly());
-                mount.point == b"/" && root == Some(true)
-            }
+        if mount.is_root() {
+            let root = self.bundle.spec.root().as_ref();
+            return root.and_then(|root| root.readonly()) == Some(true);
         }
+        mount.external.is_some_and(|name| {
+            let wanted = self.offers.restrictions(Path::new(OsStr::from_bytes(name)));
+            wanted & libc::MOUNT_ATTR_RDONLY != 0
+        })
     }
 
     fn check_mount(&self, mount: &Mount<'_>) -> Result<()> {
@@ -338,6 +338,12 @@ impl Rules<'_> {
         let flags = mount.flags & !FLAGS | mount.filesystem_flags & !FILESYSTEM_FLAGS;
         ensure!(flags == 0, "the mount `{}` has the flags {flags:#x}, which no mount has", point());
         if let Some(name) = mount.external {
+            // Whatever its name is, CRIU mounts the rootfs there.
+            ensure!(
+                !mount.is_root(),
+                "the mount `/` is not the rootfs, but a mount of the configuration: `{}`",
+                shown(name)
+            );
             // CRIU has keys of its own too, with which it mounts any filesystem.
             ensure!(
                 self.offers.has(Path::new(OsStr::from_bytes(name))),
@@ -353,8 +359,7 @@ impl Rules<'_> {
             return Ok(());
         }
         ensure!(!mount.is_deleted, "the mount `{}` shows something that was deleted", point());
-        // CRIU mounts the rootfs there.
-        if mount.point == b"/" {
+        if mount.is_root() {
             return Ok(());
         }
         let kind = KINDS.iter().find(|(number, _)| *number == mount.kind).map(|(_, name)| *name);
@@ -570,6 +575,11 @@ impl Mount<'_> {
         out.flush()?;
         drop(out);
         Ok(bytes)
+    }
+
+    /// Whether CRIU mounts the rootfs there: it goes by the mount point alone.
+    fn is_root(&self) -> bool {
+        self.point == b"/"
     }
 
     fn is_read_only(&self) -> bool {
