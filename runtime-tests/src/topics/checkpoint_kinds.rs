@@ -25,7 +25,8 @@ super::tests! { "checkpoint_kinds":
     an_image_that_is_not_known_is_refused, an_open_file_that_is_not_known_is_refused,
     sockets_need_their_capabilities, a_watch_is_for_a_file_of_the_container, watches_come_back,
     a_path_does_not_go_through_procfs, a_link_in_dev_leads_nowhere, a_message_is_not_made_of_two,
-    the_functions_of_a_vdso_are_inside_of_it, a_ring_for_aio_comes_back,
+    the_functions_of_a_vdso_are_inside_of_it, a_made_vdso_does_not_hold_up_a_restore,
+    a_ring_for_aio_comes_back,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
     memory_is_as_the_kernel_lists_it, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
@@ -279,6 +280,46 @@ fn the_functions_of_a_vdso_are_inside_of_it(test: &Test) -> Outcome {
     let words = "read `pagemap-1.img`: the page at";
     refuses(&bundle, &map, words, &|| Ok(fs::write(&map, &fs::read(&map)?[..8 + 4 + 2])?))?;
     goes_on(&bundle)
+}
+
+/// A mapping that CRIU takes for the vDSO, by CRIU's own mark. It has many more pages than the
+/// kernel's, and each of 54 000 buckets of its hash table leads to the same 10 000 symbols.
+fn a_made_vdso_does_not_hold_up_a_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    // `read`, `mmap`, `mprotect` and `munmap`
+    let script = r#"
+        $| = 1;
+        my ($at, $size) = (0x200000000, 64 * 4096);
+        my @symbols = (2) x (($size - 272) / 4);
+        my $buckets = @symbols - 10885;
+        @symbols[0..3] = ($buckets, 2, 0, 0);
+        my $end = $#symbols - 1;
+        $end-- while ($end - 4) % 6 == 2 || ($end - 4) % 6 == 3;
+        $symbols[$end] = 3;
+        my $elf = pack("a16SSLQQQLSSSSSS", "\x7fELF\2\1\1", 0, 0, 0, 0, 64, 0, 0, 0, 0, 2, 0, 0, 0);
+        $elf .= pack("LLQQQQQQ", 1, 0, 0, $at, 0, 0, 0, 0);
+        $elf .= pack("LLQQQQQQ", 2, 0, 176, 0, 0, 96, 0, 0);
+        $elf .= pack("Q12", 5, $at, 10, 8, 11, 24, 6, $at + 240, 0x6ffffef5, $at + 272, 0, 0);
+        my $mark = pack("QQQqq", 0x4f53447655495243, $at, 3, -1, -1);
+        sub put {
+            my ($at, $content) = @_;
+            open(my $out, ">", "/content"); print $out $content; close($out);
+            syscall(9, $at, length($content), 3, 0x32, -1, 0) == $at or die;
+            open(my $in, "<", "/content");
+            syscall(0, fileno($in), $at, length($content)) == length($content) or die;
+        }
+        put($at, $elf . pack("L*", @symbols));
+        put(0x300000000, $mark);
+        syscall(10, 0x300000000, 4096, 5) == 0 or die;
+        open(my $maps, "<", "/proc/self/maps");
+        while (<$maps>) {
+            syscall(11, hex($1), hex($2) - hex($1)) if /^(\w+)-(\w+) .*\[vdso\]/;
+        }
+        for (my $i = 0; ; $i++) { print "$i\n"; select(undef, undef, undef, 0.1); }
+    "#;
+    let bundle = test.perl(script)?;
+    checkpoint(&bundle)?;
+    is_refused(&bundle, "mm-1.img` of the checkpoint: its vDSO: it has more than 8 pages")
 }
 
 fn a_ring_for_aio_comes_back(test: &Test) -> Outcome {

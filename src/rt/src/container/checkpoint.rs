@@ -15,6 +15,7 @@ mod image_names;
 mod images;
 mod iptables_images;
 mod memory_images;
+mod memory_pages;
 mod mount_images;
 mod network_images;
 mod open_files;

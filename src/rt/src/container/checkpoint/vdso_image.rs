@@ -5,21 +5,23 @@
 //! the vDSO in the images say: CRIU does not check that a function is in the vDSO. A symbol with
 //! another address had CRIU write its jumps over its own code. So `restore` looks up the symbols as
 //! CRIU does (`util-vdso.c`), and refuses a vDSO with a symbol that is elsewhere.
+//!
+//! A container can have made its vDSO itself. So `rt` looks at each symbol once.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each, small};
 use crate::container::checkpoint::memory_images::{self, PAGE};
+use crate::container::checkpoint::memory_pages;
 
-/// The first bytes of an image (`magic.h`).
-const PAGES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56];
+/// In pages. Today's have one to four.
+const LONGEST: u64 = 8;
 
-/// In pages. Today's have two to four.
-const LONGEST: u64 = 64;
+/// The most symbols of a hash table, and the most buckets. Today's have fewer than 30.
+const MOST: u64 = 256;
 
 /// CRIU's jump is no longer than this, in bytes.
 const JUMP: u64 = 32;
@@ -31,104 +33,16 @@ pub(in crate::container) fn check(images: BorrowedFd<'_>, pid: u32, image: &[u8]
     let read = || -> Result<()> {
         let pages = (end - start) / PAGE;
         ensure!(pages <= LONGEST, "it has more than {LONGEST} pages");
-        let mut content = Vec::new();
-        for page in 0..pages {
-            content.extend(page_at(images, pid, start + page * PAGE)?);
-        }
+        let mut content = vec![0; usize::try_from(end - start)?];
+        let wanted = (0..pages).map(|page| start + page * PAGE).collect();
+        memory_pages::each_of(images, pid, wanted, &mut |address, page| {
+            let at = usize::try_from(address - start)?;
+            content[at..at + page.len()].copy_from_slice(page);
+            Ok(())
+        })?;
         Vdso { bytes: &content }.check()
     };
     read().context("its vDSO")
-}
-
-/// The content of a page of a process's memory: of this checkpoint, or of one before.
-fn page_at(images: BorrowedFd<'_>, pid: u32, address: u64) -> Result<Vec<u8>> {
-    let mut parent: Option<OwnedFd> = None;
-    for _ in 0..criu::MOST_PARENTS {
-        let here = parent.as_ref().map_or(images, AsFd::as_fd);
-        match find(here, pid, address)? {
-            Found::Here { file, page } => {
-                return criu::read_page(here, &file, page)
-                    .with_context(|| format!("read `{file}`"));
-            }
-            Found::InParent => parent = Some(criu::open_parent(here)?),
-        }
-    }
-    anyhow::bail!("its pages are in too many checkpoints")
-}
-
-#[derive(Debug, Eq, PartialEq)]
-enum Found {
-    /// In a file of pages, the one with this number.
-    Here {
-        file: String,
-        page: u64,
-    },
-    InParent,
-}
-
-fn find(images: BorrowedFd<'_>, pid: u32, address: u64) -> Result<Found> {
-    let name = format!("pagemap-{pid}.img");
-    let map = || find_in(&criu::read_in(images, &name)?, address);
-    map().with_context(|| format!("read `{name}`"))
-}
-
-/// `pagemap_head`, and a `pagemap_entry` for each range of pages.
-fn find_in(map: &[u8], address: u64) -> Result<Found> {
-    /// `PE_PARENT` and `PE_PRESENT`.
-    const PARENT: u64 = 1;
-    const PRESENT: u64 = 4;
-    let (mut file, mut found, mut skipped, mut last) = (None, None, 0_u64, 0_u64);
-    images::each_message(map, &PAGES_MAGIC, &mut |message| {
-        if file.is_none() {
-            let mut number = 0;
-            each(message, &mut |field| {
-                if let (1, Value::Number(id)) = field {
-                    number = small(id)?;
-                }
-                Ok(())
-            })?;
-            file = Some(format!("pages-{number}.img"));
-            return Ok(());
-        }
-        let (mut start, mut old, mut new, mut flags, mut in_parent) = (0, 0, None, None, false);
-        each(message, &mut |field| {
-            match field {
-                (1, Value::Number(number)) => start = number,
-                (2, Value::Number(number)) => old = small(number)?,
-                (3, Value::Number(number)) => in_parent = number != 0,
-                (4, Value::Number(number)) => flags = Some(small(number)?),
-                (5, Value::Number(number)) => new = Some(number),
-                _ => {}
-            }
-            Ok(())
-        })?;
-        // Images of an earlier CRIU have no flags, and numbers of 32 bits.
-        let count = new.unwrap_or(old);
-        let flags = match (in_parent, flags) {
-            (true, flags) => flags.unwrap_or(0) | PARENT,
-            (false, flags) => flags.unwrap_or(PRESENT),
-        };
-        let length = count.checked_mul(PAGE).context("it has too many pages")?;
-        let end = start.checked_add(length).context("it has too many pages")?;
-        ensure!(start % PAGE == 0 && start >= last, "its ranges are not in their order");
-        last = end;
-        let is_present = flags & PRESENT != 0;
-        ensure!(!is_present || flags & PARENT == 0, "a range is in two checkpoints");
-        if (start..end).contains(&address) {
-            found = match (file.clone(), is_present) {
-                (Some(file), true) => {
-                    Some(Found::Here { file, page: skipped + (address - start) / PAGE })
-                }
-                (_, false) if flags & PARENT != 0 => Some(Found::InParent),
-                _ => None,
-            };
-        }
-        if is_present {
-            skipped = skipped.checked_add(count).context("it has too many pages")?;
-        }
-        Ok(())
-    })?;
-    found.with_context(|| format!("the page at {address:#x} is missing"))
 }
 
 /// An ELF file (`elf(5)`), as the kernel has it in memory.
@@ -258,19 +172,22 @@ impl Vdso<'_> {
             (Some(hash), _) => {
                 let hash = inside(hash)?;
                 let (buckets, chain) = (self.number(hash, 4)?, self.number(sum(hash, 4)?, 4)?);
-                ensure!(buckets > 0, "its hash table is empty");
+                refuse_many(buckets, chain)?;
                 // The end of the table. All numbers before are inside too.
                 let words = sum(2, sum(buckets, chain)?)?;
                 self.number(sum(hash, product(words - 1, 4)?)?, 4)?;
                 let at = |word: u64| self.number(sum(hash, product(word, 4)?)?, 4);
                 (0..chain).try_for_each(check)?;
+                // The bucket that has led to each symbol. From there on, the way is known.
+                let mut from = BTreeMap::new();
                 for bucket in 0..buckets {
-                    let (mut symbol, mut steps) = (at(2 + bucket)?, 0);
-                    while symbol != 0 && symbol < chain {
+                    let mut symbol = at(2 + bucket)?;
+                    while symbol != 0 && symbol < chain && !from.contains_key(&symbol) {
+                        from.insert(symbol, bucket);
                         symbol = at(2 + buckets + symbol)?;
-                        steps += 1;
-                        ensure!(steps <= chain, "its hash table has no end");
                     }
+                    let is_loop = symbol != 0 && from.get(&symbol) == Some(&bucket);
+                    ensure!(!is_loop, "its hash table has no end");
                 }
                 Ok(())
             }
@@ -278,16 +195,18 @@ impl Vdso<'_> {
                 let hash = inside(hash)?;
                 let at = |word: u64| self.number(sum(hash, product(word, 4)?)?, 4);
                 let (buckets, first, filter) = (at(0)?, at(1)?, at(2)?);
-                ensure!(buckets > 0, "its hash table is empty");
+                refuse_many(buckets, 0)?;
                 let start = sum(4, product(filter, layout.word / 4)?)?;
+                let mut seen = BTreeSet::new();
                 for bucket in 0..buckets {
                     let mut symbol = at(sum(start, bucket)?)?;
                     if symbol == 0 {
                         continue;
                     }
                     ensure!(symbol >= first, "its hash table is damaged");
-                    // Ends at the end of the content at the latest.
-                    loop {
+                    // From a known symbol on, the way is known too.
+                    while seen.insert(symbol) {
+                        refuse_many(buckets, wide(seen.len()))?;
                         check(symbol)?;
                         let chain = sum(sum(start, buckets)?, symbol - first)?;
                         if at(chain)? & 1 == 1 {
@@ -301,6 +220,12 @@ impl Vdso<'_> {
             (None, None) => anyhow::bail!("it has no hash table"),
         }
     }
+}
+
+fn refuse_many(buckets: u64, symbols: u64) -> Result<()> {
+    ensure!(buckets > 0, "its hash table is empty");
+    ensure!(buckets.max(symbols) <= MOST, "its hash table is longer than {MOST}");
+    Ok(())
 }
 
 fn wide(number: usize) -> u64 {
@@ -320,7 +245,6 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom};
 
     use super::*;
-    use crate::container::checkpoint::images::made::{image, number};
 
     /// The vDSO of this process.
     fn own() -> Vec<u8> {
@@ -376,43 +300,60 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_page_is_found_as_criu_finds_it() {
-        let range = |fields: &[(u32, u64)]| -> Vec<u8> {
-            fields.iter().flat_map(|(field, value)| number(*field, *value)).collect()
+    /// A vDSO of the longest kind with this hash table, whose symbols are all missing.
+    fn made(kind: u64, table: &[u32]) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(LONGEST * PAGE).expect("short")];
+        bytes[..5].copy_from_slice(b"\x7fELF\x02");
+        let mut set = |at: usize, value: u64| {
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         };
-        let map = |ranges: &[Vec<u8>]| image(PAGES_MAGIC, &[&[number(1, 7)], ranges].concat());
-        let page = |number: u64| number * PAGE;
-        let good = map(&[
-            range(&[(1, page(1)), (2, 2), (4, 4)]),
-            range(&[(1, page(4)), (2, 2), (4, 1)]),
-            range(&[(1, page(8)), (2, 9), (5, 3), (4, 6)]),
-            range(&[(1, page(20)), (2, 1)]),
-            range(&[(1, page(30)), (2, 1), (3, 1)]),
-        ]);
-        let here = |page| Found::Here { file: "pages-7.img".into(), page };
-        for (at, expected) in [
-            (1, here(0)),
-            (2, here(1)),
-            (5, Found::InParent),
-            (10, here(4)),
-            (20, here(5)),
-            (30, Found::InParent),
-        ] {
-            assert_eq!(find_in(&good, page(at)).expect("found"), expected, "{at}");
+        // Two program headers, and a dynamic section with a hash table and symbols.
+        for (at, value) in [(32, 64), (56, 2), (64, 1), (120, 2), (128, 256), (152, 48)] {
+            set(at, value);
         }
-        for missing in [0, 3, 11, 21] {
-            find_in(&good, page(missing)).expect_err("it is missing");
+        for (at, value) in [(256, kind), (264, 512), (272, 6), (280, 4 * PAGE)] {
+            set(at, value);
         }
-        for bad in [
-            vec![range(&[(1, page(4)), (2, 1)]), range(&[(1, page(1)), (2, 1)])],
-            vec![range(&[(1, page(1)), (2, 4)]), range(&[(1, page(2)), (2, 1)])],
-            vec![range(&[(1, page(1)), (2, 1), (4, 5)])],
-            vec![range(&[(1, page(1)), (2, 1), (4, 2)])],
-            vec![range(&[(1, page(1) + 1), (2, 1)])],
-            vec![range(&[(1, page(1)), (5, u64::MAX)])],
+        for (word, at) in table.iter().zip((512..).step_by(4)) {
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn each_symbol_is_looked_at_once() {
+        let check = |kind, table: &[u32]| Vdso { bytes: &made(kind, table) }.check();
+        let (sysv, gnu) = (4, 0x6fff_fef5);
+        // All buckets lead to one chain, which is as long as it can be.
+        let most = u32::try_from(MOST).expect("short");
+        let chained = |symbols: u32| {
+            let chain = (0..symbols).map(|symbol| (symbol + 1) % symbols);
+            [most, symbols]
+                .into_iter()
+                .chain((0..most).map(|_| 1))
+                .chain(chain)
+                .collect::<Vec<u32>>()
+        };
+        let listed = |symbols: u32| {
+            let chain = (1..symbols).map(|_| 0).chain([1]);
+            let buckets = (0..most).map(|_| 1);
+            [most, 1, 0, 0].into_iter().chain(buckets).chain(chain).collect::<Vec<u32>>()
+        };
+        check(sysv, &chained(most)).expect("it ends");
+        check(gnu, &listed(most)).expect("it ends");
+        for (kind, table, why) in [
+            (sysv, &chained(most + 1), "is longer than"),
+            (sysv, &vec![most + 1, 1], "is longer than"),
+            (gnu, &listed(most + 1), "is longer than"),
+            (gnu, &vec![most + 1, 1, 0, 0], "is longer than"),
+            (sysv, &vec![0, 1, 0], "is empty"),
+            (gnu, &vec![0, 1, 0, 0], "is empty"),
+            // Two symbols that lead to each other, and one that leads to itself.
+            (sysv, &vec![1, 3, 1, 0, 2, 1], "has no end"),
+            (sysv, &vec![2, 3, 1, 2, 0, 2, 2], "has no end"),
         ] {
-            find_in(&map(&bad), page(1)).expect_err("it is refused");
+            let error = check(kind, table).expect_err(why).to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 }
