@@ -26,7 +26,7 @@ super::tests! { "checkpoint_kinds":
     sockets_need_their_capabilities, a_watch_is_for_a_file_of_the_container, watches_come_back,
     a_path_does_not_go_through_procfs, a_link_in_dev_leads_nowhere, a_message_is_not_made_of_two,
     the_functions_of_a_vdso_are_inside_of_it, a_made_vdso_does_not_hold_up_a_restore,
-    a_ring_for_aio_comes_back,
+    a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
     memory_is_as_the_kernel_lists_it, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
@@ -322,13 +322,56 @@ fn a_made_vdso_does_not_hold_up_a_restore(test: &Test) -> Outcome {
     is_refused(&bundle, "mm-1.img` of the checkpoint: its vDSO: it has more than 8 pages")
 }
 
+/// Makes a ring (`io_setup`).
+const RING: &str = r#"
+    $| = 1;
+    my $ring = "\0" x 8;
+    syscall(206, 8, $ring) == 0 or die;
+"#;
+const PERL_COUNT: &str =
+    r#"for (my $i = 0; ; $i++) { print "$i\n"; select(undef, undef, undef, 0.1); }"#;
+
 fn a_ring_for_aio_comes_back(test: &Test) -> Outcome {
     needs_criu()?;
-    // `io_setup`
-    let script = "$| = 1; my $ring = \"\\0\" x 8; syscall(206, 8, $ring) == 0 or die; \
-        for (my $i = 0; ; $i++) { print \"$i\\n\"; select(undef, undef, undef, 0.1); }";
-    let bundle = test.perl(script)?;
+    let bundle = test.perl(&format!("{RING}{PERL_COUNT}"))?;
     checkpoint(&bundle)?;
+    goes_on(&bundle)
+}
+
+/// For a used ring, CRIU writes to the container's `/dev/null`, which can be a fifo.
+fn a_used_ring_for_aio_is_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    // `io_submit` and `io_getevents`
+    let script = r#"
+        open(my $null, ">", "/dev/null");
+        my ($context, $byte) = (unpack("Q", $ring), "x");
+        my $buffer = unpack("Q", pack("P", $byte));
+        my $request = pack("QLLSsLQQqQLL", 0, 0, 0, 1, 0, fileno($null), $buffer, 1, 0, 0, 0, 0);
+        my $list = pack("P", $request);
+        syscall(209, $context, 1, $list) == 1 or die;
+        my $events = "\0" x 32;
+        syscall(208, $context, 1, 1, $events, 0) == 1 or die;
+    "#;
+    let bundle = test.perl(&format!("{RING}{script}{PERL_COUNT}"))?;
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let failed = write(test, &container, &[])?.fails_with("it could not be restored")?;
+    ensure(failed.stderr.contains("was used (`io_submit(2)`)"), failed.stderr)?;
+    ensure_eq(container.status()?.as_str(), "running")?;
+    fs::remove_dir_all(images(test))?;
+
+    let bundle = test.perl(&format!("{RING}{PERL_COUNT}"))?;
+    checkpoint(&bundle)?;
+    let pages = images(test).join("pages-1.img");
+    let mut memory = fs::read(&pages)?;
+    // `struct aio_ring`: `id`, `nr`, `head`, `tail` and `magic`.
+    let is_ring = |page: &usize| memory[*page + 16..].starts_with(&0xa10a_10a1_u32.to_le_bytes());
+    let ring = (0..memory.len()).step_by(4096).find(is_ring).ok_or("no ring")?;
+    ensure_eq(&memory[ring + 8..ring + 16], &[0; 8])?;
+    memory[ring + 12] = 1;
+    refuses(&bundle, &pages, "mm-1.img` of the checkpoint: the ring for AIO at", &|| {
+        Ok(fs::write(&pages, &memory)?)
+    })?;
     goes_on(&bundle)
 }
 

@@ -2,6 +2,7 @@
 //! configuration decides what a restored container may have.
 #![forbid(unsafe_code)]
 
+mod aio_rings;
 mod allowed_mounts;
 mod cgroup_image;
 mod confinement;

@@ -23,6 +23,7 @@ use crate::container::checkpoint::criu::{
     self, CgroupsMode, Criu, Criu_opts, Criu_page_server_info, Directories, Ext_mount_map, Kind,
 };
 use crate::container::checkpoint::external_mounts::Offers;
+use crate::container::checkpoint::process_images;
 use crate::container::checkpoint::restrictions;
 use crate::linux::cgroups::{DELEGATE, Manager, Version};
 use crate::linux::mount_table::{self, Entry};
@@ -96,7 +97,16 @@ pub(crate) fn checkpoint(
         directories.write(path, serde_json::to_string(&descriptors)?.as_bytes())?;
     }
     log::step("checkpoint, step 3: have CRIU write the processes", &images.display());
-    let written = || compare_and_record(state, &init, &limits, &allowed, &directories, images);
+    // With a page server, the memory is elsewhere.
+    let has_memory = options.page_server.is_none();
+    let written = || {
+        if has_memory {
+            let show = |name: &str| format!("read `{}`", images.join(name).display());
+            process_images::refuse_used_rings(directories.images(), &show)
+                .context("it could not be restored")?;
+        }
+        compare_and_record(state, &init, &limits, &allowed, &directories, images)
+    };
     // CRIU lets the container continue by itself, unless CRIU was killed.
     call(kind, request, &mut options, &directories, &written).inspect_err(|_| {
         if !was_paused {

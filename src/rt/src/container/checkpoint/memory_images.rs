@@ -11,7 +11,7 @@
 //! in private memory.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -87,6 +87,32 @@ pub(in crate::container) fn refuse_huge_files(images: BorrowedFd<'_>) -> Result<
     })
 }
 
+/// The addresses of the rings for AIO that CRIU makes again. They are mappings.
+pub(in crate::container) fn rings(image: &[u8]) -> Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
+        if let (16, Value::Bytes(message)) = field {
+            found.insert(ring(message)?.0);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// `aio_ring_entry`: the address, and the length.
+fn ring(message: &[u8]) -> Result<(u64, u64)> {
+    let (mut address, mut length) = (0, 0);
+    each(message, &mut |field| {
+        match field {
+            (1, Value::Number(number)) => address = number,
+            (3, Value::Number(number)) => length = u64::from(u32::try_from(number)?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((address, length))
+}
+
 /// Fails unless the mappings are as the kernel lists them, and each ring for AIO is one of them.
 fn check_order(image: &[u8]) -> Result<()> {
     let (mut rings, mut guards) = (BTreeMap::new(), Vec::new());
@@ -134,17 +160,8 @@ fn check_order(image: &[u8]) -> Result<()> {
         ensure!(is_inside, "the range without access at {start:#x} is not in its memory");
     }
     each(message, &mut |field| {
-        // `aio_ring_entry`
         let (16, Value::Bytes(message)) = field else { return Ok(()) };
-        let (mut address, mut length) = (0, 0);
-        each(message, &mut |field| {
-            match field {
-                (1, Value::Number(number)) => address = number,
-                (3, Value::Number(number)) => length = u64::from(u32::try_from(number)?),
-                _ => {}
-            }
-            Ok(())
-        })?;
+        let (address, length) = ring(message)?;
         let is_there = rings.get(&address) == Some(&length);
         ensure!(is_there, "the ring at {address:#x} is not one of the mappings");
         Ok(())

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::thread::CapabilitySet;
 
+use crate::container::checkpoint::aio_rings;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
@@ -110,7 +111,8 @@ pub(in crate::container) fn check(
         let memory = || match criu::read_if_there(images, &name)? {
             Some(image) => {
                 memory_images::check(&image, &areas)?;
-                vdso_image::check(images, process.pid, &image)
+                vdso_image::check(images, process.pid, &image)?;
+                aio_rings::refuse_used(images, process.pid, &image)
             }
             None => {
                 ensure!(is_dead, "it is missing");
@@ -118,6 +120,24 @@ pub(in crate::container) fn check(
             }
         };
         memory().with_context(|| show(&name))?;
+    }
+    Ok(())
+}
+
+/// Fails if a process of a checkpoint has a ring for AIO that cannot be restored.
+pub(in crate::container) fn refuse_used_rings(
+    images: BorrowedFd<'_>,
+    show: &dyn Fn(&str) -> String,
+) -> Result<()> {
+    let tree = || processes(&criu::read_in(images, TREE)?);
+    for process in tree().with_context(|| show(TREE))? {
+        let name = format!("mm-{}.img", process.pid);
+        // A process that has ended has none.
+        let check = || match criu::read_if_there(images, &name)? {
+            Some(image) => aio_rings::refuse_used(images, process.pid, &image),
+            None => Ok(()),
+        };
+        check().with_context(|| show(&name))?;
     }
     Ok(())
 }
