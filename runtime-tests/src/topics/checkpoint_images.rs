@@ -30,7 +30,7 @@ pub(super) fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
 }
 
 /// The messages of the image of mounts, each without its length.
-fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
+pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
     let image = fs::read(image(test, "mountpoints-")?)?;
     let (mut messages, mut rest) = (Vec::new(), &image[8..]);
     while let Some((length, after)) = rest.split_first_chunk() {
@@ -41,7 +41,7 @@ fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
     Ok(messages)
 }
 
-fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
+pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
     let path = image(test, "mountpoints-")?;
     let mut image = fs::read(&path)?[..8].to_vec();
     for message in messages {
@@ -59,7 +59,7 @@ fn bytes(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
 }
 
 /// The number of the mount message with this mount point.
-fn at(messages: &[Vec<u8>], point: &str) -> Outcome<usize> {
+pub(super) fn at(messages: &[Vec<u8>], point: &str) -> Outcome<usize> {
     let field = bytes(7, point.as_bytes())?;
     let has = |message: &Vec<u8>| message.windows(field.len()).any(|part| part == field);
     Ok(messages.iter().position(has).ok_or_else(|| format!("no mount on {point}"))?)

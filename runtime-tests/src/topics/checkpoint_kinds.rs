@@ -16,7 +16,7 @@ use super::checkpoint::{
 };
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::checkpoint;
-use super::checkpoint_images::image;
+use super::checkpoint_images::{self, image};
 use super::other_users::mapped;
 use super::terminal::{read_until, receive};
 use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
@@ -26,7 +26,7 @@ super::tests! { "checkpoint_kinds":
     sockets_need_their_capabilities, a_watch_is_for_a_file_of_the_container, watches_come_back,
     a_path_does_not_go_through_procfs, a_link_in_dev_leads_nowhere, a_message_is_not_made_of_two,
     the_functions_of_a_vdso_are_inside_of_it, a_made_vdso_does_not_hold_up_a_restore,
-    a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused,
+    a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused, a_procfs_of_the_host_shows_others,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
     memory_is_as_the_kernel_lists_it, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
@@ -372,6 +372,30 @@ fn a_used_ring_for_aio_is_refused(test: &Test) -> Outcome {
     refuses(&bundle, &pages, "mm-1.img` of the checkpoint: the ring for AIO at", &|| {
         Ok(fs::write(&pages, &memory)?)
     })?;
+    goes_on(&bundle)
+}
+
+/// The numbers there are those of processes outside of the container.
+fn a_procfs_of_the_host_shows_others(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?.mount(json!({
+        "destination": "/host", "type": "bind", "source": "/proc", "options": ["bind", "ro"],
+    }));
+    fs::create_dir(bundle.rootfs().join("host"))?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let file = [number(1, 9999), number(2, 0), number(3, 0), bytes(5, &nobody())].concat();
+    let file = [file, bytes(6, b"/host/1/environ")].concat();
+    let words = "the path `/host/1/environ`: to open it requires CAP_SYS_PTRACE";
+    let good = checkpoint_images::mounts(test)?;
+    let mut other = good.clone();
+    // A filesystem that CRIU does not know.
+    other[checkpoint_images::at(&good, "/host")?].extend(number(1, 0));
+    for mounts in [&good, &other] {
+        checkpoint_images::write_mounts(test, mounts)?;
+        refuses(&bundle, &path, words, &|| add_file(test, 1, 3, &file))?;
+    }
+    checkpoint_images::write_mounts(test, &good)?;
     goes_on(&bundle)
 }
 

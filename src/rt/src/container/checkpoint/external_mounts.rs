@@ -223,9 +223,10 @@ impl<'a> Offers<'a> {
         all.iter().map(|(name, source)| external(name, source)).collect()
     }
 
-    /// Whether a restore offers a mount of this name.
-    pub(in crate::container) fn has(&self, name: &Path) -> bool {
-        self.sources.contains_key(name) || name == Path::new(NULL)
+    /// The path of the host that a restore offers under this name.
+    pub(in crate::container) fn source(&self, name: &Path) -> Option<&Path> {
+        let null = || Some(Path::new(NULL)).filter(|null| name == *null);
+        self.sources.get(name).map(PathBuf::as_path).or_else(null)
     }
 
     /// For a checkpoint: the container's mounts that CRIU must leave out. Fails for a mount that a

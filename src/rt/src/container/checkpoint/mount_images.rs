@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use protobuf::CodedOutputStream;
-use rustix::fs::{FileType, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -31,7 +31,7 @@ use crate::container::checkpoint::external_mounts::{Configured, Offers};
 use crate::container::checkpoint::file_kinds::{self, Named};
 use crate::container::checkpoint::image_names;
 use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
-use crate::container::checkpoint::paths::{self, Look, Places, Required};
+use crate::container::checkpoint::paths::{self, Look, Place, Places, Required};
 use crate::container::checkpoint::process_images;
 use crate::linux::mounts;
 use crate::linux::rootfs;
@@ -174,11 +174,26 @@ impl Shared {
     }
 }
 
+/// A filesystem with files that require more than their mode says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum KernelFs {
+    Proc,
+    Sysfs,
+}
+
+/// The host's files that a mount shows: which of these filesystems they are in, and their path in
+/// that filesystem. The images do not decide about that.
+#[derive(Debug)]
+struct Source {
+    kind: Option<KernelFs>,
+    root: PathBuf,
+}
+
 /// The mounts in which CRIU follows links.
 #[derive(Debug, Default)]
 struct Links {
-    /// Whether a filesystem is a procfs, by its device.
-    kinds: BTreeMap<u64, bool>,
+    /// The kinds of filesystems, by their devices, and whether a procfs is one of the host.
+    kinds: BTreeMap<u64, (Option<KernelFs>, bool)>,
     /// All mount points.
     points: BTreeSet<PathBuf>,
     places: Places,
@@ -186,26 +201,29 @@ struct Links {
 
 impl Links {
     /// Whether CRIU must not follow links of a mount. The links of the rootfs and of procfs are
-    /// looked at.
-    fn add(&mut self, mount: &Mount<'_>) -> Result<bool> {
-        // A mount that shows the host's files is not procfs, even if the image calls it so.
-        let is_proc = mount.kind == PROC && mount.external.is_none();
-        let point = Path::new(OsStr::from_bytes(mount.point));
-        let is_same = *self.kinds.entry(mount.device).or_insert(is_proc) == is_proc;
+    /// looked at. `source` is for a mount of the host's files.
+    fn add(&mut self, mount: &Mount<'_>, source: Option<Source>) -> Result<bool> {
+        let is_the_hosts = source.is_some();
+        let Source { kind, root } = source.unwrap_or_else(|| mount.own());
+        let is_proc = kind == Some(KernelFs::Proc);
+        // CRIU makes a mount of a device that it has mounted already a part of that mount.
+        let there = (kind, is_proc && is_the_hosts);
+        let is_same = *self.kinds.entry(mount.device).or_insert(there) == there;
         ensure!(is_same, "the mount `{}` is of two kinds", shown(mount.point));
-        if is_proc {
-            let root = Path::new(OsStr::from_bytes(mount.root));
+        let is_looked_at = is_proc && !is_the_hosts;
+        if is_looked_at {
             let leads = root.ancestors().any(paths::is_link);
             ensure!(!leads, "the mount `{}` goes through a link of procfs", shown(mount.point));
         }
-        if mount.kind == PROC {
-            self.places.procs.push(point.to_owned());
+        let point = PathBuf::from(OsStr::from_bytes(mount.point));
+        self.points.insert(point.clone());
+        let place = Place { point, root, is_the_hosts };
+        match kind {
+            Some(KernelFs::Proc) => self.places.procs.push(place),
+            Some(KernelFs::Sysfs) => self.places.sysfs.push(place),
+            None => {}
         }
-        if mount.kind == SYSFS {
-            self.places.sysfs.push(point.to_owned());
-        }
-        self.points.insert(point.to_owned());
-        Ok(!mount.is_root() && !is_proc)
+        Ok(!mount.is_root() && !is_looked_at)
     }
 }
 
@@ -259,7 +277,8 @@ impl Rules<'_> {
                     self.check_mount(&mount)?;
                     shared.add(&mount);
                     let read_only = if self.is_read_only(&mount) { libc::MS_RDONLY } else { 0 };
-                    let closed = if links.add(&mount)? { libc::MS_NOSYMFOLLOW } else { 0 };
+                    let source = mount.external.map(|name| self.source(name)).transpose()?;
+                    let closed = if links.add(&mount, source)? { libc::MS_NOSYMFOLLOW } else { 0 };
                     let more = mount.with(read_only | closed)?;
                     let length = u32::try_from(message.len() + more.len())?.to_le_bytes();
                     new.extend([&length[..], message, &more[..]].concat());
@@ -279,29 +298,27 @@ impl Rules<'_> {
         self.check_remaps(&remaps, &files, &mounts).with_context(|| show(REMAPS))?;
         let deleted = self.ghosts(images, &remaps, show)?;
         named.check_unnamed(&deleted).with_context(|| show(FILES))?;
-        let points = links.points.iter().map(PathBuf::as_path);
+        let Links { points, places, .. } = links;
+        let points = points.iter().map(PathBuf::as_path);
         let own = own.as_deref().unwrap_or("mountpoints");
-        self.check_paths(points, &links.places, None).with_context(|| show(own))?;
+        self.check_paths(points, &places, None).with_context(|| show(own))?;
         let opened = files.values().map(|file| Path::new(OsStr::from_bytes(&file.name)));
         let has_own_pids = self.limits.has_own_pids();
         let look = |path: &Path| {
-            let Some(Required { capability, is_the_hosts }) =
-                links.places.required(path, has_own_pids)
-            else {
-                return Ok(());
-            };
-            // In a user namespace, a capability does not count for an object of the host.
-            let has = self.limits.gives(capability)
-                && !(is_the_hosts && self.limits.has_user_namespace());
-            ensure!(
-                has,
-                "to open it requires {}, which the container lacks",
-                file_kinds::capability_name(capability)
-            );
+            for Required { capability, is_the_hosts } in places.required(path, has_own_pids) {
+                // In a user namespace, a capability does not count for an object of the host.
+                let has = self.limits.gives(capability)
+                    && !(is_the_hosts && self.limits.has_user_namespace());
+                ensure!(
+                    has,
+                    "to open it requires {}, which the container lacks",
+                    file_kinds::capability_name(capability)
+                );
+            }
             Ok(())
         };
-        self.check_paths(opened, &links.places, Some(&look)).with_context(|| show(FILES))?;
-        self.check_paths(named.paths(), &links.places, None).with_context(|| show(FILES))?;
+        self.check_paths(opened, &places, Some(&look)).with_context(|| show(FILES))?;
+        self.check_paths(named.paths(), &places, None).with_context(|| show(FILES))?;
         Ok(written)
     }
 
@@ -330,6 +347,25 @@ impl Rules<'_> {
         })
     }
 
+    /// The host's files under a name, as the host has them.
+    fn source(&self, name: &[u8]) -> Result<Source> {
+        const OF_PROC: i64 = 0x9fa0;
+        const OF_SYSFS: i64 = 0x6265_6572;
+        let none = || format!("the configuration gives no mount `{}`", shown(name));
+        let path = self.offers.source(Path::new(OsStr::from_bytes(name))).with_context(none)?;
+        let show = || format!("open `{}`", path.display());
+        let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let about = file.and_then(rustix::fs::fstatfs).with_context(show)?;
+        let kind = match about.f_type {
+            OF_PROC => Some(KernelFs::Proc),
+            OF_SYSFS => Some(KernelFs::Sysfs),
+            _ => None,
+        };
+        let root = || self.offers.shown_at(path).map(|(_, root)| root);
+        let root = kind.map(|_| root().with_context(|| format!("find `{}`", path.display())));
+        Ok(Source { kind, root: root.transpose()?.unwrap_or_default() })
+    }
+
     fn check_mount(&self, mount: &Mount<'_>) -> Result<()> {
         let point = || shown(mount.point);
         let is_plain = is_plain(mount.root) && is_plain(mount.point);
@@ -346,7 +382,7 @@ impl Rules<'_> {
             );
             // CRIU has keys of its own too, with which it mounts any filesystem.
             ensure!(
-                self.offers.has(Path::new(OsStr::from_bytes(name))),
+                self.offers.source(Path::new(OsStr::from_bytes(name))).is_some(),
                 "the mount `{}` is not a mount of the configuration: `{}`",
                 point(),
                 shown(name)
@@ -582,6 +618,16 @@ impl Mount<'_> {
         self.point == b"/"
     }
 
+    /// A filesystem that CRIU mounts, or a part of it.
+    fn own(&self) -> Source {
+        let kind = match self.kind {
+            PROC => Some(KernelFs::Proc),
+            SYSFS => Some(KernelFs::Sysfs),
+            _ => None,
+        };
+        Source { kind, root: PathBuf::from(OsStr::from_bytes(self.root)) }
+    }
+
     fn is_read_only(&self) -> bool {
         self.is_separate && self.flags & libc::MS_RDONLY != 0
     }
@@ -675,20 +721,44 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
 mod tests {
     use super::*;
 
+    fn mount<'m>(kind: u64, point: &'m [u8], root: &'m [u8]) -> Mount<'m> {
+        Mount { kind, point, root, device: 7, ..Mount::default() }
+    }
+
+    fn hosts(kind: Option<KernelFs>, root: &str) -> Option<Source> {
+        Some(Source { kind, root: root.into() })
+    }
+
     #[test]
     fn links_are_followed_in_the_rootfs_and_in_procfs_only() {
-        let mount =
-            |kind, point, external| Mount { kind, point, external, device: 7, ..Mount::default() };
-        let is_closed =
-            |mount: Mount<'_>| Links::default().add(&mount).expect("it is one of these");
-        assert!(!is_closed(mount(PART, b"/", None)));
-        assert!(!is_closed(mount(PROC, b"/proc", None)));
-        assert!(is_closed(mount(5, b"/dev", None)));
-        assert!(is_closed(mount(PART, b"/vol", Some(b"/vol"))));
-        // A volume whose image says that it is a procfs.
-        assert!(is_closed(mount(PROC, b"/vol", Some(b"/vol"))));
+        let is_closed = |kind, point, source| {
+            Links::default().add(&mount(kind, point, b"/"), source).expect("it is one of these")
+        };
+        assert!(!is_closed(PART, b"/", None));
+        assert!(!is_closed(PROC, b"/proc", None));
+        assert!(is_closed(5, b"/dev", None));
+        assert!(is_closed(PART, b"/vol", hosts(None, "/srv")));
+        // A volume whose image says that it is a procfs, and a procfs of the host.
+        assert!(is_closed(PROC, b"/vol", hosts(None, "/srv")));
+        assert!(is_closed(PROC, b"/vol", hosts(Some(KernelFs::Proc), "/")));
         let mut links = Links::default();
-        links.add(&mount(PROC, b"/proc", None)).expect("it is a procfs");
-        links.add(&mount(PROC, b"/vol", Some(b"/vol"))).expect_err("it is of two kinds");
+        links.add(&mount(PROC, b"/proc", b"/"), None).expect("it is a procfs");
+        let volume = mount(PROC, b"/vol", b"/");
+        links.add(&volume, hosts(None, "/srv")).expect_err("it is of two kinds");
+    }
+
+    #[test]
+    fn the_host_decides_about_its_procfs() {
+        let mut links = Links::default();
+        let mut add = |mount: Mount<'_>, source| links.add(&mount, source);
+        let proc = || hosts(Some(KernelFs::Proc), "/");
+        add(mount(PART, b"/host", b"/"), proc()).expect("it is one");
+        add(mount(PROC, b"/again", b"/"), proc()).expect("it is the same one");
+        add(Mount { device: 8, ..mount(PROC, b"/proc", b"/") }, None).expect("it is one");
+        for kind in [PART, PROC] {
+            add(mount(kind, b"/part", b"/1"), None).expect_err("CRIU makes it a part of the first");
+        }
+        let of_host: Vec<_> = links.places.procs.iter().map(|it| it.is_the_hosts).collect();
+        assert_eq!(of_host, [true, true, false]);
     }
 }

@@ -27,14 +27,32 @@ const LONGEST: usize = 4096;
 /// The mounts that matter for paths.
 #[derive(Debug, Default)]
 pub(in crate::container) struct Places {
-    /// The mount points of procfs.
-    pub(in crate::container) procs: Vec<PathBuf>,
-    /// The mount points of sysfs.
-    pub(in crate::container) sysfs: Vec<PathBuf>,
+    /// The mounts of procfs.
+    pub(in crate::container) procs: Vec<Place>,
+    /// The mounts of sysfs.
+    pub(in crate::container) sysfs: Vec<Place>,
+}
+
+#[derive(Debug)]
+pub(in crate::container) struct Place {
+    pub(in crate::container) point: PathBuf,
+    /// The directory or file of the filesystem that is there.
+    pub(in crate::container) root: PathBuf,
+    /// Whether the processes of a procfs are not only the container's: it is one of the host.
+    pub(in crate::container) is_the_hosts: bool,
+}
+
+impl Place {
+    /// The path in the filesystem.
+    fn inside(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.point).ok()?;
+        let root = self.root.strip_prefix("/").unwrap_or(&self.root);
+        Some(root.iter().chain(below).collect())
+    }
 }
 
 /// What a process requires to open a file.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::container) struct Required {
     pub(in crate::container) capability: CapabilitySet,
     /// Whether the capability counts only outside of user namespaces.
@@ -103,20 +121,18 @@ impl Places {
             } else {
                 path.push(part);
             }
-            let leads = self.procs.iter().any(|proc| path.strip_prefix(proc).is_ok_and(is_link));
+            let mut inside = self.procs.iter().filter_map(|proc| proc.inside(&path));
+            let leads = inside.any(|inside| is_link(&inside));
             ensure!(!leads, "it goes through the link `{}`", path.display());
         }
         opened.map_or(Ok(()), |look| look(&path))
     }
 
-    /// The capability that a process requires to open a file of procfs or sysfs, or to see its
-    /// content. The kernel asks for it only when the file is opened, or asks who has opened it. In
-    /// a pid namespace of its own, a container has only its own processes to look into.
-    pub(in crate::container) fn required(
-        &self,
-        path: &Path,
-        has_own_pids: bool,
-    ) -> Option<Required> {
+    /// The capabilities that a process requires to open a file of procfs or sysfs, or to see its
+    /// content. The kernel asks for them only when the file is opened, or asks who has opened it. In
+    /// a pid namespace of its own, a container has only its own processes to look into, by its own
+    /// procfs.
+    pub(in crate::container) fn required(&self, path: &Path, has_own_pids: bool) -> Vec<Required> {
         /// Files of a process that only who may trace the process can open.
         const TRACED: [&str; 12] = [
             "auxv",
@@ -133,16 +149,17 @@ impl Places {
             "stack",
         ];
         let hosts = |capability| Some(Required { capability, is_the_hosts: true });
-        let of_proc = |path: &Path| {
+        let of_proc = |place: &Place, path: &Path| {
             let name = path.file_name()?.to_str()?;
             match name {
                 // The addresses of physical memory.
                 "pagemap" => hosts(CapabilitySet::SYS_ADMIN),
                 _ if path.starts_with("bus/pci") => hosts(CapabilitySet::SYS_ADMIN),
                 _ if path.iter().count() > 1 => {
-                    let is_traced = !has_own_pids && TRACED.contains(&name);
+                    let has_others = place.is_the_hosts || !has_own_pids;
+                    let is_traced = has_others && TRACED.contains(&name);
                     let capability = CapabilitySet::SYS_PTRACE;
-                    is_traced.then_some(Required { capability, is_the_hosts: false })
+                    is_traced.then_some(Required { capability, is_the_hosts: place.is_the_hosts })
                 }
                 // The addresses of the kernel.
                 "kallsyms" | "kmsg" | "modules" => hosts(CapabilitySet::SYSLOG),
@@ -151,7 +168,7 @@ impl Places {
                 _ => None,
             }
         };
-        let of_sysfs = |path: &Path| {
+        let of_sysfs = |_: &Place, path: &Path| {
             // Of a device on the PCI bus.
             if path.file_name()? == "config" {
                 return hosts(CapabilitySet::SYS_ADMIN);
@@ -160,10 +177,9 @@ impl Places {
             let is_section = path.parent()?.file_name()? == "sections";
             if is_section { hosts(CapabilitySet::SYSLOG) } else { None }
         };
-        let below = |points: &[PathBuf], look: &dyn Fn(&Path) -> Option<Required>| {
-            points.iter().filter_map(|point| look(path.strip_prefix(point).ok()?)).next()
-        };
-        below(&self.procs, &of_proc).or_else(|| below(&self.sysfs, &of_sysfs))
+        let procs = self.procs.iter().filter_map(|it| of_proc(it, &it.inside(path)?));
+        let sysfs = self.sysfs.iter().filter_map(|it| of_sysfs(it, &it.inside(path)?));
+        procs.chain(sysfs).collect()
     }
 }
 
@@ -227,9 +243,23 @@ mod tests {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let rootfs = rustix::fs::open(&folder, flags, rustix::fs::Mode::empty());
         let rootfs = rootfs.expect("opened");
+        let place = |point: &str, root: &str, is_the_hosts| Place {
+            point: point.into(),
+            root: root.into(),
+            is_the_hosts,
+        };
         let places = Places {
-            procs: ["/proc", "/mnt/proc"].map(PathBuf::from).to_vec(),
-            sysfs: vec![PathBuf::from("/sys")],
+            procs: vec![
+                place("/proc", "/", false),
+                place("/mnt/proc", "/", false),
+                place("/host", "/", true),
+                place("/mnt/first", "/1", true),
+                place("/mnt/kmsg", "/kmsg", true),
+            ],
+            sysfs: vec![
+                place("/sys", "/", false),
+                place("/mnt/ext4", "/module/ext4/sections", true),
+            ],
         };
         let check = |path: &str| places.check(rootfs.as_fd(), Path::new(path), None);
         for path in [
@@ -255,6 +285,7 @@ mod tests {
             "/proc/1/exe",
             "/proc/1/ns/net",
             "/mnt/proc/1/map_files/1-2",
+            "/mnt/first/cwd",
             "/etc/out/1/root",
             "/etc/deep/far/root",
             "/etc/up/proc/1/root",
@@ -266,9 +297,15 @@ mod tests {
         }
         let hosts = |capability| Some(Required { capability, is_the_hosts: true });
         let traced = Some(Required { capability: CapabilitySet::SYS_PTRACE, is_the_hosts: false });
+        let traced_of_host = hosts(CapabilitySet::SYS_PTRACE);
         for (path, own, required) in [
             ("/proc/1/mem", false, traced),
             ("/proc/1/mem", true, None),
+            ("/host/1/mem", true, traced_of_host),
+            ("/host/1/status", true, None),
+            ("/mnt/first/environ", true, traced_of_host),
+            ("/mnt/kmsg", true, hosts(CapabilitySet::SYSLOG)),
+            ("/mnt/ext4/.text", true, hosts(CapabilitySet::SYSLOG)),
             ("/proc/1/task/1/pagemap", true, hosts(CapabilitySet::SYS_ADMIN)),
             ("/proc/1/mountinfo", false, None),
             ("/mnt/proc/kmsg", true, hosts(CapabilitySet::SYSLOG)),
@@ -280,7 +317,8 @@ mod tests {
             ("/sys/module/ext4/refcnt", true, None),
             ("/srv/1/mem", false, None),
         ] {
-            assert_eq!(places.required(Path::new(path), own), required, "{path}");
+            let found = places.required(Path::new(path), own);
+            assert_eq!(found, Vec::from_iter(required), "{path}");
         }
         let opened = |path: &str| {
             let seen = std::cell::RefCell::new(Vec::new());
