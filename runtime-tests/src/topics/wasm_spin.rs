@@ -221,6 +221,14 @@ fn a_handler_forces_an_app(test: &Test) -> Outcome {
         let bundle = bundle.args(&[args]);
         bundle.annotation("run.oci.handler", handler).run()?.fails_with(words)?;
     }
+    // A module of an SDK, without its manifest.
+    for handler in ["wasm", "wasmedge", "wasmtime", "spin"] {
+        let bundle = bundle.clone().args(&["/spin2.wasm"]).annotation("run.oci.handler", handler);
+        bundle.run()?.code(1)?.fails_with(
+            "exec: `/spin2.wasm`: a part of a Spin app, which does not run by itself, because it exports \
+             `wasi:http/incoming-handler@0.2.0-rc-2023-10-18#handle` and no `_start`",
+        )?;
+    }
     let plain = bundle.edit(|config| config["annotations"] = json!({}));
     plain.run()?.fails_with("set the annotation `run.oci.handler` to `spin`").map(drop)
 }
