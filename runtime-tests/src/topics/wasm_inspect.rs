@@ -157,7 +157,7 @@ fn an_app_is_told_by_its_manifest(test: &Test) -> Outcome {
 /// an error when it is called.
 fn a_part_of_an_app_is_told_from_a_program(test: &Test) -> Outcome {
     both_engines(test)?;
-    let parts = ["spin1", "spin2", "spin3", "spin5"].map(|name| test.host.module(name));
+    let parts = ["spin1", "spin2", "spin3", "spin4", "spin5"].map(|name| test.host.module(name));
     let newer = ["spin6", "spin7"].map(|name| test.host.component(name));
     for file in parts.into_iter().chain(newer) {
         let file = file?;

@@ -30,7 +30,7 @@ super::tests! { "wasm_spin":
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
-    is_compiled_by_the_administrator, ends_with_a_signal, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
+    is_compiled_by_the_administrator, ends_with_a_signal, an_app_of_sdk_5_has_what_its_manifest_says, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
     a_component_of_sdk_7_sees_the_files_that_are_listed, stores_of_sdk_7_are_those_of_the_others, requests_of_sdk_7_go_to_allowed_hosts_only,
     components_of_sdk_7_and_of_others_call_each_other, a_long_statement_holds_up_nobody, no_function_of_sql_computes_for_ever,
     rows_that_nobody_reads_are_limited, a_fifo_beside_the_manifest_holds_up_nobody,
@@ -55,7 +55,7 @@ fn app<'a>(test: &'a Test, manifest: &str, settings: Value) -> Outcome<Bundle<'a
     test.only_rt()?;
     wasm_cache::host_of(test, WASMTIME, settings)?;
     let mut bundle = Bundle::new(test, &["/spin.toml"])?.file("/spin.toml", manifest)?;
-    for guest in ["spin1", "spin2", "spin3", "spin5"] {
+    for guest in ["spin1", "spin2", "spin3", "spin4", "spin5"] {
         let module = fs::read(test.host.module(guest)?)?;
         bundle = bundle.file(&format!("/{guest}.wasm"), module)?;
     }
@@ -174,6 +174,7 @@ fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
         ("/one", "spin1"),
         ("/two", "spin2"),
         ("/three/:x", "spin3"),
+        ("/four", "spin4"),
         ("/five/...", "spin5"),
         ("/six", "spin6"),
         ("/seven/...", "spin7"),
@@ -190,6 +191,7 @@ fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
     gives(&container, "/two", HELLO)?;
     gives(&container, "/two/", HELLO)?;
     gives(&container, "/three/hello", HELLO)?;
+    gives(&container, "/four", HELLO)?;
     gives(&container, "/five", "Hello from Spin 5 at /five")?;
     gives(&container, "/five/more/of/it?x=y", "Hello from Spin 5 at /five")?;
     gives(&container, "/six", HELLO)?;
@@ -919,6 +921,38 @@ fn ends_with_a_signal(test: &Test) -> Outcome {
     container.rt(&["kill"])?.success()?;
     container.wait()?;
     wait_until("it is gone", || connect(&container, 80).is_err())
+}
+
+/// With the SDK's default features. Its module for SQLite is `sqlite3`, and `sqlite` is the older
+/// one.
+fn an_app_of_sdk_5_has_what_its_manifest_says(test: &Test) -> Outcome {
+    let keys = "variables = { text = \"value\" }\nkey_value_stores = [\"default\"]\n\
+        sqlite_databases = [\"default\"]";
+    let text = manifest(keys, "").replace("spin3.wasm", "spin5.wasm");
+    let container = shared(test, &text)?.start()?;
+    gives(&container, "/variable?v=text", "value")?;
+    refuses(&container, "/variable?v=other", "Undefined")?;
+    gives(&container, "/set?k=a:1", "set")?;
+    gives(&container, "/get?k=a", "1")?;
+    let sql = |path: &str, statement: &str| ask_at(&container, 80, path, "", statement);
+    ensure_eq(sql("/sql?d=default", "CREATE TABLE t (a)")?.0, 200)?;
+    let inserted = sql("/sql?d=default", "INSERT INTO t VALUES (?1), (8)")?;
+    ensure_eq(inserted, (200, "\n2 2\n".into()))?;
+    let (status, rows) = sql("/sql?d=default", "SELECT a FROM t")?;
+    let expected = "a\n[Value::Integer(7)]\n[Value::Integer(8)]\n";
+    ensure(status == 200 && rows.starts_with(expected), rows)?;
+    let (status, rows) = sql("/sql-2?d=default", "SELECT a FROM t LIMIT 1")?;
+    ensure_eq((status, rows.as_str()), (200, "[Value::Integer(7)]\n"))?;
+    for (path, statement, words) in [
+        ("/sql?d=other", "SELECT 1", "AccessDenied"),
+        ("/sql?d=default", "ATTACH '/spin.toml' AS x", "not authorized"),
+        ("/sql-2?d=other", "SELECT 1", "AccessDenied"),
+    ] {
+        let (status, body) = sql(path, statement)?;
+        ensure(status == 500 && body.contains(words), format!("{statement}: {status} {body}"))?;
+    }
+    let text = manifest("variables = { text = \"four\" }", "").replace("spin3", "spin4");
+    gives(&shared(test, &text)?.start()?, "/variable", "four")
 }
 
 /// The manifest of one component of SDK 7.
