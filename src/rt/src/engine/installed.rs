@@ -140,7 +140,15 @@ impl<'a> Engines<'a> {
 }
 
 /// The engines that `rt` was tested with. A host may have others.
-const ENGINES: [&str; 2] = ["wasmedge", "wasmtime"];
+pub(crate) const ENGINES: [&str; 2] = ["wasmedge", "wasmtime"];
+
+/// What does not run without one of these engines.
+pub(crate) fn what_for(name: &str) -> &'static str {
+    match name {
+        "wasmtime" => "no components, handlers of HTTP requests and Spin apps",
+        _ => "no core modules, unless another engine runs them",
+    }
+}
 
 /// All engines in a folder, sorted by name, each with its description or the reason why it cannot
 /// be used.
