@@ -23,7 +23,7 @@ use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind, Patience};
 use super::settings::{CacheSettings, CompilerSettings, Settings};
 use crate::state::State;
 use crate::workload::{Compile, Wish};
-use crate::{exe, signals};
+use crate::{exe, ids, signals};
 
 /// Raise this number when native code changes for a reason that the key does not contain.
 const FORMAT: u32 = 2;
@@ -226,7 +226,9 @@ impl Native {
             }
         };
         found.with_context(|| {
-            format!("the engine `{}` runs native code only, and `{name}` has none", self.engine)
+            let why =
+                if ids::is_host_root() { "" } else { ", because ordinary users have no cache of it" };
+            format!("the engine `{}` runs native code only, and `{name}` has none{why}", self.engine)
         })
     }
 
