@@ -8,9 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::wasm_cache::has_compiler_of;
-use crate::harness::{
-    Outcome, Output, Test, Tmpfs, WASMTIME, ensure, ensure_eq, skip, wait_until,
-};
+use crate::harness::{Outcome, Output, Test, Tmpfs, WASMTIME, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "docker":
     runs_a_linux_container, runs_a_module_without_an_annotation, runs_a_spin_app_without_an_annotation, tells_a_missing_program_from_one_that_may_not_run, stops_a_container, stops_a_module,

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -30,7 +30,8 @@ super::tests! { "wasm_spin":
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
-    is_compiled_by_the_administrator, ends_with_a_signal, an_app_of_sdk_5_has_what_its_manifest_says, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
+    is_compiled_by_the_administrator, ends_with_a_signal, a_signal_lets_running_requests_finish, a_port_in_use_is_an_error,
+    a_body_that_is_too_large_is_refused, an_app_of_sdk_5_has_what_its_manifest_says, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
     a_component_of_sdk_7_sees_the_files_that_are_listed, stores_of_sdk_7_are_those_of_the_others, requests_of_sdk_7_go_to_allowed_hosts_only,
     components_of_sdk_7_and_of_others_call_each_other, a_long_statement_holds_up_nobody, no_function_of_sql_computes_for_ever,
     rows_that_nobody_reads_are_limited, a_fifo_beside_the_manifest_holds_up_nobody,
@@ -778,6 +779,10 @@ fn a_bad_manifest_is_an_error(test: &Test) -> Outcome {
         (manifest("sauce = 1", ""), "unknown field `sauce`"),
         (manifest("", "[[trigger.redis]]\nchannel = \"x\"\n"), "unknown trigger `redis`"),
         (manifest("", &format!("{trigger}{trigger}")), "the routes `/a` and `/a` overlap"),
+        (
+            manifest("", &[":x", ":y"].map(|it| trigger.replace("/a", &format!("/{it}"))).concat()),
+            "the routes `/:x` and `/:y` overlap",
+        ),
         (manifest("", &trigger.replace("\"a\"", "\"b\"")), "there is no component `b`"),
         (
             manifest("", "").replace("\"spin3.wasm\"", "{ url = \"http://x\", digest = \"\" }"),
@@ -921,6 +926,54 @@ fn ends_with_a_signal(test: &Test) -> Outcome {
     container.rt(&["kill"])?.success()?;
     container.wait()?;
     wait_until("it is gone", || connect(&container, 80).is_err())
+}
+
+/// The exit status is that of a handler without Spin: 0 if all requests have finished.
+fn a_signal_lets_running_requests_finish(test: &Test) -> Outcome {
+    for (grace, sleep, code) in [("30", "/sleep/700", 0), ("0.2", "/sleep/60000", 143)] {
+        let bundle = linked(test, "")?.annotation("run.oci.wasm.http-grace", grace);
+        bundle.write()?;
+        let id = test.id();
+        let mut command = test.command(bundle.command_line("run", &id));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let container = Container::named(test, &id);
+        wait_until("it runs", || container.status().is_ok_and(|it| it == "running"))?;
+        gives(&container, "/", "Hello from Wasm!\n")?;
+        let mut running = send(&container, sleep, "")?;
+        wait_until("it sleeps", || {
+            events::stats(test, &container)
+                .is_ok_and(|it| it["data"]["wasm"]["http"]["instancesNow"] == json!(1))
+        })?;
+        container.kill("TERM")?;
+        let mut answer = String::new();
+        let _ = running.read_to_string(&mut answer);
+        ensure(answer.starts_with("HTTP/1.1 200 ") == (code == 0), answer)?;
+        ensure_eq(child.wait()?.code(), Some(code))?;
+    }
+    Ok(())
+}
+
+fn a_port_in_use_is_an_error(test: &Test) -> Outcome {
+    let first = shared(test, &manifest("", ""))?.start()?;
+    let network = format!("/proc/{}/ns/net", first.pid()?);
+    let second = shared(test, &manifest("", ""))?.edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|it| it["type"] != "network");
+        namespaces.push(json!({ "type": "network", "path": network }));
+    });
+    let output = second.run()?.code(1)?;
+    output.fails_with("listen on `0.0.0.0:80` (`run.oci.wasm.http`): Address in use")?;
+    gives(&first, "/hello", HELLO)
+}
+
+fn a_body_that_is_too_large_is_refused(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("", ""))?.annotation("run.oci.wasm.http-body", "1000");
+    let container = bundle.start()?;
+    let post = |length: usize| ask_at(&container, 80, "/size", "", &"x".repeat(length));
+    ensure_eq(post(1000)?, (200, "size 1000".into()))?;
+    ensure_eq(post(1001)?.0, 413)?;
+    gives(&container, "/hello", HELLO)
 }
 
 /// With the SDK's default features. Its module for SQLite is `sqlite3`, and `sqlite` is the older

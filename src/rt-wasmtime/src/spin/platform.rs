@@ -84,7 +84,8 @@ fn add_sqlite_3(linker: &mut Linker<World>) -> Result<()> {
         |mut store, (opened, statement, parameters): Execute| {
             Box::new(async move {
                 let mut platform = store.data_mut().platform();
-                let executed = HostConnection::execute(&mut platform, opened, statement, parameters);
+                let executed =
+                    HostConnection::execute(&mut platform, opened, statement, parameters);
                 Ok((executed.await?,))
             })
         },

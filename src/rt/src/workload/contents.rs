@@ -440,11 +440,8 @@ mod tests {
     #[test]
     fn a_part_of_an_app_is_told_from_a_program() {
         let of = |format, imports: &[&str], exports: &[&str]| {
-            let item = |name: &&str| Item {
-                module: String::new(),
-                name: (*name).into(),
-                kind: "func",
-            };
+            let item =
+                |name: &&str| Item { module: String::new(), name: (*name).into(), kind: "func" };
             let (imports, exports) = (imports.iter().map(item), exports.iter().map(item));
             let contents = Contents { imports: imports.collect(), exports: exports.collect() };
             contents.part_of_an_app(format).is_some()
