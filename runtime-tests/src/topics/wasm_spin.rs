@@ -20,7 +20,8 @@ super::tests! { "wasm_spin":
     the_articles_handler_runs_as_it_is, the_command_of_an_image_for_the_shim_is_a_slash, each_sdk_answers_at_its_route,
     a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
     variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
-    a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
+    a_store_in_a_volume_survives_the_container, a_store_in_memory_ends_with_the_container, a_store_in_a_volume_survives_sigkill, containers_share_the_stores_of_a_volume,
+    a_volume_that_is_read_only_is_an_error, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
     requests_go_to_allowed_hosts_only, a_name_does_not_lead_to_addresses_of_the_machine, https_goes_to_allowed_hosts_only, components_send_requests_to_each_other,
     each_sdk_answers_other_components, a_component_asks_only_those_that_are_listed, a_request_to_the_app_itself_takes_its_route,
     a_client_is_not_taken_for_a_component, a_component_that_fails_is_an_error_for_its_caller,
@@ -375,6 +376,84 @@ fn a_store_in_a_volume_survives_the_container(test: &Test) -> Outcome {
     std::os::unix::fs::symlink("../outside", volume.join("default.kv.sqlite"))?;
     refuses(&bundle.start()?, "/set?k=a:1", "unable to open")?;
     ensure(!outside.exists(), "a file outside of the volume")
+}
+
+const BOTH: &str = "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]";
+
+fn a_store_in_memory_ends_with_the_container(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest(BOTH, ""))?;
+    for _ in 0..2 {
+        let container = bundle.start()?;
+        gives(&container, "/get?k=a", "none")?;
+        gives(&container, "/set?k=a:1", "set")?;
+        gives(&container, "/get?k=a", "1")?;
+        let made = ask_at(&container, 80, "/sql?d=default", "", "CREATE TABLE t (a)")?;
+        ensure_eq(made.0, 200)?;
+        container.kill("TERM")?;
+        container.wait()?;
+        container.delete()?;
+    }
+    Ok(())
+}
+
+fn a_store_in_a_volume_survives_sigkill(test: &Test) -> Outcome {
+    let bundle = with_volume(test, BOTH, &test.folder.join("volume"))?;
+    let sql = |container: &Container<'_>, statement: &str| {
+        ask_at(container, 80, "/sql?d=default", "", statement)
+    };
+    let first = bundle.start()?;
+    ensure_eq(sql(&first, "CREATE TABLE t (a)")?.0, 200)?;
+    for number in 0..20 {
+        gives(&first, &format!("/set?k={number}:{number}"), "set")?;
+        ensure_eq(sql(&first, "INSERT INTO t VALUES (?1)")?.0, 200)?;
+    }
+    // In the middle of a statement.
+    let rows = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 1000000) \
+                INSERT INTO t SELECT x FROM n";
+    let _begun = send(&first, "/sql?d=default", rows)?;
+    std::thread::sleep(Duration::from_millis(100));
+    first.kill("KILL")?;
+    first.wait()?;
+    first.delete()?;
+    let second = bundle.start()?;
+    gives(&second, "/get?k=19", "19")?;
+    let (status, rows) = sql(&second, "SELECT count(*) FROM t")?;
+    // All of the statement or nothing of it.
+    let is_whole =
+        |rows: &str| ["20", "1000020"].iter().any(|it| rows.contains(&format!("({it})")));
+    ensure(status == 200 && is_whole(&rows), rows)
+}
+
+fn containers_share_the_stores_of_a_volume(test: &Test) -> Outcome {
+    let bundle = with_volume(test, BOTH, &test.folder.join("volume"))?;
+    let both = [bundle.start()?, bundle.start()?];
+    for turn in 0..4 {
+        let (one, other) = (&both[turn % 2], &both[(turn + 1) % 2]);
+        gives(one, &format!("/set?k=a:{turn}"), "set")?;
+        gives(other, "/get?k=a", &turn.to_string())?;
+    }
+    Ok(())
+}
+
+fn a_volume_that_is_read_only_is_an_error(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    let bundle = with_volume(test, BOTH, &volume)?;
+    let read_only = bundle.clone().edit(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("a list");
+        let data = mounts.iter_mut().find(|it| it["destination"] == "/data").expect("a volume");
+        data["options"] = json!(["bind", "ro"]);
+    });
+    let words = "keep stores in `/data`: it cannot be written to: Read-only file system";
+    read_only.run()?.code(126)?.fails_with(words)?;
+    // The directory of somebody else.
+    let user = bundle.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+        config["process"]["env"] =
+            json!(["SPIN_STATE_DIR=/data", "SPIN_HTTP_LISTEN_ADDR=0.0.0.0:8080"]);
+    });
+    fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    user.run()?.code(126)?.fails_with("it cannot be written to: Permission denied").map(drop)
 }
 
 fn nothing_is_written_into_the_rootfs(test: &Test) -> Outcome {
