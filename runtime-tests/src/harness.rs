@@ -367,10 +367,13 @@ impl Test {
             for guest in ["hello", "probe", "http-server"] {
                 fs::copy(self.host.guest(guest)?, folder.join(format!("{guest}.wasm")))?;
             }
-            if let (Ok(component), Ok(app)) =
-                (self.host.component("article"), self.host.module("spin3"))
-            {
+            if let (Ok(component), Ok(handler), Ok(app)) = (
+                self.host.component("article"),
+                self.host.component("handler"),
+                self.host.module("spin3"),
+            ) {
                 fs::copy(component, folder.join("article.wasm"))?;
+                fs::copy(handler, folder.join("handler.wasm"))?;
                 fs::copy(app, folder.join("spin3.wasm"))?;
                 fs::write(folder.join("spin.toml"), SPIN_APP)?;
             }

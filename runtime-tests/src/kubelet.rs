@@ -4,6 +4,7 @@
 //! containerd runs in its own network namespace, where pods get their addresses. Its configuration
 //! is the one that comes with `rt`.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -107,6 +108,8 @@ pub(crate) struct Kubelet<'a> {
     name: String,
     /// The field `shareProcessNamespace` of pods.
     pub(crate) shares_processes: bool,
+    /// The annotations of pods.
+    pub(crate) annotations: HashMap<String, String>,
 }
 
 /// A pod with a running sandbox.
@@ -143,7 +146,8 @@ impl<'a> Kubelet<'a> {
             RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))
         };
         let name = test.id();
-        let kubelet = Kubelet { test, daemon, waiter, client, name, shares_processes: false };
+        let (shares_processes, annotations) = (false, HashMap::new());
+        let kubelet = Kubelet { test, daemon, waiter, client, name, shares_processes, annotations };
         let mut last = String::new();
         // In the machine, the first ones start while it still boots.
         let patience = Duration::from_secs(60);
@@ -194,6 +198,7 @@ impl<'a> Kubelet<'a> {
                 namespace: "tests".into(),
                 attempt: 0,
             }),
+            annotations: self.annotations.clone(),
             hostname: "pod".into(),
             log_directory: self.daemon.folder.display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq};
+use crate::harness::{Outcome, Output, Test, WASMTIME, copy_program, ensure, ensure_eq};
 
 super::tests! { "check":
     a_host_that_runs_containers_is_usable, every_problem_has_a_fix, what_cannot_be_written_to_is_missing, an_engine_that_is_not_there_is_told, an_engine_that_others_can_change_is_told, what_modules_can_have_is_told,
-    it_makes_nothing,
+    both_engines_are_told, it_makes_nothing,
 }
 
 fn findings(output: &Output) -> Outcome<Vec<Value>> {
@@ -72,7 +72,24 @@ fn an_engine_that_is_not_there_is_told(test: &Test) -> Outcome {
     let mut command = Command::new(copy);
     command.args(["check", "--format=json"]);
     let findings = findings(&Output::of(command)?.success()?)?;
-    ensure_eq(verdict(&findings, "wasmedge"), "limited")
+    for engine in ["wasmedge", WASMTIME] {
+        ensure_eq((engine, verdict(&findings, engine)), (engine, "limited"))?;
+    }
+    Ok(())
+}
+
+fn both_engines_are_told(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let findings = findings(&test.rt(["check", "--format=json"])?.success()?)?;
+    let prefix = test.host.runtime.ancestors().nth(2).ok_or("no prefix")?;
+    for engine in ["wasmedge", WASMTIME] {
+        let is_there = prefix.join("libexec/rt").join(engine).join("engine.json").exists();
+        let expected = if is_there { "good" } else { "limited" };
+        ensure_eq((engine, verdict(&findings, engine)), (engine, expected))?;
+        let native = format!("native code of {engine}");
+        ensure_eq(verdict(&findings, &native) != "not looked at", is_there)?;
+    }
+    Ok(())
 }
 
 fn an_engine_that_others_can_change_is_told(test: &Test) -> Outcome {

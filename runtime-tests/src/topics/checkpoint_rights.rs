@@ -164,7 +164,7 @@ fn an_overlay_of_other_directories_is_refused(test: &Test) -> Outcome {
         bundle.clone().mount(json!({ "destination": "/layers", "type": "overlay", "source": "overlay", "options": options }))
     };
     checkpoint(&with("one", "two"))?;
-    is_refused(&with("one", "three"), "the mount `/layers` (overlay) is none")?;
+    is_refused(&with("one", "three"), "the mount `/layers` (overlay) is not a mount of the configuration")?;
     let same = with("one", "two");
     same.write()?;
     let restored = restore(&same, &[])?;
@@ -196,7 +196,7 @@ fn a_mount_of_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     let mount = "mkdir /layers; mount -t overlay -o lowerdir=/bin:/etc overlay /layers";
     let container = start(&may_mount(test.sh(&in_another_mount_namespace(mount))?))?;
     container.wait_for_output("1\n")?;
-    write(test, &container, &[])?.fails_with("the mount `/layers` (overlay) is none")?;
+    write(test, &container, &[])?.fails_with("the mount `/layers` (overlay) is not a mount of the configuration")?;
     ensure_eq(container.status()?.as_str(), "running")
 }
 
@@ -337,7 +337,7 @@ fn a_mount_of_the_configuration_that_is_missing_is_refused(test: &Test) -> Outco
     let bundle = may_not_mount(test.sh(COUNT)?).mount(volume("/data", &folder, "rw"));
     let strict = bundle.clone().mount(volume("/data/inner", &folder.join("inner"), "ro"));
     checkpoint(&bundle)?;
-    is_refused(&strict, "the configuration has a mount on `/data/inner`, and there is none")?;
+    is_refused(&strict, "the mount `/data/inner` is not a mount of the checkpoint")?;
     fs::remove_dir_all(images(test))?;
     checkpoint(&strict)?;
     strict.write()?;

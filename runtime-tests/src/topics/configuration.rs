@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, skip};
 
 super::tests! { "configuration":
-    kubernetes_objects_are_of_their_types, a_runtime_class_names_a_handler_of_each_caller, cri_o_knows_every_key, containerd_2_is_told_what_1_is,
+    kubernetes_objects_are_of_their_types, a_runtime_class_names_a_handler_of_each_caller, every_handler_gets_annotations, cri_o_knows_every_key, containerd_2_is_told_what_1_is,
 }
 
 fn read(test: &Test, name: &str) -> Outcome<String> {
@@ -85,6 +85,27 @@ fn a_runtime_class_names_a_handler_of_each_caller(test: &Test) -> Outcome {
     for handler in handlers {
         ensure(crio.crio.runtime.runtimes.contains_key(handler), format!("CRI-O: {handler}"))?;
         ensure(containerd.contains_key(handler), format!("containerd: {handler}"))?;
+    }
+    Ok(())
+}
+
+/// A caller drops an annotation silently if it is not listed for the handler, even one that takes
+/// rights from a module.
+fn every_handler_gets_annotations(test: &Test) -> Outcome {
+    let crio: CriO = toml::from_str(&read(test, "crio/99-rt.conf")?)?;
+    let runtimes = &crio.crio.runtime.runtimes;
+    let expected = &runtimes["rt"].allowed_annotations;
+    ensure(expected.contains(&"run.oci.".to_owned()), format!("{expected:?}"))?;
+    for handler in runtimes.values() {
+        ensure_eq(&handler.allowed_annotations, expected)?;
+    }
+    let containerd = containerd(test, "v2", "io.containerd.grpc.v1.cri")?;
+    let handlers = containerd.iter().filter(|(name, _)| *name != "runc");
+    for (name, handler) in handlers {
+        for key in ["pod_annotations", "container_annotations"] {
+            let expected = toml::Value::from(vec!["run.oci.*", "module.wasm.image/*"]);
+            ensure(handler.get(key) == Some(&expected), format!("{name}: {key}"))?;
+        }
     }
     Ok(())
 }

@@ -16,7 +16,8 @@ use crate::kubelet::{Kubelet, LINUX, Pod, WASM, kill_shim};
 
 super::tests! { "cri":
     runs_a_pod_of_a_program_and_a_module, a_handler_of_its_own_needs_no_annotation,
-    the_runtime_classes_of_the_shims_need_no_shim, the_network_is_the_pods, execs, execs_in_a_module,
+    the_runtime_classes_of_the_shims_need_no_shim, a_pod_of_rt_wasm_may_restrict_its_module, a_pod_of_wasmtime_may_say_how_it_is_served,
+    a_pod_of_spin_may_say_how_it_is_served, the_network_is_the_pods, execs, execs_in_a_module,
     execs_with_streams, stops_with_sigterm_then_with_sigkill, stops_in_a_pod_that_shares_processes, updates_and_counts, tells_of_want_of_memory, a_module_out_of_memory_stays_so, says_why_a_container_does_not_start,
     outlives_a_shim_that_was_killed, read_only_is_so_below_if_asked_for,
 }
@@ -53,6 +54,10 @@ fn a_handler_of_its_own_needs_no_annotation(test: &Test) -> Outcome {
 
 /// The answer to `GET /`, with its head, from a pod of the kubelet's.
 pub(super) fn answer(kubelet: &Kubelet<'_>, pod: &Pod, port: u16) -> Outcome<String> {
+    answer_at(kubelet, pod, port, "/")
+}
+
+fn answer_at(kubelet: &Kubelet<'_>, pod: &Pod, port: u16, path: &str) -> Outcome<String> {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
     let status = kubelet.ask(async |mut client| client.pod_sandbox_status(request).await)?;
     let network = status.status.and_then(|status| status.network).ok_or("no network")?;
@@ -62,7 +67,8 @@ pub(super) fn answer(kubelet: &Kubelet<'_>, pod: &Pod, port: u16) -> Outcome<Str
         stream.is_some()
     })?;
     let mut stream = stream.ok_or("no connection")?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
@@ -84,6 +90,62 @@ fn the_runtime_classes_of_the_shims_need_no_shim(test: &Test) -> Outcome {
         let text = answer(&kubelet, &pod, port)?;
         ensure(text.contains(hello), text)?;
         ensure_eq(kubelet.wait(&sidecar)?.exit_code, 0)?;
+        kubelet.stop(&server, 20)?;
+        kubelet.remove(&pod)?;
+    }
+    Ok(())
+}
+
+/// containerd silently drops an annotation that its configuration does not list for the handler. A
+/// module would then have more rights than its pod says.
+fn a_pod_of_rt_wasm_may_restrict_its_module(test: &Test) -> Outcome {
+    let mut kubelet = Kubelet::new(test)?;
+    let (name, none) = ("run.oci.wasm.dirs", String::new);
+    let list = |kubelet: &Kubelet<'_>, pod: &Pod, own: bool| -> Outcome<i32> {
+        let module = kubelet.run(pod, WASM, &["/probe.wasm", "ls", "/"], |config| {
+            if own {
+                config.annotations.insert(name.into(), none());
+            }
+        })?;
+        Ok(kubelet.wait(&module)?.exit_code)
+    };
+    let pod = kubelet.run_pod("rt-wasm")?;
+    ensure_eq(list(&kubelet, &pod, false)?, 0)?;
+    // The annotation of a container.
+    ensure_eq(list(&kubelet, &pod, true)?, 1)?;
+    kubelet.remove(&pod)?;
+    kubelet.annotations.insert(name.into(), none());
+    let pod = kubelet.run_pod("rt-wasm")?;
+    ensure_eq(list(&kubelet, &pod, false)?, 1)
+}
+
+fn a_pod_of_wasmtime_may_say_how_it_is_served(test: &Test) -> Outcome {
+    is_served_as_annotated(test, "wasmtime", "/handler.wasm", 8080)
+}
+
+fn a_pod_of_spin_may_say_how_it_is_served(test: &Test) -> Outcome {
+    is_served_as_annotated(test, "spin", "/spin.toml", 80)
+}
+
+/// The server itself answers at the path of the annotation, of a container or of its pod.
+fn is_served_as_annotated(test: &Test, handler: &str, command: &str, port: u16) -> Outcome {
+    if !has_compiler_of(test, WASMTIME) {
+        return skip("the engine's compiler is not installed here");
+    }
+    let mut kubelet = Kubelet::new(test)?;
+    let health = ("run.oci.wasm.http-health".to_owned(), "/healthy".to_owned());
+    for of_the_pod in [false, true] {
+        if of_the_pod {
+            kubelet.annotations.extend([health.clone()]);
+        }
+        let pod = kubelet.run_pod(handler)?;
+        let server = kubelet.run(&pod, WASM, &[command], |config| {
+            if !of_the_pod {
+                config.annotations.extend([health.clone()]);
+            }
+        })?;
+        let text = answer_at(&kubelet, &pod, port, "/healthy")?;
+        ensure(text.ends_with("\r\n\r\nok\n"), text)?;
         kubelet.stop(&server, 20)?;
         kubelet.remove(&pod)?;
     }

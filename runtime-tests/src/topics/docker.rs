@@ -7,10 +7,11 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Outcome, Output, Test, Tmpfs, ensure, ensure_eq, skip, wait_until};
+use super::wasm_cache::has_compiler_of;
+use crate::harness::{Outcome, Output, Test, Tmpfs, WASMTIME, ensure, ensure_eq, skip, wait_until};
 
 super::tests! { "docker":
-    runs_a_linux_container, runs_a_module_without_an_annotation, tells_a_missing_program_from_one_that_may_not_run, stops_a_container, stops_a_module,
+    runs_a_linux_container, runs_a_module_without_an_annotation, runs_a_spin_app_without_an_annotation, tells_a_missing_program_from_one_that_may_not_run, stops_a_container, stops_a_module,
     execs_in_a_container, keeps_logs, limits_what_a_container_uses, shows_what_a_container_uses, pauses_a_container, pauses_a_module, changes_limits, obeys_the_flags_of_security,
     mounts_volumes, mounts_volumes_read_only_below_too, restarts_what_failed, asks_after_its_health, knows_the_runtime,
 }
@@ -26,9 +27,10 @@ fn daemon(test: &Test) -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     let start = || -> Outcome {
         let prefix = test.host.runtime.ancestors().nth(2).ok_or("no prefix")?;
-        let link = prefix.join("bin/rt-wasm");
-        if !link.exists() {
-            std::os::unix::fs::symlink("rt", link)?;
+        for link in ["bin/rt-wasm", "bin/rt-spin"].map(|name| prefix.join(name)) {
+            if !link.exists() {
+                std::os::unix::fs::symlink("rt", link)?;
+            }
         }
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/docker/daemon.json");
         let text = fs::read_to_string(file)?.replace("@PREFIX@", &prefix.display().to_string());
@@ -109,6 +111,26 @@ fn runs_a_module_without_an_annotation(test: &Test) -> Outcome {
         .success()?
         .stdout("Hello from Wasm!\n")?;
     docker.run_by("rt-wasm", &["--rm"], &["/probe.wasm", "exit", "9"])?.code(9).map(drop)
+}
+
+fn runs_a_spin_app_without_an_annotation(test: &Test) -> Outcome {
+    if !has_compiler_of(test, WASMTIME) {
+        return skip("the engine's compiler is not installed here");
+    }
+    let docker = Docker::new(test, true)?;
+    docker.run_by("rt-spin", &["--detach"], &["/spin.toml"])?.success()?;
+    let pid = docker.inspect("{{.State.Pid}}")?;
+    let mut last = String::new();
+    let answers = wait_until("it answers", || {
+        let mut wget = Command::new("nsenter");
+        wget.arg(format!("--net=/proc/{pid}/ns/net"));
+        wget.args(["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:80/"]);
+        last = Output::of(wget).map(|output| output.stdout).unwrap_or_default();
+        last.trim() == "Hello from Spin!"
+    });
+    ensure(answers.is_ok(), format!("it answers {last:?}"))?;
+    docker.docker(&["stop", "--time", "60", &docker.name()])?.success()?;
+    ensure_eq(docker.inspect("{{.State.ExitCode}}")?.as_str(), "0")
 }
 
 fn tells_a_missing_program_from_one_that_may_not_run(test: &Test) -> Outcome {

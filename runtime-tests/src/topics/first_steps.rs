@@ -11,7 +11,7 @@ use super::wasm_cache::has_compiler_of;
 use crate::harness::{Outcome, Output, Test, WASMTIME, ensure, skip};
 
 super::tests! { "first_steps":
-    every_section_has_a_test, a_linux_program, a_core_module, a_component, a_handler_of_http_requests, a_spin_app,
+    every_section_has_a_test, the_targets_are_there, a_linux_program, a_core_module, a_component, a_handler_of_http_requests, a_spin_app,
 }
 
 const PAGE: &str = include_str!("../../../docs/first-steps.md");
@@ -44,6 +44,23 @@ fn every_section_has_a_test(_test: &Test) -> Outcome {
         ensure(TESTS.iter().any(|(test, _)| *test == name), format!("no test `{name}`"))?;
     }
     Ok(())
+}
+
+/// The commands before the first section.
+fn the_targets_are_there(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if Command::new("rustup").arg("--version").output().is_err() {
+        return skip("rustup is not installed");
+    }
+    let (script, _) = script_of(PAGE.lines().next().unwrap_or_default())?;
+    ensure(script.contains("rustup target add"), &script)?;
+    let mut shell = Command::new("bash");
+    shell.args(["-e", "-c", &script]).current_dir(&test.folder);
+    let output = Output::of(shell)?;
+    if output.stderr.contains("could not download") {
+        return skip("rustup does not reach its server");
+    }
+    output.success().map(drop)
 }
 
 /// The script of a section, and the output that the page promises.

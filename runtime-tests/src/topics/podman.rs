@@ -8,14 +8,17 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::needs;
-use crate::harness::{Outcome, Output, Test, copy_program, ensure, ensure_eq, skip, wait_until};
+use super::wasm_cache::has_compiler_of;
+use crate::harness::{
+    Outcome, Output, Test, WASMTIME, copy_program, ensure, ensure_eq, skip, wait_until,
+};
 
 super::tests! { "podman":
     runs_a_linux_container, runs_a_wasm_container, tells_a_missing_program_from_one_that_may_not_run,
     starts_stops_and_removes_a_linux_container, starts_stops_and_removes_a_wasm_container, limits_memory, execs_in_a_container, pauses_a_container, pauses_a_module, knows_no_limit_of_processes, gives_a_user_a_tmpfs, execs_as_another_user, keeps_the_root_read_only,
     mounts_volumes, obeys_the_flags_of_security, says_that_a_container_was_killed, shows_what_a_container_does, asks_after_its_health, has_a_module_beside_a_program_in_a_pod,
     restarts_what_failed, limits_processes, limits_processors, moves_a_container, lays_a_volume_below_changes, publishes_a_port,
-    finds_the_runtime_by_the_configuration_that_comes_with_it, creates_then_starts, tells_its_own_errors_from_the_runtimes, ends_by_the_signal_that_is_named,
+    finds_the_runtime_by_the_configuration_that_comes_with_it, runs_a_spin_app_by_its_name_alone, creates_then_starts, tells_its_own_errors_from_the_runtimes, ends_by_the_signal_that_is_named,
     restarts_until_it_is_stopped, restarts_a_module_that_failed, asks_after_the_health_of_a_module, shares_namespaces_in_a_pod, maps_the_ids_of_a_volume,
     runs_an_image_of_the_platform_wasi,
 }
@@ -396,7 +399,9 @@ fn installed(test: &Test) -> Outcome<PathBuf> {
     // `rt` looks for the engines beside its program.
     fs::create_dir_all(prefix.join("libexec"))?;
     copy_program(&test.host.runtime, prefix.join("bin/rt"))?;
-    std::os::unix::fs::symlink("rt", prefix.join("bin/rt-wasm"))?;
+    for link in ["bin/rt-wasm", "bin/rt-spin"] {
+        std::os::unix::fs::symlink("rt", prefix.join(link))?;
+    }
     let engines = test.host.runtime.ancestors().nth(2).ok_or("no prefix")?.join("libexec/rt");
     std::os::unix::fs::symlink(engines, prefix.join("libexec/rt"))?;
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/podman/rt.conf");
@@ -425,6 +430,25 @@ fn finds_the_runtime_by_the_configuration_that_comes_with_it(test: &Test) -> Out
         ensure(!output.stdout.is_empty(), output.stderr)?;
     }
     Ok(())
+}
+
+fn runs_a_spin_app_by_its_name_alone(test: &Test) -> Outcome {
+    if !has_compiler_of(test, WASMTIME) {
+        return skip("the engine's compiler is not installed here");
+    }
+    let podman = Podman::new(test, true)?;
+    let conf = installed(test)?;
+    let mut command = podman.command(&["--runtime", "rt-spin", "run", "--detach", "--name", "c"]);
+    command.args(["--network", "none", "--sysctl", "net.ipv4.ip_unprivileged_port_start=0"]);
+    command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]);
+    command.args(["image", "/spin.toml"]).env("CONTAINERS_CONF", &conf);
+    Output::of(command)?.success()?;
+    let pid = podman.inspect("{{.State.Pid}}", "c")?;
+    let mut wget = Command::new("nsenter");
+    wget.arg(format!("--net=/proc/{pid}/ns/net"));
+    wget.args(["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:80/"]);
+    // The server listens before `podman run` returns.
+    ensure_eq(Output::of(wget)?.stdout.trim(), "Hello from Spin!")
 }
 
 fn mounts_volumes(test: &Test) -> Outcome {

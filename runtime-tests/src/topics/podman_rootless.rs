@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use crate::harness::{Outcome, Output, Test, ensure, ensure_eq, ordinary_user, skip, wait_until};
 
 super::tests! { "podman_rootless":
-    runs_a_linux_container, runs_as_another_user_on_a_volume, starts_execs_and_stops, runs_a_module, execs_on_a_terminal, execs_in_a_module,
+    runs_a_linux_container, runs_as_another_user_on_a_volume, starts_execs_and_stops, runs_a_module, says_why_a_component_does_not_run, execs_on_a_terminal, execs_in_a_module,
     goes_without_limits_where_they_are_roots, limits_and_pauses_what_it_has_a_cgroup_for,
 }
 
@@ -181,6 +181,23 @@ fn runs_a_module(test: &Test) -> Outcome {
         .success()?
         .stdout("Hello from Wasm!\n")
         .map(drop)
+}
+
+/// The engine for components runs native code only, and the cache of native code is root's.
+fn says_why_a_component_does_not_run(test: &Test) -> Outcome {
+    test.host.component("article")?;
+    let podman = Podman::new(test, true)?;
+    for (handler, program) in [("wasm", "/article.wasm"), ("spin", "/spin.toml")] {
+        let handler = format!("run.oci.handler={handler}");
+        let sysctl = ["--sysctl", "net.ipv4.ip_unprivileged_port_start=0"];
+        let args = ["--rm", "--annotation", &handler];
+        let said = podman.run(&[&args[..], &sysctl[..], &["image", program]].concat())?;
+        let words = format!(
+            "the engine `wasmtime` runs native code only, and `{program}` has none, because ordinary users have no cache of it"
+        );
+        ensure(said.code != Some(0) && said.stderr.contains(&words), said.stderr)?;
+    }
+    Ok(())
 }
 
 fn execs_on_a_terminal(test: &Test) -> Outcome {

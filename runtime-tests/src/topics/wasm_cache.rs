@@ -288,7 +288,7 @@ fn a_file_that_others_could_write_is_not_taken(test: &Test) -> Outcome {
 
 /// Runs a command in a mount namespace in which files of the host are different. The processes that
 /// it starts in the background see these files too.
-fn elsewhere(test: &Test, script: &str, args: Vec<String>) -> Outcome<Output> {
+pub(super) fn elsewhere(test: &Test, script: &str, args: Vec<String>) -> Outcome<Output> {
     let command = test.command(args);
     let mut words = vec![command.get_program().to_owned()];
     words.extend(command.get_args().map(ToOwned::to_owned));
@@ -318,20 +318,25 @@ fn another_processors_file_is_not_taken(test: &Test) -> Outcome {
     ensure_eq(started(&bundle)?.as_str(), "aot")
 }
 
-fn another_builds_file_is_not_taken(test: &Test) -> Outcome {
-    let bundle = with_native_code(test)?;
-    bundle.write()?;
-    let engine = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
-    let description = engine.join("libexec/rt/wasmedge/engine.json");
-    let mut other: Value = serde_json::from_slice(&fs::read(&description)?)?;
+/// A script for [`elsewhere`], after which the engine is of another build.
+pub(super) fn as_another_build(test: &Test, engine: &str) -> Outcome<String> {
+    let prefix = test.host.runtime.parent().and_then(Path::parent).ok_or("no place")?;
+    let folder = prefix.join("libexec/rt").join(engine);
+    let mut other: Value = serde_json::from_slice(&fs::read(folder.join("engine.json"))?)?;
     other["build"] = json!("another");
     fs::write(test.folder.join("engine.json"), other.to_string())?;
     // The mount is not recursive, because `rt` opens the engine's directory without the mounts
     // below. So the script replaces the whole directory.
-    let script = format!(
+    Ok(format!(
         "mkdir engine; cp -al '{0}'/. engine; rm engine/engine.json; cp engine.json engine; mount --bind engine '{0}'",
-        description.parent().ok_or("no place")?.display()
-    );
+        folder.display()
+    ))
+}
+
+fn another_builds_file_is_not_taken(test: &Test) -> Outcome {
+    let bundle = with_native_code(test)?;
+    bundle.write()?;
+    let script = as_another_build(test, "wasmedge")?;
     let id = test.id();
     elsewhere(test, &script, bundle.command_line("create", &id))?.success()?;
     ensure_eq(mode_of(test, &id)?.as_str(), "interpreter")?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,9 +16,9 @@ use crate::harness::{
 
 super::tests! { "wasm_components":
     the_file_chooses_the_engine, a_handler_forces_an_engine, the_administrator_prefers_wasmtime_for_modules,
-    is_compiled_once_before_its_first_start, a_component_without_native_code_is_an_error,
+    is_compiled_once_before_its_first_start, a_long_first_start_is_told, a_component_without_native_code_is_an_error,
     a_slow_compiler_is_not_awaited_for_ever, the_articles_server_runs_as_it_is, exec_runs_components_and_modules_side_by_side,
-    an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run,
+    an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run, anothers_native_code_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
     ends_although_a_look_up_goes_on, a_moved_directory_of_the_kernel_is_not_preopened,
     a_directory_that_cannot_be_read_is_not_preopened, a_command_of_wasi_0_3_runs, a_command_of_wasi_0_3_gets_what_others_get,
@@ -65,6 +66,28 @@ fn alone<'a>(test: &'a Test, guest: &str) -> Outcome<Bundle<'a>> {
 fn engine(container: &Container<'_>) -> Outcome<String> {
     let state = container.state()?;
     Ok(state["annotations"]["run.oci.engine"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Where people look: in the container's output.
+fn a_long_first_start_is_told(test: &Test) -> Outcome {
+    let bundle = alone(test, "large")?;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let container = bundle.create()?;
+        let took = begun.elapsed();
+        let said = fs::read_to_string(container.file("err"))?;
+        let is_told = said.starts_with("rt: warning: `/large.wasm` waited ")
+            && said.ends_with(": a later start on this host does not wait\n");
+        // What else takes time may take a second too.
+        let is_clear = took < Duration::from_secs(1) || took > Duration::from_secs(2);
+        ensure(
+            !is_clear || is_told == (took > Duration::from_secs(1)),
+            format!("{took:?} {said}"),
+        )?;
+        told.push(is_told);
+    }
+    ensure(!told[1], "the second start has waited")
 }
 
 fn the_file_chooses_the_engine(test: &Test) -> Outcome {
@@ -259,6 +282,32 @@ fn a_broken_cache_is_not_run(test: &Test) -> Outcome {
         bundle.run()?.success()?.stdout(HELLO)?;
     }
     Ok(())
+}
+
+/// Native code of another module, or of another build of the engine, under the name of this one.
+fn anothers_native_code_is_not_run(test: &Test) -> Outcome {
+    let bundle = alone(test, "hello")?;
+    bundle.run()?.success()?.stdout(HELLO)?;
+    let own = wasm_cache::compiled(test)?;
+    let not_own = || -> Outcome<Vec<u8>> {
+        let other = files(test, "so").into_iter().find(|file| *file != own).ok_or("no file")?;
+        let bytes = fs::read(&other)?;
+        fs::rename(other, &own)?;
+        Ok(bytes)
+    };
+    let replaced = |foreign: &[u8]| -> Outcome {
+        bundle.run()?.success()?.stdout(HELLO)?;
+        ensure(fs::read(&own)? != foreign, "it was left there")
+    };
+    let probe = test.host.component("probe")?.display().to_string();
+    test.rt(["wasm", "compile", &probe])?.success()?;
+    replaced(&not_own()?)?;
+    bundle.write()?;
+    let script = wasm_cache::as_another_build(test, WASMTIME)?;
+    let run = bundle.command_line("run", &test.id());
+    wasm_cache::elsewhere(test, &script, run)?.success()?.stdout(HELLO)?;
+    ensure_eq(files(test, "so").len(), 2)?;
+    replaced(&not_own()?)
 }
 
 fn memory_is_told_of_by_events(test: &Test) -> Outcome {

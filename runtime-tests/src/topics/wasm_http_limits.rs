@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::wasm_http::client::{
-    Server, answer, answers, get, handler, has, inside, number, serve, start, with,
+    Server, answer, answers, begin_http_2, frames, get, handler, has, inside, number, serve, start,
+    with,
 };
 use crate::harness::{Bundle, Outcome, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
 super::tests! { "wasm_http_limits":
-    a_body_that_is_too_large_is_refused, a_body_of_a_gigabyte_is_refused_early, headers_are_limited, slow_headers_are_ended, a_slow_body_is_ended,
+    a_body_that_is_too_large_is_refused, a_body_of_a_gigabyte_is_refused_early, headers_are_limited,
+    a_hundred_thousand_headers_take_no_memory, connections_are_limited, many_streams_do_not_fill_a_container, slow_headers_are_ended, a_slow_body_is_ended,
     an_idle_connection_is_closed, ten_thousand_connections_keep_nobody_out, a_guest_that_traps_is_an_error, a_response_that_is_cut_off_is_not_complete,
     a_guest_that_loops_is_ended, many_guests_that_loop_hold_up_nobody, a_loop_after_the_response_is_ended, a_guest_that_sleeps_too_long_is_ended,
     more_requests_than_may_run_wait, requests_that_wait_too_long_are_refused, an_instance_has_its_share_of_memory, the_memory_of_all_is_limited,
@@ -62,6 +64,26 @@ fn memory(server: &Server<'_>) -> Outcome<(u64, u64)> {
     Ok((used, kills))
 }
 
+/// The most memory that the container has used so far. It was never killed for lack of memory.
+fn peak(server: &Server<'_>) -> Outcome<u64> {
+    // Linux before 5.19 does not count it with v2.
+    let (mut peak, kills) = memory(server)?;
+    for cgroup in cgroups_of(&server.container.id) {
+        for name in ["memory.peak", "memory.max_usage_in_bytes"] {
+            let text = std::fs::read_to_string(cgroup.join(name)).unwrap_or_default();
+            peak = peak.max(text.trim().parse().unwrap_or(0));
+        }
+    }
+    ensure(kills == 0, format!("killed {kills} times"))?;
+    Ok(peak)
+}
+
+/// Checks that the container stayed below this limit all the time.
+fn stayed_below(server: &Server<'_>, mebibytes: u64) -> Outcome {
+    let peak = peak(server)?;
+    ensure(peak < mebibytes << 20, format!("{peak} bytes"))
+}
+
 fn a_body_that_is_too_large_is_refused(test: &Test) -> Outcome {
     let server = serve(test, &[("http-body", "1000")])?;
     server.post("/consume", &[b'x'; 1000])?.is(200)?.says("1000 bytes\n")?;
@@ -96,8 +118,7 @@ fn a_body_of_a_gigabyte_is_refused_early(test: &Test) -> Outcome {
     let sent = pour(&mut stream, 1 << 30);
     ensure(sent < 64 << 20, sent)?;
     answers(&server)?;
-    let (used, kills) = memory(&server)?;
-    ensure(used < 64 << 20 && kills == 0, format!("{used} {kills}"))?;
+    stayed_below(&server, 64)?;
     server.end()
 }
 
@@ -131,6 +152,72 @@ fn headers_are_limited(test: &Test) -> Outcome {
     server.send(headers(999, 1))?.is(431)?;
     server.send(headers(1, 60_000))?.is(200)?;
     server.send(headers(1, 70_000))?.is(431)?;
+    server.end()
+}
+
+fn a_hundred_thousand_headers_take_no_memory(test: &Test) -> Outcome {
+    let server = start(in_memory(test, 64, &[])?)?;
+    let lines: String = (0..100_000).map(|it| format!("h{it}: x\r\n")).collect();
+    let request = format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{lines}\r\n");
+    for _ in 0..10 {
+        server.send(&request)?.is(431)?;
+    }
+    answers(&server)?;
+    stayed_below(&server, 64)?;
+    server.end()
+}
+
+fn connections_are_limited(test: &Test) -> Outcome {
+    let server = serve(test, &[("http-connections", "4"), ("http-idle-timeout", "600")])?;
+    let mut idle = (0..10).map(|_| server.connect()).collect::<Outcome<Vec<_>>>()?;
+    wait_for(&server, test, "/connections", 10)?;
+    ensure(count(&server, test, "/connectionsNow")? <= 4, "more than four")?;
+    // The one that waits longest was closed.
+    ensure_eq(idle[0].read(&mut [0; 1])?, 0)?;
+    answers(&server)?;
+    // Connections with requests are not closed. A further one waits for the end of one of them.
+    let running = (0..4).map(|_| {
+        let mut stream = server.connect()?;
+        stream.write_all(get("/sleep/60000").as_bytes())?;
+        Ok(stream)
+    });
+    let mut running = running.collect::<Outcome<Vec<_>>>()?;
+    wait_for(&server, test, "/instancesNow", 4)?;
+    let mut waiting = server.connect()?;
+    waiting.write_all(get("/").as_bytes())?;
+    waiting.set_read_timeout(Some(Duration::from_millis(300)))?;
+    ensure(waiting.read(&mut [0; 1]).is_err(), "it was served")?;
+    drop(running.pop());
+    waiting.set_read_timeout(Some(Duration::from_secs(60)))?;
+    answer(waiting)?.is(200)?;
+    server.container.kill("KILL")?;
+    server.container.wait()
+}
+
+/// Each stream of HTTP/2 is a request, with a part of its body.
+fn many_streams_do_not_fill_a_container(test: &Test) -> Outcome {
+    const STREAMS: u32 = 100;
+    let server = start(in_memory(test, 64, &[("timeout", "2")])?)?;
+    let connections = (0..20).map(|_| {
+        let mut stream = server.connect()?;
+        begin_http_2(&mut stream)?;
+        for number in 0..STREAMS {
+            let id = 2 * number + 1;
+            // All of them together fill the window of the connection.
+            let part = frames::frame(frames::DATA, 0, id, &[b'x'; 65_535 / STREAMS as usize]);
+            stream.write_all(&[frames::post(id, "/sleep/300"), part].concat())?;
+        }
+        Ok(stream)
+    });
+    let connections = connections.collect::<Outcome<Vec<_>>>()?;
+    wait_until("all requests are over", || {
+        let statistics = server.statistics(test).unwrap_or_default();
+        let number = |path| number(&statistics, path).unwrap_or(u64::MAX);
+        number("/requests") == 20 * u64::from(STREAMS) && number("/requestsNow") == 0
+    })?;
+    stayed_below(&server, 64)?;
+    drop(connections);
+    answers(&server)?;
     server.end()
 }
 
@@ -228,8 +315,7 @@ fn ten_thousand_connections_keep_nobody_out(test: &Test) -> Outcome {
     let statistics = server.statistics(test)?;
     ensure(number(&statistics, "/connections")? > COUNT as u64 - 1, &statistics)?;
     ensure(number(&statistics, "/connectionsNow")? <= 1024, &statistics)?;
-    let (used, kills) = memory(&server)?;
-    ensure(used < 64 << 20 && kills == 0, format!("{used} {kills}"))?;
+    stayed_below(&server, 64)?;
     drop(connections);
     answers(&server)?;
     server.end()

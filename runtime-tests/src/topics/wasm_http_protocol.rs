@@ -1,10 +1,11 @@
 //! Requests that are written wrongly, or so that two readers may understand them in two ways.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use super::wasm_http::client::{
-    Server, answer, answers, frames, get, has, next_frame, number, parse, serve,
+    Server, answer, answers, begin_http_2, frames, get, has, next_frame, number, parse, serve,
+    status_of,
 };
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
@@ -12,7 +13,8 @@ super::tests! { "wasm_http_protocol":
     a_request_with_two_lengths_is_refused, chunks_count_and_not_the_length, a_chunk_that_is_none_ends_the_request, a_header_on_two_lines_is_refused,
     a_request_needs_one_host, the_target_comes_before_the_host, old_requests_need_no_host, only_paths_are_targets,
     hop_by_hop_headers_do_not_reach_the_guest, garbage_is_refused, a_request_that_is_cut_off_reaches_nobody, half_a_body_is_not_taken_for_all,
-    requests_of_http_2_that_are_reset_hold_up_nobody, http_2_has_limits_too, a_header_that_is_not_text_is_passed_on,
+    requests_of_http_2_that_are_reset_hold_up_nobody, http_2_has_limits_too, a_body_of_http_2_is_limited,
+    slow_clients_of_http_2_are_ended, a_header_that_is_not_text_is_passed_on,
 }
 
 /// Sends a request after which another one might be smuggled: the second one must not be answered
@@ -228,16 +230,11 @@ fn half_a_body_is_not_taken_for_all(test: &Test) -> Outcome {
     server.end()
 }
 
-fn settings(stream: &mut TcpStream) -> Outcome {
-    Ok(stream
-        .write_all(&[frames::PREFACE, &frames::frame(frames::SETTINGS, 0, 0, &[])].concat())?)
-}
-
 /// CVE-2023-44487.
 fn requests_of_http_2_that_are_reset_hold_up_nobody(test: &Test) -> Outcome {
     let server = serve(test, &[("http-idle-timeout", "1")])?;
     let mut stream = server.connect()?;
-    settings(&mut stream)?;
+    begin_http_2(&mut stream)?;
     let cancel = 8_u32.to_be_bytes();
     for number in 0..20_000_u32 {
         let id = 2 * number + 1;
@@ -263,27 +260,17 @@ fn requests_of_http_2_that_are_reset_hold_up_nobody(test: &Test) -> Outcome {
 fn http_2_has_limits_too(test: &Test) -> Outcome {
     let server = serve(test, &[("http-headers", "10"), ("http-idle-timeout", "1")])?;
     let mut stream = server.connect()?;
-    settings(&mut stream)?;
+    begin_http_2(&mut stream)?;
     // Eleven headers of one letter each.
     let mut headers = vec![0x82, 0x86, 0x84, 0x41, 1, b'a'];
     for name in b'a'..=b'k' {
         headers.extend([0, 1, name, 1, b'x']);
     }
     stream.write_all(&frames::frame(frames::HEADERS, 0x5, 1, &headers))?;
-    let content = loop {
-        let (kind, id, content) = next_frame(&mut stream)?;
-        if kind == frames::HEADERS && id == 1 {
-            break content;
-        }
-    };
-    // `:status` by name, and 431 in HPACK's code (RFC 7541, appendix B) or as it is.
-    ensure(
-        content.windows(3).any(|it| it == b"431") || content.starts_with(&[0x48]),
-        format!("{content:?}"),
-    )?;
+    ensure_eq(status_of(&mut stream, 1)?, 431)?;
     // A list of headers without an end.
     let mut stream = server.connect()?;
-    settings(&mut stream)?;
+    begin_http_2(&mut stream)?;
     stream.write_all(&frames::frame(frames::HEADERS, 0, 1, &[0x82, 0x86, 0x84, 0x41, 1, b'a']))?;
     let more =
         frames::frame(9, 0, 1, &[&[0, 1, b'x', 0x7f, 0x81, 0x7f][..], &[b'y'; 16_000]].concat());
@@ -295,6 +282,48 @@ fn http_2_has_limits_too(test: &Test) -> Outcome {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     answers(&server)?;
+    server.end()
+}
+
+fn a_body_of_http_2_is_limited(test: &Test) -> Outcome {
+    let server = serve(test, &[("http-body", "1000")])?;
+    let send = |data: usize, flags: u8| -> Outcome<u16> {
+        let mut stream = server.connect()?;
+        begin_http_2(&mut stream)?;
+        let body = frames::frame(frames::DATA, flags, 1, &vec![b'x'; data]);
+        stream.write_all(&[frames::post(1, "/consume"), body].concat())?;
+        status_of(&mut stream, 1)
+    };
+    const END: u8 = 1;
+    ensure_eq(send(1000, END)?, 200)?;
+    ensure_eq(send(1001, END)?, 413)?;
+    // Nobody waits for the rest of it.
+    ensure_eq(send(1001, 0)?, 413)?;
+    answers(&server)?;
+    server.end()
+}
+
+fn slow_clients_of_http_2_are_ended(test: &Test) -> Outcome {
+    let limits = [("http-header-timeout", "0.5"), ("http-idle-timeout", "600"), ("timeout", "0.5")];
+    let server = serve(test, &limits)?;
+    // A body that does not end.
+    let mut slow = server.connect()?;
+    begin_http_2(&mut slow)?;
+    let half = frames::frame(frames::DATA, 0, 1, b"half");
+    slow.write_all(&[frames::post(1, "/consume"), half].concat())?;
+    // Headers that do not end.
+    let mut headers = server.connect()?;
+    begin_http_2(&mut headers)?;
+    let begun = Instant::now();
+    headers.write_all(&frames::frame(frames::HEADERS, 0, 1, &[0x82, 0x86, 0x84]))?;
+    answers(&server)?;
+    ensure_eq(status_of(&mut slow, 1)?, 408)?;
+    let mut rest = Vec::new();
+    let _ = headers.read_to_end(&mut rest);
+    let took = begun.elapsed();
+    ensure(took > Duration::from_millis(400), format!("{took:?}"))?;
+    ensure(took < Duration::from_secs(10), format!("{took:?}"))?;
+    has(&server.statistics(test)?, "/timedOut", 1)?;
     server.end()
 }
 

@@ -5,11 +5,11 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::wasm_cache;
-use crate::harness::{Outcome, Test, WASMTIME, ensure, ensure_eq};
+use crate::harness::{Bundle, Outcome, Test, WASMTIME, ensure, ensure_eq};
 
 super::tests! { "wasm_inspect":
     a_module_and_a_component_go_to_their_engines, imports_and_exports_are_listed, the_annotations_say_what_is_allowed, what_is_missing_is_named,
-    an_app_is_told_by_its_manifest,
+    an_app_is_told_by_its_manifest, a_part_of_an_app_is_told_from_a_program, how_a_handler_is_served_is_listed,
     what_is_no_module_is_an_error, names_cannot_change_the_terminal, native_code_that_is_there_is_ready,
 }
 
@@ -116,11 +116,100 @@ fn what_is_missing_is_named(test: &Test) -> Outcome {
 
 fn an_app_is_told_by_its_manifest(test: &Test) -> Outcome {
     both_engines(test)?;
-    let app = inspect(test, &file(test, "spin.toml", b"spin_manifest_version = 2\n")?)?;
+    let manifest = file(test, "spin.toml", b"spin_manifest_version = 2\n")?;
+    let app = inspect(test, &manifest)?;
     ensure_eq(app["kind"].as_str(), Some("Spin app"))?;
     ensure_eq(app["world"].as_str(), Some("spin"))?;
     ensure_eq(app["engine"]["name"].as_str(), Some("wasmtime"))?;
-    ensure_eq(app["missing"].clone(), json!([]))
+    ensure_eq(app["missing"].clone(), json!([]))?;
+    // Its modules have imports and exports, which nobody has looked at.
+    ensure_eq((&app["imports"], &app["exports"]), (&Value::Null, &Value::Null))?;
+    ensure_eq(&app["allowed"]["directories"], &json!([]))?;
+    ensure_eq(&app["allowed"]["byManifest"], &json!(true))?;
+    let path = manifest.display().to_string();
+    let text = test.rt(["wasm", "inspect", &path])?.success()?.stdout;
+    for line in [
+        "allowed      files: none but those that the manifest lists\n",
+        "sockets: none but to hosts that the manifest lists for all schemes; bind all",
+        "requests to: none but those that the manifest lists\n",
+        "serves       0.0.0.0:80\n",
+    ] {
+        ensure(text.contains(line), format!("no `{line}`: {text}"))?;
+    }
+    ensure(!text.contains("directories: /"), text)?;
+    let bundle = Bundle::new(test, &["/"])?
+        .file("/spin.toml", "spin_manifest_version = 2\n")?
+        .annotation("run.oci.handler", "spin")
+        .annotation("run.oci.wasm.http-health", "/healthy")
+        .edit(|config| config["process"]["env"] = json!(["SPIN_HTTP_LISTEN_ADDR=[::1]:8081"]));
+    bundle.write()?;
+    let app = inspect(test, &bundle.folder)?;
+    ensure_eq(app["kind"].as_str(), Some("Spin app"))?;
+    ensure_eq(&app["allowed"]["http"]["address"], &json!("[::1]:8081"))?;
+    ensure_eq(&app["allowed"]["http"]["values"], &json!({ "http-health": "/healthy" }))?;
+    let wrong = bundle.annotation("run.oci.wasm.dirs", "/data");
+    wrong.write()?;
+    let missing = inspect(test, &wrong.folder)?["missing"].to_string();
+    ensure(missing.contains("`run.oci.wasm.dirs` is not for a Spin app"), missing)
+}
+
+/// The modules of the SDKs run in an app only. There, a function that the engine does not have is
+/// an error when it is called.
+fn a_part_of_an_app_is_told_from_a_program(test: &Test) -> Outcome {
+    both_engines(test)?;
+    let parts = ["spin1", "spin2", "spin3", "spin4", "spin5"].map(|name| test.host.module(name));
+    let newer = ["spin6", "spin7"].map(|name| test.host.component(name));
+    for file in parts.into_iter().chain(newer) {
+        let file = file?;
+        let part = inspect(test, &file)?;
+        let shown = || format!("{}: {part}", file.display());
+        ensure(part["partOf"] == json!("Spin app"), shown())?;
+        ensure(part["engine"]["name"] == json!("wasmtime"), shown())?;
+        ensure(part["missing"] == json!([]), shown())?;
+        ensure(part["allowed"]["byManifest"] == json!(true), shown())?;
+    }
+    let path = test.host.module("spin3")?.display().to_string();
+    let text = test.rt(["wasm", "inspect", &path])?.success()?.stdout;
+    ensure(text.contains("part of      a Spin app\n"), text)?;
+    for whole in [test.host.module("hello")?, test.host.component("handler3")?] {
+        ensure_eq(&inspect(test, &whole)?["partOf"], &Value::Null)?;
+    }
+    // A container of such a file does not run.
+    let module = fs::read(test.host.module("spin3")?)?;
+    let bundle = Bundle::new(test, &["/spin3.wasm"])?
+        .file("/spin3.wasm", module)?
+        .annotation("run.oci.handler", "wasm");
+    bundle.write()?;
+    let missing = inspect(test, &bundle.folder)?["missing"].to_string();
+    ensure(missing.contains("the manifest `spin.toml` of its app"), missing)
+}
+
+fn how_a_handler_is_served_is_listed(test: &Test) -> Outcome {
+    both_engines(test)?;
+    let handler = fs::read(test.host.component("handler")?)?;
+    let bundle = Bundle::new(test, &["/handler.wasm"])?
+        .file("/handler.wasm", handler)?
+        .annotation("run.oci.handler", "wasm")
+        .annotation("run.oci.wasm.http", "127.0.0.1:9000")
+        .annotation("run.oci.wasm.http-requests", "5")
+        .annotation("run.oci.wasm.http-grace", "1.5")
+        .annotation("run.oci.wasm.http-outbound", "a.example:81,b.example");
+    bundle.write()?;
+    let http = inspect(test, &bundle.folder)?["allowed"]["http"].clone();
+    let expected = json!({
+        "address": "127.0.0.1:9000",
+        "outbound": ["a.example:81", "b.example"],
+        "values": { "http-grace": "1500", "http-requests": "5" },
+    });
+    ensure_eq(&http, &expected)?;
+    let folder = bundle.folder.display().to_string();
+    let text = test.rt(["wasm", "inspect", &folder])?.success()?.stdout;
+    let expected = "             requests to: a.example:81, b.example\n\
+        serves       127.0.0.1:9000\n             http-grace: 1500\n             http-requests: 5\n";
+    ensure(text.contains(expected), text)?;
+    // A command serves nothing.
+    let command = inspect(test, &test.host.component("hello")?)?;
+    ensure_eq(&command["allowed"]["http"], &Value::Null)
 }
 
 fn what_is_no_module_is_an_error(test: &Test) -> Outcome {

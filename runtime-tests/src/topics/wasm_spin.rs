@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,7 +20,8 @@ super::tests! { "wasm_spin":
     the_articles_handler_runs_as_it_is, the_command_of_an_image_for_the_shim_is_a_slash, each_sdk_answers_at_its_route,
     a_handler_forces_an_app, a_guest_learns_its_route_from_the_server_alone, a_private_route_is_not_reached,
     variables_come_from_the_environment, a_component_sees_the_files_that_are_listed, key_value_stores_are_shared_and_listed,
-    a_store_in_a_volume_survives_the_container, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
+    a_store_in_a_volume_survives_the_container, a_store_in_memory_ends_with_the_container, a_store_in_a_volume_survives_sigkill, containers_share_the_stores_of_a_volume,
+    a_volume_that_is_read_only_is_an_error, nothing_is_written_into_the_rootfs, sql_stays_in_its_database,
     requests_go_to_allowed_hosts_only, a_name_does_not_lead_to_addresses_of_the_machine, https_goes_to_allowed_hosts_only, components_send_requests_to_each_other,
     each_sdk_answers_other_components, a_component_asks_only_those_that_are_listed, a_request_to_the_app_itself_takes_its_route,
     a_client_is_not_taken_for_a_component, a_component_that_fails_is_an_error_for_its_caller,
@@ -30,7 +31,8 @@ super::tests! { "wasm_spin":
     logs_go_to_standard_error, listens_where_it_is_told, a_bad_manifest_is_an_error, a_bad_module_is_an_error,
     a_module_is_looked_up_inside_the_container, a_module_is_not_looked_up_through_an_open_directory,
     one_capability_is_enough_for_its_port, a_user_without_rights_starts_an_app, a_broken_plan_is_not_run,
-    is_compiled_by_the_administrator, ends_with_a_signal, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
+    is_compiled_by_the_administrator, ends_with_a_signal, a_signal_lets_running_requests_finish, a_port_in_use_is_an_error,
+    a_body_that_is_too_large_is_refused, an_app_of_sdk_5_has_what_its_manifest_says, sdk_6_has_the_functions_of_its_preview, an_app_of_sdk_7_has_what_its_manifest_says,
     a_component_of_sdk_7_sees_the_files_that_are_listed, stores_of_sdk_7_are_those_of_the_others, requests_of_sdk_7_go_to_allowed_hosts_only,
     components_of_sdk_7_and_of_others_call_each_other, a_long_statement_holds_up_nobody, no_function_of_sql_computes_for_ever,
     rows_that_nobody_reads_are_limited, a_fifo_beside_the_manifest_holds_up_nobody,
@@ -55,7 +57,7 @@ fn app<'a>(test: &'a Test, manifest: &str, settings: Value) -> Outcome<Bundle<'a
     test.only_rt()?;
     wasm_cache::host_of(test, WASMTIME, settings)?;
     let mut bundle = Bundle::new(test, &["/spin.toml"])?.file("/spin.toml", manifest)?;
-    for guest in ["spin1", "spin2", "spin3", "spin5"] {
+    for guest in ["spin1", "spin2", "spin3", "spin4", "spin5"] {
         let module = fs::read(test.host.module(guest)?)?;
         bundle = bundle.file(&format!("/{guest}.wasm"), module)?;
     }
@@ -174,6 +176,7 @@ fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
         ("/one", "spin1"),
         ("/two", "spin2"),
         ("/three/:x", "spin3"),
+        ("/four", "spin4"),
         ("/five/...", "spin5"),
         ("/six", "spin6"),
         ("/seven/...", "spin7"),
@@ -190,6 +193,7 @@ fn each_sdk_answers_at_its_route(test: &Test) -> Outcome {
     gives(&container, "/two", HELLO)?;
     gives(&container, "/two/", HELLO)?;
     gives(&container, "/three/hello", HELLO)?;
+    gives(&container, "/four", HELLO)?;
     gives(&container, "/five", "Hello from Spin 5 at /five")?;
     gives(&container, "/five/more/of/it?x=y", "Hello from Spin 5 at /five")?;
     gives(&container, "/six", HELLO)?;
@@ -220,6 +224,14 @@ fn a_handler_forces_an_app(test: &Test) -> Outcome {
         let bundle = bundle.clone().file("/hello.wasm", hello)?.file("/module.wasm", module)?;
         let bundle = bundle.args(&[args]);
         bundle.annotation("run.oci.handler", handler).run()?.fails_with(words)?;
+    }
+    // A module of an SDK, without its manifest.
+    for handler in ["wasm", "wasmedge", "wasmtime", "spin"] {
+        let bundle = bundle.clone().args(&["/spin2.wasm"]).annotation("run.oci.handler", handler);
+        bundle.run()?.code(1)?.fails_with(
+            "exec: `/spin2.wasm`: a part of a Spin app, which does not run by itself, because it exports \
+             `wasi:http/incoming-handler@0.2.0-rc-2023-10-18#handle` and no `_start`",
+        )?;
     }
     let plain = bundle.edit(|config| config["annotations"] = json!({}));
     plain.run()?.fails_with("set the annotation `run.oci.handler` to `spin`").map(drop)
@@ -364,6 +376,84 @@ fn a_store_in_a_volume_survives_the_container(test: &Test) -> Outcome {
     std::os::unix::fs::symlink("../outside", volume.join("default.kv.sqlite"))?;
     refuses(&bundle.start()?, "/set?k=a:1", "unable to open")?;
     ensure(!outside.exists(), "a file outside of the volume")
+}
+
+const BOTH: &str = "key_value_stores = [\"default\"]\nsqlite_databases = [\"default\"]";
+
+fn a_store_in_memory_ends_with_the_container(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest(BOTH, ""))?;
+    for _ in 0..2 {
+        let container = bundle.start()?;
+        gives(&container, "/get?k=a", "none")?;
+        gives(&container, "/set?k=a:1", "set")?;
+        gives(&container, "/get?k=a", "1")?;
+        let made = ask_at(&container, 80, "/sql?d=default", "", "CREATE TABLE t (a)")?;
+        ensure_eq(made.0, 200)?;
+        container.kill("TERM")?;
+        container.wait()?;
+        container.delete()?;
+    }
+    Ok(())
+}
+
+fn a_store_in_a_volume_survives_sigkill(test: &Test) -> Outcome {
+    let bundle = with_volume(test, BOTH, &test.folder.join("volume"))?;
+    let sql = |container: &Container<'_>, statement: &str| {
+        ask_at(container, 80, "/sql?d=default", "", statement)
+    };
+    let first = bundle.start()?;
+    ensure_eq(sql(&first, "CREATE TABLE t (a)")?.0, 200)?;
+    for number in 0..20 {
+        gives(&first, &format!("/set?k={number}:{number}"), "set")?;
+        ensure_eq(sql(&first, "INSERT INTO t VALUES (?1)")?.0, 200)?;
+    }
+    // In the middle of a statement.
+    let rows = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 1000000) \
+                INSERT INTO t SELECT x FROM n";
+    let _begun = send(&first, "/sql?d=default", rows)?;
+    std::thread::sleep(Duration::from_millis(100));
+    first.kill("KILL")?;
+    first.wait()?;
+    first.delete()?;
+    let second = bundle.start()?;
+    gives(&second, "/get?k=19", "19")?;
+    let (status, rows) = sql(&second, "SELECT count(*) FROM t")?;
+    // All of the statement or nothing of it.
+    let is_whole =
+        |rows: &str| ["20", "1000020"].iter().any(|it| rows.contains(&format!("({it})")));
+    ensure(status == 200 && is_whole(&rows), rows)
+}
+
+fn containers_share_the_stores_of_a_volume(test: &Test) -> Outcome {
+    let bundle = with_volume(test, BOTH, &test.folder.join("volume"))?;
+    let both = [bundle.start()?, bundle.start()?];
+    for turn in 0..4 {
+        let (one, other) = (&both[turn % 2], &both[(turn + 1) % 2]);
+        gives(one, &format!("/set?k=a:{turn}"), "set")?;
+        gives(other, "/get?k=a", &turn.to_string())?;
+    }
+    Ok(())
+}
+
+fn a_volume_that_is_read_only_is_an_error(test: &Test) -> Outcome {
+    let volume = test.folder.join("volume");
+    let bundle = with_volume(test, BOTH, &volume)?;
+    let read_only = bundle.clone().edit(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("a list");
+        let data = mounts.iter_mut().find(|it| it["destination"] == "/data").expect("a volume");
+        data["options"] = json!(["bind", "ro"]);
+    });
+    let words = "keep stores in `/data`: it cannot be written to: Read-only file system";
+    read_only.run()?.code(126)?.fails_with(words)?;
+    // The directory of somebody else.
+    let user = bundle.edit(|config| {
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        config["process"]["capabilities"] = json!({});
+        config["process"]["env"] =
+            json!(["SPIN_STATE_DIR=/data", "SPIN_HTTP_LISTEN_ADDR=0.0.0.0:8080"]);
+    });
+    fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    user.run()?.code(126)?.fails_with("it cannot be written to: Permission denied").map(drop)
 }
 
 fn nothing_is_written_into_the_rootfs(test: &Test) -> Outcome {
@@ -768,6 +858,10 @@ fn a_bad_manifest_is_an_error(test: &Test) -> Outcome {
         (manifest("sauce = 1", ""), "unknown field `sauce`"),
         (manifest("", "[[trigger.redis]]\nchannel = \"x\"\n"), "unknown trigger `redis`"),
         (manifest("", &format!("{trigger}{trigger}")), "the routes `/a` and `/a` overlap"),
+        (
+            manifest("", &[":x", ":y"].map(|it| trigger.replace("/a", &format!("/{it}"))).concat()),
+            "the routes `/:x` and `/:y` overlap",
+        ),
         (manifest("", &trigger.replace("\"a\"", "\"b\"")), "there is no component `b`"),
         (
             manifest("", "").replace("\"spin3.wasm\"", "{ url = \"http://x\", digest = \"\" }"),
@@ -902,7 +996,11 @@ fn is_compiled_by_the_administrator(test: &Test) -> Outcome {
     ensure_eq(output.stdout.matches(": compiled in ").count(), 2)?;
     ensure_eq(files(test, "so").len(), 2)?;
     let again = test.rt(["wasm", "compile", &folder])?.success()?;
-    ensure_eq(again.stdout.matches(": is compiled already").count(), 2)
+    ensure_eq(again.stdout.matches(": is compiled already").count(), 2)?;
+    // A part alone is compiled for the same engine.
+    let part = bundle.rootfs().join("spin3.wasm").display().to_string();
+    let again = test.rt(["wasm", "compile", &part])?.success()?;
+    ensure_eq(again.stdout.matches(": is compiled already").count(), 1)
 }
 
 fn ends_with_a_signal(test: &Test) -> Outcome {
@@ -911,6 +1009,86 @@ fn ends_with_a_signal(test: &Test) -> Outcome {
     container.rt(&["kill"])?.success()?;
     container.wait()?;
     wait_until("it is gone", || connect(&container, 80).is_err())
+}
+
+/// The exit status is that of a handler without Spin: 0 if all requests have finished.
+fn a_signal_lets_running_requests_finish(test: &Test) -> Outcome {
+    for (grace, sleep, code) in [("30", "/sleep/700", 0), ("0.2", "/sleep/60000", 143)] {
+        let bundle = linked(test, "")?.annotation("run.oci.wasm.http-grace", grace);
+        bundle.write()?;
+        let id = test.id();
+        let mut command = test.command(bundle.command_line("run", &id));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let container = Container::named(test, &id);
+        wait_until("it runs", || container.status().is_ok_and(|it| it == "running"))?;
+        gives(&container, "/", "Hello from Wasm!\n")?;
+        let mut running = send(&container, sleep, "")?;
+        wait_until("it sleeps", || {
+            events::stats(test, &container)
+                .is_ok_and(|it| it["data"]["wasm"]["http"]["instancesNow"] == json!(1))
+        })?;
+        container.kill("TERM")?;
+        let mut answer = String::new();
+        let _ = running.read_to_string(&mut answer);
+        ensure(answer.starts_with("HTTP/1.1 200 ") == (code == 0), answer)?;
+        ensure_eq(child.wait()?.code(), Some(code))?;
+    }
+    Ok(())
+}
+
+fn a_port_in_use_is_an_error(test: &Test) -> Outcome {
+    let first = shared(test, &manifest("", ""))?.start()?;
+    let network = format!("/proc/{}/ns/net", first.pid()?);
+    let second = shared(test, &manifest("", ""))?.edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|it| it["type"] != "network");
+        namespaces.push(json!({ "type": "network", "path": network }));
+    });
+    let output = second.run()?.code(1)?;
+    output.fails_with("listen on `0.0.0.0:80` (`run.oci.wasm.http`): Address in use")?;
+    gives(&first, "/hello", HELLO)
+}
+
+fn a_body_that_is_too_large_is_refused(test: &Test) -> Outcome {
+    let bundle = shared(test, &manifest("", ""))?.annotation("run.oci.wasm.http-body", "1000");
+    let container = bundle.start()?;
+    let post = |length: usize| ask_at(&container, 80, "/size", "", &"x".repeat(length));
+    ensure_eq(post(1000)?, (200, "size 1000".into()))?;
+    ensure_eq(post(1001)?.0, 413)?;
+    gives(&container, "/hello", HELLO)
+}
+
+/// With the SDK's default features. Its module for SQLite is `sqlite3`, and `sqlite` is the older
+/// one.
+fn an_app_of_sdk_5_has_what_its_manifest_says(test: &Test) -> Outcome {
+    let keys = "variables = { text = \"value\" }\nkey_value_stores = [\"default\"]\n\
+        sqlite_databases = [\"default\"]";
+    let text = manifest(keys, "").replace("spin3.wasm", "spin5.wasm");
+    let container = shared(test, &text)?.start()?;
+    gives(&container, "/variable?v=text", "value")?;
+    refuses(&container, "/variable?v=other", "Undefined")?;
+    gives(&container, "/set?k=a:1", "set")?;
+    gives(&container, "/get?k=a", "1")?;
+    let sql = |path: &str, statement: &str| ask_at(&container, 80, path, "", statement);
+    ensure_eq(sql("/sql?d=default", "CREATE TABLE t (a)")?.0, 200)?;
+    let inserted = sql("/sql?d=default", "INSERT INTO t VALUES (?1), (8)")?;
+    ensure_eq(inserted, (200, "\n2 2\n".into()))?;
+    let (status, rows) = sql("/sql?d=default", "SELECT a FROM t")?;
+    let expected = "a\n[Value::Integer(7)]\n[Value::Integer(8)]\n";
+    ensure(status == 200 && rows.starts_with(expected), rows)?;
+    let (status, rows) = sql("/sql-2?d=default", "SELECT a FROM t LIMIT 1")?;
+    ensure_eq((status, rows.as_str()), (200, "[Value::Integer(7)]\n"))?;
+    for (path, statement, words) in [
+        ("/sql?d=other", "SELECT 1", "AccessDenied"),
+        ("/sql?d=default", "ATTACH '/spin.toml' AS x", "not authorized"),
+        ("/sql-2?d=other", "SELECT 1", "AccessDenied"),
+    ] {
+        let (status, body) = sql(path, statement)?;
+        ensure(status == 500 && body.contains(words), format!("{statement}: {status} {body}"))?;
+    }
+    let text = manifest("variables = { text = \"four\" }", "").replace("spin3", "spin4");
+    gives(&shared(test, &text)?.start()?, "/variable", "four")
 }
 
 /// The manifest of one component of SDK 7.

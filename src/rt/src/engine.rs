@@ -17,7 +17,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 pub(crate) use command_line::{CommandLine, Files, Guest};
 pub(crate) use description::{Description, Installed};
-pub(crate) use installed::{Engines, all};
+pub(crate) use installed::{ENGINES, Engines, all, what_for};
 pub(crate) use native::{BUSY, Found, Host, Later, Native};
 pub(crate) use plan::{PLAN, modules, place};
 pub(crate) use plugins::Plugins;

@@ -228,6 +228,45 @@ pub(in crate::topics) mod frames {
     pub(in crate::topics) fn get(stream: u32) -> Vec<u8> {
         frame(HEADERS, 0x5, stream, &[0x82, 0x86, 0x84, 0x41, 1, b'a'])
     }
+
+    /// The head of a `POST`, whose body follows.
+    pub(in crate::topics) fn post(stream: u32, path: &str) -> Vec<u8> {
+        let length = u8::try_from(path.len()).expect("short");
+        let head = [&[0x83, 0x86, 0x44, length], path.as_bytes(), &[0x41, 1, b'a']].concat();
+        frame(HEADERS, 0x4, stream, &head)
+    }
+
+    /// The status in a response's headers, which begin with it: by its place in HPACK's table, or
+    /// as digits, maybe in HPACK's code (RFC 7541, appendices A and B).
+    pub(in crate::topics) fn status(headers: &[u8]) -> Option<u16> {
+        const PLACES: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
+        match headers {
+            [place @ 0x88..=0x8e, ..] => Some(PLACES[usize::from(place - 0x88)]),
+            [0x48 | 0x08, 3, digits @ ..] => {
+                std::str::from_utf8(digits.get(..3)?).ok()?.parse().ok()
+            }
+            [0x48 | 0x08, length @ 0x80..=0xff, code @ ..] => {
+                let code = code.get(..usize::from(length & 0x7f))?;
+                let bits = code.iter().flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1));
+                let mut bits = bits.map(u16::from);
+                let (mut status, mut digits) = (0, 0);
+                while digits < 3 {
+                    let mut value = 0;
+                    for _ in 0..5 {
+                        value = value << 1 | bits.next()?;
+                    }
+                    // Five bits for 0 to 2, and six for the other digits.
+                    let digit = match value {
+                        0..=2 => value,
+                        _ => (value << 1 | bits.next()?).checked_sub(0x19)? + 3,
+                    };
+                    (status, digits) = (status * 10 + digit, digits + 1);
+                }
+                Some(status)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Reads the next frame of HTTP/2: its kind, its stream and its content.
@@ -238,6 +277,27 @@ pub(in crate::topics) fn next_frame(stream: &mut TcpStream) -> Outcome<(u8, u32,
     let mut content = vec![0; length as usize];
     stream.read_exact(&mut content)?;
     Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), content))
+}
+
+/// Begins a connection of HTTP/2.
+pub(in crate::topics) fn begin_http_2(stream: &mut TcpStream) -> Outcome {
+    let settings = frames::frame(frames::SETTINGS, 0, 0, &[]);
+    Ok(stream.write_all(&[frames::PREFACE, &settings].concat())?)
+}
+
+/// Waits for the response to a request of HTTP/2, and returns its status.
+pub(in crate::topics) fn status_of(stream: &mut TcpStream, request: u32) -> Outcome<u16> {
+    loop {
+        let (kind, id, content) = next_frame(stream)?;
+        match kind {
+            frames::HEADERS if id == request => {
+                let status = frames::status(&content);
+                return Ok(status.ok_or_else(|| format!("no status: {content:?}"))?);
+            }
+            frames::RESET | frames::GO_AWAY => return Err(format!("{kind}: {content:?}").into()),
+            _ => {}
+        }
+    }
 }
 
 /// Checks that the server still answers others, and soon.

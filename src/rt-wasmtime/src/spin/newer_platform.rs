@@ -230,15 +230,11 @@ impl sqlite::HostConnection for Platform<'_> {
     }
 
     async fn last_insert_rowid(&mut self, opened: Resource<Opened>) -> Result<i64> {
-        let (store, is_quick) = (self.store(&opened)?, self.is_quick());
-        let row = with_store(store, is_quick, |store| Ok(store.last_row())).await;
-        row.map_err(wasmtime::Error::msg)
+        self.last_row(&opened).await
     }
 
     async fn changes(&mut self, opened: Resource<Opened>) -> Result<u64> {
-        let (store, is_quick) = (self.store(&opened)?, self.is_quick());
-        let changes = with_store(store, is_quick, |store| Ok(store.changes())).await;
-        changes.map_err(wasmtime::Error::msg)
+        Platform::changes(self, &opened).await
     }
 
     fn drop(&mut self, opened: Resource<Opened>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::types::Value;
 use tokio::sync::Semaphore;
 use wasmtime::Result;
-use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable, ResourceType};
 use wasmtime::error::Context as _;
 
 use super::Guest;
@@ -30,6 +30,9 @@ mod generated {
 use generated::fermyon::spin2_0_0::{key_value, sqlite, variables};
 use generated::wasi::config::store as config;
 
+/// The interface that [`add_sqlite_3`] offers.
+pub(super) const SQLITE_3: &str = "spin:sqlite/sqlite@3.0.0";
+
 /// A store or a database that a guest has opened.
 #[derive(Debug)]
 #[allow(unreachable_pub, reason = "the generated code exports it again")]
@@ -49,7 +52,56 @@ pub(crate) fn add_to_linker(linker: &mut Linker<World>) -> Result<()> {
     variables::add_to_linker::<World, Has>(linker, World::platform)?;
     key_value::add_to_linker::<World, Has>(linker, World::platform)?;
     sqlite::add_to_linker::<World, Has>(linker, World::platform)?;
+    add_sqlite_3(linker)?;
     config::add_to_linker::<World, Has>(linker, World::platform)
+}
+
+/// The interface of SQLite that `spin_sdk::sqlite3` of SDK 5 imports. It has the types and functions
+/// of `fermyon:spin/sqlite@2.0.0`, and two more functions. A second generated interface would have
+/// types of its own, and twice the code.
+fn add_sqlite_3(linker: &mut Linker<World>) -> Result<()> {
+    use sqlite::HostConnection;
+
+    let mut instance = linker.instance(SQLITE_3)?;
+    instance.resource_async(
+        "connection",
+        ResourceType::host::<Opened>(),
+        |mut store, representation| {
+            Box::new(async move {
+                let opened = Resource::new_own(representation);
+                HostConnection::drop(&mut store.data_mut().platform(), opened).await
+            })
+        },
+    )?;
+    instance.func_wrap_async("[static]connection.open", |mut store, (name,): (String,)| {
+        Box::new(async move {
+            Ok((HostConnection::open(&mut store.data_mut().platform(), name).await?,))
+        })
+    })?;
+    type Execute = (Resource<Opened>, String, Vec<sqlite::Value>);
+    instance.func_wrap_async(
+        "[method]connection.execute",
+        |mut store, (opened, statement, parameters): Execute| {
+            Box::new(async move {
+                let mut platform = store.data_mut().platform();
+                let executed =
+                    HostConnection::execute(&mut platform, opened, statement, parameters);
+                Ok((executed.await?,))
+            })
+        },
+    )?;
+    instance.func_wrap_async(
+        "[method]connection.last-insert-rowid",
+        |mut store, (opened,): (Resource<Opened>,)| {
+            Box::new(async move { Ok((store.data_mut().platform().last_row(&opened).await?,)) })
+        },
+    )?;
+    instance.func_wrap_async(
+        "[method]connection.changes",
+        |mut store, (opened,): (Resource<Opened>,)| {
+            Box::new(async move { Ok((store.data_mut().platform().changes(&opened).await?,)) })
+        },
+    )
 }
 
 impl Platform<'_> {
@@ -88,6 +140,20 @@ impl Platform<'_> {
 
     pub(super) fn store(&self, opened: &Resource<Opened>) -> Result<Store> {
         Ok(self.table.get(opened)?.0.clone())
+    }
+
+    /// The number of the last row that was added.
+    pub(super) async fn last_row(&mut self, opened: &Resource<Opened>) -> Result<i64> {
+        let (store, is_quick) = (self.store(opened)?, self.is_quick());
+        let row = with_store(store, is_quick, |store| Ok(store.last_row())).await;
+        row.map_err(wasmtime::Error::msg)
+    }
+
+    /// How many rows the last statement changed.
+    pub(super) async fn changes(&mut self, opened: &Resource<Opened>) -> Result<u64> {
+        let (store, is_quick) = (self.store(opened)?, self.is_quick());
+        let changes = with_store(store, is_quick, |store| Ok(store.changes())).await;
+        changes.map_err(wasmtime::Error::msg)
     }
 
     /// Whether the use of a store is immediate.

@@ -185,7 +185,7 @@ fn authorize(what: AuthContext<'_>) -> Authorization {
     }
 }
 
-/// Fails unless the directory is on another mount than the rootfs.
+/// Fails unless the directory is on another mount than the rootfs, and writable.
 fn check(directory: &Path) -> Result<(), String> {
     if !directory.is_absolute() {
         return Err("it is not an absolute path".into());
@@ -201,7 +201,22 @@ fn check(directory: &Path) -> Result<(), String> {
     if own.is_none() || own == root {
         return Err("it is not on a volume, and nothing is written into the rootfs".into());
     }
-    Ok(())
+    writable(directory).map_err(|error| format!("it cannot be written to: {error}"))
+}
+
+/// Fails if no file can be made in the directory. Otherwise each request would fail.
+fn writable(directory: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // A file without a name (open(2)). Nobody else sees it, and it is gone at once.
+    let mut options = File::options();
+    let made = options.write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(directory);
+    match made {
+        // A filesystem without such files. SQLite reports what is wrong there.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+            Ok(())
+        }
+        made => made.map(drop),
+    }
 }
 
 impl Store {
@@ -447,5 +462,11 @@ mod tests {
         for wrong in ["data", "/", "/etc", "/no/such"] {
             assert!(Stores::new(Some(wrong), None).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn nothing_is_kept_where_nothing_can_be_written() {
+        assert!(writable(&std::env::temp_dir()).is_ok());
+        assert!(writable(Path::new("/no/such")).is_err());
     }
 }

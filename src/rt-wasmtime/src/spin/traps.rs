@@ -6,6 +6,7 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Linker, LinkerInstance, ResourceType};
 use wasmtime::{Result, bail};
 
+use super::platform::SQLITE_3;
 use crate::engines::Loaded;
 use crate::world::World;
 
@@ -13,10 +14,11 @@ use crate::world::World;
 const WASI: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 
 /// The other interfaces that this engine offers.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
     "fermyon:spin/key-value@2.0.0",
     "fermyon:spin/sqlite@2.0.0",
     "fermyon:spin/variables@2.0.0",
+    SQLITE_3,
     "wasi:config/store@0.2.0-draft-2024-09-27",
     "wasi:http/outgoing-handler@0.2.0-rc-2023-10-18",
     "wasi:http/types@0.2.0-rc-2023-10-18",
@@ -125,7 +127,8 @@ mod tests {
             ("wasi:keyvalue/store@0.2.0-draft2", false),
             ("fermyon:spin/redis@2.0.0", false),
             ("fermyon:spin/sqlite@2.0.0", true),
-            ("spin:sqlite/sqlite@3.0.0", false),
+            ("spin:sqlite/sqlite@3.0.0", true),
+            ("spin:sqlite/sqlite@3.1.0", false),
             ("a", false),
         ] {
             assert_eq!(is_offered(interface, false), expected, "{interface}");

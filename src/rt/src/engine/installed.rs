@@ -10,7 +10,7 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 
 use super::{Description, Directory, Host, Installed, Native, Plugins, Settings, plugins};
 use crate::exe;
-use crate::workload::{Format, HANDLERS, Handler, Item, Rights, World};
+use crate::workload::{Format, HANDLERS, Handler, Item, MANIFEST, Rights, World};
 
 /// The engines that a container may use. The runtime process finds them on the host before the
 /// container exists, because only init can see what the program is.
@@ -74,6 +74,15 @@ impl<'a> Engines<'a> {
         // The engine reports what is wrong with a file that cannot be read here.
         let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
         let descriptions = descriptions.collect::<Vec<_>>();
+        if format == Format::Module
+            && let Ok(contents) = format.contents(program)
+            && let Some(export) = contents.part_of_an_app(format)
+        {
+            bail!(
+                "a part of a Spin app, which does not run by itself, because it exports `{}` and no `_start`: run the app's manifest `{MANIFEST}`",
+                export.name
+            );
+        }
         let chosen = choose(&descriptions, format, handler, &beyond, rights).map_err(|error| {
             let broken = &self.broken;
             if broken.is_empty() { error } else { anyhow!("{error}; {}", broken.join("; ")) }
@@ -131,7 +140,15 @@ impl<'a> Engines<'a> {
 }
 
 /// The engines that `rt` was tested with. A host may have others.
-const ENGINES: [&str; 2] = ["wasmedge", "wasmtime"];
+pub(crate) const ENGINES: [&str; 2] = ["wasmedge", "wasmtime"];
+
+/// What does not run without one of these engines.
+pub(crate) fn what_for(name: &str) -> &'static str {
+    match name {
+        "wasmtime" => "no components, handlers of HTTP requests and Spin apps",
+        _ => "no core modules, unless another engine runs them",
+    }
+}
 
 /// All engines in a folder, sorted by name, each with its description or the reason why it cannot
 /// be used.

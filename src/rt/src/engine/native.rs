@@ -23,7 +23,7 @@ use super::cache::{self, Cache, Entry, Failure, Job, Key, Kind, Patience};
 use super::settings::{CacheSettings, CompilerSettings, Settings};
 use crate::state::State;
 use crate::workload::{Compile, Wish};
-use crate::{exe, signals};
+use crate::{exe, ids, signals};
 
 /// Raise this number when native code changes for a reason that the key does not contain.
 const FORMAT: u32 = 2;
@@ -91,8 +91,10 @@ const PODS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.Sa
 /// others, and then for its own.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A start that has waited longer for native code says so.
+/// A start that has waited longer for native code says so: in the log, and to people who look at
+/// the container's output.
 const NOTICED: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(1);
 
 /// The exit status of a worker that had no turn in time.
 pub(crate) const BUSY: u8 = 75;
@@ -218,15 +220,31 @@ impl Native {
                 let begun = Instant::now();
                 let eager = Compile::Eager;
                 let found = self.try_look_up(eager, wish.counting, patience, module, name, state);
-                if begun.elapsed() > NOTICED {
-                    let seconds = begun.elapsed().as_secs_f32();
-                    tracing::info!("`{name}` waited {seconds:.1} s until it was compiled");
+                let took = begun.elapsed();
+                let line =
+                    format!("`{name}` waited {:.1} s until it was compiled", took.as_secs_f32());
+                if took > LONG && found.is_ok() {
+                    // Not in the log: callers take each entry for the error of a failed command.
+                    // Standard error is the container's, so its output shows the line.
+                    crate::report::warn(&format!(
+                        "{line}: a later start on this host does not wait"
+                    ));
+                } else if took > NOTICED {
+                    tracing::info!("{line}");
                 }
                 found
             }
         };
         found.with_context(|| {
-            format!("the engine `{}` runs native code only, and `{name}` has none", self.engine)
+            let why = if ids::is_host_root() {
+                ""
+            } else {
+                ", because ordinary users have no cache of it"
+            };
+            format!(
+                "the engine `{}` runs native code only, and `{name}` has none{why}",
+                self.engine
+            )
         })
     }
 

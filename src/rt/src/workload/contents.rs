@@ -301,7 +301,32 @@ const PREVIEW1: [&str; 46] = [
     "sock_shutdown",
 ];
 
+/// What the handlers of Spin's SDKs export: a component as an interface, and a core module as a
+/// function of one (`INTERFACE@VERSION#FUNCTION`).
+const OF_AN_APP: [&str; 3] =
+    ["wasi:http/incoming-handler", "wasi:http/handler", "fermyon:spin/inbound-http"];
+
 impl Contents {
+    /// What shows that a module is a part of a Spin app, and does not run by itself: the handler
+    /// that a core module exports, or an interface of Spin that a handler imports. wasmtime's
+    /// adapter makes a component of such a core module, as a part of an app only.
+    pub(crate) fn part_of_an_app(&self, format: Format) -> Option<&Item> {
+        let exports = |name: &str| self.exports.iter().any(|it| it.name == name);
+        let is_spins = |it: &&Item| ["spin:", "fermyon:"].iter().any(|of| it.name.starts_with(of));
+        let is_one = |it: &&Item| {
+            let name = it.name.split(['@', '#']).next();
+            name.is_some_and(|name| OF_AN_APP.contains(&name))
+        };
+        match format {
+            Format::Module if !exports("_start") => {
+                self.exports.iter().find(|it| it.name.contains('#') && is_one(it))
+            }
+            Format::Component if self.handler().is_some() => self.imports.iter().find(is_spins),
+            Format::Component => self.exports.iter().find(|it| is_spins(it) && is_one(it)),
+            _ => None,
+        }
+    }
+
     /// The world of a component with these exports, if it handles requests of HTTP and is not a
     /// command. A component of both versions of WASI is one of the newer.
     pub(crate) fn handler(&self) -> Option<World> {
@@ -410,6 +435,36 @@ mod tests {
         assert_eq!(of(&["wasi:http/handler@0.3.0-rc-2026-03-15"]), Some(World::HttpService));
         assert_eq!(of(&[older, newer]), Some(World::HttpService));
         assert_eq!(of(&[newer, "wasi:cli/run@0.3.0"]), None);
+    }
+
+    #[test]
+    fn a_part_of_an_app_is_told_from_a_program() {
+        let of = |format, imports: &[&str], exports: &[&str]| {
+            let item =
+                |name: &&str| Item { module: String::new(), name: (*name).into(), kind: "func" };
+            let (imports, exports) = (imports.iter().map(item), exports.iter().map(item));
+            let contents = Contents { imports: imports.collect(), exports: exports.collect() };
+            contents.part_of_an_app(format).is_some()
+        };
+        let (module, component) = (Format::Module, Format::Component);
+        for (export, expected) in [
+            ("wasi:http/incoming-handler@0.2.0-rc-2023-10-18#handle", true),
+            ("wasi:http/incoming-handler@0.2.0#handle", true),
+            ("fermyon:spin/inbound-http#handle-request", true),
+            ("cabi_realloc", false),
+            ("wasi:http/incoming-handler", false),
+        ] {
+            assert_eq!(of(module, &[], &["memory", export]), expected, "{export}");
+            assert!(!of(module, &[], &["_start", export]), "{export}");
+        }
+        let (plain, own) = ("wasi:cli/environment@0.2.0", "spin:variables/variables@3.0.0");
+        let handler = "wasi:http/handler@0.3.0";
+        assert!(!of(component, &[plain], &[handler]));
+        assert!(of(component, &[plain, own], &[handler]));
+        assert!(of(component, &["fermyon:spin/sqlite@2.0.0"], &["wasi:http/incoming-handler"]));
+        assert!(of(component, &[], &["fermyon:spin/inbound-http"]));
+        assert!(!of(component, &[own], &["wasi:cli/run@0.2.0"]));
+        assert!(!of(Format::Manifest, &[own], &[handler]));
     }
 
     #[test]

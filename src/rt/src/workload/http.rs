@@ -64,6 +64,17 @@ impl Http {
         options.chain(self.outbound.iter().map(|server| format!("--http-outbound={server}")))
     }
 
+    /// The limits and other values that annotations set, by the names of the engine's options.
+    /// Times are in milliseconds.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.options.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The servers to which the handler may send requests.
+    pub(crate) fn outbound(&self) -> &[String] {
+        &self.outbound
+    }
+
     /// Whether the handler may send requests.
     pub(crate) fn sends(&self) -> bool {
         !self.outbound.is_empty()

@@ -95,16 +95,18 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
 }
 
-/// The paths of this program's binary or of its link: on lines that are not comments, and in single
+/// The paths of this program's binary or of its links: on lines that are not comments, and in single
 /// or double quotes. CRI-O also has directories with these names, so the path must be below `bin`
 /// or `sbin`.
 fn paths_of_rt(text: &str) -> impl Iterator<Item = &Path> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let words = lines.flat_map(|line| line.split(['"', '\'']));
-    let names = ["/bin/rt", "/bin/rt-wasm", "/sbin/rt", "/sbin/rt-wasm"];
-    words
-        .filter(move |word| word.starts_with('/') && names.iter().any(|name| word.ends_with(name)))
-        .map(Path::new)
+    let is_one = |word: &&str| {
+        let names = ["rt", "rt-wasm", "rt-spin"].iter();
+        let mut paths = names.flat_map(|name| [format!("/bin/{name}"), format!("/sbin/{name}")]);
+        word.starts_with('/') && paths.any(|path| word.ends_with(&path))
+    };
+    words.filter(is_one).map(Path::new)
 }
 
 #[cfg(test)]
@@ -116,6 +118,7 @@ mod tests {
         let names_rt = |text: &str| paths_of_rt(text).next().is_some();
         assert!(names_rt("rt = [\"/usr/bin/rt\"]"));
         assert!(names_rt("  BinaryName = '/usr/local/bin/rt-wasm'"));
+        assert!(names_rt("runtime_path = \"/usr/sbin/rt-spin\""));
         assert!(!names_rt(
             "# rt = [\"/usr/bin/rt\"]\nroot = \"/run/rt\"\npath = \"/usr/bin/crun-rt-x\""
         ));
@@ -134,7 +137,10 @@ mod tests {
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/callers").join(file);
             let text = fs::read_to_string(path).expect(file).replace("@PREFIX@", "/usr/lib/rt");
             let found: Vec<_> = paths_of_rt(&text).collect();
-            assert!(found.contains(&Path::new("/usr/lib/rt/bin/rt")), "{file}: {found:?}");
+            for name in ["rt", "rt-wasm", "rt-spin"] {
+                let path = Path::new("/usr/lib/rt/bin").join(name);
+                assert!(found.contains(&path.as_path()), "{file}: no {name} in {found:?}");
+            }
         }
     }
 }

@@ -190,10 +190,6 @@ pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
         Err(error) => return vec![missing_engine("wasmedge", format!("{error:#}"))],
     };
     let mut findings = match engine::all(&folder) {
-        Ok(all) if all.is_empty() => {
-            let detail = format!("no Wasm container: `{}`", folder.display());
-            vec![missing_engine("wasmedge", detail)]
-        }
         Ok(all) => {
             let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
             let engines = all.into_iter().flat_map(|(name, it)| of_engine(&name, it, config));
@@ -201,6 +197,12 @@ pub(super) fn engines(config: Option<&Path>) -> Vec<Finding> {
         }
         Err(error) => vec![missing_engine("wasmedge", format!("{error:#}"))],
     };
+    for name in engine::ENGINES {
+        if !findings.iter().any(|finding| finding.name == name) {
+            let detail = format!("not in `{}`: {}", folder.display(), engine::what_for(name));
+            findings.push(missing_engine(name, detail));
+        }
+    }
     findings.push(ports());
     findings
 }

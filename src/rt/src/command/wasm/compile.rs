@@ -19,7 +19,10 @@ pub(super) fn compile(root: &Root, global: &Global, args: &WasmCompile) -> Resul
     let Program { module, format, name, handler, rights, place, .. } = Program::open(&args.path)?;
     let engines = Engines::find(&handler, super::super::host(root, global), &[])?;
     let world = format.handler(module.as_fd());
-    let number = engines.choose(format, world, module.as_fd(), &rights)?;
+    // A part of a Spin app is compiled for an engine that runs apps.
+    let contents = format.contents(module.as_fd()).unwrap_or_default();
+    let whole = if contents.part_of_an_app(format).is_some() { Format::Manifest } else { format };
+    let number = engines.choose(whole, world, module.as_fd(), &rights)?;
     let native = super::compiler(&engines, number)?;
     let counting = rights.wish().counting;
     let compiled = one(&native, module, &name, counting, args.force)?;

@@ -26,7 +26,10 @@ pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Resul
     };
     let mut missing = Vec::new();
     let world = world(program.format, &contents);
-    if world.is_none() {
+    let of_an_app = contents.part_of_an_app(program.format).is_some();
+    if of_an_app && program.bundle.is_some() {
+        missing.push(format!("the manifest `{}` of its app", workload::MANIFEST));
+    } else if world.is_none() && !of_an_app {
         missing.push(match program.format {
             Format::Component => "an export that an engine calls: `wasi:cli/run@0.2`, \
                                   `wasi:cli/run@0.3`, `wasi:http/incoming-handler@0.2` or \
@@ -42,6 +45,7 @@ pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Resul
             Value::Null
         }
     };
+    let is_known = program.format != Format::Manifest;
     let bytes = rustix::fs::fstat(&program.module).context("read its size")?.st_size;
     let report = json!({
         "name": program.name,
@@ -52,10 +56,12 @@ pub(super) fn inspect(root: &Root, global: &Global, args: &WasmInspect) -> Resul
             _ => "core module",
         },
         "world": world,
+        "partOf": of_an_app.then_some("Spin app"),
         "engine": engine,
-        "exports": items(&contents.exports),
-        "imports": items(&contents.imports),
-        "allowed": allowed(&program.rights, program.bundle.as_ref()),
+        // Unknown for an app: its modules have them.
+        "exports": is_known.then(|| items(&contents.exports)),
+        "imports": is_known.then(|| items(&contents.imports)),
+        "allowed": allowed(&program, &contents)?,
         "missing": missing,
     });
     match args.format {
@@ -96,9 +102,18 @@ fn engine(
     let Program { module, format, handler, rights, .. } = program;
     let engines = Engines::find(handler, super::super::host(root, global), &rights.plugins)?;
     let world = if *format == Format::Component { contents.handler() } else { None };
-    let number = engines.choose(*format, world, module.as_fd(), rights)?;
+    let is_part = contents.part_of_an_app(*format).is_some();
+    // A part of an app runs in an engine that runs apps.
+    let whole = if is_part { Format::Manifest } else { *format };
+    let number = engines.choose(whole, world, module.as_fd(), rights)?;
+    if whole == Format::Manifest {
+        rights.check_for_an_app()?;
+    }
     let description = &engines.get(number)?.description;
-    missing.extend(unknown(description, contents, rights));
+    // An app has further interfaces, and starts whatever its modules import.
+    if !is_part {
+        missing.extend(unknown(description, contents, rights));
+    }
     let native = match engines.native(number) {
         Err(_) => "none",
         Ok(native) => {
@@ -149,16 +164,20 @@ fn items(items: &[Item]) -> Value {
     items.iter().map(one).collect()
 }
 
-/// What the annotations and mounts give the module.
-fn allowed(rights: &Rights, bundle: Option<&Bundle>) -> Value {
+/// What the annotations and mounts give the module. The manifest of a Spin app says the rest: `rt`
+/// does not read it.
+fn allowed(program: &Program, contents: &Contents) -> Result<Value> {
+    let Program { format, rights, bundle, .. } = program;
+    let is_app = *format == Format::Manifest || contents.part_of_an_app(*format).is_some();
     let listed = |directory: &workload::Directory| {
         let right = if directory.read_only { ":ro" } else { "" };
         format!("{}{right}", directory.path.display())
     };
     let directories: Vec<String> = match &rights.directories {
+        _ if is_app => Vec::new(),
         Some(directories) => directories.iter().map(listed).collect(),
         None => {
-            let mounts = bundle.and_then(|bundle| bundle.spec.mounts().as_ref());
+            let mounts = bundle.as_ref().and_then(|bundle| bundle.spec.mounts().as_ref());
             let mounts = mounts.into_iter().flatten().map(|mount| mount.destination().as_path());
             let mounts = mounts.filter(|path| !workload::is_the_kernels(path));
             [Path::new("/")].into_iter().chain(mounts).map(|it| it.display().to_string()).collect()
@@ -176,7 +195,23 @@ fn allowed(rights: &Rights, bundle: Option<&Bundle>) -> Value {
         json!([list("tcp", tcp), list("udp", udp)].concat())
     };
     let Ports { tcp, udp } = &rights.ports;
-    json!({
+    let is_server = is_app || *format == Format::Component && contents.handler().is_some();
+    let http = match is_server {
+        true => {
+            let process = bundle.as_ref().map(Bundle::process);
+            let env = process.and_then(|it| it.env().clone()).unwrap_or_default();
+            let values: serde_json::Map<String, Value> =
+                rights.http.values().map(|(name, value)| (name.into(), json!(value))).collect();
+            json!({
+                "address": rights.http.address(is_app, &env)?.to_string(),
+                "outbound": rights.http.outbound(),
+                "values": values,
+            })
+        }
+        false => Value::Null,
+    };
+    Ok(json!({
+        "byManifest": is_app,
         "directories": directories,
         "sockets": rights.sockets,
         "bind": ports(&tcp.bind, &udp.bind),
@@ -184,7 +219,8 @@ fn allowed(rights: &Rights, bundle: Option<&Bundle>) -> Value {
         "timeoutSeconds": rights.timeout.map(|timeout| timeout.as_secs_f64()),
         "fuel": rights.fuel,
         "plugins": rights.plugins,
-    })
+        "http": http,
+    }))
 }
 
 /// The report for people: one fact a line.
@@ -206,8 +242,11 @@ fn text(report: &Value) -> String {
         ("name", string(&report["name"])),
         ("size", format!("{} bytes", report["bytes"])),
         ("kind", string(&report["kind"])),
-        ("world", or(&report["world"], "none that an engine runs")),
     ];
+    match report["partOf"].as_str() {
+        Some(whole) => lines.push(("part of", format!("a {whole}"))),
+        None => lines.push(("world", or(&report["world"], "none that an engine runs"))),
+    }
     let engine = &report["engine"];
     if engine.is_null() {
         lines.push(("engine", "none".to_owned()));
@@ -229,19 +268,37 @@ fn text(report: &Value) -> String {
         }
     }
     let allowed = &report["allowed"];
-    let sockets = match &allowed["sockets"] {
-        Value::Bool(true) => format!(
-            "sockets: bind {}, connect {}",
-            string(&allowed["bind"]),
-            string(&allowed["connect"])
-        ),
+    let (is_app, http) = (allowed["byManifest"] == json!(true), &allowed["http"]);
+    let ports =
+        format!("bind {}, connect {}", string(&allowed["bind"]), string(&allowed["connect"]));
+    let sockets = match (&allowed["sockets"], is_app) {
+        (Value::Bool(true), false) => format!("sockets: {ports}"),
+        (Value::Bool(true), true) => {
+            format!("sockets: none but to hosts that the manifest lists for all schemes; {ports}")
+        }
         _ => "no sockets".to_owned(),
     };
-    lines.push(("allowed", format!("directories: {}", string(&allowed["directories"]))));
+    let (files, hosts) = match is_app {
+        true => (
+            "files: none but those that the manifest lists".to_owned(),
+            "none but those that the manifest lists".to_owned(),
+        ),
+        false => {
+            (format!("directories: {}", string(&allowed["directories"])), string(&http["outbound"]))
+        }
+    };
+    lines.push(("allowed", files));
     lines.push(("allowed", sockets));
     lines.push(("allowed", format!("seconds: {}", or(&allowed["timeoutSeconds"], "no limit"))));
     lines.push(("allowed", format!("instructions: {}", or(&allowed["fuel"], "no limit"))));
     lines.push(("allowed", format!("plugins: {}", string(&allowed["plugins"]))));
+    if !http.is_null() {
+        lines.push(("allowed", format!("requests to: {hosts}")));
+        lines.push(("serves", string(&http["address"])));
+        for (name, value) in http["values"].as_object().into_iter().flatten() {
+            lines.push(("serves", format!("{name}: {}", string(value))));
+        }
+    }
     for missing in report["missing"].as_array().into_iter().flatten() {
         lines.push(("missing", string(missing)));
     }
