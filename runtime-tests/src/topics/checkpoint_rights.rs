@@ -337,7 +337,7 @@ fn a_mount_of_the_configuration_that_is_missing_is_refused(test: &Test) -> Outco
     let bundle = may_not_mount(test.sh(COUNT)?).mount(volume("/data", &folder, "rw"));
     let strict = bundle.clone().mount(volume("/data/inner", &folder.join("inner"), "ro"));
     checkpoint(&bundle)?;
-    is_refused(&strict, "the mount `/data/inner` is not a mount of the checkpoint")?;
+    is_refused(&strict, "the configuration has a mount on `/data/inner`, which is missing")?;
     fs::remove_dir_all(images(test))?;
     checkpoint(&strict)?;
     strict.write()?;
