@@ -448,7 +448,12 @@ fn runs_a_spin_app_by_its_name_alone(test: &Test) -> Outcome {
     wget.arg(format!("--net=/proc/{pid}/ns/net"));
     wget.args(["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:80/"]);
     // The server listens before `podman run` returns.
-    ensure_eq(Output::of(wget)?.stdout.trim(), "Hello from Spin!")
+    let said = Output::of(wget)?;
+    // Without its configuration, podman does not know the runtime of the container.
+    let mut remove = podman.command(&["rm", "--force", "--time", "20", "c"]);
+    remove.env("CONTAINERS_CONF", &conf);
+    Output::of(remove)?.success()?;
+    ensure_eq(said.stdout.trim(), "Hello from Spin!")
 }
 
 fn mounts_volumes(test: &Test) -> Outcome {
