@@ -2,10 +2,12 @@
 //! of the container, and records its exit code.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
@@ -16,42 +18,45 @@ use crate::harness::{Bundle, Outcome, Test, ensure, ensure_eq, skip, wait_until}
 super::tests! { "conmon":
     keeps_the_output_and_the_exit_code, gives_a_terminal, is_told_why_a_creation_failed, hears_of_a_missing_program, keeps_the_output_of_exec,
     keeps_the_output_of_exec_on_a_terminal, notices_want_of_memory, passes_on_what_is_typed, runs_a_module, stops_with_the_container,
-    begins_another_log, changes_the_size_of_a_terminal, ends_an_exec_that_takes_too_long,
+    begins_another_log, changes_the_size_of_a_terminal, ends_an_exec_that_takes_too_long, a_client_attaches_before_the_program_begins,
 }
 
 /// The directory to which conmon writes.
-struct Conmon<'a> {
+pub(super) struct Conmon<'a> {
     test: &'a Test,
-    id: String,
-    folder: PathBuf,
+    pub(super) id: String,
+    pub(super) folder: PathBuf,
 }
 
 impl<'a> Conmon<'a> {
-    fn new(test: &'a Test) -> Outcome<Conmon<'a>> {
+    pub(super) fn new(test: &'a Test) -> Outcome<Conmon<'a>> {
         if Command::new("conmon").arg("--version").output().is_err() {
             return skip("conmon is not installed");
         }
         let id = test.id();
         let folder = test.folder.join(format!("conmon-{id}"));
+        Conmon { test, id, folder: PathBuf::new() }.beside(folder)
+    }
+
+    /// The same container with another directory, as for a program of `exec`.
+    pub(super) fn beside(&self, folder: PathBuf) -> Outcome<Conmon<'a>> {
         for name in ["exits", "sockets", "persist"] {
             fs::create_dir_all(folder.join(name))?;
         }
-        Ok(Conmon { test, id, folder })
+        Ok(Conmon { test: self.test, id: self.id.clone(), folder })
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
 
-    /// Runs conmon, and returns its message to the caller. conmon writes the message to the
-    /// descriptor that a variable names. Here the descriptor is a file.
-    fn run(&self, args: &[&str]) -> Outcome<Value> {
-        let said = self.folder.join("said");
-        let _ = fs::remove_file(&said);
+    /// conmon with podman's arguments. The script executes it, with descriptor 3 for the message to
+    /// the caller.
+    fn command(&self, script: &str, args: &[&str]) -> Command {
         let host = self.test.host;
         let mut command = Command::new("sh");
-        command.args(["-c", "exec 3>\"$1\"; shift; _OCI_SYNCPIPE=3 exec conmon \"$@\"", "sh"]);
-        command.arg(&said).args(["-c", &self.id, "-u", &self.id, "-n", "name"]);
+        command.args(["-c", script, "sh", &self.path("said")]);
+        command.args(["-c", &self.id, "-u", &self.id, "-n", "name"]);
         command.arg("-r").arg(&host.runtime);
         if host.by_systemd {
             command.arg("-s");
@@ -62,9 +67,18 @@ impl<'a> Conmon<'a> {
         command.arg(format!("--runtime-arg=--root={}", self.test.state_root().display()));
         command.args(["--api-version", "1"]).args(args);
         // When memory runs out, conmon also leaves a file in its working directory.
-        command.current_dir(&self.folder);
+        command.current_dir(&self.folder).env("_OCI_SYNCPIPE", "3");
         // conmon keeps its streams open as long as the container lives.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// Runs conmon, and returns its message to the caller. conmon writes the message to the
+    /// descriptor that a variable names. Here the descriptor is a file.
+    fn run(&self, args: &[&str]) -> Outcome<Value> {
+        let said = self.folder.join("said");
+        let _ = fs::remove_file(&said);
+        self.command("exec 3>\"$1\"; shift; exec conmon \"$@\"", args).status()?;
         wait_until("conmon has said something", || {
             fs::read_to_string(&said).is_ok_and(|text| text.ends_with('\n') || text.ends_with('}'))
         })?;
@@ -84,7 +98,7 @@ impl<'a> Conmon<'a> {
     }
 
     /// The container's output, without the time at the beginning of each line.
-    fn log(&self) -> Outcome<String> {
+    pub(super) fn log(&self) -> Outcome<String> {
         let text = fs::read_to_string(self.path("log"))?;
         let mut log = String::new();
         for line in text.lines() {
@@ -102,13 +116,42 @@ impl<'a> Conmon<'a> {
         Ok(log)
     }
 
-    fn exit_code(&self) -> Outcome<String> {
+    pub(super) fn exit_code(&self) -> Outcome<String> {
         let file = self.folder.join("exits").join(&self.id);
         wait_until("the exit file is there", || {
             fs::read(&file).is_ok_and(|text| !text.is_empty())
         })?;
         Ok(fs::read_to_string(file)?)
     }
+
+    /// Connects to the socket through which a client attaches.
+    pub(super) fn attach(&self) -> Outcome<fs::File> {
+        self.attach_to(&self.folder.join("sockets").join(&self.id).join("attach"))
+    }
+
+    fn attach_to(&self, path: &Path) -> Outcome<fs::File> {
+        let socket: OwnedFd =
+            rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+        // The path is too long for a socket address.
+        let link = self.test.folder.join("a");
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(path, &link)?;
+        wait_until("conmon listens", || link.exists())?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&link)?)?;
+        Ok(fs::File::from(socket))
+    }
+}
+
+/// Reads what an attached client gets, until these words. The first byte of each message names the
+/// stream: 2 is standard output.
+pub(super) fn read_attached(stream: &mut fs::File, words: &str) -> Outcome<String> {
+    let (mut text, mut bytes) = (String::new(), [0; 8193]);
+    while !text.contains(words) {
+        let length = stream.read(&mut bytes)?;
+        ensure(length > 1 && bytes[0] == 2, format!("{length} bytes after {text:?}"))?;
+        text += &String::from_utf8_lossy(&bytes[1..length]).replace('\r', "");
+    }
+    Ok(text)
 }
 
 fn keeps_the_output_and_the_exit_code(test: &Test) -> Outcome {
@@ -155,42 +198,65 @@ fn hears_of_a_missing_program(test: &Test) -> Outcome {
 
 /// Like `ExecSync` of CRI: the process description is in a file, and the output goes to a separate
 /// log.
-fn exec(
-    test: &Test,
-    conmon: &Conmon<'_>,
-    script: &str,
-    terminal: bool,
-) -> Outcome<(String, String)> {
+fn exec(conmon: &Conmon<'_>, script: &str, terminal: bool) -> Outcome<(String, String)> {
     let terminal: &[&str] = if terminal { &["-t"] } else { &[] };
-    let second = exec_with(test, conmon, script, terminal)?;
+    let second = exec_with(conmon, script, terminal)?;
     Ok((second.exit_code()?, second.log()?))
 }
 
-fn exec_with<'a>(
-    test: &'a Test,
-    conmon: &Conmon<'_>,
-    script: &str,
-    args: &[&str],
-) -> Outcome<Conmon<'a>> {
-    let process = json!({
-        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": args.contains(&"-t"), "user": { "uid": 0, "gid": 0 },
-    });
-    let file = conmon.folder.join("process.json");
-    fs::write(&file, process.to_string())?;
-    let second = Conmon { test, id: conmon.id.clone(), folder: conmon.folder.join("exec") };
-    for name in ["exits", "sockets", "persist"] {
-        fs::create_dir_all(second.folder.join(name))?;
-    }
-    let file = file.display().to_string();
+fn exec_with<'a>(conmon: &Conmon<'a>, script: &str, args: &[&str]) -> Outcome<Conmon<'a>> {
+    let file = process(conmon, script, args.contains(&"-t"))?;
+    let second = conmon.beside(conmon.folder.join("exec"))?;
     let said = second.run(&[&["-e", "--exec-process-spec", &file], args].concat())?;
     ensure(said["data"].as_i64().is_some_and(|pid| pid > 0), &said)?;
     Ok(second)
 }
 
+/// The file with the process for `exec`.
+fn process(conmon: &Conmon<'_>, script: &str, terminal: bool) -> Outcome<String> {
+    let process = json!({
+        "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": { "uid": 0, "gid": 0 },
+    });
+    let file = conmon.folder.join("process.json");
+    fs::write(&file, process.to_string())?;
+    Ok(file.display().to_string())
+}
+
+/// `podman exec`: conmon runs the program after the client has attached, so that the client misses
+/// nothing.
+fn a_client_attaches_before_the_program_begins(test: &Test) -> Outcome {
+    let conmon = Conmon::new(test)?;
+    conmon.start(&test.sh("exec sleep 60")?, &[])?;
+    let second = conmon.beside(conmon.folder.join("exec"))?;
+    let file = process(&conmon, "echo begun; read line; echo got $line; exit 6", false)?;
+    let (attach, ready) = UnixStream::pair()?;
+    let (mut start, begin) = UnixStream::pair()?;
+    let script = "exec 3>\"$1\" 4<&0 5<&1; shift; exec conmon \"$@\" </dev/null >/dev/null";
+    let bundle = second.folder.display().to_string();
+    let args = ["-b", &bundle, "--full-attach", "-i", "-e", "--exec-attach", "--exec-process-spec"];
+    let mut command = second.command(script, &[&args[..], &[&file]].concat());
+    command.envs([("_OCI_ATTACHPIPE", "4"), ("_OCI_STARTPIPE", "5")]);
+    command.stdin(OwnedFd::from(ready)).stdout(OwnedFd::from(begin));
+    let mut child = command.spawn()?;
+    drop(command);
+    start.write_all(&[0])?;
+    child.wait()?;
+    let mut line = String::new();
+    attach.set_read_timeout(Some(Duration::from_secs(60)))?;
+    BufReader::new(attach).read_line(&mut line)?;
+    ensure_eq(serde_json::from_str::<Value>(&line)?, json!({ "data": 0 }))?;
+    let mut client = conmon.attach_to(&second.folder.join("attach"))?;
+    start.write_all(&[0])?;
+    ensure_eq(read_attached(&mut client, "begun\n")?.as_str(), "begun\n")?;
+    client.write_all(b"words\n")?;
+    ensure_eq(read_attached(&mut client, "words\n")?.as_str(), "got words\n")?;
+    ensure_eq(second.exit_code()?.as_str(), "6")
+}
+
 fn keeps_the_output_of_exec(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     conmon.start(&test.sh("exec sleep 60")?, &[])?;
-    let (code, log) = exec(test, &conmon, "echo in; echo bad >&2; exit 9", false)?;
+    let (code, log) = exec(&conmon, "echo in; echo bad >&2; exit 9", false)?;
     ensure_eq(code.as_str(), "9")?;
     ensure(log.contains("stdout F in\n") && log.contains("stderr F bad\n"), log)
 }
@@ -203,7 +269,7 @@ fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
     // A child is in the process group too.
     let script = "echo before; sleep 61 & sleep 61";
     for terminal in [&["--sync", "-T", "1"][..], &["--sync", "-T", "1", "-t"]] {
-        let second = exec_with(test, &conmon, script, terminal)?;
+        let second = exec_with(&conmon, script, terminal)?;
         let said = fs::read_to_string(second.folder.join("said"))?;
         let last: Value = serde_json::from_str(said.lines().last().unwrap_or_default())?;
         ensure_eq(&last, &json!({ "data": -1, "message": "command timed out" }))?;
@@ -222,7 +288,7 @@ fn ends_an_exec_that_takes_too_long(test: &Test) -> Outcome {
 fn keeps_the_output_of_exec_on_a_terminal(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     conmon.start(&test.sh("exec sleep 60")?, &[])?;
-    let (code, log) = exec(test, &conmon, "test -t 1 && echo terminal; exit 4", true)?;
+    let (code, log) = exec(&conmon, "test -t 1 && echo terminal; exit 4", true)?;
     ensure_eq((code.as_str(), log.as_str()), ("4", "stdout F terminal\n"))
 }
 
@@ -244,24 +310,13 @@ fn notices_want_of_memory(test: &Test) -> Outcome {
     ensure(conmon.folder.join("persist/oom").exists(), "no file `oom`")
 }
 
-/// A client attaches through this socket.
 fn passes_on_what_is_typed(test: &Test) -> Outcome {
     let conmon = Conmon::new(test)?;
     let bundle = test.sh("read line; echo got $line; read line || exit 5")?;
     conmon.start(&bundle, &["-i"])?;
-    let socket: OwnedFd = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
-    // The path is too long for a socket address.
-    let path = PathBuf::from(conmon.path("sockets")).join(&conmon.id).join("attach");
-    let link = test.folder.join("a");
-    std::os::unix::fs::symlink(path, &link)?;
-    wait_until("conmon listens", || link.exists())?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(&link)?)?;
-    let mut stream = fs::File::from(socket);
+    let mut stream = conmon.attach()?;
     stream.write_all(b"words\n")?;
-    let mut answer = [0; 100];
-    let length = stream.read(&mut answer)?;
-    // The first byte names the stream: 2 is standard output.
-    ensure_eq(&answer[..length], b"\x02got words\n".as_slice())
+    ensure_eq(read_attached(&mut stream, "words\n")?.as_str(), "got words\n")
 }
 
 /// When a log has grown, kubelet moves it away, and CRI-O asks conmon for a new one.
