@@ -222,6 +222,7 @@ const ROWS: &[Row] = &[
     row("process: console with its size", &["terminal::has_its_size_and_owner"]),
     row("process: LISTEN_FDS", &["process::inherits_listening_sockets"]),
     row("callers: conmon", &["conmon"]),
+    row("callers: conmon, as CRI-O calls it for each kind of pod", &["crio"]),
     row("callers: configurations", &["configuration", "kubernetes"]),
     row("callers: podman", &["podman"]),
     row("callers: podman of an ordinary user", &["podman_rootless"]),

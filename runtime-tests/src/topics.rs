@@ -23,6 +23,7 @@ mod configuration;
 mod conmon;
 mod containerd;
 mod cri;
+mod crio;
 mod debug;
 mod descriptors;
 mod devices;
@@ -114,6 +115,7 @@ pub(crate) fn all() -> Vec<Entry> {
         conmon::TESTS,
         containerd::TESTS,
         cri::TESTS,
+        crio::TESTS,
         debug::TESTS,
         descriptors::TESTS,
         devices::TESTS,

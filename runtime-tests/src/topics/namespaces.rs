@@ -1,6 +1,7 @@
 //! New namespaces, and joined ones.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -117,14 +118,20 @@ fn take_sysctls(test: &Test) -> Outcome {
     )
 }
 
+/// Changes the owner of the directories. All rootfs have the same busybox, so that stays root's.
+pub(super) fn give_to_root_of_the_namespace(rootfs: &Path) -> Outcome {
+    for path in ["", "proc", "dev", "sys", "tmp"] {
+        std::os::unix::fs::chown(rootfs.join(path), Some(100_000), Some(100_000))?;
+    }
+    Ok(())
+}
+
 /// The root of the user namespace has another id on the host.
 pub(super) fn in_user_namespace<'a>(
     bundle: crate::harness::Bundle<'a>,
 ) -> Outcome<crate::harness::Bundle<'a>> {
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
-    for path in ["", "proc", "dev", "sys", "tmp"] {
-        std::os::unix::fs::chown(bundle.rootfs().join(path), Some(100_000), Some(100_000))?;
-    }
+    give_to_root_of_the_namespace(&bundle.rootfs())?;
     Ok(bundle.namespace(json!({ "type": "user" })).edit(|config| {
         config["linux"]["uidMappings"] = map.clone();
         config["linux"]["gidMappings"] = map;
@@ -171,7 +178,7 @@ fn a_time_namespace_has_its_offsets(test: &Test) -> Outcome {
 /// Runs a bundle in a network namespace with `v0`, one end of a pair of veth devices, which has an
 /// address.
 fn with_cable(test: &Test, bundle: &crate::harness::Bundle<'_>) -> Outcome<Output> {
-    if !std::path::Path::new("/usr/sbin/ip").exists() {
+    if !Path::new("/usr/sbin/ip").exists() {
         return skip("the host has no iproute2");
     }
     bundle.write()?;

@@ -486,7 +486,13 @@ fn an_unknown_capability_is_a_warning(test: &Test) -> Outcome {
 }
 
 /// Prints the list of processors on which the process may run.
-const PROCESSORS: &str = "grep Cpus_allowed_list /proc/self/status";
+pub(super) const PROCESSORS: &str = "grep Cpus_allowed_list /proc/self/status";
+
+/// The first processor in the output of `PROCESSORS`.
+pub(super) fn first_processor(list: &str) -> String {
+    let digit = |letter: &char| letter.is_ascii_digit();
+    list.chars().skip_while(|letter| !digit(letter)).take_while(digit).collect()
+}
 
 /// The runtime with a caller that is confined to one processor, and the output of `PROCESSORS` in a
 /// container without such a caller.
@@ -495,9 +501,7 @@ fn by_a_confined_caller(test: &Test) -> Outcome<(impl Fn(&[&str]) -> Command, St
     if !expected.contains(['-', ',']) {
         return skip("there is one processor");
     }
-    let digits = |letter: char| letter.is_ascii_digit();
-    let first: String =
-        expected.chars().skip_while(|l| !digits(*l)).take_while(|l| digits(*l)).collect();
+    let first = first_processor(&expected);
     let confined = move |args: &[&str]| {
         let runtime = test.command(args);
         let mut command = Command::new("taskset");

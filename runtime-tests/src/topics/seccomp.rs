@@ -45,7 +45,7 @@ super::tests! { "seccomp":
     a_filter_around_the_runtime_is_no_hindrance_or_is_named,
 }
 
-fn deny(action: Value) -> Value {
+pub(super) fn deny(action: Value) -> Value {
     let mut rule = json!({ "names": ["mkdir", "mkdirat"] });
     if let (Some(rule), Some(action)) = (rule.as_object_mut(), action.as_object()) {
         rule.extend(action.clone());
@@ -336,8 +336,13 @@ fn such_a_call_can_be_allowed(test: &Test) -> Outcome {
 
 /// Waits for a filter's listener, and answers one call with an errno. Returns the message that came
 /// with the listener.
-fn agent(path: PathBuf, errno: i32) -> Outcome<JoinHandle<Result<Value, String>>> {
-    let listener = UnixListener::bind(path)?;
+fn agent(path: PathBuf, errno: i32) -> Outcome<Agent> {
+    Ok(answering(UnixListener::bind(path)?, errno))
+}
+
+pub(super) type Agent = JoinHandle<Result<Value, String>>;
+
+pub(super) fn answering(listener: UnixListener, errno: i32) -> Agent {
     let answer = move || -> Result<Value, String> {
         let (text, descriptor) =
             receive_with_text(&listener).map_err(|stop| format!("{stop:?}"))?;
@@ -348,10 +353,10 @@ fn agent(path: PathBuf, errno: i32) -> Outcome<JoinHandle<Result<Value, String>>
             .map_err(|error| error.to_string())?;
         serde_json::from_str(&text).map_err(|error| error.to_string())
     };
-    Ok(thread::spawn(answer))
+    thread::spawn(answer)
 }
 
-fn joined(agent: JoinHandle<Result<Value, String>>) -> Outcome<Value> {
+pub(super) fn joined(agent: Agent) -> Outcome<Value> {
     Ok(agent.join().map_err(|_| "the agent died")??)
 }
 
