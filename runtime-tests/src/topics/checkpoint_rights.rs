@@ -164,7 +164,10 @@ fn an_overlay_of_other_directories_is_refused(test: &Test) -> Outcome {
         bundle.clone().mount(json!({ "destination": "/layers", "type": "overlay", "source": "overlay", "options": options }))
     };
     checkpoint(&with("one", "two"))?;
-    is_refused(&with("one", "three"), "the mount `/layers` (overlay) is not a mount of the configuration")?;
+    is_refused(
+        &with("one", "three"),
+        "the mount `/layers` (overlay) is not a mount of the configuration",
+    )?;
     let same = with("one", "two");
     same.write()?;
     let restored = restore(&same, &[])?;
@@ -196,7 +199,8 @@ fn a_mount_of_another_mount_namespace_is_refused(test: &Test) -> Outcome {
     let mount = "mkdir /layers; mount -t overlay -o lowerdir=/bin:/etc overlay /layers";
     let container = start(&may_mount(test.sh(&in_another_mount_namespace(mount))?))?;
     container.wait_for_output("1\n")?;
-    write(test, &container, &[])?.fails_with("the mount `/layers` (overlay) is not a mount of the configuration")?;
+    write(test, &container, &[])?
+        .fails_with("the mount `/layers` (overlay) is not a mount of the configuration")?;
     ensure_eq(container.status()?.as_str(), "running")
 }
 
