@@ -1216,8 +1216,8 @@ fn limits_change_by_standard_input(test: &Test) -> Outcome {
     ensure_eq(found.iter().find_map(read).as_deref(), Some("37\n"))
 }
 
-/// An annotation of the pod reaches pause too. `platform_runtime_paths`: CRI-O creates the container
-/// and runs its probes with one program, and starts, stops and deletes it with the other.
+/// An annotation of the pod reaches pause too. `platform_runtime_paths`: CRI-O creates the
+/// container and runs its probes with one program, and starts, stops and deletes it with the other.
 fn a_pod_of_a_module_has_a_program_as_pause(test: &Test) -> Outcome {
     test.only_rt()?;
     let pod = Pod::new(test, &[])?;

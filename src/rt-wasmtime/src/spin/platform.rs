@@ -56,9 +56,9 @@ pub(crate) fn add_to_linker(linker: &mut Linker<World>) -> Result<()> {
     config::add_to_linker::<World, Has>(linker, World::platform)
 }
 
-/// The interface of SQLite that `spin_sdk::sqlite3` of SDK 5 imports. It has the types and functions
-/// of `fermyon:spin/sqlite@2.0.0`, and two more functions. A second generated interface would have
-/// types of its own, and twice the code.
+/// The interface of SQLite that `spin_sdk::sqlite3` of SDK 5 imports. It has the types and
+/// functions of `fermyon:spin/sqlite@2.0.0`, and two more functions. A second generated interface
+/// would have types of its own, and twice the code.
 fn add_sqlite_3(linker: &mut Linker<World>) -> Result<()> {
     use sqlite::HostConnection;
 

@@ -58,8 +58,8 @@ const SHARE_OF_JOBS: u64 = 4;
 const MOST_FAILURES: usize = 1000;
 const LONGEST_FAILURE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The longest time for which a failure holds. A failure that would hold for longer was written while
-/// the clock was ahead, and holds no more.
+/// The longest time for which a failure holds. A failure that would hold for longer was written
+/// while the clock was ahead, and holds no more.
 const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// A draft that is older was left by a killed process, because a draft is written in one go.

@@ -2,10 +2,10 @@
 //!
 //! CRIU makes a new ring. For one that was used, it repeats as many writes as the ring has counted,
 //! to `/dev/null` in the container, from inside the process. There, the container can have a fifo,
-//! at which CRIU waits without end, or a link to a file of a volume, to which CRIU writes as root of
-//! the host. Before CRIU has made the mounts, `rt` cannot know what is there: the content of `/dev`
-//! is an archive in the images, and a process can have another root. So such a ring is refused: by
-//! `checkpoint` too, before it ends anything.
+//! at which CRIU waits without end, or a link to a file of a volume, to which CRIU writes as root
+//! of the host. Before CRIU has made the mounts, `rt` cannot know what is there: the content of
+//! `/dev` is an archive in the images, and a process can have another root. So such a ring is
+//! refused: by `checkpoint` too, before it ends anything.
 #![forbid(unsafe_code)]
 
 use std::os::fd::BorrowedFd;

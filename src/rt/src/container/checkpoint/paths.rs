@@ -129,9 +129,9 @@ impl Places {
     }
 
     /// The capabilities that a process requires to open a file of procfs or sysfs, or to see its
-    /// content. The kernel asks for them only when the file is opened, or asks who has opened it. In
-    /// a pid namespace of its own, a container has only its own processes to look into, by its own
-    /// procfs.
+    /// content. The kernel asks for them only when the file is opened, or asks who has opened it.
+    /// In a pid namespace of its own, a container has only its own processes to look into, by its
+    /// own procfs.
     pub(in crate::container) fn required(&self, path: &Path, has_own_pids: bool) -> Vec<Required> {
         /// Files of a process that only who may trace the process can open.
         const TRACED: [&str; 12] = [
