@@ -96,8 +96,8 @@ fn files(path: &Path) -> Vec<PathBuf> {
 }
 
 /// The paths of this program's binary or of its links: on lines that are not comments, and in
-/// single or double quotes. CRI-O also has directories with these names, so the path must be below `bin`
-/// or `sbin`.
+/// single or double quotes. CRI-O also has directories with these names, so the path must be below
+/// `bin` or `sbin`.
 fn paths_of_rt(text: &str) -> impl Iterator<Item = &Path> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let words = lines.flat_map(|line| line.split(['"', '\'']));
