@@ -932,11 +932,13 @@ fn exec_ends_when_it_is_stopped_again_and_again(test: &Test) -> Outcome {
         }
         Ok(())
     })?;
-    // The new process may be done after these moments.
+    // The new process may be done after these moments. On a busy host, one stop can last so long
+    // that it counts alone.
     if output.code == Some(0) {
         return Ok(());
     }
-    output.fails_with("a signal has stopped it, again and again").map(drop)
+    output.fails_with("the new process in the container is held up: a signal has stopped it")?;
+    Ok(())
 }
 
 /// A tracer can stop a process for good. When the process has died, the tracer must reap it before
