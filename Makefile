@@ -32,12 +32,18 @@ deps: ## install the Debian packages that building, testing and measuring requir
 	@packaging/dependencies all
 
 .PHONY: build
-build: engines rt ## a runnable tree in target/dist: bin/rt and its engines
+build: engines rt top ## a runnable tree in target/dist: bin/rt, its engines, and rt-top
 
 .PHONY: rt
 rt: build-deps ## bin/rt alone, for Linux containers
 	@echo "== building rt"
 	packaging/build-rt $(DIST)/bin/rt
+
+# A file, because each directory there is an engine.
+.PHONY: top
+top: build-deps ## rt-top alone, the program of `rt top`
+	@echo "== building rt-top"
+	packaging/build-rt $(DIST)/libexec/rt/rt-top rt-top
 
 # Looks for WasmEdge first: if there is none, the message says so before the long builds.
 # WASMEDGE_ROOT= names another one.
@@ -75,7 +81,7 @@ tools: ## install typos and cargo-deny, which `make lint` uses if they are there
 # version.
 .PHONY: msrv
 msrv: ## build rt and the tests with the oldest Rust that they are for
-	for package in rt rt-engine rt-spin runtime-tests; do \
+	for package in rt rt-engine rt-spin rt-top runtime-tests; do \
 	  version=$$(cargo metadata --locked --no-deps --format-version 1 | \
 	    jq -r --arg name $$package '.packages[] | select(.name == $$name).rust_version'); \
 	  rustup toolchain install --profile minimal $$version; \

@@ -53,6 +53,7 @@ mod rootless;
 mod sd_notify;
 mod seccomp;
 mod terminal;
+mod top;
 mod upgrade;
 mod wasi;
 mod wasm;
@@ -145,6 +146,7 @@ pub(crate) fn all() -> Vec<Entry> {
         sd_notify::TESTS,
         seccomp::TESTS,
         terminal::TESTS,
+        top::TESTS,
         upgrade::TESTS,
         wasi::TESTS,
         wasm::TESTS,

@@ -146,6 +146,7 @@ fn names_what_it_holds(test: &Test) -> Outcome {
         "/usr/lib/rt/bin/rt-wasm",
         "/usr/lib/rt/bin/rt-spin",
         "/usr/lib/rt/share/rt/podman/rt.conf",
+        "/usr/lib/rt/libexec/rt/rt-top",
         "/usr/lib/rt/libexec/rt/wasmedge/licences/libwasmedge0",
         "/usr/share/man/man1/rt-runtime.1.gz",
         "/usr/share/man/man7/rt-annotations.7.gz",
@@ -282,6 +283,7 @@ fn says_under_which_licences_it_is(test: &Test) -> Outcome {
         "\nserde_json 1.",
         "\nlibcontainer 0.",
         "\nlibseccomp-sys 0.",
+        "\nratatui 0.",
         "Permission is hereby granted",
     ] {
         ensure(text.contains(words), format!("no {words:?}"))?;

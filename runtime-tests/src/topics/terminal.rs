@@ -135,7 +135,7 @@ fn begins_with_the_callers_size(test: &Test) -> Outcome {
 }
 
 /// A terminal of the test, with this size.
-fn pair_of(size: Winsize) -> Outcome<(OwnedFd, OwnedFd)> {
+pub(super) fn pair_of(size: Winsize) -> Outcome<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
     rustix::pty::unlockpt(&master)?;

@@ -108,6 +108,8 @@ pub(crate) enum Command {
     Restore(Box<Restore>),
     /// List all containers
     List(List),
+    /// Show the CPU, memory, processes, engines and requests of all containers in a live table
+    Top(Top),
     /// Write a `config.json` as a starting point
     Spec(Spec),
     /// Print the features of this runtime as JSON
@@ -643,6 +645,19 @@ pub(crate) struct List {
     /// Print only container IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Top {
+    /// Seconds between two samples [default: 2, or 0.5 with --once]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) interval: Option<String>,
+    /// Print the table once and exit
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Output format; json requires --once
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) format: ListFormat,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]

@@ -20,6 +20,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod top;
 mod update;
 mod wasm;
 
@@ -192,6 +193,7 @@ pub(crate) fn execute(global: &Global, command: Command, inherited: Inherited) -
         Command::Delete(args) => delete::execute(&root, &args),
         Command::Run(args) => run::execute(&root, global, &args, inherited),
         Command::List(args) => list::execute(&root, &args),
+        Command::Top(args) => top::execute(&root, &args),
         Command::Spec(args) => spec::execute(&args),
         Command::Features => features::execute(),
         Command::Check(args) => check::execute(&root, global, &args),

@@ -118,6 +118,14 @@ pub(crate) fn engines() -> Result<PathBuf> {
     }
 }
 
+/// The path of this program, which other programs can run later.
+pub(crate) fn path() -> Result<PathBuf> {
+    let path = fs::read_link("/proc/self/exe").context("read link `/proc/self/exe`")?;
+    // A file on a detached mount shows no parent directory.
+    let is_lost = path.parent().is_none_or(|parent| parent == Path::new("/"));
+    Ok(if is_lost { engines()?.join("../../bin/rt") } else { path })
+}
+
 /// Runs this program again. Its environment contains only the directory of the engines. It runs
 /// from the same file, which nothing can write to.
 pub(crate) fn again() -> Result<Command> {
