@@ -2,7 +2,6 @@
 //! affects all of them alike. It prints medians, and ratios to crun.
 
 mod alive;
-mod chart;
 mod components;
 mod crowd;
 mod report;
@@ -221,7 +220,7 @@ fn print_of_crowds(runtimes: &Runtimes, sleep: &Path, host: &Host) -> Outcome {
     Ok(())
 }
 
-/// Writes the raw numbers and a chart.
+/// Writes the raw numbers, from which [`report`] draws.
 fn write(out: &Path, times: &Times, host: &Host) -> Outcome {
     let file = out.join(format!("{}.json", host.lane));
     fs::write(
@@ -229,10 +228,6 @@ fn write(out: &Path, times: &Times, host: &Host) -> Outcome {
         serde_json::to_string_pretty(&json!({ "lane": host.lane, "milliseconds": times }))?,
     )?;
     println!("raw numbers: {}", file.display());
-    let title = format!("Milliseconds, medians of {ROUNDS}, cgroups: {}", host.lane);
-    let picture = out.join(format!("{}.svg", host.lane));
-    fs::write(&picture, chart::draw(&title, &NAMES, &ROWS, times))?;
-    println!("chart: {}", picture.display());
     Ok(())
 }
 

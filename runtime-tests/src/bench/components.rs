@@ -16,7 +16,7 @@ use super::alive::{self, Service, Way, in_network, memory, pid, with_sleepers};
 use super::targets::Targets;
 use super::wasm::bundle_of;
 use super::{
-    Contestant, StateInMemory, Times, WARM_UP, again, bundle, chart, median, repeated, round_robin,
+    Contestant, StateInMemory, Times, WARM_UP, again, bundle, median, repeated, round_robin,
     run_of, runtime_with, state_of, timed,
 };
 use crate::harness::{Host, Outcome, Stop, ensure, wait_up_to};
@@ -89,10 +89,6 @@ pub(super) fn measure(out: &Path) -> Outcome {
     let numbers = json!({ "lane": host.lane, "milliseconds": times, "targets": targets.json() });
     fs::write(&file, serde_json::to_string_pretty(&numbers)?)?;
     println!("raw numbers: {}", file.display());
-    let picture = out.join("components.svg");
-    let title = "Components: milliseconds, medians";
-    fs::write(&picture, chart::draw(title, &NAMES, &ROWS, &times))?;
-    println!("chart: {}", picture.display());
     drop(state);
     host.remove();
     Ok(())

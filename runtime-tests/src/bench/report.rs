@@ -11,15 +11,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::median;
+use super::{NAMES, median};
 use crate::harness::{Outcome, skip};
 
 const WIDTH: f64 = 640.0;
 const LEFT: f64 = 200.0;
 const BAR: f64 = 14.0;
-
-/// The colours are those of the style: `.rt`, `.crun` and so on.
-const RUNTIMES: [&str; 5] = ["rt", "before", "crun", "runc", "floor"];
 
 /// The commands of a container's life.
 const COMMANDS: [&str; 9] = [
@@ -62,6 +59,7 @@ const GROWTH: [Growth; 4] = [
     ),
 ];
 
+/// Each of [`NAMES`] is a class.
 const STYLE: &str = "
 :root { --ground: #fff; --text: #1f2937; --faint: #6b7280; --line: #d1d5db;
   --rt: #2563eb; --before: #7c3aed; --crun: #d97706; --runc: #6b7280; --floor: #10b981; --other: #0891b2 }
@@ -119,7 +117,7 @@ pub(super) fn write(out: &Path) -> Outcome {
                     bars(&HEADLINE, &["rt", "crun", "runc", "floor"], &part.medians)
                 });
                 section(&mut body, &format!("Linux containers, cgroup {lane}"));
-                body += &svg(&bars(&COMMANDS, &RUNTIMES, &part.medians));
+                body += &svg(&bars(&COMMANDS, &NAMES, &part.medians));
                 body += "<div class=\"growth\">";
                 for (title, unit, points) in GROWTH {
                     body += &svg(&curves(title, unit, points, &part.medians));
@@ -240,7 +238,7 @@ fn draw_row(drawing: &mut Drawing, row: &str, values: &[(&str, f64)]) {
     for (at, (name, value)) in values.iter().enumerate() {
         let y = y + at as f64 * (BAR + 2.0);
         let length = value / most * (WIDTH - LEFT - 140.0);
-        let class = if RUNTIMES.contains(name) { name } else { "other" };
+        let class = if NAMES.contains(name) { name } else { "other" };
         let _ = writeln!(
             drawing.elements,
             "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{length:.1}\" height=\"{BAR}\" class=\"{class}\"/>\
@@ -259,7 +257,7 @@ fn curves(title: &str, unit: &str, points: &[(&str, f64)], medians: &Medians) ->
     const TOP: f64 = 40.0;
     const HEIGHT: f64 = 220.0;
     let value = |row: &str, name: &str| medians.get(row)?.get(name).copied();
-    let all: Vec<f64> = RUNTIMES
+    let all: Vec<f64> = NAMES
         .iter()
         .flat_map(|name| points.iter().filter_map(|(row, _)| value(row, name)))
         .collect();
@@ -286,7 +284,7 @@ fn curves(title: &str, unit: &str, points: &[(&str, f64)], medians: &Medians) ->
             TOP + HEIGHT + 18.0
         ));
     }
-    for name in RUNTIMES {
+    for name in NAMES {
         let curve: Vec<(f64, f64)> = points
             .iter()
             .filter_map(|(row, number)| Some((x(*number), value(row, name)?)))

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::alive::{self, Service, memory, with_sleepers};
 use super::targets::Targets;
 use super::{
-    Contestant, StateInMemory, Times, WARM_UP, again, bundle, chart, floor, median, repeated,
-    round_robin, run_of, runtime_with, state_of, timed,
+    Contestant, StateInMemory, Times, WARM_UP, again, bundle, floor, median, repeated, round_robin,
+    run_of, runtime_with, state_of, timed,
 };
 use crate::harness::{Host, Outcome, Stop, ensure, wait_up_to};
 
@@ -178,10 +178,6 @@ pub(super) fn measure(out: &Path) -> Outcome {
     let numbers = json!({ "lane": host.lane, "milliseconds": times, "targets": targets.json() });
     fs::write(&file, serde_json::to_string_pretty(&numbers)?)?;
     println!("raw numbers: {}", file.display());
-    let picture = out.join("wasm.svg");
-    let title = "Modules: milliseconds, medians";
-    fs::write(&picture, chart::draw(title, &NAMES, &ROWS, &times))?;
-    println!("chart: {}", picture.display());
     drop(state);
     host.remove();
     Ok(())

@@ -213,17 +213,18 @@ fn a_program_that_is_replaced_under_load_loses_no_container(test: &Test) -> Outc
     };
     let rounds = std::thread::scope(|scope| {
         let loads: Vec<_> = (0..2).map(|_| scope.spawn(load)).collect();
-        for _ in 0..20 {
+        let replaced = (0..20).try_for_each(|_| -> Outcome {
             let draft = program.with_extension("new");
             copy_program(&test.host.runtime, &draft)?;
-            fs::rename(&draft, &program)?;
-        }
+            Ok(fs::rename(&draft, &program)?)
+        });
+        // The load ends only by this.
         stop.store(true, Ordering::Relaxed);
         let mut rounds = 0;
         for load in loads {
             rounds += load.join().map_err(|_| "a thread panicked")??;
         }
-        Ok::<_, crate::harness::Stop>(rounds)
+        replaced.map(|()| rounds)
     })?;
     ensure(rounds >= 2, "there was no load")?;
     use_and_delete(&long, &|args| with(test, &program, args))

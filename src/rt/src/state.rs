@@ -708,6 +708,26 @@ mod tests {
     }
 
     #[test]
+    fn versions_with_one_engine_read_its_name() {
+        let stored = |handler: &str| {
+            let mut state = parse(&sample()).expect("a state");
+            state.set_handler(Some(workload::Handler::from(handler.to_owned())));
+            serde_json::to_value(&state).expect("JSON")
+        };
+        for handler in ["wasm", "wasmtime", "spin"] {
+            let text = stored(handler);
+            assert_eq!((&text["engine"], &text["handler"]), (&"wasmedge".into(), &handler.into()));
+            let state = parse(text.to_string().as_bytes()).expect("a state");
+            assert_eq!(state.handler(), Some(workload::Handler::from(handler.to_owned())));
+        }
+        let mut old = stored("wasm");
+        old.as_object_mut().expect("an object").remove("handler");
+        old["engine"] = "wasmtime".into();
+        let old = parse(old.to_string().as_bytes()).expect("a state").handler();
+        assert_eq!(old, Some(workload::Handler::Named("wasmtime".to_owned())));
+    }
+
+    #[test]
     fn others_pass_only_to_a_root_that_is_being_restored() {
         let folder = std::env::temp_dir().join(format!("rt-state-{}", std::process::id()));
         let root = Root::new(Some(&folder.join("above/root")));

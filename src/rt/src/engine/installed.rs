@@ -71,11 +71,13 @@ impl<'a> Engines<'a> {
         rights: &Rights,
     ) -> Result<usize> {
         let descriptions = self.engines.iter().map(|engine| &engine.description);
-        // The engine reports what is wrong with a file that cannot be read here.
-        let beyond = || format.contents(program).ok()?.beyond_preview1().cloned();
+        // Reads the file at most once. The engine reports what is wrong with a file that cannot be
+        // read here.
+        let contents = LazyCell::new(|| format.contents(program).ok());
+        let beyond = || contents.as_ref()?.beyond_preview1().cloned();
         let descriptions = descriptions.collect::<Vec<_>>();
         if format == Format::Module
-            && let Ok(contents) = format.contents(program)
+            && let Some(contents) = &*contents
             && let Some(export) = contents.part_of_an_app(format)
         {
             bail!(
