@@ -106,7 +106,6 @@ test-upgrade: build guests test-deps ## containers that an older rt has made, an
 	cd target/before && packaging/build-rt target/dist/bin/rt
 	install -D target/before/target/dist/bin/rt target/upgrade/bin/rt
 	git worktree remove --force target/before
-	mkdir -p target/upgrade/libexec && cp -a $(DIST)/libexec/rt target/upgrade/libexec/
 	cargo build --locked -p runtime-tests
 	RT_BEFORE=$(CURDIR)/target/upgrade/bin/rt target/debug/runtime-tests --lanes hybrid,v1,v2 upgrade::
 

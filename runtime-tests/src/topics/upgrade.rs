@@ -26,6 +26,7 @@ super::tests! { "upgrade":
     either_version_resumes_what_the_other_paused,
     either_version_updates_and_counts_what_the_other_made,
     either_version_deletes_what_the_other_left_stopped,
+    either_version_lists_and_deletes_a_module_of_the_other,
     either_version_enters_a_module_of_the_other,
     either_version_forces_the_deletion_of_what_the_other_runs,
 }
@@ -334,12 +335,38 @@ fn either_version_deletes_what_the_other_left_stopped(test: &Test) -> Outcome {
     })
 }
 
+/// Whether a program has an engine for modules beside it. An engine belongs to a version of `rt`.
+fn has_engine(program: &Path) -> bool {
+    program.parent().is_some_and(|bin| bin.join("../libexec/rt/wasmedge").exists())
+}
+
+/// Only the version that makes the container requires an engine.
+fn either_version_lists_and_deletes_a_module_of_the_other(test: &Test) -> Outcome {
+    if !has_engine(&test.host.runtime) {
+        return skip("the engine is not here");
+    }
+    either_way(test, |maker, user| {
+        if !has_engine(maker) {
+            return Ok(());
+        }
+        let container = create_by(&test.wasm("probe", &["sleep", "600000"])?, maker, &test.id())?;
+        let id = container.id.as_str();
+        with(test, maker, &["start", id])?.success()?;
+        container.wait_for_output("ready")?;
+        let listed = with(test, user, &["list", "--quiet"])?.success()?.stdout;
+        ensure(listed.lines().any(|line| line == id), listed)?;
+        let state: Value = serde_json::from_str(&with(test, user, &["state", id])?.stdout)?;
+        ensure_eq(state["status"].as_str(), Some("running"))?;
+        with(test, user, &["kill", id, "KILL"])?.success()?;
+        container.wait()?;
+        with(test, user, &["delete", id])?.success()?;
+        Ok(())
+    })
+}
+
 fn either_version_enters_a_module_of_the_other(test: &Test) -> Outcome {
     either_way(test, |maker, user| {
-        let engine = |program: &Path| {
-            program.parent().is_some_and(|bin| bin.join("../libexec/rt/wasmedge").exists())
-        };
-        if !engine(maker) || !engine(user) {
+        if !has_engine(maker) || !has_engine(user) {
             return skip("one of the two has no engine");
         }
         let container = create_by(&test.wasm("probe", &["sleep", "600000"])?, maker, &test.id())?;
