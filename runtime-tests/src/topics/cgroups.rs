@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 super::tests! { "cgroups":
-    no_processes_are_no_limit, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, what_is_forbidden_of_many_devices_is_forbidden, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
+    no_processes_are_no_limit, no_limit_needs_no_controller, a_limit_of_no_processes_is_a_limit_since_1_3, every_access_has_a_letter, what_is_forbidden_of_many_devices_is_forbidden, memory_without_a_limit_has_none_with_swap, a_quota_goes_below_its_burst, several_lines_are_written_one_by_one, devices_are_denied_without_a_rule,
     every_number_of_bytes_is_taken, update_by_flags, update_takes_every_flag, update_by_json, update_changes_only_what_is_given, update_with_wrong_values,
     a_created_container_is_in_its_cgroup, the_path_is_taken, a_cgroup_is_removed_with_what_is_below, memory_is_limited,
     copied_memory_counts_for_the_container, processes_are_limited, processors_are_limited, a_cgroup_namespace_hides_the_path, a_cgroup_mount_shows_its_own, a_joined_namespace_shows_no_others,
@@ -61,6 +61,21 @@ fn value(test: &Test, container: &Container<'_>, v1: &str, v2: &str) -> Outcome<
     let controller = v1.split('.').next().unwrap_or_default();
     let path = cgroup(test, container, controller)?.join(file);
     Ok(fs::read_to_string(path)?.lines().next().unwrap_or_default().to_owned())
+}
+
+/// CRI-O writes -1 for pods without a limit of processes.
+fn no_limit_needs_no_controller(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?.edit(|config| {
+        config["linux"]["resources"]["pids"] = json!({ "limit": -1 });
+        config["linux"]["resources"]["memory"] = json!({ "limit": -1 });
+        config["linux"]["resources"]["cpu"] = json!({ "quota": -1 });
+    });
+    let container = bundle.start()?;
+    let command = test.command(["update", "--resources", "-", &container.id]);
+    let none = r#"{"pids":{"limit":-1},"memory":{"limit":-1},"cpu":{"quota":-1}}"#;
+    Output::with_input(command, none)?.success()?;
+    ensure_eq(container.status()?.as_str(), "running")
 }
 
 /// podman writes 0 for no limit.

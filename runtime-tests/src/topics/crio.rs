@@ -267,15 +267,13 @@ impl<'a> Pod<'a> {
         } else {
             format!("/{}/crio-{id}", self.parent())
         };
-        // Only what has a controller. crun 1.8 knows no limit of -1 with cgroup v1.
         let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
-        for (controller, value) in
-            [("cpu", json!({ "shares": 2 })), ("pids", json!({ "limit": -1 }))]
-        {
-            let known = self.test.host.is_rt || controller != "pids";
-            if known && needs(self.test, controller).is_ok() {
-                resources[controller] = value;
-            }
+        if needs(self.test, "cpu").is_ok() {
+            resources["cpu"] = json!({ "shares": 2 });
+        }
+        // crun 1.8 knows no limit of -1 with cgroup v1.
+        if self.test.host.is_rt {
+            resources["pids"] = json!({ "limit": -1 });
         }
         let bundle = bundle.edit(|config| {
             let args = config["process"]["args"].clone();

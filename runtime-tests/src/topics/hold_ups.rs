@@ -9,7 +9,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{
+    Bundle, Container, Outcome, Output, Test, ensure, ensure_eq, has_process, skip, wait_until,
+};
 
 super::tests! { "hold_ups":
     a_container_lives_without_its_first_thread,
@@ -17,6 +19,7 @@ super::tests! { "hold_ups":
     a_terminal_that_takes_no_more_is_left,
     a_helper_that_was_killed_is_not_waited_for,
     a_lock_that_waits_for_the_container_is_freed_by_its_end,
+    a_forced_deletion_ends_a_creation_that_waits_for_a_hook,
     mounts_add_refuses_another_mount_namespace, mounts_add_refuses_tmpcopyup,
     a_magic_link_is_no_way_to_a_pid_file, a_program_of_the_hosts_is_not_waited_for_without_end,
     a_full_socket_is_waited_for_but_not_without_end,
@@ -46,7 +49,7 @@ fn a_container_lives_without_its_first_thread(test: &Test) -> Outcome {
         return skip("the host's perl has no threads");
     }
     let stat = format!("/proc/{}/stat", container.pid()?);
-    crate::harness::wait_until("its first thread has ended", || {
+    wait_until("its first thread has ended", || {
         fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
     })?;
     ensure_eq(container.status()?.as_str(), "running")?;
@@ -130,6 +133,32 @@ fn a_lock_that_waits_for_the_container_is_freed_by_its_end(test: &Test) -> Outco
             drop(lock);
         });
         within(40, &test.command(["delete", "--force", &container.id]))?.success().map(drop)
+    })
+}
+
+/// The hooks of the first two run in the runtime process, and that of the last one in init.
+fn a_forced_deletion_ends_a_creation_that_waits_for_a_hook(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let kinds =
+        [("create", "createRuntime"), ("run", "createRuntime"), ("create", "createContainer")];
+    // Each deletion has ten seconds of patience.
+    let ends = |(command, kind): (&str, &str)| -> Outcome {
+        let id = format!("{}-{command}-{kind}", test.id());
+        let mark = format!("hook-of-{id}");
+        let hook = json!({ "path": "/bin/sh",
+            "args": ["sh", "-c", "while :; do sleep 1; done", mark], "env": ["PATH=/usr/bin:/bin"] });
+        let bundle = test.sh("true")?.edit(|config| config["hooks"][kind] = json!([hook]));
+        bundle.write()?;
+        let mut creation = test.command(bundle.command_line(command, &id)).spawn()?;
+        wait_until("the hook runs", || has_process(&mark))?;
+        within(35, &test.command(["delete", "--force", &id]))?.success()?;
+        ensure(!creation.wait()?.success(), "it was created")?;
+        wait_until("the hook has ended", || !has_process(&mark))?;
+        ensure(!test.state_root().join(&id).exists(), "the state is left")
+    };
+    std::thread::scope(|scope| {
+        let all = kinds.map(|kind| scope.spawn(move || ends(kind)));
+        all.into_iter().try_for_each(|one| one.join().map_err(|_| "a panic")?)
     })
 }
 

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::syscall;
 
@@ -49,6 +50,39 @@ pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
         Err(Errno::NOENT | Errno::SRCH) => Ok(None),
         Err(error) => Err(error).with_context(show),
     }
+}
+
+/// The process that has locked a file (`flock(2)`), if it still has the file open: after its end, a
+/// child could keep the lock, and its number could be another process's (`proc_locks(5)`).
+pub(crate) fn locker(file: &OwnedFd) -> Result<Option<OwnedFd>> {
+    let ours = rustix::fs::fstat(file)?;
+    let is_it = |path: &Path| {
+        rustix::fs::stat(path)
+            .is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
+    };
+    let has_it = |pid: Pid| -> bool {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.map(|file| file.path()).any(|file| is_it(&file))
+    };
+    let locks = fs::read_to_string("/proc/locks").context("read `/proc/locks`")?;
+    for line in locks.lines() {
+        // A line of a process that waits for the lock has one field more. The device may not be
+        // that of `stat(2)`.
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let &[_, "FLOCK", _, _, pid, place, ..] = fields.as_slice() else { continue };
+        let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) else { continue };
+        if place.rsplit(':').next() != Some(&ours.st_ino.to_string()) {
+            continue;
+        }
+        // Once the descriptor is open, the number cannot become another process's unnoticed.
+        if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            && has_it(pid)
+            && syscall::pidfd_send_signal(pidfd.as_fd(), 0).is_ok()
+        {
+            return Ok(Some(pidfd));
+        }
+    }
+    Ok(None)
 }
 
 /// How often the first thread of a process has given up a processor. Each time that the thread has

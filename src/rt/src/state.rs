@@ -26,7 +26,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use oci_spec::runtime::{Hook, Spec};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::draft::Draft;
@@ -527,6 +527,15 @@ impl Directory {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(error).context("lock the state directory"),
             }
+        }
+    }
+
+    /// Signals the process that is making or deleting the container. Does nothing if there is none.
+    pub(crate) fn signal_holder(&self, signal: Signal) -> Result<()> {
+        let Some(holder) = procfs::locker(&self.open()?)? else { return Ok(()) };
+        match rustix::process::pidfd_send_signal(&holder, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).context("signal the process that is creating it"),
         }
     }
 

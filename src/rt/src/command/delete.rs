@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 
 use crate::cli;
 use crate::container;
@@ -27,9 +28,17 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
     // A process that makes the container holds the lock. A forced deletion waits a while for it.
     let patience = Duration::from_secs(if force { 10 } else { 0 });
     let mut lock = directory.lock(patience)?;
-    if let (None, true, Ok(Some(state))) = (&lock, force, directory.read()) {
-        // The holder of the lock may be waiting for the container, and so the container delays it.
-        container::end(&state)?;
+    for signal in [Signal::TERM, Signal::KILL].into_iter().filter(|_| force) {
+        match directory.read() {
+            _ if lock.is_some() => break,
+            // The holder of the lock may be waiting for the container, and so the container delays
+            // it.
+            Ok(Some(state)) if state.pid != 0 => container::end(&state)?,
+            // It is making the container, and may be waiting for a hook. If it ends, the hook and
+            // init end too.
+            Ok(_) => directory.signal_holder(signal)?,
+            Err(_) => break,
+        }
         lock = directory.lock(patience)?;
     }
     let Some(_lock) = lock else { bail!("another process is creating or deleting it") };

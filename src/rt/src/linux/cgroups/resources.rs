@@ -39,7 +39,7 @@ pub(super) fn apply_v2(cgroup: &Path, resources: &LinuxResources) -> Result<()> 
         let file = format!("hugetlb.{}.max", limit.page_size());
         ensure!(cgroup.join(&file).exists(), "set `{file}`: this host has no pages of that size");
     }
-    let resources_left = for_libcgroups(resources);
+    let resources_left = for_libcgroups(cgroup, resources);
     need_files(cgroup, &resources_left)?;
     let options = ControllerOpt {
         resources: &resources_left,
@@ -103,8 +103,10 @@ fn need_files(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// The limits that libcgroups 0.7.0 writes correctly.
-fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
+/// The limits that libcgroups 0.7.0 writes correctly. Leaves out "no limit" where the controller is
+/// missing: then there is no limit.
+fn for_libcgroups(cgroup: &Path, resources: &LinuxResources) -> LinuxResources {
+    let is_limited = |limit: i64, file: &str| limit >= 0 || cgroup.join(file).exists();
     let mut left = LinuxResources::default();
     // Only memory limits of at least 0. libcgroups also sets swap for a limit of -1, which not
     // every kernel supports, and takes "0 above the memory" for "not set"
@@ -121,14 +123,17 @@ fn for_libcgroups(resources: &LinuxResources) -> LinuxResources {
     if let Some(cpu) = resources.cpu() {
         let mut limits = LinuxCpu::default();
         limits.set_shares(cpu.shares().filter(|_| !becomes_idle(resources)));
-        limits.set_quota(cpu.quota());
-        limits.set_period(cpu.period().filter(|period| *period != 0));
+        if is_limited(cpu.quota().unwrap_or(0), "cpu.max") {
+            limits.set_quota(cpu.quota());
+            limits.set_period(cpu.period().filter(|period| *period != 0));
+        }
         limits.set_cpus(cpu.cpus().clone().filter(|cpus| !cpus.is_empty()));
         limits.set_mems(cpu.mems().clone().filter(|mems| !mems.is_empty()));
         left.set_cpu(Some(limits));
     }
     // libcgroups turns 0 into 1, whatever `ociVersion` is; see `limit_of_processes`.
-    left.set_pids(resources.pids().filter(|pids| pids.limit() != 0));
+    let pids = resources.pids().filter(|pids| pids.limit() != 0);
+    left.set_pids(pids.filter(|pids| is_limited(pids.limit(), "pids.max")));
     // Without weights (docs/upstream/io-weight-overflows.md), and without `leafWeight`, which
     // libcgroups refuses.
     if let Some(io) = resources.block_io() {
@@ -228,8 +233,9 @@ pub(super) fn swap_alone(memory: &LinuxMemory) -> Result<Option<i64>> {
     })
 }
 
-/// Ignores the missing file of a kernel without swap accounting, if the value means no limit, or no
-/// swap. Callers write a swap limit equal to the memory limit, whether the host has swap or not.
+/// Ignores the missing file of a kernel without swap accounting, or of a missing controller, if the
+/// value means no limit, or no swap. Callers write a swap limit equal to the memory limit, whether
+/// the host has swap or not.
 fn pass_over_missing(result: Result<(), Failure>, can_be_missing: bool) -> Result<(), Failure> {
     match result {
         Err(failure) if can_be_missing && failure.is(Errno::NOENT) => Ok(()),
@@ -246,7 +252,7 @@ fn unlimited_memory_and_swap(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
         return Ok(());
     }
     if memory.limit().is_some() {
-        set("memory.max", "max")?;
+        pass_over_missing(set("memory.max", "max"), true)?;
     }
     if let Some(reservation) = memory.reservation().filter(|reservation| *reservation != 0) {
         set("memory.low", &max(reservation))?;
@@ -302,12 +308,18 @@ fn rdma(device: &str, handles: Option<u32>, objects: Option<u32>) -> String {
     format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
 }
 
+/// The values that mean no limit in v1 files. Without the controller, there is none.
+const NO_LIMIT: [&str; 2] = ["-1", "max"];
+
 fn set_v1(cgroups: &[PathBuf], file: &str, value: &str) -> Result<(), Failure> {
     let controller = file.split('.').next().unwrap_or_default();
-    let cgroup = v1::of_controller(cgroups, controller).ok_or_else(|| {
-        Failure::other(format!("set `{file}`: this host has no cgroup controller `{controller}`"))
-    })?;
-    write(&cgroup.join(file), value)
+    match v1::of_controller(cgroups, controller) {
+        Some(cgroup) => write(&cgroup.join(file), value),
+        None if NO_LIMIT.contains(&value) => Ok(()),
+        None => Err(Failure::other(format!(
+            "set `{file}`: this host has no cgroup controller `{controller}`"
+        ))),
+    }
 }
 
 /// Sets the device rules in v1 files.
