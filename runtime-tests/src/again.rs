@@ -11,6 +11,12 @@ pub(crate) const VARIABLE: &str = "RT_TESTS_AGAIN";
 /// The topics and tests that have nothing to do with the way in which the host mounts cgroups.
 const SAME_IN_EACH_LANE: &[&str] = &[
     "bad_flags",
+    "checkpoint_attacks",
+    "checkpoint_failures",
+    "checkpoint_guard",
+    "checkpoint_images",
+    "checkpoint_kinds",
+    "checkpoint_mounts",
     "command_line",
     "configuration",
     "debug",
@@ -54,6 +60,13 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
     "attacks_files",
     "bad_flags",
     "bad_input",
+    "checkpoint_attacks",
+    "checkpoint_failures",
+    "checkpoint_guard",
+    "checkpoint_images",
+    "checkpoint_kinds",
+    "checkpoint_mounts",
+    "checkpoint_rights",
     "command_line",
     "configuration",
     "crio",
@@ -91,11 +104,6 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
 /// by cgroupfs before.
 const SAME_BY_SYSTEMD: &[&str] = &[
     "attacks",
-    "checkpoint_attacks",
-    "checkpoint_guard",
-    "checkpoint_images",
-    "checkpoint_kinds",
-    "checkpoint_mounts",
     "descriptors",
     "mounts",
     "mounts_in_use",

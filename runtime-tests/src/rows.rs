@@ -249,8 +249,8 @@ const ROWS: &[Row] = &[
     row("events: use of resources, want of memory", &["events"]),
     row("check: what the host lacks", &["check"]),
     in_the_machine("checkpoint and restore", &["checkpoint"]),
-    in_the_machine("checkpoint: mounts", &["checkpoint_mounts"]),
-    in_the_machine("checkpoint: what fails", &["checkpoint_failures"]),
+    row("checkpoint: mounts", &["checkpoint_mounts"]),
+    row("checkpoint: what fails", &["checkpoint_failures"]),
     row("process: sd_notify", &["sd_notify::start_waits_until_the_container_is_ready"]),
     row(
         "seccomp: actions, operators, errno",
