@@ -111,7 +111,7 @@ test-upgrade: build guests test-deps ## containers that an older rt has made, an
 
 # Compiles Kubernetes the first time, which takes half an hour with two processors.
 .PHONY: test-kubernetes
-test-kubernetes: build guests vm-deps ## the manifests on a node with a real kubelet, in an emulated machine
+test-kubernetes: build guests test-deps vm-deps ## the manifests on a node with a real kubelet
 	cargo build --locked -p runtime-tests
 	rm -rf target/packages
 	$(MAKE) --no-print-directory deb
