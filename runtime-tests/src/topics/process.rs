@@ -17,7 +17,7 @@ super::tests! { "process":
     has_ambient_capabilities, has_no_ambient_capability_that_is_not_inheritable, has_its_limits, has_no_new_privileges, has_its_oom_score, has_limits_that_root_of_its_user_namespace_could_not_set, leads_a_session,
     inherits_no_descriptors, cannot_be_reached_by_a_neighbour_before_its_start, inherits_preserved_descriptors, inherits_listening_sockets, listening_sockets_are_all_there, has_no_ignored_or_blocked_signals, can_reopen_its_output,
     has_a_session_keyring, a_relative_program_is_found_in_path, an_exec_only_program_runs,
-    has_its_apparmor_profile, an_unknown_capability_is_a_warning,
+    has_its_apparmor_profile, runs_with_the_profile_that_comes_with_it, an_unknown_capability_is_a_warning,
     runs_on_all_processors_of_its_cgroup, runs_where_its_cgroup_moves_it, a_variable_has_its_last_value,
     has_a_deadline, owns_the_files_that_are_its_streams, owns_nothing_else_of_its_callers,
 }
@@ -428,11 +428,18 @@ impl Profile {
         if !Path::new("/sys/kernel/security/apparmor").exists() {
             return skip("this kernel has no AppArmor");
         }
-        let profile = Profile { name: test.id(), path: test.folder.join("profile") };
         let rules =
             "file, capability, network, signal, ptrace, mount, umount, pivot_root, deny /secret r,";
         let flags = "flags=(attach_disconnected,mediate_deleted)";
-        fs::write(&profile.path, format!("profile {} {flags} {{ {rules} }}\n", profile.name))?;
+        let name = test.id();
+        let text = format!("profile {name} {flags} {{ {rules} }}\n");
+        Profile::load_text(test, name, &text)
+    }
+
+    fn load_text(test: &Test, name: String, text: &str) -> Outcome<Profile> {
+        let path = test.folder.join(format!("profile-{name}"));
+        fs::write(&path, text)?;
+        let profile = Profile { name, path };
         let Ok(loaded) = profile.parser("--replace") else {
             return skip("there is no apparmor_parser");
         };
@@ -468,6 +475,40 @@ fn has_its_apparmor_profile(test: &Test) -> Outcome {
     test.rt(["exec", &container.id, "sh", "-c", look])?.success()?.stdout(&expected)?;
     container.kill("KILL")?;
     container.wait()
+}
+
+/// AppArmor gives a profile to a program by the program's path.
+fn runs_with_the_profile_that_comes_with_it(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let others = Profile::load(test)?;
+    if !Path::new("/etc/apparmor.d/abi/4.0").exists() {
+        return skip("this AppArmor is older than version 4");
+    }
+    let text =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/callers/apparmor/rt"));
+    let name = test.id();
+    let text = text
+        .replace("@PREFIX@/bin/rt", &test.host.runtime.display().to_string())
+        .replace("profile rt ", &format!("profile {name} "));
+    let profile = Profile::load_text(test, name, &text)?;
+    for (asked, expected) in [
+        (None, format!("{} (unconfined)\n", profile.name)),
+        (Some(&others.name), format!("{} (enforce)\n", others.name)),
+    ] {
+        let bundle = test.sh("exec sleep 60")?.edit(|config| {
+            if let Some(name) = asked {
+                config["process"]["apparmorProfile"] = json!(name);
+            }
+        });
+        let container = bundle.start()?;
+        let look = ["exec", &container.id, "cat", "/proc/self/attr/current"];
+        test.rt(look)?.success()?.stdout(&expected)?;
+        container.kill("TERM")?;
+        container.kill("KILL")?;
+        container.wait()?;
+        container.delete()?;
+    }
+    Ok(())
 }
 
 /// The capability may be newer than the runtime.

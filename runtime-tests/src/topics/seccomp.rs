@@ -659,18 +659,21 @@ fn what_is_left_of_the_runtimes_calls_is_named(test: &Test) -> Outcome {
             config["linux"]["seccomp"] = filter(names, errno);
         }))
     };
+    // A program that cannot end has a fault in place of an end, with the C library of 2025.
+    let ends = |name: &str, output: &Output| {
+        let good = output.code == Some(0) || name == "exit_group" && output.code == Some(139);
+        ensure(good, format!("{name}: {output:?}"))
+    };
     for errno in [1, 38] {
         for name in works.into_iter().chain(["capset", "read", "write"]) {
             let bundle = bundle(true, &[name], errno)?;
-            let output = bundle.run()?;
-            ensure(output.code == Some(0), format!("{name}: {output:?}"))?;
+            ends(name, &bundle.run()?)?;
             let container = bundle.start()?;
             container.wait()?;
         }
         for name in works {
             let bundle = bundle(false, &[name], errno)?;
-            let output = bundle.run()?;
-            ensure(output.code == Some(0), format!("{name}: {output:?}"))?;
+            ends(name, &bundle.run()?)?;
             let container = bundle.start()?;
             container.wait()?;
             ensure_eq(container.stderr()?.as_str(), "")?;
