@@ -532,7 +532,7 @@ pub(crate) fn ordinary_user(test: &Test, home: &Path, subids: &str) -> Outcome<C
     fs::write(test.folder.join("passwd"), passwd + &user)?;
     fs::write(test.folder.join("subids"), subids)?;
     let script = "mount --bind passwd /etc/passwd; for f in /etc/subuid /etc/subgid; do mount --bind subids $f; done; \
-                  exec setpriv --reuid 1000 --regid 1000 --clear-groups env \"$@\"";
+                  exec setpriv --reuid 1000 --regid 1000 --clear-groups env USER=tester \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-ec", script, "sh"]).current_dir(&test.folder);
     Ok(command)
