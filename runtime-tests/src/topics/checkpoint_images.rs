@@ -3,18 +3,23 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, images, needs_criu, restore, start, write};
+use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use super::checkpoint_kinds::{self, framed, number};
+use super::interrupts::ends_cleanly;
+use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
+    a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -29,9 +34,9 @@ pub(super) fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
     Err(format!("there is no image {start}").into())
 }
 
-/// The messages of the image of mounts, each without its length.
-pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
-    let image = fs::read(image(test, "mountpoints-")?)?;
+/// The messages of an image, each without its length.
+fn messages(path: &Path) -> Outcome<Vec<Vec<u8>>> {
+    let image = fs::read(path)?;
     let (mut messages, mut rest) = (Vec::new(), &image[8..]);
     while let Some((length, after)) = rest.split_first_chunk() {
         let (message, after) = after.split_at(usize::try_from(u32::from_le_bytes(*length))?);
@@ -41,14 +46,21 @@ pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
     Ok(messages)
 }
 
-pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
-    let path = image(test, "mountpoints-")?;
-    let mut image = fs::read(&path)?[..8].to_vec();
+fn write_messages(path: &Path, messages: &[Vec<u8>]) -> Outcome {
+    let mut image = fs::read(path)?[..8].to_vec();
     for message in messages {
-        image.extend(u32::try_from(message.len())?.to_le_bytes());
-        image.extend(message);
+        image.extend(framed(message)?);
     }
     Ok(fs::write(path, image)?)
+}
+
+/// The messages of the image of mounts.
+pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
+    messages(&image(test, "mountpoints-")?)
+}
+
+pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
+    write_messages(&image(test, "mountpoints-")?, messages)
 }
 
 /// A field of bytes in a protobuf message. Of a field that is there twice, the last one counts.
@@ -250,6 +262,31 @@ fn an_image_is_read_to_its_end(test: &Test) -> Outcome {
     }
     bundle.write()?;
     restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// The images have paths at which `rt` looks for a minute.
+fn a_signal_ends_the_checks_of_images(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let mut image = fs::read(&path)?;
+    for file in 10_000..25_000 {
+        let name = format!("{}/{file}", "/x".repeat(1000));
+        let entry = [number(1, file), checkpoint_kinds::bytes(6, name.as_bytes())].concat();
+        let entry = [number(1, 1), number(2, file), checkpoint_kinds::bytes(3, &entry)].concat();
+        image.extend(framed(&entry)?);
+    }
+    fs::write(path, image)?;
+    bundle.write()?;
+    let id = test.id();
+    let mut command = restore_command(&bundle, &id, &["--detach"]);
+    let restore =
+        command.stdout(Stdio::null()).stderr(fs::File::create(bundle.folder.join("said"))?);
+    let restore = restore.spawn()?;
+    wait_until("it has begun", || test.state_root().join(&id).exists())?;
+    std::thread::sleep(Duration::from_secs(1));
+    ends_cleanly(&bundle, &id, restore, "-TERM", "files.img` of the checkpoint: ")
 }
 
 /// CRIU would have no other mount namespace, and delete the files of these names on the host.

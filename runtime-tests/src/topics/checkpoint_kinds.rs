@@ -46,23 +46,23 @@ fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A field with a number in a protobuf message.
-fn number(field: u64, value: u64) -> Vec<u8> {
+pub(super) fn number(field: u64, value: u64) -> Vec<u8> {
     [varint(field << 3), varint(value)].concat()
 }
 
 /// A field with bytes.
-fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
     let length = u64::try_from(bytes.len()).unwrap_or_default();
     [&varint(field << 3 | 2)[..], &varint(length), bytes].concat()
 }
 
-fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
+pub(super) fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
 /// Puts fields before and after those of the first message of an image. The first bytes of the
 /// image are so many.
-fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);
     let (length, rest) = rest.split_first_chunk().ok_or("it is too short")?;
@@ -72,7 +72,12 @@ fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome
 }
 
 /// Fails unless a change of an image is refused with these words. Undoes the change.
-fn refuses(bundle: &Bundle<'_>, path: &Path, words: &str, change: &dyn Fn() -> Outcome) -> Outcome {
+pub(super) fn refuses(
+    bundle: &Bundle<'_>,
+    path: &Path,
+    words: &str,
+    change: &dyn Fn() -> Outcome,
+) -> Outcome {
     let good = fs::read(path).ok();
     change()?;
     is_refused(bundle, words)?;
@@ -82,7 +87,7 @@ fn refuses(bundle: &Bundle<'_>, path: &Path, words: &str, change: &dyn Fn() -> O
     }
 }
 
-fn goes_on(bundle: &Bundle<'_>) -> Outcome {
+pub(super) fn goes_on(bundle: &Bundle<'_>) -> Outcome {
     bundle.write()?;
     restore(bundle, &[])?.wait_for_output("\n")
 }
@@ -328,7 +333,7 @@ const RING: &str = r#"
     my $ring = "\0" x 8;
     syscall(206, 8, $ring) == 0 or die;
 "#;
-const PERL_COUNT: &str =
+pub(super) const PERL_COUNT: &str =
     r#"for (my $i = 0; ; $i++) { print "$i\n"; select(undef, undef, undef, 0.1); }"#;
 
 fn a_ring_for_aio_comes_back(test: &Test) -> Outcome {

@@ -310,6 +310,7 @@ fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> 
 }
 
 fn read_to(directory: BorrowedFd<'_>, name: &str, length: u64) -> Result<Option<Vec<u8>>> {
+    interrupt::glance()?;
     let Some(file) = open(directory, name)? else { return Ok(None) };
     let mut text = Vec::new();
     file.take(length).read_to_end(&mut text)?;

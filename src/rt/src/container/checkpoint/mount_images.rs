@@ -33,6 +33,7 @@ use crate::container::checkpoint::image_names;
 use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
 use crate::container::checkpoint::paths::{self, Look, Place, Places, Required};
 use crate::container::checkpoint::process_images;
+use crate::interrupt;
 use crate::linux::mounts;
 use crate::linux::rootfs;
 use crate::walk;
@@ -580,6 +581,7 @@ fn refuse_below_ghosts(name: &[u8]) -> Result<()> {
 
 /// Fails if a part of a path is a link.
 fn refuse_links(rootfs: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    interrupt::glance()?;
     let path = path.strip_prefix("/").unwrap_or(path);
     if path == Path::new("") {
         return Ok(());

@@ -19,6 +19,7 @@ use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use crate::interrupt;
 use crate::walk;
 
 /// `PATH_MAX`.
@@ -114,6 +115,7 @@ impl Places {
         rest: &VecDeque<OsString>,
         opened: Option<Look<'_>>,
     ) -> Result<()> {
+        interrupt::glance()?;
         let mut path = there.to_owned();
         for part in rest {
             if part == ".." {
