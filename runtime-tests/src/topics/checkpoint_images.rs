@@ -12,14 +12,14 @@ use serde_json::json;
 use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use super::checkpoint_kinds::{self, framed, number};
+use super::checkpoint_kinds::{self, framed, goes_on, number, refuses};
 use super::interrupts::ends_cleanly;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
-    a_signal_ends_the_checks_of_images,
+    many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -262,6 +262,29 @@ fn an_image_is_read_to_its_end(test: &Test) -> Outcome {
     }
     bundle.write()?;
     restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// `rt` compares mounts with each other, and each path with each procfs.
+fn many_mounts_do_not_hold_up_a_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "mountpoints-")?;
+    for (of, words) in [
+        ("/proc", "more than 128 places have a procfs or a sysfs"),
+        ("/dev", "it has more than 4096 mounts"),
+    ] {
+        refuses(&bundle, &path, words, &|| {
+            let mut messages = mounts(test)?;
+            let copied = messages[at(&messages, of)?].clone();
+            for copy in 0..5000 {
+                let point = bytes(7, format!("/tmp/{copy}").as_bytes())?;
+                messages.push([copied.clone(), number(2, 10_000 + copy), point].concat());
+            }
+            write_mounts(test, &messages)
+        })?;
+    }
+    goes_on(&bundle)
 }
 
 /// The images have paths at which `rt` looks for a minute.
