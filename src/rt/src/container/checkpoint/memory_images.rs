@@ -5,7 +5,7 @@
 //! stops at a fake mapping when it looks for the gap, and a mapping of huge pages is longer than
 //! the image says. Then the program of the images runs in the place of CRIU's code, and nothing was
 //! compared yet. So `restore` refuses mappings that no kernel lists: in another order, one above
-//! another, or with bits that only CRIU sets.
+//! another, or of a kind that CRIU does not write.
 //!
 //! It also refuses mappings by which CRIU changes a file, and an rseq area (`rseq(2)`) that is not
 //! in private memory.
@@ -31,17 +31,49 @@ const AREA: u64 = 32;
 
 pub(in crate::container) const PAGE: u64 = 4096;
 
-/// The kinds of mappings, `VMA_*` of `image.h`. The other bits are CRIU's own during a restore, a
-/// plugin's, or those of a mapping that CRIU cannot write.
-const KINDS: u64 = (1 << 18) - 1;
-/// A ring for AIO, and a range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these
-/// ranges after the mappings.
-const RING: u64 = 1 << 13;
+/// What a mapping is, `VMA_*` of `image.h`. A usual one has the first bit.
+const USUAL: u64 = 1;
+/// Of the kernel: a vsyscall page, and the two parts of the vDSO.
+const VSYSCALL: u64 = 1 << 2;
 const VDSO: u64 = 1 << 3;
-const GUARD: u64 = 1 << 16;
-/// Memory that processes share, and a segment of System V's.
+const VVAR: u64 = 1 << 12;
+/// A file, private or shared. It can be a file in memory.
+const FILE: u64 = 1 << 6;
+const SHARED_FILE: u64 = 1 << 7;
+const IN_MEMORY: u64 = 1 << 14;
+/// Memory that processes share, a segment of System V's, and memory of one process.
 const SHARED: u64 = 1 << 8;
 const SYSTEM_V: u64 = 1 << 10;
+const OWN: u64 = 1 << 9;
+/// The stack, the heap, and a shadow stack.
+const STACK: u64 = 1 << 1;
+const HEAP: u64 = 1 << 5;
+const SHADOW_STACK: u64 = 1 << 15;
+/// A packet socket, and a ring for AIO.
+const SOCKET: u64 = 1 << 11;
+const RING: u64 = 1 << 13;
+/// A range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these after the mappings.
+const GUARD: u64 = 1 << 16;
+
+/// The kinds of mappings that CRIU writes (`handle_vma` in 4.2.1), without [`STACK`] and [`HEAP`],
+/// which CRIU only logs. For a kind that nobody writes, CRIU can leave out a step. It attached a
+/// segment of System V of the host, because it had not looked for that segment in the images.
+const KINDS: [u64; 14] = [
+    USUAL | FILE,
+    USUAL | SHARED_FILE,
+    USUAL | FILE | IN_MEMORY,
+    USUAL | SHARED_FILE | IN_MEMORY,
+    USUAL | SHARED,
+    USUAL | SHARED | SYSTEM_V,
+    USUAL | OWN,
+    USUAL | OWN | VDSO,
+    USUAL | OWN | VVAR,
+    USUAL | OWN | SHADOW_STACK,
+    USUAL | SOCKET,
+    VSYSCALL | OWN,
+    RING,
+    GUARD,
+];
 
 /// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
 pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
@@ -51,10 +83,8 @@ pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
 }
 
 /// Where the vDSO is: CRIU uses the last mapping of that kind. Fails unless there is only one, and
-/// its content is in the images.
+/// its content is in the images. [`check`] has looked at the kinds of mappings.
 pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
-    /// A usual mapping, and one without a file.
-    const USUAL: u64 = 1 | 1 << 9;
     let mut found = None;
     each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };
@@ -62,11 +92,8 @@ pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
         if mapping.status & VDSO == 0 {
             return Ok(());
         }
-        let is_usual = mapping.status == USUAL | VDSO
-            && mapping.flags & TYPE == PRIVATE
-            && mapping.flags & ANONYMOUS != 0
-            && mapping.flags & HUGE == 0;
-        ensure!(is_usual, "the vDSO at {:#x} is of another kind, too", mapping.start);
+        let is_plain = mapping.flags & (ANONYMOUS | HUGE) == ANONYMOUS;
+        ensure!(is_plain, "the vDSO at {:#x} is of another kind, too", mapping.start);
         let is_only = found.replace((mapping.start, mapping.end)).is_none();
         ensure!(is_only, "it has two vDSOs");
         Ok(())
@@ -123,7 +150,14 @@ fn check_order(image: &[u8]) -> Result<()> {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };
         let mapping = mapping(message)?;
         let show = || format!("the mapping at {:#x}", mapping.start);
-        ensure!(mapping.status & !KINDS == 0, "{} is of an unknown kind", show());
+        ensure!(
+            KINDS.contains(&(mapping.status & !(STACK | HEAP))),
+            "{} is of an unknown kind: {:#x}",
+            show(),
+            mapping.status
+        );
+        // CRIU opens files by other fields. This number would be that of any file of CRIU's.
+        ensure!(mapping.has_no_file, "{} has an open file", show());
         // By one of the mappings of shared memory, CRIU makes a file, and maps it for all of them.
         // Of huge pages, the kernel makes each of them as long as a huge page, whatever the others
         // say. CRIU itself writes shared memory of huge pages as a file in memory.
@@ -137,7 +171,6 @@ fn check_order(image: &[u8]) -> Result<()> {
         let is_whole = [mapping.start, mapping.end].iter().all(|at| at % unit == 0);
         ensure!(is_whole, "{} does not have whole pages", show());
         if mapping.status & GUARD != 0 {
-            ensure!(mapping.status == GUARD, "{} is of two kinds", show());
             guards.push((mapping.start, mapping.end));
             return Ok(());
         }
@@ -210,6 +243,8 @@ struct Mapping {
     status: u64,
     /// The flags with which CRIU opens its file.
     open: u64,
+    /// Whether it has no number of an open file.
+    has_no_file: bool,
 }
 
 /// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of
@@ -235,16 +270,12 @@ impl Mapping {
     /// Whether CRIU writes the memory of the images to it: `VMA_FILE_PRIVATE` or
     /// `VMA_ANON_PRIVATE`. If it were shared, CRIU would write to the file.
     fn is_filled(&self) -> bool {
-        self.status & (1 << 6 | 1 << 9) != 0
+        self.status & (FILE | OWN) != 0
     }
 
+    /// Whether it is memory of this process alone, and not the kernel's.
     fn is_private(&self) -> bool {
-        /// The other kinds of CRIU's mappings, `VMA_*` of `image.h`: a vsyscall page, a vDSO,
-        /// shared files, shared memory, System V's, a socket's, a vvar page, a ring for AIO, and a
-        /// plugin's.
-        const OTHERS: u64 =
-            1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 27;
-        self.flags & TYPE == PRIVATE && self.status & OTHERS == 0
+        self.is_filled() && self.status & (VSYSCALL | VDSO | VVAR) == 0
     }
 }
 
@@ -256,6 +287,8 @@ fn mapping(message: &[u8]) -> Result<Mapping> {
             (2, Value::Number(address)) => mapping.end = address,
             (6, Value::Number(flags)) => mapping.flags = flags,
             (7, Value::Number(status)) => mapping.status = status,
+            // Zigzag: -1.
+            (8, Value::Number(number)) => mapping.has_no_file = number == 1,
             (10, Value::Number(flags)) => mapping.open = flags,
             _ => {}
         }
@@ -277,27 +310,33 @@ mod tests {
     use super::*;
     use crate::container::checkpoint::images::made::{bytes, image, number};
 
+    const PLAIN: u64 = USUAL | OWN;
+
     /// A mapping of so many pages.
     fn pages(start: u64, pages: u64, flags: u64, status: u64) -> Vec<u8> {
-        let fields = [(1, start * PAGE), (2, (start + pages) * PAGE), (6, flags), (7, status)];
+        let fields =
+            [(1, start * PAGE), (2, (start + pages) * PAGE), (6, flags), (7, status), (8, 1)];
         let fields: Vec<u8> =
             fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
         bytes(14, &fields)
     }
 
+    fn check(parts: &[Vec<u8>]) -> Result<()> {
+        check_order(&image(MEMORY_MAGIC, &[parts.concat()]))
+    }
+
     #[test]
     fn mappings_are_as_the_kernel_lists_them() {
-        let check = |parts: &[Vec<u8>]| check_order(&image(MEMORY_MAGIC, &[parts.concat()]));
         let ring = |address: u64, length: u64| {
             bytes(16, &[number(1, address * PAGE), number(3, length * PAGE)].concat())
         };
-        let (low, high) = (pages(16, 1, 2, 1), pages(17, 3, 2, 1));
+        let (low, high) = (pages(16, 1, 2, PLAIN), pages(17, 3, 2, PLAIN));
         let guard = |start, length| pages(start, length, 2, GUARD);
         check(&[low.clone(), high.clone()]).expect("it is good");
         check(&[low.clone(), high.clone(), guard(16, 4), guard(18, 1)]).expect("it has guards");
-        check(&[low.clone(), pages(20, 2, 1, RING | 1), ring(20, 2)]).expect("it has a ring");
+        check(&[low.clone(), pages(20, 2, 1, RING), ring(20, 2)]).expect("it has a ring");
         // 2 MiB
-        let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, 1);
+        let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, PLAIN);
         check(&[huge(512, 512)]).expect("it is a huge page");
         let shared = |start, status| pages(start, 512, 0x21 | HUGE | 21 << HUGE_SIZE, status);
         check(&[shared(512, SHARED | SYSTEM_V | 1)]).expect("it is a segment");
@@ -305,25 +344,55 @@ mod tests {
         for (parts, why) in [
             (vec![high.clone(), low.clone()], "is below the one before it"),
             (vec![low.clone(), low.clone()], "is below the one before it"),
-            (vec![pages(16, 2, 2, 1), high.clone()], "is below the one before it"),
+            (vec![pages(16, 2, 2, PLAIN), high.clone()], "is below the one before it"),
             (vec![low.clone(), guard(16, 1), high.clone()], "is after a range without access"),
-            (vec![low.clone(), pages(17, 3, 2, GUARD | 1)], "is of two kinds"),
             (vec![low.clone(), guard(17, 1)], "is not in its memory"),
             (vec![low.clone(), guard(15, 2)], "is not in its memory"),
             (vec![guard(0, 1)], "is not in its memory"),
-            (vec![pages(16, 1, 2, 1 << 30 | 1)], "is of an unknown kind"),
-            (vec![pages(16, 1, 2, 1 << 27 | 1)], "is of an unknown kind"),
             (vec![huge(512, 1)], "does not have whole pages"),
             (vec![shared(512, SHARED | 1), pages(1024, 1, 0x21, SHARED | 1)], "of huge pages"),
-            (vec![shared(512, SHARED | 1 << 9 | 1)], "of huge pages"),
             (vec![low.clone(), ring(16, 1)], "is not one of the mappings"),
-            (vec![pages(20, 2, 1, RING | 1), ring(20, 3)], "is not one of the mappings"),
+            (vec![pages(20, 2, 1, RING), ring(20, 3)], "is not one of the mappings"),
         ] {
             let error = check(&parts).expect_err(why).to_string();
             assert!(error.contains(why), "{error}");
         }
-        let part = bytes(14, &[number(1, 1), number(2, PAGE)].concat());
+        let part = bytes(14, &[number(1, 1), number(2, PAGE), number(7, 1 << 9 | 1)].concat());
         check(&[part]).expect_err("it does not begin with a page");
+    }
+
+    #[test]
+    fn mappings_are_of_kinds_that_criu_writes() {
+        for kind in KINDS.into_iter().filter(|kind| *kind != GUARD) {
+            for kind in [kind, kind | HEAP, kind | STACK] {
+                check(&[pages(16, 1, 2, kind)]).expect("CRIU writes it");
+            }
+        }
+        for kind in [
+            0,
+            USUAL,
+            OWN,
+            RING | 1,
+            GUARD | 1,
+            USUAL | SYSTEM_V,
+            USUAL | OWN | SYSTEM_V,
+            USUAL | OWN | SHARED,
+            USUAL | OWN | FILE,
+            USUAL | OWN | VDSO | VVAR,
+            USUAL | IN_MEMORY,
+            PLAIN | 1 << 17,
+            PLAIN | 1 << 27,
+            PLAIN | 1 << 30,
+            PLAIN | 1 << 32,
+        ] {
+            let error = check(&[pages(16, 1, 2, kind)]).expect_err("CRIU does not").to_string();
+            assert_eq!(error, format!("the mapping at 0x10000 is of an unknown kind: {kind:#x}"));
+        }
+        for file in [0, 3, 14] {
+            let fields = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, file)];
+            let error = check(&[bytes(14, &fields.concat())]).expect_err("it has one").to_string();
+            assert_eq!(error, "the mapping at 0x0 has an open file");
+        }
     }
 
     #[test]
@@ -354,16 +423,17 @@ mod tests {
             check_mappings(&image, &mut BTreeMap::from([(64, false)]))
         };
         let (below, above) = (mapping(0, 64, 1, 1), mapping(96, 120, 1, 1));
-        check(&[below.clone(), mapping(64, 96, 2, 1), above.clone()]).expect("it is private");
+        let own = 1 | 1 << 9;
+        check(&[below.clone(), mapping(64, 96, 2, own), above.clone()]).expect("it is private");
         for mappings in [
             vec![below, above],
-            vec![mapping(64, 96, 1, 1)],
-            vec![mapping(64, 96, 3, 1)],
-            vec![mapping(32, 120, 2, 9)],
-            vec![mapping(64, 80, 2, 1), mapping(80, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(64, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(90, 96, 1, 1)],
-            vec![mapping(96, 64, 2, 1)],
+            vec![mapping(64, 96, 2, USUAL | SHARED)],
+            vec![mapping(64, 96, 3, own)],
+            vec![mapping(32, 120, 2, own | VDSO)],
+            vec![mapping(64, 80, 2, own), mapping(80, 96, 2, own)],
+            vec![mapping(64, 96, 2, own), mapping(64, 96, 2, own)],
+            vec![mapping(64, 96, 2, own), mapping(90, 96, 1, 1)],
+            vec![mapping(96, 64, 2, own)],
         ] {
             check(&mappings).expect_err("it is not private");
         }
