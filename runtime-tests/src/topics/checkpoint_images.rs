@@ -12,14 +12,14 @@ use serde_json::json;
 use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use super::checkpoint_kinds::{self, framed, goes_on, number, refuses};
+use super::checkpoint_kinds::{self, framed, goes_on, mapping, number, put_around, refuses};
 use super::interrupts::ends_cleanly;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
-    many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
+    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off, many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -262,6 +262,86 @@ fn an_image_is_read_to_its_end(test: &Test) -> Outcome {
     }
     bundle.write()?;
     restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// Memory of two pages that others can share, with a content that the program looks at.
+const SHARED: &str = r#"
+    $| = 1;
+    open(my $out, ">", "/content"); print $out "x" x 8192; close($out);
+    my $at = syscall(9, 0, 8192, 3, 0x21, -1, 0);
+    open(my $in, "<", "/content");
+    syscall(0, fileno($in), $at, 8192) == 8192 or die;
+    for (my $i = 0; ; $i++) {
+        unpack("P8192", pack("Q", $at)) eq "x" x 8192 or die;
+        print "$i\n"; select(undef, undef, undef, 0.1);
+    }
+"#;
+
+/// Adds fields to a message of an image. Of a field that is there twice, the last one counts.
+fn add_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
+    let mut messages = messages(path)?;
+    messages.get_mut(at).ok_or("it is too short")?.extend(fields);
+    write_messages(path, &messages)
+}
+
+/// CRIU adds up the address and the length, without looking at an overflow. It wrote to its own
+/// memory, below that of the process.
+fn shared_memory_is_filled_inside_of_it(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.perl(SHARED)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "pagemap-shmem-")?;
+    for (start, words) in [
+        (0_u64.wrapping_sub(8192), "its ranges are not in their order"),
+        (1, "its ranges are not in their order"),
+        (4096, "a page is outside of its memory"),
+    ] {
+        let words = format!(".img` of the checkpoint: {words}");
+        refuses(&bundle, &path, &words, &|| add_fields(&path, 1, &number(1, start)))?;
+    }
+    goes_on(&bundle)
+}
+
+/// CRIU reads pages of a range that is in no place, and goes on behind them in the file. `rt` did
+/// not, and looked at other pages than CRIU. CRIU before 4.2 knows only the first number of pages.
+fn pages_are_in_one_place(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    // Private memory, below all other.
+    let private = mapping(0x10000, 0x20000, 0x22, 1 | 1 << 9, 1);
+    put_around(&images(test).join("mm-1.img"), 8, &private, &[])?;
+    let path = images(test).join("pagemap-1.img");
+    for (fields, words) in [
+        (number(4, 0), "the range at 0x10000 has the flags 0x0"),
+        (number(4, 2), "the range at 0x10000 has the flags 0x2"),
+        (number(4, 8), "the range at 0x10000 has the flags 0x8"),
+        (number(4, 1), "open the checkpoint before"),
+        ([number(2, 1), number(5, 0)].concat(), "its ranges are of two versions"),
+    ] {
+        refuses(&bundle, &path, words, &|| {
+            let mut messages = messages(&path)?;
+            messages.insert(1, [&messages[1][..], &number(1, 0x10000), &fields].concat());
+            write_messages(&path, &messages)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// Behind the end of the file, CRIU reads again and again.
+fn pages_are_not_cut_off(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.perl(SHARED)?;
+    checkpoint(&bundle)?;
+    let list = messages(&image(test, "pagemap-shmem-")?)?;
+    let name = format!("pages-{}.img", list[0].get(1).ok_or("no number")?);
+    let path = images(test).join(&name);
+    let content = fs::read(&path)?;
+    ensure_eq(content.len(), 8192)?;
+    refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
+        Ok(fs::write(&path, &content[..4096])?)
+    })?;
+    goes_on(&bundle)
 }
 
 /// `rt` compares mounts with each other, and each path with each procfs.

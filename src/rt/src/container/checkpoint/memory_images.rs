@@ -17,12 +17,13 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::container::checkpoint::images::{self, Magic, Value, each, small};
 
 pub(in crate::container) const FILES: &str = "memfd.img";
 
 /// The first bytes of the images (`magic.h`).
 const MEMORY_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x20, 0x28, 0x49, 0x57];
+const SEGMENTS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x44, 0x30, 0x28, 0x46];
 const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x99, 0x34, 0x45, 0x48];
 
 /// The size of `struct rseq` up to its last member that CRIU's kernels know. The area is aligned to
@@ -76,10 +77,31 @@ const KINDS: [u64; 14] = [
 ];
 
 /// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
-pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
+pub(in crate::container) fn check(image: &[u8], areas: &[u64], sizes: &mut Sizes) -> Result<()> {
     let mut areas = areas.iter().map(|address| (*address, false)).collect();
-    check_order(image)?;
+    check_order(image, sizes)?;
     check_mappings(image, &mut areas)
+}
+
+/// The sizes of shared memory in bytes, by the numbers of its lists of pages.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Sizes {
+    /// Of files in memory and of segments of System V's: of two with one number, the smaller size.
+    files: BTreeMap<u64, u64>,
+    /// Of other memory: to the end of the mapping that shows the last part of it.
+    mapped: BTreeMap<u64, u64>,
+}
+
+impl Sizes {
+    /// The size of the smallest memory with a number.
+    pub(in crate::container) fn of(&self, number: u64) -> u64 {
+        let sizes = [&self.files, &self.mapped].into_iter().filter_map(|sizes| sizes.get(&number));
+        sizes.min().copied().unwrap_or(u64::MAX)
+    }
+
+    fn add_file(&mut self, number: u64, size: u64) {
+        self.files.insert(number, self.files.get(&number).map_or(size, |there| size.min(*there)));
+    }
 }
 
 /// Where the vDSO is: CRIU uses the last mapping of that kind. Fails unless there is only one, and
@@ -101,16 +123,48 @@ pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
     Ok(found)
 }
 
-/// Fails if the checkpoint has a file of huge pages in memory. The kernel makes a mapping of it as
-/// long as a huge page.
-pub(in crate::container) fn refuse_huge_files(images: BorrowedFd<'_>) -> Result<()> {
+/// Adds the files in memory. Fails if the checkpoint has one of huge pages. The kernel makes a
+/// mapping of it as long as a huge page.
+pub(in crate::container) fn add_files(images: BorrowedFd<'_>, sizes: &mut Sizes) -> Result<()> {
     let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(()) };
     images::each_message(&image, &FILES_MAGIC, &mut |message| {
+        let (mut number, mut size) = (0, 0);
         each(message, &mut |field| {
-            let is_huge = matches!(field, (8, Value::Number(flag)) if flag != 0);
-            ensure!(!is_huge, "it has a file of huge pages");
+            match field {
+                (4, Value::Number(bytes)) => size = bytes,
+                (5, Value::Number(id)) => number = small(id)?,
+                (8, Value::Number(flag)) => ensure!(flag == 0, "it has a file of huge pages"),
+                _ => {}
+            }
             Ok(())
-        })
+        })?;
+        sizes.add_file(number, size);
+        Ok(())
+    })
+}
+
+/// Adds the segments of System V's. In images of an earlier CRIU, their content follows, which
+/// could look like other segments.
+pub(in crate::container) fn add_segments(image: &[u8], sizes: &mut Sizes) -> Result<()> {
+    images::each_message(image, &SEGMENTS_MAGIC, &mut |message| {
+        let (mut number, mut size, mut is_elsewhere) = (0, 0, false);
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Bytes(about)) => each(about, &mut |field| {
+                    if let (7, Value::Number(id)) = field {
+                        number = small(id)?;
+                    }
+                    Ok(())
+                })?,
+                (2, Value::Number(bytes)) => size = bytes,
+                (3, Value::Number(flag)) => is_elsewhere = flag != 0,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        ensure!(is_elsewhere, "it has the content of a segment");
+        sizes.add_file(number, size);
+        Ok(())
     })
 }
 
@@ -141,7 +195,7 @@ fn ring(message: &[u8]) -> Result<(u64, u64)> {
 }
 
 /// Fails unless the mappings are as the kernel lists them, and each ring for AIO is one of them.
-fn check_order(image: &[u8]) -> Result<()> {
+fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
     let (mut rings, mut guards) = (BTreeMap::new(), Vec::new());
     // The mappings that follow each other without a gap: from where to where.
     let (mut joined, mut end) = (Vec::<(u64, u64)>::new(), 0);
@@ -161,12 +215,14 @@ fn check_order(image: &[u8]) -> Result<()> {
         // By one of the mappings of shared memory, CRIU makes a file, and maps it for all of them.
         // Of huge pages, the kernel makes each of them as long as a huge page, whatever the others
         // say. CRIU itself writes shared memory of huge pages as a file in memory.
-        let is_shared = mapping.status & (SHARED | SYSTEM_V) == SHARED;
-        ensure!(
-            !is_shared || mapping.flags & HUGE == 0,
-            "{} is shared memory of huge pages",
-            show()
-        );
+        if mapping.status & (SHARED | SYSTEM_V) == SHARED {
+            ensure!(mapping.flags & HUGE == 0, "{} is shared memory of huge pages", show());
+            let size = mapping.offset.checked_add(mapping.end - mapping.start);
+            let size = size.with_context(|| format!("{} has no end", show()))?;
+            let number = mapping.number;
+            let size = sizes.mapped.get(&number).map_or(size, |there| size.max(*there));
+            sizes.mapped.insert(number, size);
+        }
         let unit = mapping.unit()?;
         let is_whole = [mapping.start, mapping.end].iter().all(|at| at % unit == 0);
         ensure!(is_whole, "{} does not have whole pages", show());
@@ -239,6 +295,9 @@ fn check_mappings(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
 struct Mapping {
     start: u64,
     end: u64,
+    /// Of its beginning in the file or memory that it shows, which has this number.
+    offset: u64,
+    number: u64,
     flags: u64,
     status: u64,
     /// The flags with which CRIU opens its file.
@@ -285,6 +344,8 @@ fn mapping(message: &[u8]) -> Result<Mapping> {
         match field {
             (1, Value::Number(address)) => mapping.start = address,
             (2, Value::Number(address)) => mapping.end = address,
+            (3, Value::Number(offset)) => mapping.offset = offset,
+            (4, Value::Number(number)) => mapping.number = number,
             (6, Value::Number(flags)) => mapping.flags = flags,
             (7, Value::Number(status)) => mapping.status = status,
             // Zigzag: -1.
@@ -322,7 +383,7 @@ mod tests {
     }
 
     fn check(parts: &[Vec<u8>]) -> Result<()> {
-        check_order(&image(MEMORY_MAGIC, &[parts.concat()]))
+        check_order(&image(MEMORY_MAGIC, &[parts.concat()]), &mut Sizes::default())
     }
 
     #[test]
@@ -393,6 +454,31 @@ mod tests {
             let error = check(&[bytes(14, &fields.concat())]).expect_err("it has one").to_string();
             assert_eq!(error, "the mapping at 0x0 has an open file");
         }
+    }
+
+    #[test]
+    fn shared_memory_has_the_size_that_criu_gives_it() {
+        let mut sizes = Sizes::default();
+        let mut add = |start: u64, offset: u64, length: u64| {
+            let fields = [number(1, start * PAGE), number(2, (start + length) * PAGE)];
+            let more = [number(3, offset), number(4, 7), number(7, SHARED | 1), number(8, 1)];
+            let mapping = bytes(14, &[fields.concat(), more.concat()].concat());
+            check_order(&image(MEMORY_MAGIC, &[mapping]), &mut sizes)
+        };
+        add(16, 0, 2).expect("it is good");
+        add(16, 4 * PAGE, 3).expect("it is good");
+        add(16, PAGE, 1).expect("it is good");
+        add(16, 0_u64.wrapping_sub(PAGE), 1).expect_err("CRIU would have a size of 0");
+        assert_eq!((sizes.of(7), sizes.of(8)), (7 * PAGE, u64::MAX));
+        let segment = |id: u64, size: u64, is_elsewhere: u64| {
+            let about = bytes(1, &number(7, id));
+            [about, number(2, size), number(3, is_elsewhere)].concat()
+        };
+        let mut add =
+            |segments: &[Vec<u8>]| add_segments(&image(SEGMENTS_MAGIC, segments), &mut sizes);
+        add(&[segment(8, 50, 1), segment(7, 9 * PAGE, 1), segment(8, 60, 1)]).expect("read");
+        add(&[segment(9, 1, 0)]).expect_err("its content follows");
+        assert_eq!((sizes.of(7), sizes.of(8), sizes.of(9)), (7 * PAGE, 50, u64::MAX));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::container::checkpoint::aio_rings;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
-use crate::container::checkpoint::memory_images;
+use crate::container::checkpoint::memory_images::{self, Sizes};
 use crate::container::checkpoint::vdso_image;
 use crate::linux::namespaces;
 
@@ -84,17 +84,20 @@ struct Core {
 }
 
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
-/// not its own. `show` names an image in errors.
+/// not its own. `show` names an image in errors. Returns the sizes of shared memory.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
-) -> Result<()> {
+) -> Result<Sizes> {
     refuse_policies(images).with_context(|| show(LABELS))?;
-    memory_images::refuse_huge_files(images).with_context(|| show(memory_images::FILES))?;
+    let mut sizes = Sizes::default();
+    memory_images::add_files(images, &mut sizes).with_context(|| show(memory_images::FILES))?;
+    let mut add = |image: &[u8]| memory_images::add_segments(image, &mut sizes);
+    criu::each_image(images, "ipcns-shm-", show, &mut add)?;
     // CRIU says by itself that it is missing.
     let tree = match criu::read_if_there(images, TREE) {
         Ok(Some(tree)) => processes(&tree),
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(sizes),
         Err(error) => Err(error),
     };
     for process in tree.with_context(|| show(TREE))? {
@@ -108,9 +111,9 @@ pub(in crate::container) fn check(
         }
         process.refuse_threads(is_dead).with_context(|| show(TREE))?;
         let name = format!("mm-{}.img", process.pid);
-        let memory = || match criu::read_if_there(images, &name)? {
+        let mut memory = || match criu::read_if_there(images, &name)? {
             Some(image) => {
-                memory_images::check(&image, &areas)?;
+                memory_images::check(&image, &areas, &mut sizes)?;
                 vdso_image::check(images, process.pid, &image)?;
                 aio_rings::refuse_used(images, process.pid, &image)
             }
@@ -121,7 +124,7 @@ pub(in crate::container) fn check(
         };
         memory().with_context(|| show(&name))?;
     }
-    Ok(())
+    Ok(sizes)
 }
 
 /// Fails if a process of a checkpoint has a ring for AIO that cannot be restored.
