@@ -19,7 +19,8 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
-    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off, many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
+    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off, filters_have_a_beginning,
+    many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -341,6 +342,20 @@ fn pages_are_not_cut_off(test: &Test) -> Outcome {
     refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
         Ok(fs::write(&path, &content[..4096])?)
     })?;
+    goes_on(&bundle)
+}
+
+/// CRIU goes from a filter to the one before it, until there is none.
+fn filters_have_a_beginning(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?.edit(|config| {
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    });
+    checkpoint(&bundle)?;
+    let path = images(test).join("seccomp.img");
+    let filter = checkpoint_kinds::bytes(1, &[6, 0, 0, 0, 0, 0, 0xff, 0x7f]);
+    let filter = checkpoint_kinds::bytes(1, &[filter, number(2, 100)].concat());
+    refuses(&bundle, &path, "has no beginning", &|| add_fields(&path, 0, &filter))?;
     goes_on(&bundle)
 }
 
