@@ -3,18 +3,24 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::json;
 
-use super::checkpoint::{COUNT, images, needs_criu, restore, start, write};
+use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use crate::harness::{Outcome, Test, ensure, ensure_eq};
+use super::checkpoint_kinds::{self, framed, goes_on, mapping, number, put_around, refuses};
+use super::interrupts::ends_cleanly;
+use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
+    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off, filters_have_a_beginning,
+    many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -29,9 +35,9 @@ pub(super) fn image(test: &Test, start: &str) -> Outcome<PathBuf> {
     Err(format!("there is no image {start}").into())
 }
 
-/// The messages of the image of mounts, each without its length.
-pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
-    let image = fs::read(image(test, "mountpoints-")?)?;
+/// The messages of an image, each without its length.
+fn messages(path: &Path) -> Outcome<Vec<Vec<u8>>> {
+    let image = fs::read(path)?;
     let (mut messages, mut rest) = (Vec::new(), &image[8..]);
     while let Some((length, after)) = rest.split_first_chunk() {
         let (message, after) = after.split_at(usize::try_from(u32::from_le_bytes(*length))?);
@@ -41,14 +47,21 @@ pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
     Ok(messages)
 }
 
-pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
-    let path = image(test, "mountpoints-")?;
-    let mut image = fs::read(&path)?[..8].to_vec();
+fn write_messages(path: &Path, messages: &[Vec<u8>]) -> Outcome {
+    let mut image = fs::read(path)?[..8].to_vec();
     for message in messages {
-        image.extend(u32::try_from(message.len())?.to_le_bytes());
-        image.extend(message);
+        image.extend(framed(message)?);
     }
     Ok(fs::write(path, image)?)
+}
+
+/// The messages of the image of mounts.
+pub(super) fn mounts(test: &Test) -> Outcome<Vec<Vec<u8>>> {
+    messages(&image(test, "mountpoints-")?)
+}
+
+pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
+    write_messages(&image(test, "mountpoints-")?, messages)
 }
 
 /// A field of bytes in a protobuf message. Of a field that is there twice, the last one counts.
@@ -250,6 +263,148 @@ fn an_image_is_read_to_its_end(test: &Test) -> Outcome {
     }
     bundle.write()?;
     restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// Memory of two pages that others can share, with a content that the program looks at.
+const SHARED: &str = r#"
+    $| = 1;
+    open(my $out, ">", "/content"); print $out "x" x 8192; close($out);
+    my $at = syscall(9, 0, 8192, 3, 0x21, -1, 0);
+    open(my $in, "<", "/content");
+    syscall(0, fileno($in), $at, 8192) == 8192 or die;
+    for (my $i = 0; ; $i++) {
+        unpack("P8192", pack("Q", $at)) eq "x" x 8192 or die;
+        print "$i\n"; select(undef, undef, undef, 0.1);
+    }
+"#;
+
+/// Adds fields to a message of an image. Of a field that is there twice, the last one counts.
+fn add_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
+    let mut messages = messages(path)?;
+    messages.get_mut(at).ok_or("it is too short")?.extend(fields);
+    write_messages(path, &messages)
+}
+
+/// CRIU adds up the address and the length, without looking at an overflow. It wrote to its own
+/// memory, below that of the process.
+fn shared_memory_is_filled_inside_of_it(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.perl(SHARED)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "pagemap-shmem-")?;
+    for (start, words) in [
+        (0_u64.wrapping_sub(8192), "its ranges are not in their order"),
+        (1, "its ranges are not in their order"),
+        (4096, "a page is outside of its memory"),
+    ] {
+        let words = format!(".img` of the checkpoint: {words}");
+        refuses(&bundle, &path, &words, &|| add_fields(&path, 1, &number(1, start)))?;
+    }
+    goes_on(&bundle)
+}
+
+/// CRIU reads pages of a range that is in no place, and goes on behind them in the file. `rt` did
+/// not, and looked at other pages than CRIU. CRIU before 4.2 knows only the first number of pages.
+fn pages_are_in_one_place(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    // Private memory, below all other.
+    let private = mapping(0x10000, 0x20000, 0x22, 1 | 1 << 9, 1);
+    put_around(&images(test).join("mm-1.img"), 8, &private, &[])?;
+    let path = images(test).join("pagemap-1.img");
+    for (fields, words) in [
+        (number(4, 0), "the range at 0x10000 has the flags 0x0"),
+        (number(4, 2), "the range at 0x10000 has the flags 0x2"),
+        (number(4, 8), "the range at 0x10000 has the flags 0x8"),
+        (number(4, 1), "open the checkpoint before"),
+        ([number(2, 1), number(5, 0)].concat(), "its ranges are of two versions"),
+    ] {
+        refuses(&bundle, &path, words, &|| {
+            let mut messages = messages(&path)?;
+            messages.insert(1, [&messages[1][..], &number(1, 0x10000), &fields].concat());
+            write_messages(&path, &messages)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// Behind the end of the file, CRIU reads again and again.
+fn pages_are_not_cut_off(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.perl(SHARED)?;
+    checkpoint(&bundle)?;
+    let list = messages(&image(test, "pagemap-shmem-")?)?;
+    let name = format!("pages-{}.img", list[0].get(1).ok_or("no number")?);
+    let path = images(test).join(&name);
+    let content = fs::read(&path)?;
+    ensure_eq(content.len(), 8192)?;
+    refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
+        Ok(fs::write(&path, &content[..4096])?)
+    })?;
+    goes_on(&bundle)
+}
+
+/// CRIU goes from a filter to the one before it, until there is none.
+fn filters_have_a_beginning(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?.edit(|config| {
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    });
+    checkpoint(&bundle)?;
+    let path = images(test).join("seccomp.img");
+    let filter = checkpoint_kinds::bytes(1, &[6, 0, 0, 0, 0, 0, 0xff, 0x7f]);
+    let filter = checkpoint_kinds::bytes(1, &[filter, number(2, 100)].concat());
+    refuses(&bundle, &path, "has no beginning", &|| add_fields(&path, 0, &filter))?;
+    goes_on(&bundle)
+}
+
+/// `rt` compares mounts with each other, and each path with each procfs.
+fn many_mounts_do_not_hold_up_a_restore(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = image(test, "mountpoints-")?;
+    for (of, words) in [
+        ("/proc", "more than 128 places have a procfs or a sysfs"),
+        ("/dev", "it has more than 4096 mounts"),
+    ] {
+        refuses(&bundle, &path, words, &|| {
+            let mut messages = mounts(test)?;
+            let copied = messages[at(&messages, of)?].clone();
+            for copy in 0..5000 {
+                let point = bytes(7, format!("/tmp/{copy}").as_bytes())?;
+                messages.push([copied.clone(), number(2, 10_000 + copy), point].concat());
+            }
+            write_mounts(test, &messages)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// The images have paths at which `rt` looks for a minute.
+fn a_signal_ends_the_checks_of_images(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("files.img");
+    let mut image = fs::read(&path)?;
+    for file in 10_000..25_000 {
+        let name = format!("{}/{file}", "/x".repeat(1000));
+        let entry = [number(1, file), checkpoint_kinds::bytes(6, name.as_bytes())].concat();
+        let entry = [number(1, 1), number(2, file), checkpoint_kinds::bytes(3, &entry)].concat();
+        image.extend(framed(&entry)?);
+    }
+    fs::write(path, image)?;
+    bundle.write()?;
+    let id = test.id();
+    let mut command = restore_command(&bundle, &id, &["--detach"]);
+    let restore =
+        command.stdout(Stdio::null()).stderr(fs::File::create(bundle.folder.join("said"))?);
+    let restore = restore.spawn()?;
+    wait_until("it has begun", || test.state_root().join(&id).exists())?;
+    std::thread::sleep(Duration::from_secs(1));
+    ends_cleanly(&bundle, &id, restore, "-TERM", "files.img` of the checkpoint: ")
 }
 
 /// CRIU would have no other mount namespace, and delete the files of these names on the host.

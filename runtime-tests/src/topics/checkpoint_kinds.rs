@@ -29,7 +29,7 @@ super::tests! { "checkpoint_kinds":
     a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused, a_procfs_of_the_host_shows_others,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
-    memory_is_as_the_kernel_lists_it, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
+    memory_is_as_the_kernel_lists_it, a_mapping_is_of_a_kind_that_criu_writes, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
     a_run_has_a_plain_name, rules_of_iptables_name_no_program, tracked_connections_are_only_made,
     tracked_connections_of_others_stay, a_deleted_device_needs_its_capability,
     a_link_in_a_tmpfs_leads_nowhere, links_work_after_a_restore,
@@ -46,23 +46,23 @@ fn varint(mut value: u64) -> Vec<u8> {
 }
 
 /// A field with a number in a protobuf message.
-fn number(field: u64, value: u64) -> Vec<u8> {
+pub(super) fn number(field: u64, value: u64) -> Vec<u8> {
     [varint(field << 3), varint(value)].concat()
 }
 
 /// A field with bytes.
-fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn bytes(field: u64, bytes: &[u8]) -> Vec<u8> {
     let length = u64::try_from(bytes.len()).unwrap_or_default();
     [&varint(field << 3 | 2)[..], &varint(length), bytes].concat()
 }
 
-fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
+pub(super) fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
 /// Puts fields before and after those of the first message of an image. The first bytes of the
 /// image are so many.
-fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);
     let (length, rest) = rest.split_first_chunk().ok_or("it is too short")?;
@@ -72,7 +72,12 @@ fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome
 }
 
 /// Fails unless a change of an image is refused with these words. Undoes the change.
-fn refuses(bundle: &Bundle<'_>, path: &Path, words: &str, change: &dyn Fn() -> Outcome) -> Outcome {
+pub(super) fn refuses(
+    bundle: &Bundle<'_>,
+    path: &Path,
+    words: &str,
+    change: &dyn Fn() -> Outcome,
+) -> Outcome {
     let good = fs::read(path).ok();
     change()?;
     is_refused(bundle, words)?;
@@ -82,7 +87,7 @@ fn refuses(bundle: &Bundle<'_>, path: &Path, words: &str, change: &dyn Fn() -> O
     }
 }
 
-fn goes_on(bundle: &Bundle<'_>) -> Outcome {
+pub(super) fn goes_on(bundle: &Bundle<'_>) -> Outcome {
     bundle.write()?;
     restore(bundle, &[])?.wait_for_output("\n")
 }
@@ -328,7 +333,7 @@ const RING: &str = r#"
     my $ring = "\0" x 8;
     syscall(206, 8, $ring) == 0 or die;
 "#;
-const PERL_COUNT: &str =
+pub(super) const PERL_COUNT: &str =
     r#"for (my $i = 0; ; $i++) { print "$i\n"; select(undef, undef, undef, 0.1); }"#;
 
 fn a_ring_for_aio_comes_back(test: &Test) -> Outcome {
@@ -563,19 +568,42 @@ fn watches_come_back(test: &Test) -> Outcome {
     restore(&bundle, &[])?.wait_for_output("an event\n")
 }
 
+/// A `vma_entry`, of the image of a process's memory.
+pub(super) fn mapping(start: u64, end: u64, flags: u64, status: u64, file: u64) -> Vec<u8> {
+    let fields = [(1, start), (2, end), (3, 0), (4, 0), (5, 3), (6, flags), (7, status), (8, file)];
+    let fields: Vec<u8> =
+        fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
+    bytes(14, &fields)
+}
+
+/// By another kind, CRIU attached any segment of System V of the host, or mapped its own files.
+fn a_mapping_is_of_a_kind_that_criu_writes(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("mm-1.img");
+    let (usual, private, shared, segment) = (1, 1 << 9, 1 << 8, 1 << 10);
+    for (status, file, words) in [
+        (usual, 1, "is of an unknown kind: 0x1"),
+        (usual | segment, 1, "is of an unknown kind: 0x401"),
+        (usual | private | segment, 1, "is of an unknown kind: 0x601"),
+        (usual | private | shared, 1, "is of an unknown kind: 0x301"),
+        (usual | private, 0, "has an open file"),
+    ] {
+        let words = format!("mm-1.img` of the checkpoint: the mapping at 0x10000 {words}");
+        let before = mapping(0x10000, 0x11000, 0x22, status, file);
+        refuses(&bundle, &path, &words, &|| put_around(&path, 8, &before, &[]))?;
+    }
+    goes_on(&bundle)
+}
+
 /// CRIU looks for a place for its own code between the mappings, and stops at a fake one.
 fn memory_is_as_the_kernel_lists_it(test: &Test) -> Outcome {
     needs_criu()?;
     let bundle = test.sh(COUNT)?;
     checkpoint(&bundle)?;
     let path = images(test).join("mm-1.img");
-    let mapping = |start: u64, end: u64, flags: u64, status: u64| {
-        let fields =
-            [(1, start), (2, end), (3, 0), (4, 0), (5, 3), (6, flags), (7, status), (8, 1)];
-        let fields: Vec<u8> =
-            fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
-        bytes(14, &fields)
-    };
+    let mapping = |start, end, flags, status| mapping(start, end, flags, status, 1);
     let private = 1 | 1 << 9;
     for (before, after, words) in [
         (mapping(0x10000, 0x11000, 0x22, 1 << 16), vec![], "is after a range without access"),

@@ -11,6 +11,7 @@ use super::checkpoint::{
     COUNT, images, move_on, needs_criu, piped, restore, restore_command, start, write,
 };
 use super::checkpoint_attacks::{is_refused, options_at};
+use super::checkpoint_kinds::PERL_COUNT;
 use crate::harness::{Bundle, Container, Outcome, Test, cgroups_of, ensure, ensure_eq, skip};
 
 super::tests! { "checkpoint_rights":
@@ -20,7 +21,7 @@ super::tests! { "checkpoint_rights":
     limits_are_the_configurations, priorities_are_the_configurations, real_time_is_the_configurations, what_a_process_lowered_stays_low,
     what_the_container_has_mounted_comes_back, processes_are_limited_before_they_run,
     a_mount_of_the_configuration_that_is_missing_is_refused, a_proc_that_hides_less_is_refused,
-    memory_is_limited_before_it_is_used,
+    memory_is_limited_before_it_is_used, a_container_with_many_mounts_goes_on,
 }
 
 const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
@@ -411,4 +412,22 @@ fn memory_is_limited_before_it_is_used(test: &Test) -> Outcome {
         fs::remove_dir_all(images(test))?;
     }
     Ok(())
+}
+
+/// A restore would compare all mounts with each other.
+fn a_container_with_many_mounts_goes_on(test: &Test) -> Outcome {
+    needs_criu()?;
+    // `mount`, with `MS_BIND`.
+    let script = r#"
+        $| = 1;
+        mkdir("/m");
+        my ($at, $kind) = ("/m", "none");
+        for (1..4100) { syscall(165, $at, $at, $kind, 4096, 0) == 0 or die; }
+    "#;
+    let bundle = may_mount(test.perl(&format!("{script}{PERL_COUNT}"))?);
+    let container = start(&bundle)?;
+    container.wait_for_output("1\n")?;
+    let words = "it could not be restored: it has more than 4096 mounts";
+    write(test, &container, &[])?.fails_with(words)?;
+    ensure_eq(container.status()?.as_str(), "running")
 }

@@ -47,7 +47,7 @@ fn ended_by(name: &str, mut caller: Child) -> Outcome<ExitStatus> {
 }
 
 /// The command fails with one line that contains these words, and leaves nothing behind.
-fn ends_cleanly(
+pub(super) fn ends_cleanly(
     bundle: &Bundle<'_>,
     id: &str,
     caller: Child,

@@ -6,6 +6,7 @@
 //! soon. Otherwise the signal ends the wait.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::BorrowedFd;
@@ -38,6 +39,23 @@ impl Watch {
         ensure!(!(asked_before && self.asked), "stopped by a termination signal");
         Ok(())
     }
+}
+
+/// Call this often during work whose length somebody else decides. Fails if a termination signal
+/// was pending a [`TURN`] ago or longer, and still is.
+pub(crate) fn glance() -> Result<()> {
+    thread_local! {
+        /// When this process looked for signals, and whether one was pending.
+        static LAST: Cell<Option<(Instant, bool)>> = const { Cell::new(None) };
+    }
+    let (now, last) = (Instant::now(), LAST.get());
+    if last.is_some_and(|(then, _)| now - then < TURN) {
+        return Ok(());
+    }
+    let mut watch = Watch { asked: last.is_some_and(|(_, asked)| asked) };
+    watch.turn()?;
+    LAST.set(Some((now, watch.asked)));
+    Ok(())
 }
 
 /// Holds termination signals back while this process must not end half-way. This does not affect

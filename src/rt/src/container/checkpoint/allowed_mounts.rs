@@ -42,6 +42,14 @@ const OF_THE_HOST: [&str; 8] = [
 /// Options of an overlay that name directories of the host.
 const LAYERS: [&str; 5] = ["lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"];
 
+/// Fails if a mount namespace has more mounts than `rt` compares with each other. The kernel allows
+/// 100 000 (`fs.mount-max`), for which that would take hours.
+pub(in crate::container) fn refuse_many(mounts: usize) -> Result<()> {
+    const MOST: usize = 4096;
+    ensure!(mounts <= MOST, "it has more than {MOST} mounts");
+    Ok(())
+}
+
 /// The mounts that a configuration allows.
 pub(in crate::container) struct Allowed<'a> {
     bundle: &'a Bundle,
@@ -103,6 +111,7 @@ impl<'a> Allowed<'a> {
     /// that the container may not have, and for a missing mount of the configuration. In the mount
     /// namespace of the `first` process, other code compares the root.
     pub(in crate::container) fn judge(&self, table: &[Entry], first: bool) -> Result<Vec<u64>> {
+        refuse_many(table.len())?;
         let numbers: BTreeMap<&str, usize> =
             table.iter().enumerate().map(|(number, entry)| (entry.id.as_str(), number)).collect();
         let hidden = Hidden::new(table);
@@ -287,8 +296,7 @@ impl<'t> Hidden<'t> {
         for entry in table {
             above.entry(&entry.parent).or_default().push(entry);
         }
-        let by_id = table.iter().map(|entry| (entry.id.as_str(), entry)).collect();
-        Hidden { by_id, above }
+        Hidden { by_id: by_id(table), above }
     }
 
     fn has(&self, entry: &Entry) -> bool {
@@ -309,6 +317,10 @@ impl<'t> Hidden<'t> {
         }
         false
     }
+}
+
+pub(in crate::container) fn by_id(table: &[Entry]) -> BTreeMap<&str, &Entry> {
+    table.iter().map(|entry| (entry.id.as_str(), entry)).collect()
 }
 
 /// Whether a mount covers a place with the same file that is already there.

@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use protobuf::CodedOutputStream;
 
 use crate::container::checkpoint::criu;
@@ -381,6 +381,9 @@ fn member(message: &[u8]) -> Result<Member> {
     let mut member = Member::default();
     each(message, &mut |field| {
         match field {
+            (1 | 2, Value::Bytes(text)) if text.len() >= LONGEST_PATH => {
+                bail!("the path of a cgroup is too long")
+            }
             (1, Value::Bytes(text)) => member.controllers = text.to_owned(),
             (2, Value::Bytes(text)) => member.path = text.to_owned(),
             (3, Value::Number(length)) => member.prefix = Some(usize::try_from(length)?),

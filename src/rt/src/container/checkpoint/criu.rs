@@ -27,6 +27,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::container::checkpoint::guard::{self, Guard};
+use crate::container::checkpoint::images;
 use crate::container::checkpoint::yards::Yards;
 use crate::draft::Draft;
 use crate::interrupt::{self, Watch, is_ready};
@@ -215,18 +216,18 @@ impl Directories {
     /// at a restore too. So no other user may be able to change a directory on the way.
     pub(in crate::container) fn check_parent(&self, path: &Path, shown: &Path) -> Result<()> {
         let parent = trust::directory_from(self.images.as_fd(), shown, path)?;
-        each_parent(parent, shown.join(path), &|_, _| Ok(()))
+        each_parent(parent, shown.join(path), &mut |_, _| Ok(()))
     }
 
     fn refuse_others_parents(&self, shown: &Path) -> Result<()> {
-        let images = self.images.try_clone().context("duplicate a descriptor")?;
-        each_parent(images, std::path::absolute(shown)?, &|_, _| Ok(()))
+        each_checkpoint(self.images(), shown, &mut |_, _| Ok(()))
     }
 
     /// Checks every file that a restore may read.
     pub(in crate::container) fn refuse_others_files(&self, shown: &Path) -> Result<()> {
-        let images = self.images.try_clone().context("duplicate a descriptor")?;
-        each_parent(images, std::path::absolute(shown)?, &refuse_others_files)
+        each_checkpoint(self.images(), shown, &mut |images, shown| {
+            refuse_others_files(images, shown)
+        })
     }
 
     /// Whether there is a checkpoint before this one.
@@ -256,7 +257,7 @@ pub(in crate::container) const MOST_PARENTS: u32 = 1000;
 fn each_parent(
     mut images: OwnedFd,
     mut shown: PathBuf,
-    look: &dyn Fn(&OwnedFd, &Path) -> Result<()>,
+    look: &mut dyn FnMut(&OwnedFd, &Path) -> Result<()>,
 ) -> Result<()> {
     for _ in 0..MOST_PARENTS {
         look(&images, &shown)?;
@@ -270,6 +271,16 @@ fn each_parent(
         shown = path;
     }
     bail!("`{}` leads to more than {MOST_PARENTS} checkpoints", shown.display())
+}
+
+/// Calls `look` for the directory of a checkpoint, and for those of the checkpoints before.
+pub(in crate::container) fn each_checkpoint(
+    images: BorrowedFd<'_>,
+    shown: &Path,
+    look: &mut dyn FnMut(&OwnedFd, &Path) -> Result<()>,
+) -> Result<()> {
+    let images = images.try_clone_to_owned().context("duplicate a descriptor")?;
+    each_parent(images, std::path::absolute(shown)?, look)
 }
 
 fn show(path: &Path) -> String {
@@ -310,10 +321,30 @@ fn read_start(directory: BorrowedFd<'_>, name: &str) -> Result<Option<Vec<u8>>> 
 }
 
 fn read_to(directory: BorrowedFd<'_>, name: &str, length: u64) -> Result<Option<Vec<u8>>> {
+    interrupt::glance()?;
     let Some(file) = open(directory, name)? else { return Ok(None) };
     let mut text = Vec::new();
     file.take(length).read_to_end(&mut text)?;
     Ok(Some(text))
+}
+
+/// Calls `look` for each image whose name begins so, with its content. `show` names an image in
+/// errors.
+pub(in crate::container) fn each_image(
+    directory: BorrowedFd<'_>,
+    start: &str,
+    show: &dyn Fn(&str) -> String,
+    look: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    for name in images::names_with(directory, start)? {
+        read_in(directory, &name).and_then(|image| look(&image)).with_context(|| show(&name))?;
+    }
+    Ok(())
+}
+
+/// The length of a file in bytes.
+pub(in crate::container) fn length(directory: BorrowedFd<'_>, name: &str) -> Result<u64> {
+    Ok(open(directory, name)?.ok_or(Errno::NOENT)?.metadata()?.len())
 }
 
 /// A page of a file of pages, which have no head.

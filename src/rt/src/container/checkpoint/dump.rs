@@ -116,6 +116,7 @@ pub(crate) fn checkpoint(
 }
 
 fn refuse_what_no_restore_takes(state: &State, bundle: &Bundle, mounts: &[Entry]) -> Result<()> {
+    allowed_mounts::refuse_many(mounts.len()).context("it could not be restored")?;
     if state.handler().is_some() {
         refuse_engine(state, mounts)?;
     }

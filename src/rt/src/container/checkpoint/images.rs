@@ -125,9 +125,11 @@ pub(in crate::container) fn shown(path: &[u8]) -> String {
     OsStr::from_bytes(path).display().to_string().escape_debug().to_string()
 }
 
-/// Whether a path from the root has no `..`, and is the same for a program in C.
+/// Whether a path from the root has no `..`, and is the same for a program in C: not longer than
+/// `PATH_MAX`.
 pub(in crate::container) fn is_plain(path: &[u8]) -> bool {
     path.starts_with(b"/")
+        && path.len() < 4096
         && !path.contains(&0)
         && !path.split(|byte| *byte == b'/').any(|part| part == b"..")
 }

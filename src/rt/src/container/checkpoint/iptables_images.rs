@@ -8,10 +8,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images;
 
 const KINDS: [&str; 2] = ["iptables-", "ip6tables-"];
 
@@ -92,13 +91,7 @@ pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
 ) -> Result<()> {
-    for kind in KINDS {
-        for name in images::names_with(images, kind)? {
-            let read = || check_text(&criu::read_in(images, &name)?);
-            read().with_context(|| show(&name))?;
-        }
-    }
-    Ok(())
+    KINDS.iter().try_for_each(|kind| criu::each_image(images, kind, show, &mut check_text))
 }
 
 fn check_text(text: &[u8]) -> Result<()> {

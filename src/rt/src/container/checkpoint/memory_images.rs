@@ -5,7 +5,7 @@
 //! stops at a fake mapping when it looks for the gap, and a mapping of huge pages is longer than
 //! the image says. Then the program of the images runs in the place of CRIU's code, and nothing was
 //! compared yet. So `restore` refuses mappings that no kernel lists: in another order, one above
-//! another, or with bits that only CRIU sets.
+//! another, or of a kind that CRIU does not write.
 //!
 //! It also refuses mappings by which CRIU changes a file, and an rseq area (`rseq(2)`) that is not
 //! in private memory.
@@ -17,12 +17,13 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each};
+use crate::container::checkpoint::images::{self, Magic, Value, each, small};
 
 pub(in crate::container) const FILES: &str = "memfd.img";
 
 /// The first bytes of the images (`magic.h`).
 const MEMORY_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x20, 0x28, 0x49, 0x57];
+const SEGMENTS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x44, 0x30, 0x28, 0x46];
 const FILES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x99, 0x34, 0x45, 0x48];
 
 /// The size of `struct rseq` up to its last member that CRIU's kernels know. The area is aligned to
@@ -31,30 +32,81 @@ const AREA: u64 = 32;
 
 pub(in crate::container) const PAGE: u64 = 4096;
 
-/// The kinds of mappings, `VMA_*` of `image.h`. The other bits are CRIU's own during a restore, a
-/// plugin's, or those of a mapping that CRIU cannot write.
-const KINDS: u64 = (1 << 18) - 1;
-/// A ring for AIO, and a range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these
-/// ranges after the mappings.
-const RING: u64 = 1 << 13;
+/// What a mapping is, `VMA_*` of `image.h`. A usual one has the first bit.
+const USUAL: u64 = 1;
+/// Of the kernel: a vsyscall page, and the two parts of the vDSO.
+const VSYSCALL: u64 = 1 << 2;
 const VDSO: u64 = 1 << 3;
-const GUARD: u64 = 1 << 16;
-/// Memory that processes share, and a segment of System V's.
+const VVAR: u64 = 1 << 12;
+/// A file, private or shared. It can be a file in memory.
+const FILE: u64 = 1 << 6;
+const SHARED_FILE: u64 = 1 << 7;
+const IN_MEMORY: u64 = 1 << 14;
+/// Memory that processes share, a segment of System V's, and memory of one process.
 const SHARED: u64 = 1 << 8;
 const SYSTEM_V: u64 = 1 << 10;
+const OWN: u64 = 1 << 9;
+/// The stack, the heap, and a shadow stack.
+const STACK: u64 = 1 << 1;
+const HEAP: u64 = 1 << 5;
+const SHADOW_STACK: u64 = 1 << 15;
+/// A packet socket, and a ring for AIO.
+const SOCKET: u64 = 1 << 11;
+const RING: u64 = 1 << 13;
+/// A range that was made inaccessible (`MADV_GUARD_INSTALL`). CRIU lists these after the mappings.
+const GUARD: u64 = 1 << 16;
+
+/// The kinds of mappings that CRIU writes (`handle_vma` in 4.2.1), without [`STACK`] and [`HEAP`],
+/// which CRIU only logs. For a kind that nobody writes, CRIU can leave out a step. It attached a
+/// segment of System V of the host, because it had not looked for that segment in the images.
+const KINDS: [u64; 14] = [
+    USUAL | FILE,
+    USUAL | SHARED_FILE,
+    USUAL | FILE | IN_MEMORY,
+    USUAL | SHARED_FILE | IN_MEMORY,
+    USUAL | SHARED,
+    USUAL | SHARED | SYSTEM_V,
+    USUAL | OWN,
+    USUAL | OWN | VDSO,
+    USUAL | OWN | VVAR,
+    USUAL | OWN | SHADOW_STACK,
+    USUAL | SOCKET,
+    VSYSCALL | OWN,
+    RING,
+    GUARD,
+];
 
 /// Checks the image of a process's memory. `areas` are the addresses of its rseq areas.
-pub(in crate::container) fn check(image: &[u8], areas: &[u64]) -> Result<()> {
+pub(in crate::container) fn check(image: &[u8], areas: &[u64], sizes: &mut Sizes) -> Result<()> {
     let mut areas = areas.iter().map(|address| (*address, false)).collect();
-    check_order(image)?;
+    check_order(image, sizes)?;
     check_mappings(image, &mut areas)
 }
 
+/// The sizes of shared memory in bytes, by the numbers of its lists of pages.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Sizes {
+    /// Of files in memory and of segments of System V's: of two with one number, the smaller size.
+    files: BTreeMap<u64, u64>,
+    /// Of other memory: to the end of the mapping that shows the last part of it.
+    mapped: BTreeMap<u64, u64>,
+}
+
+impl Sizes {
+    /// The size of the smallest memory with a number.
+    pub(in crate::container) fn of(&self, number: u64) -> u64 {
+        let sizes = [&self.files, &self.mapped].into_iter().filter_map(|sizes| sizes.get(&number));
+        sizes.min().copied().unwrap_or(u64::MAX)
+    }
+
+    fn add_file(&mut self, number: u64, size: u64) {
+        self.files.insert(number, self.files.get(&number).map_or(size, |there| size.min(*there)));
+    }
+}
+
 /// Where the vDSO is: CRIU uses the last mapping of that kind. Fails unless there is only one, and
-/// its content is in the images.
+/// its content is in the images. [`check`] has looked at the kinds of mappings.
 pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
-    /// A usual mapping, and one without a file.
-    const USUAL: u64 = 1 | 1 << 9;
     let mut found = None;
     each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };
@@ -62,11 +114,8 @@ pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
         if mapping.status & VDSO == 0 {
             return Ok(());
         }
-        let is_usual = mapping.status == USUAL | VDSO
-            && mapping.flags & TYPE == PRIVATE
-            && mapping.flags & ANONYMOUS != 0
-            && mapping.flags & HUGE == 0;
-        ensure!(is_usual, "the vDSO at {:#x} is of another kind, too", mapping.start);
+        let is_plain = mapping.flags & (ANONYMOUS | HUGE) == ANONYMOUS;
+        ensure!(is_plain, "the vDSO at {:#x} is of another kind, too", mapping.start);
         let is_only = found.replace((mapping.start, mapping.end)).is_none();
         ensure!(is_only, "it has two vDSOs");
         Ok(())
@@ -74,16 +123,48 @@ pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
     Ok(found)
 }
 
-/// Fails if the checkpoint has a file of huge pages in memory. The kernel makes a mapping of it as
-/// long as a huge page.
-pub(in crate::container) fn refuse_huge_files(images: BorrowedFd<'_>) -> Result<()> {
+/// Adds the files in memory. Fails if the checkpoint has one of huge pages. The kernel makes a
+/// mapping of it as long as a huge page.
+pub(in crate::container) fn add_files(images: BorrowedFd<'_>, sizes: &mut Sizes) -> Result<()> {
     let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(()) };
     images::each_message(&image, &FILES_MAGIC, &mut |message| {
+        let (mut number, mut size) = (0, 0);
         each(message, &mut |field| {
-            let is_huge = matches!(field, (8, Value::Number(flag)) if flag != 0);
-            ensure!(!is_huge, "it has a file of huge pages");
+            match field {
+                (4, Value::Number(bytes)) => size = bytes,
+                (5, Value::Number(id)) => number = small(id)?,
+                (8, Value::Number(flag)) => ensure!(flag == 0, "it has a file of huge pages"),
+                _ => {}
+            }
             Ok(())
-        })
+        })?;
+        sizes.add_file(number, size);
+        Ok(())
+    })
+}
+
+/// Adds the segments of System V's. In images of an earlier CRIU, their content follows, which
+/// could look like other segments.
+pub(in crate::container) fn add_segments(image: &[u8], sizes: &mut Sizes) -> Result<()> {
+    images::each_message(image, &SEGMENTS_MAGIC, &mut |message| {
+        let (mut number, mut size, mut is_elsewhere) = (0, 0, false);
+        each(message, &mut |field| {
+            match field {
+                (1, Value::Bytes(about)) => each(about, &mut |field| {
+                    if let (7, Value::Number(id)) = field {
+                        number = small(id)?;
+                    }
+                    Ok(())
+                })?,
+                (2, Value::Number(bytes)) => size = bytes,
+                (3, Value::Number(flag)) => is_elsewhere = flag != 0,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        ensure!(is_elsewhere, "it has the content of a segment");
+        sizes.add_file(number, size);
+        Ok(())
     })
 }
 
@@ -114,7 +195,7 @@ fn ring(message: &[u8]) -> Result<(u64, u64)> {
 }
 
 /// Fails unless the mappings are as the kernel lists them, and each ring for AIO is one of them.
-fn check_order(image: &[u8]) -> Result<()> {
+fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
     let (mut rings, mut guards) = (BTreeMap::new(), Vec::new());
     // The mappings that follow each other without a gap: from where to where.
     let (mut joined, mut end) = (Vec::<(u64, u64)>::new(), 0);
@@ -123,21 +204,29 @@ fn check_order(image: &[u8]) -> Result<()> {
         let (14, Value::Bytes(message)) = field else { return Ok(()) };
         let mapping = mapping(message)?;
         let show = || format!("the mapping at {:#x}", mapping.start);
-        ensure!(mapping.status & !KINDS == 0, "{} is of an unknown kind", show());
+        ensure!(
+            KINDS.contains(&(mapping.status & !(STACK | HEAP))),
+            "{} is of an unknown kind: {:#x}",
+            show(),
+            mapping.status
+        );
+        // CRIU opens files by other fields. This number would be that of any file of CRIU's.
+        ensure!(mapping.has_no_file, "{} has an open file", show());
         // By one of the mappings of shared memory, CRIU makes a file, and maps it for all of them.
         // Of huge pages, the kernel makes each of them as long as a huge page, whatever the others
         // say. CRIU itself writes shared memory of huge pages as a file in memory.
-        let is_shared = mapping.status & (SHARED | SYSTEM_V) == SHARED;
-        ensure!(
-            !is_shared || mapping.flags & HUGE == 0,
-            "{} is shared memory of huge pages",
-            show()
-        );
+        if mapping.status & (SHARED | SYSTEM_V) == SHARED {
+            ensure!(mapping.flags & HUGE == 0, "{} is shared memory of huge pages", show());
+            let size = mapping.offset.checked_add(mapping.end - mapping.start);
+            let size = size.with_context(|| format!("{} has no end", show()))?;
+            let number = mapping.number;
+            let size = sizes.mapped.get(&number).map_or(size, |there| size.max(*there));
+            sizes.mapped.insert(number, size);
+        }
         let unit = mapping.unit()?;
         let is_whole = [mapping.start, mapping.end].iter().all(|at| at % unit == 0);
         ensure!(is_whole, "{} does not have whole pages", show());
         if mapping.status & GUARD != 0 {
-            ensure!(mapping.status == GUARD, "{} is of two kinds", show());
             guards.push((mapping.start, mapping.end));
             return Ok(());
         }
@@ -206,10 +295,15 @@ fn check_mappings(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
 struct Mapping {
     start: u64,
     end: u64,
+    /// Of its beginning in the file or memory that it shows, which has this number.
+    offset: u64,
+    number: u64,
     flags: u64,
     status: u64,
     /// The flags with which CRIU opens its file.
     open: u64,
+    /// Whether it has no number of an open file.
+    has_no_file: bool,
 }
 
 /// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of
@@ -235,16 +329,12 @@ impl Mapping {
     /// Whether CRIU writes the memory of the images to it: `VMA_FILE_PRIVATE` or
     /// `VMA_ANON_PRIVATE`. If it were shared, CRIU would write to the file.
     fn is_filled(&self) -> bool {
-        self.status & (1 << 6 | 1 << 9) != 0
+        self.status & (FILE | OWN) != 0
     }
 
+    /// Whether it is memory of this process alone, and not the kernel's.
     fn is_private(&self) -> bool {
-        /// The other kinds of CRIU's mappings, `VMA_*` of `image.h`: a vsyscall page, a vDSO,
-        /// shared files, shared memory, System V's, a socket's, a vvar page, a ring for AIO, and a
-        /// plugin's.
-        const OTHERS: u64 =
-            1 << 2 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 27;
-        self.flags & TYPE == PRIVATE && self.status & OTHERS == 0
+        self.is_filled() && self.status & (VSYSCALL | VDSO | VVAR) == 0
     }
 }
 
@@ -254,8 +344,12 @@ fn mapping(message: &[u8]) -> Result<Mapping> {
         match field {
             (1, Value::Number(address)) => mapping.start = address,
             (2, Value::Number(address)) => mapping.end = address,
+            (3, Value::Number(offset)) => mapping.offset = offset,
+            (4, Value::Number(number)) => mapping.number = number,
             (6, Value::Number(flags)) => mapping.flags = flags,
             (7, Value::Number(status)) => mapping.status = status,
+            // Zigzag: -1.
+            (8, Value::Number(number)) => mapping.has_no_file = number == 1,
             (10, Value::Number(flags)) => mapping.open = flags,
             _ => {}
         }
@@ -277,27 +371,33 @@ mod tests {
     use super::*;
     use crate::container::checkpoint::images::made::{bytes, image, number};
 
+    const PLAIN: u64 = USUAL | OWN;
+
     /// A mapping of so many pages.
     fn pages(start: u64, pages: u64, flags: u64, status: u64) -> Vec<u8> {
-        let fields = [(1, start * PAGE), (2, (start + pages) * PAGE), (6, flags), (7, status)];
+        let fields =
+            [(1, start * PAGE), (2, (start + pages) * PAGE), (6, flags), (7, status), (8, 1)];
         let fields: Vec<u8> =
             fields.into_iter().flat_map(|(field, value)| number(field, value)).collect();
         bytes(14, &fields)
     }
 
+    fn check(parts: &[Vec<u8>]) -> Result<()> {
+        check_order(&image(MEMORY_MAGIC, &[parts.concat()]), &mut Sizes::default())
+    }
+
     #[test]
     fn mappings_are_as_the_kernel_lists_them() {
-        let check = |parts: &[Vec<u8>]| check_order(&image(MEMORY_MAGIC, &[parts.concat()]));
         let ring = |address: u64, length: u64| {
             bytes(16, &[number(1, address * PAGE), number(3, length * PAGE)].concat())
         };
-        let (low, high) = (pages(16, 1, 2, 1), pages(17, 3, 2, 1));
+        let (low, high) = (pages(16, 1, 2, PLAIN), pages(17, 3, 2, PLAIN));
         let guard = |start, length| pages(start, length, 2, GUARD);
         check(&[low.clone(), high.clone()]).expect("it is good");
         check(&[low.clone(), high.clone(), guard(16, 4), guard(18, 1)]).expect("it has guards");
-        check(&[low.clone(), pages(20, 2, 1, RING | 1), ring(20, 2)]).expect("it has a ring");
+        check(&[low.clone(), pages(20, 2, 1, RING), ring(20, 2)]).expect("it has a ring");
         // 2 MiB
-        let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, 1);
+        let huge = |start, length| pages(start, length, 2 | HUGE | 21 << HUGE_SIZE, PLAIN);
         check(&[huge(512, 512)]).expect("it is a huge page");
         let shared = |start, status| pages(start, 512, 0x21 | HUGE | 21 << HUGE_SIZE, status);
         check(&[shared(512, SHARED | SYSTEM_V | 1)]).expect("it is a segment");
@@ -305,25 +405,80 @@ mod tests {
         for (parts, why) in [
             (vec![high.clone(), low.clone()], "is below the one before it"),
             (vec![low.clone(), low.clone()], "is below the one before it"),
-            (vec![pages(16, 2, 2, 1), high.clone()], "is below the one before it"),
+            (vec![pages(16, 2, 2, PLAIN), high.clone()], "is below the one before it"),
             (vec![low.clone(), guard(16, 1), high.clone()], "is after a range without access"),
-            (vec![low.clone(), pages(17, 3, 2, GUARD | 1)], "is of two kinds"),
             (vec![low.clone(), guard(17, 1)], "is not in its memory"),
             (vec![low.clone(), guard(15, 2)], "is not in its memory"),
             (vec![guard(0, 1)], "is not in its memory"),
-            (vec![pages(16, 1, 2, 1 << 30 | 1)], "is of an unknown kind"),
-            (vec![pages(16, 1, 2, 1 << 27 | 1)], "is of an unknown kind"),
             (vec![huge(512, 1)], "does not have whole pages"),
             (vec![shared(512, SHARED | 1), pages(1024, 1, 0x21, SHARED | 1)], "of huge pages"),
-            (vec![shared(512, SHARED | 1 << 9 | 1)], "of huge pages"),
             (vec![low.clone(), ring(16, 1)], "is not one of the mappings"),
-            (vec![pages(20, 2, 1, RING | 1), ring(20, 3)], "is not one of the mappings"),
+            (vec![pages(20, 2, 1, RING), ring(20, 3)], "is not one of the mappings"),
         ] {
             let error = check(&parts).expect_err(why).to_string();
             assert!(error.contains(why), "{error}");
         }
-        let part = bytes(14, &[number(1, 1), number(2, PAGE)].concat());
+        let part = bytes(14, &[number(1, 1), number(2, PAGE), number(7, 1 << 9 | 1)].concat());
         check(&[part]).expect_err("it does not begin with a page");
+    }
+
+    #[test]
+    fn mappings_are_of_kinds_that_criu_writes() {
+        for kind in KINDS.into_iter().filter(|kind| *kind != GUARD) {
+            for kind in [kind, kind | HEAP, kind | STACK] {
+                check(&[pages(16, 1, 2, kind)]).expect("CRIU writes it");
+            }
+        }
+        for kind in [
+            0,
+            USUAL,
+            OWN,
+            RING | 1,
+            GUARD | 1,
+            USUAL | SYSTEM_V,
+            USUAL | OWN | SYSTEM_V,
+            USUAL | OWN | SHARED,
+            USUAL | OWN | FILE,
+            USUAL | OWN | VDSO | VVAR,
+            USUAL | IN_MEMORY,
+            PLAIN | 1 << 17,
+            PLAIN | 1 << 27,
+            PLAIN | 1 << 30,
+            PLAIN | 1 << 32,
+        ] {
+            let error = check(&[pages(16, 1, 2, kind)]).expect_err("CRIU does not").to_string();
+            assert_eq!(error, format!("the mapping at 0x10000 is of an unknown kind: {kind:#x}"));
+        }
+        for file in [0, 3, 14] {
+            let fields = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, file)];
+            let error = check(&[bytes(14, &fields.concat())]).expect_err("it has one").to_string();
+            assert_eq!(error, "the mapping at 0x0 has an open file");
+        }
+    }
+
+    #[test]
+    fn shared_memory_has_the_size_that_criu_gives_it() {
+        let mut sizes = Sizes::default();
+        let mut add = |start: u64, offset: u64, length: u64| {
+            let fields = [number(1, start * PAGE), number(2, (start + length) * PAGE)];
+            let more = [number(3, offset), number(4, 7), number(7, SHARED | 1), number(8, 1)];
+            let mapping = bytes(14, &[fields.concat(), more.concat()].concat());
+            check_order(&image(MEMORY_MAGIC, &[mapping]), &mut sizes)
+        };
+        add(16, 0, 2).expect("it is good");
+        add(16, 4 * PAGE, 3).expect("it is good");
+        add(16, PAGE, 1).expect("it is good");
+        add(16, 0_u64.wrapping_sub(PAGE), 1).expect_err("CRIU would have a size of 0");
+        assert_eq!((sizes.of(7), sizes.of(8)), (7 * PAGE, u64::MAX));
+        let segment = |id: u64, size: u64, is_elsewhere: u64| {
+            let about = bytes(1, &number(7, id));
+            [about, number(2, size), number(3, is_elsewhere)].concat()
+        };
+        let mut add =
+            |segments: &[Vec<u8>]| add_segments(&image(SEGMENTS_MAGIC, segments), &mut sizes);
+        add(&[segment(8, 50, 1), segment(7, 9 * PAGE, 1), segment(8, 60, 1)]).expect("read");
+        add(&[segment(9, 1, 0)]).expect_err("its content follows");
+        assert_eq!((sizes.of(7), sizes.of(8), sizes.of(9)), (7 * PAGE, 50, u64::MAX));
     }
 
     #[test]
@@ -354,16 +509,17 @@ mod tests {
             check_mappings(&image, &mut BTreeMap::from([(64, false)]))
         };
         let (below, above) = (mapping(0, 64, 1, 1), mapping(96, 120, 1, 1));
-        check(&[below.clone(), mapping(64, 96, 2, 1), above.clone()]).expect("it is private");
+        let own = 1 | 1 << 9;
+        check(&[below.clone(), mapping(64, 96, 2, own), above.clone()]).expect("it is private");
         for mappings in [
             vec![below, above],
-            vec![mapping(64, 96, 1, 1)],
-            vec![mapping(64, 96, 3, 1)],
-            vec![mapping(32, 120, 2, 9)],
-            vec![mapping(64, 80, 2, 1), mapping(80, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(64, 96, 2, 1)],
-            vec![mapping(64, 96, 2, 1), mapping(90, 96, 1, 1)],
-            vec![mapping(96, 64, 2, 1)],
+            vec![mapping(64, 96, 2, USUAL | SHARED)],
+            vec![mapping(64, 96, 3, own)],
+            vec![mapping(32, 120, 2, own | VDSO)],
+            vec![mapping(64, 80, 2, own), mapping(80, 96, 2, own)],
+            vec![mapping(64, 96, 2, own), mapping(64, 96, 2, own)],
+            vec![mapping(64, 96, 2, own), mapping(90, 96, 1, 1)],
+            vec![mapping(96, 64, 2, own)],
         ] {
             check(&mappings).expect_err("it is not private");
         }

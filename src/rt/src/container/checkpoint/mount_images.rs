@@ -31,8 +31,9 @@ use crate::container::checkpoint::external_mounts::{Configured, Offers};
 use crate::container::checkpoint::file_kinds::{self, Named};
 use crate::container::checkpoint::image_names;
 use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
-use crate::container::checkpoint::paths::{self, Look, Place, Places, Required};
+use crate::container::checkpoint::paths::{self, KernelFs, Look, Place, Places, Required};
 use crate::container::checkpoint::process_images;
+use crate::interrupt;
 use crate::linux::mounts;
 use crate::linux::rootfs;
 use crate::walk;
@@ -174,13 +175,6 @@ impl Shared {
     }
 }
 
-/// A filesystem with files that require more than their mode says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum KernelFs {
-    Proc,
-    Sysfs,
-}
-
 /// The host's files that a mount shows: which of these filesystems they are in, and their path in
 /// that filesystem. The images do not decide about that.
 #[derive(Debug)]
@@ -216,13 +210,10 @@ impl Links {
             ensure!(!leads, "the mount `{}` goes through a link of procfs", shown(mount.point));
         }
         let point = PathBuf::from(OsStr::from_bytes(mount.point));
-        self.points.insert(point.clone());
-        let place = Place { point, root, is_the_hosts };
-        match kind {
-            Some(KernelFs::Proc) => self.places.procs.push(place),
-            Some(KernelFs::Sysfs) => self.places.sysfs.push(place),
-            None => {}
+        if let Some(kind) = kind {
+            self.places.add(Place { kind, point: point.clone(), root, is_the_hosts })?;
         }
+        self.points.insert(point);
         Ok(!mount.is_root() && !is_looked_at)
     }
 }
@@ -272,8 +263,11 @@ impl Rules<'_> {
                 let image = criu::read_in(images, &name)?;
                 room =
                     room.checked_sub(image.len()).context("the images of mounts are too long")?;
+                let mut number = 0;
                 images::each_message(&image, &MOUNTS_MAGIC, &mut |message| {
                     let mount = mount(message)?;
+                    number += 1;
+                    allowed_mounts::refuse_many(number)?;
                     self.check_mount(&mount)?;
                     shared.add(&mount);
                     let read_only = if self.is_read_only(&mount) { libc::MS_RDONLY } else { 0 };
@@ -461,19 +455,21 @@ impl Rules<'_> {
         }
         let rootfs = rootfs::open_host(&self.bundle.rootfs)?;
         let is_root_read_only = mounts.values().any(|it| it.is_rootfs && it.is_read_only);
+        let mut looked_at = BTreeSet::new();
         for remap in remaps {
             // CRIU looks for both names on the mount of the first file.
-            let both = || remap.files.iter().filter_map(|id| files.get(id));
+            let both = || remap.files.iter().filter_map(|id| Some((*id, files.get(id)?)));
             let of = |file: &File| file.mount.and_then(|mount| mounts.get(&mount));
-            let is_in_rootfs = both().any(|file| of(file).is_none_or(|mount| mount.is_rootfs));
-            for file in both() {
+            let is_in_rootfs = both().any(|(_, file)| of(file).is_none_or(|mount| mount.is_rootfs));
+            for (id, file) in both() {
                 ensure!(
                     !of(file).map_or(is_root_read_only, |mount| mount.is_read_only),
                     "the deleted file `{}` is on a read-only mount",
                     shown(&file.name)
                 );
                 refuse_below_ghosts(&file.name)?;
-                if is_in_rootfs {
+                // Many entries can be about one file.
+                if is_in_rootfs && looked_at.insert(id) {
                     let path = Path::new(OsStr::from_bytes(&file.name));
                     refuse_links(rootfs.as_fd(), path.parent().unwrap_or(path))?;
                 }
@@ -490,8 +486,11 @@ impl Rules<'_> {
         remaps: &[Remap],
         show: &dyn Fn(&str) -> String,
     ) -> Result<BTreeSet<file_kinds::Identity>> {
-        let mut deleted = BTreeSet::new();
+        let (mut deleted, mut numbers) = (BTreeSet::new(), BTreeSet::new());
         for number in remaps.iter().filter_map(|remap| remap.ghost) {
+            if !numbers.insert(number) {
+                continue;
+            }
             let name = format!("ghost-file-{number:x}.img");
             let read = || {
                 // The content follows.
@@ -580,6 +579,7 @@ fn refuse_below_ghosts(name: &[u8]) -> Result<()> {
 
 /// Fails if a part of a path is a link.
 fn refuse_links(rootfs: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    interrupt::glance()?;
     let path = path.strip_prefix("/").unwrap_or(path);
     if path == Path::new("") {
         return Ok(());
@@ -758,7 +758,11 @@ mod tests {
         for kind in [PART, PROC] {
             add(mount(kind, b"/part", b"/1"), None).expect_err("CRIU makes it a part of the first");
         }
-        let of_host: Vec<_> = links.places.procs.iter().map(|it| it.is_the_hosts).collect();
-        assert_eq!(of_host, [true, true, false]);
+        for (path, is_the_hosts) in
+            [("/host/1/mem", true), ("/again/1/mem", true), ("/proc/1/mem", false)]
+        {
+            let required = links.places.required(Path::new(path), false);
+            assert_eq!(required[0].is_the_hosts, is_the_hosts, "{path}");
+        }
     }
 }

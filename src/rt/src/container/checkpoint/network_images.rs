@@ -52,30 +52,16 @@ pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
 ) -> Result<()> {
-    for name in images::names_with(images, RULES)? {
-        let read = || refuse_includes(&criu::read_in(images, &name)?);
-        read().with_context(|| show(&name))?;
-    }
+    criu::each_image(images, RULES, show, &mut refuse_includes)?;
     for (start, magic, kind) in LISTS {
-        for name in images::names_with(images, start)? {
-            let read = || refuse_others(&criu::read_in(images, &name)?, magic, kind);
-            read().with_context(|| show(&name))?;
-        }
+        criu::each_image(images, start, show, &mut |image| refuse_others(image, magic, kind))?;
     }
     for (start, kind) in CONNECTIONS {
-        for name in images::names_with(images, start)? {
-            let read = || check_connections(&criu::read_in(images, &name)?, kind);
-            read().with_context(|| show(&name))?;
-        }
+        criu::each_image(images, start, show, &mut |image| check_connections(image, kind))?;
     }
-    for name in images::names_with(images, DEVICES)? {
-        let read = || {
-            let image = criu::read_in(images, &name)?;
-            images::each_message(&image, &DEVICES_MAGIC, &mut check_device)
-        };
-        read().with_context(|| show(&name))?;
-    }
-    Ok(())
+    criu::each_image(images, DEVICES, show, &mut |image| {
+        images::each_message(image, &DEVICES_MAGIC, &mut check_device)
+    })
 }
 
 /// `net_device_entry`.

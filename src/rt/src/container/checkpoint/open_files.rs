@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, CWD, MemfdFlags, StatxFlags};
 
 use crate::container::checkpoint::confinement::{self, Status};
+use crate::interrupt;
 use crate::linux::mount_table::{self, Entry};
 
 /// Fails if a stopped process has a file open below another mount of the first process.
@@ -118,6 +119,7 @@ fn each_link(processes: &[i32], look: &dyn Fn(&Path) -> Result<()>) -> Result<()
             links.extend(list(&Path::new("/proc").join(pid.to_string()).join("map_files"))?);
             links.extend(["cwd", "root", "exe"].map(|name| thread.join(name)));
             for link in links {
+                interrupt::glance()?;
                 look(&link).with_context(show)?;
             }
         }

@@ -14,27 +14,31 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use crate::interrupt;
 use crate::walk;
 
 /// `PATH_MAX`.
 const LONGEST: usize = 4096;
 
-/// The mounts that matter for paths.
-#[derive(Debug, Default)]
-pub(in crate::container) struct Places {
-    /// The mounts of procfs.
-    pub(in crate::container) procs: Vec<Place>,
-    /// The mounts of sysfs.
-    pub(in crate::container) sysfs: Vec<Place>,
+/// A filesystem with files that require more than their mode says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::container) enum KernelFs {
+    Proc,
+    Sysfs,
 }
 
-#[derive(Debug)]
+/// The mounts that matter for paths. `rt` compares each path of the images with each of them.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Places(Vec<Place>);
+
+#[derive(Debug, Eq, PartialEq)]
 pub(in crate::container) struct Place {
+    pub(in crate::container) kind: KernelFs,
     pub(in crate::container) point: PathBuf,
     /// The directory or file of the filesystem that is there.
     pub(in crate::container) root: PathBuf,
@@ -63,6 +67,16 @@ pub(in crate::container) struct Required {
 pub(in crate::container) type Look<'a> = &'a dyn Fn(&Path) -> Result<()>;
 
 impl Places {
+    /// Mount namespaces usually have the same places. A container has about ten.
+    pub(in crate::container) fn add(&mut self, place: Place) -> Result<()> {
+        const MOST: usize = 128;
+        if !self.0.contains(&place) {
+            ensure!(self.0.len() < MOST, "more than {MOST} places have a procfs or a sysfs");
+            self.0.push(place);
+        }
+        Ok(())
+    }
+
     /// Fails if a path leads out of the container. `opened` is for a path that CRIU opens, and gets
     /// the paths to which it can lead.
     pub(in crate::container) fn check(
@@ -114,6 +128,7 @@ impl Places {
         rest: &VecDeque<OsString>,
         opened: Option<Look<'_>>,
     ) -> Result<()> {
+        interrupt::glance()?;
         let mut path = there.to_owned();
         for part in rest {
             if part == ".." {
@@ -121,9 +136,13 @@ impl Places {
             } else {
                 path.push(part);
             }
-            let mut inside = self.procs.iter().filter_map(|proc| proc.inside(&path));
-            let leads = inside.any(|inside| is_link(&inside));
-            ensure!(!leads, "it goes through the link `{}`", path.display());
+        }
+        for place in self.0.iter().filter(|place| place.kind == KernelFs::Proc) {
+            let Some(inside) = place.inside(&path) else { continue };
+            let parts = path.ancestors().zip(inside.ancestors());
+            if let Some((link, _)) = parts.filter(|(_, inside)| is_link(inside)).last() {
+                bail!("it goes through the link `{}`", link.display());
+            }
         }
         opened.map_or(Ok(()), |look| look(&path))
     }
@@ -133,53 +152,53 @@ impl Places {
     /// In a pid namespace of its own, a container has only its own processes to look into, by its
     /// own procfs.
     pub(in crate::container) fn required(&self, path: &Path, has_own_pids: bool) -> Vec<Required> {
-        /// Files of a process that only who may trace the process can open.
-        const TRACED: [&str; 12] = [
-            "auxv",
-            "clear_refs",
-            "environ",
-            "io",
-            "maps",
-            "mem",
-            "numa_maps",
-            "pagemap",
-            "personality",
-            "smaps",
-            "smaps_rollup",
-            "stack",
-        ];
-        let hosts = |capability| Some(Required { capability, is_the_hosts: true });
-        let of_proc = |place: &Place, path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            match name {
-                // The addresses of physical memory.
-                "pagemap" => hosts(CapabilitySet::SYS_ADMIN),
-                _ if path.starts_with("bus/pci") => hosts(CapabilitySet::SYS_ADMIN),
-                _ if path.iter().count() > 1 => {
-                    let has_others = place.is_the_hosts || !has_own_pids;
-                    let is_traced = has_others && TRACED.contains(&name);
-                    let capability = CapabilitySet::SYS_PTRACE;
-                    is_traced.then_some(Required { capability, is_the_hosts: place.is_the_hosts })
-                }
-                // The addresses of the kernel.
-                "kallsyms" | "kmsg" | "modules" => hosts(CapabilitySet::SYSLOG),
-                "kcore" => hosts(CapabilitySet::SYS_RAWIO),
-                "iomem" | "ioports" => hosts(CapabilitySet::SYS_ADMIN),
-                _ => None,
-            }
-        };
-        let of_sysfs = |_: &Place, path: &Path| {
-            // Of a device on the PCI bus.
-            if path.file_name()? == "config" {
-                return hosts(CapabilitySet::SYS_ADMIN);
-            }
-            // Of a module of the kernel.
-            let is_section = path.parent()?.file_name()? == "sections";
-            if is_section { hosts(CapabilitySet::SYSLOG) } else { None }
-        };
-        let procs = self.procs.iter().filter_map(|it| of_proc(it, &it.inside(path)?));
-        let sysfs = self.sysfs.iter().filter_map(|it| of_sysfs(it, &it.inside(path)?));
-        procs.chain(sysfs).collect()
+        let of = |place: &Place| required(place, &place.inside(path)?, has_own_pids);
+        self.0.iter().filter_map(of).collect()
+    }
+}
+
+fn required(place: &Place, path: &Path, has_own_pids: bool) -> Option<Required> {
+    /// Files of a process that only who may trace the process can open.
+    const TRACED: [&str; 12] = [
+        "auxv",
+        "clear_refs",
+        "environ",
+        "io",
+        "maps",
+        "mem",
+        "numa_maps",
+        "pagemap",
+        "personality",
+        "smaps",
+        "smaps_rollup",
+        "stack",
+    ];
+    let hosts = |capability| Some(Required { capability, is_the_hosts: true });
+    let name = path.file_name()?.to_str()?;
+    if place.kind == KernelFs::Sysfs {
+        // Of a device on the PCI bus.
+        if name == "config" {
+            return hosts(CapabilitySet::SYS_ADMIN);
+        }
+        // Of a module of the kernel.
+        let is_section = path.parent()?.file_name()? == "sections";
+        return if is_section { hosts(CapabilitySet::SYSLOG) } else { None };
+    }
+    match name {
+        // The addresses of physical memory.
+        "pagemap" => hosts(CapabilitySet::SYS_ADMIN),
+        _ if path.starts_with("bus/pci") => hosts(CapabilitySet::SYS_ADMIN),
+        _ if path.iter().nth(1).is_some() => {
+            let has_others = place.is_the_hosts || !has_own_pids;
+            let is_traced = has_others && TRACED.contains(&name);
+            let capability = CapabilitySet::SYS_PTRACE;
+            is_traced.then_some(Required { capability, is_the_hosts: place.is_the_hosts })
+        }
+        // The addresses of the kernel.
+        "kallsyms" | "kmsg" | "modules" => hosts(CapabilitySet::SYSLOG),
+        "kcore" => hosts(CapabilitySet::SYS_RAWIO),
+        "iomem" | "ioports" => hosts(CapabilitySet::SYS_ADMIN),
+        _ => None,
     }
 }
 
@@ -243,24 +262,22 @@ mod tests {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let rootfs = rustix::fs::open(&folder, flags, rustix::fs::Mode::empty());
         let rootfs = rootfs.expect("opened");
-        let place = |point: &str, root: &str, is_the_hosts| Place {
-            point: point.into(),
-            root: root.into(),
-            is_the_hosts,
+        let mut places = Places::default();
+        let mut add = |kind, point: &str, root: &str, is_the_hosts| {
+            let place = Place { kind, point: point.into(), root: root.into(), is_the_hosts };
+            places.add(place).expect("it has room");
         };
-        let places = Places {
-            procs: vec![
-                place("/proc", "/", false),
-                place("/mnt/proc", "/", false),
-                place("/host", "/", true),
-                place("/mnt/first", "/1", true),
-                place("/mnt/kmsg", "/kmsg", true),
-            ],
-            sysfs: vec![
-                place("/sys", "/", false),
-                place("/mnt/ext4", "/module/ext4/sections", true),
-            ],
-        };
+        for (point, root, is_the_hosts) in [
+            ("/proc", "/", false),
+            ("/mnt/proc", "/", false),
+            ("/host", "/", true),
+            ("/mnt/first", "/1", true),
+            ("/mnt/kmsg", "/kmsg", true),
+        ] {
+            add(KernelFs::Proc, point, root, is_the_hosts);
+        }
+        add(KernelFs::Sysfs, "/sys", "/", false);
+        add(KernelFs::Sysfs, "/mnt/ext4", "/module/ext4/sections", true);
         let check = |path: &str| places.check(rootfs.as_fd(), Path::new(path), None);
         for path in [
             "/",
@@ -332,6 +349,13 @@ mod tests {
         assert_eq!(opened("/dev/x/y"), [Path::new("/dev/x/y")]);
         assert_eq!(opened("/var/run/x"), ["/var/run/x", "/run/x"].map(Path::new));
         check(&"/x".repeat(LONGEST)).expect_err("it is too long");
+        // Many mounts at few places, and few mounts at many places.
+        let mut add = |number: usize| {
+            let (kind, point) = (KernelFs::Proc, format!("/tmp/{number}").into());
+            places.add(Place { kind, point, root: "/".into(), is_the_hosts: false })
+        };
+        (0..10_000).try_for_each(|number| add(number % 100)).expect("they are the same");
+        (0..1000).try_for_each(&mut add).expect_err("they are too many");
         std::fs::remove_dir_all(folder).expect("removed");
     }
 }

@@ -26,12 +26,13 @@ use crate::container::checkpoint::aio_rings;
 use crate::container::checkpoint::confinement::Limits;
 use crate::container::checkpoint::criu;
 use crate::container::checkpoint::images::{self, Magic, Value, each};
-use crate::container::checkpoint::memory_images;
+use crate::container::checkpoint::memory_images::{self, Sizes};
 use crate::container::checkpoint::vdso_image;
 use crate::linux::namespaces;
 
 const TREE: &str = "pstree.img";
 const LABELS: &str = "apparmor.img";
+const FILTERS: &str = "seccomp.img";
 const INVENTORY: &str = "inventory.img";
 
 /// The first bytes of the images (`magic.h`).
@@ -40,6 +41,7 @@ const CORE_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55];
 const IDS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x30, 0x20, 0x43, 0x54];
 const MAPPINGS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x06, 0x49, 0x47, 0x55];
 const INVENTORY_MAGIC: [u8; 4] = [0x16, 0x31, 0x31, 0x58];
+const FILTERS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x49, 0x30, 0x41, 0x64];
 const LABELS_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x47, 0x30, 0x42, 0x59];
 
 /// `TASK_DEAD` of CRIU.
@@ -84,17 +86,25 @@ struct Core {
 }
 
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
-/// not its own. `show` names an image in errors.
+/// not its own. `show` names an image in errors. Returns the sizes of shared memory.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
-) -> Result<()> {
-    refuse_policies(images).with_context(|| show(LABELS))?;
-    memory_images::refuse_huge_files(images).with_context(|| show(memory_images::FILES))?;
+) -> Result<Sizes> {
+    each_field(images, LABELS, &LABELS_MAGIC, &mut refuse_policies)
+        .with_context(|| show(LABELS))?;
+    let mut number = 0;
+    let mut refuse_loops = |field: (u32, Value<'_>)| refuse_loops(field, &mut number);
+    each_field(images, FILTERS, &FILTERS_MAGIC, &mut refuse_loops)
+        .with_context(|| show(FILTERS))?;
+    let mut sizes = Sizes::default();
+    memory_images::add_files(images, &mut sizes).with_context(|| show(memory_images::FILES))?;
+    let mut add = |image: &[u8]| memory_images::add_segments(image, &mut sizes);
+    criu::each_image(images, "ipcns-shm-", show, &mut add)?;
     // CRIU says by itself that it is missing.
     let tree = match criu::read_if_there(images, TREE) {
         Ok(Some(tree)) => processes(&tree),
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(sizes),
         Err(error) => Err(error),
     };
     for process in tree.with_context(|| show(TREE))? {
@@ -108,9 +118,9 @@ pub(in crate::container) fn check(
         }
         process.refuse_threads(is_dead).with_context(|| show(TREE))?;
         let name = format!("mm-{}.img", process.pid);
-        let memory = || match criu::read_if_there(images, &name)? {
+        let mut memory = || match criu::read_if_there(images, &name)? {
             Some(image) => {
-                memory_images::check(&image, &areas)?;
+                memory_images::check(&image, &areas, &mut sizes)?;
                 vdso_image::check(images, process.pid, &image)?;
                 aio_rings::refuse_used(images, process.pid, &image)
             }
@@ -121,7 +131,7 @@ pub(in crate::container) fn check(
         };
         memory().with_context(|| show(&name))?;
     }
-    Ok(())
+    Ok(sizes)
 }
 
 /// Fails if a process of a checkpoint has a ring for AIO that cannot be restored.
@@ -287,18 +297,39 @@ fn mappings(image: &[u8]) -> Result<[BTreeSet<[u32; 3]>; 2]> {
     Ok(found)
 }
 
-/// Fails if the checkpoint has a namespace of AppArmor. CRIU makes a directory of its name, which
-/// can have `..`, and has the kernel load its policies: also in the place of the host's.
-fn refuse_policies(images: BorrowedFd<'_>) -> Result<()> {
-    match criu::read_if_there(images, LABELS)? {
-        Some(image) if !image.is_empty() => {
-            each(images::message(&image, &LABELS_MAGIC)?, &mut |field| {
-                ensure!(field.0 != 1, "it has a namespace of AppArmor");
-                Ok(())
-            })
-        }
+/// Calls `look` for each field of an image with one message, unless it is missing or empty. CRIU
+/// does nothing with such an image.
+fn each_field(
+    images: BorrowedFd<'_>,
+    name: &str,
+    magic: &Magic,
+    look: &mut dyn FnMut((u32, Value<'_>)) -> Result<()>,
+) -> Result<()> {
+    match criu::read_if_there(images, name)? {
+        Some(image) if !image.is_empty() => each(images::message(&image, magic)?, look),
         _ => Ok(()),
     }
+}
+
+/// Fails if the checkpoint has a namespace of AppArmor. CRIU makes a directory of its name, which
+/// can have `..`, and has the kernel load its policies: also in the place of the host's.
+fn refuse_policies((field, _): (u32, Value<'_>)) -> Result<()> {
+    ensure!(field != 1, "it has a namespace of AppArmor");
+    Ok(())
+}
+
+/// Fails if a seccomp filter is loaded after itself, or after one that follows. CRIU goes from each
+/// filter to the one before it, without end.
+fn refuse_loops((field, value): (u32, Value<'_>), number: &mut u64) -> Result<()> {
+    let (1, Value::Bytes(filter)) = (field, value) else { return Ok(()) };
+    each(filter, &mut |field| {
+        if let (2, Value::Number(before)) = field {
+            ensure!(images::small(before)? < *number, "the filter {number} has no beginning");
+        }
+        Ok(())
+    })?;
+    *number += 1;
+    Ok(())
 }
 
 /// The processes of `pstree.img`: each after its parent, with threads that no other process has.
@@ -410,14 +441,17 @@ fn refuse_killing((field, value): (u32, Value<'_>)) -> Result<()> {
     Ok(())
 }
 
+/// The size of `siginfo_t`.
+const INFORMATION: usize = 128;
+
 /// A `siginfo_entry` of a `signal_queue_entry`. CRIU sends the signals again.
 fn refuse_pending((field, value): (u32, Value<'_>)) -> Result<()> {
     let (1, Value::Bytes(entry)) = (field, value) else { return Ok(()) };
     each(entry, &mut |field| {
-        // `siginfo_t` begins with the signal's number.
-        if let (1, Value::Bytes(info)) = field
-            && let Some(signal) = info.first_chunk().map(|signal| u32::from_ne_bytes(*signal))
-        {
+        // `siginfo_t` begins with the signal's number. CRIU copies it whole, however short it is.
+        if let (1, Value::Bytes(info)) = field {
+            let signal = info.first_chunk().filter(|_| info.len() == INFORMATION);
+            let signal = u32::from_ne_bytes(*signal.context("a pending signal is cut short")?);
             ensure!(!kills(signal), "the signal {signal} is pending");
         }
         Ok(())
@@ -433,7 +467,7 @@ pub(in crate::container) fn kills(signal: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::checkpoint::images::made::{bytes, image, number};
+    use crate::container::checkpoint::images::made::{self, bytes, image, number};
 
     fn entry(pid: u8, parent: u8, threads: &[u8]) -> Vec<u8> {
         let threads = threads.iter().flat_map(|thread| number(5, u64::from(*thread))).collect();
@@ -497,8 +531,9 @@ mod tests {
 
     #[test]
     fn a_pending_signal_does_not_kill() {
-        let queue =
-            |signal: u32| bytes(1, &bytes(1, &[&signal.to_ne_bytes()[..], &[0; 4]].concat()));
+        let queue = |signal: u32| {
+            bytes(1, &bytes(1, &[&signal.to_ne_bytes()[..], &[0; INFORMATION - 4]].concat()))
+        };
         let of_process = |signal: u32| bytes(3, &bytes(10, &queue(signal)));
         let of_thread = |signal: u32| bytes(5, &bytes(9, &queue(signal)));
         for pending in [&of_process as &dyn Fn(u32) -> Vec<u8>, &of_thread] {
@@ -508,6 +543,28 @@ mod tests {
                 let error = read(signal).expect_err("it kills").to_string();
                 assert_eq!(error, format!("the signal {signal} is pending"));
             }
+        }
+    }
+
+    #[test]
+    fn a_pending_signal_is_whole() {
+        for length in [0, 4, INFORMATION - 1, INFORMATION + 1] {
+            refuse_pending((1, Value::Bytes(&bytes(1, &vec![1; length])))).expect_err("it is not");
+        }
+    }
+
+    #[test]
+    fn filters_have_a_beginning() {
+        let check = |before: &[Option<u64>]| {
+            let mut number = 0;
+            before.iter().try_for_each(|before| {
+                let filter = before.map(|before| made::number(2, before)).unwrap_or_default();
+                refuse_loops((1, Value::Bytes(&filter)), &mut number)
+            })
+        };
+        check(&[None, Some(0), None, Some(2), Some(3)]).expect("it is good");
+        for before in [&[Some(0)][..], &[None, Some(2), Some(1)], &[None, Some(1 << 32)]] {
+            check(before).expect_err("CRIU would not end");
         }
     }
 

@@ -32,6 +32,7 @@ use crate::container::checkpoint::criu::{
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::iptables_images;
+use crate::container::checkpoint::memory_pages;
 use crate::container::checkpoint::mount_images::{self, Rules};
 use crate::container::checkpoint::network_images;
 use crate::container::checkpoint::open_files;
@@ -142,7 +143,10 @@ impl Checkpoint {
         let names = read().with_context(show)?;
         let cgroups = cgroup_image::Image::read(images.as_fd())
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
-        process_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        // Before anything is read, there is an end.
+        criu::each_checkpoint(images.as_fd(), options.images, &mut |_, _| Ok(()))?;
+        let sizes = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, sizes)?;
         network_images::check(images.as_fd(), &|name| read_error(options, name))?;
         iptables_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");

@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, OFlags, StatxAttributes, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
-use crate::container::checkpoint::allowed_mounts::Allowed;
+use crate::container::checkpoint::allowed_mounts::{Allowed, by_id};
 use crate::container::checkpoint::confinement;
 use crate::container::live_mounts::Entrance;
 use crate::linux::mount_table::{self, Entry};
@@ -43,8 +43,9 @@ pub(in crate::container) struct Recorded {
 
 /// Records the mounts of a container whose processes are stopped.
 pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
+    let by_id = by_id(mounts);
     let recorded = |entry: &Entry| Recorded {
-        points: points(entry, mounts).into_iter().map(Path::to_owned).collect(),
+        points: points(entry, &by_id).into_iter().map(Path::to_owned).collect(),
         restrictions: entry.restrictions,
     };
     mounts.iter().map(recorded).collect()
@@ -52,10 +53,10 @@ pub(in crate::container) fn record(mounts: &[Entry]) -> Vec<Recorded> {
 
 /// Several mounts can be at one path, hidden by another mount at that path or above it. The paths
 /// of the mounts that they are on tell them apart.
-fn points<'t>(entry: &'t Entry, table: &'t [Entry]) -> Vec<&'t Path> {
-    let on = |at: &&Entry| table.iter().find(|other| other.id == at.parent);
+fn points<'t>(entry: &'t Entry, by_id: &BTreeMap<&str, &'t Entry>) -> Vec<&'t Path> {
+    let on = |at: &&Entry| by_id.get(at.parent.as_str()).copied();
     // At most as many as there are mounts.
-    let line = std::iter::successors(Some(entry), on).take(table.len());
+    let line = std::iter::successors(Some(entry), on).take(by_id.len());
     line.map(|at| at.point.as_path()).collect()
 }
 
@@ -145,10 +146,10 @@ impl Wanted<'_> {
     }
 
     fn wrong<'t>(&self, table: &'t [Entry]) -> Result<Wrong<'t>> {
-        let mut seen = Vec::new();
+        let (mut seen, by_id) = (Vec::new(), by_id(table));
         let mut wanted = self.allowed.judge(table, true)?;
         for (entry, wanted) in table.iter().zip(&mut wanted) {
-            let key = points(entry, table);
+            let key = points(entry, &by_id);
             *wanted |= self.before.get(&key).with_context(|| {
                 format!("the mount `{}` is not a mount of the checkpoint", entry.point.display())
             })?;
