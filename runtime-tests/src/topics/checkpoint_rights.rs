@@ -305,7 +305,7 @@ fn what_a_process_lowered_stays_low(test: &Test) -> Outcome {
     let script = format!(
         "ulimit -n 500; echo 400 >/proc/self/oom_score_adj; renice -n 5 -p $$ >/dev/null; {COUNT}"
     );
-    let bundle = with_limits(test.sh(&script)?, 0, 100, 0);
+    let bundle = with_limits(test.sh(&script)?, 0, 1000, 0);
     let pid = move_on(&bundle, "1\n")?.pid()?;
     ensure_eq((score(pid)?.as_str(), limits(pid)?.as_str()), ("400", "0 0 500 500"))?;
     ensure_eq(scheduling(pid)?, ("0".to_owned(), "5".to_owned()))
