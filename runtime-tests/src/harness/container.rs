@@ -127,7 +127,7 @@ impl<'a> Container<'a> {
         // This closes our end of a pipe.
         drop(command);
         let container = Container { test, id: id.to_owned(), out, err };
-        ensure(status.success(), format!("create: {}", container.stderr()?))?;
+        ensure(status.success(), format!("create: {status}: {}", container.stderr()?))?;
         Ok(container)
     }
 

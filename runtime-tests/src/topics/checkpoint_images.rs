@@ -19,7 +19,8 @@ use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
     a_file_has_a_path_from_the_root, a_second_name_of_a_file_is_not_behind_a_link, a_deleted_file_is_not_below_another_one, a_deleted_file_comes_back_beside_a_read_only_volume, an_image_is_read_to_its_end,
-    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off, filters_have_a_beginning,
+    shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off,
+    lists_of_an_earlier_checkpoint_are_passed_over, filters_have_a_beginning,
     many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
@@ -342,6 +343,22 @@ fn pages_are_not_cut_off(test: &Test) -> Outcome {
     refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
         Ok(fs::write(&path, &content[..4096])?)
     })?;
+    goes_on(&bundle)
+}
+
+/// The pages of such a list are no longer there.
+fn lists_of_an_earlier_checkpoint_are_passed_over(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let own = images(test).join("pagemap-1.img");
+    let mut list = messages(&own)?;
+    list[0] = number(1, 77);
+    for name in ["pagemap-77.img", "pagemap-shmem-77.img"] {
+        let other = images(test).join(name);
+        fs::copy(&own, &other)?;
+        write_messages(&other, &list)?;
+    }
     goes_on(&bundle)
 }
 

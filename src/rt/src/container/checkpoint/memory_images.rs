@@ -83,6 +83,10 @@ pub(in crate::container) fn check(image: &[u8], areas: &[u64], sizes: &mut Sizes
     check_mappings(image, &mut areas)
 }
 
+/// Marks the pid of a process among the numbers of shared memory. If an image has such a number for
+/// shared memory, both sizes count.
+const OF_PROCESS: u64 = 1 << 63;
+
 /// The sizes of shared memory in bytes, by the numbers of its lists of pages.
 #[derive(Debug, Default)]
 pub(in crate::container) struct Sizes {
@@ -93,10 +97,20 @@ pub(in crate::container) struct Sizes {
 }
 
 impl Sizes {
-    /// The size of the smallest memory with a number.
-    pub(in crate::container) fn of(&self, number: u64) -> u64 {
+    /// CRIU itself looks up the mapping of each page of a process. So no size limits its list.
+    pub(in crate::container) fn add_process(&mut self, pid: u32) {
+        self.mapped.insert(OF_PROCESS | u64::from(pid), u64::MAX);
+    }
+
+    /// The size of the smallest memory whose list has this name, between its first part and its
+    /// ending: the pid of a process, or a number after `shmem-`. None if there is no such memory.
+    pub(in crate::container) fn of(&self, name: &str) -> Option<u64> {
+        let number = match name.strip_prefix("shmem-") {
+            Some(number) => number.parse().ok()?,
+            None => OF_PROCESS | u64::from(name.parse::<u32>().ok()?),
+        };
         let sizes = [&self.files, &self.mapped].into_iter().filter_map(|sizes| sizes.get(&number));
-        sizes.min().copied().unwrap_or(u64::MAX)
+        sizes.min().copied()
     }
 
     fn add_file(&mut self, number: u64, size: u64) {
@@ -469,7 +483,7 @@ mod tests {
         add(16, 4 * PAGE, 3).expect("it is good");
         add(16, PAGE, 1).expect("it is good");
         add(16, 0_u64.wrapping_sub(PAGE), 1).expect_err("CRIU would have a size of 0");
-        assert_eq!((sizes.of(7), sizes.of(8)), (7 * PAGE, u64::MAX));
+        assert_eq!((sizes.of("shmem-7"), sizes.of("shmem-8")), (Some(7 * PAGE), None));
         let segment = |id: u64, size: u64, is_elsewhere: u64| {
             let about = bytes(1, &number(7, id));
             [about, number(2, size), number(3, is_elsewhere)].concat()
@@ -478,7 +492,10 @@ mod tests {
             |segments: &[Vec<u8>]| add_segments(&image(SEGMENTS_MAGIC, segments), &mut sizes);
         add(&[segment(8, 50, 1), segment(7, 9 * PAGE, 1), segment(8, 60, 1)]).expect("read");
         add(&[segment(9, 1, 0)]).expect_err("its content follows");
-        assert_eq!((sizes.of(7), sizes.of(8), sizes.of(9)), (7 * PAGE, 50, u64::MAX));
+        assert_eq!(
+            (sizes.of("shmem-7"), sizes.of("shmem-8"), sizes.of("shmem-9")),
+            (Some(7 * PAGE), Some(50), None)
+        );
     }
 
     #[test]

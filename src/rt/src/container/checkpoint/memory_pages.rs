@@ -25,33 +25,44 @@ use crate::container::checkpoint::memory_images::{PAGE, Sizes};
 const MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56];
 
 /// Checks all lists of pages, also those of the checkpoints before. `is_lazy` says whether another
-/// process has pages for CRIU (`--lazy-pages`). `sizes` are those of shared memory. `shown` is the
-/// directory of the checkpoint, for errors.
+/// process has pages for CRIU (`--lazy-pages`). `sizes` are those of the memory that CRIU restores.
+/// `shown` is the directory of the checkpoint, for errors.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     shown: &Path,
-    mut is_lazy: bool,
-    mut sizes: Sizes,
+    is_lazy: bool,
+    sizes: &Sizes,
 ) -> Result<()> {
+    let mut is_newest = true;
     criu::each_checkpoint(images, shown, &mut |images, shown| {
-        for name in images::names_with(images.as_fd(), "pagemap-")? {
-            check_list(images.as_fd(), &name, is_lazy, &sizes).with_context(|| {
-                format!("read `{}` of the checkpoint", shown.join(name).display())
-            })?;
+        for name in images::names_with(images.as_fd(), LISTS)? {
+            check_list(images.as_fd(), &name, is_lazy && is_newest, is_newest, sizes)
+                .with_context(|| {
+                    format!("read `{}` of the checkpoint", shown.join(name).display())
+                })?;
         }
-        // In a checkpoint before, CRIU looks only for pages of the later ranges. The memory may
-        // have been longer then.
-        (is_lazy, sizes) = (false, Sizes::default());
+        is_newest = false;
         Ok(())
     })
 }
 
-fn check_list(images: BorrowedFd<'_>, name: &str, is_lazy: bool, sizes: &Sizes) -> Result<()> {
+const LISTS: &str = "pagemap-";
+
+fn check_list(
+    images: BorrowedFd<'_>,
+    name: &str,
+    is_lazy: bool,
+    is_newest: bool,
+    sizes: &Sizes,
+) -> Result<()> {
     let found = find(&criu::read_in(images, name)?, &BTreeSet::new(), is_lazy)?;
-    // CRIU itself looks up the mapping of each page of a process.
-    let shared = name.strip_prefix("pagemap-shmem-").and_then(|name| name.strip_suffix(".img"));
-    let size = shared.and_then(|number| Some(sizes.of(number.parse().ok()?)));
-    let is_inside = size.is_none_or(|size| found.end / PAGE <= size.div_ceil(PAGE));
+    let number = name.get(LISTS.len()..).and_then(|name| name.strip_suffix(".img"));
+    // CRIU does not read a list of other memory. The directory can have lists of a checkpoint of
+    // the same container that was written there before, and their pages are no longer there.
+    let Some(size) = number.and_then(|number| sizes.of(number)) else { return Ok(()) };
+    // In a checkpoint before, CRIU looks only for pages of the later ranges. The memory may have
+    // been longer then.
+    let is_inside = !is_newest || found.end / PAGE <= size.div_ceil(PAGE);
     ensure!(is_inside, "a page is outside of its memory");
     if found.has_parent {
         // If the list is missing there, CRIU reads the pages here.

@@ -86,7 +86,7 @@ struct Core {
 }
 
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
-/// not its own. `show` names an image in errors. Returns the sizes of shared memory.
+/// not its own. `show` names an image in errors. Returns the sizes of memory.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
@@ -130,6 +130,7 @@ pub(in crate::container) fn check(
             }
         };
         memory().with_context(|| show(&name))?;
+        sizes.add_process(process.pid);
     }
     Ok(sizes)
 }

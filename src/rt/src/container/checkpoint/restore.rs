@@ -146,7 +146,7 @@ impl Checkpoint {
         // Before anything is read, there is an end.
         criu::each_checkpoint(images.as_fd(), options.images, &mut |_, _| Ok(()))?;
         let sizes = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
-        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, sizes)?;
+        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, &sizes)?;
         network_images::check(images.as_fd(), &|name| read_error(options, name))?;
         iptables_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
