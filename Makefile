@@ -109,7 +109,7 @@ test-upgrade: build guests test-deps ## containers that an older rt has made, an
 	cargo build --locked -p runtime-tests
 	RT_BEFORE=$(CURDIR)/target/upgrade/bin/rt target/debug/runtime-tests --lanes hybrid,v1,v2 upgrade::
 
-# Compiles Kubernetes the first time, which takes half an hour with two processors.
+# Compiles Kubernetes the first time, which takes a quarter of an hour with two processors.
 .PHONY: test-kubernetes
 test-kubernetes: build guests test-deps vm-deps ## the manifests on a node with a real kubelet
 	cargo build --locked -p runtime-tests

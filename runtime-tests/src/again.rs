@@ -8,8 +8,8 @@ use crate::harness::{Host, Outcome, skip};
 /// `machine`.
 pub(crate) const VARIABLE: &str = "RT_TESTS_AGAIN";
 
-/// The topics and tests that have nothing to do with the way in which the host mounts cgroups.
-const SAME_IN_EACH_LANE: &[&str] = &[
+/// The topics that depend neither on the way in which the host mounts cgroups nor on the machine.
+const SAME_EVERYWHERE: &[&str] = &[
     "bad_flags",
     "checkpoint_attacks",
     "checkpoint_failures",
@@ -22,26 +22,30 @@ const SAME_IN_EACH_LANE: &[&str] = &[
     "debug",
     "first_steps",
     "kubernetes",
-    "package",
-    "sd_notify",
     "terminal",
     "top",
     "wasi",
     "wasm_cache",
-    "wasm_compiler",
     "wasm_components",
     "wasm_engine",
-    "wasm_hostile",
     "wasm_http_limits",
     "wasm_http_outbound",
     "wasm_http_protocol",
     "wasm_inspect",
     "wasm_plugins",
-    "wasm_rights::is_counted_in_native_code_too",
     "wasm_shares",
     "wasm_source",
     "wasm_spin",
     "workload",
+];
+
+/// More topics and tests that do not depend on the way in which the host mounts cgroups.
+const SAME_IN_EACH_LANE: &[&str] = &[
+    "package",
+    "sd_notify",
+    "wasm_compiler",
+    "wasm_hostile",
+    "wasm_rights::is_counted_in_native_code_too",
 ];
 
 /// Tests of these topics that look at cgroups.
@@ -54,50 +58,23 @@ const BUT_IN_EACH_LANE: &[&str] = &[
     "wasm_compiler::who_waits_hurries_the_background",
 ];
 
-/// The topics and tests that have nothing to do with the machine's kernel, systemd and controllers
-/// either, or whose callers are on the host too. The machine is slow.
+/// More topics that do not depend on the machine's kernel, systemd and controllers, or whose
+/// callers are on the host too. The machine is slow.
 const SAME_IN_THE_MACHINE: &[&str] = &[
     "attacks_files",
-    "bad_flags",
     "bad_input",
-    "checkpoint_attacks",
-    "checkpoint_failures",
-    "checkpoint_guard",
-    "checkpoint_images",
-    "checkpoint_kinds",
-    "checkpoint_mounts",
     "checkpoint_rights",
-    "command_line",
-    "configuration",
     "crio",
-    "debug",
     "executable",
-    "first_steps",
     "hold_ups",
     "hooks",
     "hostile_names",
     "interrupts",
-    "kubernetes",
     "node",
     "other_users",
     "podman",
-    "terminal",
-    "top",
     "upgrade",
-    "wasi",
-    "wasm_cache",
-    "wasm_components",
-    "wasm_engine",
     "wasm_http",
-    "wasm_http_limits",
-    "wasm_http_outbound",
-    "wasm_http_protocol",
-    "wasm_inspect",
-    "wasm_plugins",
-    "wasm_shares",
-    "wasm_source",
-    "wasm_spin",
-    "workload",
 ];
 
 /// The topics that are the same whether `rt` or systemd makes the cgroups. The machine has run them
@@ -132,10 +109,13 @@ pub(crate) fn unless_shown(host: &Host, name: &str) -> Outcome {
     // A process enters its cgroup in another way with systemd, so it has other files open.
     let is_list = name.starts_with("descriptors::") && name.ends_with("_has_open_what_is_listed");
     match std::env::var(VARIABLE).as_deref() {
-        Ok("lane") if is_in(SAME_IN_EACH_LANE) && !BUT_IN_EACH_LANE.contains(&name) => {
+        Ok("lane")
+            if (is_in(SAME_EVERYWHERE) || is_in(SAME_IN_EACH_LANE))
+                && !BUT_IN_EACH_LANE.contains(&name) =>
+        {
             skip("it is the same in each lane, and shown in the first one")
         }
-        Ok("machine") if is_in(SAME_IN_THE_MACHINE) => {
+        Ok("machine") if is_in(SAME_EVERYWHERE) || is_in(SAME_IN_THE_MACHINE) => {
             skip("it is the same in the machine, and shown on the host")
         }
         Ok("machine") if !host.by_systemd && is_in(ONLY_BY_SYSTEMD) => {

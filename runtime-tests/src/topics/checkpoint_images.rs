@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -420,7 +419,6 @@ fn a_signal_ends_the_checks_of_images(test: &Test) -> Outcome {
         command.stdout(Stdio::null()).stderr(fs::File::create(bundle.folder.join("said"))?);
     let restore = restore.spawn()?;
     wait_until("it has begun", || test.state_root().join(&id).exists())?;
-    std::thread::sleep(Duration::from_secs(1));
     ends_cleanly(&bundle, &id, restore, "-TERM", "files.img` of the checkpoint: ")
 }
 

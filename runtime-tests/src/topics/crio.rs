@@ -1087,7 +1087,7 @@ fn a_creation_that_hangs_ends_with_its_conmon(test: &Test) -> Outcome {
     let mark = format!("hook-of-{}", pod.id);
     let container = pod.sh("exec sleep 60")?.edit(|config| {
         config["hooks"]["createRuntime"] = json!([{ "path": "/bin/sh",
-            "args": ["sh", "-c", "while :; do sleep 1; done", mark], "env": ["PATH=/usr/bin:/bin"] }]);
+            "args": ["sh", "-c", "for i in $(seq 120); do sleep 1; done", mark], "env": ["PATH=/usr/bin:/bin"] }]);
     });
     let mut waiting = container.launch(&[])?;
     pod.place(&waiting.conmon, container.id())?;

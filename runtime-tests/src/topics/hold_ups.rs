@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
@@ -146,10 +146,11 @@ fn a_forced_deletion_ends_a_creation_that_waits_for_a_hook(test: &Test) -> Outco
         let id = format!("{}-{command}-{kind}", test.id());
         let mark = format!("hook-of-{id}");
         let hook = json!({ "path": "/bin/sh",
-            "args": ["sh", "-c", "while :; do sleep 1; done", mark], "env": ["PATH=/usr/bin:/bin"] });
+            "args": ["sh", "-c", "for i in $(seq 120); do sleep 1; done", mark], "env": ["PATH=/usr/bin:/bin"] });
         let bundle = test.sh("true")?.edit(|config| config["hooks"][kind] = json!([hook]));
         bundle.write()?;
-        let mut creation = test.command(bundle.command_line(command, &id)).spawn()?;
+        let mut creation = test.command(bundle.command_line(command, &id));
+        let mut creation = creation.stderr(Stdio::null()).spawn()?;
         wait_until("the hook runs", || has_process(&mark))?;
         within(35, &test.command(["delete", "--force", &id]))?.success()?;
         ensure(!creation.wait()?.success(), "it was created")?;

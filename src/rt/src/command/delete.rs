@@ -1,6 +1,7 @@
 //! `rt delete`: removes the remains of a container.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::cli;
 use crate::container;
-use crate::state::{Root, Unread};
+use crate::state::{Directory, Root, Unread};
 
 pub(super) fn execute(root: &Root, args: &cli::Delete) -> Result<ExitCode> {
     let one = |id: &str| delete(root, id, args.force).with_context(|| format!("delete `{id}`"));
@@ -25,22 +26,8 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         }
         bail!("container does not exist");
     };
-    // A process that makes the container holds the lock. A forced deletion waits a while for it.
-    let patience = Duration::from_secs(if force { 10 } else { 0 });
-    let mut lock = directory.lock(patience)?;
-    for signal in [Signal::TERM, Signal::KILL].into_iter().filter(|_| force) {
-        match directory.read() {
-            _ if lock.is_some() => break,
-            // The holder of the lock may be waiting for the container, and so the container delays
-            // it.
-            Ok(Some(state)) if state.pid != 0 => container::end(&state)?,
-            // It is making the container, and may be waiting for a hook. If it ends, the hook and
-            // init end too.
-            Ok(_) => directory.signal_holder(signal)?,
-            Err(_) => break,
-        }
-        lock = directory.lock(patience)?;
-    }
+    // A process that makes the container holds the lock.
+    let lock = if force { wait_for_lock(&directory)? } else { directory.lock(Duration::ZERO)? };
     let Some(_lock) = lock else { bail!("another process is creating or deleting it") };
     match directory.read() {
         Ok(Some(state)) => container::delete(&directory, &state, force),
@@ -55,4 +42,27 @@ fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
             "container does not exist: its creation was interrupted, `--force` removes the rest"
         ),
     }
+}
+
+/// Waits for the lock of a container, and ends whatever holds it up. Returns `None` if that takes
+/// too long.
+fn wait_for_lock(directory: &Directory) -> Result<Option<OwnedFd>> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    for signal in [Signal::TERM, Signal::KILL] {
+        if let Some(lock) = directory.lock(PATIENCE)? {
+            return Ok(Some(lock));
+        }
+        match directory.read() {
+            // The holder of the lock may be waiting for the container.
+            Ok(Some(state)) if state.pid != 0 => {
+                container::end(&state)?;
+                break;
+            }
+            // The holder is making the container, and may be waiting for a hook. If it ends, the
+            // hook and init end too.
+            Ok(_) => directory.signal_holder(signal)?,
+            Err(_) => return Ok(None),
+        }
+    }
+    directory.lock(PATIENCE)
 }
