@@ -339,6 +339,7 @@ fn mount_all(
     opened: Vec<Option<Opened>>,
     mut place: Option<Place>,
 ) -> Result<Option<Place>> {
+    let remounted = mounts::remounted(entries);
     for (number, (entry, opened)) in entries.iter().zip(opened).enumerate() {
         let show = || format!("mount `{}`", entry.destination().display());
         let is_cgroup = matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"));
@@ -364,7 +365,8 @@ fn mount_all(
                     plan.socket.expect(&Message::MapDone)?;
                 }
             }
-            mounts::mount(rootfs, bundle, namespaces, entry, opened).with_context(show)?;
+            mounts::mount(rootfs, bundle, namespaces, entry, opened, &remounted)
+                .with_context(show)?;
         }
     }
     Ok(place)

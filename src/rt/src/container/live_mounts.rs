@@ -23,7 +23,7 @@ use crate::linux::cgroups::{self, Freezers};
 use crate::linux::descriptors;
 use crate::linux::helper::{self, Helper};
 use crate::linux::host_proc::HostProc;
-use crate::linux::mounts::{self, Detached, Opened};
+use crate::linux::mounts::{self, Detached, Opened, Remounted};
 use crate::linux::namespaces::Namespaces;
 use crate::linux::rootfs::Rootfs;
 use crate::state::{AddedMount, Directory, State};
@@ -83,9 +83,10 @@ pub(crate) fn add(
     // Records the mounts before they are attached: every attached mount must have a record.
     directory.write(state)?;
     let (gone, added) = entrance.inside(&mut |root, tell| {
+        let none = Remounted::default();
         for (number, (entry, opened)) in entries.iter().zip(&mut opened).enumerate() {
             let show = || format!("mount `{}`", entry.destination().display());
-            let mounted = mounts::mount(root, &bundle, &namespaces, entry, opened.take());
+            let mounted = mounts::mount(root, &bundle, &namespaces, entry, opened.take(), &none);
             if mounted.is_ok() {
                 continue;
             }

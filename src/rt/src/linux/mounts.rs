@@ -194,6 +194,14 @@ pub(crate) fn binds(entry: &Mount) -> bool {
     options.is_ok_and(|options| is_bind(entry, &options) && !options.remount)
 }
 
+/// The destinations of the entries that change the mount of another entry.
+pub(crate) type Remounted<'a> = Vec<&'a Path>;
+
+/// Collects them once: with 500 mounts, comparing each with all others took a third of `create`.
+pub(crate) fn remounted(entries: &[Mount]) -> Remounted<'_> {
+    entries.iter().filter(|it| remounts(it)).map(|it| it.destination().as_path()).collect()
+}
+
 /// Whether an entry changes the mount of another entry.
 pub(crate) fn remounts(entry: &Mount) -> bool {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default());
@@ -236,6 +244,7 @@ pub(crate) fn mount(
     namespaces: &Namespaces,
     entry: &Mount,
     opened: Option<Opened>,
+    remounted: &[&Path],
 ) -> Result<()> {
     let options = Options::parse(entry.options().as_deref().unwrap_or_default())?;
     if options.remount {
@@ -306,17 +315,17 @@ pub(crate) fn mount(
         options.propagate(mount.as_fd())?;
     }
     rootfs.cover(entry.destination());
-    if read_only_later {
-        rootfs.make_read_only_later(mount.as_fd())?;
-    }
     let of_hosts =
         || [Path::new("/proc"), Path::new("/sys")].contains(&entry.destination().as_path());
-    let is_remounted = || {
-        let all = bundle.spec.mounts().iter().flatten();
-        all.filter(|it| it.destination() == entry.destination()).any(remounts)
-    };
-    if is_kernels || bind && of_hosts() || is_remounted() {
+    let is_remounted = || remounted.contains(&entry.destination().as_path());
+    let keeps = is_kernels || bind && of_hosts() || is_remounted();
+    if keeps && read_only_later {
+        rootfs.make_read_only_later(mount.try_clone()?)?;
         rootfs.keep(entry.destination(), mount);
+    } else if keeps {
+        rootfs.keep(entry.destination(), mount);
+    } else if read_only_later {
+        rootfs.make_read_only_later(mount)?;
     }
     Ok(())
 }

@@ -40,13 +40,20 @@ pub(crate) struct Rootfs {
     shown: OnceCell<Vec<bool>>,
     /// None if this process cannot be sure that `/proc` is the host's.
     proc: Option<HostProc>,
-    /// Mounts that become read-only after everything in them is made. None in a container that
-    /// already runs.
-    read_only_later: Option<Vec<OwnedFd>>,
+    /// None in a container that already runs.
+    read_only_later: Option<ReadOnlyLater>,
     /// Whether another mount namespace may see a new mount as soon as it is attached.
     reaches_others: bool,
     /// The propagation that the configuration gives a mount on `/`. None without such a mount.
     root_propagation: Option<Vec<(u64, bool)>>,
+}
+
+/// Mounts that become read-only after everything in them is made.
+#[derive(Debug)]
+struct ReadOnlyLater {
+    mounts: Vec<OwnedFd>,
+    /// The number of mounts that this process can hold open.
+    room: usize,
 }
 
 /// The mounts that cover masked paths. One mount of each kind is cloned for all paths.
@@ -111,7 +118,8 @@ impl Rootfs {
         }
         let reaches_others = matches!(propagation, Some("shared" | "rshared"));
         let rootfs = Rootfs::mount(rootfs.as_fd(), rootfs.as_fd(), propagation, proc)?;
-        Ok(Rootfs { read_only_later: Some(Vec::new()), reaches_others, ..rootfs })
+        let later = ReadOnlyLater { mounts: Vec::new(), room: descriptors::room_for_mounts() };
+        Ok(Rootfs { read_only_later: Some(later), reaches_others, ..rootfs })
     }
 
     /// Mounts the rootfs a second time. The new mount receives later mounts of the host only if
@@ -287,18 +295,16 @@ impl Rootfs {
     }
 
     /// Makes a mount read-only after everything in it is made.
-    pub(crate) fn make_read_only_later(&mut self, mount: BorrowedFd<'_>) -> Result<()> {
-        self.read_only_later.get_or_insert_default().push(mount.try_clone_to_owned()?);
+    pub(crate) fn make_read_only_later(&mut self, mount: OwnedFd) -> Result<()> {
+        let later = self.read_only_later.as_mut().context("the container already runs")?;
+        later.mounts.push(mount);
         // If this process can hold no more descriptors, all of these mounts become read-only now.
-        if self.read_only_later.iter().flatten().count() >= descriptors::room_for_mounts() {
-            self.finish_read_only()?;
-        }
-        Ok(())
+        if later.mounts.len() >= later.room { self.finish_read_only() } else { Ok(()) }
     }
 
     pub(crate) fn finish_read_only(&mut self) -> Result<()> {
         let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-        for mount in self.read_only_later.iter_mut().flat_map(|mounts| mounts.drain(..)) {
+        for mount in self.read_only_later.iter_mut().flat_map(|later| later.mounts.drain(..)) {
             match syscall::mount_setattr(mount.as_fd(), attr, false) {
                 // A hook has unmounted it.
                 Ok(()) | Err(Errno::INVAL) => {}

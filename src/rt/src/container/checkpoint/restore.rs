@@ -52,7 +52,7 @@ use crate::failure;
 use crate::interrupt::{self, HeldBack};
 use crate::linux::cgroups::{self, Manager};
 use crate::linux::host_proc::HostProc;
-use crate::linux::mounts;
+use crate::linux::mounts::{self, Remounted};
 use crate::linux::namespaces::{self, Namespaces};
 use crate::linux::process;
 use crate::linux::rootfs::{self, Rootfs};
@@ -606,6 +606,7 @@ fn prepare_place(
 /// come with that filesystem. Directories in mounts from the host are made there, as at `create`.
 fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespaces) -> Result<()> {
     let mut restored: Vec<&Path> = Vec::new();
+    let remounted = Remounted::default();
     // On its way to the new root, CRIU requires a directory of this name. CRIU cannot make the
     // directory in a read-only root.
     if bundle.spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
@@ -618,7 +619,8 @@ fn make_mount_points(rootfs: &mut Rootfs, bundle: &Bundle, namespaces: &Namespac
         }
         let show = || format!("mount `{}`", destination.display());
         if mounts::binds(entry) {
-            mounts::mount(rootfs, bundle, namespaces, entry, None).with_context(show)?;
+            mounts::mount(rootfs, bundle, namespaces, entry, None, &remounted)
+                .with_context(show)?;
         } else {
             rootfs.make(destination, true).with_context(show)?;
             restored.push(destination);
