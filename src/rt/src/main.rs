@@ -6,6 +6,7 @@
 //! program and starts it, or an engine for it. Information that outlives the command is in
 //! [`state`]. An error is printed here, by [`report`], and nowhere else.
 
+mod allocator;
 #[cfg(test)]
 mod annotations;
 mod bundle;
@@ -45,17 +46,16 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use cli::{Command, Global, Parsed};
 
-/// musl maps and unmaps pages for many allocations; dlmalloc keeps its pages.
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     // If the caller ignores SIGCHLD, the kernel reaps children at once. Then their pids could
     // belong to other processes by the time that `rt` waits for them.
     syscall::default_signal_action(libc::SIGCHLD);
-    // This comes before everything else, because the executable's read-only clone would repeat
-    // earlier steps.
+    // This comes before everything else, because it may exec, and then earlier steps would be
+    // repeated.
     let protected = if command::may_enter_container(&args) {
         exe::protect().context("protect the runtime's executable")
     } else {
