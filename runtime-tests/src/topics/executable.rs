@@ -1,17 +1,59 @@
 //! A container cannot reach the runtime's own executable.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::harness::{Outcome, Test, ensure, executable_is_read_only};
+use crate::harness::{Container, Outcome, Test, ensure, executable_is_read_only, skip};
 
-super::tests! { "executable": cannot_be_written_to_through_proc, cannot_be_reached_by_a_scripts_interpreter, cannot_be_a_hook, a_working_directory_cannot_be_the_hosts }
+super::tests! { "executable": cannot_be_written_to_through_proc, its_code_is_mapped_from_a_read_only_mount, an_exec_protects_it_where_the_kernel_allows_nothing_else, cannot_be_reached_by_a_scripts_interpreter, cannot_be_a_hook, a_working_directory_cannot_be_the_hosts }
 
 /// CVE-2019-5736: before its exec, the container's first process *is* the runtime.
 fn cannot_be_written_to_through_proc(test: &Test) -> Outcome {
     let container = test.sh("exec sleep 60")?.create()?;
+    ensure(executable_is_read_only(&container)?, "it can be written to")
+}
+
+/// `/proc/PID/map_files` leads to the file of each mapping, for who has `CAP_SYS_ADMIN`.
+fn its_code_is_mapped_from_a_read_only_mount(test: &Test) -> Outcome {
+    use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+    test.only_rt()?;
+    let container = test.sh("exec sleep 60")?.create()?;
+    let executable = fs::metadata(&test.host.runtime)?.ino();
+    let mut mapped = 0;
+    for mapping in fs::read_dir(format!("/proc/{}/map_files", container.pid()?))? {
+        let file = rustix::fs::open(mapping?.path(), OFlags::PATH, Mode::empty())?;
+        if rustix::fs::fstat(&file)?.st_ino == executable {
+            mapped += 1;
+            let flags = rustix::fs::fstatvfs(file)?.f_flag;
+            ensure(flags.contains(StatVfsMountFlags::RDONLY), "it can be written to")?;
+        }
+    }
+    ensure(mapped > 0, "nothing of the executable is mapped")
+}
+
+/// A kernel without `CONFIG_CHECKPOINT_RESTORE`, or a filter, refuses `PR_SET_MM`.
+fn an_exec_protects_it_where_the_kernel_allows_nothing_else(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !Path::new("/usr/bin/strace").exists() {
+        return skip("the host has no strace");
+    }
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let id = test.id();
+    let create = test.command(["create", "--bundle", &bundle.folder.display().to_string(), &id]);
+    let mut strace = Command::new("strace");
+    strace.args(["--trace=prctl,execveat", "--inject=prctl:error=EPERM:when=1", "--output"]);
+    strace.arg(test.folder.join("calls")).arg(create.get_program()).args(create.get_args());
+    strace.stdin(Stdio::null()).stdout(Stdio::null());
+    ensure(strace.status()?.success(), "create fails")?;
+    let calls = fs::read_to_string(test.folder.join("calls"))?;
+    ensure(calls.starts_with("prctl(PR_SET_MM, PR_SET_MM_MAP"), format!("first: {calls}"))?;
+    ensure(calls.contains("\nexecveat("), "no exec")?;
+    let container = Container::named(test, &id);
     ensure(executable_is_read_only(&container)?, "it can be written to")
 }
 

@@ -65,8 +65,8 @@ pub(crate) fn can_be_helped() -> Result<()> {
 }
 
 /// Whether the command enters a container, or could, judged by the words alone. The words are not
-/// parsed here, because the read-only clone of the executable would parse them again. A false
-/// positive costs one exec.
+/// parsed here, because a process that execs the read-only clone of the executable would parse them
+/// again. A false positive costs 0.1 ms.
 pub(crate) fn may_enter_container(args: &[OsString]) -> bool {
     let entering = ["create", "run", "exec", "restore", "wasm"];
     args.iter().skip(1).any(|arg| entering.iter().any(|name| arg == name))

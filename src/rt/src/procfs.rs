@@ -1,6 +1,7 @@
 //! procfs: whether a file is on it, and its information about other processes (`proc(5)`).
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,7 +12,7 @@ use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::syscall;
+use crate::syscall::{self, MemoryMap};
 
 /// Whether a file is on a procfs, and not on a filesystem that a container has mounted there.
 pub(crate) fn is_procfs(file: impl AsFd) -> rustix::io::Result<bool> {
@@ -37,19 +38,47 @@ pub(crate) struct Stat {
 pub(crate) fn stat(pid: Pid) -> Result<Option<Stat>> {
     let path = format!("/proc/{pid}/stat");
     let show = || format!("read `{path}`");
-    // One read is enough: a line has less than 400 bytes.
-    let mut text = [0; 1024];
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let read = rustix::fs::open(&path, flags, Mode::empty())
-        .and_then(|file| rustix::io::read(&file, &mut text));
-    match read {
-        Ok(length) => {
-            let stat = parse_stat(&String::from_utf8_lossy(&text[..length]));
+    match read_line(&path, &mut [0; 1024]) {
+        Ok(line) => {
+            let stat = parse_stat(&line);
             Ok(Some(stat.with_context(|| format!("{}: it is not a line of procfs", show()))?))
         }
         Err(Errno::NOENT | Errno::SRCH) => Ok(None),
         Err(error) => Err(error).with_context(show),
     }
+}
+
+/// Where the kernel keeps the parts of this process's memory (`proc_pid_stat(5)`).
+pub(crate) fn own_memory() -> Option<MemoryMap> {
+    let mut text = [0; 1024];
+    parse_memory(&read_line("/proc/self/stat", &mut text).ok()?)
+}
+
+/// One read is enough: a line has less than 400 bytes.
+fn read_line<'a>(path: &str, text: &'a mut [u8; 1024]) -> rustix::io::Result<Cow<'a, str>> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let length = rustix::io::read(&file, &mut text[..])?;
+    Ok(String::from_utf8_lossy(&text[..length]))
+}
+
+fn parse_memory(text: &str) -> Option<MemoryMap> {
+    // The program's name, in parentheses, can contain anything, parentheses and spaces included.
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    // The fields from the third one on are left.
+    let mut skip = |number| fields.nth(number)?.parse().ok();
+    Some(MemoryMap {
+        start_code: skip(26 - 3)?,
+        end_code: skip(0)?,
+        start_stack: skip(0)?,
+        start_data: skip(45 - 29)?,
+        end_data: skip(0)?,
+        start_brk: skip(0)?,
+        brk: 0,
+        arg_start: skip(0)?,
+        arg_end: skip(0)?,
+        env_start: skip(0)?,
+        env_end: skip(0)?,
+    })
 }
 
 /// The process that has locked a file (`flock(2)`), if it still has the file open: after its end, a
@@ -137,6 +166,17 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_memory_of_this_process_is_where_it_says() {
+        let map = own_memory().expect("a line of procfs");
+        let function = (own_memory as fn() -> _ as usize) as u64;
+        assert!((map.start_code..map.end_code).contains(&function));
+        assert!(map.start_data < map.end_data && map.end_data <= map.start_brk);
+        assert!(map.start_stack < map.arg_start && map.arg_start < map.arg_end);
+        assert!(map.arg_end <= map.env_start && map.env_start < map.env_end);
+        assert_eq!(parse_memory("7 (a) b) S 1 2"), None);
+    }
 
     #[test]
     fn the_start_time_is_found_behind_any_program_name() {

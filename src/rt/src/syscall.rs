@@ -1,8 +1,9 @@
-//! The only file with `unsafe`: system calls that rustix does not wrap, or wraps as `unsafe`.
+//! System calls that rustix does not wrap, or wraps as `unsafe`. Besides the allocator, the only
+//! file with `unsafe`.
 //!
 //! Every function is named after its manual page, and takes and returns safe types only. All of
 //! `rt` is single-threaded (no code starts a thread), and several proofs below rely on that.
-#![allow(unsafe_code, reason = "system calls without a safe wrapper; nothing else may use unsafe")]
+#![allow(unsafe_code, reason = "system calls without a safe wrapper")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -21,6 +22,11 @@ use rustix::process::{Pid, Resource, Rlimit};
 /// Returns the errno of the last libc call if the return value is negative.
 fn check(returned: libc::c_long) -> Result<libc::c_long> {
     if returned < 0 { Err(last_errno()) } else { Ok(returned) }
+}
+
+/// The same for a call that returns an address.
+fn check_mapping(returned: *mut libc::c_void) -> Result<()> {
+    if returned == libc::MAP_FAILED { Err(last_errno()) } else { Ok(()) }
 }
 
 /// Converts nix's errno to rustix's.
@@ -277,6 +283,136 @@ pub(crate) fn fexecve(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString
     let program = Some(program.as_raw_fd());
     nix::unistd::execveat(program, c"", argv, envp, AtFlags::AT_EMPTY_PATH)
         .map_or_else(errno, |never| match never {})
+}
+
+/// Where the kernel keeps the parts of a process's memory: the head of `struct prctl_mm_map`
+/// (`PR_SET_MM(2const)`). Addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct MemoryMap {
+    pub(crate) start_code: u64,
+    pub(crate) end_code: u64,
+    pub(crate) start_data: u64,
+    pub(crate) end_data: u64,
+    pub(crate) start_brk: u64,
+    /// [`run_from`] sets this one.
+    pub(crate) brk: u64,
+    pub(crate) start_stack: u64,
+    pub(crate) arg_start: u64,
+    pub(crate) arg_end: u64,
+    pub(crate) env_start: u64,
+    pub(crate) env_end: u64,
+}
+
+/// Makes this process run from `file`, which must be the file that it was started from, on another
+/// mount. Maps the program's code from `file`, and moves its data to memory of no file. Then
+/// `/proc/PID/exe` and `/proc/PID/map_files` lead to `file` only (`PR_SET_MM_MAP`). `map` is the
+/// process's own, as `/proc/self/stat` has it. The kernel requires `CAP_SYS_ADMIN`, or
+/// `CAP_CHECKPOINT_RESTORE`, in the user namespace. If this fails, the process goes on and may be
+/// executed anew. Fails with `ENOTSUP` for a program that was relocated, or that is not static with
+/// musl.
+pub(crate) fn run_from(file: BorrowedFd<'_>, map: MemoryMap) -> Result<()> {
+    for part in loaded_parts()? {
+        let at: *mut libc::c_void = ptr::with_exposed_provenance_mut(part.start);
+        if part.protection & libc::PROT_WRITE == 0 {
+            let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
+            // SAFETY: the range is one that the kernel has mapped from the same bytes of the same
+            // file, with the same protection. Nothing has changed it, because it is not writable.
+            // So every byte is as before, also those of the code that runs here. The process has
+            // one thread, and the kernel exchanges the mapping in one call.
+            let mapped = unsafe {
+                let (length, fd) = (part.length, file.as_raw_fd());
+                libc::mmap(at, length, part.protection, fixed, fd, part.offset)
+            };
+            check_mapping(mapped)?;
+            continue;
+        }
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: maps new memory at an address of the kernel's choice.
+        let copy =
+            unsafe { libc::mmap(ptr::null_mut(), part.length, part.protection, anonymous, -1, 0) };
+        check_mapping(copy)?;
+        // SAFETY: both ranges have this length and are mapped. The new one overlaps with nothing.
+        unsafe { ptr::copy_nonoverlapping(at.cast::<u8>(), copy.cast(), part.length) };
+        let move_there = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the range is the program's data, and gets the same bytes at the same addresses
+        // with the same protection: between the copy and this call, the process's only thread
+        // writes no static variable. No code uses the address of the copy afterwards.
+        let moved = unsafe { libc::mremap(copy, part.length, part.length, move_there, at) };
+        check_mapping(moved)?;
+    }
+    /// The whole `struct prctl_mm_map`. Without an auxiliary vector, the kernel keeps its own.
+    #[repr(C)]
+    struct Whole {
+        map: MemoryMap,
+        auxv: *const u64,
+        auxv_size: u32,
+        exe_fd: u32,
+    }
+    const PR_SET_MM_MAP: c_int = 14;
+    // SAFETY: asks the kernel where the heap ends.
+    let brk = unsafe { libc::syscall(libc::SYS_brk, 0) };
+    let whole = Whole {
+        map: MemoryMap { brk: brk.unsigned_abs(), ..map },
+        auxv: ptr::null(),
+        auxv_size: 0,
+        exe_fd: file.as_raw_fd().unsigned_abs(),
+    };
+    // SAFETY: the structure is complete and its size is passed. The call changes what the kernel
+    // says about this process, and no memory.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_MM, PR_SET_MM_MAP, &raw const whole, size_of::<Whole>(), 0)
+    };
+    check(set.into()).map(drop)
+}
+
+/// A part of this program that the kernel has mapped from its file.
+struct LoadedPart {
+    /// In bytes, at the begin of a page.
+    start: usize,
+    /// In bytes, up to the end of a page.
+    length: usize,
+    offset: libc::off_t,
+    protection: c_int,
+}
+
+/// The parts of this program, as its program headers have them (`elf(5)`).
+fn loaded_parts() -> Result<Vec<LoadedPart>> {
+    /// The only place of the program headers that linkers use: behind the ELF header.
+    const HEADERS: usize = size_of::<libc::Elf64_Ehdr>();
+    // SAFETY: reads a number of the auxiliary vector of this process.
+    let number = |name| unsafe { libc::getauxval(name) } as usize;
+    let (at, count) = (number(libc::AT_PHDR), number(libc::AT_PHNUM));
+    if at == 0 {
+        return Err(Errno::NOTSUP);
+    }
+    let headers: *const libc::Elf64_Phdr = ptr::with_exposed_provenance(at);
+    // SAFETY: the kernel says that so many program headers are there. They are in a part that is
+    // mapped and that nothing writes.
+    let headers = unsafe { std::slice::from_raw_parts(headers, count) };
+    let page = number(libc::AT_PAGESZ) as u64;
+    let parts = headers.iter().filter(|header| header.p_type == libc::PT_LOAD).map(|header| {
+        let first = header.p_vaddr & !(page - 1);
+        let end = (header.p_vaddr + header.p_filesz).next_multiple_of(page);
+        let has = |flag, protection| if header.p_flags & flag != 0 { protection } else { 0 };
+        LoadedPart {
+            start: first as usize,
+            length: (end - first) as usize,
+            offset: (header.p_offset & !(page - 1)).cast_signed(),
+            protection: has(libc::PF_R, libc::PROT_READ)
+                | has(libc::PF_W, libc::PROT_WRITE)
+                | has(libc::PF_X, libc::PROT_EXEC),
+        }
+    });
+    let parts: Vec<LoadedPart> = parts.collect();
+    // A part of the data is read-only since the start if the program is not where its headers say,
+    // so that it was relocated, or by glibc. `run_from` would make that part writable.
+    let is_in_place = parts.iter().any(|part| part.offset == 0 && part.start + HEADERS == at);
+    if is_in_place && cfg!(all(target_env = "musl", target_feature = "crt-static")) {
+        Ok(parts)
+    } else {
+        Err(Errno::NOTSUP)
+    }
 }
 
 /// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with
