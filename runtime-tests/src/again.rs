@@ -64,6 +64,7 @@ const SAME_IN_THE_MACHINE: &[&str] = &[
     "attacks_files",
     "bad_input",
     "checkpoint_rights",
+    "costs",
     "crio",
     "executable",
     "hold_ups",

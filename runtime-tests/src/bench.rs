@@ -49,8 +49,12 @@ struct Contestant {
     once: Box<dyn Fn(usize) -> Outcome<f64>>,
 }
 
-/// The names of the runtimes, and their programs.
+/// The names of the runtimes, and the first copies of their programs.
 type Runtimes = Vec<(String, PathBuf)>;
+
+/// The number of copies of each program, which take turns. Two copies of one file can differ by a
+/// tenth of a `run`, as long as both stay in the page cache.
+const COPIES: usize = 6;
 
 /// The names in the order of the columns.
 const NAMES: [&str; 5] = ["rt", BEFORE, "crun", "runc", "floor"];
@@ -94,7 +98,7 @@ fn measure(out: &Path) -> Outcome {
     let host = Host::find()?;
     let bundles = Bundles::make(&host)?;
     let state = StateInMemory::mount(&host)?;
-    let runtimes = runtimes(&bundles, &host);
+    let runtimes = runtimes(&bundles, &host)?;
     if host.by_systemd {
         // Cgroups have all controllers here.
         wasm::memory_in_cgroups(&host)?;
@@ -121,7 +125,7 @@ fn measure(out: &Path) -> Outcome {
 }
 
 /// The installed runtimes that can run here, `rt` first.
-fn runtimes(bundles: &Bundles, host: &Host) -> Runtimes {
+fn runtimes(bundles: &Bundles, host: &Host) -> Outcome<Runtimes> {
     let mut runtimes = vec![("rt".to_owned(), host.runtime.clone())];
     for (name, path) in [
         (BEFORE, std::env::var_os("RT_BEFORE").map(PathBuf::from)),
@@ -138,7 +142,42 @@ fn runtimes(bundles: &Bundles, host: &Host) -> Runtimes {
             _ => println!("({name} is left out: it is not there, or cannot run here)"),
         }
     }
-    runtimes
+    let copied = |(name, path): (String, PathBuf)| {
+        let copy = copies(&name, &path, host)?;
+        Ok((name, copy))
+    };
+    runtimes.into_iter().map(copied).collect()
+}
+
+/// Copies a program, and returns the first copy. [`turn`] returns the others.
+fn copies(name: &str, program: &Path, host: &Host) -> Outcome<PathBuf> {
+    let place = |number: usize| {
+        let folder = host.folder.join("copies").join(number.to_string()).join(name);
+        folder.join("bin").join(program.file_name().unwrap_or_default())
+    };
+    for copy in (0..COPIES).map(place) {
+        let folder = copy.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder)?;
+        fs::copy(program, &copy)?;
+        // The engines of `rt`.
+        let engines = program.parent().and_then(Path::parent).map(|prefix| prefix.join("libexec"));
+        if let Some(engines) = engines.filter(|engines| engines.join("rt").exists()) {
+            std::os::unix::fs::symlink(engines, folder.with_file_name("libexec"))?;
+        }
+    }
+    Ok(place(0))
+}
+
+/// The copy of a program whose turn it is. A program without copies is used in each round.
+fn turn(program: &Path, round: usize) -> PathBuf {
+    let copy = format!("/copies/{}/", round % COPIES);
+    program.display().to_string().replace("/copies/0/", &copy).into()
+}
+
+/// Whether a program is an `rt`, by the name of its copies.
+fn is_rt(program: &Path, host: &Host) -> bool {
+    let name = program.ancestors().nth(2).and_then(Path::file_name);
+    program == host.runtime || name.is_some_and(|name| name == "rt" || name == BEFORE)
 }
 
 /// `run` and `--version`.
@@ -152,15 +191,14 @@ fn single_commands(
     let mut contestants: Vec<Contestant> =
         runtimes.iter().map(|(name, path)| run_of(name, path, &bundles.linux, host)).collect();
     if !host.by_systemd {
-        contestants.push(repeated("floor", floor(out, &bundles.linux, "/bin/true", host)));
+        let program = copies("floor", &out.join("floor"), host)?;
+        contestants.push(repeated("floor", floor(&program, &bundles.linux, "/bin/true", host)));
     }
     round_robin(&[("run /bin/true", contestants)], ROUNDS, times)?;
     let version = |(name, path): &(String, PathBuf)| {
         let path = path.clone();
-        Contestant {
-            name: name.clone(),
-            once: Box::new(move |_| timed(Command::new(&path).arg("--version"))),
-        }
+        let once = move |round| timed(Command::new(turn(&path, round)).arg("--version"));
+        Contestant { name: name.clone(), once: Box::new(once) }
     };
     let versions = runtimes.iter().map(version).collect();
     round_robin(&[("--version", versions)], ROUNDS, times)
@@ -170,7 +208,7 @@ fn single_commands(
 fn lives(runtimes: &Runtimes, bundles: &Bundles, host: &Host, times: &mut Times) -> Outcome {
     for round in 0..ROUNDS + WARM_UP {
         for (name, path) in runtimes {
-            let steps = life(path, &bundles.linux, host, round)?;
+            let steps = life(&turn(path, round), &bundles.linux, host, round)?;
             for (step, milliseconds) in steps {
                 if round >= WARM_UP {
                     times
@@ -285,7 +323,13 @@ impl Drop for StateInMemory {
 }
 
 fn state_of(path: &Path, host: &Host) -> PathBuf {
-    // The path as one name: two programs may have the same name.
+    // The path as one name: two programs may have the same name. Copies of one program have one
+    // state.
+    let copies = host.folder.join("copies");
+    let path = match path.strip_prefix(&copies) {
+        Ok(copy) => copy.components().skip(1).collect(),
+        Err(_) => path.to_owned(),
+    };
     let name = path.display().to_string().replace('/', "-");
     host.folder.join("state").join(name)
 }
@@ -301,8 +345,7 @@ fn runtime_with(path: &Path, host: &Host, modules: &Path) -> Command {
     if host.by_systemd {
         command.arg("--systemd-cgroup");
     }
-    let is_before = std::env::var_os("RT_BEFORE").is_some_and(|before| path == before);
-    if path == host.runtime || is_before {
+    if is_rt(path, host) {
         command.arg("--wasm-config").arg(modules);
     }
     command
@@ -319,19 +362,20 @@ fn run_of(name: &str, path: &Path, bundle: &Path, host: &Host) -> Contestant {
 }
 
 fn repeated(name: &str, command: Command) -> Contestant {
-    Contestant { name: name.to_owned(), once: Box::new(move |_| timed(&mut again(&command))) }
+    let once = move |round| timed(&mut again(&command, round));
+    Contestant { name: name.to_owned(), once: Box::new(once) }
 }
 
-/// A copy of a command.
-fn again(command: &Command) -> Command {
-    let mut again = Command::new(command.get_program());
+/// The same command with the copy of its program whose turn it is.
+fn again(command: &Command, round: usize) -> Command {
+    let mut again = Command::new(turn(Path::new(command.get_program()), round));
     again.args(command.get_args());
     again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     again
 }
 
 /// The floor with a bundle's program, and with the variables that `floor.c` reads.
-fn floor(out: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
+fn floor(floor: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
     let roots: Vec<PathBuf> = match host.lane.as_str() {
         "v2" => vec!["/sys/fs/cgroup".into()],
         _ => fs::read_dir("/sys/fs/cgroup")
@@ -346,7 +390,7 @@ fn floor(out: &Path, bundle: &Path, program: &str, host: &Host) -> Command {
         .filter(|root| root.join("cgroup.procs").exists() && !root.is_symlink())
         .map(|root| root.display().to_string())
         .collect();
-    let mut command = Command::new(out.join("floor"));
+    let mut command = Command::new(floor);
     command.arg(bundle.join("rootfs")).arg(program).env("FLOOR_CGROUPS", roots.join(":"));
     command
 }

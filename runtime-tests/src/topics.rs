@@ -22,6 +22,7 @@ mod command_line;
 mod configuration;
 mod conmon;
 mod containerd;
+mod costs;
 mod cri;
 mod crio;
 mod debug;
@@ -115,6 +116,7 @@ pub(crate) fn all() -> Vec<Entry> {
         configuration::TESTS,
         conmon::TESTS,
         containerd::TESTS,
+        costs::TESTS,
         cri::TESTS,
         crio::TESTS,
         debug::TESTS,

@@ -369,7 +369,7 @@ impl Bench<'_> {
         let inside = |name: &str, mut command: Command, bundle: &Path| {
             command.args(["run", "--bundle"]).arg(bundle).arg("bench");
             let once = move |_| {
-                let output = again(&command).stdin(Stdio::null()).output()?;
+                let output = again(&command, 0).stdin(Stdio::null()).output()?;
                 ensure(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
                 let text = String::from_utf8(output.stdout)?;
                 let microseconds = text.split_whitespace().last().ok_or("no time")?;

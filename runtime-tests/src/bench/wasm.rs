@@ -105,7 +105,7 @@ impl Ways<'_> {
     }
 
     fn floor(&self, bundle: &Path) -> Command {
-        let mut floor = floor(self.out, bundle, "/app.wasm", self.host);
+        let mut floor = floor(&self.out.join("floor"), bundle, "/app.wasm", self.host);
         floor.env("FLOOR_ENGINE", engine(self.host));
         floor
     }
@@ -196,7 +196,7 @@ fn starts(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
     if let Some(crun) = std::env::var_os("CRUN").map(PathBuf::from).filter(|path| path.is_file()) {
         plain.push(run_of("crun", &crun, &linux, host));
     }
-    plain.push(repeated("floor", floor(ways.out, &linux, "/bin/true", host)));
+    plain.push(repeated("floor", floor(&ways.out.join("floor"), &linux, "/bin/true", host)));
 
     let module = host.guest("hello")?;
     let hello = bundle_of(host, "hello", &module, &[])?;
@@ -271,8 +271,8 @@ fn lookup(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
         create.args(["create", "--bundle"]).arg(&folder).arg("bench");
         delete.args(["delete", "--force", "bench"]);
         let once = move |_| {
-            let milliseconds = timed(&mut again(&create))?;
-            timed(&mut again(&delete))?;
+            let milliseconds = timed(&mut again(&create, 0))?;
+            timed(&mut again(&delete, 0))?;
             Ok(milliseconds)
         };
         Contestant { name: name.to_owned(), once: Box::new(once) }
@@ -294,7 +294,7 @@ fn lookup(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome 
 fn work(ways: &Ways<'_>, times: &mut Times, targets: &mut Targets) -> Outcome {
     let inside = |name: &str, command: Command| {
         let once = move |_| {
-            let output = again(&command).stdin(Stdio::null()).output()?;
+            let output = again(&command, 0).stdin(Stdio::null()).output()?;
             ensure(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
             let text = String::from_utf8(output.stdout)?;
             let microseconds = text.split_whitespace().last().ok_or("no time")?;
