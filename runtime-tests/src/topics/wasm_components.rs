@@ -18,7 +18,7 @@ super::tests! { "wasm_components":
     the_file_chooses_the_engine, a_handler_forces_an_engine, the_administrator_prefers_wasmtime_for_modules,
     is_compiled_once_before_its_first_start, a_long_first_start_is_told, a_component_without_native_code_is_an_error,
     a_slow_compiler_is_not_awaited_for_ever, the_articles_server_runs_as_it_is, exec_runs_components_and_modules_side_by_side,
-    an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run, anothers_native_code_is_not_run,
+    an_import_that_nobody_offers_is_an_error, a_component_that_is_no_command_is_an_error, a_broken_component_is_an_error, a_broken_cache_is_not_run, native_code_of_another_module_is_not_run,
     memory_is_told_of_by_events, a_component_is_limited_by_its_container, the_last_line_is_kept_when_a_signal_comes,
     ends_although_a_look_up_goes_on, a_moved_directory_of_the_kernel_is_not_preopened,
     a_directory_that_cannot_be_read_is_not_preopened, a_command_of_wasi_0_3_runs, a_command_of_wasi_0_3_gets_what_others_get,
@@ -285,7 +285,7 @@ fn a_broken_cache_is_not_run(test: &Test) -> Outcome {
 }
 
 /// Native code of another module, or of another build of the engine, under the name of this one.
-fn anothers_native_code_is_not_run(test: &Test) -> Outcome {
+fn native_code_of_another_module_is_not_run(test: &Test) -> Outcome {
     let bundle = alone(test, "hello")?;
     bundle.run()?.success()?.stdout(HELLO)?;
     let own = wasm_cache::compiled(test)?;
