@@ -11,7 +11,9 @@ use serde_json::json;
 use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use super::checkpoint_kinds::{self, framed, goes_on, mapping, number, put_around, refuses};
+use super::checkpoint_kinds::{
+    self, change, framed, goes_on, mapping, number, put_around, refuses, with, with_inside,
+};
 use super::interrupts::ends_cleanly;
 use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
 
@@ -21,6 +23,7 @@ super::tests! { "checkpoint_images":
     shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off,
     lists_of_an_earlier_checkpoint_are_passed_over, filters_have_a_beginning,
     many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
+    a_value_is_of_the_type_of_its_field, a_value_is_there_once,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -64,7 +67,7 @@ pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
     write_messages(&image(test, "mountpoints-")?, messages)
 }
 
-/// A field of bytes in a protobuf message. Of a field that is there twice, the last one counts.
+/// A field of bytes in a protobuf message.
 fn bytes(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
     let length = u8::try_from(bytes.len())?;
     let length = if length < 0x80 { vec![length] } else { vec![length, 1] };
@@ -93,8 +96,8 @@ fn a_tmpfs_is_no_directory_of_the_host(test: &Test) -> Outcome {
         [&[0x88, 1, 0x80, 0x20], &[0x88, 1, 0x80, 0x80, 0x40], &[5 << 3, 0x80, 0x20]];
     for flags in flags {
         let mut messages = good.clone();
-        messages[shared].extend(bytes(8, folder.as_os_str().as_encoded_bytes())?);
-        messages[shared].extend(flags);
+        let fields = [bytes(8, folder.as_os_str().as_encoded_bytes())?, flags.to_vec()].concat();
+        messages[shared] = with(&good[shared], &fields)?;
         write_mounts(test, &messages)?;
         is_refused(&bundle, "the mount `/dev` has the flags 0x1")?;
         ensure_eq(fs::read_dir(&folder)?.count(), 0)?;
@@ -116,15 +119,15 @@ fn a_volume_is_not_mounted_again(test: &Test) -> Outcome {
         let mut messages = good.clone();
         let of = at(&good, of)?;
         // Both show the whole filesystem.
-        messages[of].extend(bytes(6, b"/")?);
+        messages[of] = with(&good[of], &bytes(6, b"/")?)?;
         let mut again = good[of].clone();
         // The name of the host's files is the last field.
         let name = [&[0x92, 1, 4], &b"/vol"[..]].concat();
         again.truncate(again.len() - if again.ends_with(&name) { name.len() } else { 0 });
         // A tmpfs with another number, which is not read-only.
-        again.extend([1 << 3, 5, 2 << 3, 0xff, 0x7f, 5 << 3, 0]);
-        again.extend([bytes(6, b"/")?, bytes(7, b"/var")?].concat());
-        messages.push(again);
+        let tmpfs = [1 << 3, 5, 2 << 3, 0xff, 0x7f, 5 << 3, 0];
+        let places = [bytes(6, b"/")?, bytes(7, b"/var")?].concat();
+        messages.push(with(&again, &[&tmpfs, &places[..]].concat())?);
         write_mounts(test, &messages)?;
         is_refused(&bundle, "the mount `/var` shows the rootfs or a volume again")?;
     }
@@ -278,10 +281,10 @@ const SHARED: &str = r#"
     }
 "#;
 
-/// Adds fields to a message of an image. Of a field that is there twice, the last one counts.
-fn add_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
+/// Gives fields to a message of an image.
+fn set_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
     let mut messages = messages(path)?;
-    messages.get_mut(at).ok_or("it is too short")?.extend(fields);
+    messages[at] = with(&messages[at], fields)?;
     write_messages(path, &messages)
 }
 
@@ -298,7 +301,7 @@ fn shared_memory_is_filled_inside_of_it(test: &Test) -> Outcome {
         (4096, "a page is outside of its memory"),
     ] {
         let words = format!(".img` of the checkpoint: {words}");
-        refuses(&bundle, &path, &words, &|| add_fields(&path, 1, &number(1, start)))?;
+        refuses(&bundle, &path, &words, &|| set_fields(&path, 1, &number(1, start)))?;
     }
     goes_on(&bundle)
 }
@@ -322,7 +325,7 @@ fn pages_are_in_one_place(test: &Test) -> Outcome {
     ] {
         refuses(&bundle, &path, words, &|| {
             let mut messages = messages(&path)?;
-            messages.insert(1, [&messages[1][..], &number(1, 0x10000), &fields].concat());
+            messages.insert(1, with(&messages[1], &[number(1, 0x10000), fields.clone()].concat())?);
             write_messages(&path, &messages)
         })?;
     }
@@ -342,6 +345,66 @@ fn pages_are_not_cut_off(test: &Test) -> Outcome {
     refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
         Ok(fs::write(&path, &content[..4096])?)
     })?;
+    goes_on(&bundle)
+}
+
+/// CRIU takes a `bool` of any type, and ignores further bits of a number of 32 bits. `rt` passed
+/// over such a value: CRIU read other pages than `rt`, or emptied a file of a read-only volume.
+fn a_value_is_of_the_type_of_its_field(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    let (pages, mounts) = (images(test).join("pagemap-1.img"), image(test, "mountpoints-")?);
+    let volume = at(&messages(&mounts)?, "/vol")?;
+    // Of bytes, of 32 and of 64 bits.
+    let types = |field: u8| {
+        let fixed = |kind: u8, length: usize| [vec![field << 3 | kind], vec![1; length]].concat();
+        [vec![field << 3 | 2, 1, 1], fixed(5, 4), fixed(1, 8)]
+    };
+    for (path, at, field, others) in [
+        // `in_parent`, `with_plugin`, `ext_mount` and `deleted`.
+        (&pages, 1, 3, types(3).to_vec()),
+        (&mounts, volume, 12, types(12).to_vec()),
+        (&mounts, volume, 13, types(13).to_vec()),
+        (&mounts, volume, 16, vec![[&[0x82, 1][..], &[1, 1]].concat()]),
+        (&mounts, volume, 1, vec![number(1, 1 << 32)]),
+    ] {
+        for value in others {
+            let words = format!("its field {field} is of another type");
+            refuses(&bundle, path, &words, &|| {
+                let mut messages = messages(path)?;
+                if field == 1 {
+                    messages[at] = with(&messages[at], &value)?;
+                } else {
+                    messages[at].extend(&value);
+                }
+                write_messages(path, &messages)
+            })?;
+        }
+    }
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU goes by the last one. Of a message, it makes one of both.
+fn a_value_is_there_once(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for (name, at, field, value) in [
+        ("pagemap-1.img", 1, 4, number(4, 4)),
+        ("core-1.img", 0, 3, checkpoint_kinds::bytes(3, &number(1, 1))),
+        ("mm-1.img", 0, 1, checkpoint_kinds::bytes(14, &number(1, 0).repeat(2))),
+    ] {
+        let path = images(test).join(name);
+        let words = format!(": it has the field {field} twice");
+        // In front of it, so that CRIU goes by the good one.
+        refuses(&bundle, &path, &words, &|| {
+            let mut messages = messages(&path)?;
+            messages[at] = [&value[..], &messages[at]].concat();
+            write_messages(&path, &messages)
+        })?;
+    }
     goes_on(&bundle)
 }
 
@@ -371,7 +434,7 @@ fn filters_have_a_beginning(test: &Test) -> Outcome {
     let path = images(test).join("seccomp.img");
     let filter = checkpoint_kinds::bytes(1, &[6, 0, 0, 0, 0, 0, 0xff, 0x7f]);
     let filter = checkpoint_kinds::bytes(1, &[filter, number(2, 100)].concat());
-    refuses(&bundle, &path, "has no beginning", &|| add_fields(&path, 0, &filter))?;
+    refuses(&bundle, &path, "has no beginning", &|| put_around(&path, 8, &[], &filter))?;
     goes_on(&bundle)
 }
 
@@ -390,7 +453,7 @@ fn many_mounts_do_not_hold_up_a_restore(test: &Test) -> Outcome {
             let copied = messages[at(&messages, of)?].clone();
             for copy in 0..5000 {
                 let point = bytes(7, format!("/tmp/{copy}").as_bytes())?;
-                messages.push([copied.clone(), number(2, 10_000 + copy), point].concat());
+                messages.push(with(&copied, &[number(2, 10_000 + copy), point].concat())?);
             }
             write_mounts(test, &messages)
         })?;
@@ -430,15 +493,11 @@ fn processes_are_not_in_the_namespace_of_criu(test: &Test) -> Outcome {
     let ids = fs::read(images(test).join("ids-1.img"))?;
     let namespace = ids.windows(2).position(|part| part[0] == 9 << 3).ok_or("no namespace")?;
     let path = images(test).join("inventory.img");
-    let good = fs::read(&path)?;
-    // Of a message that is there twice, the fields count of both.
-    let image = [&good[..], &bytes(3, &[9 << 3, ids[namespace + 1]])?].concat();
-    let length = u32::try_from(image.len() - 8)?.to_le_bytes();
-    fs::write(&path, [&image[..4], &length, &image[8..]].concat())?;
-    is_refused(&bundle, "the first process has no mount namespace of its own")?;
-    fs::write(&path, good)?;
-    bundle.write()?;
-    restore(&bundle, &[])?.wait_for_output("\n")
+    let own = number(9, ids[namespace + 1].into());
+    refuses(&bundle, &path, "the first process has no mount namespace of its own", &|| {
+        change(&path, 4, &|inventory| with_inside(inventory, 3, &own))
+    })?;
+    goes_on(&bundle)
 }
 
 /// CRIU's log would have lines of the host's file.

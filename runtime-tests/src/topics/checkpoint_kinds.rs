@@ -60,15 +60,68 @@ pub(super) fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
-/// Puts fields before and after those of the first message of an image. The first bytes of the
-/// image are so many.
-pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+/// Changes the first message of an image. The first bytes of the image are so many.
+pub(super) fn change(
+    path: &Path,
+    magic: usize,
+    change: &dyn Fn(&[u8]) -> Outcome<Vec<u8>>,
+) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);
     let (length, rest) = rest.split_first_chunk().ok_or("it is too short")?;
     let (message, rest) = rest.split_at(usize::try_from(u32::from_le_bytes(*length))?);
-    let message = framed(&[before, message, after].concat())?;
+    let message = framed(&change(message)?)?;
     Ok(fs::write(path, [magic, &message, rest].concat())?)
+}
+
+/// Puts fields before and after those of the first message of an image.
+pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+    change(path, magic, &|message| Ok([before, message, after].concat()))
+}
+
+/// A field of a message: the number, the whole field, and the content.
+type Field<'m> = (u64, &'m [u8], &'m [u8]);
+
+fn fields(message: &[u8]) -> Outcome<Vec<Field<'_>>> {
+    let number = |at: &mut usize| -> Outcome<u64> {
+        let length = message[*at..].iter().position(|byte| *byte < 0x80).ok_or("too short")? + 1;
+        let bytes = message[*at..*at + length].iter().rev();
+        *at += length;
+        Ok(bytes.fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f)))
+    };
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < message.len() {
+        let start = at;
+        let tag = number(&mut at)?;
+        let mut content = at;
+        match tag & 7 {
+            0 => drop(number(&mut at)?),
+            2 => {
+                let length = usize::try_from(number(&mut at)?)?;
+                content = at;
+                at += length;
+            }
+            kind => return Err(format!("a field of the kind {kind}").into()),
+        }
+        found.push((tag >> 3, &message[start..at], &message[content..at]));
+    }
+    Ok(found)
+}
+
+/// A message with these fields in the place of those with the same numbers. CRIU writes no field
+/// twice, except for lists.
+pub(super) fn with(message: &[u8], new: &[u8]) -> Outcome<Vec<u8>> {
+    let others = fields(new)?;
+    let is_old = |number: u64| others.iter().any(|(other, ..)| *other == number);
+    let kept = fields(message)?.into_iter().filter(|(number, ..)| !is_old(*number));
+    Ok([&kept.map(|(_, field, _)| field).collect::<Vec<_>>().concat(), new].concat())
+}
+
+/// The same for a message in a field of another one.
+pub(super) fn with_inside(message: &[u8], field: u64, new: &[u8]) -> Outcome<Vec<u8>> {
+    let all = fields(message)?;
+    let inner = all.iter().find(|(number, ..)| *number == field).ok_or("no such field")?.2;
+    with(message, &bytes(field, &with(inner, new)?))
 }
 
 /// Fails unless a change of an image is refused with these words. Undoes the change.
@@ -395,7 +448,8 @@ fn a_procfs_of_the_host_shows_others(test: &Test) -> Outcome {
     let good = checkpoint_images::mounts(test)?;
     let mut other = good.clone();
     // A filesystem that CRIU does not know.
-    other[checkpoint_images::at(&good, "/host")?].extend(number(1, 0));
+    let host = checkpoint_images::at(&good, "/host")?;
+    other[host] = with(&good[host], &number(1, 0))?;
     for mounts in [&good, &other] {
         checkpoint_images::write_mounts(test, mounts)?;
         refuses(&bundle, &path, words, &|| add_file(test, 1, 3, &file))?;
@@ -452,7 +506,7 @@ fn mappings_of_users_are_compared_first(test: &Test) -> Outcome {
     // CRIU takes a missing number for 0.
     let ids = images(test).join("ids-1.img");
     refuses(&bundle, &ids, "userns-0.img` of the checkpoint", &|| {
-        put_around(&ids, 8, &[], &number(10, 0))
+        change(&ids, 8, &|ids| with(ids, &number(10, 0)))
     })?;
     for (users, groups, file) in [(0, 100_000, "uid_map"), (100_000, 0, "gid_map")] {
         let extent = |outside: u64| [number(1, 0), number(2, outside), number(3, 65536)].concat();
@@ -671,14 +725,17 @@ fn namespaces_are_compared_first(test: &Test) -> Outcome {
     for (field, name) in [(6, "network"), (7, "ipc"), (8, "uts")] {
         let at = ids.windows(2).position(|part| part[0] == field << 3);
         let there = u64::from(ids[at.ok_or("no namespace")? + 1]);
-        let same = bytes(3, &number(u64::from(field), there));
+        let same = number(u64::from(field), there);
         let words = format!("ids-1.img` of the checkpoint: it is in the host's {name}");
-        refuses(&bundle, &path, &words, &|| put_around(&path, 4, &[], &same))?;
+        refuses(&bundle, &path, &words, &|| {
+            change(&path, 4, &|inventory| with_inside(inventory, 3, &same))
+        })?;
     }
     // The configuration has no user namespace.
-    let other = bytes(3, &number(10, 99));
     let words = "it has a user namespace, and `linux.namespaces` has none";
-    refuses(&bundle, &path, words, &|| put_around(&path, 4, &[], &other))?;
+    refuses(&bundle, &path, words, &|| {
+        change(&path, 4, &|inventory| with_inside(inventory, 3, &number(10, 99)))
+    })?;
     goes_on(&bundle)
 }
 
@@ -690,7 +747,7 @@ fn a_run_has_a_plain_name(test: &Test) -> Outcome {
     let path = images(test).join("inventory.img");
     let name = bytes(13, b"x;flush ruleset");
     refuses(&bundle, &path, "the name of its run is not a plain one", &|| {
-        put_around(&path, 4, &[], &name)
+        change(&path, 4, &|inventory| with(inventory, &name))
     })?;
     goes_on(&bundle)
 }
@@ -756,7 +813,7 @@ fn a_deleted_device_needs_its_capability(test: &Test) -> Outcome {
     // A block device.
     let device = [number(3, 0o60600), number(6, 0x800)].concat();
     refuses(&bundle, &path, "it is a device, and the container has no CAP_MKNOD", &|| {
-        put_around(&path, 8, &[], &device)
+        change(&path, 8, &|ghost| with(ghost, &device))
     })?;
     goes_on(&bundle)
 }
