@@ -394,7 +394,7 @@ fn a_value_is_there_once(test: &Test) -> Outcome {
     for (name, at, field, value) in [
         ("pagemap-1.img", 1, 4, number(4, 4)),
         ("core-1.img", 0, 3, checkpoint_kinds::bytes(3, &number(1, 1))),
-        ("mm-1.img", 0, 1, checkpoint_kinds::bytes(14, &number(1, 0).repeat(2))),
+        ("mm-1.img", 0, 9, checkpoint_kinds::bytes(14, &number(9, 2).repeat(2))),
     ] {
         let path = images(test).join(name);
         let words = format!(": it has the field {field} twice");

@@ -19,7 +19,7 @@ use super::checkpoint_guard::checkpoint;
 use super::checkpoint_images::{self, image};
 use super::other_users::mapped;
 use super::terminal::{read_until, receive};
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, kernel, skip};
 
 super::tests! { "checkpoint_kinds":
     an_image_that_is_not_known_is_refused, an_open_file_that_is_not_known_is_refused,
@@ -29,6 +29,7 @@ super::tests! { "checkpoint_kinds":
     a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused, a_procfs_of_the_host_shows_others,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
+    advice_empties_no_file, droppable_memory_comes_back,
     memory_is_as_the_kernel_lists_it, a_mapping_is_of_a_kind_that_criu_writes, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
     a_run_has_a_plain_name, rules_of_iptables_name_no_program, tracked_connections_are_only_made,
     tracked_connections_of_others_stay, a_deleted_device_needs_its_capability,
@@ -648,6 +649,33 @@ fn a_mapping_is_of_a_kind_that_criu_writes(test: &Test) -> Outcome {
         let before = mapping(0x10000, 0x11000, 0x22, status, file);
         refuses(&bundle, &path, &words, &|| put_around(&path, 8, &before, &[]))?;
     }
+    goes_on(&bundle)
+}
+
+/// `MADV_REMOVE` emptied a file of a volume that the configuration has read-only.
+fn advice_empties_no_file(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("mm-1.img");
+    let mut advised = mapping(0x10000, 0x11000, 0x22, 1 | 1 << 9, 1).split_off(2);
+    advised.extend(number(9, 1 << 9));
+    let before = bytes(14, &advised);
+    let words = "mm-1.img` of the checkpoint: a mapping has the advice 0x200";
+    refuses(&bundle, &path, words, &|| put_around(&path, 8, &before, &[]))?;
+    goes_on(&bundle)
+}
+
+/// Memory that the kernel may drop (`MAP_DROPPABLE`), as CRIU writes it since 4.2.
+fn droppable_memory_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    if kernel()? < (6, 11) {
+        return skip("the kernel has no MAP_DROPPABLE");
+    }
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let dropped = mapping(0x10000, 0x11000, 0x4028, 1 | 1 << 9, 1);
+    put_around(&images(test).join("mm-1.img"), 8, &dropped, &[])?;
     goes_on(&bundle)
 }
 

@@ -272,8 +272,11 @@ fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
 fn check_mappings(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
     each_mapping(image, &mut |mapping| {
         images::refuse_changing(mapping.open)?;
+        let kind = mapping.flags & TYPE;
+        let is_plain = mapping.status & !(STACK | HEAP) == USUAL | OWN;
+        let is_dropped = || is_plain && mapping.flags & ANONYMOUS != 0;
         ensure!(
-            !mapping.is_filled() || mapping.flags & TYPE == PRIVATE,
+            !mapping.is_filled() || kind == PRIVATE || kind == DROPPABLE && is_dropped(),
             "the mapping at {:#x} is private, and shared too",
             mapping.start
         );
@@ -314,13 +317,20 @@ struct Mapping {
     has_no_file: bool,
 }
 
-/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of
-/// its huge pages is: the logarithm to the base of 2.
+/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_DROPPABLE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and
+/// where the size of its huge pages is: the logarithm to the base of 2.
 const TYPE: u64 = 0xf;
 const PRIVATE: u64 = 2;
+const DROPPABLE: u64 = 8;
 const ANONYMOUS: u64 = 0x20;
 const HUGE: u64 = 0x40000;
 const HUGE_SIZE: u64 = 26;
+
+/// The bits of the advice that CRIU writes (`__parse_vmflags`): `MADV_RANDOM`, `MADV_SEQUENTIAL`,
+/// `MADV_DONTFORK`, `MADV_MERGEABLE`, `MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`, `MADV_DONTDUMP` and
+/// `MADV_WIPEONFORK`. CRIU gives the kernel any other too. `MADV_REMOVE` empties a file, also on a
+/// mount that `rt` makes read-only later.
+const ADVICE: u64 = 1 << 1 | 1 << 2 | 1 << 10 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 18;
 
 impl Mapping {
     /// The size of its pages. The kernel makes a mapping of huge pages as long as those.
@@ -366,6 +376,10 @@ fn mapping(message: &[u8]) -> Result<Mapping> {
             7 => mapping.status = value.u32()?.into(),
             // Zigzag: -1.
             8 => mapping.has_no_file = value.u64()? == 1,
+            9 => {
+                let advice = value.u64()?;
+                ensure!(advice & !ADVICE == 0, "a mapping has the advice {advice:#x}");
+            }
             10 => mapping.open = value.u32()?,
             _ => {}
         }
@@ -468,6 +482,11 @@ mod tests {
             let fields = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, file)];
             let error = check(&[bytes(14, &fields.concat())]).expect_err("it has one").to_string();
             assert_eq!(error, "the mapping at 0x0 has an open file");
+        }
+        for madvice in [3, 4, 8, 9, 11, 13, 17, 19, 20, 63] {
+            let advised = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, 1)].concat();
+            let advised = [advised, number(9, 1 << madvice)].concat();
+            check(&[bytes(14, &advised)]).expect_err("it does something");
         }
     }
 
