@@ -29,7 +29,7 @@ super::tests! { "checkpoint_kinds":
     a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused, a_procfs_of_the_host_shows_others,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
-    advice_empties_no_file, droppable_memory_comes_back,
+    advice_empties_no_file, droppable_memory_comes_back, memory_behind_all_other_comes_back,
     memory_is_as_the_kernel_lists_it, a_mapping_is_of_a_kind_that_criu_writes, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
     a_run_has_a_plain_name, rules_of_iptables_name_no_program, tracked_connections_are_only_made,
     tracked_connections_of_others_stay, a_deleted_device_needs_its_capability,
@@ -676,6 +676,53 @@ fn droppable_memory_comes_back(test: &Test) -> Outcome {
     checkpoint(&bundle)?;
     let dropped = mapping(0x10000, 0x11000, 0x4028, 1 | 1 << 9, 1);
     put_around(&images(test).join("mm-1.img"), 8, &dropped, &[])?;
+    goes_on(&bundle)
+}
+
+/// A program of 32 bits whose memory is in one piece, at the lowest address. CRIU 4.1.1 put its own
+/// code where the last mapping belongs, and ran the program's memory as root of the host.
+fn memory_behind_all_other_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    if !cfg!(target_arch = "x86_64") {
+        return skip("the host has no programs of 32 bits");
+    }
+    // Maps 1 MiB behind itself, unmaps all that is above, and counts.
+    let code = [
+        &[0xb8, 192, 0, 0, 0, 0xbb, 0, 0x10, 1, 0, 0xb9, 0, 0, 0x10, 0, 0xba, 3, 0, 0, 0][..],
+        &[0xbe, 0x32, 0, 0, 0, 0xbf, 0xff, 0xff, 0xff, 0xff, 0x31, 0xed, 0xcd, 0x80],
+        &[0xb8, 91, 0, 0, 0, 0xbb, 0, 0x10, 0x11, 0, 0xb9, 0, 0xd0, 0xee, 0xff, 0xcd, 0x80],
+        &[0xb8, 91, 0, 0, 0, 0xbb, 0, 0xe0, 0xff, 0xff, 0xb9, 0, 0x10, 0, 0, 0xcd, 0x80],
+        &[0xb8, 4, 0, 0, 0, 0xbb, 1, 0, 0, 0, 0xb9, 0xc6, 0, 1, 0, 0xba, 2, 0, 0, 0, 0xcd, 0x80],
+        &[0xb8, 162, 0, 0, 0, 0xbb, 0xbe, 0, 1, 0, 0x31, 0xc9, 0xcd, 0x80, 0xeb, 0xda],
+        // 0.1 s
+        &[0, 0, 0, 0, 0, 0xe1, 0xf5, 5],
+        b"1\n",
+    ]
+    .concat();
+    let length = u32::try_from(0x54 + code.len())?;
+    let kind: [u16; 2] = [2, 3];
+    let header: [u32; 5] = [1, 0x10054, 0x34, 0, 0];
+    let sizes: [u16; 6] = [0x34, 0x20, 1, 0, 0, 0];
+    let segment: [u32; 8] = [1, 0, 0x10000, 0x10000, length, length, 5, 0x1000];
+    let program = [
+        &b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0"[..],
+        &kind.map(u16::to_le_bytes).concat(),
+        &header.map(u32::to_le_bytes).concat(),
+        &sizes.map(u16::to_le_bytes).concat(),
+        &segment.map(u32::to_le_bytes).concat(),
+        &code,
+    ]
+    .concat();
+    let bundle = test.sh("")?.edit(|config| config["process"]["args"] = json!(["/program"]));
+    let path = bundle.rootfs().join("program");
+    fs::write(&path, program)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let Ok(mut once) = Command::new(&path).stdout(Stdio::null()).spawn() else {
+        return skip("the host has no programs of 32 bits");
+    };
+    once.kill()?;
+    once.wait()?;
+    checkpoint(&bundle)?;
     goes_on(&bundle)
 }
 

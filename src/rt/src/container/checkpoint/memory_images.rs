@@ -180,6 +180,35 @@ pub(in crate::container) fn add_segments(image: &[u8], sizes: &mut Sizes) -> Res
     })
 }
 
+/// A mapping that CRIU counts only: a vsyscall page where x86-64 has it, above all other memory. A
+/// `vma_entry` in a `mm_entry`.
+const END: [u8; 37] = [
+    0x72, 0x23, 8, 0x80, 0x80, 0x80, 0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x10, 0x80, 0xa0, 0x80,
+    0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x18, 0, 0x20, 0, 0x28, 1, 0x30, 0x22, 0x38, 0x84, 4,
+    0x40, 1,
+];
+
+/// The image that CRIU reads in the place of this one. None if this one is good. In its search for
+/// room for its own code, CRIU before 4.2 leaves out the end of the last mapping. If there is no
+/// room below that mapping, the program's memory takes the place of CRIU's running code. Most
+/// processes of x86-64 have a vsyscall page behind their last mapping, and others get one here. For
+/// that, the process does not get any memory.
+pub(in crate::container) fn with_end(image: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut last = 0;
+    each_mapping(image, &mut |mapping| {
+        if mapping.status & GUARD == 0 {
+            last = mapping.status;
+        }
+        Ok(())
+    })?;
+    if last & VSYSCALL != 0 {
+        return Ok(None);
+    }
+    let message = images::message(image, &MEMORY_MAGIC)?;
+    let length = u32::try_from(message.len() + END.len())?.to_le_bytes();
+    Ok(Some([&MEMORY_MAGIC[..], &length, message, &END].concat()))
+}
+
 /// The addresses of the rings for AIO that CRIU makes again. They are mappings.
 pub(in crate::container) fn rings(image: &[u8]) -> Result<BTreeSet<u64>> {
     let mut found = BTreeSet::new();
@@ -516,6 +545,28 @@ mod tests {
             (sizes.of("shmem-7"), sizes.of("shmem-8"), sizes.of("shmem-9")),
             (Some(7 * PAGE), Some(50), None)
         );
+    }
+
+    #[test]
+    fn memory_has_an_end() {
+        let end = pages(0xf_ffff_ffff_f600, 1, 0x22, VSYSCALL | OWN);
+        let (memory, guard) = (pages(16, 4, 2, PLAIN), pages(17, 1, 2, GUARD));
+        let made = |parts: &[&[u8]]| image(MEMORY_MAGIC, &[parts.concat()]);
+        assert_eq!(with_end(&made(&[&memory, &end])).expect("read"), None);
+        assert_eq!(with_end(&made(&[&memory, &end, &guard])).expect("read"), None);
+        for open in [&[&memory[..]][..], &[&end, &memory], &[&memory, &guard]] {
+            let closed = with_end(&made(open)).expect("read").expect("it has no end");
+            assert_eq!(closed, made(&[&open.concat(), &END]));
+            let mut found = Vec::new();
+            each_mapping(&closed, &mut |mapping| {
+                found.push((mapping.start, mapping.end, mapping.flags, mapping.status));
+                ensure!(mapping.has_no_file);
+                Ok(())
+            })
+            .expect("it is good");
+            let start = 0xffff_ffff_ff60_0000;
+            assert_eq!(found.last(), Some(&(start, start + PAGE, 0x22, VSYSCALL | OWN)));
+        }
     }
 
     #[test]

@@ -50,6 +50,9 @@ const DEAD: u32 = 2;
 /// The most threads of a kernel (`PID_MAX_LIMIT`).
 const MOST: usize = 1 << 22;
 
+/// The length of all images that `rt` writes for CRIU here, in bytes.
+const MOST_WRITTEN: usize = 64 << 20;
+
 /// `pstree_entry`.
 #[derive(Debug, Default, Eq, PartialEq)]
 struct Process {
@@ -85,12 +88,20 @@ struct Core {
     area: u64,
 }
 
+/// What [`check`] has found.
+#[derive(Debug, Default)]
+pub(in crate::container) struct Found {
+    pub(in crate::container) sizes: Sizes,
+    /// The images that CRIU reads in the place of others, by their names.
+    pub(in crate::container) written: Vec<(String, Vec<u8>)>,
+}
+
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
-/// not its own. `show` names an image in errors. Returns the sizes of memory.
+/// not its own. `show` names an image in errors.
 pub(in crate::container) fn check(
     images: BorrowedFd<'_>,
     show: &dyn Fn(&str) -> String,
-) -> Result<Sizes> {
+) -> Result<Found> {
     each_field(images, LABELS, &LABELS_MAGIC, &mut refuse_policies)
         .with_context(|| show(LABELS))?;
     let mut number = 0;
@@ -98,14 +109,15 @@ pub(in crate::container) fn check(
         refuse_loops(field, value, &mut number)
     })
     .with_context(|| show(FILTERS))?;
-    let mut sizes = Sizes::default();
-    memory_images::add_files(images, &mut sizes).with_context(|| show(memory_images::FILES))?;
-    let mut add = |image: &[u8]| memory_images::add_segments(image, &mut sizes);
+    let (mut found, mut room) = (Found::default(), MOST_WRITTEN);
+    let sizes = &mut found.sizes;
+    memory_images::add_files(images, sizes).with_context(|| show(memory_images::FILES))?;
+    let mut add = |image: &[u8]| memory_images::add_segments(image, sizes);
     criu::each_image(images, "ipcns-shm-", show, &mut add)?;
     // CRIU says by itself that it is missing.
     let tree = match criu::read_if_there(images, TREE) {
         Ok(Some(tree)) => processes(&tree),
-        Ok(None) => return Ok(sizes),
+        Ok(None) => return Ok(found),
         Err(error) => Err(error),
     };
     for process in tree.with_context(|| show(TREE))? {
@@ -121,19 +133,23 @@ pub(in crate::container) fn check(
         let name = format!("mm-{}.img", process.pid);
         let mut memory = || match criu::read_if_there(images, &name)? {
             Some(image) => {
-                memory_images::check(&image, &areas, &mut sizes)?;
+                memory_images::check(&image, &areas, sizes)?;
                 vdso_image::check(images, process.pid, &image)?;
-                aio_rings::refuse_used(images, process.pid, &image)
+                aio_rings::refuse_used(images, process.pid, &image)?;
+                memory_images::with_end(&image)
             }
             None => {
                 ensure!(is_dead, "it is missing");
-                Ok(())
+                Ok(None)
             }
         };
-        memory().with_context(|| show(&name))?;
+        if let Some(image) = memory().with_context(|| show(&name))? {
+            room = room.checked_sub(image.len()).context("its processes have too many mappings")?;
+            found.written.push((name, image));
+        }
         sizes.add_process(process.pid);
     }
-    Ok(sizes)
+    Ok(found)
 }
 
 /// Fails if a process of a checkpoint has a ring for AIO that cannot be restored.

@@ -131,6 +131,7 @@ struct Checkpoint {
     /// checkpoint.
     inherited: Vec<Inherit_fd>,
     cgroups: cgroup_image::Image,
+    found: process_images::Found,
 }
 
 impl Checkpoint {
@@ -145,14 +146,14 @@ impl Checkpoint {
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
         // Before anything is read, there is an end.
         criu::each_checkpoint(images.as_fd(), options.images, &mut |_, _| Ok(()))?;
-        let sizes = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
-        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, &sizes)?;
+        let found = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, &found.sizes)?;
         network_images::check(images.as_fd(), &|name| read_error(options, name))?;
         iptables_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
-        Ok(Checkpoint { images, inherited, cgroups })
+        Ok(Checkpoint { images, inherited, cgroups, found })
     }
 
     fn mounts(&self, options: &criu::Options<'_>) -> Result<Vec<Recorded>> {
@@ -182,12 +183,13 @@ fn make(
     held: &HeldBack,
 ) -> Result<(Pid, OwnedFd)> {
     let recorded = checkpoint.mounts(&options.common)?;
-    let Checkpoint { images, inherited, cgroups } = checkpoint;
+    let Checkpoint { images, inherited, cgroups, found } = checkpoint;
     let places = record(options, namespaces, images, directory, state)?;
     // The files that CRIU reads instead of some images of the checkpoint, above all those of mounts
     // and of cgroups.
     let mut covered = mount_images::names(places.directories.images())?;
     covered.push(cgroup_image::IMAGE.to_owned());
+    covered.extend(found.written.iter().map(|(name, _)| name.clone()));
     if namespaces.joined(libc::CLONE_NEWNET).is_some() {
         // The network is not the container's alone.
         covered.extend(network_images::connections(places.directories.images())?);
@@ -210,9 +212,8 @@ fn make(
         state,
     };
     criu.refuse_ended()?;
-    for (name, image) in watch.mounts(places.directories.images())? {
-        cover.write(&name, &image)?;
-    }
+    let mounts = watch.mounts(places.directories.images())?;
+    mounts.iter().chain(&found.written).try_for_each(|(name, image)| cover.write(name, image))?;
     let request = watch.request(&places, inherited)?;
     let cgroups = cgroups_for_criu(&cgroups, options.bundle, namespaces, watch.state, &watch.home)?;
     cover.write(cgroup_image::IMAGE, &cgroups)?;
