@@ -2,7 +2,7 @@
 //! CRIU gets its request.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -15,7 +15,7 @@ use super::checkpoint_kinds::{
     self, change, framed, goes_on, mapping, number, put_around, refuses, with, with_inside,
 };
 use super::interrupts::ends_cleanly;
-use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{Bundle, Outcome, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
@@ -23,7 +23,8 @@ super::tests! { "checkpoint_images":
     shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off,
     lists_of_an_earlier_checkpoint_are_passed_over, filters_have_a_beginning,
     many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
-    a_value_is_of_the_type_of_its_field, a_value_is_there_once,
+    a_value_is_of_the_type_of_its_field, a_value_is_there_once, files_of_rt_are_short,
+    memory_of_images_is_within_the_limit, a_container_near_its_limit_comes_back,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -405,6 +406,94 @@ fn a_value_is_there_once(test: &Test) -> Outcome {
             write_messages(&path, &messages)
         })?;
     }
+    goes_on(&bundle)
+}
+
+/// `rt` needs a multiple of their length to read them.
+fn files_of_rt_are_short(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for name in ["descriptors.json", "mounts.json"] {
+        let path = images(test).join(name);
+        let words = format!("{name}` of the checkpoint: it is longer than 4194304 bytes");
+        refuses(&bundle, &path, &words, &|| {
+            let long = [fs::read(&path)?, vec![b' '; 4 << 20]].concat();
+            Ok(fs::write(&path, long)?)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// 64 MiB, with swap.
+fn limited(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+    })
+}
+
+/// A list can have many pages of a file with holes. CRIU uses a part of the memory itself.
+fn memory_of_images_is_within_the_limit(test: &Test) -> Outcome {
+    const PAGES: u64 = 1 << 17;
+    const START: u64 = 0x7000_0000_0000 - PAGES * 4096;
+    needs_criu()?;
+    super::needs(test, "memory")?;
+    let bundle = limited(test.sh(COUNT)?);
+    checkpoint(&bundle)?;
+    // Below the libraries and the stack.
+    change(&images(test).join("mm-1.img"), 8, &|memory| {
+        let fields = checkpoint_kinds::fields(memory)?;
+        let starts_later = |(field, _, content): &checkpoint_kinds::Field<'_>| {
+            *field == 14 && checkpoint_kinds::first_number(content).is_ok_and(|it| it > START)
+        };
+        let before = fields.iter().take_while(|field| !starts_later(field));
+        let length = before.map(|(_, whole, _)| whole.len()).sum();
+        let (below, above) = memory.split_at(length);
+        let filled = mapping(START, START + PAGES * 4096, 0x22, 1 | 1 << 9, 1);
+        Ok([below, &filled, above].concat())
+    })?;
+    let path = images(test).join("pagemap-1.img");
+    let mut list = messages(&path)?;
+    let pages =
+        images(test).join(format!("pages-{}.img", checkpoint_kinds::first_number(&list[0])?));
+    let (mut at, mut below) = (1, 0);
+    while checkpoint_kinds::first_number(&list[at])? < START {
+        below += checkpoint_kinds::numbers(&list[at], &[2, 5])?.iter().sum::<u64>();
+        at += 1;
+    }
+    let field = if checkpoint_kinds::numbers(&list[1], &[5])?.is_empty() { 2 } else { 5 };
+    let range = with(&list[1], &[number(1, START), number(field, PAGES)].concat())?;
+    list.insert(at, range);
+    write_messages(&path, &list)?;
+    let content = fs::read(&pages)?;
+    let (first, rest) = content.split_at(usize::try_from(below * 4096)?);
+    fs::write(&pages, first)?;
+    let file = fs::File::options().write(true).open(&pages)?;
+    file.write_all_at(rest, (below + PAGES) * 4096)?;
+    bundle.write()?;
+    let id = test.id();
+    let mut restore = restore_command(&bundle, &id, &["--detach"]).stderr(Stdio::null()).spawn()?;
+    let mut most = 0_u64;
+    while restore.try_wait()?.is_none() {
+        for name in ["memory.current", "memory.usage_in_bytes"] {
+            for used in cgroups_of(&id).into_iter().map(|cgroup| cgroup.join(name)) {
+                let used = fs::read_to_string(used).unwrap_or_default();
+                most = most.max(used.trim().parse().unwrap_or(0));
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    ensure(most < 256 << 20, format!("it used {most} bytes"))?;
+    test.rt(["state", &id])?.fails_with("does not exist").map(drop)
+}
+
+fn a_container_near_its_limit_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    super::needs(test, "memory")?;
+    let script = "$| = 1; my $x = ''; vec($x, 56 << 20, 8) = 1; \
+        for (my $i = 0; ; $i++) { print \"$i\\n\"; select(undef, undef, undef, 0.1); }";
+    let bundle = limited(test.perl(script)?);
+    checkpoint(&bundle)?;
     goes_on(&bundle)
 }
 

@@ -81,9 +81,9 @@ pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8])
 }
 
 /// A field of a message: the number, the whole field, and the content.
-type Field<'m> = (u64, &'m [u8], &'m [u8]);
+pub(super) type Field<'m> = (u64, &'m [u8], &'m [u8]);
 
-fn fields(message: &[u8]) -> Outcome<Vec<Field<'_>>> {
+pub(super) fn fields(message: &[u8]) -> Outcome<Vec<Field<'_>>> {
     let number = |at: &mut usize| -> Outcome<u64> {
         let length = message[*at..].iter().position(|byte| *byte < 0x80).ok_or("too short")? + 1;
         let bytes = message[*at..*at + length].iter().rev();
@@ -107,6 +107,21 @@ fn fields(message: &[u8]) -> Outcome<Vec<Field<'_>>> {
         found.push((tag >> 3, &message[start..at], &message[content..at]));
     }
     Ok(found)
+}
+
+/// The numbers of these fields.
+pub(super) fn numbers(message: &[u8], wanted: &[u64]) -> Outcome<Vec<u64>> {
+    let all = fields(message)?;
+    let found = all.iter().filter(|(field, ..)| wanted.contains(field));
+    let number = |bytes: &[u8]| {
+        bytes.iter().rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f))
+    };
+    Ok(found.map(|(.., content)| number(content)).collect())
+}
+
+/// The number of the field 1.
+pub(super) fn first_number(message: &[u8]) -> Outcome<u64> {
+    Ok(*numbers(message, &[1])?.first().ok_or("it has no number")?)
 }
 
 /// A message with these fields in the place of those with the same numbers. CRIU writes no field

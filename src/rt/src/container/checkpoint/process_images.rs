@@ -94,6 +94,8 @@ pub(in crate::container) struct Found {
     pub(in crate::container) sizes: Sizes,
     /// The images that CRIU reads in the place of others, by their names.
     pub(in crate::container) written: Vec<(String, Vec<u8>)>,
+    /// The number of processes.
+    pub(in crate::container) processes: u64,
 }
 
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
@@ -148,6 +150,7 @@ pub(in crate::container) fn check(
             found.written.push((name, image));
         }
         sizes.add_process(process.pid);
+        found.processes += 1;
     }
     Ok(found)
 }
