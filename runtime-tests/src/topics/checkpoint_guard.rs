@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
+use super::checkpoint_kinds::{bytes, change, with_inside};
 use crate::harness::{
     Bundle, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
     wait_up_to,
@@ -452,14 +453,8 @@ fn an_area_for_rseq_is_in_the_own_memory(test: &Test) -> Outcome {
     let bundle = test.sh(COUNT)?;
     checkpoint(&bundle)?;
     let path = images(test).join("core-1.img");
-    let mut image = fs::read(&path)?;
-    // Of a message that is there twice, the fields count of both.
-    let area = [8, 0xa0, 0x06, 16, 32, 24, 1];
-    image.extend([5 << 3 | 2, 2 + 7, 15 << 3 | 2, 7]);
-    image.extend(area);
-    let length = u32::try_from(image.len() - 12)?.to_le_bytes();
-    image[8..12].copy_from_slice(&length);
-    fs::write(path, image)?;
+    let area = bytes(15, &[8, 0xa0, 0x06, 16, 32, 24, 1]);
+    change(&path, 8, &|core| with_inside(core, 5, &area))?;
     is_refused(&bundle, "mm-1.img` of the checkpoint: the rseq area at 0x320 is not in its memory")
 }
 

@@ -2,7 +2,7 @@
 //! CRIU gets its request.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -11,9 +11,11 @@ use serde_json::json;
 use super::checkpoint::{COUNT, images, needs_criu, restore, restore_command, start, write};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::{checkpoint, replace, with_volume};
-use super::checkpoint_kinds::{self, framed, goes_on, mapping, number, put_around, refuses};
+use super::checkpoint_kinds::{
+    self, change, framed, goes_on, mapping, number, put_around, refuses, with, with_inside,
+};
 use super::interrupts::ends_cleanly;
-use crate::harness::{Outcome, Test, ensure, ensure_eq, wait_until};
+use crate::harness::{Bundle, Outcome, Test, cgroups_of, ensure, ensure_eq, wait_until};
 
 super::tests! { "checkpoint_images":
     a_tmpfs_is_no_directory_of_the_host, a_volume_is_not_mounted_again, a_volume_has_its_name_where_criu_looks, a_volume_is_not_the_root,
@@ -21,6 +23,8 @@ super::tests! { "checkpoint_images":
     shared_memory_is_filled_inside_of_it, pages_are_in_one_place, pages_are_not_cut_off,
     lists_of_an_earlier_checkpoint_are_passed_over, filters_have_a_beginning,
     many_mounts_do_not_hold_up_a_restore, a_signal_ends_the_checks_of_images,
+    a_value_is_of_the_type_of_its_field, a_value_is_there_once, files_of_rt_are_short,
+    memory_of_images_is_within_the_limit, a_container_near_its_limit_comes_back,
     processes_are_not_in_the_namespace_of_criu, rules_of_the_network_include_no_file, routes_are_only_routes, no_policy_is_loaded,
 }
 
@@ -64,7 +68,7 @@ pub(super) fn write_mounts(test: &Test, messages: &[Vec<u8>]) -> Outcome {
     write_messages(&image(test, "mountpoints-")?, messages)
 }
 
-/// A field of bytes in a protobuf message. Of a field that is there twice, the last one counts.
+/// A field of bytes in a protobuf message.
 fn bytes(number: u8, bytes: &[u8]) -> Outcome<Vec<u8>> {
     let length = u8::try_from(bytes.len())?;
     let length = if length < 0x80 { vec![length] } else { vec![length, 1] };
@@ -93,8 +97,8 @@ fn a_tmpfs_is_no_directory_of_the_host(test: &Test) -> Outcome {
         [&[0x88, 1, 0x80, 0x20], &[0x88, 1, 0x80, 0x80, 0x40], &[5 << 3, 0x80, 0x20]];
     for flags in flags {
         let mut messages = good.clone();
-        messages[shared].extend(bytes(8, folder.as_os_str().as_encoded_bytes())?);
-        messages[shared].extend(flags);
+        let fields = [bytes(8, folder.as_os_str().as_encoded_bytes())?, flags.to_vec()].concat();
+        messages[shared] = with(&good[shared], &fields)?;
         write_mounts(test, &messages)?;
         is_refused(&bundle, "the mount `/dev` has the flags 0x1")?;
         ensure_eq(fs::read_dir(&folder)?.count(), 0)?;
@@ -116,15 +120,15 @@ fn a_volume_is_not_mounted_again(test: &Test) -> Outcome {
         let mut messages = good.clone();
         let of = at(&good, of)?;
         // Both show the whole filesystem.
-        messages[of].extend(bytes(6, b"/")?);
+        messages[of] = with(&good[of], &bytes(6, b"/")?)?;
         let mut again = good[of].clone();
         // The name of the host's files is the last field.
         let name = [&[0x92, 1, 4], &b"/vol"[..]].concat();
         again.truncate(again.len() - if again.ends_with(&name) { name.len() } else { 0 });
         // A tmpfs with another number, which is not read-only.
-        again.extend([1 << 3, 5, 2 << 3, 0xff, 0x7f, 5 << 3, 0]);
-        again.extend([bytes(6, b"/")?, bytes(7, b"/var")?].concat());
-        messages.push(again);
+        let tmpfs = [1 << 3, 5, 2 << 3, 0xff, 0x7f, 5 << 3, 0];
+        let places = [bytes(6, b"/")?, bytes(7, b"/var")?].concat();
+        messages.push(with(&again, &[&tmpfs, &places[..]].concat())?);
         write_mounts(test, &messages)?;
         is_refused(&bundle, "the mount `/var` shows the rootfs or a volume again")?;
     }
@@ -278,10 +282,10 @@ const SHARED: &str = r#"
     }
 "#;
 
-/// Adds fields to a message of an image. Of a field that is there twice, the last one counts.
-fn add_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
+/// Gives fields to a message of an image.
+fn set_fields(path: &Path, at: usize, fields: &[u8]) -> Outcome {
     let mut messages = messages(path)?;
-    messages.get_mut(at).ok_or("it is too short")?.extend(fields);
+    messages[at] = with(&messages[at], fields)?;
     write_messages(path, &messages)
 }
 
@@ -298,7 +302,7 @@ fn shared_memory_is_filled_inside_of_it(test: &Test) -> Outcome {
         (4096, "a page is outside of its memory"),
     ] {
         let words = format!(".img` of the checkpoint: {words}");
-        refuses(&bundle, &path, &words, &|| add_fields(&path, 1, &number(1, start)))?;
+        refuses(&bundle, &path, &words, &|| set_fields(&path, 1, &number(1, start)))?;
     }
     goes_on(&bundle)
 }
@@ -322,7 +326,7 @@ fn pages_are_in_one_place(test: &Test) -> Outcome {
     ] {
         refuses(&bundle, &path, words, &|| {
             let mut messages = messages(&path)?;
-            messages.insert(1, [&messages[1][..], &number(1, 0x10000), &fields].concat());
+            messages.insert(1, with(&messages[1], &[number(1, 0x10000), fields.clone()].concat())?);
             write_messages(&path, &messages)
         })?;
     }
@@ -342,6 +346,154 @@ fn pages_are_not_cut_off(test: &Test) -> Outcome {
     refuses(&bundle, &path, &format!("`{name}` is too short"), &|| {
         Ok(fs::write(&path, &content[..4096])?)
     })?;
+    goes_on(&bundle)
+}
+
+/// CRIU takes a `bool` of any type, and ignores further bits of a number of 32 bits. `rt` passed
+/// over such a value: CRIU read other pages than `rt`, or emptied a file of a read-only volume.
+fn a_value_is_of_the_type_of_its_field(test: &Test) -> Outcome {
+    needs_criu()?;
+    let (bundle, _) = with_volume(test)?;
+    checkpoint(&bundle)?;
+    let (pages, mounts) = (images(test).join("pagemap-1.img"), image(test, "mountpoints-")?);
+    let volume = at(&messages(&mounts)?, "/vol")?;
+    // Of bytes, of 32 and of 64 bits.
+    let types = |field: u8| {
+        let fixed = |kind: u8, length: usize| [vec![field << 3 | kind], vec![1; length]].concat();
+        [vec![field << 3 | 2, 1, 1], fixed(5, 4), fixed(1, 8)]
+    };
+    for (path, at, field, others) in [
+        // `in_parent`, `with_plugin`, `ext_mount` and `deleted`.
+        (&pages, 1, 3, types(3).to_vec()),
+        (&mounts, volume, 12, types(12).to_vec()),
+        (&mounts, volume, 13, types(13).to_vec()),
+        (&mounts, volume, 16, vec![[&[0x82, 1][..], &[1, 1]].concat()]),
+        (&mounts, volume, 1, vec![number(1, 1 << 32)]),
+    ] {
+        for value in others {
+            let words = format!("its field {field} is of another type");
+            refuses(&bundle, path, &words, &|| {
+                let mut messages = messages(path)?;
+                if field == 1 {
+                    messages[at] = with(&messages[at], &value)?;
+                } else {
+                    messages[at].extend(&value);
+                }
+                write_messages(path, &messages)
+            })?;
+        }
+    }
+    bundle.write()?;
+    restore(&bundle, &[])?.wait_for_output("\n")
+}
+
+/// CRIU goes by the last one. Of a message, it makes one of both.
+fn a_value_is_there_once(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for (name, at, field, value) in [
+        ("pagemap-1.img", 1, 4, number(4, 4)),
+        ("core-1.img", 0, 3, checkpoint_kinds::bytes(3, &number(1, 1))),
+        ("mm-1.img", 0, 9, checkpoint_kinds::bytes(14, &number(9, 2).repeat(2))),
+    ] {
+        let path = images(test).join(name);
+        let words = format!(": it has the field {field} twice");
+        // In front of it, so that CRIU goes by the good one.
+        refuses(&bundle, &path, &words, &|| {
+            let mut messages = messages(&path)?;
+            messages[at] = [&value[..], &messages[at]].concat();
+            write_messages(&path, &messages)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// `rt` needs a multiple of their length to read them.
+fn files_of_rt_are_short(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    for name in ["descriptors.json", "mounts.json"] {
+        let path = images(test).join(name);
+        let words = format!("{name}` of the checkpoint: it is longer than 4194304 bytes");
+        refuses(&bundle, &path, &words, &|| {
+            let long = [fs::read(&path)?, vec![b' '; 4 << 20]].concat();
+            Ok(fs::write(&path, long)?)
+        })?;
+    }
+    goes_on(&bundle)
+}
+
+/// 64 MiB, with swap.
+fn limited(bundle: Bundle<'_>) -> Bundle<'_> {
+    bundle.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
+    })
+}
+
+/// A list can have many pages of a file with holes. CRIU uses a part of the memory itself.
+fn memory_of_images_is_within_the_limit(test: &Test) -> Outcome {
+    const PAGES: u64 = 1 << 17;
+    const START: u64 = 0x7000_0000_0000 - PAGES * 4096;
+    needs_criu()?;
+    super::needs(test, "memory")?;
+    let bundle = limited(test.sh(COUNT)?);
+    checkpoint(&bundle)?;
+    // Below the libraries and the stack.
+    change(&images(test).join("mm-1.img"), 8, &|memory| {
+        let fields = checkpoint_kinds::fields(memory)?;
+        let starts_later = |(field, _, content): &checkpoint_kinds::Field<'_>| {
+            *field == 14 && checkpoint_kinds::first_number(content).is_ok_and(|it| it > START)
+        };
+        let before = fields.iter().take_while(|field| !starts_later(field));
+        let length = before.map(|(_, whole, _)| whole.len()).sum();
+        let (below, above) = memory.split_at(length);
+        let filled = mapping(START, START + PAGES * 4096, 0x22, 1 | 1 << 9, 1);
+        Ok([below, &filled, above].concat())
+    })?;
+    let path = images(test).join("pagemap-1.img");
+    let mut list = messages(&path)?;
+    let pages =
+        images(test).join(format!("pages-{}.img", checkpoint_kinds::first_number(&list[0])?));
+    let (mut at, mut below) = (1, 0);
+    while checkpoint_kinds::first_number(&list[at])? < START {
+        below += checkpoint_kinds::numbers(&list[at], &[2, 5])?.iter().sum::<u64>();
+        at += 1;
+    }
+    let field = if checkpoint_kinds::numbers(&list[1], &[5])?.is_empty() { 2 } else { 5 };
+    let range = with(&list[1], &[number(1, START), number(field, PAGES)].concat())?;
+    list.insert(at, range);
+    write_messages(&path, &list)?;
+    let content = fs::read(&pages)?;
+    let (first, rest) = content.split_at(usize::try_from(below * 4096)?);
+    fs::write(&pages, first)?;
+    let file = fs::File::options().write(true).open(&pages)?;
+    file.write_all_at(rest, (below + PAGES) * 4096)?;
+    bundle.write()?;
+    let id = test.id();
+    let mut restore = restore_command(&bundle, &id, &["--detach"]).stderr(Stdio::null()).spawn()?;
+    let mut most = 0_u64;
+    while restore.try_wait()?.is_none() {
+        for name in ["memory.current", "memory.usage_in_bytes"] {
+            for used in cgroups_of(&id).into_iter().map(|cgroup| cgroup.join(name)) {
+                let used = fs::read_to_string(used).unwrap_or_default();
+                most = most.max(used.trim().parse().unwrap_or(0));
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    ensure(most < 256 << 20, format!("it used {most} bytes"))?;
+    test.rt(["state", &id])?.fails_with("does not exist").map(drop)
+}
+
+fn a_container_near_its_limit_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    super::needs(test, "memory")?;
+    let script = "$| = 1; my $x = ''; vec($x, 56 << 20, 8) = 1; \
+        for (my $i = 0; ; $i++) { print \"$i\\n\"; select(undef, undef, undef, 0.1); }";
+    let bundle = limited(test.perl(script)?);
+    checkpoint(&bundle)?;
     goes_on(&bundle)
 }
 
@@ -371,7 +523,7 @@ fn filters_have_a_beginning(test: &Test) -> Outcome {
     let path = images(test).join("seccomp.img");
     let filter = checkpoint_kinds::bytes(1, &[6, 0, 0, 0, 0, 0, 0xff, 0x7f]);
     let filter = checkpoint_kinds::bytes(1, &[filter, number(2, 100)].concat());
-    refuses(&bundle, &path, "has no beginning", &|| add_fields(&path, 0, &filter))?;
+    refuses(&bundle, &path, "has no beginning", &|| put_around(&path, 8, &[], &filter))?;
     goes_on(&bundle)
 }
 
@@ -390,7 +542,7 @@ fn many_mounts_do_not_hold_up_a_restore(test: &Test) -> Outcome {
             let copied = messages[at(&messages, of)?].clone();
             for copy in 0..5000 {
                 let point = bytes(7, format!("/tmp/{copy}").as_bytes())?;
-                messages.push([copied.clone(), number(2, 10_000 + copy), point].concat());
+                messages.push(with(&copied, &[number(2, 10_000 + copy), point].concat())?);
             }
             write_mounts(test, &messages)
         })?;
@@ -430,15 +582,11 @@ fn processes_are_not_in_the_namespace_of_criu(test: &Test) -> Outcome {
     let ids = fs::read(images(test).join("ids-1.img"))?;
     let namespace = ids.windows(2).position(|part| part[0] == 9 << 3).ok_or("no namespace")?;
     let path = images(test).join("inventory.img");
-    let good = fs::read(&path)?;
-    // Of a message that is there twice, the fields count of both.
-    let image = [&good[..], &bytes(3, &[9 << 3, ids[namespace + 1]])?].concat();
-    let length = u32::try_from(image.len() - 8)?.to_le_bytes();
-    fs::write(&path, [&image[..4], &length, &image[8..]].concat())?;
-    is_refused(&bundle, "the first process has no mount namespace of its own")?;
-    fs::write(&path, good)?;
-    bundle.write()?;
-    restore(&bundle, &[])?.wait_for_output("\n")
+    let own = number(9, ids[namespace + 1].into());
+    refuses(&bundle, &path, "the first process has no mount namespace of its own", &|| {
+        change(&path, 4, &|inventory| with_inside(inventory, 3, &own))
+    })?;
+    goes_on(&bundle)
 }
 
 /// CRIU's log would have lines of the host's file.

@@ -19,7 +19,7 @@ use super::checkpoint_guard::checkpoint;
 use super::checkpoint_images::{self, image};
 use super::other_users::mapped;
 use super::terminal::{read_until, receive};
-use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, skip};
+use crate::harness::{Bundle, Outcome, Output, Test, ensure, ensure_eq, kernel, skip};
 
 super::tests! { "checkpoint_kinds":
     an_image_that_is_not_known_is_refused, an_open_file_that_is_not_known_is_refused,
@@ -29,6 +29,7 @@ super::tests! { "checkpoint_kinds":
     a_ring_for_aio_comes_back, a_used_ring_for_aio_is_refused, a_procfs_of_the_host_shows_others,
     a_mount_of_the_hosts_is_one_of_the_configuration, mappings_of_users_are_compared_first,
     a_read_only_rootfs_stays_so,
+    advice_empties_no_file, droppable_memory_comes_back, memory_behind_all_other_comes_back,
     memory_is_as_the_kernel_lists_it, a_mapping_is_of_a_kind_that_criu_writes, a_device_has_a_name_of_the_kernels, namespaces_are_compared_first,
     a_run_has_a_plain_name, rules_of_iptables_name_no_program, tracked_connections_are_only_made,
     tracked_connections_of_others_stay, a_deleted_device_needs_its_capability,
@@ -60,15 +61,83 @@ pub(super) fn framed(message: &[u8]) -> Outcome<Vec<u8>> {
     Ok([&u32::try_from(message.len())?.to_le_bytes()[..], message].concat())
 }
 
-/// Puts fields before and after those of the first message of an image. The first bytes of the
-/// image are so many.
-pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+/// Changes the first message of an image. The first bytes of the image are so many.
+pub(super) fn change(
+    path: &Path,
+    magic: usize,
+    change: &dyn Fn(&[u8]) -> Outcome<Vec<u8>>,
+) -> Outcome {
     let image = fs::read(path)?;
     let (magic, rest) = image.split_at(magic);
     let (length, rest) = rest.split_first_chunk().ok_or("it is too short")?;
     let (message, rest) = rest.split_at(usize::try_from(u32::from_le_bytes(*length))?);
-    let message = framed(&[before, message, after].concat())?;
+    let message = framed(&change(message)?)?;
     Ok(fs::write(path, [magic, &message, rest].concat())?)
+}
+
+/// Puts fields before and after those of the first message of an image.
+pub(super) fn put_around(path: &Path, magic: usize, before: &[u8], after: &[u8]) -> Outcome {
+    change(path, magic, &|message| Ok([before, message, after].concat()))
+}
+
+/// A field of a message: the number, the whole field, and the content.
+pub(super) type Field<'m> = (u64, &'m [u8], &'m [u8]);
+
+pub(super) fn fields(message: &[u8]) -> Outcome<Vec<Field<'_>>> {
+    let number = |at: &mut usize| -> Outcome<u64> {
+        let length = message[*at..].iter().position(|byte| *byte < 0x80).ok_or("too short")? + 1;
+        let bytes = message[*at..*at + length].iter().rev();
+        *at += length;
+        Ok(bytes.fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f)))
+    };
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < message.len() {
+        let start = at;
+        let tag = number(&mut at)?;
+        let mut content = at;
+        match tag & 7 {
+            0 => drop(number(&mut at)?),
+            2 => {
+                let length = usize::try_from(number(&mut at)?)?;
+                content = at;
+                at += length;
+            }
+            kind => return Err(format!("a field of the kind {kind}").into()),
+        }
+        found.push((tag >> 3, &message[start..at], &message[content..at]));
+    }
+    Ok(found)
+}
+
+/// The numbers of these fields.
+pub(super) fn numbers(message: &[u8], wanted: &[u64]) -> Outcome<Vec<u64>> {
+    let all = fields(message)?;
+    let found = all.iter().filter(|(field, ..)| wanted.contains(field));
+    let number = |bytes: &[u8]| {
+        bytes.iter().rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f))
+    };
+    Ok(found.map(|(.., content)| number(content)).collect())
+}
+
+/// The number of the field 1.
+pub(super) fn first_number(message: &[u8]) -> Outcome<u64> {
+    Ok(*numbers(message, &[1])?.first().ok_or("it has no number")?)
+}
+
+/// A message with these fields in the place of those with the same numbers. CRIU writes no field
+/// twice, except for lists.
+pub(super) fn with(message: &[u8], new: &[u8]) -> Outcome<Vec<u8>> {
+    let others = fields(new)?;
+    let is_old = |number: u64| others.iter().any(|(other, ..)| *other == number);
+    let kept = fields(message)?.into_iter().filter(|(number, ..)| !is_old(*number));
+    Ok([&kept.map(|(_, field, _)| field).collect::<Vec<_>>().concat(), new].concat())
+}
+
+/// The same for a message in a field of another one.
+pub(super) fn with_inside(message: &[u8], field: u64, new: &[u8]) -> Outcome<Vec<u8>> {
+    let all = fields(message)?;
+    let inner = all.iter().find(|(number, ..)| *number == field).ok_or("no such field")?.2;
+    with(message, &bytes(field, &with(inner, new)?))
 }
 
 /// Fails unless a change of an image is refused with these words. Undoes the change.
@@ -395,7 +464,8 @@ fn a_procfs_of_the_host_shows_others(test: &Test) -> Outcome {
     let good = checkpoint_images::mounts(test)?;
     let mut other = good.clone();
     // A filesystem that CRIU does not know.
-    other[checkpoint_images::at(&good, "/host")?].extend(number(1, 0));
+    let host = checkpoint_images::at(&good, "/host")?;
+    other[host] = with(&good[host], &number(1, 0))?;
     for mounts in [&good, &other] {
         checkpoint_images::write_mounts(test, mounts)?;
         refuses(&bundle, &path, words, &|| add_file(test, 1, 3, &file))?;
@@ -452,7 +522,7 @@ fn mappings_of_users_are_compared_first(test: &Test) -> Outcome {
     // CRIU takes a missing number for 0.
     let ids = images(test).join("ids-1.img");
     refuses(&bundle, &ids, "userns-0.img` of the checkpoint", &|| {
-        put_around(&ids, 8, &[], &number(10, 0))
+        change(&ids, 8, &|ids| with(ids, &number(10, 0)))
     })?;
     for (users, groups, file) in [(0, 100_000, "uid_map"), (100_000, 0, "gid_map")] {
         let extent = |outside: u64| [number(1, 0), number(2, outside), number(3, 65536)].concat();
@@ -597,6 +667,80 @@ fn a_mapping_is_of_a_kind_that_criu_writes(test: &Test) -> Outcome {
     goes_on(&bundle)
 }
 
+/// `MADV_REMOVE` emptied a file of a volume that the configuration has read-only.
+fn advice_empties_no_file(test: &Test) -> Outcome {
+    needs_criu()?;
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let path = images(test).join("mm-1.img");
+    let mut advised = mapping(0x10000, 0x11000, 0x22, 1 | 1 << 9, 1).split_off(2);
+    advised.extend(number(9, 1 << 9));
+    let before = bytes(14, &advised);
+    let words = "mm-1.img` of the checkpoint: a mapping has the advice 0x200";
+    refuses(&bundle, &path, words, &|| put_around(&path, 8, &before, &[]))?;
+    goes_on(&bundle)
+}
+
+/// Memory that the kernel may drop (`MAP_DROPPABLE`), as CRIU writes it since 4.2.
+fn droppable_memory_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    if kernel()? < (6, 11) {
+        return skip("the kernel has no MAP_DROPPABLE");
+    }
+    let bundle = test.sh(COUNT)?;
+    checkpoint(&bundle)?;
+    let dropped = mapping(0x10000, 0x11000, 0x4028, 1 | 1 << 9, 1);
+    put_around(&images(test).join("mm-1.img"), 8, &dropped, &[])?;
+    goes_on(&bundle)
+}
+
+/// A program of 32 bits whose memory is in one piece, at the lowest address. CRIU 4.1.1 put its own
+/// code where the last mapping belongs, and ran the program's memory as root of the host.
+fn memory_behind_all_other_comes_back(test: &Test) -> Outcome {
+    needs_criu()?;
+    if !cfg!(target_arch = "x86_64") {
+        return skip("the host has no programs of 32 bits");
+    }
+    // Maps 1 MiB behind itself, unmaps all that is above, and counts.
+    let code = [
+        &[0xb8, 192, 0, 0, 0, 0xbb, 0, 0x10, 1, 0, 0xb9, 0, 0, 0x10, 0, 0xba, 3, 0, 0, 0][..],
+        &[0xbe, 0x32, 0, 0, 0, 0xbf, 0xff, 0xff, 0xff, 0xff, 0x31, 0xed, 0xcd, 0x80],
+        &[0xb8, 91, 0, 0, 0, 0xbb, 0, 0x10, 0x11, 0, 0xb9, 0, 0xd0, 0xee, 0xff, 0xcd, 0x80],
+        &[0xb8, 91, 0, 0, 0, 0xbb, 0, 0xe0, 0xff, 0xff, 0xb9, 0, 0x10, 0, 0, 0xcd, 0x80],
+        &[0xb8, 4, 0, 0, 0, 0xbb, 1, 0, 0, 0, 0xb9, 0xc6, 0, 1, 0, 0xba, 2, 0, 0, 0, 0xcd, 0x80],
+        &[0xb8, 162, 0, 0, 0, 0xbb, 0xbe, 0, 1, 0, 0x31, 0xc9, 0xcd, 0x80, 0xeb, 0xda],
+        // 0.1 s
+        &[0, 0, 0, 0, 0, 0xe1, 0xf5, 5],
+        b"1\n",
+    ]
+    .concat();
+    let length = u32::try_from(0x54 + code.len())?;
+    let kind: [u16; 2] = [2, 3];
+    let header: [u32; 5] = [1, 0x10054, 0x34, 0, 0];
+    let sizes: [u16; 6] = [0x34, 0x20, 1, 0, 0, 0];
+    let segment: [u32; 8] = [1, 0, 0x10000, 0x10000, length, length, 5, 0x1000];
+    let program = [
+        &b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0"[..],
+        &kind.map(u16::to_le_bytes).concat(),
+        &header.map(u32::to_le_bytes).concat(),
+        &sizes.map(u16::to_le_bytes).concat(),
+        &segment.map(u32::to_le_bytes).concat(),
+        &code,
+    ]
+    .concat();
+    let bundle = test.sh("")?.edit(|config| config["process"]["args"] = json!(["/program"]));
+    let path = bundle.rootfs().join("program");
+    fs::write(&path, program)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let Ok(mut once) = Command::new(&path).stdout(Stdio::null()).spawn() else {
+        return skip("the host has no programs of 32 bits");
+    };
+    once.kill()?;
+    once.wait()?;
+    checkpoint(&bundle)?;
+    goes_on(&bundle)
+}
+
 /// CRIU looks for a place for its own code between the mappings, and stops at a fake one.
 fn memory_is_as_the_kernel_lists_it(test: &Test) -> Outcome {
     needs_criu()?;
@@ -671,14 +815,17 @@ fn namespaces_are_compared_first(test: &Test) -> Outcome {
     for (field, name) in [(6, "network"), (7, "ipc"), (8, "uts")] {
         let at = ids.windows(2).position(|part| part[0] == field << 3);
         let there = u64::from(ids[at.ok_or("no namespace")? + 1]);
-        let same = bytes(3, &number(u64::from(field), there));
+        let same = number(u64::from(field), there);
         let words = format!("ids-1.img` of the checkpoint: it is in the host's {name}");
-        refuses(&bundle, &path, &words, &|| put_around(&path, 4, &[], &same))?;
+        refuses(&bundle, &path, &words, &|| {
+            change(&path, 4, &|inventory| with_inside(inventory, 3, &same))
+        })?;
     }
     // The configuration has no user namespace.
-    let other = bytes(3, &number(10, 99));
     let words = "it has a user namespace, and `linux.namespaces` has none";
-    refuses(&bundle, &path, words, &|| put_around(&path, 4, &[], &other))?;
+    refuses(&bundle, &path, words, &|| {
+        change(&path, 4, &|inventory| with_inside(inventory, 3, &number(10, 99)))
+    })?;
     goes_on(&bundle)
 }
 
@@ -690,7 +837,7 @@ fn a_run_has_a_plain_name(test: &Test) -> Outcome {
     let path = images(test).join("inventory.img");
     let name = bytes(13, b"x;flush ruleset");
     refuses(&bundle, &path, "the name of its run is not a plain one", &|| {
-        put_around(&path, 4, &[], &name)
+        change(&path, 4, &|inventory| with(inventory, &name))
     })?;
     goes_on(&bundle)
 }
@@ -756,7 +903,7 @@ fn a_deleted_device_needs_its_capability(test: &Test) -> Outcome {
     // A block device.
     let device = [number(3, 0o60600), number(6, 0x800)].concat();
     refuses(&bundle, &path, "it is a device, and the container has no CAP_MKNOD", &|| {
-        put_around(&path, 8, &[], &device)
+        change(&path, 8, &|ghost| with(ghost, &device))
     })?;
     goes_on(&bundle)
 }

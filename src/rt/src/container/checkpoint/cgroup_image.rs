@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use protobuf::CodedOutputStream;
 
 use crate::container::checkpoint::criu;
@@ -135,16 +135,16 @@ impl Image {
     fn parse(image: &[u8]) -> Result<Image> {
         let message = images::message(image, &MAGIC)?;
         let (mut image, mut room) = (Image::default(), Room::default());
-        each(message, &mut |field| {
+        each(message, &mut |field, value| {
             match field {
-                (1, Value::Bytes(it)) => {
+                1 => {
                     ensure!(image.sets.len() < MOST_SETS, "it has too many sets of cgroups");
-                    image.sets.push(set(it)?);
+                    image.sets.push(set(value.item()?)?);
                 }
-                (2, Value::Bytes(it)) => {
+                2 => {
                     let there = image.hierarchies.len();
                     ensure!(there < MOST_HIERARCHIES, "it has too many hierarchies");
-                    image.hierarchies.push(hierarchy(it, &mut room)?);
+                    image.hierarchies.push(hierarchy(value.item()?, &mut room)?);
                 }
                 _ => {}
             }
@@ -362,12 +362,12 @@ fn written(write: impl FnOnce(&mut CodedOutputStream<'_>) -> Result<()>) -> Resu
 /// `cg_set_entry`.
 fn set(message: &[u8]) -> Result<Set> {
     let mut set = Set::default();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(id)) => set.id = u32::try_from(id)?,
-            (2, Value::Bytes(it)) => {
+            1 => set.id = value.u32()?,
+            2 => {
                 ensure!(set.members.len() < MOST_HIERARCHIES, "it has too many hierarchies");
-                set.members.push(member(it)?);
+                set.members.push(member(value.item()?)?);
             }
             _ => {}
         }
@@ -379,14 +379,16 @@ fn set(message: &[u8]) -> Result<Set> {
 /// `cg_member_entry`.
 fn member(message: &[u8]) -> Result<Member> {
     let mut member = Member::default();
-    each(message, &mut |field| {
+    let text = |value: &Value<'_>| -> Result<Vec<u8>> {
+        let text = value.bytes()?;
+        ensure!(text.len() < LONGEST_PATH, "the path of a cgroup is too long");
+        Ok(text.to_owned())
+    };
+    each(message, &mut |field, value| {
         match field {
-            (1 | 2, Value::Bytes(text)) if text.len() >= LONGEST_PATH => {
-                bail!("the path of a cgroup is too long")
-            }
-            (1, Value::Bytes(text)) => member.controllers = text.to_owned(),
-            (2, Value::Bytes(text)) => member.path = text.to_owned(),
-            (3, Value::Number(length)) => member.prefix = Some(usize::try_from(length)?),
+            1 => member.controllers = text(value)?,
+            2 => member.path = text(value)?,
+            3 => member.prefix = Some(usize::try_from(value.u32()?)?),
             _ => {}
         }
         Ok(())
@@ -397,15 +399,15 @@ fn member(message: &[u8]) -> Result<Member> {
 /// `cg_controller_entry`.
 fn hierarchy(message: &[u8], room: &mut Room) -> Result<Hierarchy> {
     let mut hierarchy = Hierarchy::default();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Bytes(name)) => {
+            1 => {
                 let there = hierarchy.controllers.len();
                 ensure!(there < MOST_HIERARCHIES, "it has too many controllers");
-                hierarchy.controllers.push(name.to_owned());
+                hierarchy.controllers.push(value.item()?.to_owned());
             }
-            (2, Value::Bytes(it)) => directory(it, b"", &mut hierarchy.made, 0, room)?,
-            (3, Value::Number(threaded)) => hierarchy.is_threaded = threaded != 0,
+            2 => directory(value.item()?, b"", &mut hierarchy.made, 0, room)?,
+            3 => hierarchy.is_threaded = value.u32()? != 0,
             _ => {}
         }
         Ok(())
@@ -425,16 +427,16 @@ fn directory(
     ensure!(all.len() < MOST_CGROUPS, "it has too many cgroups");
     let (mut made, mut name) = (Made::default(), Vec::new());
     let mut children = Vec::new();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Bytes(text)) => name = text.to_owned(),
-            (2, Value::Bytes(child)) => {
+            1 => name = value.bytes()?.to_owned(),
+            2 => {
                 ensure!(children.len() < MOST_CGROUPS, "it has too many cgroups");
-                children.push(child);
+                children.push(value.item()?);
             }
-            (3, Value::Bytes(it)) => {
+            3 => {
                 take(&mut room.properties, 1, "it has too many values for cgroups")?;
-                made.properties.push(property(it)?);
+                made.properties.push(property(value.item()?)?);
             }
             _ => {}
         }
@@ -451,10 +453,10 @@ fn directory(
 /// `cgroup_prop_entry`.
 fn property(message: &[u8]) -> Result<Property> {
     let mut property = Property::default();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Bytes(text)) => property.name = text.to_owned(),
-            (2, Value::Bytes(text)) => property.value = text.to_owned(),
+            1 => property.name = value.bytes()?.to_owned(),
+            2 => property.value = value.bytes()?.to_owned(),
             _ => {}
         }
         Ok(())

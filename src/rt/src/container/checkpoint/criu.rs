@@ -25,6 +25,7 @@ use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::de::DeserializeOwned;
 
 use crate::container::checkpoint::guard::{self, Guard};
 use crate::container::checkpoint::images;
@@ -304,6 +305,18 @@ pub(in crate::container) fn read_if_there(
         ensure!(u64::try_from(text.len())? <= LONGEST, "it is longer than {LONGEST} bytes");
     }
     Ok(text)
+}
+
+/// A file of `rt` in a checkpoint.
+pub(in crate::container) fn read_json<T: DeserializeOwned>(
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> Result<T> {
+    /// In bytes. Each of some thousand mounts has a record.
+    const LONGEST: u64 = 4 << 20;
+    let text = read_to(directory, name, LONGEST + 1)?.ok_or(Errno::NOENT)?;
+    ensure!(u64::try_from(text.len())? <= LONGEST, "it is longer than {LONGEST} bytes");
+    Ok(serde_json::from_slice(&text)?)
 }
 
 /// The first bytes of a file, with the first message of an image.

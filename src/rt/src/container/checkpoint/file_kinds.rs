@@ -20,7 +20,7 @@ use anyhow::{Result, bail, ensure};
 use rustix::thread::CapabilitySet;
 
 use crate::container::checkpoint::confinement::Limits;
-use crate::container::checkpoint::images::{self, Value, each, is_plain, shown, small};
+use crate::container::checkpoint::images::{Value, each, is_plain, shown};
 use crate::container::checkpoint::process_images;
 
 /// The filesystem and the inode of a file.
@@ -70,12 +70,12 @@ const OWNERS: [(u32, u32); 16] = [
 ];
 
 /// Fails if a file sends a signal that kills its owner while CRIU counts the threads.
-fn refuse_killing(field: u32, file: &[u8]) -> Result<()> {
+fn refuse_killing(field: u32, file: &Value<'_>) -> Result<()> {
     let Some((_, owner)) = OWNERS.iter().find(|(kind, _)| *kind == field) else { return Ok(()) };
-    each(file, &mut |field| match field {
-        (field, Value::Bytes(message)) if field == *owner => each(message, &mut |field| {
-            if let (3, Value::Number(signal)) = field {
-                let signal = u32::try_from(signal)?;
+    each(file.bytes()?, &mut |field, value| match field {
+        field if field == *owner => each(value.bytes()?, &mut |field, value| {
+            if field == 3 {
+                let signal = value.u32()?;
                 ensure!(!process_images::kills(signal), "a file sends the signal {signal}");
             }
             Ok(())
@@ -90,23 +90,25 @@ pub(in crate::container) fn check(
     limits: &Limits<'_>,
     named: &mut Named,
 ) -> Result<()> {
+    each(message, &mut |kind, value| {
+        value.once()?;
+        refuse_killing(kind, value)?;
+        check_kind(kind, value, limits, named)
+    })
+}
+
+fn check_kind(kind: u32, value: &Value<'_>, limits: &Limits<'_>, named: &mut Named) -> Result<()> {
     let needs = |capability: CapabilitySet, kind: &str| -> Result<()> {
         let name = || capability_name(capability);
         ensure!(limits.gives(capability), "it has {kind}, and the container has no {}", name());
         Ok(())
     };
-    each(message, &mut |(field, value)| {
-        if let Value::Bytes(file) = value {
-            refuse_killing(field, file)?;
-        }
-        Ok(())
-    })?;
-    images::each_once(message, &mut |field| match field {
+    match kind {
         // The kind and the number; regular files, which have their own check; namespaces, eventfd,
         // epoll, signalfd, timerfd, fifos, pipes, terminals, files in memory, and pidfds.
-        (1..=3 | 5 | 8..=10 | 12 | 17..=20 | 22, _) => Ok(()),
-        (4, Value::Bytes(socket)) => {
-            let socket = inet_socket(socket)?;
+        1..=3 | 5 | 8..=10 | 12 | 17..=20 | 22 => Ok(()),
+        4 => {
+            let socket = inet_socket(value.bytes()?)?;
             if !socket.is_plain {
                 needs(CapabilitySet::NET_RAW, "a raw socket")?;
             }
@@ -115,29 +117,29 @@ pub(in crate::container) fn check(
             }
             Ok(())
         }
-        (6, _) => needs(CapabilitySet::NET_RAW, "a packet socket"),
-        (7, Value::Bytes(socket)) => match groups_of(socket)? {
+        6 => needs(CapabilitySet::NET_RAW, "a packet socket"),
+        7 => match groups_of(value.bytes()?)? {
             None => Ok(()),
             Some(AUDIT) => needs(CapabilitySet::AUDIT_READ, "a socket for audit messages"),
             Some(_) => needs(CapabilitySet::NET_ADMIN, "a netlink socket with groups"),
         },
-        (11, _) => needs(CapabilitySet::NET_ADMIN, "a network device of its own (tun)"),
-        (13, Value::Bytes(inotify)) => each(inotify, &mut |field| match field {
-            (5, Value::Bytes(watch)) => add_watch(watch, named),
+        11 => needs(CapabilitySet::NET_ADMIN, "a network device of its own (tun)"),
+        13 => each(value.bytes()?, &mut |field, value| match field {
+            5 => add_watch(value.item()?, named),
             _ => Ok(()),
         }),
-        (14, Value::Bytes(fanotify)) => {
+        14 => {
             needs(CapabilitySet::SYS_ADMIN, "a descriptor of fanotify")?;
             ensure!(!limits.has_user_namespace(), "it has a descriptor of fanotify");
-            each(fanotify, &mut |field| match field {
-                (6, Value::Bytes(mark)) => add_mark(mark, named),
+            each(value.bytes()?, &mut |field, value| match field {
+                6 => add_mark(value.item()?, named),
                 _ => Ok(()),
             })
         }
-        (16, Value::Bytes(socket)) => add_unix_socket(socket, named),
-        (21, _) => needs(CapabilitySet::BPF, "a map for BPF"),
-        (kind, _) => bail!("it has an open file of the unknown kind {kind}"),
-    })
+        16 => add_unix_socket(value.bytes()?, named),
+        21 => needs(CapabilitySet::BPF, "a map for BPF"),
+        kind => bail!("it has an open file of the unknown kind {kind}"),
+    }
 }
 
 pub(in crate::container) fn capability_name(capability: CapabilitySet) -> String {
@@ -155,14 +157,14 @@ struct InetSocket {
 
 fn inet_socket(message: &[u8]) -> Result<InetSocket> {
     let (mut family, mut kind, mut socket) = (0, 0, InetSocket::default());
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (3, Value::Number(number)) => family = small(number)?,
-            (4, Value::Number(number)) => kind = small(number)?,
+            3 => family = value.u32()?,
+            4 => kind = value.u32()?,
             // `sk_opts_entry`
-            (14, Value::Bytes(options)) => each(options, &mut |field| {
-                if let (10, Value::Number(mark)) = field {
-                    socket.has_mark |= mark != 0;
+            14 => each(value.bytes()?, &mut |field, value| {
+                if field == 10 {
+                    socket.has_mark = value.u32()? != 0;
                 }
                 Ok(())
             })?,
@@ -170,7 +172,7 @@ fn inet_socket(message: &[u8]) -> Result<InetSocket> {
         }
         Ok(())
     })?;
-    let is = |number: u64, known: libc::c_int| number == u64::from(known.unsigned_abs());
+    let is = |number: u32, known: libc::c_int| number == known.unsigned_abs();
     let is_internet = is(family, libc::AF_INET) || is(family, libc::AF_INET6);
     ensure!(is_internet, "it has a socket of the unknown family {family}");
     socket.is_plain = is(kind, libc::SOCK_STREAM) || is(kind, libc::SOCK_DGRAM);
@@ -178,17 +180,17 @@ fn inet_socket(message: &[u8]) -> Result<InetSocket> {
 }
 
 /// `NETLINK_AUDIT`.
-const AUDIT: u64 = libc::NETLINK_AUDIT.unsigned_abs() as u64;
+const AUDIT: u32 = libc::NETLINK_AUDIT.unsigned_abs();
 
 /// The protocol of a `netlink_sk_entry` whose socket gets messages that not every user may have.
-fn groups_of(message: &[u8]) -> Result<Option<u64>> {
+fn groups_of(message: &[u8]) -> Result<Option<u32>> {
     /// Protocols whose messages every user may have: about network devices, and about devices.
     const OPEN: [libc::c_int; 2] = [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT];
     let (mut protocol, mut has_groups) = (0, false);
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (3, Value::Number(number)) => protocol = small(number)?,
-            (8, groups) => images::each_number(&groups, &mut |group| {
+            3 => protocol = value.u32()?,
+            8 => value.each_u32(&mut |group| {
                 has_groups |= group != 0;
                 Ok(())
             })?,
@@ -196,7 +198,7 @@ fn groups_of(message: &[u8]) -> Result<Option<u64>> {
         }
         Ok(())
     })?;
-    let is_open = OPEN.iter().any(|open| u64::from(open.unsigned_abs()) == protocol);
+    let is_open = OPEN.iter().any(|open| open.unsigned_abs() == protocol);
     Ok((has_groups && !is_open).then_some(protocol))
 }
 
@@ -205,13 +207,13 @@ fn groups_of(message: &[u8]) -> Result<Option<u64>> {
 fn add_unix_socket(message: &[u8], named: &mut Named) -> Result<()> {
     const LONGEST: usize = 108;
     let (mut name, mut folder): (&[u8], &[u8]) = (b"", b"/");
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (11, Value::Bytes(bytes)) => {
-                ensure!(bytes.len() <= LONGEST, "the name of a unix socket is too long");
-                name = bytes;
+            11 => {
+                name = value.bytes()?;
+                ensure!(name.len() <= LONGEST, "the name of a unix socket is too long");
             }
-            (14, Value::Bytes(bytes)) => folder = bytes,
+            14 => folder = value.bytes()?,
             _ => {}
         }
         Ok(())
@@ -234,17 +236,14 @@ fn add_unix_socket(message: &[u8], named: &mut Named) -> Result<()> {
 /// `inotify_wd_entry`.
 fn add_watch(message: &[u8], named: &mut Named) -> Result<()> {
     let mut file = WatchedFile::default();
-    images::each_once(message, &mut |field| match field {
-        (2, Value::Number(inode)) => {
-            file.inode = inode;
-            Ok(())
+    each(message, &mut |field, value| {
+        match field {
+            2 => file.inode = value.u64()?,
+            5 => file.device = value.u32()?.into(),
+            7 => file.read_handle(value.bytes()?)?,
+            _ => {}
         }
-        (5, Value::Number(device)) => {
-            file.device = small(device)?;
-            Ok(())
-        }
-        (7, Value::Bytes(handle)) => file.read_handle(handle),
-        _ => Ok(()),
+        Ok(())
     })?;
     file.add_to(named);
     Ok(())
@@ -253,27 +252,24 @@ fn add_watch(message: &[u8], named: &mut Named) -> Result<()> {
 /// `fanotify_mark_entry`.
 fn add_mark(message: &[u8], named: &mut Named) -> Result<()> {
     /// Of a mount. CRIU finds the mount by its number.
-    const MOUNT: u64 = 2;
+    const MOUNT: u32 = 2;
     let (mut file, mut kind) = (WatchedFile::default(), 0);
-    images::each_once(message, &mut |field| match field {
-        (2, Value::Number(number)) => {
-            kind = small(number)?;
-            Ok(())
-        }
-        (6, Value::Number(device)) => {
-            file.device = small(device)?;
-            Ok(())
-        }
-        // `fanotify_inode_mark_entry`
-        (7, Value::Bytes(message)) => images::each_once(message, &mut |field| match field {
-            (1, Value::Number(inode)) => {
-                file.inode = inode;
+    each(message, &mut |field, value| {
+        match field {
+            2 => kind = value.u32()?,
+            6 => file.device = value.u32()?.into(),
+            // `fanotify_inode_mark_entry`
+            7 => each(value.bytes()?, &mut |field, value| {
+                match field {
+                    1 => file.inode = value.u64()?,
+                    2 => file.read_handle(value.bytes()?)?,
+                    _ => {}
+                }
                 Ok(())
-            }
-            (2, Value::Bytes(handle)) => file.read_handle(handle),
-            _ => Ok(()),
-        }),
-        _ => Ok(()),
+            })?,
+            _ => {}
+        }
+        Ok(())
     })?;
     if kind != MOUNT {
         file.add_to(named);
@@ -291,8 +287,9 @@ struct WatchedFile {
 impl WatchedFile {
     /// `fh_entry`.
     fn read_handle(&mut self, message: &[u8]) -> Result<()> {
-        each(message, &mut |field| {
-            if let (4, Value::Bytes(path)) = field {
+        each(message, &mut |field, value| {
+            if field == 4 {
+                let path = value.bytes()?;
                 ensure!(
                     is_plain(path),
                     "the watch for `{}`: its path is not a plain one",
@@ -337,12 +334,15 @@ mod tests {
 
     #[test]
     fn a_file_does_not_kill() {
+        let check = |kind, owner, signal| {
+            let file = bytes(kind, &bytes(owner, &number(3, signal)));
+            each(&file, &mut |kind, file| refuse_killing(kind, file))
+        };
         for (kind, owner) in OWNERS {
-            let file = |signal| bytes(owner, &number(3, signal));
-            refuse_killing(kind, &file(29)).expect("it is SIGIO");
-            refuse_killing(kind, &file(9)).expect_err("it kills");
+            check(kind, owner, 29).expect("it is SIGIO");
+            check(kind, owner, 9).expect_err("it kills");
         }
-        refuse_killing(17, &bytes(4, &number(3, 9))).expect("it has no owner");
+        check(17, 4, 9).expect("it has no owner");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each, small};
+use crate::container::checkpoint::images::{self, Magic, each};
 
 pub(in crate::container) const FILES: &str = "memfd.img";
 
@@ -122,9 +122,7 @@ impl Sizes {
 /// its content is in the images. [`check`] has looked at the kinds of mappings.
 pub(in crate::container) fn vdso(image: &[u8]) -> Result<Option<(u64, u64)>> {
     let mut found = None;
-    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
-        let (14, Value::Bytes(message)) = field else { return Ok(()) };
-        let mapping = mapping(message)?;
+    each_mapping(image, &mut |mapping| {
         if mapping.status & VDSO == 0 {
             return Ok(());
         }
@@ -143,16 +141,16 @@ pub(in crate::container) fn add_files(images: BorrowedFd<'_>, sizes: &mut Sizes)
     let Some(image) = criu::read_if_there(images, FILES)? else { return Ok(()) };
     images::each_message(&image, &FILES_MAGIC, &mut |message| {
         let (mut number, mut size) = (0, 0);
-        each(message, &mut |field| {
+        each(message, &mut |field, value| {
             match field {
-                (4, Value::Number(bytes)) => size = bytes,
-                (5, Value::Number(id)) => number = small(id)?,
-                (8, Value::Number(flag)) => ensure!(flag == 0, "it has a file of huge pages"),
+                4 => size = value.u64()?,
+                5 => number = value.u32()?,
+                8 => ensure!(value.u32()? == 0, "it has a file of huge pages"),
                 _ => {}
             }
             Ok(())
         })?;
-        sizes.add_file(number, size);
+        sizes.add_file(number.into(), size);
         Ok(())
     })
 }
@@ -162,32 +160,61 @@ pub(in crate::container) fn add_files(images: BorrowedFd<'_>, sizes: &mut Sizes)
 pub(in crate::container) fn add_segments(image: &[u8], sizes: &mut Sizes) -> Result<()> {
     images::each_message(image, &SEGMENTS_MAGIC, &mut |message| {
         let (mut number, mut size, mut is_elsewhere) = (0, 0, false);
-        each(message, &mut |field| {
+        each(message, &mut |field, value| {
             match field {
-                (1, Value::Bytes(about)) => each(about, &mut |field| {
-                    if let (7, Value::Number(id)) = field {
-                        number = small(id)?;
+                1 => each(value.bytes()?, &mut |field, value| {
+                    if field == 7 {
+                        number = value.u32()?;
                     }
                     Ok(())
                 })?,
-                (2, Value::Number(bytes)) => size = bytes,
-                (3, Value::Number(flag)) => is_elsewhere = flag != 0,
+                2 => size = value.u64()?,
+                3 => is_elsewhere = value.flag()?,
                 _ => {}
             }
             Ok(())
         })?;
         ensure!(is_elsewhere, "it has the content of a segment");
-        sizes.add_file(number, size);
+        sizes.add_file(number.into(), size);
         Ok(())
     })
+}
+
+/// A mapping that CRIU counts only: a vsyscall page where x86-64 has it, above all other memory. A
+/// `vma_entry` in a `mm_entry`.
+const END: [u8; 37] = [
+    0x72, 0x23, 8, 0x80, 0x80, 0x80, 0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x10, 0x80, 0xa0, 0x80,
+    0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0x18, 0, 0x20, 0, 0x28, 1, 0x30, 0x22, 0x38, 0x84, 4,
+    0x40, 1,
+];
+
+/// The image that CRIU reads in the place of this one. None if this one is good. In its search for
+/// room for its own code, CRIU before 4.2 leaves out the end of the last mapping. If there is no
+/// room below that mapping, the program's memory takes the place of CRIU's running code. Most
+/// processes of x86-64 have a vsyscall page behind their last mapping, and others get one here. For
+/// that, the process does not get any memory.
+pub(in crate::container) fn with_end(image: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut last = 0;
+    each_mapping(image, &mut |mapping| {
+        if mapping.status & GUARD == 0 {
+            last = mapping.status;
+        }
+        Ok(())
+    })?;
+    if last & VSYSCALL != 0 {
+        return Ok(None);
+    }
+    let message = images::message(image, &MEMORY_MAGIC)?;
+    let length = u32::try_from(message.len() + END.len())?.to_le_bytes();
+    Ok(Some([&MEMORY_MAGIC[..], &length, message, &END].concat()))
 }
 
 /// The addresses of the rings for AIO that CRIU makes again. They are mappings.
 pub(in crate::container) fn rings(image: &[u8]) -> Result<BTreeSet<u64>> {
     let mut found = BTreeSet::new();
-    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
-        if let (16, Value::Bytes(message)) = field {
-            found.insert(ring(message)?.0);
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field, value| {
+        if field == 16 {
+            found.insert(ring(value.item()?)?.0);
         }
         Ok(())
     })?;
@@ -197,10 +224,10 @@ pub(in crate::container) fn rings(image: &[u8]) -> Result<BTreeSet<u64>> {
 /// `aio_ring_entry`: the address, and the length.
 fn ring(message: &[u8]) -> Result<(u64, u64)> {
     let (mut address, mut length) = (0, 0);
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(number)) => address = number,
-            (3, Value::Number(number)) => length = u64::from(u32::try_from(number)?),
+            1 => address = value.u64()?,
+            3 => length = value.u32()?.into(),
             _ => {}
         }
         Ok(())
@@ -213,10 +240,7 @@ fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
     let (mut rings, mut guards) = (BTreeMap::new(), Vec::new());
     // The mappings that follow each other without a gap: from where to where.
     let (mut joined, mut end) = (Vec::<(u64, u64)>::new(), 0);
-    let message = images::message(image, &MEMORY_MAGIC)?;
-    each(message, &mut |field| {
-        let (14, Value::Bytes(message)) = field else { return Ok(()) };
-        let mapping = mapping(message)?;
+    each_mapping(image, &mut |mapping| {
         let show = || format!("the mapping at {:#x}", mapping.start);
         ensure!(
             KINDS.contains(&(mapping.status & !(STACK | HEAP))),
@@ -262,11 +286,12 @@ fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
         let is_inside = before.is_some_and(|before| end <= joined[before].1);
         ensure!(is_inside, "the range without access at {start:#x} is not in its memory");
     }
-    each(message, &mut |field| {
-        let (16, Value::Bytes(message)) = field else { return Ok(()) };
-        let (address, length) = ring(message)?;
-        let is_there = rings.get(&address) == Some(&length);
-        ensure!(is_there, "the ring at {address:#x} is not one of the mappings");
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field, value| {
+        if field == 16 {
+            let (address, length) = ring(value.item()?)?;
+            let is_there = rings.get(&address) == Some(&length);
+            ensure!(is_there, "the ring at {address:#x} is not one of the mappings");
+        }
         Ok(())
     })
 }
@@ -274,12 +299,13 @@ fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
 /// Fails unless each area is in exactly one mapping, which is private, and CRIU changes no file by
 /// a mapping. `areas` are addresses, and whether a mapping was found for each of them.
 fn check_mappings(image: &[u8], areas: &mut BTreeMap<u64, bool>) -> Result<()> {
-    each(images::message(image, &MEMORY_MAGIC)?, &mut |field| {
-        let (14, Value::Bytes(message)) = field else { return Ok(()) };
-        let mapping = mapping(message)?;
+    each_mapping(image, &mut |mapping| {
         images::refuse_changing(mapping.open)?;
+        let kind = mapping.flags & TYPE;
+        let is_plain = mapping.status & !(STACK | HEAP) == USUAL | OWN;
+        let is_dropped = || is_plain && mapping.flags & ANONYMOUS != 0;
         ensure!(
-            !mapping.is_filled() || mapping.flags & TYPE == PRIVATE,
+            !mapping.is_filled() || kind == PRIVATE || kind == DROPPABLE && is_dropped(),
             "the mapping at {:#x} is private, and shared too",
             mapping.start
         );
@@ -315,18 +341,25 @@ struct Mapping {
     flags: u64,
     status: u64,
     /// The flags with which CRIU opens its file.
-    open: u64,
+    open: u32,
     /// Whether it has no number of an open file.
     has_no_file: bool,
 }
 
-/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and where the size of
-/// its huge pages is: the logarithm to the base of 2.
+/// `MAP_TYPE`, `MAP_PRIVATE`, `MAP_DROPPABLE`, `MAP_ANONYMOUS` and `MAP_HUGETLB` of `mmap(2)`, and
+/// where the size of its huge pages is: the logarithm to the base of 2.
 const TYPE: u64 = 0xf;
 const PRIVATE: u64 = 2;
+const DROPPABLE: u64 = 8;
 const ANONYMOUS: u64 = 0x20;
 const HUGE: u64 = 0x40000;
 const HUGE_SIZE: u64 = 26;
+
+/// The bits of the advice that CRIU writes (`__parse_vmflags`): `MADV_RANDOM`, `MADV_SEQUENTIAL`,
+/// `MADV_DONTFORK`, `MADV_MERGEABLE`, `MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`, `MADV_DONTDUMP` and
+/// `MADV_WIPEONFORK`. CRIU gives the kernel any other too. `MADV_REMOVE` empties a file, also on a
+/// mount that `rt` makes read-only later.
+const ADVICE: u64 = 1 << 1 | 1 << 2 | 1 << 10 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 18;
 
 impl Mapping {
     /// The size of its pages. The kernel makes a mapping of huge pages as long as those.
@@ -352,19 +385,31 @@ impl Mapping {
     }
 }
 
+/// Calls `look` for each mapping of a process.
+fn each_mapping(image: &[u8], look: &mut dyn FnMut(Mapping) -> Result<()>) -> Result<()> {
+    each(images::message(image, &MEMORY_MAGIC)?, &mut |field, value| match field {
+        14 => look(mapping(value.item()?)?),
+        _ => Ok(()),
+    })
+}
+
 fn mapping(message: &[u8]) -> Result<Mapping> {
     let mut mapping = Mapping::default();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(address)) => mapping.start = address,
-            (2, Value::Number(address)) => mapping.end = address,
-            (3, Value::Number(offset)) => mapping.offset = offset,
-            (4, Value::Number(number)) => mapping.number = number,
-            (6, Value::Number(flags)) => mapping.flags = flags,
-            (7, Value::Number(status)) => mapping.status = status,
+            1 => mapping.start = value.u64()?,
+            2 => mapping.end = value.u64()?,
+            3 => mapping.offset = value.u64()?,
+            4 => mapping.number = value.u64()?,
+            6 => mapping.flags = value.u32()?.into(),
+            7 => mapping.status = value.u32()?.into(),
             // Zigzag: -1.
-            (8, Value::Number(number)) => mapping.has_no_file = number == 1,
-            (10, Value::Number(flags)) => mapping.open = flags,
+            8 => mapping.has_no_file = value.u64()? == 1,
+            9 => {
+                let advice = value.u64()?;
+                ensure!(advice & !ADVICE == 0, "a mapping has the advice {advice:#x}");
+            }
+            10 => mapping.open = value.u32()?,
             _ => {}
         }
         Ok(())
@@ -458,7 +503,6 @@ mod tests {
             PLAIN | 1 << 17,
             PLAIN | 1 << 27,
             PLAIN | 1 << 30,
-            PLAIN | 1 << 32,
         ] {
             let error = check(&[pages(16, 1, 2, kind)]).expect_err("CRIU does not").to_string();
             assert_eq!(error, format!("the mapping at 0x10000 is of an unknown kind: {kind:#x}"));
@@ -467,6 +511,11 @@ mod tests {
             let fields = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, file)];
             let error = check(&[bytes(14, &fields.concat())]).expect_err("it has one").to_string();
             assert_eq!(error, "the mapping at 0x0 has an open file");
+        }
+        for madvice in [3, 4, 8, 9, 11, 13, 17, 19, 20, 63] {
+            let advised = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, 1)].concat();
+            let advised = [advised, number(9, 1 << madvice)].concat();
+            check(&[bytes(14, &advised)]).expect_err("it does something");
         }
     }
 
@@ -496,6 +545,28 @@ mod tests {
             (sizes.of("shmem-7"), sizes.of("shmem-8"), sizes.of("shmem-9")),
             (Some(7 * PAGE), Some(50), None)
         );
+    }
+
+    #[test]
+    fn memory_has_an_end() {
+        let end = pages(0xf_ffff_ffff_f600, 1, 0x22, VSYSCALL | OWN);
+        let (memory, guard) = (pages(16, 4, 2, PLAIN), pages(17, 1, 2, GUARD));
+        let made = |parts: &[&[u8]]| image(MEMORY_MAGIC, &[parts.concat()]);
+        assert_eq!(with_end(&made(&[&memory, &end])).expect("read"), None);
+        assert_eq!(with_end(&made(&[&memory, &end, &guard])).expect("read"), None);
+        for open in [&[&memory[..]][..], &[&end, &memory], &[&memory, &guard]] {
+            let closed = with_end(&made(open)).expect("read").expect("it has no end");
+            assert_eq!(closed, made(&[&open.concat(), &END]));
+            let mut found = Vec::new();
+            each_mapping(&closed, &mut |mapping| {
+                found.push((mapping.start, mapping.end, mapping.flags, mapping.status));
+                ensure!(mapping.has_no_file);
+                Ok(())
+            })
+            .expect("it is good");
+            let start = 0xffff_ffff_ff60_0000;
+            assert_eq!(found.last(), Some(&(start, start + PAGE, 0x22, VSYSCALL | OWN)));
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each, small};
+use crate::container::checkpoint::images::{self, Magic, each};
 use crate::container::checkpoint::memory_images::{PAGE, Sizes};
 
 /// The first bytes of an image (`magic.h`).
@@ -125,9 +125,9 @@ struct Found {
 /// `pagemap_head`, and a `pagemap_entry` for each range of pages.
 fn find(map: &[u8], wanted: &BTreeSet<u64>, is_lazy: bool) -> Result<Found> {
     /// `PE_PARENT`, `PE_LAZY` and `PE_PRESENT`.
-    const PARENT: u64 = 1;
-    const LAZY: u64 = 2;
-    const PRESENT: u64 = 4;
+    const PARENT: u32 = 1;
+    const LAZY: u32 = 2;
+    const PRESENT: u32 = 4;
     /// In CRIU, the number of a range's pages is an `int` too.
     const MOST: u64 = (1 << 31) - 1;
     /// No kernel gives a process higher addresses.
@@ -137,9 +137,9 @@ fn find(map: &[u8], wanted: &BTreeSet<u64>, is_lazy: bool) -> Result<Found> {
     images::each_message(map, &MAGIC, &mut |message| {
         if found.file.is_empty() {
             let mut number = 0;
-            each(message, &mut |field| {
-                if let (1, Value::Number(id)) = field {
-                    number = small(id)?;
+            each(message, &mut |field, value| {
+                if field == 1 {
+                    number = value.u32()?;
                 }
                 Ok(())
             })?;
@@ -147,13 +147,13 @@ fn find(map: &[u8], wanted: &BTreeSet<u64>, is_lazy: bool) -> Result<Found> {
             return Ok(());
         }
         let (mut start, mut old, mut new, mut flags, mut in_parent) = (0, 0, None, None, false);
-        each(message, &mut |field| {
+        each(message, &mut |field, value| {
             match field {
-                (1, Value::Number(number)) => start = number,
-                (2, Value::Number(number)) => old = small(number)?,
-                (3, Value::Number(number)) => in_parent = number != 0,
-                (4, Value::Number(number)) => flags = Some(small(number)?),
-                (5, Value::Number(number)) => new = Some(number),
+                1 => start = value.u64()?,
+                2 => old = value.u32()?.into(),
+                3 => in_parent = value.flag()?,
+                4 => flags = Some(value.u32()?),
+                5 => new = Some(value.u64()?),
                 _ => {}
             }
             Ok(())

@@ -30,7 +30,7 @@ use crate::container::checkpoint::criu;
 use crate::container::checkpoint::external_mounts::{Configured, Offers};
 use crate::container::checkpoint::file_kinds::{self, Named};
 use crate::container::checkpoint::image_names;
-use crate::container::checkpoint::images::{self, Magic, Value, each, is_plain, shown, small};
+use crate::container::checkpoint::images::{self, Magic, each, is_plain, shown};
 use crate::container::checkpoint::paths::{self, KernelFs, Look, Place, Places, Required};
 use crate::container::checkpoint::process_images;
 use crate::interrupt;
@@ -516,19 +516,19 @@ impl Rules<'_> {
 /// The entries of `remap-fpath.img`.
 fn remaps(images: BorrowedFd<'_>) -> Result<Vec<Remap>> {
     /// A deleted file whose content is in the images, and a file of procfs of an ended process.
-    const GHOST: u64 = 1;
-    const PROCESS: u64 = 2;
+    const GHOST: u32 = 1;
+    const PROCESS: u32 = 2;
     /// The bit for a ghost in images without a kind.
     const OLD_GHOST: u64 = 1 << 31;
     let mut found = Vec::new();
     let Some(image) = criu::read_if_there(images, REMAPS)? else { return Ok(found) };
     images::each_message(&image, &REMAPS_MAGIC, &mut |message| {
         let (mut ids, mut kind) = ([0; 2], None);
-        each(message, &mut |field| {
+        each(message, &mut |field, value| {
             match field {
-                (1, Value::Number(id)) => ids[0] = small(id)?,
-                (2, Value::Number(id)) => ids[1] = small(id)?,
-                (3, Value::Number(number)) => kind = Some(small(number)?),
+                1 => ids[0] = value.u32()?.into(),
+                2 => ids[1] = value.u32()?.into(),
+                3 => kind = Some(value.u32()?),
                 _ => {}
             }
             Ok(())
@@ -550,11 +550,11 @@ fn remaps(images: BorrowedFd<'_>) -> Result<Vec<Remap>> {
 /// A `ghost_file_entry`: its mode, and what it was before it was deleted.
 fn ghost(message: &[u8]) -> Result<(u32, file_kinds::Identity)> {
     let (mut mode, mut device, mut inode) = (0, 0, 0);
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (3, Value::Number(number)) => mode = u32::try_from(number)?,
-            (4, Value::Number(number)) => device = small(number)?,
-            (5, Value::Number(number)) => inode = number,
+            3 => mode = value.u32()?,
+            4 => device = value.u32()?.into(),
+            5 => inode = value.u64()?,
             _ => {}
         }
         Ok(())
@@ -640,25 +640,24 @@ pub(in crate::container) fn names(images: BorrowedFd<'_>) -> Result<Vec<String>>
 
 fn mount(message: &[u8]) -> Result<Mount<'_>> {
     let mut mount = Mount::default();
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(kind)) => mount.kind = kind,
-            (2, Value::Number(id)) => mount.id = small(id)?,
-            (3, Value::Number(device)) => mount.device = small(device)?,
-            (5, Value::Number(flags)) => mount.flags = flags,
-            (6, Value::Bytes(path)) => mount.root = path,
-            (7, Value::Bytes(path)) => mount.point = path,
-            (9, Value::Bytes(options)) => mount.options = options,
-            (12, Value::Number(plugin)) => mount.is_other |= plugin != 0,
-            // The name is in `root`, as in images of CRIU before 2.0.
-            (13, Value::Number(external)) => mount.is_other |= external != 0,
-            (14, Value::Bytes(_)) => mount.is_other = true,
-            (16, Value::Number(deleted)) => mount.is_deleted = deleted != 0,
-            (17, Value::Number(flags)) => {
+            1 => mount.kind = value.u32()?.into(),
+            2 => mount.id = value.u32()?.into(),
+            3 => mount.device = value.u32()?.into(),
+            5 => mount.flags = value.u32()?.into(),
+            6 => mount.root = value.bytes()?,
+            7 => mount.point = value.bytes()?,
+            9 => mount.options = value.bytes()?,
+            // A plugin mounts it. Or the name is in `root`, as in images of CRIU before 2.0.
+            12 | 13 => mount.is_other |= value.flag()?,
+            14 => mount.is_other = true,
+            16 => mount.is_deleted = value.flag()?,
+            17 => {
                 mount.is_separate = true;
-                mount.filesystem_flags = flags;
+                mount.filesystem_flags = value.u32()?.into();
             }
-            (18, Value::Bytes(name)) => mount.external = Some(name),
+            18 => mount.external = Some(value.bytes()?),
             _ => {}
         }
         Ok(())
@@ -674,12 +673,12 @@ fn files(images: BorrowedFd<'_>, limits: &Limits<'_>) -> Result<(BTreeMap<u64, F
     images::each_message(&image, &FILES_MAGIC, &mut |message| {
         // `file_entry`
         file_kinds::check(message, limits, &mut named)?;
-        let mut is_first = true;
-        each(message, &mut |field| {
-            let (3, Value::Bytes(message)) = field else { return Ok(()) };
-            let (id, file) = file(message)?;
-            let is_only = std::mem::take(&mut is_first) && files.insert(id, file).is_none();
-            ensure!(is_only, "it has the file {id} twice");
+        each(message, &mut |field, value| {
+            if field != 3 {
+                return Ok(());
+            }
+            let (id, file) = file(value.bytes()?)?;
+            ensure!(files.insert(id, file).is_none(), "it has the file {id} twice");
             ensure!(files.len() <= MOST_FILES, "it has too many files");
             Ok(())
         })
@@ -690,11 +689,12 @@ fn files(images: BorrowedFd<'_>, limits: &Limits<'_>) -> Result<(BTreeMap<u64, F
 /// `reg_file_entry`: its number and what is known of it.
 fn file(message: &[u8]) -> Result<(u64, File)> {
     let (mut id, mut file) = (0, File::default());
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(number)) => id = small(number)?,
-            (2, Value::Number(flags)) => images::refuse_changing(flags)?,
-            (6, Value::Bytes(name)) => {
+            1 => id = value.u32()?.into(),
+            2 => images::refuse_changing(value.u32()?)?,
+            6 => {
+                let name = value.bytes()?;
                 // CRIU leaves out the first character, whatever it is. The other form is that of a
                 // standard stream of the caller (`file[DEVICE:INODE]`).
                 let is_stream =
@@ -707,8 +707,9 @@ fn file(message: &[u8]) -> Result<(u64, File)> {
                 file.name = name.to_owned();
             }
             // Zigzag: even numbers are not negative.
-            (7, Value::Number(number)) => {
-                file.mount = (number & 1 == 0).then_some(small(number)? >> 1);
+            7 => {
+                let number = value.u32()?;
+                file.mount = (number & 1 == 0).then_some((number >> 1).into());
             }
             _ => {}
         }

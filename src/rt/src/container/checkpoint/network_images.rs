@@ -20,7 +20,7 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, ensure};
 
 use crate::container::checkpoint::criu;
-use crate::container::checkpoint::images::{self, Magic, Value, each, small};
+use crate::container::checkpoint::images::{self, Magic, each};
 
 const RULES: &str = "nftables-";
 /// The images for `ip`: with their first bytes, and the only kind of message in them (`RTM_NEW*`).
@@ -38,7 +38,7 @@ const CONNECTIONS: [(&str, u16); 2] = [("netns-ct-", 1 << 8), ("netns-exp-", 2 <
 const DEVICES: &str = "netdev-";
 const DEVICES_MAGIC: Magic = [0x19, 0x43, 0x56, 0x54, 0x51, 0x39, 0x37, 0x57];
 /// `nd_type`: without the devices of OpenVZ.
-const DEVICE_KINDS: [u64; 7] = [1, 2, 3, 4, 6, 7, 8];
+const DEVICE_KINDS: [u32; 7] = [1, 2, 3, 4, 6, 7, 8];
 
 /// The images of tracked connections.
 pub(in crate::container) fn connections(images: BorrowedFd<'_>) -> Result<Vec<String>> {
@@ -68,17 +68,19 @@ pub(in crate::container) fn check(
 fn check_device(message: &[u8]) -> Result<()> {
     /// `MAX_ADDR_LEN` of the kernel.
     const LONGEST_ADDRESS: usize = 32;
-    each(message, &mut |field| {
+    each(message, &mut |field, value| {
         match field {
-            (1, Value::Number(kind)) => {
-                ensure!(DEVICE_KINDS.contains(&small(kind)?), "a device of the kind {kind}");
+            1 => {
+                let kind = value.u32()?;
+                ensure!(DEVICE_KINDS.contains(&kind), "a device of the kind {kind}");
             }
-            (5, Value::Bytes(name)) => {
+            5 => {
+                let name = value.bytes()?;
                 ensure!(name.len() <= LONGEST_NAME, "the name of a device is too long");
                 ensure!(is_device_name(name), "the name `{}` of a device", name.escape_ascii());
             }
-            (7, Value::Bytes(address)) => {
-                ensure!(address.len() <= LONGEST_ADDRESS, "an address is too long");
+            7 => {
+                ensure!(value.bytes()?.len() <= LONGEST_ADDRESS, "an address is too long");
             }
             _ => {}
         }

@@ -131,35 +131,30 @@ struct Checkpoint {
     /// checkpoint.
     inherited: Vec<Inherit_fd>,
     cgroups: cgroup_image::Image,
+    found: process_images::Found,
 }
 
 impl Checkpoint {
     fn read(options: &criu::Options<'_>) -> Result<Checkpoint> {
         let show = || read_error(options, DESCRIPTORS);
         let images = options.open_images().with_context(show)?;
-        let read = || -> Result<Vec<String>> {
-            Ok(serde_json::from_slice(&criu::read_in(images.as_fd(), DESCRIPTORS)?)?)
-        };
-        let names = read().with_context(show)?;
+        let names: Vec<String> = criu::read_json(images.as_fd(), DESCRIPTORS).with_context(show)?;
         let cgroups = cgroup_image::Image::read(images.as_fd())
             .with_context(|| read_error(options, cgroup_image::IMAGE))?;
         // Before anything is read, there is an end.
         criu::each_checkpoint(images.as_fd(), options.images, &mut |_, _| Ok(()))?;
-        let sizes = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
-        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, &sizes)?;
+        let found = process_images::check(images.as_fd(), &|name| read_error(options, name))?;
+        memory_pages::check(images.as_fd(), options.images, options.lazy_pages, &found.sizes)?;
         network_images::check(images.as_fd(), &|name| read_error(options, name))?;
         iptables_images::check(images.as_fd(), &|name| read_error(options, name))?;
         let external = |name: &str| name.starts_with("pipe:") || name.starts_with("file[");
         let names = names.into_iter().zip(0..3).filter(|(name, _)| external(name));
         let inherited = names.map(|(name, number)| inherit(&name, number)).collect();
-        Ok(Checkpoint { images, inherited, cgroups })
+        Ok(Checkpoint { images, inherited, cgroups, found })
     }
 
     fn mounts(&self, options: &criu::Options<'_>) -> Result<Vec<Recorded>> {
-        let read = || -> Result<Vec<Recorded>> {
-            Ok(serde_json::from_slice(&criu::read_in(self.images.as_fd(), RECORD)?)?)
-        };
-        read().with_context(|| read_error(options, RECORD))
+        criu::read_json(self.images.as_fd(), RECORD).with_context(|| read_error(options, RECORD))
     }
 }
 
@@ -182,18 +177,20 @@ fn make(
     held: &HeldBack,
 ) -> Result<(Pid, OwnedFd)> {
     let recorded = checkpoint.mounts(&options.common)?;
-    let Checkpoint { images, inherited, cgroups } = checkpoint;
+    let Checkpoint { images, inherited, cgroups, found } = checkpoint;
     let places = record(options, namespaces, images, directory, state)?;
     // The files that CRIU reads instead of some images of the checkpoint, above all those of mounts
     // and of cgroups.
     let mut covered = mount_images::names(places.directories.images())?;
     covered.push(cgroup_image::IMAGE.to_owned());
+    covered.extend(found.written.iter().map(|(name, _)| name.clone()));
     if namespaces.joined(libc::CLONE_NEWNET).is_some() {
         // The network is not the container's alone.
         covered.extend(network_images::connections(places.directories.images())?);
     }
     let cover = Cover::new(directory.cover_folder(), covered)?;
-    let mut criu = clone_criu(options, namespaces, &places, &cover, directory, state)?;
+    let mut criu =
+        clone_criu(options, namespaces, &places, &cover, found.processes, directory, state)?;
     let mut watch = Watch {
         limits: Limits::new(options.bundle, state, options.lsm_profile)?,
         cgroups: allowed_mounts::cgroups_of(&state.cgroup, state.pid)?,
@@ -210,9 +207,8 @@ fn make(
         state,
     };
     criu.refuse_ended()?;
-    for (name, image) in watch.mounts(places.directories.images())? {
-        cover.write(&name, &image)?;
-    }
+    let mounts = watch.mounts(places.directories.images())?;
+    mounts.iter().chain(&found.written).try_for_each(|(name, image)| cover.write(name, image))?;
     let request = watch.request(&places, inherited)?;
     let cgroups = cgroups_for_criu(&cgroups, options.bundle, namespaces, watch.state, &watch.home)?;
     cover.write(cgroup_image::IMAGE, &cgroups)?;
@@ -270,6 +266,7 @@ fn clone_criu(
     namespaces: &Namespaces,
     places: &Places,
     cover: &Cover,
+    processes: u64,
     directory: &Directory,
     state: &mut State,
 ) -> Result<Criu> {
@@ -303,8 +300,8 @@ fn clone_criu(
             if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
             }
-            let tasks =
-                state.cgroup.prepare(pid, unhindering(linux.resources().as_ref()).as_ref())?;
+            let limits = unhindering(linux.resources().as_ref(), processes);
+            let tasks = state.cgroup.prepare(pid, limits.as_ref())?;
             if plan::wants_its_cgroup(bundle, namespaces) {
                 state.cgroup.give(namespaces::root_on_the_host(linux))?;
             }
@@ -485,8 +482,8 @@ fn publish(
     Ok((pid, pidfd))
 }
 
-/// The limits under which CRIU can work when all processes exist. The memory limits are raised by
-/// the memory that CRIU may use until it has ended. If `rt` set limits only after the container has
+/// The limits of memory and processes while CRIU works. The limits of memory are raised by the
+/// memory that CRIU may use until it has ended. If `rt` set limits only after the container has
 /// begun to run, the container would keep the processes and memory that it has taken meanwhile.
 fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
     let resources = resources?;
@@ -525,13 +522,22 @@ fn memory_of_criu(pid: Pid) -> u64 {
     SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
 }
 
-/// The limits under which CRIU can work. CRIU is in the container's cgroup, and uses memory and
-/// processes of its own there. With the other limits too, a container that had nearly reached its
-/// limits could not be restored.
-fn unhindering(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
-    let mut resources = resources?.clone();
-    resources.set_memory(None).set_pids(None).set_unified(None);
-    Some(resources)
+/// The limits under which CRIU can begin its work. CRIU is in the container's cgroup, and uses
+/// memory and processes of its own there. With the exact limits, a container that had nearly
+/// reached them could not be restored. Without a limit of memory, a short image of many pages (a
+/// file with holes) could take all memory of the host.
+fn unhindering(resources: Option<&LinuxResources>, processes: u64) -> Option<LinuxResources> {
+    /// In bytes. With each process, CRIU used up to 0.9 MiB more, and 7 MiB with one of them.
+    const SOME: u64 = 128 << 20;
+    const MORE: u64 = 2 << 20;
+    let mut limits = resources?.clone();
+    let raised = with_criu(resources, SOME + processes.saturating_mul(MORE)).unwrap_or_default();
+    let mut unified = raised.unified().clone();
+    if let Some(unified) = &mut unified {
+        unified.retain(|key, _| key.starts_with("memory."));
+    }
+    limits.set_pids(None).set_memory(*raised.memory()).set_unified(unified);
+    Some(limits)
 }
 
 /// In a user namespace, CRIU reads the checkpoint as the host's root without its privileges, and
