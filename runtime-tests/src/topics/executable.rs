@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::harness::{Container, Outcome, Test, ensure, executable_is_read_only, skip};
+use crate::harness::{Container, Outcome, Output, Test, ensure, executable_is_read_only, skip};
 
-super::tests! { "executable": cannot_be_written_to_through_proc, its_code_is_mapped_from_a_read_only_mount, an_exec_protects_it_where_the_kernel_allows_nothing_else, cannot_be_reached_by_a_scripts_interpreter, cannot_be_a_hook, a_working_directory_cannot_be_the_hosts }
+super::tests! { "executable": cannot_be_written_to_through_proc, its_code_is_mapped_from_a_read_only_mount, an_exec_protects_it_where_the_kernel_allows_nothing_else, a_sealed_copy_protects_it_where_its_mount_cannot_be_cloned, cannot_be_reached_by_a_scripts_interpreter, cannot_be_a_hook, a_working_directory_cannot_be_the_hosts }
 
 /// CVE-2019-5736: before its exec, the container's first process *is* the runtime.
 fn cannot_be_written_to_through_proc(test: &Test) -> Outcome {
@@ -55,6 +55,38 @@ fn an_exec_protects_it_where_the_kernel_allows_nothing_else(test: &Test) -> Outc
     ensure(calls.contains("\nexecveat("), "no exec")?;
     let container = Container::named(test, &id);
     ensure(executable_is_read_only(&container)?, "it can be written to")
+}
+
+/// The kernel clones neither an unbindable mount nor that of a file in memory.
+fn a_sealed_copy_protects_it_where_its_mount_cannot_be_cloned(test: &Test) -> Outcome {
+    use rustix::fs::{SealFlags, fcntl_get_seals};
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let unbindable =
+        r#"mount --bind "${1%/*}" "${1%/*}" && mount --make-unbindable "${1%/*}" && exec "$@""#;
+    let in_memory = r#"exec perl -e 'my $fd = syscall(319, my $name = "rt", 0);
+        open(my $to, ">&=", $fd) && open(my $from, "<", $ARGV[0]) or die;
+        local $/; print {$to} scalar <$from>; close $from; $to->flush; exec { "/proc/self/fd/$fd" } @ARGV' "$@""#;
+    for script in [unbindable, in_memory] {
+        if script == in_memory && !cfg!(target_arch = "x86_64") {
+            continue;
+        }
+        let id = test.id();
+        let folder = bundle.folder.display().to_string();
+        let create = test.command(["create", "--bundle", &folder, &id]);
+        let mut shell = Command::new("unshare");
+        shell.args(["--mount", "sh", "-c", script, "sh"]).arg(create.get_program());
+        let output = Output::of({
+            shell.args(create.get_args());
+            shell
+        })?;
+        output.success()?;
+        let container = Container::named(test, &id);
+        let exe = fs::File::open(format!("/proc/{}/exe", container.pid()?))?;
+        ensure(fcntl_get_seals(exe)?.contains(SealFlags::WRITE), "it can be written to")?;
+    }
+    Ok(())
 }
 
 fn cannot_be_reached_by_a_scripts_interpreter(test: &Test) -> Outcome {

@@ -118,6 +118,7 @@ fn an_address_is_reached_if_it_is_listed(test: &Test) -> Outcome {
 
 /// The kernel allows less than the list of servers.
 fn the_list_of_ports_holds_too(test: &Test) -> Outcome {
+    super::wasm_ports::needs_v2(test)?;
     if kernel()? < (6, 7) {
         return skip("the kernel's Landlock knows no ports");
     }
@@ -336,6 +337,7 @@ fn https_is_for_listed_servers_only(test: &Test) -> Outcome {
 
 /// As for `http`.
 fn https_obeys_the_list_of_ports(test: &Test) -> Outcome {
+    super::wasm_ports::needs_v2(test)?;
     if kernel()? < (6, 7) {
         return skip("the kernel's Landlock knows no ports");
     }

@@ -33,7 +33,7 @@ fn landlock_knows_ports() -> Outcome<bool> {
     Ok(kernel()? >= (6, 7))
 }
 
-fn needs_v2(test: &Test) -> Outcome {
+pub(super) fn needs_v2(test: &Test) -> Outcome {
     if test.host.lane == "v1" {
         skip("ports of UDP, and some of TCP, take a cgroup of v2")
     } else {

@@ -26,7 +26,6 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::{Access, CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
-use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use crate::procfs;
@@ -45,20 +44,15 @@ pub(crate) fn protect() -> Result<()> {
     if is_read_only()? {
         return Ok(());
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let clone = match rustix::mount::open_tree(CWD, "/proc/self/exe", flags) {
-        Ok(clone) => clone,
-        // Without CAP_SYS_ADMIN in the user namespace of this mount namespace, the kernel does not
-        // clone a mount.
-        Err(Errno::PERM) => match copy_if_writable()? {
-            Some(copy) => return exec(copy.as_fd()),
-            None => return Ok(()),
-        },
-        Err(error) => return Err(error).context("clone the mount of `/proc/self/exe`"),
+    // The kernel clones no mount for a process without CAP_SYS_ADMIN in the user namespace of its
+    // mount namespace. It does not clone an unbindable mount, or one that is not in this mount
+    // namespace, as that of a file in memory. A filter may forbid it.
+    let Ok(clone) = read_only_clone() else {
+        return match copy_if_writable()? {
+            Some(copy) => exec(copy.as_fd()),
+            None => Ok(()),
+        };
     };
-    let read_only = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-    syscall::mount_setattr(clone.as_fd(), read_only, false)
-        .context("make the clone of `/proc/self/exe` read-only")?;
     // A kernel without CONFIG_CHECKPOINT_RESTORE does not let a process go over. A filter around
     // `rt` may forbid it too.
     if go_over(clone.as_fd()).is_none() {
@@ -66,6 +60,14 @@ pub(crate) fn protect() -> Result<()> {
     }
     ensure!(is_read_only()?, "the clone of `/proc/self/exe` can be written to");
     Ok(())
+}
+
+fn read_only_clone() -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = rustix::mount::open_tree(CWD, "/proc/self/exe", flags)?;
+    let read_only = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    syscall::mount_setattr(clone.as_fd(), read_only, false)?;
+    Ok(clone)
 }
 
 /// Whether this process runs from a file on a read-only mount.
@@ -129,9 +131,10 @@ fn exec(program: BorrowedFd<'_>) -> Result<()> {
         .filter(|(name, _)| name != ENGINES)
         .map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
         .collect::<Result<Vec<_>>>()?;
-    envp.push(c_string(
-        [ENGINES.as_bytes(), b"=", installed_engines()?.as_os_str().as_bytes()].concat(),
-    )?);
+    // Without a place of installation, no engine can be found. A Linux program needs none.
+    if let Ok(engines) = installed_engines() {
+        envp.push(c_string([ENGINES.as_bytes(), b"=", engines.as_os_str().as_bytes()].concat())?);
+    }
     Err(syscall::fexecve(program, &argv, &envp))
         .context("exec the protected copy of `/proc/self/exe`")
 }

@@ -309,36 +309,32 @@ pub(crate) struct MemoryMap {
 /// `/proc/PID/exe` and `/proc/PID/map_files` lead to `file` only (`PR_SET_MM_MAP`). `map` is the
 /// process's own, as `/proc/self/stat` has it. The kernel requires `CAP_SYS_ADMIN`, or
 /// `CAP_CHECKPOINT_RESTORE`, in the user namespace. If this fails, the process goes on and may be
-/// executed anew. Fails with `ENOTSUP` for a program that was relocated, or that is not static with
-/// musl.
+/// executed anew. Fails with `ENOTSUP` for a program that the kernel has not loaded itself, that
+/// was relocated, or that is not static with musl.
 pub(crate) fn run_from(file: BorrowedFd<'_>, map: MemoryMap) -> Result<()> {
-    for part in loaded_parts()? {
+    for part in loaded_parts(map)? {
+        let is_data = part.protection & libc::PROT_WRITE != 0;
+        let (flags, fd, offset) = match is_data {
+            true => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            false => (libc::MAP_PRIVATE, file.as_raw_fd(), part.offset),
+        };
+        // SAFETY: makes a mapping at an address of the kernel's choice.
+        let new =
+            unsafe { libc::mmap(ptr::null_mut(), part.length, part.protection, flags, fd, offset) };
+        check_mapping(new)?;
         let at: *mut libc::c_void = ptr::with_exposed_provenance_mut(part.start);
-        if part.protection & libc::PROT_WRITE == 0 {
-            let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
-            // SAFETY: the range is one that the kernel has mapped from the same bytes of the same
-            // file, with the same protection. Nothing has changed it, because it is not writable.
-            // So every byte is as before, also those of the code that runs here. The process has
-            // one thread, and the kernel exchanges the mapping in one call.
-            let mapped = unsafe {
-                let (length, fd) = (part.length, file.as_raw_fd());
-                libc::mmap(at, length, part.protection, fixed, fd, part.offset)
-            };
-            check_mapping(mapped)?;
-            continue;
+        if is_data {
+            // SAFETY: both ranges have this length and are mapped. They do not overlap.
+            unsafe { ptr::copy_nonoverlapping(at.cast::<u8>(), new.cast(), part.length) };
         }
-        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: maps new memory at an address of the kernel's choice.
-        let copy =
-            unsafe { libc::mmap(ptr::null_mut(), part.length, part.protection, anonymous, -1, 0) };
-        check_mapping(copy)?;
-        // SAFETY: both ranges have this length and are mapped. The new one overlaps with nothing.
-        unsafe { ptr::copy_nonoverlapping(at.cast::<u8>(), copy.cast(), part.length) };
         let move_there = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the range is the program's data, and gets the same bytes at the same addresses
-        // with the same protection: between the copy and this call, the process's only thread
-        // writes no static variable. No code uses the address of the copy afterwards.
-        let moved = unsafe { libc::mremap(copy, part.length, part.length, move_there, at) };
+        // SAFETY: the range gets the same bytes at the same addresses with the same protection. The
+        // code that runs here may be in it. Code: the kernel has mapped the range from the same
+        // part of the same file (`loaded_parts`), and nothing has changed it, because it is not
+        // writable. Data: it was just copied, and since then the process's only thread has written
+        // no static variable. No code uses the address of the new mapping afterwards. The kernel
+        // exchanges the mappings in one call.
+        let moved = unsafe { libc::mremap(new, part.length, part.length, move_there, at) };
         check_mapping(moved)?;
     }
     /// The whole `struct prctl_mm_map`. Without an auxiliary vector, the kernel keeps its own.
@@ -376,43 +372,54 @@ struct LoadedPart {
     protection: c_int,
 }
 
-/// The parts of this program, as its program headers have them (`elf(5)`).
-fn loaded_parts() -> Result<Vec<LoadedPart>> {
+/// The parts of this program, as its program headers have them (`elf(5)`). `map` says where the
+/// kernel has mapped its executable: at the same addresses, if the executable is this program.
+fn loaded_parts(map: MemoryMap) -> Result<Vec<LoadedPart>> {
     /// The only place of the program headers that linkers use: behind the ELF header.
-    const HEADERS: usize = size_of::<libc::Elf64_Ehdr>();
+    const HEADERS: u64 = size_of::<libc::Elf64_Ehdr>() as u64;
     // SAFETY: reads a number of the auxiliary vector of this process.
-    let number = |name| unsafe { libc::getauxval(name) } as usize;
+    let number = |name| unsafe { libc::getauxval(name) };
     let (at, count) = (number(libc::AT_PHDR), number(libc::AT_PHNUM));
     if at == 0 {
         return Err(Errno::NOTSUP);
     }
-    let headers: *const libc::Elf64_Phdr = ptr::with_exposed_provenance(at);
+    let headers: *const libc::Elf64_Phdr = ptr::with_exposed_provenance(at as usize);
     // SAFETY: the kernel says that so many program headers are there. They are in a part that is
     // mapped and that nothing writes.
-    let headers = unsafe { std::slice::from_raw_parts(headers, count) };
-    let page = number(libc::AT_PAGESZ) as u64;
-    let parts = headers.iter().filter(|header| header.p_type == libc::PT_LOAD).map(|header| {
-        let first = header.p_vaddr & !(page - 1);
-        let end = (header.p_vaddr + header.p_filesz).next_multiple_of(page);
+    let headers = unsafe { std::slice::from_raw_parts(headers, count as usize) };
+    let is_loaded = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD;
+    let page = number(libc::AT_PAGESZ);
+    let (mut parts, mut own, mut last) = (Vec::new(), MemoryMap::default(), 0);
+    own.start_code = u64::MAX;
+    for header in headers.iter().filter(is_loaded) {
         let has = |flag, protection| if header.p_flags & flag != 0 { protection } else { 0 };
-        LoadedPart {
-            start: first as usize,
-            length: (end - first) as usize,
+        let (first, end) = (header.p_vaddr, header.p_vaddr + header.p_filesz);
+        if header.p_flags & libc::PF_X != 0 {
+            own.start_code = own.start_code.min(first);
+            own.end_code = own.end_code.max(end);
+        }
+        own.start_data = own.start_data.max(first);
+        own.end_data = own.end_data.max(end);
+        let start = first & !(page - 1);
+        // Parts in one page. Besides, a program that is not where its headers say was relocated,
+        // and a part of its data is read-only since.
+        if start < last || header.p_offset == 0 && start + HEADERS != at {
+            return Err(Errno::NOTSUP);
+        }
+        last = end.next_multiple_of(page);
+        parts.push(LoadedPart {
+            start: start as usize,
+            length: (last - start) as usize,
             offset: (header.p_offset & !(page - 1)).cast_signed(),
             protection: has(libc::PF_R, libc::PROT_READ)
                 | has(libc::PF_W, libc::PROT_WRITE)
                 | has(libc::PF_X, libc::PROT_EXEC),
-        }
-    });
-    let parts: Vec<LoadedPart> = parts.collect();
-    // A part of the data is read-only since the start if the program is not where its headers say,
-    // so that it was relocated, or by glibc. `run_from` would make that part writable.
-    let is_in_place = parts.iter().any(|part| part.offset == 0 && part.start + HEADERS == at);
-    if is_in_place && cfg!(all(target_env = "musl", target_feature = "crt-static")) {
-        Ok(parts)
-    } else {
-        Err(Errno::NOTSUP)
+        });
     }
+    let places = |map: MemoryMap| (map.start_code, map.end_code, map.start_data, map.end_data);
+    // With glibc, too, a part of the data is read-only. `run_from` would make it writable.
+    let is_static = cfg!(all(target_env = "musl", target_feature = "crt-static"));
+    if is_static && places(own) == places(map) { Ok(parts) } else { Err(Errno::NOTSUP) }
 }
 
 /// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with
