@@ -60,17 +60,25 @@ const GROWTH: [Growth; 4] = [
 ];
 
 /// Each of [`NAMES`] is a class.
+/// Names of colours, and the colours in light and dark.
+const COLOURS: [(&str, &str, &str); 10] = [
+    ("ground", "#fff", "#111827"),
+    ("text", "#1f2937", "#e5e7eb"),
+    ("faint", "#6b7280", "#9ca3af"),
+    ("line", "#d1d5db", "#374151"),
+    ("rt", "#2563eb", "#60a5fa"),
+    ("before", "#7c3aed", "#a78bfa"),
+    ("crun", "#d97706", "#fbbf24"),
+    ("runc", "#6b7280", "#9ca3af"),
+    ("floor", "#10b981", "#34d399"),
+    ("other", "#0891b2", "#22d3ee"),
+];
+
 const STYLE: &str = "
-:root { --ground: #fff; --text: #1f2937; --faint: #6b7280; --line: #d1d5db;
-  --rt: #2563eb; --before: #7c3aed; --crun: #d97706; --runc: #6b7280; --floor: #10b981; --other: #0891b2 }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #111827; --text: #e5e7eb; --faint: #9ca3af; --line: #374151;
-    --rt: #60a5fa; --before: #a78bfa; --crun: #fbbf24; --runc: #9ca3af; --floor: #34d399; --other: #22d3ee }
-}
 .rt { fill: var(--rt); stroke: var(--rt) } .before { fill: var(--before); stroke: var(--before) }
 .crun { fill: var(--crun); stroke: var(--crun) } .runc { fill: var(--runc); stroke: var(--runc) }
 .floor { fill: var(--floor); stroke: var(--floor) } .other { fill: var(--other); stroke: var(--other) }
-text { fill: var(--text); stroke: none; font: 12px sans-serif } .n { fill: var(--faint); font-size: 11px }
+.ground { fill: var(--ground) } text { fill: var(--text); stroke: none; font: 12px sans-serif } .n { fill: var(--faint); font-size: 11px }
 .axis { stroke: var(--line); fill: none } .curve { fill: none; stroke-width: 2 }
 ";
 
@@ -132,10 +140,11 @@ pub(super) fn write(out: &Path) -> Outcome {
         }
     }
     let Some(headline) = headline else { return skip("no results: run the benchmark first") };
+    let style = coloured(&[STYLE, PAGE].concat());
     let page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>rt: benchmark</title>\n\
-         <style>{STYLE}{PAGE}</style>\n<h1>rt: benchmark</h1>\n<p>{machine}</p>\n\
+         <style>{style}</style>\n<h1>rt: benchmark</h1>\n<p>{machine}</p>\n\
          <p>Medians in milliseconds. The runtimes take turns. “floor” makes the same namespaces, \
          mounts and cgroups without reading a configuration.</p>\n{body}</html>\n"
     );
@@ -194,10 +203,23 @@ fn with_caption(mut drawing: Drawing, machine: &str) -> String {
     );
     drawing.height = y + 10.0;
     let style = format!(
-        "<style>{STYLE}</style>\n<rect width=\"100%\" height=\"100%\" style=\"fill: var(--ground)\"/>\n"
+        "<style>{}</style>\n<rect width=\"100%\" height=\"100%\" class=\"ground\"/>\n",
+        coloured(STYLE)
     );
     drawing.elements = style + &drawing.elements;
     svg(&drawing)
+}
+
+/// A style with the colours in place of their names, first the light ones. Not every program that
+/// shows an SVG knows the variables of CSS.
+fn coloured(style: &str) -> String {
+    let with = |of: fn(&(&str, &'static str, &'static str)) -> &'static str| {
+        COLOURS.iter().fold(style.to_owned(), |style, colour| {
+            style.replace(&format!("var(--{})", colour.0), of(colour))
+        })
+    };
+    let (light, dark) = (with(|colour| colour.1), with(|colour| colour.2));
+    format!("{light}@media (prefers-color-scheme: dark) {{{dark}}}\n")
 }
 
 /// Bars of each row, on a scale of its own: a `run` takes a hundred times as long as a `state`.

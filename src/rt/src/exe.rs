@@ -7,8 +7,8 @@
 //! whatever the capabilities.
 //!
 //! The process goes over in place: it maps its own code from the clone. If the kernel does not
-//! allow that, it execs the clone, which takes a tenth of `run` more. The other known way is to copy
-//! the file to a sealed memfd, which takes 4 ms. `rt` uses it where no clone can be made.
+//! allow that, it execs the clone, which takes a tenth of `run` more. The other known way is to
+//! copy the file to a sealed memfd, which takes 4 ms. `rt` uses it where no clone can be made.
 #![forbid(unsafe_code)]
 
 use std::env;
