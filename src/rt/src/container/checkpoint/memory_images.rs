@@ -248,6 +248,13 @@ fn check_order(image: &[u8], sizes: &mut Sizes) -> Result<()> {
             show(),
             mapping.status
         );
+        // CRIU counts its length, and does not map it. Elsewhere, it would say where CRIU puts its
+        // own code.
+        ensure!(
+            mapping.status & VSYSCALL == 0 || mapping.is_vsyscall_page(),
+            "{} is not a vsyscall page",
+            show()
+        );
         // CRIU opens files by other fields. This number would be that of any file of CRIU's.
         ensure!(mapping.has_no_file, "{} has an open file", show());
         // By one of the mappings of shared memory, CRIU makes a file, and maps it for all of them.
@@ -340,6 +347,8 @@ struct Mapping {
     number: u64,
     flags: u64,
     status: u64,
+    /// Bits of [`ADVICE`].
+    advice: u64,
     /// The flags with which CRIU opens its file.
     open: u32,
     /// Whether it has no number of an open file.
@@ -371,6 +380,13 @@ impl Mapping {
             0 => default_huge_page(),
             size => Ok((1 << size).max(PAGE)),
         }
+    }
+
+    /// Whether it is as x86-64's kernel lists it.
+    fn is_vsyscall_page(&self) -> bool {
+        const AT: u64 = 0xffff_ffff_ff60_0000;
+        (self.start, self.end) == (AT, AT + PAGE)
+            && (self.status, self.flags, self.advice) == (VSYSCALL | OWN, PRIVATE | ANONYMOUS, 0)
     }
 
     /// Whether CRIU writes the memory of the images to it: `VMA_FILE_PRIVATE` or
@@ -406,7 +422,8 @@ fn mapping(message: &[u8]) -> Result<Mapping> {
             // Zigzag: -1.
             8 => mapping.has_no_file = value.u64()? == 1,
             9 => {
-                let advice = value.u64()?;
+                mapping.advice = value.u64()?;
+                let advice = mapping.advice;
                 ensure!(advice & !ADVICE == 0, "a mapping has the advice {advice:#x}");
             }
             10 => mapping.open = value.u32()?,
@@ -483,7 +500,7 @@ mod tests {
 
     #[test]
     fn mappings_are_of_kinds_that_criu_writes() {
-        for kind in KINDS.into_iter().filter(|kind| *kind != GUARD) {
+        for kind in KINDS.into_iter().filter(|kind| kind & (GUARD | VSYSCALL) == 0) {
             for kind in [kind, kind | HEAP, kind | STACK] {
                 check(&[pages(16, 1, 2, kind)]).expect("CRIU writes it");
             }
@@ -516,6 +533,22 @@ mod tests {
             let advised = [number(1, 0), number(2, PAGE), number(7, PLAIN), number(8, 1)].concat();
             let advised = [advised, number(9, 1 << madvice)].concat();
             check(&[bytes(14, &advised)]).expect_err("it does something");
+        }
+    }
+
+    #[test]
+    fn a_vsyscall_page_is_where_the_kernel_has_it() {
+        const AT: u64 = 0xf_ffff_ffff_f600;
+        check(&[pages(AT, 1, 0x22, VSYSCALL | OWN)]).expect("it is the kernel's");
+        for (start, length, flags, kind) in [
+            (0x11, 1, 0x22, VSYSCALL | OWN),
+            (0x11, AT - 0x11, 0x22, VSYSCALL | OWN),
+            (AT, 2, 0x22, VSYSCALL | OWN),
+            (AT, 1, 0x22 | HUGE, VSYSCALL | OWN),
+            (AT, 1, 0x22, VSYSCALL | OWN | STACK),
+        ] {
+            let error = check(&[pages(start, length, flags, kind)]).expect_err("it steers CRIU");
+            assert!(error.to_string().ends_with("is not a vsyscall page"), "{error}");
         }
     }
 

@@ -150,7 +150,7 @@ pub(in crate::container) fn check(
             found.written.push((name, image));
         }
         sizes.add_process(process.pid);
-        found.processes += 1;
+        found.processes += u64::from(!is_dead);
     }
     Ok(found)
 }

@@ -531,6 +531,9 @@ fn unhindering(resources: Option<&LinuxResources>, processes: u64) -> Option<Lin
     const SOME: u64 = 128 << 20;
     const MORE: u64 = 2 << 20;
     let mut limits = resources?.clone();
+    // More processes than the container may have get no more memory than that number of them.
+    let most = limits.pids().as_ref().and_then(|pids| u64::try_from(pids.limit()).ok());
+    let processes = most.filter(|most| *most > 0).map_or(processes, |most| processes.min(most));
     let raised = with_criu(resources, SOME + processes.saturating_mul(MORE)).unwrap_or_default();
     let mut unified = raised.unified().clone();
     if let Some(unified) = &mut unified {
