@@ -1,8 +1,8 @@
 //! In place of the crate `regex`: regex-lite, by the same authors, with the same interface.
 //!
 //! oci-spec and libcontainer check two short values of a configuration with `regex`. Its code for
-//! long texts and for Unicode was an eighth of the executable of `rt`. `Cargo.toml` of the
-//! workspace puts this crate in its place (`[patch.crates-io]`). `\d` matches ASCII digits only,
+//! long texts and for Unicode was a fifth of the executable of `rt`. `Cargo.toml` of the workspace
+//! puts this crate in its place (`[patch.crates-io]`). `\d` matches ASCII digits only,
 //! which are the digits that the kernel reads.
 #![forbid(unsafe_code)]
 

@@ -372,26 +372,36 @@ struct LoadedPart {
     protection: c_int,
 }
 
-/// The parts of this program, as its program headers have them (`elf(5)`). `map` says where the
-/// kernel has mapped its executable: at the same addresses, if the executable is this program.
+/// The parts of this program.
 fn loaded_parts(map: MemoryMap) -> Result<Vec<LoadedPart>> {
-    /// The only place of the program headers that linkers use: behind the ELF header.
-    const HEADERS: u64 = size_of::<libc::Elf64_Ehdr>() as u64;
     // SAFETY: reads a number of the auxiliary vector of this process.
     let number = |name| unsafe { libc::getauxval(name) };
     let (at, count) = (number(libc::AT_PHDR), number(libc::AT_PHNUM));
-    if at == 0 {
+    // With glibc, a part of the data is read-only. `run_from` would make it writable.
+    if at == 0 || !cfg!(all(target_env = "musl", target_feature = "crt-static")) {
         return Err(Errno::NOTSUP);
     }
     let headers: *const libc::Elf64_Phdr = ptr::with_exposed_provenance(at as usize);
     // SAFETY: the kernel says that so many program headers are there. They are in a part that is
     // mapped and that nothing writes.
     let headers = unsafe { std::slice::from_raw_parts(headers, count as usize) };
-    let is_loaded = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD;
-    let page = number(libc::AT_PAGESZ);
-    let (mut parts, mut own, mut last) = (Vec::new(), MemoryMap::default(), 0);
-    own.start_code = u64::MAX;
-    for header in headers.iter().filter(is_loaded) {
+    parts_of(headers, at, number(libc::AT_PAGESZ), map)
+}
+
+/// The parts of a program, as its program headers at the address `at` have them (`elf(5)`). `map`
+/// says where the kernel has mapped its executable: at the same addresses, if the executable is
+/// this program. Otherwise fails with `ENOTSUP`.
+fn parts_of(
+    headers: &[libc::Elf64_Phdr],
+    at: u64,
+    page: u64,
+    map: MemoryMap,
+) -> Result<Vec<LoadedPart>> {
+    /// The only place of the program headers that linkers use: behind the ELF header.
+    const HEADERS: u64 = size_of::<libc::Elf64_Ehdr>() as u64;
+    let (mut parts, mut last) = (Vec::new(), 0);
+    let mut own = MemoryMap { start_code: u64::MAX, ..MemoryMap::default() };
+    for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD) {
         let has = |flag, protection| if header.p_flags & flag != 0 { protection } else { 0 };
         let (first, end) = (header.p_vaddr, header.p_vaddr + header.p_filesz);
         if header.p_flags & libc::PF_X != 0 {
@@ -401,8 +411,8 @@ fn loaded_parts(map: MemoryMap) -> Result<Vec<LoadedPart>> {
         own.start_data = own.start_data.max(first);
         own.end_data = own.end_data.max(end);
         let start = first & !(page - 1);
-        // Parts in one page. Besides, a program that is not where its headers say was relocated,
-        // and a part of its data is read-only since.
+        // Two parts share a page, or the program was relocated: then it is not where its headers
+        // say, and a part of its data is read-only since.
         if start < last || header.p_offset == 0 && start + HEADERS != at {
             return Err(Errno::NOTSUP);
         }
@@ -417,9 +427,7 @@ fn loaded_parts(map: MemoryMap) -> Result<Vec<LoadedPart>> {
         });
     }
     let places = |map: MemoryMap| (map.start_code, map.end_code, map.start_data, map.end_data);
-    // With glibc, too, a part of the data is read-only. `run_from` would make it writable.
-    let is_static = cfg!(all(target_env = "musl", target_feature = "crt-static"));
-    if is_static && places(own) == places(map) { Ok(parts) } else { Err(Errno::NOTSUP) }
+    if places(own) == places(map) { Ok(parts) } else { Err(Errno::NOTSUP) }
 }
 
 /// Whether this process, with its effective user, may execute a file (`faccessat2(2)` with
@@ -1119,4 +1127,50 @@ pub(crate) fn forbidden(privileged: bool) -> Vec<&'static str> {
         is_forbidden(unsafe { libc::syscall(libc::SYS_socket, *family, wrong, 0) })
     });
     calls.map(|(name, _)| name).chain(families.map(|(name, _)| name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_moved_only_if_it_is_its_executable() {
+        let header = |p_flags, p_offset, p_vaddr, p_filesz| libc::Elf64_Phdr {
+            p_type: libc::PT_LOAD,
+            p_flags,
+            p_offset,
+            p_vaddr,
+            p_paddr: p_vaddr,
+            p_filesz,
+            p_memsz: p_filesz + 8,
+            p_align: 4096,
+        };
+        let code = header(libc::PF_R | libc::PF_X, 0x1000, 0x40_1000, 0x2345);
+        let data = header(libc::PF_R | libc::PF_W, 0x3578, 0x40_5578, 0x100);
+        let good = [header(libc::PF_R, 0, 0x40_0000, 0x224), code, data];
+        let map = MemoryMap {
+            start_code: 0x40_1000,
+            end_code: 0x40_3345,
+            start_data: 0x40_5578,
+            end_data: 0x40_5678,
+            ..MemoryMap::default()
+        };
+        let parts = parts_of(&good, 0x40_0040, 4096, map).expect("it is");
+        let places: Vec<_> = parts.iter().map(|it| (it.start, it.length, it.offset)).collect();
+        let expected =
+            [(0x40_0000, 4096, 0), (0x40_1000, 0x3000, 0x1000), (0x40_5000, 4096, 0x3000)];
+        assert_eq!(places, expected);
+        assert_eq!(parts[2].protection, libc::PROT_READ | libc::PROT_WRITE);
+        // A loader of its own, or an emulator, has started it.
+        for other in [
+            MemoryMap { start_code: 0x1000, ..map },
+            MemoryMap { end_code: 0x40_3346, ..map },
+            MemoryMap { start_data: 0, ..map },
+            MemoryMap { end_data: 0x40_6000, ..map },
+        ] {
+            parts_of(&good, 0x40_0040, 4096, other).err().expect("it is not");
+        }
+        parts_of(&good, 0x7f_0000_0040, 4096, map).err().expect("it was relocated");
+        parts_of(&good, 0x40_0040, 65536, map).err().expect("two parts share a page");
+    }
 }

@@ -94,7 +94,7 @@ pub(in crate::container) struct Found {
     pub(in crate::container) sizes: Sizes,
     /// The images that CRIU reads in the place of others, by their names.
     pub(in crate::container) written: Vec<(String, Vec<u8>)>,
-    /// The number of processes.
+    /// The number of living processes. A dead one has no memory.
     pub(in crate::container) processes: u64,
 }
 

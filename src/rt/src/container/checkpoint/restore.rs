@@ -683,3 +683,24 @@ fn cgroups_for_criu(
         .written_for(&cgroup_image::Place { homes: &homes, has_namespace, owner })
         .context("write the image of cgroups")
 }
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
+
+    use super::*;
+
+    #[test]
+    fn processes_beyond_the_limit_get_no_memory() {
+        let memory = LinuxMemoryBuilder::default().limit(64 << 20).build().expect("memory");
+        let limit = |most: i64, processes| {
+            let pids = LinuxPidsBuilder::default().limit(most).build().expect("pids");
+            let resources = LinuxResourcesBuilder::default().memory(memory).pids(pids).build();
+            let limits = unhindering(Some(&resources.expect("resources")), processes);
+            limits.and_then(|limits| limits.memory().as_ref()?.limit()).map(|bytes| bytes >> 20)
+        };
+        assert_eq!(limit(20, 3), Some(64 + 128 + 2 * 3));
+        assert_eq!(limit(20, 5000), Some(64 + 128 + 2 * 20));
+        assert_eq!(limit(-1, 5000), Some(64 + 128 + 2 * 5000));
+    }
+}
