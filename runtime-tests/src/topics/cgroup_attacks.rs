@@ -298,7 +298,7 @@ fn is_dead(pid: &str) -> bool {
 }
 
 /// The directories of the cgroup with this path: one, or one in each hierarchy.
-fn everywhere(test: &Test, name: &str) -> Outcome<Vec<PathBuf>> {
+pub(super) fn everywhere(test: &Test, name: &str) -> Outcome<Vec<PathBuf>> {
     if test.host.lane == "v2" {
         return Ok(vec![directory(test, name)]);
     }
@@ -309,7 +309,7 @@ fn everywhere(test: &Test, name: &str) -> Outcome<Vec<PathBuf>> {
         .collect())
 }
 
-fn remove_all(paths: &[PathBuf]) {
+pub(super) fn remove_all(paths: &[PathBuf]) {
     for path in paths {
         let _ = fs::remove_dir(path);
     }

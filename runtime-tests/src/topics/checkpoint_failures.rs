@@ -7,14 +7,20 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
+use super::cgroup_attacks::{everywhere, remove_all};
 use super::checkpoint::{COUNT, criu, images, needs_criu, piped, restore_command, start, write};
+use super::checkpoint_attacks::is_refused;
+use super::checkpoint_guard::checkpoint;
+use super::checkpoint_images::limited;
+use super::checkpoint_kinds::goes_on;
+use super::needs;
 use crate::harness::{
-    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process,
+    Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip,
     wait_until,
 };
 
 super::tests! { "checkpoint_failures":
-    a_failing_hook_undoes_the_restore, a_pid_file_that_cannot_be_written_undoes_the_restore, a_restore_that_is_killed_can_be_deleted,
+    a_failing_hook_undoes_the_restore, a_cgroup_that_stays_has_the_limits_of_the_configuration, more_processes_than_the_limit_are_refused, a_pid_file_that_cannot_be_written_undoes_the_restore, a_restore_that_is_killed_can_be_deleted,
     a_restore_that_is_killed_can_be_deleted_without_a_cgroup, a_checkpoint_that_is_killed_lets_the_container_go_on,
     a_container_that_ends_meanwhile_is_not_written, a_cgroup_in_use_is_left_alone, a_damaged_checkpoint_leaves_nothing,
     what_cannot_be_written_is_refused, namespaces_that_could_not_be_restored_are_refused, what_cannot_be_restored_is_refused,
@@ -35,6 +41,44 @@ fn a_failing_hook_undoes_the_restore(test: &Test) -> Outcome {
         .fails_with("run createRuntime hook `/bin/false`")?;
     test.rt(["state", &id])?.fails_with("does not exist")?;
     ensure(cgroups_of(&id).is_empty(), "its cgroup is left")
+}
+
+/// While CRIU works, the container has more memory.
+fn a_cgroup_that_stays_has_the_limits_of_the_configuration(test: &Test) -> Outcome {
+    needs_criu()?;
+    needs(test, "memory")?;
+    if test.host.by_systemd {
+        return skip("systemd makes each scope anew");
+    }
+    let bundle = limited(test.sh(COUNT)?);
+    checkpoint(&bundle)?;
+    let name = test.id();
+    let cgroups = everywhere(test, &name)?;
+    cgroups.iter().try_for_each(fs::create_dir)?;
+    let bundle = bundle.edit(|config| {
+        config["linux"]["cgroupsPath"] = json!(format!("/{name}"));
+        config["hooks"]["createRuntime"] = json!([{ "path": "/bin/false" }]);
+    });
+    let refused = is_refused(&bundle, "run createRuntime hook `/bin/false`");
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let files = cgroups.iter().flat_map(|cgroup| files.map(|file| cgroup.join(file)));
+    let limits: Vec<_> = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    remove_all(&cgroups);
+    refused?;
+    ensure_eq(limits, vec![format!("{}\n", 64 << 20)])
+}
+
+fn more_processes_than_the_limit_are_refused(test: &Test) -> Outcome {
+    needs_criu()?;
+    needs(test, "pids")?;
+    let bundle = test.sh(&format!("sleep 1000 & {COUNT}"))?;
+    checkpoint(&bundle)?;
+    let limited = |limit: i64| {
+        let bundle = bundle.clone();
+        bundle.edit(|config| config["linux"]["resources"]["pids"] = json!({ "limit": limit }))
+    };
+    is_refused(&limited(1), "processes and threads, and the limit is 1")?;
+    goes_on(&limited(3))
 }
 
 fn a_pid_file_that_cannot_be_written_undoes_the_restore(test: &Test) -> Outcome {

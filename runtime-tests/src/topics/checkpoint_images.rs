@@ -426,7 +426,7 @@ fn files_of_rt_are_short(test: &Test) -> Outcome {
 }
 
 /// 64 MiB, with swap.
-fn limited(bundle: Bundle<'_>) -> Bundle<'_> {
+pub(super) fn limited(bundle: Bundle<'_>) -> Bundle<'_> {
     bundle.edit(|config| {
         config["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20, "swap": 64 << 20 });
     })

@@ -8,6 +8,7 @@ mod cgroup_image;
 mod confinement;
 mod cover;
 pub(crate) mod criu;
+mod criu_limits;
 pub(crate) mod dump;
 mod external_mounts;
 mod file_kinds;

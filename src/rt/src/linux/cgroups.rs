@@ -711,6 +711,16 @@ impl Cgroup {
         }
     }
 
+    /// Sets limits in the cgroup if it existed before: [`Cgroup::undo`] does not remove it.
+    pub(crate) fn limit_what_stays(&self, resources: Option<&LinuxResources>) -> Result<()> {
+        let stays = self.paths.iter().any(|path| !self.made.contains(path));
+        let Some(resources) = resources.filter(|_| stays && self.is_claimed) else { return Ok(()) };
+        if self.manager != Manager::Cgroupfs {
+            return Ok(());
+        }
+        self.apply(resources).context("limit the cgroup that was there before")
+    }
+
     /// Removes the cgroups that this process has made for a failed `create`. Cgroups that existed
     /// before stay.
     pub(crate) fn undo(&self) -> Result<()> {

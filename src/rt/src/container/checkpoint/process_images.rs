@@ -96,6 +96,8 @@ pub(in crate::container) struct Found {
     pub(in crate::container) written: Vec<(String, Vec<u8>)>,
     /// The number of living processes. A dead one has no memory.
     pub(in crate::container) processes: u64,
+    /// The number of threads, with one for each dead process.
+    pub(in crate::container) threads: u64,
 }
 
 /// Fails if CRIU could not count the processes of a checkpoint, or if one has an rseq area that is
@@ -151,6 +153,7 @@ pub(in crate::container) fn check(
         }
         sizes.add_process(process.pid);
         found.processes += u64::from(!is_dead);
+        found.threads += u64::try_from(process.numbers().count())?;
     }
     Ok(found)
 }

@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
@@ -29,6 +28,7 @@ use crate::container::checkpoint::criu::{
     self, CgroupsMode, Criu, Criu_opts, Directories, Inherit_fd, Join_namespace, Kind, Notice,
     Prepare,
 };
+use crate::container::checkpoint::criu_limits;
 use crate::container::checkpoint::dump::{self, DESCRIPTORS, NETWORK, PIDS};
 use crate::container::checkpoint::external_mounts::Offers;
 use crate::container::checkpoint::iptables_images;
@@ -101,6 +101,8 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
     let namespaces = Namespaces::new(options.bundle.linux())?;
     dump::refuse_what_cannot_be_restored(&options.bundle.spec)?;
     let checkpoint = Checkpoint::read(&options.common)?;
+    let resources = options.bundle.linux().resources().as_ref();
+    criu_limits::refuse_more_processes(resources, checkpoint.found.threads)?;
     let annotations = options.bundle.annotations().into_iter().collect();
     let streams = Streams::open(&annotations)?;
     let mut state = plan::plan_state(options.id, options.bundle, options.manager, annotations)?;
@@ -118,8 +120,9 @@ pub(crate) fn restore(root: &Root, options: &RestoreOptions<'_>) -> Result<Resto
             // The container may run already. Without a cgroup of its own, nothing else would end
             // it.
             let ended = delete::end(&state);
+            let limited = state.cgroup.limit_what_stays(criu_limits::exact(resources).as_ref());
             let undone = undo::undo(&directory, &state);
-            failure::and_then_cleaned(Err(error), ended.and(undone))
+            failure::and_then_cleaned(Err(error), ended.and(limited).and(undone))
         }
     }
 }
@@ -300,7 +303,7 @@ fn clone_criu(
             if let (Some(groups), Some(rdt)) = (&mut state.rdt, linux.intel_rdt()) {
                 groups.make(rdt, pid)?;
             }
-            let limits = unhindering(linux.resources().as_ref(), processes);
+            let limits = criu_limits::first(linux.resources().as_ref(), processes);
             let tasks = state.cgroup.prepare(pid, limits.as_ref())?;
             if plan::wants_its_cgroup(bundle, namespaces) {
                 state.cgroup.give(namespaces::root_on_the_host(linux))?;
@@ -439,7 +442,7 @@ impl Watch<'_> {
         }
         restored_limits::lower(&processes, bundle.process(), &self.limits)?;
         let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));
-        if let Some(limits) = with_criu(resources, memory_of_criu(self.criu)) {
+        if let Some(limits) = criu_limits::last(resources, self.criu) {
             state.cgroup.update(limits).context("limit what is restored")?;
         }
         self.held.refuse_interrupted()
@@ -480,67 +483,6 @@ fn publish(
     }
     state.cgroup.leave_claim();
     Ok((pid, pidfd))
-}
-
-/// The limits of memory and processes while CRIU works. The limits of memory are raised by the
-/// memory that CRIU may use until it has ended. If `rt` set limits only after the container has
-/// begun to run, the container would keep the processes and memory that it has taken meanwhile.
-fn with_criu(resources: Option<&LinuxResources>, of_criu: u64) -> Option<LinuxResources> {
-    let resources = resources?;
-    let more = i64::try_from(of_criu).unwrap_or(i64::MAX);
-    let raised = |limit: Option<i64>| {
-        limit.map(|limit| if limit > 0 { limit.saturating_add(more) } else { limit })
-    };
-    let mut limits = LinuxResources::default();
-    limits.set_pids(*resources.pids());
-    limits.set_memory(resources.memory().as_ref().map(|memory| {
-        let mut limited = LinuxMemory::default();
-        limited.set_limit(raised(memory.limit())).set_swap(raised(memory.swap()));
-        limited
-    }));
-    limits.set_unified(resources.unified().clone().map(|mut unified| {
-        for key in ["memory.max", "memory.high"] {
-            if let Some(value) = unified.get_mut(key)
-                && let Ok(limit) = value.parse::<u64>()
-            {
-                *value = limit.saturating_add(of_criu).to_string();
-            }
-        }
-        unified
-    }));
-    let any = limits.pids().is_some() || limits.memory().is_some() || limits.unified().is_some();
-    any.then_some(limits)
-}
-
-/// The container's memory that CRIU's process may use until it ends, in bytes: twice the memory
-/// that it has now, and some more.
-fn memory_of_criu(pid: Pid) -> u64 {
-    const SOME: u64 = 16 << 20;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let used = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    SOME + used.unwrap_or(0).saturating_mul(2 * 1024)
-}
-
-/// The limits under which CRIU can begin its work. CRIU is in the container's cgroup, and uses
-/// memory and processes of its own there. With the exact limits, a container that had nearly
-/// reached them could not be restored. Without a limit of memory, a short image of many pages (a
-/// file with holes) could take all memory of the host.
-fn unhindering(resources: Option<&LinuxResources>, processes: u64) -> Option<LinuxResources> {
-    /// In bytes. With each process, CRIU used up to 0.9 MiB more, and 7 MiB with one of them.
-    const SOME: u64 = 128 << 20;
-    const MORE: u64 = 2 << 20;
-    let mut limits = resources?.clone();
-    // More processes than the container may have get no more memory than that number of them.
-    let most = limits.pids().as_ref().and_then(|pids| u64::try_from(pids.limit()).ok());
-    let processes = most.filter(|most| *most > 0).map_or(processes, |most| processes.min(most));
-    let raised = with_criu(resources, SOME + processes.saturating_mul(MORE)).unwrap_or_default();
-    let mut unified = raised.unified().clone();
-    if let Some(unified) = &mut unified {
-        unified.retain(|key, _| key.starts_with("memory."));
-    }
-    limits.set_pids(None).set_memory(*raised.memory()).set_unified(unified);
-    Some(limits)
 }
 
 /// In a user namespace, CRIU reads the checkpoint as the host's root without its privileges, and
@@ -682,25 +624,4 @@ fn cgroups_for_criu(
     image
         .written_for(&cgroup_image::Place { homes: &homes, has_namespace, owner })
         .context("write the image of cgroups")
-}
-
-#[cfg(test)]
-mod tests {
-    use oci_spec::runtime::{LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
-
-    use super::*;
-
-    #[test]
-    fn processes_beyond_the_limit_get_no_memory() {
-        let memory = LinuxMemoryBuilder::default().limit(64 << 20).build().expect("memory");
-        let limit = |most: i64, processes| {
-            let pids = LinuxPidsBuilder::default().limit(most).build().expect("pids");
-            let resources = LinuxResourcesBuilder::default().memory(memory).pids(pids).build();
-            let limits = unhindering(Some(&resources.expect("resources")), processes);
-            limits.and_then(|limits| limits.memory().as_ref()?.limit()).map(|bytes| bytes >> 20)
-        };
-        assert_eq!(limit(20, 3), Some(64 + 128 + 2 * 3));
-        assert_eq!(limit(20, 5000), Some(64 + 128 + 2 * 20));
-        assert_eq!(limit(-1, 5000), Some(64 + 128 + 2 * 5000));
-    }
 }
