@@ -9,13 +9,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until, wait_up_to,
+    Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip, wait_until,
+    wait_up_to,
 };
 
 super::tests! { "robustness":
     create_can_be_killed_at_every_system_call, run_can_be_killed_at_every_system_call, start_can_be_killed_at_every_system_call,
     exec_can_be_killed_at_every_system_call, delete_can_be_killed_at_every_system_call,
-    create_on_a_full_disk_leaves_nothing, a_state_root_that_is_read_only_is_an_error, create_without_descriptors_leaves_nothing,
+    a_filesystem_that_cannot_exchange_files_will_do, create_on_a_full_disk_leaves_nothing, a_state_root_that_is_read_only_is_an_error, create_without_descriptors_leaves_nothing,
     create_without_memory_leaves_nothing, a_container_with_too_little_memory_leaves_nothing, a_container_that_is_killed_while_it_is_made_leaves_nothing,
     delete_waits_for_a_scope_that_systemd_is_to_make,
     another_process_with_the_same_number_is_left_alone, a_state_that_is_cut_short_can_be_deleted,
@@ -111,6 +112,27 @@ fn run_can_be_killed_at_every_system_call(test: &Test) -> Outcome {
     bundle.write()?;
     let folder = bundle.folder.display().to_string();
     kill_at_every_call(test, |id| Ok(test.command(["run", "--bundle", &folder, id])))
+}
+
+/// `create` exchanges the first state for the last one.
+fn a_filesystem_that_cannot_exchange_files_will_do(test: &Test) -> Outcome {
+    test.only_rt()?;
+    let bundle = test.sh("exec sleep 60")?;
+    bundle.write()?;
+    let folder = bundle.folder.display().to_string();
+    for option in ["--inject=renameat2:error=EINVAL", "--string-limit=1"] {
+        let id = test.id();
+        let create = test.command(["create", "--bundle", &folder, &id]);
+        ensure(strace(test, option, &create)?.success(), "create fails")?;
+        let calls = fs::read_to_string(test.folder.join("calls"))?;
+        ensure_eq(calls.contains("(INJECTED)"), option.contains("inject"))?;
+        ensure(calls.contains("RENAME_EXCHANGE"), "no exchange")?;
+        let files = fs::read_dir(test.state_root().join(&id))?.flatten();
+        let drafts = files.filter(|file| file.file_name().to_string_lossy().starts_with(".rt-"));
+        ensure_eq(drafts.count(), 0)?;
+        ensure_eq(Container::named(test, &id).status()?.as_str(), "created")?;
+    }
+    Ok(())
 }
 
 /// Does the same with a command for an existing container.

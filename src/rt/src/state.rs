@@ -1,7 +1,7 @@
 //! The files that `rt` keeps about a container between commands: one directory per container, below
 //! the root of the state.
 //!
-//! - `state.json`: [`State`]. `rt` replaces the whole file by a rename, and never edits it.
+//! - `state.json`: [`State`]. `rt` replaces the whole file, and never edits it.
 //! - `config.json`: the bundle's configuration at the time of `create`.
 //! - `root`: an empty directory, while the container is restored from a checkpoint.
 //! - `notify`: the directory of a socket for `sd_notify(3)`, if the caller has a service manager
@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,12 @@ use crate::{ids, procfs, trust, workload};
 
 /// The version of the format that this `rt` writes. It reads all versions up to this one.
 const VERSION: u32 = 1;
+
+const STATE: &str = "state.json";
+const CONFIG: &str = "config.json";
+
+/// Root acts on the content of the files, and an environment may contain secrets.
+const FOR_ITS_OWNER: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The engine of the versions that had one only.
 const ONLY_ENGINE: &str = "wasmedge";
@@ -550,10 +556,9 @@ impl Directory {
 
     /// The same, from the opened directory.
     fn read_in(&self, directory: &OwnedFd) -> Result<Option<State>, Unread> {
-        const NAME: &str = "state.json";
         let read = || -> Result<Option<State>, Unread> {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mut file = match rustix::fs::openat(directory, NAME, flags, Mode::empty()) {
+            let mut file = match rustix::fs::openat(directory, STATE, flags, Mode::empty()) {
                 Ok(file) => fs::File::from(file),
                 Err(Errno::NOENT) => return Ok(None),
                 Err(error) => return Err(Error::from(error).into()),
@@ -562,7 +567,7 @@ impl Directory {
             file.read_to_end(&mut text).map_err(Error::from)?;
             parse(&text).map(Some)
         };
-        read().map_err(|error| error.context(format!("read `{}`", self.path.join(NAME).display())))
+        read().map_err(|error| error.context(format!("read `{}`", self.path.join(STATE).display())))
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {
@@ -571,28 +576,32 @@ impl Directory {
 
     /// Writes a state that no process sees until it is published.
     pub(crate) fn draft(&self, state: &State) -> Result<Draft> {
-        let text = serde_json::to_vec(state).context("write `state.json`")?;
-        self.draft_file("state.json", &text)
+        let path = self.path.join(STATE);
+        let write = || -> Result<Draft> {
+            let text = serde_json::to_vec(state)?;
+            Draft::write_in(self.open()?, path.clone(), &text, FOR_ITS_OWNER.as_raw_mode())
+        };
+        write().with_context(|| format!("write `{}`", path.display()))
     }
 
+    /// Writes the configuration of a container that has no state yet. So no process reads a part
+    /// of it.
     pub(crate) fn write_config(&self, config: &[u8]) -> Result<()> {
-        self.draft_file("config.json", config)?.publish()
+        let path = self.path.join(CONFIG);
+        let write = || -> Result<()> {
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(self.open()?, CONFIG, flags, FOR_ITS_OWNER)?;
+            Ok(fs::File::from(file).write_all(config)?)
+        };
+        write().with_context(|| format!("write `{}`", path.display()))
     }
 
     /// The configuration at the time of `create`. Returns `None` if the file is missing or cannot
     /// be parsed.
     pub(crate) fn config(&self) -> Option<Spec> {
-        let (spec, _) = crate::bundle::spec(&fs::read(self.path.join("config.json")).ok()?).ok()?;
+        let (spec, _) = crate::bundle::spec(&fs::read(self.path.join(CONFIG)).ok()?).ok()?;
         Some(spec)
-    }
-
-    fn draft_file(&self, name: &str, text: &[u8]) -> Result<Draft> {
-        let path = self.path.join(name);
-        let show = format!("write `{}`", path.display());
-        // For its owner only: root acts on the content of these files, and an environment may
-        // contain secrets.
-        let draft = self.open().and_then(|at| Draft::write_in(at, path, text, 0o600));
-        draft.context(show)
     }
 
     pub(crate) fn start_fifo(&self) -> PathBuf {

@@ -434,7 +434,7 @@ fn publish(
     }
     process::set_priorities(pid, options.bundle.process())?;
     state.cgroup.hand_down();
-    record.publish()?;
+    record.exchange()?;
     if options.wait == Wait::ForStart {
         socket.send(&Message::Recorded)?;
     }
