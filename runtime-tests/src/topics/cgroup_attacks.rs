@@ -47,6 +47,7 @@ super::tests! { "cgroup_attacks":
     an_annotation_replaces_nothing_of_rts,
     only_systemd_ends_its_jobs,
     a_process_that_cannot_be_read_is_alive,
+    systemd_is_reached_by_its_own_socket_and_by_the_bus,
 }
 
 /// The runtime in its own mount namespace, in which a shell script runs first.
@@ -1095,6 +1096,24 @@ fn only_systemd_ends_its_jobs(test: &Test) -> Outcome {
     let output = Output::of(command);
     let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(format!("rt-{id}.scope")));
     output?.success()?.stdout("ran\n").map(drop)
+}
+
+fn systemd_is_reached_by_its_own_socket_and_by_the_bus(test: &Test) -> Outcome {
+    test.only_rt()?;
+    if !test.host.by_systemd {
+        return skip("cgroups are not made by systemd here");
+    }
+    let (own, bus) = ("/run/systemd/private", "/run/dbus/system_bus_socket");
+    let hide = |socket: &str| format!("mount --bind /dev/null {socket}");
+    let bundle = test.sh("cat /proc/self/cgroup")?;
+    for script in [hide(bus), hide(own), format!("export DBUS_SYSTEM_BUS_ADDRESS=unix:path={bus}")]
+    {
+        let output = run_changed(&bundle, &script)?.success()?;
+        ensure(output.stdout.contains(".scope"), output.stdout)?;
+    }
+    run_changed(&bundle, &format!("{}; {}", hide(own), hide(bus)))?
+        .fails_with("connect to `/run/dbus/system_bus_socket`")
+        .map(drop)
 }
 
 fn a_process_that_cannot_be_read_is_alive(test: &Test) -> Outcome {

@@ -260,20 +260,21 @@ struct Manager {
 
 impl Manager {
     fn connect() -> Result<Manager> {
-        let (bus, private) = sockets()?;
-        // Without a bus daemon, systemd can still be reached by its private socket, as its own
-        // tools do.
-        let (mut connection, by_daemon) = match Connection::open(&bus, PATIENCE) {
-            Ok(connection) => (connection, true),
-            Err(error) => match Connection::open(&private, PATIENCE) {
-                Ok(connection) => (connection, false),
-                Err(_) => return Err(error),
-            },
+        let [first, second] = sockets()?;
+        let open = |socket: &Socket| -> Result<Manager> {
+            let mut connection = Connection::open(&socket.path, PATIENCE)?;
+            if socket.by_daemon {
+                // The daemon closes a connection that it refuses.
+                connection.call_later(&call_daemon("Hello", Vec::new()));
+            }
+            Ok(Manager { connection, by_daemon: socket.by_daemon, forgotten: false })
         };
-        if by_daemon {
-            connection.call(&call_daemon("Hello", Vec::new()))?;
-        }
-        Ok(Manager { connection, by_daemon, forgotten: false })
+        let error = match open(&first) {
+            Ok(manager) => return Ok(manager),
+            Err(error) => error,
+        };
+        // Users know the bus.
+        open(&second).map_err(|other| if second.by_daemon { other } else { error })
     }
 
     fn call(&mut self, member: &str, body: Vec<Value>) -> Result<Vec<Value>, Failure> {
@@ -362,10 +363,13 @@ impl Manager {
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{scope}'"
         );
-        let mut calls = vec![call_manager("Subscribe", Vec::new()), call];
+        // On its own socket, systemd sends all signals.
+        let mut calls = Vec::new();
         if self.by_daemon {
-            calls.insert(0, call_daemon("AddMatch", vec![Value::Text(rule)]));
+            calls.push(call_daemon("AddMatch", vec![Value::Text(rule)]));
+            calls.push(call_manager("Subscribe", Vec::new()));
         }
+        calls.push(call);
         let serials = self.connection.call_all(&calls)?;
         let (last, first) = serials.split_last().context("nothing was called")?;
         for serial in first {
@@ -432,18 +436,32 @@ fn list(properties: &[Property]) -> Value {
     Value::Array("(sv)".to_owned(), properties.iter().map(entry).collect())
 }
 
-/// The sockets of the bus, and of systemd itself.
-fn sockets() -> Result<(PathBuf, PathBuf)> {
+/// A way to systemd's manager.
+struct Socket {
+    path: PathBuf,
+    /// Whether the socket is that of a bus, whose daemon passes messages on.
+    by_daemon: bool,
+}
+
+/// The two ways to systemd: its own socket, and the bus. Root uses the first one, as systemd's own
+/// tools do: each message has half the way, and the bus may be restarting (containerd#10798). If
+/// the caller names a bus, that bus comes first. So does the bus of other users, as for crun and
+/// runc.
+fn sockets() -> Result<[Socket; 2]> {
     let of = |variable: &str| std::env::var(variable).ok().and_then(|address| socket_of(&address));
+    let bus = |path| Socket { path, by_daemon: true };
+    let own = |path| Socket { path, by_daemon: false };
     if crate::ids::is_host_root() {
-        let bus = of("DBUS_SYSTEM_BUS_ADDRESS");
-        let bus = bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".into());
-        return Ok((bus, "/run/systemd/private".into()));
+        let own = own("/run/systemd/private".into());
+        return Ok(match of("DBUS_SYSTEM_BUS_ADDRESS") {
+            Some(named) => [bus(named), own],
+            None => [own, bus("/run/dbus/system_bus_socket".into())],
+        });
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
     let runtime = PathBuf::from(runtime.context("the user's systemd: XDG_RUNTIME_DIR is not set")?);
-    let bus = of("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| runtime.join("bus"));
-    Ok((bus, runtime.join("systemd/private")))
+    let named = of("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| runtime.join("bus"));
+    Ok([bus(named), own(runtime.join("systemd/private"))])
 }
 
 /// The path in the first address of a list that has one (D-Bus Specification, "Server Addresses").

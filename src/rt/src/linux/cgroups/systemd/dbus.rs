@@ -6,7 +6,7 @@
 //! authenticate in a user namespace, and spins on a closed connection.
 #![forbid(unsafe_code)]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -426,6 +426,10 @@ impl From<Failure> for anyhow::Error {
 pub(super) struct Connection {
     stream: UnixStream,
     serial: u32,
+    /// Bytes that are written with the next call.
+    unsent: Vec<u8>,
+    /// Bytes that were read and are of no message yet.
+    unread: Vec<u8>,
     /// Messages that arrived during the wait for another one.
     waiting: Vec<Message>,
     end: Instant,
@@ -437,42 +441,73 @@ impl Connection {
         let show = || format!("connect to `{}`", path.display());
         let stream = UnixStream::connect(path).with_context(show)?;
         let end = Instant::now() + patience;
-        let mut connection = Connection { stream, serial: 0, waiting: Vec::new(), end };
+        let (unsent, unread, waiting) = (Vec::new(), Vec::new(), Vec::new());
+        let mut connection = Connection { stream, serial: 0, unsent, unread, waiting, end };
         connection.authenticate().with_context(show)?;
         Ok(connection)
     }
 
     /// Authenticates without a user name. The kernel names the user, even if a user namespace shows
-    /// this process another uid.
+    /// this process another uid. `BEGIN` need not wait for the answer: who is not let in is refused
+    /// whatever follows.
     fn authenticate(&mut self) -> Result<()> {
-        self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         loop {
-            let mut line = Vec::new();
-            while !line.ends_with(b"\r\n") {
-                let mut byte = [0];
-                self.read(&mut byte)?;
-                line.extend(byte);
-                ensure!(line.len() < 16384, "no answer to the authentication");
-            }
+            let line = self.line()?;
             match &line[..] {
                 line if line.starts_with(b"DATA") => {}
-                line if line.starts_with(b"OK") => break,
+                line if line.starts_with(b"OK") => return Ok(()),
                 line => bail!("not let in: {}", String::from_utf8_lossy(line).trim_end()),
             }
         }
-        Ok(self.stream.write_all(b"BEGIN\r\n")?)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
+    /// Reads a line, with its end.
+    fn line(&mut self) -> Result<Vec<u8>> {
+        const END: &[u8] = b"\r\n";
+        loop {
+            if let Some(at) = self.unread.windows(END.len()).position(|bytes| bytes == END) {
+                return Ok(self.unread.drain(..at + END.len()).collect());
+            }
+            ensure!(self.unread.len() < 16384, "no answer to the authentication");
+            self.read()?;
+        }
+    }
+
+    /// Reads this many bytes.
+    fn take(&mut self, length: usize) -> Result<Vec<u8>> {
+        while self.unread.len() < length {
+            self.read()?;
+        }
+        Ok(self.unread.drain(..length).collect())
+    }
+
+    /// Reads what is there, or waits for more.
+    fn read(&mut self) -> Result<()> {
         let left = self.end.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "no answer in time");
         self.stream.set_read_timeout(Some(left))?;
-        self.stream.read_exact(buffer).context("wait for an answer")
+        let mut buffer = [0; 4096];
+        let length = loop {
+            match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                length => break length.context("wait for an answer")?,
+            }
+        };
+        ensure!(length > 0, "wait for an answer: the connection is closed");
+        self.unread.extend(&buffer[..length]);
+        Ok(())
+    }
+
+    /// Calls a method together with the next call, and does not wait for the result.
+    pub(super) fn call_later(&mut self, call: &Call<'_>) {
+        self.serial += 1;
+        self.unsent.extend(call.encode(self.serial));
     }
 
     /// Calls several methods at once, and returns the serial numbers of the calls.
     pub(super) fn call_all(&mut self, calls: &[Call<'_>]) -> Result<Vec<u32>> {
-        let (mut bytes, mut serials) = (Vec::new(), Vec::new());
+        let (mut bytes, mut serials) = (std::mem::take(&mut self.unsent), Vec::new());
         for call in calls {
             self.serial += 1;
             serials.push(self.serial);
@@ -522,8 +557,7 @@ impl Connection {
     }
 
     fn receive(&mut self) -> Result<Message> {
-        let mut bytes = vec![0; FIXED];
-        self.read(&mut bytes)?;
+        let mut bytes = self.take(FIXED)?;
         ensure!(bytes[0] == ORDER, "a message in another byte order than this machine's");
         let word = |at: usize| -> Result<usize> {
             Ok(usize::try_from(u32::from_ne_bytes(bytes[at..at + 4].try_into()?))?)
@@ -531,8 +565,7 @@ impl Connection {
         let (body, fields) = (word(4)?, word(12)?);
         let length = (FIXED + fields).next_multiple_of(8) + body;
         ensure!(length <= LONGEST, "a message of {length} bytes");
-        bytes.resize(length, 0);
-        self.read(&mut bytes[FIXED..])?;
+        bytes.extend(self.take(length - FIXED)?);
         decode(&bytes)
     }
 }
