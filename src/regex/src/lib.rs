@@ -5,8 +5,8 @@
 //! puts this crate in its place (`[patch.crates-io]`). `\d` matches ASCII digits only,
 //! which are the digits that the kernel reads.
 //!
-//! The whole workspace builds with it, and so do programs that only run during a build. One of them,
-//! bindgen, requires sets of expressions, which regex-lite lacks: [`RegexSet`].
+//! The whole workspace builds with it, and so do programs that only run during a build. One of them
+//! is bindgen. It requires sets of expressions, which regex-lite lacks: [`RegexSet`].
 #![forbid(unsafe_code)]
 
 mod set;
