@@ -49,7 +49,8 @@ pub(crate) fn run() -> ExitCode {
     let status = Command::new(room).arg(runtime).arg(tests).arg("fuzz-inside").status();
     let (passed, failed, skipped) = match status.map(|status| status.code()) {
         Ok(Some(0)) => (1, 0, 0),
-        Ok(Some(CANNOT)) => (0, 0, 1),
+        // Root can make the room on every host that the tests are for.
+        Ok(Some(CANNOT)) if !rustix::process::geteuid().is_root() => (0, 0, 1),
         _ => (0, 1, 0),
     };
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");

@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use super::cgroup_attacks::{everywhere, remove_all};
-use super::checkpoint::{COUNT, criu, images, needs_criu, piped, restore_command, start, write};
+use super::checkpoint::{
+    COUNT, criu, images, needs_criu, piped, restore, restore_command, start, write,
+};
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::checkpoint;
 use super::checkpoint_images::limited;
-use super::checkpoint_kinds::goes_on;
 use super::needs;
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip,
@@ -20,7 +21,8 @@ use crate::harness::{
 };
 
 super::tests! { "checkpoint_failures":
-    a_failing_hook_undoes_the_restore, a_cgroup_that_stays_has_the_limits_of_the_configuration, more_processes_than_the_limit_are_refused, a_pid_file_that_cannot_be_written_undoes_the_restore, a_restore_that_is_killed_can_be_deleted,
+    a_failing_hook_undoes_the_restore, a_cgroup_that_stays_has_the_limits_of_the_configuration, more_processes_than_the_limit_are_refused,
+    many_processes_do_not_raise_the_limit_of_memory_for_ever, a_pid_file_that_cannot_be_written_undoes_the_restore, a_restore_that_is_killed_can_be_deleted,
     a_restore_that_is_killed_can_be_deleted_without_a_cgroup, a_checkpoint_that_is_killed_lets_the_container_go_on,
     a_container_that_ends_meanwhile_is_not_written, a_cgroup_in_use_is_left_alone, a_damaged_checkpoint_leaves_nothing,
     what_cannot_be_written_is_refused, namespaces_that_could_not_be_restored_are_refused, what_cannot_be_restored_is_refused,
@@ -68,17 +70,53 @@ fn a_cgroup_that_stays_has_the_limits_of_the_configuration(test: &Test) -> Outco
     ensure_eq(limits, vec![format!("{}\n", 64 << 20)])
 }
 
+/// CRIU is in the cgroup too. The container forks all the time.
 fn more_processes_than_the_limit_are_refused(test: &Test) -> Outcome {
     needs_criu()?;
     needs(test, "pids")?;
-    let bundle = test.sh(&format!("sleep 1000 & {COUNT}"))?;
+    let bundle = test.sh(COUNT)?;
     checkpoint(&bundle)?;
     let limited = |limit: i64| {
         let bundle = bundle.clone();
         bundle.edit(|config| config["linux"]["resources"]["pids"] = json!({ "limit": limit }))
     };
-    is_refused(&limited(1), "processes and threads, and the limit is 1")?;
-    goes_on(&limited(3))
+    is_refused(&limited(1), "the checkpoint has 2 processes and threads, and the limit is 1")?;
+    let bundle = limited(2);
+    bundle.write()?;
+    let container = restore(&bundle, &[])?;
+    wait_until("it goes on", || container.stdout().is_ok_and(|text| text.lines().count() > 5))?;
+    ensure_eq(container.status()?.as_str(), "running")
+}
+
+/// A process of the images gives memory to CRIU, but not without end.
+fn many_processes_do_not_raise_the_limit_of_memory_for_ever(test: &Test) -> Outcome {
+    needs_criu()?;
+    needs(test, "memory")?;
+    let bundle =
+        limited(test.sh(&format!(
+            "n=0; while [ $n -lt 150 ]; do sleep 1000 & n=$((n + 1)); done; {COUNT}"
+        ))?);
+    checkpoint(&bundle)?;
+    let bundle = bundle.edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({ "limit": 24 << 20, "swap": 24 << 20 });
+    });
+    bundle.write()?;
+    let id = test.id();
+    let mut restore = restore_command(&bundle, &id, &["--detach"]).stderr(Stdio::null()).spawn()?;
+    let mut most = 0_u64;
+    while restore.try_wait()?.is_none() {
+        for name in ["memory.max", "memory.limit_in_bytes"] {
+            for limit in cgroups_of(&id).into_iter().map(|cgroup| cgroup.join(name)) {
+                let limit = fs::read_to_string(limit).unwrap_or_default();
+                // Before the first limit, it is the largest number, or none.
+                let limit = limit.trim().parse().unwrap_or(0);
+                most = most.max(if limit < 1 << 40 { limit } else { 0 });
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    test.rt(["delete", "--force", &id])?;
+    ensure_eq(most >> 20, 24 + 128 + 4 * 24)
 }
 
 fn a_pid_file_that_cannot_be_written_undoes_the_restore(test: &Test) -> Outcome {

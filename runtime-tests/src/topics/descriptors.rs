@@ -386,7 +386,8 @@ fn a_hook_has_open_what_is_listed(test: &Test) -> Outcome {
 }
 
 /// The engine of a module is a file of the host. Init gets it after the lookup of the module. From
-/// then on, init looks up no name that the container chooses.
+/// then on, init looks up no name that the container chooses, but the modules of an app, for which
+/// it follows no magic link (`wasm_spin::a_module_is_not_looked_up_through…`).
 fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
     let engine = "/ of the host's";
     let environment = "memfd:environment";

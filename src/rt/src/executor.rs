@@ -219,26 +219,35 @@ fn executable(file: &OwnedFd) -> Result<()> {
 /// read it.
 fn head(found: &Found) -> Result<Option<(OwnedFd, Vec<u8>)>> {
     let path = &found.path;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     // Looks the path up again, because `/proc` may be missing, and without it a descriptor cannot
     // be opened again.
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+    let file = match rustix::fs::open(path, FOR_READING, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::ACCESS) => return Ok(None),
         Err(error) => {
             return Err(refusal(error)).with_context(|| format!("exec: `{}`", path.display()));
         }
     };
+    let head = read_head(path, &file, &found.file)?;
+    Ok(Some((file, head)))
+}
+
+/// A file of the container: without waiting for the other end of a fifo, and without a terminal.
+const FOR_READING: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// The first bytes of a file. Fails unless it is the file that was found at the path before.
+fn read_head(path: &Path, file: &OwnedFd, found: &OwnedFd) -> Result<Vec<u8>> {
     ensure!(
-        identity(&file)? == identity(&found.file)?,
+        identity(file)? == identity(found)?,
         "exec: `{}`: another file has taken its place",
         path.display()
     );
     let mut head = vec![0; workload::HEAD];
-    let length = rustix::io::pread(&file, &mut head, 0)
+    let length = rustix::io::pread(file, &mut head, 0)
         .with_context(|| format!("read `{}`", path.display()))?;
     head.truncate(length);
-    Ok(Some((file, head)))
+    Ok(head)
 }
 
 /// Refuses a script whose interpreter is not the container's. The kernel looks up the interpreter
@@ -349,17 +358,24 @@ fn wasm(request: &Request<'_>, format: Format, path: &Path, module: OwnedFd) -> 
     start().with_context(|| format!("prepare engine `{}`", description.name))
 }
 
-/// Finds the modules of an app, and has them compiled. Each is opened as the program itself would
-/// be: inside the container, and as its user.
+/// Finds the modules of an app, and has them compiled. Each is opened inside the container, and as
+/// its user. The engine's directory is open meanwhile, and so no magic link may be on the way.
 fn parts(request: &Request<'_>, manifest: &Path, plan: Option<&OwnedFd>) -> Result<Vec<OwnedFd>> {
     let plan = plan.context("the engine has no compiler for an app")?;
     let part = |path: PathBuf| -> Result<OwnedFd> {
         let path = engine::place(manifest, &path);
         let open = || -> Result<OwnedFd> {
-            let file = look_up(&path).map_err(refusal)?;
+            let look_up = |flags| {
+                let opened = walk::open(CWD, &path, flags, ResolveFlags::NO_MAGICLINKS);
+                opened.map_err(|error| match error {
+                    Errno::LOOP => anyhow!("a loop of links, or a link of procfs, is on the way"),
+                    error => refusal(error),
+                })
+            };
+            let file = look_up(OFlags::PATH | OFlags::CLOEXEC)?;
             ensure!(kind(&file)? == FileType::RegularFile, "it is not a regular file");
-            let found = Found { path: path.clone(), file };
-            let (module, head) = head(&found)?.ok_or_else(|| refusal(Errno::ACCESS))?;
+            let module = look_up(FOR_READING)?;
+            let head = read_head(&path, &module, &file)?;
             ensure!(
                 matches!(Format::of(&path, &head), Format::Module | Format::Component),
                 "it is not a WebAssembly module"

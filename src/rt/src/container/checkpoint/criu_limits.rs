@@ -3,8 +3,8 @@
 //! CRIU is in the container's cgroup, and uses memory and processes of its own there. With the
 //! exact limits, a container that had nearly reached them could not be restored. Without a limit of
 //! memory, a short image of many pages (a file with holes) could take all memory of the host. So
-//! the limits of memory are raised twice: by what CRIU needs at most, and then, before the
-//! container begins to run, by what it has. `restore` sets the exact limits when CRIU has ended.
+//! the limits are raised twice: by what CRIU needs at most, and then, before the container begins
+//! to run, by what it has. `restore` sets the exact limits when CRIU has ended.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -13,20 +13,27 @@ use anyhow::{Result, ensure};
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rustix::process::Pid;
 
-/// The limits of memory in `unified`.
+/// The limits in `unified`.
 const MEMORY: [&str; 2] = ["memory.max", "memory.high"];
+const PROCESSES: &str = "pids.max";
 
 /// The limits under which CRIU can begin its work. `processes` is the number of living processes in
 /// the images.
+///
+/// With each process, CRIU used up to 0.9 MiB more, and 7 MiB with one of them. Those processes had
+/// 0.12 MiB each themselves. So for as many processes as a container has room for, a multiple of
+/// its own memory is enough. Whoever writes images can put any number into them.
 pub(in crate::container) fn first(
     resources: Option<&LinuxResources>,
     processes: u64,
 ) -> Option<LinuxResources> {
-    /// In bytes. With each process, CRIU used up to 0.9 MiB more, and 7 MiB with one of them.
+    /// In bytes.
     const SOME: u64 = 128 << 20;
     const MORE: u64 = 2 << 20;
+    const TIMES: u64 = 4;
     let mut limits = resources?.clone();
-    let raised = raise(resources, SOME + processes.saturating_mul(MORE)).unwrap_or_default();
+    let more = |limit: u64| SOME + processes.saturating_mul(MORE).min(limit.saturating_mul(TIMES));
+    let raised = raise(resources, &more, 0).unwrap_or_default();
     let mut unified = raised.unified().clone();
     if let Some(unified) = &mut unified {
         unified.retain(|key, _| key.starts_with("memory."));
@@ -35,18 +42,21 @@ pub(in crate::container) fn first(
     Some(limits)
 }
 
-/// The limits for the time until CRIU ends. If `rt` set limits only after the container has begun
-/// to run, the container would keep the processes and memory that it has taken meanwhile.
+/// The limits for the time until CRIU ends. `threads` is the number of threads in the cgroup that
+/// are CRIU's. If `rt` set limits only after the container has begun to run, the container would
+/// keep the processes and memory that it has taken meanwhile.
 pub(in crate::container) fn last(
     resources: Option<&LinuxResources>,
     criu: Pid,
+    threads: u64,
 ) -> Option<LinuxResources> {
-    raise(resources, memory_of(criu))
+    let more = memory_of(criu);
+    raise(resources, &|_| more, threads)
 }
 
 /// The limits of memory that [`first`] and [`last`] raise, as they are in the configuration.
 pub(in crate::container) fn exact(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
-    let mut limits = raise(resources, 0)?;
+    let mut limits = raise(resources, &|_| 0, 0)?;
     let mut unified = limits.unified().clone().unwrap_or_default();
     unified.retain(|key, _| MEMORY.contains(&key.as_str()));
     limits.set_pids(None).set_unified(Some(unified).filter(|unified| !unified.is_empty()));
@@ -62,9 +72,9 @@ pub(in crate::container) fn refuse_more_processes(
     let Some(resources) = resources else { return Ok(()) };
     let of_pids = resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit > 0);
     let of_pids = of_pids.and_then(|limit| u64::try_from(limit).ok());
-    let unified = resources.unified().as_ref().and_then(|unified| unified.get("pids.max"));
-    // A value in `unified` replaces the other.
-    let limit = unified.map_or(of_pids, |value| value.trim().parse().ok());
+    let unified = resources.unified().as_ref().and_then(|unified| unified.get(PROCESSES));
+    // A value in `unified` replaces the other. The kernel refuses what is no number, but `max`.
+    let limit = unified.map_or(of_pids, |value| number(value.trim()));
     if let Some(limit) = limit {
         ensure!(
             threads <= limit,
@@ -74,27 +84,36 @@ pub(in crate::container) fn refuse_more_processes(
     Ok(())
 }
 
-/// The limits of memory, higher by a number of bytes, and those of processes.
-fn raise(resources: Option<&LinuxResources>, bytes: u64) -> Option<LinuxResources> {
+/// The limits of memory and of processes. Limits of memory are higher by a number of bytes, which
+/// can depend on the limit. Limits of processes are higher by a number of threads.
+fn raise(
+    resources: Option<&LinuxResources>,
+    more: &dyn Fn(u64) -> u64,
+    threads: u64,
+) -> Option<LinuxResources> {
     let resources = resources?;
-    let more = i64::try_from(bytes).unwrap_or(i64::MAX);
-    let raised = |limit: Option<i64>| {
-        limit.map(|limit| if limit > 0 { limit.saturating_add(more) } else { limit })
+    let raised = |limit: i64, more: &dyn Fn(u64) -> u64| match u64::try_from(limit) {
+        Ok(given @ 1..) => limit.saturating_add(i64::try_from(more(given)).unwrap_or(i64::MAX)),
+        _ => limit,
     };
     let mut limits = LinuxResources::default();
-    limits.set_pids(*resources.pids());
+    limits.set_pids(resources.pids().map(|mut pids| {
+        pids.set_limit(raised(pids.limit(), &|_| threads));
+        pids
+    }));
     limits.set_memory(resources.memory().as_ref().map(|memory| {
         let mut limited = LinuxMemory::default();
-        limited.set_limit(raised(memory.limit())).set_swap(raised(memory.swap()));
+        limited.set_limit(memory.limit().map(|limit| raised(limit, more)));
+        limited.set_swap(memory.swap().map(|limit| raised(limit, more)));
         limited
     }));
     limits.set_unified(resources.unified().clone().map(|mut unified| {
-        for key in MEMORY {
-            if let Some(value) = unified.get_mut(key)
-                && let Some(limit) = size(value)
-            {
-                *value = limit.saturating_add(bytes).to_string();
-            }
+        for (key, value) in &mut unified {
+            let is_memory = MEMORY.contains(&key.as_str());
+            let limit = if is_memory { size(value) } else { number(value.trim()) };
+            let Some(limit) = limit.filter(|_| is_memory || key == PROCESSES) else { continue };
+            let more = if is_memory { more(limit) } else { threads };
+            *value = limit.saturating_add(more).to_string();
         }
         unified
     }));
@@ -102,16 +121,25 @@ fn raise(resources: Option<&LinuxResources>, bytes: u64) -> Option<LinuxResource
     any.then_some(limits)
 }
 
+/// A number as the kernel reads it (`kstrtoull`): in any of three bases.
+fn number(text: &str) -> Option<u64> {
+    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    match (hexadecimal, text.strip_prefix('0')) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
+        (None, Some(digits)) if !digits.is_empty() => u64::from_str_radix(digits, 8).ok(),
+        _ => text.parse().ok(),
+    }
+}
+
 /// A number of bytes as the kernel reads it (`memparse`): with a unit of one letter, or without.
 fn size(text: &str) -> Option<u64> {
     let text = text.trim();
-    let unit = text.chars().last().filter(char::is_ascii_alphabetic);
-    let shift = match unit {
-        None => 0,
-        Some(unit) => 10 * (1 + "kmgtpe".find(unit.to_ascii_lowercase())?),
-    };
-    let number: u64 = text.trim_end_matches(|letter| Some(letter) == unit).parse().ok()?;
-    number.checked_mul(1 << shift)
+    if let Some(bytes) = number(text) {
+        return Some(bytes);
+    }
+    let unit = text.chars().last()?.to_ascii_lowercase();
+    let shift = 10 * (1 + "kmgtpe".find(unit)?);
+    number(&text[..text.len() - 1])?.checked_mul(1 << shift)
 }
 
 /// The container's memory that CRIU's process may use until it ends, in bytes: twice the memory
@@ -138,18 +166,37 @@ mod tests {
     fn each_process_gives_memory_to_criu() {
         let limited =
             resources(json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 20 } }));
-        let limits = first(Some(&limited), 3).expect("limits");
-        assert_eq!(limits.memory().and_then(|memory| memory.limit()), Some((64 + 128 + 6) << 20));
-        assert!(limits.pids().is_none());
+        for (processes, more) in [(3, 128 + 2 * 3), (128, 128 + 4 * 64), (100_000, 128 + 4 * 64)] {
+            let limits = first(Some(&limited), processes).expect("limits");
+            let limit = limits.memory().and_then(|memory| memory.limit());
+            assert_eq!(limit, Some((64 + more) << 20), "{processes}");
+            assert!(limits.pids().is_none());
+        }
+    }
+
+    #[test]
+    fn the_threads_of_criu_do_not_count() {
+        let limited = json!({ "pids": { "limit": 2 }, "unified": { "pids.max": "3", "a.b": "4" } });
+        let limits = raise(Some(&resources(limited)), &|_| 0, 1).expect("limits");
+        assert_eq!(limits.pids().map(|pids| pids.limit()), Some(3));
+        let unified = limits.unified().as_ref().expect("unified");
+        assert_eq!((unified["pids.max"].as_str(), unified["a.b"].as_str()), ("4", "4"));
     }
 
     #[test]
     fn limits_in_any_form_are_raised() {
-        for (form, expected) in
-            [("4096", "5120"), ("4k", "5120"), (" 1M ", "1049600"), ("max", "max"), ("4x", "4x")]
-        {
+        for (form, expected) in [
+            ("4096", "5120"),
+            ("0x1000", "5120"),
+            ("010k", "9216"),
+            ("4k", "5120"),
+            (" 1M ", "1049600"),
+            ("max", "max"),
+            ("4x", "4x"),
+            ("", ""),
+        ] {
             let limited = resources(json!({ "unified": { "memory.max": form } }));
-            let limits = raise(Some(&limited), 1024).expect("limits");
+            let limits = raise(Some(&limited), &|_| 1024, 0).expect("limits");
             let unified = limits.unified().as_ref().expect("unified");
             assert_eq!(unified["memory.max"], expected, "{form}");
         }
@@ -162,6 +209,7 @@ mod tests {
         assert!(may(json!({ "pids": { "limit": 0 } })) && may(json!({ "pids": { "limit": -1 } })));
         assert!(!may(json!({ "pids": { "limit": 2 } })));
         assert!(!may(json!({ "unified": { "pids.max": "2" } })));
+        assert!(!may(json!({ "unified": { "pids.max": "0x2\n" } })));
         assert!(may(json!({ "pids": { "limit": 2 }, "unified": { "pids.max": "max" } })));
     }
 }

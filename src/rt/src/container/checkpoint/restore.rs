@@ -442,7 +442,8 @@ impl Watch<'_> {
         }
         restored_limits::lower(&processes, bundle.process(), &self.limits)?;
         let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));
-        if let Some(limits) = criu_limits::last(resources, self.criu) {
+        let of_criu = restored::threads_of_others(&state.cgroup.processes()?, &processes)?;
+        if let Some(limits) = criu_limits::last(resources, self.criu, of_criu) {
             state.cgroup.update(limits).context("limit what is restored")?;
         }
         self.held.refuse_interrupted()

@@ -389,8 +389,9 @@ fn memory_v1(memory: &LinuxMemory, set: Set<'_>) -> Result<()> {
     };
     // The kernel requires memory <= memory and swap at every moment. A lower memory limit has to
     // come first, and a higher one last.
-    if set_limit().is_err() {
-        set_swap()?;
+    if let Err(error) = set_limit() {
+        // The first error says why, if both fail.
+        set_swap().map_err(|_| error)?;
         set_limit()?;
     }
     set_swap()?;
