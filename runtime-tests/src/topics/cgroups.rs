@@ -25,7 +25,7 @@ super::tests! { "cgroups":
 
 /// The directory of a container's cgroup, in the hierarchy of a controller or in the only
 /// hierarchy.
-fn cgroup(test: &Test, container: &Container<'_>, controller: &str) -> Outcome<PathBuf> {
+pub(super) fn cgroup(test: &Test, container: &Container<'_>, controller: &str) -> Outcome<PathBuf> {
     let table = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?))?;
     let root = Path::new("/sys/fs/cgroup");
     if test.host.lane == "v2" {

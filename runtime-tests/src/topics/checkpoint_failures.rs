@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use super::cgroup_attacks::{everywhere, remove_all};
+use super::cgroups::cgroup;
 use super::checkpoint::{
     COUNT, criu, images, needs_criu, piped, restore, restore_command, start, write,
 };
@@ -70,7 +71,7 @@ fn a_cgroup_that_stays_has_the_limits_of_the_configuration(test: &Test) -> Outco
     ensure_eq(limits, vec![format!("{}\n", 64 << 20)])
 }
 
-/// CRIU is in the cgroup too. The container forks all the time.
+/// CRIU is in the cgroup for a time. The container forks all the time.
 fn more_processes_than_the_limit_are_refused(test: &Test) -> Outcome {
     needs_criu()?;
     needs(test, "pids")?;
@@ -85,7 +86,12 @@ fn more_processes_than_the_limit_are_refused(test: &Test) -> Outcome {
     bundle.write()?;
     let container = restore(&bundle, &[])?;
     wait_until("it goes on", || container.stdout().is_ok_and(|text| text.lines().count() > 5))?;
-    ensure_eq(container.status()?.as_str(), "running")
+    ensure_eq(container.status()?.as_str(), "running")?;
+    let file = cgroup(test, &container, "pids")?.join("pids.current");
+    for _ in 0..100 {
+        ensure(fs::read_to_string(&file)?.trim().parse::<u32>()? <= 2, "more than the limit")?;
+    }
+    Ok(())
 }
 
 /// A process of the images gives memory to CRIU, but not without end.

@@ -122,8 +122,8 @@ impl Draft {
     }
 
     /// Publishes a draft that has a name, in place of an existing file. If the host loses its power
-    /// within seconds, the file can be empty afterwards. So this is only for files about processes,
-    /// none of which are left then.
+    /// within seconds, the file can be empty afterwards. So this is only for files about processes:
+    /// none of these is left then.
     pub(crate) fn exchange(self) -> Result<()> {
         if let Some(temporary) = &self.temporary {
             let (directory, flags) = (&self.directory, RenameFlags::EXCHANGE);

@@ -711,6 +711,26 @@ impl Cgroup {
         }
     }
 
+    /// Moves a process to the cgroup of this process, where the limit of processes is.
+    pub(crate) fn take_out(&self, pid: Pid) -> Result<()> {
+        let (path, controller) = match self.version {
+            Version::V2 => (self.paths.first(), ""),
+            Version::V1 => (v1::of_controller(&self.paths, "pids"), "pids"),
+        };
+        let Some(path) = path.filter(|_| self.manager != Manager::Disabled) else { return Ok(()) };
+        let table = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+        let own = table.lines().find_map(|line| {
+            let (controllers, own) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|name| name == controller).then_some(own)
+        });
+        let own = own.context("no cgroup of its own")?.trim_start_matches('/');
+        // With v1, each hierarchy has a directory in the root.
+        let depth = Path::new(ROOT).components().count() + usize::from(!controller.is_empty());
+        let root: PathBuf = path.components().take(depth).collect();
+        let file = root.join(own).join("cgroup.procs");
+        write(&file, &pid.to_string()).with_context(|| format!("write to `{}`", file.display()))
+    }
+
     /// Sets limits in the cgroup if it existed before: [`Cgroup::undo`] does not remove it.
     pub(crate) fn limit_what_stays(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let stays = self.paths.iter().any(|path| !self.made.contains(path));

@@ -3,8 +3,12 @@
 //! CRIU is in the container's cgroup, and uses memory and processes of its own there. With the
 //! exact limits, a container that had nearly reached them could not be restored. Without a limit of
 //! memory, a short image of many pages (a file with holes) could take all memory of the host. So
-//! the limits are raised twice: by what CRIU needs at most, and then, before the container begins
-//! to run, by what it has. `restore` sets the exact limits when CRIU has ended.
+//! the limits of memory are raised twice: by what CRIU needs at most, and then, before the
+//! container begins to run, by what it has. `restore` sets the exact limits when CRIU has ended.
+//! Until the container begins to run, there is no limit of processes. Then the limit is exact, and
+//! CRIU is no longer counted ([`Cgroup::take_out`]).
+//!
+//! [`Cgroup::take_out`]: crate::linux::cgroups::Cgroup::take_out
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -33,33 +37,36 @@ pub(in crate::container) fn first(
     const TIMES: u64 = 4;
     let mut limits = resources?.clone();
     let more = |limit: u64| SOME + processes.saturating_mul(MORE).min(limit.saturating_mul(TIMES));
-    let raised = raise(resources, &more, 0).unwrap_or_default();
+    let raised = raise(resources, &more).unwrap_or_default();
     let mut unified = raised.unified().clone();
     if let Some(unified) = &mut unified {
-        unified.retain(|key, _| key.starts_with("memory."));
+        unified.retain(|key, _| key.starts_with("memory.") || key == PROCESSES);
+        if let Some(limit) = unified.get_mut(PROCESSES) {
+            "max".clone_into(limit);
+        }
     }
-    limits.set_pids(None).set_memory(*raised.memory()).set_unified(unified);
+    // A cgroup that was there before may have a limit.
+    let pids = raised.pids().map(|mut pids| *pids.set_limit(-1));
+    limits.set_pids(pids).set_memory(*raised.memory()).set_unified(unified);
     Some(limits)
 }
 
-/// The limits for the time until CRIU ends. `threads` is the number of threads in the cgroup that
-/// are CRIU's. If `rt` set limits only after the container has begun to run, the container would
-/// keep the processes and memory that it has taken meanwhile.
+/// The limits for the time until CRIU ends. If `rt` set limits only after the container has begun
+/// to run, the container would keep the processes and memory that it has taken meanwhile.
 pub(in crate::container) fn last(
     resources: Option<&LinuxResources>,
     criu: Pid,
-    threads: u64,
 ) -> Option<LinuxResources> {
     let more = memory_of(criu);
-    raise(resources, &|_| more, threads)
+    raise(resources, &|_| more)
 }
 
-/// The limits of memory that [`first`] and [`last`] raise, as they are in the configuration.
+/// The limits that [`first`] and [`last`] change, as they are in the configuration.
 pub(in crate::container) fn exact(resources: Option<&LinuxResources>) -> Option<LinuxResources> {
-    let mut limits = raise(resources, &|_| 0, 0)?;
+    let mut limits = raise(resources, &|_| 0)?;
     let mut unified = limits.unified().clone().unwrap_or_default();
-    unified.retain(|key, _| MEMORY.contains(&key.as_str()));
-    limits.set_pids(None).set_unified(Some(unified).filter(|unified| !unified.is_empty()));
+    unified.retain(|key, _| MEMORY.contains(&key.as_str()) || key == PROCESSES);
+    limits.set_unified(Some(unified).filter(|unified| !unified.is_empty()));
     Some(limits)
 }
 
@@ -74,7 +81,7 @@ pub(in crate::container) fn refuse_more_processes(
     let of_pids = of_pids.and_then(|limit| u64::try_from(limit).ok());
     let unified = resources.unified().as_ref().and_then(|unified| unified.get(PROCESSES));
     // A value in `unified` replaces the other. The kernel refuses what is no number, but `max`.
-    let limit = unified.map_or(of_pids, |value| number(value.trim()));
+    let limit = unified.map_or(of_pids, |value| number(value.trim().trim_start_matches('+')));
     if let Some(limit) = limit {
         ensure!(
             threads <= limit,
@@ -84,36 +91,28 @@ pub(in crate::container) fn refuse_more_processes(
     Ok(())
 }
 
-/// The limits of memory and of processes. Limits of memory are higher by a number of bytes, which
-/// can depend on the limit. Limits of processes are higher by a number of threads.
-fn raise(
-    resources: Option<&LinuxResources>,
-    more: &dyn Fn(u64) -> u64,
-    threads: u64,
-) -> Option<LinuxResources> {
+/// The limits of memory, higher by a number of bytes, which can depend on the limit. And the limits
+/// of processes.
+fn raise(resources: Option<&LinuxResources>, more: &dyn Fn(u64) -> u64) -> Option<LinuxResources> {
     let resources = resources?;
-    let raised = |limit: i64, more: &dyn Fn(u64) -> u64| match u64::try_from(limit) {
+    let raised = |limit: i64| match u64::try_from(limit) {
         Ok(given @ 1..) => limit.saturating_add(i64::try_from(more(given)).unwrap_or(i64::MAX)),
         _ => limit,
     };
     let mut limits = LinuxResources::default();
-    limits.set_pids(resources.pids().map(|mut pids| {
-        pids.set_limit(raised(pids.limit(), &|_| threads));
-        pids
-    }));
+    limits.set_pids(*resources.pids());
     limits.set_memory(resources.memory().as_ref().map(|memory| {
         let mut limited = LinuxMemory::default();
-        limited.set_limit(memory.limit().map(|limit| raised(limit, more)));
-        limited.set_swap(memory.swap().map(|limit| raised(limit, more)));
+        limited.set_limit(memory.limit().map(raised)).set_swap(memory.swap().map(raised));
         limited
     }));
     limits.set_unified(resources.unified().clone().map(|mut unified| {
-        for (key, value) in &mut unified {
-            let is_memory = MEMORY.contains(&key.as_str());
-            let limit = if is_memory { size(value) } else { number(value.trim()) };
-            let Some(limit) = limit.filter(|_| is_memory || key == PROCESSES) else { continue };
-            let more = if is_memory { more(limit) } else { threads };
-            *value = limit.saturating_add(more).to_string();
+        for key in MEMORY {
+            if let Some(value) = unified.get_mut(key)
+                && let Some(limit) = size(value)
+            {
+                *value = limit.saturating_add(more(limit)).to_string();
+            }
         }
         unified
     }));
@@ -124,11 +123,14 @@ fn raise(
 /// A number as the kernel reads it (`kstrtoull`): in any of three bases.
 fn number(text: &str) -> Option<u64> {
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
-    match (hexadecimal, text.strip_prefix('0')) {
-        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
-        (None, Some(digits)) if !digits.is_empty() => u64::from_str_radix(digits, 8).ok(),
-        _ => text.parse().ok(),
-    }
+    let octal = text.strip_prefix('0').filter(|digits| !digits.is_empty());
+    let (digits, base) = match (hexadecimal, octal) {
+        (Some(digits), _) => (digits, 16),
+        (None, Some(digits)) => (digits, 8),
+        (None, None) => (text, 10),
+    };
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    u64::from_str_radix(digits, base).ok().filter(|_| is_plain)
 }
 
 /// A number of bytes as the kernel reads it (`memparse`): with a unit of one letter, or without.
@@ -170,17 +172,22 @@ mod tests {
             let limits = first(Some(&limited), processes).expect("limits");
             let limit = limits.memory().and_then(|memory| memory.limit());
             assert_eq!(limit, Some((64 + more) << 20), "{processes}");
-            assert!(limits.pids().is_none());
+            assert_eq!(limits.pids().map(|pids| pids.limit()), Some(-1));
         }
     }
 
     #[test]
-    fn the_threads_of_criu_do_not_count() {
-        let limited = json!({ "pids": { "limit": 2 }, "unified": { "pids.max": "3", "a.b": "4" } });
-        let limits = raise(Some(&resources(limited)), &|_| 0, 1).expect("limits");
-        assert_eq!(limits.pids().map(|pids| pids.limit()), Some(3));
-        let unified = limits.unified().as_ref().expect("unified");
-        assert_eq!((unified["pids.max"].as_str(), unified["a.b"].as_str()), ("4", "4"));
+    fn a_limit_of_processes_is_exact_when_the_container_runs() {
+        let text = r#"{ "pids": { "limit": 2 }, "unified": { "pids.max": "3", "a.b": "4" } }"#;
+        let limited: LinuxResources = serde_json::from_str(text).expect("resources");
+        let of = |limits: Option<LinuxResources>| {
+            let limits = limits.expect("limits");
+            let unified = limits.unified().clone().expect("unified");
+            (limits.pids().map(|pids| pids.limit()), unified["pids.max"].clone(), unified.len())
+        };
+        assert_eq!(of(first(Some(&limited), 1)), (Some(-1), "max".to_owned(), 1));
+        assert_eq!(of(raise(Some(&limited), &|_| 1)), (Some(2), "3".to_owned(), 2));
+        assert_eq!(of(exact(Some(&limited))), (Some(2), "3".to_owned(), 1));
     }
 
     #[test]
@@ -196,7 +203,7 @@ mod tests {
             ("", ""),
         ] {
             let limited = resources(json!({ "unified": { "memory.max": form } }));
-            let limits = raise(Some(&limited), &|_| 1024, 0).expect("limits");
+            let limits = raise(Some(&limited), &|_| 1024).expect("limits");
             let unified = limits.unified().as_ref().expect("unified");
             assert_eq!(unified["memory.max"], expected, "{form}");
         }

@@ -442,9 +442,12 @@ impl Watch<'_> {
         }
         restored_limits::lower(&processes, bundle.process(), &self.limits)?;
         let resources = bundle.linux().resources().as_ref().filter(|_| is_limited(self.options));
-        let of_criu = restored::threads_of_others(&state.cgroup.processes()?, &processes)?;
-        if let Some(limits) = criu_limits::last(resources, self.criu, of_criu) {
+        if let Some(limits) = criu_limits::last(resources, self.criu) {
             state.cgroup.update(limits).context("limit what is restored")?;
+            if let Err(error) = state.cgroup.take_out(self.criu) {
+                // Until CRIU ends, the container may have one process less.
+                tracing::debug!("take `criu` out of the container's cgroup: {error:#}");
+            }
         }
         self.held.refuse_interrupted()
     }

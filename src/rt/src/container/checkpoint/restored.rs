@@ -53,18 +53,6 @@ pub(in crate::container) fn processes(first: i32, criu: Pid) -> Result<Vec<i32>>
     Ok(tree)
 }
 
-/// The number of threads in the container's cgroup, `all`, that are not of the restored processes:
-/// those of CRIU.
-pub(in crate::container) fn threads_of_others(all: &[Pid], restored: &[i32]) -> Result<u64> {
-    let mut number = 0;
-    for pid in all.iter().map(|pid| pid.as_raw_nonzero().get()) {
-        if !restored.contains(&pid) {
-            number += u64::try_from(confinement::threads(pid)?.len())?;
-        }
-    }
-    Ok(number)
-}
-
 /// Whether a thread has ended, or its tracer is CRIU and holds it. The images can have CRIU go on
 /// before each thread is stopped.
 fn is_held(thread: &Path, criu: Pid) -> Result<bool> {

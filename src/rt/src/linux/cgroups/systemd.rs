@@ -12,7 +12,7 @@ mod properties;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::LinuxResources;
@@ -255,30 +255,40 @@ struct Manager {
     /// Whether the connection goes over the bus's daemon, which passes on only the requested
     /// signals.
     by_daemon: bool,
+    /// The serial number of the call that the daemon must answer first, until `rt` has the answer.
+    hello: Option<u32>,
     forgotten: bool,
 }
 
 impl Manager {
+    /// By the bus, or by systemd's own socket. That socket has the shorter way, but systemd sends
+    /// all its signals to each of its connections. Many `create` at once would cost systemd the
+    /// square of their number (systemd#35152).
     fn connect() -> Result<Manager> {
-        let [first, second] = sockets()?;
-        let open = |socket: &Socket| -> Result<Manager> {
-            let mut connection = Connection::open(&socket.path, PATIENCE)?;
-            if socket.by_daemon {
-                // The daemon closes a connection that it refuses.
-                connection.call_later(&call_daemon("Hello", Vec::new()));
-            }
-            Ok(Manager { connection, by_daemon: socket.by_daemon, forgotten: false })
+        let (bus, own) = sockets()?;
+        let end = Instant::now() + PATIENCE;
+        let open = |path: &Path, by_daemon: bool| -> Result<Manager> {
+            let mut connection = Connection::open(path, end)?;
+            let hello = by_daemon.then(|| connection.call_later(&call_daemon("Hello", Vec::new())));
+            Ok(Manager { connection, by_daemon, hello, forgotten: false })
         };
-        let error = match open(&first) {
-            Ok(manager) => return Ok(manager),
-            Err(error) => error,
-        };
-        // Users know the bus.
-        open(&second).map_err(|other| if second.by_daemon { other } else { error })
+        // Without a bus daemon, systemd can still be reached by its private socket, as its own
+        // tools do.
+        open(&bus, true).or_else(|error| open(&own, false).map_err(|_| error))
     }
 
     fn call(&mut self, member: &str, body: Vec<Value>) -> Result<Vec<Value>, Failure> {
-        self.connection.call(&call_manager(member, body))
+        let serials = self.call_all(&[call_manager(member, body)])?;
+        self.connection.answer(serials[0])
+    }
+
+    /// Calls several methods at once, and returns the serial numbers of the calls.
+    fn call_all(&mut self, calls: &[Call<'_>]) -> Result<Vec<u32>, Failure> {
+        let serials = self.connection.call_all(calls)?;
+        if let Some(hello) = self.hello.take() {
+            self.connection.answer(hello)?;
+        }
+        Ok(serials)
     }
 
     fn start(&mut self, scope: &str, properties: &[Property]) -> Result<(), Failure> {
@@ -313,7 +323,7 @@ impl Manager {
             body: vec![Value::text(interface), Value::text(property)],
         };
         let calls = [get(UNIT, "InvocationID"), get(SCOPE, "ControlGroup")];
-        let serials = self.connection.call_all(&calls)?;
+        let serials = self.call_all(&calls)?;
         let [mut number, mut cgroup] = [const { Vec::new() }; 2];
         for (answer, serial) in [&mut number, &mut cgroup].into_iter().zip(serials) {
             *answer = self.connection.answer(serial)?;
@@ -370,7 +380,7 @@ impl Manager {
             calls.push(call_manager("Subscribe", Vec::new()));
         }
         calls.push(call);
-        let serials = self.connection.call_all(&calls)?;
+        let serials = self.call_all(&calls)?;
         let (last, first) = serials.split_last().context("nothing was called")?;
         for serial in first {
             match self.connection.answer(*serial) {
@@ -389,7 +399,7 @@ impl Manager {
         let done = self.connection.wait(|message| {
             message.kind == dbus::SIGNAL
                 && message.sender == systemd
-                && message.member == "JobRemoved"
+                && message.member == dbus::JOB_REMOVED
                 && message.body.get(1).and_then(Value::as_text) == Some(job)
         })?;
         Ok(done.body.get(3).and_then(Value::as_text).unwrap_or("nothing").to_owned())
@@ -436,32 +446,18 @@ fn list(properties: &[Property]) -> Value {
     Value::Array("(sv)".to_owned(), properties.iter().map(entry).collect())
 }
 
-/// A way to systemd's manager.
-struct Socket {
-    path: PathBuf,
-    /// Whether the socket is that of a bus, whose daemon passes messages on.
-    by_daemon: bool,
-}
-
-/// The two ways to systemd: its own socket, and the bus. Root uses the first one, as systemd's own
-/// tools do: each message has half the way, and the bus may be restarting (containerd#10798). If
-/// the caller names a bus, that bus comes first. So does the bus of other users, as for crun and
-/// runc.
-fn sockets() -> Result<[Socket; 2]> {
+/// The sockets of the bus, and of systemd itself.
+fn sockets() -> Result<(PathBuf, PathBuf)> {
     let of = |variable: &str| std::env::var(variable).ok().and_then(|address| socket_of(&address));
-    let bus = |path| Socket { path, by_daemon: true };
-    let own = |path| Socket { path, by_daemon: false };
     if crate::ids::is_host_root() {
-        let own = own("/run/systemd/private".into());
-        return Ok(match of("DBUS_SYSTEM_BUS_ADDRESS") {
-            Some(named) => [bus(named), own],
-            None => [own, bus("/run/dbus/system_bus_socket".into())],
-        });
+        let bus = of("DBUS_SYSTEM_BUS_ADDRESS");
+        let bus = bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".into());
+        return Ok((bus, "/run/systemd/private".into()));
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
     let runtime = PathBuf::from(runtime.context("the user's systemd: XDG_RUNTIME_DIR is not set")?);
-    let named = of("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| runtime.join("bus"));
-    Ok([bus(named), own(runtime.join("systemd/private"))])
+    let bus = of("DBUS_SESSION_BUS_ADDRESS").unwrap_or_else(|| runtime.join("bus"));
+    Ok((bus, runtime.join("systemd/private")))
 }
 
 /// The path in the first address of a list that has one (D-Bus Specification, "Server Addresses").

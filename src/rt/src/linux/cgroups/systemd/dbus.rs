@@ -9,7 +9,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -329,16 +329,28 @@ impl Call<'_> {
     }
 }
 
+/// The only signal that `rt` waits for. systemd's own socket gives all signals. Their content can be
+/// of any type, so the content of others is not read.
+pub(super) const JOB_REMOVED: &str = "JobRemoved";
+
 /// A received message.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: u8,
     reply_to: u32,
-    /// The unique name of the sender, which the bus's daemon writes. Empty without a daemon.
+    /// The unique name of the sender, which the bus's daemon writes. systemd writes its own name if
+    /// there is no daemon.
     pub(super) sender: String,
     pub(super) member: String,
     error: String,
     pub(super) body: Vec<Value>,
+}
+
+impl Message {
+    /// Whether it is a signal that nothing waits for.
+    fn is_unheard(&self) -> bool {
+        self.kind == SIGNAL && self.member != JOB_REMOVED
+    }
 }
 
 /// The size of the fixed part of a message's header, with the length of the fields.
@@ -368,6 +380,9 @@ fn decode(bytes: &[u8]) -> Result<Message> {
             (SIGNATURE, Value::Signature(text)) => types.clone_from(text),
             _ => {}
         }
+    }
+    if message.is_unheard() {
+        return Ok(message);
     }
     reader.align(8);
     let rest = bytes.get(reader.at..).unwrap_or_default();
@@ -436,11 +451,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// `patience` limits the time for all calls of the connection.
-    pub(super) fn open(path: &Path, patience: Duration) -> Result<Connection> {
+    /// All calls of the connection must have ended at `end`.
+    pub(super) fn open(path: &Path, end: Instant) -> Result<Connection> {
         let show = || format!("connect to `{}`", path.display());
         let stream = UnixStream::connect(path).with_context(show)?;
-        let end = Instant::now() + patience;
         let (unsent, unread, waiting) = (Vec::new(), Vec::new(), Vec::new());
         let mut connection = Connection { stream, serial: 0, unsent, unread, waiting, end };
         connection.authenticate().with_context(show)?;
@@ -452,14 +466,12 @@ impl Connection {
     /// whatever follows.
     fn authenticate(&mut self) -> Result<()> {
         self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
-        loop {
-            let line = self.line()?;
-            match &line[..] {
-                line if line.starts_with(b"DATA") => {}
-                line if line.starts_with(b"OK") => return Ok(()),
-                line => bail!("not let in: {}", String::from_utf8_lossy(line).trim_end()),
-            }
-        }
+        // One answer to each of the first two. systemd before 242 says OK to both.
+        let first = self.line()?;
+        let last = if first.starts_with(b"REJECTED") { first.clone() } else { self.line()? };
+        let is_in = first.starts_with(b"OK") || last.starts_with(b"OK");
+        ensure!(is_in, "not let in: {}", String::from_utf8_lossy(&last).trim_end());
+        Ok(())
     }
 
     /// Reads a line, with its end.
@@ -499,10 +511,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Calls a method together with the next call, and does not wait for the result.
-    pub(super) fn call_later(&mut self, call: &Call<'_>) {
+    /// Calls a method together with the next calls. Returns the serial number of the call.
+    pub(super) fn call_later(&mut self, call: &Call<'_>) -> u32 {
         self.serial += 1;
         self.unsent.extend(call.encode(self.serial));
+        self.serial
     }
 
     /// Calls several methods at once, and returns the serial numbers of the calls.
@@ -515,12 +528,6 @@ impl Connection {
         }
         self.stream.write_all(&bytes).context("write to the bus")?;
         Ok(serials)
-    }
-
-    /// Calls a method and waits for its result.
-    pub(super) fn call(&mut self, call: &Call<'_>) -> Result<Vec<Value>, Failure> {
-        let serials = self.call_all(std::slice::from_ref(call))?;
-        self.answer(serials[0])
     }
 
     /// Waits for a method's result.
@@ -552,7 +559,9 @@ impl Connection {
             if wanted(&message) {
                 return Ok(message);
             }
-            self.waiting.push(message);
+            if !message.is_unheard() {
+                self.waiting.push(message);
+            }
         }
     }
 
