@@ -22,14 +22,11 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
         if args.is_empty() && !all.is_empty() {
             command.env(again::VARIABLE, "lane");
         }
-        let status = command
-            .arg(lane)
-            .arg(&program)
-            .args(args)
-            .arg("--results")
-            .arg(&file)
-            .env("RT_TESTS_LANE", lane)
-            .status();
+        command.arg(lane).arg(&program).args(args);
+        if !args.iter().any(|arg| arg.starts_with("--test-threads")) {
+            command.arg(format!("--test-threads={}", threads()));
+        }
+        let status = command.arg("--results").arg(&file).env("RT_TESTS_LANE", lane).status();
         good &= status.is_ok_and(|status| status.success());
         if !file.exists() {
             println!("lane {lane} ended before its tests did");
@@ -62,6 +59,11 @@ pub(crate) fn run(lanes: &[&str], args: &[String]) -> ExitCode {
     failed += usize::from(failed == 0 && !good);
     println!("\n{passed} passed, {failed} failed, {skipped} skipped");
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How many tests run at the same time. They wait more than half of the time.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |processors| 2 * processors.get())
 }
 
 /// `rows NAME=FILE…`: prints the rows for the results that `--results` has left in the machine.

@@ -37,6 +37,12 @@ pub(super) enum Act {
     ExecFile,
 }
 
+impl Act {
+    pub(super) fn is_exec(self) -> bool {
+        matches!(self, Act::Exec | Act::ExecFile)
+    }
+}
+
 /// A way to make a container.
 pub(super) struct Variant<'a> {
     pub(super) how: &'static str,
@@ -54,12 +60,18 @@ const GIFTS: u32 = 2;
 
 /// All ways in which root can make a container with a program.
 pub(super) fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant<'a>>> {
+    variants_of(test, &|| test.linux(args))
+}
+
+/// All ways in which root can make a container of a bundle.
+fn variants_of<'a>(
+    test: &'a Test,
+    make: &dyn Fn() -> Outcome<Bundle<'a>>,
+) -> Outcome<Vec<Variant<'a>>> {
     let plain = |how| -> Outcome<Variant<'a>> {
-        let bundle = test.linux(args)?;
+        let bundle = make()?;
         open_to_others(&bundle)?;
-        let listeners = RefCell::default();
-        let (gifts, is_ordinary, has_terminal) = (0, false, false);
-        Ok(Variant { how, bundle, gifts, is_ordinary, has_terminal, listeners })
+        Ok(Variant::of(how, bundle))
     };
     let edited = |how, change: &dyn Fn(&mut serde_json::Value)| -> Outcome<Variant<'a>> {
         let variant = plain(how)?;
@@ -120,12 +132,40 @@ pub(super) fn variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant
 /// A container that an ordinary user makes.
 pub(super) fn ordinary<'a>(test: &'a Test, args: &[&str]) -> Outcome<Variant<'a>> {
     let bundle = rootless::owned(test, test.linux(args)?)?;
-    let listeners = RefCell::default();
-    let how = "of an ordinary user";
-    Ok(Variant { how, bundle, gifts: 0, is_ordinary: true, has_terminal: false, listeners })
+    Ok(Variant { is_ordinary: true, ..Variant::of("of an ordinary user", bundle) })
 }
 
-impl Variant<'_> {
+/// Ways in which an ordinary user can make a container with a program.
+fn ordinary_variants<'a>(test: &'a Test, args: &[&str]) -> Outcome<Vec<Variant<'a>>> {
+    let edited = |how, change: &dyn Fn(&mut serde_json::Value)| -> Outcome<Variant<'a>> {
+        let variant = ordinary(test, args)?;
+        Ok(Variant { how, bundle: variant.bundle.edit(change), ..variant })
+    };
+    Ok(vec![
+        ordinary(test, args)?,
+        Variant {
+            has_terminal: true,
+            ..edited("of an ordinary user, with a terminal", &|config| {
+                config["process"]["terminal"] = json!(true);
+                if let Some(mounts) = config["mounts"].as_array_mut() {
+                    mounts.push(json!({ "destination": "/dev", "type": "tmpfs", "source": "dev" }));
+                    mounts.push(json!({ "destination": "/dev/pts", "type": "devpts",
+                        "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }));
+                }
+            })?
+        },
+        edited("of an ordinary user, with new privileges", &|config| {
+            config["process"]["noNewPrivileges"] = json!(false);
+        })?,
+    ])
+}
+
+impl<'a> Variant<'a> {
+    pub(super) fn of(how: &'static str, bundle: Bundle<'a>) -> Variant<'a> {
+        let (gifts, is_ordinary, has_terminal) = (0, false, false);
+        Variant { how, bundle, gifts, is_ordinary, has_terminal, listeners: RefCell::default() }
+    }
+
     /// The runtime with these arguments.
     pub(super) fn command(&self, args: &[String]) -> Outcome<Command> {
         let test = self.bundle.test;
@@ -168,6 +208,7 @@ impl Variant<'_> {
     fn console(&self) -> Outcome<String> {
         let path = self.bundle.test.folder.join(format!("console-{}", self.bundle.test.id()));
         self.listeners.borrow_mut().push(UnixListener::bind(&path)?);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
         Ok(path.display().to_string())
     }
 
@@ -304,15 +345,15 @@ fn create_has_open_what_is_listed(test: &Test) -> Outcome {
     Ok(())
 }
 
+/// `exec` makes a terminal inside the container, by descriptors, and sends it over a second socket.
+fn sockets_of_exec(variant: &Variant<'_>, look_up: &LookUp) -> (&'static str, usize) {
+    let is_early = ["/dev/pts", "`ptmx`", "/etc/passwd"].iter().any(|it| look_up.what.contains(it));
+    ("socket", if variant.has_terminal && is_early { 2 } else { 1 })
+}
+
 /// Looks at `exec` with flags, and at `exec` with a file.
 fn look_at_exec(variant: &Variant<'_>) -> Outcome {
-    // `exec` makes a terminal inside the container, by descriptors, and sends it over a second
-    // socket.
-    let listed = |look_up: &LookUp| {
-        let is_early =
-            ["/dev/pts", "`ptmx`", "/etc/passwd"].iter().any(|it| look_up.what.contains(it));
-        vec![("socket", if variant.has_terminal && is_early { 2 } else { 1 })]
-    };
+    let listed = |look_up: &LookUp| vec![sockets_of_exec(variant, look_up)];
     let id = variant.start()?;
     let words = [id.clone(), "true".to_owned()];
     variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)?;
@@ -328,10 +369,12 @@ fn exec_has_open_what_is_listed(test: &Test) -> Outcome {
 
 fn an_ordinary_user_has_open_what_is_listed(test: &Test) -> Outcome {
     test.only_rt()?;
-    let variant = ordinary(test, &["true"])?;
-    variant.look(&variant.act(Act::Run, &test.id(), &[])?, &|_| vec![SOCKET])?;
-    variant.look(&create_and_start(&variant)?, &|_| vec![SOCKET, FIFO])?;
-    look_at_exec(&ordinary(test, &["sleep", "60"])?)
+    for variant in ordinary_variants(test, &["true"])? {
+        variant.bundle.write()?;
+        variant.look(&variant.act(Act::Run, &test.id(), &[])?, &|_| vec![SOCKET])?;
+        variant.look(&create_and_start(&variant)?, &|_| vec![SOCKET, FIFO])?;
+    }
+    ordinary_variants(test, &["sleep", "60"])?.iter().try_for_each(look_at_exec)
 }
 
 /// While init makes a hook, the hook's standard input is open.
@@ -406,18 +449,31 @@ fn a_module_has_open_what_is_listed(test: &Test) -> Outcome {
             _ => vec![SOCKET, (environment, 1), (engine, 1), standard_input(look_up)],
         }
     };
-    let mut variant = variants(test, &["true"])?.swap_remove(0);
-    variant.bundle = test.wasm("hello", &[])?.edit(|config| {
-        config["hooks"] = json!({ "startContainer": [{ "path": "/true", "args": ["true"] }] });
-    });
-    copy_program("/bin/busybox".as_ref(), variant.bundle.rootfs().join("true"))?;
-    variant.bundle.write()?;
-    variant.look(&variant.act(Act::Run, &test.id(), &[])?, &listed)?;
-    variant.bundle = test.wasm("probe", &["sleep", "60000"])?;
-    let id = variant.start()?;
-    copy_program(&test.host.guest("hello")?, variant.bundle.rootfs().join("hello.wasm"))?;
-    let words = [id.clone(), "/hello.wasm".to_owned()];
-    variant.look(&variant.act(Act::Exec, &id, &words)?, &listed)
+    let hello = || {
+        let bundle = test.wasm("hello", &[])?.edit(|config| {
+            config["hooks"] = json!({ "startContainer": [{ "path": "/true", "args": ["true"] }] });
+        });
+        copy_program("/bin/busybox".as_ref(), bundle.rootfs().join("true"))?;
+        Ok(bundle)
+    };
+    // A hook gets no descriptors of the caller's. The root of a user namespace does not reach the
+    // files of the tests.
+    let reach = |variant: &Variant<'_>| variant.gifts == 0 && variant.how != "in a user namespace";
+    for variant in variants_of(test, &hello)?.into_iter().filter(reach) {
+        variant.bundle.write()?;
+        variant.look(&variant.act(Act::Run, &test.id(), &[])?, &listed)?;
+    }
+    let probe = || test.wasm("probe", &["sleep", "60000"]);
+    for variant in variants_of(test, &probe)?.into_iter().filter(reach) {
+        let id = variant.start()?;
+        copy_program(&test.host.guest("hello")?, variant.bundle.rootfs().join("hello.wasm"))?;
+        let words = [id.clone(), "/hello.wasm".to_owned()];
+        variant.look(&variant.act(Act::Exec, &id, &words)?, &|look_up| {
+            let rest = listed(look_up).into_iter().filter(|kind| *kind != SOCKET);
+            std::iter::once(sockets_of_exec(&variant, look_up)).chain(rest).collect()
+        })?;
+    }
+    Ok(())
 }
 
 /// CRIU becomes the processes of a checkpoint. It is a child of `restore`, and gets its streams and
@@ -444,10 +500,11 @@ fn criu_has_open_what_is_listed(test: &Test) -> Outcome {
 
 fn a_restored_container_has_open_what_it_had(test: &Test) -> Outcome {
     checkpoint::needs_criu()?;
-    let container = checkpoint::move_on(&test.sh(checkpoint::COUNT)?, "3\n")?;
+    let bundle = test.sh(checkpoint::COUNT)?;
+    let container = checkpoint::move_on(&bundle, "3\n")?;
     let open = lookups::open_files(nix::unistd::Pid::from_raw(container.pid()?))?;
     ensure(open.iter().all(|file| file.number < 3), format!("{open:?}"))?;
-    super::hostile_names::exec_by_path_leads_nowhere(test, &container.id)
+    super::hostile_names::exec_leads_nowhere_after_a_restore(bundle, &container.id)
 }
 
 fn an_engine_is_no_program(test: &Test) -> Outcome {

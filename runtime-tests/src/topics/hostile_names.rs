@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::descriptors::{Act, Variant, ordinary, variants};
-use crate::harness::{Outcome, Output, Test, copy_program, ensure, wait_until};
+use crate::harness::{Bundle, Outcome, Output, Test, copy_program, ensure, wait_until};
 
 super::tests! { "hostile_names":
     run_leads_nowhere, create_leads_nowhere, exec_leads_nowhere, exec_with_a_file_leads_nowhere,
@@ -216,15 +216,25 @@ fn attempt(variant: &Variant<'_>, act: Act, running: Option<&str>) -> Outcome<St
 
 /// Tries all places for such a name, with a path to a program of the host.
 fn leads_nowhere(variant: &mut Variant<'_>, act: Act, places: &[Place], there: &Path) -> Outcome {
-    let is_exec = matches!(act, Act::Exec | Act::ExecFile);
-    let running = if is_exec { Some(variant.start()?) } else { None };
+    let running = if act.is_exec() { Some(variant.start()?) } else { None };
+    leads_nowhere_from(variant, act, places, there, running.as_deref())
+}
+
+/// The same, with the id of a container that runs already.
+fn leads_nowhere_from(
+    variant: &mut Variant<'_>,
+    act: Act,
+    places: &[Place],
+    there: &Path,
+    running: Option<&str>,
+) -> Outcome {
     let plain = variant.bundle.config.clone();
     let rootfs = variant.bundle.rootfs();
-    for place in places.iter().filter(|place| !is_exec || **place != Place::Hook) {
+    for place in places.iter().filter(|place| !act.is_exec() || **place != Place::Hook) {
         for number in numbers(variant, act, *place) {
             variant.bundle.config = plain.clone();
             let name = place.prepare(&mut variant.bundle.config, &rootfs, there, number)?;
-            let said = attempt(variant, act, running.as_deref());
+            let said = attempt(variant, act, running);
             let how = variant.how;
             said.and_then(|said| {
                 is_refused(&said, &name).map_err(|why| format!("{why:?}: {said}").into())
@@ -289,12 +299,14 @@ fn a_module_leads_nowhere(test: &Test) -> Outcome {
     Ok(())
 }
 
-/// All numbers at once, in a running container.
-pub(super) fn exec_by_path_leads_nowhere(test: &Test, id: &str) -> Outcome {
-    let path = format!("--env={}", path(&of_the_host(test)?));
-    let output = test.rt(["exec", &path, id, "echo", TRACE])?;
-    ensure(output.code != Some(0), "it succeeded")?;
-    is_refused(&format!("{}{}", output.stdout, output.stderr), "echo")
+/// `exec` into a restored container.
+pub(super) fn exec_leads_nowhere_after_a_restore(bundle: Bundle<'_>, id: &str) -> Outcome {
+    let there = of_the_host(bundle.test)?.join("echo");
+    let mut variant = Variant::of("restored", bundle);
+    for act in [Act::Exec, Act::ExecFile] {
+        leads_nowhere_from(&mut variant, act, &PLACES, &there, Some(id))?;
+    }
+    Ok(())
 }
 
 /// The smallest dynamic program: an ELF header, and a program header that names its interpreter.
