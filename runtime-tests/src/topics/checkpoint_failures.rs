@@ -14,7 +14,7 @@ use super::checkpoint::{
 };
 use super::checkpoint_attacks::is_refused;
 use super::checkpoint_guard::checkpoint;
-use super::checkpoint_images::limited;
+use super::checkpoint_images::{limited, most_meanwhile};
 use super::needs;
 use crate::harness::{
     Bundle, Container, Outcome, Output, Test, cgroups_of, ensure, ensure_eq, has_process, skip,
@@ -108,19 +108,7 @@ fn many_processes_do_not_raise_the_limit_of_memory_for_ever(test: &Test) -> Outc
     });
     bundle.write()?;
     let id = test.id();
-    let mut restore = restore_command(&bundle, &id, &["--detach"]).stderr(Stdio::null()).spawn()?;
-    let mut most = 0_u64;
-    while restore.try_wait()?.is_none() {
-        for name in ["memory.max", "memory.limit_in_bytes"] {
-            for limit in cgroups_of(&id).into_iter().map(|cgroup| cgroup.join(name)) {
-                let limit = fs::read_to_string(limit).unwrap_or_default();
-                // Before the first limit, it is the largest number, or none.
-                let limit = limit.trim().parse().unwrap_or(0);
-                most = most.max(if limit < 1 << 40 { limit } else { 0 });
-            }
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
+    let most = most_meanwhile(&bundle, &id, ["memory.max", "memory.limit_in_bytes"])?;
     test.rt(["delete", "--force", &id])?;
     ensure_eq(most >> 20, 24 + 128 + 4 * 24)
 }

@@ -189,7 +189,8 @@ fn attempt(variant: &Variant<'_>, act: Act, running: Option<&str>) -> Outcome<St
             words
         }
     };
-    let streams = ["out", "err"].map(|end| test.folder.join(format!("{id}.{end}")));
+    // The container's own output may go to files that are named after it alone.
+    let streams = ["out", "err"].map(|end| test.folder.join(format!("{id}-said.{end}")));
     let [out, err] = streams.each_ref().map(fs::File::create);
     let mut command = variant.act(act, &id, &words)?;
     let status = command.stdout(out?).stderr(err?).status()?;
