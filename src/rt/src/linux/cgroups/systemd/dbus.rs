@@ -329,8 +329,8 @@ impl Call<'_> {
     }
 }
 
-/// The only signal that `rt` waits for. systemd's own socket gives all signals. Their content can be
-/// of any type, so the content of others is not read.
+/// The only signal that `rt` waits for. systemd's own socket gives all signals. Their content can
+/// be of any type, so the content of others is not read.
 pub(super) const JOB_REMOVED: &str = "JobRemoved";
 
 /// A received message.
