@@ -711,7 +711,8 @@ impl Cgroup {
         }
     }
 
-    /// Moves a process to the cgroup of this process, where the limit of processes is.
+    /// Moves a process into this process's own cgroup, so that the container's limit of processes
+    /// no longer counts it. With v1, only in the hierarchy of the `pids` controller.
     pub(crate) fn take_out(&self, pid: Pid) -> Result<()> {
         let (path, controller) = match self.version {
             Version::V2 => (self.paths.first(), ""),
